@@ -1,0 +1,1 @@
+//! Specs, validation, snapshots and their sources.

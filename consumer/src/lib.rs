@@ -1,0 +1,1 @@
+//! A Kafka consumer service whose handlers are plugins.

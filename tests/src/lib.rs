@@ -1,0 +1,1 @@
+//! The service as a black box against real servers.
