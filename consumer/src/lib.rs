@@ -1,1 +1,34 @@
 //! A Kafka consumer service whose handlers are plugins.
+//!
+//! ```text
+//!  librdkafka's threads ── fetched records
+//!         │
+//!         ▼
+//!  ┌─ pump: one OS thread a Kafka client ────────────────────────────────────────────────┐
+//!  │ source ─► ledger.deliver ─► routing ─► dispatch: lanes ─► batches ─► worker pools    │
+//!  │ inbox  ─► settlement (ack │ retry │ dead letter │ drop) ─► ledger.settle             │
+//!  │                                            └─► frontier ─► commit                    │
+//!  └──────┬───────────────────────────────────────────────────────────────▲──────────────┘
+//!         │ batches of borrowed records, bounded by count and bytes        │ outcomes, in batches
+//!         ▼                                                                │
+//!    worker pool of (handler, generation): N threads, one instance on each ┘
+//!         │ emitted records
+//!         ▼
+//!    producer: a record settles only after its emits are acknowledged
+//! ```
+//!
+//! The modules stand in the order in which a record meets them. `flow` is the pump's pure core: it knows no Kafka, no
+//! thread and no clock, and runs under a seeded simulator as it runs in production.
+
+pub mod source;
+
+pub mod routing;
+
+pub mod dispatch;
+
+pub mod handlers;
+
+pub mod emit;
+
+pub mod admin;
+pub mod cli;

@@ -97,8 +97,12 @@ mod tests {
     #[test]
     fn headers_come_back_in_order_with_nulls_and_repeats() {
         let long = vec![7u8; 300];
-        let given: Vec<(&[u8], Option<&[u8]>)> =
-            vec![(b"a", Some(b"1")), (b"a", None), (b"", Some(b"")), (b"long", Some(&long))];
+        let given: Vec<(&[u8], Option<&[u8]>)> = vec![
+            (b"a", Some(b"1")),
+            (b"a", None),
+            (b"", Some(b"")),
+            (b"long", Some(&long)),
+        ];
         assert_eq!(Headers::new(&block(&given)).collect::<Vec<_>>(), given);
     }
 

@@ -35,7 +35,12 @@ pub trait HandlerRuntime: Send + Sync {
     ///
     /// # Errors
     /// [`LoadError`] says which gate refused it and why; nothing of a refused artefact stays active.
-    fn load(&self, path: &Path, cache: &Path, generation: u64) -> Result<Arc<dyn LoadedPlugin>, LoadError>;
+    fn load(
+        &self,
+        path: &Path,
+        cache: &Path,
+        generation: u64,
+    ) -> Result<Arc<dyn LoadedPlugin>, LoadError>;
 }
 
 /// Who a plugin is, readable before any of its code runs.

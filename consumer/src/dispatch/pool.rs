@@ -1,0 +1,34 @@
+//! The seam between a pump and the threads that run instances; `handlers` implements it, tests script it.
+
+use std::sync::Arc;
+
+use super::{Batch, Inbox};
+
+/// Whether a pool runs what it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// It runs batches.
+    Active,
+    /// Its instances died too often; an operator or a new generation has to act (state `FAILED`). It takes nothing.
+    Failed,
+}
+
+/// The threads of one handler generation (or of several handlers that share them by name).
+///
+/// A pool sends every batch that it took back to `home` as [`super::PumpMessage::Finished`], whatever happened to the
+/// instance, unless the call overran its timeout: then it reports [`super::PumpMessage::Overrun`] at once, and
+/// `Finished` when and if the call ever returns. It never blocks the caller.
+pub trait WorkerPool: Send + Sync {
+    /// Hands over a batch.
+    ///
+    /// # Errors
+    /// Gives the batch back when no worker is free (or none that the batch must go to), or the pool has failed. The
+    /// pool then sends [`super::PumpMessage::PoolFree`] to `home` once it can take one again.
+    fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
+
+    /// Number of workers, for handlers whose keys stay with a worker.
+    fn workers(&self) -> u32;
+
+    /// Whether it runs what it is given.
+    fn state(&self) -> PoolState;
+}

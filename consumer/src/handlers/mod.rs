@@ -1,0 +1,1 @@
+//! Live handlers: generations, instances, worker pools, restart and quarantine.

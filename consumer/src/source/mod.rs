@@ -1,0 +1,229 @@
+//! Where records come from: the [`Source`] seam and what passes through it.
+//!
+//! ```text
+//!  events()  Assigned ─► committed() ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit_now() ─► release()
+//! ```
+//!
+//! A source lives on the pump's thread and is called by it alone. Callbacks of the client only record what happened;
+//! the pump reads it with [`Source::events`] and acts. Implementations: `kafka` (the real client) and `memory`
+//! (scripted, for tests).
+
+pub mod raw;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use raw::Lease;
+
+/// A partition of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number.
+    pub partition: i32,
+}
+
+impl std::fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+/// Index of an assignment in the pump's table; a partition gets a new slot each time it is assigned.
+///
+/// A slot is never reused while a record of its assignment is alive, so a late record or outcome of a revoked
+/// assignment cannot be taken for one of its successor (G5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+/// One fetched record.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The assignment that it came in.
+    pub slot: Slot,
+    /// Kafka offset.
+    pub offset: i64,
+    /// Kafka timestamp in milliseconds, -1 when there is none.
+    pub timestamp_ms: i64,
+    /// Its bytes.
+    pub lease: Lease,
+}
+
+/// Where reading starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// The oldest record there is.
+    Earliest,
+    /// After the newest record there is.
+    Latest,
+    /// The first record at or after a time, in milliseconds since the epoch.
+    Time(i64),
+    /// This offset.
+    Offset(i64),
+}
+
+/// What the group has committed for a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The partition.
+    pub at: TopicPartition,
+    /// Next offset to read; `None` when nothing is committed.
+    pub offset: Option<i64>,
+    /// Metadata committed with it, empty if none.
+    pub metadata: String,
+}
+
+/// A partition whose reading begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartPartition {
+    /// The slot under which its records are delivered.
+    pub slot: Slot,
+    /// The partition.
+    pub at: TopicPartition,
+    /// First offset.
+    pub start: StartAt,
+}
+
+/// What a commit says of one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitEntry {
+    /// The partition.
+    pub at: TopicPartition,
+    /// Next offset to read: the frontier.
+    pub offset: i64,
+    /// The finished offsets beyond the frontier, encoded.
+    pub metadata: String,
+}
+
+/// The broker's answer to a commit, partition by partition: a commit that succeeded as a whole can hide refusals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitResult {
+    /// The partition.
+    pub at: TopicPartition,
+    /// The offset that was sent.
+    pub offset: i64,
+    /// The broker's error, if it refused.
+    pub error: Option<String>,
+}
+
+/// What happened to the source since it was last asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceEvent {
+    /// These partitions are ours once [`Source::start`] is called for them.
+    Assigned(Vec<TopicPartition>),
+    /// These partitions go to somebody else once [`Source::release`] is called.
+    Revoked {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+        /// They are gone already: nothing may be committed for them (G5).
+        lost: bool,
+    },
+    /// The commit in flight was answered; empty results with an error stand for a commit that failed as a whole.
+    Committed {
+        /// Answers by partition.
+        results: Vec<CommitResult>,
+        /// Why the request as a whole failed.
+        error: Option<String>,
+    },
+    /// The offset to read is not there any more, or not yet (G12).
+    OffsetMissing {
+        /// The partition.
+        at: TopicPartition,
+        /// The broker's words.
+        reason: String,
+    },
+    /// Something is wrong with one partition; the client goes on trying.
+    PartitionError {
+        /// The partition.
+        at: TopicPartition,
+        /// The broker's words.
+        reason: String,
+    },
+    /// Something is wrong with the client or its connection.
+    ClientError {
+        /// The client's words.
+        reason: String,
+        /// Only a new client can go on.
+        fatal: bool,
+    },
+    /// The client's statistics, as JSON.
+    Statistics(Box<str>),
+}
+
+/// Why a source could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Trying again later may help.
+    #[error("{0}")]
+    Retryable(String),
+    /// Only a change of configuration or a new client helps.
+    #[error("{0}")]
+    Terminal(String),
+}
+
+/// Ends a [`Source::wait`] from any thread.
+pub trait Wake: Send + Sync {
+    /// Ends the current wait, or else the next one, at once.
+    fn wake(&self);
+}
+
+/// Where records come from. Called by the pump's thread alone.
+pub trait Source {
+    /// Subscribes to `topics`: names, and regular expressions that begin with `^`. Replaces the earlier subscription.
+    ///
+    /// # Errors
+    /// When the client refuses the subscription.
+    fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError>;
+
+    /// Appends what happened since the last call. Serves the client's callbacks until none is left.
+    fn events(&mut self, out: &mut Vec<SourceEvent>);
+
+    /// What the group has committed for `partitions`, waiting for the broker.
+    ///
+    /// # Errors
+    /// When the broker does not answer in time.
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError>;
+
+    /// Accepts an assignment: records of these partitions come from now on.
+    ///
+    /// # Errors
+    /// When the client refuses.
+    fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError>;
+
+    /// Gives partitions back after their drain; no record of their slots comes any more.
+    ///
+    /// # Errors
+    /// When the client refuses; the partitions count as gone all the same.
+    fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError>;
+
+    /// Appends up to `max` fetched records without waiting. Fewer than `max` means that there were no more just now.
+    fn poll(&mut self, max: usize, out: &mut Vec<Delivery>);
+
+    /// Stops or resumes the fetching of one partition.
+    fn pause(&mut self, slot: Slot, paused: bool);
+
+    /// Sends a commit; the answer comes as [`SourceEvent::Committed`]. The pump keeps one in flight at most.
+    ///
+    /// # Errors
+    /// When it could not be sent.
+    fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError>;
+
+    /// Sends a commit and waits for the answer: the last one before a release.
+    ///
+    /// # Errors
+    /// When there was no answer in time.
+    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError>;
+
+    /// One past the newest offset of a partition, as far as the client knows.
+    fn end_offset(&self, slot: Slot) -> Option<i64>;
+
+    /// Sleeps until there is something to do, a [`Wake::wake`], or the timeout.
+    fn wait(&mut self, timeout: Duration);
+
+    /// The handle that ends a wait.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// Leaves the group. Everything assigned was released before, or is lost.
+    fn close(&mut self, deadline: Duration);
+}
