@@ -1,1 +1,5 @@
-//! Live handlers: generations, instances, worker pools, restart and quarantine.
+//! The live handlers: catalogue of plugins, generations, worker pools, and the plan that pumps run by.
+
+pub mod plan;
+
+pub use plan::{HandlerPlan, Plan};
