@@ -1,1 +1,27 @@
 //! Specs, validation, snapshots and their sources.
+//!
+//! ```text
+//!  service file ─► ServiceConfig ─────────────────────────────► the service's parts
+//!                     │ names one
+//!                     ▼
+//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► diff with the running one ─► Changes
+//!  (file, memory)         (all of them, with places)
+//! ```
+//!
+//! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
+//! [`problem`] is what is wrong with it, [`snapshot`] and [`diff`] are what the service acts on.
+
+pub mod diff;
+pub mod problem;
+pub mod secret;
+pub mod service;
+pub mod snapshot;
+pub mod source;
+pub mod spec;
+
+pub use diff::{Change, diff};
+pub use problem::{Problem, Problems};
+pub use secret::Secret;
+pub use service::ServiceConfig;
+pub use snapshot::{Rejection, RejectionEffect, Snapshot};
+pub use spec::{HandlerSpec, Predicate, Test};

@@ -1,0 +1,113 @@
+//! Where specs come from: one trait, so that a folder, a store or a test drive the service alike.
+//!
+//! ```text
+//!  snapshot() ── what stands there now, or every problem
+//!  watch(sink) ─ from then on each change as an Update, until the handle is dropped
+//!  gates() ──── writes a gate back to where the source reads it
+//! ```
+
+use std::sync::Arc;
+
+use crate::problem::Problems;
+use crate::snapshot::Snapshot;
+
+/// Where specs come from. Calls block; sources run their own threads.
+pub trait SpecSource: Send {
+    /// What it reads, for people, such as `folder handlers.d`.
+    fn describe(&self) -> String;
+
+    /// Reads everything as it stands now: the start of a service, and validation.
+    ///
+    /// # Errors
+    /// Every problem of every spec; nothing is applied when one is bad.
+    fn snapshot(&mut self) -> Result<Snapshot, Problems>;
+
+    /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
+    ///
+    /// The first update may repeat the snapshot that [`SpecSource::snapshot`] gave; revisions never go backwards.
+    ///
+    /// # Errors
+    /// [`SourceError`] when nothing can be watched at all.
+    fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError>;
+
+    /// Writes gates to where this source reads them.
+    fn gates(&self) -> Arc<dyn GateWriter>;
+}
+
+/// Takes updates, in order, on the source's thread; it should hand them on and return soon.
+pub type UpdateSink = Box<dyn FnMut(Update) + Send>;
+
+/// What a watched source reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// What is meant to run from now on, with what is refused and why.
+    Snapshot(Arc<Snapshot>),
+    /// The source cannot be read; the last snapshot stays in effect (G10).
+    Unreachable {
+        /// Why.
+        reason: String,
+    },
+    /// The source can be read again; a snapshot follows if something changed meanwhile.
+    Reachable,
+}
+
+/// A running watch; dropping it stops the watch and waits for the sink's last call to return.
+pub trait WatchHandle: Send + Sync {
+    /// Asks for a full re-read at once (SIGHUP); the sink gets what changed.
+    fn reread(&self);
+}
+
+/// Writes gates back to a source.
+pub trait GateWriter: Send + Sync {
+    /// Opens or shuts the gate of `handler`; the watch then sees it like any other edit.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no such handler or its gate cannot be written; nothing is changed then.
+    fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError>;
+}
+
+/// What a gate write did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateWrite {
+    /// The file or key that holds the gate.
+    pub origin: String,
+    /// Whether it had the other state before.
+    pub changed: bool,
+}
+
+/// Why a source cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot watch {what}: {reason}")]
+pub struct SourceError {
+    /// The source, as [`SpecSource::describe`] says.
+    pub what: String,
+    /// The cause and what to do.
+    pub reason: String,
+}
+
+/// Why a gate was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// No spec has this name.
+    #[error("there is no handler `{name}`{hint}")]
+    UnknownHandler {
+        /// The name that was asked for.
+        name: String,
+        /// The nearest known name, as a sentence, or nothing.
+        hint: String,
+    },
+    /// Somebody else changed it meanwhile.
+    #[error("{origin} changed while the gate was written; look at it and try again")]
+    Conflict {
+        /// The file or key.
+        origin: String,
+    },
+    /// The gate cannot be written where it stands.
+    #[error("cannot write the gate in {origin}: {reason}")]
+    NotWritable {
+        /// The file or key.
+        origin: String,
+        /// The cause and what to do.
+        reason: String,
+    },
+}

@@ -1,0 +1,136 @@
+//! A handler's spec: which plugin, which records, with what bounds; validated, so that whoever holds one need not check.
+
+mod handler_config;
+mod predicate;
+mod route;
+mod version;
+
+use std::time::Duration;
+
+pub use handler_config::HandlerConfig;
+pub use predicate::{PartitionTest, Predicate, Test};
+pub use route::{Route, TopicPattern};
+pub use version::{VersionRequirement, VersionRequirementError};
+
+/// One handler as an operator declares it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HandlerSpec {
+    /// Unique name: lower-case letters, digits and `-`, at most 63.
+    pub name: String,
+    /// Catalogue name of the plugin, or of a handler that a plugin exports; never a path.
+    pub plugin: String,
+    /// Which versions may serve; the newest match does.
+    pub version: VersionRequirement,
+    /// The gate as the spec declares it.
+    pub enabled: bool,
+    /// Which records it wants.
+    pub route: Route,
+    /// What is kept in order.
+    pub order: Order,
+    /// Threads of its pool, one instance on each; at least 1.
+    pub workers: usize,
+    /// Handlers of one plugin version that name the same pool share its threads and bounds.
+    pub pool: Option<String>,
+    /// Bounds on what is in flight in this handler.
+    pub max_in_flight: InFlightLimit,
+    /// Longest that one call may take before its worker is quarantined (G14).
+    pub timeout: Duration,
+    /// How failed attempts are repeated.
+    pub retry: Retry,
+    /// Where what was given up goes.
+    pub dead_letter: DeadLetter,
+    /// What becomes of a tripped handler's records.
+    pub on_failure: OnFailure,
+    /// How many deaths of its instances trip it.
+    pub restart: Restart,
+    /// The handler's own config.
+    pub config: HandlerConfig,
+}
+
+/// What is kept in order (G4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Records of one key, one at a time.
+    #[default]
+    Key,
+    /// Records of one partition, one at a time.
+    Partition,
+    /// Nothing.
+    Unordered,
+}
+
+/// Bounds on what is in flight in one handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlightLimit {
+    /// Records; at least 1.
+    pub records: u64,
+    /// Bytes; at least 1.
+    pub bytes: u64,
+}
+
+/// How failed attempts are repeated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// Attempts in all, the first one included; at least 1.
+    pub max_attempts: u32,
+    /// The wait between them.
+    pub backoff: Backoff,
+}
+
+/// Waits that grow from one attempt to the next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    /// Before the second attempt.
+    pub delay: Duration,
+    /// What each wait is multiplied by for the next; at least 1.
+    pub multiplier: f64,
+    /// No wait is longer; at least `delay`.
+    pub max_delay: Duration,
+    /// Share of each wait that is random, 0 to 1.
+    pub jitter: f64,
+}
+
+impl Backoff {
+    /// The wait after failed attempt `attempt` (from 1), before jitter.
+    pub fn delay_after(&self, attempt: u32) -> Duration {
+        let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
+        let seconds = self.delay.as_secs_f64() * self.multiplier.powi(exponent);
+        Duration::try_from_secs_f64(seconds)
+            .map_or(self.max_delay, |delay| delay.min(self.max_delay))
+    }
+}
+
+/// Where what was given up goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Topic name in which `{topic}` stands for the record's own topic.
+    pub topic: String,
+    /// Make the topic, with the source's partition count, when it is missing.
+    pub create: bool,
+}
+
+impl DeadLetter {
+    /// The dead-letter topic of records of `topic`.
+    pub fn topic_for(&self, topic: &str) -> String {
+        self.topic.replace("{topic}", topic)
+    }
+}
+
+/// What becomes of the records of a tripped handler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Its partitions are held until an operator or a new generation resets it.
+    #[default]
+    Hold,
+    /// They go to the dead-letter topic.
+    DeadLetter,
+}
+
+/// How many deaths of its instances, with no record acked in between, trip a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// Deaths within the window that are borne; 0 trips at the first.
+    pub max_restarts: u32,
+    /// The window.
+    pub restart_window: Duration,
+}
