@@ -1,1 +1,24 @@
-//! HTTP API, metrics and health.
+//! What the service says of itself: reports, the HTTP API, metrics and health.
+//!
+//! ```text
+//!  pump ── PumpReport ──┐
+//!  pool ── PoolReport ──┼─► ServiceReport::assemble ─► /api/v1/…, /metrics, the demo's table
+//!  config ─ Declared ───┘
+//! ```
+//!
+//! Counting costs the hot path plain integers that the pump and the pools own; they are read on request only.
+
+pub mod durations;
+pub mod explain;
+mod merge;
+pub mod report;
+pub mod view;
+
+pub use durations::{DurationCounts, Durations};
+pub use explain::{Explanation, HeldBy, RecordStatus, WaitsFor};
+pub use report::{
+    ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
+    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,
+    ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
+};
+pub use view::{GateError, ServiceView};

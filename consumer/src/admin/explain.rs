@@ -1,0 +1,177 @@
+//! What holds a partition's frontier, or one record: who, since when, and what it waits for.
+
+use serde::{Deserialize, Serialize};
+
+/// What one handler's share of a record waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// An earlier record of its lane.
+    Lane {
+        /// Offset of that record.
+        behind: i64,
+    },
+    /// A worker that is free, or room in the handler's bounds.
+    Worker,
+    /// The handler's answer: it runs.
+    Handler,
+    /// The time of its next attempt.
+    Retry {
+        /// When, in milliseconds since the epoch.
+        at_ms: i64,
+    },
+    /// The acknowledgement of what the handler emitted.
+    Emits,
+    /// The acknowledgement of its dead letter (G7).
+    DeadLetter,
+    /// An operator or a new generation: the handler has failed and its records are held.
+    FailedHandler,
+}
+
+impl std::fmt::Display for WaitsFor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lane { behind } => write!(f, "offset {behind}, which is before it in its lane"),
+            Self::Worker => f.write_str("a free worker"),
+            Self::Handler => f.write_str("the handler's answer"),
+            Self::Retry { at_ms } => {
+                let left_ms = at_ms.saturating_sub(crate::admin::view::now_ms());
+                write!(f, "its next attempt in {} ms", left_ms.max(0))
+            }
+            Self::Emits => f.write_str("the acknowledgement of what the handler emitted"),
+            Self::DeadLetter => f.write_str("the acknowledgement of its dead letter"),
+            Self::FailedHandler => {
+                f.write_str("an operator or a new generation: the handler has failed")
+            }
+        }
+    }
+}
+
+/// A handler that has not settled its share of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBy {
+    /// The record.
+    pub offset: i64,
+    /// The handler.
+    pub handler: String,
+    /// The attempt that runs or comes next, from 1.
+    pub attempt: u32,
+    /// Since when it waits for this, in milliseconds since the epoch.
+    pub since_ms: i64,
+    /// What for.
+    pub waits_for: WaitsFor,
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordStatus {
+    /// Every handler that wanted it is done with it.
+    Settled,
+    /// Some handler is not.
+    InFlight,
+    /// It was not delivered yet.
+    NotDelivered,
+    /// Nothing is in flight: the frontier waits for records to come.
+    Idle,
+    /// The partition is stopped by a fault; `reason` says which.
+    Stopped,
+}
+
+/// The answer to `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// The record: the one that was asked for, or else the one at the frontier.
+    pub offset: i64,
+    /// One past the highest contiguous settled offset.
+    pub frontier: i64,
+    /// One past the highest delivered offset.
+    pub delivered: i64,
+    /// Where the record stands.
+    pub status: RecordStatus,
+    /// Why the partition is stopped, or what else there is to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Every handler that has not settled the record.
+    pub held_by: Vec<HeldBy>,
+}
+
+impl Explanation {
+    /// The answer in a sentence or two, for people.
+    pub fn sentence(&self) -> String {
+        let place = format!("{}/{}/{}", self.topic, self.partition, self.offset);
+        let mut text = match self.status {
+            RecordStatus::Settled => {
+                format!("{place} is settled (frontier {})", self.frontier)
+            }
+            RecordStatus::NotDelivered => format!(
+                "{place} was not delivered yet (delivered up to {})",
+                self.delivered
+            ),
+            RecordStatus::Idle => format!(
+                "nothing holds {}/{}: everything delivered is settled, frontier {}",
+                self.topic, self.partition, self.frontier
+            ),
+            RecordStatus::Stopped => format!(
+                "{}/{} is stopped at frontier {}",
+                self.topic, self.partition, self.frontier
+            ),
+            RecordStatus::InFlight => format!("{place} is in flight (frontier {})", self.frontier),
+        };
+        for held in &self.held_by {
+            let waited_ms = crate::admin::view::now_ms()
+                .saturating_sub(held.since_ms)
+                .max(0);
+            text.push_str(&format!(
+                "\nhandler `{}`, attempt {}, waits since {} ms for {}",
+                held.handler, held.attempt, waited_ms, held.waits_for
+            ));
+        }
+        if let Some(reason) = &self.reason {
+            text.push_str(&format!("\n{reason}"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_record_names_its_handler_attempt_and_reason() {
+        let explanation = Explanation {
+            topic: "orders".into(),
+            partition: 3,
+            offset: 41,
+            frontier: 41,
+            delivered: 90,
+            status: RecordStatus::InFlight,
+            reason: None,
+            held_by: vec![HeldBy {
+                offset: 41,
+                handler: "auditor".into(),
+                attempt: 2,
+                since_ms: 0,
+                waits_for: WaitsFor::DeadLetter,
+            }],
+        };
+        let text = explanation.sentence();
+        assert!(
+            text.starts_with("orders/3/41 is in flight (frontier 41)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("handler `auditor`, attempt 2, waits since "),
+            "{text}"
+        );
+        assert!(
+            text.contains("the acknowledgement of its dead letter"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,282 @@
+//! Puts the reports of pumps, pools and config together.
+
+use std::collections::BTreeMap;
+
+use super::report::{
+    DeclaredHandler, HandlerFlowReport, HandlerReport, HandlerState, PoolReport, PumpReport,
+    ServiceFacts, ServiceReport, TopicReport, VersionReport,
+};
+
+impl ServiceReport {
+    /// Merges the parts. `declared` are the handlers of the snapshot in force; a handler that is only known from
+    /// counts (removed since) is listed as draining while it holds records, and left out after.
+    pub fn assemble(
+        facts: ServiceFacts,
+        pumps: Vec<PumpReport>,
+        pools: Vec<PoolReport>,
+        declared: Vec<DeclaredHandler>,
+    ) -> Self {
+        let mut report = Self {
+            facts,
+            ..Self::default()
+        };
+        let mut topics: BTreeMap<String, TopicReport> = BTreeMap::new();
+        let mut handlers = Handlers::declared(declared);
+        for pump in pumps {
+            report.in_flight_bytes += pump.in_flight_bytes;
+            report.in_flight_records += pump.in_flight_records;
+            report.commits.ok += pump.commits.ok;
+            report.commits.refused += pump.commits.refused;
+            report.commits.failed += pump.commits.failed;
+            report.partitions.extend(pump.partitions);
+            if let Some(client) = pump.client {
+                report.clients.push((pump.pump, client));
+            }
+            for topic in pump.topics {
+                let sum = topics.entry(topic.topic.clone()).or_default();
+                sum.topic = topic.topic;
+                sum.consumed += topic.consumed;
+                sum.unrouted += topic.unrouted;
+                sum.repeats_dropped += topic.repeats_dropped;
+            }
+            pump.handlers
+                .into_iter()
+                .for_each(|flow| handlers.add_flow(flow));
+        }
+        pools.into_iter().for_each(|pool| handlers.add_pool(pool));
+        report.topics = topics.into_values().collect();
+        report.handlers = handlers.finish();
+        report
+            .partitions
+            .sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        report
+    }
+
+    /// The handler of this name.
+    pub fn handler(&self, name: &str) -> Option<&HandlerReport> {
+        self.handlers.iter().find(|handler| handler.name == name)
+    }
+}
+
+struct Handlers {
+    by_name: BTreeMap<String, (HandlerReport, bool)>,
+}
+
+impl Handlers {
+    fn declared(declared: Vec<DeclaredHandler>) -> Self {
+        let by_name = declared
+            .into_iter()
+            .map(|spec| {
+                let report = HandlerReport {
+                    name: spec.name.clone(),
+                    plugin: spec.plugin,
+                    gate: spec.gate,
+                    route: spec.route,
+                    state: match spec.rejected {
+                        Some(_) => HandlerState::Rejected,
+                        None => HandlerState::Starting,
+                    },
+                    last_error: spec.rejected,
+                    ..HandlerReport::default()
+                };
+                (spec.name, (report, true))
+            })
+            .collect();
+        Self { by_name }
+    }
+
+    fn entry(&mut self, name: &str) -> &mut HandlerReport {
+        let (report, _) = self.by_name.entry(name.to_owned()).or_insert_with(|| {
+            let report = HandlerReport {
+                name: name.to_owned(),
+                state: HandlerState::Draining,
+                ..HandlerReport::default()
+            };
+            (report, false)
+        });
+        report
+    }
+
+    fn add_flow(&mut self, flow: HandlerFlowReport) {
+        let handler = self.entry(&flow.name);
+        handler.in_flight += flow.in_flight;
+        handler.parked += flow.parked;
+        handler.outcomes.add(&flow.outcomes);
+        for (topic, count) in flow.emitted {
+            *handler.emitted.entry(topic).or_default() += count;
+        }
+        if handler.last_error.is_none() {
+            handler.last_error = flow.last_error;
+        }
+        version_of(handler, &flow.version)
+            .outcomes
+            .add(&flow.outcomes);
+    }
+
+    fn add_pool(&mut self, pool: PoolReport) {
+        let handler = self.entry(&pool.handler);
+        handler.panics += pool.panics;
+        handler.restarts += pool.restarts;
+        handler.quarantined += pool.quarantined;
+        handler.durations.add(&pool.durations);
+        version_of(handler, &pool.version).panics += pool.panics;
+        if pool.generation < handler.generation {
+            return;
+        }
+        handler.generation = pool.generation;
+        handler.version = pool.version;
+        handler.workers = pool.workers;
+        handler.busy = pool.busy;
+        handler.metrics = pool.metrics;
+        if handler.state != HandlerState::Rejected {
+            handler.state = pool.state;
+            if pool.last_error.is_some() {
+                handler.last_error = pool.last_error;
+            }
+        }
+    }
+
+    fn finish(self) -> Vec<HandlerReport> {
+        self.by_name
+            .into_values()
+            .filter(|(report, declared)| *declared || report.in_flight > 0)
+            .map(|(report, _)| report)
+            .collect()
+    }
+}
+
+fn version_of<'a>(handler: &'a mut HandlerReport, version: &str) -> &'a mut VersionReport {
+    let place = match handler.versions.iter().position(|v| v.version == version) {
+        Some(place) => place,
+        None => {
+            handler.versions.push(VersionReport {
+                version: version.to_owned(),
+                ..VersionReport::default()
+            });
+            handler.versions.len() - 1
+        }
+    };
+    &mut handler.versions[place]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::report::{Gate, OutcomeCounts, PartitionReport};
+
+    fn flow(name: &str, version: &str, ack: u64) -> HandlerFlowReport {
+        HandlerFlowReport {
+            name: name.into(),
+            version: version.into(),
+            in_flight: 1,
+            outcomes: OutcomeCounts {
+                ack,
+                ..OutcomeCounts::default()
+            },
+            ..HandlerFlowReport::default()
+        }
+    }
+
+    fn partition(topic: &str, partition: i32) -> PartitionReport {
+        PartitionReport {
+            topic: topic.into(),
+            partition,
+            ..PartitionReport::default()
+        }
+    }
+
+    #[test]
+    fn counts_of_two_pumps_and_two_generations_add_up() {
+        let pump = |number, topic: &str| PumpReport {
+            pump: number,
+            partitions: vec![partition(topic, 1), partition("a", 7)],
+            handlers: vec![flow("relay", "1.0.0", 5), flow("relay", "1.1.0", 2)],
+            topics: vec![TopicReport {
+                topic: "a".into(),
+                consumed: 7,
+                ..TopicReport::default()
+            }],
+            in_flight_bytes: 100,
+            ..PumpReport::default()
+        };
+        let pool = |generation, version: &str, panics| PoolReport {
+            handler: "relay".into(),
+            version: version.into(),
+            generation,
+            state: if generation == 2 {
+                HandlerState::Active
+            } else {
+                HandlerState::Draining
+            },
+            workers: 4,
+            panics,
+            ..PoolReport::default()
+        };
+        let declared = DeclaredHandler {
+            name: "relay".into(),
+            gate: Gate::Shut,
+            ..DeclaredHandler::default()
+        };
+        let report = ServiceReport::assemble(
+            ServiceFacts::default(),
+            vec![pump(0, "b"), pump(1, "c")],
+            vec![pool(2, "1.1.0", 1), pool(1, "1.0.0", 3)],
+            vec![declared],
+        );
+        assert_eq!(report.in_flight_bytes, 200);
+        assert_eq!(report.topics[0].consumed, 14);
+        let places: Vec<_> = report.partitions.iter().map(|p| p.topic.as_str()).collect();
+        assert_eq!(places, ["a", "a", "b", "c"]);
+        let relay = report.handler("relay").expect("it is declared");
+        assert_eq!(relay.outcomes.ack, 14);
+        assert_eq!((relay.generation, relay.version.as_str()), (2, "1.1.0"));
+        assert_eq!(
+            (relay.state, relay.gate, relay.workers),
+            (HandlerState::Active, Gate::Shut, 4)
+        );
+        assert_eq!(relay.panics, 4);
+        let old = relay
+            .versions
+            .iter()
+            .find(|v| v.version == "1.0.0")
+            .expect("it has counts");
+        assert_eq!((old.outcomes.ack, old.panics), (10, 3));
+    }
+
+    #[test]
+    fn a_refused_handler_is_listed_and_a_removed_one_only_while_it_holds_records() {
+        let declared = DeclaredHandler {
+            name: "bad".into(),
+            rejected: Some("no plugin `bad`".into()),
+            ..DeclaredHandler::default()
+        };
+        let mut done = flow("gone", "1.0.0", 3);
+        done.in_flight = 0;
+        let pump = PumpReport {
+            handlers: vec![done, flow("going", "1.0.0", 3)],
+            ..PumpReport::default()
+        };
+        let report = ServiceReport::assemble(
+            ServiceFacts::default(),
+            vec![pump],
+            Vec::new(),
+            vec![declared],
+        );
+        let states: Vec<_> = report
+            .handlers
+            .iter()
+            .map(|h| (h.name.as_str(), h.state))
+            .collect();
+        assert_eq!(
+            states,
+            [
+                ("bad", HandlerState::Rejected),
+                ("going", HandlerState::Draining)
+            ]
+        );
+        assert_eq!(
+            report.handlers[0].last_error.as_deref(),
+            Some("no plugin `bad`")
+        );
+    }
+}

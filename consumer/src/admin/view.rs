@@ -1,0 +1,63 @@
+//! The running service as the admin side sees it; the service's assembly implements it, tests script it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{Explanation, ServiceReport};
+
+/// Why a gate was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// No handler is declared under this name.
+    #[error("no handler `{name}`; there are: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is, comma separated.
+        known: String,
+    },
+    /// The control plane did not take the write.
+    #[error("the gate of `{name}` cannot be written: {reason}")]
+    NotWritten {
+        /// The handler.
+        name: String,
+        /// The control plane's words, with what to do.
+        reason: String,
+    },
+}
+
+/// The running service. Its methods may block up to their deadline: call them where blocking is allowed.
+pub trait ServiceView: Send + Sync + 'static {
+    /// A report of everything. A pump that does not answer within `deadline` is missing from it, and named in
+    /// [`ServiceReport::silent_pumps`].
+    fn report(&self, deadline: Duration) -> ServiceReport;
+
+    /// Whether partitions are assigned and every enabled handler is healthy.
+    ///
+    /// # Errors
+    /// What is missing, as a sentence.
+    fn ready(&self) -> Result<(), String>;
+
+    /// What holds the frontier of a partition, or a record of it. `None`: the partition is not assigned here.
+    fn explain(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: Option<i64>,
+        deadline: Duration,
+    ) -> Option<Explanation>;
+
+    /// Writes a handler's gate into its control plane (key or file).
+    ///
+    /// # Errors
+    /// [`GateError`].
+    fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError>;
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        })
+}
