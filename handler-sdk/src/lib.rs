@@ -1,1 +1,71 @@
 //! What the author of a Sluicegate handler depends on.
+//!
+//! A handler is a type with a config and a method that gets records and says what became of them:
+//!
+//! ```
+//! use schemars::JsonSchema;
+//! use serde::Deserialize;
+//! use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! struct Config {
+//!     topic: String,
+//! }
+//!
+//! struct Shout(Config);
+//!
+//! impl Handler for Shout {
+//!     type Config = Config;
+//!
+//!     fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+//!         Ok(Self(config))
+//!     }
+//!
+//!     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+//!         let Some(value) = record.value() else { return Outcome::drop("a tombstone") };
+//!         ctx.emit(&Emit::copy_of(record, &self.0.topic).value(&value.to_ascii_uppercase()));
+//!         Outcome::Ack
+//!     }
+//! }
+//!
+//! // In the library itself: sluicegate_sdk::export_handler! { "shout" => Shout }
+//!
+//! let mut kit = sluicegate_sdk::testing::Kit::of::<Shout>(serde_json::json!({ "topic": "loud" }))?;
+//! let run = kit.run([sluicegate_sdk::testing::record("in").value("psst")]);
+//! assert_eq!(run.emits[0].value.as_deref(), Some(&b"PSST"[..]));
+//! # Ok::<(), String>(())
+//! ```
+//!
+//! In reading order: [`Handler`] (and [`BatchHandler`], `AsyncHandler`), [`Record`], [`Context`], [`Outcome`],
+//! [`export_handler!`], [`testing`].
+
+mod adapter;
+#[cfg(feature = "async")]
+mod async_handler;
+mod context;
+mod emit;
+mod export;
+mod handler;
+pub mod json;
+mod outcome;
+mod record;
+pub mod template;
+pub mod testing;
+
+#[cfg(feature = "async")]
+pub use async_handler::AsyncHandler;
+pub use context::{Batch, BatchContext, Context, FencingToken, Level, Services};
+pub use emit::Emit;
+pub use handler::{BatchHandler, Handler, Setup};
+pub use outcome::{Classify, ErrorClass, HandlerError, Outcome};
+pub use record::Record;
+
+/// What the export macro uses; no part of the contract.
+#[doc(hidden)]
+pub mod __private {
+    #[cfg(feature = "async")]
+    pub use crate::export::overlapping;
+    pub use crate::export::{Entry, Exported, Exports, batch, per_record};
+    pub use sluicegate_abi::descriptor::Descriptor;
+    pub use sluicegate_abi::plugin::{LibHeader, library_header};
+}

@@ -1,12 +1,31 @@
-//! The C-layout types that the service and its native plugins share.
+//! The C-layout types that the service and its native plugins share, and the safe faces of both sides.
 //!
-//! Everything here is plain data in a fixed layout: no type owns memory that the other side frees, and no
-//! function unwinds. The service fills [`RawRecord`]s, a plugin writes [`RawOutcome`]s; in between stands the
-//! root module that `abi_stable` checks (`root`).
+//! ```text
+//!   service side                      │ C layout                 │ plugin side
+//!   host::Module ── create ───────────┼─ PluginModule ───────────┼─► plugin::Plugin
+//!   host::Instance ── handle(board) ──┼─ RawCall, RawRecord ─────┼─► plugin::Instance ── Call
+//!   host::HostSink ◄── log, metric ───┼─ HostFunctions ──────────┼── plugin::Host
+//!   host::CallSink ◄── emit, detail ──┼─ RawEmit, RawBytes ──────┼── plugin::Call
+//!   board::Board ◄── outcomes ────────┼─ OutcomeSlot, RawOutcome ┼── plugin::Call
+//! ```
+//!
+//! Everything in the middle is plain data in a fixed layout: no type owns memory that the other side frees, and no
+//! function unwinds. Both faces stand in one crate so that the border is tested, also under Miri, in one process.
+//! A plugin file says who it is in its [`descriptor`], which is readable before any of its code runs.
 
 #![allow(non_camel_case_types, non_local_definitions)]
 
+pub mod board;
+pub mod descriptor;
+pub mod guard;
 pub mod header_block;
+pub mod host;
+pub mod module;
+pub mod plugin;
 pub mod record;
+pub mod view;
 
 pub use record::{RawOutcome, RawRecord, outcome_code, outcome_flag, record_flag};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Where a call's outcomes and progress appear while it runs, readable from any thread.
+//!
+//! The service owns the memory; the plugin writes it through atomics, so that a call which hangs costs only the
+//! record it hangs on. Between calls the serial is 0.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use abi_stable::StableAbi;
+
+use crate::record::RawOutcome;
+
+/// A [`RawOutcome`] that one thread writes and others may read at any time.
+///
+/// The first word carries the code and is released last: whoever sees a code sees the whole outcome.
+#[repr(C)]
+#[derive(Debug, Default, StableAbi)]
+pub struct OutcomeSlot {
+    head: AtomicU64,
+    arg: AtomicU64,
+}
+
+impl OutcomeSlot {
+    /// Publishes an outcome.
+    #[inline]
+    pub fn store(&self, outcome: RawOutcome) {
+        let head = u64::from(outcome.code)
+            | u64::from(outcome.flags) << 16
+            | u64::from(outcome.detail) << 32;
+        self.arg.store(outcome.arg, Ordering::Relaxed);
+        self.head.store(head, Ordering::Release);
+    }
+
+    /// What is published so far.
+    #[inline]
+    pub fn load(&self) -> RawOutcome {
+        let head = self.head.load(Ordering::Acquire);
+        RawOutcome {
+            code: head as u16,
+            flags: (head >> 16) as u16,
+            detail: (head >> 32) as u32,
+            arg: self.arg.load(Ordering::Relaxed),
+        }
+    }
+
+    fn clear(&self) {
+        self.head.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The shared memory of one instance's calls.
+#[derive(Debug)]
+pub struct Board {
+    slots: Box<[OutcomeSlot]>,
+    count: AtomicU32,
+    progress: AtomicU32,
+    cancelled: AtomicU32,
+    serial: AtomicU64,
+}
+
+impl Board {
+    /// Memory for calls of up to `records` records.
+    #[must_use]
+    pub fn new(records: usize) -> Self {
+        Self {
+            slots: (0..records).map(|_| OutcomeSlot::default()).collect(),
+            count: AtomicU32::new(0),
+            progress: AtomicU32::new(0),
+            cancelled: AtomicU32::new(0),
+            serial: AtomicU64::new(0),
+        }
+    }
+
+    /// How many records a call may have.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Opens call `serial` (not 0) of `records` records: everything is `NOT_RUN` and nothing cancelled.
+    ///
+    /// # Panics
+    /// When `records` is over [`Board::capacity`].
+    pub fn open(&self, serial: u64, records: usize) {
+        for slot in &self.slots[..records] {
+            slot.clear();
+        }
+        self.count.store(records as u32, Ordering::Relaxed);
+        self.progress.store(0, Ordering::Relaxed);
+        self.cancelled.store(0, Ordering::Relaxed);
+        self.serial.store(serial, Ordering::Release);
+    }
+
+    /// Closes the call and copies its outcomes.
+    pub fn close(&self, outcomes: &mut [RawOutcome]) {
+        self.serial.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (to, slot) in outcomes.iter_mut().zip(&self.slots) {
+            *to = slot.load();
+        }
+    }
+
+    /// The running call's serial and the index of the record it is at.
+    #[must_use]
+    pub fn current(&self) -> Option<(u64, u32)> {
+        let serial = self.serial.load(Ordering::Acquire);
+        let index = self.progress.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        (serial != 0 && self.serial.load(Ordering::Relaxed) == serial).then_some((serial, index))
+    }
+
+    /// Copies what call `serial` has published so far; `false`, and nothing copied, when it is not running.
+    pub fn read(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
+        if serial == 0 || self.serial.load(Ordering::Acquire) != serial {
+            return false;
+        }
+        let before = out.len();
+        let count = self.count.load(Ordering::Relaxed) as usize;
+        out.extend(self.slots.iter().take(count).map(OutcomeSlot::load));
+        fence(Ordering::Acquire);
+        let still = self.serial.load(Ordering::Relaxed) == serial;
+        if !still {
+            out.truncate(before);
+        }
+        still
+    }
+
+    /// Tells the running call that its result is no longer wanted.
+    pub fn cancel(&self) {
+        self.cancelled.store(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn slots(&self) -> &[OutcomeSlot] {
+        &self.slots
+    }
+
+    pub(crate) fn progress(&self) -> &AtomicU32 {
+        &self.progress
+    }
+
+    pub(crate) fn cancelled(&self) -> &AtomicU32 {
+        &self.cancelled
+    }
+}

@@ -1,0 +1,210 @@
+//! What a plugin file says of itself, readable from the file before it is opened as a library.
+//!
+//! The layout is frozen: it holds no pointers (so it needs no relocation) and only grows at its end, which
+//! `struct_size` tells. It answers whether the rest of the border may be touched at all.
+
+/// First bytes of every descriptor.
+pub const MAGIC: [u8; 8] = *b"SLUICEGT";
+
+/// Version of the border that this crate speaks. Another major is refused.
+pub const ABI_MAJOR: u16 = 1;
+
+/// Additions within [`ABI_MAJOR`]. The service runs plugins of its own minor and older ones.
+pub const ABI_MINOR: u16 = 0;
+
+/// The second number of `abi_stable`'s version 0.x, which breaks its own header when it changes.
+pub const ABI_STABLE_MINOR: u16 = 11;
+
+/// Symbol of the descriptor in a plugin library.
+pub const DESCRIPTOR_SYMBOL: &str = "SLUICEGATE_PLUGIN_DESCRIPTOR";
+
+/// The compiler that builds this crate.
+pub const RUSTC: &str = env!("SLUICEGATE_RUSTC");
+
+/// The target that this crate is built for.
+pub const TARGET: &str = env!("SLUICEGATE_TARGET");
+
+/// The static that the export macro puts into a plugin library. Texts are UTF-8, padded with NUL.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Descriptor {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// Bytes of this struct as the plugin was built.
+    pub struct_size: u32,
+    /// [`ABI_MAJOR`] as the plugin was built.
+    pub abi_major: u16,
+    /// [`ABI_MINOR`] as the plugin was built.
+    pub abi_minor: u16,
+    /// [`ABI_STABLE_MINOR`] as the plugin was built.
+    pub abi_stable_minor: u16,
+    /// 1 when panics unwind; anything else cannot be contained.
+    pub panic_unwind: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Catalogue name.
+    pub name: [u8; 64],
+    /// Semantic version.
+    pub version: [u8; 32],
+    /// Compiler.
+    pub rustc: [u8; 64],
+    /// Target triple.
+    pub target: [u8; 64],
+    /// Identity of the build, as far as the builder gave one.
+    pub build_id: [u8; 64],
+    /// Names of the exported handlers, separated by line feeds.
+    pub handlers: [u8; 1024],
+}
+
+impl Descriptor {
+    /// The descriptor of a plugin built now. `handlers` are names separated by line feeds.
+    ///
+    /// # Panics
+    /// When a text does not fit; in a `static` that stops the build.
+    #[must_use]
+    pub const fn new(
+        name: &str,
+        version: &str,
+        build_id: &str,
+        handlers: &str,
+        panic_unwind: bool,
+    ) -> Self {
+        assert!(!name.is_empty(), "a plugin needs a name");
+        assert!(name.len() <= 64, "a plugin's name takes at most 64 bytes");
+        assert!(
+            version.len() <= 32,
+            "a plugin's version takes at most 32 bytes"
+        );
+        assert!(
+            handlers.len() <= 1024,
+            "the names of a plugin's handlers take at most 1,024 bytes together"
+        );
+        Self {
+            magic: MAGIC,
+            struct_size: size_of::<Self>() as u32,
+            abi_major: ABI_MAJOR,
+            abi_minor: ABI_MINOR,
+            abi_stable_minor: ABI_STABLE_MINOR,
+            panic_unwind: panic_unwind as u8,
+            reserved: 0,
+            name: padded(name),
+            version: padded(version),
+            rustc: padded(RUSTC),
+            target: padded(TARGET),
+            build_id: padded(build_id),
+            handlers: padded(handlers),
+        }
+    }
+}
+
+/// As much of `text` as fits, padded with NUL.
+const fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let bytes = text.as_bytes();
+    let mut out = [0u8; N];
+    let mut at = 0;
+    while at < bytes.len() && at < N {
+        out[at] = bytes[at];
+        at += 1;
+    }
+    out
+}
+
+/// A descriptor's content, read from bytes of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Border version: major.
+    pub abi_major: u16,
+    /// Border version: minor.
+    pub abi_minor: u16,
+    /// Second number of `abi_stable`'s version.
+    pub abi_stable_minor: u16,
+    /// Panics unwind.
+    pub panic_unwind: bool,
+    /// Catalogue name.
+    pub name: String,
+    /// Semantic version.
+    pub version: String,
+    /// Compiler.
+    pub rustc: String,
+    /// Target triple.
+    pub target: String,
+    /// Identity of the build; can be empty.
+    pub build_id: String,
+    /// Names of the exported handlers.
+    pub handlers: Vec<String>,
+}
+
+/// Why bytes are no descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescriptorError {
+    /// Fewer bytes than the first version has.
+    Short,
+    /// Other first bytes.
+    Magic,
+    /// A text is not UTF-8, or the name is empty.
+    Text,
+}
+
+impl std::fmt::Display for DescriptorError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Short => "its descriptor is cut short; the file is damaged, copy or build it again",
+            Self::Magic => "its descriptor does not begin with SLUICEGT; it was not built with the Sluicegate SDK",
+            Self::Text => "a text in its descriptor is empty or not UTF-8; the file is damaged, build it again",
+        })
+    }
+}
+
+impl std::error::Error for DescriptorError {}
+
+impl Facts {
+    /// Reads a descriptor from the bytes at its symbol; more bytes than this version knows are allowed.
+    ///
+    /// # Errors
+    /// [`DescriptorError`] when the bytes are no descriptor. An unknown version is not an error here.
+    pub fn read(bytes: &[u8]) -> Result<Self, DescriptorError> {
+        let mut rest = bytes;
+        let mut take = |n: usize| -> Result<&[u8], DescriptorError> {
+            let (head, tail) = rest.split_at_checked(n).ok_or(DescriptorError::Short)?;
+            rest = tail;
+            Ok(head)
+        };
+        if take(8)? != MAGIC {
+            return Err(DescriptorError::Magic);
+        }
+        let _struct_size = take(4)?;
+        let mut number = || -> Result<u16, DescriptorError> {
+            let pair = take(2)?;
+            Ok(u16::from_ne_bytes([pair[0], pair[1]]))
+        };
+        let (abi_major, abi_minor, abi_stable_minor) = (number()?, number()?, number()?);
+        let panic_unwind = take(2)?[0] == 1;
+        let name = text(take(64)?)?;
+        if name.is_empty() {
+            return Err(DescriptorError::Text);
+        }
+        Ok(Self {
+            abi_major,
+            abi_minor,
+            abi_stable_minor,
+            panic_unwind,
+            name,
+            version: text(take(32)?)?,
+            rustc: text(take(64)?)?,
+            target: text(take(64)?)?,
+            build_id: text(take(64)?)?,
+            handlers: text(take(1024)?)?
+                .lines()
+                .filter(|line| !line.is_empty())
+                .map(str::to_string)
+                .collect(),
+        })
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<String, DescriptorError> {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    std::str::from_utf8(&bytes[..end])
+        .map(str::to_string)
+        .map_err(|_| DescriptorError::Text)
+}

@@ -1,0 +1,516 @@
+//! The plugin's side: safe traits that the SDK implements, and the functions of the border that call them.
+//!
+//! Nothing unwinds out of these functions. A panic of the author's code becomes a status and a text; an instance
+//! that panicked is never entered again, except to be dropped.
+
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+pub use abi_stable::library::LibHeader;
+use abi_stable::library::{__call_root_module_loader, CheckTypeLayout, RootModuleResult};
+use abi_stable::prefix_type::WithMetadata;
+
+use crate::guard;
+use crate::module::{
+    HandlerFunctions, HandlerFunctions_Ref, PluginModule, PluginModule_Ref, RawBytes, RawCall,
+    RawEmit, RawHandler, RawHost, RawSink, emit_flag, status,
+};
+use crate::record::{RawOutcome, RawRecord};
+use crate::view::RecordView;
+
+/// A plugin library: what the export macro makes of an author's handlers.
+pub trait Plugin: 'static {
+    /// The handlers, as a JSON document.
+    fn describe() -> String;
+
+    /// Builds an instance.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why there is none.
+    fn create(
+        host: Host,
+        handler: &str,
+        instance: &str,
+        config: &str,
+    ) -> Result<Box<dyn Instance>, Refusal>;
+
+    /// Ends what the plugin runs on its own.
+    fn shutdown(deadline: Duration);
+}
+
+/// Why an instance was not built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The handler refuses its config.
+    Config(String),
+    /// There is no handler of that name.
+    Unknown,
+    /// It failed or panicked while starting.
+    Failed(String),
+}
+
+/// One running handler.
+pub trait Instance {
+    /// Handles the records of a call.
+    fn handle(&mut self, call: &Call<'_>) -> CallEnd;
+
+    /// Whether it is well.
+    ///
+    /// # Errors
+    /// What is wrong.
+    fn health(&mut self) -> Result<(), String>;
+
+    /// A partition's records will come.
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
+
+    /// No record of this partition and epoch will come any more.
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32);
+
+    /// The last calls are over; finish what is held back.
+    fn drain(&mut self, deadline: Duration);
+}
+
+/// Whether the instance can be called again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallEnd {
+    /// It can.
+    Usable,
+    /// It panicked.
+    Spent,
+}
+
+/// A record to produce.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Emission<'a> {
+    /// Target topic.
+    pub topic: &'a str,
+    /// Target partition; `None` lets the producer choose.
+    pub partition: Option<i32>,
+    /// Timestamp in milliseconds; `None` is now.
+    pub timestamp_ms: Option<i64>,
+    /// Key; `None` is null.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is null.
+    pub value: Option<&'a [u8]>,
+    /// Header block; empty is none.
+    pub headers: &'a [u8],
+}
+
+/// The service, for whoever in the plugin wants to log or count; usable from any thread, also between calls.
+pub struct Host {
+    raw: RawHost,
+}
+
+// SAFETY: the context is counted by `retain` and `release`, and the functions may be called from any thread.
+unsafe impl Send for Host {}
+// SAFETY: as above.
+unsafe impl Sync for Host {}
+
+impl Clone for Host {
+    fn clone(&self) -> Self {
+        // SAFETY: `self` owns one count, so the context is alive.
+        unsafe { (self.raw.functions.retain())(self.raw.context) };
+        Self { raw: self.raw }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // SAFETY: gives back the one count that `self` owns.
+        unsafe { (self.raw.functions.release())(self.raw.context) };
+    }
+}
+
+impl Host {
+    /// Writes a log line; level 0 is error, 4 is trace.
+    pub fn log(&self, level: u32, message: &str) {
+        // SAFETY: `self` keeps the context alive; the text lives for the call.
+        unsafe {
+            (self.raw.functions.log())(self.raw.context, level, RawBytes::of(message.as_bytes()))
+        };
+    }
+
+    /// Adds to a counter (kind 0), sets a gauge (1), observes into a histogram (2).
+    pub fn metric(&self, kind: u32, name: &str, value: f64) {
+        // SAFETY: as in `log`.
+        unsafe {
+            (self.raw.functions.metric())(
+                self.raw.context,
+                kind,
+                RawBytes::of(name.as_bytes()),
+                value,
+            )
+        };
+    }
+}
+
+/// A call, as the plugin sees it; bound to the thread and the time of the call.
+pub struct Call<'a> {
+    raw: &'a RawCall,
+    host: &'a Host,
+    thread_bound: PhantomData<*const ()>,
+}
+
+impl<'a> Call<'a> {
+    /// The records.
+    #[inline]
+    pub fn records(&self) -> &'a [RawRecord] {
+        if self.raw.count == 0 {
+            return &[];
+        }
+        // SAFETY: the caller of `handle` passes `count` records that live until it returns.
+        unsafe { std::slice::from_raw_parts(self.raw.records, self.raw.count as usize) }
+    }
+
+    /// How many records.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.raw.count as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.raw.count == 0
+    }
+
+    /// A record.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    #[inline]
+    pub fn record(&self, index: usize) -> RecordView<'a> {
+        // SAFETY: the records and what they point to live until `handle` returns, which outlasts `'a`.
+        unsafe { RecordView::new(&self.records()[index]) }
+    }
+
+    /// Publishes a record's outcome; the service can read it at once.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    #[inline]
+    pub fn settle(&self, index: usize, outcome: RawOutcome) {
+        self.slot(index).store(outcome);
+    }
+
+    /// What is published for a record so far.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    #[inline]
+    pub fn outcome(&self, index: usize) -> RawOutcome {
+        self.slot(index).load()
+    }
+
+    #[inline]
+    fn slot(&self, index: usize) -> &crate::board::OutcomeSlot {
+        assert!(
+            index < self.raw.count as usize,
+            "record {index} is not in this call"
+        );
+        // SAFETY: `outcomes` has `count` slots that live until `handle` returns.
+        unsafe { &*self.raw.outcomes.add(index) }
+    }
+
+    /// Says which record is being handled now.
+    #[inline]
+    pub fn reached(&self, index: usize) {
+        // SAFETY: `progress` lives until `handle` returns.
+        unsafe { &*self.raw.progress }.store(index as u32, Ordering::Release);
+    }
+
+    /// Whether the result is no longer wanted.
+    pub fn cancelled(&self) -> bool {
+        // SAFETY: `cancelled` lives until `handle` returns.
+        unsafe { &*self.raw.cancelled }.load(Ordering::Relaxed) != 0
+    }
+
+    /// Time for the whole call, if limited.
+    pub fn timeout(&self) -> Option<Duration> {
+        (self.raw.timeout_ms != 0).then(|| Duration::from_millis(self.raw.timeout_ms))
+    }
+
+    /// Counts the calls of the instance, from 1.
+    pub fn serial(&self) -> u64 {
+        self.raw.serial
+    }
+
+    /// The service.
+    pub fn host(&self) -> &'a Host {
+        self.host
+    }
+
+    /// Hands over a text for an outcome; gives the value for `RawOutcome::detail`.
+    pub fn detail(&self, text: &str) -> u32 {
+        // SAFETY: `output` is valid until `handle` returns and `self` cannot leave the thread; the text lives for
+        // the call.
+        unsafe {
+            (self.host.raw.functions.detail())(self.raw.output, RawBytes::of(text.as_bytes()))
+        }
+    }
+
+    /// Hands over a record to produce on behalf of record `index`; `false` when the service refuses it.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    pub fn emit(&self, index: usize, emission: &Emission<'_>) -> bool {
+        assert!(index < self.len(), "record {index} is not in this call");
+        let mut flags = 0;
+        if emission.key.is_none() {
+            flags |= emit_flag::KEY_NULL;
+        }
+        if emission.value.is_none() {
+            flags |= emit_flag::VALUE_NULL;
+        }
+        if emission.timestamp_ms.is_some() {
+            flags |= emit_flag::TIMESTAMP;
+        }
+        let raw = RawEmit {
+            record: index as u32,
+            flags,
+            partition: emission.partition.unwrap_or(-1),
+            reserved: 0,
+            timestamp_ms: emission.timestamp_ms.unwrap_or_default(),
+            topic: RawBytes::of(emission.topic.as_bytes()),
+            key: RawBytes::of(emission.key.unwrap_or_default()),
+            value: RawBytes::of(emission.value.unwrap_or_default()),
+            headers: RawBytes::of(emission.headers),
+        };
+        // SAFETY: as in `detail`; everything that `raw` borrows lives for the call.
+        unsafe { (self.host.raw.functions.emit())(self.raw.output, &raw) == status::OK }
+    }
+}
+
+/// The root module of `P`.
+#[must_use]
+pub fn module<P: Plugin>() -> PluginModule_Ref {
+    PluginModule_Ref(Functions::<P>::MODULE.static_as_prefix())
+}
+
+/// The header that `abi_stable` looks for in a library; the export macro makes a static of it.
+#[must_use]
+pub const fn library_header<P: Plugin>() -> LibHeader {
+    extern "C" fn loader<P: Plugin>() -> RootModuleResult {
+        __call_root_module_loader(module::<P>)
+    }
+    // SAFETY: the loader's module is a `PluginModule_Ref`, as named here.
+    unsafe { LibHeader::from_constructor::<PluginModule_Ref>(loader::<P>, CheckTypeLayout::Yes) }
+}
+
+struct Functions<P>(PhantomData<P>);
+
+impl<P: Plugin> Functions<P> {
+    const MODULE: &'static WithMetadata<PluginModule> = &WithMetadata::new(PluginModule {
+        describe: describe::<P>,
+        create: create::<P>,
+        shutdown: shutdown::<P>,
+    });
+}
+
+const HANDLER: &WithMetadata<HandlerFunctions> = &WithMetadata::new(HandlerFunctions {
+    handle,
+    health,
+    assigned,
+    revoked,
+    drain,
+    destroy,
+});
+
+/// What a handler's context pointer points to.
+struct Cell {
+    instance: Box<dyn Instance>,
+    host: Host,
+    spent: bool,
+}
+
+impl Cell {
+    /// Runs `work` on an instance that has not panicked; a panic puts its text into `sink`.
+    fn run(
+        &mut self,
+        sink: RawSink,
+        work: impl FnOnce(&mut dyn Instance) -> Result<(), String>,
+    ) -> i32 {
+        if self.spent {
+            put(
+                sink,
+                "the instance panicked earlier and is not used any more",
+            );
+            return status::SPENT;
+        }
+        match guard::guarded(|| work(self.instance.as_mut())) {
+            Ok(Ok(())) => status::OK,
+            Ok(Err(text)) => {
+                put(sink, &text);
+                status::FAILED
+            }
+            Err(panic) => {
+                self.spent = true;
+                put(sink, &panic);
+                status::SPENT
+            }
+        }
+    }
+}
+
+fn put(sink: RawSink, text: &str) {
+    // SAFETY: the receiver keeps its sink valid for the call in which it passed it.
+    unsafe { (sink.put)(sink.context, RawBytes::of(text.as_bytes())) };
+}
+
+unsafe extern "C" fn describe<P: Plugin>(sink: RawSink) -> i32 {
+    match guard::guarded(P::describe) {
+        Ok(text) => {
+            put(sink, &text);
+            status::OK
+        }
+        Err(panic) => {
+            put(sink, &panic);
+            status::FAILED
+        }
+    }
+}
+
+unsafe extern "C" fn create<P: Plugin>(
+    host: RawHost,
+    handler: RawBytes,
+    instance: RawBytes,
+    config: RawBytes,
+    sink: RawSink,
+    out: *mut RawHandler,
+) -> i32 {
+    // SAFETY: the caller passes one count of the host with the call, and texts that live for it.
+    let host = Host { raw: host };
+    // SAFETY: as above.
+    let (handler, instance, config) = unsafe { (handler.text(), instance.text(), config.text()) };
+    let given = host.clone();
+    let (code, text) = match guard::guarded(|| P::create(given, &handler, &instance, &config)) {
+        Ok(Ok(instance)) => {
+            let cell = Box::new(Cell {
+                instance,
+                host,
+                spent: false,
+            });
+            let raw = RawHandler {
+                context: Box::into_raw(cell).cast(),
+                functions: HandlerFunctions_Ref(HANDLER.static_as_prefix()),
+            };
+            // SAFETY: the caller passes a place for the instance.
+            unsafe { out.write(raw) };
+            return status::OK;
+        }
+        Ok(Err(Refusal::Config(text))) => (status::CONFIG, text),
+        Ok(Err(Refusal::Unknown)) => (status::UNKNOWN, String::new()),
+        Ok(Err(Refusal::Failed(text))) => (status::FAILED, text),
+        Err(panic) => (status::FAILED, format!("it panicked: {panic}")),
+    };
+    put(sink, &text);
+    code
+}
+
+unsafe extern "C" fn shutdown<P: Plugin>(deadline_ms: u64) -> i32 {
+    match guard::guarded(|| P::shutdown(Duration::from_millis(deadline_ms))) {
+        Ok(()) => status::OK,
+        Err(_) => status::FAILED,
+    }
+}
+
+/// # Safety
+/// `context` comes from [`create`], is not destroyed, and no other call is running on it.
+unsafe fn cell<'a>(context: *mut ()) -> &'a mut Cell {
+    // SAFETY: the caller's promise.
+    unsafe { &mut *context.cast::<Cell>() }
+}
+
+unsafe extern "C" fn handle(context: *mut (), call: *const RawCall) -> i32 {
+    // SAFETY: the service calls an instance from one thread, between create and destroy.
+    let cell = unsafe { cell(context) };
+    if cell.spent {
+        return status::SPENT;
+    }
+    // SAFETY: the call and what it points to live until this function returns.
+    let raw = unsafe { &*call };
+    let call = Call {
+        raw,
+        host: &cell.host,
+        thread_bound: PhantomData,
+    };
+    let instance = &mut cell.instance;
+    let end = guard::guarded(|| instance.handle(&call));
+    match end {
+        Ok(CallEnd::Usable) => status::OK,
+        Ok(CallEnd::Spent) => {
+            cell.spent = true;
+            status::SPENT
+        }
+        Err(panic) => {
+            cell.spent = true;
+            cell.host.log(
+                0,
+                &format!("the handler panicked around its records: {panic}"),
+            );
+            status::SPENT
+        }
+    }
+}
+
+unsafe extern "C" fn health(context: *mut (), sink: RawSink) -> i32 {
+    // SAFETY: as in `handle`.
+    unsafe { cell(context) }.run(sink, |instance| instance.health())
+}
+
+unsafe extern "C" fn assigned(
+    context: *mut (),
+    topic: RawBytes,
+    partition: i32,
+    epoch: u32,
+    sink: RawSink,
+) -> i32 {
+    // SAFETY: as in `handle`; the text lives for the call.
+    let (cell, topic) = unsafe { (cell(context), topic.text()) };
+    cell.run(sink, |instance| {
+        instance.assigned(&topic, partition, epoch);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn revoked(
+    context: *mut (),
+    topic: RawBytes,
+    partition: i32,
+    epoch: u32,
+    sink: RawSink,
+) -> i32 {
+    // SAFETY: as in `assigned`.
+    let (cell, topic) = unsafe { (cell(context), topic.text()) };
+    cell.run(sink, |instance| {
+        instance.revoked(&topic, partition, epoch);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn drain(context: *mut (), deadline_ms: u64, sink: RawSink) -> i32 {
+    // SAFETY: as in `handle`.
+    unsafe { cell(context) }.run(sink, |instance| {
+        instance.drain(Duration::from_millis(deadline_ms));
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
+    // SAFETY: made by `create` with `Box::into_raw`, and given back once.
+    let cell = unsafe { Box::from_raw(context.cast::<Cell>()) };
+    let Cell {
+        instance,
+        host,
+        spent: _,
+    } = *cell;
+    let end = guard::guarded(|| drop(instance));
+    drop(host);
+    match end {
+        Ok(()) => status::OK,
+        Err(panic) => {
+            put(sink, &panic);
+            status::SPENT
+        }
+    }
+}

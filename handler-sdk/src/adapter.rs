@@ -1,0 +1,136 @@
+//! Runs an author's handler behind the border: the loop over the records of a call.
+//!
+//! The lane rule (G4): once a record did not end in a plain ack or drop, or emitted something, later records of its
+//! lane stay `NOT_RUN` in this call. The list of such lanes is empty nearly always and costs nothing then. After a
+//! panic, and once the call is cancelled, everything left stays `NOT_RUN`.
+
+use std::time::Duration;
+
+use sluicegate_abi::plugin::{Call, CallEnd, Instance};
+use sluicegate_abi::{RawOutcome, guard, outcome_code};
+
+use crate::context::{Batch, BatchContext, Clock, Context};
+use crate::handler::{BatchHandler, Handler};
+use crate::record::Record;
+
+/// Lanes whose next record must wait until the service has settled an earlier one.
+#[derive(Default)]
+pub(crate) struct BlockedLanes(Vec<u64>);
+
+impl BlockedLanes {
+    #[inline]
+    pub(crate) fn holds(&self, lane: u64) -> bool {
+        !self.0.is_empty() && self.0.contains(&lane)
+    }
+
+    #[inline]
+    pub(crate) fn block(&mut self, lane: u64) {
+        if lane != 0 {
+            self.0.push(lane);
+        }
+    }
+}
+
+/// The outcome of a record that the handler panicked on.
+pub(crate) fn panicked(call: &Call<'_>, text: &str) -> RawOutcome {
+    RawOutcome {
+        code: outcome_code::PANICKED,
+        detail: call.detail(text),
+        ..RawOutcome::default()
+    }
+}
+
+/// A [`Handler`] behind the border.
+pub(crate) struct PerRecord<H>(pub(crate) H);
+
+impl<H: Handler> Instance for PerRecord<H> {
+    fn handle(&mut self, call: &Call<'_>) -> CallEnd {
+        let clock = Clock::start(call);
+        let mut blocked = BlockedLanes::default();
+        for index in 0..call.len() {
+            let record = Record::new(call.record(index));
+            if blocked.holds(record.lane()) {
+                continue;
+            }
+            if call.cancelled() {
+                break;
+            }
+            call.reached(index);
+            let mut ctx = Context::new(call, index, clock);
+            match guard::catch(|| self.0.handle(&record, &mut ctx)) {
+                Ok(outcome) => {
+                    if !ctx.settle(outcome) {
+                        blocked.block(record.lane());
+                    }
+                }
+                Err(text) => {
+                    call.settle(index, panicked(call, &text));
+                    return CallEnd::Spent;
+                }
+            }
+        }
+        call.reached(call.len());
+        CallEnd::Usable
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        self.0.health().map_err(|error| error.to_string())
+    }
+
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.0.assigned(topic, partition, epoch);
+    }
+
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.0.revoked(topic, partition, epoch);
+    }
+
+    fn drain(&mut self, deadline: Duration) {
+        self.0.drain(deadline);
+    }
+}
+
+/// A [`BatchHandler`] behind the border.
+pub(crate) struct Batches<H>(pub(crate) H);
+
+impl<H: BatchHandler> Instance for Batches<H> {
+    fn handle(&mut self, call: &Call<'_>) -> CallEnd {
+        if call.is_empty() {
+            return CallEnd::Usable;
+        }
+        let batch = Batch::new(call);
+        let mut ctx = BatchContext::new(call, Clock::start(call));
+        match guard::catch(|| self.0.handle_batch(&batch, &mut ctx)) {
+            Ok(outcome) => {
+                ctx.settle_rest(&outcome);
+                call.reached(call.len());
+                CallEnd::Usable
+            }
+            Err(text) => {
+                let outcome = panicked(call, &text);
+                for index in 0..call.len() {
+                    if call.outcome(index).code == outcome_code::NOT_RUN {
+                        call.settle(index, outcome);
+                    }
+                }
+                CallEnd::Spent
+            }
+        }
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        self.0.health().map_err(|error| error.to_string())
+    }
+
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.0.assigned(topic, partition, epoch);
+    }
+
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.0.revoked(topic, partition, epoch);
+    }
+
+    fn drain(&mut self, deadline: Duration) {
+        self.0.drain(deadline);
+    }
+}

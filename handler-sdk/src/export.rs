@@ -1,0 +1,203 @@
+//! Makes a plugin library of handlers.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use sluicegate_abi::plugin::{Host, Instance, Plugin, Refusal};
+
+use crate::adapter::{Batches, PerRecord};
+use crate::handler::{BatchHandler, Handler, Setup};
+use crate::outcome::{ErrorClass, HandlerError};
+
+/// Exports handlers from a `cdylib`, once a crate:
+///
+/// ```ignore
+/// sluicegate_sdk::export_handler! {
+///     "orders" => Orders,            // a `Handler`
+///     "archive" => batch Archive,    // a `BatchHandler`
+///     "notify" => async Notify,      // an `AsyncHandler` (feature `async`)
+/// }
+/// ```
+///
+/// The plugin is known by its first handler's name, unless the list begins with `plugin: "name",`. It generates the
+/// descriptor, the root module, and the guards that keep every panic inside the plugin.
+#[macro_export]
+macro_rules! export_handler {
+    (plugin: $plugin:literal, $($list:tt)+) => {
+        $crate::export_handler!(@each $plugin [] [$($list)+]);
+    };
+    ($first:literal $($list:tt)+) => {
+        $crate::export_handler!(@each $first [] [$first $($list)+]);
+    };
+    (@each $plugin:literal [$($done:tt)*] [$name:literal => batch $handler:ty $(, $($rest:tt)*)?]) => {
+        $crate::export_handler!(@each $plugin [$($done)* ($name, batch, $handler)] [$($($rest)*)?]);
+    };
+    (@each $plugin:literal [$($done:tt)*] [$name:literal => async $handler:ty $(, $($rest:tt)*)?]) => {
+        $crate::export_handler!(@each $plugin [$($done)* ($name, overlapping, $handler)] [$($($rest)*)?]);
+    };
+    (@each $plugin:literal [$($done:tt)*] [$name:literal => $handler:ty $(, $($rest:tt)*)?]) => {
+        $crate::export_handler!(@each $plugin [$($done)* ($name, per_record, $handler)] [$($($rest)*)?]);
+    };
+    (@each $plugin:literal [$(($name:literal, $kind:ident, $handler:ty))+] []) => {
+        const _: () = {
+            struct Exports;
+
+            impl $crate::__private::Exports for Exports {
+                fn entries() -> ::std::vec::Vec<$crate::__private::Entry> {
+                    ::std::vec![$($crate::__private::$kind::<$handler>($name)),+]
+                }
+            }
+
+            #[unsafe(no_mangle)]
+            pub static SLUICEGATE_PLUGIN_DESCRIPTOR: $crate::__private::Descriptor =
+                $crate::__private::Descriptor::new(
+                    $plugin,
+                    ::core::env!("CARGO_PKG_VERSION"),
+                    match ::core::option_env!("SLUICEGATE_BUILD_ID") {
+                        ::core::option::Option::Some(id) => id,
+                        ::core::option::Option::None => "",
+                    },
+                    ::core::concat!($($name, "\n"),+),
+                    ::core::cfg!(panic = "unwind"),
+                );
+
+            // The symbol that abi_stable looks for.
+            #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
+            pub static ROOT_MODULE: $crate::__private::LibHeader =
+                $crate::__private::library_header::<$crate::__private::Exported<Exports>>();
+        };
+    };
+    ($($other:tt)*) => {
+        ::core::compile_error!(
+            "write `export_handler! { \"name\" => Type }`, with `batch Type` for a BatchHandler and `async Type` \
+             for an AsyncHandler, separated by commas"
+        );
+    };
+}
+
+/// Builds an instance of a config's text.
+type Create = fn(&str, &mut Setup) -> Result<Box<dyn Instance>, Refusal>;
+
+/// One exported handler.
+pub struct Entry {
+    name: &'static str,
+    config_schema: fn() -> serde_json::Value,
+    keeps_key_state: bool,
+    takes_batches: bool,
+    create: Create,
+}
+
+/// A [`Handler`].
+pub fn per_record<H: Handler>(name: &'static str) -> Entry {
+    Entry {
+        name,
+        config_schema: schema::<H::Config>,
+        keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_batches: false,
+        create: |config, setup| {
+            let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
+            Ok(Box::new(PerRecord(handler)))
+        },
+    }
+}
+
+/// A [`BatchHandler`].
+pub fn batch<H: BatchHandler>(name: &'static str) -> Entry {
+    Entry {
+        name,
+        config_schema: schema::<H::Config>,
+        keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_batches: true,
+        create: |config, setup| {
+            let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
+            Ok(Box::new(Batches(handler)))
+        },
+    }
+}
+
+/// An [`crate::AsyncHandler`].
+#[cfg(feature = "async")]
+pub fn overlapping<H: crate::AsyncHandler>(name: &'static str) -> Entry {
+    Entry {
+        name,
+        config_schema: schema::<H::Config>,
+        keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_batches: false,
+        create: |config, setup| {
+            let instance =
+                crate::async_handler::Overlapping::<H>::create(read_config(config)?, setup);
+            Ok(Box::new(instance.map_err(refusal)?))
+        },
+    }
+}
+
+fn schema<C: JsonSchema>() -> serde_json::Value {
+    schemars::schema_for!(C).into()
+}
+
+fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        Refusal::Config(if path == "." {
+            cause.to_string()
+        } else {
+            format!("`{path}`: {cause}")
+        })
+    })
+}
+
+fn refusal(error: HandlerError) -> Refusal {
+    match error.class() {
+        ErrorClass::Terminal => Refusal::Config(error.to_string()),
+        ErrorClass::Retryable => Refusal::Failed(error.to_string()),
+    }
+}
+
+/// What a library exports; the macro implements it.
+pub trait Exports: 'static {
+    /// The handlers.
+    fn entries() -> Vec<Entry>;
+}
+
+/// The plugin of some [`Exports`].
+pub struct Exported<E>(PhantomData<E>);
+
+impl<E: Exports> Plugin for Exported<E> {
+    fn describe() -> String {
+        let handlers: Vec<_> = E::entries()
+            .iter()
+            .map(|entry| {
+                serde_json::json!({
+                    "name": entry.name,
+                    "config_schema": (entry.config_schema)(),
+                    "keeps_key_state": entry.keeps_key_state,
+                    "takes_batches": entry.takes_batches,
+                })
+            })
+            .collect();
+        serde_json::json!({ "handlers": handlers }).to_string()
+    }
+
+    fn create(
+        host: Host,
+        handler: &str,
+        instance: &str,
+        config: &str,
+    ) -> Result<Box<dyn Instance>, Refusal> {
+        let entries = E::entries();
+        let entry = entries
+            .iter()
+            .find(|entry| entry.name == handler)
+            .ok_or(Refusal::Unknown)?;
+        (entry.create)(config, &mut Setup::new(host, handler, instance))
+    }
+
+    fn shutdown(_deadline: Duration) {
+        // Runtimes belong to instances, and those are gone by now.
+    }
+}

@@ -1,0 +1,106 @@
+//! A Kafka record as a handler reads it: borrowed, headers parsed only when asked for.
+
+use serde::de::DeserializeOwned;
+use sluicegate_abi::header_block::Headers;
+use sluicegate_abi::view::RecordView;
+
+use crate::outcome::HandlerError;
+
+/// One Kafka record; everything it gives is borrowed from the service for the time of the call.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    view: RecordView<'a>,
+}
+
+impl<'a> Record<'a> {
+    #[inline]
+    pub(crate) fn new(view: RecordView<'a>) -> Self {
+        Self { view }
+    }
+
+    /// Topic name.
+    pub fn topic(&self) -> &'a str {
+        self.view.topic()
+    }
+
+    /// Partition.
+    pub fn partition(&self) -> i32 {
+        self.view.raw().partition
+    }
+
+    /// Offset.
+    pub fn offset(&self) -> i64 {
+        self.view.raw().offset
+    }
+
+    /// Timestamp in milliseconds since the epoch, if the record has one.
+    pub fn timestamp_ms(&self) -> Option<i64> {
+        Some(self.view.raw().timestamp_ms).filter(|&ms| ms >= 0)
+    }
+
+    /// Key; `None` is null, which is not the same as empty.
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.view.key()
+    }
+
+    /// Value; `None` is null (a tombstone).
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.view.value()
+    }
+
+    /// Names and values of the headers, in order; a name may come more than once, a value may be null.
+    pub fn headers(&self) -> Headers<'a> {
+        self.view.headers()
+    }
+
+    /// Value of the first header with that name; a null value is given as empty.
+    pub fn header(&self, name: &str) -> Option<&'a [u8]> {
+        self.headers()
+            .find(|(n, _)| *n == name.as_bytes())
+            .map(|(_, value)| value.unwrap_or_default())
+    }
+
+    /// [`Record::header`] as text; `None` also when it is not UTF-8.
+    pub fn header_text(&self, name: &str) -> Option<&'a str> {
+        self.header(name)
+            .and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The value, read from JSON.
+    ///
+    /// # Errors
+    /// Terminal when the value is null or not such JSON; the message says where, and never quotes the value.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
+        let value = self
+            .value()
+            .ok_or_else(|| HandlerError::terminal("the value is null, expected JSON"))?;
+        serde_json::from_slice(value).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            let what = match error.classify() {
+                serde_json::error::Category::Data => {
+                    "the value's JSON has another shape than expected"
+                }
+                _ => "the value is not JSON",
+            };
+            HandlerError::terminal(format!("{what} (line {line}, column {column})"))
+        })
+    }
+
+    /// Which call this is for this record in this handler, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.view.raw().attempt
+    }
+
+    /// The assignment's fencing number.
+    pub fn epoch(&self) -> u32 {
+        self.view.raw().epoch
+    }
+
+    pub(crate) fn lane(&self) -> u64 {
+        self.view.raw().lane
+    }
+
+    pub(crate) fn header_block(&self) -> &'a [u8] {
+        self.view.header_block()
+    }
+}
