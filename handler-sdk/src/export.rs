@@ -13,7 +13,7 @@ use crate::outcome::{ErrorClass, HandlerError};
 
 /// Exports handlers from a `cdylib`, once a crate:
 ///
-/// ```ignore
+/// ```text
 /// sluicegate_sdk::export_handler! {
 ///     "orders" => Orders,            // a `Handler`
 ///     "archive" => batch Archive,    // a `BatchHandler`
