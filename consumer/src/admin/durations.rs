@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the buckets in microseconds; what is longer falls into one more bucket.
@@ -47,7 +48,7 @@ impl Durations {
 }
 
 /// The counts of a [`Durations`] at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DurationCounts {
     /// Records by bucket of [`BOUNDS_US`]; each counted once.
     pub buckets: [u64; BUCKETS],

@@ -1,9 +1,10 @@
 //! What holds a partition's frontier, or one record: who, since when, and what it waits for.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What one handler's share of a record waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WaitsFor {
     /// An earlier record of its lane.
@@ -48,7 +49,7 @@ impl std::fmt::Display for WaitsFor {
 }
 
 /// A handler that has not settled its share of a record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldBy {
     /// The record.
     pub offset: i64,
@@ -63,7 +64,7 @@ pub struct HeldBy {
 }
 
 /// Where a record stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordStatus {
     /// Every handler that wanted it is done with it.
@@ -79,7 +80,7 @@ pub enum RecordStatus {
 }
 
 /// The answer to `explain`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// Topic.
     pub topic: String,

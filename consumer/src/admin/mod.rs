@@ -10,7 +10,10 @@
 
 pub mod durations;
 pub mod explain;
+pub mod http;
 mod merge;
+pub mod metrics;
+pub mod openapi;
 pub mod report;
 pub mod view;
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::durations::DurationCounts;
 use super::explain::HeldBy;
 
 /// What one pump says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PumpReport {
     /// Which pump, from 0.
     pub pump: u32,
@@ -29,11 +30,11 @@ pub struct PumpReport {
 }
 
 /// librdkafka's statistics of one client, as it gave them; decoded when somebody scrapes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientStatistics(pub Box<str>);
 
 /// A partition that is assigned here.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PartitionReport {
     /// Topic.
     pub topic: String,
@@ -62,7 +63,7 @@ pub struct PartitionReport {
 }
 
 /// What a partition is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartitionState {
     /// Records flow.
@@ -77,7 +78,7 @@ pub enum PartitionState {
 }
 
 /// What a topic brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TopicReport {
     /// Topic.
     pub topic: String,
@@ -90,7 +91,7 @@ pub struct TopicReport {
 }
 
 /// A pump's share of a handler's work.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HandlerFlowReport {
     /// Handler name.
     pub name: String,
@@ -109,7 +110,7 @@ pub struct HandlerFlowReport {
 }
 
 /// Outcomes by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutcomeCounts {
     /// Done.
     pub ack: u64,
@@ -151,7 +152,7 @@ impl OutcomeCounts {
 }
 
 /// Commits by result, counted per partition in them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CommitCounts {
     /// Accepted.
     pub ok: u64,
@@ -163,7 +164,7 @@ pub struct CommitCounts {
 
 /// What a generation's worker pool says of itself. Counters never go down: a released generation goes on being reported
 /// with its counts (one entry a handler and version is enough), `generation` lower than that of its successor.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolReport {
     /// Handler name.
     pub handler: String,
@@ -192,7 +193,7 @@ pub struct PoolReport {
 }
 
 /// A metric of a handler's own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UserMetric {
     /// Name as the handler gave it.
     pub name: String,
@@ -202,7 +203,7 @@ pub struct UserMetric {
 }
 
 /// Kind and value of a handler's own metric.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum UserMetricKind {
     /// Only grows.
@@ -227,7 +228,7 @@ pub enum UserMetricKind {
 }
 
 /// Where a handler's present generation stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum HandlerState {
     /// Its plugin is being loaded and its instances built.
@@ -256,7 +257,7 @@ impl std::fmt::Display for HandlerState {
 }
 
 /// A handler's on/off key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
     /// Records reach it.
@@ -276,7 +277,7 @@ impl std::fmt::Display for Gate {
 }
 
 /// What the snapshot in force says of a handler.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeclaredHandler {
     /// Handler name.
     pub name: String,
@@ -291,7 +292,7 @@ pub struct DeclaredHandler {
 }
 
 /// A handler, everything together.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HandlerReport {
     /// Handler name.
     pub name: String,
@@ -336,7 +337,7 @@ pub struct HandlerReport {
 }
 
 /// Counts of one version of a handler's plugin.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VersionReport {
     /// Version.
     pub version: String,
@@ -347,7 +348,7 @@ pub struct VersionReport {
 }
 
 /// What belongs to the service as a whole.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceFacts {
     /// Version of the service.
     pub version: String,
@@ -370,7 +371,7 @@ pub struct ServiceFacts {
 }
 
 /// Everything, at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceReport {
     /// What belongs to the service as a whole.
     #[serde(flatten)]

@@ -1,0 +1,67 @@
+//! The admin HTTP server: health, metrics and the JSON API.
+//!
+//! ```text
+//!  GET  /livez /readyz /metrics
+//!  GET  /api/v1/status, handlers, handlers/{name}, partitions, explain/{topic}/{partition}[/{offset}], openapi.json
+//!  PUT  /api/v1/handlers/{name}/gate        only from this machine, and not from another site's page (see `origin`)
+//! ```
+//!
+//! Every answer under `/api` is JSON, errors too: `{"error": {"code": …, "message": …}}`.
+
+mod answer;
+mod origin;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+use super::ServiceView;
+
+pub use answer::{ErrorBody, ErrorDetail};
+pub use routes::{GateBody, GateChange, StatusReport, router};
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {listen} for admin HTTP: {reason}; set `admin.listen` to a free address"
+    )]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+    /// The server broke.
+    #[error("the admin HTTP server stopped: {0}")]
+    Broken(std::io::Error),
+}
+
+/// Takes the address, so that a second service on it fails at start.
+///
+/// # Errors
+/// [`AdminError::Listen`].
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener, AdminError> {
+    TcpListener::bind(listen)
+        .await
+        .map_err(|reason| AdminError::Listen { listen, reason })
+}
+
+/// Answers requests until `stop` is done, then finishes those under way.
+///
+/// # Errors
+/// [`AdminError::Broken`].
+pub async fn serve(
+    listener: TcpListener,
+    view: Arc<dyn ServiceView>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError> {
+    let service = router(view).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(stop)
+        .await
+        .map_err(AdminError::Broken)
+}

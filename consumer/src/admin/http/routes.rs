@@ -1,0 +1,298 @@
+//! The routes and what answers them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::answer::Refusal;
+use super::origin;
+use crate::admin::{
+    CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceFacts,
+    ServiceReport, ServiceView, TopicReport, metrics, openapi,
+};
+
+/// How long pumps have to answer.
+const REPORT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// The largest request body in bytes; the only body there is holds one boolean.
+const BODY_LIMIT: usize = 4 * 1024;
+/// Requests that may ask the service something at the same time.
+const MAX_ASKING: usize = 16;
+
+#[derive(Clone)]
+struct Admin {
+    view: Arc<dyn ServiceView>,
+    asking: Arc<Semaphore>,
+}
+
+impl Admin {
+    /// Runs a question where blocking is allowed; refuses when too many are under way.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn ServiceView) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let Ok(permit) = Arc::clone(&self.asking).try_acquire_owned() else {
+            let message = "too many requests at once; ask again in a moment";
+            return Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                message,
+            ));
+        };
+        let view = Arc::clone(&self.view);
+        let answer = tokio::task::spawn_blocking(move || {
+            let answer = question(view.as_ref());
+            drop(permit);
+            answer
+        });
+        answer
+            .await
+            .map_err(|_| Refusal::failed("the service could not answer; its log says why"))
+    }
+
+    async fn report(&self) -> Result<ServiceReport, Refusal> {
+        self.ask(|view| view.report(REPORT_DEADLINE)).await
+    }
+}
+
+/// The service as a whole, as `/api/v1/status` gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StatusReport {
+    /// Version, group, snapshot.
+    #[serde(flatten)]
+    pub facts: ServiceFacts,
+    /// Partitions are assigned and every enabled handler is healthy.
+    pub ready: bool,
+    /// What is missing, if not ready.
+    pub reason: Option<String>,
+    /// Bytes of records in flight.
+    pub in_flight_bytes: u64,
+    /// Records in flight.
+    pub in_flight_records: u64,
+    /// Commits.
+    pub commits: CommitCounts,
+    /// Topics, by name.
+    pub topics: Vec<TopicReport>,
+    /// Number of handlers.
+    pub handlers: usize,
+    /// Number of partitions.
+    pub partitions: usize,
+    /// Partitions whose frontier has not moved for `stall_timeout` while records wait.
+    pub stalled: Vec<String>,
+}
+
+/// The body of a gate change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GateBody {
+    /// Open (`true`) or shut (`false`).
+    pub open: bool,
+}
+
+/// What a gate change did: the control plane holds the new value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GateChange {
+    /// The handler.
+    pub name: String,
+    /// Its gate as it was written.
+    pub gate: Gate,
+}
+
+/// The routes over `view`.
+pub fn router(view: Arc<dyn ServiceView>) -> Router {
+    let admin = Admin {
+        view,
+        asking: Arc::new(Semaphore::new(MAX_ASKING)),
+    };
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(prometheus))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/handlers", get(handlers))
+        .route("/api/v1/handlers/{name}", get(handler))
+        .route("/api/v1/handlers/{name}/gate", put(gate))
+        .route("/api/v1/partitions", get(partitions))
+        .route("/api/v1/explain/{topic}/{partition}", get(explain_frontier))
+        .route(
+            "/api/v1/explain/{topic}/{partition}/{offset}",
+            get(explain_record),
+        )
+        .route(
+            "/api/v1/openapi.json",
+            get(|| async { Json(openapi::document()) }),
+        )
+        .fallback(|request: Request| async move {
+            let message = format!(
+                "nothing at `{}`; see /api/v1/openapi.json",
+                request.uri().path()
+            );
+            Refusal::not_found(message)
+        })
+        .method_not_allowed_fallback(|request: Request| async move {
+            let message = format!(
+                "`{}` does not take {}",
+                request.uri().path(),
+                request.method()
+            );
+            Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                message,
+            )
+        })
+        .layer(middleware::from_fn(limit_time))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(admin)
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = format!("no answer within {} s", REQUEST_TIMEOUT.as_secs());
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message).into_response()
+        }
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> Result<&'static str, Refusal> {
+    match admin.ask(|view| view.ready()).await? {
+        Ok(()) => Ok("ready\n"),
+        Err(reason) => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_ready",
+            reason,
+        )),
+    }
+}
+
+async fn prometheus(State(admin): State<Admin>) -> Result<Response, Refusal> {
+    let text = metrics::encode(&admin.report().await?);
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn status(State(admin): State<Admin>) -> Result<Json<StatusReport>, Refusal> {
+    let (report, ready) = admin
+        .ask(|view| (view.report(REPORT_DEADLINE), view.ready()))
+        .await?;
+    let stalled = report
+        .partitions
+        .iter()
+        .filter(|partition| partition.stalled);
+    let stalled = stalled
+        .map(|p| format!("{}/{}", p.topic, p.partition))
+        .collect();
+    Ok(Json(StatusReport {
+        ready: ready.is_ok(),
+        reason: ready.err(),
+        in_flight_bytes: report.in_flight_bytes,
+        in_flight_records: report.in_flight_records,
+        commits: report.commits,
+        handlers: report.handlers.len(),
+        partitions: report.partitions.len(),
+        stalled,
+        topics: report.topics,
+        facts: report.facts,
+    }))
+}
+
+async fn handlers(State(admin): State<Admin>) -> Result<Json<Vec<HandlerReport>>, Refusal> {
+    Ok(Json(admin.report().await?.handlers))
+}
+
+async fn handler(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Result<Json<HandlerReport>, Refusal> {
+    let report = admin.report().await?;
+    let known: Vec<&str> = report.handlers.iter().map(|h| h.name.as_str()).collect();
+    let message = format!("no handler `{name}`; there are: {}", known.join(", "));
+    let found = report.handlers.into_iter().find(|h| h.name == name);
+    found.map(Json).ok_or_else(|| Refusal::not_found(message))
+}
+
+async fn partitions(State(admin): State<Admin>) -> Result<Json<Vec<PartitionReport>>, Refusal> {
+    Ok(Json(admin.report().await?.partitions))
+}
+
+async fn explain_frontier(
+    State(admin): State<Admin>,
+    path: Result<Path<(String, i32)>, PathRejection>,
+) -> Result<Json<Explanation>, Refusal> {
+    let Path((topic, partition)) = path.map_err(bad_place)?;
+    explain(admin, topic, partition, None).await
+}
+
+async fn explain_record(
+    State(admin): State<Admin>,
+    path: Result<Path<(String, i32, i64)>, PathRejection>,
+) -> Result<Json<Explanation>, Refusal> {
+    let Path((topic, partition, offset)) = path.map_err(bad_place)?;
+    explain(admin, topic, partition, Some(offset)).await
+}
+
+async fn explain(
+    admin: Admin,
+    topic: String,
+    partition: i32,
+    offset: Option<i64>,
+) -> Result<Json<Explanation>, Refusal> {
+    let message =
+        format!("{topic}/{partition} is not assigned to this process; see /api/v1/partitions");
+    let found = admin
+        .ask(move |view| view.explain(&topic, partition, offset, REPORT_DEADLINE))
+        .await?;
+    found.map(Json).ok_or_else(|| Refusal::not_found(message))
+}
+
+fn bad_place(rejection: PathRejection) -> Refusal {
+    let message = format!(
+        "{}; partition and offset are numbers: /api/v1/explain/TOPIC/PARTITION[/OFFSET]",
+        rejection.body_text()
+    );
+    Refusal::bad_request(message)
+}
+
+async fn gate(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<GateBody>, JsonRejection>,
+) -> Result<Json<GateChange>, Refusal> {
+    origin::check(peer, &headers)?;
+    let Json(body) = body.map_err(|rejection| {
+        Refusal::bad_request(format!(
+            "{}; send {{\"open\": true}} as JSON",
+            rejection.body_text()
+        ))
+    })?;
+    let handler = name.clone();
+    let written = admin
+        .ask(move |view| view.set_gate(&handler, body.open))
+        .await?;
+    match written {
+        Ok(()) => Ok(Json(GateChange {
+            name,
+            gate: if body.open { Gate::Open } else { Gate::Shut },
+        })),
+        Err(error @ GateError::Unknown { .. }) => Err(Refusal::not_found(error.to_string())),
+        Err(error @ GateError::NotWritten { .. }) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Err(Refusal::new(status, "not_written", error.to_string()))
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Metrics in Prometheus' text format, encoded from a report when somebody scrapes.
+//!
+//! Nothing is counted here: counters live where the work is done, so a record costs no metric call.
+
+mod client;
+mod family;
+mod user;
+
+use family::{Families, seconds_histogram};
+
+use super::ServiceReport;
+
+/// The content type of [`encode`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The text for `report`.
+pub fn encode(report: &ServiceReport) -> String {
+    let mut families = Families::default();
+    service(report, &mut families);
+    topics(report, &mut families);
+    partitions(report, &mut families);
+    handlers(report, &mut families);
+    for handler in &report.handlers {
+        user::add(handler, &mut families);
+    }
+    for (pump, statistics) in &report.clients {
+        client::add(*pump, &statistics.0, &mut families);
+    }
+    families.encode()
+}
+
+fn service(report: &ServiceReport, families: &mut Families) {
+    let facts = &report.facts;
+    families.gauge(
+        "sluicegate_build_info",
+        "Version of the service; always 1",
+        &[("version", &facts.version)],
+        1.0,
+    );
+    families.gauge(
+        "sluicegate_start_time_seconds",
+        "When the service started, in seconds since the epoch",
+        &[],
+        facts.started_ms as f64 / 1e3,
+    );
+    families.gauge(
+        "sluicegate_in_flight_bytes",
+        "Bytes of records in flight",
+        &[],
+        report.in_flight_bytes as f64,
+    );
+    families.gauge(
+        "sluicegate_in_flight_bytes_limit",
+        "Byte budget of records in flight",
+        &[],
+        facts.budget_bytes as f64,
+    );
+    let commits = [
+        ("ok", report.commits.ok),
+        ("refused", report.commits.refused),
+        ("failed", report.commits.failed),
+    ];
+    for (result, count) in commits {
+        let help = "Commits of a partition's frontier, by result";
+        families.counter(
+            "sluicegate_commits_total",
+            help,
+            &[("result", result)],
+            count,
+        );
+    }
+    families.gauge(
+        "sluicegate_snapshot_revision",
+        "Revision of the handler specs in force",
+        &[],
+        facts.revision as f64,
+    );
+    families.counter(
+        "sluicegate_snapshot_rejections_total",
+        "Snapshots of handler specs that were refused",
+        &[],
+        facts.rejections,
+    );
+    let plugins = "1 while plugins without a signature are accepted";
+    families.gauge(
+        "sluicegate_unsigned_plugins_allowed",
+        plugins,
+        &[],
+        f64::from(facts.allow_unsigned),
+    );
+}
+
+fn topics(report: &ServiceReport, families: &mut Families) {
+    for topic in &report.topics {
+        let labels = [("topic", topic.topic.as_str())];
+        let help = "Records read";
+        families.counter(
+            "sluicegate_records_consumed_total",
+            help,
+            &labels,
+            topic.consumed,
+        );
+        let help = "Records that no handler wanted";
+        families.counter(
+            "sluicegate_records_unrouted_total",
+            help,
+            &labels,
+            topic.unrouted,
+        );
+        let help = "Records that the client delivered twice within an assignment; dropped";
+        families.counter(
+            "sluicegate_repeats_dropped_total",
+            help,
+            &labels,
+            topic.repeats_dropped,
+        );
+    }
+}
+
+fn partitions(report: &ServiceReport, families: &mut Families) {
+    for partition in &report.partitions {
+        let number = partition.partition.to_string();
+        let labels = [("topic", partition.topic.as_str()), ("partition", &number)];
+        let help = "One past the highest contiguous settled offset";
+        families.gauge(
+            "sluicegate_partition_frontier",
+            help,
+            &labels,
+            partition.frontier as f64,
+        );
+        if let Some(lag) = partition.lag {
+            let help = "Records between the frontier and the partition's end";
+            families.gauge(
+                "sluicegate_partition_lag_records",
+                help,
+                &labels,
+                lag as f64,
+            );
+        }
+        let help = "Records delivered and not settled";
+        families.gauge(
+            "sluicegate_partition_in_flight_records",
+            help,
+            &labels,
+            partition.in_flight as f64,
+        );
+        let help =
+            "1 while the frontier stands still longer than stall_timeout although records wait";
+        families.gauge(
+            "sluicegate_partition_stalled",
+            help,
+            &labels,
+            f64::from(partition.stalled),
+        );
+    }
+}
+
+fn handlers(report: &ServiceReport, families: &mut Families) {
+    for handler in &report.handlers {
+        for version in &handler.versions {
+            let labels = [
+                ("handler", handler.name.as_str()),
+                ("version", &version.version),
+            ];
+            for (outcome, count) in version.outcomes.by_name() {
+                let labels = [labels[0], labels[1], ("outcome", outcome)];
+                let help = "Outcomes of a handler's records";
+                families.counter("sluicegate_handler_outcomes_total", help, &labels, count);
+            }
+            let help = "Panics of a handler, contained";
+            families.counter(
+                "sluicegate_handler_panics_total",
+                help,
+                &labels,
+                version.panics,
+            );
+        }
+        let labels = [("handler", handler.name.as_str())];
+        families.histogram(
+            "sluicegate_handler_duration_seconds",
+            "Time a handler takes for a record: that of its call, in equal parts",
+            &labels,
+            seconds_histogram(&handler.durations),
+        );
+        let help = "Records in a handler's lanes and pools, parked ones included";
+        families.gauge(
+            "sluicegate_handler_in_flight_records",
+            help,
+            &labels,
+            handler.in_flight as f64,
+        );
+        let help = "Records that wait for their next attempt";
+        families.gauge(
+            "sluicegate_handler_parked_records",
+            help,
+            &labels,
+            handler.parked as f64,
+        );
+        let help = "Instances that were built anew";
+        families.counter(
+            "sluicegate_handler_restarts_total",
+            help,
+            &labels,
+            handler.restarts,
+        );
+        let help = "Workers given up because a call overran its timeout";
+        families.gauge(
+            "sluicegate_handler_quarantined_workers",
+            help,
+            &labels,
+            f64::from(handler.quarantined),
+        );
+        let help = "1 while the gate is open";
+        let open = handler.gate == super::Gate::Open;
+        families.gauge(
+            "sluicegate_handler_gate_open",
+            help,
+            &labels,
+            f64::from(open),
+        );
+        let help = "1 for the state of the handler's present generation";
+        let state = handler.state.to_string();
+        let labels = [labels[0], ("state", &state)];
+        families.gauge("sluicegate_handler_state", help, &labels, 1.0);
+        for (topic, count) in &handler.emitted {
+            let help = "Records that a handler emitted and the cluster acknowledged";
+            let labels = [("handler", handler.name.as_str()), ("topic", topic)];
+            families.counter("sluicegate_emitted_records_total", help, &labels, *count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::report::*;
+    use crate::admin::{DurationCounts, Durations};
+
+    fn durations() -> DurationCounts {
+        let durations = Durations::new();
+        durations.observe(256_000, 256);
+        durations.observe(40_000_000_000, 1);
+        durations.counts()
+    }
+
+    fn full_report() -> ServiceReport {
+        let outcomes = OutcomeCounts {
+            ack: 10,
+            retry: 2,
+            dead_letter: 1,
+            drop: 4,
+            skipped: 3,
+        };
+        let handler = HandlerReport {
+            name: "relay".into(),
+            state: HandlerState::Active,
+            in_flight: 5,
+            parked: 1,
+            emitted: [("copies".to_owned(), 9)].into(),
+            versions: vec![VersionReport {
+                version: "1.2.0".into(),
+                outcomes,
+                panics: 7,
+            }],
+            durations: durations(),
+            metrics: vec![UserMetric {
+                name: "flights.seen".into(),
+                kind: UserMetricKind::Counter { value: 12.0 },
+            }],
+            ..HandlerReport::default()
+        };
+        ServiceReport {
+            facts: ServiceFacts {
+                version: "0.1.0".into(),
+                revision: 4,
+                rejections: 2,
+                ..ServiceFacts::default()
+            },
+            in_flight_bytes: 4096,
+            commits: CommitCounts {
+                ok: 8,
+                refused: 1,
+                failed: 0,
+            },
+            topics: vec![TopicReport {
+                topic: "fl\"ights".into(),
+                consumed: 20,
+                ..TopicReport::default()
+            }],
+            partitions: vec![PartitionReport {
+                topic: "flights".into(),
+                partition: 3,
+                frontier: 100,
+                lag: Some(17),
+                ..PartitionReport::default()
+            }],
+            handlers: vec![handler],
+            ..ServiceReport::default()
+        }
+    }
+
+    #[test]
+    fn every_name_of_the_surface_is_there_with_its_labels() {
+        let text = encode(&full_report());
+        for line in [
+            r#"sluicegate_records_consumed_total{topic="fl\"ights"} 20"#,
+            r#"sluicegate_handler_outcomes_total{handler="relay",version="1.2.0",outcome="ack"} 10"#,
+            r#"sluicegate_handler_outcomes_total{handler="relay",version="1.2.0",outcome="retry"} 2"#,
+            r#"sluicegate_handler_outcomes_total{handler="relay",version="1.2.0",outcome="dead_letter"} 1"#,
+            r#"sluicegate_handler_outcomes_total{handler="relay",version="1.2.0",outcome="drop"} 4"#,
+            r#"sluicegate_handler_outcomes_total{handler="relay",version="1.2.0",outcome="skipped"} 3"#,
+            r#"sluicegate_handler_panics_total{handler="relay",version="1.2.0"} 7"#,
+            r#"sluicegate_handler_duration_seconds_bucket{handler="relay",le="0.000001"} 256"#,
+            r#"sluicegate_handler_duration_seconds_bucket{handler="relay",le="30"} 256"#,
+            r#"sluicegate_handler_duration_seconds_bucket{handler="relay",le="+Inf"} 257"#,
+            r#"sluicegate_handler_duration_seconds_sum{handler="relay"} 40.000256"#,
+            r#"sluicegate_handler_duration_seconds_count{handler="relay"} 257"#,
+            r#"sluicegate_handler_in_flight_records{handler="relay"} 5"#,
+            r#"sluicegate_handler_parked_records{handler="relay"} 1"#,
+            r#"sluicegate_handler_state{handler="relay",state="ACTIVE"} 1"#,
+            r#"sluicegate_partition_frontier{topic="flights",partition="3"} 100"#,
+            r#"sluicegate_partition_lag_records{topic="flights",partition="3"} 17"#,
+            "sluicegate_in_flight_bytes 4096",
+            r#"sluicegate_commits_total{result="ok"} 8"#,
+            r#"sluicegate_commits_total{result="refused"} 1"#,
+            r#"sluicegate_commits_total{result="failed"} 0"#,
+            r#"sluicegate_emitted_records_total{handler="relay",topic="copies"} 9"#,
+            "sluicegate_snapshot_revision 4",
+            "sluicegate_snapshot_rejections_total 2",
+            r#"sluicegate_build_info{version="0.1.0"} 1"#,
+            r#"sluicegate_user_flights_seen{handler="relay"} 12"#,
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "no line {line}\nin\n{text}"
+            );
+        }
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.starts_with("sluicegate_"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_family_is_announced_once_however_many_handlers_have_it() {
+        let mut report = full_report();
+        let mut other = report.handlers[0].clone();
+        other.name = "second".into();
+        report.handlers.push(other);
+        let text = encode(&report);
+        let announced: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("# TYPE"))
+            .collect();
+        let mut unique = announced.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), announced.len(), "{announced:?}");
+    }
+}
