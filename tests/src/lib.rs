@@ -1,1 +1,51 @@
-//! The service as a black box against real servers.
+//! The service as a black box against real servers: the harness that every scenario under `tests/tests/` stands on.
+//!
+//! ```text
+//!  cache, launcher   where servers come from: endpoints of the environment, Maven + Java, Docker
+//!        │
+//!  process           a guarded child: its own group, its log in a file, dead when its owner is
+//!        │
+//!  kafka, zookeeper, etcd          a server on free ports with a temporary folder
+//!        │
+//!  client            topics written and read by a client that is not the service
+//!  workdir, service  a service's folder (config, specs, plugins) and the real binary running in it
+//!  metrics           what `/metrics` said
+//!  flights           the flights of 2013, and what the handlers must make of them
+//! ```
+//!
+//! Nothing here knows the service's code: only its commands, its files, its HTTP surface and Kafka.
+
+pub mod artefacts;
+pub mod cache;
+pub mod certificates;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod etcd;
+pub mod flights;
+pub mod kafka;
+pub mod launcher;
+pub mod metrics;
+pub mod ports;
+pub mod process;
+pub mod service;
+pub mod wait;
+pub mod workdir;
+pub mod zookeeper;
+
+/// Whether the long forms of the scenarios were asked for (`cargo xtask test --long`).
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("SLUICEGATE_TEST_LONG").is_some()
+}
+
+/// A name that no earlier test on this broker has used: `base` and a suffix from the clock and the process.
+#[must_use]
+pub fn unique(base: &str) -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.subsec_nanos());
+    let count = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{base}-{:x}-{nanos:x}-{count}", std::process::id())
+}

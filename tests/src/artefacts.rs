@@ -1,0 +1,152 @@
+//! The programs under test: the `sluicegate` binary and the plugin libraries, named by the environment or built by cargo.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Names the `sluicegate` binary to test.
+pub const BINARY: &str = "SLUICEGATE_BIN";
+/// Names the folder that holds the built plugin libraries (`librelay.so` …).
+pub const PLUGINS: &str = "SLUICEGATE_PLUGINS_DIR";
+
+/// What cargo built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The `sluicegate` binary.
+    pub binary: PathBuf,
+    /// The folder that holds the plugin libraries.
+    pub plugins: PathBuf,
+}
+
+/// The binary under test: that of the environment, else one that cargo builds now.
+///
+/// # Panics
+/// If it cannot be built.
+#[must_use]
+pub fn binary() -> PathBuf {
+    match std::env::var_os(BINARY) {
+        Some(path) => PathBuf::from(path),
+        None => built().binary.clone(),
+    }
+}
+
+/// The library of a plugin crate (`relay`, `flight-delays` …).
+///
+/// # Panics
+/// If it cannot be built, or no such library is there.
+#[must_use]
+pub fn plugin(name: &str) -> PathBuf {
+    let folder = match std::env::var_os(PLUGINS) {
+        Some(path) => PathBuf::from(path),
+        None => built().plugins.clone(),
+    };
+    let path = folder.join(library_name(name));
+    assert!(
+        path.is_file(),
+        "no {} in {}: is there a plugin crate {name}?",
+        library_name(name),
+        folder.display()
+    );
+    path
+}
+
+/// The file name of a plugin crate's library.
+#[must_use]
+pub fn library_name(name: &str) -> String {
+    format!(
+        "{}{}{}",
+        std::env::consts::DLL_PREFIX,
+        name.replace('-', "_"),
+        std::env::consts::DLL_SUFFIX
+    )
+}
+
+/// The root of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+fn built() -> &'static Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        build(&[]).unwrap_or_else(|error| panic!("cannot build what is to be tested: {error:#}"))
+    })
+}
+
+/// Builds the binary and every plugin library of the workspace; `options` go to `cargo build` (`--release`).
+/// Cargo's own progress goes to standard error.
+///
+/// # Errors
+/// If cargo fails or builds no `sluicegate` binary.
+pub fn build(options: &[&str]) -> Result<Built> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(workspace())
+        .args(["build", "--message-format=json-render-diagnostics"])
+        .args(options);
+    command.args(["--package", "sluicegate"]);
+    for plugin in plugin_packages()? {
+        command.args(["--package", &plugin]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo build ended with {}", output.status);
+    }
+    let mut binary = None;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        let is_service =
+            message["target"]["name"] == "sluicegate" && message["target"]["kind"][0] == "bin";
+        if let (true, Some(path)) = (is_service, message["executable"].as_str()) {
+            binary = Some(PathBuf::from(path));
+        }
+    }
+    let binary = binary.context("cargo built no sluicegate binary")?;
+    let plugins = binary
+        .parent()
+        .context("the binary has no folder")?
+        .to_owned();
+    Ok(Built { binary, plugins })
+}
+
+/// The workspace's packages that build to a plugin library.
+///
+/// # Errors
+/// If `cargo metadata` fails.
+pub fn plugin_packages() -> Result<Vec<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(workspace())
+        .args(["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: Value = serde_json::from_str(&crate::launcher::run(&mut command)?)?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    let is_plugin = |package: &&Value| {
+        package["targets"].as_array().is_some_and(|targets| {
+            targets.iter().any(|target| {
+                target["crate_types"]
+                    .as_array()
+                    .is_some_and(|types| types.contains(&"cdylib".into()))
+            })
+        })
+    };
+    Ok(packages
+        .iter()
+        .filter(is_plugin)
+        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .collect())
+}

@@ -1,0 +1,180 @@
+//! How Java servers are run: the machine's Java with jars from Maven, or a container whose only job is to be the Java.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache;
+
+/// A set of jars that Maven can fetch, and the image that holds the same.
+pub struct JavaServer {
+    /// The cache folder's name; it changes whenever a version does.
+    pub name: &'static str,
+    /// Maven coordinates, `group:artifact:version`.
+    pub artefacts: &'static [&'static str],
+    /// A Docker image with the same jars.
+    pub image: &'static str,
+    /// Where the image keeps them, as a Java class path.
+    pub image_classpath: &'static str,
+}
+
+/// The way in which a [`JavaServer`]'s main classes run on this machine.
+#[derive(Clone, Debug)]
+pub enum Launcher {
+    /// `java` from the PATH with the jars of this folder.
+    Java {
+        /// The folder that holds the jars.
+        jars: PathBuf,
+    },
+    /// `java` inside a container of this image, on the machine's own network.
+    Docker {
+        /// The image.
+        image: &'static str,
+        /// Where the image keeps its jars.
+        classpath: &'static str,
+    },
+}
+
+impl Launcher {
+    /// Finds a way to run `server`; the first time on a machine this fetches the jars.
+    ///
+    /// # Errors
+    /// If there is neither Java with Maven (or jars fetched before) nor a Docker engine; the message says what to install.
+    pub fn find(server: &JavaServer) -> Result<Self> {
+        let java = works(Command::new("java").arg("-version"));
+        let fetched = cache::folder()?.join(server.name).is_dir();
+        if java && (fetched || works(Command::new("mvn").arg("--version"))) {
+            let jars = cache::once(server.name, |folder| fetch(server, folder))?;
+            return Ok(Self::Java { jars });
+        }
+        if works(Command::new("docker").arg("info")) {
+            return Ok(Self::Docker {
+                image: server.image,
+                classpath: server.image_classpath,
+            });
+        }
+        bail!(
+            "install Java and Maven, or start a Docker engine ({})",
+            server.image
+        )
+    }
+
+    /// A command that runs `main` with the JVM options `options`; `folder` holds every file that the program touches.
+    #[must_use]
+    pub fn command(&self, folder: &Path, options: &[&str], main: &str) -> Command {
+        match self {
+            Self::Java { jars } => {
+                let mut command = Command::new("java");
+                command
+                    .args(options)
+                    .arg("-cp")
+                    .arg(jars.join("*"))
+                    .arg(main);
+                command
+            }
+            Self::Docker { image, classpath } => {
+                let mut command = Command::new("docker");
+                let user = format!("{}", rustix::process::getuid().as_raw());
+                command.args([
+                    "run",
+                    "--rm",
+                    "--init",
+                    "--network",
+                    "host",
+                    "--user",
+                    &user,
+                    "-v",
+                ]);
+                command.arg(format!("{0}:{0}", folder.display()));
+                command.args([
+                    "--name",
+                    &container_name(folder),
+                    "--entrypoint",
+                    "java",
+                    image,
+                ]);
+                command.args(options).args(["-cp", classpath]).arg(main);
+                command
+            }
+        }
+    }
+
+    /// Ends what a killed `docker run` leaves behind; nothing to do for a Java of the machine.
+    pub fn clean_up(&self, folder: &Path) {
+        if matches!(self, Self::Docker { .. }) {
+            let _ = works(Command::new("docker").args(["rm", "--force", &container_name(folder)]));
+        }
+    }
+
+    /// How the servers run, for the closing table of `cargo xtask test`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Java { .. } => "Java with jars from Maven".to_owned(),
+            Self::Docker { image, .. } => format!("Docker image {image}"),
+        }
+    }
+}
+
+/// Runs a command to its end and gives what it printed.
+///
+/// # Errors
+/// If it cannot be started or does not exit with 0; the message holds all that it printed.
+pub fn run(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} ended with {}:\n{printed}{errors}", output.status);
+    }
+    Ok(printed)
+}
+
+/// Whether a program is there and exits with 0.
+pub fn works(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn container_name(folder: &Path) -> String {
+    let last = folder
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    format!("sluicegate-test{}", last.unwrap_or_default())
+}
+
+fn fetch(server: &JavaServer, folder: &Path) -> Result<()> {
+    let mut dependencies = String::new();
+    for artefact in server.artefacts {
+        let [group, name, version] = artefact.split(':').collect::<Vec<_>>()[..] else {
+            bail!("{artefact} is not group:artifact:version");
+        };
+        dependencies.push_str(&format!(
+            "<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>\n"
+        ));
+    }
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\n\
+         <groupId>dev.sluicegate</groupId><artifactId>{}</artifactId><version>1</version>\n\
+         <dependencies>\n{dependencies}</dependencies></project>\n",
+        server.name
+    );
+    std::fs::write(folder.join("pom.xml"), pom)?;
+    let mut maven = Command::new("mvn");
+    maven
+        .current_dir(folder)
+        .args(["--quiet", "--batch-mode", "dependency:copy-dependencies"]);
+    maven.arg(format!("-DoutputDirectory={}", folder.display()));
+    run(&mut maven)
+        .with_context(|| format!("cannot fetch {} with Maven", server.name))
+        .map(drop)
+}

@@ -1,0 +1,195 @@
+//! A child process that cannot outlive its owner: its own process group, its output in a file, and a watchdog that kills
+//! the group even when the owner dies without running a destructor.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, kill_process, kill_process_group};
+
+pub use rustix::process::Signal;
+
+use crate::wait::try_wait_for;
+
+const TAIL_BYTES: u64 = 12_000;
+
+/// A running child and everything it started.
+pub struct Guarded {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    watchdog: Option<Watchdog>,
+}
+
+/// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the group and
+/// removes the folder. It is in a group of its own, so that Ctrl-C at a terminal does not end it early.
+struct Watchdog {
+    shell: Child,
+    _open: Option<ChildStdin>,
+}
+
+impl Watchdog {
+    fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
+        let script = r#"read -r _; kill -9 -- "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
+        let mut shell = Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .arg(group.to_string())
+            .arg(remove.unwrap_or(Path::new("")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("cannot start sh")?;
+        let open = shell.stdin.take();
+        Ok(Self { shell, _open: open })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+impl Guarded {
+    /// Starts `command` with its output going to `log`. `remove` is a folder that the watchdog removes when the owner
+    /// dies without a destructor.
+    ///
+    /// # Errors
+    /// If the program cannot be started or the log cannot be written.
+    pub fn start(
+        name: &str,
+        command: &mut Command,
+        log: &Path,
+        remove: Option<&Path>,
+    ) -> Result<Self> {
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0)
+            .spawn()
+            .with_context(|| {
+                format!(
+                    "cannot start {name} ({})",
+                    command.get_program().to_string_lossy()
+                )
+            })?;
+        let watchdog = Watchdog::start(child.id(), remove)?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+            watchdog: Some(watchdog),
+        })
+    }
+
+    /// The process id, which is also its group's.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `signal` to the process alone. Nothing happens if it has ended.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.group() {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// How the process ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until the process ends.
+    ///
+    /// # Errors
+    /// If it still runs after `deadline`.
+    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let name = self.name.clone();
+        try_wait_for(deadline, || {
+            self.exited().ok_or_else(|| format!("{name} still runs"))
+        })
+        .map_err(|last| {
+            anyhow::anyhow!(
+                "{last} after {deadline:?}; its log ends:\n{}",
+                self.log_tail()
+            )
+        })
+    }
+
+    /// Kills the process and its group at once.
+    pub fn kill(&mut self) {
+        if let Some(group) = self.group() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+
+    /// All that the process has written.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The last lines of what the process has written.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        tail(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    /// Resident memory in bytes, while the process runs.
+    #[must_use]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace()
+            .nth(1)?
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib * 1024)
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- the log of {} ends:\n{}\n---",
+                self.name,
+                self.log_tail()
+            );
+        }
+        self.kill();
+        // Only now: the group is dead, so the watchdog has nothing left to do.
+        self.watchdog = None;
+    }
+}
+
+fn tail(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

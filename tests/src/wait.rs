@@ -1,0 +1,52 @@
+//! Waiting for a condition with a deadline, instead of sleeping and hoping.
+
+use std::time::{Duration, Instant};
+
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Asks `condition` until it gives a value, and returns that value.
+///
+/// # Panics
+/// After `deadline`, with `what` and the last thing that `condition` said instead of a value.
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    condition: impl FnMut() -> Result<T, String>,
+) -> T {
+    match try_wait_for(deadline, condition) {
+        Ok(value) => value,
+        Err(last) => panic!("waited {deadline:?} for {what}; last seen: {last}"),
+    }
+}
+
+/// As [`wait_for`], but gives the last thing said as an error after `deadline`.
+///
+/// # Errors
+/// What `condition` said last, when it gave no value in time.
+pub fn try_wait_for<T>(
+    deadline: Duration,
+    mut condition: impl FnMut() -> Result<T, String>,
+) -> Result<T, String> {
+    let end = Instant::now() + deadline;
+    loop {
+        match condition() {
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() >= end => return Err(last),
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// Fails unless `condition` goes on giving a value for all of `span`: for things that must not happen.
+///
+/// # Panics
+/// At the first moment at which `condition` gives an error, with `what` and that error.
+pub fn stays(what: &str, span: Duration, mut condition: impl FnMut() -> Result<(), String>) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        if let Err(broken) = condition() {
+            panic!("{what} did not last {span:?}: {broken}");
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
