@@ -1,0 +1,115 @@
+//! The routing index: all routes of one snapshot, compiled; immutable, shared by the pumps, swapped whole.
+
+use std::sync::Arc;
+
+use sluicegate_config::spec::Route;
+
+use super::atoms::{AtomIx, AtomTable, AtomTest, Node};
+use super::fields::Field;
+use super::topics::TopicTable;
+use crate::dispatch::HandlerIx;
+
+/// Why routes do not compile.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// A regex of the predicate is malformed.
+    #[error("regex `{pattern}` in a route does not compile: {reason}")]
+    Pattern {
+        /// The regex.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A topic pattern is malformed.
+    #[error("topic pattern `{pattern}` does not compile: {reason}")]
+    Topic {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Routes compiled for looking up which handlers want a record; see [`super::Router`].
+pub struct RoutingIndex {
+    revision: u64,
+    pub(super) routes: Vec<CompiledRoute>,
+    pub(super) fields: Vec<Field>,
+    /// Field of each atom.
+    pub(super) field_of: Vec<u32>,
+    pub(super) tests: Vec<AtomTest>,
+    pub(super) topics: TopicTable,
+}
+
+/// One handler's route.
+pub(super) struct CompiledRoute {
+    pub(super) handler: HandlerIx,
+    pub(super) when: Node,
+    /// Atoms of which one is true whenever `when` holds; `None` when it can hold with all atoms false.
+    pub(super) access: Option<Vec<AtomIx>>,
+}
+
+impl RoutingIndex {
+    /// Compiles the routes of snapshot `revision`.
+    ///
+    /// # Errors
+    /// [`RouteError`] names the pattern; routes of validated specs compile.
+    pub fn compile(
+        revision: u64,
+        routes: Vec<(HandlerIx, Route)>,
+    ) -> Result<Arc<Self>, RouteError> {
+        let mut table = AtomTable::default();
+        let mut topics = TopicTable::default();
+        let mut trees = Vec::with_capacity(routes.len());
+        for (ix, (handler, route)) in routes.iter().enumerate() {
+            for pattern in &route.topics {
+                topics
+                    .add(pattern, ix as u32)
+                    .map_err(|reason| RouteError::Topic {
+                        pattern: pattern.to_string(),
+                        reason,
+                    })?;
+            }
+            trees.push((*handler, table.tree(&route.when)));
+        }
+        let routes = trees
+            .into_iter()
+            .map(|(handler, when)| CompiledRoute {
+                handler,
+                access: table.access(&when),
+                when,
+            })
+            .collect();
+        let fields = compile_fields(&table)?;
+        let (field_of, tests) = table.atoms.into_iter().unzip();
+        Ok(Arc::new(Self {
+            revision,
+            routes,
+            fields,
+            field_of,
+            tests,
+            topics,
+        }))
+    }
+
+    /// The snapshot that it was compiled from.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+fn compile_fields(table: &AtomTable) -> Result<Vec<Field>, RouteError> {
+    let mut atoms_of = vec![Vec::new(); table.fields.len()];
+    for (atom, (field, test)) in table.atoms.iter().enumerate() {
+        atoms_of[*field as usize].push((atom as AtomIx, test));
+    }
+    table
+        .fields
+        .iter()
+        .zip(&atoms_of)
+        .map(|(subject, atoms)| {
+            Field::new(subject.clone(), atoms)
+                .map_err(|(pattern, reason)| RouteError::Pattern { pattern, reason })
+        })
+        .collect()
+}

@@ -1,0 +1,123 @@
+//! Answers by class numbers: which handlers want records of a plan with these classes.
+
+use std::collections::HashMap;
+
+use rapidhash::fast::GlobalState;
+
+use crate::dispatch::HandlerIx;
+
+/// Distinct sets of handlers, each kept once.
+#[derive(Default)]
+pub(super) struct RouteSets {
+    handlers: Vec<HandlerIx>,
+    ranges: Vec<(u32, u32)>,
+    ids: HashMap<Box<[HandlerIx]>, u32, GlobalState>,
+}
+
+impl RouteSets {
+    /// Most handlers that the sets hold together.
+    const MAX_HANDLERS: usize = 1 << 20;
+
+    /// Number of `set`; `None` when there is no room for it.
+    pub(super) fn intern(&mut self, set: &[HandlerIx]) -> Option<u32> {
+        if let Some(&id) = self.ids.get(set) {
+            return Some(id);
+        }
+        if self.handlers.len() + set.len() > Self::MAX_HANDLERS {
+            return None;
+        }
+        let id = self.ranges.len() as u32;
+        let from = self.handlers.len();
+        self.handlers.extend_from_slice(set);
+        self.ranges.push((from as u32, self.handlers.len() as u32));
+        self.ids.insert(set.into(), id);
+        Some(id)
+    }
+
+    /// The set of a number.
+    #[inline]
+    pub(super) fn get(&self, id: u32) -> &[HandlerIx] {
+        let (from, to) = self.ranges[id as usize];
+        &self.handlers[from as usize..to as usize]
+    }
+}
+
+/// Class numbers of a record, packed as its plan lays them out.
+pub(super) type Classes = u128;
+
+/// A direct-mapped table from (plan, classes) to a set's number; it grows while it is too small, up to a bound.
+pub(super) struct Memo {
+    entries: Vec<Entry>,
+    evicted: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    classes: Classes,
+    plan: u32,
+    /// Set number plus one; 0 is an empty place.
+    set: u32,
+}
+
+const EMPTY: Entry = Entry {
+    classes: 0,
+    plan: 0,
+    set: 0,
+};
+
+impl Memo {
+    const FIRST: usize = 1 << 8;
+    const MOST: usize = 1 << 16;
+
+    /// An empty table.
+    pub(super) fn new() -> Self {
+        Self {
+            entries: vec![EMPTY; Self::FIRST],
+            evicted: 0,
+        }
+    }
+
+    /// The remembered set.
+    #[inline]
+    pub(super) fn get(&self, plan: u32, classes: Classes) -> Option<u32> {
+        let entry = &self.entries[self.place(plan, classes)];
+        if entry.plan == plan && entry.classes == classes {
+            entry.set.checked_sub(1)
+        } else {
+            None
+        }
+    }
+
+    /// Remembers a set, in place of whatever stood there.
+    pub(super) fn insert(&mut self, plan: u32, classes: Classes, set: u32) {
+        if self.evicted > self.entries.len() / 4 && self.entries.len() < Self::MOST {
+            self.grow();
+        }
+        let place = self.place(plan, classes);
+        let entry = &mut self.entries[place];
+        self.evicted += usize::from(entry.set != 0);
+        *entry = Entry {
+            classes,
+            plan,
+            set: set + 1,
+        };
+    }
+
+    fn grow(&mut self) {
+        let larger = vec![EMPTY; self.entries.len() * 4];
+        let old = std::mem::replace(&mut self.entries, larger);
+        self.evicted = 0;
+        for entry in old.into_iter().filter(|entry| entry.set != 0) {
+            let place = self.place(entry.plan, entry.classes);
+            self.entries[place] = entry;
+        }
+    }
+
+    #[inline]
+    fn place(&self, plan: u32, classes: Classes) -> usize {
+        let low = classes as u64 ^ 0x9e37_79b9_7f4a_7c15;
+        let high = (classes >> 64) as u64 ^ (u64::from(plan) << 32) ^ 0xd6e8_feb8_6659_fd93;
+        let product = u128::from(low) * u128::from(high);
+        (product as u64 ^ (product >> 64) as u64) as usize & (self.entries.len() - 1)
+    }
+}

@@ -1,0 +1,198 @@
+//! The regexes of one field: a literal prefilter finds the few that can match, and answers are remembered by value.
+
+use std::collections::HashMap;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use rapidhash::fast::GlobalState;
+use rapidhash::v3::rapidhash_v3;
+use regex::Regex;
+use regex_syntax::hir::Look;
+use regex_syntax::hir::literal::{ExtractKind, Extractor};
+
+use super::atoms::AtomIx;
+
+/// The compiled regexes of one field.
+pub(super) struct Patterns {
+    regexes: Vec<(Regex, AtomIx)>,
+    /// Finds every literal that occurs in a value; `None` when no regex has literals.
+    literals: Option<AhoCorasick>,
+    /// For each literal: which regex it may announce, and whether it must stand at the start.
+    announces: Vec<(u32, bool)>,
+    /// Regexes without literals: they are run on every value.
+    unfiltered: Vec<u32>,
+}
+
+impl Patterns {
+    /// Compiles `patterns`.
+    ///
+    /// # Errors
+    /// The pattern that does not compile, and the reason.
+    pub(super) fn new(patterns: &[(&str, AtomIx)]) -> Result<Self, (String, String)> {
+        let mut regexes = Vec::new();
+        let mut literals = Vec::new();
+        let mut announces = Vec::new();
+        let mut unfiltered = Vec::new();
+        for (ix, &(pattern, atom)) in patterns.iter().enumerate() {
+            let refused = |reason: String| (pattern.to_owned(), reason);
+            regexes.push((
+                Regex::new(pattern).map_err(|e| refused(e.to_string()))?,
+                atom,
+            ));
+            match required_literals(pattern).map_err(refused)? {
+                None => unfiltered.push(ix as u32),
+                Some(required) => {
+                    let announced = (ix as u32, required.at_start);
+                    announces.extend(required.literals.iter().map(|_| announced));
+                    literals.extend(required.literals);
+                }
+            }
+        }
+        let literals = match literals.as_slice() {
+            [] => None,
+            all => AhoCorasick::builder()
+                .match_kind(MatchKind::Standard)
+                .build(all)
+                .ok(),
+        };
+        if literals.is_none() {
+            // Too many literals for one automaton: every regex is run, which is slow and right.
+            unfiltered = (0..regexes.len() as u32).collect();
+            announces.clear();
+        }
+        Ok(Self {
+            regexes,
+            literals,
+            announces,
+            unfiltered,
+        })
+    }
+
+    /// Appends the atoms that are true for `value`, sorted.
+    pub(super) fn matching(&self, value: &[u8], out: &mut Vec<AtomIx>) {
+        let Ok(text) = str::from_utf8(value) else {
+            return;
+        };
+        let first = out.len();
+        let run = |ix: u32| {
+            let (regex, atom) = &self.regexes[ix as usize];
+            regex.is_match(text).then_some(*atom)
+        };
+        out.extend(self.unfiltered.iter().filter_map(|&ix| run(ix)));
+        if let Some(literals) = &self.literals {
+            let announced = literals
+                .find_overlapping_iter(text)
+                .filter_map(|found| {
+                    let (ix, at_start) = self.announces[found.pattern().as_usize()];
+                    (!at_start || found.start() == 0).then_some(ix)
+                })
+                .filter_map(run);
+            out.extend(announced);
+        }
+        out[first..].sort_unstable();
+        let mut kept = first;
+        for at in first..out.len() {
+            if kept == first || out[kept - 1] != out[at] {
+                out[kept] = out[at];
+                kept += 1;
+            }
+        }
+        out.truncate(kept);
+    }
+}
+
+/// Literals of which one occurs in whatever a regex matches.
+struct Required {
+    literals: Vec<Vec<u8>>,
+    /// It stands at the start of the value.
+    at_start: bool,
+}
+
+/// What `pattern` requires; `None` when there is no such set of literals.
+fn required_literals(pattern: &str) -> Result<Option<Required>, String> {
+    let hir = regex_syntax::parse(pattern).map_err(|e| e.to_string())?;
+    let at_start = hir.properties().look_set_prefix().contains(Look::Start);
+    let prefixes = Extractor::new().kind(ExtractKind::Prefix).extract(&hir);
+    let found = match prefixes.literals() {
+        Some(literals) => literals,
+        None => return Ok(None),
+    };
+    // No literal at all means that nothing matches; leave that to the regex itself.
+    if found.is_empty() || found.iter().any(|literal| literal.is_empty()) {
+        return Ok(None);
+    }
+    Ok(Some(Required {
+        literals: found.iter().map(|l| l.as_bytes().to_vec()).collect(),
+        at_start,
+    }))
+}
+
+/// What one router has found out about one field's values: sets of true regexes by number, and numbers by value.
+pub(super) struct PatternMemo {
+    sets: Vec<Box<[AtomIx]>>,
+    ids: HashMap<Box<[AtomIx]>, u32, GlobalState>,
+    values: Vec<RememberedValue>,
+    scratch: Vec<AtomIx>,
+}
+
+#[derive(Clone, Default)]
+struct RememberedValue {
+    /// Set number plus one; 0 is an empty place.
+    set: u32,
+    bytes: Vec<u8>,
+}
+
+impl PatternMemo {
+    /// Places for values, a power of two.
+    const VALUES: usize = 4096;
+    /// Longer values are not remembered.
+    const MAX_VALUE: usize = 256;
+    /// Most sets that are numbered; it bounds the bits that a class takes.
+    pub(super) const MAX_SETS: usize = 1 << 12;
+
+    /// Nothing found out yet. Set 0 is the empty one.
+    pub(super) fn new() -> Self {
+        Self {
+            sets: vec![Box::default()],
+            ids: HashMap::from_iter([(Box::default(), 0)]),
+            values: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The number of the set of atoms true for `value`; `None` when the numbers are used up.
+    pub(super) fn class(&mut self, patterns: &Patterns, value: &[u8]) -> Option<u32> {
+        if value.len() > Self::MAX_VALUE {
+            return self.number(patterns, value);
+        }
+        if self.values.is_empty() {
+            self.values.resize(Self::VALUES, RememberedValue::default());
+        }
+        let place = rapidhash_v3(value) as usize & (Self::VALUES - 1);
+        let remembered = &self.values[place];
+        if remembered.set != 0 && remembered.bytes == value {
+            return Some(remembered.set - 1);
+        }
+        let set = self.number(patterns, value)?;
+        let remembered = &mut self.values[place];
+        remembered.set = set + 1;
+        remembered.bytes.clear();
+        remembered.bytes.extend_from_slice(value);
+        Some(set)
+    }
+
+    fn number(&mut self, patterns: &Patterns, value: &[u8]) -> Option<u32> {
+        self.scratch.clear();
+        patterns.matching(value, &mut self.scratch);
+        if let Some(&id) = self.ids.get(self.scratch.as_slice()) {
+            return Some(id);
+        }
+        let id = self.sets.len();
+        if id >= Self::MAX_SETS {
+            return None;
+        }
+        let set: Box<[AtomIx]> = self.scratch.as_slice().into();
+        self.sets.push(set.clone());
+        self.ids.insert(set, id as u32);
+        Some(id as u32)
+    }
+}

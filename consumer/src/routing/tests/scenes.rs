@@ -1,0 +1,209 @@
+//! One corner each.
+
+use sluicegate_config::spec::{Predicate, Test, TopicPattern};
+
+use super::super::{RouteError, Router, RoutingIndex, subscription};
+use super::{OwnedRecord, ask, header, numbered, route, router, truth};
+use crate::dispatch::HandlerIx;
+
+fn equals(value: &str) -> Test {
+    Test::Equals(value.into())
+}
+
+#[test]
+fn a_record_goes_to_every_handler_that_wants_it_in_ascending_order() {
+    let index = RoutingIndex::compile(
+        1,
+        vec![
+            (HandlerIx(9), route("t", Predicate::always())),
+            (HandlerIx(4), route("t", header("h", equals("x")))),
+            (HandlerIx(7), route("u", Predicate::always())),
+        ],
+    )
+    .expect("the routes compile");
+    let mut router = Router::new(index);
+    let plan = router.plan("t");
+    let x = OwnedRecord::new("t", &[("h", Some(b"x"))]);
+    let y = OwnedRecord::new("t", &[("h", Some(b"y"))]);
+    assert_eq!(ask(&mut router, plan, &x), [4, 9]);
+    assert_eq!(ask(&mut router, plan, &y), [9]);
+    let nobody = router.plan("nobody");
+    assert_eq!(ask(&mut router, nobody, &x), [0u32; 0]);
+}
+
+#[test]
+fn a_plan_without_header_atoms_never_asks_for_headers() {
+    let mut router = router(&[
+        route("plain", Predicate::always()),
+        route("keyed", Predicate::Key(equals("k"))),
+    ]);
+    for topic in ["plain", "keyed"] {
+        let plan = router.plan(topic);
+        let handlers = router.route(plan, 0, Some(b"k"), || panic!("headers were asked for"));
+        assert_eq!(handlers.len(), 1);
+    }
+}
+
+#[test]
+fn any_value_of_a_repeated_header_counts() {
+    let routes = [
+        route("t", header("h", equals("x"))),
+        route("t", header("h", equals("y"))),
+        route(
+            "t",
+            Predicate::All(vec![header("h", equals("x")), header("h", equals("y"))]),
+        ),
+        route("t", Predicate::Not(header("h", equals("x")).into())),
+    ];
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    let both = OwnedRecord::new("t", &[("h", Some(b"x")), ("z", None), ("h", Some(b"y"))]);
+    assert_eq!(ask(&mut router, plan, &both), [0, 1, 2]);
+    let one = OwnedRecord::new("t", &[("h", Some(b"y"))]);
+    assert_eq!(ask(&mut router, plan, &one), [1, 3]);
+}
+
+#[test]
+fn a_null_header_exists_and_is_nothing_else() {
+    let routes = [
+        route("t", header("h", Test::Exists(true))),
+        route("t", header("h", Test::Exists(false))),
+        route("t", header("h", Test::Prefix(Vec::new()))),
+        route("t", header("h", Test::Regex(String::new()))),
+    ];
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    let ask = |router: &mut Router, headers: &[(&str, Option<&[u8]>)]| {
+        ask(router, plan, &OwnedRecord::new("t", headers))
+    };
+    assert_eq!(ask(&mut router, &[("h", None)]), [0]);
+    assert_eq!(ask(&mut router, &[("h", Some(b""))]), [0, 2, 3]);
+    assert_eq!(ask(&mut router, &[("h", Some(b"\xff"))]), [0, 2]);
+    assert_eq!(ask(&mut router, &[]), [1]);
+}
+
+#[test]
+fn more_headers_than_class_numbers_can_hold_still_route_right() {
+    let routes: Vec<_> = (0..300)
+        .map(|n| route("t", header(&format!("h{n}"), equals("x"))))
+        .collect();
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    for n in [0, 127, 128, 299] {
+        let record = OwnedRecord::new("t", &[(&format!("h{n}"), Some(b"x"))]);
+        assert_eq!(ask(&mut router, plan, &record), [n]);
+    }
+}
+
+#[test]
+fn more_combinations_than_the_memo_holds_still_route_right() {
+    let routes: Vec<_> = (0..400)
+        .flat_map(|n| {
+            let value = format!("v{n}");
+            [
+                route("t", header("a", Test::Equals(value.clone().into()))),
+                route("t", header("b", Test::Equals(value.into()))),
+            ]
+        })
+        .collect();
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    for round in 0..2 {
+        for n in 0..160_000u32 {
+            let (a, b) = (n % 400, n / 400);
+            if round == 1 && n % 97 != 0 {
+                continue;
+            }
+            let (left, right) = (format!("v{a}"), format!("v{b}"));
+            let record = OwnedRecord::new(
+                "t",
+                &[("a", Some(left.as_bytes())), ("b", Some(right.as_bytes()))],
+            );
+            let mut wanted = [2 * a, 2 * b + 1];
+            wanted.sort_unstable();
+            assert_eq!(ask(&mut router, plan, &record), wanted);
+        }
+    }
+}
+
+#[test]
+fn more_sets_of_regexes_than_there_are_numbers_still_route_right() {
+    // 13 independent regexes make 8,192 sets; 4,096 have a number at a time.
+    let routes: Vec<_> = ('a'..='m')
+        .map(|c| route("t", header("h", Test::Regex(format!("{c}+")))))
+        .collect();
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    for bits in 0..8192u32 {
+        let value: String = (0..13)
+            .filter(|n| bits & (1 << n) != 0)
+            .map(|n| char::from(b'a' + n))
+            .collect();
+        let record = OwnedRecord::new("t", &[("h", Some(value.as_bytes()))]);
+        let wanted: Vec<u32> = (0..13).filter(|n| bits & (1 << n) != 0).collect();
+        assert_eq!(ask(&mut router, plan, &record), wanted);
+    }
+}
+
+#[test]
+fn long_values_are_matched_without_being_remembered() {
+    let routes = [route("t", header("h", Test::Regex("z$".into())))];
+    let mut router = router(&routes);
+    let plan = router.plan("t");
+    let mut value = vec![b'y'; 5000];
+    for _ in 0..2 {
+        let record = OwnedRecord::new("t", &[("h", Some(&value))]);
+        assert_eq!(ask(&mut router, plan, &record), truth(&routes, &record));
+        value.push(b'z');
+    }
+}
+
+#[test]
+fn a_plan_stays_valid_across_a_swap_and_forgets_the_old_answers() {
+    let mut router = router(&[route("t", header("h", equals("x")))]);
+    let plan = router.plan("t");
+    let record = OwnedRecord::new("t", &[("h", Some(b"x"))]);
+    assert_eq!(ask(&mut router, plan, &record), [0]);
+    let swapped = [
+        route("other", Predicate::always()),
+        route("t", header("h", equals("x"))),
+    ];
+    router.swap(RoutingIndex::compile(2, numbered(&swapped)).expect("the routes compile"));
+    assert_eq!(router.plan("t"), plan);
+    assert_eq!(ask(&mut router, plan, &record), [1]);
+}
+
+#[test]
+fn a_malformed_regex_is_named() {
+    let bad = vec![(
+        HandlerIx(0),
+        route("t", header("h", Test::Regex("(".into()))),
+    )];
+    let error = RoutingIndex::compile(1, bad).err().expect("it is refused");
+    assert!(matches!(&error, RouteError::Pattern { pattern, .. } if pattern == "("));
+    assert!(error.to_string().starts_with("regex `(` in a route"));
+    let mut topic = route("t", Predicate::always());
+    topic.topics.push(TopicPattern::Regex("[".into()));
+    let error = RoutingIndex::compile(1, vec![(HandlerIx(0), topic)]).err();
+    assert!(matches!(error, Some(RouteError::Topic { .. })));
+}
+
+#[test]
+fn a_subscription_is_names_and_portable_patterns() {
+    let patterns = [
+        TopicPattern::Glob("orders.*".into()),
+        TopicPattern::Exact("user_events".into()),
+        TopicPattern::Regex(r"^flights-\d{2,4}$".into()),
+        TopicPattern::Regex(r"(?i)eu|\w-us".into()),
+        TopicPattern::Exact("user_events".into()),
+    ];
+    assert_eq!(
+        subscription(&patterns).expect("the patterns parse"),
+        [
+            "^.*([Ee][Uu]|[0-9A-Z_a-z]-[Uu][Ss]).*$",
+            "^flights-[0-9]{2,4}$",
+            "^orders[.].*$",
+            "user_events",
+        ]
+    );
+}
