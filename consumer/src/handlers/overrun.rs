@@ -1,0 +1,255 @@
+//! Watches running calls: one that stands on a record for longer than the timeout is cancelled, then given up with its
+//! thread (G14). One thread a process; it looks every tenth of the shortest timeout, between 10 ms and 1 s.
+
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+
+use super::crew::Crew;
+use super::pool::relock;
+use super::seats::{Call, Errand, Notices, Phase, State};
+use crate::dispatch::PumpMessage;
+
+/// Threads that calls of one handler may hang on, for each of its workers, before it is tripped.
+const HUNG_PER_WORKER: u32 = 4;
+/// Longest time between asking a call to stop and giving it up.
+const LONGEST_GRACE: Duration = Duration::from_secs(1);
+
+/// The watching thread. It ends when the last clone of the handle is gone.
+pub struct OverrunWatch {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Watched {
+    crews: Vec<Weak<Crew>>,
+    stop: bool,
+}
+
+impl OverrunWatch {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's, when it has no thread to give.
+    pub fn start() -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("handler/watch".to_owned())
+            .spawn(move || watch(&theirs))?;
+        Ok(Self { shared })
+    }
+
+    /// Looks after a crew for as long as it lives.
+    pub(super) fn look_after(&self, crew: &Arc<Crew>) {
+        relock(&self.shared.watched)
+            .crews
+            .push(Arc::downgrade(crew));
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for OverrunWatch {
+    fn drop(&mut self) {
+        relock(&self.shared.watched).stop = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+fn watch(shared: &Shared) {
+    let mut crews: Vec<Arc<Crew>> = Vec::new();
+    loop {
+        let tick = crews.iter().map(|crew| crew.tick_ms()).min();
+        // Clones must not outlive the look: a crew ends when its users are gone.
+        crews.clear();
+        let watched = relock(&shared.watched);
+        if watched.stop {
+            return;
+        }
+        let tick = Duration::from_millis(tick.unwrap_or(1_000));
+        let (mut watched, _) = shared
+            .changed
+            .wait_timeout(watched, tick)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        watched.crews.retain(|crew| crew.strong_count() > 0);
+        crews.extend(watched.crews.iter().filter_map(Weak::upgrade));
+        drop(watched);
+        let now = Instant::now();
+        for crew in &crews {
+            crew.check(now);
+        }
+    }
+}
+
+impl Call {
+    /// Takes note of progress; `true` when the call is to be given up.
+    fn is_overrun(&mut self, now: Instant) -> bool {
+        let at = self.monitor.current().map(|at| (at.serial, at.index));
+        if at.is_some() && at != self.seen {
+            // The first look tells nothing of when the record was reached: the batch's start stands.
+            if self.seen.is_some() {
+                self.since = now;
+                self.cancelled = None;
+            }
+            self.seen = at;
+        }
+        if at.is_none() && self.seen.is_some() {
+            // The call has just returned; its worker will say so.
+            return false;
+        }
+        let timeout = self.tenant.setup.timeout;
+        if now.saturating_duration_since(self.since) < timeout {
+            return false;
+        }
+        match self.cancelled {
+            None => {
+                self.monitor.cancel();
+                self.cancelled = Some(now);
+                false
+            }
+            Some(since) => {
+                let grace = (timeout / 10).min(LONGEST_GRACE);
+                now.saturating_duration_since(since) >= grace
+            }
+        }
+    }
+
+    /// The outcomes that stand, one for each record before the one that hangs.
+    ///
+    /// What a record emitted sits in the hung call and is lost, so that record and all after it run again.
+    fn completed(&self) -> Vec<RawOutcome> {
+        let mut outcomes = Vec::new();
+        let Some(at) = self.monitor.current() else {
+            return outcomes;
+        };
+        if !self.monitor.completed(at.serial, &mut outcomes) {
+            outcomes.clear();
+        }
+        outcomes.resize(at.index as usize, RawOutcome::default());
+        let emitted = |outcome: &RawOutcome| {
+            outcome.code == outcome_code::ACK && outcome.flags & outcome_flag::EMITTED != 0
+        };
+        let lost_from = outcomes.iter().position(emitted).unwrap_or(outcomes.len());
+        outcomes[lost_from..].fill(RawOutcome::default());
+        for outcome in &mut outcomes {
+            // The texts are in the hung call as well.
+            outcome.detail = 0;
+        }
+        outcomes
+    }
+}
+
+impl Crew {
+    /// Looks at every seat once.
+    pub(super) fn check(self: &Arc<Self>, now: Instant) {
+        let mut notices = Notices::default();
+        let mut state = self.lock();
+        for seat in 0..state.seats.len() {
+            let given_up = match &mut state.seats[seat].phase {
+                Phase::Idle | Phase::Finishing => false,
+                Phase::Calling(call) => call.is_overrun(now),
+                Phase::Creating { since, .. } => {
+                    now.saturating_duration_since(*since) >= self.settings.create_timeout
+                }
+                Phase::Ending { since, .. } => {
+                    now.saturating_duration_since(*since) >= self.settings.drain_timeout
+                }
+            };
+            if given_up {
+                self.give_up(&mut state, seat, &mut notices);
+            }
+        }
+        if !state.waiting.is_empty() && state.has_room() {
+            // Those whose turn it was have not come: their records may be gone.
+            state.turns.forget();
+            state.tell_waiting(&mut notices);
+        }
+        drop(state);
+        notices.deliver();
+    }
+
+    /// Abandons the thread of a seat and seats another.
+    fn give_up(self: &Arc<Self>, state: &mut State, seat: usize, notices: &mut Notices) {
+        let place = &mut state.seats[seat];
+        place.incarnation = 0;
+        place.alive = false;
+        place.parked = false;
+        let phase = std::mem::replace(&mut place.phase, Phase::Idle);
+        let errands: Vec<Errand> = place.errands.drain(..).collect();
+        state.threads -= 1;
+        for errand in errands {
+            match errand {
+                // Its instance, if it has one, is on the abandoned thread.
+                Errand::Leave(tenant) => tenant.let_go(true),
+                probe @ Errand::Probe { .. } => state.seats[seat].errands.push_back(probe),
+            }
+        }
+        self.give_up_work(state, seat, phase, notices);
+        state.tell_waiting(notices);
+        if state.closing {
+            self.seat_given_up();
+        } else {
+            self.rouse(state, seat, notices);
+        }
+    }
+
+    fn give_up_work(&self, state: &mut State, seat: usize, phase: Phase, notices: &mut Notices) {
+        match phase {
+            Phase::Idle | Phase::Finishing => {}
+            Phase::Calling(call) => {
+                let (tenant, timeout) = (&call.tenant, call.tenant.setup.timeout);
+                let why = format!("a call hangs on one record for longer than {timeout:?}");
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "{why}; its thread is given up");
+                tenant.setup.stats.quarantined();
+                tenant.setup.stats.failed(&why);
+                tenant.setup.stats.gave_back(call.records);
+                let message = PumpMessage::Overrun {
+                    flight: call.flight,
+                    completed: call.completed(),
+                };
+                notices.push(Arc::clone(&call.home), message);
+                let bound = HUNG_PER_WORKER * self.workers();
+                if let Some(standing) = state.tenants.get_mut(&tenant.id) {
+                    standing.hung += 1;
+                    if standing.hung >= bound {
+                        let why = format!(
+                            "too many hung calls: {bound} threads are stuck in it; fix the plugin and restart the service to get them back"
+                        );
+                        state.trip(tenant, &why, notices);
+                    }
+                }
+            }
+            Phase::Creating {
+                tenant, job, reply, ..
+            } => {
+                let limit = self.settings.create_timeout;
+                let why = format!("building an instance did not end within {limit:?}");
+                tenant.setup.stats.quarantined();
+                if let Some(reply) = reply {
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.try_send(Err(why.clone()));
+                }
+                if let Some(job) = job {
+                    notices.not_run(job);
+                }
+                state.instance_died(seat, &tenant, &why, notices);
+            }
+            Phase::Ending {
+                tenant, leaving, ..
+            } => {
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "dropping an instance hangs; its thread is given up");
+                tenant.setup.stats.quarantined();
+                if leaving {
+                    tenant.let_go(true);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A handler generation's share of a crew: what a plan hands to pumps as [`WorkerPool`].
+//!
+//! ```text
+//!  pump ─► HandlerPool::submit ─► Crew: queue ─► worker thread: instance.handle ─► emits ─► home inbox
+//!                                  │                    │ panicked: drop, rest, build again (`restart`)
+//!                                  │                    │ hangs: given up, replaced (`overrun`)
+//!                                  └─ full, resting or failed: refused, PoolFree later
+//! ```
+//!
+//! One lock a crew, taken twice a batch; nothing is locked, counted or timed for a single record.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sluicegate_runtime::{HostServices, LoadedPlugin};
+
+use super::crew::Crew;
+use super::restart::RestartPolicy;
+use super::stats::HandlerStats;
+use crate::dispatch::{Batch, Inbox, PoolState, WorkerPool};
+use crate::emit::Emitter;
+
+/// Everything that a worker needs to build and call instances of one handler generation.
+pub struct HandlerSetup {
+    /// The handler's name in its spec.
+    pub name: Arc<str>,
+    /// The name under which the plugin exports it.
+    pub exported_as: String,
+    /// The loaded code.
+    pub plugin: Arc<dyn LoadedPlugin>,
+    /// Its config as JSON text.
+    pub config_json: String,
+    /// Longest time for one record, or for one call of a handler that takes batches.
+    pub timeout: Duration,
+    /// When dying instances trip it.
+    pub restart: RestartPolicy,
+    /// What the service does for it.
+    pub services: Arc<dyn HostServices>,
+    /// Where its emitted records go.
+    pub emitter: Arc<dyn Emitter>,
+    /// Where its calls are counted.
+    pub stats: Arc<HandlerStats>,
+}
+
+/// A handler of a crew. The crew's lock guards its place there; what is here has locks of its own, taken last.
+pub(super) struct Tenant {
+    pub(super) id: u64,
+    pub(super) setup: HandlerSetup,
+    tripped: AtomicBool,
+    why_tripped: Mutex<Option<Arc<str>>>,
+    departure: Mutex<Departure>,
+    left: Condvar,
+}
+
+/// How far a handler has left its crew.
+#[derive(Clone, Copy, Debug, Default)]
+struct Departure {
+    asked: bool,
+    workers_left: u32,
+    given_up: bool,
+}
+
+impl Tenant {
+    pub(super) fn new(id: u64, setup: HandlerSetup) -> Self {
+        Self {
+            id,
+            setup,
+            tripped: AtomicBool::new(false),
+            why_tripped: Mutex::new(None),
+            departure: Mutex::new(Departure::default()),
+            left: Condvar::new(),
+        }
+    }
+
+    pub(super) fn is_tripped(&self) -> bool {
+        self.tripped.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_tripped(&self, why: Option<&str>) {
+        *relock(&self.why_tripped) = why.map(Arc::from);
+        self.tripped.store(why.is_some(), Ordering::Release);
+    }
+
+    /// Starts the departure: `workers` threads are to drop their instances, `given_up` if one of them never will.
+    pub(super) fn departs(&self, workers: u32, given_up: bool) {
+        let mut departure = relock(&self.departure);
+        departure.asked = true;
+        departure.workers_left += workers;
+        departure.given_up |= given_up;
+        self.left.notify_all();
+    }
+
+    /// One worker has let go, or is given up.
+    pub(super) fn let_go(&self, given_up: bool) {
+        let mut departure = relock(&self.departure);
+        departure.workers_left = departure.workers_left.saturating_sub(1);
+        departure.given_up |= given_up;
+        self.left.notify_all();
+    }
+
+    fn wait_left(&self, deadline: Instant) -> Release {
+        let mut departure = relock(&self.departure);
+        loop {
+            if departure.asked && departure.workers_left == 0 {
+                return match departure.given_up {
+                    true => Release::Quarantined,
+                    false => Release::Clean,
+                };
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Release::Unfinished;
+            }
+            departure = self
+                .left
+                .wait_timeout(departure, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// What became of a handler's instances after its pool was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// All are dropped, each on its own thread.
+    Clean,
+    /// Some sit on a thread that hangs; their memory stays.
+    Quarantined,
+    /// Some worker has not come to it yet.
+    Unfinished,
+}
+
+/// Follows a handler's way out of its crew without keeping its pool alive.
+pub struct ReleaseWatch {
+    tenant: Arc<Tenant>,
+    crew: Arc<Crew>,
+}
+
+impl ReleaseWatch {
+    /// Blocks until all instances are gone (and the crew's threads with them, if it was the last handler) or the
+    /// deadline has passed. Before the last `Arc` of the pool is dropped nothing leaves.
+    pub fn wait(&self, deadline: Instant) -> Release {
+        let release = self.tenant.wait_left(deadline);
+        if release == Release::Clean && !self.crew.wait_ended(deadline) {
+            return Release::Unfinished;
+        }
+        release
+    }
+}
+
+/// The pool of one handler generation. Dropping the last `Arc` drains its instances and drops them on their threads.
+pub struct HandlerPool {
+    crew: Arc<Crew>,
+    tenant: Arc<Tenant>,
+}
+
+impl HandlerPool {
+    pub(super) fn new(crew: Arc<Crew>, tenant: Arc<Tenant>) -> Self {
+        Self { crew, tenant }
+    }
+
+    /// Builds an instance on a worker and asks it whether it is well; blocks until then. With `keep` the worker goes
+    /// on with that instance, otherwise it is dropped again.
+    ///
+    /// # Errors
+    /// The reason in a sentence; a creation that hangs is given up after `timeout`.
+    pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
+        let (reply, answer) = sync_channel(1);
+        self.crew.probe(&self.tenant, keep, reply);
+        match answer.recv_timeout(timeout) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => Err(format!(
+                "its creation and health check did not end within {timeout:?}"
+            )),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err("its worker ended during the health check".to_owned())
+            }
+        }
+    }
+
+    /// Lets a tripped handler run again.
+    pub fn reset(&self) {
+        self.crew.reset(&self.tenant);
+    }
+
+    /// Why it was tripped, if it was.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        relock(&self.tenant.why_tripped).clone()
+    }
+
+    /// Follows its way out.
+    pub fn release_watch(&self) -> ReleaseWatch {
+        ReleaseWatch {
+            tenant: Arc::clone(&self.tenant),
+            crew: Arc::clone(&self.crew),
+        }
+    }
+}
+
+impl WorkerPool for HandlerPool {
+    fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        self.crew.submit(&self.tenant, batch, home)
+    }
+
+    fn workers(&self) -> u32 {
+        self.crew.workers()
+    }
+
+    fn state(&self) -> PoolState {
+        match self.tenant.is_tripped() {
+            true => PoolState::Failed,
+            false => PoolState::Active,
+        }
+    }
+}
+
+impl Drop for HandlerPool {
+    fn drop(&mut self) {
+        self.crew.leave(&self.tenant);
+    }
+}
+
+/// Locks what no panic can leave half-changed.
+pub(super) fn relock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,439 @@
+//! The doubles themselves.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use sluicegate_runtime::{
+    CallMonitor, CallOutput, CallProgress, CallStatus, CreateError, Emit, HandlerInfo,
+    HandlerInstance, HostServices, LoadedPlugin, PluginIdentity, RawOutcome, RawRecord,
+    outcome_code, outcome_flag,
+};
+
+use crate::dispatch::{Batch, EntryKey, FlightKey, Inbox, PumpMessage};
+use crate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use crate::handlers::pool::relock;
+use crate::source::Wake;
+
+/// Longest wait for anything.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the scripted handler does with the record of an offset; anything else is acknowledged.
+#[derive(Clone, Debug)]
+pub(crate) enum Deed {
+    Drop,
+    Retry,
+    Panic,
+    /// Blocks until the gate of that name is opened, then acknowledges.
+    Hang(&'static str),
+    /// Emits to the topic, then acknowledges.
+    Emit(&'static str),
+    /// Emits to the topic, then asks for a retry.
+    EmitAndRetry(&'static str),
+}
+
+/// What all instances do, and what they did.
+#[derive(Default)]
+pub(crate) struct Script {
+    deeds: Mutex<HashMap<i64, Deed>>,
+    open: Mutex<HashSet<String>>,
+    opened: Condvar,
+    /// Creations still to fail.
+    pub(crate) failing_creations: AtomicU32,
+    pub(crate) built: AtomicU32,
+    pub(crate) dropped: AtomicU32,
+    pub(crate) drained: AtomicU32,
+    pub(crate) cancelled: AtomicU32,
+    /// Instance names, in the order of their calls, with the number of records.
+    pub(crate) calls: Mutex<Vec<(String, usize)>>,
+}
+
+impl Script {
+    pub(crate) fn new(deeds: &[(i64, Deed)]) -> Arc<Self> {
+        let script = Self::default();
+        *relock(&script.deeds) = deeds.iter().cloned().collect();
+        Arc::new(script)
+    }
+
+    pub(crate) fn open(&self, gate: &str) {
+        relock(&self.open).insert(gate.to_owned());
+        self.opened.notify_all();
+    }
+
+    fn pass(&self, gate: &str) {
+        let open = relock(&self.open);
+        let shut = |open: &mut HashSet<String>| !open.contains(gate);
+        drop(self.opened.wait_timeout_while(open, DEADLINE, shut));
+    }
+
+    pub(crate) fn living(&self) -> u32 {
+        self.built.load(Ordering::SeqCst) - self.dropped.load(Ordering::SeqCst)
+    }
+}
+
+/// A plugin that follows a script. Its config says how creation goes: `refuse`, `hang-create` (at gate `create`),
+/// `unhealthy`, anything else is well.
+pub(crate) struct ScriptedPlugin {
+    pub(crate) script: Arc<Script>,
+    pub(crate) identity: PluginIdentity,
+    pub(crate) infos: Vec<HandlerInfo>,
+    pub(crate) shut_down: AtomicU32,
+}
+
+impl ScriptedPlugin {
+    pub(crate) fn new(script: &Arc<Script>) -> Arc<Self> {
+        Arc::new(Self {
+            script: Arc::clone(script),
+            identity: PluginIdentity {
+                name: "scripted".to_owned(),
+                version: "1.0.0".to_owned(),
+                handlers: vec!["scripted".to_owned()],
+                abi: "1.0".to_owned(),
+                toolchain: "test".to_owned(),
+                sha256: "00".to_owned(),
+            },
+            infos: vec![HandlerInfo {
+                name: "scripted".to_owned(),
+                config_schema: "{}".to_owned(),
+                keeps_key_state: false,
+                takes_batches: false,
+            }],
+            shut_down: AtomicU32::new(0),
+        })
+    }
+}
+
+impl LoadedPlugin for ScriptedPlugin {
+    fn identity(&self) -> &PluginIdentity {
+        &self.identity
+    }
+
+    fn handlers(&self) -> &[HandlerInfo] {
+        &self.infos
+    }
+
+    fn create(
+        &self,
+        handler: &str,
+        instance_name: &str,
+        config_json: &str,
+        _services: Arc<dyn HostServices>,
+    ) -> Result<Box<dyn HandlerInstance>, CreateError> {
+        if !self.identity.handlers.iter().any(|known| known == handler) {
+            return Err(CreateError::Unknown {
+                name: handler.to_owned(),
+                known: self.identity.handlers.join(", "),
+            });
+        }
+        if config_json.contains("refuse") {
+            return Err(CreateError::Config("at /refuse: not allowed".to_owned()));
+        }
+        if config_json.contains("hang-create") {
+            self.script.pass("create");
+        }
+        let failing = &self.script.failing_creations;
+        let fails = failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if fails.is_ok() {
+            return Err(CreateError::Failed("scripted to fail".to_owned()));
+        }
+        self.script.built.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Instance {
+            name: instance_name.to_owned(),
+            well: !config_json.contains("unhealthy"),
+            monitor: Arc::new(Monitor {
+                script: Arc::clone(&self.script),
+                serial: AtomicU64::new(0),
+                progress: Mutex::default(),
+            }),
+        }))
+    }
+
+    fn shutdown(&self, _deadline_ms: u64) {
+        self.shut_down.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Instance {
+    name: String,
+    well: bool,
+    monitor: Arc<Monitor>,
+}
+
+struct Monitor {
+    script: Arc<Script>,
+    serial: AtomicU64,
+    /// The outcomes of the running call.
+    progress: Mutex<Option<Vec<RawOutcome>>>,
+}
+
+impl CallMonitor for Monitor {
+    fn current(&self) -> Option<CallProgress> {
+        let progress = relock(&self.progress);
+        progress.as_ref().map(|done| CallProgress {
+            serial: self.serial.load(Ordering::SeqCst),
+            index: done.len() as u32,
+        })
+    }
+
+    fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
+        let progress = relock(&self.progress);
+        match progress.as_ref() {
+            Some(done) if self.serial.load(Ordering::SeqCst) == serial => {
+                out.extend_from_slice(done);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn cancel(&self) {
+        self.script.cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Instance {
+    fn one(&self, index: u32, record: &RawRecord, output: &mut CallOutput) -> RawOutcome {
+        let deed = relock(&self.monitor.script.deeds)
+            .get(&record.offset)
+            .cloned();
+        let mut outcome = RawOutcome {
+            code: outcome_code::ACK,
+            ..RawOutcome::default()
+        };
+        let mut emit = |topic: &str| {
+            output.emits.push(Emit {
+                record: index,
+                topic: topic.to_owned(),
+                partition: None,
+                timestamp_ms: None,
+                key: None,
+                value: Some(b"emitted".to_vec()),
+                headers: Vec::new(),
+            });
+            outcome_flag::EMITTED
+        };
+        match deed {
+            None => {}
+            Some(Deed::Drop) => outcome.code = outcome_code::DROP,
+            Some(Deed::Retry) => outcome.code = outcome_code::RETRY,
+            Some(Deed::Hang(gate)) => self.monitor.script.pass(gate),
+            Some(Deed::Emit(topic)) => outcome.flags = emit(topic),
+            Some(Deed::EmitAndRetry(topic)) => {
+                outcome.flags = emit(topic);
+                outcome.code = outcome_code::RETRY;
+            }
+            Some(Deed::Panic) => {
+                output.details.push("scripted panic".to_owned());
+                outcome.code = outcome_code::PANICKED;
+                outcome.detail = output.details.len() as u32;
+            }
+        }
+        outcome
+    }
+}
+
+impl HandlerInstance for Instance {
+    fn handle(
+        &mut self,
+        records: &[RawRecord],
+        _timeout_ms: u64,
+        outcomes: &mut [RawOutcome],
+        output: &mut CallOutput,
+    ) -> CallStatus {
+        let script = &self.monitor.script;
+        relock(&script.calls).push((self.name.clone(), records.len()));
+        self.monitor.serial.fetch_add(1, Ordering::SeqCst);
+        *relock(&self.monitor.progress) = Some(Vec::new());
+        let mut status = CallStatus::Usable;
+        for (index, record) in records.iter().enumerate() {
+            outcomes[index] = self.one(index as u32, record, output);
+            if outcomes[index].code == outcome_code::PANICKED {
+                status = CallStatus::Spent;
+                break;
+            }
+            if let Some(done) = relock(&self.monitor.progress).as_mut() {
+                done.push(outcomes[index]);
+            }
+        }
+        *relock(&self.monitor.progress) = None;
+        status
+    }
+
+    fn monitor(&self) -> Arc<dyn CallMonitor> {
+        Arc::clone(&self.monitor) as Arc<dyn CallMonitor>
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        match self.well {
+            true => Ok(()),
+            false => Err("scripted to be ill".to_owned()),
+        }
+    }
+
+    fn assigned(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+
+    fn revoked(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+
+    fn drain(&mut self, _deadline_ms: u64) {
+        self.monitor.script.drained.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.monitor.script.dropped.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A producer that acknowledges everything at once, unless it is full.
+#[derive(Default)]
+pub(crate) struct Producer {
+    /// Sends still to be refused for want of room.
+    pub(crate) full_for: AtomicU32,
+    pub(crate) topics: Mutex<Vec<String>>,
+}
+
+impl Emitter for Producer {
+    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
+        let full = &self.full_for;
+        let refuses = full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if refuses.is_ok() {
+            return Err(EmitError::QueueFull);
+        }
+        relock(&self.topics).push(record.topic.to_owned());
+        group.answered(None);
+        Ok(())
+    }
+}
+
+/// A pump's inbox whose messages a test waits for.
+pub(crate) struct Home {
+    pub(crate) inbox: Arc<Inbox>,
+    bell: Arc<Bell>,
+    seen: Vec<PumpMessage>,
+}
+
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    heard: Condvar,
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        *relock(&self.rung) = true;
+        self.heard.notify_all();
+    }
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let (inbox, bell) = (Arc::new(Inbox::new()), Arc::new(Bell::default()));
+        inbox.set_waker(Arc::clone(&bell) as Arc<dyn Wake>);
+        Self {
+            inbox,
+            bell,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Takes the next message that fits, leaving others for later.
+    pub(crate) fn next<T>(
+        &mut self,
+        what: &str,
+        mut fits: impl FnMut(PumpMessage) -> Result<T, PumpMessage>,
+    ) -> T {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let mut kept = Vec::new();
+            let mut found = None;
+            for message in std::mem::take(&mut self.seen) {
+                match found {
+                    Some(_) => kept.push(message),
+                    None => match fits(message) {
+                        Ok(value) => found = Some(value),
+                        Err(message) => kept.push(message),
+                    },
+                }
+            }
+            self.seen = kept;
+            if let Some(found) = found {
+                return found;
+            }
+            self.wait(deadline, what);
+        }
+    }
+
+    fn wait(&mut self, deadline: Instant, what: &str) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "no {what} came in time");
+        let rung = relock(&self.bell.rung);
+        let (mut rung, _) = self
+            .bell
+            .heard
+            .wait_timeout_while(rung, left, |rung| !*rung)
+            .unwrap();
+        *rung = false;
+        drop(rung);
+        let mut taken = Vec::new();
+        self.inbox.take(&mut taken);
+        self.seen.append(&mut taken);
+    }
+
+    pub(crate) fn finished(&mut self) -> Box<Batch> {
+        self.next("finished batch", |message| match message {
+            PumpMessage::Finished(batch) => Ok(batch),
+            other => Err(other),
+        })
+    }
+
+    pub(crate) fn pool_free(&mut self) {
+        self.next("free pool", |message| match message {
+            PumpMessage::PoolFree => Ok(()),
+            other => Err(other),
+        });
+    }
+}
+
+/// Blocks until `condition` holds.
+pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A batch of one record an offset.
+pub(crate) fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
+    let mut batch = Box::new(Batch::new());
+    batch.flight = FlightKey {
+        index: flight,
+        serial: 1,
+    };
+    for (index, &offset) in offsets.iter().enumerate() {
+        batch.records.push(RawRecord {
+            topic: std::ptr::null(),
+            key: std::ptr::null(),
+            value: std::ptr::null(),
+            headers: std::ptr::null(),
+            topic_len: 0,
+            key_len: 0,
+            value_len: 0,
+            headers_len: 0,
+            offset,
+            timestamp_ms: -1,
+            lane: 0,
+            partition: 0,
+            epoch: 1,
+            attempt: 1,
+            flags: 0,
+        });
+        batch.keys.push(EntryKey {
+            index: index as u32,
+            serial: 1,
+        });
+    }
+    batch
+}

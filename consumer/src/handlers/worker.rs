@@ -1,0 +1,266 @@
+//! A worker thread: builds instances when they are first needed, calls them, drops them; nobody else touches them.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluicegate_runtime::{CallMonitor, CallStatus, HandlerInstance, RawOutcome, outcome_code};
+
+use super::crew::Crew;
+use super::emits;
+use super::handoff::{CallReport, Ticket};
+use super::pool::Tenant;
+use super::seats::{Job, Task};
+use crate::dispatch::{Batch, PumpMessage};
+
+/// Bytes of a thread's name that the system shows.
+const VISIBLE: usize = 15;
+
+/// Starts the thread of a seat.
+pub(super) fn spawn(crew: Arc<Crew>, seat: usize, incarnation: u64) -> std::io::Result<()> {
+    let name = thread_name(&crew.settings.name, crew.settings.generation, seat);
+    let ticket = Ticket { seat, incarnation };
+    // The handle is not kept: the crew counts its threads, and one that hangs must not be joined.
+    std::thread::Builder::new().name(name).spawn(move || {
+        Worker {
+            crew,
+            ticket,
+            built: HashMap::new(),
+            lost: HashSet::new(),
+        }
+        .run();
+    })?;
+    Ok(())
+}
+
+/// `handler/NAME-GENERATION-K`, the name cut so that all fits what the system shows.
+fn thread_name(name: &str, generation: u64, seat: usize) -> String {
+    let tail = format!("-{generation}-{seat}");
+    let room = VISIBLE.saturating_sub("handler/".len() + tail.len()).max(1);
+    let head: String = name.chars().filter(char::is_ascii).take(room).collect();
+    format!("handler/{head}{tail}")
+}
+
+struct Built {
+    instance: Box<dyn HandlerInstance>,
+    monitor: Arc<dyn CallMonitor>,
+}
+
+struct Worker {
+    crew: Arc<Crew>,
+    ticket: Ticket,
+    /// Instances by handler.
+    built: HashMap<u64, Built>,
+    /// Handlers whose instance died here and is not built again yet.
+    lost: HashSet<u64>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            let built = &self.built;
+            let monitor_of = |tenant: u64| built.get(&tenant).map(|b| Arc::clone(&b.monitor));
+            let task = self.crew.next(self.ticket, &monitor_of);
+            let goes_on = match task {
+                Task::Call(job) => self.call(job),
+                Task::Create(tenant) => self.create_and_call(&tenant),
+                Task::Probe(tenant, keep) => self.probe(&tenant, keep),
+                Task::Leave(tenant) => self.leave(&tenant),
+                Task::Exit => false,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        for (_, built) in self.built.drain() {
+            drop_guarded(built);
+        }
+    }
+
+    fn create_and_call(&mut self, tenant: &Arc<Tenant>) -> bool {
+        match self.build(tenant) {
+            Ok(monitor) => match self.crew.created(self.ticket, monitor) {
+                Some(job) => self.call(job),
+                None => false,
+            },
+            Err(why) => {
+                tracing::warn!(handler = %tenant.setup.name, error = %why, "instance not built");
+                self.crew.not_created(self.ticket, tenant, &why)
+            }
+        }
+    }
+
+    fn build(&mut self, tenant: &Arc<Tenant>) -> Result<Arc<dyn CallMonitor>, String> {
+        let setup = &tenant.setup;
+        let create = || {
+            let services = Arc::clone(&setup.services);
+            let instance = setup.plugin.create(
+                &setup.exported_as,
+                &setup.name,
+                &setup.config_json,
+                services,
+            );
+            instance.map(|instance| Built {
+                monitor: instance.monitor(),
+                instance,
+            })
+        };
+        let built = catch_unwind(AssertUnwindSafe(create))
+            .map_err(|_| "the plugin's runtime panicked while building it".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let monitor = Arc::clone(&built.monitor);
+        if self.lost.remove(&tenant.id) {
+            setup.stats.restarted();
+        }
+        self.built.insert(tenant.id, built);
+        Ok(monitor)
+    }
+
+    /// Runs one batch; `false` when this thread was given up meanwhile.
+    fn call(&mut self, job: Job) -> bool {
+        let Job {
+            tenant,
+            mut batch,
+            home,
+        } = job;
+        let spent = self.handle(&tenant, &mut batch);
+        let report = CallReport {
+            spent: spent.as_deref(),
+            worked: batch
+                .outcomes
+                .iter()
+                .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
+        };
+        if !self.crew.call_ended(self.ticket, &tenant, &report) {
+            // The pump has given these records to somebody else; it only waits to free their memory.
+            batch.output.clear();
+            home.push(PumpMessage::Finished(batch));
+            self.crew.hung_call_returned(&tenant);
+            return false;
+        }
+        let setup = &tenant.setup;
+        let groups = match batch.output.emits.is_empty() {
+            true => Vec::new(),
+            false => emits::send(&mut batch, &home, &*setup.emitter, setup.timeout),
+        };
+        setup.stats.gave_back(batch.records.len() as u64);
+        if let Some(why) = &spent {
+            setup.stats.panicked();
+            setup.stats.failed(why);
+        }
+        home.push(PumpMessage::Finished(batch));
+        for group in groups {
+            group.arm();
+        }
+        if let Some(why) = spent {
+            tracing::warn!(handler = %setup.name, reason = %why, "instance died");
+            self.lost.insert(tenant.id);
+            self.crew.ending(self.ticket, &tenant, false);
+            if let Some(built) = self.built.remove(&tenant.id) {
+                drop_guarded(built);
+            }
+        }
+        true
+    }
+
+    /// Calls the instance; gives the reason when it cannot be used again.
+    fn handle(&mut self, tenant: &Arc<Tenant>, batch: &mut Batch) -> Option<String> {
+        batch.outcomes.clear();
+        batch
+            .outcomes
+            .resize(batch.records.len(), RawOutcome::default());
+        batch.output.clear();
+        batch.emits_pending.clear();
+        let Some(built) = self.built.get_mut(&tenant.id) else {
+            return Some("its instance is gone".to_owned());
+        };
+        let timeout_ms = tenant.setup.timeout.as_millis() as u64;
+        let start = Instant::now();
+        let status = catch_unwind(AssertUnwindSafe(|| {
+            built.instance.handle(
+                &batch.records,
+                timeout_ms,
+                &mut batch.outcomes,
+                &mut batch.output,
+            )
+        }));
+        let elapsed = start.elapsed();
+        batch.elapsed_us = elapsed.as_micros() as u64;
+        let records = batch.records.len() as u64;
+        tenant.setup.stats.called(records, batch.elapsed_us);
+        match status {
+            Ok(CallStatus::Usable) => None,
+            Ok(CallStatus::Spent) => Some(why_spent(batch)),
+            Err(_) => Some("the plugin's runtime panicked".to_owned()),
+        }
+    }
+
+    fn probe(&mut self, tenant: &Arc<Tenant>, keep: bool) -> bool {
+        let has_one = self.built.contains_key(&tenant.id);
+        let result = match has_one {
+            true => Ok(()),
+            false => self.build(tenant).map(drop),
+        };
+        let result = result.and_then(|()| {
+            let built = self.built.get_mut(&tenant.id);
+            let Some(Built { instance, .. }) = built else {
+                return Err("its instance is gone".to_owned());
+            };
+            catch_unwind(AssertUnwindSafe(|| instance.health()))
+                .unwrap_or_else(|_| Err("the plugin's runtime panicked".to_owned()))
+                .map_err(|why| format!("it says that it is not well: {why}"))
+        });
+        let drop_it = result.is_err() || !(keep || has_one);
+        // The instance is dropped before the answer, so that who reads it knows that nothing is left.
+        if drop_it && let Some(built) = self.built.remove(&tenant.id) {
+            drop_guarded(built);
+        }
+        self.crew.probed(self.ticket, result)
+    }
+
+    fn leave(&mut self, tenant: &Arc<Tenant>) -> bool {
+        if let Some(mut built) = self.built.remove(&tenant.id) {
+            let deadline_ms = self.crew.settings.drain_timeout.as_millis() as u64;
+            let drained = catch_unwind(AssertUnwindSafe(|| built.instance.drain(deadline_ms)));
+            if drained.is_err() {
+                tracing::warn!(handler = %tenant.setup.name, "draining an instance panicked");
+            }
+            drop_guarded(built);
+        }
+        self.lost.remove(&tenant.id);
+        self.crew.let_go(self.ticket, tenant)
+    }
+}
+
+/// The words of the panic, if the call left any.
+fn why_spent(batch: &Batch) -> String {
+    let panicked = |outcome: &&RawOutcome| outcome.code == outcome_code::PANICKED;
+    batch
+        .outcomes
+        .iter()
+        .find(panicked)
+        .and_then(|outcome| (outcome.detail as usize).checked_sub(1))
+        .and_then(|at| batch.output.details.get(at))
+        .cloned()
+        .unwrap_or_else(|| "the instance can not be used again".to_owned())
+}
+
+/// A runtime keeps plugin panics inside; one that does not must not take the thread with it.
+fn drop_guarded(built: Built) {
+    if catch_unwind(AssertUnwindSafe(|| drop(built))).is_err() {
+        tracing::error!("dropping an instance panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thread_name;
+
+    #[test]
+    fn thread_names_fit_and_keep_generation_and_worker() {
+        assert_eq!(thread_name("fraud-detector", 3, 0), "handler/fra-3-0");
+        assert_eq!(thread_name("ab", 3, 0), "handler/ab-3-0");
+        assert_eq!(thread_name("fraud", 12345, 10), "handler/f-12345-10");
+    }
+}
