@@ -12,7 +12,10 @@
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`diff`] are what the service acts on.
 
 pub mod diff;
+mod document;
+mod environment;
 pub mod problem;
+pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod snapshot;
@@ -20,8 +23,9 @@ pub mod source;
 pub mod spec;
 
 pub use diff::{Change, diff};
+pub use environment::Environment;
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
-pub use service::ServiceConfig;
+pub use service::{ServiceConfig, load_service_config};
 pub use snapshot::{Rejection, RejectionEffect, Snapshot};
-pub use spec::{HandlerSpec, Predicate, Test};
+pub use spec::{HandlerSpec, Predicate, Test, read_spec};

@@ -63,16 +63,18 @@ impl Problems {
         }
     }
 
-    /// Adds one, keeping the order.
+    /// Adds one, keeping the order; the same problem twice counts once.
     pub fn push(&mut self, problem: Problem) {
-        let at = self.found.partition_point(|other| *other <= problem);
-        self.found.insert(at, problem);
+        if let Err(at) = self.found.binary_search(&problem) {
+            self.found.insert(at, problem);
+        }
     }
 
     /// Adds all of `other`.
     pub fn merge(&mut self, other: Problems) {
         self.found.extend(other.found);
         self.found.sort();
+        self.found.dedup();
     }
 
     /// Whether nothing is wrong.

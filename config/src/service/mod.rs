@@ -4,6 +4,13 @@
 //!  YAML text ─► document (positions) ─► overrides (--set, SLUICEGATE__…) ─► references (${env:…}) ─► table ─► ServiceConfig
 //! ```
 
+mod client_key_names;
+mod client_keys;
+mod overrides;
+mod read;
+mod rules;
+mod table;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+
+pub use read::{load_service_config, read_service_config};
+pub(crate) use table::SERVICE;
 
 use crate::secret::Secret;
 

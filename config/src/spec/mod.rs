@@ -2,14 +2,23 @@
 
 mod handler_config;
 mod predicate;
+mod predicate_read;
+mod predicate_schema;
+mod read;
 mod route;
+mod rules;
+mod table;
 mod version;
+mod write;
 
 use std::time::Duration;
 
 pub use handler_config::HandlerConfig;
 pub use predicate::{PartitionTest, Predicate, Test};
+pub(crate) use predicate_schema::definitions;
+pub use read::read_spec;
 pub use route::{Route, TopicPattern};
+pub(crate) use table::SPEC;
 pub use version::{VersionRequirement, VersionRequirementError};
 
 /// One handler as an operator declares it.

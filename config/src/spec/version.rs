@@ -29,6 +29,16 @@ pub struct VersionRequirementError {
     reason: String,
 }
 
+impl VersionRequirementError {
+    /// What is wrong and what to write, without the text.
+    pub(crate) fn advice(&self) -> String {
+        format!(
+            "{}; write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *",
+            self.reason
+        )
+    }
+}
+
 impl VersionRequirement {
     /// Accepts every version, pre-releases too.
     pub fn any() -> Self {

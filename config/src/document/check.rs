@@ -1,0 +1,404 @@
+//! Checks a node tree against a table: unknown names, missing fields, wrong types and bounds, all of them at once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::quantity::{parse_duration, parse_size};
+use super::suggest::did_you_mean;
+use super::table::{Field, Kind, Need, Object, TextRule, Word};
+use super::{Entry, Node, Place, Plain, Scalar, Value, join};
+use crate::problem::{Problem, Problems};
+
+/// Collects what is wrong with one document.
+pub(crate) struct Checker<'a> {
+    file: Option<&'a Path>,
+    root: &'static Object,
+    problems: Problems,
+}
+
+/// A map that was checked against its table: a value for every field that is given or has a default.
+///
+/// Where a value was refused, the getters give a stand-in: the problems keep it from being used.
+pub(crate) struct Section {
+    pub(crate) path: String,
+    pub(crate) place: Place,
+    values: BTreeMap<&'static str, Held>,
+}
+
+struct Held {
+    place: Place,
+    value: Checked,
+}
+
+enum Checked {
+    Flag(bool),
+    Count(u64),
+    Number(f64),
+    Text(String),
+    Duration(Duration),
+    Texts(Vec<(String, Place)>),
+    Object(Section),
+    Custom(Node),
+}
+
+impl<'a> Checker<'a> {
+    /// For a document of `file` whose table is `root`.
+    pub(crate) fn new(file: Option<&'a Path>, root: &'static Object) -> Self {
+        Self {
+            file,
+            root,
+            problems: Problems::new(),
+        }
+    }
+
+    /// What was found.
+    pub(crate) fn into_problems(self) -> Problems {
+        self.problems
+    }
+
+    /// Adds a problem.
+    pub(crate) fn report(&mut self, place: &Place, path: &str, message: impl Into<String>) {
+        let mut message = message.into();
+        if let Some(set_by) = &place.set_by {
+            message.push_str(&format!(" (set by {set_by})"));
+        }
+        let file = self.file.filter(|_| place.set_by.is_none());
+        self.problems.push(Problem {
+            file: file.map(PathBuf::from),
+            line: place.line,
+            column: place.column,
+            path: path.to_owned(),
+            message,
+        });
+    }
+
+    /// Checks `node` against `object`.
+    pub(crate) fn section(&mut self, node: &Node, object: &'static Object, path: &str) -> Section {
+        let mut section = Section {
+            path: path.to_owned(),
+            place: node.place.clone(),
+            values: BTreeMap::new(),
+        };
+        let no_entries = Vec::new();
+        let entries = match &node.value {
+            Value::Map(entries) => entries,
+            _ if node.is_null() => &no_entries,
+            _ => {
+                let keys: Vec<&str> = object.names().take(4).collect();
+                let message = format!(
+                    "wants a map with keys such as {}, found {}",
+                    keys.join(", "),
+                    node.describe()
+                );
+                self.report(&node.place, path, message);
+                return section;
+            }
+        };
+        for entry in entries {
+            match object.field(&entry.key) {
+                Some(field) => {
+                    let path = join(path, field.name);
+                    if let Some(value) = self.value(&entry.value, field, &path) {
+                        let place = entry.value.place.clone();
+                        section.values.insert(field.name, Held { place, value });
+                    }
+                }
+                None => self.unknown(entry, object, path),
+            }
+        }
+        for field in object.fields {
+            if !entries.iter().any(|entry| entry.key == field.name) {
+                self.absent(field, node, path, &mut section);
+            }
+        }
+        section
+    }
+
+    fn unknown(&mut self, entry: &Entry, object: &'static Object, path: &str) {
+        let full = join(path, &entry.key);
+        if let Some(later) = object.later.iter().find(|later| later.name == entry.key) {
+            let message = format!("`{}` {}", entry.key, later.reason);
+            self.report(&entry.key_place, &full, message);
+            return;
+        }
+        let mut hint = did_you_mean(&entry.key, object.names());
+        if hint.is_empty() {
+            hint = match self.root.find_below(&entry.key, "") {
+                Some(elsewhere) => format!("; did you mean `{elsewhere}`?"),
+                None => format!(
+                    "; known are {}",
+                    object.names().collect::<Vec<_>>().join(", ")
+                ),
+            };
+        }
+        let key: String = entry.key.chars().take(60).collect();
+        self.report(&entry.key_place, &full, format!("`{key}` is unknown{hint}"));
+    }
+
+    fn absent(&mut self, field: &'static Field, node: &Node, path: &str, section: &mut Section) {
+        let full = join(path, field.name);
+        match field.need {
+            Need::Optional => {}
+            Need::Required => {
+                let message = format!("is missing: {}", field.doc);
+                self.report(&node.place, &full, message);
+            }
+            Need::Default(text) => {
+                let default = default_node(text, &node.place);
+                if let Some(value) = self.value(&default, field, &full) {
+                    let place = node.place.clone();
+                    section.values.insert(field.name, Held { place, value });
+                }
+            }
+        }
+    }
+
+    fn value(&mut self, node: &Node, field: &'static Field, path: &str) -> Option<Checked> {
+        match &field.kind {
+            Kind::Object(object) => return Some(Checked::Object(self.section(node, object, path))),
+            Kind::Custom { .. } => return Some(Checked::Custom(node.clone())),
+            Kind::Texts { rule, min, max } => return self.texts(node, rule, (*min, *max), path),
+            _ => {}
+        }
+        let Value::Scalar(scalar) = &node.value else {
+            self.refuse(node, &field.kind.wants(), path);
+            return None;
+        };
+        match scalar_value(scalar, &field.kind) {
+            Ok(value) => Some(value),
+            Err(None) => {
+                self.refuse(node, &field.kind.wants(), path);
+                None
+            }
+            Err(Some(message)) => {
+                self.report(&node.place, path, message);
+                None
+            }
+        }
+    }
+
+    /// Reports that `node` is not what is wanted.
+    pub(crate) fn refuse(&mut self, node: &Node, wanted: &str, path: &str) {
+        let hint = if node.is_null() {
+            " (leave the key out for its default)"
+        } else {
+            match &node.value {
+                Value::Scalar(scalar)
+                    if wanted.starts_with("a text") && scalar.plain() != Plain::Text =>
+                {
+                    "; quote it to make it a text"
+                }
+                _ => "",
+            }
+        };
+        let message = format!("wants {wanted}, found {}{hint}", node.describe());
+        self.report(&node.place, path, message);
+    }
+
+    fn texts(
+        &mut self,
+        node: &Node,
+        rule: &'static TextRule,
+        (min, max): (usize, usize),
+        path: &str,
+    ) -> Option<Checked> {
+        let Value::List(items) = &node.value else {
+            let hint = match &node.value {
+                Value::Scalar(scalar) if !node.is_null() => format!("; write [{}]", shown(scalar)),
+                _ => String::new(),
+            };
+            let message = format!("wants a list of texts, found {}{hint}", node.describe());
+            self.report(&node.place, path, message);
+            return None;
+        };
+        if items.len() < min || items.len() > max {
+            let message = format!("wants {min} to {max} entries, found {}", items.len());
+            self.report(&node.place, path, message);
+        }
+        let mut texts = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            match &item.value {
+                Value::Scalar(scalar) => match text(scalar, rule) {
+                    Ok(text) => texts.push((text, item.place.clone())),
+                    Err(Some(message)) => self.report(&item.place, &path, message),
+                    Err(None) => self.refuse(item, "a text", &path),
+                },
+                _ => self.refuse(item, "a text", &path),
+            }
+        }
+        Some(Checked::Texts(texts))
+    }
+}
+
+fn shown(scalar: &Scalar) -> &str {
+    scalar.reference.as_deref().unwrap_or(&scalar.text)
+}
+
+/// A default as if it stood in the text.
+fn default_node(text: &str, place: &Place) -> Node {
+    let value = match text {
+        "" | "{}" => Value::Map(Vec::new()),
+        "[]" => Value::List(Vec::new()),
+        _ => return Node::untyped(text, place.clone()),
+    };
+    let place = place.clone();
+    Node { value, place }
+}
+
+/// The value; an error without a message is a wrong type.
+fn scalar_value(scalar: &Scalar, kind: &Kind) -> Result<Checked, Option<String>> {
+    let outside = |reason: String| Some(format!("{}: {reason}", scalar.describe()));
+    match kind {
+        Kind::Flag => match scalar.plain() {
+            Plain::Flag(flag) => Ok(Checked::Flag(flag)),
+            _ => Err(None),
+        },
+        Kind::Count { min, max } => match scalar.plain() {
+            Plain::Integer(integer) => match u64::try_from(integer) {
+                Ok(count) if (*min..=*max).contains(&count) => Ok(Checked::Count(count)),
+                _ => Err(None),
+            },
+            _ => Err(None),
+        },
+        Kind::Number { min, max } => {
+            let number = match scalar.plain() {
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "bounds of number fields are far below 2^52"
+                )]
+                Plain::Integer(integer) => integer as f64,
+                Plain::Float(float) => float,
+                _ => return Err(None),
+            };
+            let fits = (*min..=*max).contains(&number);
+            fits.then_some(Checked::Number(number)).ok_or(None)
+        }
+        Kind::Duration { min, max } => {
+            let duration = parse_duration(&scalar.text).map_err(outside)?;
+            let fits = (*min..=*max).contains(&duration);
+            fits.then_some(Checked::Duration(duration)).ok_or(None)
+        }
+        Kind::Size { min, max } => {
+            let size = parse_size(&scalar.text).map_err(outside)?;
+            let fits = (*min..=*max).contains(&size);
+            fits.then_some(Checked::Count(size)).ok_or(None)
+        }
+        Kind::Text(rule) => text(scalar, rule).map(Checked::Text),
+        Kind::Choice { words, later } => {
+            let words = words();
+            if words.contains(&scalar.text.as_str()) {
+                return Ok(Checked::Text(scalar.text.clone()));
+            }
+            if let Some(later) = later.iter().find(|later| later.name == scalar.text) {
+                return Err(Some(format!("`{}` {}", later.name, later.reason)));
+            }
+            let hint = match scalar.reference {
+                None => did_you_mean(&scalar.text, words),
+                Some(_) => String::new(),
+            };
+            Err(Some(format!(
+                "wants {}, found {}{hint}",
+                kind.wants(),
+                scalar.describe()
+            )))
+        }
+        Kind::Texts { .. } | Kind::Object(_) | Kind::Custom { .. } => Err(None),
+    }
+}
+
+fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
+    let number = matches!(scalar.plain(), Plain::Integer(_) | Plain::Float(_));
+    let text = match scalar.as_text() {
+        Some(text) => text,
+        None if rule.numbers && number => &scalar.text,
+        None => return Err(None),
+    };
+    (rule.check)(text).map_err(|reason| Some(format!("{}: {reason}", scalar.describe())))?;
+    Ok(text.to_owned())
+}
+
+impl Section {
+    fn held(&self, name: &str) -> Option<&Checked> {
+        self.values.get(name).map(|held| &held.value)
+    }
+
+    /// Where the field's value stands; the section's own place for a default.
+    pub(crate) fn place_of(&self, name: &str) -> &Place {
+        self.values
+            .get(name)
+            .map_or(&self.place, |held| &held.place)
+    }
+
+    /// Dotted path of a field.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        join(&self.path, name)
+    }
+
+    /// Whether the field has a value that was not refused.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        matches!(self.held(name), Some(Checked::Flag(true)))
+    }
+
+    /// A count or a size.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        match self.held(name) {
+            Some(Checked::Count(count)) => *count,
+            _ => 1,
+        }
+    }
+
+    pub(crate) fn number(&self, name: &str) -> f64 {
+        match self.held(name) {
+            Some(Checked::Number(number)) => *number,
+            _ => 1.0,
+        }
+    }
+
+    pub(crate) fn duration(&self, name: &str) -> Duration {
+        match self.held(name) {
+            Some(Checked::Duration(duration)) => *duration,
+            _ => Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        match self.held(name) {
+            Some(Checked::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The value of a choice field's word; `None` only where it was refused.
+    pub(crate) fn word<T: Word>(&self, name: &str) -> Option<T> {
+        T::of(self.text(name)?)
+    }
+
+    pub(crate) fn texts(&self, name: &str) -> &[(String, Place)] {
+        match self.held(name) {
+            Some(Checked::Texts(texts)) => texts,
+            _ => &[],
+        }
+    }
+
+    /// A field that is an object; `None` only where it is optional and absent.
+    pub(crate) fn object(&self, name: &str) -> Option<&Section> {
+        match self.held(name) {
+            Some(Checked::Object(section)) => Some(section),
+            _ => None,
+        }
+    }
+
+    /// A field that code of its own reads.
+    pub(crate) fn custom(&self, name: &str) -> Option<&Node> {
+        match self.held(name) {
+            Some(Checked::Custom(node)) => Some(node),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! YAML (and so JSON) text as a tree that remembers where everything stands, and the tables that it is checked against.
+//!
+//! ```text
+//!  text ─► parse (bounded) ─► Node tree ─► check against a table ─► Section of typed values, or every problem
+//! ```
+
+mod check;
+mod json;
+mod parse;
+mod quantity;
+mod reference;
+mod suggest;
+mod table;
+
+pub(crate) use check::{Checker, Section};
+pub(crate) use json::to_json;
+pub(crate) use parse::{MAX_BYTES, parse, read_text};
+pub(crate) use quantity::{format_duration, format_size};
+pub(crate) use reference::resolve;
+pub(crate) use suggest::did_you_mean;
+pub(crate) use table::{Field, Kind, Later, Need, Object, TextRule, Word, words};
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where a node stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// From 1; 0 when it stands in no text.
+    pub(crate) line: u32,
+    /// In characters, from 1.
+    pub(crate) column: u32,
+    /// In bytes of the text.
+    pub(crate) span: Range<usize>,
+    /// What set it instead of the text, such as `--set kafka.clients` or an environment variable.
+    pub(crate) set_by: Option<Arc<str>>,
+}
+
+/// One value with its place.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) place: Place,
+}
+
+/// What a node is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Scalar(Scalar),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// One key of a map with its value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_place: Place,
+    pub(crate) value: Node,
+}
+
+/// A scalar as written; what it means depends on the field that it stands in.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Scalar {
+    pub(crate) text: String,
+    pub(crate) style: Style,
+    /// The text before its references were resolved; the resolved text is then never shown.
+    pub(crate) reference: Option<String>,
+}
+
+/// How a scalar was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// Without quotes: null, a flag, a number or a text, by YAML's core schema.
+    Plain,
+    /// With quotes, or as a block: always a text.
+    Quoted,
+    /// From an override or a reference: whatever its field wants.
+    Untyped,
+}
+
+/// What a plain scalar is by YAML's core schema.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Plain {
+    Null,
+    Flag(bool),
+    Integer(i128),
+    Float(f64),
+    Text,
+}
+
+impl fmt::Debug for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.reference.as_ref().unwrap_or(&self.text);
+        write!(f, "{:?} {shown:?}", self.style)
+    }
+}
+
+impl Scalar {
+    /// What it is, by how it is written.
+    pub(crate) fn plain(&self) -> Plain {
+        match self.style {
+            Style::Quoted => Plain::Text,
+            Style::Plain | Style::Untyped => read_plain(&self.text),
+        }
+    }
+
+    /// The text, where a text is wanted: quoted, untyped, or plain and nothing else by the core schema.
+    pub(crate) fn as_text(&self) -> Option<&str> {
+        let is_text = self.style != Style::Plain || self.plain() == Plain::Text;
+        is_text.then_some(self.text.as_str())
+    }
+
+    /// What to call it in a message; never a resolved secret.
+    pub(crate) fn describe(&self) -> String {
+        if let Some(reference) = &self.reference {
+            return format!("the value of {reference}");
+        }
+        let shown: String = self.text.chars().take(60).collect();
+        let dots = if shown.len() < self.text.len() {
+            "…"
+        } else {
+            ""
+        };
+        match self.plain() {
+            Plain::Null => "nothing".to_owned(),
+            Plain::Flag(_) => format!("the flag {shown}"),
+            Plain::Integer(_) | Plain::Float(_) => format!("the number {shown}{dots}"),
+            Plain::Text => format!("the text `{shown}{dots}`"),
+        }
+    }
+}
+
+fn read_plain(text: &str) -> Plain {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => Plain::Null,
+        "true" | "True" | "TRUE" => Plain::Flag(true),
+        "false" | "False" | "FALSE" => Plain::Flag(false),
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => Plain::Float(f64::INFINITY),
+        "-.inf" | "-.Inf" | "-.INF" => Plain::Float(f64::NEG_INFINITY),
+        ".nan" | ".NaN" | ".NAN" => Plain::Float(f64::NAN),
+        _ => read_number(text),
+    }
+}
+
+fn read_number(text: &str) -> Plain {
+    let radix = |digits: &str, radix| {
+        i128::from_str_radix(digits, radix).map_or(Plain::Text, Plain::Integer)
+    };
+    if let Some(digits) = text.strip_prefix("0x") {
+        return radix(digits, 16);
+    }
+    if let Some(digits) = text.strip_prefix("0o") {
+        return radix(digits, 8);
+    }
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let numeric = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && unsigned.contains(|c: char| c.is_ascii_digit())
+        && unsigned
+            .chars()
+            .all(|c| c.is_ascii_digit() || ".eE+-".contains(c));
+    if !numeric {
+        return Plain::Text;
+    }
+    if let Ok(integer) = text.parse::<i128>() {
+        return Plain::Integer(integer);
+    }
+    text.parse::<f64>().map_or(Plain::Text, Plain::Float)
+}
+
+impl Node {
+    /// A scalar that an override sets.
+    pub(crate) fn untyped(text: &str, place: Place) -> Self {
+        let scalar = Scalar {
+            text: text.to_owned(),
+            style: Style::Untyped,
+            reference: None,
+        };
+        Self {
+            value: Value::Scalar(scalar),
+            place,
+        }
+    }
+
+    /// An empty map.
+    pub(crate) fn empty_map(place: Place) -> Self {
+        Self {
+            value: Value::Map(Vec::new()),
+            place,
+        }
+    }
+
+    /// Whether it is null: written so, or left empty.
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar(scalar) if scalar.style == Style::Plain && scalar.plain() == Plain::Null)
+    }
+
+    /// What to call it in a message.
+    pub(crate) fn describe(&self) -> String {
+        match &self.value {
+            Value::Scalar(scalar) => scalar.describe(),
+            Value::List(_) => "a list".to_owned(),
+            Value::Map(_) => "a map".to_owned(),
+        }
+    }
+}
+
+/// `path.key`, or `key` at the top.
+pub(crate) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}

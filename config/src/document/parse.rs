@@ -1,0 +1,360 @@
+//! YAML text to a node tree, within bounds: size, depth, and nodes after aliases are expanded.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+
+use super::{Entry, Node, Place, Scalar, Style, Value};
+use crate::problem::{Problem, Problems};
+
+/// Longest text that is read, in bytes.
+pub(crate) const MAX_BYTES: usize = 1 << 20;
+/// Deepest nesting.
+const MAX_DEPTH: usize = 64;
+/// Most nodes, with aliases expanded.
+const MAX_NODES: usize = 50_000;
+
+const SYNTAX_HINT: &str = "a text with : # [ ] { } or , in it needs quotes";
+
+/// Reads a file as text.
+pub(crate) fn read_text(file: &Path) -> Result<String, Problems> {
+    let whole = |message: String| Problems::of_file(Some(file), message);
+    let length = std::fs::metadata(file)
+        .map_err(|error| whole(format!("cannot be read: {error}")))?
+        .len();
+    if length > MAX_BYTES as u64 {
+        return Err(whole(format!(
+            "has {length} bytes; at most {MAX_BYTES} are read"
+        )));
+    }
+    let bytes = std::fs::read(file).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..valid]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        whole(format!(
+            "is not UTF-8 text: line {line} has a byte that is none; save it as UTF-8"
+        ))
+    })
+}
+
+/// A parsed text.
+pub(crate) struct Parsed {
+    /// The document; an empty text gives an empty map. `None` when the text cannot be read to its end.
+    pub(crate) root: Option<Node>,
+    /// What is wrong with the text itself.
+    pub(crate) problems: Problems,
+}
+
+/// Parses one document.
+pub(crate) fn parse(text: &str, file: Option<&Path>) -> Parsed {
+    if text.len() > MAX_BYTES {
+        let message = format!("has {} bytes; at most {MAX_BYTES} are read", text.len());
+        return Parsed {
+            root: None,
+            problems: Problems::of_file(file, message),
+        };
+    }
+    let mut builder = Builder::new(text, file);
+    if let Err(stop) = builder.run() {
+        builder.problems.push(stop);
+        return Parsed {
+            root: None,
+            problems: builder.problems,
+        };
+    }
+    let root = builder.root.take().filter(|node| !node.is_null());
+    let root = root.unwrap_or_else(|| {
+        Node::empty_map(Place {
+            line: 1,
+            column: 1,
+            ..Place::default()
+        })
+    });
+    Parsed {
+        root: Some(root),
+        problems: builder.problems,
+    }
+}
+
+/// A map or list whose end has not come yet.
+enum Open {
+    List {
+        items: Vec<Node>,
+        place: Place,
+        anchor: usize,
+    },
+    Map {
+        entries: Vec<Entry>,
+        key: Option<(String, Place)>,
+        place: Place,
+        anchor: usize,
+    },
+}
+
+struct Builder<'a> {
+    text: &'a str,
+    file: Option<&'a Path>,
+    /// Byte offset of every character, and of the end.
+    offsets: Vec<usize>,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Node>,
+    root: Option<Node>,
+    nodes: usize,
+    documents: usize,
+    problems: Problems,
+}
+
+impl<'a> Builder<'a> {
+    fn new(text: &'a str, file: Option<&'a Path>) -> Self {
+        Self {
+            text,
+            file,
+            offsets: text
+                .char_indices()
+                .map(|(offset, _)| offset)
+                .chain([text.len()])
+                .collect(),
+            open: Vec::new(),
+            anchors: HashMap::new(),
+            root: None,
+            nodes: 0,
+            documents: 0,
+            problems: Problems::new(),
+        }
+    }
+
+    /// Feeds every event; the error is what makes the rest unreadable.
+    fn run(&mut self) -> Result<(), Problem> {
+        let mut parser = Parser::new_from_str(self.text);
+        while let Some(next) = parser.next_event() {
+            let (event, span) = next.map_err(|error| {
+                let place = self.place(&Span::empty(*error.marker()));
+                let message = format!("is no valid YAML here: {}; {SYNTAX_HINT}", error.info());
+                self.problem(&place, message)
+            })?;
+            if matches!(event, Event::StreamEnd) {
+                break;
+            }
+            self.event(event, &span)?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {
+        let place = self.place(span);
+        match event {
+            Event::DocumentStart(_) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    let message =
+                        "has more than one document; write one a file, without `---` between";
+                    return Err(self.problem(&place, message.to_owned()));
+                }
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                self.refuse_tag(tag.is_some(), &place);
+                let style = match style {
+                    ScalarStyle::Plain => Style::Plain,
+                    _ => Style::Quoted,
+                };
+                let scalar = Scalar {
+                    text: text.into_owned(),
+                    style,
+                    reference: None,
+                };
+                self.scalar(scalar, place, anchor)?;
+            }
+            Event::SequenceStart(anchor, tag) => {
+                self.refuse_tag(tag.is_some(), &place);
+                self.deepen(&place)?;
+                self.open.push(Open::List {
+                    items: Vec::new(),
+                    place,
+                    anchor,
+                });
+            }
+            Event::MappingStart(anchor, tag) => {
+                self.refuse_tag(tag.is_some(), &place);
+                self.deepen(&place)?;
+                self.open.push(Open::Map {
+                    entries: Vec::new(),
+                    key: None,
+                    place,
+                    anchor,
+                });
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(&place)?,
+            Event::Alias(anchor) => self.alias(anchor, place)?,
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
+        }
+        Ok(())
+    }
+
+    /// A scalar is a key where a map waits for one, else a value.
+    fn scalar(&mut self, scalar: Scalar, place: Place, anchor: usize) -> Result<(), Problem> {
+        if let Some(Open::Map { entries, key, .. }) = self.open.last_mut()
+            && key.is_none()
+        {
+            let first = entries.iter().find(|entry| entry.key == scalar.text);
+            if let Some(first) = first {
+                let message = format!(
+                    "`{}` stands twice in this map, first in line {}; keep one",
+                    scalar.text, first.key_place.line
+                );
+                let problem = self.problem(&place, message);
+                self.problems.push(problem);
+            }
+            if let Some(Open::Map { key, .. }) = self.open.last_mut() {
+                *key = Some((scalar.text, place));
+            }
+            return Ok(());
+        }
+        let value = Value::Scalar(scalar);
+        self.add(Node { value, place }, anchor)
+    }
+
+    fn alias(&mut self, anchor: usize, place: Place) -> Result<(), Problem> {
+        let Some(target) = self.anchors.get(&anchor) else {
+            let message =
+                "is an alias of something that is not finished or not there; write the value out";
+            return Err(self.problem(&place, message.to_owned()));
+        };
+        let (nodes, depth) = measure(target);
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES || self.open.len() + depth > MAX_DEPTH {
+            let message = format!(
+                "has aliases that expand beyond {MAX_NODES} values or {MAX_DEPTH} levels; write fewer"
+            );
+            return Err(self.problem(&place, message));
+        }
+        let mut node = target.clone();
+        node.place = place;
+        if let Value::Scalar(scalar) = &node.value
+            && matches!(self.open.last(), Some(Open::Map { key: None, .. }))
+        {
+            let (scalar, place) = (scalar.clone(), node.place);
+            return self.scalar(scalar, place, 0);
+        }
+        self.add(node, 0)
+    }
+
+    fn deepen(&mut self, place: &Place) -> Result<(), Problem> {
+        if self.open.len() >= MAX_DEPTH {
+            let message = format!("is nested more than {MAX_DEPTH} levels deep");
+            return Err(self.problem(place, message));
+        }
+        if matches!(self.open.last(), Some(Open::Map { key: None, .. })) {
+            let message = "is a list or map where a key is expected; keys are texts";
+            return Err(self.problem(place, message.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, end: &Place) -> Result<(), Problem> {
+        let (value, mut place, anchor) = match self.open.pop() {
+            Some(Open::List {
+                items,
+                place,
+                anchor,
+            }) => (Value::List(items), place, anchor),
+            Some(Open::Map {
+                entries,
+                place,
+                anchor,
+                ..
+            }) => (Value::Map(entries), place, anchor),
+            None => return Ok(()),
+        };
+        place.span.end = end.span.end;
+        self.add(Node { value, place }, anchor)
+    }
+
+    /// Puts a finished node where it belongs.
+    fn add(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            let message = format!("has more than {MAX_NODES} values; split it");
+            return Err(self.problem(&node.place, message));
+        }
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        match self.open.last_mut() {
+            Some(Open::List { items, .. }) => items.push(node),
+            Some(Open::Map { entries, key, .. }) => {
+                if let Some((key, key_place)) = key.take()
+                    && !entries.iter().any(|entry| entry.key == key)
+                {
+                    entries.push(Entry {
+                        key,
+                        key_place,
+                        value: node,
+                    });
+                }
+            }
+            None => self.root = Some(node),
+        }
+        Ok(())
+    }
+
+    fn refuse_tag(&mut self, tagged: bool, place: &Place) {
+        if tagged {
+            let message =
+                "has a tag (`!…`); tags are not supported: quote a value to make it a text";
+            let problem = self.problem(place, message.to_owned());
+            self.problems.push(problem);
+        }
+    }
+
+    fn place(&self, span: &Span) -> Place {
+        let offset = |index: usize| self.offsets.get(index).copied().unwrap_or(self.text.len());
+        Place {
+            line: u32::try_from(span.start.line()).unwrap_or(u32::MAX),
+            column: u32::try_from(span.start.col() + 1).unwrap_or(u32::MAX),
+            span: offset(span.start.index())..offset(span.end.index()),
+            set_by: None,
+        }
+    }
+
+    fn problem(&self, place: &Place, message: String) -> Problem {
+        let path: Vec<&str> = self
+            .open
+            .iter()
+            .filter_map(|open| match open {
+                Open::Map {
+                    key: Some((key, _)),
+                    ..
+                } => Some(key.as_str()),
+                _ => None,
+            })
+            .take(8)
+            .collect();
+        Problem {
+            file: self.file.map(Path::to_path_buf),
+            line: place.line,
+            column: place.column,
+            path: path.join("."),
+            message,
+        }
+    }
+}
+
+/// Nodes and levels of a tree.
+fn measure(node: &Node) -> (usize, usize) {
+    let children = |nodes: &mut dyn Iterator<Item = &Node>| {
+        nodes
+            .map(measure)
+            .fold((1, 1), |(count, depth), (nodes, levels)| {
+                (count + nodes, depth.max(levels + 1))
+            })
+    };
+    match &node.value {
+        Value::Scalar(_) => (1, 1),
+        Value::List(items) => children(&mut items.iter()),
+        Value::Map(entries) => children(&mut entries.iter().map(|entry| &entry.value)),
+    }
+}

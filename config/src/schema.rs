@@ -1,0 +1,129 @@
+//! JSON Schemas (draft 2020-12) of the service config and of a handler's spec, made from the tables that reading follows.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::document::{Field, Kind, Need, Object};
+use crate::service::SERVICE;
+use crate::spec::{SPEC, definitions};
+
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+/// A value that stands elsewhere.
+const REFERENCE: &str = r"\$\{(env|file):[^}]+\}";
+const DURATION: &str = r"^([0-9]+(\.[0-9]+)? *(d|h|m|s|ms|us|ns))+$";
+const SIZE: &str = r"^[0-9]+(\.[0-9]+)? *([kKMGT]i?)?B?$";
+
+/// The schema of the service config.
+pub fn config_schema() -> Json {
+    let mut schema = object(&SERVICE, true);
+    head(&mut schema, "sluicegate service config");
+    schema
+}
+
+/// The schema of a handler's spec.
+pub fn handler_schema() -> Json {
+    let mut schema = object(&SPEC, false);
+    head(&mut schema, "sluicegate handler spec");
+    schema["$defs"] = definitions();
+    schema
+}
+
+fn head(schema: &mut Json, title: &str) {
+    schema["$schema"] = json!(DRAFT);
+    schema["title"] = json!(title);
+}
+
+/// `references`: whether `${…}` may stand for any value.
+fn object(object: &Object, references: bool) -> Json {
+    let properties: Map<String, Json> = object
+        .fields
+        .iter()
+        .map(|field| (field.name.to_owned(), property(field, references)))
+        .collect();
+    let required: Vec<&str> = object
+        .fields
+        .iter()
+        .filter(|field| matches!(field.need, Need::Required))
+        .map(|field| field.name)
+        .collect();
+    let mut schema = json!({
+        "type": "object",
+        "description": object.doc,
+        "properties": properties,
+        "additionalProperties": false,
+    });
+    if !required.is_empty() {
+        schema["required"] = json!(required);
+    }
+    schema
+}
+
+fn property(field: &Field, references: bool) -> Json {
+    let mut schema = value(&field.kind, references);
+    let is_text = matches!(
+        field.kind,
+        Kind::Text(_) | Kind::Object(_) | Kind::Custom { .. } | Kind::Texts { .. }
+    );
+    if references && !is_text {
+        schema = json!({ "anyOf": [schema, { "type": "string", "pattern": REFERENCE }] });
+    }
+    schema["description"] = json!(field.doc);
+    if let Need::Default(text) = field.need {
+        schema["default"] = default(&field.kind, text);
+    }
+    schema
+}
+
+fn value(kind: &Kind, references: bool) -> Json {
+    match kind {
+        Kind::Flag => json!({ "type": "boolean" }),
+        Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),
+        Kind::Text(rule) => text(rule.pattern, rule.numbers, references),
+        Kind::Choice { words, .. } => json!({ "enum": words() }),
+        Kind::Duration { .. } => json!({ "type": "string", "pattern": DURATION }),
+        Kind::Size { min, max } => json!({
+            "anyOf": [
+                { "type": "integer", "minimum": min, "maximum": max },
+                { "type": "string", "pattern": SIZE },
+            ],
+        }),
+        Kind::Texts { rule, min, max } => json!({
+            "type": "array",
+            "items": text(rule.pattern, rule.numbers, references),
+            "minItems": min,
+            "maxItems": max,
+        }),
+        Kind::Object(inner) => object(inner, references),
+        Kind::Custom { schema } => schema(),
+    }
+}
+
+fn text(pattern: Option<&str>, numbers: bool, references: bool) -> Json {
+    let mut schema = if numbers {
+        json!({ "type": ["string", "number"] })
+    } else {
+        json!({ "type": "string" })
+    };
+    if let Some(pattern) = pattern {
+        schema["pattern"] = if references {
+            json!(format!("({pattern})|({REFERENCE})"))
+        } else {
+            json!(pattern)
+        };
+    }
+    schema
+}
+
+/// The default as JSON; an object's is empty, since its fields have their own.
+fn default(kind: &Kind, text: &str) -> Json {
+    match kind {
+        Kind::Flag => json!(text == "true"),
+        Kind::Count { .. } => text.parse::<u64>().map_or(Json::Null, Json::from),
+        Kind::Number { .. } => text.parse::<f64>().map_or(Json::Null, Json::from),
+        Kind::Object(_) | Kind::Custom { .. } => json!({}),
+        Kind::Texts { .. } => json!([]),
+        Kind::Text(_) | Kind::Choice { .. } | Kind::Duration { .. } | Kind::Size { .. } => {
+            json!(text)
+        }
+    }
+}

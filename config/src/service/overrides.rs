@@ -1,0 +1,165 @@
+//! Values that replace those of the file: `SLUICEGATE__KAFKA__GROUP_ID=x` and `--set kafka.group_id=x`.
+
+use std::sync::Arc;
+
+use super::table::SERVICE;
+use crate::document::{Checker, Entry, Kind, Node, Object, Place, Value, did_you_mean, parse};
+use crate::environment::Environment;
+
+const PREFIX: &str = "SLUICEGATE__";
+
+/// Applies every `SLUICEGATE__…` variable. Below `kafka.client`, `_` stands for the `.` of librdkafka's keys.
+pub(crate) fn from_environment(
+    root: &mut Node,
+    environment: &Environment,
+    checker: &mut Checker<'_>,
+) {
+    for (name, value) in environment.with_prefix(PREFIX) {
+        let set_by: Arc<str> = format!("the environment variable {PREFIX}{name}").into();
+        let lower = name.to_lowercase();
+        let segments: Vec<&str> = lower.split("__").collect();
+        set(root, &segments, Rest::Underscores, value, &set_by, checker);
+    }
+}
+
+/// Applies every `path=value`, in order.
+pub(crate) fn from_sets(root: &mut Node, sets: &[String], checker: &mut Checker<'_>) {
+    for text in sets {
+        let (path, value) = text.split_once('=').unwrap_or((text, ""));
+        let set_by: Arc<str> = format!("--set {path}").into();
+        if !text.contains('=') {
+            let place = place_of(&set_by);
+            checker.report(
+                &place,
+                path,
+                "has no value: write --set path=value, such as --set kafka.group_id=x",
+            );
+            continue;
+        }
+        let segments: Vec<&str> = path.trim().split('.').collect();
+        set(root, &segments, Rest::Dots, value, &set_by, checker);
+    }
+}
+
+/// How the segments behind a free map join to one key.
+#[derive(Clone, Copy)]
+enum Rest {
+    Dots,
+    Underscores,
+}
+
+fn place_of(set_by: &Arc<str>) -> Place {
+    Place {
+        set_by: Some(Arc::clone(set_by)),
+        ..Place::default()
+    }
+}
+
+fn set(
+    root: &mut Node,
+    segments: &[&str],
+    rest: Rest,
+    value: &str,
+    set_by: &Arc<str>,
+    checker: &mut Checker<'_>,
+) {
+    let place = place_of(set_by);
+    let path = segments.join(".");
+    let keys = match keys_of(segments, rest) {
+        Ok(keys) => keys,
+        Err(message) => return checker.report(&place, &path, message),
+    };
+    let node = match value_node(value, &place) {
+        Ok(node) => node,
+        Err(message) => return checker.report(&place, &path, message),
+    };
+    insert(root, &keys, node, &place);
+}
+
+/// The keys from the root to the field, followed through the table so that misspelt ones are named.
+fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
+    let mut object: &'static Object = &SERVICE;
+    let mut keys = Vec::new();
+    for (index, segment) in segments.iter().enumerate() {
+        let Some(field) = object.field(segment) else {
+            if let Some(later) = object.later.iter().find(|later| later.name == *segment) {
+                return Err(format!("`{}` {}", later.name, later.reason));
+            }
+            let hint = did_you_mean(segment, object.names());
+            return Err(format!("`{segment}` is unknown{hint}"));
+        };
+        keys.push(field.name.to_owned());
+        let behind = &segments[index + 1..];
+        match &field.kind {
+            Kind::Object(inner) => object = inner,
+            Kind::Custom { .. } if !behind.is_empty() => {
+                keys.push(match rest {
+                    Rest::Dots => behind.join("."),
+                    Rest::Underscores => behind.join("_").replace('_', "."),
+                });
+                return Ok(keys);
+            }
+            _ if behind.is_empty() => return Ok(keys),
+            _ => return Err(format!("`{segment}` has no fields below it")),
+        }
+    }
+    Ok(keys)
+}
+
+/// A list or map in YAML's short form, or else whatever the field wants.
+fn value_node(value: &str, place: &Place) -> Result<Node, String> {
+    if !value.trim_start().starts_with(['[', '{']) {
+        return Ok(Node::untyped(value, place.clone()));
+    }
+    let parsed = parse(value, None);
+    let mut node = match parsed.root {
+        Some(node) if parsed.problems.is_empty() => node,
+        _ => {
+            let messages = parsed
+                .problems
+                .iter()
+                .map(|problem| problem.message.as_str());
+            return Err(messages.collect::<Vec<_>>().join("; "));
+        }
+    };
+    move_to(&mut node, place);
+    Ok(node)
+}
+
+fn move_to(node: &mut Node, place: &Place) {
+    node.place = place.clone();
+    match &mut node.value {
+        Value::Scalar(_) => {}
+        Value::List(items) => items.iter_mut().for_each(|item| move_to(item, place)),
+        Value::Map(entries) => {
+            for entry in entries {
+                entry.key_place = place.clone();
+                move_to(&mut entry.value, place);
+            }
+        }
+    }
+}
+
+/// Puts `value` under `keys`, making maps on the way.
+fn insert(node: &mut Node, keys: &[String], value: Node, place: &Place) {
+    let Some((key, below)) = keys.split_first() else {
+        *node = value;
+        return;
+    };
+    if !matches!(node.value, Value::Map(_)) {
+        *node = Node::empty_map(place.clone());
+    }
+    let Value::Map(entries) = &mut node.value else {
+        return;
+    };
+    let at = entries.iter().position(|entry| entry.key == *key);
+    let at = at.unwrap_or_else(|| {
+        entries.push(Entry {
+            key: key.clone(),
+            key_place: place.clone(),
+            value: Node::empty_map(place.clone()),
+        });
+        entries.len() - 1
+    });
+    insert(&mut entries[at].value, below, value, place);
+}

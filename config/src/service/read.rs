@@ -1,0 +1,126 @@
+//! Service config text, with its overrides, to [`ServiceConfig`].
+
+use std::path::{Path, PathBuf};
+
+use super::rules::{parse_address, parse_start};
+use super::table::SERVICE;
+use super::{
+    AdminConfig, EmitConfig, HandlersConfig, KafkaConfig, LoggingConfig, PluginsConfig,
+    ProcessingConfig, ServiceConfig, client_keys, overrides,
+};
+use crate::document::{Checker, Node, Place, Section, Word, parse, read_text, resolve};
+use crate::environment::Environment;
+use crate::problem::Problems;
+
+/// Reads the service config in `file`, with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, above
+/// them, from `sets` (`kafka.group_id=x`).
+///
+/// # Errors
+/// Everything that is wrong with the file and the overrides.
+pub fn load_service_config(
+    file: &Path,
+    environment: &Environment,
+    sets: &[String],
+) -> Result<ServiceConfig, Problems> {
+    let text = read_text(file)?;
+    read_service_config(&text, Some(file), environment, sets)
+}
+
+/// Reads a service config from its text. Relative paths and `${file:…}` are resolved against the folder of `file`, or
+/// the current one.
+///
+/// # Errors
+/// Everything that is wrong with the text and the overrides.
+pub fn read_service_config(
+    text: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+    sets: &[String],
+) -> Result<ServiceConfig, Problems> {
+    let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    let parsed = parse(text, file);
+    let mut problems = parsed.problems;
+    let mut root = parsed
+        .root
+        .unwrap_or_else(|| Node::empty_map(Place::default()));
+    let mut checker = Checker::new(file, &SERVICE);
+    overrides::from_environment(&mut root, environment, &mut checker);
+    overrides::from_sets(&mut root, sets, &mut checker);
+    resolve(&mut root, "", environment, base, &mut checker);
+    let section = checker.section(&root, &SERVICE, "");
+    let config = build(&section, base, &mut checker);
+    problems.merge(checker.into_problems());
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems),
+    }
+}
+
+/// `None` only where a problem was reported.
+fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<ServiceConfig> {
+    let kafka = kafka(section.object("kafka")?, base, checker);
+    let processing = processing(section.object("processing")?);
+    let plugins = section.object("plugins")?;
+    let logging = section.object("logging")?;
+    let file = section.object("handlers")?.object("file")?;
+    Some(ServiceConfig {
+        kafka: kafka?,
+        processing: processing?,
+        handlers: HandlersConfig::File {
+            folder: path(file, "folder", base)?,
+            rescan: file.duration("rescan"),
+        },
+        plugins: PluginsConfig {
+            folder: path(plugins, "folder", base)?,
+            cache: path(plugins, "cache", base)?,
+            trusted_keys: plugins
+                .texts("trusted_keys")
+                .iter()
+                .map(|(key, _)| key.clone())
+                .collect(),
+            allow_unsigned: plugins.flag("allow_unsigned"),
+        },
+        admin: AdminConfig {
+            listen: parse_address(section.object("admin")?.text("listen")?).ok()?,
+        },
+        logging: LoggingConfig {
+            format: logging.word("format")?,
+            level: logging.text("level")?.to_owned(),
+        },
+        emit: EmitConfig {
+            provenance: section.object("emit")?.flag("provenance"),
+        },
+    })
+}
+
+fn kafka(kafka: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<KafkaConfig> {
+    let client = client_keys::read(
+        kafka.custom("client")?,
+        &kafka.path_of("client"),
+        base,
+        checker,
+    );
+    Some(KafkaConfig {
+        bootstrap_servers: kafka.text("bootstrap_servers")?.to_owned(),
+        group_id: kafka.text("group_id")?.to_owned(),
+        clients: usize::try_from(kafka.count("clients")).ok()?,
+        start: parse_start(kafka.text("start")?).ok()?,
+        client,
+    })
+}
+
+fn processing(processing: &Section) -> Option<ProcessingConfig> {
+    Some(ProcessingConfig {
+        guarantee: Word::of(processing.text("guarantee")?)?,
+        max_uncommitted: processing.count("max_uncommitted"),
+        memory: processing.count("memory"),
+        commit_interval: processing.duration("commit_interval"),
+        drain_timeout: processing.duration("drain_timeout"),
+        stall_timeout: processing.duration("stall_timeout"),
+        missing_offset: processing.word("missing_offset")?,
+    })
+}
+
+fn path(section: &Section, name: &str, base: &Path) -> Option<PathBuf> {
+    section.text(name).map(|text| base.join(text))
+}

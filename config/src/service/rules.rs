@@ -1,0 +1,122 @@
+//! What the texts of the service config must be like.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+
+use super::Start;
+use crate::document::TextRule;
+
+/// Any text that is not empty.
+pub(crate) static ANY: TextRule = TextRule {
+    check: |text| refuse_if(text.trim().is_empty(), "it is empty"),
+    pattern: Some(r"\S"),
+    numbers: false,
+};
+
+/// A file or folder.
+pub(crate) static PATH: TextRule = TextRule {
+    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "it is no path"),
+    pattern: Some("^.+$"),
+    numbers: false,
+};
+
+/// A comma-separated broker list.
+pub(crate) static BROKERS: TextRule = TextRule {
+    check: |text| {
+        let all = text.split(',').all(|broker| is_broker(broker.trim()));
+        refuse_if(!all, "write host:port, several with commas between them")
+    },
+    pattern: Some(r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
+    numbers: false,
+};
+
+/// A consumer group's name.
+pub(crate) static GROUP: TextRule = TextRule {
+    check: |text| {
+        let bad = text.is_empty()
+            || text.len() > 255
+            || text.contains(|c: char| c.is_control() || c.is_whitespace());
+        refuse_if(bad, "a group is 1 to 255 characters without spaces")
+    },
+    pattern: Some(r"^\S{1,255}$"),
+    numbers: false,
+};
+
+/// Where to begin.
+pub(crate) static START: TextRule = TextRule {
+    check: |text| parse_start(text).map(|_| ()),
+    pattern: Some(r"^(earliest|latest|\d{4}-\d{2}-\d{2}[Tt ].*)$"),
+    numbers: false,
+};
+
+/// Where to listen.
+pub(crate) static ADDRESS: TextRule = TextRule {
+    check: |text| parse_address(text).map(|_| ()),
+    pattern: Some(r"^.+:\d{1,5}$"),
+    numbers: false,
+};
+
+/// A log level or filter.
+pub(crate) static LEVEL: TextRule = TextRule {
+    check: check_level,
+    pattern: None,
+    numbers: false,
+};
+
+fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
+    if bad { Err(reason.to_owned()) } else { Ok(()) }
+}
+
+fn is_broker(text: &str) -> bool {
+    let address = text.split_once("://").map_or(text, |(_, address)| address);
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !host.ends_with(':') => (host, Some(port)),
+        _ => (address, None),
+    };
+    let host_fits = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// Reads `kafka.start`.
+pub(crate) fn parse_start(text: &str) -> Result<Start, String> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        _ => text
+            .parse::<Timestamp>()
+            .map(|time| Start::Time {
+                unix_ms: time.as_millisecond(),
+            })
+            .map_err(|_| {
+                "write earliest, latest or an RFC 3339 time such as 2026-01-31T00:00:00Z".to_owned()
+            }),
+    }
+}
+
+/// Reads `admin.listen`.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    numeric.parse().map_err(|_| {
+        "write an IP address and a port, such as 127.0.0.1:9600 or [::]:9600".to_owned()
+    })
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn check_level(text: &str) -> Result<(), String> {
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let fits = text.split(',').map(str::trim).all(|part| {
+        part.rsplit_once('=').map_or_else(
+            || is_level(part),
+            |(target, level)| !target.is_empty() && is_level(level),
+        )
+    });
+    refuse_if(
+        !fits,
+        "write off, error, warn, info, debug or trace, or a filter such as info,sluicegate::dispatch=debug",
+    )
+}

@@ -1,0 +1,306 @@
+//! The fields of the service config: names, meanings, bounds and defaults.
+
+use std::time::Duration;
+
+use super::rules::{ADDRESS, ANY, BROKERS, GROUP, LEVEL, PATH, START};
+use super::{Guarantee, LogFormat, MissingOffset, client_keys};
+use crate::document::{Field, Kind, Later, Need, Object, Word, words};
+
+impl Word for Guarantee {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("at_least_once", Self::AtLeastOnce),
+        ("exactly_once", Self::ExactlyOnce),
+    ];
+}
+
+impl Word for MissingOffset {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("stop", Self::Stop),
+        ("earliest", Self::Earliest),
+        ("latest", Self::Latest),
+    ];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+const fn millis(min: u64, max: u64) -> Kind {
+    Kind::Duration {
+        min: Duration::from_millis(min),
+        max: Duration::from_millis(max),
+    }
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// The whole document.
+pub(crate) static SERVICE: Object = Object {
+    doc: "Config of `sluicegate run`.",
+    fields: &[
+        Field {
+            name: "kafka",
+            doc: "The cluster and the consumer group.",
+            kind: Kind::Object(&KAFKA),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "processing",
+            doc: "Guarantee, bounds and deadlines.",
+            kind: Kind::Object(&PROCESSING),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "handlers",
+            doc: "Where handler specs come from: exactly one source.",
+            kind: Kind::Object(&HANDLERS),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "plugins",
+            doc: "Where plugins come from and who is trusted.",
+            kind: Kind::Object(&PLUGINS),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "admin",
+            doc: "The admin HTTP server.",
+            kind: Kind::Object(&ADMIN),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "logging",
+            doc: "The service's own log.",
+            kind: Kind::Object(&LOGGING),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "emit",
+            doc: "What is added to records that handlers emit.",
+            kind: Kind::Object(&EMIT),
+            need: Need::Default("{}"),
+        },
+    ],
+    later: &[Later {
+        name: "bridge",
+        reason: "is not available in this build",
+    }],
+};
+
+static KAFKA: Object = Object {
+    doc: "The cluster and the consumer group.",
+    fields: &[
+        Field {
+            name: "bootstrap_servers",
+            doc: "Comma-separated host:port list of brokers to begin with.",
+            kind: Kind::Text(&BROKERS),
+            need: Need::Default("127.0.0.1:9092"),
+        },
+        Field {
+            name: "group_id",
+            doc: "Consumer group that all shared handlers read in.",
+            kind: Kind::Text(&GROUP),
+            need: Need::Default("sluicegate"),
+        },
+        Field {
+            name: "clients",
+            doc: "Kafka clients, each with a pump thread of its own.",
+            kind: Kind::Count { min: 1, max: 256 },
+            need: Need::Default("1"),
+        },
+        Field {
+            name: "start",
+            doc: "Where a partition without a committed offset begins: earliest, latest or an RFC 3339 time.",
+            kind: Kind::Text(&START),
+            need: Need::Default("earliest"),
+        },
+        Field {
+            name: "client",
+            doc: "Further librdkafka keys; those that the service owns are refused with the key to use instead.",
+            kind: Kind::Custom {
+                schema: client_keys::schema,
+            },
+            need: Need::Default("{}"),
+        },
+    ],
+    later: &[],
+};
+
+static PROCESSING: Object = Object {
+    doc: "Guarantee, bounds and deadlines.",
+    fields: &[
+        Field {
+            name: "guarantee",
+            doc: "What a commit stands for.",
+            kind: Kind::Choice {
+                words: words::<Guarantee>,
+                later: &[],
+            },
+            need: Need::Default("at_least_once"),
+        },
+        Field {
+            name: "max_uncommitted",
+            doc: "Most records beyond the frontier, a partition; bounds the duplicates after a crash.",
+            kind: Kind::Count {
+                min: 1,
+                max: 10_000_000,
+            },
+            need: Need::Default("10000"),
+        },
+        Field {
+            name: "memory",
+            doc: "Byte budget of records in flight in the whole process.",
+            kind: Kind::Size {
+                min: 1 << 20,
+                max: 1 << 44,
+            },
+            need: Need::Default("256MiB"),
+        },
+        Field {
+            name: "commit_interval",
+            doc: "Time between commits of a frontier that moved.",
+            kind: millis(10, HOUR_MS),
+            need: Need::Default("1s"),
+        },
+        Field {
+            name: "drain_timeout",
+            doc: "How long a stop or a revoke waits for what is in flight.",
+            kind: millis(0, HOUR_MS),
+            need: Need::Default("20s"),
+        },
+        Field {
+            name: "stall_timeout",
+            doc: "A frontier that stands still this long while records wait is reported as stalled.",
+            kind: millis(100, 24 * HOUR_MS),
+            need: Need::Default("5m"),
+        },
+        Field {
+            name: "missing_offset",
+            doc: "What to do when a committed offset is no longer there.",
+            kind: Kind::Choice {
+                words: words::<MissingOffset>,
+                later: &[],
+            },
+            need: Need::Default("stop"),
+        },
+    ],
+    later: &[],
+};
+
+static HANDLERS: Object = Object {
+    doc: "Exactly one source of handler specs.",
+    fields: &[Field {
+        name: "file",
+        doc: "A watched folder, one spec a file.",
+        kind: Kind::Object(&FILE),
+        need: Need::Default("{}"),
+    }],
+    later: &[
+        Later {
+            name: "etcd",
+            reason: "is a source that is not available in this build; use `file`",
+        },
+        Later {
+            name: "zookeeper",
+            reason: "is a source that is not available in this build; use `file`",
+        },
+    ],
+};
+
+static FILE: Object = Object {
+    doc: "A watched folder of *.yaml, *.yml and *.json, one spec a file.",
+    fields: &[
+        Field {
+            name: "folder",
+            doc: "The folder.",
+            kind: Kind::Text(&PATH),
+            need: Need::Default("handlers.d"),
+        },
+        Field {
+            name: "rescan",
+            doc: "Time between full re-reads, which repair what the watch missed.",
+            kind: millis(100, HOUR_MS),
+            need: Need::Default("5s"),
+        },
+    ],
+    later: &[],
+};
+
+static PLUGINS: Object = Object {
+    doc: "Where plugins come from and who is trusted.",
+    fields: &[
+        Field {
+            name: "folder",
+            doc: "Folder of plugins: packaged ones and bare libraries.",
+            kind: Kind::Text(&PATH),
+            need: Need::Default("plugins"),
+        },
+        Field {
+            name: "cache",
+            doc: "Folder for private copies of what is loaded.",
+            kind: Kind::Text(&PATH),
+            need: Need::Default(".sluicegate/cache"),
+        },
+        Field {
+            name: "trusted_keys",
+            doc: "minisign public keys whose signatures are accepted.",
+            kind: Kind::Texts {
+                rule: &ANY,
+                min: 0,
+                max: 256,
+            },
+            need: Need::Default("[]"),
+        },
+        Field {
+            name: "allow_unsigned",
+            doc: "Load plugins without a signature; for development.",
+            kind: Kind::Flag,
+            need: Need::Default("false"),
+        },
+    ],
+    later: &[],
+};
+
+static ADMIN: Object = Object {
+    doc: "The admin HTTP server.",
+    fields: &[Field {
+        name: "listen",
+        doc: "Address and port; port 0 takes any free one.",
+        kind: Kind::Text(&ADDRESS),
+        need: Need::Default("127.0.0.1:9600"),
+    }],
+    later: &[],
+};
+
+static LOGGING: Object = Object {
+    doc: "The service's own log.",
+    fields: &[
+        Field {
+            name: "format",
+            doc: "For people, or one JSON object a line.",
+            kind: Kind::Choice {
+                words: words::<LogFormat>,
+                later: &[],
+            },
+            need: Need::Default("text"),
+        },
+        Field {
+            name: "level",
+            doc: "Least level that is written, or a filter such as info,sluicegate::dispatch=debug.",
+            kind: Kind::Text(&LEVEL),
+            need: Need::Default("info"),
+        },
+    ],
+    later: &[],
+};
+
+static EMIT: Object = Object {
+    doc: "What is added to records that handlers emit.",
+    fields: &[Field {
+        name: "provenance",
+        doc: "Add the sluicegate.* headers that say where a record comes from.",
+        kind: Kind::Flag,
+        need: Need::Default("false"),
+    }],
+    later: &[],
+};

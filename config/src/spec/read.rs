@@ -1,0 +1,172 @@
+//! Spec text to [`HandlerSpec`].
+
+use std::path::Path;
+
+use super::rules::parse_topic;
+use super::table::SPEC;
+use super::{
+    Backoff, DeadLetter, HandlerConfig, HandlerSpec, InFlightLimit, Predicate, Restart, Retry,
+    Route, TopicPattern, predicate_read,
+};
+use crate::document::{Checker, Node, Section, Value, parse, resolve, to_json};
+use crate::environment::Environment;
+use crate::problem::Problems;
+
+/// Reads one spec from YAML or JSON text. `file` is named in problems, and its folder is where `${file:…}` begins.
+///
+/// # Errors
+/// Everything that is wrong with the text.
+pub fn read_spec(
+    text: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+) -> Result<HandlerSpec, Problems> {
+    let parsed = parse(text, file);
+    let mut problems = parsed.problems;
+    let Some(root) = parsed.root else {
+        return Err(problems);
+    };
+    let mut checker = Checker::new(file, &SPEC);
+    let section = checker.section(&root, &SPEC, "");
+    let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    let spec = build(&section, environment, base, &mut checker);
+    problems.merge(checker.into_problems());
+    match spec {
+        Some(spec) if problems.is_empty() => Ok(spec),
+        _ => Err(problems),
+    }
+}
+
+/// `None` only where a problem was reported. Every part is read before the first `?`, so that all of them report.
+fn build(
+    section: &Section,
+    environment: &Environment,
+    base: &Path,
+    checker: &mut Checker<'_>,
+) -> Option<HandlerSpec> {
+    let config = section
+        .custom("config")
+        .and_then(|node| config(node, environment, base, checker));
+    let route = section
+        .object("route")
+        .and_then(|route| read_route(route, checker));
+    let retry = section
+        .object("retry")
+        .and_then(|retry| read_retry(retry, checker));
+    let dead_letter = section.object("dead_letter").and_then(read_dead_letter);
+    if let (Some(route), Some(dead_letter)) = (&route, &dead_letter) {
+        refuse_loop(section, route, dead_letter, checker);
+    }
+    let max_in_flight = section.object("max_in_flight")?;
+    let restart = section.object("restart")?;
+    Some(HandlerSpec {
+        name: section.text("name")?.to_owned(),
+        plugin: section.text("plugin")?.to_owned(),
+        version: section.text("version")?.parse().ok()?,
+        enabled: section.flag("enabled"),
+        route: route?,
+        order: section.word("order")?,
+        workers: usize::try_from(section.count("workers")).ok()?,
+        pool: section.text("pool").map(str::to_owned),
+        max_in_flight: InFlightLimit {
+            records: max_in_flight.count("records"),
+            bytes: max_in_flight.count("bytes"),
+        },
+        timeout: section.duration("timeout"),
+        retry: retry?,
+        dead_letter: dead_letter?,
+        on_failure: section.word("on_failure")?,
+        restart: Restart {
+            max_restarts: u32::try_from(restart.count("max_restarts")).ok()?,
+            restart_window: restart.duration("restart_window"),
+        },
+        config: config?,
+    })
+}
+
+fn config(
+    node: &Node,
+    environment: &Environment,
+    base: &Path,
+    checker: &mut Checker<'_>,
+) -> Option<HandlerConfig> {
+    if !matches!(node.value, Value::Map(_)) {
+        checker.refuse(node, "a map", "config");
+        return None;
+    }
+    let declared = to_json(node, "config", checker);
+    let mut resolved = node.clone();
+    resolve(&mut resolved, "config", environment, base, checker);
+    let resolved = to_json(&resolved, "config", checker);
+    Some(HandlerConfig::with_resolved(declared, resolved))
+}
+
+fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
+    let mut topics: Vec<TopicPattern> = Vec::new();
+    for (index, (text, place)) in route.texts("topics").iter().enumerate() {
+        let pattern = parse_topic(text).ok()?;
+        if topics.contains(&pattern) {
+            let path = format!("{}[{index}]", route.path_of("topics"));
+            checker.report(place, &path, format!("`{text}` is listed twice; keep one"));
+        }
+        topics.push(pattern);
+    }
+    let when = match route.custom("when") {
+        Some(node) => predicate_read::read(node, &route.path_of("when"), checker)?,
+        None => Predicate::always(),
+    };
+    Some(Route { topics, when })
+}
+
+fn read_retry(retry: &Section, checker: &mut Checker<'_>) -> Option<Retry> {
+    let backoff = retry.object("backoff")?;
+    let (delay, max_delay) = (backoff.duration("delay"), backoff.duration("max_delay"));
+    let both = backoff.holds("delay") && backoff.holds("max_delay");
+    if both && max_delay < delay {
+        let message = format!(
+            "is shorter than `delay`: no wait could be both at least {delay:?} and at most {max_delay:?}"
+        );
+        let place = backoff.place_of("max_delay").clone();
+        checker.report(&place, &backoff.path_of("max_delay"), message);
+    }
+    Some(Retry {
+        max_attempts: u32::try_from(retry.count("max_attempts")).ok()?,
+        backoff: Backoff {
+            delay,
+            multiplier: backoff.number("multiplier"),
+            max_delay,
+            jitter: backoff.number("jitter"),
+        },
+    })
+}
+
+fn read_dead_letter(dead_letter: &Section) -> Option<DeadLetter> {
+    Some(DeadLetter {
+        topic: dead_letter.text("topic")?.to_owned(),
+        create: dead_letter.flag("create"),
+    })
+}
+
+/// A dead letter that the handler itself reads again would go round for ever.
+fn refuse_loop(
+    section: &Section,
+    route: &Route,
+    dead_letter: &DeadLetter,
+    checker: &mut Checker<'_>,
+) {
+    let own = route.topics.iter().any(|pattern| match pattern {
+        TopicPattern::Exact(name) => route.topics.iter().any(|other| match other {
+            TopicPattern::Exact(other) => dead_letter.topic_for(other) == *name,
+            _ => dead_letter.topic == *name,
+        }),
+        _ => false,
+    });
+    if own && let Some(object) = section.object("dead_letter") {
+        let message = format!(
+            "`{}` is a topic of this handler's own route: its dead letters would come back to it",
+            dead_letter.topic
+        );
+        let place = object.place_of("topic").clone();
+        checker.report(&place, &object.path_of("topic"), message);
+    }
+}

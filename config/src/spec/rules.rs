@@ -1,0 +1,158 @@
+//! What the texts of a spec must be like.
+
+use super::VersionRequirement;
+use super::route::TopicPattern;
+use crate::document::TextRule;
+
+/// Longest topic name that Kafka takes.
+const MAX_TOPIC: usize = 249;
+/// Names that are keys of the service itself in etcd and ZooKeeper.
+const RESERVED: [&str; 2] = ["logging", "metrics"];
+
+/// A handler's name.
+pub(crate) static NAME: TextRule = TextRule {
+    check: |text| {
+        check_label(text)?;
+        refuse_if(
+            RESERVED.contains(&text),
+            "the name is reserved: its key switches the service's own",
+        )
+    },
+    pattern: Some("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    numbers: false,
+};
+
+/// A pool's name.
+pub(crate) static POOL: TextRule = TextRule {
+    check: check_label,
+    pattern: Some("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    numbers: false,
+};
+
+/// A plugin's catalogue name.
+pub(crate) static PLUGIN: TextRule = TextRule {
+    check: |text| {
+        let first = text
+            .chars()
+            .next()
+            .is_some_and(|c| c.is_ascii_alphanumeric());
+        let fits = first
+            && text.len() <= 128
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        refuse_if(
+            !fits,
+            "a plugin is named by its catalogue name (letters, digits, -, _ and .), never by a path or URL",
+        )
+    },
+    pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+    numbers: false,
+};
+
+/// A version requirement; `1.2` needs no quotes.
+pub(crate) static VERSION: TextRule = TextRule {
+    check: |text| {
+        text.parse::<VersionRequirement>()
+            .map(|_| ())
+            .map_err(|error| error.advice())
+    },
+    pattern: Some(r"^[\s*0-9A-Za-z.,<>=^~+-]+$"),
+    numbers: true,
+};
+
+/// A topic pattern.
+pub(crate) static TOPIC: TextRule = TextRule {
+    check: |text| parse_topic(text).map(|_| ()),
+    pattern: Some(r"^([A-Za-z0-9._*?-]{1,249}|/.+/)$"),
+    numbers: false,
+};
+
+/// A dead-letter topic's template.
+pub(crate) static DEAD_LETTER_TOPIC: TextRule = TextRule {
+    check: |text| {
+        refuse_if(
+            text == "{topic}",
+            "dead letters would go back to the topic they came from; add a suffix, such as {topic}.dlt",
+        )?;
+        check_topic_name(&text.replace("{topic}", "t"))
+            .map_err(|reason| format!("{reason}; {{topic}} is the only placeholder"))
+    },
+    pattern: Some(r"^([A-Za-z0-9._-]|\{topic\})+$"),
+    numbers: false,
+};
+
+fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
+    if bad { Err(reason.to_owned()) } else { Ok(()) }
+}
+
+fn check_label(text: &str) -> Result<(), String> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let fits = text.len() <= 63
+        && edge(text.chars().next())
+        && edge(text.chars().next_back())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    refuse_if(
+        !fits,
+        "use 1 to 63 lower-case letters, digits and -, with a letter or digit at both ends",
+    )
+}
+
+fn check_topic_name(name: &str) -> Result<(), String> {
+    refuse_if(
+        name.is_empty() || name == "." || name == "..",
+        "it is no topic name",
+    )?;
+    refuse_if(
+        name.len() > MAX_TOPIC,
+        "a topic name has at most 249 characters",
+    )?;
+    let fits = name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    refuse_if(!fits, "a topic name has letters, digits, ., _ and - only")
+}
+
+/// Reads one entry of `route.topics`.
+pub(crate) fn parse_topic(text: &str) -> Result<TopicPattern, String> {
+    if let Some(inner) = text.strip_prefix('/') {
+        let pattern = inner
+            .strip_suffix('/')
+            .filter(|pattern| !pattern.is_empty())
+            .ok_or("a regex stands between two slashes, such as /^orders-[0-9]+$/")?;
+        check_regex(pattern)?;
+        return Ok(TopicPattern::Regex(pattern.to_owned()));
+    }
+    refuse_if(
+        text.contains(['^', '$', '[', '(', '|', '\\', '+', '{']),
+        "this looks like a regex; write it between slashes, such as /^orders-[0-9]+$/ (a glob has * and ? only)",
+    )?;
+    if text.contains(['*', '?']) {
+        check_topic_name(&text.replace(['*', '?'], "x"))?;
+        return Ok(TopicPattern::Glob(text.to_owned()));
+    }
+    check_topic_name(text)?;
+    Ok(TopicPattern::Exact(text.to_owned()))
+}
+
+/// Compiles a regex once, as the service will.
+pub(crate) fn check_regex(pattern: &str) -> Result<(), String> {
+    let compiled = regex::bytes::RegexBuilder::new(pattern)
+        .size_limit(1 << 20)
+        .build();
+    compiled.map(|_| ()).map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => {
+            "the regex is too big when compiled; make its repetitions smaller".to_owned()
+        }
+        error => {
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or_default();
+            format!(
+                "the regex does not compile: {}",
+                reason.trim_start_matches("error: ")
+            )
+        }
+    })
+}
