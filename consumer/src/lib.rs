@@ -22,13 +22,23 @@
 
 pub mod source;
 
+pub mod assignment;
+pub mod ledger;
+
 pub mod routing;
 
 pub mod dispatch;
+pub mod flow;
 
 pub mod handlers;
 
+pub mod settlement;
+
 pub mod emit;
+
+pub mod commit;
+
+pub mod pump;
 
 pub mod admin;
 pub mod cli;

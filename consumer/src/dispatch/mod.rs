@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod inbox;
+pub mod lanes;
 pub mod pool;
 
 pub use batch::{Batch, EntryKey, FlightKey, HandlerIx};

@@ -1,0 +1,66 @@
+//! One partition's life with us: `Assigned → Draining → Released`, under one epoch (G5).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::ledger::Ledger;
+use crate::routing::PlanIx;
+use crate::source::{Delivery, TopicPartition};
+
+/// Where an assignment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AssignmentState {
+    /// Records are admitted.
+    Assigned,
+    /// It is being given back: nothing new starts, what runs may finish until the deadline.
+    Draining {
+        /// On the flow's clock, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// It is gone: outcomes that still come are discarded.
+    Released,
+}
+
+/// A partition that is, or was, ours.
+pub struct Assignment {
+    /// The partition.
+    pub at: TopicPartition,
+    /// Fencing number: larger than that of every earlier assignment in this process.
+    pub epoch: u32,
+    /// Where it stands.
+    pub state: AssignmentState,
+    /// Its offsets.
+    pub ledger: Ledger,
+    /// Which routes can match its topic.
+    pub plan: PlanIx,
+    /// The offset that the group has committed, as far as acknowledged.
+    pub committed: i64,
+    /// Metadata of the last acknowledged commit.
+    pub committed_metadata: String,
+    /// Records that came while there was no room, in order.
+    pub overflow: VecDeque<Delivery>,
+    /// Whether its fetching is stopped.
+    pub paused: bool,
+    /// Why nothing of it is handled any more, if so (G12, G13).
+    pub stopped: Option<Arc<str>>,
+    /// Live slab entries of it.
+    pub entries: u32,
+    /// Records delivered.
+    pub delivered: u64,
+    /// Repeats dropped.
+    pub repeats: u64,
+    /// When the frontier moved last, on the flow's clock.
+    pub moved_ms: u64,
+}
+
+impl Assignment {
+    /// Whether its records may start.
+    pub fn admits(&self) -> bool {
+        self.state == AssignmentState::Assigned && self.stopped.is_none()
+    }
+
+    /// Offsets that an owner lost without notice could make somebody repeat (G3).
+    pub fn uncommitted(&self) -> i64 {
+        self.ledger.next() - self.committed
+    }
+}

@@ -1,0 +1,359 @@
+//! Lanes: records of one key are handled one after the other, keys do not wait for each other (G4).
+//!
+//! A lane is a key's 64-bit hash. It exists while a record of it is under way and costs one probe of an
+//! open-addressing table. Nothing is written when a batch comes back: a lane names the flight that has its records,
+//! and is free as soon as that flight is over. Only a lane on which something waits, or which a parked record holds,
+//! is touched again.
+
+use std::collections::VecDeque;
+
+use super::{EntryKey, FlightKey};
+
+/// No flight has this key.
+pub const NO_FLIGHT: FlightKey = FlightKey {
+    index: u32::MAX,
+    serial: 0,
+};
+
+const MIN_SLOTS: usize = 64;
+
+#[derive(Clone, Copy)]
+struct Lane {
+    /// 0 is an empty slot of the table.
+    hash: u64,
+    /// The flight that has records of it.
+    flight: FlightKey,
+    /// Records that are neither in a flight nor settled: parked, or waiting for the producer.
+    held: u32,
+    /// Place of its waiting list + 1, 0 for none.
+    waiting: u32,
+}
+
+const EMPTY: Lane = Lane {
+    hash: 0,
+    flight: NO_FLIGHT,
+    held: 0,
+    waiting: 0,
+};
+
+/// What to do with a record that wants its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The lane was free and is now the open flight's.
+    Free,
+    /// The lane is the open flight's already: the record may follow in the same batch.
+    Same,
+    /// The record waits in the lane. `first` says that it is the first one: the flight that has the lane must look
+    /// after it when it comes back.
+    Waits {
+        /// The flight that has the lane; [`NO_FLIGHT`] when a held record has it.
+        behind: FlightKey,
+        /// Nothing waited before.
+        first: bool,
+    },
+}
+
+/// The lanes of one handler.
+#[derive(Default)]
+pub struct Lanes {
+    table: Vec<Lane>,
+    used: usize,
+    waiting: Vec<VecDeque<EntryKey>>,
+    spare: Vec<u32>,
+    waiters: usize,
+}
+
+impl Lanes {
+    /// Records waiting in lanes.
+    pub fn waiters(&self) -> usize {
+        self.waiters
+    }
+
+    /// Asks for the lane `hash` (not 0) for a record that would join `open`.
+    ///
+    /// `several` allows more than one record of the lane in one flight. `live` says whether a flight is still under way.
+    pub fn claim(
+        &mut self,
+        hash: u64,
+        entry: EntryKey,
+        open: FlightKey,
+        several: bool,
+        live: impl Fn(FlightKey) -> bool,
+    ) -> Claim {
+        debug_assert!(hash != 0, "lane 0 is no lane");
+        let index = self.find_or_insert(hash, &live);
+        let lane = &mut self.table[index];
+        let taken = lane.flight != NO_FLIGHT && live(lane.flight);
+        if lane.waiting == 0 && lane.held == 0 {
+            if !taken {
+                lane.flight = open;
+                return Claim::Free;
+            }
+            if several && lane.flight == open {
+                return Claim::Same;
+            }
+        }
+        let behind = if taken { lane.flight } else { NO_FLIGHT };
+        let first = lane.waiting == 0;
+        self.list(index).push_back(entry);
+        self.waiters += 1;
+        Claim::Waits { behind, first }
+    }
+
+    /// Puts records back at the head of their lane, in order: they go before everything that waits there.
+    pub fn wait_first(
+        &mut self,
+        hash: u64,
+        entries: &[EntryKey],
+        live: impl Fn(FlightKey) -> bool,
+    ) {
+        let index = self.find_or_insert(hash, &live);
+        let list = self.list(index);
+        for &entry in entries.iter().rev() {
+            list.push_front(entry);
+        }
+        self.waiters += entries.len();
+    }
+
+    /// A record of the lane is neither in a flight nor settled: the lane stays shut until [`Lanes::unhold`].
+    pub fn hold(&mut self, hash: u64, live: impl Fn(FlightKey) -> bool) {
+        let index = self.find_or_insert(hash, &live);
+        self.table[index].held += 1;
+    }
+
+    /// A held record is settled, or goes into a flight again.
+    pub fn unhold(&mut self, hash: u64) {
+        let found = self.find(hash);
+        debug_assert!(
+            found.is_some_and(|index| self.table[index].held > 0),
+            "the lane is not held"
+        );
+        if let Some(index) = found {
+            self.table[index].held = self.table[index].held.saturating_sub(1);
+        }
+    }
+
+    /// Gives the lane to the flight that a held record joins.
+    pub fn give(&mut self, hash: u64, flight: FlightKey) {
+        if let Some(index) = self.find(hash) {
+            self.table[index].flight = flight;
+        }
+    }
+
+    /// Takes the records that wait in the lane if nothing has or holds it. They are to be claimed again, in order.
+    pub fn release(
+        &mut self,
+        hash: u64,
+        live: impl Fn(FlightKey) -> bool,
+    ) -> Option<VecDeque<EntryKey>> {
+        let index = self.find(hash)?;
+        let lane = &mut self.table[index];
+        if lane.held > 0 || lane.waiting == 0 || (lane.flight != NO_FLIGHT && live(lane.flight)) {
+            return None;
+        }
+        let place = (lane.waiting - 1) as usize;
+        lane.waiting = 0;
+        lane.flight = NO_FLIGHT;
+        self.spare.push(place as u32);
+        let list = std::mem::take(&mut self.waiting[place]);
+        self.waiters -= list.len();
+        Some(list)
+    }
+
+    /// Takes out the waiting records that `gone` names; used when a partition is given back.
+    pub fn retain(&mut self, mut keep: impl FnMut(EntryKey) -> bool) -> Vec<EntryKey> {
+        let mut removed = Vec::new();
+        for list in &mut self.waiting {
+            list.retain(|&entry| {
+                let kept = keep(entry);
+                if !kept {
+                    removed.push(entry);
+                }
+                kept
+            });
+        }
+        for lane in &mut self.table {
+            if lane.waiting != 0 && self.waiting[(lane.waiting - 1) as usize].is_empty() {
+                self.spare.push(lane.waiting - 1);
+                lane.waiting = 0;
+            }
+        }
+        self.waiters -= removed.len();
+        removed
+    }
+
+    /// The waiting records, for reports.
+    pub fn waiting(&self) -> impl Iterator<Item = EntryKey> + '_ {
+        self.waiting.iter().flatten().copied()
+    }
+
+    fn list(&mut self, index: usize) -> &mut VecDeque<EntryKey> {
+        if self.table[index].waiting == 0 {
+            let place = self.spare.pop().unwrap_or_else(|| {
+                self.waiting.push(VecDeque::new());
+                (self.waiting.len() - 1) as u32
+            });
+            self.table[index].waiting = place + 1;
+        }
+        &mut self.waiting[(self.table[index].waiting - 1) as usize]
+    }
+
+    fn find(&self, hash: u64) -> Option<usize> {
+        let mask = self.table.len().checked_sub(1)?;
+        let mut index = home(hash) & mask;
+        loop {
+            match self.table[index].hash {
+                0 => return None,
+                found if found == hash => return Some(index),
+                _ => index = (index + 1) & mask,
+            }
+        }
+    }
+
+    fn find_or_insert(&mut self, hash: u64, live: &impl Fn(FlightKey) -> bool) -> usize {
+        if (self.used + 1) * 4 > self.table.len() * 3 {
+            self.rebuild(live);
+        }
+        let mask = self.table.len() - 1;
+        let mut index = home(hash) & mask;
+        loop {
+            let lane = &mut self.table[index];
+            if lane.hash == hash {
+                return index;
+            }
+            if lane.hash == 0 {
+                *lane = Lane { hash, ..EMPTY };
+                self.used += 1;
+                return index;
+            }
+            index = (index + 1) & mask;
+        }
+    }
+
+    /// Drops the lanes that are free and sizes the table for those that are left.
+    fn rebuild(&mut self, live: &impl Fn(FlightKey) -> bool) {
+        let in_use = |lane: &Lane| {
+            lane.hash != 0
+                && (lane.held > 0
+                    || lane.waiting != 0
+                    || (lane.flight != NO_FLIGHT && live(lane.flight)))
+        };
+        let kept: Vec<Lane> = self.table.iter().copied().filter(in_use).collect();
+        let size = (kept.len() * 4).next_power_of_two().max(MIN_SLOTS);
+        self.table.clear();
+        self.table.resize(size, EMPTY);
+        self.used = kept.len();
+        for lane in kept {
+            let mut index = home(lane.hash) & (size - 1);
+            while self.table[index].hash != 0 {
+                index = (index + 1) & (size - 1);
+            }
+            self.table[index] = lane;
+        }
+    }
+}
+
+/// First place to look: lane hashes are odd, so their lowest bit tells nothing.
+fn home(hash: u64) -> usize {
+    (hash >> 1) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u32) -> EntryKey {
+        EntryKey { index, serial: 0 }
+    }
+
+    fn flight(index: u32) -> FlightKey {
+        FlightKey { index, serial: 1 }
+    }
+
+    #[test]
+    fn a_lane_is_free_when_its_flight_is_over() {
+        let mut lanes = Lanes::default();
+        assert_eq!(
+            lanes.claim(7, entry(0), flight(1), true, |_| true),
+            Claim::Free
+        );
+        assert_eq!(
+            lanes.claim(7, entry(1), flight(1), true, |_| true),
+            Claim::Same
+        );
+        assert_eq!(
+            lanes.claim(7, entry(2), flight(2), true, |_| true),
+            Claim::Waits {
+                behind: flight(1),
+                first: true
+            }
+        );
+        assert_eq!(
+            lanes.claim(7, entry(3), flight(1), true, |_| true),
+            Claim::Waits {
+                behind: flight(1),
+                first: false
+            },
+            "nobody overtakes a waiting record"
+        );
+        assert!(lanes.release(7, |_| true).is_none());
+        assert_eq!(
+            lanes.release(7, |_| false).map(Vec::from),
+            Some(vec![entry(2), entry(3)])
+        );
+        assert_eq!(lanes.waiters(), 0);
+        assert_eq!(
+            lanes.claim(7, entry(2), flight(3), true, |_| false),
+            Claim::Free
+        );
+    }
+
+    #[test]
+    fn a_held_lane_stays_shut_and_keeps_its_order() {
+        let mut lanes = Lanes::default();
+        assert_eq!(
+            lanes.claim(9, entry(0), flight(1), true, |_| true),
+            Claim::Free
+        );
+        lanes.hold(9, |_| false);
+        lanes.claim(9, entry(3), flight(2), true, |_| false);
+        lanes.wait_first(9, &[entry(1), entry(2)], |_| false);
+        assert!(lanes.release(9, |_| false).is_none());
+        lanes.unhold(9);
+        assert_eq!(
+            lanes.release(9, |_| false).map(Vec::from),
+            Some(vec![entry(1), entry(2), entry(3)])
+        );
+    }
+
+    #[test]
+    fn one_record_of_a_lane_a_flight_when_asked_for() {
+        let mut lanes = Lanes::default();
+        assert_eq!(
+            lanes.claim(5, entry(0), flight(1), false, |_| true),
+            Claim::Free
+        );
+        assert_eq!(
+            lanes.claim(5, entry(1), flight(1), false, |_| true),
+            Claim::Waits {
+                behind: flight(1),
+                first: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_million_keys_leave_a_small_table() {
+        let mut lanes = Lanes::default();
+        for hash in 1..1_000_000u64 {
+            let current = (hash / 256) as u32;
+            let live = |f: FlightKey| f.index + 4 > current;
+            let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            assert_eq!(
+                lanes.claim(spread, entry(0), flight(current), true, live),
+                Claim::Free
+            );
+        }
+        assert!(lanes.table.len() <= 8192, "{} slots", lanes.table.len());
+    }
+}

@@ -1,0 +1,215 @@
+//! From the source into the flow: ledger, routing, and the bounds under which records are let in.
+
+use rapidhash::v3::rapidhash_v3;
+
+use super::Flow;
+use super::slab::NewEntry;
+use crate::assignment::AssignmentState;
+use crate::dispatch::HandlerIx;
+use crate::ledger::Delivered;
+use crate::source::{Delivery, Slot};
+
+/// What a held record costs besides its bytes: the client's operation and our entry.
+const OVERHEAD: usize = 304 + 96;
+/// Records of a full partition that are kept in hand before its fetching is paused.
+const OVERFLOW_BEFORE_PAUSE: usize = 2_048;
+/// Most handlers that one record goes to; more are a fault of configuration that validation refuses.
+const MAX_FANOUT: usize = u16::MAX as usize;
+
+impl Flow {
+    /// Whether more records may be read from the source just now (G8).
+    pub fn can_read(&self) -> bool {
+        self.charged < self.settings.budget_bytes
+            && (self.current.is_empty()
+                || self.current.values().any(|slot| {
+                    let assignment = &self.assignments[slot.0 as usize];
+                    assignment.admits() && !assignment.paused && assignment.overflow.is_empty()
+                }))
+    }
+
+    /// Takes one fetched record.
+    pub fn deliver(&mut self, delivery: Delivery) {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        if !assignment.admits() {
+            return;
+        }
+        if !assignment.overflow.is_empty()
+            || assignment.uncommitted() >= self.settings.max_uncommitted
+        {
+            self.charged += (delivery.lease.size() + OVERHEAD) as u64;
+            assignment.overflow.push_back(delivery);
+            return;
+        }
+        if let Some(back) = self.admit(delivery) {
+            self.charged += (back.lease.size() + OVERHEAD) as u64;
+            self.assignments[back.slot.0 as usize]
+                .overflow
+                .push_back(back);
+        }
+    }
+
+    /// Lets one record in; gives it back when the ledger has no room for it yet.
+    fn admit(&mut self, delivery: Delivery) -> Option<Delivery> {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        match assignment.ledger.deliver(delivery.offset) {
+            Delivered::New => {}
+            Delivered::Done => {
+                assignment.delivered += 1;
+                return None;
+            }
+            Delivered::Repeat => {
+                assignment.repeats += 1;
+                return None;
+            }
+            Delivered::TooFar => return Some(delivery),
+            Delivered::Fault => {
+                let reason = format!(
+                    "record at offset {} came where none was expected (next is {}); restart the service to read on \
+                     from the commit",
+                    delivery.offset,
+                    assignment.ledger.next()
+                );
+                self.stop_partition(delivery.slot, &reason);
+                return None;
+            }
+        }
+        assignment.delivered += 1;
+        self.route(delivery);
+        None
+    }
+
+    fn route(&mut self, delivery: Delivery) {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        let lease = delivery.lease;
+        let wanted = self.router.route(
+            assignment.plan,
+            assignment.at.partition,
+            lease.key(),
+            || lease.headers(),
+        );
+        let mut open = 0usize;
+        for ix in wanted {
+            if let Some(handler) = self
+                .handlers
+                .get_mut(ix.0 as usize)
+                .and_then(Option::as_mut)
+            {
+                if handler.settings.gate_open && handler.settings.pool.is_some() {
+                    open += 1;
+                } else {
+                    handler.counts.skipped += 1;
+                }
+            }
+        }
+        if open == 0 {
+            if wanted.is_empty()
+                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+            {
+                counts.unrouted += 1;
+            }
+            if assignment.ledger.settle(delivery.offset) {
+                assignment.moved_ms = self.now_ms;
+            }
+            return;
+        }
+        debug_assert!(
+            open <= MAX_FANOUT,
+            "validation bounds the number of handlers"
+        );
+        let charge = (lease.size() + OVERHEAD) as u32;
+        let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
+        self.charged += u64::from(charge);
+        assignment.entries += 1;
+        let entry = self.slab.insert(NewEntry {
+            lease,
+            slot: delivery.slot,
+            offset: delivery.offset,
+            timestamp_ms: delivery.timestamp_ms,
+            key_hash,
+            charge,
+            handlers: open as u16,
+        });
+        if let [only] = wanted {
+            let only = *only;
+            self.enqueue(only, entry);
+            return;
+        }
+        let targets: smallvec::SmallVec<[HandlerIx; 16]> = wanted
+            .iter()
+            .copied()
+            .filter(|ix| {
+                self.handlers
+                    .get(ix.0 as usize)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|handler| {
+                        handler.settings.gate_open && handler.settings.pool.is_some()
+                    })
+            })
+            .collect();
+        for ix in targets {
+            self.enqueue(ix, entry);
+        }
+    }
+
+    /// Lets in the records that had to wait for room, in order.
+    pub(super) fn admit_overflow(&mut self) {
+        let slots: smallvec::SmallVec<[Slot; 16]> = self
+            .current
+            .values()
+            .copied()
+            .filter(|slot| !self.assignments[slot.0 as usize].overflow.is_empty())
+            .collect();
+        for slot in slots {
+            loop {
+                let assignment = &mut self.assignments[slot.0 as usize];
+                if !assignment.admits() || assignment.uncommitted() >= self.settings.max_uncommitted
+                {
+                    break;
+                }
+                let Some(delivery) = assignment.overflow.pop_front() else {
+                    break;
+                };
+                self.charged -= (delivery.lease.size() + OVERHEAD) as u64;
+                if let Some(back) = self.admit(delivery) {
+                    self.charged += (back.lease.size() + OVERHEAD) as u64;
+                    self.assignments[slot.0 as usize].overflow.push_front(back);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Drops the records in hand of a partition that is given back.
+    pub(super) fn drop_overflow(&mut self, slot: Slot) {
+        for delivery in std::mem::take(&mut self.assignments[slot.0 as usize].overflow) {
+            self.charged -= (delivery.lease.size() + OVERHEAD) as u64;
+        }
+    }
+
+    /// Partitions whose fetching is to be stopped or resumed, with hysteresis: a pause throws away what was fetched.
+    pub fn pauses_due(&mut self) -> Vec<(Slot, bool)> {
+        let mut due = Vec::new();
+        let max_uncommitted = self.settings.max_uncommitted;
+        for &slot in self.current.values() {
+            let assignment = &mut self.assignments[slot.0 as usize];
+            let pause = if assignment.state != AssignmentState::Assigned {
+                continue;
+            } else if assignment.stopped.is_some()
+                || assignment.overflow.len() >= OVERFLOW_BEFORE_PAUSE
+            {
+                true
+            } else if assignment.overflow.is_empty()
+                && assignment.uncommitted() <= max_uncommitted / 2
+            {
+                false
+            } else {
+                continue;
+            };
+            if pause != assignment.paused {
+                assignment.paused = pause;
+                due.push((slot, pause));
+            }
+        }
+        due
+    }
+}

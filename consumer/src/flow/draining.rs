@@ -1,0 +1,199 @@
+//! Giving partitions back: stop admission, finish what was begun, fence what was not (G3, G5).
+//!
+//! A record that some handler has begun is finished in all of them, else its next owner would run it twice. To keep
+//! the order, everything up to the last such record is finished too; what lies beyond is left to the next owner.
+
+use std::collections::HashSet;
+
+use super::Flow;
+use super::place::lane_of_key;
+use super::slab::Entry;
+use super::tasks::Stage;
+use crate::assignment::AssignmentState;
+use crate::dispatch::{EntryKey, HandlerIx};
+use crate::source::Slot;
+
+impl Flow {
+    /// Stops the admission of partitions; what was begun may finish until `deadline_ms` on the flow's clock.
+    pub fn start_drain(&mut self, slots: &[Slot], deadline_ms: u64) {
+        for &slot in slots {
+            self.drop_overflow(slot);
+            self.assignments[slot.0 as usize].state = AssignmentState::Draining { deadline_ms };
+        }
+        let begun = self.begun();
+        let mut unbegun = Vec::new();
+        for &slot in slots {
+            let last = self
+                .slab
+                .iter()
+                .filter(|(key, entry)| entry.slot == slot && begun.contains(key))
+                .map(|(_, entry)| entry.offset)
+                .max()
+                .unwrap_or(i64::MIN);
+            unbegun.extend(
+                self.slab
+                    .iter()
+                    .filter(|(_, e)| e.slot == slot && e.offset > last && e.unsettled > 0)
+                    .map(|(k, _)| k),
+            );
+        }
+        self.abandon(&unbegun);
+    }
+
+    /// Whether nothing of these partitions is under way any more, or the deadline has passed.
+    pub fn is_drained(&self, slots: &[Slot]) -> bool {
+        let overdue = slots
+            .iter()
+            .all(|slot| match self.assignments[slot.0 as usize].state {
+                AssignmentState::Draining { deadline_ms } => self.now_ms >= deadline_ms,
+                AssignmentState::Assigned => false,
+                AssignmentState::Released => true,
+            });
+        overdue
+            || !self
+                .slab
+                .iter()
+                .any(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
+    }
+
+    /// Fences partitions: late outcomes of theirs are discarded from now on, nothing is committed for them.
+    pub fn release(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.drop_overflow(slot);
+            let assignment = &mut self.assignments[slot.0 as usize];
+            assignment.state = AssignmentState::Released;
+            if self.current.get(&assignment.at) == Some(&slot) {
+                self.current.remove(&assignment.at);
+            }
+        }
+        self.commit_in_flight
+            .retain(|(slot, _)| !slots.contains(slot));
+        let left: Vec<EntryKey> = self
+            .slab
+            .iter()
+            .filter(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
+            .map(|(key, _)| key)
+            .collect();
+        self.abandon(&left);
+        self.drop_retired();
+    }
+
+    /// Records that some handler has begun: settled by one, parked, with the producer, or with a worker.
+    fn begun(&self) -> HashSet<EntryKey> {
+        let mut begun: HashSet<EntryKey> = self
+            .slab
+            .iter()
+            .filter(|(_, entry)| entry.unsettled < entry.wanted)
+            .map(|(key, _)| key)
+            .collect();
+        begun.extend(
+            self.flights
+                .iter()
+                .filter(|flight| flight.is_submitted())
+                .flat_map(|f| f.keys.iter().copied()),
+        );
+        // A parked record that no other handler has finished was not handled: it may as well run elsewhere.
+        begun.extend(
+            self.tasks
+                .iter()
+                .filter(|(.., task)| !matches!(task.stage, Stage::Parked { .. }))
+                .map(|(_, key, _)| key),
+        );
+        begun
+    }
+
+    /// Takes records out of everything; they are never settled here.
+    fn abandon(&mut self, keys: &[EntryKey]) {
+        let gone: HashSet<EntryKey> = keys.iter().copied().collect();
+        for place in 0..self.handlers.len() {
+            self.take_queued(HandlerIx(place as u32), |key| gone.contains(&key));
+        }
+        let tasks: Vec<(HandlerIx, EntryKey)> = self
+            .tasks
+            .iter()
+            .filter(|(_, key, _)| gone.contains(key))
+            .map(|(ix, key, _)| (ix, key))
+            .collect();
+        let mut freed = Vec::new();
+        for (ix, key) in tasks {
+            if let Some(task) = self.tasks.remove(ix, key)
+                && task.stage != Stage::Running
+            {
+                self.unhold(ix, task.lane);
+                freed.push((ix, task.lane));
+            }
+        }
+        for &key in keys {
+            if let Some(entry) = self.slab.get_mut(key) {
+                entry.unsettled = 0;
+            }
+            self.free_if_done(key);
+        }
+        for (ix, lane) in freed {
+            self.release_lane(ix, lane);
+        }
+    }
+
+    /// Takes the records that `wanted` names out of what no worker has yet: backlog, lanes, open and ready flights.
+    pub(super) fn take_queued(
+        &mut self,
+        ix: HandlerIx,
+        wanted: impl Fn(EntryKey) -> bool,
+    ) -> Vec<(EntryKey, u64)> {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return Vec::new();
+        };
+        let order = handler.settings.order;
+        let mut taken = Vec::new();
+        for flight in handler.open.iter().flatten().chain(&handler.ready) {
+            let Some(batch) = self.flights.batch(*flight) else {
+                continue;
+            };
+            let before = taken.len();
+            let mut kept = 0;
+            for i in 0..batch.keys.len() {
+                let key = batch.keys[i];
+                if wanted(key) {
+                    taken.push((key, batch.records[i].lane));
+                    continue;
+                }
+                batch.keys.swap(kept, i);
+                batch.records.swap(kept, i);
+                kept += 1;
+            }
+            batch.keys.truncate(kept);
+            batch.records.truncate(kept);
+            for (key, _) in &taken[before..] {
+                if let Some(entry) = self.slab.get_mut(*key) {
+                    entry.pins -= 1;
+                    batch.bytes -= u64::from(entry.charge);
+                    handler.in_flight_bytes -= u64::from(entry.charge);
+                }
+                handler.in_flight_records -= 1;
+            }
+        }
+        let slab = &self.slab;
+        let from_lanes = handler.lanes.retain(|key| !wanted(key));
+        taken.extend(
+            from_lanes
+                .into_iter()
+                .map(|key| (key, lane_of_key(slab, order, key))),
+        );
+        handler.backlog.retain(|&key| {
+            let take = wanted(key);
+            if take {
+                taken.push((key, lane_of_key(slab, order, key)));
+            }
+            !take
+        });
+        self.list(ix);
+        taken
+    }
+
+    /// The live records of a partition, for reports.
+    pub(super) fn entries_of(&self, slot: Slot) -> impl Iterator<Item = (EntryKey, &Entry)> {
+        self.slab
+            .iter()
+            .filter(move |(_, entry)| entry.slot == slot)
+    }
+}

@@ -1,0 +1,124 @@
+//! Batches under way: open (being filled), ready (waiting for a worker), or submitted.
+
+use crate::dispatch::lanes::NO_FLIGHT;
+use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
+
+/// A batch under way.
+#[derive(Default)]
+pub struct Flight {
+    serial: u32,
+    /// The batch, until it is submitted.
+    pub batch: Option<Box<Batch>>,
+    /// What was submitted.
+    pub keys: Vec<EntryKey>,
+    /// Lanes of it in which other records wait.
+    pub contended: Vec<u64>,
+    /// Whose records these are.
+    pub handler: Option<HandlerIx>,
+    /// When it was submitted, on the flow's clock.
+    pub submitted_ms: u64,
+}
+
+impl Flight {
+    /// Whether a worker has it.
+    pub fn is_submitted(&self) -> bool {
+        self.handler.is_some() && self.batch.is_none()
+    }
+}
+
+/// All flights of a pump.
+#[derive(Default)]
+pub struct Flights {
+    table: Vec<Flight>,
+    spare: Vec<u32>,
+    // Boxes, since batches travel between threads by pointer.
+    #[allow(clippy::vec_box)]
+    batches: Vec<Box<Batch>>,
+}
+
+/// Empty batches that are kept for reuse.
+const SPARE_BATCHES: usize = 64;
+
+impl Flights {
+    /// Opens a flight with an empty batch.
+    pub fn open(&mut self, handler: HandlerIx) -> FlightKey {
+        let index = self.spare.pop().unwrap_or_else(|| {
+            self.table.push(Flight {
+                serial: 1,
+                ..Flight::default()
+            });
+            (self.table.len() - 1) as u32
+        });
+        let mut batch = self.batches.pop().unwrap_or_default();
+        let flight = &mut self.table[index as usize];
+        let key = FlightKey {
+            index,
+            serial: flight.serial,
+        };
+        batch.handler = handler;
+        batch.flight = key;
+        flight.handler = Some(handler);
+        flight.batch = Some(batch);
+        key
+    }
+
+    /// Whether this flight is still under way.
+    pub fn is_live(&self, key: FlightKey) -> bool {
+        key != NO_FLIGHT
+            && self
+                .table
+                .get(key.index as usize)
+                .is_some_and(|flight| flight.serial == key.serial)
+    }
+
+    /// The flight, if it is still under way.
+    pub fn get(&mut self, key: FlightKey) -> Option<&mut Flight> {
+        self.table
+            .get_mut(key.index as usize)
+            .filter(|flight| flight.serial == key.serial)
+    }
+
+    /// Its batch, while it is not submitted.
+    pub fn batch(&mut self, key: FlightKey) -> Option<&mut Batch> {
+        self.get(key)?.batch.as_deref_mut()
+    }
+
+    /// Takes the batch out for submission.
+    pub fn submit(&mut self, key: FlightKey, now_ms: u64) -> Option<Box<Batch>> {
+        let flight = self.get(key)?;
+        let batch = flight.batch.take()?;
+        flight.keys.clone_from(&batch.keys);
+        flight.submitted_ms = now_ms;
+        Some(batch)
+    }
+
+    /// Ends the flight: its lanes are free from now on. Gives the lanes in which records wait.
+    pub fn end(&mut self, key: FlightKey) -> Vec<u64> {
+        let Some(flight) = self.get(key) else {
+            return Vec::new();
+        };
+        flight.serial = flight.serial.wrapping_add(1);
+        flight.handler = None;
+        flight.keys.clear();
+        let contended = std::mem::take(&mut flight.contended);
+        let batch = flight.batch.take();
+        self.spare.push(key.index);
+        if let Some(batch) = batch {
+            self.recycle(batch);
+        }
+        contended
+    }
+
+    /// Keeps an empty batch for later.
+    pub fn recycle(&mut self, mut batch: Box<Batch>) {
+        if self.batches.len() < SPARE_BATCHES {
+            batch.clear();
+            self.batches.push(batch);
+        }
+    }
+
+    /// Every flight under way.
+    pub fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.table.iter().filter(|flight| flight.handler.is_some())
+    }
+}

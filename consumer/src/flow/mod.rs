@@ -1,0 +1,393 @@
+//! The pump's pure core: what becomes of each record between the source and the commit.
+//!
+//! ```text
+//!  deliver ─► ledger ─► route ─► enqueue ─► place: lane ─► open flight ─► dispatch ─► worker pool
+//!                                   │ bound reached          │ lane taken
+//!                                   ▼                        ▼
+//!                                backlog                  waits in its lane
+//!
+//!  finished ─► settle: ack, drop ──────────────► ledger.settle ─► frontier ─► commits_due
+//!                 │    retry ─► parked ─► due ─► open flight
+//!                 └──► dead letter, emits ─► produced ─► settle
+//! ```
+//!
+//! It knows no Kafka, no thread and no clock: time comes in with [`Flow::tick`], batches leave through
+//! [`crate::dispatch::WorkerPool`], produced records through [`crate::emit::Emitter`]. The seeded simulator scripts
+//! all three.
+
+mod admit;
+mod draining;
+pub mod flights;
+pub mod handler;
+mod outcomes;
+mod place;
+pub mod report;
+pub mod slab;
+mod tasks;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::assignment::{Assignment, AssignmentState};
+use crate::commit::encode_finished;
+use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
+use crate::emit::Emitter;
+use crate::ledger::Ledger;
+use crate::routing::{Router, RoutingIndex};
+use crate::source::{CommitEntry, CommitResult, Slot, TopicPartition};
+use flights::Flights;
+use handler::{HandlerFlow, HandlerSettings};
+use slab::Slab;
+use tasks::Tasks;
+
+/// Bounds and names of a flow.
+#[derive(Clone, Debug)]
+pub struct FlowSettings {
+    /// Records that an owner lost without notice may make somebody repeat, a partition (G3).
+    pub max_uncommitted: i64,
+    /// Bytes of records that may be held.
+    pub budget_bytes: u64,
+    /// A frontier that stands still this long while records wait is reported.
+    pub stall_timeout_ms: u64,
+    /// Time between commits.
+    pub commit_interval_ms: u64,
+    /// The consumer group, for dead letters.
+    pub group: Arc<str>,
+    /// Seeds jitter.
+    pub seed: u64,
+}
+
+/// What a topic has brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicCounts {
+    /// Records delivered, repeats not counted.
+    pub consumed: u64,
+    /// Records that no handler wanted.
+    pub unrouted: u64,
+    /// Records that the client delivered twice.
+    pub repeats: u64,
+}
+
+/// Commits by result, counted per partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommitCounts {
+    /// Accepted.
+    pub ok: u64,
+    /// Refused for one partition.
+    pub refused: u64,
+    /// Failed as a whole.
+    pub failed: u64,
+}
+
+/// The pump's pure core.
+pub struct Flow {
+    settings: FlowSettings,
+    now_ms: u64,
+    next_epoch: u32,
+    assignments: Vec<Assignment>,
+    current: HashMap<TopicPartition, Slot>,
+    router: Router,
+    slab: Slab,
+    flights: Flights,
+    handlers: Vec<Option<HandlerFlow>>,
+    /// Handlers with something to submit.
+    listed: Vec<HandlerIx>,
+    tasks: Tasks,
+    emitter: Arc<dyn Emitter>,
+    inbox: Arc<Inbox>,
+    charged: u64,
+    random: u64,
+    topics: HashMap<Arc<str>, TopicCounts>,
+    commits: CommitCounts,
+    commit_in_flight: Vec<(Slot, CommitEntry)>,
+    committed_ms: u64,
+    late_outcomes: u64,
+    fault: Option<Arc<str>>,
+}
+
+impl Flow {
+    /// A flow without partitions and handlers.
+    pub fn new(settings: FlowSettings, emitter: Arc<dyn Emitter>, inbox: Arc<Inbox>) -> Self {
+        let random = settings.seed | 1;
+        let no_routes = RoutingIndex::compile(0, Vec::new()).expect("no routes cannot be refused");
+        Self {
+            settings,
+            now_ms: 0,
+            next_epoch: 1,
+            assignments: Vec::new(),
+            current: HashMap::new(),
+            router: Router::new(no_routes),
+            slab: Slab::default(),
+            flights: Flights::default(),
+            handlers: Vec::new(),
+            listed: Vec::new(),
+            tasks: Tasks::default(),
+            emitter,
+            inbox,
+            charged: 0,
+            random,
+            topics: HashMap::new(),
+            commits: CommitCounts::default(),
+            commit_in_flight: Vec::new(),
+            committed_ms: 0,
+            late_outcomes: 0,
+            fault: None,
+        }
+    }
+
+    /// Sets the clock and does what has come due.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.run_due();
+    }
+
+    /// Takes handlers and routes of a plan, both at once: no record is routed by a mixture (G9).
+    pub fn apply(&mut self, index: Arc<RoutingIndex>, handlers: Vec<(HandlerIx, HandlerSettings)>) {
+        let mut wanted = vec![false; self.handlers.len()];
+        for (ix, settings) in handlers {
+            let place = ix.0 as usize;
+            if place >= self.handlers.len() {
+                self.handlers.resize_with(place + 1, || None);
+            }
+            wanted.resize(self.handlers.len(), false);
+            wanted[place] = true;
+            match &mut self.handlers[place] {
+                Some(handler) => handler.replace(settings),
+                empty => *empty = Some(HandlerFlow::new(settings)),
+            }
+            self.list(ix);
+        }
+        for (place, handler) in self.handlers.iter_mut().enumerate() {
+            if let Some(handler) = handler
+                && !wanted[place]
+            {
+                handler.retiring = true;
+            }
+        }
+        self.router.swap(index);
+        for assignment in &mut self.assignments {
+            if assignment.state == AssignmentState::Assigned {
+                assignment.plan = self.router.plan(&assignment.at.topic);
+            }
+        }
+        self.drop_retired();
+    }
+
+    /// Takes a partition: its records start at `start`, `finished` are those beyond it that need not run again.
+    pub fn assign(&mut self, at: TopicPartition, start: i64, finished: Vec<Range<i64>>) -> Slot {
+        let slot = Slot(self.assignments.len() as u32);
+        let plan = self.router.plan(&at.topic);
+        self.topics.entry(at.topic.clone()).or_default();
+        self.current.insert(at.clone(), slot);
+        self.assignments.push(Assignment {
+            at,
+            epoch: self.next_epoch,
+            state: AssignmentState::Assigned,
+            ledger: Ledger::new(start, finished),
+            plan,
+            committed: start,
+            committed_metadata: String::new(),
+            overflow: std::collections::VecDeque::new(),
+            paused: false,
+            stopped: None,
+            entries: 0,
+            delivered: 0,
+            repeats: 0,
+            moved_ms: self.now_ms,
+        });
+        self.next_epoch += 1;
+        slot
+    }
+
+    /// The slot of a partition that is ours.
+    pub fn slot(&self, at: &TopicPartition) -> Option<Slot> {
+        self.current.get(at).copied()
+    }
+
+    /// The assignment behind a slot.
+    pub fn assignment(&self, slot: Slot) -> &Assignment {
+        &self.assignments[slot.0 as usize]
+    }
+
+    /// Every partition that is ours.
+    pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, Slot)> {
+        self.current.iter().map(|(at, slot)| (at, *slot))
+    }
+
+    /// Stops a partition: nothing more of it starts, its frontier stays (G12, G13).
+    pub fn stop_partition(&mut self, slot: Slot, reason: &str) {
+        let assignment = &mut self.assignments[slot.0 as usize];
+        if assignment.stopped.is_none() {
+            tracing::error!(
+                topic = &*assignment.at.topic,
+                partition = assignment.at.partition,
+                frontier = assignment.ledger.frontier(),
+                reason,
+                "partition stopped"
+            );
+            assignment.stopped = Some(reason.into());
+        }
+    }
+
+    /// A broken invariant, if one was found: the process must exit without committing (G13).
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Handles one message of the inbox; control requests are the pump's.
+    pub fn receive(&mut self, message: PumpMessage) {
+        match message {
+            PumpMessage::Finished(batch) => self.finished(batch),
+            PumpMessage::Overrun { flight, completed } => self.overrun(flight, &completed),
+            PumpMessage::Produced {
+                handler,
+                entry,
+                error,
+            } => self.produced(handler, entry, error),
+            PumpMessage::PoolFree => self.unblock_all(),
+            PumpMessage::Control(_) => debug_assert!(false, "the pump runs control requests"),
+        }
+    }
+
+    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`].
+    pub fn commits_due(&mut self) -> Vec<CommitEntry> {
+        if !self.commit_in_flight.is_empty() {
+            return Vec::new();
+        }
+        let interval_over =
+            self.now_ms.saturating_sub(self.committed_ms) >= self.settings.commit_interval_ms;
+        let half = self.settings.max_uncommitted / 2;
+        let pressed = interval_over
+            || self.current.values().any(|slot| {
+                let assignment = &self.assignments[slot.0 as usize];
+                assignment.uncommitted() >= half
+                    && assignment.ledger.frontier() > assignment.committed
+            });
+        if !pressed {
+            return Vec::new();
+        }
+        self.committed_ms = self.now_ms;
+        let entries = self.commit_entries(|_| true);
+        self.commit_in_flight = entries.clone();
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// What there is to commit for `slots` before they are given back.
+    pub fn last_commits(&self, slots: &[Slot]) -> Vec<CommitEntry> {
+        self.commit_entries(|slot| slots.contains(&slot))
+            .into_iter()
+            .map(|(_, entry)| entry)
+            .collect()
+    }
+
+    fn commit_entries(&self, wanted: impl Fn(Slot) -> bool) -> Vec<(Slot, CommitEntry)> {
+        let mut entries = Vec::new();
+        for (at, &slot) in self.current.iter().filter(|(_, slot)| wanted(**slot)) {
+            let assignment = &self.assignments[slot.0 as usize];
+            let offset = assignment.ledger.frontier();
+            let metadata = if assignment.ledger.is_settled() {
+                String::new()
+            } else {
+                encode_finished(offset, &assignment.ledger.settled_ahead())
+            };
+            if offset > assignment.committed || metadata != assignment.committed_metadata {
+                entries.push((
+                    slot,
+                    CommitEntry {
+                        at: at.clone(),
+                        offset,
+                        metadata,
+                    },
+                ));
+            }
+        }
+        entries
+    }
+
+    /// The answer to the commit in flight. A refusal leaves the earlier commit standing; the next one tries again.
+    pub fn committed(&mut self, results: &[CommitResult], error: Option<&str>) {
+        let sent = std::mem::take(&mut self.commit_in_flight);
+        if let Some(error) = error {
+            self.commits.failed += sent.len() as u64;
+            tracing::warn!(
+                error,
+                partitions = sent.len(),
+                "commit failed; it is tried again"
+            );
+            return;
+        }
+        for result in results {
+            let Some((slot, entry)) = sent.iter().find(|(_, entry)| entry.at == result.at) else {
+                continue;
+            };
+            match &result.error {
+                None => {
+                    self.commits.ok += 1;
+                    let assignment = &mut self.assignments[slot.0 as usize];
+                    if assignment.state != AssignmentState::Released
+                        && entry.offset >= assignment.committed
+                    {
+                        assignment.committed = entry.offset;
+                        assignment.committed_metadata.clone_from(&entry.metadata);
+                    }
+                }
+                Some(error) => {
+                    self.commits.refused += 1;
+                    tracing::warn!(
+                        topic = &*result.at.topic,
+                        partition = result.at.partition,
+                        offset = result.offset,
+                        error,
+                        "commit refused; it is tried again"
+                    );
+                }
+            }
+        }
+        self.admit_overflow();
+    }
+
+    /// The commit could not be sent.
+    pub fn commit_not_sent(&mut self) {
+        self.commits.failed += self.commit_in_flight.len() as u64;
+        self.commit_in_flight.clear();
+    }
+
+    /// Whether a commit is in flight.
+    pub fn is_committing(&self) -> bool {
+        !self.commit_in_flight.is_empty()
+    }
+
+    /// Bytes of the records that are held.
+    pub fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    /// Records that are held.
+    pub fn held_records(&self) -> usize {
+        self.slab.live()
+    }
+
+    /// When [`Flow::tick`] has something to do next, on its clock.
+    pub fn next_due(&self) -> Option<u64> {
+        self.tasks.next_due()
+    }
+
+    fn drop_retired(&mut self) {
+        for place in &mut self.handlers {
+            if let Some(handler) = place.take_if(|handler| handler.retiring && handler.is_idle()) {
+                for flight in handler.open.into_iter().flatten().chain(handler.ready) {
+                    self.flights.end(flight);
+                }
+            }
+        }
+    }
+
+    /// Uniform in 0..1 (xorshift; jitter needs no better).
+    fn random(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1u64 << 53) as f64
+    }
+}

@@ -1,0 +1,564 @@
+//! What comes back: outcomes of batches, calls that hang, answers of the producer; and what settles a record.
+
+use std::sync::Arc;
+
+use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+
+use super::Flow;
+use super::place::lane_of_key;
+use super::tasks::{Stage, Task};
+use crate::assignment::AssignmentState;
+use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
+use crate::emit::{EmitGroup, Outgoing};
+use crate::settlement::dead_letter;
+
+/// Wait before a dead letter that could not be written is tried again.
+const DEAD_LETTER_RETRY_MS: u64 = 1_000;
+
+const REASON_TERMINAL: &str = "terminal";
+const REASON_EXHAUSTED: &str = "retries_exhausted";
+const REASON_FAILED: &str = "handler_failed";
+
+impl Flow {
+    /// A batch is back.
+    pub(super) fn finished(&mut self, batch: Box<Batch>) {
+        if !self.flights.is_live(batch.flight) {
+            self.late(batch);
+            return;
+        }
+        let ix = batch.handler;
+        let contended = self.flights.end(batch.flight);
+        let count = batch.keys.len();
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.in_flight_records -= count as u32;
+            handler.in_flight_bytes -= batch.bytes;
+            handler.blocked = false;
+            let run = batch
+                .outcomes
+                .iter()
+                .filter(|outcome| outcome.code != outcome_code::NOT_RUN)
+                .count();
+            handler.learn_cost(run as u32, batch.elapsed_us);
+        }
+        let quick = batch.emits_pending.is_empty();
+        let mut acked = 0;
+        let mut back = Vec::new();
+        let mut freed = contended;
+        for (i, &key) in batch.keys.iter().enumerate() {
+            let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
+            self.unpin(key);
+            let attempt = batch.records[i].attempt;
+            if outcome.code == outcome_code::ACK && quick && attempt == 1 {
+                acked += 1;
+                self.settle_share(key);
+                continue;
+            }
+            let lane = batch.records[i].lane;
+            if attempt > 1 {
+                // Others may have waited for it since before this flight.
+                freed.push(lane);
+            }
+            if outcome.code == outcome_code::NOT_RUN {
+                back.push((lane, key, attempt));
+                continue;
+            }
+            let pending = batch.emits_pending.get(i).copied().unwrap_or(false);
+            let detail = detail_of(&batch, outcome);
+            self.outcome(ix, key, lane, attempt, outcome, pending, detail);
+        }
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.counts.ack += acked;
+        }
+        self.take_back(ix, &back, &mut freed);
+        for lane in freed {
+            self.release_lane(ix, lane);
+        }
+        self.flights.recycle(batch);
+        self.list(ix);
+        self.drop_if_retired(ix);
+    }
+
+    /// Records that the call did not get to: they go before whatever waits in their lanes, and cost no attempt.
+    fn take_back(&mut self, ix: HandlerIx, back: &[(u64, EntryKey, u32)], freed: &mut Vec<u64>) {
+        for &(lane, key, attempt) in back.iter().rev() {
+            if self.slab.get(key).is_none_or(|entry| entry.unsettled == 0) {
+                self.free_if_done(key);
+                continue;
+            }
+            let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+                return;
+            };
+            if attempt > 1 {
+                self.park_now(ix, key, lane, attempt);
+            } else if lane == 0 {
+                handler.backlog.push_front(key);
+            } else {
+                let flights = &self.flights;
+                handler
+                    .lanes
+                    .wait_first(lane, &[key], |flight| flights.is_live(flight));
+                freed.push(lane);
+            }
+        }
+    }
+
+    /// A record on its second or later attempt was not run: it goes again at once, with the same attempt number.
+    fn park_now(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
+        let reason = self.tasks.get(ix, key).and_then(|task| task.reason.clone());
+        self.hold(ix, lane);
+        let stage = Stage::Parked {
+            due_ms: self.now_ms,
+        };
+        let task = Task {
+            attempt: attempt - 1,
+            stage,
+            since_ms: self.now_ms,
+            lane,
+            reason,
+            class: REASON_EXHAUSTED,
+        };
+        self.tasks.set(ix, key, task);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn outcome(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+        outcome: RawOutcome,
+        emits_pending: bool,
+        detail: Option<Arc<str>>,
+    ) {
+        if self.slab.get(key).is_none_or(|entry| entry.unsettled == 0) {
+            self.free_if_done(key);
+            return;
+        }
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        match outcome.code {
+            outcome_code::ACK if emits_pending => {
+                handler.exclusive = true;
+                self.hold(ix, lane);
+                let stage = Stage::Emitting;
+                let task = Task {
+                    attempt,
+                    stage,
+                    since_ms: self.now_ms,
+                    lane,
+                    reason: None,
+                    class: REASON_FAILED,
+                };
+                self.tasks.set(ix, key, task);
+            }
+            outcome_code::ACK => {
+                handler.counts.ack += 1;
+                self.tasks.remove(ix, key);
+                self.settle_share(key);
+            }
+            outcome_code::DROP => {
+                handler.counts.drop += 1;
+                self.tasks.remove(ix, key);
+                self.settle_share(key);
+            }
+            outcome_code::DEAD_LETTER => {
+                let reason = detail.unwrap_or_else(|| "terminal error".into());
+                self.hold(ix, lane);
+                self.give_up(ix, key, lane, attempt, REASON_TERMINAL, reason);
+            }
+            outcome_code::RETRY => {
+                let reason = detail.unwrap_or_else(|| "the handler asked for a retry".into());
+                self.failed_attempt(ix, key, lane, attempt, reason, outcome.arg);
+            }
+            outcome_code::PANICKED => {
+                handler.counts.panics += 1;
+                let reason = detail.unwrap_or_else(|| "the handler panicked".into());
+                self.failed_attempt(ix, key, lane, attempt, reason, 0);
+            }
+            unknown => {
+                let reason = format!(
+                    "unknown outcome code {unknown}; the plugin is newer than this service"
+                )
+                .into();
+                self.failed_attempt(ix, key, lane, attempt, reason, 0);
+            }
+        }
+    }
+
+    /// Parks the record for its next attempt, or gives it up after the last one.
+    fn failed_attempt(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+        reason: Arc<str>,
+        wished_ms: u64,
+    ) {
+        let random = self.random();
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        handler.last_error = Some(reason.clone());
+        let retry = handler.settings.retry;
+        self.hold(ix, lane);
+        if attempt >= retry.max_attempts {
+            self.give_up(ix, key, lane, attempt, REASON_EXHAUSTED, reason);
+            return;
+        }
+        let delay_ms = if wished_ms > 0 {
+            wished_ms
+        } else {
+            retry.delay_ms(attempt, random)
+        };
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.counts.retry += 1;
+        }
+        self.detach(key);
+        let stage = Stage::Parked {
+            due_ms: self.now_ms + delay_ms,
+        };
+        let task = Task {
+            attempt,
+            stage,
+            since_ms: self.now_ms,
+            lane,
+            reason: Some(reason),
+            class: REASON_EXHAUSTED,
+        };
+        self.tasks.set(ix, key, task);
+    }
+
+    /// Writes the dead letter; the record settles when it is acknowledged (G7). Its lane is held by the caller.
+    fn give_up(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+        class: &'static str,
+        reason: Arc<str>,
+    ) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        handler.last_error = Some(reason.clone());
+        let stage = Stage::DeadLettering;
+        let task = Task {
+            attempt,
+            stage,
+            since_ms: self.now_ms,
+            lane,
+            reason: Some(reason.clone()),
+            class,
+        };
+        self.tasks.set(ix, key, task);
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        let Some(lease) = &entry.lease else { return };
+        let at = &self.assignments[entry.slot.0 as usize].at;
+        let headers = dead_letter::headers(
+            lease.headers(),
+            &dead_letter::Provenance {
+                topic: &at.topic,
+                partition: at.partition,
+                offset: entry.offset,
+                timestamp_ms: entry.timestamp_ms,
+                group: &self.settings.group,
+                handler: &handler.settings.name,
+                version: &handler.settings.version,
+                attempts: attempt,
+                reason: class,
+                message: &reason,
+            },
+        );
+        let outgoing = Outgoing {
+            topic: &dead_letter::topic(&handler.settings.dead_letter_topic, &at.topic),
+            partition: None,
+            timestamp_ms: None,
+            key: lease.key(),
+            value: lease.value(),
+            headers: &headers,
+        };
+        let group = EmitGroup::new(self.inbox.clone(), ix, key);
+        group.expect_one();
+        if let Err(error) = self.emitter.send(&outgoing, &group) {
+            group.answered(Some(&error.to_string()));
+        }
+        group.arm();
+    }
+
+    /// The producer has answered for a record's emits or dead letter.
+    pub(super) fn produced(&mut self, ix: HandlerIx, key: EntryKey, error: Option<Arc<str>>) {
+        let Some(task) = self.tasks.get(ix, key).cloned() else {
+            return;
+        };
+        let done = match (task.stage, error) {
+            (Stage::Emitting, None) => {
+                self.count(ix, |counts| counts.ack += 1);
+                true
+            }
+            (Stage::Emitting, Some(error)) => {
+                self.unhold(ix, task.lane);
+                let reason = format!("an emitted record was not acknowledged: {error}").into();
+                self.failed_attempt(ix, key, task.lane, task.attempt, reason, 0);
+                false
+            }
+            (Stage::DeadLettering, None) => {
+                self.count(ix, |counts| counts.dead_letter += 1);
+                true
+            }
+            (Stage::DeadLettering, Some(error)) => {
+                if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+                    handler.last_error =
+                        Some(format!("the dead letter was not written: {error}").into());
+                }
+                let stage = Stage::DeadLetterDue {
+                    due_ms: self.now_ms + DEAD_LETTER_RETRY_MS,
+                };
+                self.tasks.set(
+                    ix,
+                    key,
+                    Task {
+                        stage,
+                        ..task.clone()
+                    },
+                );
+                false
+            }
+            (Stage::Parked { .. } | Stage::Running | Stage::DeadLetterDue { .. }, _) => false,
+        };
+        if done {
+            self.tasks.remove(ix, key);
+            self.settle_share(key);
+            self.unhold(ix, task.lane);
+            self.release_lane(ix, task.lane);
+            self.drop_if_retired(ix);
+        }
+    }
+
+    /// A call hangs; its worker is gone with it. What it had finished counts, the record it hangs on has failed.
+    pub(super) fn overrun(&mut self, flight: FlightKey, completed: &[RawOutcome]) {
+        let now_ms = self.now_ms;
+        let Some(hung) = self.flights.get(flight) else {
+            return;
+        };
+        let Some(ix) = hung.handler else { return };
+        let keys = std::mem::take(&mut hung.keys);
+        let seconds = now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
+        let mut freed = self.flights.end(flight);
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        handler.counts.overruns += 1;
+        handler.blocked = false;
+        handler.in_flight_records -= keys.len() as u32;
+        let bytes: u64 = keys
+            .iter()
+            .filter_map(|key| self.slab.get(*key))
+            .map(|entry| u64::from(entry.charge))
+            .sum();
+        handler.in_flight_bytes -= bytes;
+        let order = handler.settings.order;
+        let mut back = Vec::new();
+        for (i, &key) in keys.iter().enumerate() {
+            let lane = lane_of_key(&self.slab, order, key);
+            let attempt = self.tasks.get(ix, key).map_or(1, |task| task.attempt);
+            if attempt > 1 {
+                freed.push(lane);
+            }
+            match completed.get(i) {
+                // Emitted records and texts are stuck in the call; such a record is run again.
+                Some(outcome)
+                    if outcome.flags & outcome_flag::EMITTED == 0 && outcome.detail == 0 =>
+                {
+                    self.outcome(ix, key, lane, attempt, *outcome, false, None);
+                }
+                None if i == completed.len() => {
+                    let reason =
+                        format!("the call overran its timeout and still hung after {seconds:.1} s")
+                            .into();
+                    self.failed_attempt(ix, key, lane, attempt, reason, 0);
+                }
+                _ => back.push((lane, key, attempt)),
+            }
+        }
+        self.take_back(ix, &back, &mut freed);
+        for lane in freed {
+            self.release_lane(ix, lane);
+        }
+        self.list(ix);
+    }
+
+    /// A batch whose flight was ended long ago: only its grip on the records is undone, its outcomes are discarded.
+    fn late(&mut self, batch: Box<Batch>) {
+        self.late_outcomes += batch.keys.len() as u64;
+        for &key in &batch.keys {
+            self.unpin(key);
+            self.free_if_done(key);
+        }
+        self.flights.recycle(batch);
+    }
+
+    /// Does what has come due: next attempts, and dead letters that could not be written.
+    pub(super) fn run_due(&mut self) {
+        while let Some((ix, key)) = self.tasks.take_due(self.now_ms) {
+            let Some(task) = self.tasks.get(ix, key).cloned() else {
+                continue;
+            };
+            match task.stage {
+                Stage::Parked { .. } => {
+                    self.tasks.set(
+                        ix,
+                        key,
+                        Task {
+                            attempt: task.attempt + 1,
+                            stage: Stage::Running,
+                            since_ms: self.now_ms,
+                            ..task
+                        },
+                    );
+                    self.held_less(ix);
+                    self.place_again(ix, key, task.lane, task.attempt + 1);
+                }
+                Stage::DeadLetterDue { .. } => {
+                    let reason = task.reason.clone().unwrap_or_else(|| "unknown".into());
+                    self.give_up(ix, key, task.lane, task.attempt, task.class, reason);
+                }
+                Stage::Running | Stage::Emitting | Stage::DeadLettering => {}
+            }
+        }
+    }
+
+    /// Sends everything that a failed handler has queued to the dead-letter topic. `false` if there was nothing.
+    pub(super) fn dead_letter_queued(&mut self, ix: HandlerIx) -> bool {
+        let queued = self.take_queued(ix, |_| true);
+        for &(key, lane) in &queued {
+            let attempt = self.tasks.get(ix, key).map_or(1, |task| task.attempt);
+            self.hold(ix, lane);
+            self.give_up(
+                ix,
+                key,
+                lane,
+                attempt,
+                REASON_FAILED,
+                "the handler has failed".into(),
+            );
+        }
+        !queued.is_empty()
+    }
+
+    /// One handler is done with a record; the last one settles it.
+    pub(super) fn settle_share(&mut self, key: EntryKey) {
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        if entry.unsettled == 0 {
+            self.free_if_done(key);
+            return;
+        }
+        entry.unsettled -= 1;
+        if entry.unsettled > 0 {
+            return;
+        }
+        let assignment = &mut self.assignments[entry.slot.0 as usize];
+        if assignment.state != AssignmentState::Released {
+            let before = assignment.ledger.frontier();
+            if !assignment.ledger.settle(entry.offset) {
+                self.fault = Some(
+                    format!(
+                        "offset {} of {} was settled twice (G13)",
+                        entry.offset, assignment.at
+                    )
+                    .into(),
+                );
+            }
+            if assignment.ledger.frontier() != before {
+                assignment.moved_ms = self.now_ms;
+            }
+        }
+        self.free_if_done(key);
+    }
+
+    /// Frees a record that everybody has settled and no batch points to.
+    pub(super) fn free_if_done(&mut self, key: EntryKey) {
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        if entry.unsettled == 0 && entry.pins == 0 {
+            self.charged -= u64::from(entry.charge);
+            self.assignments[entry.slot.0 as usize].entries -= 1;
+            self.slab.remove(key);
+        }
+    }
+
+    pub(super) fn unpin(&mut self, key: EntryKey) {
+        if let Some(entry) = self.slab.get_mut(key) {
+            entry.pins -= 1;
+        }
+    }
+
+    /// Copies a record that will wait, so that it does not keep a whole fetch buffer.
+    fn detach(&mut self, key: EntryKey) {
+        if let Some(entry) = self.slab.get_mut(key)
+            && entry.pins == 0
+            && let Some(lease) = &entry.lease
+            && lease.pins_client_memory()
+        {
+            entry.lease = Some(lease.detach());
+        }
+    }
+
+    pub(super) fn hold(&mut self, ix: HandlerIx, lane: u64) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        handler.held += 1;
+        if lane != 0 {
+            let flights = &self.flights;
+            handler.lanes.hold(lane, |flight| flights.is_live(flight));
+        }
+    }
+
+    pub(super) fn unhold(&mut self, ix: HandlerIx, lane: u64) {
+        self.held_less(ix);
+        if lane != 0
+            && let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+        {
+            handler.lanes.unhold(lane);
+        }
+    }
+
+    fn held_less(&mut self, ix: HandlerIx) {
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.held -= 1;
+        }
+    }
+
+    fn count(&mut self, ix: HandlerIx, add: impl FnOnce(&mut super::handler::OutcomeCounts)) {
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            add(&mut handler.counts);
+        }
+    }
+
+    fn drop_if_retired(&mut self, ix: HandlerIx) {
+        if self.handlers[ix.0 as usize]
+            .as_ref()
+            .is_some_and(|handler| handler.retiring)
+        {
+            self.drop_retired();
+        }
+    }
+}
+
+fn detail_of(batch: &Batch, outcome: RawOutcome) -> Option<Arc<str>> {
+    let index = (outcome.detail as usize).checked_sub(1)?;
+    batch
+        .output
+        .details
+        .get(index)
+        .map(|text| text.as_str().into())
+}

@@ -1,0 +1,315 @@
+//! From a routed record to a worker: bound, lane, open flight, submission.
+
+use std::collections::VecDeque;
+
+use super::Flow;
+use super::flights::Flights;
+use super::handler::{HandlerFlow, MAX_BATCH_BYTES, OnFailure, Order};
+use super::slab::{Entry, Slab};
+use crate::dispatch::lanes::{Claim, NO_FLIGHT};
+use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx, PoolState};
+
+impl Flow {
+    /// Gives a record to a handler.
+    pub(super) fn enqueue(&mut self, ix: HandlerIx, key: EntryKey) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        if handler.backlog.is_empty() && handler.has_room() {
+            self.place(ix, key);
+        } else {
+            handler.backlog.push_back(key);
+        }
+        self.list(ix);
+    }
+
+    /// Puts a record into its lane: into the open flight if the lane is free, else behind what has the lane.
+    pub(super) fn place(&mut self, ix: HandlerIx, key: EntryKey) {
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        let lane = lane_of(handler.settings.order, entry);
+        let flight = open_flight(handler, &mut self.flights, ix, entry);
+        if lane != 0 {
+            let flights = &self.flights;
+            let claim = handler
+                .lanes
+                .claim(lane, key, flight, !handler.exclusive, |other| {
+                    flights.is_live(other)
+                });
+            if let Claim::Waits { behind, first } = claim {
+                if first
+                    && behind != NO_FLIGHT
+                    && let Some(flight) = self.flights.get(behind)
+                {
+                    flight.contended.push(lane);
+                }
+                return;
+            }
+        }
+        self.push_record(ix, key, flight, lane, 1);
+    }
+
+    /// Puts a record that comes back from its wait into a flight; its lane is its own.
+    pub(super) fn place_again(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        if handler.settings.takes_batches {
+            // What failed in a batch is tried alone, so that one bad record does not fail its neighbours again.
+            close_open(handler, &mut self.flights);
+        }
+        let flight = open_flight(handler, &mut self.flights, ix, entry);
+        if lane != 0 {
+            handler.lanes.unhold(lane);
+            handler.lanes.give(lane, flight);
+        }
+        self.push_record(ix, key, flight, lane, attempt);
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && handler.settings.takes_batches
+        {
+            close_open(handler, &mut self.flights);
+        }
+        self.list(ix);
+    }
+
+    fn push_record(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        flight: FlightKey,
+        lane: u64,
+        attempt: u32,
+    ) {
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        let Some(batch) = self.flights.batch(flight) else {
+            return;
+        };
+        let assignment = &self.assignments[entry.slot.0 as usize];
+        let Some(lease) = &entry.lease else { return };
+        let mut record = lease.view(true);
+        record.topic = assignment.at.topic.as_ptr();
+        record.topic_len = assignment.at.topic.len() as u32;
+        record.partition = assignment.at.partition;
+        record.offset = entry.offset;
+        record.timestamp_ms = entry.timestamp_ms;
+        record.lane = lane;
+        record.epoch = assignment.epoch;
+        record.attempt = attempt;
+        entry.pins += 1;
+        batch.records.push(record);
+        batch.keys.push(key);
+        batch.bytes += u64::from(entry.charge);
+        handler.in_flight_records += 1;
+        handler.in_flight_bytes += u64::from(entry.charge);
+    }
+
+    /// Submits what is ready, handler by handler.
+    pub fn dispatch(&mut self) {
+        for ix in std::mem::take(&mut self.listed) {
+            if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+                handler.listed = false;
+                self.dispatch_handler(ix);
+            }
+        }
+    }
+
+    fn dispatch_handler(&mut self, ix: HandlerIx) {
+        loop {
+            self.fill_from_backlog(ix);
+            let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+                return;
+            };
+            if let Some(pool) = &handler.settings.pool
+                && pool.state() == PoolState::Failed
+                && handler.settings.on_failure == OnFailure::DeadLetter
+            {
+                if !self.dead_letter_queued(ix) {
+                    return;
+                }
+                continue;
+            }
+            if handler.blocked {
+                return;
+            }
+            close_open(handler, &mut self.flights);
+            let mut submitted = false;
+            let mut refused = VecDeque::new();
+            let mut freed = Vec::new();
+            while let Some(flight) = handler.ready.pop_front() {
+                let Some(batch) = self.flights.submit(flight, self.now_ms) else {
+                    continue;
+                };
+                if batch.records.is_empty() {
+                    // Its records were taken out when their partition was given back.
+                    self.flights.recycle(batch);
+                    freed.append(&mut self.flights.end(flight));
+                    continue;
+                }
+                let Some(pool) = &handler.settings.pool else {
+                    put_back(&mut self.flights, flight, batch);
+                    refused.push_back(flight);
+                    continue;
+                };
+                match pool.submit(batch, &self.inbox) {
+                    Ok(()) => submitted = true,
+                    Err(batch) => {
+                        put_back(&mut self.flights, flight, batch);
+                        refused.push_back(flight);
+                        if !handler.settings.keeps_key_state {
+                            break;
+                        }
+                    }
+                }
+            }
+            handler.blocked = !refused.is_empty();
+            refused.append(&mut handler.ready);
+            handler.ready = refused;
+            let done = freed.is_empty() && (!submitted || handler.backlog.is_empty());
+            for lane in freed {
+                self.release_lane(ix, lane);
+            }
+            if done {
+                return;
+            }
+        }
+    }
+
+    fn fill_from_backlog(&mut self, ix: HandlerIx) {
+        while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && handler.has_room()
+            && let Some(key) = handler.backlog.pop_front()
+        {
+            self.place(ix, key);
+        }
+    }
+
+    /// Lets the records go on that wait in a lane, if nothing has or holds it any more.
+    pub(super) fn release_lane(&mut self, ix: HandlerIx, lane: u64) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        let flights = &self.flights;
+        let Some(mut waiting) = handler
+            .lanes
+            .release(lane, |flight| flights.is_live(flight))
+        else {
+            return;
+        };
+        while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && handler.has_room()
+            && let Some(key) = waiting.pop_front()
+        {
+            self.place(ix, key);
+        }
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            // They are older than everything of their lane in the backlog.
+            while let Some(key) = waiting.pop_back() {
+                handler.backlog.push_front(key);
+            }
+        }
+        self.list(ix);
+    }
+
+    /// Notes that a handler may have something to submit.
+    pub(super) fn list(&mut self, ix: HandlerIx) {
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && !handler.listed
+        {
+            handler.listed = true;
+            self.listed.push(ix);
+        }
+    }
+
+    pub(super) fn unblock_all(&mut self) {
+        for place in 0..self.handlers.len() {
+            if let Some(handler) = self.handlers[place].as_mut()
+                && handler.blocked
+            {
+                handler.blocked = false;
+                self.list(HandlerIx(place as u32));
+            }
+        }
+    }
+}
+
+/// The flight that the record would join; a full one is closed first.
+fn open_flight(
+    handler: &mut HandlerFlow,
+    flights: &mut Flights,
+    ix: HandlerIx,
+    entry: &Entry,
+) -> FlightKey {
+    let place = if handler.open.len() == 1 {
+        0
+    } else {
+        (entry.key_hash >> 32) as usize % handler.open.len()
+    };
+    if let Some(flight) = handler.open[place] {
+        match flights.batch(flight) {
+            Some(batch)
+                if (batch.records.len() as u32) < handler.batch_limit
+                    && batch.bytes < MAX_BATCH_BYTES =>
+            {
+                return flight;
+            }
+            Some(_) => handler.ready.push_back(flight),
+            None => {}
+        }
+    }
+    let flight = flights.open(ix);
+    if handler.settings.keeps_key_state
+        && let Some(batch) = flights.batch(flight)
+    {
+        batch.worker = Some(place as u32);
+    }
+    handler.open[place] = Some(flight);
+    flight
+}
+
+/// Moves the open flights that have records to the ready ones.
+fn close_open(handler: &mut HandlerFlow, flights: &mut Flights) {
+    for place in &mut handler.open {
+        if let Some(flight) = *place
+            && flights
+                .batch(flight)
+                .is_none_or(|batch| !batch.records.is_empty())
+        {
+            handler.ready.push_back(flight);
+            *place = None;
+        }
+    }
+}
+
+fn put_back(flights: &mut Flights, flight: FlightKey, batch: Box<Batch>) {
+    if let Some(flight) = flights.get(flight) {
+        flight.batch = Some(batch);
+    }
+}
+
+/// The lane of a record; 0 is none.
+pub(super) fn lane_of(order: Order, entry: &Entry) -> u64 {
+    // The slot is part of it: the same key in another partition, or after a revoke, is another lane.
+    let slot = u64::from(entry.slot.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    match order {
+        Order::Key if entry.key_hash != 0 => (entry.key_hash ^ slot) | 1,
+        Order::Partition => slot | 1,
+        Order::Key | Order::Unordered => 0,
+    }
+}
+
+/// Lane of the record behind `key`, if it is still there.
+pub(super) fn lane_of_key(slab: &Slab, order: Order, key: EntryKey) -> u64 {
+    slab.get(key).map_or(0, |entry| lane_of(order, entry))
+}

@@ -1,0 +1,280 @@
+//! What a flow says of itself: reports for metrics and API, and explanations of what holds a frontier (G8).
+
+use super::Flow;
+use super::flights::Flight;
+use super::tasks::{Stage, Task};
+use crate::admin::{
+    CommitCounts, Explanation, HandlerFlowReport, HeldBy, OutcomeCounts, PartitionReport,
+    PartitionState, PumpReport, RecordStatus, TopicReport, WaitsFor,
+};
+use crate::assignment::AssignmentState;
+use crate::dispatch::{EntryKey, HandlerIx, PoolState};
+use crate::source::{Slot, TopicPartition};
+
+/// Turns the flow's clock into wall-clock times.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// Milliseconds since the epoch at the flow's time 0.
+    pub epoch_ms: i64,
+}
+
+impl WallClock {
+    fn at(self, flow_ms: u64) -> i64 {
+        self.epoch_ms + flow_ms as i64
+    }
+}
+
+impl Flow {
+    /// Everything about partitions, handlers and topics. `end_offset` tells what the client knows of a partition's end.
+    pub fn report(&self, clock: WallClock, end_offset: impl Fn(Slot) -> Option<i64>) -> PumpReport {
+        let mut partitions: Vec<PartitionReport> = self
+            .partitions()
+            .map(|(at, slot)| self.partition_report(at, slot, clock, end_offset(slot)))
+            .collect();
+        partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        let mut topics: Vec<TopicReport> = self
+            .topics
+            .iter()
+            .map(|(topic, counts)| TopicReport {
+                topic: topic.to_string(),
+                consumed: counts.consumed + self.of_topic(topic, |a| a.delivered),
+                unrouted: counts.unrouted,
+                repeats_dropped: counts.repeats + self.of_topic(topic, |a| a.repeats),
+            })
+            .collect();
+        topics.sort_by(|a, b| a.topic.cmp(&b.topic));
+        PumpReport {
+            partitions,
+            handlers: self.handler_reports(),
+            topics,
+            in_flight_bytes: self.charged,
+            in_flight_records: self.slab.live() as u64,
+            commits: CommitCounts {
+                ok: self.commits.ok,
+                refused: self.commits.refused,
+                failed: self.commits.failed,
+            },
+            ..PumpReport::default()
+        }
+    }
+
+    fn of_topic(&self, topic: &str, value: impl Fn(&crate::assignment::Assignment) -> u64) -> u64 {
+        self.assignments
+            .iter()
+            .filter(|assignment| &*assignment.at.topic == topic)
+            .map(value)
+            .sum()
+    }
+
+    fn handler_reports(&self) -> Vec<HandlerFlowReport> {
+        self.handlers
+            .iter()
+            .enumerate()
+            .filter_map(|(place, handler)| Some((HandlerIx(place as u32), handler.as_ref()?)))
+            .map(|(ix, handler)| {
+                let parked = self
+                    .tasks
+                    .iter()
+                    .filter(|(of, _, task)| *of == ix && matches!(task.stage, Stage::Parked { .. }))
+                    .count() as u64;
+                let waiting = handler.backlog.len() + handler.lanes.waiters();
+                HandlerFlowReport {
+                    name: handler.settings.name.to_string(),
+                    version: handler.settings.version.to_string(),
+                    in_flight: u64::from(handler.in_flight_records)
+                        + u64::from(handler.held)
+                        + waiting as u64,
+                    parked,
+                    outcomes: OutcomeCounts {
+                        ack: handler.counts.ack,
+                        retry: handler.counts.retry,
+                        dead_letter: handler.counts.dead_letter,
+                        drop: handler.counts.drop,
+                        skipped: handler.counts.skipped,
+                    },
+                    last_error: handler.last_error.as_deref().map(Into::into),
+                    ..HandlerFlowReport::default()
+                }
+            })
+            .collect()
+    }
+
+    fn partition_report(
+        &self,
+        at: &TopicPartition,
+        slot: Slot,
+        clock: WallClock,
+        end_offset: Option<i64>,
+    ) -> PartitionReport {
+        let assignment = self.assignment(slot);
+        let frontier = assignment.ledger.frontier();
+        let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
+        let parked = self
+            .tasks
+            .iter()
+            .filter(|(_, key, task)| {
+                matches!(task.stage, Stage::Parked { .. })
+                    && self.slab.get(*key).is_some_and(|e| e.slot == slot)
+            })
+            .count() as u64;
+        let state = if assignment.stopped.is_some() {
+            PartitionState::Stopped
+        } else if assignment.state != AssignmentState::Assigned {
+            PartitionState::Draining
+        } else if assignment.paused {
+            PartitionState::Paused
+        } else {
+            PartitionState::Running
+        };
+        PartitionReport {
+            topic: at.topic.to_string(),
+            partition: at.partition,
+            epoch: assignment.epoch,
+            frontier,
+            delivered: assignment.ledger.next(),
+            in_flight: assignment.ledger.unsettled(),
+            parked,
+            lag: end_offset.map(|end| (end - frontier).max(0)),
+            state,
+            reason: assignment.stopped.as_deref().map(Into::into),
+            stalled: waits
+                && self.now_ms.saturating_sub(assignment.moved_ms)
+                    >= self.settings.stall_timeout_ms,
+            held_by: if waits {
+                self.held_by(slot, frontier, clock).into_iter().next()
+            } else {
+                None
+            },
+        }
+    }
+
+    /// What holds the frontier of a partition, or the record at `offset`. `None`: the partition is not ours.
+    pub fn explain(
+        &self,
+        at: &TopicPartition,
+        offset: Option<i64>,
+        clock: WallClock,
+    ) -> Option<Explanation> {
+        let slot = self.slot(at)?;
+        let assignment = self.assignment(slot);
+        let frontier = assignment.ledger.frontier();
+        let delivered = assignment.ledger.next();
+        let asked = offset.unwrap_or(frontier);
+        let held_by = self.held_by(slot, asked, clock);
+        let status = if !held_by.is_empty() {
+            RecordStatus::InFlight
+        } else if assignment.stopped.is_some() {
+            RecordStatus::Stopped
+        } else if asked >= delivered {
+            if offset.is_some() {
+                RecordStatus::NotDelivered
+            } else {
+                RecordStatus::Idle
+            }
+        } else {
+            RecordStatus::Settled
+        };
+        Some(Explanation {
+            topic: at.topic.to_string(),
+            partition: at.partition,
+            offset: asked,
+            frontier,
+            delivered,
+            status,
+            reason: assignment.stopped.as_deref().map(Into::into),
+            held_by,
+        })
+    }
+
+    /// The handlers that have not settled the record at `offset`.
+    fn held_by(&self, slot: Slot, offset: i64, clock: WallClock) -> Vec<HeldBy> {
+        let Some((key, _)) = self
+            .entries_of(slot)
+            .find(|(_, e)| e.offset == offset && e.unsettled > 0)
+        else {
+            return Vec::new();
+        };
+        let places = 0..self.handlers.len();
+        places
+            .filter_map(|place| self.share(HandlerIx(place as u32), key, offset, clock))
+            .collect()
+    }
+
+    fn share(&self, ix: HandlerIx, key: EntryKey, offset: i64, clock: WallClock) -> Option<HeldBy> {
+        let handler = self.handlers[ix.0 as usize].as_ref()?;
+        let held = |attempt, since_ms, waits_for| HeldBy {
+            offset,
+            handler: handler.settings.name.to_string(),
+            attempt,
+            since_ms: clock.at(since_ms),
+            waits_for,
+        };
+        let task = self.tasks.get(ix, key);
+        if let Some(Task {
+            attempt,
+            stage,
+            since_ms,
+            ..
+        }) = task
+            && *stage != Stage::Running
+        {
+            return Some(match *stage {
+                Stage::Parked { due_ms } => held(
+                    attempt + 1,
+                    *since_ms,
+                    WaitsFor::Retry {
+                        at_ms: clock.at(due_ms),
+                    },
+                ),
+                Stage::Emitting => held(*attempt, *since_ms, WaitsFor::Emits),
+                _ => held(*attempt, *since_ms, WaitsFor::DeadLetter),
+            });
+        }
+        let attempt = task.map_or(1, |task| task.attempt);
+        let mine = |flight: &&Flight| flight.handler == Some(ix);
+        if let Some(flight) = self
+            .flights
+            .iter()
+            .filter(mine)
+            .find(|f| f.is_submitted() && f.keys.contains(&key))
+        {
+            return Some(held(attempt, flight.submitted_ms, WaitsFor::Handler));
+        }
+        let queued = handler.backlog.contains(&key)
+            || self
+                .flights
+                .iter()
+                .filter(mine)
+                .any(|f| f.batch.as_ref().is_some_and(|b| b.keys.contains(&key)));
+        if queued {
+            let failed = handler
+                .settings
+                .pool
+                .as_ref()
+                .is_some_and(|pool| pool.state() == PoolState::Failed);
+            let waits_for = if failed {
+                WaitsFor::FailedHandler
+            } else {
+                WaitsFor::Worker
+            };
+            return Some(held(attempt, self.now_ms, waits_for));
+        }
+        if handler.lanes.waiting().any(|waiting| waiting == key) {
+            let behind = self.lane_holder(ix, key).unwrap_or(offset);
+            return Some(held(attempt, self.now_ms, WaitsFor::Lane { behind }));
+        }
+        None
+    }
+
+    /// The oldest record of the same lane that the handler has not settled.
+    fn lane_holder(&self, ix: HandlerIx, key: EntryKey) -> Option<i64> {
+        let handler = self.handlers[ix.0 as usize].as_ref()?;
+        let order = handler.settings.order;
+        let lane = super::place::lane_of_key(&self.slab, order, key);
+        self.slab
+            .iter()
+            .filter(|(_, entry)| entry.unsettled > 0 && super::place::lane_of(order, entry) == lane)
+            .map(|(_, entry)| entry.offset)
+            .min()
+    }
+}

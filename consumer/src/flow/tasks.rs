@@ -1,0 +1,105 @@
+//! Records that a handler neither runs nor has settled: parked for a retry, or waiting for the producer.
+//!
+//! Only these have an entry here; a record that succeeds at its first attempt never does, unless it emits.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+use crate::dispatch::{EntryKey, HandlerIx};
+
+/// What a record waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its next attempt, at this time.
+    Parked {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
+    /// It is in a flight, for the second time or later.
+    Running,
+    /// The acknowledgement of what it emitted.
+    Emitting,
+    /// The acknowledgement of its dead letter.
+    DeadLettering,
+    /// The next try to write its dead letter, at this time.
+    DeadLetterDue {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
+}
+
+/// A record of a handler that is not on the quick way.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    /// The attempt that is running or was made last, from 1.
+    pub(super) attempt: u32,
+    /// What it waits for.
+    pub(super) stage: Stage,
+    /// Since when, on the flow's clock.
+    pub(super) since_ms: u64,
+    /// Its lane, 0 for none.
+    pub(super) lane: u64,
+    /// Why the last attempt failed.
+    pub(super) reason: Option<Arc<str>>,
+    /// The class that goes into the dead letter.
+    pub(super) class: &'static str,
+}
+
+/// All tasks of a pump, and a clock for those that are due some time.
+#[derive(Default)]
+pub(super) struct Tasks {
+    by_key: HashMap<(HandlerIx, EntryKey), Task>,
+    due: BinaryHeap<Reverse<(u64, u64, HandlerIx, EntryKey)>>,
+    count: u64,
+}
+
+impl Tasks {
+    /// The task of a record, if it has one.
+    pub(super) fn get(&self, ix: HandlerIx, key: EntryKey) -> Option<&Task> {
+        self.by_key.get(&(ix, key))
+    }
+
+    /// Sets a record's task; one with a due time is handed out by [`Tasks::take_due`].
+    pub(super) fn set(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
+        if let Stage::Parked { due_ms } | Stage::DeadLetterDue { due_ms } = task.stage {
+            self.count += 1;
+            self.due.push(Reverse((due_ms, self.count, ix, key)));
+        }
+        self.by_key.insert((ix, key), task);
+    }
+
+    /// Ends a task.
+    pub(super) fn remove(&mut self, ix: HandlerIx, key: EntryKey) -> Option<Task> {
+        self.by_key.remove(&(ix, key))
+    }
+
+    /// The next task whose time has come.
+    pub(super) fn take_due(&mut self, now_ms: u64) -> Option<(HandlerIx, EntryKey)> {
+        while let Some(&Reverse((due_ms, _, ix, key))) = self.due.peek() {
+            if due_ms > now_ms {
+                return None;
+            }
+            self.due.pop();
+            let wanted = self.by_key.get(&(ix, key)).is_some_and(|task| {
+                matches!(task.stage, Stage::Parked { due_ms: at } | Stage::DeadLetterDue { due_ms: at } if at == due_ms)
+            });
+            if wanted {
+                return Some((ix, key));
+            }
+        }
+        None
+    }
+
+    /// When the next task is due.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.due.peek().map(|Reverse((due_ms, ..))| *due_ms)
+    }
+
+    /// Every task.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (HandlerIx, EntryKey, &Task)> {
+        self.by_key
+            .iter()
+            .map(|((ix, key), task)| (*ix, *key, task))
+    }
+}

@@ -1,0 +1,528 @@
+//! One OS thread a Kafka client: reads, routes, hands out, takes back, commits. It never waits for a handler.
+//!
+//! ```text
+//!  loop: inbox (outcomes, control) ─► events (assign, revoke, commit answers) ─► poll ─► dispatch ─► commit ─► wait
+//! ```
+//!
+//! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::admin::{ClientStatistics, Explanation, PumpReport};
+use crate::commit::decode_finished;
+use crate::dispatch::inbox::ControlRequest;
+use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
+use crate::emit::Emitter;
+use crate::flow::handler::HandlerSettings;
+use crate::flow::report::WallClock;
+use crate::flow::{Flow, FlowSettings};
+use crate::routing::RoutingIndex;
+use crate::source::{
+    Delivery, Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
+};
+
+/// Records of one poll.
+const POLL_RECORDS: usize = 1_024;
+/// Polls between two looks at the inbox.
+const POLLS_PER_TURN: usize = 4;
+/// Longest sleep: repairs a wake-up that was lost.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+/// Wait before the committed offsets of an assignment are asked for again.
+const ASSIGN_RETRY: Duration = Duration::from_millis(500);
+
+/// What a pump needs besides its source.
+pub struct PumpSettings {
+    /// Which pump, from 0.
+    pub number: u32,
+    /// Bounds of its flow.
+    pub flow: FlowSettings,
+    /// Where a partition without a commit begins.
+    pub start: StartAt,
+    /// How long a revoke waits for what was begun.
+    pub drain_timeout: Duration,
+}
+
+/// How a pump ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpError {
+    /// The source could not be made or has failed for good.
+    #[error("kafka client failed: {0}")]
+    Source(String),
+    /// An invariant is broken; nothing was committed after it (G13).
+    #[error("internal fault, stopped without committing: {0}")]
+    Fault(String),
+    /// The thread panicked.
+    #[error("the pump's thread panicked: {0}")]
+    Panicked(String),
+}
+
+/// Partitions that are about to be given back.
+struct Revoke {
+    partitions: Vec<TopicPartition>,
+    slots: Vec<Slot>,
+}
+
+/// A pump, on its thread.
+pub struct Pump {
+    settings: PumpSettings,
+    source: Box<dyn Source>,
+    flow: Flow,
+    inbox: Arc<Inbox>,
+    started: Instant,
+    clock: WallClock,
+    to_assign: Vec<TopicPartition>,
+    assign_at: Instant,
+    revokes: Vec<Revoke>,
+    stopping: Option<Instant>,
+    closed: bool,
+    failed: Option<String>,
+    statistics: Option<ClientStatistics>,
+    topics: Vec<String>,
+}
+
+/// Makes a source on the pump's thread.
+pub type SourceFactory = Box<dyn FnOnce() -> Result<Box<dyn Source>, SourceError> + Send>;
+
+impl Pump {
+    /// Starts a pump on a thread of its own.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(
+        settings: PumpSettings,
+        source: SourceFactory,
+        emitter: Arc<dyn Emitter>,
+    ) -> std::io::Result<PumpHandle> {
+        let inbox = Arc::new(Inbox::new());
+        let its_inbox = inbox.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("pump-{}", settings.number))
+            .spawn(move || {
+                let source = source().map_err(|error| PumpError::Source(error.to_string()))?;
+                Pump::new(settings, source, emitter, its_inbox).run()
+            })?;
+        Ok(PumpHandle {
+            inbox,
+            thread: Some(thread),
+        })
+    }
+
+    /// A pump that is driven by its maker, turn by turn.
+    pub fn new(
+        settings: PumpSettings,
+        source: Box<dyn Source>,
+        emitter: Arc<dyn Emitter>,
+        inbox: Arc<Inbox>,
+    ) -> Self {
+        inbox.set_waker(source.waker());
+        let flow = Flow::new(settings.flow.clone(), emitter, inbox.clone());
+        let now = Instant::now();
+        Self {
+            settings,
+            source,
+            flow,
+            inbox,
+            started: now,
+            clock: WallClock {
+                epoch_ms: crate::admin::view::now_ms(),
+            },
+            to_assign: Vec::new(),
+            assign_at: now,
+            revokes: Vec::new(),
+            stopping: None,
+            closed: false,
+            failed: None,
+            statistics: None,
+            topics: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<(), PumpError> {
+        let mut records = Vec::with_capacity(POLL_RECORDS);
+        let mut messages = Vec::new();
+        let mut events = Vec::new();
+        while !self.closed {
+            let busy = self.turn(&mut records, &mut messages, &mut events);
+            if let Some(fault) = self.flow.fault() {
+                return Err(PumpError::Fault(fault.to_owned()));
+            }
+            if let Some(reason) = self.failed.take() {
+                return Err(PumpError::Source(reason));
+            }
+            if !busy && !self.closed {
+                self.source.wait(self.sleep());
+            }
+        }
+        Ok(())
+    }
+
+    /// One round of everything. `false`: there was nothing to do.
+    fn turn(
+        &mut self,
+        records: &mut Vec<Delivery>,
+        messages: &mut Vec<PumpMessage>,
+        events: &mut Vec<SourceEvent>,
+    ) -> bool {
+        self.flow.tick(self.started.elapsed().as_millis() as u64);
+        self.inbox.take(messages);
+        let mut busy = !messages.is_empty();
+        for message in messages.drain(..) {
+            match message {
+                PumpMessage::Control(request) => request.run(self),
+                other => self.flow.receive(other),
+            }
+        }
+        self.source.events(events);
+        for event in events.drain(..) {
+            self.event(event);
+        }
+        self.assign_pending();
+        self.flow.dispatch();
+        for _ in 0..POLLS_PER_TURN {
+            if !self.flow.can_read() {
+                break;
+            }
+            self.source.poll(POLL_RECORDS, records);
+            let full = records.len() == POLL_RECORDS;
+            busy |= !records.is_empty();
+            for delivery in records.drain(..) {
+                self.flow.deliver(delivery);
+            }
+            self.flow.dispatch();
+            if !full {
+                break;
+            }
+        }
+        self.commit();
+        for (slot, paused) in self.flow.pauses_due() {
+            self.source.pause(slot, paused);
+        }
+        self.finish_revokes();
+        self.finish_stop();
+        busy
+    }
+
+    fn sleep(&self) -> Duration {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let due = self
+            .flow
+            .next_due()
+            .map(|due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
+        due.map_or(MAX_WAIT, |due| {
+            due.clamp(Duration::from_millis(1), MAX_WAIT)
+        })
+    }
+
+    fn event(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Assigned(partitions) => {
+                self.to_assign.extend(partitions);
+                self.assign_at = Instant::now();
+            }
+            SourceEvent::Revoked { partitions, lost } => self.revoked(partitions, lost),
+            SourceEvent::Committed { results, error } => {
+                self.flow.committed(&results, error.as_deref())
+            }
+            SourceEvent::OffsetMissing { at, reason } => {
+                if let Some(slot) = self.flow.slot(&at) {
+                    let reason = format!(
+                        "the offset to read is missing: {reason}; set processing.missing_offset, or commit another \
+                         offset for the group"
+                    );
+                    self.flow.stop_partition(slot, &reason);
+                }
+            }
+            SourceEvent::PartitionError { at, reason } => {
+                tracing::warn!(
+                    topic = &*at.topic,
+                    partition = at.partition,
+                    reason,
+                    "partition cannot be read"
+                );
+            }
+            SourceEvent::ClientError { reason, fatal } => {
+                if fatal {
+                    self.failed = Some(reason);
+                } else {
+                    tracing::warn!(reason, "kafka client error; it goes on trying");
+                }
+            }
+            SourceEvent::Statistics(json) => self.statistics = Some(ClientStatistics(json)),
+        }
+    }
+
+    /// Looks up where new partitions begin, and begins.
+    fn assign_pending(&mut self) {
+        if self.to_assign.is_empty() || Instant::now() < self.assign_at {
+            return;
+        }
+        let committed = match self.source.committed(&self.to_assign) {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::warn!(%error, "committed offsets are not to be had yet; asking again");
+                self.assign_at = Instant::now() + ASSIGN_RETRY;
+                return;
+            }
+        };
+        self.to_assign.clear();
+        let starts: Vec<StartPartition> = committed
+            .into_iter()
+            .map(|committed| {
+                let (start, first, finished) = match committed.offset {
+                    Some(offset) => (
+                        StartAt::Offset(offset),
+                        offset,
+                        decode_finished(offset, &committed.metadata),
+                    ),
+                    None => (self.settings.start, 0, Vec::new()),
+                };
+                let slot = self.flow.assign(committed.at.clone(), first, finished);
+                StartPartition {
+                    slot,
+                    at: committed.at,
+                    start,
+                }
+            })
+            .collect();
+        for start in &starts {
+            tracing::info!(topic = &*start.at.topic, partition = start.at.partition, start = ?start.start, "partition assigned");
+        }
+        if let Err(error) = self.source.start(&starts) {
+            self.failed = Some(format!("the assignment was refused: {error}"));
+        }
+    }
+
+    fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
+        self.to_assign.retain(|at| !partitions.contains(at));
+        let slots: Vec<Slot> = partitions
+            .iter()
+            .filter_map(|at| self.flow.slot(at))
+            .collect();
+        for at in &partitions {
+            tracing::info!(
+                topic = &*at.topic,
+                partition = at.partition,
+                lost,
+                "partition revoked"
+            );
+        }
+        if lost {
+            self.flow.release(&slots);
+            self.release_source(&partitions);
+            return;
+        }
+        self.start_drain(&slots);
+        self.revokes.push(Revoke { partitions, slots });
+    }
+
+    fn start_drain(&mut self, slots: &[Slot]) {
+        let deadline_ms = (self.started.elapsed() + self.settings.drain_timeout).as_millis() as u64;
+        self.flow.start_drain(slots, deadline_ms);
+    }
+
+    /// Gives back the partitions whose drain is over, after their last commit.
+    fn finish_revokes(&mut self) {
+        let mut waiting = Vec::new();
+        for revoke in std::mem::take(&mut self.revokes) {
+            if !self.flow.is_drained(&revoke.slots) {
+                waiting.push(revoke);
+                continue;
+            }
+            self.last_commit(&revoke.slots);
+            self.flow.release(&revoke.slots);
+            self.release_source(&revoke.partitions);
+        }
+        self.revokes = waiting;
+    }
+
+    fn release_source(&mut self, partitions: &[TopicPartition]) {
+        if let Err(error) = self.source.release(partitions) {
+            tracing::warn!(%error, "giving partitions back was refused");
+        }
+    }
+
+    fn last_commit(&mut self, slots: &[Slot]) {
+        let entries = self.flow.last_commits(slots);
+        if entries.is_empty() {
+            return;
+        }
+        match self.source.commit_now(&entries) {
+            Ok(results) => {
+                for refused in results.iter().filter(|result| result.error.is_some()) {
+                    tracing::warn!(
+                        topic = &*refused.at.topic,
+                        partition = refused.at.partition,
+                        offset = refused.offset,
+                        error = refused.error.as_deref(),
+                        "last commit refused; the next owner repeats what it would have covered"
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "last commit failed; the next owner repeats what it would have covered");
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        let entries = self.flow.commits_due();
+        if !entries.is_empty()
+            && let Err(error) = self.source.commit(&entries)
+        {
+            tracing::warn!(%error, "commit could not be sent; it is tried again");
+            self.flow.commit_not_sent();
+        }
+    }
+
+    /// Begins to stop: everything assigned is drained, committed and given back.
+    fn stop(&mut self) {
+        if self.stopping.is_none() {
+            self.stopping = Some(Instant::now());
+            let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+            self.start_drain(&slots);
+        }
+    }
+
+    fn finish_stop(&mut self) {
+        if self.stopping.is_none() || self.closed {
+            return;
+        }
+        let (partitions, slots): (Vec<_>, Vec<_>) = self
+            .flow
+            .partitions()
+            .map(|(at, slot)| (at.clone(), slot))
+            .unzip();
+        if !self.flow.is_drained(&slots) {
+            return;
+        }
+        self.last_commit(&slots);
+        self.flow.release(&slots);
+        self.release_source(&partitions);
+        self.source.close(self.settings.drain_timeout);
+        self.closed = true;
+    }
+
+    fn apply(
+        &mut self,
+        index: Arc<RoutingIndex>,
+        handlers: Vec<(HandlerIx, HandlerSettings)>,
+        topics: Vec<String>,
+    ) -> Result<(), SourceError> {
+        self.flow.apply(index, handlers);
+        if topics != self.topics {
+            self.source.subscribe(&topics)?;
+            self.topics = topics;
+        }
+        Ok(())
+    }
+
+    fn report(&self) -> PumpReport {
+        let mut report = self
+            .flow
+            .report(self.clock, |slot| self.source.end_offset(slot));
+        report.pump = self.settings.number;
+        report.client.clone_from(&self.statistics);
+        report
+    }
+}
+
+/// A pump as other threads see it.
+pub struct PumpHandle {
+    inbox: Arc<Inbox>,
+    thread: Option<JoinHandle<Result<(), PumpError>>>,
+}
+
+struct Request<F>(F);
+
+impl<F: FnOnce(&mut Pump) + Send> ControlRequest for Request<F> {
+    fn run(self: Box<Self>, pump: &mut dyn Any) {
+        if let Some(pump) = pump.downcast_mut() {
+            (self.0)(pump);
+        }
+    }
+}
+
+impl PumpHandle {
+    /// Runs `request` on the pump's thread between two turns and waits for its answer. `None`: no answer in time.
+    fn ask<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        request: impl FnOnce(&mut Pump) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.inbox.push(PumpMessage::Control(Box::new(Request(
+            move |pump: &mut Pump| {
+                // Whoever asked may have given up waiting.
+                let _ = sender.send(request(pump));
+            },
+        ))));
+        receiver.recv_timeout(deadline).ok()
+    }
+
+    /// Gives the pump handlers, routes and topics, all at once. `None`: no answer in time (it will still be applied).
+    pub fn apply(
+        &self,
+        index: Arc<RoutingIndex>,
+        handlers: Vec<(HandlerIx, HandlerSettings)>,
+        topics: Vec<String>,
+        deadline: Duration,
+    ) -> Option<Result<(), SourceError>> {
+        self.ask(deadline, move |pump| pump.apply(index, handlers, topics))
+    }
+
+    /// What the pump says of itself. `None`: no answer in time.
+    pub fn report(&self, deadline: Duration) -> Option<PumpReport> {
+        self.ask(deadline, |pump| pump.report())
+    }
+
+    /// What holds a partition's frontier. `None`: not its partition, or no answer in time.
+    pub fn explain(
+        &self,
+        at: TopicPartition,
+        offset: Option<i64>,
+        deadline: Duration,
+    ) -> Option<Explanation> {
+        self.ask(deadline, move |pump| {
+            pump.flow.explain(&at, offset, pump.clock)
+        })?
+    }
+
+    /// Begins to stop; [`PumpHandle::join`] waits for the end.
+    pub fn stop(&self) {
+        self.inbox.push(PumpMessage::Control(Box::new(Request(
+            |pump: &mut Pump| pump.stop(),
+        ))));
+    }
+
+    /// Whether its thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for the end of the thread.
+    ///
+    /// # Errors
+    /// [`PumpError`] says why it did not end well.
+    pub fn join(&mut self) -> Result<(), PumpError> {
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => {
+                let words = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| {
+                        panic
+                            .downcast_ref::<&str>()
+                            .map(|words| (*words).to_owned())
+                    })
+                    .unwrap_or_else(|| "no message".to_owned());
+                Err(PumpError::Panicked(words))
+            }
+        }
+    }
+}
