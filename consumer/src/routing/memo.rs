@@ -45,10 +45,13 @@ impl RouteSets {
 /// Class numbers of a record, packed as its plan lays them out.
 pub(super) type Classes = u128;
 
-/// A direct-mapped table from (plan, classes) to a set's number; it grows while it is too small, up to a bound.
+/// A table from (plan, classes) to a set's number, in buckets of a few places; it grows while it is too small, up to
+/// a bound, and then forgets.
 pub(super) struct Memo {
     entries: Vec<Entry>,
     evicted: usize,
+    /// Which place of a full bucket is given up next.
+    victim: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -66,6 +69,7 @@ const EMPTY: Entry = Entry {
 };
 
 impl Memo {
+    const BUCKET: usize = 4;
     const FIRST: usize = 1 << 8;
     const MOST: usize = 1 << 16;
 
@@ -74,50 +78,61 @@ impl Memo {
         Self {
             entries: vec![EMPTY; Self::FIRST],
             evicted: 0,
+            victim: 0,
         }
     }
 
     /// The remembered set.
     #[inline]
     pub(super) fn get(&self, plan: u32, classes: Classes) -> Option<u32> {
-        let entry = &self.entries[self.place(plan, classes)];
-        if entry.plan == plan && entry.classes == classes {
-            entry.set.checked_sub(1)
-        } else {
-            None
-        }
+        let first = self.bucket(plan, classes);
+        self.entries[first..first + Self::BUCKET]
+            .iter()
+            .find(|entry| entry.classes == classes && entry.plan == plan)
+            .and_then(|entry| entry.set.checked_sub(1))
     }
 
-    /// Remembers a set, in place of whatever stood there.
+    /// Remembers a set that is not remembered yet, in place of another if it has to be.
     pub(super) fn insert(&mut self, plan: u32, classes: Classes, set: u32) {
-        if self.evicted > self.entries.len() / 4 && self.entries.len() < Self::MOST {
+        if self.evicted > self.entries.len() / 16 && self.entries.len() < Self::MOST {
             self.grow();
         }
-        let place = self.place(plan, classes);
-        let entry = &mut self.entries[place];
-        self.evicted += usize::from(entry.set != 0);
-        *entry = Entry {
+        self.put(Entry {
             classes,
             plan,
             set: set + 1,
-        };
+        });
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let first = self.bucket(entry.plan, entry.classes);
+        let bucket = &mut self.entries[first..first + Self::BUCKET];
+        match bucket.iter_mut().find(|place| place.set == 0) {
+            Some(empty) => *empty = entry,
+            None => {
+                self.victim = (self.victim + 1) % Self::BUCKET;
+                bucket[self.victim] = entry;
+                self.evicted += 1;
+            }
+        }
     }
 
     fn grow(&mut self) {
         let larger = vec![EMPTY; self.entries.len() * 4];
         let old = std::mem::replace(&mut self.entries, larger);
-        self.evicted = 0;
         for entry in old.into_iter().filter(|entry| entry.set != 0) {
-            let place = self.place(entry.plan, entry.classes);
-            self.entries[place] = entry;
+            self.put(entry);
         }
+        self.evicted = 0;
     }
 
+    /// First place of the bucket.
     #[inline]
-    fn place(&self, plan: u32, classes: Classes) -> usize {
+    fn bucket(&self, plan: u32, classes: Classes) -> usize {
         let low = classes as u64 ^ 0x9e37_79b9_7f4a_7c15;
         let high = (classes >> 64) as u64 ^ (u64::from(plan) << 32) ^ 0xd6e8_feb8_6659_fd93;
         let product = u128::from(low) * u128::from(high);
-        (product as u64 ^ (product >> 64) as u64) as usize & (self.entries.len() - 1)
+        let hash = product as u64 ^ (product >> 64) as u64;
+        (hash as usize & (self.entries.len() / Self::BUCKET - 1)) * Self::BUCKET
     }
 }

@@ -51,7 +51,9 @@ impl Names {
         let mut at = start(head, bytes.len(), self.places.len());
         loop {
             let name = self.places[at].as_ref()?;
-            if name.head == head && *name.bytes == *bytes {
+            // Of names up to eight bytes the head is all there is.
+            let same_rest = bytes.len() <= 8 || *name.bytes == *bytes;
+            if name.head == head && name.bytes.len() == bytes.len() && same_rest {
                 return Some(name.ordinal);
             }
             at = (at + 1) & (self.places.len() - 1);
@@ -63,11 +65,16 @@ fn length_bit(bytes: &[u8]) -> u64 {
     1 << bytes.len().min(63)
 }
 
-/// The first eight bytes, or all of a shorter name.
+/// The first eight bytes; of a shorter name, bytes that tell it from all others of its length.
 fn head(bytes: &[u8]) -> u64 {
-    match bytes.first_chunk::<8>() {
-        Some(first) => u64::from_le_bytes(*first),
-        None => bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)),
+    if let Some(first) = bytes.first_chunk::<8>() {
+        return u64::from_le_bytes(*first);
+    }
+    match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (Some(first), Some(last)) => {
+            u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
+        }
+        _ => bytes.iter().fold(0, |n, &b| n << 8 | u64::from(b)),
     }
 }
 

@@ -128,9 +128,10 @@ fn required_literals(pattern: &str) -> Result<Option<Required>, String> {
 
 /// What one router has found out about one field's values: sets of true regexes by number, and numbers by value.
 pub(super) struct PatternMemo {
-    sets: Vec<Box<[AtomIx]>>,
-    ids: HashMap<Box<[AtomIx]>, u32, GlobalState>,
+    sets: HashMap<Box<[AtomIx]>, u32, GlobalState>,
+    /// A power of two of places, two to a bucket; it grows while it is too small, up to a bound.
     values: Vec<RememberedValue>,
+    evicted: usize,
     scratch: Vec<AtomIx>,
 }
 
@@ -142,19 +143,19 @@ struct RememberedValue {
 }
 
 impl PatternMemo {
-    /// Places for values, a power of two.
-    const VALUES: usize = 4096;
+    const FIRST_VALUES: usize = 1 << 8;
+    const MOST_VALUES: usize = 1 << 15;
     /// Longer values are not remembered.
     const MAX_VALUE: usize = 256;
     /// Most sets that are numbered; it bounds the bits that a class takes.
-    pub(super) const MAX_SETS: usize = 1 << 12;
+    pub(super) const MAX_SETS: usize = 1 << 16;
 
     /// Nothing found out yet. Set 0 is the empty one.
     pub(super) fn new() -> Self {
         Self {
-            sets: vec![Box::default()],
-            ids: HashMap::from_iter([(Box::default(), 0)]),
+            sets: HashMap::from_iter([(Box::default(), 0)]),
             values: Vec::new(),
+            evicted: 0,
             scratch: Vec::new(),
         }
     }
@@ -164,35 +165,58 @@ impl PatternMemo {
         if value.len() > Self::MAX_VALUE {
             return self.number(patterns, value);
         }
-        if self.values.is_empty() {
-            self.values.resize(Self::VALUES, RememberedValue::default());
+        if self.values.is_empty() || self.evicted > self.values.len() / 8 {
+            self.grow();
         }
-        let place = rapidhash_v3(value) as usize & (Self::VALUES - 1);
-        let remembered = &self.values[place];
-        if remembered.set != 0 && remembered.bytes == value {
-            return Some(remembered.set - 1);
+        let (first, second) = self.places(value);
+        for place in [first, second] {
+            let remembered = &self.values[place];
+            if remembered.set != 0 && remembered.bytes == value {
+                return Some(remembered.set - 1);
+            }
         }
         let set = self.number(patterns, value)?;
-        let remembered = &mut self.values[place];
+        // The newer one stands first.
+        if self.values[second].set != 0 {
+            self.evicted += usize::from(self.values.len() < Self::MOST_VALUES);
+        }
+        self.values.swap(first, second);
+        let remembered = &mut self.values[first];
         remembered.set = set + 1;
         remembered.bytes.clear();
         remembered.bytes.extend_from_slice(value);
         Some(set)
     }
 
+    /// The bucket of a value.
+    fn places(&self, value: &[u8]) -> (usize, usize) {
+        let first = rapidhash_v3(value) as usize & (self.values.len() - 1) & !1;
+        (first, first + 1)
+    }
+
+    fn grow(&mut self) {
+        let size = (self.values.len() * 4).clamp(Self::FIRST_VALUES, Self::MOST_VALUES);
+        let larger = vec![RememberedValue::default(); size];
+        let old = std::mem::replace(&mut self.values, larger);
+        self.evicted = 0;
+        for remembered in old.into_iter().filter(|one| one.set != 0) {
+            let (first, second) = self.places(&remembered.bytes);
+            self.values.swap(first, second);
+            self.values[first] = remembered;
+        }
+    }
+
     fn number(&mut self, patterns: &Patterns, value: &[u8]) -> Option<u32> {
         self.scratch.clear();
         patterns.matching(value, &mut self.scratch);
-        if let Some(&id) = self.ids.get(self.scratch.as_slice()) {
+        if let Some(&id) = self.sets.get(self.scratch.as_slice()) {
             return Some(id);
         }
         let id = self.sets.len();
         if id >= Self::MAX_SETS {
             return None;
         }
-        let set: Box<[AtomIx]> = self.scratch.as_slice().into();
-        self.sets.push(set.clone());
-        self.ids.insert(set, id as u32);
+        self.sets.insert(self.scratch.as_slice().into(), id as u32);
         Some(id as u32)
     }
 }

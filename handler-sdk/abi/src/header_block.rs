@@ -26,6 +26,7 @@ impl<'a> Iterator for Headers<'a> {
     /// Name bytes (UTF-8 by convention, not checked) and value; `None` is a null value.
     type Item = (&'a [u8], Option<&'a [u8]>);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
         let name_len = usize::try_from(read_varint(&mut self.rest)?).ok()?;
@@ -63,16 +64,31 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(head)
 }
 
+#[inline]
 fn read_varint(rest: &mut &[u8]) -> Option<i64> {
+    let (&first, after) = rest.split_first()?;
+    if first & 0x80 != 0 {
+        return read_long_varint(rest);
+    }
+    // Nearly every length fits into one byte.
+    *rest = after;
+    Some(unzigzag(u64::from(first)))
+}
+
+fn read_long_varint(rest: &mut &[u8]) -> Option<i64> {
     let mut raw = 0u64;
     for (i, &byte) in rest.iter().take(10).enumerate() {
         raw |= u64::from(byte & 0x7f) << (7 * i);
         if byte & 0x80 == 0 {
             *rest = &rest[i + 1..];
-            return Some((raw >> 1) as i64 ^ -((raw & 1) as i64));
+            return Some(unzigzag(raw));
         }
     }
     None
+}
+
+fn unzigzag(raw: u64) -> i64 {
+    (raw >> 1) as i64 ^ -((raw & 1) as i64)
 }
 
 fn write_varint(out: &mut Vec<u8>, value: i64) {
