@@ -8,11 +8,20 @@
 //! the pump reads it with [`Source::events`] and acts. Implementations: `kafka` (the real client) and `memory`
 //! (scripted, for tests).
 
+mod admission;
+mod callbacks;
+pub mod client_config;
+pub mod kafka;
+pub mod mock;
 pub mod raw;
+mod rebalance;
+mod wake;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use client_config::ClientSettings;
+pub use kafka::KafkaSource;
 pub use raw::Lease;
 
 /// A partition of a topic.
@@ -185,13 +194,15 @@ pub trait Source {
     /// When the broker does not answer in time.
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError>;
 
-    /// Accepts an assignment: records of these partitions come from now on.
+    /// Accepts an assignment: records of these partitions come once all partitions of the [`SourceEvent::Assigned`]
+    /// were started. A partition that runs already under this slot is moved to the given start instead.
     ///
     /// # Errors
     /// When the client refuses.
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError>;
 
-    /// Gives partitions back after their drain; no record of their slots comes any more.
+    /// Gives partitions back after their drain; no record of their slots comes any more. The group hears of it once
+    /// all partitions of the [`SourceEvent::Revoked`] are back.
     ///
     /// # Errors
     /// When the client refuses; the partitions count as gone all the same.

@@ -1,0 +1,249 @@
+//! Which fetched records are delivered: only those of a partition that is ours, and none past a doubtful jump. Pure.
+//!
+//! Rule 2: an error entry in a batch moves librdkafka's position past a record that was not delivered yet, and the next
+//! pause (also its own, at a rebalance) resumes there: a silent loss. The ledger cannot see it, since a jump upwards is
+//! legal (compaction, transactions). So an error entry marks the partition; a jump while it is marked is answered by
+//! one seek back to the offset that was due, and what comes then is believed.
+
+use super::raw::TopicId;
+use super::{Slot, StartAt, TopicPartition};
+
+/// First records of an assignment whose headers are read both ways.
+const HEADER_CHECKS: u8 = 8;
+
+/// One assignment of one partition.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) at: TopicPartition,
+    pub(super) topic: TopicId,
+    /// The offset that is due next; `None` while it is not known.
+    pub(super) next: Option<i64>,
+    /// Where it started, for an assign made anew before any record came.
+    pub(super) start: StartAt,
+    pub(super) paused: bool,
+    open: bool,
+    doubtful: bool,
+    /// The batch whose remaining records of this partition are dropped after a seek.
+    skipped_batch: u64,
+    unchecked: u8,
+}
+
+/// What to do with a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Deliver it; the flag asks for a comparison of its headers.
+    Deliver(Slot, bool),
+    /// Not ours, or behind a seek.
+    Drop,
+    /// Drop it and seek the partition back to this offset.
+    SeekBack(Slot, i64),
+}
+
+/// The assignments that records are admitted to.
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    slots: Vec<Option<Admitted>>,
+    /// For each topic, its partitions' slots.
+    routes: Vec<(TopicId, Vec<Option<Slot>>)>,
+    /// Place of the topic that was looked up last: records come in runs.
+    last: usize,
+    batch: u64,
+    unowned: u64,
+}
+
+impl Admission {
+    /// Begins an assignment at `start`, of which `next` is the offset.
+    pub(super) fn open(
+        &mut self,
+        slot: Slot,
+        at: TopicPartition,
+        topic: TopicId,
+        start: StartAt,
+        next: Option<i64>,
+    ) {
+        let place = slot.0 as usize;
+        if self.slots.len() <= place {
+            self.slots.resize_with(place + 1, || None);
+        }
+        let route = match self.routes.iter_mut().find(|(known, _)| *known == topic) {
+            Some((_, route)) => route,
+            None => {
+                self.routes.push((topic, Vec::new()));
+                &mut self.routes.last_mut().expect("pushed just now").1
+            }
+        };
+        let partition = at.partition.max(0) as usize;
+        if route.len() <= partition {
+            route.resize(partition + 1, None);
+        }
+        route[partition] = Some(slot);
+        self.slots[place] = Some(Admitted {
+            at,
+            topic,
+            next,
+            start,
+            paused: false,
+            open: true,
+            doubtful: false,
+            skipped_batch: 0,
+            unchecked: HEADER_CHECKS,
+        });
+    }
+
+    /// Ends the assignment of a partition: none of its records is admitted any more.
+    pub(super) fn close(&mut self, at: &TopicPartition) {
+        for (_, admitted) in self.opened_mut().filter(|(_, admitted)| admitted.at == *at) {
+            admitted.open = false;
+        }
+    }
+
+    /// The open assignments.
+    pub(super) fn opened(&self) -> impl Iterator<Item = (Slot, &Admitted)> {
+        (0u32..)
+            .zip(&self.slots)
+            .filter_map(|(place, admitted)| Some((Slot(place), admitted.as_ref()?)))
+            .filter(|(_, admitted)| admitted.open)
+    }
+
+    fn opened_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Admitted)> {
+        (0u32..)
+            .zip(&mut self.slots)
+            .filter_map(|(place, admitted)| Some((Slot(place), admitted.as_mut()?)))
+            .filter(|(_, admitted)| admitted.open)
+    }
+
+    /// An open assignment.
+    pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Admitted> {
+        let admitted = self.slots.get_mut(slot.0 as usize)?.as_mut()?;
+        admitted.open.then_some(admitted)
+    }
+
+    /// An open assignment.
+    pub(super) fn get(&self, slot: Slot) -> Option<&Admitted> {
+        let admitted = self.slots.get(slot.0 as usize)?.as_ref()?;
+        admitted.open.then_some(admitted)
+    }
+
+    /// A new batch begins.
+    pub(super) fn begin_batch(&mut self) {
+        self.batch += 1;
+    }
+
+    /// Records that came without an assignment, since the start.
+    pub(super) fn unowned(&self) -> u64 {
+        self.unowned
+    }
+
+    /// The slot of a partition, if it is ours.
+    pub(super) fn slot(&mut self, topic: TopicId, partition: i32) -> Option<Slot> {
+        if self.routes.get(self.last).map(|(known, _)| *known) != Some(topic) {
+            self.last = self.routes.iter().position(|(known, _)| *known == topic)?;
+        }
+        let partition = usize::try_from(partition).ok()?;
+        *self.routes[self.last].1.get(partition)?
+    }
+
+    /// Decides about one record; the records of a partition come in order.
+    pub(super) fn judge(&mut self, topic: TopicId, partition: i32, offset: i64) -> Verdict {
+        let batch = self.batch;
+        let Some((slot, admitted)) = self
+            .slot(topic, partition)
+            .and_then(|slot| Some((slot, self.get_mut(slot)?)))
+        else {
+            self.unowned += 1;
+            return Verdict::Drop;
+        };
+        if admitted.skipped_batch == batch {
+            return Verdict::Drop;
+        }
+        if let Some(next) = admitted.next {
+            if admitted.doubtful && offset > next {
+                admitted.doubtful = false;
+                admitted.skipped_batch = batch;
+                return Verdict::SeekBack(slot, next);
+            }
+            if offset < next {
+                // Rule 3: a repeat. The ledger drops and counts it; it says nothing about the jump in doubt.
+                return Verdict::Deliver(slot, false);
+            }
+        }
+        admitted.doubtful = false;
+        admitted.next = Some(offset + 1);
+        let check = admitted.unchecked > 0;
+        admitted.unchecked = admitted.unchecked.saturating_sub(1);
+        Verdict::Deliver(slot, check)
+    }
+
+    /// Marks a partition whose error entry stood in a batch, or whose seek back did not succeed.
+    pub(super) fn doubt(&mut self, slot: Slot) {
+        if let Some(admitted) = self.get_mut(slot) {
+            admitted.doubtful = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPIC: TopicId = TopicId(7);
+    const SLOT: Slot = Slot(3);
+
+    fn admission(next: i64) -> Admission {
+        let mut admission = Admission::default();
+        let at = TopicPartition {
+            topic: "t".into(),
+            partition: 2,
+        };
+        admission.open(SLOT, at, TOPIC, StartAt::Offset(next), Some(next));
+        admission.begin_batch();
+        admission
+    }
+
+    fn deliver(admission: &mut Admission, offset: i64) -> bool {
+        matches!(admission.judge(TOPIC, 2, offset), Verdict::Deliver(SLOT, _))
+    }
+
+    #[test]
+    fn a_jump_after_an_error_entry_is_sought_back_once_and_then_believed() {
+        let mut admission = admission(10);
+        assert!(deliver(&mut admission, 10));
+        admission.doubt(SLOT);
+        assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 11));
+        assert_eq!(
+            admission.judge(TOPIC, 2, 13),
+            Verdict::Drop,
+            "the rest of the batch is older than the seek"
+        );
+        admission.begin_batch();
+        assert!(deliver(&mut admission, 12), "the jump was real");
+    }
+
+    #[test]
+    fn the_record_that_is_due_clears_the_doubt() {
+        let mut admission = admission(10);
+        admission.doubt(SLOT);
+        assert!(deliver(&mut admission, 10));
+        assert!(deliver(&mut admission, 15), "a compaction gap");
+    }
+
+    #[test]
+    fn a_repeat_neither_clears_the_doubt_nor_moves_what_is_due() {
+        let mut admission = admission(10);
+        assert!(deliver(&mut admission, 10));
+        admission.doubt(SLOT);
+        assert!(deliver(&mut admission, 10));
+        assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 11));
+    }
+
+    #[test]
+    fn records_of_a_closed_or_unknown_partition_are_dropped_and_counted() {
+        let mut admission = admission(0);
+        let at = admission.get(SLOT).unwrap().at.clone();
+        admission.close(&at);
+        assert_eq!(admission.judge(TOPIC, 2, 0), Verdict::Drop);
+        assert_eq!(admission.judge(TOPIC, 9, 0), Verdict::Drop);
+        assert_eq!(admission.judge(TopicId(8), 2, 0), Verdict::Drop);
+        assert_eq!(admission.unowned(), 3);
+    }
+}

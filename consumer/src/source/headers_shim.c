@@ -1,0 +1,36 @@
+/* Reads the header block of a consumed record in place.
+ *
+ * librdkafka keeps the block as it came from the broker, but has no public way to it: rd_kafka_message_headers() parses
+ * and copies every header, which halves the throughput. This file is compiled against the internal headers of the
+ * librdkafka that is linked; `raw.rs` compares both ways on the first records of each assignment. */
+#include "rdkafka_int.h"
+#include "rdkafka_msg.h"
+
+#include <stddef.h>
+
+_Static_assert(offsetof(rd_kafka_msg_t, rkm_rkmessage) == 0,
+               "a consumed rd_kafka_message_t is the first field of its rd_kafka_msg_t");
+_Static_assert(sizeof(((rd_kafka_msg_t *)0)->rkm_u.consumer.binhdrs) ==
+                   sizeof(rd_kafkap_bytes_t),
+               "the header block is kept as protocol bytes");
+
+/* Whether the library that runs is the one whose headers this was compiled with. */
+int sluicegate_headers_shim_fits(void) {
+        return rd_kafka_version() == RD_KAFKA_VERSION;
+}
+
+/* The block's length, 0 for none; *block is valid as long as the message. */
+size_t sluicegate_header_block(const rd_kafka_message_t *message,
+                               const void **block) {
+        const rd_kafka_msg_t *rkm = (const rd_kafka_msg_t *)message;
+        const rd_kafkap_bytes_t *headers = &rkm->rkm_u.consumer.binhdrs;
+
+        /* A record without headers has a block that is the count 0 alone. */
+        if (rkm->rkm_flags & RD_KAFKA_MSG_F_PRODUCER || headers->len <= 0 ||
+            *(const char *)headers->data == 0) {
+                *block = NULL;
+                return 0;
+        }
+        *block = headers->data;
+        return (size_t)headers->len;
+}

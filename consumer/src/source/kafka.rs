@@ -1,0 +1,706 @@
+//! The real source: librdkafka's consumer, read in batches from one application queue.
+//!
+//! ```text
+//!  librdkafka's threads ── fetched records ──► partition queue ──(forwarded, rule 1)──► application queue ──► poll()
+//!                       └─ rebalances, commit answers, errors, statistics ──► consumer queue ──► events()
+//!  both queues and every Wake::wake ──► one eventfd ──► wait()
+//! ```
+//!
+//! The order of one turn of the pump: `wait` reads the eventfd first, then `events` and `poll` empty both queues, so
+//! that an event is written again when something comes. `raw` lists the five rules that the comments cite.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+use sluicegate_abi::header_block;
+
+use super::admission::{Admission, Verdict};
+use super::callbacks::{Callbacks, Seen};
+use super::client_config::ClientSettings;
+use super::raw::{Connection, Lease, Message, TopicId, describe, list_entries};
+use super::rebalance::{Answer, Rebalance};
+use super::wake::WakeUp;
+use super::{
+    CommitEntry, CommitResult, Committed, Delivery, Slot, Source, SourceError, SourceEvent,
+    StartAt, StartPartition, TopicPartition, Wake,
+};
+
+/// Records taken from the queue in one call; more gain nothing.
+const BATCH: usize = 1024;
+
+/// A commit's answer: by partition, and why the request as a whole failed.
+type CommitAnswer = (Vec<CommitResult>, Option<String>);
+
+/// A Kafka consumer. It belongs to the thread that made it.
+pub struct KafkaSource {
+    connection: Option<Connection<Callbacks>>,
+    wake: WakeUp,
+    admission: Admission,
+    rebalance: Rebalance,
+    pending: Vec<SourceEvent>,
+    /// Records that came out of the consumer queue (before a forward took hold); copied.
+    strays: VecDeque<Delivery>,
+    /// Commits that were sent and not answered yet.
+    unanswered: usize,
+    /// Where the answer of the commit goes that somebody waits for.
+    awaited: Option<Option<CommitAnswer>>,
+    request_timeout: Duration,
+}
+
+impl KafkaSource {
+    /// Makes a client; it connects in the background. To be called on the pump's thread.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the config, with its words.
+    pub fn new(settings: &ClientSettings) -> Result<Self, SourceError> {
+        let terminal = |error: &dyn std::fmt::Display| SourceError::Terminal(error.to_string());
+        let wake = WakeUp::new().map_err(|error| terminal(&error))?;
+        let consumer =
+            BaseConsumer::from_config_and_context(&settings.consumer(), Callbacks::default())
+                .map_err(|error| terminal(&error))?;
+        let connection = Connection::new(consumer, wake.descriptor(), BATCH)
+            .ok_or_else(|| SourceError::Terminal("librdkafka gives no queue".into()))?;
+        Ok(Self {
+            connection: Some(connection),
+            wake,
+            admission: Admission::default(),
+            rebalance: Rebalance::default(),
+            pending: Vec::new(),
+            strays: VecDeque::new(),
+            unanswered: 0,
+            awaited: None,
+            request_timeout: settings.request_timeout,
+        })
+    }
+
+    /// Records that came for partitions which are not ours; they were dropped.
+    pub fn unowned_records(&self) -> u64 {
+        self.admission.unowned()
+    }
+
+    fn connection(&self) -> Result<&Connection<Callbacks>, SourceError> {
+        self.connection
+            .as_ref()
+            .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))
+    }
+
+    fn failed(&self, what: &str, error: &KafkaError) -> SourceError {
+        let fatal = self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.consumer().client().fatal_error().is_some());
+        let text = format!("{what}: {error}");
+        if fatal {
+            SourceError::Terminal(text)
+        } else {
+            SourceError::Retryable(text)
+        }
+    }
+
+    /// Serves the client's callbacks until none is left (rule 4): `poll` returns after each event, not only when the
+    /// queue is empty, and nothing wakes us for what is left lying.
+    fn serve_events(&mut self, first_wait: Duration) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        let mut wait = first_wait;
+        loop {
+            match connection.consumer().poll(wait) {
+                Some(Ok(message)) => {
+                    let stray = connection.stray(&message, &mut self.admission);
+                    self.strays.extend(stray);
+                }
+                Some(Err(KafkaError::MessageConsumptionFatal(_))) => {
+                    connection.consumer().context().mark_fatal();
+                }
+                Some(Err(_)) => {} // The error callback has recorded it with its reason.
+                None if connection.events_waiting() == 0 => break,
+                None => {}
+            }
+            wait = Duration::ZERO;
+        }
+        for seen in connection.consumer().context().take() {
+            self.note(seen);
+        }
+    }
+
+    fn note(&mut self, seen: Seen) {
+        match seen {
+            Seen::Assign(partitions) => {
+                self.rebalance.assigned(partitions.clone());
+                self.pending.push(SourceEvent::Assigned(partitions));
+                self.answer_empty();
+            }
+            Seen::Revoke { partitions, lost } => {
+                self.rebalance.revoked(partitions.clone());
+                self.pending.push(SourceEvent::Revoked { partitions, lost });
+                self.answer_empty();
+            }
+            Seen::Committed { results, error } => {
+                self.unanswered = self.unanswered.saturating_sub(1);
+                let answer = as_whole(results, error);
+                match &mut self.awaited {
+                    // Commits are answered in the order in which they were sent: the last one is the awaited one.
+                    Some(place) if self.unanswered == 0 => *place = Some(answer),
+                    _ => self.pending.push(SourceEvent::Committed {
+                        results: answer.0,
+                        error: answer.1,
+                    }),
+                }
+            }
+            Seen::Other(event) => self.pending.push(event),
+        }
+    }
+
+    /// A rebalance without partitions needs nobody's decision.
+    fn answer_empty(&mut self) {
+        if let Err(error) = self.answer_rebalance() {
+            tracing::warn!(%error, "could not answer an empty rebalance");
+        }
+    }
+
+    /// Tells librdkafka what it waits for, once everything is known.
+    fn answer_rebalance(&mut self) -> Result<(), SourceError> {
+        match self.rebalance.answer() {
+            None => return Ok(()),
+            Some(Answer::Assign(partitions)) => self.assign(&partitions)?,
+            Some(Answer::Unassign(partitions)) => {
+                // Whatever librdkafka says, the partitions are gone.
+                self.rebalance.answered();
+                return self.unassign(&partitions);
+            }
+        }
+        self.rebalance.answered();
+        Ok(())
+    }
+
+    /// Rule 1: forward before the assign, at every assign, and put the start offset in the list.
+    fn assign(&self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SourceError> {
+        let connection = self.connection()?;
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for (at, start) in partitions {
+            let offset = match start {
+                StartAt::Earliest => Offset::Beginning,
+                StartAt::Latest => Offset::End,
+                StartAt::Offset(offset) | StartAt::Time(offset) => Offset::Offset(*offset),
+            };
+            list.add_partition_offset(&at.topic, at.partition, offset)
+                .map_err(|error| self.failed("cannot assign", &error))?;
+            if !connection.forward(&at.topic, at.partition) {
+                return Err(SourceError::Retryable(format!("{at} has no queue")));
+            }
+        }
+        let consumer = connection.consumer();
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(&list),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&list),
+        }
+        .map_err(|error| self.failed("cannot assign", &error))
+    }
+
+    fn unassign(&self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
+        let consumer = self.connection()?.consumer();
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(&list_of(partitions)),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
+        }
+        .map_err(|error| self.failed("cannot unassign", &error))
+    }
+
+    /// The offsets behind `starts`: the doubt guard must know which record is due first (rule 2).
+    fn resolve(&self, starts: &[StartPartition]) -> Result<Vec<i64>, SourceError> {
+        let mut offsets: Vec<Option<i64>> = starts.iter().map(|s| offset_of(s.start)).collect();
+        self.look_up(starts, &mut offsets, |start| match start {
+            StartAt::Earliest => Offset::Beginning,
+            StartAt::Latest => Offset::End,
+            StartAt::Time(time) | StartAt::Offset(time) => Offset::Offset(time),
+        })?;
+        // There is no record at or after that time yet: begin at the end.
+        self.look_up(starts, &mut offsets, |_| Offset::End)?;
+        Ok(offsets
+            .into_iter()
+            .map(|offset| offset.unwrap_or(0))
+            .collect())
+    }
+
+    fn look_up(
+        &self,
+        starts: &[StartPartition],
+        offsets: &mut [Option<i64>],
+        wanted: impl Fn(StartAt) -> Offset,
+    ) -> Result<(), SourceError> {
+        let mut list = TopicPartitionList::new();
+        let open = starts.iter().zip(&*offsets).filter(|(_, o)| o.is_none());
+        for (start, _) in open {
+            list.add_partition_offset(&start.at.topic, start.at.partition, wanted(start.start))
+                .map_err(|error| self.failed("cannot look up offsets", &error))?;
+        }
+        if list.count() == 0 {
+            return Ok(());
+        }
+        let consumer = self.connection()?.consumer();
+        let found = consumer
+            .offsets_for_times(list, self.request_timeout)
+            .map_err(|error| self.failed("cannot look up offsets", &error))?;
+        for entry in list_entries(&found) {
+            let place = starts.iter().position(|start| {
+                *start.at.topic == *entry.topic && start.at.partition == entry.partition
+            });
+            if entry.error_code != 0 {
+                return Err(SourceError::Retryable(format!(
+                    "cannot look up offsets of {}/{}: {}",
+                    entry.topic,
+                    entry.partition,
+                    describe(entry.error_code)
+                )));
+            }
+            if let Some(place) = place
+                && entry.offset >= 0
+            {
+                offsets[place] = Some(entry.offset);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves an assignment that runs already: by assigning it anew, since a partition whose offset went missing does
+    /// not fetch and cannot be sought.
+    fn reposition(&mut self, slot: Slot, to: i64) -> Result<(), SourceError> {
+        if self.rebalance.is_owed() {
+            return Err(SourceError::Retryable(
+                "cannot move a partition while the group rebalances".into(),
+            ));
+        }
+        let from = StartAt::Offset(to);
+        let consumer = self.connection()?.consumer();
+        let moved: Vec<_> = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => {
+                let only = self.admission.get(slot).map(|a| (a.at.clone(), from));
+                let only: Vec<_> = only.into_iter().collect();
+                if let Some((at, _)) = only.first() {
+                    self.unassign(std::slice::from_ref(at))?;
+                }
+                only
+            }
+            // An eager assign replaces everything: the others go on where they are.
+            RebalanceProtocol::Eager | RebalanceProtocol::None => self
+                .admission
+                .opened()
+                .map(|(other, a)| {
+                    let goes_on = a.next.map_or(a.start, StartAt::Offset);
+                    (a.at.clone(), if other == slot { from } else { goes_on })
+                })
+                .collect(),
+        };
+        self.assign(&moved)?;
+        if let Some(a) = self.admission.get(slot) {
+            let (at, topic) = (a.at.clone(), a.topic);
+            self.admission.open(slot, at, topic, from, Some(to));
+        }
+        Ok(())
+    }
+
+    fn set_paused(&mut self, slot: Slot, paused: bool) {
+        let Some(at) = self.admission.get(slot).map(|a| a.at.clone()) else {
+            return;
+        };
+        let Ok(connection) = self.connection() else {
+            return;
+        };
+        // Rule 5: the list is dropped here, long before the client.
+        let list = list_of(std::slice::from_ref(&at));
+        let done = match paused {
+            true => connection.consumer().pause(&list),
+            false => connection.consumer().resume(&list),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%at, %error, paused, "could not pause or resume");
+        }
+        if let Some(admitted) = self.admission.get_mut(slot) {
+            admitted.paused = paused;
+        }
+    }
+
+    /// Takes one batch; returns how many messages there were.
+    fn take_batch(&mut self, max: usize, out: &mut Vec<Delivery>) -> usize {
+        let Some(connection) = &mut self.connection else {
+            return 0;
+        };
+        let admission = &mut self.admission;
+        let mut seeks: Vec<(Slot, i64)> = Vec::new();
+        let mut failures: Vec<(TopicId, i32, i32, String)> = Vec::new();
+        admission.begin_batch();
+        let taken = connection.take(max, |message| {
+            let (topic, partition) = (message.topic(), message.partition());
+            let code = message.error_code();
+            if code != 0 {
+                if let Some(slot) = admission.slot(topic, partition) {
+                    admission.doubt(slot);
+                }
+                failures.push((topic, partition, code, message.error_text()));
+                return;
+            }
+            match admission.judge(topic, partition, message.offset()) {
+                Verdict::Deliver(slot, check) => out.push(delivery(slot, message, check)),
+                Verdict::Drop => {}
+                Verdict::SeekBack(slot, to) => seeks.push((slot, to)),
+            }
+        });
+        for (topic, partition, code, reason) in failures {
+            self.report(topic, partition, code, reason);
+        }
+        for (slot, to) in seeks {
+            self.seek_back(slot, to);
+        }
+        taken
+    }
+
+    fn seek_back(&mut self, slot: Slot, to: i64) {
+        let (Some(connection), Some(admitted)) = (&self.connection, self.admission.get(slot))
+        else {
+            return;
+        };
+        let at = admitted.at.clone();
+        tracing::debug!(%at, offset = to, "an error entry made a jump doubtful; reading again");
+        let offset = Offset::Offset(to);
+        let sought = connection
+            .consumer()
+            .seek(&at.topic, at.partition, offset, Duration::ZERO);
+        if let Err(error) = sought {
+            // Not believed yet: the next record above makes the next attempt.
+            self.admission.doubt(slot);
+            self.pending.push(SourceEvent::PartitionError {
+                at,
+                reason: format!("cannot read offset {to} again: {error}"),
+            });
+        }
+    }
+
+    fn report(&mut self, topic: TopicId, partition: i32, code: i32, reason: String) {
+        let name = self.connection.as_ref().and_then(|c| c.topic_name(topic));
+        let Some(name) = name else {
+            tracing::warn!(
+                partition,
+                reason,
+                "an error of a partition that is not ours"
+            );
+            return;
+        };
+        let at = TopicPartition {
+            topic: name.into(),
+            partition,
+        };
+        let missing = [
+            RDKafkaErrorCode::AutoOffsetReset as i32,
+            RDKafkaErrorCode::OffsetOutOfRange as i32,
+        ];
+        self.pending.push(if missing.contains(&code) {
+            SourceEvent::OffsetMissing { at, reason }
+        } else {
+            SourceEvent::PartitionError { at, reason }
+        });
+    }
+
+    fn send_commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
+        let mut list = TopicPartitionList::with_capacity(entries.len());
+        for entry in entries {
+            let mut element = list.add_partition(&entry.at.topic, entry.at.partition);
+            element
+                .set_offset(Offset::Offset(entry.offset))
+                .map_err(|error| self.failed("cannot commit", &error))?;
+            if !entry.metadata.is_empty() {
+                element.set_metadata(&entry.metadata);
+            }
+        }
+        let consumer = self.connection()?.consumer();
+        consumer
+            .commit(&list, CommitMode::Async)
+            .map_err(|error| self.failed("cannot commit", &error))?;
+        self.unanswered += 1;
+        Ok(())
+    }
+}
+
+impl Source for KafkaSource {
+    fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError> {
+        let consumer = self.connection()?.consumer();
+        if topics.is_empty() {
+            consumer.unsubscribe();
+            return Ok(());
+        }
+        if let Some(bad) = topics.iter().find(|topic| topic.contains('\0')) {
+            return Err(SourceError::Terminal(format!(
+                "topic {bad:?} holds a zero byte"
+            )));
+        }
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer
+            .subscribe(&names)
+            .map_err(|error| self.failed("cannot subscribe", &error))
+    }
+
+    fn events(&mut self, out: &mut Vec<SourceEvent>) {
+        self.serve_events(Duration::ZERO);
+        out.append(&mut self.pending);
+    }
+
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let consumer = self.connection()?.consumer();
+        let list = consumer
+            .committed_offsets(list_of(partitions), self.request_timeout)
+            .map_err(|error| self.failed("cannot read committed offsets", &error))?;
+        list_entries(&list)
+            .into_iter()
+            .map(|entry| {
+                let at = TopicPartition {
+                    topic: entry.topic.into(),
+                    partition: entry.partition,
+                };
+                if entry.error_code != 0 {
+                    return Err(SourceError::Retryable(format!(
+                        "cannot read the committed offset of {at}: {}",
+                        describe(entry.error_code)
+                    )));
+                }
+                Ok(Committed {
+                    at,
+                    offset: (entry.offset >= 0).then_some(entry.offset),
+                    metadata: entry.metadata,
+                })
+            })
+            .collect()
+    }
+
+    fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
+        let offsets = self.resolve(partitions)?;
+        for (wanted, offset) in partitions.iter().zip(offsets) {
+            let running = self.admission.get(wanted.slot).map(|a| &a.at) == Some(&wanted.at);
+            if !self.rebalance.waits_for_start(&wanted.at) {
+                if !running {
+                    return Err(SourceError::Terminal(format!(
+                        "{} is not assigned to this client",
+                        wanted.at
+                    )));
+                }
+                self.reposition(wanted.slot, offset)?;
+                continue;
+            }
+            let connection = self
+                .connection
+                .as_mut()
+                .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))?;
+            let topic = connection.topic_id(&wanted.at.topic).ok_or_else(|| {
+                SourceError::Retryable(format!("no handle for topic {}", wanted.at.topic))
+            })?;
+            // The oldest record can be deleted between look-up and fetch: librdkafka asks again for it.
+            let start = match wanted.start {
+                StartAt::Earliest => StartAt::Earliest,
+                _ => StartAt::Offset(offset),
+            };
+            self.admission
+                .open(wanted.slot, wanted.at.clone(), topic, start, Some(offset));
+            self.rebalance.start(&wanted.at, start);
+        }
+        self.answer_rebalance()
+    }
+
+    fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
+        for at in partitions {
+            let open = self.admission.opened().find(|(_, a)| a.at == *at);
+            if let Some((slot, paused)) = open.map(|(slot, a)| (slot, a.paused)) {
+                // An application's pause would survive until the partition comes back.
+                if paused {
+                    self.set_paused(slot, false);
+                }
+            }
+            self.admission.close(at);
+            self.strays
+                .retain(|stray| self.admission.get(stray.slot).is_some());
+            self.rebalance.release(at);
+        }
+        self.answer_rebalance()
+    }
+
+    fn poll(&mut self, max: usize, out: &mut Vec<Delivery>) {
+        let end = out.len() + max;
+        while out.len() < end
+            && let Some(stray) = self.strays.pop_front()
+        {
+            out.push(stray);
+        }
+        while out.len() < end {
+            let wanted = (end - out.len()).min(BATCH);
+            if self.take_batch(wanted, out) < wanted {
+                break;
+            }
+        }
+    }
+
+    fn pause(&mut self, slot: Slot, paused: bool) {
+        self.set_paused(slot, paused);
+    }
+
+    fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
+        if entries.is_empty() {
+            self.pending.push(SourceEvent::Committed {
+                results: Vec::new(),
+                error: None,
+            });
+            return Ok(());
+        }
+        self.send_commit(entries)
+    }
+
+    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        // librdkafka's own synchronous commit has no deadline; this one serves events until its answer is there.
+        self.send_commit(entries)?;
+        self.awaited = Some(None);
+        let deadline = Instant::now() + self.request_timeout;
+        while matches!(self.awaited, Some(None)) && Instant::now() < deadline {
+            self.serve_events(Duration::from_millis(50));
+        }
+        match self.awaited.take().flatten() {
+            Some((results, None)) => Ok(results),
+            Some((_, Some(error))) => Err(SourceError::Retryable(error)),
+            None => Err(SourceError::Retryable(
+                "the group's coordinator did not answer a commit in time".into(),
+            )),
+        }
+    }
+
+    fn end_offset(&self, slot: Slot) -> Option<i64> {
+        let admitted = self.admission.get(slot)?;
+        let connection = self.connection.as_ref()?;
+        connection.end_offset(admitted.topic, admitted.at.partition)
+    }
+
+    fn wait(&mut self, timeout: Duration) {
+        if self.pending.is_empty() && self.strays.is_empty() {
+            self.wake.sleep(timeout);
+        }
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(self.wake.clone())
+    }
+
+    fn close(&mut self, deadline: Duration) {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        let deadline = Instant::now() + deadline;
+        let consumer = connection.consumer();
+        consumer.context().set_closing();
+        let closing = consumer.close_queue();
+        // A rebalance that nobody has answered would hold the close; once the group closes, any assign call is taken
+        // for "unassign everything".
+        let seen = consumer.context().take();
+        let unseen = |seen: &Seen| matches!(seen, Seen::Assign(_) | Seen::Revoke { .. });
+        if self.rebalance.is_owed() || seen.iter().any(unseen) {
+            if let Err(error) = consumer.unassign() {
+                tracing::warn!(%error, "could not give up the assignment while closing");
+            }
+            self.rebalance.answered();
+        }
+        match closing {
+            // After a fatal error there is no group to leave.
+            Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
+            Ok(()) => {
+                while !consumer.closed() && Instant::now() < deadline {
+                    drop(consumer.poll(Duration::from_millis(20)));
+                }
+            }
+        }
+        if consumer.closed() || consumer.client().fatal_error().is_some() {
+            connection.set_left_group();
+        }
+        self.strays.clear();
+        self.pending.clear();
+    }
+}
+
+impl Drop for KafkaSource {
+    fn drop(&mut self) {
+        self.close(Duration::from_secs(5));
+    }
+}
+
+impl Connection<Callbacks> {
+    /// A record that came out of the consumer queue, copied; the same admission holds for it.
+    fn stray(&self, message: &BorrowedMessage<'_>, admission: &mut Admission) -> Option<Delivery> {
+        let (slot, topic) = admission
+            .opened()
+            .find(|(_, a)| *a.at.topic == *message.topic() && a.at.partition == message.partition())
+            .map(|(slot, a)| (slot, a.topic))?;
+        admission.begin_batch();
+        match admission.judge(topic, message.partition(), message.offset()) {
+            Verdict::Deliver(..) => {}
+            Verdict::Drop | Verdict::SeekBack(..) => {
+                // The jump stays in doubt: the queue's next record makes the seek.
+                admission.doubt(slot);
+                return None;
+            }
+        }
+        let mut headers = Vec::new();
+        if let Some(list) = message.headers() {
+            let all: Vec<_> = list.iter().collect();
+            let pairs = all
+                .iter()
+                .map(|header| (header.key.as_bytes(), header.value));
+            header_block::write(&mut headers, pairs);
+        }
+        Some(Delivery {
+            slot,
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+            lease: Lease::owned(message.key(), message.payload(), &headers),
+        })
+    }
+}
+
+fn delivery(slot: Slot, message: Message, check_headers: bool) -> Delivery {
+    Delivery {
+        slot,
+        offset: message.offset(),
+        timestamp_ms: message.timestamp_ms(),
+        lease: Lease::of(message, check_headers),
+    }
+}
+
+fn offset_of(start: StartAt) -> Option<i64> {
+    match start {
+        StartAt::Offset(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+fn list_of(partitions: &[TopicPartition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for at in partitions {
+        list.add_partition(&at.topic, at.partition);
+    }
+    list
+}
+
+/// A commit can fail as a whole, or partition by partition: then the partitions' errors are the answer.
+fn as_whole(results: Vec<CommitResult>, error: Option<String>) -> CommitAnswer {
+    match error {
+        Some(error) if results.iter().all(|result| result.error.is_none()) => {
+            (Vec::new(), Some(error))
+        }
+        _ => (results, None),
+    }
+}
