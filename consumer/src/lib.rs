@@ -42,3 +42,4 @@ pub mod pump;
 
 pub mod admin;
 pub mod cli;
+pub mod produce;

@@ -1,1 +1,64 @@
 //! The command line: one file a subcommand.
+
+mod admin_client;
+mod completions;
+mod explain;
+mod failure;
+mod handlers;
+mod output;
+mod produce;
+mod table;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// A Kafka consumer service whose handlers are plugins.
+#[derive(Parser, Debug)]
+#[command(name = "sluicegate", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
+    Produce(produce::Arguments),
+    /// Handlers of the running service: list, show, switch on and off
+    #[command(subcommand)]
+    Handlers(handlers::Command),
+    /// What holds a partition's frontier, or where a record stands
+    Explain(explain::Arguments),
+    /// Completions for a shell
+    Completions(completions::Arguments),
+}
+
+/// Runs the command line `arguments` (the program's name first) and gives the process's exit code: 0 when it stopped
+/// gracefully or nothing is wrong, 2 for bad arguments, config or specs, 1 for anything else.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are "errors" too, for which this prints to stdout; nobody is left to tell if it fails.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Produce(arguments) => produce::run(&arguments),
+        Command::Handlers(command) => handlers::run(&command),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+    }
+}

@@ -1,0 +1,86 @@
+//! `sluicegate explain TOPIC/PARTITION[/OFFSET]`.
+
+use std::str::FromStr;
+
+use super::admin_client::{Admin, segment};
+use super::failure::Failure;
+use super::output::Output;
+use crate::admin::Explanation;
+
+/// Arguments of `explain`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// What to explain: a partition, or one record of it
+    #[arg(value_name = "TOPIC/PARTITION[/OFFSET]")]
+    place: Place,
+    #[command(flatten)]
+    admin: Admin,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A partition, or a record of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    topic: String,
+    partition: i32,
+    offset: Option<i64>,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (topic, partition, offset) = match parts[..] {
+            [topic, partition] => (topic, partition, None),
+            [topic, partition, offset] => (topic, partition, Some(offset)),
+            _ => return Err("it looks like flights/3 or flights/3/41970".to_owned()),
+        };
+        let partition = partition.parse();
+        let offset = offset.map(str::parse).transpose();
+        match (topic, partition, offset) {
+            ("", ..) => Err("the topic is missing; it looks like flights/3".to_owned()),
+            (topic, Ok(partition), Ok(offset)) => Ok(Self {
+                topic: topic.to_owned(),
+                partition,
+                offset,
+            }),
+            _ => Err("partition and offset are numbers, as in flights/3/41970".to_owned()),
+        }
+    }
+}
+
+/// Asks and prints.
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let place = &arguments.place;
+    let mut path = format!(
+        "/api/v1/explain/{}/{}",
+        segment(&place.topic),
+        place.partition
+    );
+    if let Some(offset) = place.offset {
+        path.push_str(&format!("/{offset}"));
+    }
+    let explanation: Explanation = arguments.admin.get(&path)?;
+    arguments.output.print(&explanation, Explanation::sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_partition_or_a_record() {
+        let place = |offset| Place {
+            topic: "flights".to_owned(),
+            partition: 3,
+            offset,
+        };
+        assert_eq!("flights/3".parse(), Ok(place(None)));
+        assert_eq!("flights/3/41970".parse(), Ok(place(Some(41970))));
+        for bad in ["flights", "flights/x", "flights/3/x", "/3", "a/1/2/3", ""] {
+            assert!(bad.parse::<Place>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `sluicegate handlers list | show NAME | on NAME | off NAME`.
+
+use super::admin_client::{Admin, segment};
+use super::failure::Failure;
+use super::output::Output;
+use super::table::Table;
+use crate::admin::http::{GateBody, GateChange};
+use crate::admin::{DurationCounts, HandlerReport};
+
+/// What to do with handlers.
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Command {
+    /// Every handler
+    List(All),
+    /// One handler
+    Show(One),
+    /// Open a handler's gate
+    On(One),
+    /// Shut a handler's gate: records pass it by and count as skipped
+    Off(One),
+}
+
+/// Arguments of `list`.
+#[derive(clap::Args, Debug)]
+pub(super) struct All {
+    #[command(flatten)]
+    admin: Admin,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Arguments of the others.
+#[derive(clap::Args, Debug)]
+pub(super) struct One {
+    /// The handler's name
+    name: String,
+    #[command(flatten)]
+    admin: Admin,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Asks and prints.
+pub(super) fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::List(all) => {
+            let handlers: Vec<HandlerReport> = all.admin.get("/api/v1/handlers")?;
+            all.output.print(&handlers, |handlers| list(handlers))
+        }
+        Command::Show(one) => {
+            let path = format!("/api/v1/handlers/{}", segment(&one.name));
+            let handler: HandlerReport = one.admin.get(&path)?;
+            one.output.print(&handler, show)
+        }
+        Command::On(one) => gate(one, true),
+        Command::Off(one) => gate(one, false),
+    }
+}
+
+fn gate(one: &One, open: bool) -> Result<(), Failure> {
+    let path = format!("/api/v1/handlers/{}/gate", segment(&one.name));
+    let change: GateChange = one.admin.put(&path, &GateBody { open })?;
+    one.output.print(&change, |change| {
+        format!("gate of `{}` is {}", change.name, change.gate)
+    })
+}
+
+fn list(handlers: &[HandlerReport]) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "VERSION",
+        "GENERATION",
+        "STATE",
+        "GATE",
+        "IN FLIGHT",
+        "PARKED",
+        "ACK",
+        "RETRY",
+        "DEAD LETTER",
+        "DROP",
+        "SKIPPED",
+        "PANICS",
+    ]);
+    for handler in handlers {
+        let outcomes = handler
+            .outcomes
+            .by_name()
+            .map(|(_, count)| count.to_string());
+        let [ack, retry, dead_letter, drop, skipped] = outcomes;
+        table.row([
+            handler.name.clone(),
+            handler.version.clone(),
+            handler.generation.to_string(),
+            handler.state.to_string(),
+            handler.gate.to_string(),
+            handler.in_flight.to_string(),
+            handler.parked.to_string(),
+            ack,
+            retry,
+            dead_letter,
+            drop,
+            skipped,
+            handler.panics.to_string(),
+        ]);
+    }
+    table.render()
+}
+
+fn show(handler: &HandlerReport) -> String {
+    let mut lines = vec![
+        ("name", handler.name.clone()),
+        ("plugin", handler.plugin.clone()),
+        ("version", handler.version.clone()),
+        ("generation", handler.generation.to_string()),
+        ("state", handler.state.to_string()),
+        ("gate", handler.gate.to_string()),
+        (
+            "workers",
+            format!(
+                "{} ({} busy, {} quarantined)",
+                handler.workers, handler.busy, handler.quarantined
+            ),
+        ),
+        ("in flight", handler.in_flight.to_string()),
+        ("parked", handler.parked.to_string()),
+    ];
+    let outcomes = handler
+        .outcomes
+        .by_name()
+        .map(|(name, count)| format!("{name} {count}"));
+    lines.push(("outcomes", outcomes.join(", ")));
+    lines.push(("panics", handler.panics.to_string()));
+    lines.push(("restarts", handler.restarts.to_string()));
+    lines.push(("time a record", time_a_record(&handler.durations)));
+    let emitted: Vec<String> = handler
+        .emitted
+        .iter()
+        .map(|(topic, n)| format!("{topic} {n}"))
+        .collect();
+    lines.push((
+        "emitted",
+        if emitted.is_empty() {
+            "-".to_owned()
+        } else {
+            emitted.join(", ")
+        },
+    ));
+    lines.push((
+        "last error",
+        handler.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+    ));
+    lines.push(("route", handler.route.to_string()));
+    let lines = lines
+        .into_iter()
+        .map(|(name, value)| format!("{name:<14} {value}\n"));
+    lines.collect()
+}
+
+fn time_a_record(durations: &DurationCounts) -> String {
+    let bound = |share| match durations.quantile_us(share) {
+        Some(bound) => format!("within {bound} µs"),
+        None => "over 30 s".to_owned(),
+    };
+    match durations.count() {
+        0 => "-".to_owned(),
+        _ => format!("half {}, 99 % {}", bound(0.5), bound(0.99)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{HandlerState, OutcomeCounts};
+
+    #[test]
+    fn a_person_sees_state_gate_and_outcomes() {
+        let handler = HandlerReport {
+            name: "relay".into(),
+            version: "1.2.0".into(),
+            state: HandlerState::Active,
+            panics: 3,
+            outcomes: OutcomeCounts {
+                ack: 41,
+                skipped: 2,
+                ..OutcomeCounts::default()
+            },
+            last_error: Some("the sea is rough".into()),
+            ..HandlerReport::default()
+        };
+        let text = list(std::slice::from_ref(&handler));
+        let row: Vec<&str> = text
+            .lines()
+            .nth(1)
+            .expect("a row")
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            row,
+            [
+                "relay", "1.2.0", "0", "ACTIVE", "open", "0", "0", "41", "0", "0", "0", "2", "3"
+            ]
+        );
+        let text = show(&handler);
+        assert!(
+            text.contains("outcomes       ack 41, retry 0, dead_letter 0, drop 0, skipped 2\n"),
+            "{text}"
+        );
+        assert!(text.contains("last error     the sea is rough\n"), "{text}");
+    }
+}

@@ -1,0 +1,74 @@
+//! Where results go: tables for people, JSON for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::failure::Failure;
+
+/// The form of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Form {
+    /// For programs
+    Json,
+    /// For people
+    Table,
+}
+
+/// The argument that chooses it.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct Output {
+    /// Form of the result; a table on a terminal and JSON elsewhere unless set
+    #[arg(long, value_enum)]
+    output: Option<Form>,
+}
+
+impl Output {
+    /// Prints `value` as JSON, or what `table` makes of it.
+    pub(super) fn print<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        let on_terminal = || {
+            if io::stdout().is_terminal() {
+                Form::Table
+            } else {
+                Form::Json
+            }
+        };
+        match self.output.unwrap_or_else(on_terminal) {
+            Form::Table => print(&table(value)),
+            Form::Json => {
+                let text = serde_json::to_string_pretty(value);
+                print(
+                    &text.map_err(|error| {
+                        Failure::other(format!("the result is no JSON: {error}"))
+                    })?,
+                )
+            }
+        }
+    }
+}
+
+/// Prints a text and a line end. A reader that has gone away (`| head`) is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| {
+            if text.ends_with('\n') {
+                Ok(())
+            } else {
+                stdout.write_all(b"\n")
+            }
+        })
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::other(format!("cannot write the result: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

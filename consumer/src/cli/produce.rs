@@ -1,0 +1,108 @@
+//! `sluicegate produce FILE --topic T --brokers B`.
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::failure::Failure;
+use super::output;
+use crate::produce::input::Format;
+use crate::produce::{self, Job, ProduceError, Progress, Summary};
+
+/// Arguments of `produce`.
+///
+/// A record's value is the row as a JSON object: numbers as numbers, empty cells and `NA` as null.
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// CSV or NDJSON, also in gzip or zip; `-` is the standard input
+    file: PathBuf,
+    /// Target topic
+    #[arg(long)]
+    topic: String,
+    /// Field that is the record's key; the key is null where the field is
+    #[arg(long, value_name = "FIELD")]
+    key: Option<String>,
+    /// Field that becomes a header of the same name, left out where it is null; can be repeated
+    #[arg(long = "header", value_name = "FIELD")]
+    headers: Vec<String>,
+    /// Records a second; as fast as it goes unless set
+    #[arg(long, value_name = "N", value_parser = positive)]
+    rate: Option<f64>,
+    /// Stop after so many records
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Bootstrap servers, comma separated
+    #[arg(long, value_name = "B")]
+    brokers: String,
+    /// Format of the file; found out unless set
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+/// A number above zero.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("a number above 0 is needed".to_owned()),
+    }
+}
+
+/// Produces, with a progress bar on a terminal, and prints a summary line.
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let job = Job {
+        file: arguments.file.clone(),
+        format: arguments.format,
+        topic: arguments.topic.clone(),
+        brokers: arguments.brokers.clone(),
+        key: arguments.key.clone(),
+        headers: arguments.headers.clone(),
+        rate: arguments.rate,
+        limit: arguments.limit,
+    };
+    let bar = io::stderr().is_terminal().then(bar);
+    let result = produce::run(&job, &mut |progress| {
+        if let Some(bar) = &bar {
+            show(bar, progress);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    match result {
+        Ok(summary) => output::print(&summary_line(&job.topic, &summary)),
+        Err(error @ (ProduceError::UnknownField { .. } | ProduceError::Input(_))) => {
+            Err(Failure::bad_input(error))
+        }
+        Err(error) => Err(Failure::other(error)),
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}  {elapsed} gone, {eta} left")
+            .expect("the template is fixed and correct");
+    ProgressBar::new(0).with_style(style)
+}
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_length(progress.total_bytes.unwrap_or(0));
+    bar.set_position(progress.bytes);
+    let seconds = bar.elapsed().as_secs_f64().max(0.001);
+    bar.set_message(format!(
+        "{} records, {:.0}/s",
+        progress.records,
+        progress.records as f64 / seconds
+    ));
+}
+
+fn summary_line(topic: &str, summary: &Summary) -> String {
+    let seconds = summary.elapsed.as_secs_f64().max(0.001);
+    format!(
+        "{} records to `{topic}` in {seconds:.1} s: {:.0} records/s, {:.1} MB/s of values, {} without a key",
+        summary.records,
+        summary.records as f64 / seconds,
+        summary.bytes as f64 / 1e6 / seconds,
+        summary.null_keys,
+    )
+}

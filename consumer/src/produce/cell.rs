@@ -1,0 +1,106 @@
+//! A CSV cell as JSON: numbers as numbers, empty and `NA` as null, everything else as text.
+
+/// Whether a cell stands for null.
+pub fn is_null(cell: &str) -> bool {
+    cell.is_empty() || cell == "NA"
+}
+
+/// Appends the cell as a JSON value.
+pub fn write_json(cell: &str, out: &mut Vec<u8>) {
+    if is_null(cell) {
+        out.extend_from_slice(b"null");
+    } else if is_number(cell.as_bytes()) {
+        out.extend_from_slice(cell.as_bytes());
+    } else {
+        write_string(cell, out);
+    }
+}
+
+/// Appends a text as a JSON string.
+pub fn write_string(text: &str, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, text).expect("writing text to memory does not fail");
+}
+
+/// Whether the text is a number by JSON's grammar, which takes no leading zero, plus sign or bare point: `007` is a
+/// code, not a number.
+fn is_number(text: &[u8]) -> bool {
+    let rest = text.strip_prefix(b"-").unwrap_or(text);
+    let rest = match rest {
+        [b'0', rest @ ..] => rest,
+        [b'1'..=b'9', ..] => after_digits(rest),
+        _ => return false,
+    };
+    let rest = match rest {
+        [b'.', fraction @ ..] if starts_with_digit(fraction) => after_digits(fraction),
+        _ => rest,
+    };
+    let rest = match rest {
+        [b'e' | b'E', b'+' | b'-', exponent @ ..] | [b'e' | b'E', exponent @ ..]
+            if starts_with_digit(exponent) =>
+        {
+            after_digits(exponent)
+        }
+        _ => rest,
+    };
+    rest.is_empty()
+}
+
+fn starts_with_digit(text: &[u8]) -> bool {
+    text.first().is_some_and(u8::is_ascii_digit)
+}
+
+fn after_digits(text: &[u8]) -> &[u8] {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    &text[digits..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn json(cell: &str) -> String {
+        let mut out = Vec::new();
+        write_json(cell, &mut out);
+        String::from_utf8(out).expect("JSON is UTF-8")
+    }
+
+    #[test]
+    fn cells_become_numbers_nulls_or_texts() {
+        for (cell, expected) in [
+            ("", "null"),
+            ("NA", "null"),
+            ("na", r#""na""#),
+            ("0", "0"),
+            ("-0.5", "-0.5"),
+            ("517", "517"),
+            ("1e3", "1e3"),
+            ("1E-3", "1E-3"),
+            ("007", r#""007""#),
+            ("+1", r#""+1""#),
+            (".5", r#"".5""#),
+            ("5.", r#""5.""#),
+            ("1e", r#""1e""#),
+            ("9E", r#""9E""#),
+            ("NaN", r#""NaN""#),
+            ("-", r#""-""#),
+            ("1 ", r#""1 ""#),
+            ("say \"hi\"\n", r#""say \"hi\"\n""#),
+        ] {
+            assert_eq!(json(cell), expected, "{cell:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_cell_becomes_json_and_numbers_are_those_of_a_json_reader(cell in "[-+0-9.eE]{0,8}|\\PC{0,12}") {
+            let value: serde_json::Value = serde_json::from_str(&json(&cell)).expect("JSON");
+            let number = serde_json::from_str::<serde_json::Value>(&cell).is_ok_and(|v| v.is_number())
+                && cell.trim() == cell;
+            prop_assert_eq!(value.is_number(), number);
+            if let Some(text) = value.as_str() {
+                prop_assert_eq!(text, cell);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Writes rows of a file to a topic: `sluicegate produce`, and the demo's flights.
+//!
+//! ```text
+//!  file, gzip, zip, stdin ─► input ─► rows (CSV, NDJSON) ─► Row { key, headers, value } ─► sender (idempotent)
+//! ```
+
+pub mod cell;
+pub mod input;
+pub mod rows;
+pub mod sender;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use input::{Format, Input};
+use rows::{Fields, Row, RowError};
+use sender::{SendError, Sender};
+
+/// What to write where.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The file; `-` is the standard input.
+    pub file: PathBuf,
+    /// The file's format; `None` is found out from its name or first bytes.
+    pub format: Option<Format>,
+    /// Target topic.
+    pub topic: String,
+    /// Bootstrap servers, comma separated.
+    pub brokers: String,
+    /// Field that is the record's key.
+    pub key: Option<String>,
+    /// Fields that become headers of the same name; a null field is left out.
+    pub headers: Vec<String>,
+    /// Records a second; `None` is as fast as it goes.
+    pub rate: Option<f64>,
+    /// Stop after so many records.
+    pub limit: Option<u64>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Records handed over.
+    pub records: u64,
+    /// Bytes of the input that were read.
+    pub bytes: u64,
+    /// Bytes of the input altogether, if known.
+    pub total_bytes: Option<u64>,
+}
+
+/// What a job did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Records that the cluster acknowledged.
+    pub records: u64,
+    /// Those of them without a key.
+    pub null_keys: u64,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Time from the first to the last acknowledgement.
+    pub elapsed: Duration,
+}
+
+/// Why a job failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProduceError {
+    /// The input cannot be read.
+    #[error("{0}")]
+    Input(#[from] input::InputError),
+    /// A field that was asked for is not there.
+    #[error("`{file}` has no field `{field}`; it has: {known}")]
+    UnknownField {
+        /// The file.
+        file: String,
+        /// What was asked for.
+        field: String,
+        /// What there is, comma separated.
+        known: String,
+    },
+    /// A row is not what the format asks for.
+    #[error("{file}:{line}: {reason}; the {written} records before it are written")]
+    Row {
+        /// The file.
+        file: String,
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+        /// Records acknowledged.
+        written: u64,
+    },
+    /// The cluster does not take the records.
+    #[error("{0}")]
+    Send(#[from] SendError),
+}
+
+/// Records between two reports of progress.
+const PROGRESS_EVERY: u64 = 2_048;
+
+/// Does the job; `progress` is called now and then.
+///
+/// # Errors
+/// [`ProduceError`]; what was handed over before is acknowledged, or else the error is that it was not.
+pub fn run(job: &Job, progress: &mut dyn FnMut(Progress)) -> Result<Summary, ProduceError> {
+    input::open(&job.file, job.format, |input| {
+        write_all(job, input, progress)
+    })?
+}
+
+fn write_all(
+    job: &Job,
+    mut input: Input<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Summary, ProduceError> {
+    let file = input.name.clone();
+    let fields = Fields {
+        key: job.key.clone(),
+        headers: job.headers.clone(),
+    };
+    let mut rows =
+        rows::open(input.format, &mut *input.reader, fields).map_err(|error| match error {
+            RowError::UnknownField { field, known } => ProduceError::UnknownField {
+                file: file.clone(),
+                field,
+                known,
+            },
+            RowError::Bad { line, reason } => ProduceError::Row {
+                file: file.clone(),
+                line,
+                reason,
+                written: 0,
+            },
+        })?;
+    let sender = Sender::connect(&job.brokers, &job.topic)?;
+    let started = Instant::now();
+    let mut summary = Summary::default();
+    let mut row = Row::default();
+    let limit = job.limit.unwrap_or(u64::MAX);
+    let mut bad_row = None;
+    while summary.records < limit {
+        match rows.next(&mut row) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                bad_row = Some(error);
+                break;
+            }
+        }
+        pace(job.rate, summary.records, started);
+        sender.send(row.key(), row.headers(&job.headers), &row.value)?;
+        summary.records += 1;
+        summary.null_keys += u64::from(row.key().is_none());
+        summary.bytes += row.value.len() as u64;
+        if summary.records.is_multiple_of(PROGRESS_EVERY) || job.rate.is_some() {
+            progress(Progress {
+                records: summary.records,
+                bytes: input.position.get(),
+                total_bytes: input.total_bytes,
+            });
+        }
+    }
+    sender.finish()?;
+    summary.elapsed = started.elapsed();
+    match bad_row {
+        None => Ok(summary),
+        Some(error) => {
+            let (line, reason) = error.place();
+            Err(ProduceError::Row {
+                file,
+                line,
+                reason,
+                written: summary.records,
+            })
+        }
+    }
+}
+
+/// Waits until record number `count` is due.
+pub fn pace(rate: Option<f64>, count: u64, started: Instant) {
+    let Some(rate) = rate else { return };
+    let due = Duration::try_from_secs_f64(count as f64 / rate).unwrap_or(Duration::MAX);
+    let early = due.saturating_sub(started.elapsed());
+    if early > Duration::from_millis(1) {
+        std::thread::sleep(early);
+    }
+}
