@@ -138,7 +138,7 @@ pub enum OnFailure {
 /// How many deaths of its instances, with no record acked in between, trip a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restart {
-    /// Deaths within the window that are borne; 0 trips at the first.
+    /// Deaths within the window that trip it; 0 is the same as 1.
     pub max_restarts: u32,
     /// The window.
     pub restart_window: Duration,

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use sluicegate_config::HandlerSpec;
+
 use crate::dispatch::{HandlerIx, WorkerPool};
 
 /// The handlers of one applied revision.
@@ -28,8 +30,8 @@ pub struct HandlerPlan {
     pub generation: u64,
     /// The plugin's version; empty while it has no generation.
     pub version: Arc<str>,
-    /// Whether its gate is open.
-    pub enabled: bool,
+    /// Its spec as applied: where a newer one was refused, the one that stands. Its `enabled` is the gate.
+    pub spec: Arc<HandlerSpec>,
     /// Who runs it; `None` only when the gate has been shut since the handler was declared.
     pub pool: Option<Arc<dyn WorkerPool>>,
     /// See [`sluicegate_runtime::HandlerInfo::takes_batches`].
@@ -45,7 +47,7 @@ impl fmt::Debug for HandlerPlan {
             .field("name", &self.name)
             .field("generation", &self.generation)
             .field("version", &self.version)
-            .field("enabled", &self.enabled)
+            .field("enabled", &self.spec.enabled)
             .finish_non_exhaustive()
     }
 }

@@ -188,7 +188,10 @@ impl Worker {
         let elapsed = start.elapsed();
         batch.elapsed_us = elapsed.as_micros() as u64;
         let records = batch.records.len() as u64;
-        tenant.setup.stats.called(records, batch.elapsed_us);
+        tenant
+            .setup
+            .stats
+            .called(records, elapsed.as_nanos() as u64);
         match status {
             Ok(CallStatus::Usable) => None,
             Ok(CallStatus::Spent) => Some(why_spent(batch)),

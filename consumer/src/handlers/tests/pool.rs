@@ -88,7 +88,7 @@ fn a_batch_comes_back_with_its_outcomes_and_counts() {
     assert!(back.emits_pending.is_empty());
     let counts = rig.stats.counts();
     assert_eq!((counts.batches, counts.in_flight), (1, 0));
-    assert_eq!(counts.duration_buckets.iter().sum::<u64>(), 3);
+    assert_eq!(counts.durations.buckets.iter().sum::<u64>(), 3);
     assert_eq!(rig.script.living(), 1, "one worker was needed");
 }
 
