@@ -59,6 +59,9 @@ pub use emit::Emit;
 pub use handler::{BatchHandler, Handler, Setup};
 pub use outcome::{Classify, ErrorClass, HandlerError, Outcome};
 pub use record::Record;
+/// The runtime of async handlers.
+#[cfg(feature = "async")]
+pub use tokio;
 
 /// What the export macro uses; no part of the contract.
 #[doc(hidden)]

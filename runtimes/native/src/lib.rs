@@ -1,1 +1,77 @@
-//! Runs native plugins.
+//! Runs native plugins: shared libraries that were built with the Sluicegate SDK.
+//!
+//! ```text
+//!  file ─► artefact (bytes, hash, descriptor) ─► private copy ─► control thread: dlopen ─► identity of the image
+//!             gates: manifest, descriptor                          gates: header, layout, description
+//!                                                                            │
+//!  worker thread: create ─► instance ─► handle … drop  ◄──────────── loaded generation
+//! ```
+//!
+//! - No code of a file runs before its descriptor has been read from its bytes and found fit; the bytes that run are
+//!   the bytes that were hashed (G11).
+//! - The library is opened, asked to describe itself and shut down on a thread of its own generation; instances live on
+//!   the worker threads that create them.
+//! - An image stays mapped for ever: threads that ran its code may still hold its thread-local destructors. Memory of
+//!   instances is freed. Each image can cost a thread-local key, of which a process has about 1,000, so loads are
+//!   counted and refused at [`MAX_LOADS`].
+
+mod artefact;
+mod control;
+mod image;
+mod instance;
+mod plugin;
+mod private_copy;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity};
+
+pub use image::MAX_LOADS;
+
+/// The runtime of native plugins.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NativeRuntime;
+
+impl HandlerRuntime for NativeRuntime {
+    fn kind(&self) -> &'static str {
+        "native"
+    }
+
+    fn recognises(&self, path: &Path) -> bool {
+        artefact::looks_native(path)
+    }
+
+    fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError> {
+        Ok(artefact::Artefact::read(path)?.identity)
+    }
+
+    fn load(
+        &self,
+        path: &Path,
+        cache: &Path,
+        generation: u64,
+    ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
+        let artefact = artefact::Artefact::read(path)?;
+        Ok(Arc::new(plugin::NativePlugin::load(
+            artefact, cache, generation,
+        )?))
+    }
+}
+
+/// A refusal by one of the gates.
+fn refused(path: &Path, gate: &'static str, reason: impl Into<String>) -> LoadError {
+    LoadError::Refused {
+        path: path.display().to_string(),
+        gate,
+        reason: reason.into(),
+    }
+}
+
+/// A file or folder that cannot be read or written.
+fn unreadable(path: &Path, reason: impl ToString) -> LoadError {
+    LoadError::Unreadable {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    }
+}

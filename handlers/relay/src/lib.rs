@@ -1,0 +1,78 @@
+//! The `relay` handler: copies records to another topic.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+
+/// Config of `relay`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where records go; key, value, headers and timestamp are kept.
+    pub topic: String,
+    /// Headers to set on the copy, in place of any of the same name.
+    #[serde(default)]
+    pub set_headers: BTreeMap<String, String>,
+    /// Headers to leave out of the copy.
+    #[serde(default)]
+    pub drop_headers: Vec<String>,
+    /// Adds `sluicegate.source` (`topic/partition/offset`), `sluicegate.epoch` and `sluicegate.attempt`.
+    #[serde(default)]
+    pub provenance: bool,
+}
+
+/// Copies every record that it gets.
+#[derive(Debug)]
+pub struct Relay {
+    config: Config,
+}
+
+impl Handler for Relay {
+    type Config = Config;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        if config.topic.is_empty() {
+            return Err(HandlerError::terminal(
+                "`topic` is empty; name the topic that copies go to",
+            ));
+        }
+        Ok(Self { config })
+    }
+
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        let config = &self.config;
+        if record.topic() == config.topic {
+            return Outcome::dead_letter("it comes from the topic that it would be copied to");
+        }
+        let mut copy = Emit::copy_of(record, &config.topic);
+        for name in config.drop_headers.iter().chain(config.set_headers.keys()) {
+            copy = copy.without_header(name);
+        }
+        for (name, value) in &config.set_headers {
+            copy = copy.header(name, value.as_bytes());
+        }
+        if config.provenance {
+            let source = format!(
+                "{}/{}/{}",
+                record.topic(),
+                record.partition(),
+                record.offset()
+            );
+            let (epoch, attempt) = (record.epoch().to_string(), record.attempt().to_string());
+            let copy = copy
+                .header("sluicegate.source", source.as_bytes())
+                .header("sluicegate.epoch", epoch.as_bytes())
+                .header("sluicegate.attempt", attempt.as_bytes());
+            ctx.emit(&copy);
+        } else {
+            ctx.emit(&copy);
+        }
+        Outcome::Ack
+    }
+}
+
+sluicegate_sdk::export_handler! {
+    "relay" => Relay,
+}

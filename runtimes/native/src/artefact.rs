@@ -1,0 +1,219 @@
+//! A plugin file as bytes: what it says of itself, read without running any of it.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use object::elf::{PF_W, PF_X};
+use object::{Object, ObjectSegment, ObjectSymbol, SegmentFlags};
+use sha2::{Digest, Sha256};
+use sluicegate_abi::descriptor::{
+    ABI_MAJOR, ABI_MINOR, ABI_STABLE_MINOR, DESCRIPTOR_SYMBOL, Descriptor, Facts, TARGET,
+};
+use sluicegate_runtime::{LoadError, PluginIdentity};
+
+use crate::{refused, unreadable};
+
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// A file that is fit to be loaded.
+pub(crate) struct Artefact {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) identity: PluginIdentity,
+    /// Where the descriptor stands once the file is mapped.
+    pub(crate) descriptor: Extent,
+    /// The parts that are mapped as code.
+    pub(crate) code: Vec<Extent>,
+}
+
+/// A range of the file and its address relative to the library's base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) address: usize,
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+}
+
+/// Whether the file looks like a library: by first bytes, or by name when it cannot be read.
+pub(crate) fn looks_native(path: &Path) -> bool {
+    let named = path.extension().is_some_and(|ext| ext == "so");
+    let mut first = [0u8; 4];
+    match std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)) {
+        Ok(()) => named || first == ELF_MAGIC,
+        Err(_) => named,
+    }
+}
+
+impl Artefact {
+    /// Reads the file and passes it through the gates that need no code to run.
+    pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
+        let bytes = std::fs::read(path).map_err(|error| unreadable(path, error))?;
+        let no = |reason: String| refused(path, "descriptor", reason);
+        if !bytes.starts_with(&ELF_MAGIC) {
+            return Err(no(
+                "it is not a shared library (no ELF file); name the lib*.so that the build made"
+                    .into(),
+            ));
+        }
+        let damaged = |error| {
+            no(format!(
+                "the file is cut short or damaged ({error}); copy or build it again"
+            ))
+        };
+        let file = object::File::parse(bytes.as_slice()).map_err(damaged)?;
+        if file.kind() != object::ObjectKind::Dynamic {
+            return Err(no(
+                "it is an ELF file but no shared library; build the crate as `cdylib`".into(),
+            ));
+        }
+        let layout = Layout {
+            file,
+            have: bytes.len() as u64,
+        };
+        // The code first: a file that is cut short is told from one that never had a descriptor.
+        let code = layout.code().map_err(no)?;
+        let descriptor = layout.descriptor().map_err(no)?;
+        let facts = Facts::read(&bytes[descriptor.offset..][..descriptor.len])
+            .map_err(|e| no(e.to_string()))?;
+        check(&facts).map_err(no)?;
+        let identity = PluginIdentity {
+            name: facts.name,
+            version: facts.version,
+            handlers: facts.handlers,
+            abi: format!("{}.{}", facts.abi_major, facts.abi_minor),
+            toolchain: format!("{}, {}", facts.rustc, facts.target),
+            sha256: hex(&Sha256::digest(&bytes)),
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            bytes,
+            identity,
+            descriptor,
+            code,
+        })
+    }
+}
+
+/// Finds ranges of the file, or says why there are none.
+struct Layout<'a> {
+    file: object::File<'a>,
+    /// Bytes that there are.
+    have: u64,
+}
+
+impl Layout<'_> {
+    fn descriptor(&self) -> Result<Extent, String> {
+        let symbol = self
+            .file
+            .dynamic_symbols()
+            .find(|symbol| symbol.is_definition() && symbol.name() == Ok(DESCRIPTOR_SYMBOL))
+            .ok_or_else(|| {
+                format!(
+                    "the library has no symbol {DESCRIPTOR_SYMBOL}; export a handler with `export_handler!` of the \
+                     Sluicegate SDK"
+                )
+            })?;
+        let address = symbol.address();
+        let len = usize::try_from(symbol.size())
+            .unwrap_or(0)
+            .max(size_of::<Descriptor>());
+        for segment in self.file.segments() {
+            let (start, size) = segment.file_range();
+            let within = address
+                .checked_sub(segment.address())
+                .filter(|within| within.saturating_add(len as u64) <= size);
+            if let Some(within) = within {
+                return self.extent(address, start.saturating_add(within), len as u64);
+            }
+        }
+        Err(format!(
+            "{DESCRIPTOR_SYMBOL} points outside the file; it is damaged, build it again"
+        ))
+    }
+
+    fn code(&self) -> Result<Vec<Extent>, String> {
+        let mut code = Vec::new();
+        for segment in self.file.segments() {
+            let (start, size) = segment.file_range();
+            let all = self.extent(segment.address(), start, size)?;
+            let SegmentFlags::Elf { p_flags, .. } = segment.flags() else {
+                continue;
+            };
+            let (executable, writable) = (p_flags.0 & PF_X.0 != 0, p_flags.0 & PF_W.0 != 0);
+            if executable && writable {
+                return Err(
+                    "it has code that is writable; link it without text relocations".into(),
+                );
+            }
+            if executable {
+                code.push(all);
+            }
+        }
+        Ok(code)
+    }
+
+    /// The range, if the file has it.
+    fn extent(&self, address: u64, offset: u64, len: u64) -> Result<Extent, String> {
+        let have = self.have;
+        match offset.checked_add(len) {
+            Some(end) if end <= have => Ok(Extent {
+                address: address as usize,
+                offset: offset as usize,
+                len: len as usize,
+            }),
+            _ => Err(format!(
+                "the file is cut short: it has {have} bytes, and its contents reach further; copy or build it again"
+            )),
+        }
+    }
+}
+
+/// The descriptor gate.
+fn check(facts: &Facts) -> Result<(), String> {
+    let theirs = format!("{}.{}", facts.abi_major, facts.abi_minor);
+    if facts.abi_major != ABI_MAJOR {
+        return Err(format!(
+            "it was built for handler ABI {theirs}, this service speaks {ABI_MAJOR}.{ABI_MINOR}; build it with the SDK \
+             of this service's release"
+        ));
+    }
+    if facts.abi_minor > ABI_MINOR {
+        return Err(format!(
+            "it was built for handler ABI {theirs}, which is newer than this service's {ABI_MAJOR}.{ABI_MINOR}; \
+             update the service, or build it with an older SDK"
+        ));
+    }
+    if facts.abi_stable_minor != ABI_STABLE_MINOR {
+        return Err(format!(
+            "it was built with abi_stable 0.{}, this service has 0.{ABI_STABLE_MINOR}; build it with the SDK of this \
+             service's release",
+            facts.abi_stable_minor
+        ));
+    }
+    if !facts.panic_unwind {
+        return Err(
+            "it was built with panic=abort, so a panic in it would end the service; build it with panic=unwind".into()
+        );
+    }
+    if facts.target != TARGET {
+        return Err(format!(
+            "it was built for {}, this service runs on {TARGET}; build it for that",
+            facts.target
+        ));
+    }
+    if facts.handlers.is_empty() {
+        return Err("it exports no handler; name at least one in `export_handler!`".into());
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}

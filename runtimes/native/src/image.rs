@@ -1,0 +1,195 @@
+//! Opens a private copy as a library and checks that it is what was read, and fits.
+//!
+//! `abi_stable`'s own loading functions are not used: they keep one module a type for the whole process, leak, and
+//! leave pointers into libraries in global maps. Its header and its layout check are, with throw-away globals.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use abi_stable::StableAbi;
+use abi_stable::abi_stability::abi_checking::{
+    CheckingGlobals, check_layout_compatibility_with_globals,
+};
+use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use sluicegate_abi::descriptor::DESCRIPTOR_SYMBOL;
+use sluicegate_abi::host::Module;
+use sluicegate_abi::module::PluginModule_Ref;
+
+use crate::artefact::{Artefact, Extent};
+use crate::private_copy::PrivateCopy;
+
+/// How many libraries a process loads in its life; see the crate's page.
+pub const MAX_LOADS: u32 = 512;
+
+static LOADS: AtomicU32 = AtomicU32::new(0);
+
+/// Which gate said no, and why.
+pub(crate) type Refusal = (&'static str, String);
+
+/// Opens the copy, checks it and gives its root module. Runs code of the plugin: call it on its control thread.
+pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Refusal> {
+    if LOADS
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+            (n < MAX_LOADS).then_some(n + 1)
+        })
+        .is_err()
+    {
+        return Err((
+            "limit",
+            format!(
+                "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are \
+                 never freed; restart the service, or run the handler as a process plugin"
+            ),
+        ));
+    }
+    // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and whoever installs
+    // native plugins trusts them with the process; isolation from hostile code is not what this kind offers.
+    let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) }
+        .map_err(|error| ("header", format!("the system cannot load it: {error}")))?;
+    // Kept mapped for ever, whatever is found next: initialisers may have left pointers to it behind.
+    let library = std::mem::ManuallyDrop::new(library);
+    same_bytes(&library, artefact, copy)?;
+    let layout_checked = root_module(&library)?;
+    // SAFETY: its layout was checked just now, and the image stays mapped for ever.
+    Ok(unsafe { Module::new(layout_checked) })
+}
+
+/// The mapped descriptor and code are those of the file that was hashed (G11).
+fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Result<(), Refusal> {
+    let symbol = format!("{DESCRIPTOR_SYMBOL}\0");
+    // SAFETY: the symbol is only taken for its address.
+    let at = unsafe { library.get::<*const u8>(symbol.as_bytes()) }
+        .map_err(|error| {
+            (
+                "header",
+                format!("its descriptor is gone after loading: {error}"),
+            )
+        })?
+        .as_raw_ptr()
+        .cast::<u8>()
+        .cast_const();
+    let base = at.wrapping_sub(artefact.descriptor.address);
+    let other = |what: &str| -> Refusal {
+        let text = format!(
+            "the library in memory is not the file that was verified ({what}): the system gave another; restart the \
+             service"
+        );
+        ("header", text)
+    };
+    let mapped = Mapped::of(copy).map_err(|error| other(&error.to_string()))?;
+    for &Extent {
+        address,
+        offset,
+        len,
+    } in std::iter::once(&artefact.descriptor).chain(&artefact.code)
+    {
+        let start = base.wrapping_add(address);
+        if !mapped.holds(start as usize, len) {
+            return Err(other("the copy is not mapped there"));
+        }
+        // SAFETY: the range is mapped readable from the private copy, which nobody writes, and stays so for ever.
+        let bytes = unsafe { std::slice::from_raw_parts(start, len) };
+        if bytes != &artefact.bytes[offset..][..len] {
+            return Err(other("its bytes differ"));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is mapped into this process.
+struct Mapped(Vec<std::ops::Range<usize>>);
+
+impl Mapped {
+    /// Reads `/proc/self/maps`: `start-end perms offset device inode path`.
+    fn of(copy: &PrivateCopy) -> std::io::Result<Self> {
+        let inode = std::fs::metadata(&copy.path)?.ino().to_string();
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let ranges = maps.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let readable = words.next()?.starts_with('r');
+            let same =
+                words.nth(2)? == inode && line.contains(&*copy.path.file_name()?.to_string_lossy());
+            let at = |hex: &str| usize::from_str_radix(hex, 16).ok();
+            (readable && same).then_some(at(start)?..at(end)?)
+        });
+        Ok(Self(ranges.collect()))
+    }
+
+    /// Whether one mapping, or several without a gap, hold the range. The system lists them by address.
+    fn holds(&self, start: usize, len: usize) -> bool {
+        let mut reached = start;
+        for range in &self.0 {
+            if range.contains(&reached) {
+                reached = range.end;
+            }
+        }
+        start.checked_add(len).is_some_and(|end| reached >= end)
+    }
+}
+
+fn root_module(library: &Library) -> Result<PluginModule_Ref, Refusal> {
+    let header = |reason: String| -> Refusal { ("header", reason) };
+    // SAFETY: a symbol of this name is a static of `abi_stable`'s header type, whose first bytes are a magic string
+    // that `upgrade` checks before anything else of it is used.
+    let reference: AbiHeaderRef =
+        *unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) }
+            .map_err(|_| {
+                header(
+                    "the library has no abi_stable root module; build it with `export_handler!`"
+                        .into(),
+                )
+            })?;
+    let loaded = reference.upgrade().map_err(|error| {
+        header(format!(
+            "its abi_stable header does not fit: {}",
+            first_line(&error.to_string())
+        ))
+    })?;
+    let theirs = loaded.layout().ok_or_else(|| {
+        header("its root module says nothing of its layout; build it with `export_handler!`".into())
+    })?;
+    let ours = <PluginModule_Ref as StableAbi>::LAYOUT;
+    // The errors point into the library: they become text at once.
+    check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new()).map_err(|error| {
+        let text = error.to_string();
+        (
+            "layout",
+            format!(
+                "its types are laid out differently than this service's, though the ABI number is the same; build it \
+                 with the SDK of this service's release ({})",
+                first_difference(&text)
+            ),
+        )
+    })?;
+    // SAFETY: the layout was checked above.
+    unsafe { loaded.unchecked_layout::<PluginModule_Ref>() }.map_err(|error| {
+        header(format!(
+            "its root module does not start: {}",
+            first_line(&error.to_string())
+        ))
+    })
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("no reason given")
+}
+
+/// The layout check's report runs over pages; its first stated difference is enough to look it up.
+fn first_difference(report: &str) -> String {
+    let mut lines = report
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    match lines.find(|line| line.starts_with("Error:") || line.starts_with("error:")) {
+        Some(error) => {
+            let rest: Vec<&str> = lines.take(3).collect();
+            format!("{error} {}", rest.join(" "))
+        }
+        None => first_line(report).to_string(),
+    }
+}

@@ -1,0 +1,238 @@
+//! One running handler of a native plugin, on its worker's thread.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sluicegate_abi::board::Board;
+use sluicegate_abi::host::{CallEnd, CallSink, HostSink, Instance};
+use sluicegate_abi::plugin::Emission;
+use sluicegate_runtime::{
+    CallMonitor, CallOutput, CallProgress, CallStatus, Emit, HandlerInstance, HostServices,
+    LogLevel, MetricKind, RawOutcome, RawRecord, outcome_code, outcome_flag,
+};
+
+/// Calls up to this size need no new memory.
+const FIRST_CAPACITY: usize = 1024;
+
+pub(crate) struct NativeInstance {
+    /// `None` once it is being dropped.
+    instance: Option<Instance>,
+    services: Arc<dyn HostServices>,
+    board: Arc<Board>,
+    monitor: Arc<NativeMonitor>,
+    serial: u64,
+    spent: bool,
+}
+
+impl NativeInstance {
+    pub(crate) fn new(instance: Instance, services: Arc<dyn HostServices>) -> Self {
+        let board = Arc::new(Board::new(FIRST_CAPACITY));
+        let monitor = Arc::new(NativeMonitor {
+            board: Mutex::new(Arc::clone(&board)),
+        });
+        Self {
+            instance: Some(instance),
+            services,
+            board,
+            monitor,
+            serial: 0,
+            spent: false,
+        }
+    }
+
+    fn reserve(&mut self, records: usize) {
+        if records > self.board.capacity() {
+            self.board = Arc::new(Board::new(records.next_power_of_two()));
+            *self.monitor.lock() = Arc::clone(&self.board);
+        }
+    }
+
+    /// Runs something that is no call for records; a panic in it spends the instance.
+    fn beside(&mut self, what: &str, work: impl FnOnce(&mut Instance) -> Result<(), String>) {
+        if self.spent {
+            return;
+        }
+        let Some(instance) = &mut self.instance else {
+            return;
+        };
+        if let Err(panic) = work(instance) {
+            self.spent = true;
+            self.services.log(
+                LogLevel::Error,
+                &format!("the handler panicked in `{what}`: {panic}"),
+            );
+        }
+    }
+}
+
+impl HandlerInstance for NativeInstance {
+    fn handle(
+        &mut self,
+        records: &[RawRecord],
+        timeout_ms: u64,
+        outcomes: &mut [RawOutcome],
+        output: &mut CallOutput,
+    ) -> CallStatus {
+        debug_assert_eq!(records.len(), outcomes.len(), "one outcome a record");
+        self.reserve(records.len());
+        let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
+            return CallStatus::Spent;
+        };
+        self.serial += 1;
+        let mut sink = OutputSink {
+            output,
+            records: records.len() as u32,
+        };
+        // SAFETY: whoever builds a `RawRecord` keeps the memory behind it alive and unchanged until the call that
+        // received it returns: that is the promise of the type, and of the seam that hands it in here.
+        let end =
+            unsafe { instance.handle(records, self.serial, timeout_ms, &self.board, &mut sink) };
+        self.board.close(outcomes);
+        discard_emits_of_failures(outcomes, output);
+        match end {
+            CallEnd::Usable => CallStatus::Usable,
+            CallEnd::Spent => {
+                self.spent = true;
+                CallStatus::Spent
+            }
+        }
+    }
+
+    fn monitor(&self) -> Arc<dyn CallMonitor> {
+        Arc::clone(&self.monitor) as _
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        match &mut self.instance {
+            Some(instance) => instance.health(),
+            None => Err("the instance is gone".into()),
+        }
+    }
+
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.beside("assigned", |instance| {
+            instance.assigned(topic, partition, epoch)
+        });
+    }
+
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.beside("revoked", |instance| {
+            instance.revoked(topic, partition, epoch)
+        });
+    }
+
+    fn drain(&mut self, deadline_ms: u64) {
+        self.beside("drain", |instance| instance.drain(deadline_ms));
+    }
+}
+
+impl Drop for NativeInstance {
+    fn drop(&mut self) {
+        if let Some(Err(panic)) = self.instance.take().map(Instance::destroy) {
+            self.services.log(
+                LogLevel::Error,
+                &format!("the handler panicked in its drop: {panic}"),
+            );
+        }
+    }
+}
+
+/// What an attempt emitted counts only when the attempt stands: not after a retry, a panic or an unknown code.
+fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutput) {
+    let stands = |outcome: &RawOutcome| {
+        matches!(
+            outcome.code,
+            outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+        )
+    };
+    if output.emits.is_empty() || outcomes.iter().all(stands) {
+        return;
+    }
+    output
+        .emits
+        .retain(|emit| outcomes.get(emit.record as usize).is_some_and(stands));
+    for outcome in outcomes.iter_mut().filter(|outcome| !stands(outcome)) {
+        outcome.flags &= !outcome_flag::EMITTED;
+    }
+}
+
+/// The board of the instance, which is replaced when a call is larger than any before.
+struct NativeMonitor {
+    board: Mutex<Arc<Board>>,
+}
+
+impl NativeMonitor {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Board>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CallMonitor for NativeMonitor {
+    fn current(&self) -> Option<CallProgress> {
+        self.lock()
+            .current()
+            .map(|(serial, index)| CallProgress { serial, index })
+    }
+
+    fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
+        self.lock().read(serial, out)
+    }
+
+    fn cancel(&self) {
+        self.lock().cancel();
+    }
+}
+
+struct OutputSink<'a> {
+    output: &'a mut CallOutput,
+    records: u32,
+}
+
+impl CallSink for OutputSink<'_> {
+    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool {
+        if record >= self.records || emission.topic.is_empty() {
+            return false;
+        }
+        self.output.emits.push(Emit {
+            record,
+            topic: emission.topic.to_string(),
+            partition: emission.partition,
+            timestamp_ms: emission.timestamp_ms,
+            key: emission.key.map(<[u8]>::to_vec),
+            value: emission.value.map(<[u8]>::to_vec),
+            headers: emission.headers.to_vec(),
+        });
+        true
+    }
+
+    fn detail(&mut self, text: &str) -> u32 {
+        self.output.details.push(text.to_string());
+        u32::try_from(self.output.details.len()).unwrap_or(0)
+    }
+}
+
+/// The service's logs and metrics as the border wants them.
+pub(crate) struct ServicesSink(pub(crate) Arc<dyn HostServices>);
+
+impl HostSink for ServicesSink {
+    fn log(&self, level: u32, message: &str) {
+        let level = match level {
+            0 => LogLevel::Error,
+            1 => LogLevel::Warn,
+            2 => LogLevel::Info,
+            3 => LogLevel::Debug,
+            _ => LogLevel::Trace,
+        };
+        self.0.log(level, message);
+    }
+
+    fn metric(&self, kind: u32, name: &str, value: f64) {
+        let kind = match kind {
+            0 => MetricKind::Counter,
+            1 => MetricKind::Gauge,
+            // A kind of a later minor: nothing here can show it.
+            3.. => return,
+            2 => MetricKind::Histogram,
+        };
+        self.0.metric(kind, name, value);
+    }
+}

@@ -1,0 +1,143 @@
+//! Built plugins, a service that listens, and records, for the tests of this crate.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "tests; each file uses its part"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use sluicegate_abi::view::RecordParts;
+use sluicegate_native::NativeRuntime;
+use sluicegate_runtime::{
+    CallOutput, CallStatus, HandlerInstance, HandlerRuntime, HostServices, LoadedPlugin, LogLevel,
+    MetricKind, RawOutcome, RawRecord,
+};
+
+/// The library of a workspace package, built now.
+pub fn built(package: &str) -> PathBuf {
+    built_with(package, &[])
+}
+
+/// [`built`], with more arguments for cargo.
+pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
+    let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args([
+            "build",
+            "--message-format=json-render-diagnostics",
+            "--package",
+            package,
+        ])
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo runs");
+    assert!(out.status.success(), "cargo cannot build {package}");
+    let messages = String::from_utf8(out.stdout).expect("cargo writes UTF-8");
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
+        .filter_map(|file| file.as_str().map(PathBuf::from))
+        .rfind(|file| file.extension().is_some_and(|ext| ext == "so") && is_of(file, package))
+        .expect("cargo names the library")
+}
+
+fn is_of(file: &Path, package: &str) -> bool {
+    let name = package
+        .trim_start_matches("sluicegate-handler-")
+        .replace('-', "_");
+    file.file_name()
+        .is_some_and(|file| *file == *format!("lib{name}.so"))
+}
+
+/// Hears what handlers log and count.
+#[derive(Default)]
+pub struct Heard(pub Mutex<Vec<String>>);
+
+impl Heard {
+    /// Everything so far, in one text.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap().join("\n")
+    }
+}
+
+impl HostServices for Heard {
+    fn log(&self, level: LogLevel, message: &str) {
+        self.0.lock().unwrap().push(format!("{level:?}: {message}"));
+    }
+
+    fn metric(&self, kind: MetricKind, name: &str, value: f64) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("{kind:?} {name} {value}"));
+    }
+}
+
+/// A loaded plugin and where its copy is.
+pub struct Loaded {
+    pub plugin: Arc<dyn LoadedPlugin>,
+    pub cache: tempfile::TempDir,
+    pub heard: Arc<Heard>,
+}
+
+/// Loads `path` as generation 1 with a cache of its own.
+pub fn load(path: &Path) -> Loaded {
+    let cache = tempfile::tempdir().unwrap();
+    let plugin = NativeRuntime
+        .load(path, cache.path(), 1)
+        .unwrap_or_else(|error| panic!("{error}"));
+    Loaded {
+        plugin,
+        cache,
+        heard: Arc::default(),
+    }
+}
+
+impl Loaded {
+    /// An instance of `handler`.
+    pub fn create(&self, handler: &str, config: &str) -> Box<dyn HandlerInstance> {
+        self.plugin
+            .create(handler, "test-0", config, Arc::clone(&self.heard) as _)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// Records with these values and keys `k0`, `k1`, … in lanes of their own.
+pub fn records(values: &[&str]) -> Vec<RecordParts> {
+    let one = |(index, value): (usize, &&str)| RecordParts {
+        topic: "in".into(),
+        offset: index as i64,
+        timestamp_ms: 1000,
+        key: Some(format!("k{index}").into_bytes()),
+        value: Some(value.as_bytes().to_vec()),
+        lane: index as u64 + 1,
+        epoch: 7,
+        attempt: 1,
+        ..RecordParts::default()
+    };
+    values.iter().enumerate().map(one).collect()
+}
+
+/// Handles `parts` without a limit.
+pub fn handle(
+    instance: &mut dyn HandlerInstance,
+    parts: &[RecordParts],
+) -> (CallStatus, Vec<RawOutcome>, CallOutput) {
+    let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
+    let mut outcomes = vec![RawOutcome::default(); raw.len()];
+    let mut output = CallOutput::default();
+    let status = instance.handle(&raw, 0, &mut outcomes, &mut output);
+    (status, outcomes, output)
+}
+
+/// Codes of outcomes.
+pub fn codes(outcomes: &[RawOutcome]) -> Vec<u16> {
+    outcomes.iter().map(|outcome| outcome.code).collect()
+}

@@ -1,0 +1,310 @@
+//! The `misbehave` handler: panics, hangs, errs and leaks by rule, so that tests can see nothing else suffer from it.
+//!
+//! Never installed. Handlers besides `misbehave` itself: `misbehave-drop` panics when it is dropped,
+//! `misbehave-create` when it is built, `misbehave-batch` is a batch handler that panics on a value `panic`, and
+//! `misbehave-wait` is an async one that waits as many milliseconds as the value says.
+
+pub mod predicate;
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluicegate_sdk::{
+    AsyncHandler, Batch, BatchContext, BatchHandler, Context, Emit, Handler, HandlerError, Outcome,
+    Record, Setup,
+};
+
+use predicate::{Condition, When};
+
+/// Config of `misbehave`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The first rule that fits is done; everything else is acked.
+    pub rules: Vec<Rule>,
+    /// Acked records are emitted there first.
+    pub emit_to: Option<String>,
+}
+
+/// What to do to which records.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Which records: as the `when` of a route, or `{ one_in: N }`.
+    #[schemars(with = "Value")]
+    pub when: Value,
+    /// What to do.
+    #[serde(rename = "do")]
+    pub deed: Deed,
+    /// Of an error.
+    #[serde(default)]
+    pub class: Class,
+    /// How long to sleep or hang, such as `300ms` or `2s`; a hang without it has no end.
+    #[serde(rename = "for", default)]
+    pub duration: Option<String>,
+    /// How often in all, over all instances of the loaded library that have this config; without it, always.
+    #[serde(default)]
+    pub times: Option<u64>,
+}
+
+/// Misdeeds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Deed {
+    /// Panic.
+    Panic,
+    /// Not return.
+    Hang,
+    /// Return late, with an ack.
+    Sleep,
+    /// Return an error.
+    Error,
+    /// Drop the record.
+    Drop,
+    /// Abort the process.
+    Abort,
+    /// Lose a mebibyte of memory, then ack.
+    Leak,
+}
+
+/// Class of an error.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Trying again can help.
+    #[default]
+    Retryable,
+    /// It cannot.
+    Terminal,
+}
+
+/// The handler.
+pub struct Misbehave {
+    rules: Vec<ReadyRule>,
+    emit_to: Option<String>,
+}
+
+struct ReadyRule {
+    condition: Condition,
+    deed: Deed,
+    class: Class,
+    duration: Option<Duration>,
+    times: Option<u64>,
+    /// Names this rule among those of all instances.
+    name: String,
+}
+
+/// How often each limited rule was done; outlives instances, since a panic ends one.
+static DONE: LazyLock<Mutex<HashMap<String, u64>>> = LazyLock::new(Mutex::default);
+
+impl ReadyRule {
+    fn new(index: usize, rule: &Rule) -> Result<Self, HandlerError> {
+        let at = |text: String| HandlerError::terminal(format!("`rules[{index}]`: {text}"));
+        let when: When = serde_json::from_value(rule.when.clone())
+            .map_err(|error| at(format!("`when`: {error}")))?;
+        let condition = when
+            .condition()
+            .map_err(|text| at(format!("`when`: {text}")))?;
+        let duration = rule
+            .duration
+            .as_deref()
+            .map(parse_duration)
+            .transpose()
+            .map_err(at)?;
+        if rule.deed == Deed::Sleep && duration.is_none() {
+            return Err(at("`do: sleep` needs `for`, such as 300ms".into()));
+        }
+        let name = format!("{index} {:?} {} {:?}", rule.deed, rule.when, rule.times);
+        Ok(Self {
+            condition,
+            deed: rule.deed,
+            class: rule.class,
+            duration,
+            times: rule.times,
+            name,
+        })
+    }
+
+    /// Whether the rule is to be done now; counts it if so.
+    fn fits(&self, record: &Record<'_>) -> bool {
+        if !self.condition.holds(record) {
+            return false;
+        }
+        let Some(times) = self.times else { return true };
+        let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = done.entry(self.name.clone()).or_default();
+        *done += 1;
+        *done <= times
+    }
+
+    /// Does it; `None` goes on to the ack.
+    fn commit(&self, record: &Record<'_>) -> Option<Outcome> {
+        let place = format!(
+            "{}/{}/{}",
+            record.topic(),
+            record.partition(),
+            record.offset()
+        );
+        match self.deed {
+            Deed::Panic => panic!("panic on purpose at {place}"),
+            Deed::Hang => match self.duration {
+                Some(duration) => std::thread::sleep(duration),
+                None => loop {
+                    std::thread::sleep(Duration::from_secs(3600));
+                },
+            },
+            Deed::Sleep => std::thread::sleep(self.duration.unwrap_or_default()),
+            Deed::Error => {
+                let text = format!("error on purpose at {place}");
+                return Some(match self.class {
+                    Class::Retryable => HandlerError::retryable(text).into(),
+                    Class::Terminal => HandlerError::terminal(text).into(),
+                });
+            }
+            Deed::Drop => return Some(Outcome::drop("dropped on purpose")),
+            Deed::Abort => std::process::abort(),
+            Deed::Leak => {
+                vec![1u8; 1 << 20].leak();
+            }
+        }
+        None
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits]
+        .parse()
+        .map_err(|_| format!("`{text}` is no duration, write 300ms or 2s"))?;
+    match &text[digits..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err(format!("`{text}` is no duration, write 300ms or 2s")),
+    }
+}
+
+impl Handler for Misbehave {
+    type Config = Config;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        let rules = config
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(index, rule)| ReadyRule::new(index, rule));
+        Ok(Self {
+            rules: rules.collect::<Result<_, _>>()?,
+            emit_to: config.emit_to,
+        })
+    }
+
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        let fitting = self.rules.iter().find(|rule| rule.fits(record));
+        if let Some(outcome) = fitting.and_then(|rule| rule.commit(record)) {
+            return outcome;
+        }
+        if let Some(topic) = &self.emit_to {
+            ctx.emit(&Emit::copy_of(record, topic));
+        }
+        Outcome::Ack
+    }
+}
+
+/// No config.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// Panics when it is dropped.
+pub struct BadDrop;
+
+impl Handler for BadDrop {
+    type Config = Nothing;
+    const KEEPS_KEY_STATE: bool = true;
+
+    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+        Ok(Self)
+    }
+
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
+        Outcome::Ack
+    }
+}
+
+impl Drop for BadDrop {
+    fn drop(&mut self) {
+        panic!("drop on purpose");
+    }
+}
+
+/// Panics when it is built.
+pub struct BadCreate;
+
+impl Handler for BadCreate {
+    type Config = Nothing;
+
+    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+        panic!("create on purpose")
+    }
+
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
+        Outcome::Ack
+    }
+}
+
+/// A batch handler that panics on a value `panic`, after it has settled what came before.
+pub struct BadBatch;
+
+impl BatchHandler for BadBatch {
+    type Config = Nothing;
+
+    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+        Ok(Self)
+    }
+
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+        for (index, record) in batch.iter().enumerate() {
+            assert!(record.value() != Some(b"panic"), "batch on purpose");
+            if record.value() == Some(b"drop") {
+                ctx.settle(index, &Outcome::drop("dropped on purpose"));
+            }
+        }
+        Outcome::Ack
+    }
+}
+
+/// Waits as many milliseconds as the value says.
+pub struct Wait;
+
+impl AsyncHandler for Wait {
+    type Config = Nothing;
+
+    async fn new(_: Nothing, setup: &mut Setup) -> Result<Self, HandlerError> {
+        setup.set_concurrency(8);
+        Ok(Self)
+    }
+
+    async fn handle(&self, record: &Record<'_>, _: &mut Context<'_>) -> Outcome {
+        let millis: Result<u64, HandlerError> = record.json();
+        match millis {
+            Ok(millis) => {
+                sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
+                Outcome::Ack
+            }
+            Err(error) => error.into(),
+        }
+    }
+}
+
+sluicegate_sdk::export_handler! {
+    "misbehave" => Misbehave,
+    "misbehave-drop" => BadDrop,
+    "misbehave-create" => BadCreate,
+    "misbehave-batch" => batch BadBatch,
+    "misbehave-wait" => async Wait,
+}
