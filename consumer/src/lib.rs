@@ -42,4 +42,5 @@ pub mod pump;
 
 pub mod admin;
 pub mod cli;
+pub mod logging;
 pub mod produce;

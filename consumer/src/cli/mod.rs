@@ -4,10 +4,13 @@ mod admin_client;
 mod completions;
 mod explain;
 mod failure;
+mod handler;
 mod handlers;
 mod output;
 mod produce;
+mod schema;
 mod table;
+mod validate;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,6 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Check a service config and every spec it reaches
+    Validate(validate::Arguments),
     /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
     Produce(produce::Arguments),
     /// Handlers of the running service: list, show, switch on and off
@@ -33,6 +38,11 @@ enum Command {
     Handlers(handlers::Command),
     /// What holds a partition's frontier, or where a record stands
     Explain(explain::Arguments),
+    /// A handler's crate: make, build, test, inspect
+    #[command(subcommand)]
+    Handler(handler::Command),
+    /// JSON Schema of the service config or of a handler's spec
+    Schema(schema::Arguments),
     /// Completions for a shell
     Completions(completions::Arguments),
 }
@@ -56,9 +66,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Validate(arguments) => validate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Handlers(command) => handlers::run(&command),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Handler(command) => handler::run(&command),
+        Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     }
 }

@@ -24,8 +24,6 @@ mod place;
 pub mod report;
 pub mod slab;
 mod tasks;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,0 +1,47 @@
+//! `sluicegate handler build`: cargo, and the library in its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::crate_folder::CrateFolder;
+use crate::cli::failure::Failure;
+use crate::cli::output;
+
+/// Arguments of `handler build`.
+#[derive(clap::Args, Debug)]
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    crate_folder: CrateFolder,
+    /// Folder of plugins to put it into; a running service that uses it takes it up
+    #[arg(long, value_name = "FOLDER")]
+    into: Option<PathBuf>,
+}
+
+/// Builds and prints the plugin's path.
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let built = arguments.crate_folder.build()?;
+    let place = match &arguments.into {
+        None => built,
+        Some(folder) => put(&built, folder).map_err(|error| {
+            Failure::other(format!(
+                "cannot put the plugin into `{}`: {error}",
+                folder.display()
+            ))
+        })?,
+    };
+    output::print(&place.display().to_string())
+}
+
+/// Copies by way of a temporary name, so that nobody sees half a file.
+fn put(built: &Path, folder: &Path) -> std::io::Result<PathBuf> {
+    let name = built.file_name().unwrap_or_default();
+    fs::create_dir_all(folder)?;
+    let place = folder.join(name);
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".new");
+    let temporary = folder.join(hidden);
+    fs::copy(built, &temporary)?;
+    fs::rename(&temporary, &place)?;
+    Ok(place)
+}
