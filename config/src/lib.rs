@@ -21,6 +21,7 @@ pub mod service;
 pub mod snapshot;
 pub mod source;
 pub mod spec;
+mod validate;
 
 pub use diff::{Change, diff};
 pub use environment::Environment;
@@ -29,3 +30,4 @@ pub use secret::Secret;
 pub use service::{ServiceConfig, load_service_config};
 pub use snapshot::{Rejection, RejectionEffect, Snapshot};
 pub use spec::{HandlerSpec, Predicate, Test, read_spec};
+pub use validate::validate_everything;

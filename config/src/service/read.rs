@@ -37,8 +37,31 @@ pub fn read_service_config(
     environment: &Environment,
     sets: &[String],
 ) -> Result<ServiceConfig, Problems> {
+    let examined = examine(text, file, environment, sets);
+    match examined.config {
+        Some(config) if examined.problems.is_empty() => Ok(config),
+        _ => Err(examined.problems),
+    }
+}
+
+/// What could be read of a config, with all that is wrong with it.
+pub(crate) struct Examined {
+    pub(crate) config: Option<ServiceConfig>,
+    /// Where specs come from, even if something else is wrong.
+    pub(crate) handlers: Option<HandlersConfig>,
+    pub(crate) problems: Problems,
+}
+
+/// Reads as much as can be read.
+pub(crate) fn examine(
+    text: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+    sets: &[String],
+) -> Examined {
     let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
     let parsed = parse(text, file);
+    let unreadable = parsed.root.is_none();
     let mut problems = parsed.problems;
     let mut root = parsed
         .root
@@ -50,9 +73,10 @@ pub fn read_service_config(
     let section = checker.section(&root, &SERVICE, "");
     let config = build(&section, base, &mut checker);
     problems.merge(checker.into_problems());
-    match config {
-        Some(config) if problems.is_empty() => Ok(config),
-        _ => Err(problems),
+    Examined {
+        config,
+        handlers: handlers(&section, base).filter(|_| !unreadable),
+        problems,
     }
 }
 
@@ -62,14 +86,10 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
     let processing = processing(section.object("processing")?);
     let plugins = section.object("plugins")?;
     let logging = section.object("logging")?;
-    let file = section.object("handlers")?.object("file")?;
     Some(ServiceConfig {
         kafka: kafka?,
         processing: processing?,
-        handlers: HandlersConfig::File {
-            folder: path(file, "folder", base)?,
-            rescan: file.duration("rescan"),
-        },
+        handlers: handlers(section, base)?,
         plugins: PluginsConfig {
             folder: path(plugins, "folder", base)?,
             cache: path(plugins, "cache", base)?,
@@ -90,6 +110,14 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
         emit: EmitConfig {
             provenance: section.object("emit")?.flag("provenance"),
         },
+    })
+}
+
+fn handlers(section: &Section, base: &Path) -> Option<HandlersConfig> {
+    let file = section.object("handlers")?.object("file")?;
+    Some(HandlersConfig::File {
+        folder: path(file, "folder", base)?,
+        rescan: file.duration("rescan"),
     })
 }
 

@@ -6,7 +6,15 @@
 //!  gates() ──── writes a gate back to where the source reads it
 //! ```
 
+mod file;
+mod folder;
+mod gate_edit;
+mod memory;
+
 use std::sync::Arc;
+
+pub use file::FileSource;
+pub use memory::{MemoryHandle, MemorySource};
 
 use crate::problem::Problems;
 use crate::snapshot::Snapshot;
@@ -24,7 +32,8 @@ pub trait SpecSource: Send {
 
     /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
     ///
-    /// The first update may repeat the snapshot that [`SpecSource::snapshot`] gave; revisions never go backwards.
+    /// The first update may repeat what [`SpecSource::snapshot`] read, without what was bad in it; revisions never go
+    /// backwards.
     ///
     /// # Errors
     /// [`SourceError`] when nothing can be watched at all.

@@ -8,7 +8,7 @@ use super::{
     Backoff, DeadLetter, HandlerConfig, HandlerSpec, InFlightLimit, Predicate, Restart, Retry,
     Route, TopicPattern, predicate_read,
 };
-use crate::document::{Checker, Node, Section, Value, parse, resolve, to_json};
+use crate::document::{Checker, Node, Place, Section, Value, parse, resolve, to_json};
 use crate::environment::Environment;
 use crate::problem::Problems;
 
@@ -21,6 +21,22 @@ pub fn read_spec(
     file: Option<&Path>,
     environment: &Environment,
 ) -> Result<HandlerSpec, Problems> {
+    read_located(text, file, environment).map(|located| located.spec)
+}
+
+/// A spec and where its name and its pool stand, for problems between specs.
+pub(crate) struct LocatedSpec {
+    pub(crate) spec: HandlerSpec,
+    pub(crate) name_place: Place,
+    pub(crate) pool_place: Place,
+}
+
+/// [`read_spec`], with places.
+pub(crate) fn read_located(
+    text: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+) -> Result<LocatedSpec, Problems> {
     let parsed = parse(text, file);
     let mut problems = parsed.problems;
     let Some(root) = parsed.root else {
@@ -32,7 +48,11 @@ pub fn read_spec(
     let spec = build(&section, environment, base, &mut checker);
     problems.merge(checker.into_problems());
     match spec {
-        Some(spec) if problems.is_empty() => Ok(spec),
+        Some(spec) if problems.is_empty() => Ok(LocatedSpec {
+            spec,
+            name_place: section.place_of("name").clone(),
+            pool_place: section.place_of("pool").clone(),
+        }),
         _ => Err(problems),
     }
 }

@@ -24,6 +24,8 @@ mod place;
 pub mod report;
 pub mod slab;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::ops::Range;

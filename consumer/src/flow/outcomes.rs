@@ -80,6 +80,7 @@ impl Flow {
 
     /// Records that the call did not get to: they go before whatever waits in their lanes, and cost no attempt.
     fn take_back(&mut self, ix: HandlerIx, back: &[(u64, EntryKey, u32)], freed: &mut Vec<u64>) {
+        let first = freed.len();
         for &(lane, key, attempt) in back.iter().rev() {
             if self.slab.get(key).is_none_or(|entry| entry.unsettled == 0) {
                 self.free_if_done(key);
@@ -100,6 +101,8 @@ impl Flow {
                 freed.push(lane);
             }
         }
+        // Released in the order of their offsets.
+        freed[first..].reverse();
     }
 
     /// A record on its second or later attempt was not run: it goes again at once, with the same attempt number.

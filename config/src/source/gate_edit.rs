@@ -1,0 +1,229 @@
+//! Opens or shuts a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
+
+use std::path::Path;
+
+use crate::document::{Entry, Node, Plain, Style, Value, parse};
+
+/// The name that a spec's text gives, as far as it can be read.
+pub(crate) fn name_in(text: &str) -> Option<String> {
+    let root = parse(text, None).root?;
+    let entry = entry(&root, "name")?;
+    match &entry.value.value {
+        Value::Scalar(scalar) => Some(scalar.text.clone()),
+        _ => None,
+    }
+}
+
+/// The text with the gate as wanted; `None` when it already is.
+///
+/// # Errors
+/// Why the text cannot be edited, and what to do.
+pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, String> {
+    let unreadable = || "it is no valid YAML; mend it first".to_owned();
+    let root = parse(text, None).root.ok_or_else(unreadable)?;
+    let edited = match entry(&root, "enabled") {
+        Some(enabled) => match replaced(text, enabled, open)? {
+            Some(edited) => edited,
+            None => return Ok(None),
+        },
+        None if open => return Ok(None),
+        None => inserted(text, &root)?,
+    };
+    let wanted = if open { "true" } else { "false" };
+    let check = parse(&edited, None).root;
+    let took = check.as_ref().is_some_and(|after| {
+        let enabled = entry(after, "enabled").map(|entry| &entry.value.value);
+        let is_set = matches!(enabled, Some(Value::Scalar(scalar)) if scalar.text == wanted);
+        is_set && same_but_gate(&root, after)
+    });
+    if took {
+        Ok(Some(edited))
+    } else {
+        Err(format!(
+            "its layout cannot be edited safely; write `enabled: {wanted}` by hand"
+        ))
+    }
+}
+
+fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, String> {
+    let by_hand =
+        || format!("`enabled` is not a plain true or false there; write `enabled: {open}` by hand");
+    let Value::Scalar(scalar) = &enabled.value.value else {
+        return Err(by_hand());
+    };
+    let span = enabled.value.place.span.clone();
+    match scalar.plain() {
+        Plain::Flag(now) if now == open => Ok(None),
+        Plain::Flag(_)
+            if scalar.style == Style::Plain
+                && text.get(span.clone()) == Some(scalar.text.as_str()) =>
+        {
+            let (before, after) = (&text[..span.start], &text[span.end..]);
+            Ok(Some(format!("{before}{open}{after}")))
+        }
+        _ => Err(by_hand()),
+    }
+}
+
+/// Writes `enabled: false` behind the name.
+fn inserted(text: &str, root: &Node) -> Result<String, String> {
+    let name = entry(root, "name").ok_or("it has no `name`; mend it first")?;
+    let key_at = name.key_place.span.start;
+    let flow = text
+        .get(root.place.span.start..)
+        .is_some_and(|from| from.starts_with('{'));
+    if flow {
+        let quote = if text[key_at..].starts_with('"') {
+            "\""
+        } else {
+            ""
+        };
+        return Ok(format!(
+            "{}{quote}enabled{quote}: false, {}",
+            &text[..key_at],
+            &text[key_at..]
+        ));
+    }
+    let line_break = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let indent = " ".repeat(name.key_place.column.saturating_sub(1) as usize);
+    let behind = name.value.place.span.end;
+    Ok(match text[behind..].find('\n') {
+        Some(at) => {
+            let (before, after) = text.split_at(behind + at + 1);
+            format!("{before}{indent}enabled: false{line_break}{after}")
+        }
+        None => format!("{text}{line_break}{indent}enabled: false{line_break}"),
+    })
+}
+
+fn entry<'n>(root: &'n Node, key: &str) -> Option<&'n Entry> {
+    match &root.value {
+        Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
+        _ => None,
+    }
+}
+
+/// Whether two documents say the same apart from the gate.
+fn same_but_gate(before: &Node, after: &Node) -> bool {
+    let rest = |root: &Node| -> Option<Vec<String>> {
+        let Value::Map(entries) = &root.value else {
+            return None;
+        };
+        let others = entries.iter().filter(|entry| entry.key != "enabled");
+        Some(
+            others
+                .map(|entry| format!("{}={}", entry.key, said(&entry.value)))
+                .collect(),
+        )
+    };
+    rest(before) == rest(after)
+}
+
+/// What a node says, without places.
+fn said(node: &Node) -> String {
+    match &node.value {
+        Value::Scalar(scalar) => format!("{scalar:?}"),
+        Value::List(items) => format!("{:?}", items.iter().map(said).collect::<Vec<_>>()),
+        Value::Map(entries) => {
+            let members = entries
+                .iter()
+                .map(|entry| format!("{:?}: {}", entry.key, said(&entry.value)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// Replaces the text of `file`, if it is still `expected`, in one step that readers see whole or not at all.
+///
+/// # Errors
+/// `Ok(false)` when the text is another one by now; the error is what the file system says.
+pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std::io::Result<bool> {
+    use std::io::Write;
+
+    // Behind a link stands the file that is meant.
+    let file = file.canonicalize()?;
+    let name = file
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let beside = file.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    let written = (|| {
+        let mut new = std::fs::File::create(&beside)?;
+        new.write_all(text.as_bytes())?;
+        new.set_permissions(std::fs::metadata(&file)?.permissions())?;
+        new.sync_all()?;
+        if std::fs::read(&file)? != expected.as_bytes() {
+            return Ok(false);
+        }
+        std::fs::rename(&beside, &file)?;
+        Ok(true)
+    })();
+    if !matches!(written, Ok(true)) {
+        // Nothing more can be done about a leftover; its name keeps it from being read.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shut(text: &str) -> String {
+        with_gate(text, false).unwrap().unwrap()
+    }
+
+    #[test]
+    fn only_the_scalar_changes() {
+        let text = "# head\nname: a   # who\nenabled:   true  # gate\nroute: { topics: [\"ä\", enabled] }\n";
+        let edited = shut(text);
+        assert_eq!(edited, text.replace("true", "false"));
+        assert_eq!(with_gate(&edited, true).unwrap().unwrap(), text);
+        assert_eq!(with_gate(text, true).unwrap(), None);
+    }
+
+    #[test]
+    fn a_missing_scalar_is_written_behind_the_name() {
+        assert_eq!(
+            shut("# head\nname: a # who\nplugin: p\n"),
+            "# head\nname: a # who\nenabled: false\nplugin: p\n"
+        );
+        assert_eq!(
+            shut("plugin: p\r\nname: a"),
+            "plugin: p\r\nname: a\r\nenabled: false\r\n"
+        );
+        assert_eq!(
+            shut("{\"name\": \"a\"}"),
+            "{\"enabled\": false, \"name\": \"a\"}"
+        );
+        assert_eq!(
+            shut("{ name: a, plugin: p }"),
+            "{ enabled: false, name: a, plugin: p }"
+        );
+        assert_eq!(with_gate("name: a\n", true).unwrap(), None);
+    }
+
+    #[test]
+    fn an_enabled_elsewhere_is_not_touched() {
+        let text = "config:\n  enabled: true\nname: a\n";
+        assert_eq!(
+            shut(text),
+            "config:\n  enabled: true\nname: a\nenabled: false\n"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_edited_safely_is_left_alone() {
+        for text in [
+            "name: a\nenabled: [true]\n",
+            "name: a\nenabled: \"true\"\n",
+            "name: [a\n",
+            "enabled: &x true\nname: *x\n",
+        ] {
+            if let Ok(Some(edited)) = with_gate(text, false) {
+                panic!("{text} became {edited}");
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Specs from memory: a test or an embedding program says what stands there.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{
+    GateError, GateWrite, GateWriter, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
+};
+use crate::document::did_you_mean;
+use crate::problem::Problems;
+use crate::snapshot::Snapshot;
+use crate::spec::HandlerSpec;
+
+/// A source whose content its [`MemoryHandle`] sets.
+pub struct MemorySource {
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// Sets what a [`MemorySource`] holds; the watch's sink is called on the caller's thread.
+#[derive(Clone)]
+pub struct MemoryHandle {
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    snapshot: Snapshot,
+    sink: Option<UpdateSink>,
+}
+
+impl Shared {
+    fn publish(&mut self) {
+        let update = Update::Snapshot(Arc::new(self.snapshot.clone()));
+        self.send(update);
+    }
+
+    fn send(&mut self, update: Update) {
+        if let Some(sink) = &mut self.sink {
+            sink(update);
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl MemorySource {
+    /// A source that holds `specs` as revision 1.
+    pub fn new(specs: impl IntoIterator<Item = HandlerSpec>) -> (Self, MemoryHandle) {
+        let shared = Arc::new(Mutex::new(Shared {
+            snapshot: Snapshot::new(1, specs),
+            sink: None,
+        }));
+        let handle = MemoryHandle {
+            shared: Arc::clone(&shared),
+        };
+        (Self { shared }, handle)
+    }
+}
+
+impl MemoryHandle {
+    /// Replaces everything by `specs`, as the next revision.
+    pub fn replace(&self, specs: impl IntoIterator<Item = HandlerSpec>) {
+        let mut shared = lock(&self.shared);
+        shared.snapshot = Snapshot::new(shared.snapshot.revision + 1, specs);
+        shared.publish();
+    }
+
+    /// Sends any update, such as an outage.
+    pub fn send(&self, update: Update) {
+        lock(&self.shared).send(update);
+    }
+}
+
+impl SpecSource for MemorySource {
+    fn describe(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, Problems> {
+        Ok(lock(&self.shared).snapshot.clone())
+    }
+
+    fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
+        lock(&self.shared).sink = Some(sink);
+        Ok(Box::new(MemoryWatch {
+            shared: self.shared,
+        }))
+    }
+
+    fn gates(&self) -> Arc<dyn GateWriter> {
+        Arc::new(MemoryHandle {
+            shared: Arc::clone(&self.shared),
+        })
+    }
+}
+
+impl GateWriter for MemoryHandle {
+    fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError> {
+        let mut shared = lock(&self.shared);
+        let Some(spec) = shared.snapshot.handlers.get_mut(handler) else {
+            let known = shared.snapshot.handlers.keys().map(String::as_str);
+            return Err(GateError::UnknownHandler {
+                name: handler.to_owned(),
+                hint: did_you_mean(handler, known),
+            });
+        };
+        let changed = spec.enabled != open;
+        if changed {
+            Arc::make_mut(spec).enabled = open;
+            shared.snapshot.revision += 1;
+            shared.publish();
+        }
+        Ok(GateWrite {
+            origin: "memory".to_owned(),
+            changed,
+        })
+    }
+}
+
+struct MemoryWatch {
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl WatchHandle for MemoryWatch {
+    fn reread(&self) {
+        lock(&self.shared).publish();
+    }
+}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        lock(&self.shared).sink = None;
+    }
+}

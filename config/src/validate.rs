@@ -1,0 +1,27 @@
+//! Everything that is wrong with a service config and all it reaches, at once.
+
+use std::path::Path;
+
+use crate::environment::Environment;
+use crate::problem::Problems;
+use crate::service::{HandlersConfig, examine};
+use crate::source::{FileSource, SpecSource};
+
+/// Checks the service config in `file`, and every spec of the source that it names, even where the rest of it is bad.
+///
+/// Nothing is started and no plugin is loaded. Empty means that `run` would accept it all.
+pub fn validate_everything(file: &Path, environment: &Environment, sets: &[String]) -> Problems {
+    let text = match crate::document::read_text(file) {
+        Ok(text) => text,
+        Err(problems) => return problems,
+    };
+    let examined = examine(&text, Some(file), environment, sets);
+    let mut problems = examined.problems;
+    if let Some(HandlersConfig::File { folder, rescan }) = examined.handlers {
+        let mut source = FileSource::new(folder, rescan, environment.clone());
+        if let Err(found) = source.snapshot() {
+            problems.merge(found);
+        }
+    }
+    problems
+}

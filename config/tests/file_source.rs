@@ -1,0 +1,388 @@
+//! The folder source on real folders: changes, deletions, bad files, bursts, gates, outages. Every wait has a deadline.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use sluicegate_config::source::{
+    FileSource, GateError, GateWriter, SpecSource, Update, WatchHandle,
+};
+use sluicegate_config::{Environment, RejectionEffect, Snapshot};
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Long enough that what a test sees came from events, not from a re-read.
+const NO_RESCAN: Duration = Duration::from_secs(3600);
+
+fn spec(name: &str, topic: &str) -> String {
+    format!("# {name}\nname: {name}\nplugin: relay\nroute: {{ topics: [{topic}] }}\n")
+}
+
+fn write(folder: &Path, file: &str, text: &str) {
+    std::fs::write(folder.join(file), text).unwrap();
+}
+
+struct Watched {
+    folder: TempDir,
+    updates: Receiver<Update>,
+    watch: Box<dyn WatchHandle>,
+    gates: Arc<dyn GateWriter>,
+    seen: Vec<u64>,
+}
+
+impl Watched {
+    fn start(files: &[(&str, String)], rescan: Duration) -> Self {
+        let folder = TempDir::new().unwrap();
+        for (file, text) in files {
+            write(folder.path(), file, text);
+        }
+        let mut source = FileSource::new(folder.path(), rescan, Environment::default());
+        source.snapshot().unwrap();
+        let gates = source.gates();
+        let (sender, updates) = channel();
+        let watch = Box::new(source)
+            .watch(Box::new(move |update| sender.send(update).unwrap()))
+            .unwrap();
+        let mut watched = Self {
+            folder,
+            updates,
+            watch,
+            gates,
+            seen: Vec::new(),
+        };
+        watched.until("the first snapshot", |_| true);
+        watched
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        write(self.folder.path(), file, text);
+    }
+
+    fn remove(&self, file: &str) {
+        std::fs::remove_file(self.folder.path().join(file)).unwrap();
+    }
+
+    /// The first snapshot from now on that `fits`.
+    fn until(&mut self, what: &str, fits: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.updates.recv_timeout(left) {
+                Ok(Update::Snapshot(snapshot)) => {
+                    assert!(
+                        self.seen
+                            .last()
+                            .is_none_or(|last| *last < snapshot.revision),
+                        "a revision went backwards"
+                    );
+                    self.seen.push(snapshot.revision);
+                    if fits(&snapshot) {
+                        return snapshot;
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => panic!("{what} did not come within {DEADLINE:?}"),
+            }
+        }
+    }
+}
+
+fn topic_of(snapshot: &Snapshot, handler: &str) -> Option<String> {
+    snapshot
+        .handlers
+        .get(handler)
+        .map(|spec| spec.route.topics[0].to_string())
+}
+
+#[test]
+fn files_that_come_change_and_go_are_seen() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    watched.write("b.yml", &spec("b", "two"));
+    let first = watched.until("b", |now| now.handlers.contains_key("b"));
+    watched.write(
+        "c.json",
+        "{\"name\": \"c\", \"plugin\": \"relay\", \"route\": {\"topics\": [\"x\"]}}",
+    );
+    watched.write("ignored.txt", "name: d");
+    watched.write(".hidden.yaml", "name: e");
+    watched.until("c", |now| {
+        now.handlers.keys().map(String::as_str).eq(["a", "b", "c"])
+    });
+    watched.write("b.yml", &spec("b", "three"));
+    let then = watched.until("b's change", |now| {
+        topic_of(now, "b").as_deref() == Some("three")
+    });
+    assert!(
+        Arc::ptr_eq(&first.handlers["a"], &then.handlers["a"]),
+        "an untouched spec is shared"
+    );
+    watched.remove("a.yaml");
+    let last = watched.until("a's end", |now| !now.handlers.contains_key("a"));
+    assert!(last.rejections.is_empty());
+}
+
+#[test]
+fn a_bad_file_keeps_its_handlers_last_good_version_until_it_is_mended() {
+    let files = [("a.yaml", spec("a", "one")), ("b.yaml", spec("b", "one"))];
+    let mut watched = Watched::start(&files, NO_RESCAN);
+    watched.write(
+        "a.yaml",
+        "name: a\nplugin: relay\nroutes: { topics: [two] }\n",
+    );
+    let bad = watched.until("the rejection", |now| !now.rejections.is_empty());
+    assert_eq!(topic_of(&bad, "a").as_deref(), Some("one"));
+    let [rejection] = bad.rejections.as_slice() else {
+        panic!("{:?}", bad.rejections)
+    };
+    assert_eq!(
+        (rejection.effect, rejection.handlers.as_slice()),
+        (RejectionEffect::LastGoodSpec, &["a".to_owned()][..])
+    );
+    assert!(rejection.origin.ends_with("a.yaml"));
+    let text = rejection.problems.to_string();
+    assert!(
+        text.contains("a.yaml:3:1: routes: `routes` is unknown; did you mean `route`?"),
+        "{text}"
+    );
+
+    watched.write("b.yaml", &spec("b", "two"));
+    let meanwhile = watched.until("b's change", |now| {
+        topic_of(now, "b").as_deref() == Some("two")
+    });
+    assert_eq!(meanwhile.rejections.len(), 1);
+
+    watched.write("a.yaml", &spec("a", "three"));
+    let mended = watched.until("the end of the rejection", |now| now.rejections.is_empty());
+    assert_eq!(topic_of(&mended, "a").as_deref(), Some("three"));
+
+    watched.write("new.yaml", "name: [");
+    let new = watched.until("the new file's rejection", |now| !now.rejections.is_empty());
+    assert_eq!(new.rejections[0].effect, RejectionEffect::NotRunning);
+    assert_eq!(new.handlers.len(), 2);
+}
+
+#[test]
+fn two_files_of_one_name_keep_the_last_good_snapshot() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    watched.write("z.yaml", &spec("a", "two"));
+    let torn = watched.until("the rejection", |now| !now.rejections.is_empty());
+    assert_eq!(topic_of(&torn, "a").as_deref(), Some("one"));
+    assert_eq!(torn.rejections[0].effect, RejectionEffect::LastGoodSnapshot);
+    let text = torn.rejections[0].problems.to_string();
+    assert!(
+        text.contains("a.yaml:2:7: name: `a` is also the name in"),
+        "{text}"
+    );
+    assert!(text.contains("z.yaml:2:7"), "{text}");
+    watched.remove("a.yaml");
+    let healed = watched.until("the end of the rejection", |now| now.rejections.is_empty());
+    assert_eq!(topic_of(&healed, "a").as_deref(), Some("two"));
+}
+
+#[test]
+fn a_burst_ends_in_the_last_state() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "t0"))], NO_RESCAN);
+    for round in 1..=200 {
+        watched.write("a.yaml", &spec("a", &format!("t{round}")));
+        watched.write(
+            &format!("h{}.yaml", round % 20),
+            &spec(&format!("h{}", round % 20), &format!("t{round}")),
+        );
+    }
+    let last = watched.until("the last state", |now| {
+        topic_of(now, "a").as_deref() == Some("t200")
+    });
+    assert!(last.rejections.is_empty(), "{:?}", last.rejections);
+    let all = watched.until_or(last, |now| {
+        now.handlers.len() == 21 && topic_of(now, "h0").as_deref() == Some("t200")
+    });
+    assert_eq!(all.handlers.len(), 21);
+    assert!(
+        watched.seen.len() < 100,
+        "{} updates for one burst",
+        watched.seen.len()
+    );
+}
+
+#[test]
+fn a_rescan_finds_what_events_did_not_tell() {
+    // A linked folder: the watch is on the link's target, and the link is moved to another one.
+    let root = TempDir::new().unwrap();
+    for (version, topic) in [("v1", "one"), ("v2", "two")] {
+        std::fs::create_dir(root.path().join(version)).unwrap();
+        write(&root.path().join(version), "a.yaml", &spec("a", topic));
+    }
+    let link = root.path().join("current");
+    std::os::unix::fs::symlink(root.path().join("v1"), &link).unwrap();
+    let source = FileSource::new(&link, Duration::from_millis(100), Environment::default());
+    let (sender, updates) = channel();
+    let watch = Box::new(source)
+        .watch(Box::new(move |update| sender.send(update).unwrap()))
+        .unwrap();
+    let wait = |topic: &str| {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match updates
+                .recv_timeout(left)
+                .expect("the state did not come in time")
+            {
+                Update::Snapshot(now) if topic_of(&now, "a").as_deref() == Some(topic) => return,
+                _ => {}
+            }
+        }
+    };
+    wait("one");
+    let new = root.path().join("new");
+    std::os::unix::fs::symlink(root.path().join("v2"), &new).unwrap();
+    std::fs::rename(&new, &link).unwrap();
+    wait("two");
+    drop(watch);
+}
+
+#[test]
+fn a_folder_that_goes_away_leaves_everything_running_and_is_found_again() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], Duration::from_millis(100));
+    let path = watched.folder.path().to_path_buf();
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match watched
+            .updates
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+            .unwrap()
+        {
+            Update::Unreachable { reason } => {
+                assert!(
+                    reason.contains("cannot be read") && reason.contains("handlers.file.folder"),
+                    "{reason}"
+                );
+                break;
+            }
+            Update::Snapshot(now) => assert_eq!(now.handlers.len(), 1),
+            Update::Reachable => panic!("it was not away before"),
+        }
+    }
+    std::fs::rename(&aside, &path).unwrap();
+    watched.write("b.yaml", &spec("b", "two"));
+    let back = watched.until("b", |now| now.handlers.contains_key("b"));
+    assert!(back.handlers.contains_key("a"));
+}
+
+#[test]
+fn reread_looks_at_once() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    // The text of a referred file is outside of the watched folder's events.
+    let outside = TempDir::new().unwrap();
+    let secret = outside.path().join("secret");
+    std::fs::write(&secret, "first\n").unwrap();
+    let text = format!(
+        "{}config: {{ password: \"${{file:{}}}\" }}\n",
+        spec("a", "one"),
+        secret.display()
+    );
+    watched.write("a.yaml", &text);
+    watched.until("the secret", |now| {
+        now.handlers["a"].config.expose()["password"] == "first"
+    });
+    std::fs::write(&secret, "second\n").unwrap();
+    watched.watch.reread();
+    watched.until("the new secret", |now| {
+        now.handlers["a"].config.expose()["password"] == "second"
+    });
+}
+
+#[test]
+fn gates_are_written_into_the_file_and_seen_again() {
+    let text = "# the auditor\nname: auditor # who\nplugin: relay\nenabled: true   # the gate\nroute: { topics: [t] }\n";
+    let mut watched = Watched::start(
+        &[("a.yaml", text.to_owned()), ("b.yaml", spec("b", "t"))],
+        NO_RESCAN,
+    );
+    let written = watched.gates.set_gate("auditor", false).unwrap();
+    assert!(written.changed && written.origin.ends_with("a.yaml"));
+    watched.until("the shut gate", |now| !now.handlers["auditor"].enabled);
+    let now = std::fs::read_to_string(watched.folder.path().join("a.yaml")).unwrap();
+    assert_eq!(now, text.replace("true", "false"));
+    assert!(!watched.gates.set_gate("auditor", false).unwrap().changed);
+    watched.gates.set_gate("b", false).unwrap();
+    watched.until("b's shut gate", |now| !now.handlers["b"].enabled);
+    watched.gates.set_gate("auditor", true).unwrap();
+    watched.until("the open gate", |now| now.handlers["auditor"].enabled);
+
+    let unknown = watched.gates.set_gate("auditer", true).unwrap_err();
+    assert_eq!(
+        unknown.to_string(),
+        "there is no handler `auditer`; did you mean `auditor`?"
+    );
+    watched.write("z.yaml", &spec("b", "t"));
+    let twice = watched.gates.set_gate("b", true).unwrap_err();
+    assert!(matches!(twice, GateError::NotWritable { .. }), "{twice}");
+    let names: Vec<_> = std::fs::read_dir(watched.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 3, "nothing is left over: {names:?}");
+}
+
+#[test]
+fn at_the_start_every_problem_of_every_file_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    write(
+        folder.path(),
+        "a.yaml",
+        "name: A\nplugin: relay\nroute: { topics: [] }\n",
+    );
+    write(folder.path(), "b.yaml", &spec("b", "t"));
+    write(folder.path(), "c.yaml", &spec("b", "t"));
+    let mut source = FileSource::new(folder.path(), NO_RESCAN, Environment::default());
+    let problems = source.snapshot().unwrap_err();
+    assert_eq!(problems.len(), 4, "{problems}");
+    let mut missing = FileSource::new(
+        folder.path().join("none"),
+        NO_RESCAN,
+        Environment::default(),
+    );
+    assert!(
+        missing
+            .snapshot()
+            .unwrap_err()
+            .to_string()
+            .contains("cannot be read")
+    );
+}
+
+#[test]
+fn one_pool_with_two_bounds_is_a_conflict() {
+    let folder = TempDir::new().unwrap();
+    write(
+        folder.path(),
+        "a.yaml",
+        &format!("{}pool: small\nworkers: 2\n", spec("a", "t")),
+    );
+    write(
+        folder.path(),
+        "b.yaml",
+        &format!("{}pool: small\nworkers: 3\n", spec("b", "t")),
+    );
+    let mut source = FileSource::new(folder.path(), NO_RESCAN, Environment::default());
+    let text = source.snapshot().unwrap_err().to_string();
+    assert!(
+        text.contains("b.yaml:5:7: pool: `small` is shared with `a`"),
+        "{text}"
+    );
+    assert!(text.contains("other `workers`"), "{text}");
+}
+
+impl Watched {
+    /// `now` if it fits, else the first later snapshot that does.
+    fn until_or(&mut self, now: Arc<Snapshot>, fits: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        if fits(&now) {
+            now
+        } else {
+            self.until("the whole state", fits)
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The flow by example: scripted pools and producer, one situation a test. The simulator covers the rest.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sluicegate_config::spec::{Predicate, Route, TopicPattern};
+use sluicegate_runtime::{RawOutcome, outcome_code};
+
+use super::handler::{HandlerSettings, OnFailure, Order};
+use super::{Flow, FlowSettings};
+use crate::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
+use crate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use crate::routing::RoutingIndex;
+use crate::settlement::RetryPolicy;
+use crate::source::{Delivery, Lease, Slot, TopicPartition};
+
+#[derive(Default)]
+struct ScriptedPool {
+    taken: Mutex<Vec<Box<Batch>>>,
+    full: std::sync::atomic::AtomicBool,
+}
+
+impl WorkerPool for ScriptedPool {
+    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        if self.full.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(batch);
+        }
+        self.taken.lock().unwrap().push(batch);
+        Ok(())
+    }
+
+    fn workers(&self) -> u32 {
+        2
+    }
+
+    fn state(&self) -> PoolState {
+        PoolState::Active
+    }
+}
+
+#[derive(Default)]
+struct ScriptedEmitter {
+    sent: Mutex<Vec<(String, Arc<EmitGroup>)>>,
+}
+
+impl Emitter for ScriptedEmitter {
+    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
+        self.sent
+            .lock()
+            .unwrap()
+            .push((record.topic.to_owned(), group.clone()));
+        Ok(())
+    }
+}
+
+struct Bench {
+    flow: Flow,
+    inbox: Arc<Inbox>,
+    emitter: Arc<ScriptedEmitter>,
+    pools: Vec<Arc<ScriptedPool>>,
+    slot: Slot,
+}
+
+fn at() -> TopicPartition {
+    TopicPartition {
+        topic: "t".into(),
+        partition: 0,
+    }
+}
+
+impl Bench {
+    fn new(handlers: usize) -> Self {
+        let inbox = Arc::new(Inbox::new());
+        let emitter = Arc::new(ScriptedEmitter::default());
+        let settings = FlowSettings {
+            max_uncommitted: 100,
+            budget_bytes: 1 << 20,
+            stall_timeout_ms: 1_000,
+            commit_interval_ms: 1_000,
+            group: "g".into(),
+            seed: 1,
+        };
+        let mut flow = Flow::new(settings, emitter.clone(), inbox.clone());
+        let pools: Vec<Arc<ScriptedPool>> = (0..handlers).map(|_| Arc::default()).collect();
+        let route = Route {
+            topics: vec![TopicPattern::Exact("t".into())],
+            when: Predicate::always(),
+        };
+        let ixs = (0..handlers as u32).map(HandlerIx);
+        let index =
+            RoutingIndex::compile(1, ixs.clone().map(|ix| (ix, route.clone())).collect()).unwrap();
+        let settings = ixs
+            .zip(&pools)
+            .map(|(ix, pool)| (ix, handler(ix, pool.clone())))
+            .collect();
+        flow.apply(index, settings);
+        let slot = flow.assign(at(), 0, Vec::new());
+        Self {
+            flow,
+            inbox,
+            emitter,
+            pools,
+            slot,
+        }
+    }
+
+    fn deliver(&mut self, offsets: std::ops::Range<i64>, key: impl Fn(i64) -> Option<String>) {
+        for offset in offsets {
+            let lease = Lease::owned(key(offset).as_deref().map(str::as_bytes), Some(b"v"), &[]);
+            self.flow.deliver(Delivery {
+                slot: self.slot,
+                offset,
+                timestamp_ms: 0,
+                lease,
+            });
+        }
+        self.flow.dispatch();
+    }
+
+    /// Finishes everything that pool `pool` has, record by record; gives the offsets that it ran.
+    fn finish(&mut self, pool: usize, outcome: impl Fn(i64) -> u16) -> Vec<i64> {
+        let mut ran = Vec::new();
+        for mut batch in std::mem::take(&mut *self.pools[pool].taken.lock().unwrap()) {
+            let code = |offset| RawOutcome {
+                code: outcome(offset),
+                ..RawOutcome::default()
+            };
+            batch.outcomes = batch
+                .records
+                .iter()
+                .map(|record| code(record.offset))
+                .collect();
+            let not_run = outcome_code::NOT_RUN;
+            ran.extend(
+                batch
+                    .records
+                    .iter()
+                    .map(|record| record.offset)
+                    .filter(|offset| outcome(*offset) != not_run),
+            );
+            self.flow.receive(PumpMessage::Finished(batch));
+        }
+        self.flow.dispatch();
+        ran
+    }
+
+    fn answer_producer(&mut self) -> Vec<String> {
+        let sent = std::mem::take(&mut *self.emitter.sent.lock().unwrap());
+        let topics = sent.iter().map(|(topic, _)| topic.clone()).collect();
+        for (_, group) in sent {
+            group.answered(None);
+        }
+        let mut messages = Vec::new();
+        self.inbox.take(&mut messages);
+        for message in messages {
+            self.flow.receive(message);
+        }
+        self.flow.dispatch();
+        topics
+    }
+
+    fn frontier(&self) -> i64 {
+        self.flow.assignment(self.slot).ledger.frontier()
+    }
+}
+
+fn handler(ix: HandlerIx, pool: Arc<ScriptedPool>) -> HandlerSettings {
+    HandlerSettings {
+        name: format!("h{}", ix.0).into(),
+        version: "1.0.0".into(),
+        generation: 1,
+        pool: Some(pool),
+        gate_open: true,
+        order: Order::Key,
+        retry: RetryPolicy {
+            max_attempts: 2,
+            delay: Duration::from_millis(100),
+            multiplier: 1.0,
+            max_delay: Duration::from_millis(100),
+            jitter: 0.0,
+        },
+        dead_letter_topic: "{topic}.dlt".into(),
+        on_failure: OnFailure::Hold,
+        max_in_flight_records: 1_000,
+        max_in_flight_bytes: 1 << 20,
+        keeps_key_state: false,
+        takes_batches: false,
+    }
+}
+
+const ACK: u16 = outcome_code::ACK;
+
+#[test]
+fn a_record_settles_when_every_handler_has_settled_it() {
+    let mut bench = Bench::new(2);
+    bench.deliver(0..10, |_| None);
+    assert_eq!(bench.finish(0, |_| ACK).len(), 10);
+    assert_eq!(bench.frontier(), 0);
+    assert_eq!(bench.finish(1, |_| ACK).len(), 10);
+    assert_eq!(bench.frontier(), 10);
+    assert_eq!((bench.flow.charged(), bench.flow.held_records()), (0, 0));
+    bench.flow.tick(2_000);
+    let commits = bench.flow.commits_due();
+    assert_eq!(
+        (
+            commits.len(),
+            commits[0].offset,
+            commits[0].metadata.as_str()
+        ),
+        (1, 10, "")
+    );
+}
+
+#[test]
+fn a_retry_holds_its_lane_and_nothing_else_and_ends_in_a_dead_letter() {
+    let mut bench = Bench::new(1);
+    // Offsets 0 and 4 share a key; a fails always.
+    let key = |offset| {
+        Some(if offset % 4 == 0 {
+            "a".to_owned()
+        } else {
+            format!("k{offset}")
+        })
+    };
+    bench.deliver(0..6, key);
+    let script = |offset| match offset {
+        0 => outcome_code::RETRY,
+        4 => outcome_code::NOT_RUN,
+        _ => ACK,
+    };
+    assert_eq!(bench.finish(0, script), vec![0, 1, 2, 3, 5]);
+    assert_eq!(bench.frontier(), 0);
+    bench.deliver(6..9, key);
+    assert_eq!(
+        bench.finish(0, |_| ACK),
+        vec![6, 7],
+        "8 waits behind 4, which waits behind 0"
+    );
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| outcome_code::RETRY), vec![0]);
+    assert_eq!(
+        bench.frontier(),
+        0,
+        "not before the dead letter is acknowledged"
+    );
+    assert_eq!(bench.answer_producer(), vec!["t.dlt"]);
+    assert_eq!(bench.frontier(), 4);
+    assert_eq!(bench.finish(0, |_| ACK), vec![4, 8]);
+    assert_eq!(bench.frontier(), 9);
+    assert_eq!(bench.flow.held_records(), 0);
+}
+
+#[test]
+fn a_refused_batch_goes_out_when_the_pool_is_free() {
+    let mut bench = Bench::new(1);
+    bench.pools[0]
+        .full
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    bench.deliver(0..50, |offset| Some(offset.to_string()));
+    assert!(bench.pools[0].taken.lock().unwrap().is_empty());
+    bench.pools[0]
+        .full
+        .store(false, std::sync::atomic::Ordering::Relaxed);
+    bench.flow.receive(PumpMessage::PoolFree);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK).len(), 50);
+    assert_eq!(bench.frontier(), 50);
+}
+
+#[test]
+fn a_call_that_hangs_costs_only_the_record_it_hangs_on() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..5, |offset| Some(offset.to_string()));
+    let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    let completed = vec![
+        RawOutcome {
+            code: ACK,
+            ..RawOutcome::default()
+        };
+        2
+    ];
+    bench.flow.receive(PumpMessage::Overrun {
+        flight: hung.flight,
+        completed,
+    });
+    bench.flow.dispatch();
+    assert_eq!(bench.frontier(), 2);
+    assert_eq!(bench.finish(0, |_| ACK), vec![3, 4]);
+    bench.flow.tick(100);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK), vec![2]);
+    assert_eq!(bench.frontier(), 5);
+    assert!(
+        bench.flow.held_records() > 0,
+        "the hung call still points to its records"
+    );
+    bench.flow.receive(PumpMessage::Finished(hung));
+    assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
+    assert_eq!(bench.frontier(), 5, "its late outcomes change nothing");
+}
+
+#[test]
+fn dispatch_stops_at_max_uncommitted_and_goes_on_after_a_commit() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..150, |offset| Some(offset.to_string()));
+    assert_eq!(bench.finish(0, |_| ACK).len(), 100);
+    let commits = bench.flow.commits_due();
+    assert_eq!(commits[0].offset, 100, "due at once: the bound presses");
+    let result = crate::source::CommitResult {
+        at: at(),
+        offset: 100,
+        error: None,
+    };
+    bench.flow.committed(&[result], None);
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK).len(), 50);
+}
+
+#[test]
+fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
+    let mut bench = Bench::new(2);
+    bench.deliver(0..10, |_| Some("k".to_owned()));
+    assert_eq!(
+        bench.finish(0, |offset| if offset < 3 {
+            ACK
+        } else {
+            outcome_code::NOT_RUN
+        }),
+        vec![0, 1, 2]
+    );
+    bench.flow.start_drain(&[bench.slot], 10_000);
+    assert!(!bench.flow.is_drained(&[bench.slot]));
+    bench.finish(0, |_| ACK);
+    bench.finish(1, |_| ACK);
+    bench.finish(0, |_| ACK);
+    assert!(bench.flow.is_drained(&[bench.slot]));
+    let last = bench.flow.last_commits(&[bench.slot]);
+    assert_eq!(
+        last[0].offset, 10,
+        "all were in flight in one handler or the other"
+    );
+    bench.flow.release(&[bench.slot]);
+    assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
+}
+
+#[test]
+fn nothing_settles_after_a_release() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |_| None);
+    let late = bench.pools[0].taken.lock().unwrap().pop().unwrap();
+    bench.flow.release(&[bench.slot]);
+    let again = bench.flow.assign(at(), 0, Vec::new());
+    bench.pools[0].taken.lock().unwrap().push(late);
+    bench.finish(0, |_| ACK);
+    assert_eq!(bench.flow.assignment(again).ledger.frontier(), 0);
+    assert_eq!(bench.flow.held_records(), 0);
+}

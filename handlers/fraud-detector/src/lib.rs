@@ -1,0 +1,171 @@
+//! The `fraud-detector` handler: tells values that are far from a key's usual ones.
+
+mod statistics;
+
+use std::collections::HashMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluicegate_sdk::json::as_number;
+use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setup};
+
+use statistics::{Keys, Statistics};
+
+/// Config of `fraud-detector`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where alerts go.
+    pub topic: String,
+    /// The numeric field that is watched; dots lead into objects (`payment.amount`).
+    pub field: String,
+    /// A value more than this many standard deviations from the mean of its key is told.
+    pub threshold: f64,
+    /// How many records of a key are seen before any is told.
+    pub warm_up: u64,
+    /// How many keys a worker remembers at least, for each partition; the ones unused for longest are forgotten.
+    pub max_keys: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            topic: "fraud-alerts".into(),
+            field: "amount".into(),
+            threshold: 3.0,
+            warm_up: 30,
+            max_keys: 100_000,
+        }
+    }
+}
+
+/// An alert, as JSON.
+#[derive(Debug, Serialize)]
+struct Alert<'a> {
+    key: String,
+    field: &'a str,
+    value: f64,
+    mean: f64,
+    standard_deviation: f64,
+    /// `null` when all values so far were the same.
+    deviations: Option<f64>,
+    records: u64,
+    source: String,
+}
+
+/// Watches the values of each key.
+///
+/// A record that comes again (after a retry) is judged by what was known before it came first, and counts once.
+#[derive(Debug)]
+pub struct FraudDetector {
+    config: Config,
+    /// By topic and partition, so that a partition's keys go when it goes.
+    partitions: HashMap<(String, i32), Keys>,
+}
+
+impl Handler for FraudDetector {
+    type Config = Config;
+    const KEEPS_KEY_STATE: bool = true;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        let refuse = |text: &str| Err(HandlerError::terminal(text));
+        if config.topic.is_empty() || config.field.is_empty() {
+            return refuse("`topic` and `field` cannot be empty");
+        }
+        if !config.threshold.is_finite() || config.threshold <= 0.0 {
+            return refuse("`threshold` wants a number above 0");
+        }
+        if config.warm_up < 2 {
+            return refuse("`warm_up` wants 2 or more: one record has no deviation");
+        }
+        if config.max_keys == 0 {
+            return refuse("`max_keys` wants 1 or more");
+        }
+        Ok(Self {
+            config,
+            partitions: HashMap::new(),
+        })
+    }
+
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        self.watch(record, ctx).into()
+    }
+
+    fn revoked(&mut self, topic: &str, partition: i32, _epoch: u32) {
+        self.partitions.remove(&(topic.to_string(), partition));
+    }
+}
+
+impl FraudDetector {
+    fn watch(
+        &mut self,
+        record: &Record<'_>,
+        ctx: &mut Context<'_>,
+    ) -> Result<Outcome, HandlerError> {
+        let Some(key) = record.key() else {
+            return Ok(Outcome::drop("it has no key"));
+        };
+        let json: Value = record.json()?;
+        let field = self
+            .config
+            .field
+            .split('.')
+            .try_fold(&json, |object, name| object.get(name));
+        let Some(value) = field.and_then(as_number) else {
+            return Ok(Outcome::drop(format!(
+                "it has no number in `{}`",
+                self.config.field
+            )));
+        };
+        let max_keys = self.config.max_keys;
+        // Looked up by a borrowed pair there would be no allocation; a handler that parses JSON does not notice this one.
+        let keys = self
+            .partitions
+            .entry((record.topic().to_string(), record.partition()))
+            .or_insert_with(|| Keys::new(max_keys));
+        let known = keys.see(key, record.offset(), value);
+        if let Some(alert) = self.judge(&known, key, value, record) {
+            let text = serde_json::to_vec(&alert).map_err(HandlerError::terminal)?;
+            ctx.emit(&Emit::to(&self.config.topic).key(key).value(&text));
+            ctx.counter("alerts", 1);
+        }
+        Ok(Outcome::Ack)
+    }
+
+    fn judge(
+        &self,
+        known: &Statistics,
+        key: &[u8],
+        value: f64,
+        record: &Record<'_>,
+    ) -> Option<Alert<'_>> {
+        if known.count() < self.config.warm_up {
+            return None;
+        }
+        let (mean, deviation) = (known.mean(), known.standard_deviation());
+        let distance = (value - mean).abs();
+        if distance <= self.config.threshold * deviation {
+            return None;
+        }
+        Some(Alert {
+            key: String::from_utf8_lossy(key).into_owned(),
+            field: &self.config.field,
+            value,
+            mean,
+            standard_deviation: deviation,
+            deviations: (deviation > 0.0).then(|| distance / deviation),
+            records: known.count(),
+            source: format!(
+                "{}/{}/{}",
+                record.topic(),
+                record.partition(),
+                record.offset()
+            ),
+        })
+    }
+}
+
+sluicegate_sdk::export_handler! {
+    "fraud-detector" => FraudDetector,
+}
