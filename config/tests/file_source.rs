@@ -1,4 +1,5 @@
 //! The folder source on real folders: changes, deletions, bad files, bursts, gates, outages. Every wait has a deadline.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,13 +1,13 @@
 //! Checks a node tree against a table: unknown names, missing fields, wrong types and bounds, all of them at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::quantity::{parse_duration, parse_size};
 use super::suggest::did_you_mean;
 use super::table::{Field, Kind, Need, Object, TextRule, Word};
-use super::{Entry, Node, Place, Plain, Scalar, Value, join};
+use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain};
 use crate::problem::{Problem, Problems};
 
 /// Collects what is wrong with one document.
@@ -15,6 +15,8 @@ pub(crate) struct Checker<'a> {
     file: Option<&'a Path>,
     root: &'static Object,
     problems: Problems,
+    /// Paths of values whose references could not be resolved: there is nothing to check.
+    unresolved: BTreeSet<String>,
 }
 
 /// A map that was checked against its table: a value for every field that is given or has a default.
@@ -31,13 +33,20 @@ struct Held {
     value: Checked,
 }
 
+/// One entry of a list of texts.
+pub(crate) struct ListedText {
+    pub(crate) text: String,
+    pub(crate) place: Place,
+    pub(crate) path: String,
+}
+
 enum Checked {
     Flag(bool),
     Count(u64),
     Number(f64),
     Text(String),
     Duration(Duration),
-    Texts(Vec<(String, Place)>),
+    Texts(Vec<ListedText>),
     Object(Section),
     Custom(Node),
 }
@@ -49,6 +58,7 @@ impl<'a> Checker<'a> {
             file,
             root,
             problems: Problems::new(),
+            unresolved: BTreeSet::new(),
         }
     }
 
@@ -71,6 +81,12 @@ impl<'a> Checker<'a> {
             path: path.to_owned(),
             message,
         });
+    }
+
+    /// Adds the problem of a reference; its value is not checked any further.
+    pub(crate) fn report_unresolved(&mut self, place: &Place, path: &str, message: String) {
+        self.report(place, path, message);
+        self.unresolved.insert(path.to_owned());
     }
 
     /// Checks `node` against `object`.
@@ -155,44 +171,38 @@ impl<'a> Checker<'a> {
     }
 
     fn value(&mut self, node: &Node, field: &'static Field, path: &str) -> Option<Checked> {
+        if self.unresolved.contains(path) {
+            return None;
+        }
         match &field.kind {
             Kind::Object(object) => return Some(Checked::Object(self.section(node, object, path))),
             Kind::Custom { .. } => return Some(Checked::Custom(node.clone())),
             Kind::Texts { rule, min, max } => return self.texts(node, rule, (*min, *max), path),
             _ => {}
         }
-        let Value::Scalar(scalar) = &node.value else {
-            self.refuse(node, &field.kind.wants(), path);
-            return None;
+        let result = match &node.value {
+            Value::Scalar(scalar) => scalar_value(scalar, &field.kind),
+            _ => Err(None),
         };
-        match scalar_value(scalar, &field.kind) {
-            Ok(value) => Some(value),
+        match result {
+            Ok(value) => return Some(value),
+            Err(Some(message)) => self.report(&node.place, path, message),
             Err(None) => {
-                self.refuse(node, &field.kind.wants(), path);
-                None
-            }
-            Err(Some(message)) => {
+                let hint = type_hint(node, field);
+                let message = format!(
+                    "wants {}, found {}{hint}",
+                    field.kind.wants(),
+                    node.describe()
+                );
                 self.report(&node.place, path, message);
-                None
             }
         }
+        None
     }
 
     /// Reports that `node` is not what is wanted.
     pub(crate) fn refuse(&mut self, node: &Node, wanted: &str, path: &str) {
-        let hint = if node.is_null() {
-            " (leave the key out for its default)"
-        } else {
-            match &node.value {
-                Value::Scalar(scalar)
-                    if wanted.starts_with("a text") && scalar.plain() != Plain::Text =>
-                {
-                    "; quote it to make it a text"
-                }
-                _ => "",
-            }
-        };
-        let message = format!("wants {wanted}, found {}{hint}", node.describe());
+        let message = format!("wants {wanted}, found {}", node.describe());
         self.report(&node.place, path, message);
     }
 
@@ -221,7 +231,11 @@ impl<'a> Checker<'a> {
             let path = format!("{path}[{index}]");
             match &item.value {
                 Value::Scalar(scalar) => match text(scalar, rule) {
-                    Ok(text) => texts.push((text, item.place.clone())),
+                    Ok(text) => texts.push(ListedText {
+                        text,
+                        place: item.place.clone(),
+                        path,
+                    }),
                     Err(Some(message)) => self.report(&item.place, &path, message),
                     Err(None) => self.refuse(item, "a text", &path),
                 },
@@ -234,6 +248,25 @@ impl<'a> Checker<'a> {
 
 fn shown(scalar: &Scalar) -> &str {
     scalar.reference.as_deref().unwrap_or(&scalar.text)
+}
+
+/// What to do about a value of another type.
+fn type_hint(node: &Node, field: &Field) -> &'static str {
+    let Value::Scalar(scalar) = &node.value else {
+        return "";
+    };
+    match (&field.kind, scalar.style) {
+        _ if node.is_null() && matches!(field.need, Need::Default(_)) => {
+            " (leave the key out for its default)"
+        }
+        (Kind::Text(_), Style::Plain) if !node.is_null() => "; quote it to make it a text",
+        (Kind::Flag | Kind::Count { .. } | Kind::Number { .. }, Style::Quoted)
+            if read_plain(&scalar.text) != Plain::Text =>
+        {
+            "; write it without quotes"
+        }
+        _ => "",
+    }
 }
 
 /// A default as if it stood in the text.
@@ -249,7 +282,7 @@ fn default_node(text: &str, place: &Place) -> Node {
 
 /// The value; an error without a message is a wrong type.
 fn scalar_value(scalar: &Scalar, kind: &Kind) -> Result<Checked, Option<String>> {
-    let outside = |reason: String| Some(format!("{}: {reason}", scalar.describe()));
+    let outside = |reason: String| Some(format!("{} does not fit: {reason}", scalar.describe()));
     match kind {
         Kind::Flag => match scalar.plain() {
             Plain::Flag(flag) => Ok(Checked::Flag(flag)),
@@ -315,7 +348,8 @@ fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
         None if rule.numbers && number => &scalar.text,
         None => return Err(None),
     };
-    (rule.check)(text).map_err(|reason| Some(format!("{}: {reason}", scalar.describe())))?;
+    (rule.check)(text)
+        .map_err(|reason| Some(format!("{} does not fit: {reason}", scalar.describe())))?;
     Ok(text.to_owned())
 }
 
@@ -379,7 +413,7 @@ impl Section {
         T::of(self.text(name)?)
     }
 
-    pub(crate) fn texts(&self, name: &str) -> &[(String, Place)] {
+    pub(crate) fn texts(&self, name: &str) -> &[ListedText] {
         match self.held(name) {
             Some(Checked::Texts(texts)) => texts,
             _ => &[],

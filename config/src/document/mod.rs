@@ -132,7 +132,7 @@ impl Scalar {
     }
 }
 
-fn read_plain(text: &str) -> Plain {
+pub(crate) fn read_plain(text: &str) -> Plain {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Plain::Null,
         "true" | "True" | "TRUE" => Plain::Flag(true),

@@ -15,8 +15,6 @@ const MAX_DEPTH: usize = 64;
 /// Most nodes, with aliases expanded.
 const MAX_NODES: usize = 50_000;
 
-const SYNTAX_HINT: &str = "a text with : # [ ] { } or , in it needs quotes";
-
 /// Reads a file as text.
 pub(crate) fn read_text(file: &Path) -> Result<String, Problems> {
     let whole = |message: String| Problems::of_file(Some(file), message);
@@ -133,8 +131,17 @@ impl<'a> Builder<'a> {
         while let Some(next) = parser.next_event() {
             let (event, span) = next.map_err(|error| {
                 let place = self.place(&Span::empty(*error.marker()));
-                let message = format!("is no valid YAML here: {}; {SYNTAX_HINT}", error.info());
-                self.problem(&place, message)
+                let hint = if error.info().contains("tab") {
+                    "; indent with spaces"
+                } else if error.info().contains("expect") {
+                    "; a text with : # [ ] { } or , in it needs quotes"
+                } else {
+                    ""
+                };
+                self.problem(
+                    &place,
+                    format!("is no valid YAML here: {}{hint}", error.info()),
+                )
             })?;
             if matches!(event, Event::StreamEnd) {
                 break;
@@ -205,7 +212,8 @@ impl<'a> Builder<'a> {
                     "`{}` stands twice in this map, first in line {}; keep one",
                     scalar.text, first.key_place.line
                 );
-                let problem = self.problem(&place, message);
+                let mut problem = self.problem(&place, message);
+                problem.path = super::join(&problem.path, &scalar.text);
                 self.problems.push(problem);
             }
             if let Some(Open::Map { key, .. }) = self.open.last_mut() {

@@ -30,7 +30,7 @@ pub(crate) fn resolve(
                         scalar.style = Style::Untyped;
                     }
                 }
-                Err(reason) => checker.report(&node.place, path, reason),
+                Err(reason) => checker.report_unresolved(&node.place, path, reason),
             }
         }
         Value::Scalar(_) => {}

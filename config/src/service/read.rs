@@ -96,7 +96,7 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
             trusted_keys: plugins
                 .texts("trusted_keys")
                 .iter()
-                .map(|(key, _)| key.clone())
+                .map(|listed| listed.text.clone())
                 .collect(),
             allow_unsigned: plugins.flag("allow_unsigned"),
         },

@@ -194,7 +194,7 @@ impl Reader<'_, '_> {
             .iter()
             .filter(|entry| TESTS.contains(&entry.key.as_str()))
             .collect();
-        self.need_test(&given, &TESTS, node, path)?;
+        self.need_test(&given, &TESTS, node, entries, path)?;
         let read: Vec<Option<Test>> = given
             .iter()
             .map(|entry| self.test(entry, &join(path, &entry.key)))
@@ -213,14 +213,18 @@ impl Reader<'_, '_> {
         given: &[&Entry],
         known: &[&str],
         node: &Node,
+        entries: &[Entry],
         path: &str,
     ) -> Option<()> {
-        if given.is_empty() {
+        if !given.is_empty() {
+            return Some(());
+        }
+        // Where there is more than the subject, that was refused with the nearest test's name.
+        if entries.len() == 1 {
             let message = format!("has no test; add one of {}", known.join(", "));
             self.checker.report(&node.place, path, message);
-            return None;
         }
-        Some(())
+        None
     }
 
     fn test(&mut self, entry: &Entry, path: &str) -> Option<Test> {
@@ -250,7 +254,7 @@ impl Reader<'_, '_> {
             .iter()
             .filter(|entry| TESTS.contains(&entry.key.as_str()))
             .collect();
-        self.need_test(&given, &PARTITION_TESTS, node, path)?;
+        self.need_test(&given, &PARTITION_TESTS, node, entries, path)?;
         let read: Vec<Option<PartitionTest>> = given
             .iter()
             .map(|entry| self.partition_test(entry, &join(path, &entry.key)))

@@ -123,11 +123,11 @@ fn config(
 
 fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
     let mut topics: Vec<TopicPattern> = Vec::new();
-    for (index, (text, place)) in route.texts("topics").iter().enumerate() {
-        let pattern = parse_topic(text).ok()?;
+    for listed in route.texts("topics") {
+        let pattern = parse_topic(&listed.text).ok()?;
         if topics.contains(&pattern) {
-            let path = format!("{}[{index}]", route.path_of("topics"));
-            checker.report(place, &path, format!("`{text}` is listed twice; keep one"));
+            let message = format!("`{}` is listed twice; keep one", listed.text);
+            checker.report(&listed.place, &listed.path, message);
         }
         topics.push(pattern);
     }
