@@ -7,6 +7,11 @@
 //!
 //! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`.
 
+pub mod kafka;
+pub mod topics;
+
+pub use kafka::KafkaEmitter;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 

@@ -9,23 +9,23 @@
 //! The order of one turn of the pump: `wait` reads the eventfd first, then `events` and `poll` empty both queues, so
 //! that an event is written again when something comes. `raw` lists the five rules that the comments cite.
 
+mod assign;
+mod fetch;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
-use sluicegate_abi::header_block;
 
-use super::admission::{Admission, Verdict};
+use super::admission::Admission;
 use super::callbacks::{Callbacks, Seen};
 use super::client_config::ClientSettings;
-use super::raw::{Connection, Lease, Message, TopicId, describe, list_entries};
-use super::rebalance::{Answer, Rebalance};
+use super::raw::{Connection, describe, list_entries};
+use super::rebalance::Rebalance;
 use super::wake::WakeUp;
 use super::{
     CommitEntry, CommitResult, Committed, Delivery, Slot, Source, SourceError, SourceEvent,
@@ -159,154 +159,6 @@ impl KafkaSource {
         }
     }
 
-    /// A rebalance without partitions needs nobody's decision.
-    fn answer_empty(&mut self) {
-        if let Err(error) = self.answer_rebalance() {
-            tracing::warn!(%error, "could not answer an empty rebalance");
-        }
-    }
-
-    /// Tells librdkafka what it waits for, once everything is known.
-    fn answer_rebalance(&mut self) -> Result<(), SourceError> {
-        match self.rebalance.answer() {
-            None => return Ok(()),
-            Some(Answer::Assign(partitions)) => self.assign(&partitions)?,
-            Some(Answer::Unassign(partitions)) => {
-                // Whatever librdkafka says, the partitions are gone.
-                self.rebalance.answered();
-                return self.unassign(&partitions);
-            }
-        }
-        self.rebalance.answered();
-        Ok(())
-    }
-
-    /// Rule 1: forward before the assign, at every assign, and put the start offset in the list.
-    fn assign(&self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SourceError> {
-        let connection = self.connection()?;
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for (at, start) in partitions {
-            let offset = match start {
-                StartAt::Earliest => Offset::Beginning,
-                StartAt::Latest => Offset::End,
-                StartAt::Offset(offset) | StartAt::Time(offset) => Offset::Offset(*offset),
-            };
-            list.add_partition_offset(&at.topic, at.partition, offset)
-                .map_err(|error| self.failed("cannot assign", &error))?;
-            if !connection.forward(&at.topic, at.partition) {
-                return Err(SourceError::Retryable(format!("{at} has no queue")));
-            }
-        }
-        let consumer = connection.consumer();
-        match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_assign(&list),
-            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&list),
-        }
-        .map_err(|error| self.failed("cannot assign", &error))
-    }
-
-    fn unassign(&self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
-        let consumer = self.connection()?.consumer();
-        match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_unassign(&list_of(partitions)),
-            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
-        }
-        .map_err(|error| self.failed("cannot unassign", &error))
-    }
-
-    /// The offsets behind `starts`: the doubt guard must know which record is due first (rule 2).
-    fn resolve(&self, starts: &[StartPartition]) -> Result<Vec<i64>, SourceError> {
-        let mut offsets: Vec<Option<i64>> = starts.iter().map(|s| offset_of(s.start)).collect();
-        self.look_up(starts, &mut offsets, |start| match start {
-            StartAt::Earliest => Offset::Beginning,
-            StartAt::Latest => Offset::End,
-            StartAt::Time(time) | StartAt::Offset(time) => Offset::Offset(time),
-        })?;
-        // There is no record at or after that time yet: begin at the end.
-        self.look_up(starts, &mut offsets, |_| Offset::End)?;
-        Ok(offsets
-            .into_iter()
-            .map(|offset| offset.unwrap_or(0))
-            .collect())
-    }
-
-    fn look_up(
-        &self,
-        starts: &[StartPartition],
-        offsets: &mut [Option<i64>],
-        wanted: impl Fn(StartAt) -> Offset,
-    ) -> Result<(), SourceError> {
-        let mut list = TopicPartitionList::new();
-        let open = starts.iter().zip(&*offsets).filter(|(_, o)| o.is_none());
-        for (start, _) in open {
-            list.add_partition_offset(&start.at.topic, start.at.partition, wanted(start.start))
-                .map_err(|error| self.failed("cannot look up offsets", &error))?;
-        }
-        if list.count() == 0 {
-            return Ok(());
-        }
-        let consumer = self.connection()?.consumer();
-        let found = consumer
-            .offsets_for_times(list, self.request_timeout)
-            .map_err(|error| self.failed("cannot look up offsets", &error))?;
-        for entry in list_entries(&found) {
-            let place = starts.iter().position(|start| {
-                *start.at.topic == *entry.topic && start.at.partition == entry.partition
-            });
-            if entry.error_code != 0 {
-                return Err(SourceError::Retryable(format!(
-                    "cannot look up offsets of {}/{}: {}",
-                    entry.topic,
-                    entry.partition,
-                    describe(entry.error_code)
-                )));
-            }
-            if let Some(place) = place
-                && entry.offset >= 0
-            {
-                offsets[place] = Some(entry.offset);
-            }
-        }
-        Ok(())
-    }
-
-    /// Moves an assignment that runs already: by assigning it anew, since a partition whose offset went missing does
-    /// not fetch and cannot be sought.
-    fn reposition(&mut self, slot: Slot, to: i64) -> Result<(), SourceError> {
-        if self.rebalance.is_owed() {
-            return Err(SourceError::Retryable(
-                "cannot move a partition while the group rebalances".into(),
-            ));
-        }
-        let from = StartAt::Offset(to);
-        let consumer = self.connection()?.consumer();
-        let moved: Vec<_> = match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => {
-                let only = self.admission.get(slot).map(|a| (a.at.clone(), from));
-                let only: Vec<_> = only.into_iter().collect();
-                if let Some((at, _)) = only.first() {
-                    self.unassign(std::slice::from_ref(at))?;
-                }
-                only
-            }
-            // An eager assign replaces everything: the others go on where they are.
-            RebalanceProtocol::Eager | RebalanceProtocol::None => self
-                .admission
-                .opened()
-                .map(|(other, a)| {
-                    let goes_on = a.next.map_or(a.start, StartAt::Offset);
-                    (a.at.clone(), if other == slot { from } else { goes_on })
-                })
-                .collect(),
-        };
-        self.assign(&moved)?;
-        if let Some(a) = self.admission.get(slot) {
-            let (at, topic) = (a.at.clone(), a.topic);
-            self.admission.open(slot, at, topic, from, Some(to));
-        }
-        Ok(())
-    }
-
     fn set_paused(&mut self, slot: Slot, paused: bool) {
         let Some(at) = self.admission.get(slot).map(|a| a.at.clone()) else {
             return;
@@ -326,86 +178,6 @@ impl KafkaSource {
         if let Some(admitted) = self.admission.get_mut(slot) {
             admitted.paused = paused;
         }
-    }
-
-    /// Takes one batch; returns how many messages there were.
-    fn take_batch(&mut self, max: usize, out: &mut Vec<Delivery>) -> usize {
-        let Some(connection) = &mut self.connection else {
-            return 0;
-        };
-        let admission = &mut self.admission;
-        let mut seeks: Vec<(Slot, i64)> = Vec::new();
-        let mut failures: Vec<(TopicId, i32, i32, String)> = Vec::new();
-        admission.begin_batch();
-        let taken = connection.take(max, |message| {
-            let (topic, partition) = (message.topic(), message.partition());
-            let code = message.error_code();
-            if code != 0 {
-                if let Some(slot) = admission.slot(topic, partition) {
-                    admission.doubt(slot);
-                }
-                failures.push((topic, partition, code, message.error_text()));
-                return;
-            }
-            match admission.judge(topic, partition, message.offset()) {
-                Verdict::Deliver(slot, check) => out.push(delivery(slot, message, check)),
-                Verdict::Drop => {}
-                Verdict::SeekBack(slot, to) => seeks.push((slot, to)),
-            }
-        });
-        for (topic, partition, code, reason) in failures {
-            self.report(topic, partition, code, reason);
-        }
-        for (slot, to) in seeks {
-            self.seek_back(slot, to);
-        }
-        taken
-    }
-
-    fn seek_back(&mut self, slot: Slot, to: i64) {
-        let (Some(connection), Some(admitted)) = (&self.connection, self.admission.get(slot))
-        else {
-            return;
-        };
-        let at = admitted.at.clone();
-        tracing::debug!(%at, offset = to, "an error entry made a jump doubtful; reading again");
-        let offset = Offset::Offset(to);
-        let sought = connection
-            .consumer()
-            .seek(&at.topic, at.partition, offset, Duration::ZERO);
-        if let Err(error) = sought {
-            // Not believed yet: the next record above makes the next attempt.
-            self.admission.doubt(slot);
-            self.pending.push(SourceEvent::PartitionError {
-                at,
-                reason: format!("cannot read offset {to} again: {error}"),
-            });
-        }
-    }
-
-    fn report(&mut self, topic: TopicId, partition: i32, code: i32, reason: String) {
-        let name = self.connection.as_ref().and_then(|c| c.topic_name(topic));
-        let Some(name) = name else {
-            tracing::warn!(
-                partition,
-                reason,
-                "an error of a partition that is not ours"
-            );
-            return;
-        };
-        let at = TopicPartition {
-            topic: name.into(),
-            partition,
-        };
-        let missing = [
-            RDKafkaErrorCode::AutoOffsetReset as i32,
-            RDKafkaErrorCode::OffsetOutOfRange as i32,
-        ];
-        self.pending.push(if missing.contains(&code) {
-            SourceEvent::OffsetMissing { at, reason }
-        } else {
-            SourceEvent::PartitionError { at, reason }
-        });
     }
 
     fn send_commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
@@ -635,55 +407,6 @@ impl Source for KafkaSource {
 impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.close(Duration::from_secs(5));
-    }
-}
-
-impl Connection<Callbacks> {
-    /// A record that came out of the consumer queue, copied; the same admission holds for it.
-    fn stray(&self, message: &BorrowedMessage<'_>, admission: &mut Admission) -> Option<Delivery> {
-        let (slot, topic) = admission
-            .opened()
-            .find(|(_, a)| *a.at.topic == *message.topic() && a.at.partition == message.partition())
-            .map(|(slot, a)| (slot, a.topic))?;
-        admission.begin_batch();
-        match admission.judge(topic, message.partition(), message.offset()) {
-            Verdict::Deliver(..) => {}
-            Verdict::Drop | Verdict::SeekBack(..) => {
-                // The jump stays in doubt: the queue's next record makes the seek.
-                admission.doubt(slot);
-                return None;
-            }
-        }
-        let mut headers = Vec::new();
-        if let Some(list) = message.headers() {
-            let all: Vec<_> = list.iter().collect();
-            let pairs = all
-                .iter()
-                .map(|header| (header.key.as_bytes(), header.value));
-            header_block::write(&mut headers, pairs);
-        }
-        Some(Delivery {
-            slot,
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
-            lease: Lease::owned(message.key(), message.payload(), &headers),
-        })
-    }
-}
-
-fn delivery(slot: Slot, message: Message, check_headers: bool) -> Delivery {
-    Delivery {
-        slot,
-        offset: message.offset(),
-        timestamp_ms: message.timestamp_ms(),
-        lease: Lease::of(message, check_headers),
-    }
-}
-
-fn offset_of(start: StartAt) -> Option<i64> {
-    match start {
-        StartAt::Offset(offset) => Some(offset),
-        _ => None,
     }
 }
 

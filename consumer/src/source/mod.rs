@@ -9,12 +9,15 @@
 //! (scripted, for tests).
 
 mod admission;
-mod callbacks;
+pub(crate) mod callbacks;
 pub mod client_config;
 pub mod kafka;
+pub mod lease;
 pub mod mock;
-pub mod raw;
+pub(crate) mod raw;
 mod rebalance;
+#[cfg(test)]
+pub(crate) mod testing;
 mod wake;
 
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use std::time::Duration;
 
 pub use client_config::ClientSettings;
 pub use kafka::KafkaSource;
-pub use raw::Lease;
+pub use lease::Lease;
 
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,8 +1,4 @@
-//! A record's bytes and who owns them, and the queue they come from: the one place of the service that touches the
-//! Kafka client's memory.
-//!
-//! A [`Lease`] keeps a fetched record alive. Batches carry plain pointers into it ([`Lease::view`]); the pump holds
-//! the lease until every batch that points into it has come back, also when the worker hangs (G14).
+//! librdkafka's memory and queues: the one place of the service with calls into the C library.
 //!
 //! Numbers in `source` such as "rule 1" are the five rules under which batches from an application queue are sound:
 //! 1 forward before every assign, start offset in the list; 2 after a partition's error entry seek back once instead
@@ -20,8 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::producer::{PARTITION_UA, ProducerContext};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use sluicegate_abi::{RawRecord, header_block, record_flag};
+use sluicegate_abi::header_block;
+
+use crate::emit::{EmitGroup, Outgoing};
 
 thread_local! {
     /// Records of the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -31,129 +31,6 @@ thread_local! {
 
 /// Set once the shim and the public call have disagreed on a record: from then on headers are re-encoded.
 static PUBLIC_HEADERS: AtomicBool = AtomicBool::new(!cfg!(raw_headers));
-
-/// A record's key, value and headers; frees them when dropped.
-#[derive(Debug)]
-pub struct Lease(Bytes);
-
-#[derive(Debug)]
-enum Bytes {
-    Owned(Box<OwnedBytes>),
-    Kafka(Message),
-    /// A client's record whose headers went through the public call.
-    Reencoded(Box<(Message, Box<[u8]>)>),
-}
-
-// A lease is a tag and a pointer: the pump's slab holds one a record.
-const _: () = assert!(size_of::<Lease>() <= 16);
-
-#[derive(Debug, Clone)]
-struct OwnedBytes {
-    key: Option<Box<[u8]>>,
-    value: Option<Box<[u8]>>,
-    headers: Box<[u8]>,
-}
-
-impl Lease {
-    /// A lease on copies of the given bytes. `headers` is a block in Kafka's format, empty for none.
-    pub fn owned(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8]) -> Self {
-        Self(Bytes::Owned(Box::new(OwnedBytes {
-            key: key.map(Into::into),
-            value: value.map(Into::into),
-            headers: headers.into(),
-        })))
-    }
-
-    /// A lease on a fetched record. `check_headers` compares both ways to its headers.
-    pub(super) fn of(message: Message, check_headers: bool) -> Self {
-        if check_headers && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
-            check_header_block(&message);
-        }
-        if PUBLIC_HEADERS.load(Ordering::Relaxed) {
-            let headers = message.public_header_block();
-            if !headers.is_empty() {
-                return Self(Bytes::Reencoded(Box::new((message, headers.into()))));
-            }
-        }
-        Self(Bytes::Kafka(message))
-    }
-
-    /// Key; `None` is null.
-    pub fn key(&self) -> Option<&[u8]> {
-        match &self.0 {
-            Bytes::Owned(bytes) => bytes.key.as_deref(),
-            Bytes::Kafka(message) => message.key(),
-            Bytes::Reencoded(both) => both.0.key(),
-        }
-    }
-
-    /// Value; `None` is a tombstone.
-    pub fn value(&self) -> Option<&[u8]> {
-        match &self.0 {
-            Bytes::Owned(bytes) => bytes.value.as_deref(),
-            Bytes::Kafka(message) => message.value(),
-            Bytes::Reencoded(both) => both.0.value(),
-        }
-    }
-
-    /// Header block in Kafka's format; empty for none. Read it with `sluicegate_abi::header_block::Headers`.
-    pub fn headers(&self) -> &[u8] {
-        match &self.0 {
-            Bytes::Owned(bytes) => &bytes.headers,
-            Bytes::Kafka(message) => message.header_block(),
-            Bytes::Reencoded(both) => &both.1,
-        }
-    }
-
-    /// Whether it still holds memory of the Kafka client (a whole fetch buffer can hang on one record).
-    pub fn pins_client_memory(&self) -> bool {
-        !matches!(&self.0, Bytes::Owned(_))
-    }
-
-    /// Bytes of key, value and headers.
-    pub fn size(&self) -> usize {
-        self.key().map_or(0, <[u8]>::len)
-            + self.value().map_or(0, <[u8]>::len)
-            + self.headers().len()
-    }
-
-    /// A lease on a copy of the bytes, which holds no memory of the Kafka client.
-    pub fn detach(&self) -> Self {
-        Self::owned(self.key(), self.value(), self.headers())
-    }
-
-    /// Pointers to the bytes for a batch. The caller keeps the lease until the batch is back. `with_headers` says
-    /// whether the reader wants the header block; without, it is left empty.
-    pub fn view(&self, with_headers: bool) -> RawRecord {
-        let key = self.key();
-        let value = self.value();
-        let headers = if with_headers { self.headers() } else { &[] };
-        let mut flags = 0;
-        if key.is_none() {
-            flags |= record_flag::KEY_NULL;
-        }
-        if value.is_none() {
-            flags |= record_flag::VALUE_NULL;
-        }
-        RawRecord {
-            topic: std::ptr::null(),
-            key: key.map_or(std::ptr::null(), <[u8]>::as_ptr),
-            value: value.map_or(std::ptr::null(), <[u8]>::as_ptr),
-            headers: headers.as_ptr(),
-            topic_len: 0,
-            key_len: key.map_or(0, |k| k.len() as u32),
-            value_len: value.map_or(0, |v| v.len() as u32),
-            headers_len: headers.len() as u32,
-            offset: 0,
-            timestamp_ms: 0,
-            lane: 0,
-            partition: 0,
-            epoch: 0,
-            attempt: 1,
-            flags,
-        }
-    }
-}
 
 /// Identity of a topic inside one client; it stays the same while a [`Connection`] knows the topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +89,7 @@ impl Message {
         unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), std::ptr::null_mut()) }
     }
 
-    fn key(&self) -> Option<&[u8]> {
+    pub(super) fn key(&self) -> Option<&[u8]> {
         // SAFETY: the message is alive; pointer and length describe its key, null for a null key.
         unsafe {
             let message = self.0.as_ptr();
@@ -220,7 +97,7 @@ impl Message {
         }
     }
 
-    fn value(&self) -> Option<&[u8]> {
+    pub(super) fn value(&self) -> Option<&[u8]> {
         // SAFETY: the message is alive; pointer and length describe its value, null for a null value.
         unsafe {
             let message = self.0.as_ptr();
@@ -229,7 +106,7 @@ impl Message {
     }
 
     /// The header block in place, or nothing where the shim is not built.
-    fn header_block(&self) -> &[u8] {
+    pub(super) fn header_block(&self) -> &[u8] {
         #[cfg(raw_headers)]
         {
             let mut block = std::ptr::null();
@@ -243,8 +120,27 @@ impl Message {
         &[]
     }
 
+    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; on the first
+    /// difference the public call is used for good.
+    pub(super) fn headers_are_in_place(&self, check: bool) -> bool {
+        if check && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
+            #[cfg(raw_headers)]
+            let fits = sluicegate_headers_shim_fits() != 0;
+            #[cfg(not(raw_headers))]
+            let fits = false;
+            if !(fits && self.header_block() == self.public_header_block()) {
+                tracing::warn!(
+                    offset = self.offset(),
+                    "record headers cannot be read in place with this librdkafka; reading them the slow way"
+                );
+                PUBLIC_HEADERS.store(true, Ordering::Relaxed);
+            }
+        }
+        !PUBLIC_HEADERS.load(Ordering::Relaxed)
+    }
+
     /// The header block, encoded from what librdkafka's public call gives.
-    fn public_header_block(&self) -> Vec<u8> {
+    pub(super) fn public_header_block(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut headers = std::ptr::null_mut();
         // SAFETY: the message is alive; the list belongs to it and is only read; names are C strings.
@@ -281,21 +177,6 @@ unsafe fn bytes<'a>(data: *mut c_void, len: usize) -> Option<&'a [u8]> {
     let data = NonNull::new(data.cast::<u8>())?;
     // SAFETY: as the caller promises.
     Some(unsafe { std::slice::from_raw_parts(data.as_ptr(), len) })
-}
-
-/// Compares the block in place with the public call; on the first difference the public call is used for good.
-fn check_header_block(message: &Message) {
-    #[cfg(raw_headers)]
-    let fits = sluicegate_headers_shim_fits() != 0;
-    #[cfg(not(raw_headers))]
-    let fits = false;
-    if !(fits && message.header_block() == message.public_header_block()) {
-        tracing::warn!(
-            offset = message.offset(),
-            "record headers cannot be read in place with this librdkafka; reading them the slow way"
-        );
-        PUBLIC_HEADERS.store(true, Ordering::Relaxed);
-    }
 }
 
 /// librdkafka's words for an error code.
@@ -538,6 +419,89 @@ impl<C: ConsumerContext> Drop for Connection<C> {
         }
         // SAFETY: dropped once; nothing uses `self` after this.
         unsafe { ManuallyDrop::drop(&mut self.consumer) }
+    }
+}
+
+/// Queues a record with a producer whose delivery opaque is the group; librdkafka copies the bytes. Header names and
+/// values go through as they are, text or not (G7).
+///
+/// # Errors
+/// librdkafka's code; the group is then not told anything.
+pub(crate) fn produce<C>(
+    client: &Client<C>,
+    record: &Outgoing<'_>,
+    group: &Arc<EmitGroup>,
+) -> Result<(), RDKafkaErrorCode>
+where
+    C: ProducerContext<DeliveryOpaque = Arc<EmitGroup>>,
+{
+    let topic = CString::new(record.topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+    let (key, key_len) = parts(record.key);
+    let (value, value_len) = parts(record.value);
+    let group = Arc::into_raw(Arc::clone(group));
+    // SAFETY: the client is alive; all pointers are valid for the call, which copies key and value (F_COPY); on success
+    // it owns the headers, and the group comes back once, to the context's `delivery`; on failure both are still ours.
+    unsafe {
+        let headers = native_headers(record.headers);
+        let error = sys::rd_kafka_producev(
+            client.native_ptr(),
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TOPIC,
+            topic.as_ptr(),
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_PARTITION,
+            record.partition.unwrap_or(PARTITION_UA),
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_MSGFLAGS,
+            sys::RD_KAFKA_MSG_F_COPY,
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_KEY,
+            key,
+            key_len,
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_VALUE,
+            value,
+            value_len,
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
+            record.timestamp_ms.unwrap_or(0),
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
+            group.cast::<c_void>().cast_mut(),
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
+            headers,
+            sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
+        );
+        if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(());
+        }
+        drop(Arc::from_raw(group));
+        if !headers.is_null() {
+            sys::rd_kafka_headers_destroy(headers);
+        }
+        Err(error.into())
+    }
+}
+
+/// Pointer and length as librdkafka wants them: null for null.
+fn parts(bytes: Option<&[u8]>) -> (*const c_void, usize) {
+    bytes.map_or((std::ptr::null(), 0), |bytes| {
+        (bytes.as_ptr().cast(), bytes.len())
+    })
+}
+
+/// A header list of librdkafka's with the headers of a block; null for none.
+fn native_headers(block: &[u8]) -> *mut sys::rd_kafka_headers_t {
+    if block.is_empty() {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: the list is fresh; names and values are copied into it.
+    unsafe {
+        let list = sys::rd_kafka_headers_new(8);
+        for (name, value) in header_block::Headers::new(block) {
+            let (value, len) = parts(value);
+            sys::rd_kafka_header_add(
+                list,
+                name.as_ptr().cast(),
+                name.len() as isize,
+                value,
+                len as isize,
+            );
+        }
+        list
     }
 }
 

@@ -1,0 +1,137 @@
+//! A record's bytes and who owns them.
+//!
+//! A [`Lease`] keeps a fetched record alive. Batches carry plain pointers into it ([`Lease::view`]); the pump holds
+//! the lease until every batch that points into it has come back, also when the worker hangs (G14).
+
+use sluicegate_abi::{RawRecord, record_flag};
+
+use super::raw::Message;
+
+/// A record's key, value and headers; frees them when dropped.
+#[derive(Debug)]
+pub struct Lease(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    Owned(Box<OwnedBytes>),
+    Kafka(Message),
+    /// A client's record whose headers went through the public call.
+    Reencoded(Box<(Message, Box<[u8]>)>),
+}
+
+// A lease is a tag and a pointer: the pump's slab holds one a record.
+const _: () = assert!(size_of::<Lease>() <= 16);
+
+#[derive(Debug, Clone)]
+struct OwnedBytes {
+    key: Option<Box<[u8]>>,
+    value: Option<Box<[u8]>>,
+    headers: Box<[u8]>,
+}
+
+impl Lease {
+    /// A lease on copies of the given bytes. `headers` is a block in Kafka's format, empty for none.
+    pub fn owned(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8]) -> Self {
+        Self(Bytes::Owned(Box::new(OwnedBytes {
+            key: key.map(Into::into),
+            value: value.map(Into::into),
+            headers: headers.into(),
+        })))
+    }
+
+    /// A lease on a fetched record. `check_headers` compares both ways to its headers.
+    pub(super) fn of(message: Message, check_headers: bool) -> Self {
+        if !message.headers_are_in_place(check_headers) {
+            let headers = message.public_header_block();
+            if !headers.is_empty() {
+                return Self(Bytes::Reencoded(Box::new((message, headers.into()))));
+            }
+        }
+        Self(Bytes::Kafka(message))
+    }
+
+    /// The client's record, if its headers are read in place.
+    #[cfg(test)]
+    pub(super) fn message(&self) -> Option<&Message> {
+        match &self.0 {
+            Bytes::Kafka(message) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Key; `None` is null.
+    pub fn key(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Bytes::Owned(bytes) => bytes.key.as_deref(),
+            Bytes::Kafka(message) => message.key(),
+            Bytes::Reencoded(both) => both.0.key(),
+        }
+    }
+
+    /// Value; `None` is a tombstone.
+    pub fn value(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Bytes::Owned(bytes) => bytes.value.as_deref(),
+            Bytes::Kafka(message) => message.value(),
+            Bytes::Reencoded(both) => both.0.value(),
+        }
+    }
+
+    /// Header block in Kafka's format; empty for none. Read it with `sluicegate_abi::header_block::Headers`.
+    pub fn headers(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Owned(bytes) => &bytes.headers,
+            Bytes::Kafka(message) => message.header_block(),
+            Bytes::Reencoded(both) => &both.1,
+        }
+    }
+
+    /// Whether it still holds memory of the Kafka client (a whole fetch buffer can hang on one record).
+    pub fn pins_client_memory(&self) -> bool {
+        !matches!(&self.0, Bytes::Owned(_))
+    }
+
+    /// Bytes of key, value and headers.
+    pub fn size(&self) -> usize {
+        self.key().map_or(0, <[u8]>::len)
+            + self.value().map_or(0, <[u8]>::len)
+            + self.headers().len()
+    }
+
+    /// A lease on a copy of the bytes, which holds no memory of the Kafka client.
+    pub fn detach(&self) -> Self {
+        Self::owned(self.key(), self.value(), self.headers())
+    }
+
+    /// Pointers to the bytes for a batch. The caller keeps the lease until the batch is back. `with_headers` says
+    /// whether the reader wants the header block; without, it is left empty.
+    pub fn view(&self, with_headers: bool) -> RawRecord {
+        let key = self.key();
+        let value = self.value();
+        let headers = if with_headers { self.headers() } else { &[] };
+        let mut flags = 0;
+        if key.is_none() {
+            flags |= record_flag::KEY_NULL;
+        }
+        if value.is_none() {
+            flags |= record_flag::VALUE_NULL;
+        }
+        RawRecord {
+            topic: std::ptr::null(),
+            key: key.map_or(std::ptr::null(), <[u8]>::as_ptr),
+            value: value.map_or(std::ptr::null(), <[u8]>::as_ptr),
+            headers: headers.as_ptr(),
+            topic_len: 0,
+            key_len: key.map_or(0, |k| k.len() as u32),
+            value_len: value.map_or(0, |v| v.len() as u32),
+            headers_len: headers.len() as u32,
+            offset: 0,
+            timestamp_ms: 0,
+            lane: 0,
+            partition: 0,
+            epoch: 0,
+            attempt: 1,
+            flags,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Helpers of the tests that read from the mock cluster.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    ClientSettings, Delivery, KafkaSource, Slot, Source, SourceEvent, StartAt, StartPartition,
+};
+
+/// Settings of a client of group `g`.
+pub(crate) fn settings(bootstrap: &str) -> ClientSettings {
+    ClientSettings {
+        bootstrap_servers: bootstrap.into(),
+        group_id: "g".into(),
+        client: Default::default(),
+        prefetch_bytes: 32 << 20,
+        request_timeout: Duration::from_secs(10),
+    }
+}
+
+/// Reads `count` records of a topic from the beginning, slot by partition.
+pub(crate) fn consume_all(
+    bootstrap: &str,
+    topic: &str,
+    count: usize,
+) -> (KafkaSource, Vec<Delivery>) {
+    let mut source = KafkaSource::new(&settings(bootstrap)).unwrap();
+    source.subscribe(&[topic.into()]).unwrap();
+    let (mut events, mut out) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while out.len() < count {
+        assert!(Instant::now() < deadline, "{} records came", out.len());
+        source.wait(Duration::from_millis(100));
+        source.events(&mut events);
+        for event in events.drain(..) {
+            if let SourceEvent::Assigned(partitions) = event {
+                let starts: Vec<_> = partitions
+                    .into_iter()
+                    .map(|at| StartPartition {
+                        slot: Slot(at.partition as u32),
+                        at,
+                        start: StartAt::Earliest,
+                    })
+                    .collect();
+                source.start(&starts).unwrap();
+            }
+        }
+        source.poll(100, &mut out);
+    }
+    (source, out)
+}
