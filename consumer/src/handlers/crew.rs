@@ -52,19 +52,42 @@ impl Crew {
         crew
     }
 
-    /// Adds a handler; `None` when the last one has left already and the crew is at its end.
-    pub fn join(self: &Arc<Self>, setup: HandlerSetup) -> Option<Arc<HandlerPool>> {
+    /// Adds a handler.
+    ///
+    /// # Errors
+    /// Gives the setup back when the last handler has left already and the crew is at its end.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the setup goes on to the next crew"
+    )]
+    pub fn join(self: &Arc<Self>, setup: HandlerSetup) -> Result<Arc<HandlerPool>, HandlerSetup> {
         let mut state = self.lock();
         if state.closing {
-            return None;
+            return Err(setup);
         }
+        Ok(self.admit(&mut state, setup))
+    }
+
+    /// Adds the first handler of a crew.
+    pub(super) fn found(self: &Arc<Self>, setup: HandlerSetup) -> Arc<HandlerPool> {
+        self.admit(&mut self.lock(), setup)
+    }
+
+    fn admit(self: &Arc<Self>, state: &mut State, setup: HandlerSetup) -> Arc<HandlerPool> {
         let tick = (setup.timeout.as_millis() as u64 / 10).clamp(10, 1_000);
         self.tick_ms.fetch_min(tick, Ordering::Relaxed);
         let id = state.next_tenant;
         state.next_tenant += 1;
         state.tenants.insert(id, TenantState::default());
         let tenant = Arc::new(Tenant::new(id, setup));
-        Some(Arc::new(HandlerPool::new(Arc::clone(self), tenant)))
+        Arc::new(HandlerPool::new(Arc::clone(self), tenant))
+    }
+
+    /// Number of threads in a call of the handler.
+    pub(super) fn busy(&self, tenant: &Tenant) -> u32 {
+        let state = self.lock();
+        let calls = |seat: &&Seat| matches!(&seat.phase, Phase::Calling(call) if call.tenant.id == tenant.id);
+        state.seats.iter().filter(calls).count() as u32
     }
 
     /// Number of seats.

@@ -1,23 +1,35 @@
 //! The live handlers: catalogue of plugins, generations, worker pools, and the plan that pumps run by.
 
+pub mod catalogue;
 pub mod crew;
 mod emits;
+pub mod generation;
 mod handoff;
 pub mod overrun;
 pub mod plan;
 pub mod pool;
+mod prepare;
+pub mod registry;
+pub mod release;
+mod report;
 pub mod restart;
 mod seats;
+pub mod services;
 pub mod stats;
 mod turns;
+pub mod watch;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
+pub use catalogue::Catalogue;
 pub use crew::{Crew, CrewSettings};
+pub use generation::GenerationState;
 pub use overrun::OverrunWatch;
 pub use plan::{HandlerPlan, Plan};
 pub use pool::{HandlerPool, HandlerSetup, Release, ReleaseWatch};
+pub use registry::{Applied, Refusal, Registry, RegistrySettings};
 pub use restart::RestartPolicy;
 pub use stats::{HandlerCounts, HandlerStats};
+pub use watch::FolderWatch;

@@ -191,6 +191,11 @@ impl HandlerPool {
         relock(&self.tenant.why_tripped).clone()
     }
 
+    /// Number of threads in a call of it just now.
+    pub fn busy(&self) -> u32 {
+        self.crew.busy(&self.tenant)
+    }
+
     /// Follows its way out.
     pub fn release_watch(&self) -> ReleaseWatch {
         ReleaseWatch {

@@ -3,5 +3,6 @@
 
 mod doubles;
 mod pool;
+mod registry;
 
 pub(super) use doubles::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};

@@ -66,7 +66,7 @@ impl Rig {
     }
 
     pub(super) fn pool(&self, workers: u32) -> Arc<HandlerPool> {
-        self.crew(workers).join(self.setup("one")).unwrap()
+        self.crew(workers).found(self.setup("one"))
     }
 }
 
@@ -158,7 +158,7 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
     let rig = Rig::new(&[(1, Deed::Panic)]);
     let mut setup = rig.setup("one");
     setup.restart.max_restarts = 4;
-    let (pool, mut home) = (rig.crew(1).join(setup).unwrap(), Home::new());
+    let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
     for flight in 0..4 {
         give(&pool, &mut home, batch(flight, &[1]));
         assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
@@ -238,7 +238,7 @@ fn a_producer_that_stays_full_fails_the_record_after_the_timeout() {
     rig.producer.full_for.store(u32::MAX, Ordering::SeqCst);
     let mut setup = rig.setup("one");
     setup.timeout = Duration::from_millis(50);
-    let (pool, mut home) = (rig.crew(1).join(setup).unwrap(), Home::new());
+    let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     assert_eq!(home.finished().emits_pending, [true]);
     let error = home.next("answer", |message| match message {
@@ -274,7 +274,7 @@ fn a_probe_tells_refused_configs_and_ill_instances() {
     let probe = |config: &str| {
         let mut setup = rig.setup("one");
         setup.config_json = config.to_owned();
-        let pool = crew.join(setup).unwrap();
+        let pool = crew.found(setup);
         (pool.probe(false, Duration::from_secs(20)), pool)
     };
     let (well, _keeps_the_crew) = probe("{}");

@@ -1,0 +1,48 @@
+//! What the registry says of its pools, in the words of the admin API.
+
+use super::pool::relock;
+use super::registry::{Live, Registry, TallyEntry};
+use crate::admin::{HandlerState, PoolReport};
+
+impl Registry {
+    /// One entry a handler and version that ever served; counters never go back.
+    pub fn report(&self) -> Vec<PoolReport> {
+        let inner = relock(&self.inner);
+        let entry = |(key, entry): (&(String, String), &TallyEntry)| {
+            let (handler, version) = key;
+            one(handler, version, entry, inner.live.get(handler))
+        };
+        inner.tallies.iter().map(entry).collect()
+    }
+}
+
+fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) -> PoolReport {
+    let counts = entry.tally.stats.counts();
+    let last_error = counts.last_error.map(|error| error.message.to_string());
+    let mut report = PoolReport {
+        handler: handler.to_owned(),
+        version: version.to_owned(),
+        generation: entry.generation,
+        state: HandlerState::Draining,
+        workers: 0,
+        busy: 0,
+        quarantined: u32::try_from(counts.quarantined).unwrap_or(u32::MAX),
+        panics: counts.panics,
+        restarts: counts.restarts,
+        last_error,
+        durations: counts.durations,
+        metrics: entry.tally.metrics.snapshot(),
+    };
+    let serving = live.and_then(|live| live.generation.as_ref());
+    if let Some(generation) = serving.filter(|generation| &*generation.version == version) {
+        use crate::dispatch::WorkerPool;
+        report.workers = generation.pool.workers();
+        report.busy = generation.pool.busy();
+        report.state = HandlerState::Active;
+        if let Some(why) = generation.pool.failure() {
+            report.state = HandlerState::Failed;
+            report.last_error = Some(why.to_string());
+        }
+    }
+    report
+}

@@ -1,0 +1,272 @@
+//! What the service does for a handler: its log lines, with a bound on their rate, and metrics of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sluicegate_runtime::{HostServices, LogLevel, MetricKind};
+
+use super::pool::relock;
+use crate::admin::{UserMetric, UserMetricKind};
+
+/// Log lines a second that a handler may write, and how many it may save up.
+const LINES_PER_SECOND: u32 = 100;
+const LINES_SAVED: u32 = 500;
+/// Metric names that a handler may have.
+const MOST_METRICS: usize = 256;
+/// Bytes of a metric's name.
+const LONGEST_NAME: usize = 128;
+/// Upper bounds of a handler's histograms: Prometheus' usual ones.
+const BOUNDS: [f64; 11] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The services of one handler.
+pub struct HandlerServices {
+    handler: Arc<str>,
+    lines: Mutex<LineBudget>,
+    metrics: Arc<UserMetrics>,
+}
+
+impl HandlerServices {
+    /// Services under the handler's name; its metrics go to `metrics`.
+    pub fn new(handler: Arc<str>, metrics: Arc<UserMetrics>) -> Self {
+        Self {
+            handler,
+            lines: Mutex::new(LineBudget::new(Instant::now())),
+            metrics,
+        }
+    }
+}
+
+impl HostServices for HandlerServices {
+    fn log(&self, level: LogLevel, message: &str) {
+        let held_back = match relock(&self.lines).take(Instant::now()) {
+            Line::Write { held_back } => held_back,
+            Line::Hold => return,
+        };
+        let handler = &*self.handler;
+        if held_back > 0 {
+            tracing::warn!(
+                handler,
+                lines = held_back,
+                "log lines held back: more than {LINES_PER_SECOND} a second"
+            );
+        }
+        match level {
+            LogLevel::Error => tracing::error!(handler, "{message}"),
+            LogLevel::Warn => tracing::warn!(handler, "{message}"),
+            LogLevel::Info => tracing::info!(handler, "{message}"),
+            LogLevel::Debug => tracing::debug!(handler, "{message}"),
+            LogLevel::Trace => tracing::trace!(handler, "{message}"),
+        }
+    }
+
+    fn metric(&self, kind: MetricKind, name: &str, value: f64) {
+        if let Err(why) = self.metrics.record(kind, name, value) {
+            self.log(
+                LogLevel::Warn,
+                &format!("metric `{name}` is not recorded: {why}"),
+            );
+        }
+    }
+}
+
+/// How many lines may still be written; pure but for the time passed in.
+struct LineBudget {
+    left: f64,
+    at: Instant,
+    held_back: u64,
+}
+
+enum Line {
+    Write { held_back: u64 },
+    Hold,
+}
+
+impl LineBudget {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: f64::from(LINES_SAVED),
+            at: now,
+            held_back: 0,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Line {
+        let passed = now
+            .saturating_duration_since(self.at)
+            .min(Duration::from_secs(3600));
+        self.at = now;
+        let earned = passed.as_secs_f64() * f64::from(LINES_PER_SECOND);
+        self.left = (self.left + earned).min(f64::from(LINES_SAVED));
+        if self.left < 1.0 {
+            self.held_back += 1;
+            return Line::Hold;
+        }
+        self.left -= 1.0;
+        Line::Write {
+            held_back: std::mem::take(&mut self.held_back),
+        }
+    }
+}
+
+/// The metrics of one handler and version, by name.
+#[derive(Debug, Default)]
+pub struct UserMetrics {
+    by_name: Mutex<BTreeMap<String, UserMetricKind>>,
+}
+
+impl UserMetrics {
+    /// Adds, sets or observes.
+    ///
+    /// # Errors
+    /// A sentence when the name or the value is not acceptable, or the handler has too many names.
+    pub fn record(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), String> {
+        if !value.is_finite() {
+            return Err(format!("{value} is not a finite number"));
+        }
+        let mut by_name = relock(&self.by_name);
+        if !by_name.contains_key(name) {
+            check_name(name)?;
+            if by_name.len() >= MOST_METRICS {
+                return Err(format!("a handler may have {MOST_METRICS} metrics at most"));
+            }
+            by_name.insert(name.to_owned(), new_metric(kind));
+        }
+        let Some(metric) = by_name.get_mut(name) else {
+            return Ok(());
+        };
+        match (kind, metric) {
+            (MetricKind::Counter, UserMetricKind::Counter { .. }) if value < 0.0 => {
+                Err("a counter only grows".to_owned())
+            }
+            (MetricKind::Counter, UserMetricKind::Counter { value: sum }) => {
+                *sum += value;
+                Ok(())
+            }
+            (MetricKind::Gauge, UserMetricKind::Gauge { value: last }) => {
+                *last = value;
+                Ok(())
+            }
+            (
+                MetricKind::Histogram,
+                UserMetricKind::Histogram {
+                    buckets,
+                    beyond,
+                    sum,
+                },
+            ) => {
+                *sum += value;
+                match buckets.iter_mut().find(|(bound, _)| value <= *bound) {
+                    Some((_, count)) => *count += 1,
+                    None => *beyond += 1,
+                }
+                Ok(())
+            }
+            _ => Err("it was first used as another kind of metric".to_owned()),
+        }
+    }
+
+    /// All of them now.
+    pub fn snapshot(&self) -> Vec<UserMetric> {
+        let metric = |(name, kind): (&String, &UserMetricKind)| UserMetric {
+            name: name.clone(),
+            kind: kind.clone(),
+        };
+        relock(&self.by_name).iter().map(metric).collect()
+    }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if starts_well && name.len() <= LONGEST_NAME && name.chars().all(word) {
+        return Ok(());
+    }
+    Err(format!(
+        "use letters, digits and `_`, not a digit first, {LONGEST_NAME} at most"
+    ))
+}
+
+fn new_metric(kind: MetricKind) -> UserMetricKind {
+    match kind {
+        MetricKind::Counter => UserMetricKind::Counter { value: 0.0 },
+        MetricKind::Gauge => UserMetricKind::Gauge { value: 0.0 },
+        MetricKind::Histogram => UserMetricKind::Histogram {
+            buckets: BOUNDS.iter().map(|&bound| (bound, 0)).collect(),
+            beyond: 0,
+            sum: 0.0,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_add_set_and_observe_and_keep_their_kind() {
+        let metrics = UserMetrics::default();
+        for value in [1.0, 2.0] {
+            metrics.record(MetricKind::Counter, "seen", value).unwrap();
+            metrics.record(MetricKind::Gauge, "level", value).unwrap();
+            metrics
+                .record(MetricKind::Histogram, "took", value * 6.0)
+                .unwrap();
+        }
+        assert!(metrics.record(MetricKind::Gauge, "seen", 1.0).is_err());
+        assert!(metrics.record(MetricKind::Counter, "seen", -1.0).is_err());
+        assert!(
+            metrics
+                .record(MetricKind::Gauge, "level", f64::NAN)
+                .is_err()
+        );
+        let all = metrics.snapshot();
+        assert_eq!(all[0].kind, UserMetricKind::Gauge { value: 2.0 });
+        assert_eq!(all[1].kind, UserMetricKind::Counter { value: 3.0 });
+        let UserMetricKind::Histogram {
+            buckets,
+            beyond,
+            sum,
+        } = &all[2].kind
+        else {
+            panic!("another kind: {:?}", all[2]);
+        };
+        assert_eq!((buckets[10], *beyond, *sum), ((10.0, 1), 1, 18.0));
+    }
+
+    #[test]
+    fn names_are_checked_and_bounded_in_number() {
+        let metrics = UserMetrics::default();
+        for bad in ["", "1st", "with space", "a-b", &"x".repeat(129)] {
+            assert!(
+                metrics.record(MetricKind::Counter, bad, 1.0).is_err(),
+                "{bad}"
+            );
+        }
+        for n in 0..MOST_METRICS {
+            metrics
+                .record(MetricKind::Counter, &format!("m{n}"), 1.0)
+                .unwrap();
+        }
+        assert!(
+            metrics
+                .record(MetricKind::Counter, "one_more", 1.0)
+                .is_err()
+        );
+        assert!(metrics.record(MetricKind::Counter, "m0", 1.0).is_ok());
+    }
+
+    #[test]
+    fn lines_beyond_the_rate_are_held_back_and_counted() {
+        let start = Instant::now();
+        let mut budget = LineBudget::new(start);
+        let written = (0..1_000).filter(|_| matches!(budget.take(start), Line::Write { .. }));
+        assert_eq!(written.count(), LINES_SAVED as usize);
+        let Line::Write { held_back } = budget.take(start + Duration::from_secs(1)) else {
+            panic!("a second earns lines");
+        };
+        assert_eq!(held_back, 500);
+    }
+}

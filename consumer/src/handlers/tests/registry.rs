@@ -1,0 +1,365 @@
+//! The registry: discovery, health before publication, refusals that leave the old generation serving, release.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluicegate_config::spec::{
+    Backoff, DeadLetter, HandlerConfig, InFlightLimit, OnFailure, Order, Predicate, Restart, Retry,
+    Route, TopicPattern,
+};
+use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
+use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, outcome_code};
+
+use super::pool::codes;
+use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
+use crate::admin::HandlerState;
+use crate::handlers::pool::relock;
+use crate::handlers::{Applied, FolderWatch, HandlerPlan, Registry, RegistrySettings};
+
+/// Files named `libNAME.so` that hold `NAME VERSION HANDLER…`; their bytes are their hash.
+struct TextRuntime {
+    script: Arc<Script>,
+    loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
+}
+
+impl HandlerRuntime for TextRuntime {
+    fn kind(&self) -> &'static str {
+        "text"
+    }
+
+    fn recognises(&self, path: &Path) -> bool {
+        path.extension().is_some_and(|extension| extension == "so")
+    }
+
+    fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError> {
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut words = text.split_whitespace();
+        let refused = || LoadError::Refused {
+            path: path.display().to_string(),
+            gate: "descriptor",
+            reason: "there is none".to_owned(),
+        };
+        Ok(PluginIdentity {
+            name: words.next().ok_or_else(refused)?.to_owned(),
+            version: words.next().ok_or_else(refused)?.to_owned(),
+            handlers: words.map(str::to_owned).collect(),
+            abi: "1.0".to_owned(),
+            toolchain: "test".to_owned(),
+            sha256: text.clone(),
+        })
+    }
+
+    fn load(
+        &self,
+        path: &Path,
+        _cache: &Path,
+        _generation: u64,
+    ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
+        let identity = self.inspect(path)?;
+        let mut plugin = Arc::into_inner(ScriptedPlugin::new(&self.script)).unwrap();
+        let info = plugin.infos.remove(0);
+        let named = |name: &String| sluicegate_runtime::HandlerInfo {
+            name: name.clone(),
+            ..info.clone()
+        };
+        plugin.infos = identity.handlers.iter().map(named).collect();
+        plugin.identity = identity;
+        let plugin = Arc::new(plugin);
+        relock(&self.loaded).push(Arc::clone(&plugin));
+        Ok(plugin)
+    }
+}
+
+struct Shop {
+    folder: tempfile::TempDir,
+    runtime: Arc<TextRuntime>,
+    registry: Registry,
+    revision: u64,
+}
+
+impl Shop {
+    fn new(files: &[(&str, &str)]) -> Self {
+        Self::with(files, &[], true)
+    }
+
+    fn with(files: &[(&str, &str)], deeds: &[(i64, Deed)], allow_unsigned: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            put(folder.path(), file, text);
+        }
+        let runtime = Arc::new(TextRuntime {
+            script: Script::new(deeds),
+            loaded: std::sync::Mutex::default(),
+        });
+        let registry = Registry::new(RegistrySettings {
+            folder: folder.path().to_owned(),
+            cache: PathBuf::new(),
+            allow_unsigned,
+            create_timeout: Duration::from_millis(300),
+            drain_timeout: Duration::from_secs(20),
+            runtimes: vec![Arc::clone(&runtime) as _],
+            emitter: Arc::new(Producer::default()),
+        });
+        Self {
+            folder,
+            runtime,
+            registry: registry.unwrap(),
+            revision: 0,
+        }
+    }
+
+    fn apply(&mut self, specs: &[HandlerSpec]) -> Applied {
+        self.revision += 1;
+        self.registry
+            .apply(&Snapshot::new(self.revision, specs.iter().cloned()))
+    }
+
+    fn loads(&self) -> usize {
+        relock(&self.runtime.loaded).len()
+    }
+}
+
+/// Writes a file that looks settled.
+fn put(folder: &Path, file: &str, text: &str) {
+    let path = folder.join(file);
+    std::fs::write(&path, text).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(5))
+        .unwrap();
+}
+
+fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
+    HandlerSpec {
+        name: name.to_owned(),
+        plugin: "copy".to_owned(),
+        version: version.parse().unwrap(),
+        enabled: true,
+        route: Route {
+            topics: vec![TopicPattern::Exact("t".to_owned())],
+            when: Predicate::always(),
+        },
+        order: Order::Key,
+        workers: 1,
+        pool: None,
+        max_in_flight: InFlightLimit {
+            records: 10,
+            bytes: 1_000,
+        },
+        timeout: Duration::from_secs(20),
+        retry: Retry {
+            max_attempts: 1,
+            backoff: Backoff {
+                delay: Duration::ZERO,
+                multiplier: 1.0,
+                max_delay: Duration::ZERO,
+                jitter: 0.0,
+            },
+        },
+        dead_letter: DeadLetter {
+            topic: "{topic}.dlt".to_owned(),
+            create: true,
+        },
+        on_failure: OnFailure::Hold,
+        restart: Restart {
+            max_restarts: 10,
+            restart_window: Duration::from_secs(60),
+        },
+        config: HandlerConfig::new(serde_json::json!({ "is": config })),
+    }
+}
+
+fn run_one(plan: &HandlerPlan) -> Vec<u16> {
+    let mut home = Home::new();
+    let pool = plan.pool.as_ref().unwrap();
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    codes(&home.finished())
+}
+
+#[test]
+fn the_newest_fitting_version_serves_and_a_newer_one_takes_over() {
+    let mut shop = Shop::new(&[
+        ("liba.so", "copy 1.1.0 copy"),
+        ("libb.so", "copy 1.2.0 copy"),
+        ("libc.so", "copy 2.0.0 copy"),
+        ("broken.so", ""),
+        ("README.md", "copy 9.0.0 copy"),
+    ]);
+    let first = shop.apply(&[spec("one", "1", "a")]);
+    assert_eq!(first.refusals, []);
+    assert_eq!(&*first.plan.handlers[0].version, "1.2.0");
+    assert_eq!(run_one(&first.plan.handlers[0]), [outcome_code::ACK]);
+    assert!(shop.registry.refresh().is_none(), "nothing has changed");
+
+    put(shop.folder.path(), "libd.so", "copy 1.3.0 copy");
+    let second = shop.registry.refresh().unwrap();
+    assert_eq!(second.changed, ["one"]);
+    let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
+    assert_eq!(&*new.version, "1.3.0");
+    assert!(new.generation > old.generation && new.ix == old.ix);
+    assert_eq!(run_one(old), [outcome_code::ACK], "until pumps let it go");
+    let script = Arc::clone(&shop.runtime.script);
+    assert_eq!(script.living(), 2);
+    drop(first);
+    until("the old generation is gone", || script.living() == 1);
+    until("its code has ended", || {
+        relock(&shop.runtime.loaded)[0]
+            .shut_down
+            .load(Ordering::SeqCst)
+            == 1
+    });
+    let states: Vec<_> = shop.registry.report().iter().map(|r| r.state).collect();
+    assert_eq!(states, [HandlerState::Draining, HandlerState::Active]);
+}
+
+#[test]
+fn a_failed_load_keeps_the_old_generation_and_spec_but_follows_the_gate() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let good = shop.apply(&[spec("one", "*", "a")]);
+    let mut bad = spec("one", "*", "refuse");
+    bad.enabled = false;
+    let kept = shop.apply(&[bad]);
+    assert_eq!(kept.refusals[0].effect, RejectionEffect::LastGoodSpec);
+    assert!(
+        kept.refusals[0].reason.contains("at /refuse: not allowed"),
+        "{}",
+        kept.refusals[0].reason
+    );
+    let (old, new) = (&good.plan.handlers[0], &kept.plan.handlers[0]);
+    assert_eq!(new.generation, old.generation);
+    assert_eq!(new.spec.config, old.spec.config);
+    assert!(!new.spec.enabled);
+    assert_eq!(run_one(new), [outcome_code::ACK]);
+
+    let ill = shop.apply(&[spec("one", "*", "unhealthy")]);
+    assert!(ill.refusals[0].reason.contains("scripted to be ill"));
+    assert_eq!(ill.plan.handlers[0].generation, old.generation);
+    let healed = shop.apply(&[spec("one", "*", "b")]);
+    assert_eq!(healed.refusals, []);
+    assert!(healed.plan.handlers[0].generation > old.generation);
+    assert_eq!(shop.loads(), 1, "the same bytes are loaded once");
+}
+
+#[test]
+fn a_new_handler_that_is_refused_is_not_in_the_plan() {
+    let mut shop = Shop::new(&[
+        ("liba.so", "copy 1.0.0 copy"),
+        ("libm.so", "many 1.0.0 x y"),
+    ]);
+    let mut unknown = spec("unknown", "*", "a");
+    unknown.plugin = "other".to_owned();
+    let mut ambiguous = spec("ambiguous", "*", "a");
+    ambiguous.plugin = "many".to_owned();
+    let too_new = spec("too-new", "2", "a");
+    let hangs = spec("hangs", "*", "hang-create");
+    let applied = shop.apply(&[unknown, ambiguous, too_new, hangs, spec("well", "*", "a")]);
+    let names: Vec<_> = applied.plan.handlers.iter().map(|h| &*h.name).collect();
+    assert_eq!(names, ["well"]);
+    let reason = |name: &str| {
+        let refusal = applied.refusals.iter().find(|r| r.handler == name).unwrap();
+        assert_eq!(refusal.effect, RejectionEffect::NotRunning);
+        refusal.reason.clone()
+    };
+    assert!(reason("unknown").contains("there is: copy, many, x, y"));
+    assert!(reason("ambiguous").contains("name one of: x, y"));
+    assert!(reason("too-new").contains("fits `2`; there is: 1.0.0"));
+    assert!(reason("hangs").contains("did not end within 300ms"));
+    shop.runtime.script.open("create");
+}
+
+#[test]
+fn unsigned_plugins_are_refused_unless_allowed() {
+    let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[], false);
+    let applied = shop.apply(&[spec("one", "*", "a")]);
+    assert!(applied.plan.handlers.is_empty());
+    let reason = &applied.refusals[0].reason;
+    assert!(reason.contains("plugins.allow_unsigned: true"), "{reason}");
+    assert_eq!(shop.loads(), 0);
+}
+
+#[test]
+fn a_shut_handler_loads_nothing_until_its_gate_opens_and_stays_loaded_when_it_shuts() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let gate = |open| {
+        let mut spec = spec("one", "*", "a");
+        spec.enabled = open;
+        spec
+    };
+    let shut = shop.apply(&[gate(false)]);
+    assert!(shut.plan.handlers[0].pool.is_none() && shop.loads() == 0);
+    let open = shop.apply(&[gate(true)]);
+    assert_eq!(run_one(&open.plan.handlers[0]), [outcome_code::ACK]);
+    let shut = shop.apply(&[gate(false)]);
+    assert_eq!(
+        shut.plan.handlers[0].generation,
+        open.plan.handlers[0].generation
+    );
+    assert!(shut.changed.is_empty());
+}
+
+#[test]
+fn a_thousand_handlers_share_two_threads_one_load_and_few_instances() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let shared = |n: usize| {
+        let mut spec = spec(&format!("h{n}"), "*", "a");
+        spec.pool = Some("small".to_owned());
+        spec.workers = 2;
+        spec
+    };
+    let specs: Vec<_> = (0..1_000).map(shared).collect();
+    let applied = shop.apply(&specs);
+    assert_eq!(
+        (applied.refusals.len(), applied.plan.handlers.len()),
+        (0, 1_000)
+    );
+    let script = Arc::clone(&shop.runtime.script);
+    assert_eq!((shop.loads(), script.living()), (1, 0));
+    for plan in applied.plan.handlers.iter().take(10) {
+        assert_eq!(run_one(plan), [outcome_code::ACK]);
+    }
+    assert!(script.living() <= 20, "{} instances", script.living());
+    drop(applied);
+    assert!(
+        shop.registry
+            .shutdown(Instant::now() + Duration::from_secs(20))
+    );
+    assert_eq!(script.living(), 0);
+    assert_eq!(
+        relock(&shop.runtime.loaded)[0]
+            .shut_down
+            .load(Ordering::SeqCst),
+        1
+    );
+}
+
+#[test]
+fn a_removed_handler_is_released_and_its_place_is_its_own_for_ever() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let both = shop.apply(&[spec("one", "*", "a"), spec("two", "*", "a")]);
+    let place = both.plan.handlers[1].ix;
+    let one = shop.apply(&[spec("one", "*", "a")]);
+    assert_eq!(
+        (one.changed, one.plan.handlers.len()),
+        (vec!["two".to_owned()], 1)
+    );
+    drop(both);
+    until("its instance is gone", || shop.runtime.script.living() == 1);
+    let again = shop.apply(&[spec("three", "*", "a"), spec("two", "*", "a")]);
+    assert_eq!(again.plan.handlers[1].ix, place);
+    assert_ne!(again.plan.handlers[0].ix, place);
+}
+
+#[test]
+fn a_plugin_dropped_into_the_folder_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (said, heard) = std::sync::mpsc::channel();
+    let watch = FolderWatch::start(folder.path(), Duration::from_secs(3_600), move || {
+        // The test may be over.
+        let _ = said.send(());
+    });
+    let watch = watch.unwrap();
+    put(folder.path(), "liba.so", "copy 1.0.0 copy");
+    assert!(heard.recv_timeout(Duration::from_secs(20)).is_ok());
+    drop(watch);
+}

@@ -1,0 +1,92 @@
+//! Tells when a folder may have changed: by the system's notices, and now and then for those that never come.
+
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher};
+
+/// A copy of a file makes many notices; they are over when it has been quiet for this long.
+const QUIET: Duration = Duration::from_millis(400);
+/// How often a folder whose notices cannot be had is looked at.
+const WITHOUT_NOTICES: Duration = Duration::from_secs(2);
+
+enum Notice {
+    Changed,
+    Stop,
+}
+
+/// Watches a folder until it is dropped.
+pub struct FolderWatch {
+    notices: Sender<Notice>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FolderWatch {
+    /// Calls `on_change` on a thread of its own after each burst of changes in `folder`, and every `at_least` anyway
+    /// (network file systems give no notices). A folder that does not exist yet is looked at every two seconds.
+    ///
+    /// # Errors
+    /// The system's, when it has no thread to give.
+    pub fn start(
+        folder: &Path,
+        at_least: Duration,
+        mut on_change: impl FnMut() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (notices, inbox) = channel();
+        let theirs = notices.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let reads_only = event.is_ok_and(|event| event.kind.is_access());
+            if !reads_only {
+                // The watch is being dropped when nobody listens.
+                let _ = theirs.send(Notice::Changed);
+            }
+        });
+        let watcher = watcher.and_then(|mut watcher| {
+            watcher.watch(folder, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        let every = match &watcher {
+            Ok(_) => at_least,
+            Err(error) => {
+                let folder = folder.display();
+                tracing::warn!(%folder, %error, "no notices of changes; the folder is looked at every {WITHOUT_NOTICES:?}");
+                WITHOUT_NOTICES.min(at_least)
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("plugins/watch".to_owned())
+            .spawn(move || {
+                let _watcher = watcher;
+                loop {
+                    match inbox.recv_timeout(every) {
+                        Ok(Notice::Changed) => loop {
+                            match inbox.recv_timeout(QUIET) {
+                                Ok(Notice::Changed) => {}
+                                Err(RecvTimeoutError::Timeout) => break,
+                                Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                            }
+                        },
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                    on_change();
+                }
+            })?;
+        Ok(Self {
+            notices,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for FolderWatch {
+    fn drop(&mut self) {
+        // A thread that has ended needs no telling.
+        let _ = self.notices.send(Notice::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
