@@ -78,24 +78,45 @@ fn built() -> &'static Built {
     })
 }
 
+/// A cargo command in the workspace, without the variables that a `cargo run` or `cargo test` above left in the
+/// environment: build scripts that watch them would be run again each time.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (key, _) in std::env::vars_os() {
+        let name = key.to_string_lossy();
+        let of_the_caller = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+            "CARGO_PRIMARY_",
+        ];
+        if of_the_caller.iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&key);
+        }
+    }
+    command.current_dir(workspace()).stdin(Stdio::null());
+    command
+}
+
 /// Builds the binary and every plugin library of the workspace; `options` go to `cargo build` (`--release`).
 /// Cargo's own progress goes to standard error.
 ///
 /// # Errors
 /// If cargo fails or builds no `sluicegate` binary.
 pub fn build(options: &[&str]) -> Result<Built> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command
-        .current_dir(workspace())
         .args(["build", "--message-format=json-render-diagnostics"])
         .args(options);
-    command.args(["--package", "sluicegate"]);
-    for plugin in plugin_packages()? {
-        command.args(["--package", &plugin]);
+    if !options.contains(&"--workspace") {
+        command.args(["--package", "sluicegate"]);
+        for plugin in plugin_packages()? {
+            command.args(["--package", &plugin]);
+        }
     }
     let output = command
-        .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -126,11 +147,8 @@ pub fn build(options: &[&str]) -> Result<Built> {
 /// # Errors
 /// If `cargo metadata` fails.
 pub fn plugin_packages() -> Result<Vec<String>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .current_dir(workspace())
-        .args(["metadata", "--no-deps", "--format-version", "1"]);
+    let mut command = cargo();
+    command.args(["metadata", "--no-deps", "--format-version", "1"]);
     let metadata: Value = serde_json::from_str(&crate::launcher::run(&mut command)?)?;
     let packages = metadata["packages"]
         .as_array()

@@ -27,13 +27,19 @@ pub struct Guarded {
 
 /// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the group and
 /// removes the folder. It is in a group of its own, so that Ctrl-C at a terminal does not end it early.
-struct Watchdog {
+///
+/// Dropping it calls it off.
+pub struct Watchdog {
     shell: Child,
     _open: Option<ChildStdin>,
 }
 
 impl Watchdog {
-    fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
+    /// Watches over the process group `group` and the folder `remove`.
+    ///
+    /// # Errors
+    /// If there is no `sh`.
+    pub fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
         let script = r#"read -r _; kill -9 -- "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
         let mut shell = Command::new("sh")
             .arg("-c")

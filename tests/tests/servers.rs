@@ -1,7 +1,8 @@
 //! Situation: a machine with Java and Maven (or Docker), and nothing else.
 //! Property: the harness starts real servers, and what is written comes back; access rules and logins are enforced;
 //! a node that is killed comes back with its records. Without this no other scenario means anything.
-//! Command: `cargo test -p e2e --test servers`
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario servers`
 
 use std::time::Duration;
 

@@ -1,3 +1,49 @@
 //! The chores of this repository: `cargo xtask help` lists them.
+//!
+//! One file a command; what several need (running a program and reading its test results) is in `step.rs`.
 
-fn main() {}
+mod demo;
+mod services;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The chores of this repository")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must hold: form, rules, unit tests, and scenarios on real servers
+    Test(test::Arguments),
+    /// The rules of the house alone
+    Tidy,
+    /// The service on an in-process Kafka with real flights flowing; arguments go to `sluicegate demo`
+    Demo(demo::Arguments),
+    /// Servers for a developer
+    #[command(subcommand)]
+    Services(services::Command),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Tidy => test::tidy(),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Services(command) => services::run(&command),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask services up`: Kafka, ZooKeeper and etcd for a developer, until Ctrl-C.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use e2e::etcd::{self, Etcd};
+use e2e::kafka::{self, Kafka, KafkaOptions};
+use e2e::zookeeper::{self, ZooKeeper};
+
+/// What to do with the servers.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Start Kafka, ZooKeeper and etcd on free ports, print their endpoints, and keep them until Ctrl-C
+    Up {
+        /// Kafka nodes: 1 or 3
+        #[arg(long, default_value_t = 1)]
+        nodes: u16,
+    },
+    /// Fetch or build what the servers need, and start nothing
+    Fetch,
+}
+
+pub(crate) fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Up { nodes } => up(*nodes),
+        Command::Fetch => {
+            for provision in [kafka::provision_own, zookeeper::provision, etcd::provision] {
+                println!("{}", provision()?);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn up(nodes: u16) -> Result<ExitCode> {
+    let kafka = Kafka::start(&KafkaOptions {
+        nodes,
+        ..KafkaOptions::default()
+    })?;
+    println!("export {}={}", kafka::ENDPOINT, kafka.bootstrap());
+    // Either may be missing: Kafka alone is worth having.
+    let zookeeper = ZooKeeper::start()
+        .inspect_err(|error| eprintln!("no ZooKeeper: {error:#}"))
+        .ok();
+    if let Some(zookeeper) = &zookeeper {
+        println!("export {}={}", zookeeper::ENDPOINT, zookeeper.connect());
+    }
+    let etcd = Etcd::start()
+        .inspect_err(|error| eprintln!("no etcd: {error:#}"))
+        .ok();
+    if let Some(etcd) = &etcd {
+        println!("export {}={}", etcd::ENDPOINT, etcd.endpoint());
+    }
+    eprintln!("Running. Ctrl-C stops and removes them.");
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,188 @@
+//! Running one step of a gate: its output is shown as it comes, its test results are counted, its time is taken.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use e2e::process::Watchdog;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// What came of a step.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) name: String,
+    pub(crate) took: Duration,
+    pub(crate) passed: u64,
+    /// Tests by name; a step that fails without a failed test is listed as itself.
+    pub(crate) failed: Vec<String>,
+    /// What did not run, each with the reason.
+    pub(crate) skipped: Vec<(String, String)>,
+    /// A remark for the closing table.
+    pub(crate) note: String,
+}
+
+impl Report {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// A step that did not run at all.
+    pub(crate) fn skipped(name: &str, reason: &str) -> Self {
+        Self {
+            skipped: vec![(name.to_owned(), reason.to_owned())],
+            ..Self::new(name)
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> &'static str {
+        match (self.failed.is_empty(), self.passed, self.skipped.is_empty()) {
+            (false, _, _) => "FAILED",
+            (true, 0, false) => "skipped",
+            (true, _, _) => "ok",
+        }
+    }
+
+    /// Takes in one line that a test program printed.
+    fn read(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.passed += count_before(counts, " passed");
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            let Some((test, verdict)) = rest.rsplit_once(" ... ") else {
+                return;
+            };
+            if verdict.starts_with("FAILED") {
+                self.failed.push(test.to_owned());
+            } else if let Some(reason) = verdict.strip_prefix("ignored") {
+                let reason = reason.trim_start_matches(", ");
+                let reason = if reason.is_empty() {
+                    "ignored without a reason"
+                } else {
+                    reason
+                };
+                self.skipped.push((test.to_owned(), reason.to_owned()));
+            }
+        }
+    }
+}
+
+fn count_before(text: &str, word: &str) -> u64 {
+    let head = text.split(word).next().unwrap_or_default();
+    head.rsplit(|character: char| !character.is_ascii_digit())
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Runs `command` to its end or to `limit` and reports it under `name`.
+pub(crate) fn run(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+    let mut report = Report::new(name);
+    let start = Instant::now();
+    println!("\n==> {name}: {}", shown(command));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+    let watchdog = Watchdog::start(child.id(), None)?;
+    let output = child.stdout.take().context("the step's output is piped")?;
+    let (finished, wait) = mpsc::channel::<()>();
+    let too_long = Arc::new(AtomicBool::new(false));
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let timer = {
+        let too_long = Arc::clone(&too_long);
+        std::thread::spawn(move || {
+            if wait.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                too_long.store(true, Ordering::Relaxed);
+                let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+            }
+        })
+    };
+    for line in BufReader::new(output).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        report.read(&line);
+    }
+    let status = child.wait()?;
+    drop(finished);
+    let _ = timer.join();
+    drop(watchdog);
+    if too_long.load(Ordering::Relaxed) {
+        report
+            .failed
+            .push(format!("{name} (stopped after {} s)", limit.as_secs()));
+    } else if !status.success() && report.failed.is_empty() {
+        report.failed.push(format!("{name} ({status})"));
+    }
+    report.took = start.elapsed();
+    Ok(report)
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let mut text = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
+    if let Some(rest) = text
+        .split_once("/bin/cargo ")
+        .map(|(_, rest)| rest.to_owned())
+    {
+        text = format!("cargo {rest}");
+    }
+    const SHOWN: usize = 160;
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_test_programs_print() {
+        let mut report = Report::new("unit");
+        for line in [
+            "running 4 tests",
+            "test ledger::tests::gap ... ok",
+            "test ledger::tests::lost ... FAILED",
+            "test slow ... ignored, needs a day",
+            "test result: FAILED. 12 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+        ] {
+            report.read(line);
+        }
+        assert_eq!(report.passed, 15);
+        assert_eq!(report.failed, ["ledger::tests::lost"]);
+        assert_eq!(
+            report.skipped,
+            [("slow".to_owned(), "needs a day".to_owned())]
+        );
+        assert_eq!(report.verdict(), "FAILED");
+    }
+
+    #[test]
+    fn a_step_that_fails_without_tests_is_named_and_a_hanging_one_is_stopped() {
+        let failed = run("false", &mut Command::new("false"), Duration::from_secs(30))
+            .expect("false starts");
+        assert_eq!(failed.failed.len(), 1);
+        assert!(failed.failed[0].starts_with("false ("));
+        let hung = run(
+            "hang",
+            Command::new("sleep").arg("60"),
+            Duration::from_millis(200),
+        )
+        .expect("sleep starts");
+        assert_eq!(hung.failed, ["hang (stopped after 0 s)"]);
+        assert!(hung.took < Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,183 @@
+//! The steps that need no server: form, rules, unit tests, models, Miri.
+//!
+//! All of them select the whole workspace, so that one set of features is compiled once and shared.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use e2e::artefacts::{cargo, workspace};
+use e2e::launcher;
+use serde_json::Value;
+
+use super::LIMIT;
+use crate::step::{self, Report};
+
+pub(super) fn clippy() -> Result<Report> {
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    step::run("clippy", cargo().args(arguments), LIMIT)
+}
+
+pub(super) fn docs() -> Result<Report> {
+    let mut command = cargo();
+    command
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    step::run("docs", &mut command, LIMIT)
+}
+
+pub(super) fn tidy() -> Result<Report> {
+    step::run(
+        "tidy",
+        cargo().args(["test", "--package", "xtask", "--test", "tidy"]),
+        LIMIT,
+    )
+}
+
+/// Unit, model and property tests of every crate, and the integration tests of every crate but the scenarios'.
+pub(super) fn unit() -> Result<Report> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
+    for (package, test) in test_targets()? {
+        if package != "e2e" && package != "xtask" {
+            command.args(["--test", &test]);
+        }
+    }
+    step::run("unit", &mut command, LIMIT)
+}
+
+/// What threads share, under every interleaving: the tests that stand behind `--cfg loom`.
+pub(super) fn loom() -> Result<Report> {
+    let mut names = String::new();
+    let mut find = Command::new("git");
+    find.current_dir(workspace()).args([
+        "grep",
+        "-l",
+        "--untracked",
+        "cfg(all(loom, test))",
+        "--",
+        "*.rs",
+    ]);
+    if let Ok(found) = launcher::run(&mut find) {
+        names = found;
+    }
+    let packages = packages_of(&names)?;
+    if packages.is_empty() {
+        return Ok(Report::skipped(
+            "loom",
+            "no crate has tests behind --cfg loom",
+        ));
+    }
+    let mut command = cargo();
+    // A folder of its own: other flags for every crate would else throw away what the other steps share.
+    command
+        .args(["test", "--lib", "--target-dir", "target/loom"])
+        .env("RUSTFLAGS", "--cfg loom");
+    for package in &packages {
+        command.args(["--package", package]);
+    }
+    command.arg("loom");
+    step::run("loom", &mut command, LIMIT)
+}
+
+/// The ABI crate's unit tests under Miri.
+pub(super) fn miri() -> Result<Report> {
+    let nightly = |arguments: &[&str]| {
+        let mut command = Command::new("rustup");
+        command.args(arguments);
+        launcher::works(&mut command)
+    };
+    if !nightly(&["run", "nightly", "rustc", "--version"]) {
+        return Ok(Report::skipped("miri", "no nightly toolchain is installed"));
+    }
+    let there = || nightly(&["run", "nightly", "cargo", "miri", "--version"]);
+    if !there()
+        && !nightly(&[
+            "component",
+            "add",
+            "--toolchain",
+            "nightly",
+            "miri",
+            "rust-src",
+        ])
+    {
+        return Ok(Report::skipped(
+            "miri",
+            "the nightly toolchain has no miri, and rustup could not add it",
+        ));
+    }
+    let mut command = Command::new("rustup");
+    command.current_dir(workspace()).args([
+        "run",
+        "nightly",
+        "cargo",
+        "miri",
+        "test",
+        "--package",
+        "sluicegate-abi",
+        "--lib",
+    ]);
+    command
+        .args(["--target-dir", "target/miri"])
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO");
+    step::run("miri", &mut command, LIMIT)
+}
+
+/// Every integration test of the workspace as (package, test).
+pub(super) fn test_targets() -> Result<Vec<(String, String)>> {
+    let metadata = metadata()?;
+    let mut found = Vec::new();
+    for package in metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?
+    {
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if target["kind"][0] == "test" {
+                found.push((text(&package["name"]), text(&target["name"])));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The packages that the files of `paths` (one a line, relative to the workspace) belong to.
+fn packages_of(paths: &str) -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let root = workspace();
+    let mut names = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let manifest = text(&package["manifest_path"]);
+        let folder = std::path::Path::new(&manifest)
+            .parent()
+            .and_then(|folder| folder.strip_prefix(&root).ok());
+        let Some(folder) = folder else { continue };
+        if paths
+            .lines()
+            .any(|path| std::path::Path::new(path).starts_with(folder.join("src")))
+        {
+            names.push(text(&package["name"]));
+        }
+    }
+    Ok(names)
+}
+
+fn metadata() -> Result<Value> {
+    let printed = launcher::run(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    Ok(serde_json::from_str(&printed)?)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}

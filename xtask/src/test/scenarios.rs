@@ -1,0 +1,198 @@
+//! The scenarios on real servers: provisions what they need, builds what they test, runs them one after the other.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use e2e::artefacts::{self, BINARY, PLUGINS, cargo, workspace};
+use e2e::{etcd, kafka, launcher, zookeeper};
+
+use super::code::test_targets;
+use crate::step::{self, Report};
+
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+const LONG_LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
+
+/// What a scenario stands on; its header says so in a line `//! Needs: …`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    /// The binary alone.
+    Nothing,
+    /// Any broker, also one of the environment.
+    Kafka,
+    /// Brokers that it can stop and configure.
+    OwnKafka,
+    /// Kafka, ZooKeeper and etcd of its own.
+    Everything,
+}
+
+impl Needs {
+    fn of(scenario: &str) -> Result<Self> {
+        let path = workspace()
+            .join("tests/tests")
+            .join(format!("{scenario}.rs"));
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("//! Needs: "));
+        match line.map(|line| line.trim_end_matches('.')) {
+            Some("nothing") => Ok(Self::Nothing),
+            Some("Kafka") => Ok(Self::Kafka),
+            Some("Kafka of its own") => Ok(Self::OwnKafka),
+            Some("Kafka, ZooKeeper and etcd of its own") => Ok(Self::Everything),
+            other => anyhow::bail!(
+                "{}: the header line `Needs:` says {other:?}",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// Why each kind of server cannot be had here, if it cannot.
+struct Servers {
+    kafka: Result<String, String>,
+    own_kafka: Result<String, String>,
+    others: Result<String, String>,
+}
+
+impl Servers {
+    fn missing(&self, needs: Needs) -> Option<&str> {
+        match needs {
+            Needs::Nothing => None,
+            Needs::Kafka => self.kafka.as_ref().err(),
+            Needs::OwnKafka => self.own_kafka.as_ref().err(),
+            Needs::Everything => self.own_kafka.as_ref().err().or(self.others.as_ref().err()),
+        }
+        .map(String::as_str)
+    }
+}
+
+/// Runs the scenarios named in `only`, or all; `long` asks for their long forms.
+pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
+    let mut scenarios = test_targets()?;
+    scenarios
+        .retain(|(package, test)| package == "e2e" && (only.is_empty() || only.contains(test)));
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !scenarios.iter().any(|(_, test)| test == *name))
+    {
+        anyhow::bail!("there is no scenario {unknown} under tests/tests");
+    }
+    let (provisioned, servers) = provision();
+    let mut reports = vec![provisioned];
+    let (build, built) = build()?;
+    reports.push(build);
+    let Some(built) = built else {
+        return Ok(reports);
+    };
+    for (_, scenario) in scenarios {
+        let needs = Needs::of(&scenario)?;
+        let mut command = cargo();
+        command.args([
+            "test",
+            "--workspace",
+            "--test",
+            &scenario,
+            "--",
+            "--test-threads=1",
+        ]);
+        command
+            .env(BINARY, &built.binary)
+            .env(PLUGINS, &built.plugins);
+        if long {
+            command.env("SLUICEGATE_TEST_LONG", "1");
+        }
+        if let Some(why) = servers.missing(needs) {
+            reports.push(skipped(&scenario, command.arg("--list"), why));
+            continue;
+        }
+        let mut report = step::run(
+            &scenario,
+            &mut command,
+            if long { LONG_LIMIT } else { LIMIT },
+        )?;
+        if report.passed > 0 && needs != Needs::Nothing {
+            report.note = ON_KAFKA.to_owned();
+        }
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// The remark that the closing lines gather the scenarios by.
+pub(super) const ON_KAFKA: &str = "on a real Kafka";
+
+fn provision() -> (Report, Servers) {
+    println!("\n==> provision: Kafka, ZooKeeper, etcd (fetched once for a machine)");
+    let start = Instant::now();
+    let mut report = Report::new("provision");
+    let try_one = |what: &str, provision: fn() -> Result<String>| {
+        println!("    {what} …");
+        let begun = Instant::now();
+        let done = provision().map_err(|error| format!("{error:#}"));
+        match &done {
+            Ok(how) => println!(
+                "    {what}: {how}, ready in {:.1} s",
+                begun.elapsed().as_secs_f32()
+            ),
+            Err(why) => println!("    {what}: not to be had: {why}"),
+        }
+        done
+    };
+    let kafka = try_one("Kafka", kafka::provision);
+    let own_kafka = if std::env::var_os(kafka::ENDPOINT).is_some() {
+        try_one("Kafka nodes of our own", kafka::provision_own)
+    } else {
+        kafka.clone()
+    };
+    let zookeeper = try_one("ZooKeeper", zookeeper::provision);
+    let etcd = try_one("etcd", etcd::provision);
+    report.note = [&kafka, &zookeeper, &etcd]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    let others = zookeeper.and(etcd);
+    report.took = start.elapsed();
+    (
+        report,
+        Servers {
+            kafka,
+            own_kafka,
+            others,
+        },
+    )
+}
+
+fn build() -> Result<(Report, Option<artefacts::Built>)> {
+    println!("\n==> build: the service and its plugins");
+    let start = Instant::now();
+    let mut report = Report::new("build");
+    let built = match artefacts::build(&["--workspace"]) {
+        Ok(built) => Some(built),
+        Err(error) => {
+            report.failed.push(format!("build ({error})"));
+            None
+        }
+    };
+    report.took = start.elapsed();
+    Ok((report, built))
+}
+
+/// A scenario that cannot run here, with each of its tests named.
+fn skipped(scenario: &str, list: &mut std::process::Command, why: &str) -> Report {
+    println!("\n==> {scenario}: skipped: {why}");
+    let mut report = Report::new(scenario);
+    let printed = launcher::run(list).unwrap_or_default();
+    let names = printed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"));
+    report.skipped = names
+        .map(|test| (format!("{scenario}::{test}"), why.to_owned()))
+        .collect();
+    if report.skipped.is_empty() {
+        report.skipped.push((scenario.to_owned(), why.to_owned()));
+    }
+    report
+}

@@ -1,0 +1,130 @@
+//! Who may depend on whom, as ARCHITECTURE.md draws it.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::sources::{assert_none, root};
+
+struct Package {
+    name: String,
+    folder: String,
+    /// Names of the crates of ours that it depends on in a build; development dependencies are free.
+    ours: Vec<String>,
+    all: Vec<String>,
+}
+
+fn packages() -> Vec<Package> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut metadata = Command::new(cargo);
+    metadata
+        .current_dir(root())
+        .args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = metadata.output().expect("cargo metadata runs");
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("a list of packages");
+    packages.iter().map(package).collect()
+}
+
+fn package(package: &Value) -> Package {
+    let manifest = package["manifest_path"].as_str().expect("a path");
+    let folder = Path::new(manifest)
+        .parent()
+        .expect("a folder")
+        .strip_prefix(root())
+        .expect("in the workspace");
+    let dependencies = package["dependencies"].as_array().expect("a list");
+    let built = dependencies
+        .iter()
+        .filter(|dependency| dependency["kind"].as_str() != Some("dev"));
+    let name = |dependency: &Value| dependency["name"].as_str().expect("a name").to_owned();
+    Package {
+        name: package["name"].as_str().expect("a name").to_owned(),
+        folder: folder.to_string_lossy().into_owned(),
+        ours: built
+            .clone()
+            .filter(|dependency| !dependency["path"].is_null())
+            .map(name)
+            .collect(),
+        all: built.map(name).collect(),
+    }
+}
+
+/// What a package in `folder` may depend on among ours; none is anything.
+fn allowed(folder: &str) -> Option<&'static [&'static str]> {
+    Some(match folder {
+        "handler-sdk/abi" | "config" => &[],
+        "handler-sdk" => &["sluicegate-abi", "sluicegate-sdk-macros"],
+        "runtimes/seam" => &["sluicegate-abi"],
+        "xtask" => &["e2e"],
+        "tests" | "consumer" => return None,
+        _ if folder.starts_with("handlers/") || folder.starts_with("tests/") => &["sluicegate-sdk"],
+        _ if folder.starts_with("runtimes/") => &["sluicegate-abi", "sluicegate-runtime"],
+        _ => return None,
+    })
+}
+
+#[test]
+fn nobody_depends_on_what_architecture_forbids() {
+    let mut broken = Vec::new();
+    for package in packages() {
+        let Some(allowed) = allowed(&package.folder) else {
+            continue;
+        };
+        for other in package
+            .ours
+            .iter()
+            .filter(|other| !allowed.contains(&other.as_str()))
+        {
+            broken.push(format!(
+                "{} depends on {other}; allowed: {allowed:?}",
+                package.name
+            ));
+        }
+    }
+    assert_none("see ARCHITECTURE.md, who may depend on whom:", &broken);
+}
+
+#[test]
+fn plugins_and_their_sdk_know_neither_kafka_nor_the_services_runtime() {
+    let mut broken = Vec::new();
+    for package in packages() {
+        let of_an_author =
+            package.folder.starts_with("handler-sdk") || package.folder.starts_with("handlers/");
+        let seam = package.folder == "runtimes/seam";
+        for other in ["rdkafka", "rdkafka-sys", "axum"]
+            .iter()
+            .filter(|other| package.all.iter().any(|name| name == *other))
+        {
+            if of_an_author || seam {
+                broken.push(format!("{} depends on {other}", package.name));
+            }
+        }
+        // An async handler's SDK may bring a runtime of its own; what every plugin links must not.
+        if (package.folder == "handler-sdk/abi" || seam)
+            && package.all.iter().any(|name| name == "tokio")
+        {
+            broken.push(format!("{} depends on tokio", package.name));
+        }
+    }
+    assert_none("a plugin must not drag the service in:", &broken);
+}
+
+#[test]
+fn abi_stable_stays_behind_the_border() {
+    let allowed = ["handler-sdk/abi", "runtimes/native", "handler-sdk"];
+    let broken: Vec<String> = packages()
+        .iter()
+        .filter(|package| {
+            package.all.iter().any(|name| name == "abi_stable")
+                && !allowed.contains(&package.folder.as_str())
+        })
+        .map(|package| format!("{} depends on abi_stable", package.name))
+        .collect();
+    assert_none(
+        "abi_stable is frozen upstream: its names stay in handler-sdk and runtimes/native (docs/adr):",
+        &broken,
+    );
+}

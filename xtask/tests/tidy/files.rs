@@ -1,0 +1,115 @@
+//! What every file keeps to: an opening line, a length, a name, no machine's paths, nothing unfinished.
+
+use regex::Regex;
+
+use crate::sources::{Source, all, assert_none, rust};
+
+const LONGEST_FILE: usize = 600;
+
+/// The lines of a Rust file without its test modules, which stand at the end by custom.
+pub(crate) fn production_lines(source: &Source) -> usize {
+    let before_tests = source
+        .text
+        .split("\n#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default();
+    before_tests.lines().count()
+}
+
+#[test]
+fn every_rust_file_opens_by_saying_what_it_is_for() {
+    let says = |source: &&Source| !source.text.starts_with("//! ");
+    let broken: Vec<String> = rust()
+        .iter()
+        .filter(says)
+        .map(|source| source.path.clone())
+        .collect();
+    assert_none(
+        "open the file with a `//!` line that says what it is for:",
+        &broken,
+    );
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let long = |source: &Source| {
+        let lines = production_lines(source);
+        (lines > LONGEST_FILE).then(|| format!("{}: {lines} lines", source.path))
+    };
+    let broken: Vec<String> = rust().iter().filter_map(long).collect();
+    assert_none(
+        &format!("split what is longer than {LONGEST_FILE} lines before its tests:"),
+        &broken,
+    );
+}
+
+#[test]
+fn no_file_is_named_for_nothing() {
+    let names = [
+        "utils.rs",
+        "util.rs",
+        "common.rs",
+        "types.rs",
+        "helpers.rs",
+        "misc.rs",
+        "manager.rs",
+    ];
+    let nameless = |source: &&Source| {
+        source
+            .path
+            .rsplit('/')
+            .next()
+            .is_some_and(|name| names.contains(&name))
+    };
+    let broken: Vec<String> = rust()
+        .iter()
+        .filter(nameless)
+        .map(|source| source.path.clone())
+        .collect();
+    assert_none("name the file for what it holds:", &broken);
+}
+
+#[test]
+fn nothing_is_unfinished() {
+    // Put together, so that this file does not find itself.
+    let marks = [
+        "todo!(",
+        "unimplemented!(",
+        "dbg!(",
+        "#[ignore",
+        "FIXME",
+        "XXX",
+    ]
+    .map(|mark| mark.to_owned());
+    let mut broken = Vec::new();
+    for source in rust()
+        .iter()
+        .filter(|source| source.path != "xtask/tests/tidy/files.rs")
+    {
+        for (number, line) in (1..).zip(source.text.lines()) {
+            if marks.iter().any(|mark| line.contains(mark.as_str())) {
+                broken.push(format!("{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert_none("finish it:", &broken);
+}
+
+#[test]
+fn no_path_of_a_machine_is_written_down() {
+    let paths =
+        Regex::new(r"(^|[^a-zA-Z0-9_.\-}])/(work|tmp|farm|root|home/[a-z]+)/").expect("a regex");
+    let mut broken = Vec::new();
+    for source in all() {
+        if source.path.ends_with(".lock") || source.path.starts_with("xtask/tests/tidy/") {
+            continue;
+        }
+        for (number, line) in (1..)
+            .zip(source.text.lines())
+            .filter(|(_, line)| paths.is_match(line))
+        {
+            broken.push(format!("{}:{number}: {}", source.path, line.trim()));
+        }
+    }
+    assert_none("make the path configurable or relative:", &broken);
+}

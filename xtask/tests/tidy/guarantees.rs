@@ -1,0 +1,36 @@
+//! Guarantees are cited by number: every number cited is one that docs/guarantees.md promises.
+
+use std::collections::BTreeSet;
+
+use regex::Regex;
+
+use crate::sources::{all, assert_none, read};
+
+#[test]
+fn every_guarantee_cited_is_promised() {
+    let promised: BTreeSet<u32> = Regex::new(r"(?m)^- \*\*G(\d+) ")
+        .expect("a regex")
+        .captures_iter(&read("docs/guarantees.md"))
+        .map(|found| found[1].parse().expect("digits"))
+        .collect();
+    assert!(
+        promised.len() >= 14,
+        "docs/guarantees.md promises {promised:?}"
+    );
+    let cited = Regex::new(r"\bG(\d{1,2})\b").expect("a regex");
+    let mut broken = Vec::new();
+    for source in all() {
+        if !(source.path.ends_with(".rs") || source.path.ends_with(".md")) {
+            continue;
+        }
+        for (number, line) in (1..).zip(source.text.lines()) {
+            for found in cited.captures_iter(line) {
+                let guarantee: u32 = found[1].parse().expect("digits");
+                if !promised.contains(&guarantee) {
+                    broken.push(format!("{}:{number}: G{guarantee}", source.path));
+                }
+            }
+        }
+    }
+    assert_none("cite a guarantee that docs/guarantees.md makes:", &broken);
+}

@@ -1,0 +1,230 @@
+//! The house's own files: the compose file and the Dockerfile by form (no engine is needed), the README's commands, the gate.
+
+use saphyr::{LoadableYamlNode, Yaml};
+
+use crate::sources::{all, assert_none, read, root};
+
+fn yaml(path: &str) -> Yaml<'static> {
+    let text: &'static str = Box::leak(read(path).into_boxed_str());
+    let mut documents = Yaml::load_from_str(text).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert_eq!(documents.len(), 1, "{path} holds one document");
+    documents.remove(0)
+}
+
+#[test]
+fn every_yaml_file_parses() {
+    let files = all();
+    let yamls = files
+        .iter()
+        .filter(|source| source.path.ends_with(".yaml") || source.path.ends_with(".yml"));
+    // Fixtures may be bad on purpose.
+    let broken: Vec<String> = yamls
+        .filter(|source| !source.is_test() && !source.path.contains("/templates/"))
+        .filter_map(|source| {
+            Yaml::load_from_str(&source.text)
+                .err()
+                .map(|error| format!("{}: {error}", source.path))
+        })
+        .collect();
+    assert_none("not YAML:", &broken);
+}
+
+#[test]
+fn the_compose_file_starts_everything_pinned_and_watched() {
+    let compose = yaml("docker-compose.yml");
+    let services = compose["services"].as_mapping().expect("services");
+    let mut broken = Vec::new();
+    for name in [
+        "kafka",
+        "etcd",
+        "zookeeper",
+        "prometheus",
+        "grafana",
+        "sluicegate",
+    ] {
+        if compose["services"].as_mapping_get(name).is_none() {
+            broken.push(format!("there is no service {name}"));
+        }
+    }
+    for (name, service) in services {
+        let name = name.as_str().expect("a service's name");
+        match service.as_mapping_get("image").and_then(Yaml::as_str) {
+            Some(image) => match image.rsplit_once(':') {
+                Some((_, tag))
+                    if tag != "latest"
+                        && tag.contains(|character: char| character.is_ascii_digit()) => {}
+                _ => broken.push(format!("{name}: pin the version of image {image}")),
+            },
+            None if service.as_mapping_get("build").is_some() => {}
+            None => broken.push(format!("{name} has neither an image nor a build")),
+        }
+        if service
+            .as_mapping_get("healthcheck")
+            .and_then(|check| check.as_mapping_get("test"))
+            .is_none()
+        {
+            broken.push(format!("{name} has no healthcheck"));
+        }
+    }
+    assert_none("docker-compose.yml:", &broken);
+}
+
+#[test]
+fn files_that_the_compose_file_mounts_are_there() {
+    let compose = yaml("docker-compose.yml");
+    let mut broken = Vec::new();
+    for (name, service) in compose["services"].as_mapping().expect("services") {
+        let volumes = service.as_mapping_get("volumes").and_then(Yaml::as_vec);
+        for volume in volumes.into_iter().flatten().filter_map(Yaml::as_str) {
+            let from = volume.split(':').next().unwrap_or_default();
+            if from.starts_with("./") && !root().join(from).exists() {
+                broken.push(format!(
+                    "{}: {from} is not there",
+                    name.as_str().unwrap_or_default()
+                ));
+            }
+        }
+    }
+    assert_none("docker-compose.yml mounts what is missing:", &broken);
+}
+
+#[test]
+fn the_image_is_built_in_stages_and_runs_without_root() {
+    let dockerfile = read("Dockerfile");
+    let lines: Vec<&str> = dockerfile
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .collect();
+    let stages: Vec<&&str> = lines
+        .iter()
+        .filter(|line| line.starts_with("FROM "))
+        .collect();
+    assert!(stages.len() >= 2, "build in one stage, run in another");
+    for stage in &stages {
+        let image = stage.split_whitespace().nth(1).unwrap_or_default();
+        let pinned = image.contains(':') && !image.ends_with(":latest");
+        assert!(
+            pinned
+                || lines
+                    .iter()
+                    .any(|line| line.contains(&format!("AS {image}"))),
+            "pin {image}"
+        );
+    }
+    let last = lines
+        .iter()
+        .rposition(|line| line.starts_with("FROM "))
+        .expect("a stage");
+    let user = lines[last..]
+        .iter()
+        .find_map(|line| line.strip_prefix("USER "))
+        .expect("the last stage names its user");
+    assert!(
+        !["root", "0", "0:0"].contains(&user.trim()),
+        "the service must not run as {user}"
+    );
+    assert!(
+        lines[last..]
+            .iter()
+            .any(|line| line.starts_with("HEALTHCHECK ")),
+        "the image has no HEALTHCHECK"
+    );
+    assert!(
+        lines[last..]
+            .iter()
+            .any(|line| line.starts_with("ENTRYPOINT [")),
+        "ENTRYPOINT in exec form, so that signals arrive"
+    );
+}
+
+#[test]
+fn the_gate_is_the_readmes_command() {
+    let gate = read(".ci/run");
+    assert!(
+        gate.contains("cargo xtask test"),
+        ".ci/run runs cargo xtask test"
+    );
+    let readme = read("README.md");
+    for command in ["cargo xtask demo", "cargo xtask test"] {
+        assert!(readme.contains(command), "README.md names {command}");
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(root().join(".ci/run"))
+        .expect(".ci/run is there")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o111, 0o111, ".ci/run is executable");
+}
+
+#[test]
+fn the_papers_are_in_order() {
+    let needed = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "deny.toml",
+        "docs/guarantees.md",
+        "docs/glossary.md",
+        "docs/security.md",
+        "docs/adr/template.md",
+    ];
+    let missing: Vec<String> = needed
+        .iter()
+        .filter(|path| !root().join(path).is_file())
+        .map(|path| (*path).to_owned())
+        .collect();
+    assert_none("missing:", &missing);
+    assert!(
+        read("CHANGELOG.md").contains("## Unreleased"),
+        "CHANGELOG.md collects changes under `## Unreleased`"
+    );
+}
+
+#[test]
+fn every_adr_says_what_confirms_it_and_what_is_bad_about_it() {
+    let mut broken = Vec::new();
+    let files = all();
+    let adrs: Vec<_> = files
+        .iter()
+        .filter(|source| source.path.starts_with("docs/adr/0"))
+        .collect();
+    assert!(adrs.len() >= 5, "only {} ADRs", adrs.len());
+    for adr in adrs {
+        for heading in [
+            "## Decision",
+            "## What confirms this",
+            "## What is bad about it",
+        ] {
+            if !adr.text.contains(heading) {
+                broken.push(format!("{} has no section {heading:?}", adr.path));
+            }
+        }
+    }
+    assert_none("an ADR without its grounds:", &broken);
+}
+
+#[test]
+fn links_between_the_papers_lead_somewhere() {
+    let link = regex::Regex::new(r"\]\(([^)#\s]+)(#[^)]*)?\)").expect("a regex");
+    let mut broken = Vec::new();
+    for source in all().iter().filter(|source| source.path.ends_with(".md")) {
+        let folder = root()
+            .join(&source.path)
+            .parent()
+            .expect("a folder")
+            .to_owned();
+        for found in link.captures_iter(&source.text) {
+            let target = &found[1];
+            if !target.contains("://")
+                && !target.starts_with("mailto:")
+                && !folder.join(target).exists()
+            {
+                broken.push(format!("{}: {target}", source.path));
+            }
+        }
+    }
+    assert_none("links that lead nowhere:", &broken);
+}

@@ -1,0 +1,55 @@
+//! Where `unsafe` may stand: read as tokens, so that words in comments and strings do not count and macro bodies do.
+
+use proc_macro2::{TokenStream, TokenTree};
+
+use crate::sources::{assert_none, rust};
+
+/// Folders, and single files with their reason.
+fn may_be_unsafe(path: &str) -> bool {
+    path.starts_with("handler-sdk/abi/")
+        || path.starts_with("runtimes/native/")
+        // The export macro's expansion is the plugin's side of the ABI.
+        || path.starts_with("handler-sdk/src/export")
+        // The study of bad plugins builds libraries that break the contract on purpose.
+        || path.starts_with("tests/misbehave/")
+}
+
+fn unsafe_lines(tokens: TokenStream, found: &mut Vec<usize>) {
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => unsafe_lines(group.stream(), found),
+            TokenTree::Ident(name) if name == "unsafe" => found.push(name.span().start().line),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn unsafe_stands_only_at_the_borders() {
+    let mut broken = Vec::new();
+    let mut in_the_source = Vec::new();
+    for source in rust() {
+        let Ok(tokens) = source.text.parse::<TokenStream>() else {
+            continue;
+        };
+        let mut lines = Vec::new();
+        unsafe_lines(tokens, &mut lines);
+        if lines.is_empty() || may_be_unsafe(&source.path) {
+            continue;
+        }
+        if source.path.starts_with("consumer/src/source/") {
+            in_the_source.push(source.path.clone());
+            continue;
+        }
+        broken.push(format!("{}: lines {lines:?}", source.path));
+    }
+    if in_the_source.len() > 1 {
+        broken.push(format!(
+            "consumer/src/source may have one file with unsafe code, it has {in_the_source:?}"
+        ));
+    }
+    assert_none(
+        "move unsafe code to handler-sdk/abi, runtimes/native or the one file of consumer/src/source:",
+        &broken,
+    );
+}

@@ -1,0 +1,55 @@
+//! One word for one thing (docs/glossary.md): the words that must not be used instead, as far as they can be told apart.
+
+use regex::Regex;
+
+use crate::sources::{assert_none, rust};
+
+/// The word, what to say instead.
+const FORBIDDEN: &[(&str, &str)] = &[
+    (r"(?i)watermark", "frontier"),
+    (r"(?i)\btracker\b|Tracker|_tracker", "ledger"),
+    (r"(?i)\bstash", "ledger"),
+    (r"(?i)\bshards?\b|Shard|_shard", "lane"),
+    (r"(?i)poison.?queue", "dead letter"),
+    (r"(?i)dead.?letter.?queue", "dead letter"),
+    (
+        r"[a-z]Manager\b|\bManager[A-Z]|_manager\b",
+        "a noun that says what it does",
+    ),
+    (r"(?i)feature.?flag|handler.?flag", "gate"),
+];
+
+/// Names of other people's code, which cannot be changed.
+const ALLOWED: &[(&str, &str)] = &[
+    (
+        "fetch_watermarks",
+        "rdkafka's function for a partition's first and end offset",
+    ),
+    ("query_watermark_offsets", "librdkafka's function"),
+    ("get_watermark_offsets", "librdkafka's function"),
+];
+
+#[test]
+fn one_word_is_used_for_one_thing() {
+    let forbidden: Vec<(Regex, &str)> = FORBIDDEN
+        .iter()
+        .map(|(word, instead)| (Regex::new(word).expect("a regex"), *instead))
+        .collect();
+    let mut broken = Vec::new();
+    for source in rust()
+        .iter()
+        .filter(|source| !source.path.starts_with("xtask/tests/tidy/"))
+    {
+        for (number, line) in (1..).zip(source.text.lines()) {
+            let own = ALLOWED
+                .iter()
+                .fold(line.to_owned(), |line, (name, _reason)| {
+                    line.replace(name, "")
+                });
+            for (word, instead) in forbidden.iter().filter(|(word, _)| word.is_match(&own)) {
+                broken.push(format!("{}:{number}: {word} → {instead}", source.path));
+            }
+        }
+    }
+    assert_none("use the glossary's word:", &broken);
+}
