@@ -11,7 +11,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (r"(?i)\bstash", "ledger"),
     (r"(?i)\bshards?\b|Shard|_shard", "lane"),
     (r"(?i)poison.?queue", "dead letter"),
-    (r"(?i)dead.?letter.?queue", "dead letter"),
+    (r"(?i)dead.?letter.?queue\b", "dead letter"),
     (
         r"[a-z]Manager\b|\bManager[A-Z]|_manager\b",
         "a noun that says what it does",

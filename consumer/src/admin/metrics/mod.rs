@@ -8,7 +8,7 @@ mod user;
 
 use family::{Families, seconds_histogram};
 
-use super::ServiceReport;
+use super::{HandlerReport, ServiceReport};
 
 /// The content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -157,24 +157,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
 
 fn handlers(report: &ServiceReport, families: &mut Families) {
     for handler in &report.handlers {
-        for version in &handler.versions {
-            let labels = [
-                ("handler", handler.name.as_str()),
-                ("version", &version.version),
-            ];
-            for (outcome, count) in version.outcomes.by_name() {
-                let labels = [labels[0], labels[1], ("outcome", outcome)];
-                let help = "Outcomes of a handler's records";
-                families.counter("sluicegate_handler_outcomes_total", help, &labels, count);
-            }
-            let help = "Panics of a handler, contained";
-            families.counter(
-                "sluicegate_handler_panics_total",
-                help,
-                &labels,
-                version.panics,
-            );
-        }
+        outcomes(handler, families);
         let labels = [("handler", handler.name.as_str())];
         families.histogram(
             "sluicegate_handler_duration_seconds",
@@ -227,6 +210,27 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             let labels = [("handler", handler.name.as_str()), ("topic", topic)];
             families.counter("sluicegate_emitted_records_total", help, &labels, *count);
         }
+    }
+}
+
+fn outcomes(handler: &HandlerReport, families: &mut Families) {
+    for version in &handler.versions {
+        let labels = [
+            ("handler", handler.name.as_str()),
+            ("version", &version.version),
+        ];
+        for (outcome, count) in version.outcomes.by_name() {
+            let labels = [labels[0], labels[1], ("outcome", outcome)];
+            let help = "Outcomes of a handler's records";
+            families.counter("sluicegate_handler_outcomes_total", help, &labels, count);
+        }
+        let help = "Panics of a handler, contained";
+        families.counter(
+            "sluicegate_handler_panics_total",
+            help,
+            &labels,
+            version.panics,
+        );
     }
 }
 
