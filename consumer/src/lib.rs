@@ -40,6 +40,8 @@ pub mod commit;
 
 pub mod pump;
 
+pub mod runtime;
+
 pub mod admin;
 pub mod cli;
 pub mod logging;

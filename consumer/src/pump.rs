@@ -42,6 +42,8 @@ pub struct PumpSettings {
     pub flow: FlowSettings,
     /// Where a partition without a commit begins.
     pub start: StartAt,
+    /// Where a partition goes on whose offset is missing; `None` stops it (G12).
+    pub missing_offset: Option<StartAt>,
     /// How long a revoke waits for what was begun.
     pub drain_timeout: Duration,
 }
@@ -55,6 +57,9 @@ pub enum PumpError {
     /// An invariant is broken; nothing was committed after it (G13).
     #[error("internal fault, stopped without committing: {0}")]
     Fault(String),
+    /// The thread did not end in time; what it had not committed is read again by the next owner.
+    #[error("the pump did not stop in time")]
+    Overdue,
     /// The thread panicked.
     #[error("the pump's thread panicked: {0}")]
     Panicked(String),
@@ -75,6 +80,7 @@ pub struct Pump {
     started: Instant,
     clock: WallClock,
     to_assign: Vec<TopicPartition>,
+    was_assigned: bool,
     assign_at: Instant,
     revokes: Vec<Revoke>,
     stopping: Option<Instant>,
@@ -106,7 +112,7 @@ impl Pump {
                 Pump::new(settings, source, emitter, its_inbox).run()
             })?;
         Ok(PumpHandle {
-            inbox,
+            address: PumpAddress { inbox },
             thread: Some(thread),
         })
     }
@@ -131,6 +137,7 @@ impl Pump {
                 epoch_ms: crate::admin::view::now_ms(),
             },
             to_assign: Vec::new(),
+            was_assigned: false,
             assign_at: now,
             revokes: Vec::new(),
             stopping: None,
@@ -220,6 +227,7 @@ impl Pump {
     fn event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Assigned(partitions) => {
+                self.was_assigned = true;
                 self.to_assign.extend(partitions);
                 self.assign_at = Instant::now();
             }
@@ -227,15 +235,7 @@ impl Pump {
             SourceEvent::Committed { results, error } => {
                 self.flow.committed(&results, error.as_deref())
             }
-            SourceEvent::OffsetMissing { at, reason } => {
-                if let Some(slot) = self.flow.slot(&at) {
-                    let reason = format!(
-                        "the offset to read is missing: {reason}; set processing.missing_offset, or commit another \
-                         offset for the group"
-                    );
-                    self.flow.stop_partition(slot, &reason);
-                }
-            }
+            SourceEvent::OffsetMissing { at, reason } => self.offset_missing(&at, &reason),
             SourceEvent::PartitionError { at, reason } => {
                 tracing::warn!(
                     topic = &*at.topic,
@@ -255,9 +255,41 @@ impl Pump {
         }
     }
 
+    /// The offset to read is not there (G12): the policy goes on elsewhere, unless records are under way.
+    fn offset_missing(&mut self, at: &TopicPartition, reason: &str) {
+        let Some(slot) = self.flow.slot(at) else {
+            return;
+        };
+        if let Some(start) = self.settings.missing_offset
+            && self.flow.restart(slot)
+        {
+            tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
+                reason,
+                ?start,
+                "offset to read is missing; going on as processing.missing_offset says"
+            );
+            let start = StartPartition {
+                slot,
+                at: at.clone(),
+                start,
+            };
+            match self.source.start(&[start]) {
+                Ok(()) => return,
+                Err(error) => tracing::error!(%error, "going on elsewhere was refused"),
+            }
+        }
+        let reason = format!(
+            "the offset to read is missing: {reason}; set processing.missing_offset, or commit another offset for \
+             the group"
+        );
+        self.flow.stop_partition(slot, &reason);
+    }
+
     /// Looks up where new partitions begin, and begins.
     fn assign_pending(&mut self) {
-        if self.to_assign.is_empty() || Instant::now() < self.assign_at {
+        if self.to_assign.is_empty() || self.stopping.is_some() || Instant::now() < self.assign_at {
             return;
         }
         let committed = match self.source.committed(&self.to_assign) {
@@ -430,9 +462,15 @@ impl Pump {
     }
 }
 
-/// A pump as other threads see it.
-pub struct PumpHandle {
+/// Where other threads reach a pump.
+#[derive(Clone)]
+pub struct PumpAddress {
     inbox: Arc<Inbox>,
+}
+
+/// A pump's thread, for its owner.
+pub struct PumpHandle {
+    address: PumpAddress,
     thread: Option<JoinHandle<Result<(), PumpError>>>,
 }
 
@@ -446,7 +484,7 @@ impl<F: FnOnce(&mut Pump) + Send> ControlRequest for Request<F> {
     }
 }
 
-impl PumpHandle {
+impl PumpAddress {
     /// Runs `request` on the pump's thread between two turns and waits for its answer. `None`: no answer in time.
     fn ask<T: Send + 'static>(
         &self,
@@ -491,11 +529,25 @@ impl PumpHandle {
         })?
     }
 
-    /// Begins to stop; [`PumpHandle::join`] waits for the end.
+    /// Whether Kafka has given it an assignment, if an empty one, and it has taken it. `None`: no answer in time.
+    pub fn is_assigned(&self, deadline: Duration) -> Option<bool> {
+        self.ask(deadline, |pump| {
+            pump.was_assigned && pump.to_assign.is_empty()
+        })
+    }
+
+    /// Begins to stop; [`PumpHandle::join_until`] waits for the end.
     pub fn stop(&self) {
         self.inbox.push(PumpMessage::Control(Box::new(Request(
             |pump: &mut Pump| pump.stop(),
         ))));
+    }
+}
+
+impl PumpHandle {
+    /// Where to reach it.
+    pub fn address(&self) -> &PumpAddress {
+        &self.address
     }
 
     /// Whether its thread has ended.
@@ -506,23 +558,30 @@ impl PumpHandle {
     /// Waits for the end of the thread.
     ///
     /// # Errors
-    /// [`PumpError`] says why it did not end well.
-    pub fn join(&mut self) -> Result<(), PumpError> {
+    /// [`PumpError`] says why it did not end well, or that it has not ended by `deadline`.
+    pub fn join_until(&mut self, deadline: Instant) -> Result<(), PumpError> {
+        while !self.is_finished() {
+            if Instant::now() >= deadline {
+                return Err(PumpError::Overdue);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         match self.thread.take().map(JoinHandle::join) {
             None => Ok(()),
             Some(Ok(result)) => result,
-            Some(Err(panic)) => {
-                let words = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| {
-                        panic
-                            .downcast_ref::<&str>()
-                            .map(|words| (*words).to_owned())
-                    })
-                    .unwrap_or_else(|| "no message".to_owned());
-                Err(PumpError::Panicked(words))
-            }
+            Some(Err(panic)) => Err(PumpError::Panicked(words_of(&*panic))),
         }
     }
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| {
+            panic
+                .downcast_ref::<&str>()
+                .map(|words| (*words).to_owned())
+        })
+        .unwrap_or_else(|| "no message".to_owned())
 }

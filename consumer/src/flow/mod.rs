@@ -232,6 +232,19 @@ impl Flow {
         }
     }
 
+    /// Lets a partition begin somewhere else under the same epoch. `false`, and nothing changed, while records of it
+    /// are under way.
+    pub fn restart(&mut self, slot: Slot) -> bool {
+        let assignment = &mut self.assignments[slot.0 as usize];
+        let unused = assignment.entries == 0 && assignment.overflow.is_empty();
+        if unused {
+            assignment.ledger = Ledger::new(0, Vec::new());
+            assignment.committed = 0;
+            assignment.committed_metadata.clear();
+        }
+        unused
+    }
+
     /// A broken invariant, if one was found: the process must exit without committing (G13).
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()

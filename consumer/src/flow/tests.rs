@@ -16,6 +16,8 @@ use crate::source::{Delivery, Lease, Slot, TopicPartition};
 
 #[derive(Default)]
 struct ScriptedPool {
+    // Boxes, as the trait hands them over.
+    #[allow(clippy::vec_box)]
     taken: Mutex<Vec<Box<Batch>>>,
     full: std::sync::atomic::AtomicBool,
 }

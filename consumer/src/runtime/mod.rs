@@ -1,0 +1,234 @@
+//! Assembles the service in order, and owns the order in which it ends.
+//!
+//! ```text
+//!  start: specs ─► emitter ─► pumps ─► registry: first plan ─► admin HTTP ─► watch of specs and plugins
+//!  stop:  watch ─► pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP
+//! ```
+//!
+//! The way of a config change is `control`: update → registry (verify, load, create, health) → routing index → every
+//! pump, both at once.
+
+mod control;
+mod settings;
+mod view;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sluicegate_config::source::WatchHandle;
+use sluicegate_config::{Environment, Problems, ServiceConfig};
+use tokio::sync::oneshot;
+
+use crate::admin::http;
+use crate::emit::KafkaEmitter;
+use crate::handlers::Registry;
+use crate::pump::{Pump, PumpError, PumpHandle};
+use crate::source::client_config::ClientSettings;
+use crate::source::kafka::KafkaSource;
+use crate::source::{Source, SourceError};
+use control::{Control, Desk};
+use view::View;
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The specs are wrong; every problem is listed.
+    #[error("{0}")]
+    Specs(Problems),
+    /// Handlers are refused; none is left out silently, since its records would pass it by (G1).
+    #[error("{}", .0.join("\n"))]
+    Handlers(Vec<String>),
+    /// A part could not be started.
+    #[error("{part}: {reason}")]
+    Part {
+        /// Which part.
+        part: &'static str,
+        /// What happened and what to do.
+        reason: String,
+    },
+}
+
+impl StartError {
+    fn part(part: &'static str) -> impl Fn(String) -> Self {
+        move |reason| Self::Part { part, reason }
+    }
+}
+
+/// The running service.
+pub struct Service {
+    view: Arc<View>,
+    pumps: Vec<PumpHandle>,
+    emitter: Arc<KafkaEmitter>,
+    control: Option<Control>,
+    watch: Option<Box<dyn WatchHandle>>,
+    tokio: Option<tokio::runtime::Runtime>,
+    admin_stop: Option<oneshot::Sender<()>>,
+    admin_address: std::net::SocketAddr,
+    drain_timeout: Duration,
+    stopping: AtomicBool,
+}
+
+/// Time for the admin server's last answers.
+const ADMIN_STOP: Duration = Duration::from_secs(1);
+/// Time beyond the drain that a pump may take for its last commit and for leaving the group.
+const LEAVE: Duration = Duration::from_secs(10);
+
+impl Service {
+    /// Starts everything; records flow as soon as Kafka assigns partitions.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of the service is left running then.
+    pub fn start(config: &ServiceConfig, environment: &Environment) -> Result<Self, StartError> {
+        let mut source = settings::spec_source(config, environment);
+        let snapshot = source.snapshot().map_err(StartError::Specs)?;
+        let client = ClientSettings::new(&config.kafka, config.processing.memory);
+        let emitter = KafkaEmitter::new(client.clone())
+            .map(Arc::new)
+            .map_err(|error| StartError::part("kafka producer")(error.to_string()))?;
+        let tokio = start_tokio()?;
+        let pumps = start_pumps(config, &client, &emitter)?;
+        let registry = Registry::new(settings::registry(config, emitter.clone()))
+            .map(Arc::new)
+            .map_err(|error| StartError::part("worker threads")(error.to_string()))?;
+        let addresses = pumps.iter().map(|pump| pump.address().clone()).collect();
+        let view = Arc::new(View::new(
+            config,
+            addresses,
+            registry.clone(),
+            source.gates(),
+        ));
+        let mut desk = Desk::new(registry, view.clone(), client, tokio.handle().clone());
+        desk.start(Arc::new(snapshot))?;
+        let (admin_stop, admin_address) = start_admin(&tokio, config, &view)?;
+        let (control, sink) = desk
+            .spawn()
+            .map_err(|e| StartError::part("control thread")(e.to_string()))?;
+        let watch = source
+            .watch(sink)
+            .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
+        Ok(Self {
+            view,
+            pumps,
+            emitter,
+            control: Some(control),
+            watch: Some(watch),
+            tokio: Some(tokio),
+            admin_stop: Some(admin_stop),
+            admin_address,
+            drain_timeout: config.processing.drain_timeout,
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Where the admin server listens.
+    pub fn admin_address(&self) -> std::net::SocketAddr {
+        self.admin_address
+    }
+
+    /// The service as the admin side sees it.
+    pub fn view(&self) -> Arc<dyn crate::admin::ServiceView> {
+        self.view.clone()
+    }
+
+    /// Reads the sources of specs again, at once.
+    pub fn reread(&self) {
+        if let Some(watch) = &self.watch {
+            watch.reread();
+        }
+    }
+
+    /// Whether a pump has ended without being asked to: then [`Service::stop`] tells why.
+    pub fn has_failed(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed) && self.pumps.iter().any(PumpHandle::is_finished)
+    }
+
+    /// Drains, commits, leaves the group and ends everything.
+    ///
+    /// # Errors
+    /// Why a pump did not end well. What it had not committed is read again by the next owner.
+    pub fn stop(mut self) -> Result<(), PumpError> {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.watch = None;
+        for pump in &self.pumps {
+            pump.address().stop();
+        }
+        let deadline = Instant::now() + self.drain_timeout + LEAVE;
+        let mut result = Ok(());
+        for pump in &mut self.pumps {
+            let ended = pump.join_until(deadline);
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        self.emitter.flush(LEAVE);
+        if let Some(control) = self.control.take() {
+            control.stop(self.drain_timeout);
+        }
+        if let Some(stop) = self.admin_stop.take() {
+            // The server may have failed before; then nobody listens.
+            let _ = stop.send(());
+        }
+        if let Some(tokio) = self.tokio.take() {
+            tokio.shutdown_timeout(ADMIN_STOP);
+        }
+        result
+    }
+}
+
+fn start_pumps(
+    config: &ServiceConfig,
+    client: &ClientSettings,
+    emitter: &Arc<KafkaEmitter>,
+) -> Result<Vec<PumpHandle>, StartError> {
+    (0..config.kafka.clients)
+        .map(|number| {
+            let client = client.clone();
+            let source = move || -> Result<Box<dyn Source>, SourceError> {
+                Ok(Box::new(KafkaSource::new(&client)?))
+            };
+            Pump::spawn(
+                settings::pump(config, number as u32),
+                Box::new(source),
+                emitter.clone(),
+            )
+            .map_err(|error| StartError::part("pump thread")(error.to_string()))
+        })
+        .collect()
+}
+
+fn start_tokio() -> Result<tokio::runtime::Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("admin")
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::part("admin thread")(error.to_string()))
+}
+
+type Admin = (oneshot::Sender<()>, std::net::SocketAddr);
+
+fn start_admin(
+    tokio: &tokio::runtime::Runtime,
+    config: &ServiceConfig,
+    view: &Arc<View>,
+) -> Result<Admin, StartError> {
+    let failed = StartError::part("admin server");
+    let listener = tokio
+        .block_on(http::bind(config.admin.listen))
+        .map_err(|error| failed(error.to_string()))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| failed(error.to_string()))?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let view = view.clone();
+    tokio.spawn(async move {
+        let stop = async {
+            let _ = stopped.await;
+        };
+        if let Err(error) = http::serve(listener, view, stop).await {
+            tracing::error!(%error, "admin server ended");
+        }
+    });
+    Ok((stop, address))
+}

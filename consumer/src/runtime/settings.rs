@@ -1,0 +1,109 @@
+//! From the service's config to the settings of its parts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_config::service::{HandlersConfig, MissingOffset, Start};
+use sluicegate_config::source::{FileSource, SpecSource};
+use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
+use sluicegate_config::{Environment, ServiceConfig};
+use sluicegate_native::NativeRuntime;
+
+use crate::emit::Emitter;
+use crate::flow::FlowSettings;
+use crate::flow::handler::{HandlerSettings, OnFailure, Order};
+use crate::handlers::{HandlerPlan, RegistrySettings};
+use crate::pump::PumpSettings;
+use crate::settlement::RetryPolicy;
+use crate::source::StartAt;
+
+/// Longest time to build and check an instance.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where specs come from.
+pub(super) fn spec_source(
+    config: &ServiceConfig,
+    environment: &Environment,
+) -> Box<dyn SpecSource> {
+    match &config.handlers {
+        HandlersConfig::File { folder, rescan } => Box::new(FileSource::new(
+            folder.clone(),
+            *rescan,
+            environment.clone(),
+        )),
+    }
+}
+
+/// The settings of one pump. Half of the byte budget is for records in flight; an eighth is fetched ahead, and the
+/// rest is what records need besides their bytes.
+pub(super) fn pump(config: &ServiceConfig, number: u32) -> PumpSettings {
+    let processing = &config.processing;
+    PumpSettings {
+        number,
+        flow: FlowSettings {
+            max_uncommitted: i64::try_from(processing.max_uncommitted).unwrap_or(i64::MAX / 2),
+            budget_bytes: processing.memory / 2 / config.kafka.clients.max(1) as u64,
+            stall_timeout_ms: processing.stall_timeout.as_millis() as u64,
+            commit_interval_ms: processing.commit_interval.as_millis() as u64,
+            group: config.kafka.group_id.as_str().into(),
+            seed: u64::from(std::process::id()) << 32 | u64::from(number + 1),
+        },
+        start: match config.kafka.start {
+            Start::Earliest => StartAt::Earliest,
+            Start::Latest => StartAt::Latest,
+            Start::Time { unix_ms } => StartAt::Time(unix_ms),
+        },
+        missing_offset: match processing.missing_offset {
+            MissingOffset::Stop => None,
+            MissingOffset::Earliest => Some(StartAt::Earliest),
+            MissingOffset::Latest => Some(StartAt::Latest),
+        },
+        drain_timeout: processing.drain_timeout,
+    }
+}
+
+/// What the registry is made with.
+pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> RegistrySettings {
+    RegistrySettings {
+        folder: config.plugins.folder.clone(),
+        cache: config.plugins.cache.clone(),
+        allow_unsigned: config.plugins.allow_unsigned,
+        create_timeout: CREATE_TIMEOUT,
+        drain_timeout: config.processing.drain_timeout,
+        runtimes: vec![Arc::new(NativeRuntime)],
+        emitter,
+    }
+}
+
+/// How pumps run a handler of a plan.
+pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
+    let spec = &plan.spec;
+    HandlerSettings {
+        name: plan.name.clone(),
+        version: plan.version.clone(),
+        generation: plan.generation,
+        pool: plan.pool.clone(),
+        gate_open: spec.enabled,
+        order: match spec.order {
+            SpecOrder::Key => Order::Key,
+            SpecOrder::Partition => Order::Partition,
+            SpecOrder::Unordered => Order::Unordered,
+        },
+        retry: RetryPolicy {
+            max_attempts: spec.retry.max_attempts,
+            delay: spec.retry.backoff.delay,
+            multiplier: spec.retry.backoff.multiplier,
+            max_delay: spec.retry.backoff.max_delay,
+            jitter: spec.retry.backoff.jitter,
+        },
+        dead_letter_topic: Arc::from(spec.dead_letter.topic.as_str()),
+        on_failure: match spec.on_failure {
+            SpecOnFailure::Hold => OnFailure::Hold,
+            SpecOnFailure::DeadLetter => OnFailure::DeadLetter,
+        },
+        max_in_flight_records: u32::try_from(spec.max_in_flight.records).unwrap_or(u32::MAX),
+        max_in_flight_bytes: spec.max_in_flight.bytes,
+        keeps_key_state: plan.keeps_key_state,
+        takes_batches: plan.takes_batches,
+    }
+}

@@ -1,0 +1,232 @@
+//! The service as the admin side sees it: reports of pumps and pools put together with what the specs declare.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sluicegate_config::source::GateWriter;
+use sluicegate_config::spec::Route;
+use sluicegate_config::{ServiceConfig, Snapshot};
+
+use crate::admin::view::now_ms;
+use crate::admin::{
+    DeclaredHandler, Explanation, Gate, GateError, HandlerState, PumpReport, ServiceFacts,
+    ServiceReport, ServiceView,
+};
+use crate::handlers::{Applied, Registry};
+use crate::pump::PumpAddress;
+use crate::source::TopicPartition;
+
+/// What the pumps, the registry and the control side say, for whoever asks.
+pub(super) struct View {
+    pumps: Vec<PumpAddress>,
+    registry: Arc<Registry>,
+    gates: Arc<dyn GateWriter>,
+    group_id: String,
+    started_ms: i64,
+    budget_bytes: u64,
+    allow_unsigned: bool,
+    rejections: AtomicU64,
+    standing: Mutex<Standing>,
+}
+
+/// What the last update left.
+#[derive(Default)]
+struct Standing {
+    revision: u64,
+    declared: Vec<DeclaredHandler>,
+    last_rejection: Option<String>,
+    unreachable: Option<String>,
+}
+
+/// The route as the spec writes it.
+fn route_of(route: &Route) -> serde_json::Value {
+    let topics: Vec<String> = route.topics.iter().map(ToString::to_string).collect();
+    serde_json::json!({ "topics": topics, "when": route.when.to_document() })
+}
+
+/// Longest wait for a pump when readiness is asked.
+const READY_ANSWER: Duration = Duration::from_millis(500);
+
+impl View {
+    pub(super) fn new(
+        config: &ServiceConfig,
+        pumps: Vec<PumpAddress>,
+        registry: Arc<Registry>,
+        gates: Arc<dyn GateWriter>,
+    ) -> Self {
+        Self {
+            pumps,
+            registry,
+            gates,
+            group_id: config.kafka.group_id.clone(),
+            started_ms: now_ms(),
+            budget_bytes: config.processing.memory,
+            allow_unsigned: config.plugins.allow_unsigned,
+            rejections: AtomicU64::new(0),
+            standing: Mutex::default(),
+        }
+    }
+
+    pub(super) fn pumps(&self) -> &[PumpAddress] {
+        &self.pumps
+    }
+
+    /// Takes note of a snapshot and of what became of it.
+    pub(super) fn note_snapshot(&self, snapshot: &Snapshot, applied: &Applied) {
+        let mut refused: Vec<String> = Vec::new();
+        for rejection in &snapshot.rejections {
+            refused.push(rejection.problems.to_string());
+        }
+        let declared = snapshot
+            .handlers
+            .values()
+            .map(|spec| {
+                let refusal = applied
+                    .refusals
+                    .iter()
+                    .find(|refusal| refusal.handler == spec.name);
+                let rejected = refusal.map(|refusal| refusal.reason.clone());
+                refused.extend(
+                    rejected
+                        .iter()
+                        .map(|why| format!("handler `{}`: {why}", spec.name)),
+                );
+                DeclaredHandler {
+                    name: spec.name.clone(),
+                    plugin: spec.plugin.clone(),
+                    gate: if spec.enabled { Gate::Open } else { Gate::Shut },
+                    route: route_of(&spec.route),
+                    rejected,
+                }
+            })
+            .collect();
+        for why in &refused {
+            tracing::error!(revision = snapshot.revision, "{why}");
+        }
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.revision = applied.plan.revision;
+        standing.declared = declared;
+        let last = (!refused.is_empty()).then(|| refused.join("\n"));
+        if last.is_some() && last != standing.last_rejection {
+            self.rejections.fetch_add(1, Ordering::Relaxed);
+        }
+        standing.last_rejection = last;
+    }
+
+    /// Takes note of an update that was refused as a whole.
+    pub(super) fn note_rejection(&self, why: &str) {
+        self.rejections.fetch_add(1, Ordering::Relaxed);
+        self.standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last_rejection = Some(why.to_owned());
+    }
+
+    /// Takes note of whether specs can be read.
+    pub(super) fn note_unreachable(&self, why: Option<String>) {
+        self.standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .unreachable = why;
+    }
+}
+
+impl ServiceView for View {
+    fn report(&self, deadline: Duration) -> ServiceReport {
+        let mut silent_pumps = Vec::new();
+        let mut pumps: Vec<PumpReport> = Vec::new();
+        for (number, pump) in self.pumps.iter().enumerate() {
+            match pump.report(deadline) {
+                Some(report) => pumps.push(report),
+                None => silent_pumps.push(number as u32),
+            }
+        }
+        let (facts, declared) = {
+            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            let facts = ServiceFacts {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                group_id: self.group_id.clone(),
+                started_ms: self.started_ms,
+                revision: standing.revision,
+                rejections: self.rejections.load(Ordering::Relaxed),
+                last_rejection: standing
+                    .last_rejection
+                    .clone()
+                    .or_else(|| standing.unreachable.clone()),
+                budget_bytes: self.budget_bytes,
+                silent_pumps,
+                allow_unsigned: self.allow_unsigned,
+            };
+            (facts, standing.declared.clone())
+        };
+        ServiceReport::assemble(facts, pumps, self.registry.report(), declared)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        for (number, pump) in self.pumps.iter().enumerate() {
+            match pump.is_assigned(READY_ANSWER) {
+                Some(true) => {}
+                Some(false) => return Err(format!("pump {number} waits for its partitions")),
+                None => return Err(format!("pump {number} does not answer")),
+            }
+        }
+        let report = self.report(READY_ANSWER);
+        for handler in report
+            .handlers
+            .iter()
+            .filter(|handler| handler.gate == Gate::Open)
+        {
+            if handler.state != HandlerState::Active {
+                let why = handler
+                    .last_error
+                    .as_deref()
+                    .unwrap_or("no reason given yet");
+                return Err(format!(
+                    "handler `{}` is {}: {why}",
+                    handler.name, handler.state
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: Option<i64>,
+        deadline: Duration,
+    ) -> Option<Explanation> {
+        let at = TopicPartition {
+            topic: topic.into(),
+            partition,
+        };
+        self.pumps
+            .iter()
+            .find_map(|pump| pump.explain(at.clone(), offset, deadline))
+    }
+
+    fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
+        use sluicegate_config::source::GateError as Refused;
+        match self.gates.set_gate(handler, open) {
+            Ok(_) => Ok(()),
+            Err(Refused::UnknownHandler { name, .. }) => {
+                let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+                let known: Vec<&str> = standing
+                    .declared
+                    .iter()
+                    .map(|handler| handler.name.as_str())
+                    .collect();
+                Err(GateError::Unknown {
+                    name,
+                    known: known.join(", "),
+                })
+            }
+            Err(refused) => Err(GateError::NotWritten {
+                name: handler.to_owned(),
+                reason: refused.to_string(),
+            }),
+        }
+    }
+}
