@@ -13,6 +13,7 @@ pub(crate) mod callbacks;
 pub mod client_config;
 pub mod kafka;
 pub mod lease;
+pub mod memory;
 pub mod mock;
 pub(crate) mod raw;
 mod rebalance;

@@ -1,0 +1,453 @@
+//! A scripted source for tests: topics, a group's moves, gaps, repeats and refused commits, all on demand.
+//!
+//! ```text
+//!  test:  MemoryKafka ── create_topic, produce, skip, assign, revoke, refuse_commits … ──► the shared script
+//!  pump:  MemorySource ── events, start, poll, commit … ◄───────────────────────────────┘
+//! ```
+//!
+//! The seed decides how the records of several partitions interleave and in what runs; the same seed and script give
+//! the same deliveries.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{
+    CommitEntry, CommitResult, Committed, Delivery, Lease, Slot, Source, SourceError, SourceEvent,
+    StartAt, StartPartition, TopicPartition, Wake,
+};
+
+/// The cluster and the group, as a test scripts them. Clones share it.
+#[derive(Clone)]
+pub struct MemoryKafka(Arc<Shared>);
+
+struct Shared {
+    script: Mutex<Script>,
+    /// Whether a wait is to end; with its condition variable.
+    woken: Mutex<bool>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Script {
+    seed: u64,
+    topics: BTreeMap<TopicPartition, Log>,
+    events: VecDeque<SourceEvent>,
+    running: BTreeMap<TopicPartition, Running>,
+    committed: BTreeMap<TopicPartition, (i64, String)>,
+    commit_log: Vec<CommitEntry>,
+    refusals: VecDeque<Refusal>,
+    held: Option<Vec<SourceEvent>>,
+    subscription: Vec<String>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Log {
+    records: BTreeMap<i64, Stored>,
+    start: i64,
+    end: i64,
+}
+
+struct Stored {
+    timestamp_ms: i64,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<u8>,
+}
+
+struct Running {
+    slot: Slot,
+    next: i64,
+    paused: bool,
+    missing_told: bool,
+}
+
+enum Refusal {
+    /// One partition's commit is refused inside an answer that succeeds.
+    Partition(String),
+    /// The request fails as a whole.
+    Whole(String),
+}
+
+impl MemoryKafka {
+    /// An empty cluster.
+    pub fn new(seed: u64) -> Self {
+        Self(Arc::new(Shared {
+            script: Mutex::new(Script {
+                // An odd state never gets stuck at zero.
+                seed: seed | 1,
+                ..Script::default()
+            }),
+            woken: Mutex::new(false),
+            wake: Condvar::new(),
+        }))
+    }
+
+    /// The source of the group's one member.
+    pub fn source(&self) -> MemorySource {
+        MemorySource {
+            kafka: self.clone(),
+        }
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        let script = self.0.script.lock();
+        script.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script());
+        self.wake();
+    }
+
+    /// Creates a topic.
+    pub fn create_topic(&self, topic: &str, partitions: i32) {
+        self.change(|script| {
+            for partition in 0..partitions {
+                script.topics.entry(at(topic, partition)).or_default();
+            }
+        });
+    }
+
+    /// Appends a record and returns its offset; the partition appears with its first record.
+    pub fn produce(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &[u8],
+    ) -> i64 {
+        let mut offset = 0;
+        self.change(|script| {
+            let log = script.topics.entry(at(topic, partition)).or_default();
+            offset = log.end;
+            log.end += 1;
+            let stored = Stored {
+                timestamp_ms: offset,
+                key: key.map(<[u8]>::to_vec),
+                value: value.map(<[u8]>::to_vec),
+                headers: headers.to_vec(),
+            };
+            log.records.insert(offset, stored);
+        });
+        offset
+    }
+
+    /// Leaves `count` offsets without a record, as compaction and transaction markers do.
+    pub fn skip(&self, topic: &str, partition: i32, count: i64) {
+        self.change(|script| {
+            script.topics.entry(at(topic, partition)).or_default().end += count;
+        });
+    }
+
+    /// Deletes everything before `offset`, as retention does.
+    pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        self.change(|script| {
+            let log = script.topics.entry(at(topic, partition)).or_default();
+            log.start = offset;
+            log.end = log.end.max(offset);
+            log.records = log.records.split_off(&offset);
+        });
+    }
+
+    /// Gives partitions to the member.
+    pub fn assign(&self, topic: &str, partitions: &[i32]) {
+        let list = partitions.iter().map(|&p| at(topic, p)).collect();
+        self.tell(SourceEvent::Assigned(list));
+    }
+
+    /// Takes partitions away; `lost` without notice.
+    pub fn revoke(&self, topic: &str, partitions: &[i32], lost: bool) {
+        let partitions = partitions.iter().map(|&p| at(topic, p)).collect();
+        self.tell(SourceEvent::Revoked { partitions, lost });
+    }
+
+    /// Makes the source report an event.
+    pub fn tell(&self, event: SourceEvent) {
+        self.change(|script| script.events.push_back(event));
+    }
+
+    /// Delivers the last `count` offsets of a running partition once more.
+    pub fn repeat(&self, topic: &str, partition: i32, count: i64) {
+        self.change(|script| {
+            if let Some(running) = script.running.get_mut(&at(topic, partition)) {
+                running.next = (running.next - count).max(0);
+            }
+        });
+    }
+
+    /// Refuses every partition of the next commit, inside an answer that succeeds.
+    pub fn refuse_next_commit(&self, reason: &str) {
+        self.change(|script| script.refusals.push_back(Refusal::Partition(reason.into())));
+    }
+
+    /// Fails the next commit as a whole.
+    pub fn fail_next_commit(&self, reason: &str) {
+        self.change(|script| script.refusals.push_back(Refusal::Whole(reason.into())));
+    }
+
+    /// Keeps the answers of commits back until [`Self::answer_commits`]; what they commit holds at once.
+    pub fn hold_commits(&self) {
+        self.change(|script| {
+            script.held.get_or_insert_default();
+        });
+    }
+
+    /// Gives the answers that were kept back.
+    pub fn answer_commits(&self) {
+        self.change(|script| {
+            let held = script.held.take().unwrap_or_default();
+            script.events.extend(held);
+        });
+    }
+
+    /// What the group has committed for a partition, with its metadata.
+    pub fn committed(&self, topic: &str, partition: i32) -> Option<(i64, String)> {
+        self.script().committed.get(&at(topic, partition)).cloned()
+    }
+
+    /// Every commit that was accepted, in order.
+    pub fn commit_log(&self) -> Vec<CommitEntry> {
+        self.script().commit_log.clone()
+    }
+
+    /// Whether the member delivers this partition.
+    pub fn is_running(&self, topic: &str, partition: i32) -> bool {
+        self.script().running.contains_key(&at(topic, partition))
+    }
+
+    /// The present subscription.
+    pub fn subscription(&self) -> Vec<String> {
+        self.script().subscription.clone()
+    }
+
+    /// Whether the member has left.
+    pub fn is_closed(&self) -> bool {
+        self.script().closed
+    }
+}
+
+impl Wake for MemoryKafka {
+    fn wake(&self) {
+        *self.0.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.wake.notify_all();
+    }
+}
+
+/// The member's end of a [`MemoryKafka`].
+pub struct MemorySource {
+    kafka: MemoryKafka,
+}
+
+impl Source for MemorySource {
+    fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError> {
+        self.kafka.script().subscription = topics.to_vec();
+        Ok(())
+    }
+
+    fn events(&mut self, out: &mut Vec<SourceEvent>) {
+        out.extend(self.kafka.script().events.drain(..));
+    }
+
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError> {
+        let script = self.kafka.script();
+        let found = partitions.iter().map(|at| {
+            let committed = script.committed.get(at).cloned();
+            let (offset, metadata) = committed.map_or((None, String::new()), |(o, m)| (Some(o), m));
+            Committed {
+                at: at.clone(),
+                offset,
+                metadata,
+            }
+        });
+        Ok(found.collect())
+    }
+
+    fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
+        let mut script = self.kafka.script();
+        for wanted in partitions {
+            let log = script.topics.entry(wanted.at.clone()).or_default();
+            let next = match wanted.start {
+                StartAt::Earliest => log.start,
+                StartAt::Latest => log.end,
+                StartAt::Offset(offset) => offset,
+                StartAt::Time(time) => {
+                    let mut records = log.records.iter();
+                    let found = records.find(|(_, record)| record.timestamp_ms >= time);
+                    found.map_or(log.end, |(offset, _)| *offset)
+                }
+            };
+            let running = Running {
+                slot: wanted.slot,
+                next,
+                paused: false,
+                missing_told: false,
+            };
+            script.running.insert(wanted.at.clone(), running);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
+        let mut script = self.kafka.script();
+        for at in partitions {
+            script.running.remove(at);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, max: usize, out: &mut Vec<Delivery>) {
+        let end = out.len() + max;
+        let mut script = self.kafka.script();
+        while out.len() < end {
+            let ready: Vec<TopicPartition> = script.ready();
+            if ready.is_empty() {
+                break;
+            }
+            let chosen = &ready[script.random(ready.len())];
+            let run = 1 + script.random(16);
+            script.deliver(chosen, run.min(end - out.len()), out);
+        }
+    }
+
+    fn pause(&mut self, slot: Slot, paused: bool) {
+        let mut script = self.kafka.script();
+        let mut running = script.running.values_mut();
+        if let Some(running) = running.find(|running| running.slot == slot) {
+            running.paused = paused;
+        }
+    }
+
+    fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
+        self.kafka.change(|script| {
+            let (results, error) = script.commit(entries);
+            let event = SourceEvent::Committed { results, error };
+            match &mut script.held {
+                Some(held) => held.push(event),
+                None => script.events.push_back(event),
+            }
+        });
+        Ok(())
+    }
+
+    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError> {
+        match self.kafka.script().commit(entries) {
+            (results, None) => Ok(results),
+            (_, Some(error)) => Err(SourceError::Retryable(error)),
+        }
+    }
+
+    fn end_offset(&self, slot: Slot) -> Option<i64> {
+        let script = self.kafka.script();
+        let mut running = script.running.iter();
+        let (at, _) = running.find(|(_, running)| running.slot == slot)?;
+        Some(script.topics.get(at)?.end)
+    }
+
+    fn wait(&mut self, timeout: Duration) {
+        let shared = &self.kafka.0;
+        let woken = shared.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = shared
+            .wake
+            .wait_timeout_while(woken, timeout, |woken| !*woken);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(self.kafka.clone())
+    }
+
+    fn close(&mut self, _deadline: Duration) {
+        let mut script = self.kafka.script();
+        script.running.clear();
+        script.closed = true;
+    }
+}
+
+impl Script {
+    /// A number below `below`, by xorshift.
+    fn random(&mut self, below: usize) -> usize {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        (self.seed % below.max(1) as u64) as usize
+    }
+
+    /// Partitions that have something to deliver. One whose offset is gone says so, once.
+    fn ready(&mut self) -> Vec<TopicPartition> {
+        let mut ready = Vec::new();
+        for (at, running) in &mut self.running {
+            let Some(log) = self.topics.get(at) else {
+                continue;
+            };
+            if running.next < log.start || running.next > log.end {
+                if !running.missing_told {
+                    running.missing_told = true;
+                    self.events.push_back(SourceEvent::OffsetMissing {
+                        at: at.clone(),
+                        reason: format!(
+                            "offset {} is outside {}..{}",
+                            running.next, log.start, log.end
+                        ),
+                    });
+                }
+            } else if !running.paused && log.records.range(running.next..).next().is_some() {
+                ready.push(at.clone());
+            }
+        }
+        ready
+    }
+
+    fn deliver(&mut self, at: &TopicPartition, count: usize, out: &mut Vec<Delivery>) {
+        let (Some(running), Some(log)) = (self.running.get_mut(at), self.topics.get(at)) else {
+            return;
+        };
+        for (offset, record) in log.records.range(running.next..).take(count) {
+            running.next = offset + 1;
+            out.push(Delivery {
+                slot: running.slot,
+                offset: *offset,
+                timestamp_ms: record.timestamp_ms,
+                lease: Lease::owned(
+                    record.key.as_deref(),
+                    record.value.as_deref(),
+                    &record.headers,
+                ),
+            });
+        }
+    }
+
+    fn commit(&mut self, entries: &[CommitEntry]) -> (Vec<CommitResult>, Option<String>) {
+        let refused = match self.refusals.pop_front() {
+            Some(Refusal::Whole(reason)) => return (Vec::new(), Some(reason)),
+            Some(Refusal::Partition(reason)) => Some(reason),
+            None => None,
+        };
+        let results = entries.iter().map(|entry| {
+            if refused.is_none() {
+                let what = (entry.offset, entry.metadata.clone());
+                self.committed.insert(entry.at.clone(), what);
+                self.commit_log.push(entry.clone());
+            }
+            CommitResult {
+                at: entry.at.clone(),
+                offset: entry.offset,
+                error: refused.clone(),
+            }
+        });
+        (results.collect(), None)
+    }
+}
+
+fn at(topic: &str, partition: i32) -> TopicPartition {
+    TopicPartition {
+        topic: topic.into(),
+        partition,
+    }
+}
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;
