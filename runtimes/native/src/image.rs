@@ -187,7 +187,7 @@ fn first_difference(report: &str) -> String {
         .filter(|line| !line.is_empty());
     match lines.find(|line| line.starts_with("Error:") || line.starts_with("error:")) {
         Some(error) => {
-            let rest: Vec<&str> = lines.take(3).collect();
+            let rest: Vec<&str> = lines.take(4).collect();
             format!("{error} {}", rest.join(" "))
         }
         None => first_line(report).to_string(),

@@ -6,9 +6,10 @@
     reason = "tests; each file uses its part"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sluicegate_abi::view::RecordParts;
 use sluicegate_native::NativeRuntime;
@@ -17,13 +18,17 @@ use sluicegate_runtime::{
     MetricKind, RawOutcome, RawRecord,
 };
 
-/// The library of a workspace package, built now.
+/// The library of a workspace package, built once a test process.
 pub fn built(package: &str) -> PathBuf {
-    built_with(package, &[])
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built
+        .entry(package.to_string())
+        .or_insert_with(|| build(package))
+        .clone()
 }
 
-/// [`built`], with more arguments for cargo.
-pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
+fn build(package: &str) -> PathBuf {
     let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "build",
@@ -31,7 +36,6 @@ pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
             "--package",
             package,
         ])
-        .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
         .stderr(Stdio::inherit())
         .output()

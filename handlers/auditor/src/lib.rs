@@ -1,0 +1,96 @@
+//! The `auditor` handler: writes a row a record into SQLite or PostgreSQL.
+//!
+//! The rows of a call go in one transaction; a row that is there already (same topic, partition, offset) is left as it
+//! is, so a record that comes again changes nothing.
+
+mod store;
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Setup};
+use tokio::runtime::Runtime;
+
+use store::{Row, Store};
+
+/// Config of `auditor`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `sqlite:///path/audit.db`, or `postgres://user:password@host/database`.
+    pub url: String,
+    /// The table; made if it is missing. Letters, digits and `_`, with a schema before a dot if wanted.
+    #[serde(default = "default_table")]
+    pub table: String,
+    /// Writes the value too; without it a row has its length only.
+    #[serde(default = "yes")]
+    pub store_value: bool,
+    /// How long to wait for the database, in milliseconds.
+    #[serde(default = "ten_seconds")]
+    pub connect_timeout_ms: u64,
+}
+
+fn default_table() -> String {
+    "audit".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn ten_seconds() -> u64 {
+    10_000
+}
+
+/// Writes rows. One connection and one single-threaded runtime a worker.
+#[derive(Debug)]
+pub struct Auditor {
+    // Before the runtime: closing the connection needs it.
+    store: Store,
+    runtime: Runtime,
+    store_value: bool,
+}
+
+impl BatchHandler for Auditor {
+    type Config = Config;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| HandlerError::retryable(format!("no async runtime: {error}")))?;
+        let patience = Duration::from_millis(config.connect_timeout_ms);
+        let store = runtime.block_on(Store::open(&config.url, &config.table, patience))?;
+        Ok(Self {
+            store,
+            runtime,
+            store_value: config.store_value,
+        })
+    }
+
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+        let rows: Vec<Row<'_>> = batch
+            .iter()
+            .map(|record| Row::of(&record, self.store_value))
+            .collect();
+        match self.runtime.block_on(self.store.write(&rows)) {
+            Ok(written) => {
+                ctx.services().counter("rows_written", written);
+                Outcome::Ack
+            }
+            // Nothing of the transaction is there: every record of the call is tried again.
+            Err(error) => Outcome::retry(format!("the database refused the rows: {error}")),
+        }
+    }
+
+    fn health(&mut self) -> Result<(), HandlerError> {
+        self.runtime.block_on(self.store.ping()).map_err(|error| {
+            HandlerError::retryable(format!("the database does not answer: {error}"))
+        })
+    }
+}
+
+sluicegate_sdk::export_handler! {
+    "auditor" => batch Auditor,
+}

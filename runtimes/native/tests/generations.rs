@@ -1,0 +1,121 @@
+//! Situation: a plugin file that is replaced while it serves. Property: generations live side by side, each runs the bytes
+//! that were verified, and what a dead one held is given back.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sluicegate_native::NativeRuntime;
+use sluicegate_runtime::{CallStatus, HandlerRuntime, LoadedPlugin, outcome_code};
+use support::{Heard, built, codes, handle, load, records};
+
+#[test]
+fn a_replaced_file_is_loaded_anew_beside_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, cache) = (
+        folder.path().join("libplugin.so"),
+        folder.path().join("cache"),
+    );
+    std::fs::copy(built("sluicegate-handler-relay"), &file).unwrap();
+    let old = NativeRuntime.load(&file, &cache, 1).unwrap();
+    let heard: Arc<Heard> = Arc::default();
+    let mut old_instance = old
+        .create("relay", "a", r#"{"topic":"out"}"#, heard.clone())
+        .unwrap();
+
+    let next = folder.path().join("next.so");
+    std::fs::copy(built("misbehave"), &next).unwrap();
+    std::fs::rename(&next, &file).unwrap();
+    let new = NativeRuntime.load(&file, &cache, 2).unwrap();
+    assert_eq!(
+        (old.identity().name.as_str(), new.identity().name.as_str()),
+        ("relay", "misbehave")
+    );
+    assert_ne!(old.identity().sha256, new.identity().sha256);
+    let mut new_instance = new.create("misbehave", "b", "{}", heard.clone()).unwrap();
+
+    assert_eq!(
+        handle(old_instance.as_mut(), &records(&["x"]))
+            .2
+            .emits
+            .len(),
+        1
+    );
+    assert_eq!(
+        handle(new_instance.as_mut(), &records(&["x"]))
+            .2
+            .emits
+            .len(),
+        0
+    );
+    assert_eq!(copies(&cache), 2);
+    drop(old_instance);
+    old.shutdown(100);
+    drop(old);
+    assert_eq!(copies(&cache), 1, "the old generation's copy is gone");
+    assert_eq!(
+        codes(&handle(new_instance.as_mut(), &records(&["x"])).1),
+        [outcome_code::ACK]
+    );
+}
+
+#[test]
+fn the_same_bytes_loaded_twice_share_nothing() {
+    let path = built("misbehave");
+    let config = r#"{"rules":[{"when":{"key":true,"exists":true},"do":"drop","times":1}]}"#;
+    let (one, two) = (load(&path), load(&path));
+    for loaded in [&one, &two] {
+        // The rule counts in a static of the library: each image has its own.
+        let mut instance = loaded.create("misbehave", config);
+        let (_, outcomes, _) = handle(instance.as_mut(), &records(&["a", "b"]));
+        assert_eq!(codes(&outcomes), [outcome_code::DROP, outcome_code::ACK]);
+    }
+}
+
+#[test]
+fn two_hundred_generations_come_and_go() {
+    let path = built("sluicegate-handler-relay");
+    let cache = tempfile::tempdir().unwrap();
+    let heard: Arc<Heard> = Arc::default();
+    let before = resident_kib();
+    for generation in 1..=200 {
+        let plugin: Arc<dyn LoadedPlugin> =
+            NativeRuntime.load(&path, cache.path(), generation).unwrap();
+        let worker = {
+            let (plugin, heard) = (Arc::clone(&plugin), heard.clone());
+            std::thread::spawn(move || {
+                let mut relay = plugin
+                    .create("relay", "w", r#"{"topic":"out"}"#, heard)
+                    .unwrap();
+                let (status, outcomes, _) = handle(relay.as_mut(), &records(&["v"]));
+                (status, codes(&outcomes))
+            })
+        };
+        assert_eq!(
+            worker.join().unwrap(),
+            (CallStatus::Usable, vec![outcome_code::ACK])
+        );
+        plugin.shutdown(100);
+    }
+    assert_eq!(copies(cache.path()), 0);
+    let grown = resident_kib().saturating_sub(before) / 200;
+    println!("{grown} KiB of resident memory a generation");
+    // Debug images are large; what matters is that nothing else piles up.
+    assert!(grown < 8 * 1024, "{grown} KiB a generation");
+}
+
+fn copies(cache: &Path) -> usize {
+    std::fs::read_dir(cache.join("native")).unwrap().count()
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
