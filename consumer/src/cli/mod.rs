@@ -8,6 +8,7 @@ mod handler;
 mod handlers;
 mod output;
 mod produce;
+mod run;
 mod schema;
 mod table;
 mod validate;
@@ -29,6 +30,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Run the service until a signal ends it
+    Run(run::Arguments),
     /// Check a service config and every spec it reaches
     Validate(validate::Arguments),
     /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
@@ -66,6 +69,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Run(arguments) => run::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Handlers(command) => handlers::run(&command),
