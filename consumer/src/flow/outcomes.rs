@@ -376,7 +376,9 @@ impl Flow {
             match completed.get(i) {
                 // Emitted records and texts are stuck in the call; such a record is run again.
                 Some(outcome)
-                    if outcome.flags & outcome_flag::EMITTED == 0 && outcome.detail == 0 =>
+                    if outcome.code != outcome_code::NOT_RUN
+                        && outcome.flags & outcome_flag::EMITTED == 0
+                        && outcome.detail == 0 =>
                 {
                     self.outcome(ix, key, lane, attempt, *outcome, false, None);
                 }

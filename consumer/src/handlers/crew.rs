@@ -230,7 +230,7 @@ impl Crew {
         let mut notices = Notices::default();
         let mut state = self.lock();
         let standing = state.tenants.remove(&tenant.id).unwrap_or_default();
-        state.turns.done(tenant.id);
+        state.turns.leaves(tenant.id);
         state.send_back(tenant.id, &mut notices);
         let alive: Vec<usize> = (0..state.seats.len())
             .filter(|&seat| state.seats[seat].alive)

@@ -34,7 +34,8 @@ impl Crew {
         monitor_of: &dyn Fn(u64) -> Option<Arc<dyn CallMonitor>>,
     ) -> Task {
         let mut state = self.lock();
-        let mut came_free = true;
+        // Only a task that is over makes room; a thread that has just started does not.
+        let mut came_free = state.seats[ticket.seat].busy() > 0;
         loop {
             if state.seats[ticket.seat].incarnation != ticket.incarnation {
                 return Task::Exit;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+use sluicegate_runtime::RawOutcome;
 
 use super::crew::Crew;
 use super::pool::relock;
@@ -121,9 +121,7 @@ impl Call {
         }
     }
 
-    /// The outcomes that stand, one for each record before the one that hangs.
-    ///
-    /// What a record emitted sits in the hung call and is lost, so that record and all after it run again.
+    /// The outcomes that the call had written, one for each record before the one that hangs.
     fn completed(&self) -> Vec<RawOutcome> {
         let mut outcomes = Vec::new();
         let Some(at) = self.monitor.current() else {
@@ -132,16 +130,8 @@ impl Call {
         if !self.monitor.completed(at.serial, &mut outcomes) {
             outcomes.clear();
         }
+        // Where the two looks differ, the index decides; what has no outcome then was not run.
         outcomes.resize(at.index as usize, RawOutcome::default());
-        let emitted = |outcome: &RawOutcome| {
-            outcome.code == outcome_code::ACK && outcome.flags & outcome_flag::EMITTED != 0
-        };
-        let lost_from = outcomes.iter().position(emitted).unwrap_or(outcomes.len());
-        outcomes[lost_from..].fill(RawOutcome::default());
-        for outcome in &mut outcomes {
-            // The texts are in the hung call as well.
-            outcome.detail = 0;
-        }
         outcomes
     }
 }

@@ -195,7 +195,9 @@ impl State {
         let free = (2 * self.seats.len()).saturating_sub(load);
         let shared = self.tenants.len() > 1;
         if free > 0 && (!shared || self.turns.may_go(tenant.id, free)) {
-            self.turns.done(tenant.id);
+            if shared {
+                self.turns.served(tenant.id);
+            }
             return Some(Place::Any);
         }
         if shared {
@@ -282,7 +284,7 @@ impl State {
                 place.resting.push((tenant.id, Instant::now() + wait));
                 send_back_from(&mut place.own, tenant.id, notices);
                 if self.seats.iter().all(|seat| seat.rests(tenant.id)) {
-                    self.turns.done(tenant.id);
+                    self.turns.gives_up(tenant.id);
                     send_back_from(&mut self.queue, tenant.id, notices);
                 }
             }
@@ -305,7 +307,7 @@ impl State {
         tracing::error!(handler = %tenant.setup.name, reason = why, "handler tripped");
         tenant.set_tripped(Some(why));
         tenant.setup.stats.failed(why);
-        self.turns.done(tenant.id);
+        self.turns.gives_up(tenant.id);
         self.send_back(tenant.id, notices);
         // Whoever is refused next reads the state; whoever was refused before has to look at it too.
         self.tell_waiting(notices);

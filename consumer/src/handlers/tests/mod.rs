@@ -2,7 +2,9 @@
 //! and hopes, everything waits for a condition with a deadline.
 
 mod doubles;
+mod overrun;
 mod pool;
 mod registry;
+mod sharing;
 
 pub(super) use doubles::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};

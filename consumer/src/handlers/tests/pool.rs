@@ -41,11 +41,15 @@ impl Rig {
     }
 
     pub(super) fn crew(&self, workers: u32) -> Arc<Crew> {
+        self.crew_with(workers, Duration::from_secs(20))
+    }
+
+    pub(super) fn crew_with(&self, workers: u32, create_timeout: Duration) -> Arc<Crew> {
         let settings = CrewSettings {
             name: "test".to_owned(),
             generation: 1,
             workers,
-            create_timeout: Duration::from_secs(20),
+            create_timeout,
             drain_timeout: Duration::from_secs(20),
         };
         Crew::new(settings, &self.watch)
