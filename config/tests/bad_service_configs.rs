@@ -165,7 +165,7 @@ const CASES: &[Case] = &[
     ),
     (
         "Kafka keys that load code or run commands",
-        "kafka:\n  client:\n    plugin.library.paths: /tmp/x.so\n    ssl.engine.location: /tmp/x.so\n    ssl.providers: legacy\n    sasl.kerberos.kinit.cmd: rm -rf\n    interceptors: x\n    opaque: 1\n    rebalance_cb: 1\n    default_topic_conf: 1\n",
+        "kafka:\n  client:\n    plugin.library.paths: x.so\n    ssl.engine.location: x.so\n    ssl.providers: legacy\n    sasl.kerberos.kinit.cmd: rm -rf\n    interceptors: x\n    opaque: 1\n    rebalance_cb: 1\n    default_topic_conf: 1\n",
         &[],
         &[],
     ),
