@@ -15,6 +15,7 @@ pub mod diff;
 mod document;
 mod environment;
 pub mod problem;
+pub mod reference;
 pub mod schema;
 pub mod secret;
 pub mod service;

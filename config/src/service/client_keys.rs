@@ -140,6 +140,11 @@ const OWNED: &[(&str, &str)] = &[
     ),
 ];
 
+/// Every owned key with its sentence.
+pub(crate) fn owned_client_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OWNED.iter().copied()
+}
+
 /// Why a key is refused, if it is.
 fn refusal(key: &str) -> Option<String> {
     if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| *owned == key) {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use client_keys::owned_client_keys;
 pub(crate) use read::examine;
 pub use read::{load_service_config, read_service_config};
 pub(crate) use table::SERVICE;

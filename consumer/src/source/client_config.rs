@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use sluicegate_config::service::KafkaConfig;
+use sluicegate_config::service::{ClientValue, KafkaConfig};
 
 /// What one client needs to know.
 #[derive(Clone, Debug)]
@@ -14,8 +14,8 @@ pub struct ClientSettings {
     pub bootstrap_servers: String,
     /// Consumer group.
     pub group_id: String,
-    /// Further librdkafka keys, none of which the service owns.
-    pub client: BTreeMap<String, String>,
+    /// Further librdkafka keys, none of which the service owns; secret ones do not show.
+    pub client: BTreeMap<String, ClientValue>,
     /// Bytes that this client may hold in records that nobody has asked for yet.
     pub prefetch_bytes: u64,
     /// How long a question to the broker may take.
@@ -75,11 +75,7 @@ impl ClientSettings {
         Self {
             bootstrap_servers: kafka.bootstrap_servers.clone(),
             group_id: kafka.group_id.clone(),
-            client: kafka
-                .client
-                .iter()
-                .map(|(key, value)| (key.clone(), value.expose().to_owned()))
-                .collect(),
+            client: kafka.client.clone(),
             prefetch_bytes: memory / 8 / kafka.clients.max(1) as u64,
             request_timeout: Duration::from_secs(10),
         }
@@ -104,12 +100,12 @@ impl ClientSettings {
                     .to_string(),
             );
         for (key, value) in &self.client {
-            config.set(key, value);
+            config.set(key, value.expose());
         }
         if self
             .client
             .get("group.protocol")
-            .is_some_and(|p| p == "consumer")
+            .is_some_and(|protocol| protocol.expose() == "consumer")
         {
             // The broker assigns; librdkafka refuses the key.
             config.remove("partition.assignment.strategy");
@@ -127,7 +123,7 @@ impl ClientSettings {
         config.set("client.id", "sluicegate");
         for (key, value) in &self.client {
             if CONNECTION.iter().any(|prefix| key.starts_with(prefix)) {
-                config.set(key, value);
+                config.set(key, value.expose());
             }
         }
         config
@@ -152,7 +148,7 @@ mod tests {
             group_id: "flights".into(),
             client: client
                 .iter()
-                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .map(|(key, value)| (key.to_string(), ClientValue::Plain(value.to_string())))
                 .collect(),
             prefetch_bytes: 32 << 20,
             request_timeout: Duration::from_secs(1),
