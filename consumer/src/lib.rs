@@ -44,5 +44,6 @@ pub mod runtime;
 
 pub mod admin;
 pub mod cli;
+pub mod demo;
 pub mod logging;
 pub mod produce;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use sluicegate_config::Problems;
+
 /// A failed command.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -17,6 +19,12 @@ impl Failure {
             code: 2,
             message: message.to_string(),
         }
+    }
+
+    /// Every mistake of a config or spec, a line each: exit code 2.
+    pub(super) fn problems(problems: Problems) -> Self {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Self::bad_input(lines.join("\nerror: "))
     }
 
     /// Anything else: exit code 1.

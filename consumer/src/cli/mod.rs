@@ -2,6 +2,7 @@
 
 mod admin_client;
 mod completions;
+mod demo;
 mod explain;
 mod failure;
 mod handler;
@@ -10,7 +11,8 @@ mod output;
 mod produce;
 mod run;
 mod schema;
-mod table;
+mod signals;
+pub(crate) mod table;
 mod validate;
 
 use std::ffi::OsString;
@@ -30,8 +32,10 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the service until a signal ends it
+    /// Run the service until a signal ends it: SIGTERM and SIGINT drain and stop, SIGHUP reads specs again
     Run(run::Arguments),
+    /// Run the service on a Kafka inside the process, with real flights flowing
+    Demo(demo::Arguments),
     /// Check a service config and every spec it reaches
     Validate(validate::Arguments),
     /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
@@ -70,6 +74,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Handlers(command) => handlers::run(&command),

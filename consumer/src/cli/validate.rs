@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use sluicegate_config::{Environment, Problem, Problems, ServiceConfig, load_service_config};
+use sluicegate_config::{Environment, Problems, ServiceConfig, load_service_config, validate_everything};
 
 use super::failure::Failure;
 use super::output::Output;
@@ -44,38 +44,13 @@ pub(super) struct Arguments {
 #[derive(Serialize)]
 struct Verdict {
     valid: bool,
-    handlers: Vec<String>,
-    problems: Vec<Problem>,
 }
 
 /// Reads everything and prints what is wrong.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let verdict = match arguments.config.load() {
-        Err(problems) => Verdict::bad(&problems),
-        Ok(_) => Verdict {
-            valid: true,
-            handlers: Vec::new(),
-            problems: Vec::new(),
-        },
-    };
-    if verdict.valid {
-        return arguments
-            .output
-            .print(&verdict, |verdict| match verdict.handlers.len() {
-                0 => "valid, without any handler".to_owned(),
-                count => format!("valid: {count} handlers ({})", verdict.handlers.join(", ")),
-            });
+    let problems = validate_everything(&arguments.config.file, &Environment::of_process(), &arguments.config.sets);
+    if !problems.is_empty() {
+        return Err(Failure::problems(problems));
     }
-    let lines: Vec<String> = verdict.problems.iter().map(Problem::to_string).collect();
-    Err(Failure::bad_input(lines.join("\nerror: ")))
-}
-
-impl Verdict {
-    fn bad(problems: &Problems) -> Self {
-        Self {
-            valid: false,
-            handlers: Vec::new(),
-            problems: problems.iter().cloned().collect(),
-        }
-    }
+    arguments.output.print(&Verdict { valid: true }, |_| "valid".to_owned())
 }

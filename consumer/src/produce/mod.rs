@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use input::{Format, Input};
-use rows::{Fields, Row, RowError};
+use rows::{Fields, Row, RowError, Rows};
 use sender::{SendError, Sender};
 
 /// What to write where.
@@ -94,6 +94,19 @@ pub enum ProduceError {
     Send(#[from] SendError),
 }
 
+impl ProduceError {
+    /// `error` of `file`, after `written` records.
+    pub(crate) fn bad_row(file: String, error: RowError, written: u64) -> Self {
+        let (line, reason) = error.place();
+        Self::Row {
+            file,
+            line,
+            reason,
+            written,
+        }
+    }
+}
+
 /// Records between two reports of progress.
 const PROGRESS_EVERY: u64 = 2_048;
 
@@ -117,20 +130,9 @@ fn write_all(
         key: job.key.clone(),
         headers: job.headers.clone(),
     };
-    let mut rows =
-        rows::open(input.format, &mut *input.reader, fields).map_err(|error| match error {
-            RowError::UnknownField { field, known } => ProduceError::UnknownField {
-                file: file.clone(),
-                field,
-                known,
-            },
-            RowError::Bad { line, reason } => ProduceError::Row {
-                file: file.clone(),
-                line,
-                reason,
-                written: 0,
-            },
-        })?;
+    let position = std::rc::Rc::clone(&input.position);
+    let total_bytes = input.total_bytes;
+    let mut rows = open_rows(&mut input, fields)?;
     let sender = Sender::connect(&job.brokers, &job.topic)?;
     let started = Instant::now();
     let mut summary = Summary::default();
@@ -154,8 +156,8 @@ fn write_all(
         if summary.records.is_multiple_of(PROGRESS_EVERY) || job.rate.is_some() {
             progress(Progress {
                 records: summary.records,
-                bytes: input.position.get(),
-                total_bytes: input.total_bytes,
+                bytes: position.get(),
+                total_bytes,
             });
         }
     }
@@ -163,16 +165,20 @@ fn write_all(
     summary.elapsed = started.elapsed();
     match bad_row {
         None => Ok(summary),
-        Some(error) => {
-            let (line, reason) = error.place();
-            Err(ProduceError::Row {
-                file,
-                line,
-                reason,
-                written: summary.records,
-            })
-        }
+        Some(error) => Err(ProduceError::bad_row(file, error, summary.records)),
     }
+}
+
+/// Starts reading the rows of `input`.
+///
+/// # Errors
+/// [`ProduceError::UnknownField`] and [`ProduceError::Row`].
+pub fn open_rows<'a>(input: &'a mut Input<'_>, fields: Fields) -> Result<Box<dyn Rows + 'a>, ProduceError> {
+    let file = input.name.clone();
+    rows::open(input.format, &mut *input.reader, fields).map_err(|error| match error {
+        RowError::UnknownField { field, known } => ProduceError::UnknownField { file, field, known },
+        error => ProduceError::bad_row(file, error, 0),
+    })
 }
 
 /// Waits until record number `count` is due.
