@@ -18,7 +18,8 @@ pub struct When {
     header: Option<String>,
     key: Option<bool>,
     partition: Option<bool>,
-    /// Holds for the first of every so many records that reach it.
+    /// Holds for the last of every so many records that reach an instance: one that was built anew after a panic
+    /// begins with good records.
     one_in: Option<u64>,
     equals: Option<Value>,
     #[serde(rename = "in")]
@@ -185,9 +186,8 @@ impl Condition {
             Self::Key(test) => record.key().is_some_and(|key| test.passes(key)),
             Self::Partition(test) => test.passes(record.partition().to_string().as_bytes()),
             Self::OneIn(n, seen) => {
-                let before = seen.get();
-                seen.set(before + 1);
-                before % n == 0
+                seen.set(seen.get() + 1);
+                seen.get().is_multiple_of(*n)
             }
         }
     }
