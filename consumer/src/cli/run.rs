@@ -26,11 +26,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     let config = arguments.config.load().map_err(Failure::problems)?;
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
-    let service = Service::start(&config, &Environment::of_process()).map_err(|error| match error {
-        StartError::Specs(problems) => Failure::problems(problems),
-        error @ StartError::Handlers(_) => Failure::bad_input(error),
-        error @ StartError::Part { .. } => Failure::other(error),
-    })?;
+    let service =
+        Service::start(&config, &Environment::of_process()).map_err(|error| match error {
+            StartError::Specs(problems) => Failure::problems(problems),
+            error @ StartError::Handlers(_) => Failure::bad_input(error),
+            error @ StartError::Part { .. } => Failure::other(error),
+        })?;
     tracing::info!(
         admin = %service.admin_address(),
         group = config.kafka.group_id,

@@ -17,8 +17,12 @@ pub(super) enum Signal {
 
 /// Listens from now on, on a thread of its own: a second request to stop must work whatever the rest is busy with.
 pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
-    let failed = |error: std::io::Error| Failure::other(format!("cannot listen for signals: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Failure::other(format!("cannot listen for signals: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(failed)?;
     let (mut terminate, mut interrupt, mut hang_up) = {
         let _context = runtime.enter();
         (
@@ -47,6 +51,9 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
             }
         });
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(serve).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(serve)
+        .map_err(failed)?;
     Ok(receiver)
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use sluicegate_config::{Environment, Problems, ServiceConfig, load_service_config, validate_everything};
+use sluicegate_config::{
+    Environment, Problems, ServiceConfig, load_service_config, validate_everything,
+};
 
 use super::failure::Failure;
 use super::output::Output;
@@ -48,9 +50,15 @@ struct Verdict {
 
 /// Reads everything and prints what is wrong.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let problems = validate_everything(&arguments.config.file, &Environment::of_process(), &arguments.config.sets);
+    let problems = validate_everything(
+        &arguments.config.file,
+        &Environment::of_process(),
+        &arguments.config.sets,
+    );
     if !problems.is_empty() {
         return Err(Failure::problems(problems));
     }
-    arguments.output.print(&Verdict { valid: true }, |_| "valid".to_owned())
+    arguments
+        .output
+        .print(&Verdict { valid: true }, |_| "valid".to_owned())
 }

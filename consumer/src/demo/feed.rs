@@ -38,17 +38,24 @@ impl Feed {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn start(file: PathBuf, brokers: String, topic: &'static str, rate: f64) -> std::io::Result<Self> {
+    pub(super) fn start(
+        file: PathBuf,
+        brokers: String,
+        topic: &'static str,
+        rate: f64,
+    ) -> std::io::Result<Self> {
         let signals = Arc::new(Signals::default());
         let its_signals = Arc::clone(&signals);
-        let thread = std::thread::Builder::new().name("feed".to_owned()).spawn(move || {
-            let sender = Sender::connect(&brokers, topic)?;
-            let mut pace = Pace::new(rate);
-            while !its_signals.stopped.load(Ordering::Relaxed) {
-                write_once(&file, &sender, &mut pace, &its_signals)?;
-            }
-            Ok(sender.finish()?)
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("feed".to_owned())
+            .spawn(move || {
+                let sender = Sender::connect(&brokers, topic)?;
+                let mut pace = Pace::new(rate);
+                while !its_signals.stopped.load(Ordering::Relaxed) {
+                    write_once(&file, &sender, &mut pace, &its_signals)?;
+                }
+                Ok(sender.finish()?)
+            })?;
         Ok(Self { signals, thread })
     }
 
@@ -85,7 +92,12 @@ impl Feed {
     }
 }
 
-fn write_once(file: &Path, sender: &Sender, pace: &mut Pace, signals: &Signals) -> Result<(), ProduceError> {
+fn write_once(
+    file: &Path,
+    sender: &Sender,
+    pace: &mut Pace,
+    signals: &Signals,
+) -> Result<(), ProduceError> {
     let headers = HEADERS.map(str::to_owned);
     let fields = Fields {
         key: Some(KEY.to_owned()),
@@ -104,7 +116,11 @@ fn write_once(file: &Path, sender: &Sender, pace: &mut Pace, signals: &Signals) 
                 Ok(false) => break,
                 Err(error) => {
                     let written = signals.written.load(Ordering::Relaxed);
-                    return Err(ProduceError::bad_row(file.display().to_string(), error, written));
+                    return Err(ProduceError::bad_row(
+                        file.display().to_string(),
+                        error,
+                        written,
+                    ));
                 }
             }
             pace.wait();

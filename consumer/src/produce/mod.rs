@@ -173,10 +173,15 @@ fn write_all(
 ///
 /// # Errors
 /// [`ProduceError::UnknownField`] and [`ProduceError::Row`].
-pub fn open_rows<'a>(input: &'a mut Input<'_>, fields: Fields) -> Result<Box<dyn Rows + 'a>, ProduceError> {
+pub fn open_rows<'a>(
+    input: &'a mut Input<'_>,
+    fields: Fields,
+) -> Result<Box<dyn Rows + 'a>, ProduceError> {
     let file = input.name.clone();
     rows::open(input.format, &mut *input.reader, fields).map_err(|error| match error {
-        RowError::UnknownField { field, known } => ProduceError::UnknownField { file, field, known },
+        RowError::UnknownField { field, known } => {
+            ProduceError::UnknownField { file, field, known }
+        }
         error => ProduceError::bad_row(file, error, 0),
     })
 }
