@@ -42,7 +42,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let ended = service.stop();
     tracing::info!(graceful = ended.is_ok() && !failed, "service stopped");
     match ended {
-        Ok(()) if failed => Err(Failure::other("a pump ended without being asked to; the log says why")),
+        Ok(()) if failed => Err(Failure::other(
+            "a pump ended without being asked to; the log says why",
+        )),
         ended => ended.map_err(Failure::other),
     }
 }
