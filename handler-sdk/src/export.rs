@@ -138,7 +138,16 @@ fn schema<C: JsonSchema>() -> serde_json::Value {
 }
 
 fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
-    let text = if text.trim().is_empty() { "{}" } else { text };
+    let text = match text.trim() {
+        "" | "null" => "{}",
+        text => text,
+    };
+    // A list would be read as the fields of a struct in their order.
+    if !text.starts_with('{') {
+        return Err(Refusal::Config(
+            "a config is a map of keys and values".into(),
+        ));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

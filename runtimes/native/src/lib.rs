@@ -16,6 +16,7 @@
 //!   counted and refused at [`MAX_LOADS`].
 
 mod artefact;
+pub mod conformance;
 mod control;
 mod image;
 mod instance;
