@@ -1,6 +1,7 @@
 //! `sluicegate handler test`: the crate's own tests, then the plugin contract on the built file.
 
 use sluicegate_native::NativeRuntime;
+use sluicegate_native::conformance::{self, Options};
 use sluicegate_runtime::HandlerRuntime;
 
 use super::crate_folder::CrateFolder;
@@ -12,6 +13,9 @@ use crate::cli::output;
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     crate_folder: CrateFolder,
+    /// A handler's config for the contract's checks, where its schema does not reveal a good one
+    #[arg(long, value_name = "HANDLER=JSON")]
+    config: Vec<String>,
 }
 
 /// Tests and says what passed.
@@ -19,6 +23,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.crate_folder.test()?;
     let built = arguments.crate_folder.build()?;
     let identity = NativeRuntime.inspect(&built).map_err(Failure::other)?;
+    let mut options = Options::new(built.with_extension("conformance"));
+    for config in &arguments.config {
+        let (handler, json) = config.split_once('=').ok_or_else(|| {
+            Failure::bad_input(format!(
+                "--config `{config}` wants the form HANDLER=JSON, such as relay={{\"topic\":\"x\"}}"
+            ))
+        })?;
+        options.configs.insert(handler.into(), json.into());
+    }
+    let report = conformance::run(&built, &options);
+    output::print(report.to_string().trim_end())?;
+    if !report.passed() {
+        return Err(Failure::other(
+            "the plugin breaks its contract; see the lines marked FAILED",
+        ));
+    }
     output::print(&format!(
         "`{}` {} passes its tests and is a plugin for this service\n{}",
         identity.name,
