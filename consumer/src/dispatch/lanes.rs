@@ -140,24 +140,54 @@ impl Lanes {
         }
     }
 
-    /// Takes the records that wait in the lane if nothing has or holds it. They are to be claimed again, in order.
-    pub fn release(
+    /// The record that waits longest in the lane, if nothing has or holds the lane.
+    pub fn next(&self, hash: u64, live: impl Fn(FlightKey) -> bool) -> Option<EntryKey> {
+        let lane = &self.table[self.find(hash)?];
+        let free = lane.held == 0 && !(lane.flight != NO_FLIGHT && live(lane.flight));
+        if free { self.first_waiting(lane) } else { None }
+    }
+
+    /// Lets the record that [`Lanes::next`] named into `open`, and with `several` those that wait behind it, one a
+    /// call, for as long as they go into the same flight. `None`: the rest waits for that flight.
+    pub fn advance(
         &mut self,
         hash: u64,
+        open: FlightKey,
+        several: bool,
         live: impl Fn(FlightKey) -> bool,
-    ) -> Option<VecDeque<EntryKey>> {
+    ) -> Option<EntryKey> {
         let index = self.find(hash)?;
         let lane = &mut self.table[index];
-        if lane.held > 0 || lane.waiting == 0 || (lane.flight != NO_FLIGHT && live(lane.flight)) {
+        let taken = lane.flight != NO_FLIGHT && live(lane.flight);
+        if lane.held > 0 || lane.waiting == 0 || (taken && !(several && lane.flight == open)) {
             return None;
         }
-        let place = (lane.waiting - 1) as usize;
-        lane.waiting = 0;
-        lane.flight = NO_FLIGHT;
-        self.spare.push(place as u32);
-        let list = std::mem::take(&mut self.waiting[place]);
-        self.waiters -= list.len();
-        Some(list)
+        lane.flight = open;
+        let place = lane.waiting - 1;
+        let list = &mut self.waiting[place as usize];
+        let entry = list.pop_front();
+        self.waiters -= 1;
+        if list.is_empty() {
+            lane.waiting = 0;
+            self.spare.push(place);
+        }
+        entry
+    }
+
+    /// The flight that has the lane, if records wait in it.
+    pub fn waited_for(&self, hash: u64) -> Option<FlightKey> {
+        let lane = &self.table[self.find(hash)?];
+        (lane.waiting != 0).then_some(lane.flight)
+    }
+
+    /// The record that waits longest in the lane.
+    pub fn first(&self, hash: u64) -> Option<EntryKey> {
+        self.first_waiting(&self.table[self.find(hash)?])
+    }
+
+    fn first_waiting(&self, lane: &Lane) -> Option<EntryKey> {
+        let place = lane.waiting.checked_sub(1)?;
+        self.waiting[place as usize].front().copied()
     }
 
     /// Takes out the waiting records that `gone` names; used when a partition is given back.
@@ -296,16 +326,15 @@ mod tests {
             },
             "nobody overtakes a waiting record"
         );
-        assert!(lanes.release(7, |_| true).is_none());
-        assert_eq!(
-            lanes.release(7, |_| false).map(Vec::from),
-            Some(vec![entry(2), entry(3)])
-        );
-        assert_eq!(lanes.waiters(), 0);
-        assert_eq!(
-            lanes.claim(7, entry(2), flight(3), true, |_| false),
-            Claim::Free
-        );
+        assert_eq!(lanes.next(7, |_| true), None);
+        let over = |f: FlightKey| f.index > 2;
+        assert_eq!(lanes.next(7, over), Some(entry(2)));
+        let advance = |lanes: &mut Lanes| lanes.advance(7, flight(3), true, over);
+        assert_eq!(advance(&mut lanes), Some(entry(2)));
+        assert_eq!(lanes.waited_for(7), Some(flight(3)));
+        assert_eq!(advance(&mut lanes), Some(entry(3)));
+        assert_eq!(advance(&mut lanes), None);
+        assert_eq!((lanes.waiters(), lanes.waited_for(7)), (0, None));
     }
 
     #[test]
@@ -318,12 +347,12 @@ mod tests {
         lanes.hold(9, |_| false);
         lanes.claim(9, entry(3), flight(2), true, |_| false);
         lanes.wait_first(9, &[entry(1), entry(2)], |_| false);
-        assert!(lanes.release(9, |_| false).is_none());
+        assert_eq!(lanes.next(9, |_| false), None);
+        assert_eq!(lanes.advance(9, flight(2), true, |_| false), None);
         lanes.unhold(9);
-        assert_eq!(
-            lanes.release(9, |_| false).map(Vec::from),
-            Some(vec![entry(1), entry(2), entry(3)])
-        );
+        let order: Vec<_> =
+            std::iter::from_fn(|| lanes.advance(9, flight(2), true, |_| false)).collect();
+        assert_eq!(order, vec![entry(1), entry(2), entry(3)]);
     }
 
     #[test]
@@ -333,13 +362,19 @@ mod tests {
             lanes.claim(5, entry(0), flight(1), false, |_| true),
             Claim::Free
         );
-        assert_eq!(
-            lanes.claim(5, entry(1), flight(1), false, |_| true),
-            Claim::Waits {
-                behind: flight(1),
-                first: true
-            }
-        );
+        for (waiting, first) in [(1, true), (2, false)] {
+            assert_eq!(
+                lanes.claim(5, entry(waiting), flight(1), false, |_| true),
+                Claim::Waits {
+                    behind: flight(1),
+                    first
+                }
+            );
+        }
+        let over = |f: FlightKey| f.index > 1;
+        assert_eq!(lanes.advance(5, flight(2), false, over), Some(entry(1)));
+        assert_eq!(lanes.advance(5, flight(2), false, over), None);
+        assert_eq!(lanes.waited_for(5), Some(flight(2)));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct HandlerFlow {
     pub ready: VecDeque<FlightKey>,
     /// Records that wait since its bound is reached, in order.
     pub backlog: VecDeque<EntryKey>,
+    /// Lanes that are free and have waiting records, for which there was no room.
+    pub runnable: VecDeque<u64>,
     /// Records in flights.
     pub in_flight_records: u32,
     /// Bytes in flights.
@@ -131,6 +133,7 @@ impl HandlerFlow {
             open: Vec::new(),
             ready: VecDeque::new(),
             backlog: VecDeque::new(),
+            runnable: VecDeque::new(),
             in_flight_records: 0,
             in_flight_bytes: 0,
             blocked: false,

@@ -176,7 +176,8 @@ impl Flow {
             handler.blocked = !refused.is_empty();
             refused.append(&mut handler.ready);
             handler.ready = refused;
-            let done = freed.is_empty() && (!submitted || handler.backlog.is_empty());
+            let queued = !handler.backlog.is_empty() || !handler.runnable.is_empty();
+            let done = freed.is_empty() && (!submitted || !queued);
             for lane in freed {
                 self.release_lane(ix, lane);
             }
@@ -189,6 +190,12 @@ impl Flow {
     fn fill_from_backlog(&mut self, ix: HandlerIx) {
         while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
             && handler.has_room()
+            && let Some(lane) = handler.runnable.pop_front()
+        {
+            self.release_lane(ix, lane);
+        }
+        while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
+            && handler.has_room()
             && let Some(key) = handler.backlog.pop_front()
         {
             self.place(ix, key);
@@ -197,27 +204,41 @@ impl Flow {
 
     /// Lets the records go on that wait in a lane, if nothing has or holds it any more.
     pub(super) fn release_lane(&mut self, ix: HandlerIx, lane: u64) {
-        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+        if lane == 0 {
             return;
-        };
-        let flights = &self.flights;
-        let Some(mut waiting) = handler
-            .lanes
-            .release(lane, |flight| flights.is_live(flight))
-        else {
-            return;
-        };
-        while let Some(handler) = self.handlers[ix.0 as usize].as_mut()
-            && handler.has_room()
-            && let Some(key) = waiting.pop_front()
-        {
-            self.place(ix, key);
         }
-        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
-            // They are older than everything of their lane in the backlog.
-            while let Some(key) = waiting.pop_back() {
-                handler.backlog.push_front(key);
+        let mut placed = false;
+        while let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            let flights = &self.flights;
+            let first = match placed {
+                true => handler.lanes.first(lane),
+                false => handler.lanes.next(lane, |flight| flights.is_live(flight)),
+            };
+            let Some(entry) = first.and_then(|key| self.slab.get(key)) else {
+                break;
+            };
+            if !placed && !handler.has_room() {
+                handler.runnable.push_back(lane);
+                break;
             }
+            let open = open_flight(handler, &mut self.flights, ix, entry);
+            let flights = &self.flights;
+            let several = !handler.exclusive && handler.has_room();
+            let Some(key) = handler
+                .lanes
+                .advance(lane, open, several, |flight| flights.is_live(flight))
+            else {
+                break;
+            };
+            placed = true;
+            self.push_record(ix, key, open, lane, 1);
+        }
+        if placed
+            && let Some(handler) = self.handlers[ix.0 as usize].as_ref()
+            && let Some(flight) = handler.lanes.waited_for(lane)
+            && let Some(flight) = self.flights.get(flight)
+        {
+            flight.contended.push(lane);
         }
         self.list(ix);
     }
