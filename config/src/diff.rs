@@ -1,6 +1,7 @@
 //! What has to change in the running service to get from one snapshot to another. Pure.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::snapshot::Snapshot;
@@ -88,6 +89,23 @@ impl Change {
             | Self::Config { name, .. }
             | Self::Failure { name, .. }
             | Self::Gate { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Added(_) => f.write_str("added"),
+            Self::Removed { .. } => f.write_str("removed"),
+            Self::Replaced { because, .. } => {
+                write!(f, "replaced for its new {}", because.join(", "))
+            }
+            Self::Route { .. } => f.write_str("routed anew"),
+            Self::Config { .. } => f.write_str("configured anew"),
+            Self::Failure { .. } => f.write_str("failures treated anew"),
+            Self::Gate { open: true, .. } => f.write_str("gate opened"),
+            Self::Gate { open: false, .. } => f.write_str("gate shut"),
         }
     }
 }

@@ -17,6 +17,12 @@ pub fn validate_everything(file: &Path, environment: &Environment, sets: &[Strin
     };
     let examined = examine(&text, Some(file), environment, sets);
     let mut problems = examined.problems;
+    let source_is_bad = problems
+        .iter()
+        .any(|problem| problem.path.starts_with("handlers"));
+    if source_is_bad {
+        return problems;
+    }
     if let Some(HandlersConfig::File { folder, rescan }) = examined.handlers {
         let mut source = FileSource::new(folder, rescan, environment.clone());
         if let Err(found) = source.snapshot() {

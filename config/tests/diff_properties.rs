@@ -147,6 +147,7 @@ fn only_what_concerns_code_or_pool_asks_for_a_new_generation() {
         spec.version = "2".parse().unwrap();
         spec.enabled = false;
     });
+    assert_eq!(both[0].to_string(), "replaced for its new version, workers");
     let [Change::Replaced { spec, because }] = both.as_slice() else {
         panic!("{both:?}")
     };

@@ -45,15 +45,13 @@ impl Watched {
         let watch = Box::new(source)
             .watch(Box::new(move |update| sender.send(update).unwrap()))
             .unwrap();
-        let mut watched = Self {
+        Self {
             folder,
             updates,
             watch,
             gates,
             seen: Vec::new(),
-        };
-        watched.until("the first snapshot", |_| true);
-        watched
+        }
     }
 
     fn write(&self, file: &str, text: &str) {

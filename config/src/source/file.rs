@@ -38,6 +38,8 @@ const LONGEST_BURST: Duration = Duration::from_millis(500);
 pub struct FileSource {
     folder: Folder,
     rescan: Duration,
+    /// The revision that [`SpecSource::snapshot`] gave last.
+    given: u64,
 }
 
 impl FileSource {
@@ -46,6 +48,7 @@ impl FileSource {
         Self {
             folder: Folder::new(folder.into(), environment),
             rescan,
+            given: 0,
         }
     }
 }
@@ -61,11 +64,12 @@ impl SpecSource for FileSource {
             .scan()
             .map_err(|reason| Problems::of_file(None, reason))?;
         let problems = self.folder.problems();
-        match scanned {
-            _ if !problems.is_empty() => Err(problems),
-            Some(snapshot) => Ok(Snapshot::clone(&snapshot)),
-            None => Ok(self.folder.last()),
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let snapshot = scanned.map_or_else(|| self.folder.last(), |new| Snapshot::clone(&new));
+        self.given = snapshot.revision;
+        Ok(snapshot)
     }
 
     fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
@@ -76,6 +80,7 @@ impl SpecSource for FileSource {
             events: commands.clone(),
             folder: self.folder,
             rescan: self.rescan,
+            given: self.given,
             reachable: true,
             sink,
         };
@@ -95,6 +100,7 @@ impl SpecSource for FileSource {
     fn gates(&self) -> Arc<dyn GateWriter> {
         Arc::new(FileGates {
             folder: self.folder.path().to_path_buf(),
+            writing: Mutex::new(()),
         })
     }
 }
@@ -142,6 +148,7 @@ struct Watch {
     events: Sender<Command>,
     folder: Folder,
     rescan: Duration,
+    given: u64,
     reachable: bool,
     sink: UpdateSink,
 }
@@ -149,7 +156,7 @@ struct Watch {
 impl Watch {
     fn run(mut self, inbox: &Receiver<Command>) {
         let first = self.folder.last();
-        if first.revision > 0 {
+        if first.revision > self.given {
             (self.sink)(Update::Snapshot(Arc::new(first)));
         }
         loop {
@@ -232,6 +239,8 @@ fn settle(inbox: &Receiver<Command>) -> bool {
 /// Writes gates into the files of a folder.
 struct FileGates {
     folder: PathBuf,
+    /// One writer of this process at a time; others are told apart by comparing the text.
+    writing: Mutex<()>,
 }
 
 impl FileGates {
@@ -275,6 +284,10 @@ fn listed(files: &[(PathBuf, String)]) -> String {
 
 impl GateWriter for FileGates {
     fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError> {
+        let _writing = self
+            .writing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let (file, text) = self.find(handler)?;
         let origin = file.display().to_string();
         let refused = |reason| GateError::NotWritable {

@@ -1,6 +1,7 @@
 //! Opens or shuts a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::document::{Entry, Node, Plain, Style, Value, parse};
 
@@ -147,7 +148,10 @@ pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std:
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let beside = file.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    // A name that no other writer uses, of this process or another.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let beside = file.with_file_name(format!(".{name}.{}-{number}.new", std::process::id()));
     let written = (|| {
         let mut new = std::fs::File::create(&beside)?;
         new.write_all(text.as_bytes())?;

@@ -32,7 +32,7 @@ pub trait SpecSource: Send {
 
     /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
     ///
-    /// The first update may repeat what [`SpecSource::snapshot`] read, without what was bad in it; revisions never go
+    /// The first update is what stands there now, unless [`SpecSource::snapshot`] gave just that. Revisions never go
     /// backwards.
     ///
     /// # Errors

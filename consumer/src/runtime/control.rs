@@ -12,9 +12,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sluicegate_config::Snapshot;
 use sluicegate_config::source::{Update, UpdateSink};
 use sluicegate_config::spec::TopicPattern;
+use sluicegate_config::{Snapshot, diff};
 use tokio::runtime::Handle;
 
 use super::view::View;
@@ -110,6 +110,9 @@ impl Desk {
 
     /// Puts a snapshot in force as far as it can be; what is refused stays as it was.
     fn apply(&mut self, snapshot: Arc<Snapshot>) {
+        for change in diff(&self.snapshot, &snapshot) {
+            tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed");
+        }
         let applied = self.registry.apply(&snapshot);
         if let Err(error) = self.ensure_dead_letter_topics(&applied.plan) {
             tracing::error!(%error, "a dead-letter topic is missing; a partition with a dead letter would wait (G7)");
