@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -191,10 +191,9 @@ impl KafkaSource {
                 element.set_metadata(&entry.metadata);
             }
         }
-        let consumer = self.connection()?.consumer();
-        consumer
-            .commit(&list, CommitMode::Async)
-            .map_err(|error| self.failed("cannot commit", &error))?;
+        self.connection()?
+            .commit(&list)
+            .map_err(|code| self.failed("cannot commit", &KafkaError::ConsumerCommit(code)))?;
         self.unanswered += 1;
         Ok(())
     }

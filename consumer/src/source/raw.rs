@@ -388,6 +388,28 @@ impl<C: ConsumerContext> Connection<C> {
         taken
     }
 
+    /// Sends a commit; its answer comes as an event, to the context's `commit_callback`. (librdkafka's plain commit
+    /// answers an asynchronous caller only through a callback that the bindings do not set.)
+    ///
+    /// # Errors
+    /// librdkafka's code, when it could not be sent.
+    pub(super) fn commit(&self, list: &TopicPartitionList) -> Result<(), RDKafkaErrorCode> {
+        // SAFETY: client, list and queue are alive; the list is copied.
+        let error = unsafe {
+            sys::rd_kafka_commit_queue(
+                self.consumer.client().native_ptr(),
+                list.ptr(),
+                self.events.as_ptr(),
+                None,
+                std::ptr::null_mut(),
+            )
+        };
+        match error {
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            error => Err(error.into()),
+        }
+    }
+
     /// Says that the consumer has left its group, so that its destructor has nothing to wait for.
     pub(super) fn set_left_group(&mut self) {
         self.left_group = true;
