@@ -1,0 +1,324 @@
+//! The admin HTTP server over a scripted service: every route of its OpenAPI document, errors, and who may change gates.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate::admin::http;
+use sluicegate::admin::{
+    Explanation, GateError, HandlerReport, PartitionReport, RecordStatus, ServiceReport,
+    ServiceView,
+};
+
+#[derive(Default)]
+struct Scripted {
+    not_ready: Mutex<Option<String>>,
+    gates: Mutex<Vec<(String, bool)>>,
+}
+
+impl ServiceView for Scripted {
+    fn report(&self, _deadline: Duration) -> ServiceReport {
+        let handler = HandlerReport {
+            name: "relay".into(),
+            ..HandlerReport::default()
+        };
+        let partition = PartitionReport {
+            topic: "flights".into(),
+            partition: 2,
+            frontier: 40,
+            stalled: true,
+            ..PartitionReport::default()
+        };
+        ServiceReport {
+            handlers: vec![handler],
+            partitions: vec![partition],
+            ..ServiceReport::default()
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let reason = self
+            .not_ready
+            .lock()
+            .expect("no panic while it was held")
+            .clone();
+        reason.map_or(Ok(()), Err)
+    }
+
+    fn explain(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: Option<i64>,
+        _: Duration,
+    ) -> Option<Explanation> {
+        (topic == "flights" && partition == 2).then(|| Explanation {
+            topic: topic.to_owned(),
+            partition,
+            offset: offset.unwrap_or(40),
+            frontier: 40,
+            delivered: 50,
+            status: RecordStatus::InFlight,
+            reason: None,
+            held_by: Vec::new(),
+        })
+    }
+
+    fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
+        match handler {
+            "relay" => {
+                let mut gates = self.gates.lock().expect("no panic while it was held");
+                gates.push((handler.to_owned(), open));
+                Ok(())
+            }
+            "read-only" => Err(GateError::NotWritten {
+                name: handler.to_owned(),
+                reason: "the folder is read-only".to_owned(),
+            }),
+            other => Err(GateError::Unknown {
+                name: other.to_owned(),
+                known: "relay".to_owned(),
+            }),
+        }
+    }
+}
+
+struct Running {
+    view: Arc<Scripted>,
+    base: String,
+    agent: ureq::Agent,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn start() -> Running {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    let listener = runtime.block_on(http::bind(any)).expect("a free port");
+    let base = format!("http://{}", listener.local_addr().expect("an address"));
+    let view = Arc::new(Scripted::default());
+    let served: Arc<dyn ServiceView> = view.clone();
+    runtime.spawn(http::serve(listener, served, std::future::pending()));
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    Running {
+        view,
+        base,
+        agent: config.build().into(),
+        _runtime: runtime,
+    }
+}
+
+impl Running {
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut response = self
+            .agent
+            .get(format!("{}{path}", self.base))
+            .call()
+            .expect("an answer");
+        let body = response.body_mut().read_to_string().expect("a text");
+        (response.status().as_u16(), body)
+    }
+
+    fn json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path);
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    fn put(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
+        let request = self.agent.put(format!("{}{path}", self.base));
+        let request = headers.iter().fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        let mut response = request.send(body).expect("an answer");
+        let text = response.body_mut().read_to_string().expect("a text");
+        let body = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        (response.status().as_u16(), body)
+    }
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[test]
+fn every_route_of_the_document_answers_as_it_says() {
+    let service = start();
+    let document = service.json("/api/v1/openapi.json");
+    let paths = document["paths"].as_object().expect("paths");
+    let expected = [
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/api/v1/status",
+        "/api/v1/handlers",
+        "/api/v1/handlers/{name}",
+        "/api/v1/handlers/{name}/gate",
+        "/api/v1/partitions",
+        "/api/v1/explain/{topic}/{partition}",
+        "/api/v1/explain/{topic}/{partition}/{offset}",
+        "/api/v1/openapi.json",
+    ];
+    let mut listed: Vec<&str> = paths.keys().map(String::as_str).collect();
+    let mut wanted = expected.to_vec();
+    listed.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(listed, wanted);
+    for (path, operations) in paths {
+        let real = path
+            .replace("{name}", "relay")
+            .replace("{topic}", "flights")
+            .replace("{partition}", "2")
+            .replace("{offset}", "41");
+        for method in operations.as_object().expect("operations").keys() {
+            let status = match method.as_str() {
+                "get" => service.get(&real).0,
+                "put" => service.put(&real, &[JSON], r#"{"open": true}"#).0,
+                other => panic!("unexpected method {other}"),
+            };
+            assert_eq!(status, 200, "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn readiness_gives_the_reason() {
+    let service = start();
+    assert_eq!(service.get("/livez"), (200, "alive\n".to_owned()));
+    assert_eq!(service.get("/readyz"), (200, "ready\n".to_owned()));
+    let reason = "handler `relay` has failed";
+    *service
+        .view
+        .not_ready
+        .lock()
+        .expect("no panic while it was held") = Some(reason.to_owned());
+    let (status, body) = service.get("/readyz");
+    assert_eq!(status, 503);
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(
+        body,
+        json!({ "error": { "code": "not_ready", "message": reason } })
+    );
+    let status = service.json("/api/v1/status");
+    assert_eq!(
+        (&status["ready"], &status["reason"]),
+        (&json!(false), &json!(reason))
+    );
+    assert_eq!(status["stalled"], json!(["flights/2"]));
+}
+
+#[test]
+fn explain_takes_a_partition_or_a_record() {
+    let service = start();
+    assert_eq!(service.json("/api/v1/explain/flights/2")["offset"], 40);
+    assert_eq!(service.json("/api/v1/explain/flights/2/47")["offset"], 47);
+    for (path, status, words) in [
+        (
+            "/api/v1/explain/flights/9",
+            404,
+            "flights/9 is not assigned to this process",
+        ),
+        (
+            "/api/v1/explain/flights/two",
+            400,
+            "partition and offset are numbers",
+        ),
+        (
+            "/api/v1/explain/flights/2/x",
+            400,
+            "partition and offset are numbers",
+        ),
+        (
+            "/api/v1/handlers/nobody",
+            404,
+            "no handler `nobody`; there are: relay",
+        ),
+        (
+            "/api/v2",
+            404,
+            "nothing at `/api/v2`; see /api/v1/openapi.json",
+        ),
+    ] {
+        let (found, body) = service.get(path);
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        let message = body["error"]["message"].as_str().expect("a message");
+        assert_eq!(found, status, "{path}: {message}");
+        assert!(message.contains(words), "{path}: {message}");
+    }
+    let (status, body) = service.put("/api/v1/status", &[JSON], "{}");
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (405, &json!("method_not_allowed"))
+    );
+}
+
+#[test]
+fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
+    let service = start();
+    let gate = "/api/v1/handlers/relay/gate";
+    let (status, body) = service.put(gate, &[JSON], r#"{"open": false}"#);
+    assert_eq!(
+        (status, body),
+        (200, json!({ "name": "relay", "gate": "shut" }))
+    );
+    for (headers, body, status) in [
+        (
+            vec![JSON, ("host", "evil.example")],
+            r#"{"open": true}"#,
+            403,
+        ),
+        (
+            vec![JSON, ("origin", "http://evil.example")],
+            r#"{"open": true}"#,
+            403,
+        ),
+        (
+            vec![("content-type", "text/plain")],
+            r#"{"open": true}"#,
+            400,
+        ),
+        (vec![JSON], r#"{"open": "yes"}"#, 400),
+        (vec![JSON], r#"{"open": true, "shut": false}"#, 400),
+        (vec![JSON], "", 400),
+    ] {
+        let (found, answer) = service.put(gate, &headers, body);
+        assert_eq!(found, status, "{headers:?} {body}: {answer}");
+    }
+    let long = format!(r#"{{"open": {}true}}"#, " ".repeat(10_000));
+    assert_eq!(service.put(gate, &[JSON], &long).0, 400);
+    let (status, body) = service.put("/api/v1/handlers/nobody/gate", &[JSON], r#"{"open": true}"#);
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
+    let (status, body) = service.put(
+        "/api/v1/handlers/read-only/gate",
+        &[JSON],
+        r#"{"open": true}"#,
+    );
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (500, &json!("not_written"))
+    );
+    let gates = service
+        .view
+        .gates
+        .lock()
+        .expect("no panic while it was held")
+        .clone();
+    assert_eq!(gates, [("relay".to_owned(), false)]);
+}
+
+#[test]
+fn a_taken_address_is_refused_with_the_key_to_change() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listen = taken.local_addr().expect("an address");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let error = runtime
+        .block_on(http::bind(listen))
+        .expect_err("it is taken")
+        .to_string();
+    assert!(
+        error.starts_with(&format!("cannot listen on {listen} for admin HTTP: ")),
+        "{error}"
+    );
+    assert!(
+        error.ends_with("; set `admin.listen` to a free address"),
+        "{error}"
+    );
+}

@@ -1,0 +1,233 @@
+//! Commands that ask a running service, against a scripted one; and what they say when there is none.
+
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate::admin::http;
+use sluicegate::admin::{
+    Explanation, GateError, HandlerReport, HeldBy, RecordStatus, ServiceReport, ServiceView,
+    WaitsFor,
+};
+
+#[derive(Default)]
+struct Scripted {
+    gates: Mutex<Vec<(String, bool)>>,
+}
+
+impl ServiceView for Scripted {
+    fn report(&self, _deadline: Duration) -> ServiceReport {
+        let handler = HandlerReport {
+            name: "relay".into(),
+            version: "1.0.0".into(),
+            ..HandlerReport::default()
+        };
+        ServiceReport {
+            handlers: vec![handler],
+            ..ServiceReport::default()
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn explain(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: Option<i64>,
+        _: Duration,
+    ) -> Option<Explanation> {
+        let held = HeldBy {
+            offset: offset.unwrap_or(7),
+            handler: "relay".into(),
+            attempt: 2,
+            since_ms: 0,
+            waits_for: WaitsFor::Handler,
+        };
+        (topic == "a.b c").then(|| Explanation {
+            topic: topic.to_owned(),
+            partition,
+            offset: offset.unwrap_or(7),
+            frontier: 7,
+            delivered: 9,
+            status: RecordStatus::InFlight,
+            reason: None,
+            held_by: vec![held],
+        })
+    }
+
+    fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
+        if handler != "relay" {
+            return Err(GateError::Unknown {
+                name: handler.to_owned(),
+                known: "relay".to_owned(),
+            });
+        }
+        self.gates
+            .lock()
+            .expect("no panic while it was held")
+            .push((handler.to_owned(), open));
+        Ok(())
+    }
+}
+
+struct Service {
+    view: Arc<Scripted>,
+    admin: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn start() -> Service {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    let listener = runtime.block_on(http::bind(any)).expect("a free port");
+    let admin = format!("http://{}", listener.local_addr().expect("an address"));
+    let view = Arc::new(Scripted::default());
+    let served: Arc<dyn ServiceView> = view.clone();
+    runtime.spawn(http::serve(listener, served, std::future::pending()));
+    Service {
+        view,
+        admin,
+        _runtime: runtime,
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    command.args(arguments).output().expect("the binary runs")
+}
+
+impl Service {
+    fn run(&self, arguments: &[&str]) -> Output {
+        run(&[arguments, &["--admin", &self.admin]].concat())
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn handlers_are_listed_as_json_away_from_a_terminal_and_as_a_table_on_request() {
+    let service = start();
+    let output = service.run(&["handlers", "list"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(listed[0]["name"], "relay");
+    let table = text(
+        &service
+            .run(&["handlers", "list", "--output", "table"])
+            .stdout,
+    );
+    assert!(table.starts_with("NAME   VERSION  GENERATION"), "{table}");
+    assert!(
+        table
+            .lines()
+            .nth(1)
+            .is_some_and(|row| row.starts_with("relay  1.0.0")),
+        "{table}"
+    );
+    let shown = service.run(&["handlers", "show", "relay", "--output", "json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(shown["version"], "1.0.0");
+}
+
+#[test]
+fn gates_are_written_through_the_service() {
+    let service = start();
+    let output = service.run(&["handlers", "off", "relay"]);
+    let change: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(change, json!({ "name": "relay", "gate": "shut" }));
+    let output = service.run(&["handlers", "on", "relay", "--output", "table"]);
+    assert_eq!(text(&output.stdout), "gate of `relay` is open\n");
+    let gates = service
+        .view
+        .gates
+        .lock()
+        .expect("no panic while it was held")
+        .clone();
+    assert_eq!(
+        gates,
+        [("relay".to_owned(), false), ("relay".to_owned(), true)]
+    );
+    for action in ["show", "off"] {
+        let output = service.run(&["handlers", action, "nobody"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(
+            text(&output.stderr),
+            "error: no handler `nobody`; there are: relay\n"
+        );
+    }
+}
+
+#[test]
+fn explain_says_who_holds_a_record() {
+    let service = start();
+    let said = text(
+        &service
+            .run(&["explain", "a.b c/3", "--output", "table"])
+            .stdout,
+    );
+    assert!(
+        said.starts_with("a.b c/3/7 is in flight (frontier 7)\nhandler `relay`, attempt 2,"),
+        "{said}"
+    );
+    let output = service.run(&["explain", "a.b c/3/8"]);
+    let explained: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(explained["offset"], 8);
+    let output = service.run(&["explain", "other/1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("error: other/1 is not assigned to this process"));
+    let output = service.run(&["explain", "other"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("it looks like flights/3"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_service_that_is_not_there_is_named_with_what_to_do() {
+    let output = run(&["handlers", "list", "--admin", "http://127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(
+        message.starts_with("error: no service answers at http://127.0.0.1:1 ("),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("start it with `sluicegate run`, or set --admin\n"),
+        "{message}"
+    );
+    let output = run(&["handlers", "list", "--admin", "localhost"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn help_version_and_completions_go_to_the_standard_output() {
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    for command in ["produce", "handlers", "explain", "completions"] {
+        assert!(
+            text(&help.stdout).contains(command),
+            "{}",
+            text(&help.stdout)
+        );
+    }
+    assert!(text(&run(&["--version"]).stdout).starts_with("sluicegate "));
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert!(
+            output.status.success() && text(&output.stdout).contains("sluicegate"),
+            "{shell}"
+        );
+    }
+    let output = run(&["nonsense"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("nonsense"));
+}
