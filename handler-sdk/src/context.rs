@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::plugin::{Call, Host};
+use sluicegate_abi::{outcome_code, outcome_flag};
 
 use crate::emit::Emit;
 use crate::outcome::Outcome;
@@ -247,7 +248,7 @@ impl<'a> BatchContext<'a> {
         self.call.settle(index, outcome.to_raw(self.call, emitted));
     }
 
-    /// Produces a record on behalf of record `index`; see [`Context::emit`]. Emit before you settle.
+    /// Produces a record on behalf of record `index`; see [`Context::emit`].
     ///
     /// # Panics
     /// When `index` is out of range.
@@ -256,6 +257,11 @@ impl<'a> BatchContext<'a> {
             self.emitted.resize(self.call.len(), false);
         }
         self.emitted[index] = true;
+        let mut settled = self.call.outcome(index);
+        if settled.code != outcome_code::NOT_RUN {
+            settled.flags |= outcome_flag::EMITTED;
+            self.call.settle(index, settled);
+        }
         if !emit.with(|emission| self.call.emit(index, emission)) {
             self.settle(
                 index,
@@ -281,7 +287,7 @@ impl<'a> BatchContext<'a> {
 
     pub(crate) fn settle_rest(&mut self, outcome: &Outcome) {
         for index in 0..self.call.len() {
-            if self.call.outcome(index).code == sluicegate_abi::outcome_code::NOT_RUN {
+            if self.call.outcome(index).code == outcome_code::NOT_RUN {
                 self.settle(index, outcome);
             }
         }

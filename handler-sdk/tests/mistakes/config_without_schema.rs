@@ -1,0 +1,22 @@
+//! The config lacks `JsonSchema`.
+
+use sluicegate_sdk::{Context, Handler, HandlerError, Outcome, Record, Setup};
+
+#[derive(serde::Deserialize)]
+struct Config {}
+
+struct Orders;
+
+impl Handler for Orders {
+    type Config = Config;
+
+    fn new(_: Config, _: &mut Setup) -> Result<Self, HandlerError> {
+        Ok(Self)
+    }
+
+    fn handle(&mut self, _: &Record<'_>, _: &mut Context<'_>) -> Outcome {
+        Outcome::Ack
+    }
+}
+
+fn main() {}

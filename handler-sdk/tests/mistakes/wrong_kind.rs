@@ -1,0 +1,26 @@
+//! A batch handler is exported without `batch`.
+
+use sluicegate_sdk::{Batch, BatchContext, BatchHandler, HandlerError, Outcome, Setup};
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+struct Config {}
+
+struct Archive;
+
+impl BatchHandler for Archive {
+    type Config = Config;
+
+    fn new(_: Config, _: &mut Setup) -> Result<Self, HandlerError> {
+        Ok(Self)
+    }
+
+    fn handle_batch(&mut self, _: &Batch<'_>, _: &mut BatchContext<'_>) -> Outcome {
+        Outcome::Ack
+    }
+}
+
+sluicegate_sdk::export_handler! {
+    "archive" => Archive,
+}
+
+fn main() {}

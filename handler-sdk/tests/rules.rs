@@ -1,0 +1,346 @@
+//! Situation: handlers of all three kinds in the testing kit. Property: the lane rule, deadlines, cancellation, panics,
+//! emits, logs and metrics are what the traits' pages promise.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+use sluicegate_sdk::testing::{Kit, Outcome as Seen, record};
+use sluicegate_sdk::{
+    Batch, BatchContext, BatchHandler, Classify, Context, Emit, Handler, HandlerError, Level,
+    Outcome, Record, Setup,
+};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Does what the value says.
+struct Obeys {
+    handled: u64,
+}
+
+impl Handler for Obeys {
+    type Config = Nothing;
+
+    fn new(_: Nothing, setup: &mut Setup) -> Result<Self, HandlerError> {
+        setup.services().log(
+            Level::Info,
+            &format!("{} of {}", setup.instance(), setup.handler()),
+        );
+        Ok(Self { handled: 0 })
+    }
+
+    fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        self.handled += 1;
+        ctx.gauge("handled", self.handled as f64);
+        match record
+            .value()
+            .map(|value| std::str::from_utf8(value).unwrap())
+        {
+            Some("emit") => {
+                ctx.emit(
+                    &Emit::to("out")
+                        .key(b"k")
+                        .header("attempt", ctx.attempt().to_string().as_bytes()),
+                );
+                Outcome::Ack
+            }
+            Some("retry") => Outcome::retry_after(Duration::from_micros(10), "later"),
+            Some("dead") => Outcome::dead_letter("broken"),
+            Some("drop") => Outcome::drop("unwanted"),
+            Some("panic") => panic!("told to"),
+            Some("parse") => "x".parse::<u32>().map(|_| Outcome::Ack).terminal().into(),
+            Some("token") => {
+                let token = ctx.token();
+                Outcome::drop(format!(
+                    "{}/{}/{} of {}",
+                    token.topic, token.partition, token.offset, token.epoch
+                ))
+            }
+            Some("wait") => {
+                let patience = Instant::now() + Duration::from_secs(20);
+                while !ctx.cancelled() && ctx.remaining().is_none_or(|left| !left.is_zero()) {
+                    assert!(Instant::now() < patience, "nobody ends the wait");
+                    std::thread::yield_now();
+                }
+                Outcome::drop(if ctx.cancelled() { "cancelled" } else { "late" })
+            }
+            _ => Outcome::Ack,
+        }
+    }
+
+    fn health(&mut self) -> Result<(), HandlerError> {
+        if self.handled > 100 {
+            Err(HandlerError::retryable("tired"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn drain(&mut self, deadline: Duration) {
+        assert!(!deadline.is_zero(), "no time to drain");
+    }
+}
+
+fn kit() -> Kit {
+    Kit::of::<Obeys>(json!({})).unwrap()
+}
+
+#[test]
+fn a_lane_waits_behind_whatever_is_not_settled_at_once() {
+    for (value, blocks) in [
+        ("ok", false),
+        ("drop", false),
+        ("emit", true),
+        ("retry", true),
+        ("dead", true),
+    ] {
+        let run = kit().run([
+            record("t").lane(1).value(value),
+            record("t").lane(2).value("ok"),
+            record("t").lane(1).value("ok"),
+            record("t").lane(2).value("ok"),
+            record("t").lane(1).value("ok"),
+        ]);
+        let behind = if blocks { Seen::NotRun } else { Seen::Ack };
+        assert_eq!(
+            run.outcomes[1..],
+            [Seen::Ack, behind.clone(), Seen::Ack, behind],
+            "after `{value}`"
+        );
+        let unordered = kit().run([record("t").value(value), record("t").value("ok")]);
+        assert_eq!(
+            unordered.outcomes[1],
+            Seen::Ack,
+            "without a lane nothing waits"
+        );
+    }
+}
+
+#[test]
+fn outcomes_and_errors_come_through() {
+    let run = kit().run(
+        ["retry", "dead", "drop", "parse", "token"].map(|v| record("t").at(4, 9).epoch(3).value(v)),
+    );
+    assert_eq!(
+        run.outcomes,
+        [
+            Seen::Retry(Some(Duration::from_millis(1)), "later".into()),
+            Seen::DeadLetter("broken".into()),
+            Seen::Drop("unwanted".into()),
+            Seen::DeadLetter("invalid digit found in string".into()),
+            Seen::Drop("t/4/9 of 3".into()),
+        ]
+    );
+}
+
+#[test]
+fn a_panic_leaves_the_rest_not_run_and_a_new_instance_goes_on() {
+    let mut kit = kit();
+    let run = kit.run(["ok", "panic", "ok"].map(|value| record("t").value(value)));
+    let [Seen::Ack, Seen::Panicked(text), Seen::NotRun] = &run.outcomes[..] else {
+        panic!("{run:?}")
+    };
+    assert!(
+        text.starts_with("told to (") && text.contains("rules.rs:"),
+        "{text}"
+    );
+    assert!(run.spent);
+    assert_eq!(kit.run([record("t").value("ok")]).outcomes, [Seen::Ack]);
+    assert_eq!(
+        kit.gauge("handled"),
+        Some(1.0),
+        "the new instance counts from the start"
+    );
+    assert_eq!(
+        kit.logs(),
+        vec![(Level::Info, "test-0 of handler".to_string()); 2]
+    );
+}
+
+#[test]
+fn a_deadline_and_a_cancellation_reach_the_handler() {
+    let mut kit = kit();
+    kit.set_timeout(Duration::from_millis(30));
+    assert_eq!(
+        kit.run([record("t").value("wait")]).outcomes,
+        [Seen::Drop("late".into())]
+    );
+    kit.set_timeout(Duration::ZERO);
+    let canceller = kit.canceller();
+    let other = std::thread::spawn(move || canceller.cancel_running(Duration::from_secs(10)));
+    let run = kit.run([record("t").value("wait"), record("t").value("ok")]);
+    assert!(other.join().unwrap());
+    assert_eq!(
+        run.outcomes,
+        [Seen::Drop("cancelled".into()), Seen::NotRun],
+        "a cancelled call stops"
+    );
+}
+
+#[test]
+fn the_life_around_records() {
+    let mut kit = kit();
+    kit.assigned("t", 0, 1).unwrap();
+    assert_eq!(kit.health(), Ok(()));
+    kit.run((0..101).map(|_| record("t").value("ok")));
+    assert_eq!(kit.health(), Err("tired".into()));
+    kit.revoked("t", 0, 1).unwrap();
+    assert!(
+        kit.drain(Duration::ZERO)
+            .unwrap_err()
+            .starts_with("no time to drain")
+    );
+    assert!(
+        kit.health().is_err(),
+        "an instance that panicked is not asked again"
+    );
+    kit.end().unwrap();
+    assert_eq!(
+        Kit::of::<Obeys>(json!([])).err().unwrap(),
+        "config refused: a config is a map of keys and values"
+    );
+}
+
+/// Settles what has a value of its own, leaves the rest to the batch's outcome.
+struct Sums;
+
+impl BatchHandler for Sums {
+    type Config = Nothing;
+
+    fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+        Ok(Self)
+    }
+
+    fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome {
+        let mut sum = 0;
+        for (index, record) in batch.iter().enumerate() {
+            match record.json::<u64>() {
+                Ok(number) => sum += number,
+                Err(error) => ctx.settle(index, &error.into()),
+            }
+        }
+        let text = sum.to_string();
+        ctx.emit(batch.len() - 1, &Emit::to("sums").value(text.as_bytes()));
+        Outcome::Ack
+    }
+}
+
+#[test]
+fn a_batch_has_one_outcome_but_for_those_that_have_their_own() {
+    let mut kit = Kit::of_batch::<Sums>(json!({})).unwrap();
+    let run = kit.run(["1", "x", "41"].map(|value| record("t").lane(1).value(value)));
+    assert!(
+        matches!(
+            run.outcomes[..],
+            [Seen::Ack, Seen::DeadLetter(_), Seen::Ack]
+        ),
+        "{run:?}"
+    );
+    assert_eq!(
+        (run.emits[0].record, run.emits[0].value.as_deref()),
+        (2, Some(&b"42"[..]))
+    );
+    assert!(
+        kit.run([]).outcomes.is_empty(),
+        "an empty call does not reach the handler"
+    );
+}
+
+#[cfg(feature = "async")]
+mod overlapping {
+    use std::cell::Cell;
+
+    use super::*;
+    use sluicegate_sdk::AsyncHandler;
+
+    /// Waits as long as the value says, in milliseconds, and counts how many wait at a time.
+    struct Waits {
+        now: Cell<u32>,
+        most: Cell<u32>,
+    }
+
+    impl AsyncHandler for Waits {
+        type Config = Nothing;
+        const CONCURRENCY: usize = 4;
+
+        async fn new(_: Nothing, _: &mut Setup) -> Result<Self, HandlerError> {
+            Ok(Self {
+                now: Cell::new(0),
+                most: Cell::new(0),
+            })
+        }
+
+        async fn handle(&self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+            self.now.set(self.now.get() + 1);
+            self.most.set(self.most.get().max(self.now.get()));
+            ctx.gauge("most", f64::from(self.most.get()));
+            let wait: Result<u64, HandlerError> = record.json();
+            let outcome = match wait {
+                Ok(0) => panic!("no wait"),
+                Ok(millis) => {
+                    sluicegate_sdk::tokio::time::sleep(Duration::from_millis(millis)).await;
+                    ctx.emit(&Emit::to("out").value(record.offset().to_string().as_bytes()));
+                    Outcome::Ack
+                }
+                Err(error) => error.into(),
+            };
+            self.now.set(self.now.get() - 1);
+            outcome
+        }
+    }
+
+    #[test]
+    fn waits_overlap_up_to_the_limit_and_finish_in_any_order() {
+        let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
+        let run =
+            kit.run((0..10).map(|i| record("t").at(0, i).value(if i == 0 { "60" } else { "5" })));
+        assert_eq!(run.outcomes, vec![Seen::Ack; 10]);
+        assert_eq!(kit.gauge("most"), Some(4.0));
+        assert_eq!(run.emits.len(), 10);
+        assert_ne!(run.emits[0].record, 0, "the first record waits longest");
+    }
+
+    #[test]
+    fn a_lane_runs_one_at_a_time_and_waits_behind_what_is_open() {
+        let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
+        let run = kit.run(["x", "5", "5", "5"].map(|value| record("t").lane(1).value(value)));
+        assert!(matches!(run.outcomes[0], Seen::DeadLetter(_)));
+        assert_eq!(
+            run.outcomes[1..],
+            [Seen::NotRun, Seen::NotRun, Seen::NotRun]
+        );
+        assert_eq!(kit.gauge("most"), Some(1.0));
+    }
+
+    #[test]
+    fn a_panic_lets_the_others_finish_and_starts_no_more() {
+        let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
+        let run =
+            kit.run(["20", "0", "20", "20", "20", "20"].map(|value| record("t").value(value)));
+        assert!(run.spent);
+        assert!(matches!(&run.outcomes[1], Seen::Panicked(text) if text.starts_with("no wait (")));
+        assert_eq!(
+            (&run.outcomes[0], &run.outcomes[2]),
+            (&Seen::Ack, &Seen::Ack)
+        );
+        assert_eq!(run.outcomes[5], Seen::NotRun);
+    }
+
+    #[test]
+    fn what_waits_too_long_is_retried() {
+        let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
+        kit.set_timeout(Duration::from_millis(100));
+        let run = kit.run(["1", "60000"].map(|value| record("t").value(value)));
+        assert_eq!(
+            run.outcomes,
+            [
+                Seen::Ack,
+                Seen::Retry(None, "not done within the timeout".into())
+            ]
+        );
+    }
+}
