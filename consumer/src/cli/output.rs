@@ -25,20 +25,28 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// Whether results are for programs.
+    pub(super) fn is_json(self) -> bool {
+        self.form() == Form::Json
+    }
+
+    fn form(self) -> Form {
+        self.output.unwrap_or_else(|| {
+            if io::stdout().is_terminal() {
+                Form::Table
+            } else {
+                Form::Json
+            }
+        })
+    }
+
     /// Prints `value` as JSON, or what `table` makes of it.
     pub(super) fn print<T: Serialize>(
         self,
         value: &T,
         table: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        let on_terminal = || {
-            if io::stdout().is_terminal() {
-                Form::Table
-            } else {
-                Form::Json
-            }
-        };
-        match self.output.unwrap_or_else(on_terminal) {
+        match self.form() {
             Form::Table => print(&table(value)),
             Form::Json => {
                 let text = serde_json::to_string_pretty(value);

@@ -46,6 +46,7 @@ pub(super) struct Arguments {
 #[derive(Serialize)]
 struct Verdict {
     valid: bool,
+    problems: Problems,
 }
 
 /// Reads everything and prints what is wrong.
@@ -55,10 +56,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         &Environment::of_process(),
         &arguments.config.sets,
     );
-    if !problems.is_empty() {
-        return Err(Failure::problems(problems));
+    let verdict = Verdict {
+        valid: problems.is_empty(),
+        problems,
+    };
+    if verdict.valid {
+        return arguments.output.print(&verdict, |_| "valid".to_owned());
     }
-    arguments
-        .output
-        .print(&Verdict { valid: true }, |_| "valid".to_owned())
+    // People read the lines on stderr; programs get the same as data.
+    if arguments.output.is_json() {
+        arguments.output.print(&verdict, |_| String::new())?;
+    }
+    Err(Failure::problems(verdict.problems))
 }

@@ -1,0 +1,104 @@
+//! `sluicegate validate` and `run` on bad input: exit code 2, every problem with its place, as lines and as JSON.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const SPEC: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
+
+fn sluicegate(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("SLUICEGATE__KAFKA__GROUP_ID", "from-the-environment")
+        .output()
+        .unwrap()
+}
+
+fn folder(config: &str, spec: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("handlers.d")).unwrap();
+    std::fs::write(folder.path().join("sluicegate.yaml"), config).unwrap();
+    std::fs::write(folder.path().join("handlers.d/a.yaml"), spec).unwrap();
+    folder
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn every_problem_is_told_at_once_and_the_exit_code_is_2() {
+    let folder = folder(
+        "kafka: { clinets: 2, client: { group.id: x } }\n",
+        &format!("{SPEC}workers: 0\n"),
+    );
+    let out = sluicegate(folder.path(), &["validate", "-c", "sluicegate.yaml"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert_eq!(
+        text(&out.stderr),
+        "error: handlers.d/a.yaml:4:10: workers: wants a whole number from 1 to 1024, found the number 0\n\
+         error: sluicegate.yaml:1:10: kafka.clinets: `clinets` is unknown; did you mean `clients`?\n\
+         error: sluicegate.yaml:1:32: kafka.client.group.id: `group.id` is owned; set `kafka.group_id`\n"
+    );
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["valid"], false);
+    assert_eq!(json["problems"][0]["path"], "workers");
+    assert_eq!(json["problems"][0]["line"], 4);
+
+    let table = ["validate", "-c", "sluicegate.yaml", "--output", "table"];
+    let out = sluicegate(folder.path(), &table);
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(2), 0));
+}
+
+#[test]
+fn run_refuses_what_validate_refuses() {
+    let folder = folder("{}\n", "name: a\nplugin: relay\nroutes: {}\n");
+    let out = sluicegate(folder.path(), &["run", "-c", "sluicegate.yaml"]);
+    assert_eq!(out.status.code(), Some(2));
+    let told = text(&out.stderr);
+    assert!(
+        told.contains("handlers.d/a.yaml:3:1: routes: `routes` is unknown; did you mean `route`?"),
+        "{told}"
+    );
+    let out = sluicegate(folder.path(), &["run", "-c", "missing.yaml"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("missing.yaml: cannot be read"));
+}
+
+#[test]
+fn a_good_config_is_valid_and_overrides_are_checked_too() {
+    let folder = folder("{}\n", SPEC);
+    let good = [
+        "validate",
+        "-c",
+        "sluicegate.yaml",
+        "--set",
+        "processing.memory=1GiB",
+    ];
+    let out = sluicegate(folder.path(), &good);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let bad = [
+        "validate",
+        "-c",
+        "sluicegate.yaml",
+        "--set",
+        "processing.memroy=1GiB",
+    ];
+    let out = sluicegate(folder.path(), &bad);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("did you mean `memory`? (set by --set processing.memroy)"));
+}
+
+#[test]
+fn the_schemas_are_printed_with_their_defaults() {
+    let folder = folder("{}\n", SPEC);
+    for (kind, field, default) in [
+        ("config", "logging", "{}"),
+        ("handler", "timeout", "\"5s\""),
+    ] {
+        let out = sluicegate(folder.path(), &["schema", kind]);
+        let schema: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(schema["properties"][field]["default"].to_string(), default);
+    }
+}
