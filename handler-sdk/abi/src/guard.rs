@@ -74,7 +74,7 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(caught)
 }
 
-/// The text of a caught panic; takes the payload and never runs its drop.
+/// The text of a caught panic; takes the payload, whose drop may panic as well.
 #[cold]
 #[must_use]
 pub fn caught(payload: Box<dyn Any + Send>) -> String {
@@ -83,8 +83,11 @@ pub fn caught(payload: Box<dyn Any + Send>) -> String {
         .ok()
         .flatten();
     let text = noted.unwrap_or_else(|| said(payload.as_ref()).to_string());
-    // A payload whose own drop panics must not get the chance; leaking it is the smaller harm.
-    std::mem::forget(payload);
+    // A payload's own drop can panic too; what that one carries is leaked, or there would be no end.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+        let _ = LAST.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
+    }
     text
 }
 
