@@ -102,9 +102,6 @@ impl Handlers {
         handler.in_flight += flow.in_flight;
         handler.parked += flow.parked;
         handler.outcomes.add(&flow.outcomes);
-        for (topic, count) in flow.emitted {
-            *handler.emitted.entry(topic).or_default() += count;
-        }
         if handler.last_error.is_none() {
             handler.last_error = flow.last_error;
         }
@@ -119,6 +116,9 @@ impl Handlers {
         handler.restarts += pool.restarts;
         handler.quarantined += pool.quarantined;
         handler.durations.add(&pool.durations);
+        for (topic, count) in pool.emitted {
+            *handler.emitted.entry(topic).or_default() += count;
+        }
         version_of(handler, &pool.version).panics += pool.panics;
         if pool.generation < handler.generation {
             return;

@@ -103,8 +103,6 @@ pub struct HandlerFlowReport {
     pub parked: u64,
     /// Outcomes, after settlement: a retry that became a dead letter counts as dead letter.
     pub outcomes: OutcomeCounts,
-    /// Records that were acknowledged by the cluster after this handler emitted them, by topic.
-    pub emitted: BTreeMap<String, u64>,
     /// Its last error: reason of a retry, dead letter or drop, without the record's value.
     pub last_error: Option<String>,
 }
@@ -188,6 +186,8 @@ pub struct PoolReport {
     pub last_error: Option<String>,
     /// Time a record.
     pub durations: DurationCounts,
+    /// Records that it emitted and the cluster acknowledged, by topic.
+    pub emitted: BTreeMap<String, u64>,
     /// The handler's own metrics.
     pub metrics: Vec<UserMetric>,
 }

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientContext, Message};
 
 use super::{EmitError, EmitGroup, Emitter, Outgoing};
 use crate::source::ClientSettings;
@@ -120,7 +120,7 @@ impl ProducerContext for Answers {
 
     fn delivery(&self, result: &DeliveryResult<'_>, group: Arc<EmitGroup>) {
         match result {
-            Ok(_) => group.answered(None),
+            Ok(record) => group.acknowledged(record.topic()),
             Err((error, _)) => group.answered(Some(&error.to_string())),
         }
     }

@@ -93,7 +93,6 @@ impl Flow {
                         skipped: handler.counts.skipped,
                     },
                     last_error: handler.last_error.as_deref().map(Into::into),
-                    ..HandlerFlowReport::default()
                 }
             })
             .collect()

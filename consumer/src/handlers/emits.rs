@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sluicegate_runtime::outcome_code;
 
 use crate::dispatch::{Batch, Inbox};
-use crate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use crate::emit::{EmitCounts, EmitError, EmitGroup, Emitter, Outgoing};
 
 /// First pause when the producer's queue is full.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
@@ -20,6 +20,7 @@ pub(super) fn send(
     batch: &mut Batch,
     home: &Arc<Inbox>,
     emitter: &dyn Emitter,
+    counts: &Arc<EmitCounts>,
     patience: Duration,
 ) -> Vec<Arc<EmitGroup>> {
     let mut groups: Vec<Option<Arc<EmitGroup>>> = Vec::new();
@@ -37,8 +38,10 @@ pub(super) fn send(
             groups.resize(batch.records.len(), None);
             batch.emits_pending.resize(batch.records.len(), false);
         }
-        let group = groups[at]
-            .get_or_insert_with(|| EmitGroup::new(Arc::clone(home), batch.handler, batch.keys[at]));
+        let group = groups[at].get_or_insert_with(|| {
+            let counts = Arc::clone(counts);
+            EmitGroup::counted(Arc::clone(home), batch.handler, batch.keys[at], counts)
+        });
         batch.emits_pending[at] = true;
         let record = Outgoing {
             topic: &emit.topic,

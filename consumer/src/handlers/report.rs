@@ -31,6 +31,7 @@ fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) ->
         restarts: counts.restarts,
         last_error,
         durations: counts.durations,
+        emitted: entry.tally.stats.emitted().counts(),
         metrics: entry.tally.metrics.snapshot(),
     };
     let serving = live.and_then(|live| live.generation.as_ref());

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::admin::durations::{DurationCounts, Durations};
+use crate::emit::EmitCounts;
 
 /// Counters of one handler and version; shared by its workers and by all its generations of that version.
 #[derive(Debug, Default)]
@@ -16,6 +17,7 @@ pub struct HandlerStats {
     quarantined: AtomicU64,
     in_flight: AtomicU64,
     last_error: Mutex<Option<LastError>>,
+    emitted: Arc<EmitCounts>,
 }
 
 /// The latest thing that went wrong.
@@ -47,6 +49,11 @@ pub struct HandlerCounts {
 }
 
 impl HandlerStats {
+    /// Where its acknowledged records are counted.
+    pub fn emitted(&self) -> &Arc<EmitCounts> {
+        &self.emitted
+    }
+
     /// A call of `records` records took `elapsed_ns`.
     pub fn called(&self, records: u64, elapsed_ns: u64) {
         self.durations.observe(elapsed_ns, records);

@@ -142,7 +142,10 @@ impl Worker {
         let setup = &tenant.setup;
         let groups = match batch.output.emits.is_empty() {
             true => Vec::new(),
-            false => emits::send(&mut batch, &home, &*setup.emitter, setup.timeout),
+            false => {
+                let counts = setup.stats.emitted();
+                emits::send(&mut batch, &home, &*setup.emitter, counts, setup.timeout)
+            }
         };
         setup.stats.gave_back(batch.records.len() as u64);
         if let Some(why) = &spent {
