@@ -10,7 +10,7 @@ use super::place::lane_of_key;
 use super::slab::Entry;
 use super::tasks::Stage;
 use crate::assignment::AssignmentState;
-use crate::dispatch::{EntryKey, HandlerIx};
+use crate::dispatch::{EntryKey, FlightKey, HandlerIx};
 use crate::source::Slot;
 
 impl Flow {
@@ -145,6 +145,7 @@ impl Flow {
         };
         let order = handler.settings.order;
         let mut taken = Vec::new();
+        let mut emptied = Vec::new();
         for flight in handler.open.iter().flatten().chain(&handler.ready) {
             let Some(batch) = self.flights.batch(*flight) else {
                 continue;
@@ -171,6 +172,9 @@ impl Flow {
                 }
                 handler.in_flight_records -= 1;
             }
+            if kept == 0 && taken.len() > before {
+                emptied.push(*flight);
+            }
         }
         let slab = &self.slab;
         let from_lanes = handler.lanes.retain(|key| !wanted(key));
@@ -186,8 +190,26 @@ impl Flow {
             }
             !take
         });
+        self.end_emptied(ix, &emptied);
         self.list(ix);
         taken
+    }
+
+    /// Ends flights whose records were all taken out: lanes that they had would stay shut, since nobody submits them.
+    fn end_emptied(&mut self, ix: HandlerIx, emptied: &[FlightKey]) {
+        let mut freed = Vec::new();
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            for place in &mut handler.open {
+                *place = place.filter(|flight| !emptied.contains(flight));
+            }
+            handler.ready.retain(|flight| !emptied.contains(flight));
+            for &flight in emptied {
+                freed.append(&mut self.flights.end(flight));
+            }
+        }
+        for lane in freed {
+            self.release_lane(ix, lane);
+        }
     }
 
     /// The live records of a partition, for reports.

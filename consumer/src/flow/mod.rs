@@ -27,7 +27,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -88,7 +88,8 @@ pub struct Flow {
     now_ms: u64,
     next_epoch: u32,
     assignments: Vec<Assignment>,
-    current: HashMap<TopicPartition, Slot>,
+    /// Ordered, as all that is walked through here: a seed must give the same run again.
+    current: BTreeMap<TopicPartition, Slot>,
     router: Router,
     slab: Slab,
     flights: Flights,
@@ -102,6 +103,9 @@ pub struct Flow {
     random: u64,
     topics: HashMap<Arc<str>, TopicCounts>,
     commits: CommitCounts,
+    /// A commit was sent and is not answered.
+    committing: bool,
+    /// What it said of the partitions that are still ours.
     commit_in_flight: Vec<(Slot, CommitEntry)>,
     committed_ms: u64,
     late_outcomes: u64,
@@ -118,7 +122,7 @@ impl Flow {
             now_ms: 0,
             next_epoch: 1,
             assignments: Vec::new(),
-            current: HashMap::new(),
+            current: BTreeMap::new(),
             router: Router::new(no_routes),
             slab: Slab::default(),
             flights: Flights::default(),
@@ -131,6 +135,7 @@ impl Flow {
             random,
             topics: HashMap::new(),
             commits: CommitCounts::default(),
+            committing: false,
             commit_in_flight: Vec::new(),
             committed_ms: 0,
             late_outcomes: 0,
@@ -267,7 +272,7 @@ impl Flow {
 
     /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`].
     pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if !self.commit_in_flight.is_empty() {
+        if self.committing {
             return Vec::new();
         }
         let interval_over =
@@ -284,6 +289,7 @@ impl Flow {
         }
         self.committed_ms = self.now_ms;
         let entries = self.commit_entries(|_| true);
+        self.committing = !entries.is_empty();
         self.commit_in_flight = entries.clone();
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
@@ -322,6 +328,7 @@ impl Flow {
 
     /// The answer to the commit in flight. A refusal leaves the earlier commit standing; the next one tries again.
     pub fn committed(&mut self, results: &[CommitResult], error: Option<&str>) {
+        self.committing = false;
         let sent = std::mem::take(&mut self.commit_in_flight);
         if let Some(error) = error {
             self.commits.failed += sent.len() as u64;
@@ -364,13 +371,14 @@ impl Flow {
 
     /// The commit could not be sent.
     pub fn commit_not_sent(&mut self) {
+        self.committing = false;
         self.commits.failed += self.commit_in_flight.len() as u64;
         self.commit_in_flight.clear();
     }
 
     /// Whether a commit is in flight.
     pub fn is_committing(&self) -> bool {
-        !self.commit_in_flight.is_empty()
+        self.committing
     }
 
     /// Bytes of the records that are held.

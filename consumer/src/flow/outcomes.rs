@@ -15,6 +15,9 @@ use crate::settlement::dead_letter;
 /// Wait before a dead letter that could not be written is tried again.
 const DEAD_LETTER_RETRY_MS: u64 = 1_000;
 
+/// Wait of a record whose predecessor in its lane is still being retried.
+const FOLLOW_MS: u64 = 10;
+
 const REASON_TERMINAL: &str = "terminal";
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
@@ -82,7 +85,7 @@ impl Flow {
     fn take_back(&mut self, ix: HandlerIx, back: &[(u64, EntryKey, u32)], freed: &mut Vec<u64>) {
         let first = freed.len();
         for &(lane, key, attempt) in back.iter().rev() {
-            if self.slab.get(key).is_none_or(|entry| entry.unsettled == 0) {
+            if self.is_over(key) {
                 self.free_if_done(key);
                 continue;
             }
@@ -134,7 +137,7 @@ impl Flow {
         emits_pending: bool,
         detail: Option<Arc<str>>,
     ) {
-        if self.slab.get(key).is_none_or(|entry| entry.unsettled == 0) {
+        if self.is_over(key) {
             self.free_if_done(key);
             return;
         }
@@ -374,15 +377,14 @@ impl Flow {
                 freed.push(lane);
             }
             match completed.get(i) {
-                // Emitted records and texts are stuck in the call; such a record is run again.
+                // What it emitted is stuck in the call, so it is run again; a text stuck there is done without.
                 Some(outcome)
                     if outcome.code != outcome_code::NOT_RUN
-                        && outcome.flags & outcome_flag::EMITTED == 0
-                        && outcome.detail == 0 =>
+                        && outcome.flags & outcome_flag::EMITTED == 0 =>
                 {
                     self.outcome(ix, key, lane, attempt, *outcome, false, None);
                 }
-                None if i == completed.len() => {
+                None if i == completed.len() && !self.is_over(key) => {
                     let reason =
                         format!("the call overran its timeout and still hung after {seconds:.1} s")
                             .into();
@@ -415,6 +417,11 @@ impl Flow {
                 continue;
             };
             match task.stage {
+                Stage::Parked { .. } if self.follows_another(ix, key, task.lane) => {
+                    let due_ms = self.now_ms + FOLLOW_MS;
+                    let stage = Stage::Parked { due_ms };
+                    self.tasks.set(ix, key, Task { stage, ..task });
+                }
                 Stage::Parked { .. } => {
                     self.tasks.set(
                         ix,
@@ -436,6 +443,19 @@ impl Flow {
                 Stage::Running | Stage::Emitting | Stage::DeadLettering => {}
             }
         }
+    }
+
+    /// Whether an earlier record of the same lane failed in the same call of a batch handler and is not settled (G4).
+    fn follows_another(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> bool {
+        let takes_batches = self.handlers[ix.0 as usize]
+            .as_ref()
+            .is_some_and(|handler| handler.settings.takes_batches);
+        let offset_of = |key| self.slab.get(key).map(|entry| entry.offset);
+        takes_batches
+            && lane != 0
+            && self.tasks.iter().any(|(other_ix, other, task)| {
+                other_ix == ix && task.lane == lane && offset_of(other) < offset_of(key)
+            })
     }
 
     /// Sends everything that a failed handler has queued to the dead-letter topic. `false` if there was nothing.
@@ -486,6 +506,11 @@ impl Flow {
             }
         }
         self.free_if_done(key);
+    }
+
+    /// Whether nothing is expected of a record any more: it is settled, or its partition was given back (G5).
+    fn is_over(&self, key: EntryKey) -> bool {
+        self.slab.get(key).is_none_or(|entry| entry.unsettled == 0)
     }
 
     /// Frees a record that everybody has settled and no batch points to.

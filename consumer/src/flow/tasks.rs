@@ -4,7 +4,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
+
+use rapidhash::fast::RapidHasher;
 
 use crate::dispatch::{EntryKey, HandlerIx};
 
@@ -46,10 +49,13 @@ pub(super) struct Task {
     pub(super) class: &'static str,
 }
 
+/// Without a random seed: the order in which tasks are walked through must be the same in every run.
+type Hasher = BuildHasherDefault<RapidHasher<'static>>;
+
 /// All tasks of a pump, and a clock for those that are due some time.
 #[derive(Default)]
 pub(super) struct Tasks {
-    by_key: HashMap<(HandlerIx, EntryKey), Task>,
+    by_key: HashMap<(HandlerIx, EntryKey), Task, Hasher>,
     due: BinaryHeap<Reverse<(u64, u64, HandlerIx, EntryKey)>>,
     count: u64,
 }

@@ -1,0 +1,370 @@
+//! What must hold: a plain account of every record and every handler's share of it, checked at each event.
+//!
+//! The model learns of an event just before the flow does, so it never knows less than the flow may act on.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use sluicegate::commit::decode_finished;
+use sluicegate::flow::handler::Order;
+use sluicegate::routing::oracle::{self, RecordView};
+use sluicegate::source::{CommitEntry, Slot, TopicPartition};
+use sluicegate_config::spec::TopicPattern;
+
+use super::script::{Log, SimHandler};
+
+/// A broken promise, in words.
+pub type Check = Result<(), String>;
+
+/// Where one handler stands with one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Not begun, or taken back without an attempt.
+    Queued,
+    /// A worker has begun it.
+    Running,
+    /// The worker is done with it well; the pump has not heard.
+    Acked,
+    /// It waits for the producer.
+    Producing,
+    /// An attempt failed; another follows, or a dead letter.
+    Failed,
+    /// Final.
+    Settled,
+}
+
+/// One handler's share of a record.
+#[derive(Clone, Debug)]
+pub struct Share {
+    pub stage: Stage,
+    pub failures: u32,
+    /// It was given up: only a dead letter may follow.
+    pub given_up: bool,
+    /// Some attempt was made.
+    pub begun: bool,
+    pub order: Order,
+}
+
+/// A record of an assignment.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    pub admitted: bool,
+    /// It was finished under an earlier assignment.
+    pub done: bool,
+    pub shares: BTreeMap<u32, Share>,
+}
+
+impl Held {
+    fn is_settled(&self) -> bool {
+        self.done || (self.admitted && self.shares.values().all(|s| s.stage == Stage::Settled))
+    }
+}
+
+/// A partition that is, or was, ours in this process.
+pub struct Owned {
+    pub log: usize,
+    pub at: TopicPartition,
+    pub slot: Slot,
+    pub finished: Vec<Range<i64>>,
+    pub records: BTreeMap<i64, Held>,
+    pub draining: bool,
+    pub released: bool,
+    /// Next offset that the client fetches.
+    pub position: i64,
+    pub paused: bool,
+    /// Highest offset that the flow let in, plus one.
+    pub next: i64,
+    /// Every record before it is known to be settled.
+    pub settled_to: Cell<i64>,
+}
+
+/// The account.
+#[derive(Default)]
+pub struct Model {
+    /// By epoch; of the running process only.
+    pub owned: BTreeMap<u32, Owned>,
+    /// What the group has committed.
+    pub committed: HashMap<TopicPartition, (i64, String)>,
+    /// Shares that were settled before a clean release, by log, offset and handler: they never run again (G3).
+    pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
+    /// Records that were settled whole at some time, by log and offset.
+    pub settled_ever: BTreeSet<(usize, i64)>,
+    /// Records that were started, over all attempts.
+    pub starts: u64,
+    /// Which patterns name which topics, as the oracle says.
+    pub topics_named: HashMap<(TopicPattern, Arc<str>), bool>,
+    /// Whether events are printed.
+    pub told: bool,
+}
+
+impl Model {
+    /// Prints an event when the run is to be told.
+    pub fn tell(&self, event: impl FnOnce() -> String) {
+        if self.told {
+            println!("{}", event());
+        }
+    }
+
+    /// The assignment of a partition that is ours just now.
+    pub fn current(&self, at: &TopicPartition) -> Option<&Owned> {
+        self.owned
+            .values()
+            .find(|owned| !owned.released && owned.at == *at)
+    }
+
+    /// A partition becomes ours; gives where its reading begins.
+    pub fn assign(&mut self, epoch: u32, slot: Slot, log: usize, at: TopicPartition) {
+        let (start, metadata) = self.committed.get(&at).cloned().unwrap_or_default();
+        self.owned.insert(
+            epoch,
+            Owned {
+                log,
+                at,
+                slot,
+                finished: decode_finished(start, &metadata),
+                records: BTreeMap::new(),
+                draining: false,
+                released: false,
+                position: start,
+                paused: false,
+                next: start,
+                settled_to: Cell::new(start),
+            },
+        );
+    }
+
+    /// The flow let `offset` in: from now on the handlers of this snapshot owe it an outcome.
+    pub fn admitted(&mut self, epoch: u32, offset: i64, logs: &[Log], handlers: &[SimHandler]) {
+        let Some(owned) = self.owned.get_mut(&epoch) else {
+            return;
+        };
+        owned.next = owned.next.max(offset + 1);
+        let Some(record) = logs[owned.log].record(offset) else {
+            return;
+        };
+        let view = RecordView {
+            topic: &owned.at.topic,
+            partition: owned.at.partition,
+            key: record.key.as_deref(),
+            headers: &record.headers,
+        };
+        let done = owned.finished.iter().any(|range| range.contains(&offset));
+        let held = owned.records.entry(offset).or_default();
+        held.admitted = true;
+        held.done = done;
+        if done {
+            return;
+        }
+        for handler in handlers.iter().filter(|handler| handler.gate_open) {
+            let topic_named = handler.route.topics.iter().any(|pattern| {
+                *self
+                    .topics_named
+                    .entry((pattern.clone(), owned.at.topic.clone()))
+                    .or_insert_with_key(|(pattern, topic)| oracle::topic_matches(pattern, topic))
+            });
+            if topic_named && oracle::holds(&handler.route.when, &view) {
+                let share = Share {
+                    stage: Stage::Queued,
+                    failures: 0,
+                    given_up: false,
+                    begun: false,
+                    order: handler.order,
+                };
+                held.shares.insert(handler.ix.0, share);
+            }
+        }
+        if held.is_settled() {
+            self.settled_ever.insert((owned.log, offset));
+        }
+        let wanted: Vec<u32> = held.shares.keys().copied().collect();
+        self.tell(|| format!("admitted {offset} of epoch {epoch} for {wanted:?}"));
+    }
+
+    /// A handler's share of a record, while its assignment lasts.
+    pub fn share(&mut self, epoch: u32, offset: i64, handler: u32) -> Option<&mut Share> {
+        let owned = self.owned.get_mut(&epoch)?;
+        if owned.released {
+            return None;
+        }
+        owned.records.get_mut(&offset)?.shares.get_mut(&handler)
+    }
+
+    /// A handler is done with a record for good.
+    pub fn settle(&mut self, epoch: u32, offset: i64, handler: u32) {
+        if let Some(share) = self.share(epoch, offset, handler) {
+            share.stage = Stage::Settled;
+        }
+        if let Some(owned) = self.owned.get(&epoch)
+            && !owned.released
+            && owned.records.get(&offset).is_some_and(Held::is_settled)
+        {
+            self.settled_ever.insert((owned.log, offset));
+        }
+    }
+
+    /// A worker got a record.
+    pub fn submitted(&mut self, epoch: u32, offset: i64, handler: u32) -> Check {
+        let owned = self.owned.get(&epoch).ok_or("a batch of no assignment")?;
+        if owned.released {
+            return Err(format!(
+                "{}/{offset} starts in h{handler} after its release (G5)",
+                owned.at
+            ));
+        }
+        match self.share(epoch, offset, handler) {
+            Some(_) => Ok(()),
+            None => Err(format!(
+                "offset {offset} went to h{handler}, which does not want it"
+            )),
+        }
+    }
+
+    /// A worker begins a record. `in_batch` are offsets that stand before it in the same call of a batch handler.
+    pub fn start(
+        &mut self,
+        epoch: u32,
+        offset: i64,
+        handler: u32,
+        attempt: u32,
+        logs: &[Log],
+        in_batch: Option<&[i64]>,
+    ) -> Check {
+        self.starts += 1;
+        let Some(owned) = self.owned.get(&epoch) else {
+            return Err("a start in no assignment".into());
+        };
+        if owned.released {
+            // It was handed over before the release; its outcome will be discarded.
+            return Ok(());
+        }
+        let what = format!("{}/{offset} in h{handler}, attempt {attempt}", owned.at);
+        self.tell(|| format!("start {what}, epoch {epoch}"));
+        if self.settled_cleanly.contains(&(owned.log, offset, handler)) {
+            return Err(format!("{what}: run again after a clean release (G3)"));
+        }
+        let held = &owned.records[&offset];
+        let share = &held.shares[&handler];
+        if !matches!(share.stage, Stage::Queued | Stage::Failed) {
+            return Err(format!("{what}: started while {:?}", share.stage));
+        }
+        if share.given_up || attempt != share.failures + 1 {
+            return Err(format!("{what}: {} attempts failed before", share.failures));
+        }
+        let key = |offset: i64| {
+            logs[owned.log]
+                .record(offset)
+                .and_then(|r| r.key.as_deref())
+        };
+        let same_lane = |other: i64| match share.order {
+            Order::Key => key(offset).is_some() && key(offset) == key(other),
+            Order::Partition => true,
+            Order::Unordered => false,
+        };
+        for (&earlier, other) in owned
+            .records
+            .range(owned.settled_to.get().min(offset)..offset)
+        {
+            if let Some(before) = other.shares.get(&handler)
+                && !matches!(before.stage, Stage::Settled | Stage::Acked)
+                && same_lane(earlier)
+                && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
+            {
+                return Err(format!(
+                    "{what}: started while {earlier} of its lane is {:?} (G4)",
+                    before.stage
+                ));
+            }
+        }
+        for (&later, other) in owned.records.range(offset + 1..) {
+            // A batch handler may have seen both in one call, and only the earlier one failed.
+            if in_batch.is_none()
+                && let Some(after) = other.shares.get(&handler)
+                && after.begun
+                && same_lane(later)
+            {
+                return Err(format!("{what}: started after {later} of its lane (G4)"));
+            }
+        }
+        if let Some(share) = self.share(epoch, offset, handler) {
+            share.stage = Stage::Running;
+            share.begun = true;
+        }
+        Ok(())
+    }
+
+    /// The flow wants to commit.
+    pub fn check_commit(&self, entry: &CommitEntry, logs: &[Log]) -> Check {
+        let what = format!("commit of {} at {}", entry.at, entry.offset);
+        let owned = self
+            .current(&entry.at)
+            .ok_or_else(|| format!("{what}: not ours (G5)"))?;
+        let before = self
+            .committed
+            .get(&entry.at)
+            .map_or(0, |(offset, _)| *offset);
+        if entry.offset < before {
+            return Err(format!("{what}: goes back from {before}"));
+        }
+        if entry.offset > owned.next {
+            return Err(format!("{what}: nothing came beyond {} (G2)", owned.next));
+        }
+        let log = &logs[owned.log];
+        let settled = |offset: i64| {
+            let finished = owned.finished.iter().any(|range| range.contains(&offset));
+            finished || owned.records.get(&offset).is_some_and(Held::is_settled)
+        };
+        let covered = |range: Range<i64>| {
+            let from = log.index_of(range.start).unwrap_or_else(|index| index);
+            log.records[from..]
+                .iter()
+                .map(|record| record.offset)
+                .take_while(move |offset| *offset < range.end)
+        };
+        let unchecked = owned.settled_to.get()..entry.offset;
+        if let Some(open) = covered(unchecked).find(|&offset| !settled(offset)) {
+            return Err(format!("{what}: passes {open}, which is not settled (G1)"));
+        }
+        owned.settled_to.set(entry.offset);
+        for range in decode_finished(entry.offset, &entry.metadata) {
+            if let Some(open) = covered(range.clone()).find(|&offset| !settled(offset)) {
+                return Err(format!(
+                    "{what}: says that {open} is finished, it is not (G1)"
+                ));
+            }
+            let known = owned
+                .finished
+                .iter()
+                .any(|f| f.start <= range.start && range.end <= f.end);
+            if range.end > owned.next && !known && covered(owned.next..range.end).next().is_some() {
+                return Err(format!("{what}: {range:?} lies beyond what came (G2)"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.
+    pub fn release(&mut self, slot: Slot, clean: bool) {
+        let Some(owned) = self
+            .owned
+            .values_mut()
+            .find(|owned| owned.slot == slot && !owned.released)
+        else {
+            return;
+        };
+        owned.released = true;
+        if self.told {
+            println!("released {} clean: {clean}", owned.at);
+        }
+        if clean {
+            for (&offset, held) in &owned.records {
+                for (&handler, share) in &held.shares {
+                    if share.stage == Stage::Settled {
+                        self.settled_cleanly.insert((owned.log, offset, handler));
+                    }
+                }
+            }
+        }
+    }
+}

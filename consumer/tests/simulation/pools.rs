@@ -1,0 +1,171 @@
+//! Worker pools and a producer that do nothing by themselves: the world moves what they were given.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sluicegate::dispatch::{Batch, Inbox, PoolState, WorkerPool};
+use sluicegate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use sluicegate_abi::header_block::Headers;
+
+/// A pool with a number of seats.
+pub struct SimPool {
+    state: Mutex<SimPoolState>,
+    seats: usize,
+}
+
+struct SimPoolState {
+    busy: Vec<bool>,
+    failed: bool,
+    owes_notice: bool,
+    taken: Vec<(usize, Box<Batch>)>,
+}
+
+impl SimPool {
+    /// A pool of `seats` workers.
+    pub fn new(seats: usize) -> Self {
+        Self {
+            state: Mutex::new(SimPoolState {
+                busy: vec![false; seats],
+                failed: false,
+                owes_notice: false,
+                taken: Vec::new(),
+            }),
+            seats,
+        }
+    }
+
+    /// The batches that were submitted since the last call, with their seats.
+    pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
+        std::mem::take(&mut self.lock().taken)
+    }
+
+    /// Frees a seat. `true`: the pump is owed a notice.
+    pub fn free(&self, seat: usize) -> bool {
+        let mut state = self.lock();
+        state.busy[seat] = false;
+        !state.failed && std::mem::take(&mut state.owes_notice)
+    }
+
+    /// Fails the pool, or lets it run again. `true`: the pump is owed a notice.
+    pub fn set_failed(&self, failed: bool) -> bool {
+        let mut state = self.lock();
+        state.failed = failed;
+        !failed && std::mem::take(&mut state.owes_notice)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SimPoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WorkerPool for SimPool {
+    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        let mut state = self.lock();
+        let seat = match batch.worker {
+            Some(worker) => Some(worker as usize % self.seats).filter(|&seat| !state.busy[seat]),
+            None => state.busy.iter().position(|busy| !busy),
+        };
+        match seat {
+            Some(seat) if !state.failed => {
+                state.busy[seat] = true;
+                state.taken.push((seat, batch));
+                Ok(())
+            }
+            _ => {
+                state.owes_notice = true;
+                Err(batch)
+            }
+        }
+    }
+
+    fn workers(&self) -> u32 {
+        self.seats as u32
+    }
+
+    fn state(&self) -> PoolState {
+        match self.lock().failed {
+            true => PoolState::Failed,
+            false => PoolState::Active,
+        }
+    }
+}
+
+/// A dead letter, as its own headers tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub handler: u32,
+    pub to: String,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    /// The headers that are not provenance, written again.
+    pub headers: Vec<u8>,
+}
+
+impl DeadLetter {
+    fn new(record: &Outgoing<'_>) -> Self {
+        let provenance = |name: &str| {
+            let name = format!("__dlq.errors.{name}");
+            Headers::new(record.headers)
+                .filter(|(header, _)| *header == name.as_bytes())
+                .find_map(|(_, value)| str::from_utf8(value?).ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let original: Vec<_> = Headers::new(record.headers)
+            .filter(|(name, _)| !name.starts_with(b"__dlq."))
+            .collect();
+        let mut headers = Vec::new();
+        sluicegate_abi::header_block::write(&mut headers, original.into_iter());
+        Self {
+            topic: provenance("topic"),
+            partition: provenance("partition").parse().unwrap_or(-1),
+            offset: provenance("offset").parse().unwrap_or(-1),
+            handler: provenance("handler")[1..].parse().unwrap_or(u32::MAX),
+            to: record.topic.to_owned(),
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers,
+        }
+    }
+}
+
+/// A producer that takes dead letters, or refuses them.
+#[derive(Default)]
+pub struct SimProducer(Mutex<SimProducerState>);
+
+#[derive(Default)]
+struct SimProducerState {
+    refusing: bool,
+    sent: Vec<(DeadLetter, Option<Arc<EmitGroup>>)>,
+}
+
+impl SimProducer {
+    /// Sets whether the next records are refused.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.lock().refusing = refusing;
+    }
+
+    /// What was sent since the last call, in order; without a group where it was refused.
+    pub fn sent(&self) -> Vec<(DeadLetter, Option<Arc<EmitGroup>>)> {
+        std::mem::take(&mut self.lock().sent)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SimProducerState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Emitter for SimProducer {
+    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
+        let mut state = self.lock();
+        let letter = DeadLetter::new(record);
+        if state.refusing {
+            state.sent.push((letter, None));
+            return Err(EmitError::QueueFull);
+        }
+        state.sent.push((letter, Some(group.clone())));
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! What a seed stands for: logs of partitions, bounds, handlers and how they misbehave.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate::dispatch::HandlerIx;
+use sluicegate::flow::FlowSettings;
+use sluicegate::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate::settlement::RetryPolicy;
+use sluicegate::source::TopicPartition;
+use sluicegate_abi::header_block;
+use sluicegate_config::spec::{PartitionTest, Predicate, Route, Test, TopicPattern};
+
+use super::pools::SimPool;
+use super::random::Random;
+
+/// A record of a log.
+pub struct Logged {
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Vec<u8>,
+    pub headers: Vec<u8>,
+}
+
+/// A partition's log: offsets ascend, with gaps.
+pub struct Log {
+    pub at: TopicPartition,
+    pub records: Vec<Logged>,
+}
+
+impl Log {
+    /// The record at `offset`, if there is one.
+    pub fn record(&self, offset: i64) -> Option<&Logged> {
+        self.index_of(offset).ok().map(|index| &self.records[index])
+    }
+
+    /// Where `offset` stands or would stand.
+    pub fn index_of(&self, offset: i64) -> Result<usize, usize> {
+        self.records
+            .binary_search_by_key(&offset, |record| record.offset)
+    }
+
+    /// One past the last record.
+    pub fn end(&self) -> i64 {
+        self.records.last().map_or(0, |record| record.offset + 1)
+    }
+}
+
+/// How often things go wrong, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trouble {
+    pub retry: u32,
+    pub dead_letter: u32,
+    pub drop: u32,
+    pub panic: u32,
+    pub hang: u32,
+    pub not_run: u32,
+    pub emit: u32,
+    pub produce_fails: u32,
+    pub commit_fails: u32,
+    pub repeat: u32,
+    pub rebalance: u32,
+    pub swap: u32,
+    pub crash: u32,
+    pub pool_fails: u32,
+}
+
+/// A handler as one snapshot has it.
+#[derive(Clone)]
+pub struct SimHandler {
+    pub ix: HandlerIx,
+    pub route: Route,
+    pub gate_open: bool,
+    pub order: Order,
+    pub takes_batches: bool,
+    pub keeps_key_state: bool,
+    pub max_attempts: u32,
+    pub on_failure: OnFailure,
+    pub max_in_flight: u32,
+    pub generation: u64,
+    pub pool: Arc<SimPool>,
+}
+
+impl SimHandler {
+    /// The name that its index stands for.
+    pub fn name(ix: HandlerIx) -> String {
+        format!("h{}", ix.0)
+    }
+
+    /// What the flow is told of it.
+    pub fn settings(&self) -> HandlerSettings {
+        HandlerSettings {
+            name: Self::name(self.ix).into(),
+            version: "1.0.0".into(),
+            generation: self.generation,
+            pool: Some(self.pool.clone()),
+            gate_open: self.gate_open,
+            order: self.order,
+            retry: RetryPolicy {
+                max_attempts: self.max_attempts,
+                delay: Duration::from_millis(20),
+                multiplier: 2.0,
+                max_delay: Duration::from_millis(100),
+                jitter: 0.2,
+            },
+            dead_letter_topic: "{topic}.dlt".into(),
+            on_failure: self.on_failure,
+            max_in_flight_records: self.max_in_flight,
+            max_in_flight_bytes: 1 << 20,
+            keeps_key_state: self.keeps_key_state,
+            takes_batches: self.takes_batches,
+        }
+    }
+}
+
+/// Everything that is fixed when a simulation begins.
+pub struct Script {
+    pub logs: Vec<Log>,
+    pub flow: FlowSettings,
+    pub trouble: Trouble,
+    pub steps: usize,
+    pub drain_ms: u64,
+}
+
+const TOPICS: [&str; 3] = ["orders", "orders.eu", "clicks"];
+
+impl Script {
+    /// The script of a stream of numbers.
+    pub fn new(random: &mut Random) -> Self {
+        let mut logs = Vec::new();
+        for topic in &TOPICS[..random.between(1, 3)] {
+            for partition in 0..random.between(1, 3) as i32 {
+                logs.push(any_log(random, topic, partition));
+            }
+        }
+        let seed = random.next();
+        Self {
+            logs,
+            flow: FlowSettings {
+                max_uncommitted: *random.pick(&[1, 2, 5, 20, 100]),
+                budget_bytes: *random.pick(&[500, 4_000, 1 << 20]),
+                stall_timeout_ms: 1_000,
+                commit_interval_ms: *random.pick(&[0, 10, 100]),
+                group: "g".into(),
+                seed,
+            },
+            trouble: any_trouble(random),
+            steps: random.between(50, 400),
+            drain_ms: *random.pick(&[0, 100, 2_000]),
+        }
+    }
+}
+
+fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
+    let mut offset = if random.chance(30) { 7 } else { 0 };
+    let gaps = *random.pick(&[0, 10, 40]);
+    let keys = random.between(1, 5);
+    let records = (0..random.below(60))
+        .map(|_| {
+            if random.chance(gaps) {
+                offset += random.between(1, 100) as i64;
+            }
+            offset += 1;
+            any_record(random, offset - 1, keys)
+        })
+        .collect();
+    Log {
+        at: TopicPartition {
+            topic: topic.into(),
+            partition,
+        },
+        records,
+    }
+}
+
+fn any_record(random: &mut Random, offset: i64, keys: usize) -> Logged {
+    let kinds: [&[u8]; 3] = [b"a", b"b", b"\xff"];
+    let headers: Vec<(&[u8], Option<&[u8]>)> = (0..random.below(3))
+        .map(|_| {
+            let value = random.chance(90).then(|| *random.pick(&kinds));
+            (b"kind".as_slice(), value)
+        })
+        .collect();
+    let mut block = Vec::new();
+    header_block::write(&mut block, headers.into_iter());
+    Logged {
+        offset,
+        key: random
+            .chance(85)
+            .then(|| format!("k{}", random.below(keys)).into_bytes()),
+        value: vec![b'v'; random.below(40)],
+        headers: block,
+    }
+}
+
+fn any_trouble(random: &mut Random) -> Trouble {
+    let mut some = |most: usize| match random.below(3) {
+        0 => 0,
+        _ => random.below(most + 1) as u32,
+    };
+    Trouble {
+        retry: some(20),
+        dead_letter: some(10),
+        drop: some(10),
+        panic: some(8),
+        hang: some(5),
+        not_run: some(10),
+        emit: some(30),
+        produce_fails: some(30),
+        commit_fails: some(40),
+        repeat: some(30),
+        rebalance: some(8),
+        swap: some(6),
+        crash: some(2),
+        pool_fails: some(5),
+    }
+}
+
+/// A route over the topics and records that scripts have.
+pub fn any_route(random: &mut Random) -> Route {
+    let mut topics = vec![match random.below(4) {
+        0 => TopicPattern::Glob("orders*".into()),
+        1 => TopicPattern::Regex("s$".into()),
+        _ => TopicPattern::Exact((*random.pick(&TOPICS)).into()),
+    }];
+    if random.chance(30) {
+        topics.push(TopicPattern::Exact("orders".into()));
+    }
+    Route {
+        topics,
+        when: any_predicate(random, 2),
+    }
+}
+
+fn any_predicate(random: &mut Random, depth: usize) -> Predicate {
+    let header = |test| Predicate::Header {
+        name: "kind".into(),
+        test,
+    };
+    match random.below(if depth == 0 { 6 } else { 9 }) {
+        0 | 1 => Predicate::always(),
+        2 => header(Test::Equals(b"a".to_vec())),
+        3 => header(Test::Exists(random.chance(50))),
+        4 => Predicate::Key(Test::In(vec![b"k0".to_vec(), b"k1".to_vec()])),
+        5 => Predicate::Partition(PartitionTest::Lt(2)),
+        6 => Predicate::Not(any_predicate(random, depth - 1).into()),
+        7 => Predicate::All(vec![
+            any_predicate(random, depth - 1),
+            any_predicate(random, depth - 1),
+        ]),
+        _ => Predicate::Any(vec![
+            any_predicate(random, depth - 1),
+            any_predicate(random, depth - 1),
+        ]),
+    }
+}
+
+/// A handler of the given index, new from the ground up.
+pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHandler {
+    let keeps_key_state = random.chance(25);
+    SimHandler {
+        ix,
+        route: any_route(random),
+        gate_open: random.chance(90),
+        order: *random.pick(&[Order::Key, Order::Key, Order::Partition, Order::Unordered]),
+        takes_batches: random.chance(20),
+        keeps_key_state,
+        max_attempts: random.between(1, 4) as u32,
+        on_failure: *random.pick(&[OnFailure::Hold, OnFailure::DeadLetter]),
+        max_in_flight: *random.pick(&[1, 3, 50]),
+        generation,
+        pool: Arc::new(SimPool::new(random.between(1, 3))),
+    }
+}

@@ -1,0 +1,290 @@
+//! One step of the world, and its end: no more trouble, until everything is done.
+
+use std::collections::BTreeMap;
+
+use sluicegate::dispatch::PumpMessage;
+use sluicegate::source::{Delivery, Lease};
+
+use super::model::{Check, Held};
+use super::script::Trouble;
+use super::world::{Message, World};
+
+/// Records of one poll.
+const POLL: usize = 8;
+/// More than any record of a script is charged with.
+const LARGEST_CHARGE: u64 = 600;
+/// Rounds after which the end counts as stuck.
+const MOST_ROUNDS: usize = 5_000;
+
+impl World {
+    /// One thing happens, and the flow does what it does after each.
+    pub fn step(&mut self) -> Check {
+        self.producer
+            .set_refusing(self.random.chance(self.trouble.produce_fails / 2));
+        match self.random.below(100) {
+            0..20 => self.poll()?,
+            20..50 => self.work()?,
+            50..70 => self.hear(),
+            70..78 => self.answer_produce()?,
+            78..82 => self.answer_commit(),
+            82..84 => self.return_hung(),
+            84..90 => {
+                let ms = self.random.between(1, 60) as u64;
+                self.pass(ms);
+            }
+            _ => self.meddle()?,
+        }
+        self.observe()?;
+        self.flow.dispatch();
+        self.observe()?;
+        self.send_commit()?;
+        self.observe()?;
+        for (slot, paused) in self.flow.pauses_due() {
+            for owned in self.model.owned.values_mut() {
+                if owned.slot == slot {
+                    owned.paused = paused;
+                }
+            }
+        }
+        self.finish_revokes()?;
+        self.observe()
+    }
+
+    /// The group, the control side or the machine do something.
+    fn meddle(&mut self) -> Check {
+        if self.random.chance(30) {
+            self.assign_some();
+        }
+        if self.random.chance(self.trouble.rebalance * 4) {
+            let epochs = self.some_epochs();
+            if self.random.chance(30) {
+                self.lose(&epochs);
+            } else {
+                self.revoke(&epochs);
+            }
+        }
+        if self.random.chance(self.trouble.swap * 4) {
+            self.swap();
+        }
+        if self.random.chance(self.trouble.pool_fails * 4) && !self.pools.is_empty() {
+            let at = self.random.below(self.pools.len());
+            let failed = self.random.chance(50);
+            self.set_failed(at, failed);
+        }
+        if self.random.chance(self.trouble.crash) {
+            self.crash();
+        }
+        Ok(())
+    }
+
+    fn set_failed(&mut self, pool: usize, failed: bool) {
+        if self.pools[pool].2.set_failed(failed) {
+            self.messages.push_back(Message {
+                message: PumpMessage::PoolFree,
+                share: None,
+            });
+        }
+    }
+
+    fn assign_some(&mut self) {
+        for log in 0..self.script.logs.len() {
+            let free = self.model.current(&self.script.logs[log].at).is_none();
+            if free && self.random.chance(60) {
+                self.assign(log);
+            }
+        }
+    }
+
+    /// Some of the partitions that are ours and not being given back.
+    fn some_epochs(&mut self) -> Vec<u32> {
+        let mut epochs: Vec<u32> = self
+            .model
+            .owned
+            .iter()
+            .filter(|(_, owned)| !owned.released && !owned.draining)
+            .map(|(&epoch, _)| epoch)
+            .collect();
+        epochs.sort_unstable();
+        epochs.retain(|_| self.random.chance(50));
+        epochs
+    }
+
+    /// Reads records, unless the flow has had enough.
+    fn poll(&mut self) -> Check {
+        if !self.flow.can_read() {
+            return Ok(());
+        }
+        for _ in 0..POLL {
+            let mut epochs: Vec<u32> = self
+                .model
+                .owned
+                .iter()
+                .filter(|(_, owned)| !owned.released && !owned.paused)
+                .map(|(&epoch, _)| epoch)
+                .collect();
+            if epochs.is_empty() {
+                break;
+            }
+            epochs.sort_unstable();
+            let epoch = *self.random.pick(&epochs);
+            if self.random.chance(self.trouble.repeat / 4) {
+                self.rewind(epoch);
+            }
+            self.deliver_next(epoch);
+            self.observe()?;
+        }
+        let budget = self.script.flow.budget_bytes + POLL as u64 * LARGEST_CHARGE;
+        if self.flow.charged() > budget {
+            return Err(format!("{} bytes are held (G8)", self.flow.charged()));
+        }
+        Ok(())
+    }
+
+    /// The client delivers some of its records a second time.
+    fn rewind(&mut self, epoch: u32) {
+        let back = self.random.between(1, 5);
+        if let Some(owned) = self.model.owned.get_mut(&epoch)
+            && let Some((&offset, _)) = owned.records.iter().rev().take(back).next_back()
+        {
+            owned.position = offset;
+        }
+    }
+
+    fn deliver_next(&mut self, epoch: u32) {
+        let Some(owned) = self.model.owned.get_mut(&epoch) else {
+            return;
+        };
+        let log = &self.script.logs[owned.log];
+        let index = log.index_of(owned.position).unwrap_or_else(|next| next);
+        let Some(record) = log.records.get(index) else {
+            return;
+        };
+        owned.position = record.offset + 1;
+        if !owned.draining {
+            owned
+                .records
+                .entry(record.offset)
+                .or_insert_with(Held::default);
+        }
+        self.flow.deliver(Delivery {
+            slot: owned.slot,
+            offset: record.offset,
+            timestamp_ms: 1_000 + record.offset,
+            lease: Lease::owned(record.key.as_deref(), Some(&record.value), &record.headers),
+        });
+    }
+
+    /// The trouble is over: everything must come to its end.
+    pub fn finish(&mut self) -> Check {
+        self.trouble = Trouble::default();
+        for pool in 0..self.pools.len() {
+            self.set_failed(pool, false);
+        }
+        for _ in 0..MOST_ROUNDS {
+            self.round()?;
+            if self.is_done() {
+                return self.check_end();
+            }
+        }
+        Err(self.what_is_stuck())
+    }
+
+    fn round(&mut self) -> Check {
+        for log in 0..self.script.logs.len() {
+            if self.model.current(&self.script.logs[log].at).is_none() {
+                self.assign(log);
+            }
+        }
+        self.return_hung();
+        self.answer_commit();
+        self.pass(100);
+        for _ in 0..8 {
+            self.answer_produce()?;
+            self.work()?;
+            self.work()?;
+            self.hear();
+            self.hear();
+            self.hear();
+            self.observe()?;
+        }
+        self.poll()?;
+        self.trouble = Trouble::default();
+        self.step_quietly()
+    }
+
+    fn step_quietly(&mut self) -> Check {
+        self.producer.set_refusing(false);
+        self.flow.dispatch();
+        self.observe()?;
+        self.send_commit()?;
+        for (slot, paused) in self.flow.pauses_due() {
+            for owned in self.model.owned.values_mut() {
+                if owned.slot == slot {
+                    owned.paused = paused;
+                }
+            }
+        }
+        self.finish_revokes()?;
+        self.observe()
+    }
+
+    fn is_done(&self) -> bool {
+        self.script.logs.iter().all(|log| {
+            let committed = self.model.committed.get(&log.at).map_or(0, |c| c.0);
+            committed >= log.end() && self.model.current(&log.at).is_some()
+        }) && self.messages.is_empty()
+            && self.running.is_empty()
+            && self.unanswered.is_empty()
+            && self.commit.is_none()
+    }
+
+    fn check_end(&self) -> Check {
+        for (log, script) in self.script.logs.iter().enumerate() {
+            let committed = self.model.committed.get(&script.at).map_or(0, |c| c.0);
+            if committed != script.end() {
+                return Err(format!(
+                    "{} is committed at {committed}, its end is {}",
+                    script.at,
+                    script.end()
+                ));
+            }
+            let lost = script
+                .records
+                .iter()
+                .find(|record| !self.model.settled_ever.contains(&(log, record.offset)));
+            if let Some(record) = lost {
+                return Err(format!(
+                    "{}/{} was never settled (G1)",
+                    script.at, record.offset
+                ));
+            }
+        }
+        if self.flow.charged() != 0 || self.flow.held_records() != 0 {
+            return Err(format!(
+                "{} bytes of {} records are still held",
+                self.flow.charged(),
+                self.flow.held_records()
+            ));
+        }
+        Ok(())
+    }
+
+    fn what_is_stuck(&self) -> String {
+        let frontiers: BTreeMap<String, (i64, i64)> = self
+            .flow
+            .partitions()
+            .map(|(at, slot)| {
+                let ledger = &self.flow.assignment(slot).ledger;
+                (at.to_string(), (ledger.frontier(), ledger.next()))
+            })
+            .collect();
+        format!(
+            "stuck: {} messages, {} batches, {} unanswered, {} records held, {} bytes, (frontier, next) {frontiers:?}",
+            self.messages.len(),
+            self.running.len(),
+            self.unanswered.len(),
+            self.flow.held_records(),
+            self.flow.charged(),
+        )
+    }
+}

@@ -1,0 +1,386 @@
+//! What workers do with batches, and what their outcomes mean to the account.
+
+use sluicegate::dispatch::{Inbox, PumpMessage};
+use sluicegate::emit::EmitGroup;
+use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
+use std::sync::Arc;
+
+use super::model::{Check, Stage};
+use super::pools::SimPool;
+use super::world::{Message, Running, ShareKey, Unanswered, World};
+
+/// How a worker ends with one record.
+enum End {
+    Outcome(u16),
+    /// It panics; the rest of the batch is not run.
+    Panic,
+    /// It does not come back until long after.
+    Hang,
+}
+
+impl World {
+    /// Moves one batch by one record, or brings it back.
+    pub fn work(&mut self) -> Check {
+        let able: Vec<usize> = (0..self.running.len())
+            .filter(|&at| !self.running[at].hung)
+            .collect();
+        if able.is_empty() {
+            return Ok(());
+        }
+        let at = *self.random.pick(&able);
+        if self.running[at].outcomes.len() == self.running[at].batch.records.len() {
+            return self.bring_back(at);
+        }
+        self.run_one(at)
+    }
+
+    fn run_one(&mut self, at: usize) -> Check {
+        let Self {
+            running,
+            model,
+            script,
+            ..
+        } = self;
+        let run = &mut running[at];
+        let index = run.outcomes.len();
+        let record = run.batch.records[index];
+        if record.lane != 0 && run.blocked.contains(&record.lane) {
+            run.outcomes.push(RawOutcome::default());
+            return Ok(());
+        }
+        if self.random.chance(self.trouble.not_run) {
+            run.outcomes.push(RawOutcome::default());
+            run.blocked.push(record.lane);
+            return Ok(());
+        }
+        let handler = run.batch.handler.0;
+        let before: Vec<i64> = run.batch.records[..index]
+            .iter()
+            .filter(|other| other.epoch == record.epoch)
+            .map(|other| other.offset)
+            .collect();
+        let in_batch = run.takes_batches.then_some(before.as_slice());
+        model.start(
+            record.epoch,
+            record.offset,
+            handler,
+            record.attempt,
+            &script.logs,
+            in_batch,
+        )?;
+        match self.any_end() {
+            End::Hang => self.hang(at),
+            End::Panic => {
+                let run = &mut self.running[at];
+                run.batch.output.details.push("boom".into());
+                run.outcomes.push(outcome(
+                    outcome_code::PANICKED,
+                    run.batch.output.details.len(),
+                ));
+                run.outcomes
+                    .resize(run.batch.records.len(), RawOutcome::default());
+                Ok(())
+            }
+            End::Outcome(code) => {
+                self.end_with(at, index, code);
+                Ok(())
+            }
+        }
+    }
+
+    fn any_end(&mut self) -> End {
+        let trouble = self.trouble;
+        let choices = [
+            (trouble.retry, End::Outcome(outcome_code::RETRY)),
+            (trouble.dead_letter, End::Outcome(outcome_code::DEAD_LETTER)),
+            (trouble.drop, End::Outcome(outcome_code::DROP)),
+            (trouble.retry / 8, End::Outcome(77)),
+            (trouble.panic, End::Panic),
+            (trouble.hang, End::Hang),
+        ];
+        for (percent, end) in choices {
+            if self.random.chance(percent) {
+                return end;
+            }
+        }
+        End::Outcome(outcome_code::ACK)
+    }
+
+    fn end_with(&mut self, at: usize, index: usize, code: u16) {
+        let emits = code == outcome_code::ACK && self.random.chance(self.trouble.emit);
+        let emitted = self.random.between(1, 3) as u32;
+        let explained = code != outcome_code::ACK && self.random.chance(70);
+        let run = &mut self.running[at];
+        let record = run.batch.records[index];
+        if explained {
+            run.batch.output.details.push("because".into());
+        }
+        let detail = if explained {
+            run.batch.output.details.len()
+        } else {
+            0
+        };
+        let mut outcome = outcome(code, detail);
+        if emits {
+            outcome.flags |= outcome_flag::EMITTED;
+            run.emits.push((index, emitted));
+        }
+        run.outcomes.push(outcome);
+        let plain = matches!(code, outcome_code::ACK | outcome_code::DROP) && !emits;
+        if !plain && !run.takes_batches && record.lane != 0 {
+            run.blocked.push(record.lane);
+        }
+        let handler = run.batch.handler.0;
+        if plain && let Some(share) = self.model.share(record.epoch, record.offset, handler) {
+            share.stage = Stage::Acked;
+        }
+    }
+
+    /// The worker is given up: the pump hears how far it came.
+    fn hang(&mut self, at: usize) -> Check {
+        let run = &mut self.running[at];
+        run.hung = true;
+        let handler = run.batch.handler.0;
+        let shares = run.batch.records.iter().map(|record| ShareKey {
+            epoch: record.epoch,
+            offset: record.offset,
+            handler,
+        });
+        self.overran.insert(run.batch.flight, shares.collect());
+        let message = PumpMessage::Overrun {
+            flight: run.batch.flight,
+            completed: run.outcomes.clone(),
+        };
+        self.messages.push_back(Message {
+            message,
+            share: None,
+        });
+        // Its seat is given to another thread.
+        let (pool, seat) = (run.pool.clone(), run.seat);
+        self.free_seat(&pool, seat);
+        Ok(())
+    }
+
+    fn free_seat(&mut self, pool: &Arc<SimPool>, seat: usize) {
+        if pool.free(seat) {
+            self.messages.push_back(Message {
+                message: PumpMessage::PoolFree,
+                share: None,
+            });
+        }
+    }
+
+    /// A call that hung returns after all: its outcomes mean nothing any more.
+    pub fn return_hung(&mut self) {
+        if let Some(at) = self.running.iter().position(|run| run.hung) {
+            let mut run = self.running.swap_remove(at);
+            run.outcomes
+                .resize(run.batch.records.len(), RawOutcome::default());
+            run.batch.outcomes = run.outcomes;
+            run.batch.output.clear();
+            self.messages.push_back(Message {
+                message: PumpMessage::Finished(run.batch),
+                share: None,
+            });
+        }
+    }
+
+    fn bring_back(&mut self, at: usize) -> Check {
+        let mut run = self.running.swap_remove(at);
+        let groups = self.emit(&mut run);
+        let Running {
+            pool,
+            seat,
+            mut batch,
+            outcomes,
+            ..
+        } = run;
+        batch.outcomes = outcomes;
+        batch.elapsed_us = self.random.below(3_000) as u64;
+        self.messages.push_back(Message {
+            message: PumpMessage::Finished(batch),
+            share: None,
+        });
+        for (share, group, unanswered) in groups {
+            group.arm();
+            let pushed = taken(&self.inbox);
+            self.expect(pushed, Some(share.clone()))?;
+            self.unanswered.extend((0..unanswered).map(|_| Unanswered {
+                share: share.clone(),
+                group: group.clone(),
+            }));
+        }
+        self.free_seat(&pool, seat);
+        Ok(())
+    }
+
+    /// Hands what was emitted to the producer. Gives the groups, each with the number of answers that will come.
+    fn emit(&mut self, run: &mut Running) -> Vec<(ShareKey, Arc<EmitGroup>, u32)> {
+        let mut groups = Vec::new();
+        for &(index, count) in &run.emits {
+            let record = run.batch.records[index];
+            run.batch
+                .emits_pending
+                .resize(run.batch.records.len(), false);
+            run.batch.emits_pending[index] = true;
+            let key = run.batch.keys[index];
+            let group = EmitGroup::new(self.inbox.clone(), run.batch.handler, key);
+            let mut unanswered = 0;
+            for _ in 0..count {
+                group.expect_one();
+                if self.random.chance(self.trouble.produce_fails / 4) {
+                    group.answered(Some("refused"));
+                } else {
+                    unanswered += 1;
+                }
+            }
+            let share = ShareKey {
+                epoch: record.epoch,
+                offset: record.offset,
+                handler: run.batch.handler.0,
+            };
+            groups.push((share, group, unanswered));
+        }
+        groups
+    }
+
+    /// The producer answers for one record.
+    pub fn answer_produce(&mut self) -> Check {
+        if self.unanswered.is_empty() {
+            return Ok(());
+        }
+        let at = self.random.below(self.unanswered.len());
+        let Unanswered { share, group } = self.unanswered.swap_remove(at);
+        let fails = self.random.chance(self.trouble.produce_fails);
+        group.answered(fails.then_some("timed out"));
+        let pushed = taken(&self.inbox);
+        self.expect(pushed, Some(share))
+    }
+
+    /// The flow hears the oldest message, the account just before it.
+    pub fn hear(&mut self) {
+        let Some(Message { message, share }) = self.messages.pop_front() else {
+            return;
+        };
+        self.model.tell(|| match &message {
+            PumpMessage::Finished(batch) => {
+                let codes = batch.outcomes.iter().map(|outcome| outcome.code);
+                let offsets = batch.records.iter().map(|record| record.offset);
+                let all: Vec<_> = offsets.zip(codes).collect();
+                format!("hear h{} finished {all:?}", batch.handler.0)
+            }
+            PumpMessage::Overrun { flight, completed } => {
+                let of = self.overran.get(flight);
+                format!("hear overrun of {of:?} after {}", completed.len())
+            }
+            PumpMessage::Produced { error, .. } => format!("hear produced {share:?}: {error:?}"),
+            _ => "hear pool free".into(),
+        });
+        match (&message, share) {
+            // A flight that overran is over: the account has heard of it already.
+            (PumpMessage::Finished(batch), _) if self.overran.remove(&batch.flight).is_none() => {
+                for (i, record) in batch.records.iter().enumerate() {
+                    let pending = batch.emits_pending.get(i) == Some(&true);
+                    let share = ShareKey {
+                        epoch: record.epoch,
+                        offset: record.offset,
+                        handler: batch.handler.0,
+                    };
+                    self.count(&share, batch.outcomes[i], pending);
+                }
+            }
+            (PumpMessage::Overrun { flight, completed }, _) => {
+                self.count_overrun(*flight, completed);
+            }
+            (PumpMessage::Produced { error, .. }, Some(share)) => {
+                self.count_produced(&share, error.is_some());
+            }
+            _ => {}
+        }
+        self.flow.receive(message);
+    }
+
+    fn count(&mut self, share: &ShareKey, outcome: RawOutcome, pending: bool) {
+        let ShareKey {
+            epoch,
+            offset,
+            handler,
+        } = *share;
+        let most = self.max_attempts(handler);
+        match (outcome.code, self.model.share(epoch, offset, handler)) {
+            (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
+                self.model.settle(epoch, offset, handler);
+            }
+            (outcome_code::ACK, Some(share)) => share.stage = Stage::Producing,
+            (outcome_code::NOT_RUN, Some(share)) => {
+                share.stage = if share.failures > 0 {
+                    Stage::Failed
+                } else {
+                    Stage::Queued
+                };
+            }
+            (outcome_code::DEAD_LETTER, Some(share)) => {
+                share.stage = Stage::Failed;
+                share.given_up = true;
+            }
+            (_, Some(share)) => {
+                share.stage = Stage::Failed;
+                share.failures += 1;
+                share.given_up = share.failures >= most;
+            }
+            (_, None) => {}
+        }
+    }
+
+    fn count_overrun(&mut self, flight: sluicegate::dispatch::FlightKey, completed: &[RawOutcome]) {
+        let shares = self.overran.get(&flight).cloned().unwrap_or_default();
+        for (i, share) in shares.into_iter().enumerate() {
+            let outcome = match completed.get(i) {
+                // What it emitted is lost with the call: it runs again.
+                Some(outcome) if outcome.flags & outcome_flag::EMITTED == 0 => *outcome,
+                None if i == completed.len() => outcome(outcome_code::RETRY, 0),
+                _ => RawOutcome::default(),
+            };
+            self.count(&share, outcome, false);
+        }
+    }
+
+    fn count_produced(&mut self, share: &ShareKey, failed: bool) {
+        let ShareKey {
+            epoch,
+            offset,
+            handler,
+        } = *share;
+        if !failed {
+            self.model.settle(epoch, offset, handler);
+            return;
+        }
+        let most = self.max_attempts(handler);
+        if let Some(share) = self.model.share(epoch, offset, handler) {
+            share.stage = Stage::Failed;
+            if !share.given_up {
+                share.failures += 1;
+                share.given_up = share.failures >= most;
+            }
+        }
+    }
+
+    /// Attempts of a handler; its last settings count also when it is gone from the snapshot.
+    fn max_attempts(&self, handler: u32) -> u32 {
+        self.max_attempts_of.get(&handler).copied().unwrap_or(1)
+    }
+}
+
+fn outcome(code: u16, detail: usize) -> RawOutcome {
+    RawOutcome {
+        code,
+        detail: detail as u32,
+        ..RawOutcome::default()
+    }
+}
+
+fn taken(inbox: &Inbox) -> Vec<PumpMessage> {
+    let mut pushed = Vec::new();
+    inbox.take(&mut pushed);
+    pushed
+}

@@ -1,0 +1,495 @@
+//! The world around a flow: broker, workers, producer, clock and control side, moved step by step by chance.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use sluicegate::dispatch::{
+    Batch, FlightKey, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool,
+};
+use sluicegate::emit::EmitGroup;
+use sluicegate::flow::Flow;
+use sluicegate::routing::RoutingIndex;
+use sluicegate::source::{CommitEntry, CommitResult, Slot};
+use sluicegate_abi::RawOutcome;
+
+use super::model::{Check, Model};
+use super::pools::{DeadLetter, SimPool, SimProducer};
+use super::random::Random;
+use super::script::{Script, SimHandler, Trouble, any_handler};
+
+/// Which share a message of the producer is about.
+#[derive(Clone, Debug)]
+pub struct ShareKey {
+    pub epoch: u32,
+    pub offset: i64,
+    pub handler: u32,
+}
+
+/// A batch with a worker.
+pub struct Running {
+    pub pool: Arc<SimPool>,
+    pub seat: usize,
+    pub batch: Box<Batch>,
+    pub outcomes: Vec<RawOutcome>,
+    pub blocked: Vec<u64>,
+    /// Records to emit, by index in the batch.
+    pub emits: Vec<(usize, u32)>,
+    /// The pump was told that it hangs.
+    pub hung: bool,
+    pub takes_batches: bool,
+}
+
+/// Something that the producer has not answered.
+pub struct Unanswered {
+    pub share: ShareKey,
+    pub group: Arc<EmitGroup>,
+}
+
+/// A message on its way to the flow.
+pub struct Message {
+    pub message: PumpMessage,
+    /// For an answer of the producer, whose it is.
+    pub share: Option<ShareKey>,
+}
+
+/// A commit under way: what was sent and what the broker will say.
+pub struct CommitUnderWay {
+    pub results: Vec<CommitResult>,
+    pub error: Option<String>,
+}
+
+/// Partitions that are being given back.
+pub struct Revoke {
+    pub slots: Vec<Slot>,
+    pub deadline_ms: u64,
+}
+
+/// Everything.
+pub struct World {
+    pub random: Random,
+    pub script: Script,
+    pub trouble: Trouble,
+    pub flow: Flow,
+    pub inbox: Arc<Inbox>,
+    pub producer: Arc<SimProducer>,
+    pub model: Model,
+    pub handlers: Vec<SimHandler>,
+    /// Every pool of this process, with the handler that it serves.
+    pub pools: Vec<(HandlerIx, bool, Arc<SimPool>)>,
+    pub running: Vec<Running>,
+    pub unanswered: Vec<Unanswered>,
+    pub messages: VecDeque<Message>,
+    pub commit: Option<CommitUnderWay>,
+    pub revokes: Vec<Revoke>,
+    pub now_ms: u64,
+    pub revision: u64,
+    pub next_handler: u32,
+    /// The shares of batches that hang, until they return.
+    pub overran: HashMap<FlightKey, Vec<ShareKey>>,
+    /// By handler, the newest settings.
+    pub max_attempts_of: HashMap<u32, u32>,
+}
+
+impl World {
+    /// The world of a seed, before anything has happened.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let script = Script::new(&mut random);
+        let inbox = Arc::new(Inbox::new());
+        let producer = Arc::new(SimProducer::default());
+        let flow = Flow::new(script.flow.clone(), producer.clone(), inbox.clone());
+        let mut world = Self {
+            trouble: script.trouble,
+            random,
+            script,
+            flow,
+            inbox,
+            producer,
+            model: Model {
+                told: std::env::var_os("SLUICEGATE_SIM_TELL").is_some(),
+                ..Model::default()
+            },
+            handlers: Vec::new(),
+            pools: Vec::new(),
+            running: Vec::new(),
+            unanswered: Vec::new(),
+            messages: VecDeque::new(),
+            commit: None,
+            revokes: Vec::new(),
+            now_ms: 0,
+            revision: 0,
+            next_handler: 0,
+            overran: HashMap::new(),
+            max_attempts_of: HashMap::new(),
+        };
+        for _ in 0..world.random.between(1, 4) {
+            world.add_handler();
+        }
+        world.apply();
+        world
+    }
+
+    fn add_handler(&mut self) {
+        let ix = HandlerIx(self.next_handler);
+        self.next_handler += 1;
+        let handler = any_handler(&mut self.random, ix, self.revision + 1);
+        self.pools
+            .push((ix, handler.takes_batches, handler.pool.clone()));
+        self.max_attempts_of.insert(ix.0, handler.max_attempts);
+        self.handlers.push(handler);
+    }
+
+    fn apply(&mut self) {
+        self.revision += 1;
+        let routes = self
+            .handlers
+            .iter()
+            .map(|handler| (handler.ix, handler.route.clone()))
+            .collect();
+        let index = RoutingIndex::compile(self.revision, routes).expect("the routes compile");
+        let settings = self
+            .handlers
+            .iter()
+            .map(|handler| (handler.ix, handler.settings()))
+            .collect();
+        for handler in &self.handlers {
+            self.model.tell(|| {
+                format!(
+                    "apply {}: h{} {:?} gate {} generation {} in flight {} batches {} state {} attempts {} {:?}",
+                    self.revision,
+                    handler.ix.0,
+                    handler.order,
+                    handler.gate_open,
+                    handler.generation,
+                    handler.max_in_flight,
+                    handler.takes_batches,
+                    handler.keeps_key_state,
+                    handler.max_attempts,
+                    handler.on_failure,
+                )
+            });
+        }
+        self.flow.apply(index, settings);
+    }
+
+    /// A new snapshot: a handler comes, goes, changes its route, its gate, or its generation.
+    pub fn swap(&mut self) {
+        let place = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
+        match (self.random.below(5), place) {
+            (0, _) | (_, None) => self.add_handler(),
+            (1, Some(place)) => {
+                self.handlers.remove(place);
+            }
+            (2, Some(place)) => {
+                self.handlers[place].route = super::script::any_route(&mut self.random);
+            }
+            (3, Some(place)) => {
+                let handler = &mut self.handlers[place];
+                handler.gate_open = !handler.gate_open;
+            }
+            (_, Some(place)) => {
+                let seats = self.random.between(1, 3);
+                let handler = &mut self.handlers[place];
+                handler.generation = self.revision + 1;
+                handler.pool = Arc::new(SimPool::new(seats));
+                self.pools
+                    .push((handler.ix, handler.takes_batches, handler.pool.clone()));
+            }
+        }
+        self.apply();
+    }
+
+    /// The process dies and starts anew: only what is committed is left.
+    pub fn crash(&mut self) {
+        self.inbox = Arc::new(Inbox::new());
+        self.producer = Arc::new(SimProducer::default());
+        self.flow = Flow::new(
+            self.script.flow.clone(),
+            self.producer.clone(),
+            self.inbox.clone(),
+        );
+        self.model.owned.clear();
+        self.running.clear();
+        self.overran.clear();
+        self.unanswered.clear();
+        self.messages.clear();
+        self.commit = None;
+        self.revokes.clear();
+        self.pools.clear();
+        for handler in &mut self.handlers {
+            handler.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
+            self.pools
+                .push((handler.ix, handler.takes_batches, handler.pool.clone()));
+        }
+        self.apply();
+        self.flow.tick(self.now_ms);
+    }
+
+    /// Takes a partition, where the group's commit says.
+    pub fn assign(&mut self, log: usize) {
+        let at = self.script.logs[log].at.clone();
+        let (start, metadata) = self.model.committed.get(&at).cloned().unwrap_or_default();
+        let finished = sluicegate::commit::decode_finished(start, &metadata);
+        let slot = self.flow.assign(at.clone(), start, finished);
+        let epoch = self.flow.assignment(slot).epoch;
+        self.model.assign(epoch, slot, log, at);
+    }
+
+    /// Begins to give partitions back.
+    pub fn revoke(&mut self, epochs: &[u32]) {
+        let deadline_ms = self.now_ms + self.script.drain_ms;
+        let mut slots = Vec::new();
+        for epoch in epochs {
+            if let Some(owned) = self.model.owned.get_mut(epoch) {
+                owned.draining = true;
+                owned.records.retain(|_, held| held.admitted);
+                slots.push(owned.slot);
+            }
+        }
+        self.model.tell(|| format!("drain {epochs:?}"));
+        self.flow.start_drain(&slots, deadline_ms);
+        self.revokes.push(Revoke { slots, deadline_ms });
+    }
+
+    /// Partitions are gone without notice.
+    pub fn lose(&mut self, epochs: &[u32]) {
+        let slots: Vec<Slot> = epochs
+            .iter()
+            .filter_map(|epoch| self.model.owned.get(epoch))
+            .map(|owned| owned.slot)
+            .collect();
+        self.revokes
+            .iter_mut()
+            .for_each(|revoke| revoke.slots.retain(|slot| !slots.contains(slot)));
+        self.flow.release(&slots);
+        slots
+            .iter()
+            .for_each(|&slot| self.model.release(slot, false));
+    }
+
+    /// Gives back the partitions that are drained, after their last commit.
+    pub fn finish_revokes(&mut self) -> Check {
+        for revoke in std::mem::take(&mut self.revokes) {
+            if !self.flow.is_drained(&revoke.slots) {
+                self.revokes.push(revoke);
+                continue;
+            }
+            let mut clean = self.now_ms < revoke.deadline_ms;
+            let mut entries = self.flow.last_commits(&revoke.slots);
+            entries.sort_by(|a, b| a.at.cmp(&b.at));
+            for entry in entries {
+                self.model.check_commit(&entry, &self.script.logs)?;
+                if self.random.chance(self.trouble.commit_fails) {
+                    clean = false;
+                } else {
+                    self.accept(&entry);
+                }
+            }
+            self.flow.release(&revoke.slots);
+            for slot in revoke.slots {
+                self.model.release(slot, clean);
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, entry: &CommitEntry) {
+        self.model
+            .committed
+            .insert(entry.at.clone(), (entry.offset, entry.metadata.clone()));
+    }
+
+    /// Sends what the flow wants to commit; the broker decides at once and answers later.
+    pub fn send_commit(&mut self) -> Check {
+        let mut entries = self.flow.commits_due();
+        entries.sort_by(|a, b| a.at.cmp(&b.at));
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if self.commit.is_some() {
+            return Err("a second commit while one is in flight".into());
+        }
+        for entry in &entries {
+            self.model.check_commit(entry, &self.script.logs)?;
+        }
+        let fails = self.trouble.commit_fails;
+        if self.random.chance(fails / 4) {
+            self.flow.commit_not_sent();
+            return Ok(());
+        }
+        let answer_lost = self.random.chance(fails / 2);
+        let arrives = !answer_lost || self.random.chance(50);
+        let mut results = Vec::new();
+        for entry in entries {
+            let refused = self.random.chance(fails);
+            if arrives && !refused {
+                self.accept(&entry);
+            }
+            results.push(CommitResult {
+                at: entry.at,
+                offset: entry.offset,
+                error: refused.then(|| "refused".to_owned()),
+            });
+        }
+        self.commit = Some(CommitUnderWay {
+            results: if answer_lost { Vec::new() } else { results },
+            error: answer_lost.then(|| "timed out".to_owned()),
+        });
+        Ok(())
+    }
+
+    /// The broker's answer arrives.
+    pub fn answer_commit(&mut self) {
+        if let Some(commit) = self.commit.take() {
+            self.flow
+                .committed(&commit.results, commit.error.as_deref());
+        }
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.flow.tick(self.now_ms);
+    }
+
+    /// Sees what the flow did: records let in, batches handed over, dead letters sent.
+    pub fn observe(&mut self) -> Check {
+        if let Some(fault) = self.flow.fault() {
+            return Err(format!("fault: {fault}"));
+        }
+        self.see_admissions()?;
+        self.see_submissions()?;
+        self.see_dead_letters()
+    }
+
+    fn see_admissions(&mut self) -> Check {
+        let mut admitted = Vec::new();
+        for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
+            let assignment = self.flow.assignment(owned.slot);
+            if let Some(reason) = &assignment.stopped {
+                return Err(format!("{} was stopped: {reason}", owned.at));
+            }
+            let waiting = owned.records.iter().filter(|(_, held)| !held.admitted);
+            for (&offset, _) in
+                waiting.take_while(|(offset, _)| **offset < assignment.ledger.next())
+            {
+                admitted.push((epoch, offset));
+            }
+        }
+        for (epoch, offset) in admitted {
+            let Self {
+                model,
+                script,
+                handlers,
+                ..
+            } = self;
+            model.admitted(epoch, offset, &script.logs, handlers);
+        }
+        Ok(())
+    }
+
+    fn see_submissions(&mut self) -> Check {
+        for (ix, takes_batches, pool) in &self.pools {
+            for (seat, batch) in pool.taken() {
+                if batch.records.is_empty() || batch.records.len() != batch.keys.len() {
+                    return Err(format!("h{} was given a malformed batch", ix.0));
+                }
+                let offsets = batch.records.iter().map(|r| (r.epoch, r.offset, r.attempt));
+                self.model
+                    .tell(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
+                for record in &batch.records {
+                    self.model.submitted(record.epoch, record.offset, ix.0)?;
+                }
+                self.running.push(Running {
+                    pool: pool.clone(),
+                    seat,
+                    batch,
+                    outcomes: Vec::new(),
+                    blocked: Vec::new(),
+                    emits: Vec::new(),
+                    hung: false,
+                    takes_batches: *takes_batches,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn see_dead_letters(&mut self) -> Check {
+        let mut pushed = Vec::new();
+        self.inbox.take(&mut pushed);
+        // A refusal is put into the inbox by the flow itself, in the order of the records.
+        let mut refusals = pushed.into_iter();
+        for (letter, group) in self.producer.sent() {
+            let share = self.check_dead_letter(&letter)?;
+            match group {
+                Some(group) => self.unanswered.push(Unanswered { share, group }),
+                None => {
+                    let refusal = refusals.next().into_iter().collect();
+                    self.expect(refusal, Some(share))?;
+                }
+            }
+        }
+        match refusals.next() {
+            None => Ok(()),
+            Some(_) => Err("a message came from nowhere".into()),
+        }
+    }
+
+    fn check_dead_letter(&mut self, letter: &DeadLetter) -> Result<ShareKey, String> {
+        use super::model::Stage;
+        let found = self.model.owned.iter().find(|(_, owned)| {
+            !owned.released
+                && *owned.at.topic == *letter.topic
+                && owned.at.partition == letter.partition
+        });
+        let Some((&epoch, owned)) = found else {
+            return Err(format!("a dead letter of a released partition: {letter:?}"));
+        };
+        let record = self.script.logs[owned.log].record(letter.offset);
+        let faithful = record.is_some_and(|record| {
+            record.key == letter.key
+                && Some(&record.value) == letter.value.as_ref()
+                && record.headers == letter.headers
+                && letter.to == format!("{}.dlt", letter.topic)
+        });
+        if !faithful {
+            return Err(format!("a dead letter is not its record (G7): {letter:?}"));
+        }
+        let pool_failed = self
+            .pools
+            .iter()
+            .any(|(ix, _, pool)| ix.0 == letter.handler && pool.state() == PoolState::Failed);
+        let share = self
+            .model
+            .share(epoch, letter.offset, letter.handler)
+            .ok_or_else(|| format!("a dead letter that nobody owes: {letter:?}"))?;
+        match share.stage {
+            Stage::Failed if share.given_up => {}
+            // A failed handler's queued records go without an attempt.
+            Stage::Queued | Stage::Failed if pool_failed => {}
+            stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
+        }
+        share.stage = Stage::Producing;
+        share.given_up = true;
+        Ok(ShareKey {
+            epoch,
+            offset: letter.offset,
+            handler: letter.handler,
+        })
+    }
+
+    /// Queues messages that were pushed into the inbox for `share`.
+    pub fn expect(&mut self, pushed: Vec<PumpMessage>, share: Option<ShareKey>) -> Check {
+        for message in pushed {
+            if matches!(message, PumpMessage::Produced { .. }) && share.is_none() {
+                return Err("an answer of the producer to nothing".into());
+            }
+            self.messages.push_back(Message {
+                message,
+                share: share.clone(),
+            });
+        }
+        Ok(())
+    }
+}
