@@ -373,6 +373,21 @@ fn one_pool_with_two_bounds_is_a_conflict() {
         "{text}"
     );
     assert!(text.contains("other `workers`"), "{text}");
+
+    for name in ["c", "d", "e"] {
+        let more = format!("{}pool: small\nworkers: 3\n", spec(name, "t"));
+        write(folder.path(), &format!("{name}.yaml"), &more);
+    }
+    let problems = source.snapshot().unwrap_err();
+    assert_eq!(
+        problems.len(),
+        1,
+        "the odd one is named, not the many: {problems}"
+    );
+    assert!(
+        problems.to_string().contains("a.yaml:5:7: pool:"),
+        "{problems}"
+    );
 }
 
 impl Watched {

@@ -227,52 +227,80 @@ impl Folder {
 
     /// What the files say against each other: names given twice, pools with different bounds.
     fn conflicts(&self) -> Problems {
-        let mut problems = Problems::new();
-        let mut names: BTreeMap<&str, (&Path, &LocatedSpec)> = BTreeMap::new();
-        let mut pools: BTreeMap<(&str, &str, &str), (&Path, &LocatedSpec)> = BTreeMap::new();
+        let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
+        let mut pools: BTreeMap<(&str, &str, &str), Vec<Declared<'_>>> = BTreeMap::new();
         for (file, located) in self.good() {
             let spec = &located.spec;
-            match names.get(spec.name.as_str()) {
-                None => {
-                    names.insert(&spec.name, (file, located));
-                }
-                Some((first, other)) => {
-                    let at = |file: &Path, place: &Place| {
-                        format!("{}:{}:{}", file.display(), place.line, place.column)
-                    };
-                    let says = |elsewhere: String| {
-                        format!(
-                            "`{}` is also the name in {elsewhere}; handler names are unique",
-                            spec.name
-                        )
-                    };
-                    let here = says(at(first, &other.name_place));
-                    let there = says(at(file, &located.name_place));
-                    problems.push(problem(file, &located.name_place, "name", here));
-                    problems.push(problem(first, &other.name_place, "name", there));
-                }
-            }
-            let Some(pool) = &spec.pool else { continue };
-            let key = (spec.plugin.as_str(), spec.version.as_str(), pool.as_str());
-            match pools.get(&key) {
-                None => {
-                    pools.insert(key, (file, located));
-                }
-                Some((first, other)) => {
-                    let differing = differing_bounds(&other.spec, spec);
-                    if !differing.is_empty() {
-                        let message = format!(
-                            "`{pool}` is shared with `{}` ({}), which has other {}; give all handlers of a pool the same",
-                            other.spec.name,
-                            first.display(),
-                            differing.join(" and ")
-                        );
-                        problems.push(problem(file, &located.pool_place, "pool", message));
-                    }
-                }
+            let declared = Declared { file, located };
+            names.entry(&spec.name).or_default().push(declared);
+            if let Some(pool) = &spec.pool {
+                let key = (spec.plugin.as_str(), spec.version.as_str(), pool.as_str());
+                pools.entry(key).or_default().push(declared);
             }
         }
+        let mut problems = Problems::new();
+        for declared in names.values().filter(|declared| declared.len() > 1) {
+            for (index, one) in declared.iter().enumerate() {
+                let other = &declared[usize::from(index == 0)];
+                let message = format!(
+                    "`{}` is also the name in {}; handler names are unique",
+                    one.located.spec.name,
+                    other.at()
+                );
+                problems.push(problem(one.file, &one.located.name_place, "name", message));
+            }
+        }
+        for ((_, _, pool), declared) in &pools {
+            odd_ones_out(pool, declared, &mut problems);
+        }
         problems
+    }
+}
+
+/// A good spec with its file.
+#[derive(Clone, Copy)]
+struct Declared<'f> {
+    file: &'f Path,
+    located: &'f LocatedSpec,
+}
+
+impl Declared<'_> {
+    fn bounds(&self) -> (usize, u64, u64) {
+        let spec = &self.located.spec;
+        (
+            spec.workers,
+            spec.max_in_flight.records,
+            spec.max_in_flight.bytes,
+        )
+    }
+
+    fn at(&self) -> String {
+        let place = &self.located.name_place;
+        format!("{}:{}:{}", self.file.display(), place.line, place.column)
+    }
+}
+
+/// Reports the specs of a pool whose bounds are not those of most.
+fn odd_ones_out(pool: &str, declared: &[Declared<'_>], problems: &mut Problems) {
+    let mut counts: BTreeMap<(usize, u64, u64), usize> = BTreeMap::new();
+    for one in declared {
+        *counts.entry(one.bounds()).or_default() += 1;
+    }
+    let most = counts.values().max();
+    let Some(usual) = declared
+        .iter()
+        .find(|one| counts.get(&one.bounds()) == most)
+    else {
+        return;
+    };
+    for one in declared.iter().filter(|one| one.bounds() != usual.bounds()) {
+        let message = format!(
+            "`{pool}` is shared with `{}` ({}), which has other {}; give all handlers of a pool the same",
+            usual.located.spec.name,
+            usual.file.display(),
+            differing_bounds(&usual.located.spec, &one.located.spec).join(" and ")
+        );
+        problems.push(problem(one.file, &one.located.pool_place, "pool", message));
     }
 }
 
