@@ -304,7 +304,8 @@ fn a_replaced_file_takes_over_and_the_old_code_goes_on_until_it_is_let_go() {
     let handle = std::fs::File::options().write(true).open(&next).unwrap();
     handle.set_modified(settled).unwrap();
     std::fs::rename(&next, &file).unwrap();
-    let applied = service.registry.refresh().unwrap();
+    assert!(service.registry.rescan() && service.registry.prepare_next());
+    let applied = service.registry.current();
     let new = &applied.plan.handlers[0];
     assert!(new.generation > old.generation);
     let mut pump = Pump::default();

@@ -174,6 +174,11 @@ impl Generation {
     /// Gives it up: pumps keep its pool until their last batch is back, then its instances go.
     pub fn retire(self) -> Retired {
         self.standing.advance(GenerationState::Draining);
+        self.discard()
+    }
+
+    /// Gives up one that never served.
+    pub(super) fn discard(self) -> Retired {
         Retired {
             watch: self.pool.release_watch(),
             name: Arc::from(self.spec.name.as_str()),

@@ -1,10 +1,23 @@
-//! The live handlers: catalogue of plugins, generations, worker pools, and the plan that pumps run by.
+//! The live handlers: which plugin serves which spec, and the threads that run it.
+//!
+//! ```text
+//!  plugins folder ─► catalogue ─┐
+//!  Snapshot ──────► registry ◄──┘     live: what is in force, refused, to come
+//!                      │ prepare: load, create, health
+//!                      ▼
+//!                 generation ── pool (a handler's share) ── crew (threads, seats) ── worker (instances)
+//!                      │                                      ├ turns, restart: fairness, deaths
+//!                      │                                      └ overrun: calls that hang
+//!                      ├─► plan ─► pumps
+//!                      └─► release: drained, dropped, ended
+//! ```
 
 pub mod catalogue;
 pub mod crew;
 mod emits;
 pub mod generation;
 mod handoff;
+mod live;
 pub mod overrun;
 pub mod plan;
 pub mod pool;

@@ -13,7 +13,7 @@ use crate::dispatch::{HandlerIx, WorkerPool};
 /// The handlers of one applied revision.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The store's number of the snapshot that it was made from.
+    /// The store's number of the last snapshot that is in force whole; parts of a later one may be in force already.
     pub revision: u64,
     /// Every declared handler, open or shut, in the order of their names.
     pub handlers: Vec<HandlerPlan>,

@@ -10,7 +10,7 @@ use sluicegate_config::HandlerSpec;
 
 use super::catalogue::Artefact;
 use super::crew::{Crew, CrewSettings};
-use super::generation::{Code, Generation, GenerationState, Standing, Tally};
+use super::generation::{Code, Generation, GenerationState, Retired, Standing, Tally};
 use super::overrun::OverrunWatch;
 use super::pool::{HandlerPool, HandlerSetup, relock};
 use super::registry::RegistrySettings;
@@ -27,6 +27,33 @@ pub(super) struct Workshop {
     watch: OverrunWatch,
     numbers: AtomicU64,
     shared: Mutex<Shared>,
+}
+
+/// What a generation is made of.
+pub(super) struct PrepareJob {
+    pub(super) number: u64,
+    pub(super) spec: Arc<HandlerSpec>,
+    pub(super) artefact: Arc<Artefact>,
+    /// The name under which the plugin exports the handler.
+    pub(super) handler: String,
+    pub(super) tally: Arc<Tally>,
+    /// Threads of its pool.
+    pub(super) workers: u32,
+}
+
+/// Why a generation does not serve, and what of it is to be cleared away.
+pub(super) struct Unfit {
+    pub(super) reason: String,
+    pub(super) remains: Option<Retired>,
+}
+
+impl From<String> for Unfit {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            remains: None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -54,54 +81,69 @@ impl Workshop {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A generation that is healthy, or the reason why there is none; then nothing of it stays.
-    pub(super) fn prepare(
-        &self,
-        number: u64,
-        spec: &Arc<HandlerSpec>,
-        artefact: &Arc<Artefact>,
-        handler: &str,
-        tally: &Tally,
-        workers: u32,
-    ) -> Result<Generation, String> {
-        let name: Arc<str> = spec.name.as_str().into();
-        let standing = Arc::new(Standing::new(Arc::clone(&name), number));
-        let prepared = self.build(number, spec, artefact, handler, tally, workers, &standing);
+    /// A generation that is healthy, or the reason why there is none.
+    pub(super) fn prepare(&self, job: &PrepareJob) -> Result<Generation, Unfit> {
+        let name: Arc<str> = job.spec.name.as_str().into();
+        let standing = Arc::new(Standing::new(name, job.number));
+        let prepared = self.build(job, &standing);
         if prepared.is_err() {
             standing.advance(GenerationState::Rejected);
         }
         prepared
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "everything that makes a generation what it is"
-    )]
-    fn build(
-        &self,
-        number: u64,
-        spec: &Arc<HandlerSpec>,
-        artefact: &Arc<Artefact>,
-        handler: &str,
-        tally: &Tally,
-        workers: u32,
-        standing: &Arc<Standing>,
-    ) -> Result<Generation, String> {
+    fn build(&self, job: &PrepareJob, standing: &Arc<Standing>) -> Result<Generation, Unfit> {
+        let PrepareJob {
+            number,
+            spec,
+            artefact,
+            handler,
+            tally,
+            ..
+        } = job;
         // Signed plugins are not known yet, so whatever the catalogue gives out was let through on purpose.
         standing.advance(GenerationState::Verified);
-        let code = self.load(artefact, number)?;
+        let code = self.load(artefact, *number)?;
         standing.advance(GenerationState::Loaded);
         let infos = code.plugin.handlers();
-        let info = infos.iter().find(|info| info.name == handler).cloned();
+        let info = infos.iter().find(|info| info.name == *handler).cloned();
         let info = info.ok_or_else(|| {
             let (plugin, version) = (&artefact.identity.name, &artefact.version);
             format!("plugin `{plugin}` {version} announces the handler `{handler}` but does not export it; rebuild it")
         })?;
         standing.advance(GenerationState::Compatible);
+        let pool = self.join(job, &code, self.setup(job, &code, standing));
+        // A shared pool may serve a thousand handlers: their instances are built when they are first needed.
+        let keep = spec.pool.is_none();
+        let patience = self.create_timeout + Duration::from_secs(1);
+        let generation = Generation {
+            number: *number,
+            version: artefact.version.to_string().into(),
+            spec: Arc::clone(spec),
+            info,
+            code,
+            pool,
+            standing: Arc::clone(standing),
+        };
+        if let Err(reason) = generation.pool.probe(keep, patience) {
+            let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
+            tally.stats.failed(&reason);
+            return Err(Unfit {
+                reason: format!("handler `{name}` on plugin `{plugin}` {version}: {reason}"),
+                remains: Some(generation.discard()),
+            });
+        }
+        standing.advance(GenerationState::Created);
+        standing.advance(GenerationState::Healthy);
+        Ok(generation)
+    }
+
+    fn setup(&self, job: &PrepareJob, code: &Code, standing: &Standing) -> HandlerSetup {
+        let (spec, tally) = (&job.spec, &job.tally);
         let services = HandlerServices::new(standing.handler(), Arc::clone(&tally.metrics));
-        let setup = HandlerSetup {
+        HandlerSetup {
             name: standing.handler(),
-            exported_as: handler.to_owned(),
+            exported_as: job.handler.clone(),
             plugin: Arc::clone(&code.plugin),
             config_json: spec.config.expose().to_string(),
             timeout: spec.timeout,
@@ -112,29 +154,7 @@ impl Workshop {
             services: Arc::new(services),
             emitter: Arc::clone(&self.emitter),
             stats: Arc::clone(&tally.stats),
-        };
-        let pool = self.join(number, spec, &code.sha256, workers, setup);
-        // A shared pool may serve a thousand handlers: their instances are built when they are first needed.
-        let keep = spec.pool.is_none();
-        let patience = self.create_timeout + Duration::from_secs(1);
-        pool.probe(keep, patience).map_err(|reason| {
-            let version = &artefact.version;
-            format!(
-                "handler `{}` on plugin `{}` {version}: {reason}",
-                spec.name, spec.plugin
-            )
-        })?;
-        standing.advance(GenerationState::Created);
-        standing.advance(GenerationState::Healthy);
-        Ok(Generation {
-            number,
-            version: artefact.version.to_string().into(),
-            spec: Arc::clone(spec),
-            info,
-            code,
-            pool,
-            standing: Arc::clone(standing),
-        })
+        }
     }
 
     /// The artefact's code: what is loaded already, or a load of exactly the bytes that the catalogue read (G11).
@@ -164,26 +184,19 @@ impl Workshop {
     }
 
     /// A place in the pool that the spec names, or in a crew of its own.
-    fn join(
-        &self,
-        number: u64,
-        spec: &HandlerSpec,
-        sha256: &str,
-        workers: u32,
-        setup: HandlerSetup,
-    ) -> Arc<HandlerPool> {
+    fn join(&self, job: &PrepareJob, code: &Code, setup: HandlerSetup) -> Arc<HandlerPool> {
         let settings = |name: &str| CrewSettings {
             name: name.to_owned(),
-            generation: number,
-            workers,
+            generation: job.number,
+            workers: job.workers,
             create_timeout: self.create_timeout,
             drain_timeout: self.drain_timeout,
         };
-        let Some(pool) = &spec.pool else {
-            return Crew::new(settings(&spec.name), &self.watch).found(setup);
+        let Some(pool) = &job.spec.pool else {
+            return Crew::new(settings(&job.spec.name), &self.watch).found(setup);
         };
         let mut shared = relock(&self.shared);
-        let key = (pool.clone(), sha256.to_owned(), workers);
+        let key = (pool.clone(), code.sha256.clone(), job.workers);
         let known = shared.crews.get(&key).and_then(Weak::upgrade);
         let setup = match known {
             None => setup,

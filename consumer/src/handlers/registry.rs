@@ -1,16 +1,18 @@
 //! Turns snapshots into plans: which generation of which plugin serves each handler, and what was refused.
 //!
 //! ```text
-//!  Snapshot ─► for each spec: catalogue.find ─► still served? ─ yes ─► keep the generation, take over the spec
-//!                                                  │ no
-//!                                                  ▼
-//!                        prepare: load, create, health ─ failed ─► Refusal; the old generation and spec stay (G9)
-//!                                                  │ well
-//!                                                  ▼
-//!                        Plan ─► pumps swap ─► the old generation drains (`release`)
+//!  Snapshot ─► settle: catalogue.find ─► still served? ─ yes ─► keep the generation, take over the spec
+//!                                            │ no: the gate follows at once, the rest when it is ready
+//!                                            ▼
+//!               prepare_next: load, create, health ─ failed ─► Refusal; the old generation and spec stay (G9)
+//!                                            │ well
+//!                                            ▼
+//!               current: Plan ─► pumps swap ─► the old generation drains (`release`)
 //! ```
+//!
+//! Settling never waits for a plugin, so that gates act in time while another handler takes long to start.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,17 +20,15 @@ use std::time::{Duration, Instant};
 use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
 use sluicegate_runtime::HandlerRuntime;
 
-use super::catalogue::{Artefact, Catalogue, Scan};
+use super::catalogue::Catalogue;
 use super::generation::{Generation, GenerationState, Tally};
+use super::live::{Live, Next, Wanted};
 use super::plan::{HandlerPlan, Plan};
 use super::pool::relock;
-use super::prepare::Workshop;
+use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
 use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
-
-/// How soon what was refused is tried again as it is; doubled each time, up to 64 times as long.
-const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// What a registry is made with.
 pub struct RegistrySettings {
@@ -73,6 +73,8 @@ pub struct Applied {
 /// The live handlers.
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
+    /// Held by whoever prepares a generation; never waited for with `inner` held.
+    preparing: Mutex<()>,
     catalogue: Catalogue,
     workshop: Workshop,
     pub(super) releaser: Releaser,
@@ -84,6 +86,10 @@ pub(super) struct Inner {
     places: HashMap<String, HandlerIx>,
     /// By handler and version; kept when a generation goes, so that counters never go back.
     pub(super) tallies: BTreeMap<(String, String), TallyEntry>,
+    /// Handlers whose generation changed since somebody looked.
+    changed: BTreeSet<String>,
+    /// The last revision of which nothing was or is still being prepared.
+    in_force: u64,
 }
 
 /// Counts of a handler in one version, and which generation of it came last.
@@ -91,24 +97,6 @@ pub(super) struct TallyEntry {
     pub(super) tally: Arc<Tally>,
     /// The latest generation of that version.
     pub(super) generation: u64,
-}
-
-/// A declared handler.
-#[derive(Default)]
-pub(super) struct Live {
-    /// What is in force; `None` when it was refused from the start.
-    pub(super) applied: Option<Arc<HandlerSpec>>,
-    pub(super) generation: Option<Generation>,
-    pub(super) refused: Option<Refused>,
-}
-
-/// The last thing that was refused, so that it is not tried again at once: a creation that hangs costs a thread.
-pub(super) struct Refused {
-    spec: Arc<HandlerSpec>,
-    sha256: Option<String>,
-    pub(super) reason: String,
-    attempts: u32,
-    again_at: Instant,
 }
 
 impl Registry {
@@ -128,7 +116,10 @@ impl Registry {
                 live: BTreeMap::new(),
                 places: HashMap::new(),
                 tallies: BTreeMap::new(),
+                changed: BTreeSet::new(),
+                in_force: 0,
             }),
+            preparing: Mutex::default(),
             catalogue,
             workshop,
             releaser,
@@ -137,29 +128,75 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Makes `snapshot` run as far as it can. Blocks while plugins load and instances are built and checked: call it on
-    /// a control thread, and hand the plan to the pumps before the next call.
+    /// Makes `snapshot` run as far as it can. Blocks while plugins load and instances are built and checked.
     pub fn apply(&self, snapshot: &Snapshot) -> Applied {
+        self.settle(snapshot);
+        while self.prepare_next() {}
+        self.current()
+    }
+
+    /// Takes over what needs no new generation: gates, routes, removals. `true` when something else is wanted, for
+    /// [`Registry::prepare_next`]. Does not wait for plugins.
+    pub fn settle(&self, snapshot: &Snapshot) -> bool {
+        self.catalogue.scan();
         let mut inner = relock(&self.inner);
         inner.snapshot = snapshot.clone();
-        self.catalogue.scan();
         self.converge(&mut inner)
     }
 
-    /// Reads the plugins folder again, takes what now serves the last snapshot better, and tries again what was refused
-    /// a while ago. `None` when nothing changed. Call it when [`super::FolderWatch`] says so.
-    pub fn refresh(&self) -> Option<Applied> {
-        let changed = self.scan_settled().changed;
+    /// Reads the plugins folder again and looks for what now serves the last snapshot better, and for what was refused
+    /// a while ago. `true` when something may have come of it; call [`Registry::prepare_next`] then. Call it when
+    /// [`super::FolderWatch`] says so.
+    pub fn rescan(&self) -> bool {
+        let changed = self.catalogue.scan().changed;
         let mut inner = relock(&self.inner);
         let now = Instant::now();
         let due = |live: &Live| live.refused.as_ref().is_some_and(|old| old.again_at <= now);
         if !changed && !inner.live.values().any(due) {
-            return None;
+            return false;
         }
-        let before = refusals(&inner);
-        let applied = self.converge(&mut inner);
-        let differs = !applied.changed.is_empty() || applied.refusals != before;
-        differs.then_some(applied)
+        self.converge(&mut inner);
+        true
+    }
+
+    /// Prepares one generation that is wanted, and lets it serve if it still is when it is ready. Blocks while it loads
+    /// and its instance is built and checked. `false` when none is wanted.
+    pub fn prepare_next(&self) -> bool {
+        let _one_at_a_time = relock(&self.preparing);
+        let Some((job, name)) = self.take_wanted() else {
+            return false;
+        };
+        let prepared = self.workshop.prepare(&job);
+        let mut inner = relock(&self.inner);
+        match prepared {
+            Ok(generation) => self.install(&mut inner, &name, generation, &job),
+            Err(unfit) => {
+                if let Some(remains) = unfit.remains {
+                    self.releaser.follow(remains);
+                }
+                if let Some(live) = inner
+                    .live
+                    .get_mut(&name)
+                    .filter(|live| live.awaits(job.number))
+                {
+                    tracing::error!(handler = name, reason = %unfit.reason, "handler refused");
+                    live.next = Next::Nothing;
+                    let sha256 = job.artefact.identity.sha256.clone();
+                    live.refuse(&job.spec, Some(sha256), unfit.reason);
+                }
+            }
+        }
+        true
+    }
+
+    /// What pumps are to run by now, and what changed since the last call.
+    pub fn current(&self) -> Applied {
+        let mut inner = relock(&self.inner);
+        Applied {
+            plan: plan(&mut inner),
+            refusals: refusals(&inner),
+            changed: std::mem::take(&mut inner.changed).into_iter().collect(),
+        }
     }
 
     /// What is refused now.
@@ -194,176 +231,138 @@ impl Registry {
         self.releaser.wait(deadline)
     }
 
-    /// Scans until no file is too fresh to be read.
-    fn scan_settled(&self) -> Scan {
-        let mut found = self.catalogue.scan();
+    /// The first scan waits, but not for ever, for files that are too fresh to be read.
+    fn scan_settled(&self) {
         for _ in 0..20 {
-            if !found.unsettled {
+            if !self.catalogue.scan().unsettled {
                 break;
             }
             std::thread::sleep(Duration::from_millis(100));
-            let again = self.catalogue.scan();
-            found.changed |= again.changed;
-            found.unsettled = again.unsettled;
         }
-        found
     }
 
-    fn converge(&self, inner: &mut Inner) -> Applied {
+    /// Brings every handler as near to its spec as can be without a new generation; `true` when one is wanted.
+    fn converge(&self, inner: &mut Inner) -> bool {
         let specs = inner.snapshot.handlers.clone();
-        let mut changed = Vec::new();
-        let gone: Vec<String> = inner
-            .live
-            .keys()
-            .filter(|name| !specs.contains_key(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            if let Some(live) = inner.live.remove(&name) {
-                self.retire(live.generation);
-                changed.push(name);
-            }
+        let stays = |name: &String| specs.contains_key(name);
+        let (live, gone) = std::mem::take(&mut inner.live)
+            .into_iter()
+            .partition(|(name, _)| stays(name));
+        inner.live = live;
+        for (name, live) in gone {
+            self.retire(live.generation);
+            inner.changed.insert(name);
         }
-        for (name, spec) in &specs {
-            let mut live = inner.live.remove(name).unwrap_or_default();
-            if self.converge_one(inner, &mut live, spec) {
-                changed.push(name.clone());
-            }
-            inner.live.insert(name.clone(), live);
+        let mut wanted = false;
+        for (name, spec) in specs {
+            let live = inner.live.entry(name).or_default();
+            live.next = match (self.step(live, &spec), std::mem::take(&mut live.next)) {
+                // It is being prepared already.
+                (Some(new), Next::Preparing(old, number)) if new.is_same(&old) => {
+                    Next::Preparing(old, number)
+                }
+                (Some(new), _) => Next::Wanted(new),
+                (None, _) => Next::Nothing,
+            };
+            wanted |= matches!(live.next, Next::Wanted(_));
         }
-        Applied {
-            plan: plan(inner),
-            refusals: refusals(inner),
-            changed,
-        }
+        wanted
     }
 
-    /// Brings one handler to its spec; `true` when its generation changed.
-    fn converge_one(&self, inner: &mut Inner, live: &mut Live, spec: &Arc<HandlerSpec>) -> bool {
+    /// Brings one handler to its spec, or says what it needs for that.
+    fn step(&self, live: &mut Live, spec: &Arc<HandlerSpec>) -> Option<Wanted> {
         if !spec.enabled && live.generation.is_none() {
-            live.applied = Some(Arc::clone(spec));
-            live.refused = None;
-            return false;
+            live.take_over(spec);
+            return None;
         }
-        let found = self.catalogue.find(&spec.plugin, &spec.version);
-        let (artefact, handler) = match found {
+        let serving = live.generation.as_ref();
+        let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
             Ok(found) => found,
+            // The file may be gone from the folder while its code goes on serving.
+            Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
+                live.take_over(spec);
+                return None;
+            }
             Err(error) => {
-                // The file may be gone from the folder while its code goes on serving.
-                let serving = live.generation.as_ref();
-                if serving.is_some_and(|generation| generation.still_fits(spec)) {
-                    live.take_over(spec);
-                } else {
-                    live.refuse(spec, None, error.to_string());
-                }
-                return false;
+                live.refuse(spec, None, error.to_string());
+                return None;
             }
         };
         let sha256 = &artefact.identity.sha256;
-        let serving = live.generation.as_ref();
         if serving.is_some_and(|generation| generation.serves(spec, sha256)) {
             live.take_over(spec);
-            return false;
+            return None;
         }
+        live.follow_gate(spec);
         if live.was_just_refused(spec, sha256) {
-            return false;
+            return None;
         }
-        match self.prepare(inner, spec, &artefact, &handler) {
-            Ok(generation) => {
-                generation.standing.advance(GenerationState::Active);
-                let old = live.generation.replace(generation);
-                live.take_over(spec);
-                self.retire(old);
-                true
-            }
-            Err(reason) => {
-                tracing::error!(handler = %spec.name, %reason, "handler refused");
-                live.refuse(spec, Some(sha256.clone()), reason);
-                false
-            }
-        }
+        Some(Wanted {
+            spec: Arc::clone(spec),
+            artefact,
+            handler,
+        })
     }
 
-    fn prepare(
-        &self,
-        inner: &mut Inner,
-        spec: &Arc<HandlerSpec>,
-        artefact: &Arc<Artefact>,
-        handler: &str,
-    ) -> Result<Generation, String> {
-        let number = self.workshop.next_number();
-        let key = (spec.name.clone(), artefact.version.to_string());
-        let known = inner
+    /// The next generation to prepare, and whose it is.
+    fn take_wanted(&self) -> Option<(PrepareJob, String)> {
+        let mut inner = relock(&self.inner);
+        let wants = |(name, live): (&String, &Live)| match &live.next {
+            Next::Wanted(wanted) => Some((name.clone(), wanted.clone())),
+            _ => None,
+        };
+        let (name, wanted) = inner.live.iter().find_map(wants)?;
+        let spec = &wanted.spec;
+        let key = (name.clone(), wanted.artefact.version.to_string());
+        let tally = inner
             .tallies
             .get(&key)
             .map(|entry| Arc::clone(&entry.tally));
-        let tally = known.unwrap_or_default();
-        let sharing = inner.snapshot.handlers.values();
+        let sharing = inner.snapshot.handlers.values().filter(|other| {
+            spec.pool.is_some() && other.pool == spec.pool && other.plugin == spec.plugin
+        });
         let workers = sharing
-            .filter(|other| {
-                spec.pool.is_some() && other.pool == spec.pool && other.plugin == spec.plugin
-            })
             .map(|other| other.workers)
             .fold(spec.workers, usize::max);
-        let generation =
-            self.workshop
-                .prepare(number, spec, artefact, handler, &tally, workers as u32)?;
-        let entry = TallyEntry {
-            tally,
-            generation: number,
+        let job = PrepareJob {
+            number: self.workshop.next_number(),
+            spec: Arc::clone(spec),
+            artefact: Arc::clone(&wanted.artefact),
+            handler: wanted.handler.clone(),
+            tally: tally.unwrap_or_default(),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
         };
+        if let Some(live) = inner.live.get_mut(&name) {
+            live.next = Next::Preparing(wanted, job.number);
+        }
+        Some((job, name))
+    }
+
+    fn install(&self, inner: &mut Inner, name: &str, generation: Generation, job: &PrepareJob) {
+        let live = inner.live.get_mut(name);
+        let Some(live) = live.filter(|live| live.awaits(job.number)) else {
+            // The handler is gone or wants something else by now.
+            self.retire(Some(generation));
+            return;
+        };
+        generation.standing.advance(GenerationState::Active);
+        live.next = Next::Nothing;
+        let old = live.generation.replace(generation);
+        live.take_over(&job.spec);
+        self.retire(old);
+        inner.changed.insert(name.to_owned());
+        let entry = TallyEntry {
+            tally: Arc::clone(&job.tally),
+            generation: job.number,
+        };
+        let key = (name.to_owned(), job.artefact.version.to_string());
         inner.tallies.insert(key, entry);
-        Ok(generation)
     }
 
     fn retire(&self, generation: Option<Generation>) {
         if let Some(generation) = generation {
             self.releaser.follow(generation.retire());
         }
-    }
-}
-
-impl Live {
-    fn take_over(&mut self, spec: &Arc<HandlerSpec>) {
-        self.applied = Some(Arc::clone(spec));
-        self.refused = None;
-    }
-
-    /// Keeps what is in force, except for the gate: that one always follows the newest spec.
-    fn refuse(&mut self, spec: &Arc<HandlerSpec>, sha256: Option<String>, reason: String) {
-        if let Some(applied) = &mut self.applied
-            && applied.enabled != spec.enabled
-        {
-            Arc::make_mut(applied).enabled = spec.enabled;
-        }
-        if self.generation.is_none() {
-            self.applied = None;
-        }
-        let same = self
-            .refused
-            .as_ref()
-            .filter(|old| old.is_of(spec, sha256.as_deref()));
-        let attempts = same.map_or(0, |old| old.attempts) + 1;
-        let wait = TRY_AGAIN_AFTER * (1 << (attempts - 1).min(6));
-        self.refused = Some(Refused {
-            spec: Arc::clone(spec),
-            sha256,
-            reason,
-            attempts,
-            again_at: Instant::now() + wait,
-        });
-    }
-
-    fn was_just_refused(&self, spec: &HandlerSpec, sha256: &str) -> bool {
-        self.refused
-            .as_ref()
-            .is_some_and(|old| old.is_of(spec, Some(sha256)) && Instant::now() < old.again_at)
-    }
-}
-
-impl Refused {
-    fn is_of(&self, spec: &HandlerSpec, sha256: Option<&str>) -> bool {
-        *self.spec == *spec && self.sha256.as_deref() == sha256
     }
 }
 
@@ -382,8 +381,12 @@ fn refusals(inner: &Inner) -> Vec<Refusal> {
 }
 
 fn plan(inner: &mut Inner) -> Plan {
+    let ready = |live: &Live| matches!(live.next, Next::Nothing);
+    if inner.live.values().all(ready) {
+        inner.in_force = inner.snapshot.revision;
+    }
     let mut plan = Plan {
-        revision: inner.snapshot.revision,
+        revision: inner.in_force,
         handlers: Vec::new(),
     };
     for (name, live) in &inner.live {

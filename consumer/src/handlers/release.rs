@@ -110,14 +110,19 @@ impl Shared {
 
     /// Gives the generation back while it is on its way.
     fn look(&self, retired: Retired) -> Option<Retired> {
+        // One that never served is rejected and stays so.
+        let served = retired.standing.state() != GenerationState::Rejected;
         match retired.watch.wait(Instant::now()) {
             Release::Unfinished => return Some(retired),
-            Release::Clean => {
+            Release::Clean if served => {
                 retired.standing.advance(GenerationState::Quiesced);
                 retired.standing.advance(GenerationState::Released);
             }
+            Release::Clean => {}
             Release::Quarantined => {
-                retired.standing.advance(GenerationState::Quarantined);
+                if served {
+                    retired.standing.advance(GenerationState::Quarantined);
+                }
                 let (handler, generation) = (&*retired.name, retired.number);
                 tracing::error!(
                     handler,

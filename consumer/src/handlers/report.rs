@@ -1,8 +1,10 @@
 //! What the registry says of its pools, in the words of the admin API.
 
+use super::live::Live;
 use super::pool::relock;
-use super::registry::{Live, Registry, TallyEntry};
+use super::registry::{Registry, TallyEntry};
 use crate::admin::{HandlerState, PoolReport};
+use crate::dispatch::WorkerPool;
 
 impl Registry {
     /// One entry a handler and version that ever served; counters never go back.
@@ -36,7 +38,6 @@ fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) ->
     };
     let serving = live.and_then(|live| live.generation.as_ref());
     if let Some(generation) = serving.filter(|generation| &*generation.version == version) {
-        use crate::dispatch::WorkerPool;
         report.workers = generation.pool.workers();
         report.busy = generation.pool.busy();
         report.state = HandlerState::Active;

@@ -1,14 +1,15 @@
 //! The way of a config change: one thread takes updates and turns each into a plan that every pump runs by.
 //!
 //! ```text
-//!  update ─► registry.apply: verify, load, create, health ─► routing index ─► every pump: routes and handlers at once
+//!  update ─► registry.settle ─► routing index ─► every pump: routes and handlers at once
+//!                 └─► preparer thread: verify, load, create, health ─► the same again, with the new generations
 //! ```
 //!
-//! What is refused stays as it was; the reason goes to log, metric and API.
+//! A handler that takes long to start holds up no gate. What is refused stays as it was; the reason goes to log, metric and API.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,23 @@ use tokio::runtime::Handle;
 use super::view::View;
 use super::{StartError, settings};
 use crate::emit::topics::{NeededTopic, TopicError, ensure_topics};
-use crate::handlers::{Applied, Plan, Refusal, Registry};
+use crate::handlers::{Applied, FolderWatch, Plan, Refusal, Registry};
 use crate::routing::{RoutingIndex, subscription};
 use crate::source::ClientSettings;
 
-/// Between two looks at the plugin folder.
-const RESCAN: Duration = Duration::from_secs(1);
+/// Between two looks at the plugin folder when nobody tells of changes.
+const RESCAN: Duration = Duration::from_secs(30);
+/// How often the pumps get what is ready while more is being prepared.
+const SHARE_READY: Duration = Duration::from_millis(200);
 /// Longest wait for a pump to take a plan; it takes it in any case.
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
 enum Order {
     Update(Update),
+    /// The plugin folder may have changed.
+    Rescan,
+    /// New generations are ready, or refused.
+    Prepared,
     Stop(Duration),
 }
 
@@ -47,6 +54,7 @@ pub(super) struct Desk {
 pub(super) struct Control {
     orders: Sender<Order>,
     thread: JoinHandle<()>,
+    _plugins: FolderWatch,
 }
 
 impl Desk {
@@ -108,12 +116,20 @@ impl Desk {
         self.tokio.block_on(ensure_topics(&self.client, &needed))
     }
 
-    /// Puts a snapshot in force as far as it can be; what is refused stays as it was.
-    fn apply(&mut self, snapshot: Arc<Snapshot>) {
+    /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
+    fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &SyncSender<()>) {
         for change in diff(&self.snapshot, &snapshot) {
             tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed");
         }
-        let applied = self.registry.apply(&snapshot);
+        if self.registry.settle(&snapshot) {
+            // A full channel means that it is told already.
+            let _ = preparer.try_send(());
+        }
+        self.put_current_in_force(snapshot);
+    }
+
+    fn put_current_in_force(&mut self, snapshot: Arc<Snapshot>) {
+        let applied = self.registry.current();
         if let Err(error) = self.ensure_dead_letter_topics(&applied.plan) {
             tracing::error!(%error, "a dead-letter topic is missing; a partition with a dead letter would wait (G7)");
         }
@@ -172,40 +188,53 @@ impl Desk {
     /// Starts the thread; the sink feeds it.
     pub(super) fn spawn(self) -> std::io::Result<(Control, UpdateSink)> {
         let (orders, inbox) = channel();
+        let preparer = spawn_preparer(self.registry.clone(), orders.clone())?;
+        let changes = orders.clone();
+        let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
+            // After the stop nobody scans any more.
+            let _ = changes.send(Order::Rescan);
+        })?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || self.run(&inbox))?;
+            .spawn(move || self.run(&inbox, &preparer))?;
         let updates = orders.clone();
         let sink: UpdateSink = Box::new(move |update| {
             // After the stop nobody takes updates any more.
             let _ = updates.send(Order::Update(update));
         });
-        Ok((Control { orders, thread }, sink))
+        let control = Control {
+            orders,
+            thread,
+            _plugins: plugins,
+        };
+        Ok((control, sink))
     }
 
-    fn run(mut self, inbox: &Receiver<Order>) {
-        loop {
-            match inbox.recv_timeout(RESCAN) {
-                Ok(Order::Update(update)) => self.update(update),
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Some(applied) = self.registry.refresh() {
-                        self.put_in_force(self.snapshot.clone(), &applied);
+    fn run(mut self, inbox: &Receiver<Order>, preparer: &SyncSender<()>) {
+        while let Ok(order) = inbox.recv() {
+            match order {
+                Order::Update(update) => self.update(update, preparer),
+                Order::Rescan => {
+                    if self.registry.rescan() {
+                        // A full channel means that it is told already.
+                        let _ = preparer.try_send(());
+                        self.put_current_in_force(self.snapshot.clone());
                     }
                 }
-                Ok(Order::Stop(deadline)) => {
+                Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
+                Order::Stop(deadline) => {
                     if !self.registry.shutdown(Instant::now() + deadline) {
                         tracing::warn!("some handler instances did not end in time");
                     }
                     return;
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    fn update(&mut self, update: Update) {
+    fn update(&mut self, update: Update, preparer: &SyncSender<()>) {
         match update {
-            Update::Snapshot(snapshot) => self.apply(snapshot),
+            Update::Snapshot(snapshot) => self.apply(snapshot, preparer),
             Update::Unreachable { reason } => {
                 tracing::warn!(
                     reason,
@@ -228,4 +257,28 @@ impl Control {
             tracing::error!("the control thread panicked");
         }
     }
+}
+
+/// Starts the thread that prepares generations whenever it is told that some are wanted. It ends with its sender.
+fn spawn_preparer(
+    registry: Arc<Registry>,
+    orders: Sender<Order>,
+) -> std::io::Result<SyncSender<()>> {
+    let (wake, wanted) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("prepare".to_owned())
+        .spawn(move || {
+            while wanted.recv().is_ok() {
+                let mut told = Instant::now();
+                while registry.prepare_next() {
+                    if told.elapsed() >= SHARE_READY {
+                        told = Instant::now();
+                        // After the stop nobody takes them any more.
+                        let _ = orders.send(Order::Prepared);
+                    }
+                }
+                let _ = orders.send(Order::Prepared);
+            }
+        })?;
+    Ok(wake)
 }

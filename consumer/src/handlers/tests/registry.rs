@@ -116,6 +116,14 @@ impl Shop {
             .apply(&Snapshot::new(self.revision, specs.iter().cloned()))
     }
 
+    /// As the control side does when the folder has changed; `None` when nothing came of it.
+    fn rescan(&self) -> Option<Applied> {
+        self.registry.rescan().then(|| {
+            while self.registry.prepare_next() {}
+            self.registry.current()
+        })
+    }
+
     fn loads(&self) -> usize {
         relock(&self.runtime.loaded).len()
     }
@@ -190,10 +198,10 @@ fn the_newest_fitting_version_serves_and_a_newer_one_takes_over() {
     assert_eq!(first.refusals, []);
     assert_eq!(&*first.plan.handlers[0].version, "1.2.0");
     assert_eq!(run_one(&first.plan.handlers[0]), [outcome_code::ACK]);
-    assert!(shop.registry.refresh().is_none(), "nothing has changed");
+    assert!(shop.rescan().is_none(), "nothing has changed");
 
     put(shop.folder.path(), "libd.so", "copy 1.3.0 copy");
-    let second = shop.registry.refresh().unwrap();
+    let second = shop.rescan().unwrap();
     assert_eq!(second.changed, ["one"]);
     let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
     assert_eq!(&*new.version, "1.3.0");
@@ -348,6 +356,48 @@ fn a_removed_handler_is_released_and_its_place_is_its_own_for_ever() {
     let again = shop.apply(&[spec("three", "*", "a"), spec("two", "*", "a")]);
     assert_eq!(again.plan.handlers[1].ix, place);
     assert_ne!(again.plan.handlers[0].ix, place);
+}
+
+#[test]
+fn gates_act_while_another_handler_takes_long_to_start() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    shop.apply(&[spec("quick", "*", "a")]);
+    let mut shut = spec("quick", "*", "a");
+    shut.enabled = false;
+    let specs = [shut, spec("slow", "*", "hang-create")];
+    let registry = &shop.registry;
+    std::thread::scope(|scope| {
+        assert!(registry.settle(&Snapshot::new(2, specs.iter().cloned())));
+        let preparing = scope.spawn(|| registry.prepare_next());
+        until("the slow one is being built", || {
+            registry.report().len() == 1 && !registry.settle(&Snapshot::new(3, specs.clone()))
+        });
+        let now = registry.current();
+        assert_eq!(now.plan.handlers.len(), 1);
+        assert!(!now.plan.handlers[0].spec.enabled);
+        assert_eq!(now.plan.revision, 1, "all of a later one is not in force");
+        // It is not wanted any more by the time it is ready.
+        assert!(!registry.settle(&Snapshot::new(4, [spec("quick", "*", "a")])));
+        shop.runtime.script.open("create");
+        assert!(preparing.join().unwrap());
+    });
+    let now = registry.current();
+    assert_eq!((now.plan.revision, now.plan.handlers.len()), (4, 1));
+    assert_eq!(now.refusals, []);
+    until("nothing of it stays", || shop.runtime.script.living() == 1);
+}
+
+#[test]
+fn code_that_was_loaded_only_to_be_refused_is_ended() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let applied = shop.apply(&[spec("one", "*", "refuse")]);
+    assert_eq!(applied.refusals.len(), 1);
+    until("its code has ended", || {
+        relock(&shop.runtime.loaded)[0]
+            .shut_down
+            .load(Ordering::SeqCst)
+            == 1
+    });
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! A declared handler as the registry keeps it: what is in force, what was refused, what is to come.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluicegate_config::HandlerSpec;
+
+use super::catalogue::Artefact;
+use super::generation::Generation;
+
+/// How soon what was refused is tried again as it is; doubled each time, up to 64 times as long.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// A declared handler.
+#[derive(Default)]
+pub(super) struct Live {
+    /// What is in force; `None` before the first generation serves.
+    pub(super) applied: Option<Arc<HandlerSpec>>,
+    pub(super) generation: Option<Generation>,
+    pub(super) refused: Option<Refused>,
+    pub(super) next: Next,
+}
+
+/// What is to come for a handler.
+#[derive(Default)]
+pub(super) enum Next {
+    #[default]
+    Nothing,
+    Wanted(Wanted),
+    /// The generation of that number is being prepared.
+    Preparing(Wanted, u64),
+}
+
+/// A spec that needs a generation of its own, and the code that fits it.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) spec: Arc<HandlerSpec>,
+    pub(super) artefact: Arc<Artefact>,
+    pub(super) handler: String,
+}
+
+/// The last thing that was refused, so that it is not tried again at once: a creation that hangs costs a thread.
+pub(super) struct Refused {
+    spec: Arc<HandlerSpec>,
+    sha256: Option<String>,
+    pub(super) reason: String,
+    attempts: u32,
+    pub(super) again_at: Instant,
+}
+
+impl Live {
+    pub(super) fn take_over(&mut self, spec: &Arc<HandlerSpec>) {
+        self.applied = Some(Arc::clone(spec));
+        self.refused = None;
+    }
+
+    /// Whether the generation of that number is the one that it waits for.
+    pub(super) fn awaits(&self, number: u64) -> bool {
+        matches!(self.next, Next::Preparing(_, awaited) if awaited == number)
+    }
+
+    /// The gate follows the newest spec, whatever becomes of the rest of it.
+    pub(super) fn follow_gate(&mut self, spec: &HandlerSpec) {
+        if let Some(applied) = &mut self.applied
+            && applied.enabled != spec.enabled
+        {
+            Arc::make_mut(applied).enabled = spec.enabled;
+        }
+        if self.generation.is_none() {
+            // An open handler that nobody runs is not in the plan.
+            self.applied = None;
+        }
+    }
+
+    /// Keeps what is in force, except for the gate.
+    pub(super) fn refuse(
+        &mut self,
+        spec: &Arc<HandlerSpec>,
+        sha256: Option<String>,
+        reason: String,
+    ) {
+        self.follow_gate(spec);
+        let same = self
+            .refused
+            .as_ref()
+            .filter(|old| old.is_of(spec, sha256.as_deref()));
+        let attempts = same.map_or(0, |old| old.attempts) + 1;
+        let wait = TRY_AGAIN_AFTER * (1 << (attempts - 1).min(6));
+        self.refused = Some(Refused {
+            spec: Arc::clone(spec),
+            sha256,
+            reason,
+            attempts,
+            again_at: Instant::now() + wait,
+        });
+    }
+
+    pub(super) fn was_just_refused(&self, spec: &HandlerSpec, sha256: &str) -> bool {
+        self.refused
+            .as_ref()
+            .is_some_and(|old| old.is_of(spec, Some(sha256)) && Instant::now() < old.again_at)
+    }
+}
+
+impl Wanted {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.spec == other.spec
+            && self.handler == other.handler
+            && self.artefact.identity.sha256 == other.artefact.identity.sha256
+    }
+}
+
+impl Refused {
+    pub(super) fn is_of(&self, spec: &HandlerSpec, sha256: Option<&str>) -> bool {
+        *self.spec == *spec && self.sha256.as_deref() == sha256
+    }
+}
