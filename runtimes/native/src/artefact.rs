@@ -11,6 +11,7 @@ use sluicegate_abi::descriptor::{
 };
 use sluicegate_runtime::{LoadError, PluginIdentity};
 
+use crate::manifest::Manifest;
 use crate::{refused, unreadable};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
@@ -47,6 +48,8 @@ pub(crate) fn looks_native(path: &Path) -> bool {
 impl Artefact {
     /// Reads the file and passes it through the gates that need no code to run.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
+        let by_manifest = |reason: String| refused(path, "manifest", reason);
+        let manifest = Manifest::beside(path).map_err(by_manifest)?;
         let bytes = std::fs::read(path).map_err(|error| unreadable(path, error))?;
         let no = |reason: String| refused(path, "descriptor", reason);
         if !bytes.starts_with(&ELF_MAGIC) {
@@ -84,6 +87,9 @@ impl Artefact {
             toolchain: format!("{}, {}", facts.rustc, facts.target),
             sha256: hex(&Sha256::digest(&bytes)),
         };
+        if let Some(manifest) = manifest {
+            manifest.check(&identity).map_err(by_manifest)?;
+        }
         Ok(Self {
             path: path.to_path_buf(),
             bytes,

@@ -29,20 +29,7 @@ pub(crate) type Refusal = (&'static str, String);
 
 /// Opens the copy, checks it and gives its root module. Runs code of the plugin: call it on its control thread.
 pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Refusal> {
-    if LOADS
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-            (n < MAX_LOADS).then_some(n + 1)
-        })
-        .is_err()
-    {
-        return Err((
-            "limit",
-            format!(
-                "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are \
-                 never freed; restart the service, or run the handler as a process plugin"
-            ),
-        ));
-    }
+    count_load(&LOADS)?;
     // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and whoever installs
     // native plugins trusts them with the process; isolation from hostile code is not what this kind offers.
     let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) }
@@ -53,6 +40,21 @@ pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Re
     let layout_checked = root_module(&library)?;
     // SAFETY: its layout was checked just now, and the image stays mapped for ever.
     Ok(unsafe { Module::new(layout_checked) })
+}
+
+/// Counts a load, or says that there were too many.
+fn count_load(loads: &AtomicU32) -> Result<(), Refusal> {
+    let one_more = |n: u32| (n < MAX_LOADS).then_some(n + 1);
+    match loads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+        Ok(_) => Ok(()),
+        Err(_) => Err((
+            "limit",
+            format!(
+                "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are \
+                 never freed; restart the service, or run the handler as a process plugin"
+            ),
+        )),
+    }
 }
 
 /// The mapped descriptor and code are those of the file that was hashed (G11).
@@ -191,5 +193,22 @@ fn first_difference(report: &str) -> String {
             format!("{error} {}", rest.join(" "))
         }
         None => first_line(report).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_are_counted_and_refused_at_the_limit() {
+        let loads = AtomicU32::new(MAX_LOADS - 1);
+        assert_eq!(count_load(&loads), Ok(()));
+        let (gate, reason) = count_load(&loads).unwrap_err();
+        assert_eq!(gate, "limit");
+        assert!(
+            reason.contains("loaded 512 native plugins") && reason.contains("restart"),
+            "{reason}"
+        );
     }
 }

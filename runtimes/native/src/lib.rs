@@ -20,6 +20,7 @@ pub mod conformance;
 mod control;
 mod image;
 mod instance;
+mod manifest;
 mod plugin;
 mod private_copy;
 
