@@ -3,13 +3,27 @@
 //! Rule 2: an error entry in a batch moves librdkafka's position past a record that was not delivered yet, and the next
 //! pause (also its own, at a rebalance) resumes there: a silent loss. The ledger cannot see it, since a jump upwards is
 //! legal (compaction, transactions). So an error entry marks the partition; a jump while it is marked is answered by
-//! one seek back to the offset that was due, and what comes then is believed.
+//! one seek back to the offset that was due, and what comes then is believed. Where nothing comes after the error (the
+//! skipped record was the last one) the seek is made after a moment of silence; not at each entry, since a seek resets
+//! the back-off between failing fetches.
+
+use std::time::{Duration, Instant};
 
 use super::raw::TopicId;
 use super::{Slot, StartAt, TopicPartition};
 
 /// First records of an assignment whose headers are read both ways.
 const HEADER_CHECKS: u8 = 8;
+
+/// How long a partition in doubt may be silent: longer than librdkafka waits between failing fetches.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// A partition's error entry, since which no record that was due has come.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    since: Instant,
+    sought: bool,
+}
 
 /// One assignment of one partition.
 #[derive(Debug)]
@@ -22,7 +36,7 @@ pub(super) struct Admitted {
     pub(super) start: StartAt,
     pub(super) paused: bool,
     open: bool,
-    doubtful: bool,
+    doubt: Option<Doubt>,
     /// The batch whose remaining records of this partition are dropped after a seek.
     skipped_batch: u64,
     unchecked: u8,
@@ -49,6 +63,8 @@ pub(super) struct Admission {
     last: usize,
     batch: u64,
     unowned: u64,
+    /// Whether a partition may be in doubt.
+    doubts: bool,
 }
 
 impl Admission {
@@ -84,7 +100,7 @@ impl Admission {
             start,
             paused: false,
             open: true,
-            doubtful: false,
+            doubt: None,
             skipped_batch: 0,
             unchecked: HEADER_CHECKS,
         });
@@ -157,8 +173,8 @@ impl Admission {
             return Verdict::Drop;
         }
         if let Some(next) = admitted.next {
-            if admitted.doubtful && offset > next {
-                admitted.doubtful = false;
+            if admitted.doubt.is_some() && offset > next {
+                admitted.doubt = None;
                 admitted.skipped_batch = batch;
                 return Verdict::SeekBack(slot, next);
             }
@@ -167,7 +183,7 @@ impl Admission {
                 return Verdict::Deliver(slot, false);
             }
         }
-        admitted.doubtful = false;
+        admitted.doubt = None;
         admitted.next = Some(offset + 1);
         let check = admitted.unchecked > 0;
         admitted.unchecked = admitted.unchecked.saturating_sub(1);
@@ -175,10 +191,37 @@ impl Admission {
     }
 
     /// Marks a partition whose error entry stood in a batch, or whose seek back did not succeed.
-    pub(super) fn doubt(&mut self, slot: Slot) {
+    pub(super) fn doubt(&mut self, slot: Slot, now: Instant) {
         if let Some(admitted) = self.get_mut(slot) {
-            admitted.doubtful = true;
+            admitted.doubt = Some(Doubt {
+                since: now,
+                sought: false,
+            });
+            self.doubts = true;
         }
+    }
+
+    /// Partitions in doubt that have been silent for long: where to seek them back to. Each is named once; a later
+    /// jump is still doubtful, since a seek soon after an assign can be lost.
+    pub(super) fn silent(&mut self, now: Instant) -> Vec<(Slot, i64)> {
+        if !self.doubts {
+            return Vec::new();
+        }
+        let (mut silent, mut waiting) = (Vec::new(), false);
+        for (slot, admitted) in self.opened_mut() {
+            let next = admitted.next;
+            let Some(doubt) = admitted.doubt.as_mut().filter(|doubt| !doubt.sought) else {
+                continue;
+            };
+            if now.duration_since(doubt.since) < SILENCE {
+                waiting = true;
+            } else if let Some(next) = next {
+                doubt.sought = true;
+                silent.push((slot, next));
+            }
+        }
+        self.doubts = waiting;
+        silent
     }
 }
 
@@ -208,7 +251,7 @@ mod tests {
     fn a_jump_after_an_error_entry_is_sought_back_once_and_then_believed() {
         let mut admission = admission(10);
         assert!(deliver(&mut admission, 10));
-        admission.doubt(SLOT);
+        admission.doubt(SLOT, Instant::now());
         assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 11));
         assert_eq!(
             admission.judge(TOPIC, 2, 13),
@@ -220,9 +263,26 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_partition_in_doubt_is_sought_back_once_an_error() {
+        let mut admission = admission(10);
+        let error = Instant::now();
+        admission.doubt(SLOT, error);
+        assert_eq!(admission.silent(error), []);
+        assert_eq!(admission.silent(error + SILENCE), [(SLOT, 10)]);
+        assert_eq!(admission.silent(error + 2 * SILENCE), []);
+        assert_eq!(
+            admission.judge(TOPIC, 2, 12),
+            Verdict::SeekBack(SLOT, 10),
+            "the seek may have been lost"
+        );
+        admission.doubt(SLOT, error);
+        assert_eq!(admission.silent(error + SILENCE), [(SLOT, 10)]);
+    }
+
+    #[test]
     fn the_record_that_is_due_clears_the_doubt() {
         let mut admission = admission(10);
-        admission.doubt(SLOT);
+        admission.doubt(SLOT, Instant::now());
         assert!(deliver(&mut admission, 10));
         assert!(deliver(&mut admission, 15), "a compaction gap");
     }
@@ -231,7 +291,7 @@ mod tests {
     fn a_repeat_neither_clears_the_doubt_nor_moves_what_is_due() {
         let mut admission = admission(10);
         assert!(deliver(&mut admission, 10));
-        admission.doubt(SLOT);
+        admission.doubt(SLOT, Instant::now());
         assert!(deliver(&mut admission, 10));
         assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 11));
     }

@@ -47,6 +47,8 @@ pub struct KafkaSource {
     pending: Vec<SourceEvent>,
     /// Records that came out of the consumer queue (before a forward took hold); copied.
     strays: VecDeque<Delivery>,
+    /// Assignments that were moved: forwarded again until something comes.
+    moved: Vec<(Slot, i64)>,
     /// Commits that were sent and not answered yet.
     unanswered: usize,
     /// Where the answer of the commit goes that somebody waits for.
@@ -74,6 +76,7 @@ impl KafkaSource {
             rebalance: Rebalance::default(),
             pending: Vec::new(),
             strays: VecDeque::new(),
+            moved: Vec::new(),
             unanswered: 0,
             awaited: None,
             request_timeout: settings.request_timeout,
@@ -219,6 +222,9 @@ impl Source for KafkaSource {
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
         self.serve_events(Duration::ZERO);
+        for (slot, due) in self.admission.silent(Instant::now()) {
+            self.seek_back(slot, due);
+        }
         out.append(&mut self.pending);
     }
 
@@ -304,6 +310,7 @@ impl Source for KafkaSource {
 
     fn poll(&mut self, max: usize, out: &mut Vec<Delivery>) {
         let end = out.len() + max;
+        self.forward_moved();
         while out.len() < end
             && let Some(stray) = self.strays.pop_front()
         {

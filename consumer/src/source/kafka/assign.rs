@@ -154,7 +154,25 @@ impl KafkaSource {
             let (at, topic) = (a.at.clone(), a.topic);
             self.admission.open(slot, at, topic, from, Some(to));
         }
+        let due = |(at, _): &(TopicPartition, StartAt)| {
+            let (slot, admitted) = self.admission.opened().find(|(_, a)| a.at == *at)?;
+            Some((slot, admitted.next?))
+        };
+        self.moved = moved.iter().filter_map(due).collect();
         Ok(())
+    }
+
+    /// The fetch stop of a moved partition takes its forward away, and may come after the forward that precedes the
+    /// assign (rule 1): so it is forwarded again until something comes.
+    pub(super) fn forward_moved(&mut self) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        let admission = &self.admission;
+        self.moved.retain(|(slot, due)| {
+            let waits = admission.get(*slot).filter(|a| a.next == Some(*due));
+            waits.is_some_and(|a| connection.forward(&a.at.topic, a.at.partition))
+        });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Taking records out of the application queue, and what error entries between them mean.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
@@ -30,7 +30,7 @@ impl KafkaSource {
             let code = message.error_code();
             if code != 0 {
                 if let Some(slot) = admission.slot(topic, partition) {
-                    admission.doubt(slot);
+                    admission.doubt(slot, Instant::now());
                 }
                 failures.push((topic, partition, code, message.error_text()));
                 return;
@@ -50,20 +50,20 @@ impl KafkaSource {
         taken
     }
 
-    fn seek_back(&mut self, slot: Slot, to: i64) {
+    pub(super) fn seek_back(&mut self, slot: Slot, to: i64) {
         let (Some(connection), Some(admitted)) = (&self.connection, self.admission.get(slot))
         else {
             return;
         };
         let at = admitted.at.clone();
-        tracing::debug!(%at, offset = to, "an error entry made a jump doubtful; reading again");
+        tracing::debug!(%at, offset = to, "an error entry made the position doubtful; reading again");
         let offset = Offset::Offset(to);
         let sought = connection
             .consumer()
             .seek(&at.topic, at.partition, offset, Duration::ZERO);
         if let Err(error) = sought {
             // Not believed yet: the next record above makes the next attempt.
-            self.admission.doubt(slot);
+            self.admission.doubt(slot, Instant::now());
             self.pending.push(SourceEvent::PartitionError {
                 at,
                 reason: format!("cannot read offset {to} again: {error}"),
@@ -113,7 +113,7 @@ impl Connection<Callbacks> {
             Verdict::Deliver(..) => {}
             Verdict::Drop | Verdict::SeekBack(..) => {
                 // The jump stays in doubt: the queue's next record makes the seek.
-                admission.doubt(slot);
+                admission.doubt(slot, Instant::now());
                 return None;
             }
         }

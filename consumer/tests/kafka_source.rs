@@ -1,0 +1,251 @@
+//! Situation: members of one group read from librdkafka's mock cluster while partitions move, fetches are refused and
+//! commits fail.
+//! Property: every record comes once and in order, from the offset that was asked for; nothing waits for ever.
+
+mod member;
+
+use std::time::{Duration, Instant};
+
+use member::{Member, at, produce, settings};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use sluicegate::source::mock::MockKafka;
+use sluicegate::source::{CommitEntry, KafkaSource, Source, SourceEvent, StartAt};
+
+const PARTITIONS: i32 = 4;
+
+fn cluster() -> MockKafka {
+    let kafka = MockKafka::start(1).expect("a mock cluster starts");
+    kafka.create_topic("t", PARTITIONS).expect("a new topic");
+    kafka
+}
+
+/// Rule 1: a partition that comes back is silent unless it is forwarded again, and starts where it was left.
+fn partitions_move_to_and_fro(client: &[(&str, &str)]) {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    let mut stays = Member::join(&settings(&bootstrap, client));
+    let mut produced = 0;
+    stays.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    for _ in 0..2 {
+        produce(&bootstrap, PARTITIONS, 50);
+        produced += 50;
+        let mut comes = Member::join(&settings(&bootstrap, client));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while stays.owned().len() != 2 || comes.owned().len() != 2 {
+            assert!(Instant::now() < deadline, "the group did not share");
+            stays.turn();
+            comes.turn();
+        }
+        produce(&bootstrap, PARTITIONS, 50);
+        produced += 50;
+        while (0..PARTITIONS).any(|p| stays.seen(p).max(comes.seen(p)) < produced) {
+            assert!(Instant::now() < deadline, "a partition is silent");
+            stays.turn();
+            comes.turn();
+        }
+        comes.leave();
+        stays.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    }
+    produce(&bootstrap, PARTITIONS, 10);
+    produced += 10;
+    stays.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == produced));
+    assert_eq!(stays.unowned_records(), 0);
+    stays.leave();
+}
+
+#[test]
+fn no_record_is_lost_when_partitions_move_cooperatively() {
+    partitions_move_to_and_fro(&[]);
+}
+
+#[test]
+fn no_record_is_lost_when_partitions_move_eagerly() {
+    partitions_move_to_and_fro(&[("partition.assignment.strategy", "range")]);
+}
+
+/// Rule 2: an error entry moves librdkafka's position past a record; a pause then resumes behind it.
+#[test]
+fn no_record_is_lost_to_error_entries_and_pauses() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    produce(&bootstrap, PARTITIONS, 5);
+    member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
+    let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    for round in 1..=4 {
+        let cluster = kafka.cluster().expect("the host owns it");
+        cluster.request_errors(RDKafkaApiKey::Fetch, &[denied, denied, denied]);
+        let errors = member.partition_errors;
+        member.turn_until(|m| m.partition_errors > errors);
+        member.pause_all(true);
+        member.pause_all(false);
+        produce(&bootstrap, PARTITIONS, 1);
+        member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5 + round));
+    }
+    member.leave();
+}
+
+/// The group waits for the pump's answer: a drain may lie between a revoke and its release.
+#[test]
+fn a_rebalance_can_be_answered_much_later() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    let mut slow = Member::join(&settings(&bootstrap, &[]));
+    slow.answers_after = Duration::from_millis(1500);
+    slow.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    let mut other = Member::join(&settings(&bootstrap, &[]));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while slow.owned().len() != 2 || other.owned().len() != 2 {
+        assert!(Instant::now() < deadline, "the group did not share");
+        slow.turn();
+        other.turn();
+    }
+    produce(&bootstrap, PARTITIONS, 20);
+    while (0..PARTITIONS).any(|p| slow.seen(p).max(other.seen(p)) < 20) {
+        assert!(Instant::now() < deadline, "a partition is silent");
+        slow.turn();
+        other.turn();
+    }
+    slow.leave();
+    other.leave();
+}
+
+/// A close has to end although nobody has answered the rebalance that is under way.
+#[test]
+fn a_source_closes_in_the_middle_of_a_rebalance() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    let unanswered = |source: &mut KafkaSource, is_it: fn(&SourceEvent) -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut events = Vec::new();
+        while !events.iter().any(is_it) {
+            assert!(Instant::now() < deadline, "no rebalance came");
+            source.wait(Duration::from_millis(50));
+            source.events(&mut events);
+        }
+        let started = Instant::now();
+        source.close(Duration::from_secs(10));
+        assert!(
+            started.elapsed() < Duration::from_secs(8),
+            "the close hangs"
+        );
+    };
+    let mut source = KafkaSource::new(&settings(&bootstrap, &[])).expect("a client");
+    source.subscribe(&["t".into()]).expect("a subscription");
+    unanswered(&mut source, |e| matches!(e, SourceEvent::Assigned(_)));
+
+    let mut owner = Member::join(&settings(&bootstrap, &[]));
+    owner.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    let mut second = KafkaSource::new(&settings(&bootstrap, &[])).expect("a client");
+    second.subscribe(&["t".into()]).expect("a subscription");
+    let mut source = owner.into_source();
+    unanswered(&mut source, |e| matches!(e, SourceEvent::Revoked { .. }));
+}
+
+#[test]
+fn commits_carry_metadata_and_refusals_are_told() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    produce(&bootstrap, PARTITIONS, 5);
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    let entry = |partition, offset: i64| CommitEntry {
+        at: at(partition),
+        offset,
+        metadata: format!("finished-{offset}"),
+    };
+    let results = member
+        .source
+        .commit_now(&[entry(0, 3), entry(1, 4)])
+        .expect("the coordinator answers");
+    assert!(results.len() == 2 && results.iter().all(|r| r.error.is_none()));
+    let committed = member
+        .source
+        .committed(&[at(0), at(1), at(2)])
+        .expect("the coordinator answers");
+    let found: Vec<_> = committed
+        .iter()
+        .map(|c| (c.at.partition, c.offset, c.metadata.as_str()))
+        .collect();
+    let expected = [
+        (0, Some(3), "finished-3"),
+        (1, Some(4), "finished-4"),
+        (2, None, ""),
+    ];
+    assert_eq!(found, expected);
+
+    let fenced = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
+    let cluster = kafka.cluster().expect("the host owns it");
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[fenced]);
+    member.source.commit(&[entry(0, 5)]).expect("it is sent");
+    member.turn_until(|m| !m.commit_answers.is_empty());
+    let (results, error) = &member.commit_answers[0];
+    let told = results.iter().any(|r| r.error.is_some()) || error.is_some();
+    assert!(told, "the refusal was not told: {results:?} {error:?}");
+    let committed = member.source.committed(&[at(0)]).expect("an answer");
+    assert_eq!(committed[0].offset, Some(3), "the refused commit holds");
+    member.leave();
+}
+
+/// G12: nothing is skipped or repeated silently when the offset to read is not there; the service decides.
+#[test]
+fn a_missing_offset_is_told_and_the_partition_goes_on_where_it_is_sent() {
+    for client in [&[][..], &[("partition.assignment.strategy", "range")]] {
+        let kafka = cluster();
+        let bootstrap = kafka.bootstrap_servers();
+        produce(&bootstrap, PARTITIONS, 5);
+        let mut member = Member::join(&settings(&bootstrap, client));
+        member.start = |at| match at.partition {
+            0 => StartAt::Offset(1000),
+            _ => StartAt::Earliest,
+        };
+        member.turn_until(|m| m.missing.contains(&at(0)));
+        member.turn_until(|m| (1..PARTITIONS).all(|p| m.seen(p) == 5));
+        assert_eq!(member.seen(0), 0);
+        member.restart(0, StartAt::Offset(2));
+        member.turn_until(|m| m.seen(0) == 5);
+        produce(&bootstrap, PARTITIONS, 3);
+        member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 8));
+        member.leave();
+    }
+}
+
+#[test]
+fn latest_begins_after_what_is_there() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    produce(&bootstrap, PARTITIONS, 5);
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.start = |_| StartAt::Latest;
+    member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    produce(&bootstrap, PARTITIONS, 2);
+    member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 7));
+    assert!((0..PARTITIONS).all(|p| member.first(p) == Some(5)));
+    let ends: Vec<_> = (0..PARTITIONS).map(|p| member.end_offset(p)).collect();
+    assert_eq!(ends, [Some(7); PARTITIONS as usize]);
+    member.leave();
+}
+
+/// Rule 4: many events are queued behind one wake-up, and all are served.
+#[test]
+fn every_event_behind_one_wake_up_is_served() {
+    let kafka = cluster();
+    let fast = settings(
+        &kafka.bootstrap_servers(),
+        &[("statistics.interval.ms", "1")],
+    );
+    let mut source = KafkaSource::new(&fast).expect("a client");
+    let mut events = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while events.len() < 100 {
+        assert!(Instant::now() < deadline, "{} events came", events.len());
+        source.wait(Duration::from_secs(1));
+        source.events(&mut events);
+    }
+    assert!(
+        events
+            .iter()
+            .any(|e| matches!(e, SourceEvent::Statistics(json) if json.starts_with('{')))
+    );
+}

@@ -1,0 +1,268 @@
+//! A member of a group: a pump without handlers, which checks every offset that it gets.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use sluicegate::source::{
+    ClientSettings, CommitEntry, CommitResult, KafkaSource, Slot, Source, SourceEvent, StartAt,
+    StartPartition, TopicPartition,
+};
+use sluicegate_config::service::ClientValue;
+
+pub(crate) fn at(partition: i32) -> TopicPartition {
+    TopicPartition {
+        topic: "t".into(),
+        partition,
+    }
+}
+
+pub(crate) fn settings(bootstrap: &str, client: &[(&str, &str)]) -> ClientSettings {
+    // The mock waits for a group's members for a second less than their session lasts.
+    let quick = [
+        ("heartbeat.interval.ms", "100"),
+        ("session.timeout.ms", "3000"),
+    ];
+    let client = quick.iter().chain(client);
+    ClientSettings {
+        bootstrap_servers: bootstrap.into(),
+        group_id: "g".into(),
+        client: client
+            .map(|(key, value)| (key.to_string(), ClientValue::Plain(value.to_string())))
+            .collect(),
+        prefetch_bytes: 32 << 20,
+        request_timeout: Duration::from_secs(10),
+    }
+}
+
+/// Appends `count` records to each partition.
+pub(crate) fn produce(bootstrap: &str, partitions: i32, count: usize) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .create()
+        .expect("a producer");
+    for _ in 0..count {
+        for partition in 0..partitions {
+            let record = BaseRecord::<(), str>::to("t")
+                .payload("x")
+                .partition(partition);
+            producer.send(record).map_err(|(e, _)| e).expect("queued");
+        }
+    }
+    producer
+        .flush(Duration::from_secs(10))
+        .expect("acknowledged");
+}
+
+struct Owned {
+    partition: i32,
+    first: Option<i64>,
+    next: Option<i64>,
+}
+
+pub(crate) struct Member {
+    pub(crate) source: KafkaSource,
+    /// Where a partition without a commit starts.
+    pub(crate) start: fn(&TopicPartition) -> StartAt,
+    /// How long a rebalance waits for its answer.
+    pub(crate) answers_after: Duration,
+    pub(crate) partition_errors: usize,
+    pub(crate) missing: Vec<TopicPartition>,
+    pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<String>)>,
+    owned: BTreeMap<Slot, Owned>,
+    next_slot: u32,
+    waiting: Vec<(Instant, SourceEvent)>,
+}
+
+impl Member {
+    pub(crate) fn join(settings: &ClientSettings) -> Self {
+        let mut source = KafkaSource::new(settings).expect("a client");
+        source.subscribe(&["t".into()]).expect("a subscription");
+        Self {
+            source,
+            start: |_| StartAt::Earliest,
+            answers_after: Duration::ZERO,
+            partition_errors: 0,
+            missing: Vec::new(),
+            commit_answers: Vec::new(),
+            owned: BTreeMap::new(),
+            next_slot: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(crate) fn into_source(self) -> KafkaSource {
+        self.source
+    }
+
+    pub(crate) fn owned(&self) -> Vec<i32> {
+        self.owned.values().map(|owned| owned.partition).collect()
+    }
+
+    /// One past the last offset that came of a partition; 0 without one.
+    pub(crate) fn seen(&self, partition: i32) -> usize {
+        let next = self.find(partition).and_then(|(_, owned)| owned.next);
+        next.unwrap_or(0) as usize
+    }
+
+    /// The first offset that came of a partition.
+    pub(crate) fn first(&self, partition: i32) -> Option<i64> {
+        self.find(partition).and_then(|(_, owned)| owned.first)
+    }
+
+    pub(crate) fn end_offset(&self, partition: i32) -> Option<i64> {
+        let (slot, _) = self.find(partition)?;
+        self.source.end_offset(slot)
+    }
+
+    pub(crate) fn unowned_records(&self) -> u64 {
+        self.source.unowned_records()
+    }
+
+    fn find(&self, partition: i32) -> Option<(Slot, &Owned)> {
+        let mut all = self.owned.iter();
+        let (slot, owned) = all.find(|(_, owned)| owned.partition == partition)?;
+        Some((*slot, owned))
+    }
+
+    /// One turn of the pump.
+    pub(crate) fn turn(&mut self) {
+        self.source.wait(Duration::from_millis(20));
+        let mut events = Vec::new();
+        self.source.events(&mut events);
+        let due = Instant::now() + self.answers_after;
+        self.waiting.extend(events.into_iter().map(|e| (due, e)));
+        let now = Instant::now();
+        let (ready, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(due, _)| *due <= now);
+        self.waiting = waiting;
+        for (_, event) in ready {
+            self.handle(event);
+        }
+        let mut records = Vec::new();
+        self.source.poll(1000, &mut records);
+        for record in records {
+            let owned = self.owned.get_mut(&record.slot).expect("a slot of ours");
+            if let Some(next) = owned.next {
+                let partition = owned.partition;
+                assert_eq!(record.offset, next, "partition {partition}");
+            }
+            owned.first.get_or_insert(record.offset);
+            owned.next = Some(record.offset + 1);
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn turn_until(&mut self, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !done(self) {
+            assert!(
+                Instant::now() < deadline,
+                "it does not come to that; next: {:?}",
+                self.owned
+                    .values()
+                    .map(|o| (o.partition, o.next))
+                    .collect::<Vec<_>>()
+            );
+            self.turn();
+        }
+    }
+
+    fn handle(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Assigned(partitions) => self.assigned(&partitions),
+            SourceEvent::Revoked { partitions, lost } => self.revoked(&partitions, lost),
+            SourceEvent::Committed { results, error } => {
+                self.commit_answers.push((results, error));
+            }
+            SourceEvent::OffsetMissing { at, .. } => self.missing.push(at),
+            SourceEvent::PartitionError { .. } => self.partition_errors += 1,
+            SourceEvent::ClientError { fatal, reason } => assert!(!fatal, "{reason}"),
+            SourceEvent::Statistics(_) => {}
+        }
+    }
+
+    fn assigned(&mut self, partitions: &[TopicPartition]) {
+        let committed = self.source.committed(partitions).expect("an answer");
+        let mut starts = Vec::new();
+        for committed in committed {
+            let slot = Slot(self.next_slot);
+            self.next_slot += 1;
+            let owned = Owned {
+                partition: committed.at.partition,
+                first: None,
+                next: committed.offset,
+            };
+            self.owned.insert(slot, owned);
+            starts.push(StartPartition {
+                slot,
+                start: match committed.offset {
+                    Some(offset) => StartAt::Offset(offset),
+                    None => (self.start)(&committed.at),
+                },
+                at: committed.at,
+            });
+        }
+        self.source.start(&starts).expect("the client accepts it");
+    }
+
+    fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) {
+        assert!(!lost, "nothing takes partitions without notice here");
+        let entries: Vec<_> = self
+            .owned
+            .values()
+            .filter(|owned| partitions.contains(&at(owned.partition)))
+            .filter_map(|owned| {
+                Some(CommitEntry {
+                    at: at(owned.partition),
+                    offset: owned.next?,
+                    metadata: String::new(),
+                })
+            })
+            .collect();
+        // The mock refuses commits while its group rebalances (a real broker takes them): then the next owner starts
+        // earlier, which is no loss.
+        self.source.commit_now(&entries).expect("an answer");
+        self.source
+            .release(partitions)
+            .expect("the client accepts it");
+        self.owned
+            .retain(|_, owned| !partitions.contains(&at(owned.partition)));
+    }
+
+    /// Moves a running partition.
+    pub(crate) fn restart(&mut self, partition: i32, start: StartAt) {
+        let (slot, _) = self.find(partition).expect("it is ours");
+        let starts = [StartPartition {
+            slot,
+            at: at(partition),
+            start,
+        }];
+        self.source.start(&starts).expect("the client accepts it");
+        let owned = self.owned.get_mut(&slot).expect("it is ours");
+        owned.next = match start {
+            StartAt::Offset(offset) => Some(offset),
+            _ => None,
+        };
+    }
+
+    pub(crate) fn pause_all(&mut self, paused: bool) {
+        for slot in self.owned.keys() {
+            self.source.pause(*slot, paused);
+        }
+    }
+
+    /// Commits everything, gives it back and leaves the group.
+    pub(crate) fn leave(mut self) {
+        let owned: Vec<_> = self.owned().into_iter().map(at).collect();
+        self.revoked(&owned, false);
+        let started = Instant::now();
+        self.source.close(Duration::from_secs(10));
+        assert!(
+            started.elapsed() < Duration::from_secs(8),
+            "the close hangs"
+        );
+    }
+}
