@@ -91,6 +91,23 @@ fn a_good_config_is_valid_and_overrides_are_checked_too() {
 }
 
 #[test]
+fn a_spec_that_no_plugin_serves_is_told_where_there_is_a_folder_of_plugins() {
+    let folder = folder("plugins: { allow_unsigned: true }\n", SPEC);
+    std::fs::create_dir(folder.path().join("plugins")).unwrap();
+    std::fs::write(folder.path().join("plugins/libbroken.so"), "no library").unwrap();
+    let out = sluicegate(folder.path(), &["validate", "-c", "sluicegate.yaml"]);
+    assert_eq!(out.status.code(), Some(2));
+    let told = text(&out.stderr);
+    assert!(
+        told.starts_with(
+            "error: handler `a`: no plugin in `plugins` has or exports `relay`; there is: "
+        ),
+        "{told}"
+    );
+    assert!(told.contains("libbroken.so"), "{told}");
+}
+
+#[test]
 fn the_schemas_are_printed_with_their_defaults() {
     let folder = folder("{}\n", SPEC);
     for (kind, field, default) in [

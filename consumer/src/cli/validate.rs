@@ -1,14 +1,20 @@
-//! `sluicegate validate -c FILE`: the config and every spec it reaches, all mistakes at once.
+//! `sluicegate validate -c FILE`: the config, every spec it reaches and whether plugins serve them, all mistakes at once.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sluicegate_config::service::HandlersConfig;
+use sluicegate_config::source::{FileSource, SpecSource};
 use sluicegate_config::{
-    Environment, Problems, ServiceConfig, load_service_config, validate_everything,
+    Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
 };
+use sluicegate_native::NativeRuntime;
 
 use super::failure::Failure;
 use super::output::Output;
+use crate::handlers::Catalogue;
 
 /// The arguments that name a config.
 #[derive(clap::Args, Clone, Debug)]
@@ -51,11 +57,14 @@ struct Verdict {
 
 /// Reads everything and prints what is wrong.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let problems = validate_everything(
+    let mut problems = validate_everything(
         &arguments.config.file,
         &Environment::of_process(),
         &arguments.config.sets,
     );
+    if problems.is_empty() {
+        problems = unserved(&arguments.config.load().map_err(Failure::problems)?);
+    }
     let verdict = Verdict {
         valid: problems.is_empty(),
         problems,
@@ -68,4 +77,44 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         arguments.output.print(&verdict, |_| String::new())?;
     }
     Err(Failure::problems(verdict.problems))
+}
+
+/// Longest wait for plugin files that are just being written.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Specs that no plugin of the folder serves. Nothing of a plugin is run. A folder that is not there is no mistake: a
+/// config can be checked where its plugins are not.
+fn unserved(config: &ServiceConfig) -> Problems {
+    let mut problems = Problems::new();
+    if !config.plugins.folder.is_dir() {
+        return problems;
+    }
+    let HandlersConfig::File { folder, rescan } = &config.handlers;
+    let mut source = FileSource::new(folder.clone(), *rescan, Environment::of_process());
+    let snapshot = match source.snapshot() {
+        Ok(snapshot) => snapshot,
+        Err(found) => return found,
+    };
+    let plugins = &config.plugins;
+    let catalogue = Catalogue::new(
+        plugins.folder.clone(),
+        plugins.allow_unsigned,
+        vec![Arc::new(NativeRuntime)],
+    );
+    let deadline = Instant::now() + SETTLE;
+    while catalogue.scan().unsettled && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for spec in snapshot.handlers.values() {
+        if let Err(error) = catalogue.find(&spec.plugin, &spec.version) {
+            problems.push(Problem {
+                file: None,
+                line: 0,
+                column: 0,
+                path: format!("handler `{}`", spec.name),
+                message: error.to_string(),
+            });
+        }
+    }
+    problems
 }

@@ -1,0 +1,180 @@
+//! `sluicegate run` and its signals, on an in-process cluster: ready, SIGHUP, a graceful end, an end at once, no broker.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sluicegate::source::mock::MockKafka;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running service; killed when the test fails before its end.
+struct Run {
+    child: Child,
+    admin: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Run {
+    fn start(folder: &Path, brokers: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let config = format!(
+            "kafka: {{ bootstrap_servers: \"{brokers}\", group_id: g }}\n\
+             admin: {{ listen: \"127.0.0.1:{port}\" }}\nlogging: {{ format: json }}\n"
+        );
+        std::fs::create_dir_all(folder.join("handlers.d")).unwrap();
+        std::fs::write(folder.join("sluicegate.yaml"), config).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+            .arg("run")
+            .current_dir(folder)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (stderr, sink) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = sink.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Self {
+            child,
+            admin: format!("http://127.0.0.1:{port}"),
+            log,
+        }
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn wait_for(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !done(self) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "ended with {ended:?} before {what}:\n{}",
+                self.log()
+            );
+            assert!(
+                Instant::now() < deadline,
+                "no {what} in time:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn status_of(&self, path: &str) -> Option<u16> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None);
+        let agent: ureq::Agent = config.build().into();
+        let answer = agent.get(format!("{}{path}", self.admin)).call().ok()?;
+        Some(answer.status().as_u16())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it does not end:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn it_lives_reads_again_and_stops_gracefully() {
+    let cluster = MockKafka::start(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = Run::start(folder.path(), &cluster.bootstrap_servers());
+    run.wait_for("answer of /livez", |run| {
+        run.status_of("/livez") == Some(200)
+    });
+    run.signal(Signal::HUP);
+    run.wait_for("re-read", |run| run.log().contains("reading specs again"));
+    assert_eq!(run.status_of("/api/v1/status"), Some(200));
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().code(), Some(0), "{}", run.log());
+    run.log().lines().for_each(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["message"].is_string(), "{line}");
+    });
+    assert!(
+        run.log()
+            .contains("\"message\":\"service stopped\",\"graceful\":true"),
+        "{}",
+        run.log()
+    );
+}
+
+#[test]
+fn an_interrupt_ends_it_too_and_without_a_broker() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = Run::start(folder.path(), "127.0.0.1:1");
+    run.wait_for("answer of /readyz", |run| {
+        run.status_of("/readyz").is_some()
+    });
+    assert_eq!(run.status_of("/livez"), Some(200));
+    run.signal(Signal::INT);
+    assert_eq!(run.end().code(), Some(0), "{}", run.log());
+}
+
+#[test]
+fn a_taken_admin_address_is_an_error_in_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap();
+    std::fs::create_dir(folder.path().join("handlers.d")).unwrap();
+    let config = format!(
+        "kafka: {{ bootstrap_servers: \"127.0.0.1:1\", group_id: g }}\nadmin: {{ listen: \"{listen}\" }}\n"
+    );
+    std::fs::write(folder.path().join("sluicegate.yaml"), config).unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+        .args(["run", "--set", "logging.level=off"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.contains(&format!("cannot listen on {listen} for admin HTTP")),
+        "{told}"
+    );
+    assert!(
+        told.ends_with("set `admin.listen` to a free address\n"),
+        "{told}"
+    );
+}
