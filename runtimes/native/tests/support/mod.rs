@@ -24,11 +24,12 @@ pub fn built(package: &str) -> PathBuf {
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built
         .entry(package.to_string())
-        .or_insert_with(|| build(package))
+        .or_insert_with(|| built_with(package, &[]))
         .clone()
 }
 
-fn build(package: &str) -> PathBuf {
+/// The library of a workspace package, built now with more arguments for cargo.
+pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
     let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "build",
@@ -36,6 +37,7 @@ fn build(package: &str) -> PathBuf {
             "--package",
             package,
         ])
+        .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
         .stderr(Stdio::inherit())
         .output()

@@ -3,125 +3,25 @@
 //! Calls go through the same functions as those of a loaded library, so the lane rule, the panic guards and the
 //! reading of the config are the real ones.
 
-use std::collections::BTreeMap;
+mod heard;
+mod record;
+
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluicegate_abi::RawOutcome;
 use sluicegate_abi::board::Board;
-use sluicegate_abi::header_block::{self, Headers};
-use sluicegate_abi::host::{CallEnd, CallSink, HostSink, Instance, Module};
-use sluicegate_abi::plugin::{Emission, Refusal};
+use sluicegate_abi::host::{CallEnd, HostSink, Instance, Module};
+use sluicegate_abi::plugin::Refusal;
 use sluicegate_abi::view::RecordParts;
-use sluicegate_abi::{RawOutcome, outcome_code};
 
 use crate::export::{self, Entry, Exported, Exports};
 use crate::{BatchHandler, Handler, Level};
+use heard::{Collected, Heard};
+pub use record::{TestRecord, record};
 
 const NAME: &str = "handler";
-
-/// A record to hand to a handler; begins as offset 0 of partition 0 with null key and value, attempt 1, epoch 1.
-#[derive(Clone, Debug)]
-pub struct TestRecord {
-    parts: RecordParts,
-    headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-}
-
-/// A record of `topic`.
-pub fn record(topic: &str) -> TestRecord {
-    let parts = RecordParts {
-        topic: topic.to_string(),
-        timestamp_ms: -1,
-        epoch: 1,
-        attempt: 1,
-        ..RecordParts::default()
-    };
-    TestRecord {
-        parts,
-        headers: Vec::new(),
-    }
-}
-
-impl TestRecord {
-    /// Sets the key, and with it the lane, as `order: key` does.
-    #[must_use]
-    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
-        let key = key.as_ref().to_vec();
-        self.parts.lane = key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        }) | 1;
-        self.parts.key = Some(key);
-        self
-    }
-
-    /// Sets the value.
-    #[must_use]
-    pub fn value(mut self, value: impl AsRef<[u8]>) -> Self {
-        self.parts.value = Some(value.as_ref().to_vec());
-        self
-    }
-
-    /// Sets the value to JSON.
-    #[must_use]
-    pub fn json(self, value: &serde_json::Value) -> Self {
-        self.value(value.to_string())
-    }
-
-    /// Adds a header.
-    #[must_use]
-    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        self.headers
-            .push((name.as_bytes().to_vec(), Some(value.as_ref().to_vec())));
-        self
-    }
-
-    /// Sets partition and offset.
-    #[must_use]
-    pub fn at(mut self, partition: i32, offset: i64) -> Self {
-        self.parts.partition = partition;
-        self.parts.offset = offset;
-        self
-    }
-
-    /// Sets the timestamp, in milliseconds since the epoch.
-    #[must_use]
-    pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
-        self.parts.timestamp_ms = timestamp_ms;
-        self
-    }
-
-    /// Sets which call this is for the record, from 1.
-    #[must_use]
-    pub fn attempt(mut self, attempt: u32) -> Self {
-        self.parts.attempt = attempt;
-        self
-    }
-
-    /// Sets the assignment's fencing number.
-    #[must_use]
-    pub fn epoch(mut self, epoch: u32) -> Self {
-        self.parts.epoch = epoch;
-        self
-    }
-
-    /// Sets the lane: records of one lane must not overtake each other; 0 is none.
-    #[must_use]
-    pub fn lane(mut self, lane: u64) -> Self {
-        self.parts.lane = lane;
-        self
-    }
-
-    fn finish(mut self) -> RecordParts {
-        if !self.headers.is_empty() {
-            self.parts.set_headers(
-                self.headers
-                    .iter()
-                    .map(|(name, value)| (name.as_slice(), value.as_deref())),
-            );
-        }
-        self.parts
-    }
-}
 
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -423,100 +323,5 @@ impl Canceller {
             std::thread::yield_now();
         }
         false
-    }
-}
-
-#[derive(Default)]
-struct Heard(Mutex<HeardLog>);
-
-#[derive(Default)]
-struct HeardLog {
-    logs: Vec<(Level, String)>,
-    metrics: BTreeMap<(u32, String), Vec<f64>>,
-}
-
-impl Heard {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HeardLog> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl HostSink for Heard {
-    fn log(&self, level: u32, message: &str) {
-        let level = [
-            Level::Error,
-            Level::Warn,
-            Level::Info,
-            Level::Debug,
-            Level::Trace,
-        ]
-        .get(level as usize)
-        .copied()
-        .unwrap_or(Level::Trace);
-        self.lock().logs.push((level, message.to_string()));
-    }
-
-    fn metric(&self, kind: u32, name: &str, value: f64) {
-        self.lock()
-            .metrics
-            .entry((kind, name.to_string()))
-            .or_default()
-            .push(value);
-    }
-}
-
-#[derive(Default)]
-struct Collected {
-    emits: Vec<Emitted>,
-    details: Vec<String>,
-}
-
-impl Collected {
-    fn outcome(&self, raw: &RawOutcome) -> Outcome {
-        let detail = (raw.detail as usize)
-            .checked_sub(1)
-            .and_then(|at| self.details.get(at))
-            .cloned();
-        let text = detail.unwrap_or_default();
-        match raw.code {
-            outcome_code::ACK => Outcome::Ack,
-            outcome_code::DROP => Outcome::Drop(text),
-            outcome_code::RETRY => {
-                Outcome::Retry((raw.arg != 0).then(|| Duration::from_millis(raw.arg)), text)
-            }
-            outcome_code::DEAD_LETTER => Outcome::DeadLetter(text),
-            outcome_code::PANICKED => Outcome::Panicked(text),
-            _ => Outcome::NotRun,
-        }
-    }
-}
-
-impl CallSink for Collected {
-    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool {
-        debug_assert!(
-            emission.headers.is_empty() || header_block::Headers::new(emission.headers).count() > 0
-        );
-        self.emits.push(Emitted {
-            record: record as usize,
-            topic: emission.topic.to_string(),
-            partition: emission.partition,
-            timestamp_ms: emission.timestamp_ms,
-            key: emission.key.map(<[u8]>::to_vec),
-            value: emission.value.map(<[u8]>::to_vec),
-            headers: Headers::new(emission.headers)
-                .map(|(name, value)| {
-                    (
-                        String::from_utf8_lossy(name).into_owned(),
-                        value.map(<[u8]>::to_vec),
-                    )
-                })
-                .collect(),
-        });
-        true
-    }
-
-    fn detail(&mut self, text: &str) -> u32 {
-        self.details.push(text.to_string());
-        self.details.len() as u32
     }
 }

@@ -1,0 +1,253 @@
+//! The functions of the border on the plugin's side.
+//!
+//! Nothing unwinds out of them. A panic of the author's code becomes a status and a text; an instance that panicked is
+//! never entered again, except to be dropped.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use abi_stable::library::{
+    __call_root_module_loader, CheckTypeLayout, LibHeader, RootModuleResult,
+};
+use abi_stable::prefix_type::WithMetadata;
+
+use super::{Call, CallEnd, Host, Instance, Plugin, Refusal};
+use crate::guard;
+use crate::module::{
+    HandlerFunctions, HandlerFunctions_Ref, PluginModule, PluginModule_Ref, RawBytes, RawCall,
+    RawHandler, RawHost, RawSink, status,
+};
+
+/// The root module of `P`.
+#[must_use]
+pub fn module<P: Plugin>() -> PluginModule_Ref {
+    PluginModule_Ref(Functions::<P>::MODULE.static_as_prefix())
+}
+
+/// The header that `abi_stable` looks for in a library; the export macro makes a static of it.
+#[must_use]
+pub const fn library_header<P: Plugin>() -> LibHeader {
+    extern "C" fn loader<P: Plugin>() -> RootModuleResult {
+        __call_root_module_loader(module::<P>)
+    }
+    // SAFETY: the loader's module is a `PluginModule_Ref`, as named here.
+    unsafe { LibHeader::from_constructor::<PluginModule_Ref>(loader::<P>, CheckTypeLayout::Yes) }
+}
+
+struct Functions<P>(PhantomData<P>);
+
+impl<P: Plugin> Functions<P> {
+    const MODULE: &'static WithMetadata<PluginModule> = &WithMetadata::new(PluginModule {
+        describe: describe::<P>,
+        create: create::<P>,
+        shutdown: shutdown::<P>,
+    });
+}
+
+const HANDLER: &WithMetadata<HandlerFunctions> = &WithMetadata::new(HandlerFunctions {
+    handle,
+    health,
+    assigned,
+    revoked,
+    drain,
+    destroy,
+});
+
+/// What a handler's context pointer points to.
+struct Cell {
+    instance: Box<dyn Instance>,
+    host: Host,
+    spent: bool,
+}
+
+impl Cell {
+    /// Runs `work` on an instance that has not panicked; a panic puts its text into `sink`.
+    fn run(
+        &mut self,
+        sink: RawSink,
+        work: impl FnOnce(&mut dyn Instance) -> Result<(), String>,
+    ) -> i32 {
+        if self.spent {
+            put(
+                sink,
+                "the instance panicked earlier and is not used any more",
+            );
+            return status::SPENT;
+        }
+        match guard::guarded(|| work(self.instance.as_mut())) {
+            Ok(Ok(())) => status::OK,
+            Ok(Err(text)) => {
+                put(sink, &text);
+                status::FAILED
+            }
+            Err(panic) => {
+                self.spent = true;
+                put(sink, &panic);
+                status::SPENT
+            }
+        }
+    }
+}
+
+fn put(sink: RawSink, text: &str) {
+    // SAFETY: the receiver keeps its sink valid for the call in which it passed it.
+    unsafe { (sink.put)(sink.context, RawBytes::of(text.as_bytes())) };
+}
+
+unsafe extern "C" fn describe<P: Plugin>(sink: RawSink) -> i32 {
+    match guard::guarded(P::describe) {
+        Ok(text) => {
+            put(sink, &text);
+            status::OK
+        }
+        Err(panic) => {
+            put(sink, &panic);
+            status::FAILED
+        }
+    }
+}
+
+unsafe extern "C" fn create<P: Plugin>(
+    host: RawHost,
+    handler: RawBytes,
+    instance: RawBytes,
+    config: RawBytes,
+    sink: RawSink,
+    out: *mut RawHandler,
+) -> i32 {
+    // SAFETY: the caller passes one count of the host with the call, and texts that live for it.
+    let host = Host { raw: host };
+    // SAFETY: as above.
+    let (handler, instance, config) = unsafe { (handler.text(), instance.text(), config.text()) };
+    let given = host.clone();
+    let (code, text) = match guard::guarded(|| P::create(given, &handler, &instance, &config)) {
+        Ok(Ok(instance)) => {
+            let cell = Box::new(Cell {
+                instance,
+                host,
+                spent: false,
+            });
+            let raw = RawHandler {
+                context: Box::into_raw(cell).cast(),
+                functions: HandlerFunctions_Ref(HANDLER.static_as_prefix()),
+            };
+            // SAFETY: the caller passes a place for the instance.
+            unsafe { out.write(raw) };
+            return status::OK;
+        }
+        Ok(Err(Refusal::Config(text))) => (status::CONFIG, text),
+        Ok(Err(Refusal::Unknown)) => (status::UNKNOWN, String::new()),
+        Ok(Err(Refusal::Failed(text))) => (status::FAILED, text),
+        Err(panic) => (status::FAILED, format!("it panicked: {panic}")),
+    };
+    put(sink, &text);
+    code
+}
+
+unsafe extern "C" fn shutdown<P: Plugin>(deadline_ms: u64) -> i32 {
+    match guard::guarded(|| P::shutdown(Duration::from_millis(deadline_ms))) {
+        Ok(()) => status::OK,
+        Err(_) => status::FAILED,
+    }
+}
+
+/// # Safety
+/// `context` comes from [`create`], is not destroyed, and no other call is running on it.
+unsafe fn cell<'a>(context: *mut ()) -> &'a mut Cell {
+    // SAFETY: the caller's promise.
+    unsafe { &mut *context.cast::<Cell>() }
+}
+
+unsafe extern "C" fn handle(context: *mut (), call: *const RawCall) -> i32 {
+    // SAFETY: the service calls an instance from one thread, between create and destroy.
+    let cell = unsafe { cell(context) };
+    if cell.spent {
+        return status::SPENT;
+    }
+    // SAFETY: the call and what it points to live until this function returns.
+    let raw = unsafe { &*call };
+    let call = Call {
+        raw,
+        host: &cell.host,
+        thread_bound: PhantomData,
+    };
+    let instance = &mut cell.instance;
+    let end = guard::guarded(|| instance.handle(&call));
+    match end {
+        Ok(CallEnd::Usable) => status::OK,
+        Ok(CallEnd::Spent) => {
+            cell.spent = true;
+            status::SPENT
+        }
+        Err(panic) => {
+            cell.spent = true;
+            cell.host.log(
+                0,
+                &format!("the handler panicked around its records: {panic}"),
+            );
+            status::SPENT
+        }
+    }
+}
+
+unsafe extern "C" fn health(context: *mut (), sink: RawSink) -> i32 {
+    // SAFETY: as in `handle`.
+    unsafe { cell(context) }.run(sink, |instance| instance.health())
+}
+
+unsafe extern "C" fn assigned(
+    context: *mut (),
+    topic: RawBytes,
+    partition: i32,
+    epoch: u32,
+    sink: RawSink,
+) -> i32 {
+    // SAFETY: as in `handle`; the text lives for the call.
+    let (cell, topic) = unsafe { (cell(context), topic.text()) };
+    cell.run(sink, |instance| {
+        instance.assigned(&topic, partition, epoch);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn revoked(
+    context: *mut (),
+    topic: RawBytes,
+    partition: i32,
+    epoch: u32,
+    sink: RawSink,
+) -> i32 {
+    // SAFETY: as in `assigned`.
+    let (cell, topic) = unsafe { (cell(context), topic.text()) };
+    cell.run(sink, |instance| {
+        instance.revoked(&topic, partition, epoch);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn drain(context: *mut (), deadline_ms: u64, sink: RawSink) -> i32 {
+    // SAFETY: as in `handle`.
+    unsafe { cell(context) }.run(sink, |instance| {
+        instance.drain(Duration::from_millis(deadline_ms));
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
+    // SAFETY: made by `create` with `Box::into_raw`, and given back once.
+    let cell = unsafe { Box::from_raw(context.cast::<Cell>()) };
+    let Cell {
+        instance,
+        host,
+        spent: _,
+    } = *cell;
+    let end = guard::guarded(|| drop(instance));
+    drop(host);
+    match end {
+        Ok(()) => status::OK,
+        Err(panic) => {
+            put(sink, &panic);
+            status::SPENT
+        }
+    }
+}

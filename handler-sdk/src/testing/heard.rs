@@ -1,0 +1,105 @@
+//! What a handler logs, counts and gives back, collected for a test.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sluicegate_abi::header_block::Headers;
+use sluicegate_abi::host::{CallSink, HostSink};
+use sluicegate_abi::plugin::Emission;
+use sluicegate_abi::{RawOutcome, outcome_code};
+
+use super::{Emitted, Outcome};
+use crate::Level;
+
+#[derive(Default)]
+pub(super) struct Heard(Mutex<HeardLog>);
+
+#[derive(Default)]
+pub(super) struct HeardLog {
+    pub(super) logs: Vec<(Level, String)>,
+    pub(super) metrics: BTreeMap<(u32, String), Vec<f64>>,
+}
+
+impl Heard {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, HeardLog> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostSink for Heard {
+    fn log(&self, level: u32, message: &str) {
+        let level = [
+            Level::Error,
+            Level::Warn,
+            Level::Info,
+            Level::Debug,
+            Level::Trace,
+        ]
+        .get(level as usize)
+        .copied()
+        .unwrap_or(Level::Trace);
+        self.lock().logs.push((level, message.to_string()));
+    }
+
+    fn metric(&self, kind: u32, name: &str, value: f64) {
+        self.lock()
+            .metrics
+            .entry((kind, name.to_string()))
+            .or_default()
+            .push(value);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Collected {
+    pub(super) emits: Vec<Emitted>,
+    details: Vec<String>,
+}
+
+impl Collected {
+    pub(super) fn outcome(&self, raw: &RawOutcome) -> Outcome {
+        let detail = (raw.detail as usize)
+            .checked_sub(1)
+            .and_then(|at| self.details.get(at))
+            .cloned();
+        let text = detail.unwrap_or_default();
+        match raw.code {
+            outcome_code::ACK => Outcome::Ack,
+            outcome_code::DROP => Outcome::Drop(text),
+            outcome_code::RETRY => {
+                Outcome::Retry((raw.arg != 0).then(|| Duration::from_millis(raw.arg)), text)
+            }
+            outcome_code::DEAD_LETTER => Outcome::DeadLetter(text),
+            outcome_code::PANICKED => Outcome::Panicked(text),
+            _ => Outcome::NotRun,
+        }
+    }
+}
+
+impl CallSink for Collected {
+    fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool {
+        self.emits.push(Emitted {
+            record: record as usize,
+            topic: emission.topic.to_string(),
+            partition: emission.partition,
+            timestamp_ms: emission.timestamp_ms,
+            key: emission.key.map(<[u8]>::to_vec),
+            value: emission.value.map(<[u8]>::to_vec),
+            headers: Headers::new(emission.headers)
+                .map(|(name, value)| {
+                    (
+                        String::from_utf8_lossy(name).into_owned(),
+                        value.map(<[u8]>::to_vec),
+                    )
+                })
+                .collect(),
+        });
+        true
+    }
+
+    fn detail(&mut self, text: &str) -> u32 {
+        self.details.push(text.to_string());
+        self.details.len() as u32
+    }
+}

@@ -1,0 +1,50 @@
+//! What the border costs a record: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
+//!
+//! `cargo bench -p sluicegate-native`; the budget is 3 ns a record in a batch of 256.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::time::Instant;
+
+use sluicegate_abi::view::RecordParts;
+use sluicegate_runtime::{CallOutput, CallStatus, RawOutcome, RawRecord, outcome_code};
+use support::{built_with, load};
+
+const RECORDS: usize = 20_000_000;
+
+fn main() {
+    let loaded = load(&built_with("misbehave", &["--release"]));
+    let mut noop = loaded.create("misbehave", "{}");
+    let parts: Vec<RecordParts> = (0..256u64)
+        .map(|index| RecordParts {
+            topic: "in".into(),
+            key: Some(index.to_le_bytes().to_vec()),
+            value: Some(vec![b'v'; 100]),
+            lane: index + 1,
+            attempt: 1,
+            ..RecordParts::default()
+        })
+        .collect();
+    let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
+    let mut outcomes = vec![RawOutcome::default(); raw.len()];
+    let mut output = CallOutput::default();
+    for size in [1, 16, 256] {
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let calls = RECORDS / 5 / size.max(16);
+            let began = Instant::now();
+            for _ in 0..calls {
+                let status = noop.handle(&raw[..size], 5_000, &mut outcomes[..size], &mut output);
+                assert_eq!(status, CallStatus::Usable);
+            }
+            best = best.min(began.elapsed().as_secs_f64() * 1e9 / (calls * size) as f64);
+        }
+        assert!(
+            outcomes[..size]
+                .iter()
+                .all(|outcome| outcome.code == outcome_code::ACK)
+        );
+        println!("batches of {size:>3}: {best:.2} ns a record (best of 5)");
+    }
+}
