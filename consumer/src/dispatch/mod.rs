@@ -7,4 +7,4 @@ pub mod pool;
 
 pub use batch::{Batch, EntryKey, FlightKey, HandlerIx};
 pub use inbox::{Inbox, PumpMessage};
-pub use pool::{PoolState, WorkerPool};
+pub use pool::{OwnedPartition, PoolState, WorkerPool};

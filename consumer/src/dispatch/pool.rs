@@ -13,6 +13,17 @@ pub enum PoolState {
     Failed,
 }
 
+/// A partition under one ownership, as instances are told of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnedPartition {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Fencing number of the ownership (G5).
+    pub epoch: u32,
+}
+
 /// The threads of one handler generation (or of several handlers that share them by name).
 ///
 /// A pool sends every batch that it took back to `home` as [`super::PumpMessage::Finished`], whatever happened to the
@@ -25,6 +36,12 @@ pub trait WorkerPool: Send + Sync {
     /// Gives the batch back when no worker is free (or none that the batch must go to), or the pool has failed. The
     /// pool then sends [`super::PumpMessage::PoolFree`] to `home` once it can take one again.
     fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
+
+    /// Says which partitions' records may come from `home` from now on, in place of what it said before. Instances hear
+    /// of each new one before its first record, and of each one that is gone. Does not wait for them.
+    fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+        let _ = (home, partitions);
+    }
 
     /// Number of workers, for handlers whose keys stay with a worker.
     fn workers(&self) -> u32;

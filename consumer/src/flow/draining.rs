@@ -64,6 +64,7 @@ impl Flow {
             assignment.state = AssignmentState::Released;
             if self.current.get(&assignment.at) == Some(&slot) {
                 self.current.remove(&assignment.at);
+                self.ownership_changed = true;
             }
         }
         self.commit_in_flight

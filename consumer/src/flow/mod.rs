@@ -20,6 +20,7 @@ mod draining;
 pub mod flights;
 pub mod handler;
 mod outcomes;
+mod ownership;
 mod place;
 pub mod report;
 pub mod slab;
@@ -110,6 +111,8 @@ pub struct Flow {
     committed_ms: u64,
     late_outcomes: u64,
     fault: Option<Arc<str>>,
+    /// Pools are to be told which partitions are ours before the next batch.
+    ownership_changed: bool,
 }
 
 impl Flow {
@@ -140,6 +143,7 @@ impl Flow {
             committed_ms: 0,
             late_outcomes: 0,
             fault: None,
+            ownership_changed: false,
         }
     }
 
@@ -173,6 +177,7 @@ impl Flow {
             }
         }
         self.router.swap(index);
+        self.ownership_changed = true;
         for assignment in &mut self.assignments {
             if assignment.state == AssignmentState::Assigned {
                 assignment.plan = self.router.plan(&assignment.at.topic);
@@ -187,6 +192,7 @@ impl Flow {
         let plan = self.router.plan(&at.topic);
         self.topics.entry(at.topic.clone()).or_default();
         self.current.insert(at.clone(), slot);
+        self.ownership_changed = true;
         self.assignments.push(Assignment {
             at,
             epoch: self.next_epoch,

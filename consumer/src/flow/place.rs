@@ -117,6 +117,9 @@ impl Flow {
 
     /// Submits what is ready, handler by handler.
     pub fn dispatch(&mut self) {
+        if std::mem::take(&mut self.ownership_changed) {
+            self.tell_ownership();
+        }
         for ix in std::mem::take(&mut self.listed) {
             if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
                 handler.listed = false;

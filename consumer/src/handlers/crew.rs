@@ -177,6 +177,7 @@ impl Crew {
             match errand {
                 Errand::Probe { reply, .. } => drop(reply.try_send(Err(why.to_owned()))),
                 Errand::Leave(tenant) => tenant.let_go(false),
+                Errand::TellOwned(_) => {}
             }
         }
         if alone {
@@ -205,6 +206,22 @@ impl Crew {
             reply,
         });
         self.rouse(&mut state, seat, &mut notices);
+        drop(state);
+        notices.deliver();
+    }
+
+    /// Every thread is to tell its instance of the handler's partitions, before it runs another batch. An instance that
+    /// is built later is told by its builder.
+    pub(super) fn tell_owned(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+        let mut notices = Notices::default();
+        let mut state = self.lock();
+        for seat in 0..state.seats.len() {
+            if state.seats[seat].alive {
+                let errand = Errand::TellOwned(Arc::clone(tenant));
+                state.seats[seat].errands.push_back(errand);
+                self.rouse(&mut state, seat, &mut notices);
+            }
+        }
         drop(state);
         notices.deliver();
     }

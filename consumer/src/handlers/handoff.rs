@@ -127,14 +127,14 @@ impl Crew {
     }
 
     /// An instance is about to be dropped, which may hang.
-    pub(super) fn ending(&self, ticket: Ticket, tenant: &Arc<Tenant>, leaving: bool) {
+    pub(super) fn aside(&self, ticket: Ticket, tenant: &Arc<Tenant>) {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation == ticket.incarnation {
-            seat.phase = Phase::Ending {
+            seat.phase = Phase::Aside {
                 since: Instant::now(),
                 tenant: Arc::clone(tenant),
-                leaving,
+                leaving: false,
             };
         }
     }
@@ -184,12 +184,20 @@ fn take_task(
 ) -> Option<Task> {
     match state.seats[seat].errands.pop_front() {
         Some(Errand::Leave(tenant)) => {
-            state.seats[seat].phase = Phase::Ending {
+            state.seats[seat].phase = Phase::Aside {
                 since: Instant::now(),
                 tenant: Arc::clone(&tenant),
                 leaving: true,
             };
             return Some(Task::Leave(tenant));
+        }
+        Some(Errand::TellOwned(tenant)) => {
+            state.seats[seat].phase = Phase::Aside {
+                since: Instant::now(),
+                tenant: Arc::clone(&tenant),
+                leaving: false,
+            };
+            return Some(Task::TellOwned(tenant));
         }
         Some(Errand::Probe {
             tenant,

@@ -148,7 +148,7 @@ impl Crew {
                 Phase::Creating { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.create_timeout
                 }
-                Phase::Ending { since, .. } => {
+                Phase::Aside { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.drain_timeout
                 }
             };
@@ -178,6 +178,7 @@ impl Crew {
             match errand {
                 // Its instance, if it has one, is on the abandoned thread.
                 Errand::Leave(tenant) => tenant.let_go(true),
+                Errand::TellOwned(_) => {}
                 probe @ Errand::Probe { .. } => state.seats[seat].errands.push_back(probe),
             }
         }
@@ -231,10 +232,10 @@ impl Crew {
                 }
                 state.instance_died(seat, &tenant, &why, notices);
             }
-            Phase::Ending {
+            Phase::Aside {
                 tenant, leaving, ..
             } => {
-                tracing::error!(handler = %tenant.setup.name, worker = seat, "dropping an instance hangs; its thread is given up");
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "draining or dropping an instance, or telling it of partitions, hangs; its thread is given up");
                 tenant.setup.stats.quarantined();
                 if leaving {
                     tenant.let_go(true);

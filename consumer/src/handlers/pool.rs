@@ -9,9 +9,10 @@
 //!
 //! One lock a crew, taken twice a batch; nothing is locked, counted or timed for a single record.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use sluicegate_runtime::{HostServices, LoadedPlugin};
@@ -19,7 +20,7 @@ use sluicegate_runtime::{HostServices, LoadedPlugin};
 use super::crew::Crew;
 use super::restart::RestartPolicy;
 use super::stats::HandlerStats;
-use crate::dispatch::{Batch, Inbox, PoolState, WorkerPool};
+use crate::dispatch::{Batch, Inbox, OwnedPartition, PoolState, WorkerPool};
 use crate::emit::Emitter;
 
 /// Everything that a worker needs to build and call instances of one handler generation.
@@ -52,6 +53,13 @@ pub(super) struct Tenant {
     why_tripped: Mutex<Option<Arc<str>>>,
     departure: Mutex<Departure>,
     left: Condvar,
+    /// What each pump has said of its partitions.
+    owned: Mutex<Vec<Owned>>,
+}
+
+struct Owned {
+    home: Weak<Inbox>,
+    partitions: Vec<OwnedPartition>,
 }
 
 /// How far a handler has left its crew.
@@ -71,7 +79,35 @@ impl Tenant {
             why_tripped: Mutex::new(None),
             departure: Mutex::new(Departure::default()),
             left: Condvar::new(),
+            owned: Mutex::default(),
         }
+    }
+
+    /// Takes note of a pump's partitions; `false` when they are the same as before.
+    fn set_owned(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) -> bool {
+        let mut owned = relock(&self.owned);
+        owned.retain(|pump| pump.home.strong_count() > 0);
+        let home = Arc::downgrade(home);
+        let at = owned.iter().position(|pump| pump.home.ptr_eq(&home));
+        match at.map(|at| &mut owned[at]) {
+            Some(pump) if pump.partitions == partitions => return false,
+            Some(pump) => pump.partitions = partitions.to_vec(),
+            None => owned.push(Owned {
+                home,
+                partitions: partitions.to_vec(),
+            }),
+        }
+        true
+    }
+
+    /// The partitions of all pumps.
+    pub(super) fn owned(&self) -> BTreeSet<OwnedPartition> {
+        let owned = relock(&self.owned);
+        owned
+            .iter()
+            .flat_map(|pump| &pump.partitions)
+            .cloned()
+            .collect()
     }
 
     pub(super) fn is_tripped(&self) -> bool {
@@ -208,6 +244,12 @@ impl HandlerPool {
 impl WorkerPool for HandlerPool {
     fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
         self.crew.submit(&self.tenant, batch, home)
+    }
+
+    fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+        if self.tenant.set_owned(home, partitions) {
+            self.crew.tell_owned(&self.tenant);
+        }
     }
 
     fn workers(&self) -> u32 {

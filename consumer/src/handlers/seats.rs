@@ -64,8 +64,9 @@ pub(super) enum Phase {
     Calling(Call),
     /// Hands over emits and outcomes; runs no plugin code.
     Finishing,
-    /// Drains or drops an instance; `leaving` when the handler waits for that.
-    Ending {
+    /// Calls an instance beside its records: drains or drops it, tells it of partitions. `leaving` when the handler
+    /// waits for that.
+    Aside {
         since: Instant,
         tenant: Arc<Tenant>,
         leaving: bool,
@@ -114,6 +115,7 @@ pub(super) enum Errand {
         reply: SyncSender<Result<(), String>>,
     },
     Leave(Arc<Tenant>),
+    TellOwned(Arc<Tenant>),
 }
 
 /// What a worker does next.
@@ -123,6 +125,7 @@ pub(super) enum Task {
     Create(Arc<Tenant>),
     Probe(Arc<Tenant>, bool),
     Leave(Arc<Tenant>),
+    TellOwned(Arc<Tenant>),
     /// The seat is somebody else's, or the crew is done.
     Exit,
 }

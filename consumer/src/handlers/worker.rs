@@ -1,6 +1,6 @@
 //! A worker thread: builds instances when they are first needed, calls them, drops them; nobody else touches them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use super::emits;
 use super::handoff::{CallReport, Ticket};
 use super::pool::Tenant;
 use super::seats::{Job, Task};
-use crate::dispatch::{Batch, PumpMessage};
+use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
 
 /// Bytes of a thread's name that the system shows.
 const VISIBLE: usize = 15;
@@ -45,6 +45,8 @@ fn thread_name(name: &str, generation: u64, seat: usize) -> String {
 struct Built {
     instance: Box<dyn HandlerInstance>,
     monitor: Arc<dyn CallMonitor>,
+    /// The partitions that it was told of.
+    told: BTreeSet<OwnedPartition>,
 }
 
 struct Worker {
@@ -67,6 +69,10 @@ impl Worker {
                 Task::Create(tenant) => self.create_and_call(&tenant),
                 Task::Probe(tenant, keep) => self.probe(&tenant, keep),
                 Task::Leave(tenant) => self.leave(&tenant),
+                Task::TellOwned(tenant) => {
+                    self.tell_owned(&tenant);
+                    true
+                }
                 Task::Exit => false,
             };
             if !goes_on {
@@ -104,6 +110,7 @@ impl Worker {
             instance.map(|instance| Built {
                 monitor: instance.monitor(),
                 instance,
+                told: BTreeSet::new(),
             })
         };
         let built = catch_unwind(AssertUnwindSafe(create))
@@ -114,7 +121,29 @@ impl Worker {
             setup.stats.restarted();
         }
         self.built.insert(tenant.id, built);
+        self.tell_owned(tenant);
         Ok(monitor)
+    }
+
+    /// Tells the handler's instance of partitions that are new or gone, if there is an instance.
+    fn tell_owned(&mut self, tenant: &Arc<Tenant>) {
+        let Some(built) = self.built.get_mut(&tenant.id) else {
+            return;
+        };
+        let owned = tenant.owned();
+        let Built { instance, told, .. } = built;
+        let telling = catch_unwind(AssertUnwindSafe(|| {
+            for gone in told.difference(&owned) {
+                instance.revoked(&gone.topic, gone.partition, gone.epoch);
+            }
+            for new in owned.difference(told) {
+                instance.assigned(&new.topic, new.partition, new.epoch);
+            }
+        }));
+        if telling.is_err() {
+            tracing::warn!(handler = %tenant.setup.name, "telling an instance of its partitions panicked");
+        }
+        built.told = owned;
     }
 
     /// Runs one batch; `false` when this thread was given up meanwhile.
@@ -159,7 +188,7 @@ impl Worker {
         if let Some(why) = spent {
             tracing::warn!(handler = %setup.name, reason = %why, "instance died");
             self.lost.insert(tenant.id);
-            self.crew.ending(self.ticket, &tenant, false);
+            self.crew.aside(self.ticket, &tenant);
             if let Some(built) = self.built.remove(&tenant.id) {
                 drop_guarded(built);
             }

@@ -76,6 +76,20 @@ impl Plan {
             Self::Conditional(Box::new(Conditional::new(index, always, routes)))
         }
     }
+
+    /// The handlers that may want a record of the topic, some of them perhaps twice.
+    pub(super) fn handlers<'p>(
+        &'p self,
+        index: &'p RoutingIndex,
+    ) -> impl Iterator<Item = HandlerIx> + 'p {
+        let (always, routes) = match self {
+            Self::Constant(always) => (always, None),
+            Self::Conditional(plan) => (&plan.always, Some(&plan.routes)),
+        };
+        let asked = routes.into_iter().flatten();
+        let asked = asked.map(|&route| index.routes[route as usize].handler);
+        always.iter().copied().chain(asked)
+    }
 }
 
 impl Conditional {

@@ -84,6 +84,11 @@ impl Router {
         plan
     }
 
+    /// The handlers that may want a record of the topic, some of them perhaps twice.
+    pub fn candidates(&self, plan: PlanIx) -> impl Iterator<Item = HandlerIx> + '_ {
+        self.plans[plan.0 as usize].handlers(&self.index)
+    }
+
     /// The handlers that want a record, ascending; `headers` gives its header block and is called only if it matters.
     #[inline]
     pub fn route<'r>(

@@ -47,6 +47,8 @@ pub(crate) struct Script {
     pub(crate) cancelled: AtomicU32,
     /// Instance names, in the order of their calls, with the number of records.
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
+    /// What instances were told, and their first records, in order.
+    pub(crate) told: Mutex<Vec<String>>,
 }
 
 impl Script {
@@ -193,6 +195,10 @@ impl CallMonitor for Monitor {
 }
 
 impl Instance {
+    fn note(&self, what: String) {
+        relock(&self.monitor.script.told).push(what);
+    }
+
     fn one(&self, index: u32, record: &RawRecord, output: &mut CallOutput) -> RawOutcome {
         let deed = relock(&self.monitor.script.deeds)
             .get(&record.offset)
@@ -243,6 +249,7 @@ impl HandlerInstance for Instance {
     ) -> CallStatus {
         let script = &self.monitor.script;
         relock(&script.calls).push((self.name.clone(), records.len()));
+        relock(&script.told).push(format!("called with {}", records[0].offset));
         self.monitor.serial.fetch_add(1, Ordering::SeqCst);
         *relock(&self.monitor.progress) = Some(Vec::new());
         let mut status = CallStatus::Usable;
@@ -271,9 +278,13 @@ impl HandlerInstance for Instance {
         }
     }
 
-    fn assigned(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.note(format!("assigned {topic}/{partition} {epoch}"));
+    }
 
-    fn revoked(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.note(format!("revoked {topic}/{partition} {epoch}"));
+    }
 
     fn drain(&mut self, _deadline_ms: u64) {
         self.monitor.script.drained.fetch_add(1, Ordering::SeqCst);

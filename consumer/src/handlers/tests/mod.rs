@@ -3,6 +3,7 @@
 
 mod doubles;
 mod overrun;
+mod ownership;
 mod pool;
 mod registry;
 mod sharing;
