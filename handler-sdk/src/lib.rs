@@ -72,3 +72,8 @@ pub mod __private {
     pub use sluicegate_abi::descriptor::Descriptor;
     pub use sluicegate_abi::plugin::{LibHeader, library_header};
 }
+
+/// Compiles the page's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
