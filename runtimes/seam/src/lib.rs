@@ -103,7 +103,9 @@ pub trait HandlerInstance {
     /// Calls the handler for `records`, in order, and writes `outcomes[i]` for `records[i]`.
     ///
     /// `outcomes` has the length of `records` and comes filled with `NOT_RUN`. Emitted records and the texts behind
-    /// `RawOutcome::detail` are appended to `output`.
+    /// `RawOutcome::detail` are appended to `output`; what a record emitted before it ended in a retry, a panic or an
+    /// unknown code is left out, and its `EMITTED` flag taken back. The handler learns `timeout_ms` as the deadline of
+    /// the whole call; 0 is no limit.
     fn handle(
         &mut self,
         records: &[RawRecord],
