@@ -3,7 +3,6 @@
 //! `abi_stable`'s own loading functions are not used: they keep one module a type for the whole process, leak, and
 //! leave pointers into libraries in global maps. Its header and its layout check are, with throw-away globals.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use abi_stable::StableAbi;
@@ -105,14 +104,14 @@ struct Mapped(Vec<std::ops::Range<usize>>);
 impl Mapped {
     /// Reads `/proc/self/maps`: `start-end perms offset device inode path`.
     fn of(copy: &PrivateCopy) -> std::io::Result<Self> {
-        let inode = std::fs::metadata(&copy.path)?.ino().to_string();
+        let name = copy.path.file_name().unwrap_or_default().to_string_lossy();
         let maps = std::fs::read_to_string("/proc/self/maps")?;
         let ranges = maps.lines().filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             let (start, end) = words.next()?.split_once('-')?;
             let readable = words.next()?.starts_with('r');
-            let same =
-                words.nth(2)? == inode && line.contains(&*copy.path.file_name()?.to_string_lossy());
+            // Not by inode: on a layered file system the map and the file's metadata can differ in it.
+            let same = line.ends_with(&*name);
             let at = |hex: &str| usize::from_str_radix(hex, 16).ok();
             (readable && same).then_some(at(start)?..at(end)?)
         });

@@ -2,25 +2,29 @@
 //!
 //! The loader of the system takes a path that it has seen for the library it knows, even when the file was replaced;
 //! and a file that is overwritten while it is mapped corrupts running code. So a generation gets a file of its own in
-//! a folder that only this user can enter. The name says the hash, the generation, the process and the load; what
-//! dead processes left is removed.
+//! a folder that only this user can enter, under a name of hash, generation and chance. Its owner holds a lock on it:
+//! what nobody holds is left over from a process that died, and is removed.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sluicegate_runtime::LoadError;
 
 use crate::unreadable;
 
-static COPIES: AtomicU64 = AtomicU64::new(0);
+/// A copy that is this young may be one that its process is about to lock.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The copy; the file goes when this is dropped, the mapping does not mind.
 #[derive(Debug)]
 pub(crate) struct PrivateCopy {
     pub(crate) path: PathBuf,
+    /// Locked, shared.
+    _held: File,
 }
 
 impl PrivateCopy {
@@ -34,20 +38,28 @@ impl PrivateCopy {
         let folder = cache.join("native");
         enter(&folder).map_err(|error| unreadable(&folder, error))?;
         remove_stale(&folder);
-        let copy = COPIES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{sha256}-{generation}-{}.{copy}.so", std::process::id());
-        let path = folder.join(name);
-        // A leftover of an earlier process with this id; no living one has it.
-        let _ = fs::remove_file(&path);
+        let path = folder.join(format!("{sha256}-{generation}-{:016x}.so", chance()));
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o500)
             .open(&path)
-            .and_then(|mut file| file.write_all(bytes));
-        written.map_err(|error| unreadable(&path, error))?;
-        Ok(Self { path })
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| File::open(&path))
+            .and_then(|file| file.lock_shared().map(|()| file));
+        match written {
+            Ok(held) => Ok(Self { path, _held: held }),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                Err(unreadable(&path, error))
+            }
+        }
     }
+}
+
+/// A number that no other load gets, here or in another process.
+fn chance() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
 
 impl Drop for PrivateCopy {
@@ -72,11 +84,7 @@ fn enter(folder: &Path) -> std::io::Result<()> {
         ));
     }
     // A file that this process makes has this process's owner.
-    let probe = folder.join(format!(
-        ".owner-{}-{}",
-        std::process::id(),
-        COPIES.fetch_add(1, Ordering::Relaxed)
-    ));
+    let probe = folder.join(format!(".owner-{:016x}", chance()));
     let owner = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -96,18 +104,65 @@ fn enter(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Removes copies of processes that are gone.
+/// Removes copies that nobody holds.
 fn remove_stale(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".so"))
-            .and_then(|name| name.rsplit_once('.'))
-            .and_then(|(name, _copy)| name.rsplit_once('-'))
-            .and_then(|(_, pid)| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            let _ = fs::remove_file(entry.path());
+        let path = entry.path();
+        let settled = entry
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED_AFTER));
+        if settled && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(&path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_private_apart_and_swept_once_nobody_holds_them() {
+        let cache = tempfile::tempdir().unwrap();
+        let write = || PrivateCopy::write(cache.path(), b"bytes", "abc", 1).unwrap();
+        let (one, two) = (write(), write());
+        assert_ne!(one.path, two.path);
+        assert_eq!(fs::read(&one.path).unwrap(), b"bytes");
+        let folder = cache.path().join("native");
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        let old = std::time::SystemTime::now() - 2 * SETTLED_AFTER;
+        for path in [&one.path, &two.path] {
+            fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
+        }
+        let (held, left) = (one.path.clone(), folder.join("left-by-the-dead.so"));
+        fs::copy(&two.path, &left).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&left)
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        drop(two);
+        let three = write();
+        assert!(held.exists() && three.path.exists() && !left.exists());
+        drop(one);
+        assert!(!held.exists());
+    }
+
+    #[test]
+    fn a_cache_that_is_no_folder_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        fs::write(cache.path().join("native"), "a file").unwrap();
+        let error = PrivateCopy::write(cache.path(), b"", "abc", 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/native`: it is not a folder"), "{error}");
     }
 }
