@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -12,6 +14,8 @@ use sluicegate_runtime::{HandlerRuntime, PluginIdentity};
 
 use super::pool::relock;
 
+/// What makes a folder a package.
+const MANIFEST: &str = "plugin.yaml";
 /// A file that was changed more recently than this may still be written.
 const SETTLES_IN: Duration = Duration::from_millis(300);
 
@@ -34,6 +38,30 @@ struct File {
 struct Stamp {
     bytes: u64,
     modified: SystemTime,
+    /// When the system last changed anything of it: a copy may keep length and time of modification.
+    changed: (i64, i64),
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Option<Self> {
+        Some(Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok()?,
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+        })
+    }
+
+    /// The stamp of a file that is read together with another.
+    fn with(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            modified: self.modified.max(other.modified),
+            changed: self.changed.max(other.changed),
+            inode: self.inode ^ other.inode.rotate_left(32),
+        }
+    }
 }
 
 /// A plugin that can be loaded.
@@ -142,6 +170,9 @@ impl Catalogue {
         let mut files = relock(&self.files);
         let mut before = std::mem::take(&mut *files);
         for (path, stamp) in self.list() {
+            let Some(runtime) = self.runtimes.iter().find(|r| r.recognises(&path)) else {
+                continue;
+            };
             let known = before.remove(&path);
             let known = match known {
                 Some(file) if file.stamp == stamp => {
@@ -158,36 +189,29 @@ impl Catalogue {
                 files.extend(known.map(|file| (path, file)));
                 continue;
             }
-            if let Some(file) = self.read(&path, stamp) {
-                found.changed = true;
-                files.insert(path, file);
-            }
+            found.changed = true;
+            let file = self.read(&path, stamp, runtime);
+            files.insert(path, file);
         }
         found.changed |= !before.is_empty();
         found
     }
 
+    /// The files of the folder and of the packages in it (folders with a manifest).
     fn list(&self) -> Vec<(PathBuf, Stamp)> {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else {
-            return Vec::new();
-        };
-        let stamped = |entry: std::io::Result<std::fs::DirEntry>| {
-            let path = entry.ok()?.path();
-            // Follows links: folders of plugins are often links into a build's output.
-            let metadata = std::fs::metadata(&path).ok()?;
-            let stamp = Stamp {
-                bytes: metadata.len(),
-                modified: metadata.modified().ok()?,
-            };
-            metadata.is_file().then_some((path, stamp))
-        };
-        let mut files: Vec<_> = entries.filter_map(stamped).collect();
+        let mut files = Vec::new();
+        let mut folders = Vec::new();
+        list_folder(&self.folder, &mut files, &mut folders);
+        for package in folders {
+            if package.join(MANIFEST).is_file() {
+                list_folder(&package, &mut files, &mut Vec::new());
+            }
+        }
         files.sort_by(|(a, _), (b, _)| a.cmp(b));
         files
     }
 
-    fn read(&self, path: &Path, stamp: Stamp) -> Option<File> {
-        let runtime = self.runtimes.iter().find(|r| r.recognises(path))?;
+    fn read(&self, path: &Path, stamp: Stamp, runtime: &Arc<dyn HandlerRuntime>) -> File {
         let content = runtime
             .inspect(path)
             .map_err(|error| error.to_string())
@@ -208,7 +232,7 @@ impl Catalogue {
             Ok(artefact) => tracing::info!(plugin = ?artefact, "plugin found"),
             Err(reason) => tracing::warn!(%reason, "plugin not usable"),
         }
-        Some(File { stamp, content })
+        File { stamp, content }
     }
 
     /// The newest artefact that serves `plugin` (its name, or that of a handler that it exports) in a version that
@@ -265,6 +289,28 @@ impl Catalogue {
         }
         let handler = exported_handler(&newest.identity, plugin)?;
         Ok((Arc::clone(newest), handler))
+    }
+}
+
+/// Adds the files of `folder`, and its folders. Links are followed: plugins are often links into a build's output.
+fn list_folder(folder: &Path, files: &mut Vec<(PathBuf, Stamp)>, folders: &mut Vec<PathBuf>) {
+    let stamp_of = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.is_file(), Stamp::of(&metadata)?))
+    };
+    let manifest = stamp_of(&folder.join(MANIFEST)).map(|(_, stamp)| stamp);
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        match stamp_of(&path) {
+            Some((true, stamp)) => {
+                let stamp = manifest.map_or(stamp, |manifest| stamp.with(manifest));
+                files.push((path, stamp));
+            }
+            Some((false, _)) => folders.push(path),
+            None => {}
+        }
     }
 }
 

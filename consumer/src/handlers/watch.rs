@@ -47,19 +47,23 @@ impl FolderWatch {
             watcher.watch(folder, RecursiveMode::NonRecursive)?;
             Ok(watcher)
         });
+        let folder = folder.to_owned();
         let every = match &watcher {
             Ok(_) => at_least,
             Err(error) => {
-                let folder = folder.display();
-                tracing::warn!(%folder, %error, "no notices of changes; the folder is looked at every {WITHOUT_NOTICES:?}");
+                let shown = folder.display();
+                tracing::warn!(folder = %shown, %error, "no notices of changes; the folder is looked at every {WITHOUT_NOTICES:?}");
                 WITHOUT_NOTICES.min(at_least)
             }
         };
         let thread = std::thread::Builder::new()
             .name("plugins/watch".to_owned())
             .spawn(move || {
-                let _watcher = watcher;
+                let mut watcher = watcher;
                 loop {
+                    if let Ok(watcher) = &mut watcher {
+                        watch_packages(watcher, &folder);
+                    }
                     match inbox.recv_timeout(every) {
                         Ok(Notice::Changed) => loop {
                             match inbox.recv_timeout(QUIET) {
@@ -78,6 +82,17 @@ impl FolderWatch {
             notices,
             thread: Some(thread),
         })
+    }
+}
+
+/// Watches the packages in the folder as well; watching one again changes nothing.
+fn watch_packages(watcher: &mut impl Watcher, folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for package in entries.map(|entry| entry.path()) {
+        if package.join("plugin.yaml").is_file() {
+            // Without notices of it there is the look now and then.
+            let _ = watcher.watch(&package, RecursiveMode::NonRecursive);
+        }
     }
 }
 

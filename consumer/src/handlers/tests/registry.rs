@@ -277,6 +277,24 @@ fn a_new_handler_that_is_refused_is_not_in_the_plan() {
 }
 
 #[test]
+fn packages_are_found_and_read_again_when_their_manifest_changes() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = shop.folder.path().to_owned();
+    std::fs::create_dir_all(folder.join("pack")).unwrap();
+    std::fs::create_dir_all(folder.join("deps")).unwrap();
+    put(&folder, "pack/libb.so", "copy 1.1.0 copy");
+    put(&folder, "deps/libc.so", "copy 9.0.0 copy");
+    let before = shop.apply(&[spec("one", "*", "a")]);
+    assert_eq!(&*before.plan.handlers[0].version, "1.0.0");
+    put(&folder, "pack/plugin.yaml", "name: copy");
+    let packed = shop.rescan().unwrap();
+    assert_eq!(&*packed.plan.handlers[0].version, "1.1.0");
+    assert!(shop.rescan().is_none());
+    put(&folder, "pack/plugin.yaml", "name: copy # again");
+    assert!(shop.rescan().is_some(), "the library is read again with it");
+}
+
+#[test]
 fn unsigned_plugins_are_refused_unless_allowed() {
     let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[], false);
     let applied = shop.apply(&[spec("one", "*", "a")]);
