@@ -7,7 +7,7 @@ WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --package sluicegate --package relay --package flight-delays --package fraud-detector --package auditor \
+    cargo build --release --locked --package sluicegate --package sluicegate-handler-relay --package sluicegate-handler-flight-delays --package sluicegate-handler-fraud-detector --package sluicegate-handler-auditor \
     && mkdir -p /out/plugins \
     && cp target/release/sluicegate /out/ \
     && cp target/release/librelay.so target/release/libflight_delays.so target/release/libfraud_detector.so target/release/libauditor.so /out/plugins/
