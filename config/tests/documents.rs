@@ -39,7 +39,7 @@ kafka:
   start: 2026-01-31T12:00:00+01:00
   client: { session.timeout.ms: 6000, sasl.password: hunter2, ssl.ca.location: ca.pem }
 processing:
-  guarantee: exactly_once
+  guarantee: at_least_once
   max_uncommitted: 500
   memory: 64MiB
   commit_interval: 250ms
@@ -105,7 +105,7 @@ fn every_value_of_a_full_service_config_lands_where_it_belongs() {
         config.kafka.client["ssl.ca.location"].expose(),
         "etc/ca.pem"
     );
-    assert_eq!(config.processing.guarantee, Guarantee::ExactlyOnce);
+    assert_eq!(config.processing.guarantee, Guarantee::AtLeastOnce);
     assert_eq!(config.processing.max_uncommitted, 500);
     assert_eq!(config.processing.memory, 64 << 20);
     assert_eq!(

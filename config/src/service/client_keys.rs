@@ -136,7 +136,7 @@ const OWNED: &[(&str, &str)] = &[
     ("ssl_engine_callback_data", "cannot be set from a text"),
     (
         "transactional.id",
-        "is owned: set `processing.guarantee: exactly_once`",
+        "is owned: exactly once is not available yet",
     ),
 ];
 

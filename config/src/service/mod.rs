@@ -135,8 +135,6 @@ pub struct ProcessingConfig {
 pub enum Guarantee {
     /// G1.
     AtLeastOnce,
-    /// G6.
-    ExactlyOnce,
 }
 
 /// What to do when a committed offset is no longer there (G12).

@@ -58,8 +58,22 @@ impl RoutingIndex {
         revision: u64,
         routes: Vec<(HandlerIx, Route)>,
     ) -> Result<Arc<Self>, RouteError> {
+        Self::compile_apart_from(revision, routes, [])
+    }
+
+    /// As [`RoutingIndex::compile`], but globs and regexes match no dead-letter topic: `dead_letters` are their names,
+    /// in which `{topic}` stands for any. A record that is given up must not come back to whoever gave it up; who
+    /// wants dead letters names their topic exactly.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn compile_apart_from<'t>(
+        revision: u64,
+        routes: Vec<(HandlerIx, Route)>,
+        dead_letters: impl IntoIterator<Item = &'t str>,
+    ) -> Result<Arc<Self>, RouteError> {
         let mut table = AtomTable::default();
-        let mut topics = TopicTable::default();
+        let mut topics = TopicTable::apart_from(dead_letters);
         let mut trees = Vec::with_capacity(routes.len());
         for (ix, (handler, route)) in routes.iter().enumerate() {
             for pattern in &route.topics {

@@ -12,9 +12,36 @@ pub(super) struct TopicTable {
     exact: HashMap<String, Vec<u32>>,
     patterns: Vec<(Regex, Vec<u32>)>,
     numbers: HashMap<String, usize>,
+    /// What dead-letter topics begin and end with.
+    dead_letters: BTreeSet<(String, String)>,
 }
 
 impl TopicTable {
+    /// A table whose patterns match no dead-letter topic.
+    pub(super) fn apart_from<'t>(dead_letters: impl IntoIterator<Item = &'t str>) -> Self {
+        let ends = |template: &'t str| {
+            let (begin, rest) = template
+                .split_once("{topic}")
+                .unwrap_or((template, template));
+            let end = rest.rsplit_once("{topic}").map_or(rest, |(_, end)| end);
+            (begin.to_owned(), end.to_owned())
+        };
+        Self {
+            dead_letters: dead_letters
+                .into_iter()
+                .map(ends)
+                .filter(|(begin, end)| !begin.is_empty() || !end.is_empty())
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    fn is_dead_letter(&self, topic: &str) -> bool {
+        self.dead_letters
+            .iter()
+            .any(|(begin, end)| topic.starts_with(begin) && topic.ends_with(end))
+    }
+
     /// Adds a pattern of `route`.
     ///
     /// # Errors
@@ -44,6 +71,9 @@ impl TopicTable {
     pub(super) fn routes(&self, topic: &str) -> Vec<u32> {
         let mut routes = self.exact.get(topic).cloned().unwrap_or_default();
         for (regex, of_pattern) in &self.patterns {
+            if self.is_dead_letter(topic) {
+                break;
+            }
             if regex.is_match(topic) {
                 routes.extend_from_slice(of_pattern);
             }
@@ -196,5 +226,23 @@ fn write_members(members: &[char], out: &mut String) {
     }
     if others.len() < members.len() {
         out.push('-');
+    }
+}
+
+#[cfg(test)]
+mod dead_letter_tests {
+    use super::*;
+
+    #[test]
+    fn patterns_leave_dead_letter_topics_to_exact_names() {
+        let mut table = TopicTable::apart_from(["{topic}.dlt", "given-up"]);
+        table.add(&TopicPattern::Glob("*".into()), 0).unwrap();
+        table
+            .add(&TopicPattern::Exact("orders.dlt".into()), 1)
+            .unwrap();
+        assert_eq!(table.routes("orders"), vec![0]);
+        assert_eq!(table.routes("orders.dlt"), vec![1]);
+        assert_eq!(table.routes("given-up"), Vec::<u32>::new());
+        assert_eq!(table.routes("given-up-later"), vec![0]);
     }
 }

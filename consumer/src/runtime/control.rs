@@ -41,6 +41,14 @@ enum Order {
     Stop(Duration),
 }
 
+/// A refusal as a sentence that names its handler once.
+pub(super) fn named(refusal: &Refusal) -> String {
+    match refusal.reason.starts_with("handler `") {
+        true => refusal.reason.clone(),
+        false => format!("handler `{}`: {}", refusal.handler, refusal.reason),
+    }
+}
+
 /// The control side before its thread is started.
 pub(super) struct Desk {
     registry: Arc<Registry>,
@@ -80,11 +88,8 @@ impl Desk {
     pub(super) fn start(&mut self, snapshot: Arc<Snapshot>) -> Result<(), StartError> {
         let applied = self.registry.apply(&snapshot);
         if !applied.refusals.is_empty() {
-            let why =
-                |refusal: &Refusal| format!("handler `{}`: {}", refusal.handler, refusal.reason);
-            return Err(StartError::Handlers(
-                applied.refusals.iter().map(why).collect(),
-            ));
+            let why = applied.refusals.iter().map(named);
+            return Err(StartError::Handlers(why.collect()));
         }
         self.ensure_dead_letter_topics(&applied.plan)
             .map_err(|error| StartError::part("dead letters")(error.to_string()))?;
@@ -150,7 +155,12 @@ impl Desk {
                 .iter()
                 .flat_map(|handler| &handler.spec.route.topics),
         );
-        let index = RoutingIndex::compile(plan.revision, routes).map_err(|error| error.to_string());
+        let dead_letters = plan
+            .handlers
+            .iter()
+            .map(|handler| handler.spec.dead_letter.topic.as_str());
+        let index = RoutingIndex::compile_apart_from(plan.revision, routes, dead_letters)
+            .map_err(|error| error.to_string());
         let (index, topics) = match index.and_then(|index| Ok((index, topics?))) {
             Ok(compiled) => compiled,
             Err(error) => {

@@ -8,6 +8,7 @@ use sluicegate_config::source::GateWriter;
 use sluicegate_config::spec::Route;
 use sluicegate_config::{ServiceConfig, Snapshot};
 
+use super::control::named;
 use crate::admin::view::now_ms;
 use crate::admin::{
     DeclaredHandler, Explanation, Gate, GateError, HandlerState, PumpReport, ServiceFacts,
@@ -87,11 +88,7 @@ impl View {
                     .iter()
                     .find(|refusal| refusal.handler == spec.name);
                 let rejected = refusal.map(|refusal| refusal.reason.clone());
-                refused.extend(
-                    rejected
-                        .iter()
-                        .map(|why| format!("handler `{}`: {why}", spec.name)),
-                );
+                refused.extend(refusal.map(named));
                 DeclaredHandler {
                     name: spec.name.clone(),
                     plugin: spec.plugin.clone(),
