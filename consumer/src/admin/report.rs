@@ -236,6 +236,8 @@ pub enum HandlerState {
     Starting,
     /// It takes records.
     Active,
+    /// It takes records, but says that it is not well.
+    Unhealthy,
     /// It finishes what it has.
     Draining,
     /// Its instances died too often; its records are held until an operator or a new generation acts.
@@ -249,6 +251,7 @@ impl std::fmt::Display for HandlerState {
         f.write_str(match self {
             Self::Starting => "STARTING",
             Self::Active => "ACTIVE",
+            Self::Unhealthy => "UNHEALTHY",
             Self::Draining => "DRAINING",
             Self::Failed => "FAILED",
             Self::Rejected => "REJECTED",

@@ -29,6 +29,8 @@ pub struct CrewSettings {
     pub create_timeout: Duration,
     /// Longest time to drain and drop an instance before its thread is given up.
     pub drain_timeout: Duration,
+    /// Between two questions to an instance whether it is well.
+    pub health_every: Duration,
 }
 
 /// The threads of one pool, used by one handler generation or by several that share them.
@@ -43,7 +45,10 @@ impl Crew {
     /// A crew without threads yet; `watch` looks after its calls.
     pub fn new(settings: CrewSettings, watch: &OverrunWatch) -> Arc<Self> {
         let crew = Arc::new(Self {
-            state: Mutex::new(State::new(settings.workers.max(1))),
+            state: Mutex::new(State::new(
+                settings.workers.max(1),
+                Instant::now() + settings.health_every,
+            )),
             settings,
             ended: Condvar::new(),
             tick_ms: AtomicU64::new(1_000),
@@ -177,7 +182,7 @@ impl Crew {
             match errand {
                 Errand::Probe { reply, .. } => drop(reply.try_send(Err(why.to_owned()))),
                 Errand::Leave(tenant) => tenant.let_go(false),
-                Errand::TellOwned(_) => {}
+                Errand::TellOwned(_) | Errand::AskHealth => {}
             }
         }
         if alone {
@@ -224,6 +229,19 @@ impl Crew {
         }
         drop(state);
         notices.deliver();
+    }
+
+    /// Every thread is to ask its instances whether they are well; one that has not come to it since the last time is
+    /// not asked twice.
+    pub(super) fn ask_health(self: &Arc<Self>, state: &mut State, notices: &mut Notices) {
+        for seat in 0..state.seats.len() {
+            let place = &mut state.seats[seat];
+            let asked = |errand: &Errand| matches!(errand, Errand::AskHealth);
+            if place.alive && !place.errands.iter().any(asked) {
+                place.errands.push_back(Errand::AskHealth);
+                self.rouse(state, seat, notices);
+            }
+        }
     }
 
     pub(super) fn reset(&self, tenant: &Arc<Tenant>) {

@@ -126,17 +126,19 @@ impl Crew {
         true
     }
 
-    /// An instance is about to be dropped, which may hang.
-    pub(super) fn aside(&self, ticket: Ticket, tenant: &Arc<Tenant>) {
+    /// An instance is about to be called beside its records, which may hang. `false` when the thread was given up.
+    pub(super) fn aside(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
-        if seat.incarnation == ticket.incarnation {
-            seat.phase = Phase::Aside {
-                since: Instant::now(),
-                tenant: Arc::clone(tenant),
-                leaving: false,
-            };
+        if seat.incarnation != ticket.incarnation {
+            return false;
         }
+        seat.phase = Phase::Aside {
+            since: Instant::now(),
+            tenant: Arc::clone(tenant),
+            leaving: false,
+        };
+        true
     }
 
     /// The probed instance is well or not. `false` when the thread was given up meanwhile.
@@ -198,6 +200,11 @@ fn take_task(
                 leaving: false,
             };
             return Some(Task::TellOwned(tenant));
+        }
+        Some(Errand::AskHealth) => {
+            // The worker says itself which instance it is at.
+            state.seats[seat].phase = Phase::Finishing;
+            return Some(Task::AskHealth);
         }
         Some(Errand::Probe {
             tenant,

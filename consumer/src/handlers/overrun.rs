@@ -156,6 +156,10 @@ impl Crew {
                 self.give_up(&mut state, seat, &mut notices);
             }
         }
+        if now >= state.health_due {
+            state.health_due = now + self.settings.health_every;
+            self.ask_health(&mut state, &mut notices);
+        }
         if !state.waiting.is_empty() && state.has_room() {
             // Those whose turn it was have not come: their records may be gone.
             state.turns.forget();
@@ -178,7 +182,7 @@ impl Crew {
             match errand {
                 // Its instance, if it has one, is on the abandoned thread.
                 Errand::Leave(tenant) => tenant.let_go(true),
-                Errand::TellOwned(_) => {}
+                Errand::TellOwned(_) | Errand::AskHealth => {}
                 probe @ Errand::Probe { .. } => state.seats[seat].errands.push_back(probe),
             }
         }
@@ -200,6 +204,7 @@ impl Crew {
                 tracing::error!(handler = %tenant.setup.name, worker = seat, "{why}; its thread is given up");
                 tenant.setup.stats.quarantined();
                 tenant.setup.stats.failed(&why);
+                tenant.set_ill(seat, None);
                 tenant.setup.stats.gave_back(call.records);
                 let message = PumpMessage::Overrun {
                     flight: call.flight,
@@ -235,8 +240,9 @@ impl Crew {
             Phase::Aside {
                 tenant, leaving, ..
             } => {
-                tracing::error!(handler = %tenant.setup.name, worker = seat, "draining or dropping an instance, or telling it of partitions, hangs; its thread is given up");
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "an instance hangs beside its records (health, partitions, drain or drop); its thread is given up");
                 tenant.setup.stats.quarantined();
+                tenant.set_ill(seat, None);
                 if leaving {
                     tenant.let_go(true);
                 }

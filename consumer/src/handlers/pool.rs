@@ -9,7 +9,7 @@
 //!
 //! One lock a crew, taken twice a batch; nothing is locked, counted or timed for a single record.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -55,6 +55,8 @@ pub(super) struct Tenant {
     left: Condvar,
     /// What each pump has said of its partitions.
     owned: Mutex<Vec<Owned>>,
+    /// What instances say is wrong with them, by seat.
+    ill: Mutex<BTreeMap<usize, Arc<str>>>,
 }
 
 struct Owned {
@@ -80,6 +82,21 @@ impl Tenant {
             departure: Mutex::new(Departure::default()),
             left: Condvar::new(),
             owned: Mutex::default(),
+            ill: Mutex::default(),
+        }
+    }
+
+    /// Takes note of what the instance at a seat says of itself; `None` is well, or gone.
+    pub(super) fn set_ill(&self, seat: usize, why: Option<String>) {
+        let mut ill = relock(&self.ill);
+        match why {
+            Some(why) => {
+                self.setup.stats.failed(&format!("not well: {why}"));
+                ill.insert(seat, why.into());
+            }
+            None => {
+                ill.remove(&seat);
+            }
         }
     }
 
@@ -225,6 +242,11 @@ impl HandlerPool {
     /// Why it was tripped, if it was.
     pub fn failure(&self) -> Option<Arc<str>> {
         relock(&self.tenant.why_tripped).clone()
+    }
+
+    /// What one of its instances says is wrong with it, if so.
+    pub fn illness(&self) -> Option<Arc<str>> {
+        relock(&self.tenant.ill).values().next().cloned()
     }
 
     /// Number of threads in a call of it just now.

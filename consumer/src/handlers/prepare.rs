@@ -18,6 +18,9 @@ use super::restart::RestartPolicy;
 use super::services::HandlerServices;
 use crate::emit::Emitter;
 
+/// Between two questions to an instance whether it is well.
+const HEALTH_EVERY: Duration = Duration::from_secs(10);
+
 /// Builds generations, sharing loaded code by its hash and crews by their pool's name.
 pub(super) struct Workshop {
     cache: PathBuf,
@@ -191,6 +194,7 @@ impl Workshop {
             workers: job.workers,
             create_timeout: self.create_timeout,
             drain_timeout: self.drain_timeout,
+            health_every: HEALTH_EVERY,
         };
         let Some(pool) = &job.spec.pool else {
             return Crew::new(settings(&job.spec.name), &self.watch).found(setup);

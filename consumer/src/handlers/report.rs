@@ -41,6 +41,10 @@ fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) ->
         report.workers = generation.pool.workers();
         report.busy = generation.pool.busy();
         report.state = HandlerState::Active;
+        if let Some(why) = generation.pool.illness() {
+            report.state = HandlerState::Unhealthy;
+            report.last_error = Some(why.to_string());
+        }
         if let Some(why) = generation.pool.failure() {
             report.state = HandlerState::Failed;
             report.last_error = Some(why.to_string());

@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) threads: u32,
     pub(super) next_tenant: u64,
     pub(super) next_incarnation: u64,
+    /// When instances are asked next whether they are well.
+    pub(super) health_due: Instant,
 }
 
 /// A handler's standing in the crew.
@@ -116,6 +118,7 @@ pub(super) enum Errand {
     },
     Leave(Arc<Tenant>),
     TellOwned(Arc<Tenant>),
+    AskHealth,
 }
 
 /// What a worker does next.
@@ -126,6 +129,7 @@ pub(super) enum Task {
     Probe(Arc<Tenant>, bool),
     Leave(Arc<Tenant>),
     TellOwned(Arc<Tenant>),
+    AskHealth,
     /// The seat is somebody else's, or the crew is done.
     Exit,
 }
@@ -166,7 +170,7 @@ pub(super) enum Place {
 }
 
 impl State {
-    pub(super) fn new(seats: u32) -> Self {
+    pub(super) fn new(seats: u32, health_due: Instant) -> Self {
         Self {
             seats: (0..seats).map(|_| Seat::new()).collect(),
             queue: VecDeque::new(),
@@ -177,6 +181,7 @@ impl State {
             threads: 0,
             next_tenant: 1,
             next_incarnation: 1,
+            health_due,
         }
     }
 

@@ -17,6 +17,8 @@ use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
 /// Bytes of a thread's name that the system shows.
 const VISIBLE: usize = 15;
 
+const RUNTIME_PANICKED: &str = "the plugin's runtime panicked";
+
 /// Starts the thread of a seat.
 pub(super) fn spawn(crew: Arc<Crew>, seat: usize, incarnation: u64) -> std::io::Result<()> {
     let name = thread_name(&crew.settings.name, crew.settings.generation, seat);
@@ -43,6 +45,7 @@ fn thread_name(name: &str, generation: u64, seat: usize) -> String {
 }
 
 struct Built {
+    tenant: Arc<Tenant>,
     instance: Box<dyn HandlerInstance>,
     monitor: Arc<dyn CallMonitor>,
     /// The partitions that it was told of.
@@ -73,6 +76,7 @@ impl Worker {
                     self.tell_owned(&tenant);
                     true
                 }
+                Task::AskHealth => self.ask_health(),
                 Task::Exit => false,
             };
             if !goes_on {
@@ -108,6 +112,7 @@ impl Worker {
                 services,
             );
             instance.map(|instance| Built {
+                tenant: Arc::clone(tenant),
                 monitor: instance.monitor(),
                 instance,
                 told: BTreeSet::new(),
@@ -189,6 +194,7 @@ impl Worker {
             tracing::warn!(handler = %setup.name, reason = %why, "instance died");
             self.lost.insert(tenant.id);
             self.crew.aside(self.ticket, &tenant);
+            tenant.set_ill(self.ticket.seat, None);
             if let Some(built) = self.built.remove(&tenant.id) {
                 drop_guarded(built);
             }
@@ -227,8 +233,21 @@ impl Worker {
         match status {
             Ok(CallStatus::Usable) => None,
             Ok(CallStatus::Spent) => Some(why_spent(batch)),
-            Err(_) => Some("the plugin's runtime panicked".to_owned()),
+            Err(_) => Some(RUNTIME_PANICKED.to_owned()),
         }
+    }
+
+    /// Asks every instance here; `false` when this thread was given up meanwhile.
+    fn ask_health(&mut self) -> bool {
+        for built in self.built.values_mut() {
+            if !self.crew.aside(self.ticket, &built.tenant) {
+                return false;
+            }
+            let health = catch_unwind(AssertUnwindSafe(|| built.instance.health()));
+            let health = health.unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()));
+            built.tenant.set_ill(self.ticket.seat, health.err());
+        }
+        true
     }
 
     fn probe(&mut self, tenant: &Arc<Tenant>, keep: bool) -> bool {
@@ -243,7 +262,7 @@ impl Worker {
                 return Err("its instance is gone".to_owned());
             };
             catch_unwind(AssertUnwindSafe(|| instance.health()))
-                .unwrap_or_else(|_| Err("the plugin's runtime panicked".to_owned()))
+                .unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()))
                 .map_err(|why| format!("it says that it is not well: {why}"))
         });
         let drop_it = result.is_err() || !(keep || has_one);

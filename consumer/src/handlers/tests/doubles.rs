@@ -1,7 +1,7 @@
 //! The doubles themselves.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub(crate) struct Script {
     pub(crate) dropped: AtomicU32,
     pub(crate) drained: AtomicU32,
     pub(crate) cancelled: AtomicU32,
+    /// Instances say that they are not well.
+    pub(crate) ill: AtomicBool,
     /// Instance names, in the order of their calls, with the number of records.
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
     /// What instances were told, and their first records, in order.
@@ -272,7 +274,7 @@ impl HandlerInstance for Instance {
     }
 
     fn health(&mut self) -> Result<(), String> {
-        match self.well {
+        match self.well && !self.monitor.script.ill.load(Ordering::SeqCst) {
             true => Ok(()),
             false => Err("scripted to be ill".to_owned()),
         }

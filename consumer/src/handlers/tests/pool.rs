@@ -51,6 +51,7 @@ impl Rig {
             workers,
             create_timeout,
             drain_timeout: Duration::from_secs(20),
+            health_every: Duration::from_millis(50),
         };
         Crew::new(settings, &self.watch)
     }
@@ -269,6 +270,23 @@ fn a_dropped_pool_drains_and_drops_its_instances_and_ends_its_threads() {
         rig.script.drained.load(Ordering::SeqCst),
         rig.script.built.load(Ordering::SeqCst)
     );
+}
+
+#[test]
+fn an_instance_that_falls_ill_shows_and_heals() {
+    let rig = Rig::new(&[]);
+    let mut setup = rig.setup("one");
+    setup.timeout = Duration::from_millis(100);
+    let pool = rig.crew(1).found(setup);
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    assert_eq!(pool.illness(), None);
+    rig.script.ill.store(true, Ordering::SeqCst);
+    until("it shows", || pool.illness().is_some());
+    assert_eq!(pool.state(), PoolState::Active, "it still takes records");
+    let message = rig.stats.counts().last_error.unwrap().message;
+    assert_eq!(&*message, "not well: scripted to be ill");
+    rig.script.ill.store(false, Ordering::SeqCst);
+    until("it is well again", || pool.illness().is_none());
 }
 
 #[test]
