@@ -53,6 +53,10 @@ impl Report {
     fn read(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count_before(counts, " passed");
+        } else if let Some(rest) = line.strip_prefix("skipped: ") {
+            // What a test says of itself when it finds that it cannot run here.
+            let (test, reason) = rest.split_once(": ").unwrap_or((rest, "no reason given"));
+            self.skipped.push((test.to_owned(), reason.to_owned()));
         } else if let Some(rest) = line.strip_prefix("test ") {
             let Some((test, verdict)) = rest.rsplit_once(" ... ") else {
                 return;
