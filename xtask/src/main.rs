@@ -2,6 +2,7 @@
 //!
 //! One file a command; what several need (running a program and reading its test results) is in `step.rs`.
 
+mod bench;
 mod demo;
 mod services;
 mod step;
@@ -26,6 +27,8 @@ enum Command {
     Tidy,
     /// The service on an in-process Kafka with real flights flowing; arguments go to `sluicegate demo`
     Demo(demo::Arguments),
+    /// The service against a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
+    Bench(bench::Arguments),
     /// Servers for a developer
     #[command(subcommand)]
     Services(services::Command),
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy => test::tidy(),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Services(command) => services::run(&command),
     };
     match done {

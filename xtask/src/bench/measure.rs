@@ -1,0 +1,195 @@
+//! One run of each contender.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use e2e::launcher::run;
+use e2e::metrics::Metrics;
+use e2e::ports::free_port;
+use e2e::process::{Guarded, Signal};
+use e2e::workdir::Workdir;
+
+use super::{Case, Programs};
+
+/// What a run took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    records: u64,
+    seconds: f64,
+    cpu_seconds: f64,
+    peak_kib: u64,
+}
+
+impl Measured {
+    pub(crate) fn records_a_second(&self) -> f64 {
+        self.records as f64 / self.seconds
+    }
+
+    pub(crate) fn cpu_seconds_a_million(&self) -> f64 {
+        self.cpu_seconds * 1e6 / self.records as f64
+    }
+
+    pub(crate) fn peak_mib(&self) -> f64 {
+        self.peak_kib as f64 / 1024.0
+    }
+
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "{:.2} M/s, {:.3} CPU-s/M, {:.0} MiB",
+            self.records_a_second() / 1e6,
+            self.cpu_seconds_a_million(),
+            self.peak_mib()
+        )
+    }
+}
+
+/// The fetch keys of the service, for the bare loop. What is fetched ahead is an eighth of the service's byte budget.
+const FETCH_KEYS: [&str; 7] = [
+    "fetch.max.bytes=4194304",
+    "fetch.queue.backoff.ms=2",
+    "queued.min.messages=83886",
+    "queued.max.messages.kbytes=32768",
+    "isolation.level=read_committed",
+    "enable.auto.offset.store=false",
+    "socket.keepalive.enable=true",
+];
+/// Time between two looks at the service.
+const LOOK: Duration = Duration::from_millis(25);
+/// Longest time of a run.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Reads the topic with the bare loop.
+pub(crate) fn bare_loop(
+    programs: &Programs,
+    bootstrap: &str,
+    topic: &str,
+    case: &Case,
+) -> Result<Measured> {
+    let output = run(Command::new(&programs.bare_loop)
+        .args(["read", bootstrap, topic])
+        .args([case.partitions.to_string(), case.records.to_string()])
+        .args(FETCH_KEYS))?;
+    let said: serde_json::Value = serde_json::from_str(&output)?;
+    let number = |name: &str| {
+        said[name]
+            .as_f64()
+            .with_context(|| format!("the bare loop does not say {name}"))
+    };
+    Ok(Measured {
+        records: number("records")? as u64,
+        seconds: number("seconds")?,
+        cpu_seconds: number("cpu_seconds")?,
+        peak_kib: number("peak_kib")? as u64,
+    })
+}
+
+/// Reads the topic with the service and a handler that does nothing.
+pub(crate) fn service(
+    programs: &Programs,
+    bootstrap: &str,
+    topic: &str,
+    case: &Case,
+    round: usize,
+) -> Result<Measured> {
+    let workdir = Workdir::new(bootstrap, &format!("bench-{round}"), "");
+    workdir.plugin_file(&programs.noop, &e2e::artefacts::library_name("noop"));
+    workdir.spec(
+        "noop",
+        &format!(
+            "plugin: noop\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\norder: key\nworkers: 1\n"
+        ),
+    );
+    let port = free_port();
+    let mut command = Command::new(&programs.service);
+    command
+        .current_dir(workdir.path())
+        .args(["run", "-c", "sluicegate.yaml"])
+        .args(["--set", &format!("admin.listen=127.0.0.1:{port}")]);
+    let log = workdir.path().join("service.log");
+    let mut process = Guarded::start("sluicegate run", &mut command, &log, None)?;
+    let measured = watch(&mut process, port, case.records)?;
+    process.signal(Signal::TERM);
+    let status = process.wait(Duration::from_secs(60))?;
+    if !status.success() {
+        bail!("the service ended with {status}: {}", process.log_tail());
+    }
+    Ok(measured)
+}
+
+/// A look at the running service.
+struct Look {
+    at: Instant,
+    cpu_seconds: f64,
+    acked: u64,
+}
+
+fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
+    let deadline = Instant::now() + LIMIT;
+    let mut first: Option<Look> = None;
+    loop {
+        if let Some(status) = process.exited() {
+            bail!("the service ended with {status}: {}", process.log_tail());
+        }
+        if Instant::now() > deadline {
+            bail!("the service did not finish in time: {}", process.log_tail());
+        }
+        std::thread::sleep(LOOK);
+        let Some(acked) = acked(port) else {
+            continue;
+        };
+        if acked == 0 {
+            continue;
+        }
+        let look = Look {
+            at: Instant::now(),
+            cpu_seconds: cpu_seconds(process.pid())?,
+            acked,
+        };
+        if acked > records {
+            bail!("the service acknowledged {acked} of {records} records");
+        }
+        let first = first.get_or_insert(Look { ..look });
+        if acked == records {
+            return Ok(Measured {
+                records: acked - first.acked,
+                seconds: (look.at - first.at).as_secs_f64(),
+                cpu_seconds: look.cpu_seconds - first.cpu_seconds,
+                peak_kib: peak_kib(process.pid())?,
+            });
+        }
+    }
+}
+
+/// Records that the handler has acknowledged; none while nobody answers.
+fn acked(port: u16) -> Option<u64> {
+    let mut response = ureq::get(format!("http://127.0.0.1:{port}/metrics"))
+        .call()
+        .ok()?;
+    let text = response.body_mut().read_to_string().ok()?;
+    let labels = [("handler", "noop"), ("outcome", "ack")];
+    let metrics = Metrics::parse(&text);
+    Some(metrics.sum("sluicegate_handler_outcomes_total", &labels) as u64)
+}
+
+/// CPU time of a process, all threads, in user and kernel.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may hold spaces.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has a name")?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks: f64 = [11, 12]
+        .iter()
+        .filter_map(|&place| fields.get(place)?.parse::<f64>().ok())
+        .sum();
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+}
+
+fn peak_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .context("/proc/PID/status says VmHWM")
+}
