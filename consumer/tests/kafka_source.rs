@@ -227,6 +227,20 @@ fn latest_begins_after_what_is_there() {
     member.leave();
 }
 
+/// A broker that is away for a moment must not cost the assignment.
+#[test]
+fn starts_are_tried_again_when_offsets_are_not_to_be_had() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    produce(&bootstrap, PARTITIONS, 5);
+    let away = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    let cluster = kafka.cluster().expect("the host owns it");
+    cluster.request_errors(RDKafkaApiKey::ListOffsets, &[away; 2]);
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
+    member.leave();
+}
+
 /// Rule 4: many events are queued behind one wake-up, and all are served.
 #[test]
 fn every_event_behind_one_wake_up_is_served() {

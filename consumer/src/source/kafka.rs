@@ -29,11 +29,14 @@ use super::rebalance::Rebalance;
 use super::wake::WakeUp;
 use super::{
     CommitEntry, CommitResult, Committed, Delivery, Slot, Source, SourceError, SourceEvent,
-    StartAt, StartPartition, TopicPartition, Wake,
+    StartPartition, TopicPartition, Wake,
 };
 
 /// Records taken from the queue in one call; more gain nothing.
 const BATCH: usize = 1024;
+
+/// Wait before offsets that could not be looked up are asked for again.
+const START_RETRY: Duration = Duration::from_millis(500);
 
 /// A commit's answer: by partition, and why the request as a whole failed.
 type CommitAnswer = (Vec<CommitResult>, Option<String>);
@@ -47,6 +50,8 @@ pub struct KafkaSource {
     pending: Vec<SourceEvent>,
     /// Records that came out of the consumer queue (before a forward took hold); copied.
     strays: VecDeque<Delivery>,
+    /// Starts whose offsets could not be looked up, and when they are tried again.
+    unstarted: Option<(Vec<StartPartition>, Instant)>,
     /// Assignments that were moved: forwarded again until something comes.
     moved: Vec<(Slot, i64)>,
     /// Commits that were sent and not answered yet.
@@ -76,6 +81,7 @@ impl KafkaSource {
             rebalance: Rebalance::default(),
             pending: Vec::new(),
             strays: VecDeque::new(),
+            unstarted: None,
             moved: Vec::new(),
             unanswered: 0,
             awaited: None,
@@ -222,6 +228,7 @@ impl Source for KafkaSource {
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
         self.serve_events(Duration::ZERO);
+        self.start_again();
         for (slot, due) in self.admission.silent(Instant::now()) {
             self.seek_back(slot, due);
         }
@@ -259,39 +266,25 @@ impl Source for KafkaSource {
     }
 
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
-        let offsets = self.resolve(partitions)?;
-        for (wanted, offset) in partitions.iter().zip(offsets) {
-            let running = self.admission.get(wanted.slot).map(|a| &a.at) == Some(&wanted.at);
-            if !self.rebalance.waits_for_start(&wanted.at) {
-                if !running {
-                    return Err(SourceError::Terminal(format!(
-                        "{} is not assigned to this client",
-                        wanted.at
-                    )));
-                }
-                self.reposition(wanted.slot, offset)?;
-                continue;
+        match self.try_start(partitions) {
+            // The group waits: a broker that is away for a moment must not cost the assignment.
+            Err(SourceError::Retryable(reason))
+                if partitions
+                    .iter()
+                    .all(|wanted| self.rebalance.waits_for_start(&wanted.at)) =>
+            {
+                tracing::warn!(reason, "partitions cannot start yet; trying again");
+                self.unstarted = Some((partitions.to_vec(), Instant::now() + START_RETRY));
+                Ok(())
             }
-            let connection = self
-                .connection
-                .as_mut()
-                .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))?;
-            let topic = connection.topic_id(&wanted.at.topic).ok_or_else(|| {
-                SourceError::Retryable(format!("no handle for topic {}", wanted.at.topic))
-            })?;
-            // The oldest record can be deleted between look-up and fetch: librdkafka asks again for it.
-            let start = match wanted.start {
-                StartAt::Earliest => StartAt::Earliest,
-                _ => StartAt::Offset(offset),
-            };
-            self.admission
-                .open(wanted.slot, wanted.at.clone(), topic, start, Some(offset));
-            self.rebalance.start(&wanted.at, start);
+            done => done,
         }
-        self.answer_rebalance()
     }
 
     fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
+        if let Some((unstarted, _)) = &mut self.unstarted {
+            unstarted.retain(|wanted| !partitions.contains(&wanted.at));
+        }
         for at in partitions {
             let open = self.admission.opened().find(|(_, a)| a.at == *at);
             if let Some((slot, paused)) = open.map(|(slot, a)| (slot, a.paused)) {
@@ -407,6 +400,7 @@ impl Source for KafkaSource {
         }
         self.strays.clear();
         self.pending.clear();
+        self.unstarted = None;
     }
 }
 

@@ -1,11 +1,15 @@
 //! Answers to rebalances, and where an assignment starts.
 
+use std::time::Instant;
+
 use rdkafka::consumer::{Consumer, RebalanceProtocol};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::raw::{describe, list_entries};
 use super::super::rebalance::Answer;
-use super::super::{Slot, SourceError, StartAt, StartPartition, TopicPartition};
+use super::super::{
+    Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
+};
 use super::{KafkaSource, list_of};
 
 impl KafkaSource {
@@ -62,6 +66,54 @@ impl KafkaSource {
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
         }
         .map_err(|error| self.failed("cannot unassign", &error))
+    }
+
+    pub(super) fn try_start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
+        let offsets = self.resolve(partitions)?;
+        for (wanted, offset) in partitions.iter().zip(offsets) {
+            let running = self.admission.get(wanted.slot).map(|a| &a.at) == Some(&wanted.at);
+            if !self.rebalance.waits_for_start(&wanted.at) {
+                if !running {
+                    return Err(SourceError::Terminal(format!(
+                        "{} is not assigned to this client",
+                        wanted.at
+                    )));
+                }
+                self.reposition(wanted.slot, offset)?;
+                continue;
+            }
+            let connection = self
+                .connection
+                .as_mut()
+                .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))?;
+            let topic = connection.topic_id(&wanted.at.topic).ok_or_else(|| {
+                SourceError::Retryable(format!("no handle for topic {}", wanted.at.topic))
+            })?;
+            // The oldest record can be deleted between look-up and fetch: librdkafka asks again for it.
+            let start = match wanted.start {
+                StartAt::Earliest => StartAt::Earliest,
+                _ => StartAt::Offset(offset),
+            };
+            self.admission
+                .open(wanted.slot, wanted.at.clone(), topic, start, Some(offset));
+            self.rebalance.start(&wanted.at, start);
+        }
+        self.answer_rebalance()
+    }
+
+    /// Tries again to start what could not be started.
+    pub(super) fn start_again(&mut self) {
+        if !matches!(&self.unstarted, Some((_, due)) if *due <= Instant::now()) {
+            return;
+        }
+        if let Some((partitions, _)) = self.unstarted.take()
+            && let Err(error) = self.start(&partitions)
+        {
+            self.pending.push(SourceEvent::ClientError {
+                reason: format!("the assignment was refused: {error}"),
+                fatal: true,
+            });
+        }
     }
 
     /// The offsets behind `starts`: the doubt guard must know which record is due first (rule 2).
