@@ -1,0 +1,262 @@
+//! Situation: configs and specs with every kind of mistake, at the start and while the service runs.
+//! Property: at the start each ends with exit code 2 and names its place and the cure; while the service runs the last good
+//! snapshot keeps running, and log, metric and API say what was refused. (The wording of each message is held by snapshots in
+//! `config/tests`.)
+//! Needs: Kafka.
+//! Command: `cargo xtask test --scenario bad_configs`
+
+use std::time::Duration;
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::{Service, run_binary};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+
+const SOON: Duration = Duration::from_secs(60);
+const GOOD: &str = "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\nconfig: { topic: b }\n";
+
+/// A change to the good config, and words that the refusal must hold.
+const BAD_CONFIGS: &[(&str, &str, &[&str])] = &[
+    (
+        "kafka:\n",
+        "kafka:\n  bootstrap_server: x\n",
+        &["bootstrap_server", "bootstrap_servers", "sluicegate.yaml:2"],
+    ),
+    ("group_id: g", "group_id: [1, 2]", &["group_id"]),
+    (
+        "group_id: g",
+        "group_id: g\n  client: { auto.offset.reset: latest }",
+        &["auto.offset.reset", "kafka.start"],
+    ),
+    (
+        "group_id: g",
+        "group_id: g\n  client: { enable.auto.commit: true }",
+        &["enable.auto.commit"],
+    ),
+    (
+        "group_id: g",
+        "group_id: g\n  client: { enable.partition.eof: true }",
+        &["enable.partition.eof"],
+    ),
+    ("group_id: g", "group_id: g\n  clients: 0", &["clients"]),
+    (
+        "group_id: g",
+        "group_id: g\n  start: yesterday",
+        &["start", "yesterday"],
+    ),
+    (
+        "group_id: g",
+        "group_id: \"${env:SLUICEGATE_NO_SUCH_VARIABLE}\"",
+        &["SLUICEGATE_NO_SUCH_VARIABLE"],
+    ),
+    (
+        "group_id: g",
+        "group_id: \"${file:no/such/file}\"",
+        &["no/such/file"],
+    ),
+    (
+        "commit_interval: 200ms",
+        "commit_interval: soon",
+        &["commit_interval", "soon"],
+    ),
+    ("commit_interval: 200ms", "memory: 0", &["memory"]),
+    (
+        "commit_interval: 200ms",
+        "max_uncommitted: -1",
+        &["max_uncommitted"],
+    ),
+    (
+        "commit_interval: 200ms",
+        "guarantee: perhaps",
+        &["guarantee", "at_least_once"],
+    ),
+    (
+        "folder: handlers.d",
+        "folder: no-such-folder",
+        &["no-such-folder"],
+    ),
+    (
+        "allow_unsigned: true",
+        "allow_unsigned: maybe",
+        &["allow_unsigned"],
+    ),
+];
+
+/// A bad spec (below `name: copy`), and words that the refusal must hold.
+const BAD_SPECS: &[(&str, &[&str])] = &[
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [\"/(/\"] }\n",
+        &["copy.yaml:4", "topics"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [] }\n",
+        &["copy.yaml", "topics"],
+    ),
+    (
+        "plugin: relay\nversion: one\nroute: { topics: [a] }\n",
+        &["copy.yaml:3", "version"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a], when: { header: x, equal: y } }\n",
+        &["equal", "equals"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a], when: { header: x, regex: \"(\" } }\n",
+        &["copy.yaml:4", "regex"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroutes: { topics: [a] }\n",
+        &["routes", "route"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\nworkers: 0\n",
+        &["workers"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\norder: random\n",
+        &["order", "partition"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\nretry: { max_attempts: 0 }\n",
+        &["max_attempts"],
+    ),
+    (
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\ntimeout: forever\n",
+        &["timeout", "forever"],
+    ),
+    ("plugin: relay\nroute: { topics: [a]\n", &["copy.yaml"]),
+];
+
+fn good(bootstrap: &str, group: &str) -> Workdir {
+    let workdir = Workdir::new(bootstrap, group, "");
+    workdir.plugins(&["relay"]);
+    workdir.spec("copy", GOOD);
+    workdir
+}
+
+/// Runs `validate` and `run`, both of which must refuse with exit code 2 and the same words.
+fn assert_refused(workdir: &Workdir, what: &str, words: &[&str]) {
+    for arguments in [
+        ["validate", "-c", "sluicegate.yaml"],
+        ["run", "-c", "sluicegate.yaml"],
+    ] {
+        let done = run_binary(workdir.path(), &arguments);
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert_eq!(
+            done.status.code(),
+            Some(2),
+            "{} with {what}:\n{said}",
+            arguments[0]
+        );
+        for word in words {
+            assert!(
+                said.contains(word),
+                "{} with {what} does not name {word:?}:\n{said}",
+                arguments[0]
+            );
+        }
+    }
+}
+
+#[test]
+fn a_bad_config_ends_with_2_and_names_its_place() {
+    let workdir = good("127.0.0.1:1", "g");
+    let text = std::fs::read_to_string(workdir.config()).expect("the config");
+    let valid = run_binary(workdir.path(), &["validate", "-c", "sluicegate.yaml"]);
+    assert_eq!(
+        valid.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&valid.stderr)
+    );
+    for (from, to, words) in BAD_CONFIGS {
+        assert!(text.contains(from), "the good config has no {from:?}");
+        workdir.write("sluicegate.yaml", &text.replacen(from, to, 1));
+        assert_refused(&workdir, to, words);
+    }
+}
+
+#[test]
+fn a_bad_spec_ends_with_2_and_names_its_place() {
+    let workdir = good("127.0.0.1:1", "g");
+    for (spec, words) in BAD_SPECS {
+        workdir.spec("copy", spec);
+        assert_refused(&workdir, spec, words);
+    }
+    workdir.spec("copy", GOOD);
+    workdir.write("handlers.d/second.yaml", &format!("name: copy\n{GOOD}"));
+    assert_refused(&workdir, "two specs of one name", &["copy", "second.yaml"]);
+    workdir.remove("handlers.d/second.yaml");
+    workdir.spec("copy", &GOOD.replace("plugin: relay", "plugin: relai"));
+    let done = run_binary(workdir.path(), &["run", "-c", "sluicegate.yaml"]);
+    let said =
+        String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("relai") && said.contains("relay"),
+        "the nearest known plugin is named: {said}"
+    );
+}
+
+#[test]
+fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
+    client.create_topic(&source, 1);
+    client.create_topic(&copy, 1);
+    let workdir = good(kafka.bootstrap(), &group);
+    let spec = |topic: &str| {
+        format!(
+            "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ topic: {topic} }}\n"
+        )
+    };
+    workdir.spec("copy", &spec(&copy));
+    let mut service = Service::ready(&workdir, &[]);
+    let rejections = |service: &Service| {
+        Ok::<_, String>(
+            service
+                .metrics()?
+                .sum("sluicegate_snapshot_rejections_total", &[]),
+        )
+    };
+    for (round, (bad, _)) in (1..).zip(BAD_SPECS) {
+        let before = rejections(&service).expect("metrics");
+        workdir.spec("copy", bad);
+        wait_for("the refusal to be counted", SOON, || {
+            match rejections(&service)? {
+                now if now > before => Ok(()),
+                now => Err(format!("{now} rejections with {bad}")),
+            }
+        });
+        let status = service.api("status").expect("the status");
+        assert!(
+            status["last_rejection"]
+                .as_str()
+                .is_some_and(|text| text.contains("copy.yaml")),
+            "{status}"
+        );
+        client.produce(&source, [Outgoing::new("k", "v")]);
+        service.wait_outcomes("copy", "ack", round, SOON);
+    }
+    let other = unique("other");
+    client.create_topic(&other, 1);
+    workdir.spec("copy", &spec(&other));
+    wait_for("the good spec to be applied", SOON, || {
+        client.produce(&source, [Outgoing::new("k", "v")]);
+        if client.count(&other) > 0 {
+            Ok(())
+        } else {
+            Err("nothing in the other topic".to_owned())
+        }
+    });
+    let status = service.api("status").expect("the status");
+    assert!(status["last_rejection"].is_null(), "{status}");
+    assert!(service.stop(SOON).success());
+}

@@ -1,0 +1,148 @@
+//! Situation: files in the plugins folder that are no plugins, or not ours: another ABI major, another layout generation,
+//! another panic strategy, a cut file, a text, a library without a descriptor.
+//! Property: each is refused with its reason before any of its code runs; a running service keeps serving the old one.
+//! Needs: Kafka.
+//! Command: `cargo xtask test --scenario refused_plugins`
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use e2e::artefacts::{self, library_name};
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::{Service, run_binary};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+
+const SOON: Duration = Duration::from_secs(60);
+const MAGIC: &[u8] = b"SLUICEGT";
+// Offsets in the descriptor (handler-sdk/abi/src/descriptor.rs), as an attacker or an old compiler would leave them.
+const ABI_MAJOR: usize = 12;
+const LAYOUTS: usize = 16;
+const PANIC_UNWIND: usize = 18;
+
+/// The relay's bytes with `value` in place of the descriptor's byte at `at`.
+fn patched(bytes: &[u8], at: usize, value: u8) -> Vec<u8> {
+    let mut patched = bytes.to_vec();
+    let places: Vec<usize> = (0..bytes.len() - MAGIC.len())
+        .filter(|start| bytes[*start..].starts_with(MAGIC))
+        .collect();
+    assert!(!places.is_empty(), "the library has no descriptor");
+    for place in places {
+        patched[place + at] = value;
+    }
+    patched
+}
+
+fn library_without_descriptor(folder: &Path) -> Vec<u8> {
+    let (source, library) = (folder.join("empty.c"), folder.join("empty.so"));
+    std::fs::write(&source, "int nothing_of_ours(void) { return 0; }\n").expect("a source file");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .status();
+    assert!(built.expect("a C compiler").success());
+    std::fs::read(library).expect("the library")
+}
+
+/// Bad files by name, each with a word that its refusal must hold.
+fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let relay = std::fs::read(artefacts::plugin("relay")).expect("the relay");
+    vec![
+        ("another ABI major", "abi", patched(&relay, ABI_MAJOR, 99)),
+        (
+            "another layout generation",
+            "abi_stable",
+            patched(&relay, LAYOUTS, 77),
+        ),
+        (
+            "another panic strategy",
+            "panic",
+            patched(&relay, PANIC_UNWIND, 0),
+        ),
+        ("a cut file", "cut short", relay[..relay.len() / 3].to_vec()),
+        ("a text", "shared library", b"this is no library\n".to_vec()),
+        (
+            "a library without a descriptor",
+            "descriptor",
+            library_without_descriptor(folder),
+        ),
+    ]
+}
+
+#[test]
+fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
+    client.create_topic(&source, 1);
+    client.create_topic(&copy, 1);
+    let workdir = Workdir::new(kafka.bootstrap(), &group, "");
+    workdir.plugins(&["relay"]);
+    workdir.spec("copy", &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ topic: {copy} }}\n"));
+    let mut service = Service::ready(&workdir, &[]);
+
+    for (round, (what, word, bytes)) in (1..).zip(bad_files(workdir.path())) {
+        let bad = workdir.path().join("bad.so");
+        std::fs::write(&bad, bytes).expect("a file");
+        let inspected = run_binary(workdir.path(), &["handler", "inspect", "bad.so"]);
+        let reason = String::from_utf8_lossy(&inspected.stderr).to_lowercase();
+        assert!(!inspected.status.success(), "{what} was accepted");
+        assert!(reason.contains(word), "{what}: {reason}");
+        assert_eq!(
+            reason.trim().lines().count(),
+            1,
+            "{what}: one line: {reason}"
+        );
+
+        let told = service.process().log().len();
+        workdir.plugin_file(&bad, &library_name("relay"));
+        wait_for(&format!("the service to refuse {what}"), SOON, || {
+            let log = service.process().log();
+            let fresh = log.get(told..).unwrap_or_default().to_lowercase();
+            if fresh.contains(word) {
+                Ok(())
+            } else {
+                Err(format!("the log says: {fresh}"))
+            }
+        });
+        client.produce(&source, [Outgoing::new("k", what)]);
+        service.wait_outcomes("copy", "ack", round, SOON);
+        let page = service.api("handlers/copy").expect("the handler's page");
+        assert_eq!(
+            (&page["generation"], &page["state"]),
+            (&1.into(), &"ACTIVE".into()),
+            "{what}: {page}"
+        );
+    }
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_service_does_not_start_with_a_refused_plugin_that_a_spec_names() {
+    let workdir = Workdir::new("127.0.0.1:1", "group", "");
+    let relay = std::fs::read(artefacts::plugin("relay")).expect("the relay");
+    std::fs::write(
+        workdir.path().join("plugins").join(library_name("relay")),
+        patched(&relay, ABI_MAJOR, 99),
+    )
+    .expect("a file");
+    workdir.spec(
+        "copy",
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\nconfig: { topic: b }\n",
+    );
+    let mut service = Service::start(&workdir, &[]);
+    let status = service
+        .process()
+        .wait(SOON)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let log = service.process().log();
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(
+        log.to_lowercase().contains("relay") && log.to_lowercase().contains("abi"),
+        "{log}"
+    );
+}
