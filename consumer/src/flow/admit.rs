@@ -112,10 +112,7 @@ impl Flow {
             }
             return;
         }
-        debug_assert!(
-            open <= MAX_FANOUT,
-            "validation bounds the number of handlers"
-        );
+        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
         let charge = (lease.size() + OVERHEAD) as u32;
         let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
         self.charged += u64::from(charge);
