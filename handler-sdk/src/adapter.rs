@@ -57,12 +57,14 @@ impl<H: Handler> Instance for PerRecord<H> {
             }
             call.reached(index);
             let mut ctx = Context::new(call, index, clock);
-            match guard::catch(|| self.0.handle(&record, &mut ctx)) {
-                Ok(outcome) => {
-                    if !ctx.settle(outcome) {
-                        blocked.block(record.lane());
-                    }
-                }
+            // Settled inside the guard: a flag comes out of it, and no outcome is moved.
+            let free = guard::catch(|| {
+                let outcome = self.0.handle(&record, &mut ctx);
+                ctx.settle(outcome)
+            });
+            match free {
+                Ok(true) => {}
+                Ok(false) => blocked.block(record.lane()),
                 Err(text) => {
                     call.settle(index, panicked(call, &text));
                     return CallEnd::Spent;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::plugin::{Call, Host};
-use sluicegate_abi::{outcome_code, outcome_flag};
+use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 
 use crate::emit::Emit;
 use crate::outcome::Outcome;
@@ -173,13 +173,36 @@ impl<'a> Context<'a> {
     }
 
     /// Publishes the record's outcome; `true` when later records of its lane may run in this call.
+    ///
+    /// The plain ack comes first and alone: an outcome is large, and moving one about for every record shows.
     #[inline]
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
-        let outcome = if self.refused && outcome.settles_at_once() {
-            Outcome::retry("the service refused a record that the handler emitted")
-        } else {
-            outcome
-        };
+        if matches!(outcome, Outcome::Ack) && !self.refused {
+            let flags = if self.emitted {
+                outcome_flag::EMITTED
+            } else {
+                0
+            };
+            let ack = RawOutcome {
+                code: outcome_code::ACK,
+                flags,
+                detail: 0,
+                arg: 0,
+            };
+            self.call.settle(self.index, ack);
+            return !self.emitted;
+        }
+        self.settle_other(&outcome)
+    }
+
+    #[inline(never)]
+    fn settle_other(&self, outcome: &Outcome) -> bool {
+        if self.refused && outcome.settles_at_once() {
+            let refused = Outcome::retry("the service refused a record that the handler emitted");
+            self.call
+                .settle(self.index, refused.to_raw(self.call, self.emitted));
+            return false;
+        }
         self.call
             .settle(self.index, outcome.to_raw(self.call, self.emitted));
         outcome.settles_at_once() && !self.emitted

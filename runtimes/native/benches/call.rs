@@ -1,15 +1,23 @@
-//! What the border costs a record: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
+//! What the border costs a record in CPU time: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
 //!
 //! `cargo bench -p sluicegate-native`; the budget is 3 ns a record in a batch of 256.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::time::Instant;
-
 use sluicegate_abi::view::RecordParts;
 use sluicegate_runtime::{CallOutput, CallStatus, RawOutcome, RawRecord, outcome_code};
 use support::{built_with, load};
+
+/// Nanoseconds that this thread has run: what other load takes does not count.
+fn on_cpu() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = text
+        .split_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok());
+    first.expect("the system counts a thread's time")
+}
 
 const RECORDS: usize = 20_000_000;
 
@@ -33,18 +41,18 @@ fn main() {
         let mut best = f64::MAX;
         for _ in 0..5 {
             let calls = RECORDS / 5 / size.max(16);
-            let began = Instant::now();
+            let began = on_cpu();
             for _ in 0..calls {
                 let status = noop.handle(&raw[..size], 5_000, &mut outcomes[..size], &mut output);
                 assert_eq!(status, CallStatus::Usable);
             }
-            best = best.min(began.elapsed().as_secs_f64() * 1e9 / (calls * size) as f64);
+            best = best.min((on_cpu() - began) as f64 / (calls * size) as f64);
         }
         assert!(
             outcomes[..size]
                 .iter()
                 .all(|outcome| outcome.code == outcome_code::ACK)
         );
-        println!("batches of {size:>3}: {best:.2} ns a record (best of 5)");
+        println!("batches of {size:>3}: {best:.2} ns of CPU a record (best of 5)");
     }
 }
