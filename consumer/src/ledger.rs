@@ -238,6 +238,10 @@ fn bit(offset: i64) -> u64 {
 }
 
 #[cfg(test)]
+#[path = "ledger_properties.rs"]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -140,6 +140,10 @@ impl World {
     fn hang(&mut self, at: usize) -> Check {
         let run = &mut self.running[at];
         run.hung = true;
+        if run.takes_batches {
+            // It gives all outcomes at the end.
+            run.outcomes.clear();
+        }
         let handler = run.batch.handler.0;
         let shares = run.batch.records.iter().map(|record| ShareKey {
             epoch: record.epoch,

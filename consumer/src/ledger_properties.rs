@@ -1,0 +1,119 @@
+//! The ledger against two plain sets of offsets.
+
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::{Delivered, Ledger};
+
+/// The same account, kept slowly.
+struct Naive {
+    delivered: BTreeSet<i64>,
+    open: BTreeSet<i64>,
+    done: BTreeSet<i64>,
+    next: i64,
+}
+
+impl Naive {
+    fn deliver(&mut self, offset: i64) -> Delivered {
+        if offset < self.next {
+            return match self.delivered.contains(&offset) {
+                true => Delivered::Repeat,
+                false => Delivered::Fault,
+            };
+        }
+        self.next = offset + 1;
+        self.delivered.insert(offset);
+        if self.done.contains(&offset) {
+            return Delivered::Done;
+        }
+        self.open.insert(offset);
+        Delivered::New
+    }
+
+    fn frontier(&self) -> i64 {
+        self.open.first().copied().unwrap_or(self.next)
+    }
+
+    fn settled_ahead(&self) -> Vec<i64> {
+        let come = (self.frontier()..self.next).filter(|offset| !self.open.contains(offset));
+        come.chain(self.done.range(self.next..).copied()).collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The next record, after a gap of so many offsets.
+    Next(i64),
+    /// An offset this far back from the newest, delivered again or in a gap.
+    Again(i64),
+    /// Settle the open record of this place, counted from the lowest.
+    Settle(prop::sample::Index),
+    /// Settle an offset this far back, whatever it is.
+    SettleAny(i64),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let gap = prop_oneof![6 => Just(0), 2 => 1..5i64, 1 => 60..200i64];
+    prop_oneof![
+        4 => gap.prop_map(Step::Next),
+        1 => (-3..80i64).prop_map(Step::Again),
+        4 => any::<prop::sample::Index>().prop_map(Step::Settle),
+        1 => (-3..80i64).prop_map(Step::SettleAny),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_ledger_keeps_the_same_account_as_a_plain_set(
+        start in 0..200i64,
+        runs in vec((1..20i64, 1..20i64), 0..5),
+        steps in vec(any_step(), 1..200),
+    ) {
+        let mut at = start;
+        let done: Vec<_> = runs
+            .into_iter()
+            .map(|(gap, len)| {
+                at += gap + len;
+                at - len..at
+            })
+            .collect();
+        let mut naive = Naive {
+            delivered: BTreeSet::new(),
+            open: BTreeSet::new(),
+            done: done.iter().cloned().flatten().collect(),
+            next: start,
+        };
+        let mut ledger = Ledger::new(start, done);
+        for step in steps {
+            match step {
+                Step::Next(gap) => {
+                    let offset = naive.next + gap;
+                    prop_assert_eq!(ledger.deliver(offset), naive.deliver(offset));
+                }
+                Step::Again(back) => {
+                    let offset = (naive.next - back).max(start);
+                    prop_assert_eq!(ledger.deliver(offset), naive.deliver(offset));
+                }
+                Step::Settle(_) if naive.open.is_empty() => {}
+                Step::Settle(which) => {
+                    let open: Vec<i64> = naive.open.iter().copied().collect();
+                    let offset = *which.get(&open);
+                    prop_assert!(ledger.settle(offset));
+                    naive.open.remove(&offset);
+                }
+                Step::SettleAny(back) => {
+                    let offset = (naive.next - back).max(start);
+                    prop_assert_eq!(ledger.settle(offset), naive.open.remove(&offset));
+                }
+            }
+            prop_assert_eq!(ledger.frontier(), naive.frontier());
+            prop_assert_eq!(ledger.next(), naive.next);
+            prop_assert_eq!(ledger.is_settled(), naive.open.is_empty());
+            prop_assert_eq!(ledger.unsettled(), naive.open.len() as u64);
+            let ahead: Vec<i64> = ledger.settled_ahead().into_iter().flatten().collect();
+            prop_assert_eq!(ahead, naive.settled_ahead());
+        }
+    }
+}
