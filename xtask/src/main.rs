@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod planted;
 mod services;
 mod step;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Arguments),
     /// The service against a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
     Bench(bench::Arguments),
+    /// Plants bugs one by one and shows which suite catches each
+    Planted(planted::Arguments),
     /// Servers for a developer
     #[command(subcommand)]
     Services(services::Command),
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Tidy => test::tidy(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Planted(arguments) => planted::run(&arguments),
         Command::Services(command) => services::run(&command),
     };
     match done {

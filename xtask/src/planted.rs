@@ -1,0 +1,359 @@
+//! `cargo xtask planted`: plants bugs one by one and shows which suite catches each.
+//!
+//! ```text
+//!  tests/planted/NAME.patch ─► scratch copy of the tree ─► the suite that should catch it ─► caught | NOT CAUGHT
+//! ```
+//!
+//! Each suite is first run without any bug: only then does a red run mean that it saw the bug. A patch that does not
+//! apply or does not compile is an error: it goes stale with the code that it breaks, and is to be made again.
+
+mod scratch;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::artefacts::{cargo, workspace};
+use scratch::Scratch;
+
+/// A bug, in a patch of the same name.
+struct Bug {
+    /// File name in `tests/planted`, without `.patch`.
+    name: &'static str,
+    /// What the patch makes of the code.
+    what: &'static str,
+    /// Arguments of the `cargo test` that must fail.
+    suite: &'static [&'static str],
+}
+
+/// The pump's core between scripted neighbours.
+const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
+/// The tests in the service's own modules, by module.
+const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
+const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
+const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
+/// The Kafka source against an in-process cluster.
+const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
+/// Loading one plugin again and again.
+const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
+
+const BUGS: &[Bug] = &[
+    Bug {
+        name: "commit-highest-seen",
+        what: "the highest delivered offset is committed instead of the frontier",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "ack-after-revoke",
+        what: "a revoked partition stays open for outcomes and commits",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "epoch-without-assignment",
+        what: "a late outcome is matched by place alone, whoever has the place now",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-commit-is-success",
+        what: "a partition's refusal inside an answered commit is recorded as success",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "dead-letter-not-awaited",
+        what: "a record settles when its dead letter is sent, not when it is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "emit-not-awaited",
+        what: "an acknowledged record settles before what it emitted is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "offset-off-by-one",
+        what: "the commit names one offset too many",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "gap-complete-too-early",
+        what: "a gap settles what was delivered before it",
+        suite: LEDGER,
+    },
+    Bug {
+        name: "gap-never-complete",
+        what: "offsets that do not exist are waited for",
+        suite: LEDGER,
+    },
+    Bug {
+        name: "repeat-handled-twice",
+        what: "a record that the client delivers again is handled again",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "not-forwarded-again",
+        what: "a partition's queue is not forwarded when it is assigned again",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "skipped-after-error-entry",
+        what: "records are skipped after a partition's error entry in a batch",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "library-path-reused",
+        what: "a new generation's copy has the name of an earlier one",
+        suite: GENERATIONS,
+    },
+    Bug {
+        name: "lane-released-early",
+        what: "a lane is released while its record waits for a retry",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "index-swapped-in-halves",
+        what: "answers remembered from the old routing index outlive the swap",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "second-commit-in-flight",
+        what: "giving a partition back lets a second commit go out beside the first",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "start-after-release",
+        what: "a call that overruns after its partition was given back parks its record",
+        suite: SIMULATION,
+    },
+];
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Plant these bugs alone; of the others the track record keeps its rows
+    names: Vec<String>,
+    /// List the bugs and the suites
+    #[arg(long)]
+    list: bool,
+}
+
+/// What came of a bug.
+enum Fate {
+    /// These tests failed.
+    Caught(Vec<String>),
+    NotCaught,
+    /// It could not be planted.
+    Unusable(String),
+}
+
+/// Plants the bugs asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for bug in BUGS {
+            println!(
+                "{:<28} {}\n{:<28} {}",
+                bug.name,
+                bug.what,
+                "",
+                shown(bug.suite)
+            );
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bugs = chosen(&arguments.names)?;
+    let root = workspace();
+    let root = root.as_path();
+    let scratch = Scratch::new(root)?;
+    let mut sound = BTreeMap::new();
+    for bug in &bugs {
+        if !sound.contains_key(bug.suite) {
+            println!("==> without a bug: {}", shown(bug.suite));
+            sound.insert(bug.suite, failures_of(&scratch, bug.suite)?);
+        }
+    }
+    let mut fates = Vec::new();
+    for bug in &bugs {
+        println!("==> {}: {}", bug.name, bug.what);
+        let fate = match &sound[bug.suite] {
+            Run::Passed => plant(&scratch, root, bug)?,
+            Run::Failed(tests) => Fate::Unusable(format!("its suite fails without it: {tests:?}")),
+            Run::NotBuilt => Fate::Unusable("its suite does not compile without it".into()),
+        };
+        println!("    {}", fate.in_words());
+        fates.push((*bug, fate));
+    }
+    let page = root.join("docs/track-record.md");
+    let earlier = std::fs::read_to_string(&page).unwrap_or_default();
+    std::fs::write(&page, track_record(&fates, &earlier))
+        .with_context(|| format!("cannot write {}", page.display()))?;
+    let caught = fates
+        .iter()
+        .filter(|(_, fate)| matches!(fate, Fate::Caught(_)))
+        .count();
+    println!("\n{caught} of {} bugs caught", fates.len());
+    for (bug, fate) in &fates {
+        println!("{:<28} {}", bug.name, fate.in_words());
+    }
+    Ok(match caught == fates.len() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Bug>> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| BUGS.iter().all(|bug| bug.name != name.as_str()))
+    {
+        bail!("there is no bug `{unknown}`; `cargo xtask planted --list` has them all");
+    }
+    Ok(BUGS
+        .iter()
+        .filter(|bug| names.is_empty() || names.iter().any(|name| name == bug.name))
+        .collect())
+}
+
+fn plant(scratch: &Scratch, root: &Path, bug: &Bug) -> Result<Fate> {
+    let patch = root
+        .join("tests/planted")
+        .join(format!("{}.patch", bug.name));
+    ensure!(patch.exists(), "{} is missing", patch.display());
+    if let Err(reason) = scratch.apply(&patch)? {
+        return Ok(Fate::Unusable(format!(
+            "its patch does not apply; make it again: {reason}"
+        )));
+    }
+    let run = failures_of(scratch, bug.suite);
+    scratch.revert(&patch)?;
+    Ok(match run? {
+        Run::Passed => Fate::NotCaught,
+        Run::Failed(tests) => Fate::Caught(tests),
+        Run::NotBuilt => Fate::Unusable("with it the code does not compile; make it again".into()),
+    })
+}
+
+/// What came of a suite.
+enum Run {
+    Passed,
+    /// The tests that failed; empty when the suite was killed or crashed as a whole.
+    Failed(Vec<String>),
+    NotBuilt,
+}
+
+fn failures_of(scratch: &Scratch, suite: &[&str]) -> Result<Run> {
+    let (package, filter) = match suite.iter().position(|word| word.ends_with("::")) {
+        Some(at) => suite.split_at(at),
+        None => (suite, [].as_slice()),
+    };
+    let mut build = command(scratch);
+    build.arg("--no-run").args(package);
+    if !build.status().context("cannot start cargo")?.success() {
+        return Ok(Run::NotBuilt);
+    }
+    let mut test = command(scratch);
+    test.args(package)
+        .arg("--")
+        .args(filter)
+        .env("RUST_BACKTRACE", "0");
+    let output = test.output().context("cannot start cargo")?;
+    if output.status.success() {
+        return Ok(Run::Passed);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    Ok(Run::Failed(failed.map(str::to_owned).collect()))
+}
+
+fn command(scratch: &Scratch) -> Command {
+    let mut command = cargo();
+    command
+        .args(["test", "--locked"])
+        .current_dir(scratch.tree())
+        .env("CARGO_TARGET_DIR", scratch.target())
+        .env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+fn shown(suite: &[&str]) -> String {
+    match suite.split_last() {
+        Some((filter, package)) if filter.ends_with("::") => {
+            format!("cargo test {} -- {filter}", package.join(" "))
+        }
+        _ => format!("cargo test {}", suite.join(" ")),
+    }
+}
+
+impl Fate {
+    fn in_words(&self) -> String {
+        match self {
+            Self::Caught(tests) if tests.is_empty() => "caught: the suite crashed".into(),
+            Self::Caught(tests) => format!("caught by {}", tests.join(", ")),
+            Self::NotCaught => "NOT CAUGHT".into(),
+            Self::Unusable(reason) => format!("error: {reason}"),
+        }
+    }
+}
+
+/// The page: a row a bug, from this run or else from the `earlier` page.
+fn track_record(fates: &[(&Bug, Fate)], earlier: &str) -> String {
+    let mut page = String::from(
+        "# Track record\n\nBugs that are planted one by one, and what catches each. Written by `cargo xtask planted`; the \
+         patches stand in `tests/planted`.\n\n| bug | what it does | suite | outcome |\n|---|---|---|---|\n",
+    );
+    for bug in BUGS {
+        let start = format!("| {} |", bug.name);
+        let row = match fates.iter().find(|(tried, _)| tried.name == bug.name) {
+            Some((_, fate)) => {
+                let (suite, outcome) = (shown(bug.suite), fate.in_words());
+                format!("{start} {} | `{suite}` | {outcome} |", bug.what)
+            }
+            None => match earlier.lines().find(|line| line.starts_with(&start)) {
+                Some(row) => row.to_owned(),
+                None => continue,
+            },
+        };
+        page.push_str(&row);
+        page.push('\n');
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_keeps_the_rows_of_bugs_that_were_not_planted_again() {
+        let first = track_record(
+            &[(&BUGS[0], Fate::NotCaught), (&BUGS[1], Fate::NotCaught)],
+            "",
+        );
+        let second = track_record(&[(&BUGS[0], Fate::Caught(vec!["a_test".into()]))], &first);
+        let row = |page: &str, bug: &Bug| {
+            let start = format!("| {} |", bug.name);
+            page.lines()
+                .find(|line| line.starts_with(&start))
+                .map(str::to_owned)
+        };
+        assert!(row(&second, &BUGS[0]).is_some_and(|row| row.ends_with("| caught by a_test |")));
+        assert!(row(&first, &BUGS[1]).is_some_and(|row| row.ends_with("| NOT CAUGHT |")));
+        assert_eq!(row(&second, &BUGS[1]), row(&first, &BUGS[1]));
+    }
+
+    #[test]
+    fn every_bug_has_its_patch_and_every_patch_its_bug() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/planted");
+        let mut patches: Vec<String> = std::fs::read_dir(folder)
+            .expect("the patches are there")
+            .map(|entry| entry.expect("it can be read").file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        patches.sort();
+        let mut bugs: Vec<String> = BUGS
+            .iter()
+            .map(|bug| format!("{}.patch", bug.name))
+            .collect();
+        bugs.sort();
+        assert_eq!(patches, bugs);
+    }
+}
