@@ -35,6 +35,7 @@ pub mod handlers;
 pub mod settlement;
 
 pub mod emit;
+mod sync;
 
 pub mod commit;
 

@@ -3,12 +3,13 @@
 //! A push takes the lock once for a whole batch; the pump takes everything in one swap. The waker is called only when
 //! the queue was empty: the pump empties it after every wake-up, so nothing is left lying.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use sluicegate_runtime::RawOutcome;
 
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 use crate::source::Wake;
+use crate::sync::Mutex;
 
 /// What a pump is told.
 pub enum PumpMessage {

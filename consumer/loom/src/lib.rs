@@ -1,0 +1,43 @@
+//! Models of what the service's threads share, run under every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p
+//! sluicegate-loom`.
+//!
+//! The service's own files are included by path, on loom's locks and atomics instead of the standard ones: so nothing
+//! is modelled but what runs, and the Kafka client need not be built again under other flags.
+
+#![allow(unreachable_pub, dead_code)]
+
+/// What the included files use of `crate::sync`, from loom.
+#[cfg(loom)]
+mod sync {
+    pub use loom::sync::Mutex;
+    pub use loom::sync::atomic::AtomicU32;
+}
+
+/// As in the service.
+#[cfg(not(loom))]
+#[path = "../../src/sync.rs"]
+mod sync;
+
+#[path = "../../src/dispatch/batch.rs"]
+mod batch;
+#[path = "../../src/dispatch/inbox.rs"]
+mod inbox;
+
+mod dispatch {
+    pub use crate::batch::{Batch, EntryKey, FlightKey, HandlerIx};
+    pub use crate::inbox::{Inbox, PumpMessage};
+}
+
+mod source {
+    /// As in the service.
+    pub trait Wake: Send + Sync {
+        /// Ends the current wait, or else the next one, at once.
+        fn wake(&self);
+    }
+}
+
+#[path = "../../src/emit/group.rs"]
+mod group;
+
+#[cfg(all(loom, test))]
+mod loom_models;

@@ -1,0 +1,109 @@
+//! The models.
+
+use std::sync::Arc;
+
+use loom::sync::Notify;
+use loom::thread;
+
+use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::group::{EmitCounts, EmitGroup};
+use crate::source::Wake;
+
+/// A pump's sleep: a wake ends it, or else the next one.
+struct Sleep(Notify);
+
+impl Wake for Sleep {
+    fn wake(&self) {
+        self.0.notify();
+    }
+}
+
+const ENTRY: EntryKey = EntryKey {
+    index: 3,
+    serial: 9,
+};
+
+#[test]
+fn no_message_is_left_lying_while_the_pump_sleeps() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new());
+        let sleep = Arc::new(Sleep(Notify::new()));
+        inbox.set_waker(sleep.clone());
+        let workers: Vec<_> = (0..2)
+            .map(|_| {
+                let inbox = inbox.clone();
+                thread::spawn(move || inbox.push(PumpMessage::PoolFree))
+            })
+            .collect();
+        let mut heard = 0;
+        let mut messages = Vec::new();
+        while heard < 2 {
+            inbox.take(&mut messages);
+            heard += messages.len();
+            if messages.is_empty() {
+                // Were a wake lost, loom would find the run in which this never ends.
+                sleep.0.wait();
+            }
+            messages.clear();
+        }
+        workers.into_iter().for_each(|worker| {
+            worker.join().expect("a worker ends");
+        });
+        inbox.take(&mut messages);
+        assert!(messages.is_empty());
+    });
+}
+
+#[test]
+fn a_group_is_reported_once_with_its_error_and_after_its_batch() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new());
+        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY);
+        group.expect_one();
+        group.expect_one();
+        let acknowledged = {
+            let group = group.clone();
+            thread::spawn(move || group.answered(None))
+        };
+        let failed = {
+            let group = group.clone();
+            thread::spawn(move || group.answered(Some("timed out")))
+        };
+        // The batch itself; the worker's own share keeps the answer behind it.
+        inbox.push(PumpMessage::PoolFree);
+        group.arm();
+        acknowledged.join().expect("the producer's thread ends");
+        failed.join().expect("the producer's thread ends");
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        assert_eq!(messages.len(), 2, "one batch, one answer");
+        assert!(matches!(messages[0], PumpMessage::PoolFree));
+        assert!(matches!(
+            &messages[1],
+            PumpMessage::Produced { handler: HandlerIx(1), entry: ENTRY, error: Some(error) } if &**error == "timed out"
+        ));
+    });
+}
+
+#[test]
+fn what_is_acknowledged_is_counted_before_it_is_reported() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new());
+        let counts = Arc::new(EmitCounts::default());
+        let group = EmitGroup::counted(inbox.clone(), HandlerIx(1), ENTRY, counts.clone());
+        group.expect_one();
+        let producer = {
+            let group = group.clone();
+            thread::spawn(move || group.acknowledged("alerts"))
+        };
+        group.arm();
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        if !messages.is_empty() {
+            assert_eq!(counts.counts().get("alerts"), Some(&1));
+        }
+        producer.join().expect("the producer's thread ends");
+        inbox.take(&mut Vec::new());
+        assert_eq!(counts.counts().get("alerts"), Some(&1));
+    });
+}
