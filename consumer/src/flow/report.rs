@@ -193,13 +193,22 @@ impl Flow {
         else {
             return Vec::new();
         };
+        // Nobody notes when a record was queued; the frontier has stood before it since it last moved, at least.
+        let queued_ms = self.assignment(slot).moved_ms;
         let places = 0..self.handlers.len();
         places
-            .filter_map(|place| self.share(HandlerIx(place as u32), key, offset, clock))
+            .filter_map(|place| self.share(HandlerIx(place as u32), key, offset, queued_ms, clock))
             .collect()
     }
 
-    fn share(&self, ix: HandlerIx, key: EntryKey, offset: i64, clock: WallClock) -> Option<HeldBy> {
+    fn share(
+        &self,
+        ix: HandlerIx,
+        key: EntryKey,
+        offset: i64,
+        queued_ms: u64,
+        clock: WallClock,
+    ) -> Option<HeldBy> {
         let handler = self.handlers[ix.0 as usize].as_ref()?;
         let held = |attempt, since_ms, waits_for| HeldBy {
             offset,
@@ -256,11 +265,11 @@ impl Flow {
             } else {
                 WaitsFor::Worker
             };
-            return Some(held(attempt, self.now_ms, waits_for));
+            return Some(held(attempt, queued_ms, waits_for));
         }
         if handler.lanes.waiting().any(|waiting| waiting == key) {
             let behind = self.lane_holder(ix, key).unwrap_or(offset);
-            return Some(held(attempt, self.now_ms, WaitsFor::Lane { behind }));
+            return Some(held(attempt, queued_ms, WaitsFor::Lane { behind }));
         }
         None
     }

@@ -1,7 +1,7 @@
 //! Assembles the service in order, and owns the order in which it ends.
 //!
 //! ```text
-//!  start: specs ─► emitter ─► pumps ─► registry: first plan ─► admin HTTP ─► watch of specs and plugins
+//!  start: specs ─► emitter ─► admin address ─► pumps ─► registry: first plan ─► admin HTTP ─► watch of specs and plugins
 //!  stop:  watch ─► pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP
 //! ```
 //!
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::source::WatchHandle;
 use sluicegate_config::{Environment, Problems, ServiceConfig};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::admin::http;
@@ -87,6 +88,8 @@ impl Service {
             .map(Arc::new)
             .map_err(|error| StartError::part("kafka producer")(error.to_string()))?;
         let tokio = start_tokio()?;
+        // Before anything joins the group: a second service with the same config ends here.
+        let listener = listen(&tokio, config.admin.listen)?;
         let pumps = start_pumps(config, &client, &emitter)?;
         let registry = Registry::new(settings::registry(config, emitter.clone()))
             .map(Arc::new)
@@ -100,7 +103,7 @@ impl Service {
         ));
         let mut desk = Desk::new(registry, view.clone(), client, tokio.handle().clone());
         desk.start(Arc::new(snapshot))?;
-        let (admin_stop, admin_address) = start_admin(&tokio, config, &view)?;
+        let (admin_stop, admin_address) = start_admin(&tokio, listener, &view)?;
         let (control, sink) = desk
             .spawn()
             .map_err(|e| StartError::part("control thread")(e.to_string()))?;
@@ -206,20 +209,24 @@ fn start_tokio() -> Result<tokio::runtime::Runtime, StartError> {
         .map_err(|error| StartError::part("admin thread")(error.to_string()))
 }
 
+fn listen(
+    tokio: &tokio::runtime::Runtime,
+    address: std::net::SocketAddr,
+) -> Result<TcpListener, StartError> {
+    let listener = tokio.block_on(http::bind(address));
+    listener.map_err(|error| StartError::part("admin server")(error.to_string()))
+}
+
 type Admin = (oneshot::Sender<()>, std::net::SocketAddr);
 
 fn start_admin(
     tokio: &tokio::runtime::Runtime,
-    config: &ServiceConfig,
+    listener: TcpListener,
     view: &Arc<View>,
 ) -> Result<Admin, StartError> {
-    let failed = StartError::part("admin server");
-    let listener = tokio
-        .block_on(http::bind(config.admin.listen))
-        .map_err(|error| failed(error.to_string()))?;
     let address = listener
         .local_addr()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| StartError::part("admin server")(error.to_string()))?;
     let (stop, stopped) = oneshot::channel::<()>();
     let view = view.clone();
     tokio.spawn(async move {
