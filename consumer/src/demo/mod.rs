@@ -14,10 +14,11 @@ mod feed;
 mod scene;
 mod screen;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sluicegate_config::{Environment, Problems, load_service_config};
+use sluicegate_config::{Environment, Problems, ServiceConfig, load_service_config};
 
 use crate::admin::ServiceReport;
 use crate::logging::{self, LoggingError};
@@ -106,7 +107,7 @@ pub fn run(
     let config =
         load_service_config(&scene.config(), &environment, &[]).map_err(DemoError::Config)?;
     logging::start(&config.logging, Some(&scene.log()))?;
-    let service = Service::start(&config, &environment)?;
+    let service = start_service(&scene, &config, &environment)?;
     let feed = Feed::start(data, cluster.bootstrap_servers(), TOPIC, options.rate)
         .map_err(DemoError::Thread)?;
     screen::write(&welcome(&scene, &service, options));
@@ -136,6 +137,25 @@ pub fn run(
     match written.saturating_sub(settled(&report)) {
         0 => Ok(()),
         left => Err(DemoError::LeftOver { left, written }),
+    }
+}
+
+/// Starts the service; on any free admin address if somebody has taken the chosen one meanwhile, such as a second demo.
+fn start_service(
+    scene: &Scene,
+    config: &ServiceConfig,
+    environment: &Environment,
+) -> Result<Service, DemoError> {
+    match Service::start(config, environment) {
+        Err(StartError::Part { .. }) if TcpListener::bind(config.admin.listen).is_err() => {
+            let any = "admin.listen=127.0.0.1:0".to_owned();
+            let config = load_service_config(&scene.config(), environment, &[any]);
+            Ok(Service::start(
+                &config.map_err(DemoError::Config)?,
+                environment,
+            )?)
+        }
+        started => Ok(started?),
     }
 }
 
