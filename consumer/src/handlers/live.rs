@@ -50,6 +50,7 @@ pub(super) struct Refused {
 
 impl Live {
     pub(super) fn take_over(&mut self, spec: &Arc<HandlerSpec>) {
+        self.reset_if_opened(spec);
         self.applied = Some(Arc::clone(spec));
         self.refused = None;
     }
@@ -61,6 +62,7 @@ impl Live {
 
     /// The gate follows the newest spec, whatever becomes of the rest of it.
     pub(super) fn follow_gate(&mut self, spec: &HandlerSpec) {
+        self.reset_if_opened(spec);
         if let Some(applied) = &mut self.applied
             && applied.enabled != spec.enabled
         {
@@ -69,6 +71,17 @@ impl Live {
         if self.generation.is_none() {
             // An open handler that nobody runs is not in the plan.
             self.applied = None;
+        }
+    }
+
+    /// An operator who shuts a tripped handler's gate and opens it again wants it to try again.
+    fn reset_if_opened(&self, spec: &HandlerSpec) {
+        let was_shut = self.applied.as_ref().is_some_and(|old| !old.enabled);
+        if let Some(generation) = &self.generation
+            && was_shut
+            && spec.enabled
+        {
+            generation.pool.reset();
         }
     }
 

@@ -301,7 +301,7 @@ impl State {
                 self.trip(
                     tenant,
                     &format!(
-                        "{deaths} instances died within {:?} with no record acknowledged in between; the last: {why}",
+                        "its instances died {deaths} times within {:?} with no record acknowledged in between; the last: {why}",
                         policy.restart_window
                     ),
                     notices,

@@ -159,6 +159,10 @@ impl Worker {
             home,
         } = job;
         let spent = self.handle(&tenant, &mut batch);
+        if let Some(why) = &spent {
+            tenant.setup.stats.panicked();
+            tenant.setup.stats.failed(why);
+        }
         let report = CallReport {
             spent: spent.as_deref(),
             worked: batch
@@ -182,10 +186,6 @@ impl Worker {
             }
         };
         setup.stats.gave_back(batch.records.len() as u64);
-        if let Some(why) = &spent {
-            setup.stats.panicked();
-            setup.stats.failed(why);
-        }
         home.push(PumpMessage::Finished(batch));
         for group in groups {
             group.arm();

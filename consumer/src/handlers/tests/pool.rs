@@ -171,7 +171,7 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
     assert_eq!(pool.state(), PoolState::Failed);
     let why = pool.failure().unwrap();
     assert!(
-        why.contains("4 instances") && why.contains("scripted panic"),
+        why.contains("died 4 times") && why.contains("scripted panic"),
         "{why}"
     );
     let refused = pool.submit(batch(4, &[2]), &home.inbox).unwrap_err();

@@ -15,6 +15,7 @@ use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity
 use super::pool::codes;
 use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
 use crate::admin::HandlerState;
+use crate::dispatch::PoolState;
 use crate::handlers::pool::relock;
 use crate::handlers::{Applied, FolderWatch, HandlerPlan, Registry, RegistrySettings};
 
@@ -322,6 +323,29 @@ fn a_shut_handler_loads_nothing_until_its_gate_opens_and_stays_loaded_when_it_sh
         open.plan.handlers[0].generation
     );
     assert!(shut.changed.is_empty());
+}
+
+#[test]
+fn a_tripped_handler_runs_again_when_its_gate_was_shut_and_opened() {
+    let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[(1, Deed::Panic)], true);
+    let spec = |open| {
+        let mut spec = spec("one", "*", "a");
+        spec.restart.max_restarts = 1;
+        spec.enabled = open;
+        spec
+    };
+    let plan = shop.apply(&[spec(true)]).plan;
+    assert_eq!(run_one(&plan.handlers[0]), [outcome_code::PANICKED]);
+    assert_eq!(shop.registry.report()[0].state, HandlerState::Failed);
+    let pool = plan.handlers[0].pool.clone().unwrap();
+    shop.apply(&[spec(true)]);
+    assert_eq!(pool.state(), PoolState::Failed, "nothing was asked");
+    shop.apply(&[spec(false)]);
+    assert_eq!(pool.state(), PoolState::Failed);
+    shop.apply(&[spec(true)]);
+    assert_eq!(pool.state(), PoolState::Active);
+    let error = shop.registry.report()[0].last_error.clone().unwrap();
+    assert!(error.contains("died 1 times"), "{error}");
 }
 
 #[test]
