@@ -15,15 +15,19 @@ struct Package {
     all: Vec<String>,
 }
 
-fn packages() -> Vec<Package> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut metadata = Command::new(cargo);
-    metadata
+/// What `cargo metadata` says with these options.
+pub(crate) fn metadata(options: &[&str]) -> Value {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
         .current_dir(root())
-        .args(["metadata", "--no-deps", "--format-version", "1"]);
-    let output = metadata.output().expect("cargo metadata runs");
-    let metadata: Value =
-        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+        .args(["metadata", "--format-version", "1"])
+        .args(options);
+    let output = cargo.output().expect("cargo metadata runs");
+    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
+}
+
+fn packages() -> Vec<Package> {
+    let metadata = metadata(&["--no-deps"]);
     let packages = metadata["packages"].as_array().expect("a list of packages");
     packages.iter().map(package).collect()
 }

@@ -228,3 +228,78 @@ fn links_between_the_papers_lead_somewhere() {
     }
     assert_none("links that lead nowhere:", &broken);
 }
+
+#[test]
+fn the_image_builds_packages_that_exist() {
+    let metadata = crate::dependencies::metadata(&["--no-deps"]);
+    let packages: Vec<&str> = metadata["packages"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .collect();
+    let dockerfile = read("Dockerfile");
+    let mut named = dockerfile
+        .split("--package ")
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next())
+        .peekable();
+    assert!(named.peek().is_some(), "the Dockerfile names its packages");
+    let unknown: Vec<String> = named
+        .filter(|name| !packages.contains(name))
+        .map(str::to_owned)
+        .collect();
+    assert_none(
+        "the Dockerfile builds packages that do not exist:",
+        &unknown,
+    );
+}
+
+/// What `cargo deny check licenses` does, as far as it can be done without it: every dependency can be had under a licence of
+/// `deny.toml`.
+#[test]
+fn every_dependency_has_a_licence_that_is_allowed() {
+    let deny = read("deny.toml");
+    let quoted = |text: &str| {
+        text.split('"')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let list = deny
+        .split("\nallow = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next())
+        .expect("a list of licences");
+    let allowed = quoted(list);
+    let exceptions = deny
+        .split("exceptions = [")
+        .nth(1)
+        .and_then(|rest| rest.split("\n]").next())
+        .unwrap_or_default();
+    let metadata = crate::dependencies::metadata(&["--locked"]);
+    let mut broken = Vec::new();
+    for package in metadata["packages"].as_array().expect("a list") {
+        let name = package["name"].as_str().expect("a name");
+        let licence = package["license"].as_str().unwrap_or("none");
+        let fine = |one: &str| {
+            allowed
+                .iter()
+                .any(|allowed| allowed == one.trim_matches(['(', ')', ' ']))
+        };
+        let every = |all: &str| all.split(" AND ").all(fine);
+        let any = licence.replace('/', " OR ");
+        // `(A OR B) AND C` is read as its parts, which is stricter than it need be and enough so far.
+        let satisfied = match any.split_once(" AND ") {
+            Some((left, right)) if left.contains(" OR ") => {
+                left.split(" OR ").any(fine) && every(right)
+            }
+            _ => any.split(" OR ").any(every),
+        };
+        if !satisfied && !exceptions.contains(&format!("\"{name}\"")) {
+            broken.push(format!("{name}: {licence}"));
+        }
+    }
+    assert_none("not allowed by deny.toml:", &broken);
+}
