@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use e2e::artefacts::{cargo, workspace};
+use e2e::artefacts::{self, cargo, workspace};
 use e2e::launcher;
 use serde_json::Value;
 
@@ -53,6 +53,10 @@ pub(super) fn unit() -> Result<Report> {
         if package != "e2e" && package != "xtask" {
             command.args(["--test", &test]);
         }
+    }
+    // Built with the features of the whole workspace, which the scenarios share; a failure shows in the tests that need one.
+    if let Ok(built) = artefacts::build(&["--workspace"]) {
+        command.env(artefacts::PLUGINS, built.plugins);
     }
     step::run("unit", &mut command, LIMIT)
 }

@@ -18,8 +18,11 @@ use sluicegate_runtime::{
     MetricKind, RawOutcome, RawRecord,
 };
 
-/// The library of a workspace package, built once a test process.
+/// The library of a workspace package: in the folder that `SLUICEGATE_PLUGINS_DIR` names, else built once a test process.
 pub fn built(package: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("SLUICEGATE_PLUGINS_DIR") {
+        return Path::new(&folder).join(library(package));
+    }
     static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built
@@ -50,16 +53,19 @@ pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
         .filter(|message| message["reason"] == "compiler-artifact")
         .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
         .filter_map(|file| file.as_str().map(PathBuf::from))
-        .rfind(|file| file.extension().is_some_and(|ext| ext == "so") && is_of(file, package))
+        .rfind(|file| {
+            file.file_name()
+                .is_some_and(|name| *name == *library(package))
+        })
         .expect("cargo names the library")
 }
 
-fn is_of(file: &Path, package: &str) -> bool {
+/// The file name of a package's library.
+fn library(package: &str) -> String {
     let name = package
         .trim_start_matches("sluicegate-handler-")
         .replace('-', "_");
-    file.file_name()
-        .is_some_and(|file| *file == *format!("lib{name}.so"))
+    format!("lib{name}.so")
 }
 
 /// Hears what handlers log and count.
