@@ -149,7 +149,7 @@ impl Crew {
     pub(super) fn rouse(self: &Arc<Self>, state: &mut State, seat: usize, notices: &mut Notices) {
         if state.seats[seat].alive {
             state.seats[seat].parked = false;
-            state.seats[seat].wake.notify_one();
+            notices.wake(&state.seats[seat].wake);
             return;
         }
         let incarnation = state.next_incarnation;

@@ -138,6 +138,8 @@ pub(super) enum Task {
 #[derive(Default)]
 pub(super) struct Notices {
     messages: Vec<(Arc<Inbox>, PumpMessage)>,
+    /// A thread to wake. Woken under the lock it would only wait for it.
+    wake: Option<Arc<Condvar>>,
 }
 
 impl Notices {
@@ -156,7 +158,18 @@ impl Notices {
         self.push(job.home, PumpMessage::Finished(job.batch));
     }
 
+    /// Wakes a thread: the first one when the lock is free, others at once.
+    pub(super) fn wake(&mut self, thread: &Arc<Condvar>) {
+        match self.wake {
+            None => self.wake = Some(Arc::clone(thread)),
+            Some(_) => thread.notify_one(),
+        }
+    }
+
     pub(super) fn deliver(self) {
+        if let Some(thread) = self.wake {
+            thread.notify_one();
+        }
         for (home, message) in self.messages {
             home.push(message);
         }
