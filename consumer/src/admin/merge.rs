@@ -128,11 +128,13 @@ impl Handlers {
         handler.workers = pool.workers;
         handler.busy = pool.busy;
         handler.metrics = pool.metrics;
-        if handler.state != HandlerState::Rejected {
+        // A refused spec leaves the generation before it in force; why it was refused stays to be read.
+        let refused = handler.state == HandlerState::Rejected;
+        if !refused || pool.state != HandlerState::Draining {
             handler.state = pool.state;
-            if pool.last_error.is_some() {
-                handler.last_error = pool.last_error;
-            }
+        }
+        if !refused && pool.last_error.is_some() {
+            handler.last_error = pool.last_error;
         }
     }
 
@@ -241,6 +243,28 @@ mod tests {
             .find(|v| v.version == "1.0.0")
             .expect("it has counts");
         assert_eq!((old.outcomes.ack, old.panics), (10, 3));
+    }
+
+    #[test]
+    fn a_handler_whose_newest_spec_is_refused_is_what_its_old_generation_is() {
+        let declared = DeclaredHandler {
+            name: "late".into(),
+            rejected: Some("config refused".into()),
+            ..DeclaredHandler::default()
+        };
+        let pool = PoolReport {
+            handler: "late".into(),
+            version: "1.0.0".into(),
+            generation: 3,
+            state: HandlerState::Active,
+            last_error: Some("a panic of yesterday".into()),
+            ..PoolReport::default()
+        };
+        let facts = ServiceFacts::default();
+        let report = ServiceReport::assemble(facts, Vec::new(), vec![pool], vec![declared]);
+        let late = &report.handlers[0];
+        assert_eq!((late.state, late.generation), (HandlerState::Active, 3));
+        assert_eq!(late.last_error.as_deref(), Some("config refused"));
     }
 
     #[test]

@@ -16,9 +16,10 @@ const LINES_SAVED: u32 = 500;
 const MOST_METRICS: usize = 256;
 /// Bytes of a metric's name.
 const LONGEST_NAME: usize = 128;
-/// Upper bounds of a handler's histograms: Prometheus' usual ones.
-const BOUNDS: [f64; 11] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+/// Upper bounds of a handler's histograms: nobody knows what they observe, so wide and in steps of 2 and 5.
+const BOUNDS: [f64; 15] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000.0,
+    10_000.0,
 ];
 
 /// The services of one handler.
@@ -212,7 +213,7 @@ mod tests {
             metrics.record(MetricKind::Counter, "seen", value).unwrap();
             metrics.record(MetricKind::Gauge, "level", value).unwrap();
             metrics
-                .record(MetricKind::Histogram, "took", value * 6.0)
+                .record(MetricKind::Histogram, "took", value * 6e3)
                 .unwrap();
         }
         assert!(metrics.record(MetricKind::Gauge, "seen", 1.0).is_err());
@@ -233,7 +234,7 @@ mod tests {
         else {
             panic!("another kind: {:?}", all[2]);
         };
-        assert_eq!((buckets[10], *beyond, *sum), ((10.0, 1), 1, 18.0));
+        assert_eq!((buckets[14], *beyond, *sum), ((1e4, 1), 1, 18e3));
     }
 
     #[test]
