@@ -219,6 +219,18 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_page_has_every_path() {
+        let page = include_str!("../../../docs/reference/admin.md");
+        for endpoint in endpoints() {
+            let request = format!("| `{} {}` |", endpoint.method.to_uppercase(), endpoint.path);
+            assert!(
+                page.contains(&request),
+                "docs/reference/admin.md lacks {request}"
+            );
+        }
+    }
+
+    #[test]
     fn every_reference_leads_to_a_schema_and_every_operation_has_its_own_id() {
         let document = document();
         let mut found = Vec::new();

@@ -85,7 +85,8 @@ impl Screen {
                 lines => format!("\x1b[{lines}F\x1b[J"),
             };
             self.drawn = text.lines().count();
-            write(&format!("{back}{text}"));
+            // Without wrapping, a narrow terminal cuts lines off, and the count of lines stays right.
+            write(&format!("{back}\x1b[?7l{text}\x1b[?7h"));
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             self.last_count = (Instant::now(), consumed);

@@ -345,6 +345,23 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_page_has_every_metric() {
+        let page = include_str!("../../../../docs/reference/admin.md");
+        let text = encode(&full_report());
+        let names = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let names = names.filter(|name| !name.starts_with("sluicegate_user_"));
+        let missing: Vec<&str> = names
+            .filter(|name| !page.contains(&format!("| `{name}` |")))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "docs/reference/admin.md lacks {missing:?}"
+        );
+    }
+
+    #[test]
     fn a_family_is_announced_once_however_many_handlers_have_it() {
         let mut report = full_report();
         let mut other = report.handlers[0].clone();
