@@ -55,7 +55,6 @@ plugins:
   allow_unsigned: true
 admin: { listen: "[::1]:0" }
 logging: { format: json, level: "info,sluicegate::dispatch=debug" }
-emit: { provenance: true }
 "#;
 
 #[test]
@@ -82,7 +81,6 @@ fn an_empty_document_gives_the_documented_defaults() {
         (config.logging.format, config.logging.level.as_str()),
         (LogFormat::Text, "info")
     );
-    assert!(!config.emit.provenance);
 }
 
 #[test]
@@ -115,7 +113,7 @@ fn every_value_of_a_full_service_config_lands_where_it_belongs() {
     assert_eq!(config.processing.missing_offset, MissingOffset::Latest);
     assert_eq!(config.plugins.folder, Path::new("/opt/plugins"));
     assert_eq!(config.plugins.trusted_keys, ["RWQabc"]);
-    assert!(config.plugins.allow_unsigned && config.emit.provenance);
+    assert!(config.plugins.allow_unsigned);
     assert_eq!(config.admin.listen.to_string(), "[::1]:0");
     assert_eq!(config.logging.format, LogFormat::Json);
 }

@@ -41,8 +41,6 @@ pub struct ServiceConfig {
     pub admin: AdminConfig,
     /// The service's own log.
     pub logging: LoggingConfig,
-    /// What is added to records that handlers emit.
-    pub emit: EmitConfig,
 }
 
 /// `kafka:` the cluster and the consumer group.
@@ -196,11 +194,4 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// `emit:` what is added to records that handlers emit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EmitConfig {
-    /// Add the `sluicegate.*` headers that say where a record comes from.
-    pub provenance: bool,
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::rules::{parse_address, parse_start};
 use super::table::SERVICE;
 use super::{
-    AdminConfig, EmitConfig, HandlersConfig, KafkaConfig, LoggingConfig, PluginsConfig,
-    ProcessingConfig, ServiceConfig, client_keys, overrides,
+    AdminConfig, HandlersConfig, KafkaConfig, LoggingConfig, PluginsConfig, ProcessingConfig,
+    ServiceConfig, client_keys, overrides,
 };
 use crate::document::{Checker, Node, Place, Section, Word, parse, read_text, resolve};
 use crate::environment::Environment;
@@ -106,9 +106,6 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
         logging: LoggingConfig {
             format: logging.word("format")?,
             level: logging.text("level")?.to_owned(),
-        },
-        emit: EmitConfig {
-            provenance: section.object("emit")?.flag("provenance"),
         },
     })
 }

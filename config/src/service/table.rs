@@ -71,17 +71,17 @@ pub(crate) static SERVICE: Object = Object {
             kind: Kind::Object(&LOGGING),
             need: Need::Default("{}"),
         },
-        Field {
+    ],
+    later: &[
+        Later {
             name: "emit",
-            doc: "What is added to records that handlers emit.",
-            kind: Kind::Object(&EMIT),
-            need: Need::Default("{}"),
+            reason: "is not available yet; the plugin `relay` adds where a record comes from with `provenance: true`",
+        },
+        Later {
+            name: "bridge",
+            reason: "is not available in this build",
         },
     ],
-    later: &[Later {
-        name: "bridge",
-        reason: "is not available in this build",
-    }],
 };
 
 static KAFKA: Object = Object {
@@ -291,16 +291,5 @@ static LOGGING: Object = Object {
             need: Need::Default("info"),
         },
     ],
-    later: &[],
-};
-
-static EMIT: Object = Object {
-    doc: "What is added to records that handlers emit.",
-    fields: &[Field {
-        name: "provenance",
-        doc: "Add the sluicegate.* headers that say where a record comes from.",
-        kind: Kind::Flag,
-        need: Need::Default("false"),
-    }],
     later: &[],
 };
