@@ -78,6 +78,12 @@ where
                 level: config.level.clone(),
                 reason: error.to_string(),
             })?;
+    // The bindings close a consumer once more when it is dropped, and log as an error that it was closed already.
+    let filter = filter.add_directive(
+        "rdkafka::consumer::base_consumer=off"
+            .parse()
+            .expect("a fixed directive parses"),
+    );
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
