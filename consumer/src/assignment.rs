@@ -39,6 +39,10 @@ pub struct Assignment {
     pub committed_metadata: String,
     /// Records that came while there was no room, in order.
     pub overflow: VecDeque<Delivery>,
+    /// What they are charged with, in bytes.
+    pub overflow_bytes: u64,
+    /// Since when records have had to wait for room, on the flow's clock.
+    pub full_since_ms: Option<u64>,
     /// Whether its fetching is stopped.
     pub paused: bool,
     /// Why nothing of it is handled any more, if so (G12, G13).

@@ -11,8 +11,10 @@ use crate::source::{Delivery, Slot};
 
 /// What a held record costs besides its bytes: the client's operation and our entry.
 const OVERHEAD: usize = 304 + 96;
-/// Records of a full partition that are kept in hand before its fetching is paused.
-const OVERFLOW_BEFORE_PAUSE: usize = 2_048;
+/// Records of full partitions that are kept in hand; beyond it nothing is read until one has room, or is paused.
+const MAX_OVERFLOW: usize = 8 * 1024;
+/// How long a partition is full before its fetching is paused: a pause throws away what was fetched ahead.
+const PAUSE_AFTER_MS: u64 = 500;
 /// Most handlers that one record goes to; more are a fault of configuration that validation refuses.
 const MAX_FANOUT: usize = u16::MAX as usize;
 
@@ -20,11 +22,53 @@ impl Flow {
     /// Whether more records may be read from the source just now (G8).
     pub fn can_read(&self) -> bool {
         self.charged < self.settings.budget_bytes
+            && self.has_overflow_room()
             && (self.current.is_empty()
                 || self.current.values().any(|slot| {
                     let assignment = &self.assignments[slot.0 as usize];
                     assignment.admits() && !assignment.paused && assignment.overflow.is_empty()
                 }))
+    }
+
+    /// Whether the records in hand of full partitions, paused ones apart, leave room for more.
+    fn has_overflow_room(&self) -> bool {
+        let mut records = 0;
+        let mut bytes = 0;
+        for slot in self.current.values() {
+            let assignment = &self.assignments[slot.0 as usize];
+            if !assignment.paused {
+                records += assignment.overflow.len();
+                bytes += assignment.overflow_bytes;
+            }
+        }
+        records < MAX_OVERFLOW && bytes < self.settings.budget_bytes / 4
+    }
+
+    /// Keeps a record in hand until its partition has room.
+    fn keep_in_hand(&mut self, delivery: Delivery, in_front: bool) {
+        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        self.charged += charge;
+        let now_ms = self.now_ms;
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        assignment.overflow_bytes += charge;
+        assignment.full_since_ms.get_or_insert(now_ms);
+        match in_front {
+            true => assignment.overflow.push_front(delivery),
+            false => assignment.overflow.push_back(delivery),
+        }
+    }
+
+    /// Takes the oldest record in hand.
+    fn take_in_hand(&mut self, slot: Slot) -> Option<Delivery> {
+        let assignment = &mut self.assignments[slot.0 as usize];
+        let delivery = assignment.overflow.pop_front()?;
+        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        assignment.overflow_bytes -= charge;
+        if assignment.overflow.is_empty() {
+            assignment.full_since_ms = None;
+        }
+        self.charged -= charge;
+        Some(delivery)
     }
 
     /// Takes one fetched record.
@@ -36,15 +80,11 @@ impl Flow {
         if !assignment.overflow.is_empty()
             || assignment.uncommitted() >= self.settings.max_uncommitted
         {
-            self.charged += (delivery.lease.size() + OVERHEAD) as u64;
-            assignment.overflow.push_back(delivery);
+            self.keep_in_hand(delivery, false);
             return;
         }
         if let Some(back) = self.admit(delivery) {
-            self.charged += (back.lease.size() + OVERHEAD) as u64;
-            self.assignments[back.slot.0 as usize]
-                .overflow
-                .push_back(back);
+            self.keep_in_hand(back, false);
         }
     }
 
@@ -163,13 +203,11 @@ impl Flow {
                 {
                     break;
                 }
-                let Some(delivery) = assignment.overflow.pop_front() else {
+                let Some(delivery) = self.take_in_hand(slot) else {
                     break;
                 };
-                self.charged -= (delivery.lease.size() + OVERHEAD) as u64;
                 if let Some(back) = self.admit(delivery) {
-                    self.charged += (back.lease.size() + OVERHEAD) as u64;
-                    self.assignments[slot.0 as usize].overflow.push_front(back);
+                    self.keep_in_hand(back, true);
                     break;
                 }
             }
@@ -178,21 +216,22 @@ impl Flow {
 
     /// Drops the records in hand of a partition that is given back.
     pub(super) fn drop_overflow(&mut self, slot: Slot) {
-        for delivery in std::mem::take(&mut self.assignments[slot.0 as usize].overflow) {
-            self.charged -= (delivery.lease.size() + OVERHEAD) as u64;
-        }
+        while self.take_in_hand(slot).is_some() {}
     }
 
     /// Partitions whose fetching is to be stopped or resumed, with hysteresis: a pause throws away what was fetched.
     pub fn pauses_due(&mut self) -> Vec<(Slot, bool)> {
         let mut due = Vec::new();
         let max_uncommitted = self.settings.max_uncommitted;
+        let now_ms = self.now_ms;
         for &slot in self.current.values() {
             let assignment = &mut self.assignments[slot.0 as usize];
             let pause = if assignment.state != AssignmentState::Assigned {
                 continue;
             } else if assignment.stopped.is_some()
-                || assignment.overflow.len() >= OVERFLOW_BEFORE_PAUSE
+                || assignment
+                    .full_since_ms
+                    .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS)
             {
                 true
             } else if assignment.overflow.is_empty()

@@ -202,6 +202,8 @@ impl Flow {
             committed: start,
             committed_metadata: String::new(),
             overflow: std::collections::VecDeque::new(),
+            overflow_bytes: 0,
+            full_since_ms: None,
             paused: false,
             stopped: None,
             entries: 0,
