@@ -102,4 +102,9 @@ fn no_value_reaches_the_log_even_of_a_record_that_fails() {
         !log.contains("the-secret-value"),
         "a value is in the log:\n{log}"
     );
+    let given_up = log.lines().find(|line| line.contains("record given up"));
+    let line = given_up.unwrap_or_else(|| panic!("no line tells of the dead letter:\n{log}"));
+    for part in [source.as_str(), "\"partition\":0", "\"offset\":0", "errs"] {
+        assert!(line.contains(part), "{part} is missing in: {line}");
+    }
 }

@@ -19,6 +19,7 @@ mod admit;
 mod draining;
 pub mod flights;
 pub mod handler;
+mod log;
 mod outcomes;
 mod ownership;
 mod place;

@@ -315,9 +315,11 @@ impl Flow {
             }
             (Stage::DeadLettering, None) => {
                 self.count(ix, |counts| counts.dead_letter += 1);
+                self.log_dead_letter(ix, key, &task);
                 true
             }
             (Stage::DeadLettering, Some(error)) => {
+                self.log_dead_letter_failed(ix, key, &error);
                 if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
                     handler.last_error =
                         Some(format!("the dead letter was not written: {error}").into());
