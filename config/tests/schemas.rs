@@ -117,7 +117,6 @@ fn the_reference_pages_names_are_all_there() {
         names(&config, &[]),
         [
             "admin",
-            "emit",
             "handlers",
             "kafka",
             "logging",
