@@ -28,7 +28,7 @@ pub enum GateError {
 /// The running service. Its methods may block up to their deadline: call them where blocking is allowed.
 pub trait ServiceView: Send + Sync + 'static {
     /// A report of everything. A pump that does not answer within `deadline` is missing from it, and named in
-    /// [`ServiceReport::silent_pumps`].
+    /// [`super::ServiceFacts::silent_pumps`].
     fn report(&self, deadline: Duration) -> ServiceReport;
 
     /// Whether partitions are assigned and every enabled handler is healthy.
