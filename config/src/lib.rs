@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
-//! [`problem`] is what is wrong with it, [`snapshot`] and [`diff`] are what the service acts on.
+//! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
 pub mod diff;
 mod document;
