@@ -357,10 +357,46 @@ impl Client {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
+                // librdkafka goes on by itself after these, with the nodes that are left.
+                Some(Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::Resolve
+                    | RDKafkaErrorCode::OperationTimedOut,
+                ))) => {}
                 Some(Err(error)) => panic!("reading {topic}: {error}"),
                 None => {}
             }
         }
+    }
+
+    /// Waits until every replica of a topic is in sync, so that any one node can go.
+    ///
+    /// # Panics
+    /// If they are not in time.
+    pub fn await_in_sync(&self, topic: &str) {
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        crate::wait::wait_for(
+            &format!("the replicas of {topic} to be in sync"),
+            TIMEOUT,
+            || {
+                let metadata = consumer
+                    .fetch_metadata(Some(topic), TIMEOUT)
+                    .map_err(|error| error.to_string())?;
+                let partitions = metadata
+                    .topics()
+                    .iter()
+                    .flat_map(|topic| topic.partitions());
+                let behind: Vec<i32> = partitions
+                    .filter(|partition| partition.isr().len() < partition.replicas().len())
+                    .map(|partition| partition.id())
+                    .collect();
+                if behind.is_empty() {
+                    return Ok(());
+                }
+                Err(format!("partitions {behind:?} lack a replica"))
+            },
+        );
     }
 
     /// The committed offset of every partition of a topic in a group; partitions without a commit are left out.

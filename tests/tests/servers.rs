@@ -148,6 +148,7 @@ fn three_nodes_outlive_one_of_them_and_a_killed_node_comes_back() {
     kafka
         .start_node(2)
         .unwrap_or_else(|error| panic!("{error:#}"));
+    client.await_in_sync("kept");
     kafka
         .stop_node(0, Signal::TERM)
         .unwrap_or_else(|error| panic!("{error:#}"));
