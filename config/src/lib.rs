@@ -8,6 +8,8 @@
 //!  (file, memory)         (all of them, with places)
 //! ```
 //!
+//! [`store`] holds the key-value stores that a source, the bridge and the commands share.
+//!
 //! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
@@ -22,6 +24,7 @@ pub mod service;
 pub mod snapshot;
 pub mod source;
 pub mod spec;
+pub mod store;
 mod validate;
 
 pub use diff::{Change, diff};

@@ -19,6 +19,7 @@ pub(crate) use predicate_schema::definitions;
 pub use read::read_spec;
 pub(crate) use read::{LocatedSpec, read_located};
 pub use route::{Route, TopicPattern};
+pub(crate) use rules::check_name;
 pub(crate) use table::SPEC;
 pub use version::{VersionRequirement, VersionRequirementError};
 

@@ -11,13 +11,7 @@ const RESERVED: [&str; 2] = ["logging", "metrics"];
 
 /// A handler's name.
 pub(crate) static NAME: TextRule = TextRule {
-    check: |text| {
-        check_label(text)?;
-        refuse_if(
-            RESERVED.contains(&text),
-            "the name is reserved: its key switches the service's own",
-        )
-    },
+    check: check_name,
     pattern: Some("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
     numbers: false,
 };
@@ -84,6 +78,15 @@ pub(crate) static DEAD_LETTER_TOPIC: TextRule = TextRule {
 
 fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
     if bad { Err(reason.to_owned()) } else { Ok(()) }
+}
+
+/// What a handler's name must be like.
+pub(crate) fn check_name(text: &str) -> Result<(), String> {
+    check_label(text)?;
+    refuse_if(
+        RESERVED.contains(&text),
+        "the name is reserved: its key switches the service's own",
+    )
 }
 
 fn check_label(text: &str) -> Result<(), String> {

@@ -1,0 +1,114 @@
+//! The keys that the service reads from a store, apart from where a store keeps them.
+
+use std::fmt;
+
+use crate::spec::check_name;
+
+/// One control key. Handler names in it are valid ([`ControlKey::enabled`] and its like check them).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ControlKey {
+    /// `{name}/enabled`: the gate, `true` or `false`.
+    Enabled(String),
+    /// `{name}/spec`: the spec, YAML or JSON.
+    Spec(String),
+    /// `{name}/config`: the handler's own config, JSON; it takes the place of the spec's.
+    Config(String),
+    /// `{name}/canary`: a canary or shadow of a version, JSON.
+    Canary(String),
+    /// `{name}/rollout`: a staged roll-out in progress, JSON.
+    Rollout(String),
+    /// `logging/enabled`: the built-in record log, `true` or `false`.
+    Logging,
+    /// `metrics/level`: `off`, `basic`, `handler` or `partition`.
+    MetricsLevel,
+}
+
+/// Why a text is no handler name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is no handler name: {reason}")]
+pub struct KeyNameError {
+    /// The text.
+    pub name: String,
+    /// What it must be like.
+    pub reason: String,
+}
+
+impl ControlKey {
+    /// The handler that the key belongs to; `None` for the service's own.
+    #[must_use]
+    pub fn handler(&self) -> Option<&str> {
+        match self {
+            Self::Enabled(name)
+            | Self::Spec(name)
+            | Self::Config(name)
+            | Self::Canary(name)
+            | Self::Rollout(name) => Some(name),
+            Self::Logging | Self::MetricsLevel => None,
+        }
+    }
+
+    /// The gate of a handler.
+    ///
+    /// # Errors
+    /// [`KeyNameError`] when no handler can have this name.
+    pub fn enabled(name: &str) -> Result<Self, KeyNameError> {
+        checked(name).map(Self::Enabled)
+    }
+
+    /// The spec of a handler.
+    ///
+    /// # Errors
+    /// [`KeyNameError`] when no handler can have this name.
+    pub fn spec(name: &str) -> Result<Self, KeyNameError> {
+        checked(name).map(Self::Spec)
+    }
+
+    /// The own config of a handler.
+    ///
+    /// # Errors
+    /// [`KeyNameError`] when no handler can have this name.
+    pub fn config(name: &str) -> Result<Self, KeyNameError> {
+        checked(name).map(Self::Config)
+    }
+
+    /// The canary of a handler.
+    ///
+    /// # Errors
+    /// [`KeyNameError`] when no handler can have this name.
+    pub fn canary(name: &str) -> Result<Self, KeyNameError> {
+        checked(name).map(Self::Canary)
+    }
+
+    /// The roll-out of a handler.
+    ///
+    /// # Errors
+    /// [`KeyNameError`] when no handler can have this name.
+    pub fn rollout(name: &str) -> Result<Self, KeyNameError> {
+        checked(name).map(Self::Rollout)
+    }
+}
+
+fn checked(name: &str) -> Result<String, KeyNameError> {
+    match check_name(name) {
+        Ok(()) => Ok(name.to_owned()),
+        Err(reason) => Err(KeyNameError {
+            name: name.to_owned(),
+            reason,
+        }),
+    }
+}
+
+/// The key below the prefix, as etcd has it unless the path map says otherwise.
+impl fmt::Display for ControlKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enabled(name) => write!(f, "{name}/enabled"),
+            Self::Spec(name) => write!(f, "{name}/spec"),
+            Self::Config(name) => write!(f, "{name}/config"),
+            Self::Canary(name) => write!(f, "{name}/canary"),
+            Self::Rollout(name) => write!(f, "{name}/rollout"),
+            Self::Logging => f.write_str("logging/enabled"),
+            Self::MetricsLevel => f.write_str("metrics/level"),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! A store in memory, for tests and embedding programs: compare-and-set, watches, history, outages and dropped events on demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{
+    Cause, ControlKey, Entry, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink,
+    StoreUpdate, StoreWatch, Tree, TreeChange,
+};
+
+/// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
+#[derive(Clone, Default)]
+pub struct MemoryStore {
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// Makes a [`MemoryStore`] fail.
+#[derive(Clone)]
+pub struct MemoryStoreHandle {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    tree: Tree,
+    past: Vec<(ControlKey, Past)>,
+    members: BTreeMap<String, Vec<u8>>,
+    away: bool,
+    deaf: bool,
+    watches: BTreeMap<u64, Watch>,
+    next_watch: u64,
+}
+
+struct Watch {
+    known: Tree,
+    sink: StoreSink,
+}
+
+impl Shared {
+    /// Brings every watch up to the tree.
+    fn publish(&mut self, cause: Cause) {
+        for watch in self.watches.values_mut() {
+            let changes = watch.known.changes_to(&self.tree);
+            if !changes.is_empty() {
+                watch.known = self.tree.clone();
+                (watch.sink)(StoreUpdate::Tree {
+                    tree: Arc::new(self.tree.clone()),
+                    changes,
+                    cause,
+                });
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if !self.away {
+            return Ok(());
+        }
+        Err(StoreError::Unreachable {
+            store: "memory".to_owned(),
+            reason: "it is set to be away".to_owned(),
+        })
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What makes it fail.
+    #[must_use]
+    pub fn handle(&self) -> MemoryStoreHandle {
+        MemoryStoreHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl MemoryStoreHandle {
+    /// Takes the store away, or brings it back: then watches read again.
+    pub fn set_away(&self, away: bool) {
+        let mut shared = lock(&self.shared);
+        if shared.away == away {
+            return;
+        }
+        shared.away = away;
+        for watch in shared.watches.values_mut() {
+            (watch.sink)(match away {
+                true => StoreUpdate::Unreachable {
+                    reason: "it is set to be away".to_owned(),
+                },
+                false => StoreUpdate::Reachable,
+            });
+        }
+        if !away {
+            shared.publish(Cause::Resync);
+        }
+    }
+
+    /// From now on watches hear nothing of writes, until they are told again or read again.
+    pub fn set_deaf(&self, deaf: bool) {
+        lock(&self.shared).deaf = deaf;
+    }
+
+    /// What the regular re-list does: whatever watches have missed is repaired.
+    pub fn relist(&self) {
+        lock(&self.shared).publish(Cause::Repair);
+    }
+}
+
+impl Store for MemoryStore {
+    fn describe(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn locate(&self, key: &ControlKey) -> String {
+        key.to_string()
+    }
+
+    fn list(&self) -> Result<Tree, StoreError> {
+        let shared = lock(&self.shared);
+        shared.check()?;
+        Ok(shared.tree.clone())
+    }
+
+    fn watch(&self, mut sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
+        let mut shared = lock(&self.shared);
+        let known = match shared.away {
+            true => {
+                sink(StoreUpdate::Unreachable {
+                    reason: "it is set to be away".to_owned(),
+                });
+                Tree::default()
+            }
+            false => {
+                sink(StoreUpdate::Tree {
+                    tree: Arc::new(shared.tree.clone()),
+                    changes: Tree::default().changes_to(&shared.tree),
+                    cause: Cause::First,
+                });
+                shared.tree.clone()
+            }
+        };
+        let id = shared.next_watch;
+        shared.next_watch += 1;
+        shared.watches.insert(id, Watch { known, sink });
+        drop(shared);
+        let shared = Arc::clone(&self.shared);
+        Ok(Box::new(MemoryWatch { shared, id }))
+    }
+
+    fn write(
+        &self,
+        key: &ControlKey,
+        value: Option<&[u8]>,
+        expected: Expected,
+    ) -> Result<Stamp, StoreError> {
+        let mut shared = lock(&self.shared);
+        shared.check()?;
+        let there = shared.tree.get(key).map(|entry| entry.stamp);
+        let as_expected = match expected {
+            Expected::Any => true,
+            Expected::Absent => there.is_none(),
+            Expected::At(stamp) => there == Some(stamp),
+        };
+        if !as_expected {
+            return Err(StoreError::Conflict {
+                place: self.locate(key),
+            });
+        }
+        let Some(value) = value.map(Arc::<[u8]>::from) else {
+            return Ok(shared.delete(key, there));
+        };
+        let revision = shared.tree.revision + 1;
+        let stamp = Stamp {
+            revision,
+            version: revision as i64,
+        };
+        let past = Past {
+            revision,
+            value: Some(value.to_vec()),
+        };
+        shared.past.push((key.clone(), past));
+        let entry = Entry { value, stamp };
+        shared.change(key, Some(entry), revision);
+        Ok(stamp)
+    }
+
+    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
+        lock(&self.shared).members.insert(id.to_owned(), report);
+        Ok(Box::new(MemoryMember {
+            shared: Arc::clone(&self.shared),
+            id: id.to_owned(),
+        }))
+    }
+
+    fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let shared = lock(&self.shared);
+        shared.check()?;
+        Ok(shared.members.clone().into_iter().collect())
+    }
+
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError> {
+        let shared = lock(&self.shared);
+        shared.check()?;
+        let of_key = shared.past.iter().rev().filter(|(of, _)| of == key);
+        Ok(of_key.take(limit).map(|(_, past)| past.clone()).collect())
+    }
+}
+
+impl Shared {
+    fn delete(&mut self, key: &ControlKey, there: Option<Stamp>) -> Stamp {
+        let Some(stamp) = there else {
+            return Stamp {
+                revision: self.tree.revision,
+                version: 0,
+            };
+        };
+        let revision = self.tree.revision + 1;
+        let past = Past {
+            revision,
+            value: None,
+        };
+        self.past.push((key.clone(), past));
+        self.change(key, None, revision);
+        Stamp { revision, ..stamp }
+    }
+
+    fn change(&mut self, key: &ControlKey, entry: Option<Entry>, revision: u64) {
+        let change = TreeChange {
+            key: key.clone(),
+            entry,
+        };
+        self.tree.apply(vec![change], revision);
+        if !self.deaf {
+            self.publish(Cause::Event);
+        }
+    }
+}
+
+struct MemoryWatch {
+    shared: Arc<Mutex<Shared>>,
+    id: u64,
+}
+
+impl StoreWatch for MemoryWatch {
+    fn reread(&self) {
+        lock(&self.shared).publish(Cause::Resync);
+    }
+}
+
+impl Drop for MemoryWatch {
+    fn drop(&mut self) {
+        lock(&self.shared).watches.remove(&self.id);
+    }
+}
+
+struct MemoryMember {
+    shared: Arc<Mutex<Shared>>,
+    id: String,
+}
+
+impl Membership for MemoryMember {
+    fn report(&self, report: Vec<u8>) {
+        lock(&self.shared).members.insert(self.id.clone(), report);
+    }
+}
+
+impl Drop for MemoryMember {
+    fn drop(&mut self) {
+        lock(&self.shared).members.remove(&self.id);
+    }
+}

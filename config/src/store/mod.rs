@@ -1,0 +1,190 @@
+//! Key-value stores that hold control keys: one trait, so that etcd, ZooKeeper and a test's memory are used alike.
+//!
+//! ```text
+//!            ┌ list ─── the whole tree at one revision
+//!  Store ────┤ watch ── a Tree kept equal to the store's; each change, repair and outage as a StoreUpdate
+//!            │ write ── one key, compared and set, so that two writers do not overwrite each other
+//!            └ join ─── a member key that lives as long as its process
+//! ```
+//!
+//! Stores speak [`ControlKey`]s; where a key stands in a store is its own business ([`Store::locate`] says it to people).
+//! Above them: the spec source of the service, the bridge between two stores, and the commands that edit keys.
+
+mod key;
+mod memory;
+mod tree;
+
+use std::sync::Arc;
+
+pub use key::{ControlKey, KeyNameError};
+pub use memory::{MemoryStore, MemoryStoreHandle};
+pub use tree::{Entry, Stamp, Tree, TreeChange};
+
+/// Longest value that is read or written, in bytes.
+pub const MAX_VALUE: usize = 1024 * 1024;
+
+/// A store of control keys. Calls block up to the store's request timeout; a store runs its own threads.
+pub trait Store: Send + Sync {
+    /// What it is, for people, such as `etcd http://127.0.0.1:2379 prefix /plugins`; never with credentials.
+    fn describe(&self) -> String;
+
+    /// Where `key` stands in this store, for people.
+    fn locate(&self, key: &ControlKey) -> String;
+
+    /// Everything below the prefix, as of one moment that is not older than the call.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer, or answers with an older state than before.
+    fn list(&self) -> Result<Tree, StoreError>;
+
+    /// Keeps a [`Tree`] equal to the store's and tells `sink` of each change, until the handle is dropped.
+    /// Outages do not end it: it goes on by itself when the store is back (G10).
+    /// The first update is [`StoreUpdate::Tree`], or [`StoreUpdate::Unreachable`] when the store is away.
+    ///
+    /// # Errors
+    /// [`StoreError`] only when the watch cannot be started at all, such as for want of a thread.
+    fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError>;
+
+    /// Writes `value` to `key`, or deletes it when there is none, if what stands there is as `expected`.
+    /// A delete of a key that is not there is done already.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when something else stands there; nothing is changed then.
+    fn write(
+        &self,
+        key: &ControlKey,
+        value: Option<&[u8]>,
+        expected: Expected,
+    ) -> Result<Stamp, StoreError>;
+
+    /// Announces a member under `id` with `report`; its key lives as long as the value and the process, and is written
+    /// again by itself after an outage that outlived it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the id is not usable. An unreachable store is not an error: the key comes later.
+    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError>;
+
+    /// The members that are alive, as (id, report), sorted by id.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer.
+    fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+
+    /// Earlier values of `key`, newest first, as far back as the store keeps them; at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::NotKept`] when this kind of store keeps none.
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError>;
+}
+
+/// Takes updates, in order, on the store's thread; it should hand them on and return soon.
+pub type StoreSink = Box<dyn FnMut(StoreUpdate) + Send>;
+
+/// What a watch reports.
+#[derive(Clone, Debug)]
+pub enum StoreUpdate {
+    /// The tree as it stands now, and what has changed since the last one that was reported.
+    Tree {
+        /// Everything below the prefix.
+        tree: Arc<Tree>,
+        /// The keys that changed, each once, in the order of their revisions.
+        changes: Vec<TreeChange>,
+        /// How it was learned.
+        cause: Cause,
+    },
+    /// The store cannot be reached or does not answer; the last tree stays (G10).
+    Unreachable {
+        /// Why.
+        reason: String,
+    },
+    /// The store answers again; a tree follows if something changed meanwhile.
+    Reachable,
+}
+
+/// How a change was learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// By the first reading.
+    First,
+    /// By an event of the watch.
+    Event,
+    /// By reading again after an outage, a cancelled watch, a compaction or an expired session.
+    Resync,
+    /// By the regular re-list, though the watch seemed well: the store dropped events, and this repairs it.
+    Repair,
+}
+
+/// A running watch; dropping it stops the watch and waits for the sink's last call to return.
+pub trait StoreWatch: Send + Sync {
+    /// Asks for a full re-read at once.
+    fn reread(&self);
+}
+
+/// A member key; dropping it deletes the key.
+pub trait Membership: Send + Sync {
+    /// Replaces the report; it is written soon, the newest one wins.
+    fn report(&self, report: Vec<u8>);
+}
+
+/// What a writer expects to stand at a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Anything, or nothing.
+    Any,
+    /// No value.
+    Absent,
+    /// The value of this stamp.
+    At(Stamp),
+}
+
+/// An earlier value of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The store's revision of that write.
+    pub revision: u64,
+    /// The value; `None` where the key was deleted.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Why a store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or did not answer in time. Retryable.
+    #[error("{store} cannot be reached: {reason}")]
+    Unreachable {
+        /// The store, as [`Store::describe`] says.
+        store: String,
+        /// The cause and what to do.
+        reason: String,
+    },
+    /// It refused: a missing right, a wrong password, a value too large. Terminal.
+    #[error("{store} refused {what}: {reason}")]
+    Refused {
+        /// The store.
+        store: String,
+        /// What was asked.
+        what: String,
+        /// The cause and what to do.
+        reason: String,
+    },
+    /// Somebody else changed the key meanwhile. Terminal; read it again.
+    #[error("{place} changed meanwhile; look at it and try again")]
+    Conflict {
+        /// Where the key stands.
+        place: String,
+    },
+    /// It keeps no earlier values. Terminal.
+    #[error("{store} keeps no earlier values")]
+    NotKept {
+        /// The store.
+        store: String,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call can succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}

@@ -1,0 +1,183 @@
+//! A store's keys as they are known, kept equal to the store by listings and events. Pure.
+//!
+//! Nothing is ever applied backwards (G10): an event or a listing that is older than what is known of a key is dropped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::ControlKey;
+
+/// Which write of a key a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp {
+    /// The store's number for the write: etcd's `mod_revision`, ZooKeeper's `mzxid`.
+    pub revision: u64,
+    /// The version of this key that a compare-and-set names: etcd's is the same as `revision`, ZooKeeper's is the node's data version.
+    pub version: i64,
+}
+
+/// A value and the write that it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The bytes.
+    pub value: Arc<[u8]>,
+    /// Its write.
+    pub stamp: Stamp,
+}
+
+/// Everything below a prefix, as of one revision of its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree {
+    /// The store's revision: nothing newer is in here.
+    pub revision: u64,
+    /// The control keys that have a value.
+    pub entries: BTreeMap<ControlKey, Entry>,
+    /// A key that is not known was not there at this revision: nothing at or below it is news of such a key. 0 in a store whose
+    /// listings are not of one moment.
+    pub floor: u64,
+    /// Keys that events have deleted since the last listing, and when.
+    pub deleted: BTreeMap<ControlKey, u64>,
+    /// Paths below the prefix that are no control keys, and why: reported, otherwise left alone. Sorted.
+    pub strangers: BTreeMap<String, String>,
+}
+
+/// A key that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeChange {
+    /// The key.
+    pub key: ControlKey,
+    /// What stands there now; `None` when it was deleted.
+    pub entry: Option<Entry>,
+}
+
+impl Tree {
+    /// The value at `key`.
+    #[must_use]
+    pub fn get(&self, key: &ControlKey) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Takes over the events of one revision, or what was read after a notice. Returns those that changed anything;
+    /// what is older than what is known of its key does not.
+    pub fn apply(&mut self, changes: Vec<TreeChange>, revision: u64) -> Vec<TreeChange> {
+        let applied: Vec<TreeChange> = changes
+            .into_iter()
+            .filter(|change| self.apply_one(change, revision))
+            .collect();
+        self.revision = self.revision.max(revision);
+        applied
+    }
+
+    fn apply_one(&mut self, change: &TreeChange, revision: u64) -> bool {
+        let known = self.entries.get(&change.key);
+        let known = known.map(|entry| entry.stamp.revision);
+        let newest = known.or_else(|| self.deleted.get(&change.key).copied());
+        let news = change
+            .entry
+            .as_ref()
+            .map_or(revision, |entry| entry.stamp.revision);
+        if news <= newest.unwrap_or(self.floor) {
+            return false;
+        }
+        match &change.entry {
+            Some(entry) => {
+                self.deleted.remove(&change.key);
+                self.entries.insert(change.key.clone(), entry.clone());
+                true
+            }
+            None => {
+                self.deleted.insert(change.key.clone(), revision);
+                self.entries.remove(&change.key).is_some()
+            }
+        }
+    }
+
+    /// What leads from `self` to `newer`, in the order of revisions, deletes first.
+    #[must_use]
+    pub fn changes_to(&self, newer: &Self) -> Vec<TreeChange> {
+        let gone = self
+            .entries
+            .keys()
+            .filter(|key| !newer.entries.contains_key(*key));
+        let mut changes: Vec<TreeChange> = gone
+            .map(|key| TreeChange {
+                key: key.clone(),
+                entry: None,
+            })
+            .collect();
+        let mut written: Vec<TreeChange> = newer
+            .entries
+            .iter()
+            .filter(|(key, entry)| self.entries.get(*key) != Some(*entry))
+            .map(|(key, entry)| TreeChange {
+                key: key.clone(),
+                entry: Some(entry.clone()),
+            })
+            .collect();
+        written.sort_by_key(|change| change.entry.as_ref().map(|entry| entry.stamp.revision));
+        changes.append(&mut written);
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> ControlKey {
+        ControlKey::Enabled("auditor".to_owned())
+    }
+
+    fn put(value: &str, revision: u64) -> TreeChange {
+        let stamp = Stamp {
+            revision,
+            version: revision as i64,
+        };
+        let entry = Entry {
+            value: value.as_bytes().into(),
+            stamp,
+        };
+        TreeChange {
+            key: gate(),
+            entry: Some(entry),
+        }
+    }
+
+    fn delete() -> TreeChange {
+        TreeChange {
+            key: gate(),
+            entry: None,
+        }
+    }
+
+    #[test]
+    fn what_is_older_is_not_applied() {
+        let mut tree = Tree {
+            revision: 10,
+            floor: 10,
+            ..Tree::default()
+        };
+        assert!(tree.apply(vec![put("true", 9)], 9).is_empty(), "history");
+        assert_eq!(tree.apply(vec![put("true", 12)], 12).len(), 1);
+        assert!(tree.apply(vec![put("false", 11)], 11).is_empty());
+        assert!(tree.apply(vec![delete()], 11).is_empty());
+        assert_eq!(tree.apply(vec![delete()], 13).len(), 1);
+        assert!(
+            tree.apply(vec![put("true", 12)], 14).is_empty(),
+            "resurrected"
+        );
+        assert_eq!(tree.revision, 14);
+        assert_eq!(tree.apply(vec![put("true", 15)], 15).len(), 1);
+    }
+
+    #[test]
+    fn changes_lead_from_one_tree_to_the_next() {
+        let mut older = Tree::default();
+        older.apply(vec![put("true", 1)], 1);
+        let mut newer = older.clone();
+        assert!(older.changes_to(&newer).is_empty());
+        newer.apply(vec![put("false", 2)], 2);
+        assert_eq!(older.changes_to(&newer), [put("false", 2)]);
+        assert_eq!(newer.changes_to(&Tree::default()), [delete()]);
+    }
+}
