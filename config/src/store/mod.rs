@@ -12,12 +12,19 @@
 
 mod key;
 mod memory;
+mod path_map;
+#[allow(dead_code, reason = "the service's and the bridge's config name it")]
+mod settings;
+#[allow(dead_code, reason = "the service's and the bridge's config name it")]
+pub(crate) mod table;
 mod tree;
 
 use std::sync::Arc;
 
 pub use key::{ControlKey, KeyNameError};
 pub use memory::{MemoryStore, MemoryStoreHandle};
+pub use path_map::{KeyKind, PathMap, PathMapError};
+pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub use tree::{Entry, Stamp, Tree, TreeChange};
 
 /// Longest value that is read or written, in bytes.
