@@ -16,8 +16,10 @@
 pub mod diff;
 mod document;
 mod environment;
+pub mod member;
 pub mod problem;
 pub mod reference;
+pub mod rollout;
 pub mod schema;
 pub mod secret;
 pub mod service;
@@ -29,9 +31,11 @@ mod validate;
 
 pub use diff::{Change, diff};
 pub use environment::Environment;
+pub use member::MemberReport;
 pub use problem::{Problem, Problems};
+pub use rollout::Rollout;
 pub use secret::Secret;
 pub use service::{ServiceConfig, load_service_config};
-pub use snapshot::{Rejection, RejectionEffect, Snapshot};
+pub use snapshot::{MetricsLevel, Rejection, RejectionEffect, Snapshot, Switches};
 pub use spec::{HandlerSpec, Predicate, Test, read_spec};
 pub use validate::validate_everything;

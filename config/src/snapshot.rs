@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::document::Word;
 use crate::problem::Problems;
 use crate::spec::HandlerSpec;
 
@@ -17,6 +18,41 @@ pub struct Snapshot {
     pub handlers: BTreeMap<String, Arc<HandlerSpec>>,
     /// What the source holds but is not applied, and why; sorted by origin.
     pub rejections: Vec<Rejection>,
+    /// What the source says of the service itself.
+    pub switches: Switches,
+}
+
+/// What a store's keys switch in the service itself; a source without such keys leaves the defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Switches {
+    /// Write a sampled, rate-limited log line a record.
+    pub record_log: bool,
+    /// How fine metrics are.
+    pub metrics: MetricsLevel,
+}
+
+/// How fine metrics are: each level has what the one before has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricsLevel {
+    /// Version, start and snapshot only.
+    Off,
+    /// The service as a whole and its topics.
+    Basic,
+    /// Also each handler.
+    Handler,
+    /// Also each partition and the Kafka clients' statistics.
+    #[default]
+    Partition,
+}
+
+impl Word for MetricsLevel {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", Self::Off),
+        ("basic", Self::Basic),
+        ("handler", Self::Handler),
+        ("partition", Self::Partition),
+    ];
 }
 
 /// A text that is refused, and what runs in its stead.
@@ -42,6 +78,8 @@ pub enum RejectionEffect {
     NotRunning,
     /// The texts contradict each other, so the whole last good snapshot runs on.
     LastGoodSnapshot,
+    /// It changes nothing.
+    Ignored,
 }
 
 impl Snapshot {
@@ -54,6 +92,7 @@ impl Snapshot {
                 .map(|spec| (spec.name.clone(), Arc::new(spec)))
                 .collect(),
             rejections: Vec::new(),
+            switches: Switches::default(),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::document::{Place, read_text};
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
-use crate::snapshot::{Rejection, RejectionEffect, Snapshot};
+use crate::snapshot::{Rejection, RejectionEffect, Snapshot, Switches};
 use crate::spec::{HandlerSpec, LocatedSpec, read_located};
 
 /// Most spec files that a folder may hold.
@@ -115,6 +115,7 @@ impl Folder {
             revision: self.last.revision + 1,
             handlers,
             rejections,
+            switches: Switches::default(),
         });
         Ok(Some(Arc::clone(&self.last)))
     }

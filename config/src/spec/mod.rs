@@ -17,7 +17,7 @@ pub use handler_config::HandlerConfig;
 pub use predicate::{PartitionTest, Predicate, Test};
 pub(crate) use predicate_schema::definitions;
 pub use read::read_spec;
-pub(crate) use read::{LocatedSpec, read_located};
+pub(crate) use read::{LocatedSpec, Origin, read_config, read_from, read_located};
 pub use route::{Route, TopicPattern};
 pub(crate) use rules::check_name;
 pub(crate) use table::SPEC;

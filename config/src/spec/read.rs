@@ -1,6 +1,6 @@
 //! Spec text to [`HandlerSpec`].
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use super::rules::parse_topic;
 use super::table::SPEC;
@@ -31,21 +31,44 @@ pub(crate) struct LocatedSpec {
     pub(crate) pool_place: Place,
 }
 
+/// Where a text comes from, and what its references may see.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// The file or key that problems name.
+    pub(crate) place: Option<&'a Path>,
+    /// Where `${file:…}` begins.
+    pub(crate) base: &'a Path,
+    /// References must stay below `base`: whoever writes a store's keys must not read the machine's files.
+    pub(crate) confined: bool,
+    /// What references are looked up in; `None` leaves them as they are, for whoever only checks the form.
+    pub(crate) environment: Option<&'a Environment>,
+}
+
 /// [`read_spec`], with places.
 pub(crate) fn read_located(
     text: &str,
     file: Option<&Path>,
     environment: &Environment,
 ) -> Result<LocatedSpec, Problems> {
-    let parsed = parse(text, file);
+    let origin = Origin {
+        place: file,
+        base: file.and_then(Path::parent).unwrap_or(Path::new("")),
+        confined: false,
+        environment: Some(environment),
+    };
+    read_from(text, origin)
+}
+
+/// Reads the spec in `text`.
+pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems> {
+    let parsed = parse(text, origin.place);
     let mut problems = parsed.problems;
     let Some(root) = parsed.root else {
         return Err(problems);
     };
-    let mut checker = Checker::new(file, &SPEC);
+    let mut checker = Checker::new(origin.place, &SPEC);
     let section = checker.section(&root, &SPEC, "");
-    let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
-    let spec = build(&section, environment, base, &mut checker);
+    let spec = build(&section, origin, &mut checker);
     problems.merge(checker.into_problems());
     match spec {
         Some(spec) if problems.is_empty() => Ok(LocatedSpec {
@@ -57,16 +80,31 @@ pub(crate) fn read_located(
     }
 }
 
+/// Reads a handler's own config from a text that holds nothing else: a JSON object.
+pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
+    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        let message = format!("is no JSON: {error}");
+        return Err(Problems::of_file(origin.place, message));
+    }
+    let parsed = parse(text, origin.place);
+    let mut problems = parsed.problems;
+    let Some(root) = parsed.root else {
+        return Err(problems);
+    };
+    let mut checker = Checker::new(origin.place, &SPEC);
+    let config = config(&root, "", origin, &mut checker);
+    problems.merge(checker.into_problems());
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems),
+    }
+}
+
 /// `None` only where a problem was reported. Every part is read before the first `?`, so that all of them report.
-fn build(
-    section: &Section,
-    environment: &Environment,
-    base: &Path,
-    checker: &mut Checker<'_>,
-) -> Option<HandlerSpec> {
+fn build(section: &Section, origin: Origin<'_>, checker: &mut Checker<'_>) -> Option<HandlerSpec> {
     let config = section
         .custom("config")
-        .and_then(|node| config(node, environment, base, checker));
+        .and_then(|node| config(node, "config", origin, checker));
     let route = section
         .object("route")
         .and_then(|route| read_route(route, checker));
@@ -106,19 +144,43 @@ fn build(
 
 fn config(
     node: &Node,
-    environment: &Environment,
-    base: &Path,
+    path: &str,
+    origin: Origin<'_>,
     checker: &mut Checker<'_>,
 ) -> Option<HandlerConfig> {
     if !matches!(node.value, Value::Map(_)) {
-        checker.refuse(node, "a map", "config");
+        checker.refuse(node, "a map", path);
         return None;
     }
-    let declared = to_json(node, "config", checker);
+    let declared = to_json(node, path, checker);
+    if origin.confined && !stays_below_base(&declared) {
+        let message = "has a `${file:…}` that is absolute or goes up; in a store's keys it names a file below the service config's folder";
+        checker.report(&node.place, path, message);
+        return None;
+    }
+    let Some(environment) = origin.environment else {
+        return Some(HandlerConfig::new(declared));
+    };
     let mut resolved = node.clone();
-    resolve(&mut resolved, "config", environment, base, checker);
-    let resolved = to_json(&resolved, "config", checker);
+    resolve(&mut resolved, path, environment, origin.base, checker);
+    let resolved = to_json(&resolved, path, checker);
     Some(HandlerConfig::with_resolved(declared, resolved))
+}
+
+/// Whether no file that a text refers to lies outside the folder at which references begin.
+fn stays_below_base(value: &serde_json::Value) -> bool {
+    use serde_json::Value as Json;
+    match value {
+        Json::String(text) => text.split("${file:").skip(1).all(|from| {
+            let named = Path::new(from.split('}').next().unwrap_or_default());
+            named
+                .components()
+                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        }),
+        Json::Array(items) => items.iter().all(stays_below_base),
+        Json::Object(members) => members.values().all(stays_below_base),
+        Json::Null | Json::Bool(_) | Json::Number(_) => true,
+    }
 }
 
 fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {

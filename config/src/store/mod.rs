@@ -18,6 +18,7 @@ mod settings;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
 pub(crate) mod table;
 mod tree;
+pub(crate) mod value;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use memory::{MemoryStore, MemoryStoreHandle};
 pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub use tree::{Entry, Stamp, Tree, TreeChange};
+pub use value::check_value;
 
 /// Longest value that is read or written, in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;

@@ -1,0 +1,198 @@
+//! What the value of each control key must be like: one reader, used by the source, the bridge and the commands.
+
+use std::path::Path;
+
+use super::{ControlKey, MAX_VALUE};
+use crate::document::{Word, did_you_mean};
+use crate::problem::Problems;
+use crate::rollout::Rollout;
+use crate::snapshot::MetricsLevel;
+use crate::spec::{Origin, read_config, read_from};
+
+/// Checks the form of `value` as the value of `key`, which stands at `place` for people. References are not looked up, so
+/// that a value can be checked where the files and variables that it names are not.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Problems> {
+    let origin = Origin {
+        place: Some(Path::new(place)),
+        base: Path::new(""),
+        confined: true,
+        environment: None,
+    };
+    match key {
+        ControlKey::Enabled(_) | ControlKey::Logging => read_switch(value, place).map(|_| ()),
+        ControlKey::MetricsLevel => read_level(value, place).map(|_| ()),
+        ControlKey::Spec(name) => read_spec_of(name, value, origin).map(|_| ()),
+        ControlKey::Config(_) => {
+            read_text(value, place).and_then(|text| read_config(text, origin).map(|_| ()))
+        }
+        ControlKey::Rollout(name) => {
+            let rollout = read_rollout(value, place)?;
+            let spec = rollout.spec.as_deref();
+            spec.map_or(Ok(()), |spec| {
+                read_spec_of(name, spec.as_bytes(), origin).map(|_| ())
+            })
+        }
+        ControlKey::Canary(_) => read_object(value, place),
+    }
+}
+
+/// The text of a value, within bounds.
+pub(crate) fn read_text<'v>(value: &'v [u8], place: &str) -> Result<&'v str, Problems> {
+    let refused = |message: String| Problems::of_file(Some(Path::new(place)), message);
+    if value.len() > MAX_VALUE {
+        let length = value.len();
+        return Err(refused(format!(
+            "has {length} bytes; at most {MAX_VALUE} are read"
+        )));
+    }
+    std::str::from_utf8(value).map_err(|error| {
+        refused(format!(
+            "is not UTF-8 text: byte {} is none; write it as UTF-8",
+            error.valid_up_to()
+        ))
+    })
+}
+
+/// `true` or `false`.
+pub(crate) fn read_switch(value: &[u8], place: &str) -> Result<bool, Problems> {
+    match read_text(value, place)?.trim() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(refused(
+            place,
+            other,
+            "write true or false, in small letters",
+        )),
+    }
+}
+
+/// How fine metrics are.
+pub(crate) fn read_level(value: &[u8], place: &str) -> Result<MetricsLevel, Problems> {
+    let text = read_text(value, place)?.trim();
+    MetricsLevel::of(text).ok_or_else(|| {
+        let words = MetricsLevel::WORDS.iter().map(|(word, _)| *word);
+        let hint = did_you_mean(text, words);
+        let advice = format!("write off, basic, handler or partition{hint}");
+        refused(place, text, &advice)
+    })
+}
+
+/// The spec of the handler `name`.
+pub(crate) fn read_spec_of(
+    name: &str,
+    value: &[u8],
+    origin: Origin<'_>,
+) -> Result<crate::spec::LocatedSpec, Problems> {
+    let place = origin.place.map(|place| place.to_string_lossy());
+    let text = read_text(value, place.as_deref().unwrap_or_default())?;
+    if text.trim().is_empty() {
+        let message = "is empty; write the spec, or delete the key to remove the handler";
+        return Err(Problems::of_file(origin.place, message));
+    }
+    let located = read_from(text, origin)?;
+    if located.spec.name == name {
+        return Ok(located);
+    }
+    let mut problems = Problems::new();
+    problems.push(crate::Problem {
+        file: origin.place.map(Path::to_path_buf),
+        line: located.name_place.line,
+        column: located.name_place.column,
+        path: "name".to_owned(),
+        message: format!(
+            "is `{}`, but the key is that of `{name}`; write the key's name",
+            located.spec.name
+        ),
+    });
+    Err(problems)
+}
+
+/// A roll-out in progress.
+pub(crate) fn read_rollout(value: &[u8], place: &str) -> Result<Rollout, Problems> {
+    let text = read_text(value, place)?;
+    Rollout::from_json(text.as_bytes())
+        .map_err(|reason| Problems::of_file(Some(Path::new(place)), reason))
+}
+
+fn read_object(value: &[u8], place: &str) -> Result<(), Problems> {
+    let text = read_text(value, place)?;
+    let refused = |message: String| Problems::of_file(Some(Path::new(place)), message);
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(serde_json::Value::Object(_)) => Ok(()),
+        Ok(_) => Err(refused("is no JSON object".to_owned())),
+        Err(error) => Err(refused(format!("is no JSON: {error}"))),
+    }
+}
+
+/// A refusal that shows the beginning of the text.
+fn refused(place: &str, text: &str, advice: &str) -> Problems {
+    let shown: String = text.chars().take(60).collect();
+    let dots = if shown.len() < text.len() { "…" } else { "" };
+    let message = match text {
+        "" => format!("is empty; {advice}"),
+        _ => format!("is `{}{dots}`; {advice}", shown.escape_debug()),
+    };
+    Problems::of_file(Some(Path::new(place)), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(key: &ControlKey, value: &[u8]) -> String {
+        check_value(key, "place", value)
+            .map_or_else(|problems| problems.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn each_key_has_its_vocabulary() {
+        let gate = ControlKey::Enabled("a".into());
+        for good in ["true", "false", " true\n"] {
+            assert_eq!(says(&gate, good.as_bytes()), "");
+        }
+        assert_eq!(
+            says(&gate, b"True"),
+            "place: is `True`; write true or false, in small letters"
+        );
+        assert!(says(&gate, &[0xff]).contains("UTF-8"));
+        assert!(says(&gate, &vec![b' '; MAX_VALUE + 1]).contains("at most 1048576"));
+        assert_eq!(says(&ControlKey::MetricsLevel, b"basic"), "");
+        assert!(says(&ControlKey::MetricsLevel, b"basik").contains("did you mean"));
+        let spec = ControlKey::Spec("a".into());
+        let text = "name: a\nplugin: p\nroute: { topics: [t] }\n";
+        assert_eq!(says(&spec, text.as_bytes()), "");
+        assert_eq!(
+            says(&spec, text.replace("name: a", "name: b").as_bytes()),
+            "place:1:7: name: is `b`, but the key is that of `a`; write the key's name"
+        );
+        assert!(says(&spec, b"  ").contains("is empty"));
+        let config = ControlKey::Config("a".into());
+        assert_eq!(says(&config, br#"{"x": [1, "${env:NOT_SET}"]}"#), "");
+        for bad in [
+            "",
+            "3",
+            "x: 1",
+            "{\"x\": \"${file:/etc/passwd}\"}",
+            "{\"x\": \"${file:../a}\"}",
+        ] {
+            assert_ne!(says(&config, bad.as_bytes()), "", "{bad}");
+        }
+    }
+
+    #[test]
+    fn aliases_cannot_blow_up() {
+        let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let (this, below) = ((b'a' + level) as char, (b'a' + level - 1) as char);
+            let items = vec![format!("*{below}"); 10].join(", ");
+            bomb.push_str(&format!("{this}: &{this} [{items}]\n"));
+        }
+        assert!(
+            says(&ControlKey::Spec("a".into()), bomb.as_bytes())
+                .contains("expand beyond 50000 values")
+        );
+    }
+}
