@@ -10,8 +10,14 @@
 //! Stores speak [`ControlKey`]s; where a key stands in a store is its own business ([`Store::locate`] says it to people).
 //! Above them: the spec source of the service, the bridge between two stores, and the commands that edit keys.
 
+mod driver;
+mod etcd;
+mod follow;
+#[cfg(test)]
+mod follow_tests;
 mod key;
 mod memory;
+#[allow(dead_code, reason = "the service's and the bridge's config name it")]
 mod path_map;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
 mod settings;
@@ -22,6 +28,7 @@ pub(crate) mod value;
 
 use std::sync::Arc;
 
+pub use etcd::EtcdStore;
 pub use key::{ControlKey, KeyNameError};
 pub use memory::{MemoryStore, MemoryStoreHandle};
 pub use path_map::{KeyKind, PathMap, PathMapError};
@@ -84,6 +91,20 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::NotKept`] when this kind of store keeps none.
     fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError>;
+}
+
+/// Refuses what cannot be the last part of a path.
+fn check_member_id(store: &str, id: &str) -> Result<(), StoreError> {
+    let odd = |c: char| c.is_control() || c == '/';
+    let fits = !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && !id.contains(odd);
+    if fits {
+        return Ok(());
+    }
+    Err(StoreError::Refused {
+        store: store.to_owned(),
+        what: format!("the member id `{}`", id.escape_debug()),
+        reason: "write 1 to 255 characters without a slash".to_owned(),
+    })
 }
 
 /// Takes updates, in order, on the store's thread; it should hand them on and return soon.

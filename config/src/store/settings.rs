@@ -1,9 +1,12 @@
 //! How a store is reached: the validated form of the config blocks `etcd:` and `zookeeper:`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::etcd::EtcdStore;
 use super::path_map::{KeyKind, PathMap};
+use super::{Store, StoreError};
 use crate::document::{Checker, Section};
 use crate::secret::Secret;
 
@@ -111,6 +114,14 @@ impl EtcdSettings {
             member_ttl: Duration::from_secs(10),
             paths: PathMap::etcd(),
         }
+    }
+
+    /// Opens the store; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`StoreError`] for TLS files that cannot be used.
+    pub fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(EtcdStore::open(self.clone())?))
     }
 
     /// Reads a block that was checked against [`super::table::ETCD`]; files are relative to `base`. `None` only where a

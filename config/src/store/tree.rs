@@ -32,8 +32,8 @@ pub struct Tree {
     pub revision: u64,
     /// The control keys that have a value.
     pub entries: BTreeMap<ControlKey, Entry>,
-    /// A key that is not known was not there at this revision: nothing at or below it is news of such a key. 0 in a store whose
-    /// listings are not of one moment.
+    /// A key that is not known was not there at this revision: nothing at or below it is news of such a key. Where listings are
+    /// not of one moment, the newest revision that was known when the listing began; 0 if none was.
     pub floor: u64,
     /// Keys that events have deleted since the last listing, and when.
     pub deleted: BTreeMap<ControlKey, u64>,
@@ -90,6 +90,45 @@ impl Tree {
                 self.entries.remove(&change.key).is_some()
             }
         }
+    }
+
+    /// Takes over a full reading, and returns what that changed. A key that is not in `listing` is deleted only if what is
+    /// known of it is not newer than the listing's floor; a value that is older than what is known of its key is dropped.
+    pub fn catch_up(&mut self, listing: Self) -> Vec<TreeChange> {
+        let gone: Vec<ControlKey> = self
+            .entries
+            .iter()
+            .filter(|(key, entry)| {
+                !listing.entries.contains_key(*key) && entry.stamp.revision <= listing.floor
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut changes = Vec::new();
+        for key in gone {
+            if let Some(entry) = self.entries.remove(&key) {
+                // A later write of the key has a later revision than this.
+                self.deleted.insert(key.clone(), entry.stamp.revision + 1);
+            }
+            changes.push(TreeChange { key, entry: None });
+        }
+        let mut written: Vec<TreeChange> = Vec::new();
+        for (key, entry) in listing.entries {
+            let known = self.entries.get(&key).map(|known| known.stamp.revision);
+            let newest = known.or_else(|| self.deleted.get(&key).copied());
+            if newest.is_none_or(|newest| entry.stamp.revision > newest) {
+                self.deleted.remove(&key);
+                self.entries.insert(key.clone(), entry.clone());
+                let entry = Some(entry);
+                written.push(TreeChange { key, entry });
+            }
+        }
+        written.sort_by_key(|change| change.entry.as_ref().map(|entry| entry.stamp.revision));
+        changes.append(&mut written);
+        self.deleted.retain(|_, revision| *revision > listing.floor);
+        self.floor = self.floor.max(listing.floor);
+        self.revision = self.revision.max(listing.revision);
+        self.strangers = listing.strangers;
+        changes
     }
 
     /// What leads from `self` to `newer`, in the order of revisions, deletes first.
@@ -168,6 +207,25 @@ mod tests {
         );
         assert_eq!(tree.revision, 14);
         assert_eq!(tree.apply(vec![put("true", 15)], 15).len(), 1);
+    }
+
+    #[test]
+    fn a_listing_brings_what_is_newer_and_deletes_no_later_than_its_floor() {
+        let listing = |entries: &[TreeChange], floor: u64| {
+            let mut tree = Tree::default();
+            tree.apply(entries.to_vec(), floor);
+            tree.floor = floor;
+            tree
+        };
+        let mut tree = listing(&[put("true", 5)], 10);
+        assert!(tree.catch_up(listing(&[put("false", 4)], 10)).is_empty());
+        assert_eq!(tree.catch_up(listing(&[put("false", 12)], 12)).len(), 1);
+        tree.apply(vec![put("true", 20)], 20);
+        assert!(tree.catch_up(listing(&[], 15)).is_empty(), "it is newer");
+        assert_eq!(tree.catch_up(listing(&[], 25)), [delete()]);
+        assert!(tree.apply(vec![put("true", 20)], 26).is_empty());
+        assert!(tree.entries.is_empty());
+        assert_eq!((tree.floor, tree.revision), (25, 26));
     }
 
     #[test]

@@ -1,0 +1,231 @@
+//! Connections to the members of an etcd cluster: one client each, the next one when a member does not answer.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::timeout;
+
+use super::super::{EtcdSettings, StoreError, TlsFiles};
+
+/// gRPC codes of what is refused for good.
+const REFUSALS: [i32; 4] = [3, 7, 9, 16];
+/// gRPC code of a revision that is compacted, among others.
+const OUT_OF_RANGE: i32 = 11;
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No answer, or none that counts; another endpoint or another moment can help.
+    Away(String),
+    /// Asking again does not help.
+    Refused(String),
+    /// The revision asked for is compacted.
+    Compacted,
+}
+
+impl Failure {
+    pub(super) fn away(reason: impl Into<String>) -> Self {
+        Self::Away(reason.into())
+    }
+
+    pub(super) fn of(error: &Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) => {
+                let message = status.message();
+                let code = status.code() as i32;
+                if code == OUT_OF_RANGE && message.contains("compacted") {
+                    Self::Compacted
+                } else if REFUSALS.contains(&code) {
+                    Self::Refused(message.to_owned())
+                } else {
+                    Self::Away(with_source(message, status))
+                }
+            }
+            Error::InvalidArgs(reason) => Self::Refused(reason.clone()),
+            other => Self::Away(other.to_string()),
+        }
+    }
+
+    /// A sentence for people.
+    pub(super) fn reason(self) -> String {
+        match self {
+            Self::Away(reason) | Self::Refused(reason) => reason,
+            Self::Compacted => "the revision is compacted".to_owned(),
+        }
+    }
+
+    pub(super) fn into_error(self, store: String, what: &str) -> StoreError {
+        match self {
+            Self::Away(reason) => StoreError::Unreachable { store, reason },
+            refused => StoreError::Refused {
+                store,
+                what: what.to_owned(),
+                reason: refused.reason(),
+            },
+        }
+    }
+}
+
+/// tonic says "transport error" and keeps the cause for itself.
+fn with_source(message: &str, error: &dyn std::error::Error) -> String {
+    let mut text = message.to_owned();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The members, and which one answers at present.
+pub(super) struct Endpoints {
+    urls: Vec<String>,
+    options: ConnectOptions,
+    clients: Vec<Mutex<Option<Client>>>,
+    current: AtomicUsize,
+    request_timeout: Duration,
+    /// How long one member may take.
+    patience: Duration,
+}
+
+impl Endpoints {
+    /// Nothing is connected yet. Errors are sentences about the TLS files.
+    pub(super) fn new(settings: &EtcdSettings) -> Result<Self, String> {
+        let mut options = ConnectOptions::new()
+            .with_keep_alive(settings.keep_alive, settings.keep_alive)
+            .with_keep_alive_while_idle(true)
+            .with_connect_timeout(settings.request_timeout)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(login) = &settings.login {
+            options = options.with_user(&login.user, login.password.expose());
+        }
+        if let Some(files) = &settings.tls {
+            options = options.with_tls(tls(files)?);
+        }
+        let urls = settings.endpoints.clone();
+        let tries = u32::try_from(urls.len().clamp(1, 3)).unwrap_or(1);
+        Ok(Self {
+            clients: urls.iter().map(|_| Mutex::new(None)).collect(),
+            current: AtomicUsize::new(fastrand::usize(0..urls.len().max(1))),
+            patience: settings.request_timeout / tries,
+            request_timeout: settings.request_timeout,
+            urls,
+            options,
+        })
+    }
+
+    /// A client of the member that answers at present, and which one that is.
+    async fn client(&self) -> Result<(usize, Client), Failure> {
+        let at = self.current.load(Ordering::Relaxed) % self.urls.len().max(1);
+        let Some((slot, url)) = self.clients.get(at).zip(self.urls.get(at)) else {
+            return Err(Failure::Refused("no endpoint is given".to_owned()));
+        };
+        if let Some(client) = lock(slot).clone() {
+            return Ok((at, client));
+        }
+        // Connecting logs in already; without a login nothing is sent before the first call.
+        let connected = Client::connect([url], Some(self.options.clone()));
+        let client = match timeout(self.patience, connected).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => {
+                self.leave(at);
+                return Err(Failure::of(&error));
+            }
+            Err(_) => {
+                self.leave(at);
+                return Err(self.silent(at));
+            }
+        };
+        *lock(slot) = Some(client.clone());
+        Ok((at, client))
+    }
+
+    /// The next member is tried from now on; this one is connected anew.
+    fn leave(&self, at: usize) {
+        if let Some(slot) = self.clients.get(at) {
+            *lock(slot) = None;
+        }
+        let next = (at + 1) % self.urls.len().max(1);
+        // Somebody else may have moved on already.
+        let _ = self
+            .current
+            .compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn silent(&self, at: usize) -> Failure {
+        let url = self.urls.get(at).map_or("", String::as_str);
+        Failure::Away(format!("{url} gave no answer within {:?}", self.patience))
+    }
+
+    /// Calls the present member once: for what must not be sent twice.
+    pub(super) async fn once<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (at, client) = self.client().await?;
+        let failure = match timeout(self.patience, call(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => Failure::of(&error),
+            Err(_) => self.silent(at),
+        };
+        if matches!(failure, Failure::Away(_)) {
+            self.leave(at);
+        }
+        Err(failure)
+    }
+
+    /// Calls one member after the other until one answers: for reads.
+    pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let attempts = async {
+            let mut last = Failure::away("no endpoint is given");
+            for _ in &self.urls {
+                match self.once(&call).await {
+                    Err(failure @ Failure::Away(_)) => last = failure,
+                    settled => return settled,
+                }
+            }
+            Err(last)
+        };
+        match timeout(self.request_timeout, attempts).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::Away(format!(
+                "no answer within {:?}",
+                self.request_timeout
+            ))),
+        }
+    }
+
+    /// Forgets the present member's connection, since it went silent.
+    pub(super) fn leave_current(&self) {
+        self.leave(self.current.load(Ordering::Relaxed) % self.urls.len().max(1));
+    }
+}
+
+fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    let mut options =
+        TlsOptions::new().ca_certificate(Certificate::from_pem(read(&files.ca_file)?));
+    if let Some(identity) = &files.identity {
+        let cert = read(&identity.cert_file)?;
+        options = options.identity(Identity::from_pem(cert, read(&identity.key_file)?));
+    }
+    if let Some(name) = &files.server_name {
+        options = options.domain_name(name);
+    }
+    Ok(options)
+}

@@ -1,0 +1,221 @@
+//! etcd as a [`Store`]: leaves below a prefix, `mod_revision` as the stamp, leases for members, history until compaction.
+
+mod client;
+mod history;
+mod link;
+mod member;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+
+use self::client::{Endpoints, Failure};
+use self::link::EtcdLink;
+use super::driver::Driver;
+use super::follow::Pace;
+use super::{
+    ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
+    StoreSink, StoreWatch, Tree, check_member_id,
+};
+
+/// An etcd cluster. Made by [`EtcdStore::open`]; clones share connections.
+#[derive(Clone)]
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+    driver: Arc<Driver>,
+}
+
+/// What every task of a store needs.
+struct Shared {
+    settings: EtcdSettings,
+    endpoints: Endpoints,
+}
+
+impl EtcdStore {
+    /// Opens a store. Nothing is connected yet: an unreachable store is told by its calls and watches.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for TLS files that cannot be read or used.
+    pub fn open(settings: EtcdSettings) -> Result<Self, StoreError> {
+        let name = describe(&settings);
+        let endpoints = Endpoints::new(&settings).map_err(|reason| StoreError::Refused {
+            store: name.clone(),
+            what: "the TLS settings".to_owned(),
+            reason,
+        })?;
+        let driver = Driver::start(&name)?;
+        let shared = Arc::new(Shared {
+            settings,
+            endpoints,
+        });
+        Ok(Self { shared, driver })
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let result = self.driver.call(call);
+        let result = result.unwrap_or_else(|| Err(Failure::away("it is being closed")));
+        result.map_err(|failure| failure.into_error(self.describe(), what))
+    }
+}
+
+impl Shared {
+    fn key(&self, key: &ControlKey) -> String {
+        let path = self.settings.paths.path(key);
+        format!("{}/{path}", self.settings.prefix)
+    }
+
+    /// What every control key begins with.
+    fn prefix(&self) -> String {
+        format!("{}/", self.settings.prefix)
+    }
+
+    fn members_prefix(&self) -> String {
+        format!("{}/", self.settings.members_prefix)
+    }
+}
+
+fn describe(settings: &EtcdSettings) -> String {
+    let endpoints = settings.endpoints.join(",");
+    format!("etcd {endpoints} prefix {}", settings.prefix)
+}
+
+impl Store for EtcdStore {
+    fn describe(&self) -> String {
+        describe(&self.shared.settings)
+    }
+
+    fn locate(&self, key: &ControlKey) -> String {
+        self.shared.key(key)
+    }
+
+    fn list(&self) -> Result<Tree, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.call("the listing", async move {
+            link::read_all(&shared).await.map(|listing| listing.tree)
+        })
+    }
+
+    fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
+        let settings = &self.shared.settings;
+        let pace = Pace {
+            patience: settings.request_timeout + Duration::from_secs(1),
+            relist: settings.relist,
+        };
+        let link = EtcdLink::new(Arc::clone(&self.shared));
+        Ok(self.driver.watch(link, pace, sink))
+    }
+
+    fn write(
+        &self,
+        key: &ControlKey,
+        value: Option<&[u8]>,
+        expected: Expected,
+    ) -> Result<Stamp, StoreError> {
+        let place = self.locate(key);
+        if value.is_some_and(|value| value.len() > MAX_VALUE) {
+            return Err(StoreError::Refused {
+                store: self.describe(),
+                what: format!("the write of {place}"),
+                reason: format!("the value is longer than {MAX_VALUE} bytes; make it smaller"),
+            });
+        }
+        let shared = Arc::clone(&self.shared);
+        let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
+        let what = format!("the write of {place}");
+        let written = self.call(
+            &what,
+            async move { write(&shared, &at, value, expected).await },
+        )?;
+        written.ok_or(StoreError::Conflict { place })
+    }
+
+    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
+        check_member_id(&self.describe(), id)?;
+        let key = format!("{}{id}", self.shared.members_prefix());
+        Ok(member::join(
+            &self.driver,
+            Arc::clone(&self.shared),
+            key,
+            report,
+        ))
+    }
+
+    fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.call("the listing of members", async move {
+            let prefix = shared.members_prefix();
+            let read = link::read_prefix(&shared, &prefix).await?;
+            let id = |key: &[u8]| String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+            Ok(read
+                .values
+                .into_iter()
+                .map(|kv| (id(kv.key()), kv.value().to_vec()))
+                .collect())
+        })
+    }
+
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let place = self.locate(key);
+        let what = format!("the history of {place}");
+        self.call(
+            &what,
+            async move { history::of(&shared, &place, limit).await },
+        )
+    }
+}
+
+/// Writes if what stands there is as expected; `None` if it is not.
+async fn write(
+    shared: &Shared,
+    place: &str,
+    value: Option<Vec<u8>>,
+    expected: Expected,
+) -> Result<Option<Stamp>, Failure> {
+    // Reading first finds an endpoint that answers; the write itself is sent once, since it may have arrived.
+    let there = link::read_one(shared, place).await?;
+    let known = there.map_or(0, |kv| kv.mod_revision());
+    let wanted = match expected {
+        Expected::Any => None,
+        Expected::Absent => Some(0),
+        Expected::At(stamp) => Some(stamp.version),
+    };
+    if wanted.is_some_and(|wanted| wanted != known) {
+        return Ok(None);
+    }
+    if value.is_none() && known == 0 {
+        // Nothing to wait for: every revision is at or past this one.
+        return Ok(Some(Stamp {
+            revision: 0,
+            version: 0,
+        }));
+    }
+    let operation = match value {
+        Some(value) => TxnOp::put(place, value, None),
+        None => TxnOp::delete(place, None),
+    };
+    let mut transaction = Txn::new().and_then([operation]);
+    if let Some(wanted) = wanted {
+        transaction = transaction.when([Compare::mod_revision(place, CompareOp::Equal, wanted)]);
+    }
+    let answer = shared
+        .endpoints
+        .once(|mut client| {
+            let transaction = transaction.clone();
+            async move { client.txn(transaction).await }
+        })
+        .await?;
+    if !answer.succeeded() {
+        return Ok(None);
+    }
+    let revision = answer.header().map_or(0, |header| header.revision());
+    Ok(Some(Stamp {
+        revision: u64::try_from(revision).unwrap_or(0),
+        version: revision,
+    }))
+}

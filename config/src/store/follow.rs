@@ -1,0 +1,310 @@
+//! The watch loop that every store with a network shares: read all, listen, and never go deaf (G10).
+//!
+//! ```text
+//!            ┌───────────── backoff ◄── Unreachable ◄─┐ refused, silent, older than before
+//!            ▼                                        │
+//!  open: read all and listen ─────────────────────────┤
+//!            │ First | Resync                         │
+//!            ▼                                        │
+//!  next: events ─► Tree::apply ─► Event ──── lost: cancelled, compacted, disconnected, expired ──► open
+//!    ▲       │ every `relist`
+//!    │       ▼
+//!    └── read all ─► still different after `grace`? ─► Repair ──► open (the server forgot us)
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Cause, StoreSink, StoreUpdate, Tree, TreeChange};
+
+/// First and longest wait between attempts to reach a store; what is waited is a random part of it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A full reading.
+pub(super) struct Listing {
+    /// What was read; its floor says up to which revision a missing key counts as deleted.
+    pub(super) tree: Tree,
+    /// Which cluster answered; revisions of different ones cannot be compared. 0 where a store has no such thing.
+    pub(super) cluster: u64,
+}
+
+/// What a link hears.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Changes up to `revision`, maybe none.
+    Changes {
+        changes: Vec<TreeChange>,
+        /// Paths that are no control keys and why; `None` for one that is gone.
+        strangers: Vec<(String, Option<String>)>,
+        revision: u64,
+    },
+    /// The subscription is over; what happened since is not known.
+    Lost(String),
+}
+
+/// A store's connection as the loop needs it. Errors are reasons for people.
+pub(super) trait Link: Send {
+    /// Reads everything and listens from there on, giving up whatever it listened to before.
+    /// `known` is the newest revision that is known.
+    fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
+
+    /// Reads everything while it goes on listening.
+    fn list(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
+
+    /// The next events. Nothing is lost when the future is dropped and made anew.
+    fn next(&mut self) -> impl Future<Output = Heard> + Send;
+}
+
+/// How often and how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// How long an opening or a listing may take.
+    pub(super) patience: Duration,
+    /// Time between listings, give or take a fifth.
+    pub(super) relist: Duration,
+}
+
+impl Pace {
+    /// How long a difference between a listing and the events may last: they travel apart.
+    fn grace(&self) -> Duration {
+        Duration::from_secs(1).min(self.relist / 4)
+    }
+
+    fn next_relist(&self) -> Instant {
+        let part = 0.8 + 0.4 * fastrand::f64();
+        Instant::now() + self.relist.mul_f64(part)
+    }
+}
+
+/// Follows a store for ever; whoever started it drops the future to stop it.
+pub(super) async fn follow<L: Link>(
+    link: L,
+    pace: Pace,
+    sink: StoreSink,
+    rereads: mpsc::UnboundedReceiver<()>,
+) {
+    let mut loop_ = Follower {
+        link,
+        pace,
+        sink,
+        rereads,
+        tree: Tree::default(),
+        cluster: None,
+        away: false,
+        failures: 0,
+    };
+    loop {
+        if loop_.open().await {
+            loop_.listen().await;
+        } else {
+            loop_.back_off().await;
+        }
+    }
+}
+
+struct Follower<L> {
+    link: L,
+    pace: Pace,
+    sink: StoreSink,
+    rereads: mpsc::UnboundedReceiver<()>,
+    tree: Tree,
+    /// The cluster that was read from; `None` before the first reading.
+    cluster: Option<u64>,
+    /// Whether the sink was told that the store is away.
+    away: bool,
+    /// Openings that failed since the last one that did not.
+    failures: u32,
+}
+
+/// Why a period of listening ends.
+enum Next {
+    Heard(Heard),
+    Relist,
+    GraceOver,
+    Reread,
+}
+
+impl<L: Link> Follower<L> {
+    /// Whether it listens now.
+    async fn open(&mut self) -> bool {
+        let known = self.tree.revision;
+        let opened = timeout(self.pace.patience, self.link.open(known)).await;
+        let opened = opened.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
+        match opened.and_then(|listing| self.accept(listing)) {
+            Ok(listing) => {
+                self.failures = 0;
+                let cause = match self.cluster {
+                    None => Cause::First,
+                    Some(_) => Cause::Resync,
+                };
+                self.settle(listing, cause);
+                true
+            }
+            Err(reason) => {
+                self.lost(reason);
+                false
+            }
+        }
+    }
+
+    /// Refuses what is older than what is known.
+    fn accept(&self, listing: Listing) -> Result<Listing, String> {
+        let same = self
+            .cluster
+            .is_none_or(|cluster| cluster == listing.cluster);
+        if same && listing.tree.revision < self.tree.revision {
+            return Err(format!(
+                "it answers with revision {} after revision {}: if it was restored from a backup, restart to accept that",
+                listing.tree.revision, self.tree.revision
+            ));
+        }
+        Ok(listing)
+    }
+
+    /// Takes a listing over and tells what it changed; whether it changed anything.
+    fn settle(&mut self, listing: Listing, cause: Cause) -> bool {
+        if self.away {
+            self.away = false;
+            (self.sink)(StoreUpdate::Reachable);
+        }
+        let strangers = self.tree.strangers.clone();
+        let changes = match self.cluster.replace(listing.cluster) {
+            Some(cluster) if cluster != listing.cluster => {
+                let changes = self.tree.changes_to(&listing.tree);
+                self.tree = listing.tree;
+                changes
+            }
+            _ => self.tree.catch_up(listing.tree),
+        };
+        let changed = !changes.is_empty();
+        if changed || cause == Cause::First || strangers != self.tree.strangers {
+            self.tell(changes, cause);
+        }
+        changed
+    }
+
+    fn tell(&mut self, changes: Vec<TreeChange>, cause: Cause) {
+        (self.sink)(StoreUpdate::Tree {
+            tree: Arc::new(self.tree.clone()),
+            changes,
+            cause,
+        });
+    }
+
+    fn lost(&mut self, reason: String) {
+        self.failures += 1;
+        if !self.away {
+            self.away = true;
+            (self.sink)(StoreUpdate::Unreachable { reason });
+        }
+    }
+
+    /// Waits a random part of a time that doubles with each failure, or until somebody asks.
+    async fn back_off(&mut self) {
+        let (first, longest) = BACKOFF;
+        let most = first
+            .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
+            .min(longest);
+        let until = Instant::now() + most.mul_f64(fastrand::f64());
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = asked(&mut self.rereads) => {}
+        }
+    }
+
+    /// Follows events until the subscription is over, or has shown that it is not to be trusted.
+    async fn listen(&mut self) {
+        let mut relist = self.pace.next_relist();
+        let mut pending: Option<(Listing, Instant)> = None;
+        loop {
+            let grace = pending.as_ref().map(|(_, until)| *until);
+            let next = tokio::select! {
+                heard = self.link.next() => Next::Heard(heard),
+                () = sleep_until(relist), if grace.is_none() => Next::Relist,
+                () = sleep_until(grace.unwrap_or(relist)), if grace.is_some() => Next::GraceOver,
+                () = asked(&mut self.rereads) => Next::Reread,
+            };
+            match next {
+                Next::Heard(Heard::Changes {
+                    changes,
+                    strangers,
+                    revision,
+                }) => self.heard(changes, strangers, revision),
+                Next::Heard(Heard::Lost(reason)) => {
+                    tracing::debug!(reason, "a watch is over; reading everything again");
+                    return;
+                }
+                Next::Reread => return,
+                Next::Relist => {
+                    let Some(listing) = self.relist().await else {
+                        return;
+                    };
+                    relist = self.pace.next_relist();
+                    let mut after = self.tree.clone();
+                    if after.catch_up(listing.tree.clone()).is_empty() {
+                        self.settle(listing, Cause::Repair);
+                    } else {
+                        pending = Some((listing, Instant::now() + self.pace.grace()));
+                    }
+                }
+                Next::GraceOver => {
+                    let repaired = pending
+                        .take()
+                        .is_some_and(|(listing, _)| self.settle(listing, Cause::Repair));
+                    if repaired {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn heard(
+        &mut self,
+        changes: Vec<TreeChange>,
+        strangers: Vec<(String, Option<String>)>,
+        revision: u64,
+    ) {
+        let before = self.tree.strangers.clone();
+        for (path, reason) in strangers {
+            match reason {
+                Some(reason) => self.tree.strangers.insert(path, reason),
+                None => self.tree.strangers.remove(&path),
+            };
+        }
+        let changes = self.tree.apply(changes, revision);
+        if !changes.is_empty() || before != self.tree.strangers {
+            self.tell(changes, Cause::Event);
+        }
+    }
+
+    /// A listing beside the events; `None` when the store does not answer as it should, or is another one.
+    async fn relist(&mut self) -> Option<Listing> {
+        let known = self.tree.revision;
+        let listed = timeout(self.pace.patience, self.link.list(known)).await;
+        let listed = listed.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
+        match listed.and_then(|listing| self.accept(listing)) {
+            Ok(listing) if Some(listing.cluster) == self.cluster => Some(listing),
+            Ok(_) => None,
+            Err(reason) => {
+                tracing::debug!(reason, "the regular re-list failed; connecting again");
+                None
+            }
+        }
+    }
+}
+
+fn no_answer(patience: Duration) -> String {
+    format!("no answer within {patience:?}")
+}
+
+/// Resolves when a re-read is asked for; never once nobody can ask any more.
+async fn asked(rereads: &mut mpsc::UnboundedReceiver<()>) {
+    match rereads.recv().await {
+        Some(()) => while rereads.try_recv().is_ok() {},
+        None => std::future::pending().await,
+    }
+}

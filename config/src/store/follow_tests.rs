@@ -1,0 +1,357 @@
+//! The watch loop against a scripted link: what it tells after events, cancels, outages, restored servers and lost events.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::follow::{Heard, Link, Listing, Pace, follow};
+use super::{Cause, ControlKey, Entry, Stamp, StoreUpdate, Tree, TreeChange};
+
+/// What happens when the loop asks for the next event.
+enum Step {
+    Hear(Heard),
+    /// Nothing until a listing was asked for.
+    UntilListed,
+}
+
+/// Answers openings and listings from a queue each; events are played in order, then silence.
+struct Script {
+    openings: VecDeque<Result<Listing, String>>,
+    listings: VecDeque<Result<Listing, String>>,
+    steps: VecDeque<Step>,
+    asked: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl Script {
+    fn say(&self, what: &'static str) {
+        self.asked
+            .lock()
+            .expect("no panic while it is held")
+            .push(what);
+    }
+
+    fn heard(&self, what: &'static str) -> bool {
+        self.asked
+            .lock()
+            .expect("no panic while it is held")
+            .contains(&what)
+    }
+}
+
+impl Link for Script {
+    async fn open(&mut self, _known: u64) -> Result<Listing, String> {
+        self.say("open");
+        match self.openings.pop_front() {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn list(&mut self, _known: u64) -> Result<Listing, String> {
+        self.say("list");
+        match self.listings.pop_front() {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn next(&mut self) -> Heard {
+        while matches!(self.steps.front(), Some(Step::UntilListed)) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            if self.heard("list") {
+                self.steps.pop_front();
+            }
+        }
+        match self.steps.pop_front() {
+            Some(Step::Hear(heard)) => heard,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+fn gate(name: &str) -> ControlKey {
+    ControlKey::enabled(name).expect("a name")
+}
+
+fn put(name: &str, value: &str, revision: u64) -> TreeChange {
+    let stamp = Stamp {
+        revision,
+        version: i64::try_from(revision).expect("a small number"),
+    };
+    let entry = Entry {
+        value: value.as_bytes().into(),
+        stamp,
+    };
+    TreeChange {
+        key: gate(name),
+        entry: Some(entry),
+    }
+}
+
+fn gone(name: &str) -> TreeChange {
+    TreeChange {
+        key: gate(name),
+        entry: None,
+    }
+}
+
+fn event(change: TreeChange, revision: u64) -> Step {
+    Step::Hear(Heard::Changes {
+        changes: vec![change],
+        strangers: Vec::new(),
+        revision,
+    })
+}
+
+fn cancelled() -> Step {
+    Step::Hear(Heard::Lost("cancelled by the server".to_owned()))
+}
+
+fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
+    let mut tree = Tree::default();
+    tree.apply(changes.to_vec(), revision);
+    tree.floor = revision;
+    Listing { tree, cluster }
+}
+
+fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, String> {
+    Ok(listing_of(1, changes, revision))
+}
+
+/// Plays a script until the sink was told `lines` times, and gives that and what the link was asked.
+fn play(
+    lines: usize,
+    openings: Vec<Result<Listing, String>>,
+    listings: Vec<Result<Listing, String>>,
+    steps: Vec<Step>,
+) -> (Vec<String>, Vec<&'static str>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let script = Script {
+        openings: openings.into(),
+        listings: listings.into(),
+        steps: steps.into(),
+        asked: Arc::clone(&asked),
+    };
+    let pace = Pace {
+        patience: Duration::from_millis(300),
+        relist: Duration::from_millis(1200),
+    };
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let sink = Box::new(move |update| {
+        let _ = tell.send(line(&update));
+    });
+    let (_asks, rereads) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let told = runtime.block_on(async {
+        let mut seen = Vec::new();
+        let collect = async {
+            while seen.len() < lines {
+                seen.extend(told.recv().await);
+            }
+        };
+        tokio::select! {
+            () = follow(script, pace, sink, rereads) => {}
+            () = collect => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => {}
+        }
+        seen
+    });
+    let asked = asked.lock().expect("no panic while it is held").clone();
+    assert_eq!(told.len(), lines, "{told:?}");
+    (told, asked)
+}
+
+fn line(update: &StoreUpdate) -> String {
+    match update {
+        StoreUpdate::Tree {
+            changes,
+            cause,
+            tree,
+        } => {
+            let of = |change: &TreeChange| {
+                let value = change.entry.as_ref().map_or("-".into(), |entry| {
+                    String::from_utf8_lossy(&entry.value).into_owned()
+                });
+                format!("{}={value}", change.key.handler().unwrap_or("?"))
+            };
+            let changes: Vec<String> = changes.iter().map(of).collect();
+            let cause = match cause {
+                Cause::First => "first",
+                Cause::Event => "event",
+                Cause::Resync => "resync",
+                Cause::Repair => "repair",
+            };
+            format!("{cause} {} @{}", changes.join(" "), tree.revision)
+        }
+        StoreUpdate::Unreachable { reason } => format!("away: {reason}"),
+        StoreUpdate::Reachable => "back".to_owned(),
+    }
+}
+
+#[test]
+fn events_follow_the_first_reading_and_older_ones_are_dropped() {
+    let (told, _) = play(
+        3,
+        vec![listing(&[put("a", "true", 3)], 5)],
+        vec![],
+        vec![
+            event(put("a", "stale", 3), 5),
+            event(put("b", "stale", 4), 5),
+            event(put("a", "false", 6), 6),
+            event(put("a", "true", 6), 6),
+            event(put("a", "true", 5), 7),
+            event(gone("a"), 8),
+            event(put("a", "false", 6), 9),
+        ],
+    );
+    assert_eq!(
+        told,
+        ["first a=true @5", "event a=false @6", "event a=- @8"]
+    );
+}
+
+#[test]
+fn after_a_cancel_everything_is_read_again_without_calling_it_an_outage() {
+    let (told, asked) = play(
+        3,
+        vec![
+            listing(&[put("a", "true", 3)], 5),
+            listing(&[put("a", "false", 9), put("b", "true", 8)], 9),
+        ],
+        vec![],
+        vec![cancelled(), event(put("b", "false", 10), 10)],
+    );
+    assert_eq!(
+        told,
+        [
+            "first a=true @5",
+            "resync b=true a=false @9",
+            "event b=false @10"
+        ]
+    );
+    assert_eq!(asked, ["open", "open"]);
+}
+
+#[test]
+fn an_outage_is_told_once_and_ends_with_what_changed_meanwhile() {
+    let refused = || Err("connection refused".to_owned());
+    let (told, _) = play(
+        4,
+        vec![
+            listing(&[put("a", "true", 3), put("b", "true", 4)], 5),
+            refused(),
+            refused(),
+            refused(),
+            listing(&[put("b", "false", 6)], 7),
+        ],
+        vec![],
+        vec![cancelled()],
+    );
+    assert_eq!(
+        told,
+        [
+            "first a=true b=true @5",
+            "away: connection refused",
+            "back",
+            "resync a=- b=false @7"
+        ]
+    );
+}
+
+#[test]
+fn a_store_that_is_silent_from_the_start_is_told_to_be_away() {
+    let (told, _) = play(1, vec![], vec![], vec![]);
+    assert_eq!(told, ["away: no answer within 300ms"]);
+}
+
+#[test]
+fn an_older_answer_is_refused_and_another_cluster_starts_anew() {
+    let (told, _) = play(
+        5,
+        vec![
+            listing(&[put("a", "true", 30)], 50),
+            listing(&[put("a", "false", 20)], 40),
+            Ok(listing_of(2, &[put("b", "true", 3)], 4)),
+        ],
+        vec![],
+        vec![cancelled(), event(put("b", "false", 5), 5)],
+    );
+    assert_eq!(told[0], "first a=true @50");
+    assert!(told[1].starts_with("away: it answers with revision 40 after revision 50"));
+    assert_eq!(
+        told[2..],
+        ["back", "resync a=- b=true @4", "event b=false @5"]
+    );
+}
+
+#[test]
+fn an_event_that_the_server_lost_is_repaired_by_the_relist_and_the_watch_is_made_anew() {
+    let (told, asked) = play(
+        3,
+        vec![
+            listing(&[put("a", "true", 3)], 5),
+            listing(&[put("a", "true", 8)], 8),
+        ],
+        vec![listing(&[put("a", "false", 6)], 6)],
+        vec![],
+    );
+    assert_eq!(
+        told,
+        ["first a=true @5", "repair a=false @6", "resync a=true @8"]
+    );
+    assert_eq!(asked[..3], ["open", "list", "open"]);
+}
+
+#[test]
+fn an_event_that_comes_soon_after_the_relist_is_no_repair() {
+    let (told, asked) = play(
+        3,
+        vec![listing(&[put("a", "true", 3)], 5)],
+        vec![
+            listing(&[put("a", "false", 6)], 6),
+            listing(&[put("a", "true", 7)], 7),
+        ],
+        vec![Step::UntilListed, event(put("a", "false", 6), 6)],
+    );
+    assert_eq!(
+        told,
+        ["first a=true @5", "event a=false @6", "repair a=true @7"]
+    );
+    assert_eq!(asked[..3], ["open", "list", "list"]);
+}
+
+#[test]
+fn a_path_that_is_no_control_key_is_told_and_changes_nothing() {
+    let odd = Heard::Changes {
+        changes: Vec::new(),
+        strangers: vec![("odd".to_owned(), Some("it is no control key".to_owned()))],
+        revision: 6,
+    };
+    let (told, _) = play(
+        2,
+        vec![listing(&[put("a", "true", 3)], 5)],
+        vec![],
+        vec![Step::Hear(odd)],
+    );
+    assert_eq!(told, ["first a=true @5", "event  @6"]);
+}
+
+#[test]
+fn a_relist_that_fails_leads_to_a_new_connection() {
+    let (told, asked) = play(
+        2,
+        vec![
+            listing(&[put("a", "true", 3)], 5),
+            listing(&[put("a", "false", 6)], 6),
+        ],
+        vec![Err("stalled".to_owned())],
+        vec![],
+    );
+    assert_eq!(told, ["first a=true @5", "resync a=false @6"]);
+    assert_eq!(asked[..3], ["open", "list", "open"]);
+}
