@@ -8,11 +8,12 @@
 //!  (file, memory)         (all of them, with places)
 //! ```
 //!
-//! [`store`] holds the key-value stores that a source, the bridge and the commands share.
+//! [`store`] holds the key-value stores that a source, the bridge and the commands share; [`bridge`] keeps two of them equal.
 //!
 //! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
+pub mod bridge;
 pub mod diff;
 mod document;
 mod environment;

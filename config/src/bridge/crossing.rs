@@ -1,0 +1,246 @@
+//! One key's way across: announce it in the note, write the other side, note what both sides hold. A store call a step.
+//!
+//! ```text
+//!  Announce ──► Write ──► Note ──► done
+//!     │           └─ conflict: the note forgets the announcement
+//!     └─ conflict: another bridge is at it
+//! ```
+//!
+//! Every write is compare-and-set with what was seen, so nothing is overwritten that was not read. A crossing that breaks
+//! off leaves its announcement behind, for whoever comes next to find.
+
+use std::sync::Arc;
+
+use super::note::{FORGET_MS, LATE_MS};
+use super::{Note, Pair, Pending, Side, content_hash};
+use crate::store::{ControlKey, Entry, Expected, Stamp, Store, StoreError};
+
+/// What comes of a step.
+#[derive(Debug)]
+pub enum Progress {
+    /// Another step is needed.
+    Going,
+    /// The value has crossed, or the note is written.
+    Done,
+    /// A key changed meanwhile: decide again.
+    Overtaken,
+    /// It was held up for too long: decide again.
+    Late,
+    /// A store failed: decide again later.
+    Failed(StoreError),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Announce,
+    Write,
+    Note { note: Option<Note>, crossed: bool },
+}
+
+/// A key on its way.
+#[derive(Debug)]
+pub struct Crossing {
+    key: ControlKey,
+    to: Side,
+    value: Option<Arc<[u8]>>,
+    hash: Option<String>,
+    /// The revision of the value on the side where it is read.
+    read_at: Option<u64>,
+    expected: Expected,
+    replaces: u64,
+    base: Note,
+    note_at: Option<Stamp>,
+    by: String,
+    /// When reading for it began; from the announcement on, when that was.
+    began_ms: u64,
+    /// Why the side refused the write.
+    refused: Option<StoreError>,
+    /// Whether the other side has answered: then the note is brought up to date, however late.
+    answered: bool,
+    stage: Stage,
+}
+
+impl Crossing {
+    /// Of what stands in `from`, if anything, to the side `to`, where `there` stands. `note` is what is noted and at which
+    /// stamp. `began_ms` is when the readings that it rests on began: a note that is not there must not have come and gone
+    /// since then, which takes longer than a crossing may be held up.
+    #[must_use]
+    pub fn new(
+        key: &ControlKey,
+        to: Side,
+        from: Option<&Entry>,
+        there: Option<&Entry>,
+        note: (Option<&Note>, Option<Stamp>),
+        by: &str,
+        began_ms: u64,
+    ) -> Self {
+        let value = from.map(|entry| Arc::clone(&entry.value));
+        Self {
+            key: key.clone(),
+            to,
+            hash: value.as_deref().map(content_hash),
+            value,
+            read_at: from.map(|entry| entry.stamp.revision),
+            expected: there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp)),
+            replaces: there.map_or(0, |entry| entry.stamp.revision),
+            base: note.0.cloned().unwrap_or_default(),
+            note_at: note.1,
+            by: by.to_owned(),
+            began_ms,
+            refused: None,
+            answered: false,
+            stage: Stage::Announce,
+        }
+    }
+
+    /// Writes only the note: both sides hold the same already.
+    #[must_use]
+    pub fn of_note(
+        key: &ControlKey,
+        note: Option<Note>,
+        note_at: Option<Stamp>,
+        by: &str,
+        began_ms: u64,
+    ) -> Self {
+        let mut crossing = Self::new(key, Side::Etcd, None, None, (None, note_at), by, began_ms);
+        crossing.stage = Stage::Note {
+            note,
+            crossed: true,
+        };
+        crossing
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &ControlKey {
+        &self.key
+    }
+
+    /// The side that is written.
+    #[must_use]
+    pub fn to(&self) -> Side {
+        self.to
+    }
+
+    /// Whether it deletes.
+    #[must_use]
+    pub fn is_delete(&self) -> bool {
+        self.value.is_none()
+    }
+
+    /// Whether the next step writes the other side, not a note.
+    #[must_use]
+    pub fn writes_next(&self) -> bool {
+        self.stage == Stage::Write
+    }
+
+    /// Does the next step: one call of `side`, the store of [`Crossing::to`], or of `notes`.
+    pub fn step(&mut self, side: &dyn Store, notes: &dyn Store, now_ms: u64) -> Progress {
+        if now_ms.saturating_sub(self.began_ms) > LATE_MS && !self.answered {
+            return Progress::Late;
+        }
+        match self.stage.clone() {
+            Stage::Announce => self.announce(notes, now_ms),
+            Stage::Write => self.write(side, now_ms),
+            Stage::Note { note, crossed } => self.note(notes, note.as_ref(), crossed),
+        }
+    }
+
+    fn announce(&mut self, notes: &dyn Store, now_ms: u64) -> Progress {
+        let mut announced = self.base.clone();
+        announced
+            .pending
+            .retain(|pending| pending.age_ms(now_ms) < FORGET_MS);
+        announced.pending.push(Pending {
+            to: self.to,
+            value: self.hash.clone(),
+            replaces: self.replaces,
+            read_at: self.read_at.unwrap_or(0),
+            by: self.by.clone(),
+            at_ms: now_ms,
+        });
+        match notes.write(&self.key, Some(&announced.to_json()), self.note_expected()) {
+            Ok(stamp) => {
+                self.note_at = Some(stamp);
+                self.began_ms = now_ms;
+                self.stage = Stage::Write;
+                Progress::Going
+            }
+            Err(error) => failed(error),
+        }
+    }
+
+    fn write(&mut self, side: &dyn Store, now_ms: u64) -> Progress {
+        match side.write(&self.key, self.value.as_deref(), self.expected) {
+            Ok(stamp) => {
+                self.answered = true;
+                self.stage = Stage::Note {
+                    note: Some(self.noted(stamp, now_ms)),
+                    crossed: true,
+                };
+                Progress::Going
+            }
+            Err(error @ (StoreError::Conflict { .. } | StoreError::Refused { .. })) => {
+                // It did not take place and never will: the announcement would only mislead.
+                let empty = self.base == Note::default();
+                self.stage = Stage::Note {
+                    note: (!empty).then(|| self.base.clone()),
+                    crossed: false,
+                };
+                self.answered = true;
+                self.refused = matches!(error, StoreError::Refused { .. }).then_some(error);
+                Progress::Going
+            }
+            Err(error) => Progress::Failed(error),
+        }
+    }
+
+    /// The note after the write took place at `stamp`.
+    fn noted(&self, stamp: Stamp, now_ms: u64) -> Note {
+        let from = self.to.other();
+        let mut note = self.base.clone();
+        note.value.clone_from(&self.hash);
+        let written = note.revisions.of_mut(self.to);
+        *written = match self.value {
+            Some(_) => stamp.revision,
+            None => self.replaces.max(*written),
+        };
+        if let Some(revision) = self.read_at {
+            *note.revisions.of_mut(from) = revision;
+        }
+        // What replaces another value than the one that stands there now cannot take place any more.
+        let mut there = Pair::<u64>::default();
+        if self.value.is_some() {
+            *there.of_mut(self.to) = stamp.revision;
+            *there.of_mut(from) = self.read_at.unwrap_or(0);
+        }
+        note.pending.retain(|pending| {
+            pending.replaces == *there.of(pending.to) && pending.age_ms(now_ms) < FORGET_MS
+        });
+        note.at_ms = now_ms;
+        note
+    }
+
+    fn note(&mut self, notes: &dyn Store, note: Option<&Note>, crossed: bool) -> Progress {
+        let bytes = note.map(Note::to_json);
+        match notes.write(&self.key, bytes.as_deref(), self.note_expected()) {
+            Ok(_) if crossed => Progress::Done,
+            Ok(_) => match self.refused.take() {
+                Some(refused) => Progress::Failed(refused),
+                None => Progress::Overtaken,
+            },
+            Err(error) => failed(error),
+        }
+    }
+
+    fn note_expected(&self) -> Expected {
+        self.note_at.map_or(Expected::Absent, Expected::At)
+    }
+}
+
+fn failed(error: StoreError) -> Progress {
+    match error {
+        StoreError::Conflict { .. } => Progress::Overtaken,
+        error => Progress::Failed(error),
+    }
+}

@@ -1,0 +1,256 @@
+//! What is to be done about one key, from what is seen of it on both sides and what its note says. Pure.
+//!
+//! | one side | the other | what happens |
+//! |---|---|---|
+//! | same value on both | | the note is brought up to date, nothing crosses |
+//! | changed since the note | as noted, or an echo | the change crosses; a delete too |
+//! | changed | changed to something else | a conflict: the authority's value crosses |
+//! | has a value, no note | has none | the value crosses: a key too many is easier to see than one that is lost |
+//! | has a value, no note | has another one | a conflict |
+//!
+//! A side has changed when its revision is above the noted one. It holds an echo when it holds just what a bridge announced
+//! to write there. What would delete or overrule something, and whatever has no note, is decided on fresh readings only.
+
+use crate::problem::Problems;
+use crate::store::{ControlKey, Entry, check_value};
+
+use super::note::{FORGET_MS, PATIENCE_MS};
+use super::{Note, Pair, Side, content_hash};
+
+/// What is seen of one key.
+#[derive(Clone, Debug)]
+pub struct Look<'v> {
+    /// The key.
+    pub key: &'v ControlKey,
+    /// Where it stands on each side, for people.
+    pub places: &'v Pair<String>,
+    /// What stands on each side.
+    pub entries: Pair<Option<&'v Entry>>,
+    /// What is noted.
+    pub note: Option<&'v Note>,
+    /// Whether both sides were read after the note.
+    pub fresh: bool,
+    /// Whose value wins a conflict.
+    pub authority: Side,
+    /// This bridge's id: its own announcements hold it up no longer.
+    pub own: &'v str,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// What is to be done about a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Rest,
+    /// Decide again on fresh readings.
+    Confirm,
+    /// A reading is older than the note: decide again when the watch has caught up, or on fresh readings.
+    Stale,
+    /// Another bridge is at it, or a late write may still come: look again at this time, in milliseconds since the Unix epoch.
+    Wait {
+        /// When.
+        until_ms: u64,
+    },
+    /// Both sides hold the same: note it; `None` takes the note away.
+    Agree(Option<Note>),
+    /// Write to one side what the other one holds.
+    Cross {
+        /// The side that is written.
+        to: Side,
+        /// Whether this overrules a change of that side.
+        conflict: bool,
+    },
+    /// The value that would cross is not valid for its key.
+    Refuse(Refusal),
+}
+
+/// A value that does not cross.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where it stands.
+    pub side: Side,
+    /// What is wrong and what to do.
+    pub problems: Problems,
+}
+
+/// How a side stands against the note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// As noted.
+    Same,
+    /// It holds what a bridge announced to write there.
+    Echo,
+    /// Somebody changed it.
+    Changed,
+    /// The reading is older than the note.
+    Stale,
+}
+
+/// Decides.
+#[must_use]
+pub fn decide(look: &Look<'_>) -> Decision {
+    if let Some(until_ms) = look.note.and_then(|note| busy_until(look, note)) {
+        return Decision::Wait { until_ms };
+    }
+    let values = Pair::from_fn(|side| look.entries.of(side).map(|entry| &entry.value));
+    if values.etcd.is_none() && values.zookeeper.is_none() {
+        return agree_on_nothing(look);
+    }
+    // Without a note of values, or with writes under way, an old reading cannot be told from a new one.
+    let is_told = |note: &Note| note.value.is_some() && note.pending.is_empty();
+    if !look.fresh && !look.note.is_some_and(is_told) {
+        return Decision::Confirm;
+    }
+    if values.etcd == values.zookeeper {
+        return agree(look);
+    }
+    match look.note {
+        Some(note) => differ(look, note),
+        None => first(look),
+    }
+}
+
+/// Until when another bridge's announced write is left alone.
+fn busy_until(look: &Look<'_>, note: &Note) -> Option<u64> {
+    let others = note
+        .pending
+        .iter()
+        .filter(|pending| pending.by != look.own && pending.age_ms(look.now_ms) < PATIENCE_MS);
+    // A clock that is ahead of this one does not make anybody wait longer.
+    others
+        .map(|pending| pending.at_ms.min(look.now_ms) + PATIENCE_MS)
+        .max()
+}
+
+fn agree(look: &Look<'_>) -> Decision {
+    let revisions = Pair::from_fn(|side| look.entries.of(side).map(|entry| entry.stamp.revision));
+    let held = Note {
+        value: look.entries.etcd.map(|entry| content_hash(&entry.value)),
+        revisions: Pair::from_fn(|side| revisions.of(side).unwrap_or_default()),
+        pending: look
+            .note
+            .map(|note| still_possible(look, note))
+            .unwrap_or_default(),
+        at_ms: look.now_ms,
+    };
+    match look.note {
+        Some(note) if note.says_as(&held) => Decision::Rest,
+        Some(note) if !look.fresh && is_behind(look, note) => Decision::Stale,
+        _ => Decision::Agree(Some(held)),
+    }
+}
+
+/// Both sides have none. The note stays for a while: late writes can still come, and whoever has read the sides before
+/// the delete must find that something has happened since.
+fn agree_on_nothing(look: &Look<'_>) -> Decision {
+    let Some(note) = look.note else {
+        return Decision::Rest;
+    };
+    let until_ms = note.at_ms.min(look.now_ms) + FORGET_MS;
+    if note.value.is_none() && look.now_ms < until_ms {
+        return Decision::Wait { until_ms };
+    }
+    if !look.fresh {
+        return Decision::Confirm;
+    }
+    let pending = still_possible(look, note);
+    if note.value.is_none() && pending.is_empty() {
+        return Decision::Agree(None);
+    }
+    Decision::Agree(Some(Note {
+        value: None,
+        revisions: note.revisions,
+        pending,
+        at_ms: look.now_ms,
+    }))
+}
+
+/// The announced writes that can still take place: what they replace stands there, and they are not too old.
+fn still_possible(look: &Look<'_>, note: &Note) -> Vec<super::Pending> {
+    let possible = note.pending.iter().filter(|pending| {
+        let there = look.entries.of(pending.to);
+        let there = there.map_or(0, |entry| entry.stamp.revision);
+        there == pending.replaces && pending.age_ms(look.now_ms) < FORGET_MS
+    });
+    possible.cloned().collect()
+}
+
+fn is_behind(look: &Look<'_>, note: &Note) -> bool {
+    Side::BOTH.iter().any(|side| {
+        let noted = *note.revisions.of(*side);
+        look.entries
+            .of(*side)
+            .is_some_and(|entry| entry.stamp.revision < noted)
+    })
+}
+
+/// The sides differ and nothing is known of them.
+fn first(look: &Look<'_>) -> Decision {
+    match (look.entries.etcd, look.entries.zookeeper) {
+        (Some(_), None) => cross(look, Side::ZooKeeper, false),
+        (None, Some(_)) => cross(look, Side::Etcd, false),
+        _ => cross(look, look.authority.other(), true),
+    }
+}
+
+fn differ(look: &Look<'_>, note: &Note) -> Decision {
+    let standing = Pair::from_fn(|side| standing(look, note, side));
+    let (etcd, zookeeper) = (standing.etcd, standing.zookeeper);
+    if etcd == Standing::Stale || zookeeper == Standing::Stale {
+        // A store that went back behind the note was restored or replaced: what was noted is of another one.
+        return if look.fresh {
+            first(look)
+        } else {
+            Decision::Stale
+        };
+    }
+    use Standing::{Changed, Echo, Same};
+    match (etcd, zookeeper) {
+        (Changed, Same | Echo) | (Same, Echo) => cross(look, Side::ZooKeeper, false),
+        (Same | Echo, Changed) | (Echo, Same) => cross(look, Side::Etcd, false),
+        _ => cross(look, look.authority.other(), true),
+    }
+}
+
+fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
+    let noted = *note.revisions.of(side);
+    // What was announced to the other side was read here: a value that is gone since then was deleted.
+    let was_read = note
+        .pending
+        .iter()
+        .any(|pending| pending.to != side && pending.read_at > noted);
+    match look.entries.of(side) {
+        Some(entry) => {
+            let revision = entry.stamp.revision;
+            if revision == noted && note.value.is_some() {
+                Standing::Same
+            } else if revision <= noted {
+                Standing::Stale
+            } else if note.announces(side, Some(&content_hash(&entry.value))) {
+                Standing::Echo
+            } else {
+                Standing::Changed
+            }
+        }
+        None if note.value.is_none() && !was_read => Standing::Same,
+        None if note.announces(side, None) => Standing::Echo,
+        None => Standing::Changed,
+    }
+}
+
+fn cross(look: &Look<'_>, to: Side, conflict: bool) -> Decision {
+    let from = to.other();
+    match look.entries.of(from) {
+        Some(_) if conflict && !look.fresh => Decision::Confirm,
+        Some(entry) => match check_value(look.key, look.places.of(from), &entry.value) {
+            Ok(()) => Decision::Cross { to, conflict },
+            Err(problems) => Decision::Refuse(Refusal {
+                side: from,
+                problems,
+            }),
+        },
+        None if look.fresh => Decision::Cross { to, conflict },
+        None => Decision::Confirm,
+    }
+}

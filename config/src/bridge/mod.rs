@@ -1,0 +1,23 @@
+//! The bridge: keeps the control keys of an etcd prefix and of a ZooKeeper tree equal, both ways.
+//!
+//! ```text
+//!   etcd ──watch──┐                                   ┌─► announce the write in the note   (compare-and-set)
+//!   ZooKeeper ────┼─► views ─► decide (pure) ─► Crossing ─► write the other side           (compare-and-set)
+//!   notes ────────┘      ▲         │                  └─► note what both sides hold now    (compare-and-set)
+//!                        └ confirm: read both sides anew before anything is deleted or overruled
+//! ```
+//!
+//! A key's note says what both sides last held, by which revision on each, and which writes are under way. It stands in a
+//! store that every bridge of the pair shares, so a bridge that starts again, or a second one, knows what the first one
+//! knew: an echo is no change, and what was deleted does not come back. Two bridges never write one key at once as long as
+//! both are alive; whoever finds an announcement that is too old takes over and takes the announced value for an echo.
+
+mod crossing;
+mod decide;
+mod note;
+mod side;
+
+pub use crossing::{Crossing, Progress};
+pub use decide::{Decision, Look, Refusal, decide};
+pub use note::{Note, Pending, content_hash};
+pub use side::{Pair, Side};
