@@ -12,6 +12,7 @@
 
 mod driver;
 mod etcd;
+mod failure;
 mod follow;
 #[cfg(test)]
 mod follow_tests;
@@ -25,6 +26,7 @@ mod settings;
 pub(crate) mod table;
 mod tree;
 pub(crate) mod value;
+mod zookeeper;
 
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub use tree::{Entry, Stamp, Tree, TreeChange};
 pub use value::check_value;
+pub use zookeeper::ZooKeeperStore;
 
 /// Longest value that is read or written, in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;

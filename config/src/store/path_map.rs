@@ -155,6 +155,15 @@ impl PathMap {
         text.replace(NAME, key.handler().unwrap_or_default())
     }
 
+    /// Names in the longest path.
+    pub(super) fn depth(&self) -> usize {
+        let depths = self
+            .templates
+            .iter()
+            .map(|(_, template)| template.segments.len());
+        depths.max().unwrap_or(0)
+    }
+
     /// The key that stands at `path`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::etcd::EtcdStore;
 use super::path_map::{KeyKind, PathMap};
+use super::zookeeper::ZooKeeperStore;
 use super::{Store, StoreError};
 use crate::document::{Checker, Section};
 use crate::secret::Secret;
@@ -187,6 +188,14 @@ impl ZooKeeperSettings {
             relist: Duration::from_secs(30),
             paths: PathMap::zookeeper(),
         }
+    }
+
+    /// Opens the store; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`StoreError`] for TLS files that cannot be used.
+    pub fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(ZooKeeperStore::open(self.clone())?))
     }
 
     /// Reads a block that was checked against [`super::table::ZOOKEEPER`]; files are relative to `base`. `None` only where

@@ -81,6 +81,8 @@ impl Tree {
         }
         match &change.entry {
             Some(entry) => {
+                // A value that is read after its notice can be newer than the notice.
+                self.revision = self.revision.max(entry.stamp.revision);
                 self.deleted.remove(&change.key);
                 self.entries.insert(change.key.clone(), entry.clone());
                 true

@@ -7,64 +7,30 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::timeout;
 
-use super::super::{EtcdSettings, StoreError, TlsFiles};
+use super::super::failure::Failure;
+use super::super::{EtcdSettings, TlsFiles};
 
 /// gRPC codes of what is refused for good.
 const REFUSALS: [i32; 4] = [3, 7, 9, 16];
 /// gRPC code of a revision that is compacted, among others.
 const OUT_OF_RANGE: i32 = 11;
 
-/// Why a call did not succeed.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// No answer, or none that counts; another endpoint or another moment can help.
-    Away(String),
-    /// Asking again does not help.
-    Refused(String),
-    /// The revision asked for is compacted.
-    Compacted,
-}
-
-impl Failure {
-    pub(super) fn away(reason: impl Into<String>) -> Self {
-        Self::Away(reason.into())
-    }
-
-    pub(super) fn of(error: &Error) -> Self {
-        match error {
-            Error::GRpcStatus(status) => {
-                let message = status.message();
-                let code = status.code() as i32;
-                if code == OUT_OF_RANGE && message.contains("compacted") {
-                    Self::Compacted
-                } else if REFUSALS.contains(&code) {
-                    Self::Refused(message.to_owned())
-                } else {
-                    Self::Away(with_source(message, status))
-                }
+/// What an error of the client means.
+pub(super) fn failure(error: &Error) -> Failure {
+    match error {
+        Error::GRpcStatus(status) => {
+            let message = status.message();
+            let code = status.code() as i32;
+            if code == OUT_OF_RANGE && message.contains("compacted") {
+                Failure::Compacted
+            } else if REFUSALS.contains(&code) {
+                Failure::Refused(message.to_owned())
+            } else {
+                Failure::Away(with_source(message, status))
             }
-            Error::InvalidArgs(reason) => Self::Refused(reason.clone()),
-            other => Self::Away(other.to_string()),
         }
-    }
-
-    /// A sentence for people.
-    pub(super) fn reason(self) -> String {
-        match self {
-            Self::Away(reason) | Self::Refused(reason) => reason,
-            Self::Compacted => "the revision is compacted".to_owned(),
-        }
-    }
-
-    pub(super) fn into_error(self, store: String, what: &str) -> StoreError {
-        match self {
-            Self::Away(reason) => StoreError::Unreachable { store, reason },
-            refused => StoreError::Refused {
-                store,
-                what: what.to_owned(),
-                reason: refused.reason(),
-            },
-        }
+        Error::InvalidArgs(reason) => Failure::Refused(reason.clone()),
+        other => Failure::Away(other.to_string()),
     }
 }
 
@@ -135,7 +101,7 @@ impl Endpoints {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
                 self.leave(at);
-                return Err(Failure::of(&error));
+                return Err(failure(&error));
             }
             Err(_) => {
                 self.leave(at);
@@ -169,15 +135,15 @@ impl Endpoints {
         F: Future<Output = Result<T, Error>>,
     {
         let (at, client) = self.client().await?;
-        let failure = match timeout(self.patience, call(client)).await {
+        let failed = match timeout(self.patience, call(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => Failure::of(&error),
+            Ok(Err(error)) => failure(&error),
             Err(_) => self.silent(at),
         };
-        if matches!(failure, Failure::Away(_)) {
+        if matches!(failed, Failure::Away(_)) {
             self.leave(at);
         }
-        Err(failure)
+        Err(failed)
     }
 
     /// Calls one member after the other until one answers: for reads.

@@ -6,8 +6,9 @@ use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
 use tokio::time::timeout;
 
 use super::super::Past;
+use super::super::failure::Failure;
 use super::Shared;
-use super::client::Failure;
+use super::client::failure;
 use super::link::read_one;
 
 /// A replay that is silent for so long is at its end, where the newest revision is not known.
@@ -84,7 +85,7 @@ async fn replay(
         let answer = match timeout(patience, stream.message()).await {
             Ok(Ok(Some(answer))) => answer,
             Ok(Ok(None)) => return Err(Failure::away("the replay was closed")),
-            Ok(Err(error)) => return Err(Failure::of(&error)),
+            Ok(Err(error)) => return Err(failure(&error)),
             Err(_) if newest.is_none() => break,
             Err(_) => return Err(Failure::Away(format!("no answer within {patience:?}"))),
         };

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
 
+use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
 use super::super::{Entry, MAX_VALUE, Stamp, Tree, TreeChange};
 use super::Shared;
-use super::client::Failure;
+use super::client::failure;
 
 /// Keys of one page; with values of up to 1.5 MiB, which is what etcd takes, a page stays below the limit of a message.
 const PAGE: i64 = 128;
@@ -157,7 +158,7 @@ impl EtcdLink {
             Ok(Some(answer)) if answer.created() && !answer.canceled() => Ok(stream),
             Ok(Some(answer)) => Err(Failure::Away(ended(&answer))),
             Ok(None) => Err(Failure::away("the watch was closed at once")),
-            Err(error) => Err(Failure::of(&error)),
+            Err(error) => Err(failure(&error)),
         }
     }
 
@@ -234,7 +235,7 @@ impl Link for EtcdLink {
             }
             Ok(Some(answer)) => return self.changes(&answer),
             Ok(None) => Heard::Lost("the watch was closed".to_owned()),
-            Err(error) => Heard::Lost(Failure::of(&error).reason()),
+            Err(error) => Heard::Lost(failure(&error).reason()),
         };
         self.stream = None;
         heard

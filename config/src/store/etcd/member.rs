@@ -9,8 +9,8 @@ use tokio::time::sleep;
 
 use super::super::Membership;
 use super::super::driver::{Driver, RunningTask};
+use super::super::failure::Failure;
 use super::Shared;
-use super::client::Failure;
 
 /// Longest wait for the key's deletion when a member leaves.
 const LEAVING: Duration = Duration::from_secs(1);

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
-use self::client::{Endpoints, Failure};
+use self::client::Endpoints;
 use self::link::EtcdLink;
 use super::driver::Driver;
+use super::failure::Failure;
 use super::follow::Pace;
 use super::{
     ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,

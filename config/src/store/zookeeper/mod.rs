@@ -1,0 +1,168 @@
+//! ZooKeeper as a [`Store`]: the data of nodes below a root, `mzxid` and the data version as the stamp, ephemeral members.
+//!
+//! A node with empty data has no value. A gate is the data of a handler's node, so that deleting one that has children
+//! empties it.
+
+mod link;
+mod member;
+mod session;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::link::ZooKeeperLink;
+use self::session::{Sessions, failure};
+use super::driver::Driver;
+use super::failure::Failure;
+use super::follow::Pace;
+use super::{
+    ControlKey, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink, StoreWatch, Tree,
+    ZooKeeperSettings, check_member_id,
+};
+
+/// Longest value, in bytes: a server closes the connection at a packet of 1 MiB, which holds the path and the rights too.
+const MAX_VALUE: usize = 1024 * 1024 - 4096;
+
+/// A ZooKeeper ensemble. Made by [`ZooKeeperStore::open`]; clones share sessions.
+#[derive(Clone)]
+pub struct ZooKeeperStore {
+    shared: Arc<Shared>,
+    driver: Arc<Driver>,
+}
+
+/// What every task of a store needs.
+struct Shared {
+    settings: ZooKeeperSettings,
+    /// The session of reads, writes and watches.
+    sessions: Sessions,
+}
+
+impl Shared {
+    fn path(&self, key: &ControlKey) -> String {
+        format!("{}/{}", self.settings.root, self.settings.paths.path(key))
+    }
+}
+
+impl ZooKeeperStore {
+    /// Opens a store. Nothing is connected yet: an unreachable store is told by its calls and watches.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for TLS files that cannot be read or used.
+    pub fn open(settings: ZooKeeperSettings) -> Result<Self, StoreError> {
+        let name = describe(&settings);
+        let sessions = sessions(&settings)?;
+        let driver = Driver::start(&name)?;
+        let shared = Arc::new(Shared { settings, sessions });
+        Ok(Self { shared, driver })
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let result = self.driver.call(call);
+        let result = result.unwrap_or_else(|| Err(Failure::away("it is being closed")));
+        result.map_err(|failure| failure.into_error(self.describe(), what))
+    }
+}
+
+fn sessions(settings: &ZooKeeperSettings) -> Result<Sessions, StoreError> {
+    Sessions::new(settings).map_err(|reason| StoreError::Refused {
+        store: describe(settings),
+        what: "the TLS settings".to_owned(),
+        reason,
+    })
+}
+
+fn describe(settings: &ZooKeeperSettings) -> String {
+    format!("zookeeper {} root {}", settings.servers, settings.root)
+}
+
+impl Store for ZooKeeperStore {
+    fn describe(&self) -> String {
+        describe(&self.shared.settings)
+    }
+
+    fn locate(&self, key: &ControlKey) -> String {
+        self.shared.path(key)
+    }
+
+    fn list(&self) -> Result<Tree, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.call("the listing", async move {
+            let client = shared.sessions.connected().await?;
+            let listing = link::read_all(&shared, &client, 0).await?;
+            Ok(listing.tree)
+        })
+    }
+
+    fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
+        let settings = &self.shared.settings;
+        let pace = Pace {
+            // A new session and a reading, each of which may take a request's time.
+            patience: settings.request_timeout * 2 + Duration::from_secs(1),
+            relist: settings.relist,
+        };
+        let link = ZooKeeperLink::new(Arc::clone(&self.shared));
+        Ok(self.driver.watch(link, pace, sink))
+    }
+
+    fn write(
+        &self,
+        key: &ControlKey,
+        value: Option<&[u8]>,
+        expected: Expected,
+    ) -> Result<Stamp, StoreError> {
+        let place = self.locate(key);
+        let refused = |reason: String| StoreError::Refused {
+            store: self.describe(),
+            what: format!("the write of {place}"),
+            reason,
+        };
+        match value.map(<[u8]>::len) {
+            Some(0) => {
+                return Err(refused(
+                    "an empty value is no value here; delete the key instead".to_owned(),
+                ));
+            }
+            Some(length) if length > MAX_VALUE => {
+                return Err(refused(format!(
+                    "the value is longer than {MAX_VALUE} bytes; make it smaller"
+                )));
+            }
+            _ => {}
+        }
+        let shared = Arc::clone(&self.shared);
+        let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
+        let what = format!("the write of {place}");
+        let written = self.call(&what, async move {
+            write::write(&shared, &at, value, expected).await
+        })?;
+        written.ok_or(StoreError::Conflict { place })
+    }
+
+    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
+        check_member_id(&self.describe(), id)?;
+        let settings = &self.shared.settings;
+        let path = format!("{}/{id}", settings.members_root);
+        // A session of its own: it outlives short losses, which the watch does not wait for.
+        let sessions = Arc::new(sessions(settings)?);
+        let check = settings.relist;
+        Ok(member::join(&self.driver, sessions, path, check, report))
+    }
+
+    fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        self.call("the listing of members", async move {
+            member::read_all(&shared.sessions, &shared.settings.members_root).await
+        })
+    }
+
+    fn history(&self, _key: &ControlKey, _limit: usize) -> Result<Vec<Past>, StoreError> {
+        Err(StoreError::NotKept {
+            store: self.describe(),
+        })
+    }
+}
