@@ -359,7 +359,7 @@ fn run(seed: u64, bridges: usize, steps: usize, authority: Side) -> Result<World
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn both_sides_end_equal_and_hold_a_last_edit(
@@ -384,7 +384,7 @@ fn ten_thousand_edits_with_three_bridges_end_in_equal_trees() {
 /// A key that is noted on both sides and edited on one: the other bridges' echoes never undo the edit.
 #[test]
 fn a_second_bridge_does_not_mistake_an_echo_for_an_edit() {
-    for seed in 1..400 {
+    for seed in 1..150 {
         run(seed, 2, 600, Side::ZooKeeper).unwrap();
         run(seed, 2, 600, Side::Etcd).unwrap();
     }

@@ -57,6 +57,8 @@ pub struct Crossing {
     refused: Option<StoreError>,
     /// Whether the other side has answered: then the note is brought up to date, however late.
     answered: bool,
+    wrote: Option<Option<Entry>>,
+    wrote_note: Option<Option<Entry>>,
     stage: Stage,
 }
 
@@ -89,6 +91,8 @@ impl Crossing {
             began_ms,
             refused: None,
             answered: false,
+            wrote: None,
+            wrote_note: None,
             stage: Stage::Announce,
         }
     }
@@ -134,6 +138,12 @@ impl Crossing {
         self.stage == Stage::Write
     }
 
+    /// What it has written so far: to the other side, and as the note. `None` inside is a delete.
+    #[must_use]
+    pub fn written(&self) -> (Option<Option<Entry>>, Option<Option<Entry>>) {
+        (self.wrote.clone(), self.wrote_note.clone())
+    }
+
     /// Does the next step: one call of `side`, the store of [`Crossing::to`], or of `notes`.
     pub fn step(&mut self, side: &dyn Store, notes: &dyn Store, now_ms: u64) -> Progress {
         if now_ms.saturating_sub(self.began_ms) > LATE_MS && !self.answered {
@@ -159,9 +169,14 @@ impl Crossing {
             by: self.by.clone(),
             at_ms: now_ms,
         });
-        match notes.write(&self.key, Some(&announced.to_json()), self.note_expected()) {
+        let bytes = announced.to_json();
+        match notes.write(&self.key, Some(&bytes), self.note_expected()) {
             Ok(stamp) => {
                 self.note_at = Some(stamp);
+                self.wrote_note = Some(Some(Entry {
+                    value: bytes.into(),
+                    stamp,
+                }));
                 self.began_ms = now_ms;
                 self.stage = Stage::Write;
                 Progress::Going
@@ -174,6 +189,8 @@ impl Crossing {
         match side.write(&self.key, self.value.as_deref(), self.expected) {
             Ok(stamp) => {
                 self.answered = true;
+                let value = self.value.clone();
+                self.wrote = Some(value.map(|value| Entry { value, stamp }));
                 self.stage = Stage::Note {
                     note: Some(self.noted(stamp, now_ms)),
                     crossed: true,
@@ -223,13 +240,19 @@ impl Crossing {
 
     fn note(&mut self, notes: &dyn Store, note: Option<&Note>, crossed: bool) -> Progress {
         let bytes = note.map(Note::to_json);
-        match notes.write(&self.key, bytes.as_deref(), self.note_expected()) {
-            Ok(_) if crossed => Progress::Done,
-            Ok(_) => match self.refused.take() {
-                Some(refused) => Progress::Failed(refused),
-                None => Progress::Overtaken,
-            },
-            Err(error) => failed(error),
+        let written = notes.write(&self.key, bytes.as_deref(), self.note_expected());
+        let stamp = match written {
+            Ok(stamp) => stamp,
+            Err(error) => return failed(error),
+        };
+        self.wrote_note = Some(bytes.map(|bytes| Entry {
+            value: bytes.into(),
+            stamp,
+        }));
+        match self.refused.take() {
+            Some(refused) => Progress::Failed(refused),
+            None if crossed => Progress::Done,
+            None => Progress::Overtaken,
         }
     }
 

@@ -15,9 +15,17 @@
 mod crossing;
 mod decide;
 mod note;
+mod rehearse;
+mod report;
+mod running;
 mod side;
+mod view;
+mod worker;
 
 pub use crossing::{Crossing, Progress};
 pub use decide::{Decision, Look, Refusal, decide};
 pub use note::{Note, Pending, content_hash};
+pub use rehearse::{Rehearsed, RehearsedStep, rehearse};
+pub use report::{BridgeReport, Collision, Counts, RefusedValue, StoreReport};
+pub use running::{Bridge, BridgeSettings, BridgeStores};
 pub use side::{Pair, Side};

@@ -1,0 +1,444 @@
+//! The bridge's thread: hears of changes on both sides, decides, and carries them across.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::crossing::{Crossing, Progress};
+use super::decide::{Decision, Look, Refusal, decide};
+use super::report::{BridgeReport, Collision, Counts, RefusedValue};
+use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
+use super::view::View;
+use super::{Note, Pair, Side};
+use crate::store::{ControlKey, StoreError, StoreUpdate};
+
+/// Crossings that run side by side.
+const ABREAST: usize = 8;
+/// Keys that are decided on at once, so that news is heard in between.
+const PORTION: usize = 256;
+/// A view that is behind the note is given this long to catch up before both sides are read anew.
+const CATCH_UP: Duration = Duration::from_millis(300);
+/// Wait before a key that was overtaken is looked at again; a random part of it.
+const OVERTAKEN: Duration = Duration::from_millis(200);
+/// First and longest wait after a store failed; a random part of it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Conflicts that are remembered for people.
+const REMEMBERED: usize = 32;
+
+pub(super) struct Worker {
+    stores: BridgeStores,
+    settings: BridgeSettings,
+    inbox: Receiver<News>,
+    sides: Pair<View>,
+    notes: View,
+    /// Keys to decide on.
+    due: BTreeSet<ControlKey>,
+    /// Keys to decide on at a time.
+    later: BTreeMap<ControlKey, Instant>,
+    /// Keys whose readings were behind the note at the last look.
+    behind: BTreeSet<ControlKey>,
+    /// Since when a key has not been known to be equal.
+    unsettled: BTreeMap<ControlKey, Instant>,
+    refused: BTreeMap<ControlKey, (u64, RefusedValue)>,
+    failures_in_a_row: u32,
+    not_before: Instant,
+    next_look: Instant,
+    counts: Counts,
+    conflicts: Vec<Collision>,
+    pub(super) report: Arc<Mutex<BridgeReport>>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        stores: BridgeStores,
+        settings: BridgeSettings,
+        inbox: Receiver<News>,
+    ) -> Self {
+        let sides = Pair::from_fn(|side| View::new(stores.sides.of(side).describe()));
+        let notes = View::new(stores.notes.describe());
+        let report = BridgeReport {
+            id: settings.id.clone(),
+            authority: settings.authority,
+            sides: Pair::from_fn(|side| sides.of(side).report()),
+            notes: notes.report(),
+            keys: 0,
+            unsettled: 0,
+            lag_seconds: 0.0,
+            counts: Counts::default(),
+            refused: Vec::new(),
+            conflicts: Vec::new(),
+        };
+        let now = Instant::now();
+        Self {
+            stores,
+            inbox,
+            sides,
+            notes,
+            due: BTreeSet::new(),
+            later: BTreeMap::new(),
+            behind: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            failures_in_a_row: 0,
+            not_before: now,
+            next_look: now + settings.look_again,
+            settings,
+            counts: Counts::default(),
+            conflicts: Vec::new(),
+            report: Arc::new(Mutex::new(report)),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        while self.hear() {
+            self.remind();
+            if self.is_ready() {
+                self.pass();
+            }
+            self.publish();
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+        views.iter().all(|view| view.is_ready()) && Instant::now() >= self.not_before
+    }
+
+    /// Waits for news or for the next thing to do; `false` ends it.
+    fn hear(&mut self) -> bool {
+        let now = Instant::now();
+        let soonest = self.later.values().copied().min();
+        let mut until = soonest.map_or(self.next_look, |soonest| soonest.min(self.next_look));
+        if !self.due.is_empty() {
+            let ready = self.is_ready() || now < self.not_before;
+            until = if ready { self.not_before } else { until };
+        }
+        // Lag grows by itself, so the report is renewed even when nothing happens.
+        let wait = until
+            .saturating_duration_since(now)
+            .min(Duration::from_secs(1));
+        let mut news = self.inbox.recv_timeout(wait).ok();
+        while let Some(one) = news {
+            match one {
+                News::Stop => return false,
+                News::Of(which, update) => self.take(which, update),
+            }
+            news = self.inbox.try_recv().ok();
+        }
+        true
+    }
+
+    fn take(&mut self, which: Which, update: StoreUpdate) {
+        let view = match which {
+            Which::Side(side) => self.sides.of_mut(side),
+            Which::Notes => &mut self.notes,
+        };
+        let keys = view.update(update);
+        for key in keys {
+            if matches!(which, Which::Side(_)) {
+                self.unsettled
+                    .entry(key.clone())
+                    .or_insert_with(Instant::now);
+            }
+            self.due.insert(key);
+        }
+    }
+
+    /// Moves what is due by now.
+    fn remind(&mut self) {
+        let now = Instant::now();
+        let due: Vec<ControlKey> = self
+            .later
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            self.later.remove(&key);
+            self.due.insert(key);
+        }
+        if now >= self.next_look {
+            let part = 0.8 + 0.4 * fastrand::f64();
+            self.next_look = now + self.settings.look_again.mul_f64(part);
+            let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+            let keys = views.iter().flat_map(|view| view.keys());
+            self.due.extend(keys.cloned());
+        }
+    }
+
+    /// Decides on a portion of what is due, and carries it across.
+    fn pass(&mut self) {
+        let mut portion = BTreeSet::new();
+        while portion.len() < PORTION
+            && let Some(key) = self.due.pop_first()
+        {
+            portion.insert(key);
+        }
+        if portion.is_empty() {
+            return;
+        }
+        let mut confirm = Vec::new();
+        let mut crossings = Vec::new();
+        let began_ms = now_ms();
+        for key in portion {
+            let decision = self.look(&key, false);
+            match decision {
+                Decision::Confirm => confirm.push(key),
+                Decision::Stale if self.behind.remove(&key) => confirm.push(key),
+                Decision::Stale => {
+                    self.put_off(&key, CATCH_UP);
+                    self.behind.insert(key);
+                }
+                decision => crossings.extend(self.act(&key, decision, began_ms)),
+            }
+        }
+        if !confirm.is_empty() {
+            match self.confirm(&confirm) {
+                Ok(confirmed) => crossings.extend(confirmed),
+                Err(error) => {
+                    self.failed(&error);
+                    self.due.extend(confirm);
+                }
+            }
+        }
+        self.carry(crossings);
+    }
+
+    /// Reads both sides anew and decides on that. The notes were read before, which is what makes the readings fresh.
+    fn confirm(&mut self, keys: &[ControlKey]) -> Result<Vec<Crossing>, StoreError> {
+        let began_ms = now_ms();
+        for side in Side::BOTH {
+            let tree = self.stores.sides.of(side).list()?;
+            self.sides.of_mut(side).adopt(&tree);
+        }
+        let mut crossings = Vec::new();
+        for key in keys {
+            let decision = self.look(key, true);
+            crossings.extend(self.act(key, decision, began_ms));
+        }
+        Ok(crossings)
+    }
+
+    fn look(&self, key: &ControlKey, fresh: bool) -> Decision {
+        let note = self.notes.get(key);
+        let note = note.and_then(|entry| Note::from_json(&entry.value));
+        decide(&Look {
+            key,
+            places: &Pair::from_fn(|side| self.stores.sides.of(side).locate(key)),
+            entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
+            note: note.as_ref(),
+            fresh,
+            authority: self.settings.authority,
+            own: &self.settings.id,
+            now_ms: now_ms(),
+        })
+    }
+
+    /// What a decision asks for at once; the rest is put down for later.
+    fn act(&mut self, key: &ControlKey, decision: Decision, began_ms: u64) -> Option<Crossing> {
+        if !matches!(decision, Decision::Refuse(_)) {
+            self.refused.remove(key);
+        }
+        let note_entry = self.notes.get(key);
+        let note_at = note_entry.map(|entry| entry.stamp);
+        match decision {
+            Decision::Rest => {
+                self.unsettled.remove(key);
+                None
+            }
+            Decision::Confirm | Decision::Stale => {
+                self.put_off(key, CATCH_UP);
+                None
+            }
+            Decision::Wait { until_ms } => {
+                let wait = Duration::from_millis(until_ms.saturating_sub(now_ms()) + 1);
+                self.put_off(key, wait.mul_f64(1.0 + 0.1 * fastrand::f64()));
+                let views = Pair::from_fn(|side| self.sides.of(side).get(key));
+                if views.etcd.map(|entry| &entry.value) == views.zookeeper.map(|entry| &entry.value)
+                {
+                    self.unsettled.remove(key);
+                }
+                None
+            }
+            Decision::Agree(note) => {
+                let by = &self.settings.id;
+                Some(Crossing::of_note(key, note, note_at, by, began_ms))
+            }
+            Decision::Cross { to, conflict } => {
+                let note = note_entry.and_then(|entry| Note::from_json(&entry.value));
+                if conflict {
+                    self.collide(key, to);
+                }
+                let (from, there) = (
+                    self.sides.of(to.other()).get(key),
+                    self.sides.of(to).get(key),
+                );
+                let noted = (note.as_ref(), note_at);
+                let by = &self.settings.id;
+                Some(Crossing::new(key, to, from, there, noted, by, began_ms))
+            }
+            Decision::Refuse(refusal) => {
+                self.refuse(key, &refusal);
+                None
+            }
+        }
+    }
+
+    fn put_off(&mut self, key: &ControlKey, wait: Duration) {
+        self.later.insert(key.clone(), Instant::now() + wait);
+    }
+
+    /// Runs crossings to their ends.
+    fn carry(&mut self, mut crossings: Vec<Crossing>) {
+        let share = crossings.len().div_ceil(ABREAST).max(1);
+        let stores = &self.stores;
+        let ended: Vec<(Crossing, Progress)> = std::thread::scope(|scope| {
+            let mut running = Vec::new();
+            while !crossings.is_empty() {
+                let rest = crossings.split_off(share.min(crossings.len()));
+                let mine = std::mem::replace(&mut crossings, rest);
+                running.push(scope.spawn(move || {
+                    let ended = mine.into_iter().map(|crossing| carry_one(crossing, stores));
+                    ended.collect::<Vec<_>>()
+                }));
+            }
+            // A panic in there is a fault of the bridge; it ends the bridge as it would end its thread.
+            let ended = running.into_iter().flat_map(|thread| match thread.join() {
+                Ok(ended) => ended,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            ended.collect()
+        });
+        for (crossing, progress) in ended {
+            self.arrived(&crossing, progress);
+        }
+    }
+
+    fn arrived(&mut self, crossing: &Crossing, progress: Progress) {
+        let key = crossing.key();
+        let (wrote, wrote_note) = crossing.written();
+        if let Some(note) = wrote_note {
+            self.notes.wrote(key, note);
+        }
+        if let Some(entry) = wrote {
+            let counted = match entry {
+                Some(_) => &mut self.counts.writes,
+                None => &mut self.counts.deletes,
+            };
+            *counted.of_mut(crossing.to()) += 1;
+            self.sides.of_mut(crossing.to()).wrote(key, entry);
+        }
+        match progress {
+            Progress::Done => {
+                self.failures_in_a_row = 0;
+                self.unsettled.remove(key);
+            }
+            Progress::Going | Progress::Overtaken | Progress::Late => {
+                self.counts.overtaken += 1;
+                self.put_off(key, OVERTAKEN.mul_f64(0.2 + 0.8 * fastrand::f64()));
+            }
+            Progress::Failed(error) if error.is_retryable() => {
+                self.failed(&error);
+                self.due.insert(key.clone());
+            }
+            Progress::Failed(error) => {
+                // Waiting changes nothing; it is looked at again with all the others.
+                tracing::error!(key = %key, "{error}");
+                self.counts.failures += 1;
+                let place = self.stores.sides.of(crossing.to()).locate(key);
+                let refused = RefusedValue {
+                    key: key.to_string(),
+                    side: crossing.to(),
+                    place,
+                    problems: vec![error.to_string()],
+                };
+                self.refused.insert(key.clone(), (0, refused));
+                self.unsettled.remove(key);
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        self.counts.failures += 1;
+        if Instant::now() < self.not_before {
+            // Another crossing of the same pass has said so.
+            return;
+        }
+        let longest = BACKOFF.0 * 2u32.saturating_pow(self.failures_in_a_row.min(16));
+        let wait = longest.min(BACKOFF.1).mul_f64(fastrand::f64());
+        self.failures_in_a_row += 1;
+        self.not_before = Instant::now() + wait;
+        tracing::warn!("{error}; the bridge tries again");
+    }
+
+    fn refuse(&mut self, key: &ControlKey, refusal: &Refusal) {
+        let side = refusal.side;
+        self.unsettled.remove(key);
+        let revision = self.sides.of(side).get(key);
+        let revision = revision.map_or(0, |entry| entry.stamp.revision);
+        let place = self.stores.sides.of(side).locate(key);
+        let known = self.refused.get(key);
+        if known.is_some_and(|(at, known)| *at == revision && known.side == side) {
+            return;
+        }
+        *self.counts.refusals.of_mut(side) += 1;
+        tracing::error!(key = %key, %side, "value does not cross: {}", refusal.problems);
+        let refused = RefusedValue::new(key.to_string(), side, place, &refusal.problems);
+        self.refused.insert(key.clone(), (revision, refused));
+    }
+
+    fn collide(&mut self, key: &ControlKey, loser: Side) {
+        *self.counts.conflicts.of_mut(loser) += 1;
+        let overruled = self.sides.of(loser).get(key);
+        let overruled_revision = overruled.map_or(0, |entry| entry.stamp.revision);
+        tracing::warn!(
+            key = %key, winner = %loser.other(), overruled_revision,
+            "both sides changed; the authority's value stands"
+        );
+        if self.conflicts.len() == REMEMBERED {
+            self.conflicts.remove(0);
+        }
+        self.conflicts.push(Collision {
+            key: key.to_string(),
+            winner: loser.other(),
+            overruled_revision,
+            at: jiff::Timestamp::now().to_string(),
+        });
+    }
+
+    fn publish(&mut self) {
+        for side in Side::BOTH {
+            *self.counts.repairs.of_mut(side) = self.sides.of(side).repairs;
+        }
+        let keys: BTreeSet<&ControlKey> =
+            (self.sides.etcd.keys().chain(self.sides.zookeeper.keys())).collect();
+        let oldest = self.unsettled.values().min();
+        let mut report = lock(&self.report);
+        report.sides = Pair::from_fn(|side| self.sides.of(side).report());
+        report.notes = self.notes.report();
+        report.keys = keys.len();
+        report.unsettled = self.unsettled.len();
+        report.lag_seconds = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        report.counts = self.counts.clone();
+        report.refused = self.refused.values().map(|(_, one)| one.clone()).collect();
+        report.conflicts.clone_from(&self.conflicts);
+    }
+}
+
+fn carry_one(mut crossing: Crossing, stores: &BridgeStores) -> (Crossing, Progress) {
+    let side = Arc::clone(stores.sides.of(crossing.to()));
+    loop {
+        match crossing.step(&*side, &*stores.notes, now_ms()) {
+            Progress::Going => {}
+            ended => return (crossing, ended),
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

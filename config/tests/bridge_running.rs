@@ -1,0 +1,228 @@
+//! Situation: running bridges over two stores in memory, which go away, come back and go deaf while users edit.
+//! Property: both sides end equal, deletes included; values that are not valid stay where they are and are reported.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluicegate_config::bridge::{
+    Bridge, BridgeSettings, BridgeStores, Pair, RehearsedStep, Side, rehearse,
+};
+use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
+
+struct Scene {
+    sides: Pair<MemoryStore>,
+    notes: MemoryStore,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            sides: Pair::from_fn(|_| MemoryStore::new()),
+            notes: MemoryStore::new(),
+        }
+    }
+
+    fn stores(&self) -> BridgeStores {
+        BridgeStores {
+            sides: Pair::from_fn(|side| -> Arc<dyn Store> {
+                Arc::new(self.sides.of(side).clone())
+            }),
+            notes: Arc::new(self.notes.clone()),
+        }
+    }
+
+    fn bridge(&self, id: &str, authority: Side) -> Bridge {
+        let settings = BridgeSettings {
+            id: id.to_owned(),
+            authority,
+            look_again: Duration::from_millis(300),
+        };
+        Bridge::start(self.stores(), settings).expect("threads can be started")
+    }
+
+    fn put(&self, side: Side, key: &ControlKey, value: &str) {
+        let store = self.sides.of(side);
+        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
+        written.expect("the store is there");
+    }
+
+    fn delete(&self, side: Side, key: &ControlKey) {
+        let deleted = self.sides.of(side).write(key, None, Expected::Any);
+        deleted.expect("the store is there");
+    }
+
+    fn values(&self, side: Side) -> BTreeMap<String, String> {
+        let tree = self.sides.of(side).list().expect("the store is there");
+        let entries = tree.entries.iter();
+        entries
+            .map(|(key, entry)| {
+                let value = String::from_utf8_lossy(&entry.value).into_owned();
+                (key.to_string(), value)
+            })
+            .collect()
+    }
+
+    fn wait_until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds(self) {
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {:?} and {:?}",
+                self.values(Side::Etcd),
+                self.values(Side::ZooKeeper)
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn wait_for(&self, side: Side, key: &ControlKey, value: Option<&str>) {
+        let what = format!("{key} = {value:?} on {side}");
+        self.wait_until(&what, |scene| {
+            scene.values(side).get(&key.to_string()).map(String::as_str) == value
+        });
+    }
+}
+
+fn gate(name: &str) -> ControlKey {
+    ControlKey::Enabled(name.to_owned())
+}
+
+#[test]
+fn edits_and_deletes_cross_both_ways() {
+    let scene = Scene::new();
+    scene.put(Side::Etcd, &gate("a"), "true");
+    scene.put(Side::ZooKeeper, &gate("b"), "false");
+    let bridge = scene.bridge("one", Side::Etcd);
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    scene.wait_for(Side::Etcd, &gate("b"), Some("false"));
+    scene.put(Side::ZooKeeper, &gate("a"), "false");
+    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    scene.delete(Side::Etcd, &gate("a"));
+    scene.wait_for(Side::ZooKeeper, &gate("a"), None);
+    scene.put(Side::Etcd, &gate("a"), "true");
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    scene.wait_until("the report says so", |_| {
+        let report = bridge.report();
+        report.unsettled == 0 && report.counts.writes.zookeeper == 2
+    });
+    let report = bridge.report();
+    assert_eq!(report.counts.writes.etcd, 2);
+    assert_eq!(report.counts.deletes.zookeeper, 1);
+    assert_eq!(report.counts.conflicts, Pair::default());
+    assert_eq!(report.keys, 2);
+}
+
+#[test]
+fn what_was_deleted_while_no_bridge_ran_does_not_come_back() {
+    let scene = Scene::new();
+    scene.put(Side::Etcd, &gate("a"), "true");
+    let bridge = scene.bridge("one", Side::Etcd);
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    scene.wait_until("it is noted", |_| bridge.report().unsettled == 0);
+    drop(bridge);
+    scene.delete(Side::ZooKeeper, &gate("a"));
+    let _bridge = scene.bridge("two", Side::Etcd);
+    scene.wait_for(Side::Etcd, &gate("a"), None);
+}
+
+#[test]
+fn a_first_conflict_goes_to_the_authority_and_is_told() {
+    let scene = Scene::new();
+    scene.put(Side::Etcd, &gate("a"), "true");
+    scene.put(Side::ZooKeeper, &gate("a"), "false");
+    let planned = rehearse(&scene.stores(), Side::ZooKeeper).expect("both answer");
+    assert_eq!(planned.len(), 1);
+    assert_eq!(planned[0].step, RehearsedStep::Write);
+    assert!(planned[0].conflict && planned[0].side == Side::Etcd);
+    assert_eq!(scene.values(Side::Etcd)["a/enabled"], "true", "only said");
+    let bridge = scene.bridge("one", Side::ZooKeeper);
+    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    scene.wait_until("it is told", |_| bridge.report().conflicts.len() == 1);
+    assert_eq!(bridge.report().counts.conflicts.etcd, 1);
+    assert_eq!(bridge.report().conflicts[0].winner, Side::ZooKeeper);
+}
+
+#[test]
+fn a_value_that_is_not_valid_stays_where_it_is() {
+    let scene = Scene::new();
+    scene.put(Side::Etcd, &gate("a"), "true");
+    let bridge = scene.bridge("one", Side::Etcd);
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    scene.put(Side::ZooKeeper, &gate("a"), "yes");
+    scene.wait_until("it is told", |_| bridge.report().refused.len() == 1);
+    let refused = bridge.report().refused[0].clone();
+    assert_eq!(
+        (refused.key.as_str(), refused.side),
+        ("a/enabled", Side::ZooKeeper)
+    );
+    assert!(refused.problems[0].contains("true or false"), "{refused:?}");
+    assert_eq!(scene.values(Side::Etcd)["a/enabled"], "true");
+    assert_eq!(bridge.report().counts.refusals.zookeeper, 1);
+    scene.put(Side::ZooKeeper, &gate("a"), "false");
+    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    scene.wait_until("it is clear", |_| bridge.report().refused.is_empty());
+}
+
+#[test]
+fn three_bridges_agree_through_outages_and_deaf_watches() {
+    let scene = Scene::new();
+    let _bridges: Vec<Bridge> = ["one", "two", "three"]
+        .iter()
+        .map(|id| scene.bridge(id, Side::Etcd))
+        .collect();
+    let handles = [
+        scene.sides.etcd.handle(),
+        scene.sides.zookeeper.handle(),
+        scene.notes.handle(),
+    ];
+    let mut random = fastrand::Rng::with_seed(4);
+    let mut last: BTreeMap<(usize, bool), Option<&str>> = BTreeMap::new();
+    for round in 0..1_500 {
+        let name = random.usize(0..6);
+        // Handlers 0 and 1 are edited on one side each, the others on both.
+        let side = match name {
+            0 => Side::Etcd,
+            1 => Side::ZooKeeper,
+            _ => Side::BOTH[random.usize(0..2)],
+        };
+        let value = [Some("true"), Some("false"), None][random.usize(0..3)];
+        let bytes = value.map(str::as_bytes);
+        let key = gate(&format!("h{name}"));
+        if scene
+            .sides
+            .of(side)
+            .write(&key, bytes, Expected::Any)
+            .is_ok()
+        {
+            last.insert((name, side == Side::Etcd), value);
+        }
+        if round % 100 == 0 {
+            let handle = &handles[random.usize(0..3)];
+            handle.set_away(true);
+            std::thread::sleep(Duration::from_millis(20));
+            handle.set_away(false);
+            handles[random.usize(0..3)].set_deaf(true);
+        }
+        if round % 100 == 50 {
+            for handle in &handles {
+                handle.set_deaf(false);
+                handle.relist();
+            }
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    for handle in &handles {
+        handle.set_deaf(false);
+        handle.relist();
+    }
+    scene.wait_until("both are equal", |scene| {
+        let both = (scene.values(Side::Etcd), scene.values(Side::ZooKeeper));
+        both.0 == both.1
+            && last.iter().all(|((name, _), _)| {
+                let now = both.0.get(&format!("h{name}/enabled")).map(String::as_str);
+                let fits = |etcd| last.get(&(*name, etcd)).is_some_and(|last| *last == now);
+                fits(true) || fits(false)
+            })
+    });
+}
