@@ -1,5 +1,6 @@
 //! The reference pages of the service config and of a handler's spec, made from the tables that reading follows.
 
+use crate::bridge::BRIDGE_FILE;
 use crate::document::{Kind, Need, Object, join};
 use crate::service::{SERVICE, owned_client_keys};
 use crate::spec::SPEC;
@@ -16,6 +17,12 @@ holds it to that.
 - Relative paths begin at the folder of the config file.
 - Durations have units (`100ms`, `1.5s`, `1h30m`), sizes too (`256MiB`, `10kB`).
 - At most 1 MiB, 64 levels and 50,000 values, aliases expanded.
+";
+
+const BRIDGE_HEAD: &str = "# Bridge config
+
+The file that `sluicegate bridge -c FILE` reads, and, without `logging`, the block `bridge:` of the service config. Made from
+the table that reading follows; a test holds it to that. `${env:NAME}` and `${file:PATH}` stand for values from elsewhere.
 ";
 
 const HANDLER_HEAD: &str = "# Handler spec
@@ -62,6 +69,13 @@ pub fn config_page() -> String {
         page.push_str(&format!("| `{key}` | {reason} |\n"));
     }
     page.push_str("| `*_cb` | is a callback and cannot be set from a text |\n");
+    page
+}
+
+/// The page on the bridge's config, as Markdown.
+pub fn bridge_page() -> String {
+    let mut page = BRIDGE_HEAD.to_owned();
+    page.push_str(&table(&BRIDGE_FILE));
     page
 }
 

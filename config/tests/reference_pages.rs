@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use sluicegate_config::reference::{config_page, handler_page};
+use sluicegate_config::reference::{bridge_page, config_page, handler_page};
 
 fn is_written(name: &str, page: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -32,4 +32,11 @@ fn the_page_on_handler_specs_is_up_to_date() {
     let page = handler_page();
     assert!(page.contains("| `retry.backoff.jitter` | a number from 0 to 1 | `0.2` |"));
     is_written("handler-spec.md", &page);
+}
+
+#[test]
+fn the_page_on_the_bridge_config_is_up_to_date() {
+    let page = bridge_page();
+    assert!(page.contains("| `authority` |") && page.contains("| `etcd.endpoints` |"));
+    is_written("bridge-config.md", &page);
 }

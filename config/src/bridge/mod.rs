@@ -12,6 +12,7 @@
 //! knew: an echo is no change, and what was deleted does not come back. Two bridges never write one key at once as long as
 //! both are alive; whoever finds an announcement that is too old takes over and takes the announced value for an echo.
 
+mod config;
 mod crossing;
 mod decide;
 mod note;
@@ -22,6 +23,9 @@ mod side;
 mod view;
 mod worker;
 
+pub(crate) use config::BRIDGE;
+pub(crate) use config::BRIDGE_FILE;
+pub use config::{BridgeConfig, load_bridge_config, read_bridge_config};
 pub use crossing::{Crossing, Progress};
 pub use decide::{Decision, Look, Refusal, decide};
 pub use note::{Note, Pending, content_hash};

@@ -21,9 +21,12 @@ use serde::Serialize;
 
 pub(crate) use client_keys::owned_client_keys;
 pub(crate) use read::examine;
+pub(crate) use read::read_logging;
 pub use read::{load_service_config, read_service_config};
-pub(crate) use table::SERVICE;
+pub(crate) use rules::{ADDRESS, parse_address};
+pub(crate) use table::{LOGGING, SERVICE};
 
+use crate::bridge::BridgeConfig;
 use crate::secret::Secret;
 
 /// The whole config of `sluicegate run`, validated; relative paths are already resolved against its file.
@@ -41,6 +44,8 @@ pub struct ServiceConfig {
     pub admin: AdminConfig,
     /// The service's own log.
     pub logging: LoggingConfig,
+    /// A bridge between etcd and ZooKeeper, beside the service.
+    pub bridge: Option<BridgeConfig>,
 }
 
 /// `kafka:` the cluster and the consumer group.

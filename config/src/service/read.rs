@@ -8,6 +8,7 @@ use super::{
     AdminConfig, HandlersConfig, KafkaConfig, LoggingConfig, PluginsConfig, ProcessingConfig,
     ServiceConfig, client_keys, overrides,
 };
+use crate::bridge::BridgeConfig;
 use crate::document::{Checker, Node, Place, Section, Word, parse, read_text, resolve};
 use crate::environment::Environment;
 use crate::problem::Problems;
@@ -86,6 +87,8 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
     let processing = processing(section.object("processing")?);
     let plugins = section.object("plugins")?;
     let logging = section.object("logging")?;
+    let bridge = section.object("bridge");
+    let bridge = bridge.and_then(|bridge| BridgeConfig::read(bridge, base, checker));
     Some(ServiceConfig {
         kafka: kafka?,
         processing: processing?,
@@ -103,10 +106,19 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
         admin: AdminConfig {
             listen: parse_address(section.object("admin")?.text("listen")?).ok()?,
         },
-        logging: LoggingConfig {
-            format: logging.word("format")?,
-            level: logging.text("level")?.to_owned(),
+        logging: read_logging(logging)?,
+        bridge: match section.object("bridge") {
+            Some(_) => Some(bridge?),
+            None => None,
         },
+    })
+}
+
+/// `None` only where a problem was reported.
+pub(crate) fn read_logging(logging: &Section) -> Option<LoggingConfig> {
+    Some(LoggingConfig {
+        format: logging.word("format")?,
+        level: logging.text("level")?.to_owned(),
     })
 }
 

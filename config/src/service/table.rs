@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::rules::{ADDRESS, ANY, BROKERS, GROUP, LEVEL, PATH, START};
 use super::{Guarantee, LogFormat, MissingOffset, client_keys};
+use crate::bridge::BRIDGE;
 use crate::document::{Field, Kind, Later, Need, Object, Word, words};
 
 impl Word for Guarantee {
@@ -71,17 +72,17 @@ pub(crate) static SERVICE: Object = Object {
             kind: Kind::Object(&LOGGING),
             need: Need::Default("{}"),
         },
-    ],
-    later: &[
-        Later {
-            name: "emit",
-            reason: "is not available yet; the plugin `relay` adds where a record comes from with `provenance: true`",
-        },
-        Later {
+        Field {
             name: "bridge",
-            reason: "is not available in this build",
+            doc: "Runs a bridge between etcd and ZooKeeper in this process too.",
+            kind: Kind::Object(&BRIDGE),
+            need: Need::Optional,
         },
     ],
+    later: &[Later {
+        name: "emit",
+        reason: "is not available yet; the plugin `relay` adds where a record comes from with `provenance: true`",
+    }],
 };
 
 static KAFKA: Object = Object {
@@ -272,7 +273,7 @@ static ADMIN: Object = Object {
     later: &[],
 };
 
-static LOGGING: Object = Object {
+pub(crate) static LOGGING: Object = Object {
     doc: "The service's own log.",
     fields: &[
         Field {

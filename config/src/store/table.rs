@@ -293,7 +293,7 @@ static SERVERS: TextRule = TextRule {
     numbers: false,
 };
 
-static ABSOLUTE: TextRule = TextRule {
+pub(crate) static ABSOLUTE: TextRule = TextRule {
     check: |text| {
         let fits = text.strip_prefix('/').is_some_and(|rest| {
             rest.split('/').all(|segment| {

@@ -1,0 +1,334 @@
+//! The bridge's config: a file of its own for `sluicegate bridge`, or the block `bridge:` of the service.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BridgeSettings, BridgeStores, Pair, Side};
+use crate::document::{
+    Checker, Field, Kind, Need, Object, Section, TextRule, Word, parse, read_text, resolve, words,
+};
+use crate::environment::Environment;
+use crate::problem::Problems;
+use crate::service::{ADDRESS, LOGGING, LoggingConfig, parse_address, read_logging};
+use crate::store::table::{ABSOLUTE, ETCD, ZOOKEEPER};
+use crate::store::{EtcdSettings, PathMap, Store, StoreError, ZooKeeperSettings};
+
+/// A bridge's config, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BridgeConfig {
+    /// One side.
+    pub etcd: EtcdSettings,
+    /// The other side.
+    pub zookeeper: ZooKeeperSettings,
+    /// Whose value wins a conflict.
+    pub authority: Side,
+    /// What the notes of this pair stand under.
+    pub name: String,
+    /// What all notes stand below, in etcd.
+    pub notes_prefix: String,
+    /// Every key is looked at again this often, give or take a fifth.
+    pub look_again: Duration,
+    /// Where its admin HTTP listens.
+    pub admin: SocketAddr,
+}
+
+impl Word for Side {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("etcd", Self::Etcd), ("zookeeper", Self::ZooKeeper)];
+}
+
+static NAME: TextRule = TextRule {
+    check: |text| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+        match (1..=128).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('.') {
+            true => Ok(()),
+            false => Err("write letters, digits, -, _, ~ and dots, at most 128".to_owned()),
+        }
+    },
+    pattern: Some(r"^[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,127}$"),
+    numbers: false,
+};
+
+static ADMIN: Object = Object {
+    doc: "The bridge's own admin HTTP: health, metrics and its report.",
+    fields: &[Field {
+        name: "listen",
+        doc: "Address and port; port 0 takes any free one.",
+        kind: Kind::Text(&ADDRESS),
+        need: Need::Default("127.0.0.1:9601"),
+    }],
+    later: &[],
+};
+
+const ETCD_FIELD: Field = Field {
+    name: "etcd",
+    doc: "One side; the notes stand here too.",
+    kind: Kind::Object(&ETCD),
+    need: Need::Required,
+};
+
+const ZOOKEEPER_FIELD: Field = Field {
+    name: "zookeeper",
+    doc: "The other side.",
+    kind: Kind::Object(&ZOOKEEPER),
+    need: Need::Required,
+};
+
+const AUTHORITY_FIELD: Field = Field {
+    name: "authority",
+    doc: "Whose value stands when both sides changed a key.",
+    kind: Kind::Choice {
+        words: words::<Side>,
+        later: &[],
+    },
+    need: Need::Default("etcd"),
+};
+
+const NAME_FIELD: Field = Field {
+    name: "name",
+    doc: "What the pair's notes stand under: the same for every bridge of the pair, another for each pair. Made of prefix and root unless set.",
+    kind: Kind::Text(&NAME),
+    need: Need::Optional,
+};
+
+const NOTES_FIELD: Field = Field {
+    name: "notes_prefix",
+    doc: "What all notes stand below, in etcd.",
+    kind: Kind::Text(&ABSOLUTE),
+    need: Need::Default("/sluicegate/bridge"),
+};
+
+const LOOK_AGAIN_FIELD: Field = Field {
+    name: "look_again",
+    doc: "Every key is looked at again this often, give or take a fifth.",
+    kind: Kind::Duration {
+        min: Duration::from_millis(100),
+        max: Duration::from_secs(3_600),
+    },
+    need: Need::Default("30s"),
+};
+
+const ADMIN_FIELD: Field = Field {
+    name: "admin",
+    doc: "The bridge's own admin HTTP.",
+    kind: Kind::Object(&ADMIN),
+    need: Need::Default("{}"),
+};
+
+/// `bridge:` of the service config.
+pub(crate) static BRIDGE: Object = Object {
+    doc: "A bridge that keeps an etcd prefix and a ZooKeeper tree equal.",
+    fields: &[
+        ETCD_FIELD,
+        ZOOKEEPER_FIELD,
+        AUTHORITY_FIELD,
+        NAME_FIELD,
+        NOTES_FIELD,
+        LOOK_AGAIN_FIELD,
+        ADMIN_FIELD,
+    ],
+    later: &[],
+};
+
+/// The file of `sluicegate bridge -c FILE`.
+pub(crate) static BRIDGE_FILE: Object = Object {
+    doc: "Config of `sluicegate bridge`.",
+    fields: &[
+        ETCD_FIELD,
+        ZOOKEEPER_FIELD,
+        AUTHORITY_FIELD,
+        NAME_FIELD,
+        NOTES_FIELD,
+        LOOK_AGAIN_FIELD,
+        ADMIN_FIELD,
+        Field {
+            name: "logging",
+            doc: "The bridge's own log.",
+            kind: Kind::Object(&LOGGING),
+            need: Need::Default("{}"),
+        },
+    ],
+    later: &[],
+};
+
+/// Reads the config of `sluicegate bridge` in `file`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load_bridge_config(
+    file: &Path,
+    environment: &Environment,
+) -> Result<(BridgeConfig, LoggingConfig), Problems> {
+    read_bridge_config(&read_text(file)?, Some(file), environment)
+}
+
+/// Reads the config of `sluicegate bridge` from its text; relative paths begin at the folder of `file`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_bridge_config(
+    text: &str,
+    file: Option<&Path>,
+    environment: &Environment,
+) -> Result<(BridgeConfig, LoggingConfig), Problems> {
+    let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    let parsed = parse(text, file);
+    let mut problems = parsed.problems;
+    let Some(mut root) = parsed.root else {
+        return Err(problems);
+    };
+    let mut checker = Checker::new(file, &BRIDGE_FILE);
+    resolve(&mut root, "", environment, base, &mut checker);
+    let section = checker.section(&root, &BRIDGE_FILE, "");
+    let config = BridgeConfig::read(&section, base, &mut checker);
+    let logging = section.object("logging").and_then(read_logging);
+    problems.merge(checker.into_problems());
+    match (config, logging) {
+        (Some(config), Some(logging)) if problems.is_empty() => Ok((config, logging)),
+        _ => Err(problems),
+    }
+}
+
+impl BridgeConfig {
+    /// Reads a block that was checked against [`BRIDGE`] or [`BRIDGE_FILE`]. `None` only where a problem was reported.
+    pub(crate) fn read(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Self> {
+        let etcd = section.object("etcd");
+        let etcd = etcd.and_then(|etcd| EtcdSettings::read(etcd, base, checker));
+        let zookeeper = section.object("zookeeper");
+        let zookeeper =
+            zookeeper.and_then(|zookeeper| ZooKeeperSettings::read(zookeeper, base, checker));
+        let (etcd, zookeeper) = (etcd?, zookeeper?);
+        let notes_prefix = section.text("notes_prefix")?.to_owned();
+        let name = match section.text("name") {
+            Some(name) => name.to_owned(),
+            None => pair_name(&etcd.prefix, &zookeeper.root),
+        };
+        for (what, taken) in [
+            ("prefix", &etcd.prefix),
+            ("members_prefix", &etcd.members_prefix),
+        ] {
+            if is_within(&notes_prefix, taken) || is_within(taken, &notes_prefix) {
+                let message =
+                    format!("overlaps `etcd.{what}`, {taken}; notes need a place of their own");
+                let path = section.path_of("notes_prefix");
+                checker.report(section.place_of("notes_prefix"), &path, message);
+            }
+        }
+        Some(Self {
+            etcd,
+            zookeeper,
+            authority: section.word("authority")?,
+            name,
+            notes_prefix,
+            look_again: section.duration("look_again"),
+            admin: parse_address(section.object("admin")?.text("listen")?).ok()?,
+        })
+    }
+
+    /// The defaults for two stores, for embedding programs and tests.
+    #[must_use]
+    pub fn new(etcd: EtcdSettings, zookeeper: ZooKeeperSettings) -> Self {
+        Self {
+            name: pair_name(&etcd.prefix, &zookeeper.root),
+            etcd,
+            zookeeper,
+            authority: Side::Etcd,
+            notes_prefix: "/sluicegate/bridge".to_owned(),
+            look_again: Duration::from_secs(30),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9601)),
+        }
+    }
+
+    /// Opens the stores; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`StoreError`] for TLS files that cannot be used.
+    pub fn open(&self) -> Result<BridgeStores, StoreError> {
+        let notes = EtcdSettings {
+            prefix: format!("{}/{}", self.notes_prefix, self.name),
+            paths: PathMap::etcd(),
+            ..self.etcd.clone()
+        };
+        let notes: Arc<dyn Store> = notes.open()?;
+        Ok(BridgeStores {
+            sides: Pair {
+                etcd: self.etcd.open()?,
+                zookeeper: self.zookeeper.open()?,
+            },
+            notes,
+        })
+    }
+
+    /// How a bridge of this config works; each call gives it another id.
+    #[must_use]
+    pub fn settings(&self) -> BridgeSettings {
+        BridgeSettings {
+            id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
+            authority: self.authority,
+            look_again: self.look_again,
+        }
+    }
+}
+
+/// `/plugins` and `/a/b` make `plugins~a.b`.
+fn pair_name(prefix: &str, root: &str) -> String {
+    let part = |path: &str| {
+        let letters = path.trim_matches('/').chars().map(|c| match c {
+            '/' => '.',
+            c if c.is_ascii_alphanumeric() || "-._".contains(c) => c,
+            _ => '_',
+        });
+        letters.collect::<String>()
+    };
+    format!("{}~{}", part(prefix), part(root))
+}
+
+fn is_within(path: &str, above: &str) -> bool {
+    path.strip_prefix(above)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<BridgeConfig, Problems> {
+        read_bridge_config(text, None, &Environment::default()).map(|(config, _)| config)
+    }
+
+    const BLOCK: &str = "etcd: { endpoints: [\"http://127.0.0.1:2379\"] }\nzookeeper: { servers: \"127.0.0.1:2181\", root: /a/b }\n";
+
+    #[test]
+    fn a_block_of_two_stores_is_enough() {
+        let config = read(BLOCK).unwrap();
+        let mut expected = BridgeConfig::new(
+            EtcdSettings::new(&["http://127.0.0.1:2379"]),
+            ZooKeeperSettings::new("127.0.0.1:2181"),
+        );
+        expected.zookeeper.root = "/a/b".to_owned();
+        expected.name = "plugins~a.b".to_owned();
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_to_do() {
+        for (more, reason) in [
+            ("authority: both\n", "etcd"),
+            ("notes_prefix: /plugins/notes\n", "a place of their own"),
+            ("notes_prefix: /sluicegate\n", "a place of their own"),
+            ("name: ../x\n", "letters, digits"),
+            ("admin: { listen: nowhere }\n", "127.0.0.1:9600"),
+            ("autority: etcd\n", "authority"),
+        ] {
+            let problems = read(&format!("{BLOCK}{more}")).unwrap_err().to_string();
+            assert!(problems.contains(reason), "{more}: {problems}");
+        }
+        let problems = read("authority: etcd\n").unwrap_err().to_string();
+        assert!(
+            problems.contains("etcd: ") && problems.contains("zookeeper: "),
+            "{problems}"
+        );
+    }
+}
