@@ -22,7 +22,13 @@ fn defaults(schema: &Json, path: &[String], found: &mut Vec<(Vec<String>, Json)>
     for (name, property) in properties {
         let mut path = path.to_vec();
         path.push(name.clone());
+        let required = schema["required"].as_array();
+        let required = required.is_some_and(|names| names.contains(&json!(name)));
         if property["properties"].is_object() {
+            if !required && property.get("default").is_none() {
+                // What may be left out has no effect until it is there.
+                continue;
+            }
             defaults(property, &path, found);
         } else if let Some(default) = property.get("default") {
             found.push((path, default.clone()));
@@ -117,6 +123,7 @@ fn the_reference_pages_names_are_all_there() {
         names(&config, &[]),
         [
             "admin",
+            "bridge",
             "handlers",
             "kafka",
             "logging",
