@@ -1,21 +1,32 @@
-//! A certificate authority made for one test, and a server certificate that it signed for the loopback names.
+//! A certificate authority made for one test, and what it signed: a server certificate for the loopback names, and a client's.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 
-/// Where the files of an authority and its one server certificate stand, all PEM.
+/// Where the files of an authority, a server and a client stand, all PEM.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     /// The authority's certificate: what clients trust.
     pub authority: PathBuf,
     /// The server's private key (PKCS#8), its certificate and the authority's: a Kafka keystore of type PEM.
     pub server: PathBuf,
+    /// The server's certificate alone.
+    pub server_certificate: PathBuf,
+    /// The server's private key alone.
+    pub server_key: PathBuf,
+    /// A client's certificate.
+    pub client_certificate: PathBuf,
+    /// The client's private key.
+    pub client_key: PathBuf,
 }
 
 impl Certificates {
-    /// Makes both and writes them into `folder`.
+    /// Makes all of them and writes them into `folder`.
     ///
     /// # Errors
     /// If a key cannot be made or a file cannot be written.
@@ -41,10 +52,24 @@ impl Certificates {
         let server_key = KeyPair::generate()?;
         let server_certificate = server.signed_by(&server_key, &issuer)?;
 
+        let mut client = CertificateParams::new(Vec::<String>::new())?;
+        client.distinguished_name.push(DnType::CommonName, "client");
+        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let client_key = KeyPair::generate()?;
+        let client_certificate = client.signed_by(&client_key, &issuer)?;
+
         let files = Self {
             authority: folder.join("authority.pem"),
             server: folder.join("server.pem"),
+            server_certificate: folder.join("server-certificate.pem"),
+            server_key: folder.join("server-key.pem"),
+            client_certificate: folder.join("client-certificate.pem"),
+            client_key: folder.join("client-key.pem"),
         };
+        std::fs::write(&files.server_certificate, server_certificate.pem())?;
+        std::fs::write(&files.server_key, server_key.serialize_pem())?;
+        std::fs::write(&files.client_certificate, client_certificate.pem())?;
+        std::fs::write(&files.client_key, client_key.serialize_pem())?;
         std::fs::write(&files.authority, authority_certificate.pem())?;
         let chain = [
             server_key.serialize_pem(),

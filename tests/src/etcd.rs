@@ -1,16 +1,18 @@
-//! etcd for tests: the server of the environment, or one of our own from the PATH, Debian's package or its Go module.
+//! etcd for tests: the server of the environment, or a cluster of our own from the PATH, Debian's package or its Go module.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cache;
+use crate::certificates::Certificates;
 use crate::launcher::{run, works};
 use crate::ports::free_port;
-use crate::process::Guarded;
+use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
 
 /// Names an endpoint (`http://host:port`) that is used instead of a server of our own.
@@ -19,11 +21,45 @@ pub const ENDPOINT: &str = "SLUICEGATE_TEST_ETCD";
 const GO_MODULE: &str = "go.etcd.io/etcd/server/v3@v3.6.8";
 const GO_MAIN: &str = "package main\n\nimport (\n\t\"os\"\n\n\t\"go.etcd.io/etcd/server/v3/etcdmain\"\n)\n\nfunc main() { etcdmain.Main(os.Args) }\n";
 
-/// An etcd server; one of our own ends with the value, or with the process.
+/// How a cluster of our own is set up; the default is one node that anybody may speak to.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    /// Members of the cluster.
+    pub nodes: usize,
+    /// Serve clients over TLS with these files.
+    pub tls: Option<Certificates>,
+    /// Ask clients for a certificate of the same authority.
+    pub client_certificates: bool,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            tls: None,
+            client_certificates: false,
+        }
+    }
+}
+
+/// An etcd cluster; one of our own ends with the value, or with the process.
 pub struct Etcd {
-    endpoint: String,
-    // The process ends before its folder goes.
-    _own: Option<(Guarded, TempDir)>,
+    endpoints: Vec<String>,
+    // The processes end before their folder goes.
+    nodes: Vec<Node>,
+    own: Option<Own>,
+}
+
+struct Own {
+    program: PathBuf,
+    options: EtcdOptions,
+    folder: TempDir,
+    /// `name=url,…` of all peers.
+    peers: Vec<String>,
+}
+
+struct Node {
+    process: Option<Guarded>,
 }
 
 /// Makes ready what [`Etcd::start`] needs on this machine and says in a few words what that is.
@@ -50,55 +86,170 @@ impl Etcd {
     /// # Errors
     /// If none can be had or it does not come up; the message then ends with its log.
     pub fn start() -> Result<Self> {
-        if let Ok(endpoint) = std::env::var(ENDPOINT) {
-            return Ok(Self {
-                endpoint,
-                _own: None,
-            });
+        match std::env::var(ENDPOINT) {
+            Ok(endpoint) => Ok(Self {
+                endpoints: vec![endpoint],
+                nodes: Vec::new(),
+                own: None,
+            }),
+            Err(_) => Self::start_own(&EtcdOptions::default()),
         }
+    }
+
+    /// A cluster of our own, whatever the environment says.
+    ///
+    /// # Errors
+    /// If none can be had or it does not come up; the message then ends with a node's log.
+    pub fn start_own(options: &EtcdOptions) -> Result<Self> {
         let program = find()?;
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-etcd-")
             .tempdir()?;
-        let endpoint = format!("http://127.0.0.1:{}", free_port());
-        let peers = format!("http://127.0.0.1:{}", free_port());
-        let mut command = Command::new(program);
-        command.arg("--name=node").arg(format!(
-            "--data-dir={}",
-            folder.path().join("data").display()
-        ));
+        let scheme = if options.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let ports = || (0..options.nodes).map(|_| free_port());
+        let endpoints = ports().map(|port| format!("{scheme}://127.0.0.1:{port}"));
+        let mut etcd = Self {
+            endpoints: endpoints.collect(),
+            nodes: (0..options.nodes).map(|_| Node { process: None }).collect(),
+            own: Some(Own {
+                program,
+                options: options.clone(),
+                folder,
+                peers: ports()
+                    .map(|port| format!("http://127.0.0.1:{port}"))
+                    .collect(),
+            }),
+        };
+        // All of them before the first is waited for: one alone has no majority.
+        for node in 0..options.nodes {
+            etcd.spawn(node)?;
+        }
+        for node in 0..options.nodes {
+            etcd.await_node(node)?;
+        }
+        Ok(etcd)
+    }
+
+    fn spawn(&mut self, at: usize) -> Result<()> {
+        let own = self.own.as_ref().context("the server is not ours")?;
+        let (endpoint, peer) = (&self.endpoints[at], &own.peers[at]);
+        let mut command = Command::new(&own.program);
+        let data = own.folder.path().join(format!("data-{at}"));
         command
+            .arg(format!("--name=node-{at}"))
+            .arg(format!("--data-dir={}", data.display()))
             .arg(format!("--listen-client-urls={endpoint}"))
-            .arg(format!("--advertise-client-urls={endpoint}"));
-        command
-            .arg(format!("--listen-peer-urls={peers}"))
-            .arg(format!("--initial-advertise-peer-urls={peers}"));
-        command.arg(format!("--initial-cluster=node={peers}"));
-        let log = folder.path().join("etcd.log");
-        let process = Guarded::start("etcd", &mut command, &log, Some(folder.path()))?;
-        let health = format!("{endpoint}/health");
-        let up = try_wait_for(Duration::from_secs(30), || {
-            ureq::get(&health)
+            .arg(format!("--advertise-client-urls={endpoint}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"));
+        let peers = own.peers.iter().enumerate();
+        let cluster: Vec<String> = peers.map(|(at, url)| format!("node-{at}={url}")).collect();
+        command.arg(format!("--initial-cluster={}", cluster.join(",")));
+        if let Some(files) = &own.options.tls {
+            command
+                .arg(format!(
+                    "--cert-file={}",
+                    files.server_certificate.display()
+                ))
+                .arg(format!("--key-file={}", files.server_key.display()));
+            if own.options.client_certificates {
+                command
+                    .arg("--client-cert-auth")
+                    .arg(format!("--trusted-ca-file={}", files.authority.display()));
+            }
+        }
+        let log = own.folder.path().join(format!("etcd-{at}.log"));
+        let process = Guarded::start("etcd", &mut command, &log, Some(own.folder.path()))?;
+        self.nodes[at].process = Some(process);
+        Ok(())
+    }
+
+    fn await_node(&self, at: usize) -> Result<()> {
+        let process = self.nodes[at].process.as_ref().context("it is stopped")?;
+        let plain = self
+            .own
+            .as_ref()
+            .is_none_or(|own| own.options.tls.is_none());
+        let up = try_wait_for(Duration::from_secs(30), || match plain {
+            true => ureq::get(format!("{}/health", self.endpoints[at]))
                 .call()
                 .map(drop)
-                .map_err(|error| error.to_string())
+                .map_err(|error| error.to_string()),
+            // Its log says so where no plain HTTP does.
+            false => match process.log().contains("ready to serve client requests") {
+                true => Ok(()),
+                false => Err("it does not serve yet".to_owned()),
+            },
         });
-        if let Err(why) = up {
-            bail!(
+        up.map_err(|why| {
+            anyhow::anyhow!(
                 "etcd did not start: {why}; its log ends:\n{}",
                 process.log_tail()
-            );
-        }
-        Ok(Self {
-            endpoint,
-            _own: Some((process, folder)),
+            )
         })
     }
 
-    /// `http://host:port` for clients.
+    /// Kills a node of our own at once.
+    ///
+    /// # Panics
+    /// If it is not ours, or does not run.
+    pub fn kill(&mut self, at: usize) {
+        let mut process = self.nodes[at].process.take().expect("a node that runs");
+        process.kill();
+    }
+
+    /// Starts a killed node again, with its data, and waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not come up; the message then ends with its log.
+    pub fn start_again(&mut self, at: usize) -> Result<()> {
+        self.spawn(at)?;
+        self.await_node(at)
+    }
+
+    /// Sends a signal to a node of our own.
+    ///
+    /// # Panics
+    /// If it is not ours, or does not run.
+    pub fn signal(&self, at: usize, signal: Signal) {
+        let process = self.nodes[at].process.as_ref().expect("a node that runs");
+        process.signal(signal);
+    }
+
+    /// `http://host:port` of the first member, for clients.
     #[must_use]
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        &self.endpoints[0]
+    }
+
+    /// The URLs of all members.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<&str> {
+        self.endpoints.iter().map(String::as_str).collect()
+    }
+
+    /// Calls the JSON gateway of a member, such as `/v3/kv/compaction`; bytes in it are base64.
+    ///
+    /// # Errors
+    /// What the server refuses, with its words.
+    pub fn ask(&self, at: usize, path: &str, body: &Value, token: Option<&str>) -> Result<Value> {
+        let mut request = ureq::post(format!("{}{path}", self.endpoints[at]))
+            .config()
+            .http_status_as_error(false)
+            .build();
+        if let Some(token) = token {
+            request = request.header("Authorization", token);
+        }
+        let mut answer = request.send_json(body)?;
+        let text = answer.body_mut().read_to_string()?;
+        if !answer.status().is_success() {
+            bail!("{path}: {text}");
+        }
+        Ok(serde_json::from_str(&text)?)
     }
 }
 

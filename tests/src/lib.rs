@@ -9,6 +9,7 @@
 //!        │
 //!  client            topics written and read by a client that is not the service
 //!  workdir, service  a service's folder (config, specs, plugins) and the real binary running in it
+//!  proxy             a network between a client and a server that can be cut, stalled and made to lose events
 //!  metrics           what `/metrics` said
 //!  flights           the flights of 2013, and what the handlers must make of them
 //! ```
@@ -27,6 +28,7 @@ pub mod launcher;
 pub mod metrics;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod service;
 pub mod wait;
 pub mod workdir;

@@ -2,14 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::certificates::Certificates;
 use crate::launcher::{JavaServer, Launcher};
 use crate::ports::free_port;
-use crate::process::Guarded;
+use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
 
 /// Names an endpoint (`host:port`) that is used instead of a server of our own.
@@ -30,13 +32,24 @@ const SERVER: JavaServer = JavaServer {
 /// A ZooKeeper server; one of our own ends with the value, or with the process.
 pub struct ZooKeeper {
     connect: String,
-    _own: Option<Own>,
+    own: Option<Own>,
+}
+
+/// How a server of our own is set up; the default is one that anybody may speak to.
+#[derive(Clone, Debug, Default)]
+pub struct ZooKeeperOptions {
+    /// Serve clients over TLS too, with these files.
+    pub tls: Option<Certificates>,
+    /// Ask TLS clients for a certificate of the same authority.
+    pub client_certificates: bool,
 }
 
 struct Own {
     launcher: Launcher,
     process: Guarded,
     folder: TempDir,
+    /// `host:port` that speaks TLS, if it was asked for.
+    secure: Option<String>,
 }
 
 impl Drop for Own {
@@ -65,50 +78,94 @@ impl ZooKeeper {
     /// # Errors
     /// If none can be had or it does not come up; the message then ends with its log.
     pub fn start() -> Result<Self> {
-        if let Ok(connect) = std::env::var(ENDPOINT) {
-            return Ok(Self {
-                connect,
-                _own: None,
-            });
+        match std::env::var(ENDPOINT) {
+            Ok(connect) => Ok(Self { connect, own: None }),
+            Err(_) => Self::start_own(&ZooKeeperOptions::default()),
         }
+    }
+
+    /// A server of our own, whatever the environment says.
+    ///
+    /// # Errors
+    /// If none can be had or it does not come up; the message then ends with its log.
+    pub fn start_own(options: &ZooKeeperOptions) -> Result<Self> {
         let launcher = Launcher::find(&SERVER)?;
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-zookeeper-")
             .tempdir()?;
         let port = free_port();
-        let config = folder.path().join("zoo.cfg");
         let data = folder.path().join("data");
-        std::fs::write(
-            &config,
-            format!(
-                "tickTime=500\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
-                 admin.enableServer=false\n4lw.commands.whitelist=*\n",
-                data.display()
-            ),
-        )?;
-        let main = "org.apache.zookeeper.server.ZooKeeperServerMain";
-        let mut command = launcher.command(folder.path(), &["-Xmx256m", "-XX:+UseSerialGC"], main);
-        command.arg(&config);
-        let log = folder.path().join("zookeeper.log");
-        let process = Guarded::start("ZooKeeper", &mut command, &log, Some(folder.path()))?;
-        let connect = format!("127.0.0.1:{port}");
-        let up = try_wait_for(Duration::from_secs(60), || {
-            ruok(&connect).map_err(|error| error.to_string())
+        let mut config = format!(
+            "tickTime=500\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
+             admin.enableServer=false\n4lw.commands.whitelist=*\n",
+            data.display()
+        );
+        let secure = options.tls.as_ref().map(|files| {
+            let port = free_port();
+            config.push_str(&tls_config(files, port, options.client_certificates));
+            format!("127.0.0.1:{port}")
         });
-        if let Err(why) = up {
-            bail!(
-                "ZooKeeper did not start: {why}; its log ends:\n{}",
-                process.log_tail()
-            );
-        }
-        Ok(Self {
-            connect,
-            _own: Some(Own {
+        std::fs::write(folder.path().join("zoo.cfg"), config)?;
+        let process = spawn(&launcher, folder.path())?;
+        let zookeeper = Self {
+            connect: format!("127.0.0.1:{port}"),
+            own: Some(Own {
                 launcher,
                 process,
                 folder,
+                secure,
             }),
+        };
+        zookeeper.await_answer()?;
+        Ok(zookeeper)
+    }
+
+    fn own(&self) -> &Own {
+        self.own.as_ref().expect("a server of our own")
+    }
+
+    fn await_answer(&self) -> Result<()> {
+        let up = try_wait_for(Duration::from_secs(60), || {
+            is_serving(&self.connect).map_err(|error| error.to_string())
+        });
+        up.map_err(|why| {
+            anyhow::anyhow!(
+                "ZooKeeper did not start: {why}; its log ends:\n{}",
+                self.own().process.log_tail()
+            )
         })
+    }
+
+    /// Kills a server of our own and starts it again with its data.
+    ///
+    /// # Errors
+    /// If it does not come up; the message then ends with its log.
+    ///
+    /// # Panics
+    /// If it is not ours.
+    pub fn restart(&mut self) -> Result<()> {
+        let own = self.own.as_mut().expect("a server of our own");
+        own.process.kill();
+        own.launcher.clean_up(own.folder.path());
+        own.process = spawn(&own.launcher, own.folder.path())?;
+        self.await_answer()
+    }
+
+    /// Sends a signal to a server of our own.
+    ///
+    /// # Panics
+    /// If it is not ours.
+    pub fn signal(&self, signal: Signal) {
+        self.own().process.signal(signal);
+    }
+
+    /// `host:port` for clients that speak TLS.
+    ///
+    /// # Panics
+    /// If it was not started with certificates.
+    #[must_use]
+    pub fn secure(&self) -> &str {
+        self.own().secure.as_deref().expect("started with TLS")
     }
 
     /// `host:port` for clients.
@@ -118,15 +175,36 @@ impl ZooKeeper {
     }
 }
 
-fn ruok(connect: &str) -> Result<()> {
+fn spawn(launcher: &Launcher, folder: &Path) -> Result<Guarded> {
+    let main = "org.apache.zookeeper.server.ZooKeeperServerMain";
+    let mut command = launcher.command(folder, &["-Xmx256m", "-XX:+UseSerialGC"], main);
+    command.arg(folder.join("zoo.cfg"));
+    let log = folder.join("zookeeper.log");
+    Guarded::start("ZooKeeper", &mut command, &log, Some(folder))
+}
+
+fn tls_config(files: &Certificates, port: u16, client_certificates: bool) -> String {
+    let asked = if client_certificates { "need" } else { "none" };
+    format!(
+        "secureClientPort={port}\nsecureClientPortAddress=127.0.0.1\n\
+         serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+         ssl.keyStore.type=PEM\nssl.keyStore.location={}\n\
+         ssl.trustStore.type=PEM\nssl.trustStore.location={}\nssl.clientAuth={asked}\n",
+        files.server.display(),
+        files.authority.display()
+    )
+}
+
+/// `ruok` is answered before sessions are; `srvr` says when those are.
+fn is_serving(connect: &str) -> Result<()> {
     let mut stream = TcpStream::connect(connect)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"ruok")?;
+    stream.write_all(b"srvr")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    if answer == "imok" {
+    if answer.contains("Mode: ") {
         Ok(())
     } else {
-        bail!("answered {answer:?} instead of imok")
+        bail!("it does not serve yet: {answer:?}")
     }
 }

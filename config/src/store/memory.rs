@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Cause, ControlKey, Entry, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink,
-    StoreUpdate, StoreWatch, Tree, TreeChange,
+    Cause, ControlKey, Entry, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
+    StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange,
 };
 
 /// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
@@ -164,6 +164,13 @@ impl Store for MemoryStore {
         value: Option<&[u8]>,
         expected: Expected,
     ) -> Result<Stamp, StoreError> {
+        if value.is_some_and(|value| value.len() > MAX_VALUE) {
+            return Err(StoreError::Refused {
+                store: self.describe(),
+                what: format!("the write of {key}"),
+                reason: format!("the value is longer than {MAX_VALUE} bytes; make it smaller"),
+            });
+        }
         let mut shared = lock(&self.shared);
         shared.check()?;
         let there = shared.tree.get(key).map(|entry| entry.stamp);

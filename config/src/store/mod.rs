@@ -10,6 +10,8 @@
 //! Stores speak [`ControlKey`]s; where a key stands in a store is its own business ([`Store::locate`] says it to people).
 //! Above them: the spec source of the service, the bridge between two stores, and the commands that edit keys.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 mod driver;
 mod etcd;
 mod failure;

@@ -200,10 +200,12 @@ async fn write(
         Some(value) => TxnOp::put(place, value, None),
         None => TxnOp::delete(place, None),
     };
-    let mut transaction = Txn::new().and_then([operation]);
-    if let Some(wanted) = wanted {
-        transaction = transaction.when([Compare::mod_revision(place, CompareOp::Equal, wanted)]);
-    }
+    let compared = wanted.map(|wanted| Compare::mod_revision(place, CompareOp::Equal, wanted));
+    let transaction = match compared {
+        Some(compared) => Txn::new().when([compared]),
+        None => Txn::new(),
+    };
+    let transaction = transaction.and_then([operation]);
     let answer = shared
         .endpoints
         .once(|mut client| {

@@ -1,0 +1,497 @@
+//! What every [`Store`] must do, as checks that a test runs against it: memory, etcd and ZooKeeper pass all of them.
+//!
+//! Each check takes a [`Bench`] whose keys are empty and uses its own names; it panics with what it saw.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{
+    Cause, ControlKey, Expected, Stamp, Store, StoreError, StoreSink, StoreUpdate, StoreWatch, Tree,
+};
+
+/// How long a change may take to be seen while the store is well.
+const SOON: Duration = Duration::from_secs(5);
+/// How long a store may take to be noticed as away, or as back.
+const NOTICED: Duration = Duration::from_secs(20);
+
+/// A store under test.
+pub trait Bench {
+    /// A new connection to the same keys.
+    fn open(&self) -> Arc<dyn Store>;
+    /// Takes the store away from all connections without an answer, or brings it back with everything it knew.
+    fn set_away(&self, away: bool);
+    /// Kills the store and starts it again with everything it knew.
+    fn restart(&self);
+}
+
+/// Every check with its name.
+pub const CHECKS: [(&str, fn(&dyn Bench)); 9] = [
+    ("list", list),
+    ("change", change),
+    ("delete", delete),
+    ("burst", burst),
+    ("compare and set", compare_and_set),
+    ("reorder", reorder),
+    ("members", members),
+    ("outage", outage),
+    ("restart", restart),
+];
+
+/// Runs every check, each on an emptied store.
+///
+/// # Panics
+/// If one fails.
+pub fn run_all(bench: &dyn Bench) {
+    for (name, check) in CHECKS {
+        let store = bench.open();
+        let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+        for key in tree.entries.keys() {
+            delete_key(&*store, key);
+        }
+        drop(store);
+        let begun = Instant::now();
+        check(bench);
+        println!("{name}: {:.2} s", begun.elapsed().as_secs_f32());
+    }
+}
+
+/// Everything that a watch told.
+#[derive(Clone, Default)]
+pub struct Record {
+    told: Arc<Mutex<Vec<StoreUpdate>>>,
+}
+
+impl Record {
+    /// Starts a watch that is recorded.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn watch(store: &dyn Store) -> (Self, Box<dyn StoreWatch>) {
+        let record = Self::default();
+        let told = Arc::clone(&record.told);
+        let sink: StoreSink = Box::new(move |update| {
+            told.lock().expect("no panic while it is held").push(update);
+        });
+        let watch = store.watch(sink).unwrap_or_else(|error| panic!("{error}"));
+        (record, watch)
+    }
+
+    /// All updates so far.
+    ///
+    /// # Panics
+    /// If a test panicked while it held them.
+    #[must_use]
+    pub fn updates(&self) -> Vec<StoreUpdate> {
+        self.told.lock().expect("no panic while it is held").clone()
+    }
+
+    /// The newest tree that was told.
+    #[must_use]
+    pub fn tree(&self) -> Option<Arc<Tree>> {
+        self.updates().iter().rev().find_map(|update| match update {
+            StoreUpdate::Tree { tree, .. } => Some(Arc::clone(tree)),
+            _ => None,
+        })
+    }
+
+    /// The value of `key` in the newest tree, as text.
+    #[must_use]
+    pub fn value(&self, key: &ControlKey) -> Option<String> {
+        let tree = self.tree()?;
+        let entry = tree.get(key)?;
+        Some(String::from_utf8_lossy(&entry.value).into_owned())
+    }
+
+    /// Waits until `done` says so.
+    ///
+    /// # Panics
+    /// After `deadline`, with `what` and the last updates.
+    pub fn until(&self, what: &str, deadline: Duration, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + deadline;
+        while !done(self) {
+            assert!(
+                Instant::now() < end,
+                "waited {deadline:?} for {what}; told last: {:#?}",
+                self.updates().iter().rev().take(3).collect::<Vec<_>>()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until `key` has this value, or none.
+    ///
+    /// # Panics
+    /// After `deadline`.
+    pub fn until_value(&self, key: &ControlKey, value: Option<&str>, deadline: Duration) {
+        self.until(&format!("{key} = {value:?}"), deadline, |record| {
+            record.tree().is_some() && record.value(key).as_deref() == value
+        });
+    }
+
+    /// How often changes were learned in this way.
+    #[must_use]
+    pub fn count(&self, wanted: Cause) -> usize {
+        self.updates()
+            .iter()
+            .filter(|update| matches!(update, StoreUpdate::Tree { cause, changes, .. } if *cause == wanted && !changes.is_empty()))
+            .count()
+    }
+
+    /// Fails if any key ever went back to an earlier write, or any change was told twice (G10).
+    ///
+    /// # Panics
+    /// If so.
+    pub fn assert_never_backwards(&self) {
+        let mut newest: BTreeMap<ControlKey, u64> = BTreeMap::new();
+        for update in self.updates() {
+            let StoreUpdate::Tree { changes, tree, .. } = update else {
+                continue;
+            };
+            for change in changes {
+                let Some(entry) = change.entry else {
+                    continue;
+                };
+                let revision = entry.stamp.revision;
+                let earlier = newest.insert(change.key.clone(), revision).unwrap_or(0);
+                assert!(
+                    revision > earlier,
+                    "{} went from revision {earlier} to {revision}",
+                    change.key
+                );
+                assert!(
+                    tree.revision >= revision,
+                    "{} is ahead of its tree",
+                    change.key
+                );
+            }
+        }
+    }
+}
+
+/// A gate.
+fn gate(name: &str) -> ControlKey {
+    ControlKey::enabled(name).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn put(store: &dyn Store, key: &ControlKey, value: &str) -> Stamp {
+    store
+        .write(key, Some(value.as_bytes()), Expected::Any)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn delete_key(store: &dyn Store, key: &ControlKey) -> Stamp {
+    store
+        .write(key, None, Expected::Any)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn read(store: &dyn Store) -> Tree {
+    store.list().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn list(bench: &dyn Bench) {
+    let (writer, reader) = (bench.open(), bench.open());
+    assert!(read(&*reader).entries.is_empty(), "it begins empty");
+    let name = "lister";
+    let keys = [
+        ControlKey::Logging,
+        ControlKey::MetricsLevel,
+        gate(name),
+        ControlKey::spec(name).unwrap_or_else(|error| panic!("{error}")),
+        ControlKey::config(name).unwrap_or_else(|error| panic!("{error}")),
+        ControlKey::canary(name).unwrap_or_else(|error| panic!("{error}")),
+        ControlKey::rollout(name).unwrap_or_else(|error| panic!("{error}")),
+    ];
+    let mut last = 0;
+    for key in &keys {
+        let stamp = put(&*writer, key, &format!("value of {key}"));
+        assert!(stamp.revision > last, "revisions grow");
+        last = stamp.revision;
+        let tree = read(&*reader);
+        let entry = tree.get(key).unwrap_or_else(|| panic!("no {key}"));
+        assert_eq!(entry.stamp, stamp, "{key}");
+        assert_eq!(*entry.value, *format!("value of {key}").as_bytes());
+        assert!(tree.revision >= stamp.revision);
+    }
+    assert_eq!(read(&*reader).entries.len(), keys.len());
+    assert!(reader.locate(&gate(name)).contains(name));
+    // The first update is all of it.
+    let (record, _watch) = Record::watch(&*reader);
+    record.until("the first tree", SOON, |record| record.tree().is_some());
+    assert_eq!(
+        record.tree().map(|tree| tree.entries.len()),
+        Some(keys.len())
+    );
+    assert_eq!(record.count(Cause::First), 1);
+}
+
+fn change(bench: &dyn Bench) {
+    let (writer, reader) = (bench.open(), bench.open());
+    let (record, watch) = Record::watch(&*reader);
+    record.until("the first tree", SOON, |record| record.tree().is_some());
+    let key = gate("changer");
+    for round in 0..20 {
+        let value = if round % 2 == 0 { "true" } else { "false" };
+        let stamp = put(&*writer, &key, value);
+        record.until_value(&key, Some(value), SOON);
+        let tree = record.tree().expect("there is one");
+        assert_eq!(tree.get(&key).map(|entry| entry.stamp), Some(stamp));
+    }
+    record.assert_never_backwards();
+    watch.reread();
+    drop(watch);
+    let told = record.updates().len();
+    put(&*writer, &key, "after the watch");
+    assert_eq!(record.updates().len(), told, "a dropped watch is silent");
+}
+
+fn delete(bench: &dyn Bench) {
+    let (writer, reader) = (bench.open(), bench.open());
+    let (record, _watch) = Record::watch(&*reader);
+    let spec = ControlKey::spec("deleter").unwrap_or_else(|error| panic!("{error}"));
+    let key = gate("deleter");
+    for _ in 0..3 {
+        put(&*writer, &key, "true");
+        put(&*writer, &spec, "name: deleter");
+        record.until_value(&spec, Some("name: deleter"), SOON);
+        // The gate goes first, while the spec is still there, and the other way round.
+        let stamp = delete_key(&*writer, &key);
+        record.until_value(&key, None, SOON);
+        assert_eq!(record.value(&spec).as_deref(), Some("name: deleter"));
+        let tree = record.tree().expect("there is one");
+        assert!(tree.revision >= stamp.revision, "a waiter sees the delete");
+        put(&*writer, &key, "false");
+        delete_key(&*writer, &spec);
+        record.until_value(&spec, None, SOON);
+        record.until_value(&key, Some("false"), SOON);
+        delete_key(&*writer, &key);
+        record.until_value(&key, None, SOON);
+        assert!(read(&*reader).entries.is_empty());
+    }
+    // What is not there is deleted already.
+    delete_key(&*writer, &key);
+    record.assert_never_backwards();
+}
+
+fn burst(bench: &dyn Bench) {
+    const KEYS: usize = 60;
+    const ROUNDS: usize = 5;
+    let (writer, reader) = (bench.open(), bench.open());
+    let (record, _watch) = Record::watch(&*reader);
+    let keys: Vec<ControlKey> = (0..KEYS).map(|at| gate(&format!("burst-{at}"))).collect();
+    for round in 0..ROUNDS {
+        for key in &keys {
+            put(&*writer, key, &round.to_string());
+        }
+    }
+    let last = (ROUNDS - 1).to_string();
+    for key in &keys {
+        record.until_value(key, Some(&last), SOON);
+    }
+    assert_eq!(record.tree().map(|tree| tree.entries.len()), Some(KEYS));
+    assert_eq!(record.count(Cause::Repair), 0, "nothing was lost");
+    record.assert_never_backwards();
+}
+
+fn compare_and_set(bench: &dyn Bench) {
+    let (one, two) = (bench.open(), bench.open());
+    let key = gate("compared");
+    let conflict = |result: Result<Stamp, StoreError>| {
+        assert!(
+            matches!(result, Err(StoreError::Conflict { .. })),
+            "{result:?}"
+        );
+    };
+    let value = |text: &'static str| Some(text.as_bytes());
+    let nothing = Stamp {
+        revision: 1,
+        version: 1,
+    };
+    conflict(one.write(&key, value("true"), Expected::At(nothing)));
+    let first = one
+        .write(&key, value("true"), Expected::Absent)
+        .unwrap_or_else(|error| panic!("{error}"));
+    conflict(two.write(&key, value("false"), Expected::Absent));
+    let second = two
+        .write(&key, value("false"), Expected::At(first))
+        .unwrap_or_else(|error| panic!("{error}"));
+    conflict(one.write(&key, value("true"), Expected::At(first)));
+    conflict(one.write(&key, None, Expected::At(first)));
+    assert_eq!(
+        read(&*one).get(&key).map(|entry| entry.stamp),
+        Some(second),
+        "a refused write changes nothing"
+    );
+    one.write(&key, None, Expected::At(second))
+        .unwrap_or_else(|error| panic!("{error}"));
+    conflict(two.write(&key, value("true"), Expected::At(second)));
+    two.write(&key, value("true"), Expected::Absent)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let long = vec![b'x'; super::MAX_VALUE + 1];
+    let refused = one.write(&key, Some(&long), Expected::Any);
+    assert!(
+        matches!(refused, Err(StoreError::Refused { .. })),
+        "a value that is too long: {refused:?}"
+    );
+}
+
+fn reorder(bench: &dyn Bench) {
+    const WRITES: usize = 60;
+    let reader = bench.open();
+    let (record, _watch) = Record::watch(&*reader);
+    let keys = [gate("first"), gate("second")];
+    std::thread::scope(|scope| {
+        for writer in 0..3 {
+            let (store, keys) = (bench.open(), &keys);
+            scope.spawn(move || {
+                for at in 0..WRITES {
+                    let key = &keys[(at + writer) % 2];
+                    match at % 7 {
+                        6 => drop(delete_key(&*store, key)),
+                        _ => drop(put(&*store, key, &format!("{writer}-{at}"))),
+                    }
+                }
+            });
+        }
+    });
+    let settled = read(&*bench.open());
+    let same = |tree: &Tree| tree.entries == settled.entries;
+    record.until("what the store has", SOON, |record| {
+        record.tree().is_some_and(|tree| same(&tree))
+    });
+    record.assert_never_backwards();
+    assert_eq!(record.count(Cause::Repair), 0, "nothing was lost");
+}
+
+fn members(bench: &dyn Bench) {
+    let (one, two) = (bench.open(), bench.open());
+    let ids = |store: &dyn Store| -> Vec<(String, String)> {
+        let members = store.members().unwrap_or_else(|error| panic!("{error}"));
+        members
+            .into_iter()
+            .map(|(id, report)| (id, String::from_utf8_lossy(&report).into_owned()))
+            .collect()
+    };
+    let until = |wanted: &[(&str, &str)]| {
+        let end = Instant::now() + SOON;
+        loop {
+            let seen = ids(&*two);
+            let pairs = seen
+                .iter()
+                .map(|(id, report)| (id.as_str(), report.as_str()));
+            if pairs.eq(wanted.iter().copied()) {
+                return;
+            }
+            assert!(Instant::now() < end, "wanted {wanted:?}, saw {seen:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let join = |store: &dyn Store, id: &str| {
+        store
+            .join(id, b"started".to_vec())
+            .unwrap_or_else(|error| panic!("{error}"))
+    };
+    until(&[]);
+    let a = join(&*one, "host-1");
+    let b = join(&*two, "host-2");
+    until(&[("host-1", "started"), ("host-2", "started")]);
+    a.report(b"applied 7".to_vec());
+    until(&[("host-1", "applied 7"), ("host-2", "started")]);
+    drop(a);
+    until(&[("host-2", "started")]);
+    assert!(
+        read(&*one).entries.is_empty(),
+        "members are no control keys"
+    );
+    drop(b);
+    until(&[]);
+}
+
+fn outage(bench: &dyn Bench) {
+    let (writer, reader) = (bench.open(), bench.open());
+    let key = gate("outage");
+    put(&*writer, &key, "true");
+    let (record, _watch) = Record::watch(&*reader);
+    record.until_value(&key, Some("true"), SOON);
+    bench.set_away(true);
+    record.until("word of the outage", NOTICED, |record| {
+        matches!(
+            record.updates().last(),
+            Some(StoreUpdate::Unreachable { .. })
+        )
+    });
+    let refused = writer.write(&key, Some(b"lost"), Expected::Any);
+    assert!(
+        matches!(&refused, Err(error) if error.is_retryable()),
+        "{refused:?}"
+    );
+    assert!(reader.list().is_err());
+    assert_eq!(
+        record.value(&key).as_deref(),
+        Some("true"),
+        "the last tree stays"
+    );
+    bench.set_away(false);
+    record.until("word that it is back", NOTICED, |record| {
+        let back = |update: &StoreUpdate| matches!(update, StoreUpdate::Reachable);
+        record.updates().iter().any(back)
+    });
+    let end = Instant::now() + NOTICED;
+    while let Err(error) = writer.write(&key, Some(b"false"), Expected::Any) {
+        assert!(error.is_retryable() && Instant::now() < end, "{error}");
+    }
+    record.until_value(&key, Some("false"), SOON);
+    record.assert_never_backwards();
+}
+
+fn restart(bench: &dyn Bench) {
+    let (writer, reader) = (bench.open(), bench.open());
+    let key = gate("restart");
+    let (record, _watch) = Record::watch(&*reader);
+    put(&*writer, &key, "true");
+    record.until_value(&key, Some("true"), SOON);
+    bench.restart();
+    let end = Instant::now() + NOTICED;
+    while let Err(error) = writer.write(&key, Some(b"false"), Expected::Any) {
+        assert!(error.is_retryable() && Instant::now() < end, "{error}");
+    }
+    record.until_value(&key, Some("false"), NOTICED);
+    put(&*writer, &key, "true");
+    record.until_value(&key, Some("true"), SOON);
+    record.assert_never_backwards();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{MemoryStore, MemoryStoreHandle};
+    use super::*;
+
+    struct Memory {
+        store: MemoryStore,
+        handle: MemoryStoreHandle,
+    }
+
+    impl Bench for Memory {
+        fn open(&self) -> Arc<dyn Store> {
+            Arc::new(self.store.clone())
+        }
+
+        fn set_away(&self, away: bool) {
+            self.handle.set_away(away);
+        }
+
+        fn restart(&self) {
+            self.handle.set_away(true);
+            self.handle.set_away(false);
+        }
+    }
+
+    #[test]
+    fn the_store_in_memory_conforms() {
+        let store = MemoryStore::new();
+        let handle = store.handle();
+        run_all(&Memory { store, handle });
+    }
+}

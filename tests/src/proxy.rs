@@ -1,0 +1,271 @@
+//! A TCP proxy on the loopback address that can cut, stall, and swallow what a server sends unasked.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// How long a thread waits before it looks whether the proxy has ended.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What goes through at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Everything.
+    Flowing,
+    /// Nothing, and nobody is told, as when a cable is pulled; what was on the way arrives when it flows again.
+    Stalled,
+    /// Connections are closed, and new ones too.
+    Cut,
+    /// What the server sends unasked does not arrive; answers do.
+    Swallowing,
+}
+
+/// How to find what a server sends unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC: every message of a stream after its first one.
+    Etcd,
+    /// Replies with the transaction id −1.
+    ZooKeeper,
+}
+
+/// A running proxy; dropping it closes all its connections.
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    traffic: Traffic,
+    ended: bool,
+    swallowed: u64,
+    open: Vec<TcpStream>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits while traffic is stalled; what it is then, or nothing when the connection is to end.
+    fn pass(&self) -> Option<Traffic> {
+        let mut state = self.lock();
+        loop {
+            match state.traffic {
+                _ if state.ended => return None,
+                Traffic::Cut => return None,
+                Traffic::Stalled => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(|poisoned| poisoned.into_inner());
+                }
+                traffic => return Some(traffic),
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port and forwards to `target`, `host:port`.
+    ///
+    /// # Errors
+    /// If no port can be listened on.
+    pub fn start(target: &str, protocol: Protocol) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                traffic: Traffic::Flowing,
+                ended: false,
+                swallowed: 0,
+                open: Vec::new(),
+            }),
+            changed: Condvar::new(),
+        });
+        let (target, threads) = (target.to_owned(), Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("proxy".to_owned())
+            .spawn(move || accept(&listener, &target, protocol, &threads))
+            .context("cannot start the proxy's thread")?;
+        Ok(Self { address, shared })
+    }
+
+    /// `host:port` for clients.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Changes what goes through, for all connections at once.
+    pub fn set(&self, traffic: Traffic) {
+        let mut state = self.shared.lock();
+        state.traffic = traffic;
+        if traffic == Traffic::Cut {
+            close(&mut state);
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// How many messages did not arrive.
+    #[must_use]
+    pub fn swallowed(&self) -> u64 {
+        self.shared.lock().swallowed
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.ended = true;
+        close(&mut state);
+        drop(state);
+        self.shared.changed.notify_all();
+        // Wakes the listener, so that it sees the end.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn close(state: &mut State) {
+    for stream in state.open.drain(..) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn accept(listener: &TcpListener, target: &str, protocol: Protocol, shared: &Arc<Shared>) {
+    for client in listener.incoming() {
+        let traffic = {
+            let state = shared.lock();
+            if state.ended {
+                return;
+            }
+            state.traffic
+        };
+        let Ok(client) = client else {
+            continue;
+        };
+        if traffic == Traffic::Cut {
+            continue;
+        }
+        let (target, shared) = (target.to_owned(), Arc::clone(shared));
+        std::thread::spawn(move || {
+            // A new connection is as stalled as the others.
+            if shared.pass().is_some() {
+                let _ = serve(client, &target, protocol, &shared);
+            }
+        });
+    }
+}
+
+fn serve(
+    client: TcpStream,
+    target: &str,
+    protocol: Protocol,
+    shared: &Arc<Shared>,
+) -> std::io::Result<()> {
+    let server = TcpStream::connect(target)?;
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+        shared.lock().open.push(stream.try_clone()?);
+    }
+    let (up_from, up_to) = (client.try_clone()?, server.try_clone()?);
+    let up = {
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            let _ = copy(&up_from, &up_to, &shared);
+            let _ = up_from.shutdown(Shutdown::Both);
+            let _ = up_to.shutdown(Shutdown::Both);
+        })
+    };
+    let _ = match protocol {
+        Protocol::Etcd => http2(&server, &client, shared),
+        Protocol::ZooKeeper => zookeeper(&server, &client, shared),
+    };
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = server.shutdown(Shutdown::Both);
+    let _ = up.join();
+    Ok(())
+}
+
+/// Everything as it comes.
+fn copy(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = from.read(&mut buffer)?;
+        if length == 0 || shared.pass().is_none() {
+            return Ok(());
+        }
+        to.write_all(&buffer[..length])?;
+    }
+}
+
+/// Frames of HTTP/2: nine bytes of head, of which three are the length, one the type and four the stream.
+fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
+    const DATA: u8 = 0;
+    let mut messages: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut head = [0; 9];
+    loop {
+        read_whole(&mut from, &mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
+        let mut body = vec![0; length as usize];
+        read_whole(&mut from, &mut body)?;
+        let Some(traffic) = shared.pass() else {
+            return Ok(());
+        };
+        if head[3] == DATA {
+            let earlier = messages.entry(stream).or_insert(0);
+            *earlier += 1;
+            if traffic == Traffic::Swallowing && *earlier > 1 {
+                shared.lock().swallowed += 1;
+                continue;
+            }
+        }
+        to.write_all(&head)?;
+        to.write_all(&body)?;
+    }
+}
+
+/// Packets of ZooKeeper: four bytes of length, and in a reply four of the request's number, which is −1 for a notice.
+fn zookeeper(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
+    // The first packet answers the connect request and has no such number.
+    let mut first = true;
+    let mut head = [0; 4];
+    loop {
+        read_whole(&mut from, &mut head)?;
+        let mut body = vec![0; u32::from_be_bytes(head) as usize];
+        read_whole(&mut from, &mut body)?;
+        let Some(traffic) = shared.pass() else {
+            return Ok(());
+        };
+        let notice = !first && body.starts_with(&[0xff; 4]);
+        first = false;
+        if notice && traffic == Traffic::Swallowing {
+            shared.lock().swallowed += 1;
+            continue;
+        }
+        to.write_all(&head)?;
+        to.write_all(&body)?;
+    }
+}
+
+fn read_whole(from: &mut &TcpStream, buffer: &mut [u8]) -> std::io::Result<()> {
+    loop {
+        match from.read_exact(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
