@@ -82,6 +82,26 @@ pub enum RejectionEffect {
     Ignored,
 }
 
+impl Rejection {
+    /// The refusal of a text that declares at most one handler, which runs on as it did or does not run.
+    pub(crate) fn of_one(
+        origin: String,
+        handler: Option<&str>,
+        runs_on: bool,
+        problems: Problems,
+    ) -> Self {
+        Self {
+            origin,
+            handlers: handler.into_iter().map(str::to_owned).collect(),
+            effect: match runs_on {
+                true => RejectionEffect::LastGoodSpec,
+                false => RejectionEffect::NotRunning,
+            },
+            problems,
+        }
+    }
+}
+
 impl Snapshot {
     /// A snapshot of `specs` without rejections. A later spec takes the place of an earlier one of the same name.
     pub fn new(revision: u64, specs: impl IntoIterator<Item = HandlerSpec>) -> Self {

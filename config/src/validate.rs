@@ -4,8 +4,7 @@ use std::path::Path;
 
 use crate::environment::Environment;
 use crate::problem::Problems;
-use crate::service::{HandlersConfig, examine};
-use crate::source::{FileSource, SpecSource};
+use crate::service::examine;
 
 /// Checks the service config in `file`, and every spec of the source that it names, even where the rest of it is bad.
 ///
@@ -23,11 +22,16 @@ pub fn validate_everything(file: &Path, environment: &Environment, sets: &[Strin
     if source_is_bad {
         return problems;
     }
-    if let Some(HandlersConfig::File { folder, rescan }) = examined.handlers {
-        let mut source = FileSource::new(folder, rescan, environment.clone());
-        if let Err(found) = source.snapshot() {
-            problems.merge(found);
+    let Some(handlers) = examined.handlers else {
+        return problems;
+    };
+    match handlers.open_to_look(environment) {
+        Ok(mut source) => {
+            if let Err(found) = source.snapshot() {
+                problems.merge(found.into_problems());
+            }
         }
+        Err(error) => problems.merge(Problems::of_file(None, error.to_string())),
     }
     problems
 }

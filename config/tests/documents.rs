@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluicegate_config::service::{
-    ClientValue, Guarantee, HandlersConfig, LogFormat, MissingOffset, Start,
+    ClientValue, Guarantee, HandlersFrom, LogFormat, MissingOffset, Start,
 };
 use sluicegate_config::spec::{OnFailure, Order, PartitionTest, TopicPattern};
 use sluicegate_config::{
@@ -72,7 +72,7 @@ fn an_empty_document_gives_the_documented_defaults() {
     assert_eq!(config.processing.missing_offset, MissingOffset::Stop);
     let folder = PathBuf::from("etc/handlers.d");
     let rescan = Duration::from_secs(5);
-    assert_eq!(config.handlers, HandlersConfig::File { folder, rescan });
+    assert_eq!(config.handlers.from, HandlersFrom::File { folder, rescan });
     assert_eq!(config.plugins.folder, Path::new("etc/plugins"));
     assert_eq!(config.plugins.cache, Path::new("etc/.sluicegate/cache"));
     assert!(!config.plugins.allow_unsigned && config.plugins.trusted_keys.is_empty());

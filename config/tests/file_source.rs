@@ -261,7 +261,7 @@ fn a_folder_that_goes_away_leaves_everything_running_and_is_found_again() {
                 break;
             }
             Update::Snapshot(now) => assert_eq!(now.handlers.len(), 1),
-            Update::Reachable => panic!("it was not away before"),
+            other => panic!("{other:?} before it was away"),
         }
     }
     std::fs::rename(&aside, &path).unwrap();
@@ -337,7 +337,7 @@ fn at_the_start_every_problem_of_every_file_is_an_error() {
     write(folder.path(), "b.yaml", &spec("b", "t"));
     write(folder.path(), "c.yaml", &spec("b", "t"));
     let mut source = FileSource::new(folder.path(), NO_RESCAN, Environment::default());
-    let problems = source.snapshot().unwrap_err();
+    let problems = source.snapshot().unwrap_err().into_problems();
     assert_eq!(problems.len(), 4, "{problems}");
     let mut missing = FileSource::new(
         folder.path().join("none"),
@@ -378,7 +378,7 @@ fn one_pool_with_two_bounds_is_a_conflict() {
         let more = format!("{}pool: small\nworkers: 3\n", spec(name, "t"));
         write(folder.path(), &format!("{name}.yaml"), &more);
     }
-    let problems = source.snapshot().unwrap_err();
+    let problems = source.snapshot().unwrap_err().into_problems();
     assert_eq!(
         problems.len(),
         1,

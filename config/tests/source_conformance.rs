@@ -7,8 +7,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::source::{
-    FileSource, GateError, MemoryHandle, MemorySource, SpecSource, Update,
+    FileSource, GateError, MemoryHandle, MemorySource, SpecSource, StoreSource,
+    StoreSourceSettings, Update,
 };
+use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store as _};
 use sluicegate_config::{Environment, HandlerSpec, Snapshot, read_spec};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -52,6 +54,25 @@ impl Store for MemoryHandle {
             read_spec(&text(name, topic), None, &Environment::default()).unwrap()
         };
         self.replace(specs.iter().map(read));
+    }
+}
+
+impl Store for MemoryStore {
+    fn hold(&mut self, specs: &[(&str, &str)]) {
+        for (name, topic) in specs {
+            let key = ControlKey::spec(name).unwrap();
+            let wanted = text(name, topic);
+            self.write(&key, Some(wanted.as_bytes()), Expected::Any)
+                .unwrap();
+        }
+        for key in self.list().unwrap().entries.keys() {
+            let ControlKey::Spec(name) = key else {
+                continue;
+            };
+            if !specs.iter().any(|(kept, _)| kept == name) {
+                self.write(key, None, Expected::Any).unwrap();
+            }
+        }
     }
 }
 
@@ -193,4 +214,11 @@ fn the_folder_conforms_by_re_reading_alone_when_it_is_made_late() {
 fn memory_conforms() {
     let (source, mut handle) = MemorySource::new([]);
     conforms(Box::new(source), &mut handle);
+}
+
+#[test]
+fn a_store_conforms() {
+    let mut store = MemoryStore::new();
+    let source = StoreSource::new(Arc::new(store.clone()), StoreSourceSettings::default());
+    conforms(Box::new(source), &mut store);
 }

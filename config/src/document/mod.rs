@@ -15,7 +15,7 @@ mod table;
 pub(crate) use check::{Checker, Section};
 pub(crate) use json::to_json;
 pub(crate) use parse::{MAX_BYTES, parse, read_text};
-pub(crate) use quantity::{format_duration, format_size};
+pub(crate) use quantity::{format_duration, format_size, parse_duration};
 pub(crate) use reference::resolve;
 pub(crate) use suggest::did_you_mean;
 pub(crate) use table::{Field, Kind, Later, Need, Object, TextRule, Word, words};

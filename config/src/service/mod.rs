@@ -28,6 +28,7 @@ pub(crate) use table::{LOGGING, SERVICE};
 
 use crate::bridge::BridgeConfig;
 use crate::secret::Secret;
+use crate::store::{EtcdSettings, ZooKeeperSettings};
 
 /// The whole config of `sluicegate run`, validated; relative paths are already resolved against its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,9 +152,24 @@ pub enum MissingOffset {
     Latest,
 }
 
-/// `handlers:` exactly one source of handler specs.
+/// `handlers:` where handler specs come from, and what a store's absence means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HandlersConfig {
+pub struct HandlersConfig {
+    /// The one source.
+    pub from: HandlersFrom,
+    /// File that keeps a store's last good specs for a start while the store is away; a folder needs none.
+    pub cache: PathBuf,
+    /// Refuse to start from that file.
+    pub require_fresh: bool,
+    /// The own id among the members of a fleet; `None`: `{host}-{pid}`.
+    pub member_id: Option<String>,
+    /// Folder of the service config: `${file:…}` in a store's specs stays below it.
+    pub references: PathBuf,
+}
+
+/// The source of handler specs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandlersFrom {
     /// A watched folder, one spec a file.
     File {
         /// The folder.
@@ -161,6 +177,10 @@ pub enum HandlersConfig {
         /// Time between full re-reads, which repair what the watch missed.
         rescan: Duration,
     },
+    /// Keys in etcd.
+    Etcd(Box<EtcdSettings>),
+    /// Nodes in ZooKeeper.
+    ZooKeeper(Box<ZooKeeperSettings>),
 }
 
 /// `plugins:` where plugins come from and who is trusted.

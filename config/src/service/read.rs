@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use super::rules::{parse_address, parse_start};
-use super::table::SERVICE;
+use super::table::{DEFAULT_FOLDER, DEFAULT_RESCAN, SERVICE};
 use super::{
-    AdminConfig, HandlersConfig, KafkaConfig, LoggingConfig, PluginsConfig, ProcessingConfig,
-    ServiceConfig, client_keys, overrides,
+    AdminConfig, HandlersConfig, HandlersFrom, KafkaConfig, LoggingConfig, PluginsConfig,
+    ProcessingConfig, ServiceConfig, client_keys, overrides,
 };
 use crate::bridge::BridgeConfig;
-use crate::document::{Checker, Node, Place, Section, Word, parse, read_text, resolve};
+use crate::document::{
+    Checker, Node, Place, Section, Word, parse, parse_duration, read_text, resolve,
+};
 use crate::environment::Environment;
 use crate::problem::Problems;
+use crate::store::{EtcdSettings, ZooKeeperSettings};
 
 /// Reads the service config in `file`, with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, above
 /// them, from `sets` (`kafka.group_id=x`).
@@ -72,17 +75,23 @@ pub(crate) fn examine(
     overrides::from_sets(&mut root, sets, &mut checker);
     resolve(&mut root, "", environment, base, &mut checker);
     let section = checker.section(&root, &SERVICE, "");
-    let config = build(&section, base, &mut checker);
+    let handlers = handlers(&section, base, &mut checker);
+    let config = build(&section, base, handlers.clone(), &mut checker);
     problems.merge(checker.into_problems());
     Examined {
         config,
-        handlers: handlers(&section, base).filter(|_| !unreadable),
+        handlers: handlers.filter(|_| !unreadable),
         problems,
     }
 }
 
 /// `None` only where a problem was reported.
-fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<ServiceConfig> {
+fn build(
+    section: &Section,
+    base: &Path,
+    handlers: Option<HandlersConfig>,
+    checker: &mut Checker<'_>,
+) -> Option<ServiceConfig> {
     let kafka = kafka(section.object("kafka")?, base, checker);
     let processing = processing(section.object("processing")?);
     let plugins = section.object("plugins")?;
@@ -92,7 +101,7 @@ fn build(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Se
     Some(ServiceConfig {
         kafka: kafka?,
         processing: processing?,
-        handlers: handlers(section, base)?,
+        handlers: handlers?,
         plugins: PluginsConfig {
             folder: path(plugins, "folder", base)?,
             cache: path(plugins, "cache", base)?,
@@ -122,11 +131,41 @@ pub(crate) fn read_logging(logging: &Section) -> Option<LoggingConfig> {
     })
 }
 
-fn handlers(section: &Section, base: &Path) -> Option<HandlersConfig> {
-    let file = section.object("handlers")?.object("file")?;
-    Some(HandlersConfig::File {
-        folder: path(file, "folder", base)?,
-        rescan: file.duration("rescan"),
+fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<HandlersConfig> {
+    let handlers = section.object("handlers")?;
+    let given: Vec<&str> = ["file", "etcd", "zookeeper"]
+        .into_iter()
+        .filter(|name| handlers.holds(name))
+        .collect();
+    if let [first, second, ..] = given[..] {
+        let place = handlers.place_of(second).clone();
+        let message = format!("stands beside `{first}`; specs come from exactly one source");
+        checker.report(&place, &handlers.path_of(second), message);
+    }
+    let from = match (handlers.object("etcd"), handlers.object("zookeeper")) {
+        (Some(etcd), _) => HandlersFrom::Etcd(Box::new(EtcdSettings::read(etcd, base, checker)?)),
+        (None, Some(zookeeper)) => {
+            let settings = ZooKeeperSettings::read(zookeeper, base, checker)?;
+            HandlersFrom::ZooKeeper(Box::new(settings))
+        }
+        (None, None) => match handlers.object("file") {
+            Some(file) => HandlersFrom::File {
+                folder: path(file, "folder", base)?,
+                rescan: file.duration("rescan"),
+            },
+            None if given.is_empty() => HandlersFrom::File {
+                folder: base.join(DEFAULT_FOLDER),
+                rescan: parse_duration(DEFAULT_RESCAN).ok()?,
+            },
+            None => return None,
+        },
+    };
+    Some(HandlersConfig {
+        from,
+        cache: path(handlers, "cache", base)?,
+        require_fresh: handlers.flag("require_fresh"),
+        member_id: handlers.text("member_id").map(str::to_owned),
+        references: base.to_path_buf(),
     })
 }
 

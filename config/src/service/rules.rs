@@ -43,6 +43,24 @@ pub(crate) static GROUP: TextRule = TextRule {
     numbers: false,
 };
 
+/// A member's id, which is part of a key's path.
+pub(crate) static MEMBER: TextRule = TextRule {
+    check: |text| {
+        let fits = !text.is_empty()
+            && text.len() <= 128
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        refuse_if(
+            !fits,
+            "an id is 1 to 128 letters, digits, -, _ and ., and begins with a letter or digit",
+        )
+    },
+    pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+    numbers: true,
+};
+
 /// Where to begin.
 pub(crate) static START: TextRule = TextRule {
     check: |text| parse_start(text).map(|_| ()),

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::rules::{ADDRESS, ANY, BROKERS, GROUP, LEVEL, PATH, START};
+use super::rules::{ADDRESS, ANY, BROKERS, GROUP, LEVEL, MEMBER, PATH, START};
 use super::{Guarantee, LogFormat, MissingOffset, client_keys};
 use crate::bridge::BRIDGE;
 use crate::document::{Field, Kind, Later, Need, Object, Word, words};
+use crate::store::{ETCD, ZOOKEEPER};
 
 impl Word for Guarantee {
     const WORDS: &'static [(&'static str, Self)] = &[("at_least_once", Self::AtLeastOnce)];
@@ -188,24 +189,52 @@ static PROCESSING: Object = Object {
     later: &[],
 };
 
+/// Where specs come from when no source is named.
+pub(super) const DEFAULT_FOLDER: &str = "handlers.d";
+/// How often that folder is re-read.
+pub(super) const DEFAULT_RESCAN: &str = "5s";
+
 static HANDLERS: Object = Object {
-    doc: "Exactly one source of handler specs.",
-    fields: &[Field {
-        name: "file",
-        doc: "A watched folder, one spec a file.",
-        kind: Kind::Object(&FILE),
-        need: Need::Default("{}"),
-    }],
-    later: &[
-        Later {
-            name: "etcd",
-            reason: "is a source that is not available in this build; use `file`",
+    doc: "Exactly one source of handler specs: file (when none is named), etcd or zookeeper.",
+    fields: &[
+        Field {
+            name: "file",
+            doc: "A watched folder, one spec a file.",
+            kind: Kind::Object(&FILE),
+            need: Need::Optional,
         },
-        Later {
+        Field {
+            name: "etcd",
+            doc: "Keys in etcd.",
+            kind: Kind::Object(&ETCD),
+            need: Need::Optional,
+        },
+        Field {
             name: "zookeeper",
-            reason: "is a source that is not available in this build; use `file`",
+            doc: "Nodes in ZooKeeper.",
+            kind: Kind::Object(&ZOOKEEPER),
+            need: Need::Optional,
+        },
+        Field {
+            name: "cache",
+            doc: "File that keeps a store's last good specs, for a start while the store is away.",
+            kind: Kind::Text(&PATH),
+            need: Need::Default(".sluicegate/handlers.cache"),
+        },
+        Field {
+            name: "require_fresh",
+            doc: "Refuse to start from that file.",
+            kind: Kind::Flag,
+            need: Need::Default("false"),
+        },
+        Field {
+            name: "member_id",
+            doc: "The own id among the members of a fleet; {host}-{pid} when it is left out.",
+            kind: Kind::Text(&MEMBER),
+            need: Need::Optional,
         },
     ],
+    later: &[],
 };
 
 static FILE: Object = Object {
@@ -215,13 +244,13 @@ static FILE: Object = Object {
             name: "folder",
             doc: "The folder.",
             kind: Kind::Text(&PATH),
-            need: Need::Default("handlers.d"),
+            need: Need::Default(DEFAULT_FOLDER),
         },
         Field {
             name: "rescan",
             doc: "Time between full re-reads, which repair what the watch missed.",
             kind: millis(100, HOUR_MS),
-            need: Need::Default("5s"),
+            need: Need::Default(DEFAULT_RESCAN),
         },
     ],
     later: &[],

@@ -18,7 +18,8 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use super::folder::{Folder, spec_files};
 use super::gate_edit::{compare_and_write, name_in, with_gate};
 use super::{
-    GateError, GateWrite, GateWriter, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
+    GateError, GateWrite, GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink,
+    WatchHandle,
 };
 use crate::document::{did_you_mean, read_text};
 use crate::environment::Environment;
@@ -58,14 +59,14 @@ impl SpecSource for FileSource {
         format!("folder {}", self.folder.path().display())
     }
 
-    fn snapshot(&mut self) -> Result<Snapshot, Problems> {
+    fn snapshot(&mut self) -> Result<Snapshot, SnapshotError> {
         let scanned = self
             .folder
             .scan()
             .map_err(|reason| Problems::of_file(None, reason))?;
         let problems = self.folder.problems();
         if !problems.is_empty() {
-            return Err(problems);
+            return Err(problems.into());
         }
         let snapshot = scanned.map_or_else(|| self.folder.last(), |new| Snapshot::clone(&new));
         self.given = snapshot.revision;

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::document::{Place, read_text};
+use super::pools::{Declared, at_odds, problem};
+use crate::document::read_text;
 use crate::environment::Environment;
-use crate::problem::{Problem, Problems};
+use crate::problem::Problems;
 use crate::snapshot::{Rejection, RejectionEffect, Snapshot, Switches};
 use crate::spec::{HandlerSpec, LocatedSpec, read_located};
 
@@ -191,15 +192,12 @@ impl Folder {
                 }
                 Err(problems) => {
                     let kept = before.filter(|spec| !self.is_declared(&spec.name));
-                    rejections.push(Rejection {
-                        origin: file.display().to_string(),
-                        handlers: kept.iter().map(|spec| spec.name.clone()).collect(),
-                        effect: match kept {
-                            Some(_) => RejectionEffect::LastGoodSpec,
-                            None => RejectionEffect::NotRunning,
-                        },
-                        problems: problems.clone(),
-                    });
+                    rejections.push(Rejection::of_one(
+                        file.display().to_string(),
+                        kept.map(|spec| spec.name.as_str()),
+                        kept.is_some(),
+                        problems.clone(),
+                    ));
                     if let Some(kept) = kept {
                         next.insert(file.clone(), Arc::clone(kept));
                     }
@@ -229,15 +227,13 @@ impl Folder {
     /// What the files say against each other: names given twice, pools with different bounds.
     fn conflicts(&self) -> Problems {
         let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
-        let mut pools: BTreeMap<(&str, &str, &str), Vec<Declared<'_>>> = BTreeMap::new();
-        for (file, located) in self.good() {
-            let spec = &located.spec;
-            let declared = Declared { file, located };
-            names.entry(&spec.name).or_default().push(declared);
-            if let Some(pool) = &spec.pool {
-                let key = (spec.plugin.as_str(), spec.version.as_str(), pool.as_str());
-                pools.entry(key).or_default().push(declared);
-            }
+        let all = || {
+            self.good()
+                .map(|(file, located)| Declared { file, located })
+        };
+        for declared in all() {
+            let name = &declared.located.spec.name;
+            names.entry(name).or_default().push(declared);
         }
         let mut problems = Problems::new();
         for declared in names.values().filter(|declared| declared.len() > 1) {
@@ -251,57 +247,10 @@ impl Folder {
                 problems.push(problem(one.file, &one.located.name_place, "name", message));
             }
         }
-        for ((_, _, pool), declared) in &pools {
-            odd_ones_out(pool, declared, &mut problems);
+        for (_, at_odds) in at_odds(all()) {
+            problems.push(at_odds);
         }
         problems
-    }
-}
-
-/// A good spec with its file.
-#[derive(Clone, Copy)]
-struct Declared<'f> {
-    file: &'f Path,
-    located: &'f LocatedSpec,
-}
-
-impl Declared<'_> {
-    fn bounds(&self) -> (usize, u64, u64) {
-        let spec = &self.located.spec;
-        (
-            spec.workers,
-            spec.max_in_flight.records,
-            spec.max_in_flight.bytes,
-        )
-    }
-
-    fn at(&self) -> String {
-        let place = &self.located.name_place;
-        format!("{}:{}:{}", self.file.display(), place.line, place.column)
-    }
-}
-
-/// Reports the specs of a pool whose bounds are not those of most.
-fn odd_ones_out(pool: &str, declared: &[Declared<'_>], problems: &mut Problems) {
-    let mut counts: BTreeMap<(usize, u64, u64), usize> = BTreeMap::new();
-    for one in declared {
-        *counts.entry(one.bounds()).or_default() += 1;
-    }
-    let most = counts.values().max();
-    let Some(usual) = declared
-        .iter()
-        .find(|one| counts.get(&one.bounds()) == most)
-    else {
-        return;
-    };
-    for one in declared.iter().filter(|one| one.bounds() != usual.bounds()) {
-        let message = format!(
-            "`{pool}` is shared with `{}` ({}), which has other {}; give all handlers of a pool the same",
-            usual.located.spec.name,
-            usual.file.display(),
-            differing_bounds(&usual.located.spec, &one.located.spec).join(" and ")
-        );
-        problems.push(problem(one.file, &one.located.pool_place, "pool", message));
     }
 }
 
@@ -309,26 +258,5 @@ impl Reading {
     /// Whether there was a text at all, good or bad.
     fn is_of_text(&self) -> bool {
         !self.text.is_empty() || self.result.is_ok()
-    }
-}
-
-fn differing_bounds(a: &HandlerSpec, b: &HandlerSpec) -> Vec<&'static str> {
-    let compared = [
-        ("`workers`", a.workers != b.workers),
-        ("`max_in_flight`", a.max_in_flight != b.max_in_flight),
-    ];
-    compared
-        .into_iter()
-        .filter_map(|(field, differs)| differs.then_some(field))
-        .collect()
-}
-
-fn problem(file: &Path, place: &Place, path: &str, message: String) -> Problem {
-    Problem {
-        file: Some(file.to_path_buf()),
-        line: place.line,
-        column: place.column,
-        path: path.to_owned(),
-        message,
     }
 }

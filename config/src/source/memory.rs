@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    GateError, GateWrite, GateWriter, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
+    GateError, GateWrite, GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink,
+    WatchHandle,
 };
 use crate::document::did_you_mean;
-use crate::problem::Problems;
 use crate::snapshot::Snapshot;
 use crate::spec::HandlerSpec;
 
@@ -78,7 +78,7 @@ impl SpecSource for MemorySource {
         "memory".to_owned()
     }
 
-    fn snapshot(&mut self) -> Result<Snapshot, Problems> {
+    fn snapshot(&mut self) -> Result<Snapshot, SnapshotError> {
         Ok(lock(&self.shared).snapshot.clone())
     }
 

@@ -9,15 +9,25 @@
 mod file;
 mod folder;
 mod gate_edit;
+mod key_reading;
 mod memory;
+mod open;
+mod pools;
+mod spec_cache;
+mod store;
+mod store_gates;
+mod store_map;
 
 use std::sync::Arc;
 
 pub use file::FileSource;
 pub use memory::{MemoryHandle, MemorySource};
+pub use open::host;
+pub use store::{StoreSource, StoreSourceSettings};
 
 use crate::problem::Problems;
 use crate::snapshot::Snapshot;
+use crate::store::Store;
 
 /// Where specs come from. Calls block; sources run their own threads.
 pub trait SpecSource: Send {
@@ -27,8 +37,8 @@ pub trait SpecSource: Send {
     /// Reads everything as it stands now: the start of a service, and validation.
     ///
     /// # Errors
-    /// Every problem of every spec; nothing is applied when one is bad.
-    fn snapshot(&mut self) -> Result<Snapshot, Problems>;
+    /// Every problem that keeps a handler from running; nothing is applied then. Or that the source cannot be read.
+    fn snapshot(&mut self) -> Result<Snapshot, SnapshotError>;
 
     /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
     ///
@@ -41,6 +51,44 @@ pub trait SpecSource: Send {
 
     /// Writes gates to where this source reads them.
     fn gates(&self) -> Arc<dyn GateWriter>;
+
+    /// The store that it reads, where members of a fleet meet; `None` for a source that is no store.
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+}
+
+/// Why there is no first snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The specs are bad; every problem is listed.
+    #[error("{0}")]
+    Problems(Problems),
+    /// The source cannot be read, and nothing else is there to start from.
+    #[error("handler specs cannot be read from {what}: {reason}")]
+    Unreachable {
+        /// The source, as [`SpecSource::describe`] says.
+        what: String,
+        /// The cause and what to do.
+        reason: String,
+    },
+}
+
+impl From<Problems> for SnapshotError {
+    fn from(problems: Problems) -> Self {
+        Self::Problems(problems)
+    }
+}
+
+impl SnapshotError {
+    /// The same as problems, for whoever lists all that is wrong.
+    #[must_use]
+    pub fn into_problems(self) -> Problems {
+        match self {
+            Self::Problems(problems) => problems,
+            error @ Self::Unreachable { .. } => Problems::of_file(None, error.to_string()),
+        }
+    }
 }
 
 /// Takes updates, in order, on the source's thread; it should hand them on and return soon.
@@ -58,6 +106,11 @@ pub enum Update {
     },
     /// The source can be read again; a snapshot follows if something changed meanwhile.
     Reachable,
+    /// A full re-read found changes that the watch had not told of; the snapshot with them follows.
+    Repaired {
+        /// How many keys.
+        keys: usize,
+    },
 }
 
 /// A running watch; dropping it stops the watch and waits for the sink's last call to return.

@@ -1,5 +1,6 @@
 //! Spec text to [`HandlerSpec`].
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use super::rules::parse_topic;
@@ -82,8 +83,9 @@ pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, P
 
 /// Reads a handler's own config from a text that holds nothing else: a JSON object.
 pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
-    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-        let message = format!("is no JSON: {error}");
+    let object = serde_json::from_str::<BTreeMap<String, serde::de::IgnoredAny>>(text);
+    if let Err(error) = object {
+        let message = format!("is no JSON object: {error}");
         return Err(Problems::of_file(origin.place, message));
     }
     let parsed = parse(text, origin.place);

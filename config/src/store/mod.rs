@@ -37,6 +37,7 @@ pub use key::{ControlKey, KeyNameError};
 pub use memory::{MemoryStore, MemoryStoreHandle};
 pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
+pub(crate) use table::{ETCD, ZOOKEEPER};
 pub use tree::{Entry, Stamp, Tree, TreeChange};
 pub use value::check_value;
 pub use zookeeper::ZooKeeperStore;

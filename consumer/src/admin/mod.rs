@@ -21,7 +21,8 @@ pub use durations::{DurationCounts, Durations};
 pub use explain::{Explanation, HeldBy, RecordStatus, WaitsFor};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
-    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,
-    ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
+    HandlerState, MetricsLevel, OutcomeCounts, PartitionReport, PartitionState, PoolReport,
+    PumpReport, ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind,
+    VersionReport,
 };
 pub use view::{GateError, ServiceView};

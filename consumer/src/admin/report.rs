@@ -350,6 +350,35 @@ pub struct VersionReport {
     pub panics: u64,
 }
 
+/// How fine metrics are: each level has what the one before has.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricsLevel {
+    /// Version, start and snapshot only.
+    Off,
+    /// The service as a whole and its topics.
+    Basic,
+    /// Also each handler.
+    Handler,
+    /// Also each partition and the Kafka clients' statistics.
+    #[default]
+    Partition,
+}
+
+impl From<sluicegate_config::MetricsLevel> for MetricsLevel {
+    fn from(level: sluicegate_config::MetricsLevel) -> Self {
+        use sluicegate_config::MetricsLevel as Declared;
+        match level {
+            Declared::Off => Self::Off,
+            Declared::Basic => Self::Basic,
+            Declared::Handler => Self::Handler,
+            Declared::Partition => Self::Partition,
+        }
+    }
+}
+
 /// What belongs to the service as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceFacts {
@@ -363,6 +392,12 @@ pub struct ServiceFacts {
     pub revision: u64,
     /// Snapshots refused since the start.
     pub rejections: u64,
+    /// Keys whose change the watch had missed and a re-read found.
+    pub repairs: u64,
+    /// Since when the source of specs cannot be read, in milliseconds since the epoch; the last good ones stay in force.
+    pub unreachable_since_ms: Option<i64>,
+    /// How fine metrics are.
+    pub metrics_level: MetricsLevel,
     /// Why the last one was refused; `None` once a later one was applied.
     pub last_rejection: Option<String>,
     /// Bytes of records that may be in flight.

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::source::{FileSource, SpecSource};
 use sluicegate_config::{
     Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
 };
@@ -89,11 +87,14 @@ fn unserved(config: &ServiceConfig) -> Problems {
     if !config.plugins.folder.is_dir() {
         return problems;
     }
-    let HandlersConfig::File { folder, rescan } = &config.handlers;
-    let mut source = FileSource::new(folder.clone(), *rescan, Environment::of_process());
+    let source = config.handlers.open_to_look(&Environment::of_process());
+    let mut source = match source {
+        Ok(source) => source,
+        Err(error) => return Problems::of_file(None, error.to_string()),
+    };
     let snapshot = match source.snapshot() {
         Ok(snapshot) => snapshot,
-        Err(found) => return found,
+        Err(found) => return found.into_problems(),
     };
     let plugins = &config.plugins;
     let catalogue = Catalogue::new(

@@ -252,9 +252,19 @@ impl Desk {
                 );
                 self.view.note_unreachable(Some(reason));
             }
+            Update::Repaired { keys } => {
+                tracing::warn!(
+                    keys,
+                    "a re-read found changes that the watch had not told of; they are in force from now on"
+                );
+                self.view.note_repairs(keys as u64);
+            }
             Update::Reachable => {
-                tracing::info!("handler specs can be read again");
-                self.view.note_unreachable(None);
+                let away = self.view.note_unreachable(None).unwrap_or_default();
+                tracing::info!(
+                    away_s = away.as_secs_f64(),
+                    "handler specs can be read again"
+                );
             }
         }
     }

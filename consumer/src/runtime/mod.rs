@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::source::WatchHandle;
+use sluicegate_config::source::{SnapshotError, WatchHandle};
 use sluicegate_config::{Environment, Problems, ServiceConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -81,8 +81,16 @@ impl Service {
     /// # Errors
     /// [`StartError`]; nothing of the service is left running then.
     pub fn start(config: &ServiceConfig, environment: &Environment) -> Result<Self, StartError> {
-        let mut source = settings::spec_source(config, environment);
-        let snapshot = source.snapshot().map_err(StartError::Specs)?;
+        let mut source = config
+            .handlers
+            .open(environment)
+            .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
+        let snapshot = source.snapshot().map_err(|error| match error {
+            SnapshotError::Problems(problems) => StartError::Specs(problems),
+            error @ SnapshotError::Unreachable { .. } => {
+                StartError::part("handler specs")(error.to_string())
+            }
+        })?;
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
         let emitter = KafkaEmitter::new(client.clone())
             .map(Arc::new)

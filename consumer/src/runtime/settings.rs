@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_config::service::{HandlersConfig, MissingOffset, Start};
-use sluicegate_config::source::{FileSource, SpecSource};
+use sluicegate_config::ServiceConfig;
+use sluicegate_config::service::{MissingOffset, Start};
 use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
-use sluicegate_config::{Environment, ServiceConfig};
 use sluicegate_native::NativeRuntime;
 
 use crate::emit::Emitter;
@@ -19,20 +18,6 @@ use crate::source::StartAt;
 
 /// Longest time to build and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Where specs come from.
-pub(super) fn spec_source(
-    config: &ServiceConfig,
-    environment: &Environment,
-) -> Box<dyn SpecSource> {
-    match &config.handlers {
-        HandlersConfig::File { folder, rescan } => Box::new(FileSource::new(
-            folder.clone(),
-            *rescan,
-            environment.clone(),
-        )),
-    }
-}
 
 /// The settings of one pump. Half of the byte budget is for records in flight; an eighth is fetched ahead, and the
 /// rest is what records need besides their bytes.

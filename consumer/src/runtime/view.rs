@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sluicegate_config::source::GateWriter;
 use sluicegate_config::spec::Route;
-use sluicegate_config::{ServiceConfig, Snapshot};
+use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 
 use super::control::named;
 use crate::admin::view::now_ms;
@@ -28,6 +28,7 @@ pub(super) struct View {
     budget_bytes: u64,
     allow_unsigned: bool,
     rejections: AtomicU64,
+    repairs: AtomicU64,
     standing: Mutex<Standing>,
 }
 
@@ -38,6 +39,9 @@ struct Standing {
     declared: Vec<DeclaredHandler>,
     last_rejection: Option<String>,
     unreachable: Option<String>,
+    /// Since when, in milliseconds since the epoch.
+    unreachable_since_ms: Option<i64>,
+    switches: Switches,
 }
 
 /// The route as the spec writes it.
@@ -65,6 +69,7 @@ impl View {
             budget_bytes: config.processing.memory,
             allow_unsigned: config.plugins.allow_unsigned,
             rejections: AtomicU64::new(0),
+            repairs: AtomicU64::new(0),
             standing: Mutex::default(),
         }
     }
@@ -103,6 +108,7 @@ impl View {
         }
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing.revision = applied.plan.revision;
+        standing.switches = snapshot.switches;
         standing.declared = declared;
         let last = (!refused.is_empty()).then(|| refused.join("\n"));
         if last.is_some() && last != standing.last_rejection {
@@ -120,12 +126,19 @@ impl View {
             .last_rejection = Some(why.to_owned());
     }
 
-    /// Takes note of whether specs can be read.
-    pub(super) fn note_unreachable(&self, why: Option<String>) {
-        self.standing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .unreachable = why;
+    /// Takes note of whether specs can be read. Gives since when they could not, if that is over.
+    pub(super) fn note_unreachable(&self, why: Option<String>) -> Option<Duration> {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = standing.unreachable_since_ms;
+        standing.unreachable_since_ms = why.is_some().then(|| before.unwrap_or_else(now_ms));
+        standing.unreachable = why;
+        let over = before.filter(|_| standing.unreachable.is_none())?;
+        Some(Duration::from_millis(now_ms().abs_diff(over)))
+    }
+
+    /// Takes note of keys whose change the watch had missed.
+    pub(super) fn note_repairs(&self, keys: u64) {
+        self.repairs.fetch_add(keys, Ordering::Relaxed);
     }
 }
 
@@ -147,6 +160,9 @@ impl ServiceView for View {
                 started_ms: self.started_ms,
                 revision: standing.revision,
                 rejections: self.rejections.load(Ordering::Relaxed),
+                repairs: self.repairs.load(Ordering::Relaxed),
+                unreachable_since_ms: standing.unreachable_since_ms,
+                metrics_level: standing.switches.metrics.into(),
                 last_rejection: standing
                     .last_rejection
                     .clone()

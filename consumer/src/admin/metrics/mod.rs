@@ -8,7 +8,8 @@ mod user;
 
 use family::{Families, seconds_histogram};
 
-use super::{HandlerReport, ServiceReport};
+use super::view::now_ms;
+use super::{HandlerReport, MetricsLevel, ServiceReport};
 
 /// The content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -16,20 +17,29 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The text for `report`.
 pub fn encode(report: &ServiceReport) -> String {
     let mut families = Families::default();
-    service(report, &mut families);
-    topics(report, &mut families);
-    partitions(report, &mut families);
-    handlers(report, &mut families);
-    for handler in &report.handlers {
-        user::add(handler, &mut families);
+    let level = report.facts.metrics_level;
+    identity(report, &mut families);
+    control_plane(report, &mut families);
+    if level >= MetricsLevel::Basic {
+        flow(report, &mut families);
+        topics(report, &mut families);
     }
-    for (pump, statistics) in &report.clients {
-        client::add(*pump, &statistics.0, &mut families);
+    if level >= MetricsLevel::Handler {
+        handlers(report, &mut families);
+        for handler in &report.handlers {
+            user::add(handler, &mut families);
+        }
+    }
+    if level >= MetricsLevel::Partition {
+        partitions(report, &mut families);
+        for (pump, statistics) in &report.clients {
+            client::add(*pump, &statistics.0, &mut families);
+        }
     }
     families.encode()
 }
 
-fn service(report: &ServiceReport, families: &mut Families) {
+fn identity(report: &ServiceReport, families: &mut Families) {
     let facts = &report.facts;
     families.gauge(
         "sluicegate_build_info",
@@ -43,6 +53,47 @@ fn service(report: &ServiceReport, families: &mut Families) {
         &[],
         facts.started_ms as f64 / 1e3,
     );
+    let plugins = "1 while plugins without a signature are accepted";
+    families.gauge(
+        "sluicegate_unsigned_plugins_allowed",
+        plugins,
+        &[],
+        f64::from(facts.allow_unsigned),
+    );
+}
+
+fn control_plane(report: &ServiceReport, families: &mut Families) {
+    let facts = &report.facts;
+    families.gauge(
+        "sluicegate_snapshot_revision",
+        "Revision of the handler specs in force",
+        &[],
+        facts.revision as f64,
+    );
+    families.counter(
+        "sluicegate_snapshot_rejections_total",
+        "Snapshots of handler specs that were refused",
+        &[],
+        facts.rejections,
+    );
+    families.counter(
+        "sluicegate_snapshot_repairs_total",
+        "Keys whose change the watch had missed and a re-read found",
+        &[],
+        facts.repairs,
+    );
+    let away_ms = facts
+        .unreachable_since_ms
+        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
+    families.gauge(
+        "sluicegate_control_plane_unreachable_seconds",
+        "How long the source of specs cannot be read; 0 while it can",
+        &[],
+        away_ms as f64 / 1e3,
+    );
+}
+
+fn flow(report: &ServiceReport, families: &mut Families) {
     families.gauge(
         "sluicegate_in_flight_bytes",
         "Bytes of records in flight",
@@ -53,7 +104,7 @@ fn service(report: &ServiceReport, families: &mut Families) {
         "sluicegate_in_flight_bytes_limit",
         "Byte budget of records in flight",
         &[],
-        facts.budget_bytes as f64,
+        report.facts.budget_bytes as f64,
     );
     let commits = [
         ("ok", report.commits.ok),
@@ -69,25 +120,6 @@ fn service(report: &ServiceReport, families: &mut Families) {
             count,
         );
     }
-    families.gauge(
-        "sluicegate_snapshot_revision",
-        "Revision of the handler specs in force",
-        &[],
-        facts.revision as f64,
-    );
-    families.counter(
-        "sluicegate_snapshot_rejections_total",
-        "Snapshots of handler specs that were refused",
-        &[],
-        facts.rejections,
-    );
-    let plugins = "1 while plugins without a signature are accepted";
-    families.gauge(
-        "sluicegate_unsigned_plugins_allowed",
-        plugins,
-        &[],
-        f64::from(facts.allow_unsigned),
-    );
 }
 
 fn topics(report: &ServiceReport, families: &mut Families) {
@@ -342,6 +374,32 @@ mod tests {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.starts_with("sluicegate_"), "{line}");
         }
+    }
+
+    #[test]
+    fn each_level_has_what_the_one_before_has() {
+        let mut report = full_report();
+        let mut names_at = |level| {
+            report.facts.metrics_level = level;
+            let text = encode(&report);
+            let lines = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+            lines.map(str::to_owned).collect::<Vec<String>>()
+        };
+        let levels = [
+            MetricsLevel::Off,
+            MetricsLevel::Basic,
+            MetricsLevel::Handler,
+            MetricsLevel::Partition,
+        ]
+        .map(&mut names_at);
+        for pair in levels.windows(2) {
+            assert!(pair[0].len() < pair[1].len());
+            assert!(pair[0].iter().all(|name| pair[1].contains(name)));
+        }
+        let has = |names: &[String], part: &str| names.iter().any(|name| name.contains(part));
+        assert!(!has(&levels[1], "handler") && has(&levels[2], "handler_outcomes"));
+        assert!(!has(&levels[2], "partition") && has(&levels[3], "partition_lag"));
+        assert!(has(&levels[0], "snapshot_revision"));
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Specs that share a pool and give it different bounds: which ones are at odds with most.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::document::Place;
+use crate::problem::Problem;
+use crate::spec::{HandlerSpec, LocatedSpec};
+
+/// A good spec with the file or key that declares it.
+#[derive(Clone, Copy)]
+pub(super) struct Declared<'f> {
+    pub(super) file: &'f Path,
+    pub(super) located: &'f LocatedSpec,
+}
+
+impl Declared<'_> {
+    fn bounds(&self) -> (usize, u64, u64) {
+        let spec = &self.located.spec;
+        (
+            spec.workers,
+            spec.max_in_flight.records,
+            spec.max_in_flight.bytes,
+        )
+    }
+
+    pub(super) fn at(&self) -> String {
+        let place = &self.located.name_place;
+        format!("{}:{}:{}", self.file.display(), place.line, place.column)
+    }
+}
+
+/// The specs whose pool has other bounds with most who share it, each with its problem.
+pub(super) fn at_odds<'f>(
+    declared: impl Iterator<Item = Declared<'f>>,
+) -> Vec<(Declared<'f>, Problem)> {
+    let mut pools: BTreeMap<(&str, &str, &str), Vec<Declared<'f>>> = BTreeMap::new();
+    for one in declared {
+        let spec = &one.located.spec;
+        if let Some(pool) = &spec.pool {
+            let key = (spec.plugin.as_str(), spec.version.as_str(), pool.as_str());
+            pools.entry(key).or_default().push(one);
+        }
+    }
+    let mut found = Vec::new();
+    for ((_, _, pool), declared) in &pools {
+        odd_ones_out(pool, declared, &mut found);
+    }
+    found
+}
+
+/// Reports the specs of a pool whose bounds are not those of most.
+fn odd_ones_out<'f>(
+    pool: &str,
+    declared: &[Declared<'f>],
+    found: &mut Vec<(Declared<'f>, Problem)>,
+) {
+    let mut counts: BTreeMap<(usize, u64, u64), usize> = BTreeMap::new();
+    for one in declared {
+        *counts.entry(one.bounds()).or_default() += 1;
+    }
+    let most = counts.values().max();
+    let Some(usual) = declared
+        .iter()
+        .find(|one| counts.get(&one.bounds()) == most)
+    else {
+        return;
+    };
+    for one in declared.iter().filter(|one| one.bounds() != usual.bounds()) {
+        let message = format!(
+            "`{pool}` is shared with `{}` ({}), which has other {}; give all handlers of a pool the same",
+            usual.located.spec.name,
+            usual.file.display(),
+            differing_bounds(&usual.located.spec, &one.located.spec).join(" and ")
+        );
+        let place = &one.located.pool_place;
+        found.push((*one, problem(one.file, place, "pool", message)));
+    }
+}
+
+fn differing_bounds(a: &HandlerSpec, b: &HandlerSpec) -> Vec<&'static str> {
+    let compared = [
+        ("`workers`", a.workers != b.workers),
+        ("`max_in_flight`", a.max_in_flight != b.max_in_flight),
+    ];
+    compared
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+        .collect()
+}
+
+pub(super) fn problem(file: &Path, place: &Place, path: &str, message: String) -> Problem {
+    Problem {
+        file: Some(file.to_path_buf()),
+        line: place.line,
+        column: place.column,
+        path: path.to_owned(),
+        message,
+    }
+}

@@ -1,0 +1,313 @@
+//! The last good values of a store on disk, for a start while the store is away.
+//!
+//! The first line names the format and the SHA-256 of the rest, which is JSON: a file that was cut or edited is not used.
+//! It holds texts as the store has them, with references unresolved.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::store::{ControlKey, Entry, Stamp, Tree};
+
+const MAGIC: &str = "sluicegate-handlers-cache-1";
+/// Changes that follow each other within this time are written once.
+const SPACING: Duration = Duration::from_millis(300);
+
+/// The values that are good, by key.
+pub(super) type GoodValues = BTreeMap<ControlKey, Arc<[u8]>>;
+
+/// Where the cache of one store stands.
+#[derive(Clone, Debug)]
+pub(super) struct SpecCache {
+    path: PathBuf,
+    /// The store that the values are from, as it describes itself: another store's values are not used.
+    store: String,
+}
+
+/// What was in the cache.
+pub(super) struct Cached {
+    pub(super) saved: Timestamp,
+    pub(super) tree: Tree,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    store: String,
+    saved: String,
+    revision: u64,
+    values: Vec<Line>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    kind: Kind,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
+    value: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Enabled,
+    Spec,
+    Config,
+    Canary,
+    Rollout,
+    Logging,
+    MetricsLevel,
+}
+
+impl SpecCache {
+    pub(super) fn new(path: PathBuf, store: String) -> Self {
+        Self { path, store }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds; `None` when there is no file yet.
+    ///
+    /// # Errors
+    /// A sentence that says why the file is not used.
+    pub(super) fn load(&self) -> Result<Option<Cached>, String> {
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(format!("it cannot be read: {error}")),
+        };
+        let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
+        let sum = head
+            .strip_prefix(MAGIC)
+            .ok_or("it has another format; delete it")?;
+        if sum.trim() != checksum(body) {
+            return Err("its checksum is wrong: it was cut or edited; delete it".to_owned());
+        }
+        let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
+        if body.store != self.store {
+            return Err(format!(
+                "it is of another store ({}); delete it, or name another file in `handlers.cache`",
+                body.store
+            ));
+        }
+        let saved = body
+            .saved
+            .parse()
+            .map_err(|error| format!("its time is none: {error}"))?;
+        let stamp = Stamp {
+            revision: body.revision,
+            version: 0,
+        };
+        let entries = body.values.into_iter().filter_map(|line| {
+            let value = Arc::from(line.value.into_bytes());
+            Some((key(&line.kind, &line.name)?, Entry { value, stamp }))
+        });
+        let tree = Tree {
+            revision: body.revision,
+            entries: entries.collect(),
+            ..Tree::default()
+        };
+        Ok(Some(Cached { saved, tree }))
+    }
+
+    /// Replaces the file, in one step that readers see whole or not at all.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn save(&self, revision: u64, values: &GoodValues) -> std::io::Result<()> {
+        let lines = values.iter().map(|(key, value)| {
+            let (kind, name) = parts(key);
+            Line {
+                kind,
+                name,
+                // Good values are text.
+                value: String::from_utf8_lossy(value).into_owned(),
+            }
+        });
+        let body = Body {
+            store: self.store.clone(),
+            saved: Timestamp::now().to_string(),
+            revision,
+            values: lines.collect(),
+        };
+        let body = serde_json::to_string(&body)?;
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        if !folder.as_os_str().is_empty() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let beside = self
+            .path
+            .with_file_name(format!(".{name}.{}.new", std::process::id()));
+        let written = (|| {
+            let mut options = std::fs::File::options();
+            options.create(true).write(true).truncate(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            let mut file = options.open(&beside)?;
+            writeln!(file, "{MAGIC} {}", checksum(&body))?;
+            file.write_all(body.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&beside, &self.path)
+        })();
+        if written.is_err() {
+            // Nothing more can be done about a leftover; it is hidden and written over by the next attempt.
+            let _ = std::fs::remove_file(&beside);
+        }
+        written
+    }
+}
+
+fn checksum(body: &str) -> String {
+    let hash = Sha256::digest(body.as_bytes());
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parts(key: &ControlKey) -> (Kind, String) {
+    let kind = match key {
+        ControlKey::Enabled(_) => Kind::Enabled,
+        ControlKey::Spec(_) => Kind::Spec,
+        ControlKey::Config(_) => Kind::Config,
+        ControlKey::Canary(_) => Kind::Canary,
+        ControlKey::Rollout(_) => Kind::Rollout,
+        ControlKey::Logging => Kind::Logging,
+        ControlKey::MetricsLevel => Kind::MetricsLevel,
+    };
+    (kind, key.handler().unwrap_or_default().to_owned())
+}
+
+fn key(kind: &Kind, name: &str) -> Option<ControlKey> {
+    match kind {
+        Kind::Enabled => ControlKey::enabled(name).ok(),
+        Kind::Spec => ControlKey::spec(name).ok(),
+        Kind::Config => ControlKey::config(name).ok(),
+        Kind::Canary => ControlKey::canary(name).ok(),
+        Kind::Rollout => ControlKey::rollout(name).ok(),
+        Kind::Logging => Some(ControlKey::Logging),
+        Kind::MetricsLevel => Some(ControlKey::MetricsLevel),
+    }
+}
+
+/// Writes a cache on a thread of its own; dropping it writes what is still to be written.
+pub(super) struct CacheWriter {
+    jobs: Option<Sender<(u64, GoodValues)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CacheWriter {
+    /// # Errors
+    /// The system's, when it has no thread to give.
+    pub(super) fn start(cache: SpecCache) -> std::io::Result<Self> {
+        let (jobs, inbox) = channel();
+        let thread = std::thread::Builder::new()
+            .name("spec-cache".to_owned())
+            .spawn(move || write_all(&cache, &inbox))?;
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        })
+    }
+
+    /// These are the good values from now on.
+    pub(super) fn keep(&self, revision: u64, values: GoodValues) {
+        if let Some(jobs) = &self.jobs {
+            // The thread ends only with the sender.
+            let _ = jobs.send((revision, values));
+        }
+    }
+}
+
+impl Drop for CacheWriter {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write_all(cache: &SpecCache, inbox: &Receiver<(u64, GoodValues)>) {
+    let mut last: Option<GoodValues> = None;
+    while let Ok(mut newest) = inbox.recv() {
+        let end = Instant::now() + SPACING;
+        let mut more = true;
+        while more {
+            match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(newer) => newest = newer,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => more = false,
+            }
+        }
+        let (revision, values) = newest;
+        if last.as_ref() == Some(&values) {
+            continue;
+        }
+        match cache.save(revision, &values) {
+            Ok(()) => last = Some(values),
+            Err(error) => tracing::warn!(
+                file = %cache.path().display(),
+                %error,
+                "the last good handler specs cannot be kept on disk; a start while the store is away would fail"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values() -> GoodValues {
+        let text = |text: &str| Arc::from(text.as_bytes());
+        [
+            (ControlKey::Spec("a".into()), text("name: a\nü: 1\n")),
+            (ControlKey::Enabled("a".into()), text("true")),
+            (ControlKey::Logging, text("false")),
+        ]
+        .into()
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_and_nothing_else_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/handlers.cache");
+        let cache = SpecCache::new(path.clone(), "etcd a".to_owned());
+        assert!(cache.load().unwrap().is_none());
+        let writer = CacheWriter::start(cache.clone()).unwrap();
+        writer.keep(6, GoodValues::default());
+        writer.keep(7, values());
+        drop(writer);
+        let cached = cache.load().unwrap().unwrap();
+        assert_eq!(cached.tree.revision, 7);
+        let found = cached.tree.entries.into_iter();
+        assert!(found.map(|(key, entry)| (key, entry.value)).eq(values()));
+
+        let other = SpecCache::new(path.clone(), "etcd b".to_owned());
+        assert!(
+            other
+                .load()
+                .err()
+                .unwrap()
+                .contains("of another store (etcd a)")
+        );
+        let text = std::fs::read_to_string(&path).unwrap();
+        for bad in [
+            text.replace("true", "false"),
+            text[..text.len() - 5].to_owned(),
+            "junk".to_owned(),
+            String::new(),
+        ] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(cache.load().is_err());
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Specs from a store of control keys: etcd, ZooKeeper, or a test's memory.
+//!
+//! ```text
+//!  store's watch ─► tree ─► StoreMap::settle ─► Update to the sink
+//!                                └──────────► good values ─► cache on disk
+//! ```
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::spec_cache::{CacheWriter, SpecCache};
+use super::store_gates::StoreGates;
+use super::store_map::StoreMap;
+use super::{GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle};
+use crate::environment::Environment;
+use crate::snapshot::Snapshot;
+use crate::store::{Cause, ControlKey, Store, StoreError, StoreUpdate, StoreWatch, Tree};
+
+/// How a [`StoreSource`] reads its store.
+#[derive(Clone, Debug, Default)]
+pub struct StoreSourceSettings {
+    /// References are looked up here.
+    pub environment: Environment,
+    /// Where `${file:…}` begins; references stay below it.
+    pub base: PathBuf,
+    /// The own member id, by which roll-outs are for this process or not.
+    pub member: String,
+    /// File that keeps the last good values for a start while the store is away.
+    pub cache: Option<PathBuf>,
+    /// Refuse such a start.
+    pub require_fresh: bool,
+}
+
+/// The control keys of a store as specs. A key that turns bad leaves its last good value in effect; each handler stands
+/// for itself.
+pub struct StoreSource {
+    store: Arc<dyn Store>,
+    map: StoreMap,
+    cache: Option<SpecCache>,
+    require_fresh: bool,
+    given: Option<Arc<Snapshot>>,
+}
+
+impl StoreSource {
+    /// A source over `store`; nothing is read yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, settings: StoreSourceSettings) -> Self {
+        let cache = settings
+            .cache
+            .map(|path| SpecCache::new(path, store.describe()));
+        Self {
+            map: StoreMap::new(settings.environment, settings.base, settings.member),
+            cache,
+            require_fresh: settings.require_fresh,
+            given: None,
+            store,
+        }
+    }
+
+    /// Takes over the cache; when it was written.
+    fn recall(&mut self) -> Option<Timestamp> {
+        let cache = self.cache.as_ref()?;
+        match cache.load() {
+            Ok(cached) => {
+                let cached = cached?;
+                settle(&mut self.map, &cached.tree, &self.store);
+                Some(cached.saved)
+            }
+            Err(reason) => {
+                let file = cache.path().display();
+                tracing::warn!(%file, reason, "the cache of handler specs is not used");
+                None
+            }
+        }
+    }
+
+    /// What a start runs by while the store does not answer.
+    fn without_store(
+        &self,
+        saved: Option<Timestamp>,
+        error: &StoreError,
+    ) -> Result<(), SnapshotError> {
+        let unreachable = |reason: String| SnapshotError::Unreachable {
+            what: self.store.describe(),
+            reason,
+        };
+        if !error.is_retryable() {
+            return Err(unreachable(error.to_string()));
+        }
+        let Some((saved, cache)) = saved.zip(self.cache.as_ref()) else {
+            return Err(unreachable(format!(
+                "{error}; and there is no cache of an earlier run to start from"
+            )));
+        };
+        if self.require_fresh {
+            return Err(unreachable(format!(
+                "{error}; `handlers.require_fresh` forbids to start from the cache"
+            )));
+        }
+        let age_s = Timestamp::now().duration_since(saved).as_secs().max(0);
+        tracing::warn!(
+            store = self.store.describe(),
+            %error,
+            cache = %cache.path().display(),
+            %saved,
+            age_s,
+            "the store is away: starting from the last good specs on disk"
+        );
+        Ok(())
+    }
+}
+
+fn settle(map: &mut StoreMap, tree: &Tree, store: &Arc<dyn Store>) -> Arc<Snapshot> {
+    map.settle(tree, &|key: &ControlKey| store.locate(key))
+}
+
+impl SpecSource for StoreSource {
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, SnapshotError> {
+        let saved = self.recall();
+        let snapshot = match self.store.list() {
+            Ok(tree) => settle(&mut self.map, &tree, &self.store),
+            Err(error) => {
+                self.without_store(saved, &error)?;
+                self.map.last()
+            }
+        };
+        let unfit = self.map.unfit();
+        if !unfit.is_empty() {
+            return Err(SnapshotError::Problems(unfit));
+        }
+        self.given = Some(Arc::clone(&snapshot));
+        Ok(Snapshot::clone(&snapshot))
+    }
+
+    fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
+        let what = self.describe();
+        let failed = |reason: String| SourceError {
+            what: what.clone(),
+            reason,
+        };
+        let writer = self
+            .cache
+            .map(CacheWriter::start)
+            .transpose()
+            .map_err(|error| failed(format!("no thread can be started: {error}")))?;
+        let desk = Arc::new(Mutex::new(Desk {
+            store: Arc::clone(&self.store),
+            map: self.map,
+            tree: None,
+            given: self.given,
+            reachable: true,
+            writer,
+            sink,
+        }));
+        let taker = Arc::clone(&desk);
+        let watch = self
+            .store
+            .watch(Box::new(move |update| lock(&taker).take(update)))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Box::new(SourceWatch { watch, desk }))
+    }
+
+    fn gates(&self) -> Arc<dyn GateWriter> {
+        Arc::new(StoreGates {
+            store: Arc::clone(&self.store),
+        })
+    }
+
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        Some(Arc::clone(&self.store))
+    }
+}
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the watch works on.
+struct Desk {
+    store: Arc<dyn Store>,
+    map: StoreMap,
+    tree: Option<Arc<Tree>>,
+    /// What was handed out last.
+    given: Option<Arc<Snapshot>>,
+    reachable: bool,
+    writer: Option<CacheWriter>,
+    sink: UpdateSink,
+}
+
+impl Desk {
+    fn take(&mut self, update: StoreUpdate) {
+        match update {
+            StoreUpdate::Tree {
+                tree,
+                changes,
+                cause,
+            } => {
+                if cause == Cause::Repair {
+                    let keys = changes.len();
+                    (self.sink)(Update::Repaired { keys });
+                }
+                self.be_reachable();
+                self.tree = Some(tree);
+                self.settle();
+            }
+            StoreUpdate::Unreachable { reason } => {
+                self.reachable = false;
+                (self.sink)(Update::Unreachable { reason });
+            }
+            StoreUpdate::Reachable => self.be_reachable(),
+        }
+    }
+
+    fn be_reachable(&mut self) {
+        if !self.reachable {
+            self.reachable = true;
+            (self.sink)(Update::Reachable);
+        }
+    }
+
+    fn settle(&mut self) {
+        let Some(tree) = &self.tree else {
+            return;
+        };
+        let snapshot = settle(&mut self.map, tree, &self.store);
+        if let Some(writer) = &self.writer {
+            writer.keep(tree.revision, self.map.good_values());
+        }
+        let same =
+            |given: &Arc<Snapshot>| given.revision == snapshot.revision && *given == snapshot;
+        if !self.given.as_ref().is_some_and(same) {
+            self.given = Some(Arc::clone(&snapshot));
+            (self.sink)(Update::Snapshot(snapshot));
+        }
+    }
+}
+
+/// The watch ends before what it works on.
+struct SourceWatch {
+    watch: Box<dyn StoreWatch>,
+    desk: Arc<Mutex<Desk>>,
+}
+
+impl WatchHandle for SourceWatch {
+    fn reread(&self) {
+        self.watch.reread();
+        let mut desk = lock(&self.desk);
+        desk.map.forget_references();
+        desk.settle();
+    }
+}

@@ -1,0 +1,72 @@
+//! Writes gates into a store: one key, compared and set.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{GateError, GateWrite, GateWriter};
+use crate::document::did_you_mean;
+use crate::spec::{Origin, read_from};
+use crate::store::value::{read_switch, read_text};
+use crate::store::{ControlKey, Expected, Store, StoreError, Tree};
+
+/// Gates of the handlers that a store declares.
+pub(super) struct StoreGates {
+    pub(super) store: Arc<dyn Store>,
+}
+
+impl GateWriter for StoreGates {
+    fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError> {
+        let unknown = |hint| GateError::UnknownHandler {
+            name: handler.to_owned(),
+            hint,
+        };
+        let key = ControlKey::enabled(handler).map_err(|_| unknown(String::new()))?;
+        let origin = self.store.locate(&key);
+        let failed = |error: StoreError| match error {
+            StoreError::Conflict { place } => GateError::Conflict { origin: place },
+            error => GateError::NotWritable {
+                origin: origin.clone(),
+                reason: error.to_string(),
+            },
+        };
+        let tree = self.store.list().map_err(failed)?;
+        let Some(declared) = declared(&tree, handler) else {
+            let known = tree.entries.keys().filter_map(|key| match key {
+                ControlKey::Spec(name) => Some(name.as_str()),
+                _ => None,
+            });
+            return Err(unknown(did_you_mean(handler, known)));
+        };
+        let there = tree.get(&key);
+        let now = there.map_or(declared, |entry| read_switch(&entry.value, &origin).ok());
+        if now == Some(open) {
+            return Ok(GateWrite {
+                origin,
+                changed: false,
+            });
+        }
+        let value: &[u8] = if open { b"true" } else { b"false" };
+        let expected = there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp));
+        self.store
+            .write(&key, Some(value), expected)
+            .map_err(failed)?;
+        Ok(GateWrite {
+            origin,
+            changed: true,
+        })
+    }
+}
+
+/// Whether the spec of a handler declares it open: `None` without a spec, `Some(None)` when its spec is bad.
+fn declared(tree: &Tree, handler: &str) -> Option<Option<bool>> {
+    let entry = tree.get(&ControlKey::Spec(handler.to_owned()))?;
+    let origin = Origin {
+        place: None,
+        base: Path::new(""),
+        confined: true,
+        environment: None,
+    };
+    let text = read_text(&entry.value, "").ok();
+    let spec = text.and_then(|text| read_from(text, origin).ok());
+    Some(spec.map(|located| located.spec.enabled))
+}

@@ -1,0 +1,397 @@
+//! A store's tree as a snapshot. Pure: the snapshot follows from the tree, the member's id, and what was good before.
+//!
+//! ```text
+//!  each key ─► good? ─ yes ─► this value ──┐
+//!                └ no ─► the last good one ┴► spec (or that of a roll-out for this member)
+//!                        (none: refused)       + config key + gate key ─► HandlerSpec
+//! ```
+//!
+//! A value is read once and kept with what was read of it, so that one changed key costs no reading of the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::key_reading::KeyReading;
+use super::pools::{Declared, at_odds};
+use crate::environment::Environment;
+use crate::problem::{Problem, Problems};
+use crate::rollout::Rollout;
+use crate::snapshot::{MetricsLevel, Rejection, RejectionEffect, Snapshot, Switches};
+use crate::spec::{HandlerConfig, HandlerSpec, LocatedSpec, Origin, read_config};
+use crate::store::value::{read_level, read_rollout, read_spec_of, read_switch, read_text};
+use crate::store::{ControlKey, Entry, Tree};
+
+/// Where a key stands, for people.
+pub(super) type Locate<'a> = &'a dyn Fn(&ControlKey) -> String;
+
+/// What trees become, one after the other.
+pub(super) struct StoreMap {
+    environment: Environment,
+    /// Where `${file:…}` begins.
+    base: PathBuf,
+    /// The own id, for roll-outs.
+    member: String,
+    handlers: BTreeMap<String, HandlerKeys>,
+    record_log: KeyReading<bool>,
+    metrics: KeyReading<MetricsLevel>,
+    last: Arc<Snapshot>,
+}
+
+/// The keys of one handler.
+#[derive(Default)]
+struct HandlerKeys {
+    spec: KeyReading<Arc<LocatedSpec>>,
+    config: KeyReading<HandlerConfig>,
+    gate: KeyReading<bool>,
+    rollout: KeyReading<Arc<Staged>>,
+    canary: KeyReading<()>,
+    /// All of them put together; `None` when it does not run.
+    combined: Option<Arc<HandlerSpec>>,
+}
+
+/// What a roll-out says for this member.
+struct Staged {
+    spec: Option<Arc<LocatedSpec>>,
+    config: Option<HandlerConfig>,
+}
+
+impl StoreMap {
+    pub(super) fn new(environment: Environment, base: PathBuf, member: String) -> Self {
+        Self {
+            environment,
+            base,
+            member,
+            handlers: BTreeMap::new(),
+            record_log: KeyReading::default(),
+            metrics: KeyReading::default(),
+            last: Arc::default(),
+        }
+    }
+
+    /// What is in effect.
+    pub(super) fn last(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.last)
+    }
+
+    /// What is in effect by `tree` from now on.
+    pub(super) fn settle(&mut self, tree: &Tree, locate: Locate<'_>) -> Arc<Snapshot> {
+        self.read(tree, locate);
+        let mut rejections = self.refused(locate);
+        let odd = self.odd_specs(locate);
+        let mut handlers = BTreeMap::new();
+        for (name, keys) in &self.handlers {
+            let before = self.last.handlers.get(name);
+            let spec = match odd.get(name) {
+                // Its pool's other members keep their bounds; so does it.
+                Some(_) => before.map(|before| keys.gated(before)),
+                None => keys.combined.clone(),
+            };
+            if let Some(spec) = spec {
+                handlers.insert(name.clone(), spec);
+            }
+        }
+        for (name, problem) in odd {
+            let mut problems = Problems::new();
+            problems.push(problem);
+            let key = locate(&ControlKey::Spec(name.clone()));
+            rejections.push((Some(name), key, problems));
+        }
+        let mut rejections: Vec<Rejection> = rejections
+            .into_iter()
+            .map(|(name, origin, problems)| {
+                let Some(name) = name else {
+                    return ignored(origin, problems);
+                };
+                let runs_on = handlers.contains_key(&name);
+                Rejection::of_one(origin, Some(&name), runs_on, problems)
+            })
+            .collect();
+        rejections.extend(strangers(tree));
+        rejections.sort_by(|a, b| a.origin.cmp(&b.origin));
+        self.last = Arc::new(Snapshot {
+            revision: tree.revision,
+            handlers,
+            rejections,
+            switches: Switches {
+                record_log: self.record_log.in_effect().copied().unwrap_or_default(),
+                metrics: self.metrics.in_effect().copied().unwrap_or_default(),
+            },
+        });
+        self.last()
+    }
+
+    /// What keeps a service from starting: a handler that would be left out, or run with a gate that nobody knows. A
+    /// handler whose gate is known to be shut keeps nobody from it.
+    pub(super) fn unfit(&self) -> Problems {
+        let mut problems = Problems::new();
+        for rejection in &self.last.rejections {
+            let left_out = |name: &String| {
+                let keys = self.handlers.get(name);
+                keys.is_some_and(|keys| {
+                    keys.spec.has_value() && keys.gate.in_effect() != Some(&false)
+                })
+            };
+            if rejection.effect == RejectionEffect::NotRunning
+                && rejection.handlers.iter().any(left_out)
+            {
+                problems.merge(rejection.problems.clone());
+            }
+        }
+        problems
+    }
+
+    /// The last good value of every key, for the next start: what is in effect follows from them alone.
+    pub(super) fn good_values(&self) -> BTreeMap<ControlKey, Arc<[u8]>> {
+        let mut good = BTreeMap::new();
+        let mut add = |key: ControlKey, value: Option<&Arc<[u8]>>| {
+            if let Some(value) = value {
+                good.insert(key, Arc::clone(value));
+            }
+        };
+        for (name, keys) in &self.handlers {
+            add(ControlKey::Spec(name.clone()), keys.spec.good_value());
+            add(ControlKey::Config(name.clone()), keys.config.good_value());
+            add(ControlKey::Enabled(name.clone()), keys.gate.good_value());
+            add(ControlKey::Rollout(name.clone()), keys.rollout.good_value());
+        }
+        add(ControlKey::Logging, self.record_log.good_value());
+        add(ControlKey::MetricsLevel, self.metrics.good_value());
+        good
+    }
+
+    /// What files and variables hold may have changed: the next tree reads again whatever refers to them.
+    pub(super) fn forget_references(&mut self) {
+        for keys in self.handlers.values_mut() {
+            keys.spec.forget_references();
+            keys.config.forget_references();
+            keys.rollout.forget_references();
+        }
+    }
+
+    fn read(&mut self, tree: &Tree, locate: Locate<'_>) {
+        let named: BTreeSet<&str> = tree
+            .entries
+            .keys()
+            .filter_map(ControlKey::handler)
+            .collect();
+        self.handlers
+            .retain(|name, _| named.contains(name.as_str()));
+        for name in named {
+            let keys = match self.handlers.get_mut(name) {
+                Some(keys) => keys,
+                None => self.handlers.entry(name.to_owned()).or_default(),
+            };
+            let reader = Reader {
+                environment: &self.environment,
+                base: &self.base,
+                member: &self.member,
+                tree,
+                locate,
+            };
+            if reader.read(name, keys) {
+                keys.combined = keys.combine(self.last.handlers.get(name));
+            }
+        }
+        let key = ControlKey::Logging;
+        self.record_log.read(value_at(tree, &key), |value| {
+            read_switch(value, &locate(&key))
+        });
+        let key = ControlKey::MetricsLevel;
+        self.metrics.read(value_at(tree, &key), |value| {
+            read_level(value, &locate(&key))
+        });
+    }
+
+    /// Every key that is refused: its handler, its place, what is wrong.
+    fn refused(&self, locate: Locate<'_>) -> Vec<(Option<String>, String, Problems)> {
+        let mut refused = Vec::new();
+        let mut add = |key: ControlKey, problems: Option<&Problems>| {
+            if let Some(problems) = problems {
+                let name = key.handler().map(str::to_owned);
+                refused.push((name, locate(&key), problems.clone()));
+            }
+        };
+        for (name, keys) in &self.handlers {
+            add(ControlKey::Spec(name.clone()), keys.spec.problems());
+            add(ControlKey::Config(name.clone()), keys.config.problems());
+            add(ControlKey::Enabled(name.clone()), keys.gate.problems());
+            add(ControlKey::Rollout(name.clone()), keys.rollout.problems());
+            add(ControlKey::Canary(name.clone()), keys.canary.problems());
+        }
+        add(ControlKey::Logging, self.record_log.problems());
+        add(ControlKey::MetricsLevel, self.metrics.problems());
+        refused
+    }
+
+    /// Good specs whose pool has other bounds with most who share it.
+    fn odd_specs(&self, locate: Locate<'_>) -> BTreeMap<String, Problem> {
+        let pooled: Vec<(PathBuf, &LocatedSpec)> = self
+            .handlers
+            .iter()
+            .filter_map(|(name, keys)| {
+                let located = keys.located()?;
+                located.spec.pool.as_ref()?;
+                Some((locate(&ControlKey::Spec(name.clone())).into(), located))
+            })
+            .collect();
+        let declared = pooled
+            .iter()
+            .map(|(file, located)| Declared { file, located });
+        at_odds(declared)
+            .into_iter()
+            .map(|(one, problem)| (one.located.spec.name.clone(), problem))
+            .collect()
+    }
+}
+
+impl HandlerKeys {
+    /// The spec that stands for this member.
+    fn located(&self) -> Option<&LocatedSpec> {
+        let staged = self
+            .rollout
+            .in_effect()
+            .and_then(|staged| staged.spec.as_deref());
+        let spec = self.spec.in_effect()?;
+        Some(staged.unwrap_or(spec.as_ref()))
+    }
+
+    /// Everything put together; the same allocation as `before` where it says the same. `None`: it does not run.
+    fn combine(&self, before: Option<&Arc<HandlerSpec>>) -> Option<Arc<HandlerSpec>> {
+        let spec = &self.located()?.spec;
+        // A config or a gate that was never good says nothing that one could run by.
+        if !self.config.is_known() || !self.gate.is_known() {
+            return None;
+        }
+        let staged = self
+            .rollout
+            .in_effect()
+            .and_then(|staged| staged.config.as_ref());
+        let config = staged.or(self.config.in_effect()).unwrap_or(&spec.config);
+        let enabled = self.gate.in_effect().copied().unwrap_or(spec.enabled);
+        if let Some(before) = before
+            && before.enabled == enabled
+            && before.config == *config
+            && is_same_apart_from_keys(before, spec)
+        {
+            return Some(Arc::clone(before));
+        }
+        Some(Arc::new(HandlerSpec {
+            enabled,
+            config: config.clone(),
+            ..spec.clone()
+        }))
+    }
+
+    /// `before` with the present gate.
+    fn gated(&self, before: &Arc<HandlerSpec>) -> Arc<HandlerSpec> {
+        match self.gate.in_effect() {
+            Some(&enabled) if enabled != before.enabled => Arc::new(HandlerSpec {
+                enabled,
+                ..HandlerSpec::clone(before)
+            }),
+            _ => Arc::clone(before),
+        }
+    }
+}
+
+/// Whether two specs are equal but for what keys of their own may replace.
+fn is_same_apart_from_keys(one: &HandlerSpec, two: &HandlerSpec) -> bool {
+    let two = HandlerSpec {
+        enabled: one.enabled,
+        config: one.config.clone(),
+        ..two.clone()
+    };
+    *one == two
+}
+
+/// Reads the keys of a handler.
+struct Reader<'a> {
+    environment: &'a Environment,
+    base: &'a Path,
+    member: &'a str,
+    tree: &'a Tree,
+    locate: Locate<'a>,
+}
+
+impl Reader<'_> {
+    /// `true` when a key changed.
+    fn read(&self, name: &str, keys: &mut HandlerKeys) -> bool {
+        let value = |key: &ControlKey| value_at(self.tree, key);
+        let place = |key: &ControlKey| (self.locate)(key);
+        let key = ControlKey::Spec(name.to_owned());
+        let mut changed = keys.spec.read(value(&key), |value| {
+            read_spec_of(name, value, self.origin(Path::new(&place(&key)))).map(Arc::new)
+        });
+        let key = ControlKey::Config(name.to_owned());
+        changed |= keys.config.read(value(&key), |value| {
+            let place = place(&key);
+            read_config(read_text(value, &place)?, self.origin(Path::new(&place)))
+        });
+        let key = ControlKey::Enabled(name.to_owned());
+        changed |= keys
+            .gate
+            .read(value(&key), |value| read_switch(value, &place(&key)));
+        let key = ControlKey::Rollout(name.to_owned());
+        changed |= keys.rollout.read(value(&key), |value| {
+            let place = place(&key);
+            let rollout = read_rollout(value, &place)?;
+            self.staged(name, &rollout, Path::new(&place)).map(Arc::new)
+        });
+        let key = ControlKey::Canary(name.to_owned());
+        keys.canary.read(value(&key), |_| {
+            let message = "canaries are not available yet; delete the key";
+            Err(Problems::of_file(Some(Path::new(&place(&key))), message))
+        });
+        changed
+    }
+
+    /// What a roll-out says for this member.
+    fn staged(&self, name: &str, rollout: &Rollout, place: &Path) -> Result<Staged, Problems> {
+        if !rollout.is_for(self.member) {
+            return Ok(Staged {
+                spec: None,
+                config: None,
+            });
+        }
+        let origin = self.origin(place);
+        let spec = rollout.spec.as_deref();
+        let spec = spec.map(|text| read_spec_of(name, text.as_bytes(), origin).map(Arc::new));
+        let config = rollout.config.as_ref();
+        let config = config.map(|config| read_config(&config.to_string(), origin));
+        Ok(Staged {
+            spec: spec.transpose()?,
+            config: config.transpose()?,
+        })
+    }
+
+    fn origin<'o>(&'o self, place: &'o Path) -> Origin<'o> {
+        Origin {
+            place: Some(place),
+            base: self.base,
+            confined: true,
+            environment: Some(self.environment),
+        }
+    }
+}
+
+fn value_at<'t>(tree: &'t Tree, key: &ControlKey) -> Option<&'t Arc<[u8]>> {
+    tree.get(key).map(|Entry { value, .. }| value)
+}
+
+fn ignored(origin: String, problems: Problems) -> Rejection {
+    Rejection {
+        origin,
+        handlers: Vec::new(),
+        effect: RejectionEffect::Ignored,
+        problems,
+    }
+}
+
+/// Paths that are no control keys.
+fn strangers(tree: &Tree) -> impl Iterator<Item = Rejection> + '_ {
+    tree.strangers.iter().map(|(path, why)| {
+        let problems = Problems::of_file(Some(Path::new(path)), why.clone());
+        ignored(path.clone(), problems)
+    })
+}
