@@ -22,6 +22,8 @@ pub enum Traffic {
     Cut,
     /// What the server sends unasked does not arrive; answers do.
     Swallowing,
+    /// The first answer of each connection arrives; after it, requests are held back as when they are slow.
+    HoldingRequests,
 }
 
 /// How to find what a server sends unasked.
@@ -48,6 +50,8 @@ struct State {
     traffic: Traffic,
     ended: bool,
     swallowed: u64,
+    /// Answers that arrived while requests are held back.
+    answered: u64,
     open: Vec<TcpStream>,
 }
 
@@ -56,6 +60,19 @@ impl Shared {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits while requests are held back or stalled; whether the connection goes on.
+    fn pass_request(&self) -> bool {
+        let mut state = self.lock();
+        while state.traffic == Traffic::HoldingRequests && state.answered > 0 && !state.ended {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        drop(state);
+        self.pass().is_some()
     }
 
     /// Waits while traffic is stalled; what it is then, or nothing when the connection is to end.
@@ -90,6 +107,7 @@ impl Proxy {
                 traffic: Traffic::Flowing,
                 ended: false,
                 swallowed: 0,
+                answered: 0,
                 open: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -112,11 +130,18 @@ impl Proxy {
     pub fn set(&self, traffic: Traffic) {
         let mut state = self.shared.lock();
         state.traffic = traffic;
+        state.answered = 0;
         if traffic == Traffic::Cut {
             close(&mut state);
         }
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    /// How many answers have arrived since the traffic was set.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.shared.lock().answered
     }
 
     /// How many messages did not arrive.
@@ -204,7 +229,7 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::R
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = from.read(&mut buffer)?;
-        if length == 0 || shared.pass().is_none() {
+        if length == 0 || !shared.pass_request() {
             return Ok(());
         }
         to.write_all(&buffer[..length])?;
@@ -232,6 +257,8 @@ fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::
                 shared.lock().swallowed += 1;
                 continue;
             }
+            // Before the answer goes on: the client's next request must find the door shut.
+            shared.lock().answered += 1;
         }
         to.write_all(&head)?;
         to.write_all(&body)?;

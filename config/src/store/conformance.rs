@@ -25,8 +25,11 @@ pub trait Bench {
     fn restart(&self);
 }
 
+/// Something that every store must do.
+pub type Check = fn(&dyn Bench);
+
 /// Every check with its name.
-pub const CHECKS: [(&str, fn(&dyn Bench)); 9] = [
+pub const CHECKS: [(&str, Check); 9] = [
     ("list", list),
     ("change", change),
     ("delete", delete),
@@ -127,6 +130,17 @@ impl Record {
     pub fn until_value(&self, key: &ControlKey, value: Option<&str>, deadline: Duration) {
         self.until(&format!("{key} = {value:?}"), deadline, |record| {
             record.tree().is_some() && record.value(key).as_deref() == value
+        });
+    }
+
+    /// Waits until the watch has told that the store is away, and nothing since.
+    ///
+    /// # Panics
+    /// After `deadline`.
+    pub fn until_away(&self, deadline: Duration) {
+        self.until("word of the outage", deadline, |record| {
+            let told = record.updates();
+            matches!(told.last(), Some(StoreUpdate::Unreachable { .. }))
         });
     }
 
@@ -416,12 +430,7 @@ fn outage(bench: &dyn Bench) {
     let (record, _watch) = Record::watch(&*reader);
     record.until_value(&key, Some("true"), SOON);
     bench.set_away(true);
-    record.until("word of the outage", NOTICED, |record| {
-        matches!(
-            record.updates().last(),
-            Some(StoreUpdate::Unreachable { .. })
-        )
-    });
+    record.until_away(NOTICED);
     let refused = writer.write(&key, Some(b"lost"), Expected::Any);
     assert!(
         matches!(&refused, Err(error) if error.is_retryable()),

@@ -1,0 +1,266 @@
+//! Situation: a watch of a real etcd, through everything that is known to make watches deaf.
+//! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
+//! lost without a word is repaired by the re-list and counted.
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario stores_etcd_faults`; `--long` pauses for 40 s and cuts for 60 s.
+
+mod stores;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::long;
+use e2e::process::Signal;
+use e2e::proxy::{Protocol, Proxy, Traffic};
+use e2e::wait::{stays, wait_for};
+use serde_json::json;
+use sluicegate_config::store::conformance::Record;
+use sluicegate_config::store::{Cause, EtcdSettings, Store};
+use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
+
+fn own(nodes: usize) -> Etcd {
+    let options = EtcdOptions {
+        nodes,
+        ..EtcdOptions::default()
+    };
+    Etcd::start_own(&options).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn open(endpoints: &[&str]) -> Arc<dyn Store> {
+    open_with(&EtcdSettings::new(endpoints))
+}
+
+fn open_with(settings: &EtcdSettings) -> Arc<dyn Store> {
+    settings.open().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A store behind a proxy, with a direct one beside it.
+fn proxied(etcd: &Etcd) -> (Proxy, Arc<dyn Store>, Arc<dyn Store>) {
+    let target = etcd.endpoint().trim_start_matches("http://");
+    let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
+    let reader = open(&[&format!("http://{}", proxy.address())]);
+    (proxy, reader, open(&[etcd.endpoint()]))
+}
+
+#[test]
+fn killed_and_started_again() {
+    let mut etcd = own(1);
+    let store = open(&[etcd.endpoint()]);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    for _ in 0..3 {
+        etcd.kill(0);
+        etcd.start_again(0)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
+        assert_healed(&record, &key, "false");
+    }
+}
+
+#[test]
+fn paused() {
+    let etcd = own(1);
+    let store = open(&[etcd.endpoint()]);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    etcd.signal(0, Signal::STOP);
+    let span = Duration::from_secs(if long() { 40 } else { 10 });
+    let last = record.tree().expect("there is one");
+    stays("the last tree", span, || match record.tree() {
+        Some(tree) if tree == last => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    record.until_away(NOTICED);
+    etcd.signal(0, Signal::CONT);
+    change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
+    assert_healed(&record, &key, "false");
+}
+
+#[test]
+fn compacted_behind_the_watchs_back() {
+    let etcd = own(1);
+    let (proxy, reader, writer) = proxied(&etcd);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    proxy.set(Traffic::Cut);
+    record.until_away(NOTICED);
+    // The re-list is answered, and the watch that starts after it arrives when its start is compacted already.
+    proxy.set(Traffic::HoldingRequests);
+    wait_for("the re-list", NOTICED, || match proxy.answered() {
+        0 => Err("no answer yet".to_owned()),
+        _ => Ok(()),
+    });
+    change_meanwhile(&*writer, &key, "true");
+    let stamp = put(&*writer, &key, "false");
+    let compaction = json!({ "revision": stamp.revision.to_string(), "physical": true });
+    etcd.ask(0, "/v3/kv/compaction", &compaction, None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    proxy.set(Traffic::Flowing);
+    assert_healed(&record, &key, "false");
+    put(&*writer, &key, "true");
+    record.until_value(&key, Some("true"), HEALED);
+    assert_eq!(
+        record.count(Cause::Repair),
+        0,
+        "it did not wait for the re-list"
+    );
+
+    let history = writer
+        .history(&key, 10)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let kept: Vec<Option<Vec<u8>>> = history.into_iter().map(|past| past.value).collect();
+    assert_eq!(kept, [Some(b"true".to_vec()), Some(b"false".to_vec())]);
+}
+
+#[test]
+fn a_member_is_removed() {
+    let etcd = own(3);
+    let endpoints = etcd.endpoints();
+    let key = gate("auditor");
+    // Each begins with a member by chance: some of them are on the one that goes.
+    let stores: Vec<Arc<dyn Store>> = (0..8).map(|_| open(&endpoints)).collect();
+    let watches: Vec<_> = stores.iter().map(|store| watched(&**store, &key)).collect();
+    let members = etcd
+        .ask(0, "/v3/cluster/member/list", &json!({}), None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let gone = members["members"]
+        .as_array()
+        .and_then(|members| members.iter().find(|member| member["name"] == "node-2"))
+        .map(|member| json!({ "ID": member["ID"] }))
+        .expect("the third member");
+    wait_for("the removal", NOTICED, || {
+        etcd.ask(0, "/v3/cluster/member/remove", &gone, None)
+            .map_err(|error| error.to_string())
+    });
+    change_meanwhile(&*open(&endpoints[..2]), &key, "false");
+    for (record, _watch) in &watches {
+        assert_healed(record, &key, "false");
+    }
+}
+
+#[test]
+fn the_majority_is_lost() {
+    let etcd = own(3);
+    let reader = open(&etcd.endpoints()[..1]);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    for node in [1, 2] {
+        etcd.signal(node, Signal::STOP);
+    }
+    record.until_away(NOTICED);
+    for node in [1, 2] {
+        etcd.signal(node, Signal::CONT);
+    }
+    change_meanwhile(&*open(&etcd.endpoints()[1..]), &key, "false");
+    assert_healed(&record, &key, "false");
+}
+
+#[test]
+fn the_network_is_cut() {
+    let etcd = own(1);
+    let (proxy, reader, writer) = proxied(&etcd);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    for (traffic, last) in [(Traffic::Stalled, "false"), (Traffic::Cut, "true")] {
+        proxy.set(traffic);
+        put(&*writer, &gate("went-meanwhile"), "true");
+        record.until_away(NOTICED);
+        change_meanwhile(&*writer, &key, last);
+        if long() {
+            stays("the outage", Duration::from_secs(60), || {
+                match record.value(&key) {
+                    Some(value) if value != last => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
+        }
+        proxy.set(Traffic::Flowing);
+        assert_healed(&record, &key, last);
+    }
+}
+
+#[test]
+fn events_are_swallowed() {
+    let etcd = own(1);
+    let target = etcd.endpoint().trim_start_matches("http://");
+    let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut settings = EtcdSettings::new(&[&format!("http://{}", proxy.address())]);
+    settings.relist = Duration::from_secs(3);
+    let (reader, writer) = (open_with(&settings), open(&[etcd.endpoint()]));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    proxy.set(Traffic::Swallowing);
+    let heard = record.count(Cause::Event);
+    for value in ["false", "true"] {
+        put(&*writer, &key, value);
+        record.until_value(&key, Some(value), Duration::from_secs(6));
+    }
+    // The second one can be seen when the watch is made anew after the first repair.
+    assert!(record.count(Cause::Repair) >= 1);
+    assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
+    assert!(proxy.swallowed() >= 2, "{}", proxy.swallowed());
+    proxy.set(Traffic::Flowing);
+    put(&*writer, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+    record.assert_never_backwards();
+}
+
+#[test]
+fn a_members_lease_expires() {
+    let etcd = own(1);
+    let (proxy, _, other) = proxied(&etcd);
+    let mut settings = EtcdSettings::new(&[&format!("http://{}", proxy.address())]);
+    settings.member_ttl = Duration::from_secs(2);
+    let store = open_with(&settings);
+    let member = store
+        .join("host-1", b"applied 1".to_vec())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let until = |wanted: usize| {
+        wait_for("the member's key", NOTICED, || match other.members() {
+            Ok(members) if members.len() == wanted => Ok(members),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    until(1);
+    proxy.set(Traffic::Cut);
+    until(0);
+    member.report(b"applied 2".to_vec());
+    proxy.set(Traffic::Flowing);
+    assert_eq!(until(1)[0].1, b"applied 2", "the newest report is written");
+}
+
+#[test]
+fn more_keys_than_a_page_and_what_is_no_key() {
+    const KEYS: usize = 300;
+    let etcd = own(1);
+    let store = open(&[etcd.endpoint()]);
+    for at in 0..KEYS {
+        put(&*store, &gate(&format!("many-{at}")), "true");
+    }
+    let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(tree.entries.len(), KEYS);
+    // Values of 1 MiB pass; a page of them does too.
+    let long = "x".repeat(1024 * 1024);
+    for at in 0..12 {
+        put(&*store, &gate(&format!("many-{at}")), &long);
+    }
+    let (record, _watch) = Record::watch(&*store);
+    record.until("all of it", NOTICED, |record| {
+        record.tree().is_some_and(|tree| tree.entries.len() == KEYS)
+    });
+    let stranger = json!({ "key": base64(b"/plugins/auditor/enable"), "value": base64(b"true") });
+    etcd.ask(0, "/v3/kv/put", &stranger, None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    record.until("word of the stranger", HEALED, |record| {
+        let tree = record.tree().expect("there is one");
+        tree.strangers
+            .get("auditor/enable")
+            .is_some_and(|reason| reason.contains("known are {name}/enabled"))
+    });
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}

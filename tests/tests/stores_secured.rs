@@ -1,0 +1,260 @@
+//! Situation: real etcd and ZooKeeper that speak TLS, ask for client certificates, and know users.
+//! Property: the stores get in with the right certificates and passwords and say why they do not with wrong ones; a token that
+//! the server has forgotten is asked for anew.
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario stores_secured`
+
+mod stores;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use e2e::certificates::Certificates;
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use serde_json::json;
+use sluicegate_config::Secret;
+use sluicegate_config::store::conformance::Record;
+use sluicegate_config::store::{
+    Acl, EtcdSettings, Expected, Login, Store, StoreError, TlsFiles, TlsIdentity, ZooKeeperSettings,
+};
+use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
+
+fn open_etcd(settings: &EtcdSettings) -> Arc<dyn Store> {
+    settings.open().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn open_zookeeper(settings: &ZooKeeperSettings) -> Arc<dyn Store> {
+    settings.open().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn trusting(files: &Certificates) -> TlsFiles {
+    TlsFiles {
+        ca_file: files.authority.clone(),
+        identity: None,
+        server_name: None,
+    }
+}
+
+fn identified(files: &Certificates) -> TlsFiles {
+    TlsFiles {
+        identity: Some(TlsIdentity {
+            cert_file: files.client_certificate.clone(),
+            key_file: files.client_key.clone(),
+        }),
+        ..trusting(files)
+    }
+}
+
+/// A write is seen by a watch, through whatever secures the connection.
+fn works(store: &dyn Store) {
+    let key = gate("auditor");
+    let (record, _watch) = Record::watch(store);
+    put(store, &key, "true");
+    record.until_value(&key, Some("true"), NOTICED);
+    let member = store
+        .join("host-1", b"started".to_vec())
+        .unwrap_or_else(|error| panic!("{error}"));
+    e2e::wait::wait_for("the member", NOTICED, || match store.members() {
+        Ok(members) if members.len() == 1 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    drop(member);
+}
+
+fn is_away(store: &dyn Store) {
+    let refused = store.list();
+    assert!(
+        matches!(&refused, Err(StoreError::Unreachable { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn etcd_over_tls_with_and_without_a_client_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Certificates::make(folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
+    for client_certificates in [false, true] {
+        let etcd = Etcd::start_own(&EtcdOptions {
+            tls: Some(files.clone()),
+            client_certificates,
+            ..EtcdOptions::default()
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+        let with = |tls: TlsFiles| {
+            let mut settings = EtcdSettings::new(&[etcd.endpoint()]);
+            settings.request_timeout = Duration::from_secs(3);
+            settings.tls = Some(tls);
+            settings
+        };
+        works(&*open_etcd(&with(identified(&files))));
+        let plain = open_etcd(&with(trusting(&files)));
+        match client_certificates {
+            true => is_away(&*plain),
+            false => works(&*plain),
+        }
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        let others =
+            Certificates::make(elsewhere.path()).unwrap_or_else(|error| panic!("{error:#}"));
+        is_away(&*open_etcd(&with(trusting(&others))));
+        let named = TlsFiles {
+            server_name: Some("localhost".to_owned()),
+            ..identified(&files)
+        };
+        works(&*open_etcd(&with(named)));
+    }
+    let mut missing = EtcdSettings::new(&["https://127.0.0.1:1"]);
+    missing.tls = Some(TlsFiles {
+        ca_file: folder.path().join("nowhere.pem"),
+        ..trusting(&files)
+    });
+    let refused = missing.open().err().expect("there is no such file");
+    assert!(refused.to_string().contains("nowhere.pem"), "{refused}");
+}
+
+#[test]
+fn zookeeper_over_tls_with_and_without_a_client_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Certificates::make(folder.path()).unwrap_or_else(|error| panic!("{error:#}"));
+    for client_certificates in [false, true] {
+        let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions {
+            tls: Some(files.clone()),
+            client_certificates,
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+        let with = |tls: TlsFiles| {
+            let mut settings = ZooKeeperSettings::new(zookeeper.secure());
+            settings.request_timeout = Duration::from_secs(3);
+            settings.tls = Some(tls);
+            settings
+        };
+        works(&*open_zookeeper(&with(identified(&files))));
+        let plain = open_zookeeper(&with(trusting(&files)));
+        match client_certificates {
+            true => is_away(&*plain),
+            false => works(&*plain),
+        }
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        let others =
+            Certificates::make(elsewhere.path()).unwrap_or_else(|error| panic!("{error:#}"));
+        is_away(&*open_zookeeper(&with(trusting(&others))));
+    }
+}
+
+#[test]
+fn etcd_with_a_user_and_a_forgotten_token() {
+    let mut etcd =
+        Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let below = |prefix: &str| json!({ "permType": "READWRITE", "key": encoded(prefix), "range_end": encoded(&format!("{}0", prefix.trim_end_matches('/'))) });
+    for (path, body) in [
+        (
+            "/v3/auth/user/add",
+            json!({ "name": "root", "password": "top" }),
+        ),
+        (
+            "/v3/auth/user/grant",
+            json!({ "user": "root", "role": "root" }),
+        ),
+        (
+            "/v3/auth/user/add",
+            json!({ "name": "gate", "password": "secret" }),
+        ),
+        ("/v3/auth/role/add", json!({ "name": "gate" })),
+        (
+            "/v3/auth/role/grant",
+            json!({ "name": "gate", "perm": below("/plugins/") }),
+        ),
+        (
+            "/v3/auth/role/grant",
+            json!({ "name": "gate", "perm": below("/sluicegate/members/") }),
+        ),
+        (
+            "/v3/auth/user/grant",
+            json!({ "user": "gate", "role": "gate" }),
+        ),
+    ] {
+        if path == "/v3/auth/user/grant" && body["role"] == "root" {
+            etcd.ask(0, "/v3/auth/role/add", &json!({ "name": "root" }), None)
+                .unwrap_or_else(|error| panic!("{error:#}"));
+        }
+        etcd.ask(0, path, &body, None)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+    }
+    etcd.ask(0, "/v3/auth/enable", &json!({}), None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+
+    let with = |user: &str, password: &str| {
+        let mut settings = EtcdSettings::new(&[etcd.endpoint()]);
+        settings.login = Some(Login {
+            user: user.to_owned(),
+            password: Secret::new(password),
+        });
+        settings
+    };
+    let settings = with("gate", "secret");
+    let store = open_etcd(&settings);
+    works(&*store);
+    let wrong = open_etcd(&with("gate", "guessed")).list();
+    assert!(
+        matches!(&wrong, Err(StoreError::Refused { reason, .. }) if reason.contains("authentication failed")),
+        "{wrong:?}"
+    );
+    let nobody = open_etcd(&EtcdSettings::new(&[etcd.endpoint()])).list();
+    assert!(
+        matches!(&nobody, Err(StoreError::Refused { .. })),
+        "{nobody:?}"
+    );
+    let mut outside = settings.clone();
+    outside.prefix = "/elsewhere".to_owned();
+    let refused = open_etcd(&outside).write(&gate("auditor"), Some(b"true"), Expected::Any);
+    assert!(
+        matches!(&refused, Err(StoreError::Refused { reason, .. }) if reason.contains("permission denied")),
+        "{refused:?}"
+    );
+
+    // Simple tokens are in the server's memory alone: after a restart the present one is refused.
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    etcd.kill(0);
+    etcd.start_again(0)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    change_meanwhile(&*store, &key, "false");
+    assert_healed(&record, &key, "false");
+    put(&*store, &key, "true");
+    record.until_value(&key, Some("true"), HEALED);
+}
+
+#[test]
+fn zookeeper_with_digest_and_nodes_of_the_creator_alone() {
+    let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let with = |password: &str| {
+        let mut settings = ZooKeeperSettings::new(zookeeper.connect());
+        settings.acl = Acl::Creator;
+        settings.digest = Some(Login {
+            user: "gate".to_owned(),
+            password: Secret::new(password),
+        });
+        settings
+    };
+    let store = open_zookeeper(&with("secret"));
+    works(&*store);
+    let key = gate("auditor");
+    for other in [with("guessed"), ZooKeeperSettings::new(zookeeper.connect())] {
+        let other = open_zookeeper(&other);
+        for refused in [
+            other.list().map(drop),
+            other.write(&key, Some(b"false"), Expected::Any).map(drop),
+        ] {
+            assert!(
+                matches!(&refused, Err(StoreError::Refused { reason, .. }) if reason.contains("not authorized")),
+                "{refused:?}"
+            );
+        }
+    }
+    let (record, _watch) = watched(&*store, &key);
+    change_meanwhile(&*store, &key, "false");
+    assert_healed(&record, &key, "false");
+}

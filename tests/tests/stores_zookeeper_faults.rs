@@ -1,0 +1,198 @@
+//! Situation: a watch of a real ZooKeeper, through everything that is known to make watches deaf.
+//! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
+//! lost without a word is repaired by the re-list and counted.
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
+
+mod stores;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use e2e::long;
+use e2e::process::Signal;
+use e2e::proxy::{Protocol, Proxy, Traffic};
+use e2e::wait::{stays, wait_for};
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use sluicegate_config::store::{Cause, Store, StoreError, ZooKeeperSettings};
+use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
+
+fn own() -> ZooKeeper {
+    ZooKeeper::start_own(&ZooKeeperOptions::default()).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn open(servers: &str) -> Arc<dyn Store> {
+    open_with(&ZooKeeperSettings::new(servers))
+}
+
+fn open_with(settings: &ZooKeeperSettings) -> Arc<dyn Store> {
+    settings.open().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn proxy_of(zookeeper: &ZooKeeper) -> Proxy {
+    Proxy::start(zookeeper.connect(), Protocol::ZooKeeper)
+        .unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+#[test]
+fn killed_and_started_again() {
+    let mut zookeeper = own();
+    let store = open(zookeeper.connect());
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    for _ in 0..2 {
+        zookeeper
+            .restart()
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        change_meanwhile(&*open(zookeeper.connect()), &key, "false");
+        assert_healed(&record, &key, "false");
+    }
+}
+
+#[test]
+fn paused() {
+    let zookeeper = own();
+    let store = open(zookeeper.connect());
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    zookeeper.signal(Signal::STOP);
+    let span = Duration::from_secs(if long() { 40 } else { 10 });
+    let last = record.tree().expect("there is one");
+    stays("the last tree", span, || match record.tree() {
+        Some(tree) if tree == last => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    record.until_away(NOTICED);
+    zookeeper.signal(Signal::CONT);
+    change_meanwhile(&*open(zookeeper.connect()), &key, "false");
+    assert_healed(&record, &key, "false");
+}
+
+#[test]
+fn the_session_expires() {
+    let zookeeper = own();
+    let proxy = proxy_of(&zookeeper);
+    let mut settings = ZooKeeperSettings::new(&proxy.address());
+    settings.session_timeout = Duration::from_secs(2);
+    settings.request_timeout = Duration::from_secs(1);
+    let (reader, writer) = (open_with(&settings), open(zookeeper.connect()));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    let member = reader
+        .join("host-1", b"applied 1".to_vec())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let until = |wanted: usize| {
+        wait_for("the member's node", NOTICED, || match writer.members() {
+            Ok(members) if members.len() == wanted => Ok(members),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    until(1);
+    proxy.set(Traffic::Stalled);
+    // The server takes the node away with the session.
+    until(0);
+    record.until_away(NOTICED);
+    member.report(b"applied 2".to_vec());
+    change_meanwhile(&*writer, &key, "false");
+    proxy.set(Traffic::Flowing);
+    assert_healed(&record, &key, "false");
+    assert_eq!(until(1)[0].1, b"applied 2", "the newest report is written");
+    drop(member);
+    until(0);
+}
+
+#[test]
+fn the_connection_is_lost_for_a_moment() {
+    let zookeeper = own();
+    let proxy = proxy_of(&zookeeper);
+    let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    for round in 0..5 {
+        let last = if round % 2 == 0 { "false" } else { "true" };
+        put(&*writer, &gate("went-meanwhile"), "true");
+        proxy.set(Traffic::Cut);
+        change_meanwhile(&*writer, &key, last);
+        proxy.set(Traffic::Flowing);
+        assert_healed(&record, &key, last);
+        // And it goes on hearing what comes later.
+        put(&*writer, &key, "later");
+        record.until_value(&key, Some("later"), HEALED);
+    }
+    assert_eq!(
+        record.count(Cause::Repair),
+        0,
+        "it did not wait for the re-list"
+    );
+}
+
+#[test]
+fn the_network_is_cut() {
+    let zookeeper = own();
+    let proxy = proxy_of(&zookeeper);
+    let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    for (traffic, last) in [(Traffic::Stalled, "false"), (Traffic::Cut, "true")] {
+        proxy.set(traffic);
+        put(&*writer, &gate("went-meanwhile"), "true");
+        record.until_away(NOTICED);
+        change_meanwhile(&*writer, &key, last);
+        if long() {
+            stays("the outage", Duration::from_secs(60), || {
+                match record.value(&key) {
+                    Some(value) if value != last => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            });
+        }
+        proxy.set(Traffic::Flowing);
+        assert_healed(&record, &key, last);
+    }
+}
+
+#[test]
+fn events_are_swallowed() {
+    let zookeeper = own();
+    let proxy = proxy_of(&zookeeper);
+    let mut settings = ZooKeeperSettings::new(&proxy.address());
+    settings.relist = Duration::from_secs(3);
+    let (reader, writer) = (open_with(&settings), open(zookeeper.connect()));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    proxy.set(Traffic::Swallowing);
+    let heard = record.count(Cause::Event);
+    for value in ["false", "true"] {
+        put(&*writer, &key, value);
+        record.until_value(&key, Some(value), Duration::from_secs(6));
+    }
+    // The second one can be seen when the watch is made anew after the first repair.
+    assert!(record.count(Cause::Repair) >= 1);
+    assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
+    delete(&*writer, &key);
+    record.until_value(&key, None, Duration::from_secs(6));
+    assert!(proxy.swallowed() >= 3, "{}", proxy.swallowed());
+    proxy.set(Traffic::Flowing);
+    put(&*writer, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+    record.assert_never_backwards();
+}
+
+#[test]
+fn a_gate_with_a_spec_is_emptied_and_history_is_not_kept() {
+    let zookeeper = own();
+    let store = open(zookeeper.connect());
+    let key = gate("auditor");
+    let spec = sluicegate_config::store::ControlKey::spec("auditor").expect("a name");
+    put(&*store, &spec, "name: auditor");
+    put(&*store, &key, "true");
+    assert!(store.locate(&key).ends_with("/plugins/auditor"));
+    delete(&*store, &key);
+    let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(tree.entries.keys().collect::<Vec<_>>(), [&spec]);
+    let refused = store.history(&key, 5);
+    assert!(
+        matches!(refused, Err(StoreError::NotKept { .. })),
+        "{refused:?}"
+    );
+}
