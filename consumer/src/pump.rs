@@ -512,6 +512,13 @@ impl PumpAddress {
         self.ask(deadline, move |pump| pump.apply(index, handlers, topics))
     }
 
+    /// Switches the log line a record on or off, between two turns.
+    pub fn set_record_log(&self, on: bool) {
+        let request = move |pump: &mut Pump| pump.flow.set_record_log(on);
+        let request = PumpMessage::Control(Box::new(Request(request)));
+        self.inbox.push(request);
+    }
+
     /// What the pump says of itself. `None`: no answer in time.
     pub fn report(&self, deadline: Duration) -> Option<PumpReport> {
         self.ask(deadline, |pump| pump.report())

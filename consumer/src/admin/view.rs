@@ -23,6 +23,14 @@ pub enum GateError {
         /// The control plane's words, with what to do.
         reason: String,
     },
+    /// The gate is open in the control plane, but the handler does not serve.
+    #[error("the gate of `{name}` is written, but the handler does not serve: {reason}")]
+    NotServing {
+        /// The handler.
+        name: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The running service. Its methods may block up to their deadline: call them where blocking is allowed.

@@ -114,6 +114,9 @@ impl Flow {
             }
         }
         assignment.delivered += 1;
+        if let Some(log) = &mut self.record_log {
+            log.note(&assignment.at, &delivery, self.now_ms);
+        }
         self.route(delivery);
         None
     }

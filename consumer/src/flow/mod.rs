@@ -23,6 +23,7 @@ mod log;
 mod outcomes;
 mod ownership;
 mod place;
+mod record_log;
 pub mod report;
 pub mod slab;
 mod tasks;
@@ -42,6 +43,7 @@ use crate::routing::{Router, RoutingIndex};
 use crate::source::{CommitEntry, CommitResult, Slot, TopicPartition};
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
+use record_log::RecordLog;
 use slab::Slab;
 use tasks::Tasks;
 
@@ -114,6 +116,8 @@ pub struct Flow {
     fault: Option<Arc<str>>,
     /// Pools are to be told which partitions are ours before the next batch.
     ownership_changed: bool,
+    /// `None` while it is off.
+    record_log: Option<RecordLog>,
 }
 
 impl Flow {
@@ -145,6 +149,7 @@ impl Flow {
             late_outcomes: 0,
             fault: None,
             ownership_changed: false,
+            record_log: None,
         }
     }
 

@@ -9,15 +9,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use sluicegate_config::service::HandlersConfig;
 use sluicegate_config::source::{Update, UpdateSink};
 use sluicegate_config::spec::TopicPattern;
+use sluicegate_config::store::{Store, StoreError};
 use sluicegate_config::{Snapshot, diff};
 use tokio::runtime::Handle;
 
+use super::members::{Member, Standing};
 use super::view::View;
 use super::{StartError, settings};
 use crate::emit::topics::{NeededTopic, TopicError, ensure_topics};
@@ -31,6 +34,9 @@ const RESCAN: Duration = Duration::from_secs(30);
 const SHARE_READY: Duration = Duration::from_millis(200);
 /// Longest wait for a pump to take a plan; it takes it in any case.
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
+
+/// How often the fleet is told of handlers that have failed or are well again.
+const LOOK_AFTER_HANDLERS: Duration = Duration::from_secs(1);
 
 enum Order {
     Update(Update),
@@ -56,6 +62,11 @@ pub(super) struct Desk {
     snapshot: Arc<Snapshot>,
     client: ClientSettings,
     tokio: Handle,
+    /// Topics that were there when they were last looked for.
+    ensured: BTreeSet<NeededTopic>,
+    /// The revision that every pump runs by.
+    in_force: u64,
+    member: Option<Member>,
 }
 
 /// The control thread.
@@ -78,7 +89,44 @@ impl Desk {
             snapshot: Arc::new(Snapshot::default()),
             client,
             tokio,
+            ensured: BTreeSet::new(),
+            in_force: 0,
+            member: None,
         }
+    }
+
+    /// Becomes a member of the fleet that meets in `store`.
+    ///
+    /// # Errors
+    /// The store's, when it takes no such id.
+    pub(super) fn join(
+        &mut self,
+        store: &Arc<dyn Store>,
+        config: &HandlersConfig,
+    ) -> Result<(), StoreError> {
+        let (refusals, pools) = (self.registry.refusals(), self.registry.report());
+        let standing = Standing {
+            in_force: self.in_force,
+            snapshot: &self.snapshot,
+            refusals: &refusals,
+            pools: &pools,
+        };
+        self.member = Some(Member::join(store, config, standing)?);
+        Ok(())
+    }
+
+    /// Tells the fleet how things stand, if that is news.
+    fn tell_fleet(&mut self) {
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        let (refusals, pools) = (self.registry.refusals(), self.registry.report());
+        member.tell(Standing {
+            in_force: self.in_force,
+            snapshot: &self.snapshot,
+            refusals: &refusals,
+            pools: &pools,
+        });
     }
 
     /// Puts the first snapshot in force, whole.
@@ -99,7 +147,8 @@ impl Desk {
 
     /// Makes the dead-letter topics of topics that are named exactly. Those of patterns are known only when their
     /// first record comes; the producer's own topic creation serves them, or their partition waits (G7).
-    fn ensure_dead_letter_topics(&self, plan: &Plan) -> Result<(), TopicError> {
+    /// Topics that were there before are not asked for again: a gate must not wait for the cluster.
+    fn ensure_dead_letter_topics(&mut self, plan: &Plan) -> Result<(), TopicError> {
         let mut needed = BTreeSet::new();
         for spec in plan
             .handlers
@@ -117,8 +166,13 @@ impl Desk {
                 }
             }
         }
-        let needed: Vec<NeededTopic> = needed.into_iter().collect();
-        self.tokio.block_on(ensure_topics(&self.client, &needed))
+        if needed.is_subset(&self.ensured) {
+            return Ok(());
+        }
+        let asked: Vec<NeededTopic> = needed.iter().cloned().collect();
+        self.tokio.block_on(ensure_topics(&self.client, &asked))?;
+        self.ensured = needed;
+        Ok(())
     }
 
     /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
@@ -173,20 +227,29 @@ impl Desk {
                 return;
             }
         };
+        let mut everywhere = true;
         for pump in self.view.pumps() {
             let handlers = plan
                 .handlers
                 .iter()
                 .map(|plan| (plan.ix, settings::handler(plan)))
                 .collect();
+            let record_log = self.snapshot.switches.record_log;
             match pump.apply(index.clone(), handlers, topics.clone(), PUMP_ANSWER) {
-                Some(Ok(())) => {}
+                Some(Ok(())) => pump.set_record_log(record_log),
                 Some(Err(error)) => {
                     tracing::error!(%error, "subscription refused");
                     self.view.note_rejection(&error.to_string());
+                    everywhere = false;
                 }
-                None => tracing::warn!("a pump has not taken the plan yet"),
+                None => {
+                    tracing::warn!("a pump has not taken the plan yet");
+                    everywhere = false;
+                }
             }
+        }
+        if everywhere {
+            self.in_force = plan.revision;
         }
         tracing::info!(
             revision = plan.revision,
@@ -221,7 +284,15 @@ impl Desk {
     }
 
     fn run(mut self, inbox: &Receiver<Order>, preparer: &SyncSender<()>) {
-        while let Ok(order) = inbox.recv() {
+        loop {
+            let order = match inbox.recv_timeout(LOOK_AFTER_HANDLERS) {
+                Ok(order) => order,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tell_fleet();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             match order {
                 Order::Update(update) => self.update(update, preparer),
                 Order::Rescan => {
@@ -233,12 +304,15 @@ impl Desk {
                 }
                 Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
                 Order::Stop(deadline) => {
+                    // A member that is gone is not waited for.
+                    self.member = None;
                     if !self.registry.shutdown(Instant::now() + deadline) {
                         tracing::warn!("some handler instances did not end in time");
                     }
                     return;
                 }
             }
+            self.tell_fleet();
         }
     }
 

@@ -9,6 +9,7 @@
 //! pump, both at once.
 
 mod control;
+mod members;
 mod settings;
 mod view;
 
@@ -111,6 +112,10 @@ impl Service {
         ));
         let mut desk = Desk::new(registry, view.clone(), client, tokio.handle().clone());
         desk.start(Arc::new(snapshot))?;
+        if let Some(store) = source.store() {
+            desk.join(&store, &config.handlers)
+                .map_err(|error| StartError::part("member key")(error.to_string()))?;
+        }
         let (admin_stop, admin_address) = start_admin(&tokio, listener, &view)?;
         let (control, sink) = desk
             .spawn()

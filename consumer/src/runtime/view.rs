@@ -1,8 +1,9 @@
 //! The service as the admin side sees it: reports of pumps and pools put together with what the specs declare.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluicegate_config::source::GateWriter;
 use sluicegate_config::spec::Route;
@@ -38,6 +39,8 @@ struct Standing {
     revision: u64,
     declared: Vec<DeclaredHandler>,
     last_rejection: Option<String>,
+    /// Each refusal that stands.
+    refused: BTreeSet<String>,
     unreachable: Option<String>,
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
@@ -103,10 +106,14 @@ impl View {
                 }
             })
             .collect();
-        for why in &refused {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is refused stays so through many a gate's change, and is said once.
+        for why in refused
+            .iter()
+            .filter(|&why| !standing.refused.contains(why))
+        {
             tracing::error!(revision = snapshot.revision, "{why}");
         }
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing.revision = applied.plan.revision;
         standing.switches = snapshot.switches;
         standing.declared = declared;
@@ -115,6 +122,7 @@ impl View {
             self.rejections.fetch_add(1, Ordering::Relaxed);
         }
         standing.last_rejection = last;
+        standing.refused = refused.into_iter().collect();
     }
 
     /// Takes note of an update that was refused as a whole.
@@ -140,6 +148,77 @@ impl View {
     pub(super) fn note_repairs(&self, keys: u64) {
         self.repairs.fetch_add(keys, Ordering::Relaxed);
     }
+}
+
+/// How long whoever opens a gate waits for the handler to serve.
+const OPENS_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+
+impl View {
+    /// Waits until an opened handler serves.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn await_open(&self, handler: &str) -> Result<(), GateError> {
+        let deadline = Instant::now() + OPENS_WITHIN;
+        loop {
+            let late = Instant::now() >= deadline;
+            match self.serves(handler) {
+                Serves::Well => return Ok(()),
+                Serves::Not(reason) => {
+                    return Err(GateError::NotServing {
+                        name: handler.to_owned(),
+                        reason,
+                    });
+                }
+                Serves::NotYet(Some(reason)) if late => {
+                    return Err(GateError::NotServing {
+                        name: handler.to_owned(),
+                        reason,
+                    });
+                }
+                // The gate is written; it opens when the store says so.
+                Serves::NotYet(None) if late => return Ok(()),
+                Serves::NotYet(_) => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+
+    fn serves(&self, handler: &str) -> Serves {
+        let is_open = {
+            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            let declared = standing.declared.iter().find(|one| one.name == handler);
+            declared.is_some_and(|one| one.gate == Gate::Open)
+        };
+        if !is_open {
+            return Serves::NotYet(None);
+        }
+        let pools = self.registry.report();
+        let serving = pools
+            .into_iter()
+            .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
+        match serving {
+            Some(pool) if pool.state == HandlerState::Active => Serves::Well,
+            Some(pool) => {
+                let why = pool.last_error.unwrap_or_default();
+                Serves::NotYet(Some(format!("it is {}: {why}", pool.state)))
+            }
+            None => {
+                let refusals = self.registry.refusals();
+                let refusal = refusals.into_iter().find(|one| one.handler == handler);
+                refusal.map_or(Serves::NotYet(None), |one| Serves::Not(one.reason))
+            }
+        }
+    }
+}
+
+/// Whether an opened handler serves.
+enum Serves {
+    Well,
+    /// It may yet; what keeps it, if that is known.
+    NotYet(Option<String>),
+    /// It is refused.
+    Not(String),
 }
 
 impl ServiceView for View {
@@ -223,6 +302,7 @@ impl ServiceView for View {
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
         use sluicegate_config::source::GateError as Refused;
         match self.gates.set_gate(handler, open) {
+            Ok(_) if open => self.await_open(handler),
             Ok(_) => Ok(()),
             Err(Refused::UnknownHandler { name, .. }) => {
                 let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -294,5 +294,9 @@ async fn gate(
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             Err(Refusal::new(status, "not_written", error.to_string()))
         }
+        Err(error @ GateError::NotServing { .. }) => {
+            let status = StatusCode::CONFLICT;
+            Err(Refusal::new(status, "not_serving", error.to_string()))
+        }
     }
 }
