@@ -17,6 +17,7 @@ pub mod bridge;
 pub mod diff;
 mod document;
 mod environment;
+pub mod fleet;
 pub mod member;
 pub mod problem;
 pub mod reference;

@@ -35,6 +35,9 @@ pub struct Rollout {
     /// How long a wave must be well before the next one, such as `30s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_healthy: Option<String>,
+    /// The revision of the spec that it takes the place of; 0 when there was none.
+    #[serde(default)]
+    pub base_revision: u64,
 }
 
 impl Rollout {

@@ -21,6 +21,7 @@ mod store_map;
 use std::sync::Arc;
 
 pub use file::FileSource;
+pub(crate) use gate_edit::name_in as name_in_spec;
 pub use memory::{MemoryHandle, MemorySource};
 pub use open::host;
 pub use store::{StoreSource, StoreSourceSettings};

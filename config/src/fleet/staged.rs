@@ -1,0 +1,402 @@
+//! A staged roll-out, driven from an operator's terminal: wave by wave, and back at the first refusal.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::edit::{expected, in_progress, is_conflict, name_of_spec};
+use super::members::complaints;
+use super::{Awaited, FleetError, MemberState, Verdict, Wave, await_members, parse_waves};
+use crate::document::{format_duration, parse_duration};
+use crate::member::MemberReport;
+use crate::rollout::Rollout;
+use crate::store::{ControlKey, Expected, Stamp, Store};
+
+/// How often members are looked at while they should stay well.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How a roll-out goes.
+#[derive(Clone, Debug)]
+pub struct StagedSettings {
+    /// Its waves, the last one everybody.
+    pub waves: Vec<Wave>,
+    /// How long a wave must stay well before the next one.
+    pub wait_healthy: Duration,
+    /// How long a wave may take to apply it.
+    pub timeout: Duration,
+    /// Who does it, for people.
+    pub by: String,
+}
+
+/// What a roll-out tells on its way.
+#[derive(Clone, Debug)]
+pub enum StagedStep<'s> {
+    /// A wave begins.
+    Wave {
+        /// Which, from 1.
+        number: usize,
+        /// Of how many.
+        of: usize,
+        /// Who has the new revision from now on.
+        members: &'s [String],
+    },
+    /// The wave's members moved on.
+    Members(&'s Awaited),
+    /// The wave has applied it; it must stay well for this long.
+    StayWell(Duration),
+    /// Something is wrong: the earlier revision is restored.
+    Restoring(&'s [String]),
+    /// Every wave is well: the spec is written for everybody.
+    Finishing,
+}
+
+/// How a roll-out ended.
+#[derive(Clone, Debug)]
+pub enum Staged {
+    /// Everybody has it.
+    Done {
+        /// The revision of the spec.
+        revision: u64,
+        /// Who has it; members that came meanwhile may still be on their way.
+        awaited: Awaited,
+    },
+    /// It was ended, and the earlier revision is in effect again.
+    Restored {
+        /// Why.
+        reasons: Vec<String>,
+        /// Who runs the earlier revision again.
+        awaited: Awaited,
+    },
+}
+
+/// Starts a roll-out of the spec `text`, if the handler's spec is still at `expect`, where that is given, and drives it to
+/// its end.
+///
+/// # Errors
+/// [`FleetError`]; a roll-out that was begun then stays as it is, to be resumed or aborted.
+pub fn begin(
+    store: &dyn Store,
+    text: &str,
+    file: Option<&Path>,
+    expect: Option<u64>,
+    settings: &StagedSettings,
+    tell: &mut dyn FnMut(StagedStep<'_>),
+) -> Result<Staged, FleetError> {
+    let name = name_of_spec(text, file)?;
+    let spec = ControlKey::spec(&name)?;
+    let found = store.list()?;
+    let found = found.get(&spec).map_or(0, |entry| entry.stamp.revision);
+    if let Some(expected) = expect
+        && expected != found
+    {
+        return Err(FleetError::Moved {
+            place: store.locate(&spec),
+            expected,
+            found,
+        });
+    }
+    if store.members()?.is_empty() {
+        return Err(FleetError::NoMembers);
+    }
+    let rollout = Rollout {
+        id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
+        by: settings.by.clone(),
+        started: jiff::Timestamp::now().to_string(),
+        spec: Some(text.to_owned()),
+        waves: settings.waves.iter().map(ToString::to_string).collect(),
+        wait_healthy: Some(format_duration(settings.wait_healthy)),
+        base_revision: found,
+        ..Rollout::default()
+    };
+    let key = ControlKey::rollout(&name)?;
+    let stamp = match store.write(&key, Some(&rollout.to_json()), Expected::Absent) {
+        Ok(stamp) => stamp,
+        Err(error) if is_conflict(&error) => {
+            let tree = store.list()?;
+            return Err(match tree.get(&key) {
+                Some(entry) => in_progress(&name, entry),
+                None => error.into(),
+            });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut drive = Drive {
+        store,
+        name,
+        rollout,
+        stamp,
+        timeout: settings.timeout,
+        tell,
+    };
+    drive.run()
+}
+
+/// Goes on with a roll-out that another terminal began.
+///
+/// # Errors
+/// [`FleetError::NotInProgress`], or as [`begin`].
+pub fn resume(
+    store: &dyn Store,
+    name: &str,
+    timeout: Duration,
+    tell: &mut dyn FnMut(StagedStep<'_>),
+) -> Result<Staged, FleetError> {
+    Drive::of(store, name, timeout, tell)?.run()
+}
+
+/// Ends a roll-out that is in progress; the earlier revision is in effect again.
+///
+/// # Errors
+/// [`FleetError::NotInProgress`], or as [`begin`].
+pub fn abort(
+    store: &dyn Store,
+    name: &str,
+    timeout: Duration,
+    tell: &mut dyn FnMut(StagedStep<'_>),
+) -> Result<Staged, FleetError> {
+    Drive::of(store, name, timeout, tell)?.restore(vec!["an operator ended it".to_owned()])
+}
+
+/// A roll-out under way.
+struct Drive<'d> {
+    store: &'d dyn Store,
+    name: String,
+    rollout: Rollout,
+    stamp: Stamp,
+    timeout: Duration,
+    tell: &'d mut dyn FnMut(StagedStep<'_>),
+}
+
+impl<'d> Drive<'d> {
+    /// The one that stands in the store.
+    fn of(
+        store: &'d dyn Store,
+        name: &str,
+        timeout: Duration,
+        tell: &'d mut dyn FnMut(StagedStep<'_>),
+    ) -> Result<Self, FleetError> {
+        let tree = store.list()?;
+        let Some(entry) = tree.get(&ControlKey::rollout(name)?) else {
+            return Err(FleetError::NotInProgress {
+                name: name.to_owned(),
+            });
+        };
+        let rollout = Rollout::from_json(&entry.value).map_err(|what| FleetError::Overtaken {
+            name: name.to_owned(),
+            what,
+        })?;
+        Ok(Self {
+            store,
+            name: name.to_owned(),
+            rollout,
+            stamp: entry.stamp,
+            timeout,
+            tell,
+        })
+    }
+
+    fn run(&mut self) -> Result<Staged, FleetError> {
+        let waves = parse_waves(&self.rollout.waves.join(","));
+        let waves = waves.map_err(|error| self.overtaken(&error.to_string()))?;
+        let healthy = self.rollout.wait_healthy.as_deref().unwrap_or("0s");
+        let healthy = parse_duration(healthy).map_err(|error| self.overtaken(&error))?;
+        for number in self.rollout.wave..waves.len() {
+            self.grow(number, &waves)?;
+            let members = self.rollout.members.clone();
+            let tell = &mut *self.tell;
+            let awaited = await_members(
+                self.store,
+                &self.name,
+                self.stamp.revision,
+                Some(&members),
+                Instant::now() + self.timeout,
+                &mut |awaited| tell(StagedStep::Members(awaited)),
+            )?;
+            if !awaited.everywhere {
+                return self.restore(awaited.members.iter().filter_map(reason).collect());
+            }
+            (self.tell)(StagedStep::StayWell(healthy));
+            let reasons = self.stay_well(&members, healthy)?;
+            if !reasons.is_empty() {
+                return self.restore(reasons);
+            }
+        }
+        self.finish()
+    }
+
+    /// Gives the new revision to as many members as the wave has; those that have it keep it.
+    fn grow(&mut self, number: usize, waves: &[Wave]) -> Result<(), FleetError> {
+        let mut alive: Vec<String> = self
+            .store
+            .members()?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        alive.sort();
+        if alive.is_empty() {
+            return Err(FleetError::NoMembers);
+        }
+        let rollout = &mut self.rollout;
+        rollout.wave = number;
+        rollout.members.retain(|id| alive.contains(id));
+        let size = waves[number].size(alive.len());
+        for id in alive {
+            if rollout.members.len() < size && !rollout.members.contains(&id) {
+                rollout.members.push(id);
+            }
+        }
+        rollout.members.sort();
+        (self.tell)(StagedStep::Wave {
+            number: number + 1,
+            of: waves.len(),
+            members: &self.rollout.members,
+        });
+        let value = self.rollout.to_json();
+        self.stamp = self.write(Some(&value))?;
+        Ok(())
+    }
+
+    /// What goes wrong on the members while `time` passes.
+    fn stay_well(&self, members: &[String], time: Duration) -> Result<Vec<String>, FleetError> {
+        let until = Instant::now() + time;
+        loop {
+            match self.store.members() {
+                Ok(alive) => {
+                    let reasons = self.ailments(members, &alive);
+                    if !reasons.is_empty() {
+                        return Ok(reasons);
+                    }
+                }
+                // Members go on without the store, and so does the waiting.
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error.into()),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Vec::new());
+            }
+            std::thread::sleep(left.min(LOOK_EVERY));
+        }
+    }
+
+    fn ailments(&self, members: &[String], alive: &[(String, Vec<u8>)]) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for id in members {
+            let report = alive.iter().find(|(alive, _)| alive == id);
+            let state = match report.map(|(_, report)| MemberReport::from_json(report)) {
+                None => MemberState::Gone,
+                Some(Err(reason)) => MemberState::Unreadable { reason },
+                Some(Ok(report)) => match complaints(&report, &self.name) {
+                    none if none.is_empty() => MemberState::Applied,
+                    reasons => MemberState::Refused { reasons },
+                },
+            };
+            let member = id.clone();
+            reasons.extend(reason(&Verdict { member, state }));
+        }
+        reasons
+    }
+
+    /// Writes the spec for everybody and ends the roll-out.
+    fn finish(&mut self) -> Result<Staged, FleetError> {
+        (self.tell)(StagedStep::Finishing);
+        let key = ControlKey::spec(&self.name)?;
+        let tree = self.store.list()?;
+        let there = tree.get(&key);
+        let text = self.rollout.spec.clone().unwrap_or_default();
+        let is_written = there.is_some_and(|entry| &*entry.value == text.as_bytes());
+        let mut revision = there.map_or(0, |entry| entry.stamp.revision);
+        if !is_written {
+            let written = match revision == self.rollout.base_revision {
+                true => self
+                    .store
+                    .write(&key, Some(text.as_bytes()), expected(there)),
+                false => Err(crate::store::StoreError::Conflict {
+                    place: self.store.locate(&key),
+                }),
+            };
+            match written {
+                Ok(stamp) => revision = stamp.revision,
+                Err(error) if is_conflict(&error) => {
+                    let place = self.store.locate(&key);
+                    return self.restore(vec![format!(
+                        "{place} was changed meanwhile; look at it and roll out again"
+                    )]);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let stamp = self.write(None)?;
+        let revision = revision.max(stamp.revision);
+        let tell = &mut *self.tell;
+        let awaited = await_members(
+            self.store,
+            &self.name,
+            revision,
+            None,
+            Instant::now() + self.timeout,
+            &mut |awaited| tell(StagedStep::Members(awaited)),
+        )?;
+        Ok(Staged::Done { revision, awaited })
+    }
+
+    /// Takes the roll-out away, which restores the earlier revision, and waits for those that had the new one.
+    fn restore(&mut self, reasons: Vec<String>) -> Result<Staged, FleetError> {
+        (self.tell)(StagedStep::Restoring(&reasons));
+        let stamp = self.write(None)?;
+        let alive = self.store.members()?;
+        let had: Vec<String> = alive
+            .into_iter()
+            .map(|(id, _)| id)
+            .filter(|id| self.rollout.is_for(id))
+            .collect();
+        if had.is_empty() {
+            let awaited = Awaited::default();
+            return Ok(Staged::Restored { reasons, awaited });
+        }
+        let tell = &mut *self.tell;
+        let awaited = await_members(
+            self.store,
+            &self.name,
+            stamp.revision,
+            Some(&had),
+            Instant::now() + self.timeout,
+            &mut |awaited| tell(StagedStep::Members(awaited)),
+        )?;
+        Ok(Staged::Restored { reasons, awaited })
+    }
+
+    /// Writes the roll-out's key, if nobody else has.
+    fn write(&self, value: Option<&[u8]>) -> Result<Stamp, FleetError> {
+        let key = ControlKey::rollout(&self.name)?;
+        let written = self.store.write(&key, value, Expected::At(self.stamp));
+        written.map_err(|error| match is_conflict(&error) {
+            true => self.overtaken("another terminal drives it, or ended it"),
+            false => error.into(),
+        })
+    }
+
+    fn overtaken(&self, what: &str) -> FleetError {
+        FleetError::Overtaken {
+            name: self.name.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+/// What a member's state says against going on; `None` when it is well.
+fn reason(verdict: &Verdict) -> Option<String> {
+    let member = &verdict.member;
+    match &verdict.state {
+        MemberState::Applied => None,
+        MemberState::Refused { reasons } => {
+            Some(format!("{member} refuses it: {}", reasons.join("; ")))
+        }
+        MemberState::Behind { applied } => Some(format!(
+            "{member} does not answer; it has revision {applied}"
+        )),
+        MemberState::Unreadable { reason } => Some(format!("{member}: {reason}")),
+        MemberState::Gone => Some(format!(
+            "{member} is gone: it has stopped, or is cut off from the store"
+        )),
+    }
+}

@@ -1,0 +1,366 @@
+//! Situation: operators write specs and roll them out over members that answer, refuse or do not answer.
+//! Property: whoever waits hears of every member; a roll-out reaches everybody or leaves everything as it was.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sluicegate_config::fleet::{
+    FleetError, MemberState, Staged, StagedSettings, StagedStep, abort, apply_spec, await_members,
+    begin, delete_handler, parse_waves, resume, set_gate,
+};
+use sluicegate_config::member::{MemberHandler, MemberReport};
+use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
+use sluicegate_config::{Rollout, rollout};
+
+const OLD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
+const NEW: &str = "name: a\nplugin: relay\nversion: \"2\"\nroute: { topics: [t] }\n";
+
+/// Members that apply what stands in the store as the service does, apart from running anything.
+struct Fleet {
+    store: MemoryStore,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    /// (member, spec) as it was applied, each change once.
+    applied: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+fn spec_for(store: &dyn Store, member: &str) -> (String, u64) {
+    let tree = store.list().expect("the store is there");
+    let text = |key: &ControlKey| {
+        let entry = tree.get(key)?;
+        Some(String::from_utf8_lossy(&entry.value).into_owned())
+    };
+    let rollout = text(&ControlKey::Rollout("a".into()))
+        .map(|text| rollout::Rollout::from_json(text.as_bytes()).expect("it is a roll-out"));
+    let spec = match rollout.filter(|rollout| rollout.is_for(member)) {
+        Some(rollout) => rollout.spec.unwrap_or_default(),
+        None => text(&ControlKey::Spec("a".into())).unwrap_or_default(),
+    };
+    (spec, tree.revision)
+}
+
+impl Fleet {
+    /// `refusing` members refuse the new spec; `deaf` ones never apply anything after they joined.
+    fn start(ids: &[&str], refusing: &[&str], deaf: &[&str]) -> Self {
+        let store = MemoryStore::new();
+        store
+            .write(
+                &ControlKey::Spec("a".into()),
+                Some(OLD.as_bytes()),
+                Expected::Absent,
+            )
+            .expect("the store is there");
+        let mut fleet = Self {
+            store,
+            stop: Arc::default(),
+            threads: Vec::new(),
+            applied: Arc::default(),
+        };
+        for id in ids {
+            let refuses = refusing.contains(id);
+            let is_deaf = deaf.contains(id);
+            let (store, stop) = (fleet.store.clone(), Arc::clone(&fleet.stop));
+            let applied = Arc::clone(&fleet.applied);
+            let id = (*id).to_owned();
+            let report = MemberReport {
+                id: id.clone(),
+                ..MemberReport::default()
+            };
+            let membership = store.join(&id, report.to_json()).expect("the id is fine");
+            fleet.threads.push(std::thread::spawn(move || {
+                let mut last = String::new();
+                while !stop.load(Ordering::Relaxed) {
+                    if !is_deaf {
+                        let (spec, revision) = spec_for(&store, &id);
+                        let mut report = MemberReport {
+                            id: id.clone(),
+                            applied_revision: revision,
+                            ..MemberReport::default()
+                        };
+                        if refuses && spec == NEW {
+                            report.handlers.push(MemberHandler {
+                                name: "a".into(),
+                                state: "REFUSED".into(),
+                                reason: "no plugin `relay` of version 2".into(),
+                            });
+                        }
+                        if spec != last {
+                            last = spec.clone();
+                            let mut applied = applied.lock().expect("nobody panics with it");
+                            applied.push((id.clone(), spec));
+                        }
+                        membership.report(report.to_json());
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }));
+        }
+        fleet
+    }
+
+    fn spec(&self) -> String {
+        spec_for(&self.store, "").0
+    }
+
+    fn had_new(&self) -> BTreeSet<String> {
+        let applied = self.applied.lock().expect("nobody panics with it");
+        let new = applied.iter().filter(|(_, spec)| spec == NEW);
+        new.map(|(id, _)| id.clone()).collect()
+    }
+
+    fn last_of(&self, id: &str) -> String {
+        let applied = self.applied.lock().expect("nobody panics with it");
+        let last = applied.iter().rev().find(|(member, _)| member == id);
+        last.map(|(_, spec)| spec.clone()).unwrap_or_default()
+    }
+
+    fn has_rollout(&self) -> bool {
+        let tree = self.store.list().expect("the store is there");
+        tree.get(&ControlKey::Rollout("a".into())).is_some()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic has said what it was.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn settings(waves: &str) -> StagedSettings {
+    StagedSettings {
+        waves: parse_waves(waves).expect("they are waves"),
+        wait_healthy: Duration::from_millis(50),
+        timeout: Duration::from_secs(2),
+        by: "ada".to_owned(),
+    }
+}
+
+fn soon(millis: u64) -> Instant {
+    Instant::now() + Duration::from_millis(millis)
+}
+
+#[test]
+fn apply_is_compared_with_what_was_seen() {
+    let fleet = Fleet::start(&[], &[], &[]);
+    let moved = apply_spec(&fleet.store, NEW, None, Some(99)).unwrap_err();
+    assert!(
+        matches!(moved, FleetError::Moved { found: 1, .. }),
+        "{moved}"
+    );
+    assert_eq!(fleet.spec(), OLD);
+    let written = apply_spec(&fleet.store, NEW, None, Some(1)).unwrap();
+    assert!(written.changed && written.revision == 2);
+    assert!(!apply_spec(&fleet.store, NEW, None, None).unwrap().changed);
+    let bad = apply_spec(&fleet.store, "name: a\nworkers: 0\n", None, None).unwrap_err();
+    assert!(bad.to_string().contains("workers"), "{bad}");
+    let nameless = apply_spec(&fleet.store, "plugin: x\n", None, None).unwrap_err();
+    assert!(nameless.to_string().contains("`name`"), "{nameless}");
+}
+
+#[test]
+fn a_delete_takes_every_key_of_the_handler_and_no_other() {
+    let fleet = Fleet::start(&[], &[], &[]);
+    set_gate(&fleet.store, "a", false).unwrap();
+    let other = OLD.replace("name: a", "name: b");
+    apply_spec(&fleet.store, &other, None, None).unwrap();
+    let deleted = delete_handler(&fleet.store, "a").unwrap();
+    assert_eq!(deleted.places, ["a/spec", "a/enabled"]);
+    let tree = fleet.store.list().unwrap();
+    assert_eq!(tree.entries.len(), 1, "{tree:?}");
+    let unknown = delete_handler(&fleet.store, "a").unwrap_err();
+    assert!(unknown.to_string().contains("no handler `a`"), "{unknown}");
+    assert!(set_gate(&fleet.store, "a", true).is_err());
+}
+
+#[test]
+fn waiting_returns_when_the_last_member_has_it() {
+    let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &[]);
+    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let awaited = await_members(&fleet.store, "a", revision, None, soon(5_000), &mut |_| {});
+    let awaited = awaited.unwrap();
+    assert!(
+        awaited.everywhere && awaited.members.len() == 3,
+        "{awaited:?}"
+    );
+}
+
+#[test]
+fn waiting_names_the_member_that_does_not_answer() {
+    let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &["m2"]);
+    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let awaited = await_members(&fleet.store, "a", revision, None, soon(400), &mut |_| {});
+    let awaited = awaited.unwrap();
+    assert!(!awaited.everywhere);
+    let missing: Vec<&str> = awaited.missing().map(|one| one.member.as_str()).collect();
+    assert_eq!(missing, ["m2"]);
+}
+
+#[test]
+fn a_member_that_goes_away_meanwhile_is_named() {
+    let fleet = Fleet::start(&["m1"], &[], &[]);
+    let behind = MemberReport::default().to_json();
+    let mut membership = Some(fleet.store.join("m2", behind).unwrap());
+    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let awaited = await_members(&fleet.store, "a", revision, None, soon(600), &mut |now| {
+        if now.members.len() == 2 {
+            drop(membership.take());
+        }
+    });
+    let awaited = awaited.unwrap();
+    assert!(!awaited.everywhere);
+    assert_eq!(awaited.members[1].state, MemberState::Gone);
+}
+
+#[test]
+fn waves_reach_everybody() {
+    let fleet = Fleet::start(&["m1", "m2", "m3", "m4"], &[], &[]);
+    let mut sizes = Vec::new();
+    let staged = begin(
+        &fleet.store,
+        NEW,
+        None,
+        None,
+        &settings("1,50%,100%"),
+        &mut |step| {
+            if let StagedStep::Wave { members, .. } = step {
+                sizes.push(members.len());
+            }
+        },
+    );
+    let staged = staged.unwrap();
+    assert!(
+        matches!(&staged, Staged::Done { awaited, .. } if awaited.everywhere),
+        "{staged:?}"
+    );
+    assert_eq!(sizes, [1, 2, 4]);
+    assert_eq!(fleet.spec(), NEW);
+    assert!(!fleet.has_rollout());
+}
+
+#[test]
+fn a_refusal_in_the_second_wave_restores_the_first() {
+    let fleet = Fleet::start(&["m1", "m2", "m3"], &["m2"], &[]);
+    let staged = begin(
+        &fleet.store,
+        NEW,
+        None,
+        None,
+        &settings("1,100%"),
+        &mut |_| {},
+    );
+    let staged = staged.unwrap();
+    let Staged::Restored { reasons, awaited } = staged else {
+        panic!("{staged:?}");
+    };
+    assert_eq!(
+        reasons,
+        ["m2 refuses it: REFUSED: no plugin `relay` of version 2"]
+    );
+    assert!(awaited.everywhere, "{awaited:?}");
+    assert_eq!(fleet.spec(), OLD);
+    assert!(!fleet.has_rollout());
+    assert!(fleet.had_new().contains("m1"), "the first wave had it");
+    for id in ["m1", "m2", "m3"] {
+        assert_eq!(fleet.last_of(id), OLD, "{id}");
+    }
+}
+
+#[test]
+fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted() {
+    let fleet = Fleet::start(&["m1", "m2"], &[], &[]);
+    let key = ControlKey::Rollout("a".into());
+    let left_behind = Rollout {
+        id: "r1".into(),
+        by: "bob".into(),
+        started: "2026-01-01T00:00:00Z".into(),
+        spec: Some(NEW.into()),
+        waves: vec!["1".into(), "100%".into()],
+        members: vec!["m1".into()],
+        wait_healthy: Some("10ms".into()),
+        base_revision: 1,
+        ..Rollout::default()
+    };
+    let leave = || {
+        let written = fleet
+            .store
+            .write(&key, Some(&left_behind.to_json()), Expected::Absent);
+        written.expect("no other is there");
+    };
+    leave();
+    let refused = begin(
+        &fleet.store,
+        NEW,
+        None,
+        None,
+        &settings("100%"),
+        &mut |_| {},
+    );
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("by bob since 2026") && refused.contains("--resume"),
+        "{refused}"
+    );
+    assert!(matches!(
+        apply_spec(&fleet.store, NEW, None, None),
+        Err(FleetError::InProgress { .. })
+    ));
+    let aborted = abort(&fleet.store, "a", Duration::from_secs(2), &mut |_| {}).unwrap();
+    assert!(matches!(aborted, Staged::Restored { .. }));
+    assert_eq!(fleet.spec(), OLD);
+    leave();
+    let done = resume(&fleet.store, "a", Duration::from_secs(2), &mut |_| {}).unwrap();
+    assert!(matches!(done, Staged::Done { .. }), "{done:?}");
+    assert_eq!(fleet.spec(), NEW);
+    let none = resume(&fleet.store, "a", Duration::from_secs(2), &mut |_| {});
+    assert!(matches!(none, Err(FleetError::NotInProgress { .. })));
+}
+
+#[test]
+fn a_spec_that_is_changed_beside_a_roll_out_stays() {
+    let fleet = Fleet::start(&["m1"], &[], &[]);
+    let other = OLD.replace("[t]", "[u]");
+    let store = fleet.store.clone();
+    let staged = begin(
+        &fleet.store,
+        NEW,
+        None,
+        None,
+        &settings("100%"),
+        &mut |step| {
+            if let StagedStep::StayWell(_) = step {
+                let key = ControlKey::Spec("a".into());
+                store
+                    .write(&key, Some(other.as_bytes()), Expected::Any)
+                    .expect("the store is there");
+            }
+        },
+    );
+    let staged = staged.unwrap();
+    assert!(
+        matches!(&staged, Staged::Restored { reasons, .. } if reasons[0].contains("changed meanwhile")),
+        "{staged:?}"
+    );
+    assert_eq!(fleet.spec(), other);
+}
+
+#[test]
+fn without_members_nothing_is_rolled_out() {
+    let fleet = Fleet::start(&[], &[], &[]);
+    let staged = begin(
+        &fleet.store,
+        NEW,
+        None,
+        None,
+        &settings("100%"),
+        &mut |_| {},
+    );
+    assert!(matches!(staged, Err(FleetError::NoMembers)));
+    assert!(!fleet.has_rollout());
+}
