@@ -43,6 +43,8 @@ pub mod pump;
 
 pub mod runtime;
 
+pub mod bridge;
+
 pub mod admin;
 pub mod cli;
 pub mod demo;

@@ -17,9 +17,20 @@ pub(super) struct Admin {
     /// Address of the running service's admin HTTP
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9600")]
     admin: String,
+    /// The command that starts what answers there.
+    #[arg(skip = "sluicegate run")]
+    starts: &'static str,
 }
 
 impl Admin {
+    /// The one at `admin`, which `starts` starts.
+    pub(super) fn at(admin: &str, starts: &'static str) -> Self {
+        Self {
+            admin: admin.to_owned(),
+            starts,
+        }
+    }
+
     /// The answer to a GET.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.answer(agent().get(self.url(path)?).call())
@@ -52,7 +63,8 @@ impl Admin {
         let at = &self.admin;
         let mut response = response.map_err(|error| {
             Failure::other(format!(
-                "no service answers at {at} ({error}); start it with `sluicegate run`, or set --admin"
+                "no service answers at {at} ({error}); start it with `{}`, or set --admin",
+                self.starts
             ))
         })?;
         let status = response.status();

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod admin_client;
+mod bridge;
 mod completions;
 mod demo;
 mod explain;
@@ -45,6 +46,8 @@ enum Command {
     Handlers(handlers::Command),
     /// What holds a partition's frontier, or where a record stands
     Explain(explain::Arguments),
+    /// Keep an etcd prefix and a ZooKeeper tree equal, or ask a running bridge
+    Bridge(bridge::Arguments),
     /// A handler's crate: make, build, test, inspect
     #[command(subcommand)]
     Handler(handler::Command),
@@ -79,6 +82,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Handlers(command) => handlers::run(&command),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Bridge(arguments) => bridge::run(&arguments),
         Command::Handler(command) => handler::run(&command),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -8,6 +8,7 @@ use sluicegate_config::Environment;
 use super::failure::Failure;
 use super::signals::{self, Signal};
 use super::validate::ConfigFile;
+use crate::bridge::RunningBridge;
 use crate::logging;
 use crate::runtime::{Service, StartError};
 
@@ -26,6 +27,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     let config = arguments.config.load().map_err(Failure::problems)?;
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
+    let bridge = config.bridge.as_ref().map(RunningBridge::start);
+    let bridge = bridge.transpose().map_err(Failure::other)?;
     let service =
         Service::start(&config, &Environment::of_process()).map_err(|error| match error {
             StartError::Specs(problems) => Failure::problems(problems),
@@ -40,6 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     );
     let failed = wait_for_end(&signals, &service);
     let ended = service.stop();
+    drop(bridge);
     tracing::info!(graceful = ended.is_ok() && !failed, "service stopped");
     match ended {
         Ok(()) if failed => Err(Failure::other(

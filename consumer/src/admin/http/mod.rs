@@ -9,6 +9,7 @@
 //! Every answer under `/api` is JSON, errors too: `{"error": {"code": …, "message": …}}`.
 
 mod answer;
+mod bridge;
 mod origin;
 mod routes;
 
@@ -20,6 +21,7 @@ use tokio::net::TcpListener;
 use super::ServiceView;
 
 pub use answer::{ErrorBody, ErrorDetail};
+pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
 pub use routes::{GateBody, GateChange, StatusReport, router};
 
 /// Why the server does not run.

@@ -2,10 +2,12 @@
 //!
 //! Nothing is counted here: counters live where the work is done, so a record costs no metric call.
 
+mod bridge;
 mod client;
 mod family;
 mod user;
 
+pub use bridge::encode_bridge;
 use family::{Families, seconds_histogram};
 
 use super::view::now_ms;

@@ -1,0 +1,76 @@
+//! The admin HTTP of a bridge: health, metrics and its report.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use sluicegate_config::bridge::BridgeReport;
+use tokio::net::TcpListener;
+
+use super::AdminError;
+use super::answer::Refusal;
+use crate::admin::metrics;
+
+/// Asks a bridge for its report.
+pub type BridgeReporter = Arc<dyn Fn() -> BridgeReport + Send + Sync>;
+
+/// Answers requests about a bridge until `stop` is done, then finishes those under way.
+///
+/// # Errors
+/// [`AdminError::Broken`].
+pub async fn serve_bridge(
+    listener: TcpListener,
+    report: BridgeReporter,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError> {
+    axum::serve(listener, bridge_router(report))
+        .with_graceful_shutdown(stop)
+        .await
+        .map_err(AdminError::Broken)
+}
+
+/// The routes over a bridge.
+pub fn bridge_router(report: BridgeReporter) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(prometheus))
+        .route("/api/v1/bridge", get(whole))
+        .fallback(|request: Request| async move {
+            let path = request.uri().path();
+            Refusal::not_found(format!(
+                "nothing at `{path}`; this is a bridge: /livez, /readyz, /metrics, /api/v1/bridge"
+            ))
+        })
+        .with_state(report)
+}
+
+async fn ready(State(report): State<BridgeReporter>) -> Result<&'static str, Refusal> {
+    let report = report();
+    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
+    let away: Vec<String> = stores
+        .iter()
+        .filter(|store| !store.reachable)
+        .map(|store| {
+            let reason = store.reason.as_deref().unwrap_or("it does not answer");
+            format!("{}: {reason}", store.store)
+        })
+        .collect();
+    if away.is_empty() {
+        return Ok("ready\n");
+    }
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Err(Refusal::new(status, "not_ready", away.join("; ")))
+}
+
+async fn prometheus(State(report): State<BridgeReporter>) -> Response {
+    let text = metrics::encode_bridge(&report());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn whole(State(report): State<BridgeReporter>) -> Json<BridgeReport> {
+    Json(report())
+}

@@ -1,0 +1,101 @@
+//! Metrics of a bridge between etcd and ZooKeeper.
+
+use sluicegate_config::bridge::{BridgeReport, Side};
+
+use super::family::Families;
+
+/// The text for `report`.
+pub fn encode_bridge(report: &BridgeReport) -> String {
+    let mut families = Families::default();
+    families.gauge(
+        "sluicegate_build_info",
+        "Version of the service; always 1",
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1.0,
+    );
+    let notes = ("notes", &report.notes);
+    let stores = [
+        ("etcd", &report.sides.etcd),
+        ("zookeeper", &report.sides.zookeeper),
+        notes,
+    ];
+    for (name, store) in stores {
+        let help = "Whether the store answers";
+        let up = f64::from(u8::from(store.reachable));
+        let labels = [("store", name)];
+        families.gauge("sluicegate_bridge_store_reachable", help, &labels, up);
+        let help = "Keys in the store";
+        let keys = store.keys as f64;
+        families.gauge("sluicegate_bridge_keys", help, &labels, keys);
+    }
+    families.gauge(
+        "sluicegate_bridge_unsettled_keys",
+        "Keys that are not known to be equal on both sides yet",
+        &[],
+        report.unsettled as f64,
+    );
+    families.gauge(
+        "sluicegate_bridge_lag_seconds",
+        "How long the oldest unsettled key has been waiting",
+        &[],
+        report.lag_seconds,
+    );
+    families.gauge(
+        "sluicegate_bridge_refused_values",
+        "Values that do not cross, since they are not valid for their keys",
+        &[],
+        report.refused.len() as f64,
+    );
+    sides(report, &mut families);
+    families.counter(
+        "sluicegate_bridge_failures_total",
+        "Store calls of the bridge that failed",
+        &[],
+        report.counts.failures,
+    );
+    families.counter(
+        "sluicegate_bridge_overtaken_total",
+        "Crossings that another bridge or a new edit overtook",
+        &[],
+        report.counts.overtaken,
+    );
+    families.encode()
+}
+
+fn sides(report: &BridgeReport, families: &mut Families) {
+    let counts = &report.counts;
+    for side in Side::BOTH {
+        let name = side.to_string();
+        let labels = [("side", name.as_str())];
+        let samples = [
+            (
+                "sluicegate_bridge_writes_total",
+                "Values that the bridge wrote, by the side that was written",
+                *counts.writes.of(side),
+            ),
+            (
+                "sluicegate_bridge_deletes_total",
+                "Keys that the bridge deleted, by the side that they were deleted from",
+                *counts.deletes.of(side),
+            ),
+            (
+                "sluicegate_bridge_conflicts_total",
+                "Changes that were overruled, by the side that lost its change",
+                *counts.conflicts.of(side),
+            ),
+            (
+                "sluicegate_bridge_refusals_total",
+                "Values that were refused, by the side where they stand",
+                *counts.refusals.of(side),
+            ),
+            (
+                "sluicegate_bridge_repairs_total",
+                "Changes that a watch had missed and the re-list found",
+                *counts.repairs.of(side),
+            ),
+        ];
+        for (metric, help, value) in samples {
+            families.counter(metric, help, &labels, value);
+        }
+    }
+}

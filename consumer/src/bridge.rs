@@ -1,0 +1,89 @@
+//! A bridge between etcd and ZooKeeper with its admin HTTP: what `sluicegate bridge` runs, and `run` with a `bridge:` block.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_config::bridge::{Bridge, BridgeConfig};
+use sluicegate_config::store::StoreError;
+use tokio::sync::oneshot;
+
+use crate::admin::http::{self, AdminError};
+
+/// Why a bridge did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// A store's settings cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its admin HTTP cannot listen.
+    #[error("bridge: {0}")]
+    Admin(#[from] AdminError),
+    /// The machine has no thread for it.
+    #[error("bridge: its admin thread cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A running bridge with its admin HTTP; dropping it finishes what is on its way and stops.
+pub struct RunningBridge {
+    // Before the admin server: what it says last can still be asked while it stops.
+    bridge: Option<Bridge>,
+    stop: Option<oneshot::Sender<()>>,
+    tokio: Option<tokio::runtime::Runtime>,
+    address: SocketAddr,
+}
+
+/// Time for the admin server's last answers.
+const ADMIN_STOP: Duration = Duration::from_secs(1);
+
+impl RunningBridge {
+    /// Starts a bridge; stores that are away are waited for.
+    ///
+    /// # Errors
+    /// [`BridgeError`]; nothing is left running then.
+    pub fn start(config: &BridgeConfig) -> Result<Self, BridgeError> {
+        let tokio = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("bridge-admin")
+            .enable_all()
+            .build()
+            .map_err(BridgeError::Thread)?;
+        let listener = tokio.block_on(http::bind(config.admin))?;
+        let address = listener.local_addr().map_err(AdminError::Broken)?;
+        let bridge = Bridge::start(config.open()?, config.settings())?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let reporter = Arc::new(bridge.reporter());
+        tokio.spawn(async move {
+            let stop = async {
+                let _ = stopped.await;
+            };
+            if let Err(error) = http::serve_bridge(listener, reporter, stop).await {
+                tracing::error!(%error, "admin server of the bridge ended");
+            }
+        });
+        Ok(Self {
+            bridge: Some(bridge),
+            stop: Some(stop),
+            tokio: Some(tokio),
+            address,
+        })
+    }
+
+    /// Where its admin HTTP listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for RunningBridge {
+    fn drop(&mut self) {
+        drop(self.bridge.take());
+        if let Some(stop) = self.stop.take() {
+            // The server may have failed before; then nobody listens.
+            let _ = stop.send(());
+        }
+        if let Some(tokio) = self.tokio.take() {
+            tokio.shutdown_timeout(ADMIN_STOP);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `sluicegate bridge -c FILE [--dry-run]` and `sluicegate bridge status`.
+
+use std::path::PathBuf;
+
+use sluicegate_config::Environment;
+use sluicegate_config::bridge::{
+    BridgeConfig, BridgeReport, Rehearsed, RehearsedStep, Side, load_bridge_config, rehearse,
+};
+
+use super::admin_client::Admin;
+use super::failure::Failure;
+use super::output::Output;
+use super::signals::{self, Signal};
+use super::table::Table;
+use crate::bridge::{BridgeError, RunningBridge};
+use crate::logging;
+
+/// Arguments of `bridge`.
+#[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The bridge's config
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        default_value = "bridge.yaml"
+    )]
+    file: PathBuf,
+    /// Print what it would write, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// What the running bridge says of itself
+    Status(Status),
+}
+
+#[derive(clap::Args, Debug)]
+struct Status {
+    /// Address of the running bridge's admin HTTP
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9601")]
+    admin: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Runs a bridge until a signal ends it, rehearses it, or asks a running one.
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(Command::Status(status)) = &arguments.command {
+        let admin = Admin::at(&status.admin, "sluicegate bridge");
+        let report: BridgeReport = admin.get("/api/v1/bridge")?;
+        return status.output.print(&report, show);
+    }
+    let environment = Environment::of_process();
+    let (config, log) =
+        load_bridge_config(&arguments.file, &environment).map_err(Failure::problems)?;
+    if arguments.dry_run {
+        return dry_run(&config, arguments.output);
+    }
+    let signals = signals::listen()?;
+    logging::start(&log, None).map_err(Failure::bad_input)?;
+    let bridge = RunningBridge::start(&config).map_err(|error| match error {
+        BridgeError::Store(error) => Failure::bad_input(error),
+        error => Failure::other(error),
+    })?;
+    tracing::info!(
+        admin = %bridge.admin_address(),
+        authority = %config.authority,
+        version = env!("CARGO_PKG_VERSION"),
+        "bridge started"
+    );
+    while let Ok(signal) = signals.recv() {
+        match signal {
+            Signal::Stop => break,
+            // Its config is read once; the stores are watched.
+            Signal::Reread => tracing::info!("a bridge has no files to read again"),
+        }
+    }
+    drop(bridge);
+    tracing::info!("bridge stopped");
+    Ok(())
+}
+
+fn dry_run(config: &BridgeConfig, output: Output) -> Result<(), Failure> {
+    let stores = config.open().map_err(Failure::bad_input)?;
+    let steps = rehearse(&stores, config.authority).map_err(Failure::other)?;
+    output.print(&steps, |steps| plan(steps))
+}
+
+fn plan(steps: &[Rehearsed]) -> String {
+    if steps.is_empty() {
+        return "nothing to do: both sides are equal".to_owned();
+    }
+    let mut table = Table::new(&["STEP", "SIDE", "PLACE", "WHY"]);
+    for step in steps {
+        let from = step.side.other();
+        let (word, why) = match step.step {
+            RehearsedStep::Write if step.conflict => {
+                ("write", format!("both differ; {from} is the authority"))
+            }
+            RehearsedStep::Write => ("write", format!("{from} has it")),
+            RehearsedStep::Delete if step.conflict => {
+                ("delete", format!("both changed; {from} is the authority"))
+            }
+            RehearsedStep::Delete => ("delete", format!("{from} deleted it")),
+            RehearsedStep::Refuse => ("refuse", step.problems.join("; ")),
+        };
+        table.row([
+            word.to_owned(),
+            step.side.to_string(),
+            step.place.clone(),
+            why,
+        ]);
+    }
+    table.render()
+}
+
+fn show(report: &BridgeReport) -> String {
+    let mut text = format!("bridge {}, authority {}\n", report.id, report.authority);
+    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
+    for (name, store) in ["etcd", "zookeeper", "notes"].iter().zip(stores) {
+        let state = match &store.reason {
+            None => "reachable".to_owned(),
+            Some(reason) => format!("away: {reason}"),
+        };
+        text.push_str(&format!(
+            "{name:<10} {}: {state}, {} keys at revision {}\n",
+            store.store, store.keys, store.revision
+        ));
+        if store.strangers > 0 {
+            text.push_str(&format!(
+                "           {} paths there are no control keys and stay where they are\n",
+                store.strangers
+            ));
+        }
+    }
+    text.push_str(&match report.unsettled {
+        0 => format!("{} keys, all settled\n", report.keys),
+        waiting => format!(
+            "{} keys, {waiting} not settled yet, the oldest for {:.1} s\n",
+            report.keys, report.lag_seconds
+        ),
+    });
+    let counts = &report.counts;
+    for side in Side::BOTH {
+        text.push_str(&format!(
+            "to {side:<10} {} written, {} deleted, {} conflicts lost, {} repairs\n",
+            counts.writes.of(side),
+            counts.deletes.of(side),
+            counts.conflicts.of(side),
+            counts.repairs.of(side),
+        ));
+    }
+    for refused in &report.refused {
+        let problems = refused.problems.join("; ");
+        text.push_str(&format!("refused    {}: {problems}\n", refused.place));
+    }
+    for conflict in &report.conflicts {
+        text.push_str(&format!(
+            "conflict   {} {}: {} won over revision {} of {}\n",
+            conflict.at,
+            conflict.key,
+            conflict.winner,
+            conflict.overruled_revision,
+            conflict.winner.other(),
+        ));
+    }
+    text
+}
