@@ -10,6 +10,7 @@
 //! The roll-out key holds all that is needed to go on, so another terminal can resume or abort it.
 
 mod edit;
+mod folder;
 mod members;
 mod staged;
 mod waves;
@@ -18,6 +19,7 @@ use crate::problem::Problems;
 use crate::store::{KeyNameError, StoreError};
 
 pub use edit::{Deleted, SpecWrite, apply_spec, delete_handler, name_of_spec, set_gate};
+pub use folder::{apply_file, delete_file};
 pub use members::{Awaited, MemberState, Verdict, await_members};
 pub use staged::{Staged, StagedSettings, StagedStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};

@@ -21,7 +21,8 @@ mod store_map;
 use std::sync::Arc;
 
 pub use file::FileSource;
-pub(crate) use gate_edit::name_in as name_in_spec;
+pub(crate) use folder::spec_files;
+pub(crate) use gate_edit::{compare_and_write, name_in as name_in_spec};
 pub use memory::{MemoryHandle, MemorySource};
 pub use open::host;
 pub use store::{StoreSource, StoreSourceSettings};

@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 }
 
 /// A time with its unit.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time; it looks like 500ms, 30s, 5m or 1h");
     let digits = text
         .find(|c: char| c.is_ascii_alphabetic())

@@ -1,9 +1,14 @@
-//! `sluicegate handlers list | show NAME | on NAME | off NAME`.
+//! `sluicegate handlers list | show NAME | on NAME | off NAME`, which ask the running service; the rest of the family, and
+//! `on` and `off` with a config, is in `fleet`.
+
+use std::path::PathBuf;
 
 use super::admin_client::{Admin, segment};
 use super::failure::Failure;
+use super::fleet;
 use super::output::Output;
 use super::table::Table;
+use super::validate::ConfigFile;
 use crate::admin::http::{GateBody, GateChange};
 use crate::admin::{DurationCounts, HandlerReport};
 
@@ -15,9 +20,29 @@ pub(super) enum Command {
     /// One handler
     Show(One),
     /// Open a handler's gate
-    On(One),
+    On(Gate),
     /// Shut a handler's gate: records pass it by and count as skipped
-    Off(One),
+    Off(Gate),
+    /// Write a handler's spec to the control plane, for everybody or in waves
+    Apply(fleet::Apply),
+    /// Delete a handler's keys, or its file
+    Delete(fleet::Delete),
+    /// Earlier values of a handler's key
+    History(fleet::History),
+    /// Go on with a roll-out in waves, or end it
+    Rollout(fleet::Rollout),
+}
+
+/// Arguments of `on` and `off`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Gate {
+    #[command(flatten)]
+    one: One,
+    /// Write it to the control plane of this service config, instead of asking the running service
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    waiting: fleet::Waiting,
 }
 
 /// Arguments of `list`.
@@ -52,12 +77,23 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
             let handler: HandlerReport = one.admin.get(&path)?;
             one.output.print(&handler, show)
         }
-        Command::On(one) => gate(one, true),
-        Command::Off(one) => gate(one, false),
+        Command::On(gate) => set_gate(gate, true),
+        Command::Off(gate) => set_gate(gate, false),
+        Command::Apply(apply) => fleet::apply(apply),
+        Command::Delete(delete) => fleet::delete(delete),
+        Command::History(history) => fleet::history(history),
+        Command::Rollout(rollout) => fleet::rollout(rollout),
     }
 }
 
-fn gate(one: &One, open: bool) -> Result<(), Failure> {
+fn set_gate(gate: &Gate, open: bool) -> Result<(), Failure> {
+    let one = &gate.one;
+    if gate.config.is_some() || gate.waiting.is_wanted() {
+        let file = gate.config.clone();
+        let file = ConfigFile::at(file.unwrap_or_else(|| "sluicegate.yaml".into()));
+        return fleet::gate(&one.name, open, &file, &gate.waiting, one.output);
+    }
+
     let path = format!("/api/v1/handlers/{}/gate", segment(&one.name));
     let change: GateChange = one.admin.put(&path, &GateBody { open })?;
     one.output.print(&change, |change| {

@@ -6,6 +6,7 @@ mod completions;
 mod demo;
 mod explain;
 mod failure;
+mod fleet;
 mod handler;
 mod handlers;
 mod output;

@@ -31,6 +31,12 @@ pub(super) struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// The config in `file`, without overrides.
+    pub(super) fn at(file: PathBuf) -> Self {
+        let sets = Vec::new();
+        Self { file, sets }
+    }
+
     /// The config.
     pub(super) fn load(&self) -> Result<ServiceConfig, Problems> {
         load_service_config(&self.file, &Environment::of_process(), &self.sets)
