@@ -193,6 +193,11 @@ impl EtcdLink {
     }
 }
 
+/// Where a watch begins after a listing of `revision`: nothing is seen twice, and nothing falls between.
+fn first_after(revision: u64) -> i64 {
+    i64::try_from(revision).map_or(i64::MAX, |revision| revision.saturating_add(1))
+}
+
 /// Why a watch is over, where the server says so in an ordinary message.
 fn ended(answer: &WatchResponse) -> String {
     match (answer.compact_revision(), answer.cancel_reason()) {
@@ -209,8 +214,7 @@ impl Link for EtcdLink {
     async fn open(&mut self, _known: u64) -> Result<Listing, String> {
         self.stream = None;
         let listing = read_all(&self.shared).await.map_err(Failure::reason)?;
-        let from = i64::try_from(listing.tree.revision).unwrap_or(i64::MAX - 1) + 1;
-        match self.watch(from).await {
+        match self.watch(first_after(listing.tree.revision)).await {
             Ok(stream) => self.stream = Some(stream),
             Err(failure) => {
                 self.shared.endpoints.leave_current();
@@ -239,5 +243,26 @@ impl Link for EtcdLink {
         };
         self.stream = None;
         heard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_begins_one_past_the_listing() {
+        assert_eq!(first_after(0), 1);
+        assert_eq!(first_after(41), 42);
+        assert_eq!(first_after(u64::MAX), i64::MAX);
+    }
+
+    #[test]
+    fn a_prefix_ends_before_its_neighbours() {
+        assert_eq!(end_of("/plugins/"), b"/plugins0");
+        assert_eq!(
+            path_of(b"/plugins/auditor/spec", "/plugins/"),
+            "auditor/spec"
+        );
     }
 }
