@@ -50,6 +50,7 @@ struct State {
     traffic: Traffic,
     ended: bool,
     swallowed: u64,
+    accepted: u64,
     /// Answers that arrived while requests are held back.
     answered: u64,
     open: Vec<TcpStream>,
@@ -107,6 +108,7 @@ impl Proxy {
                 traffic: Traffic::Flowing,
                 ended: false,
                 swallowed: 0,
+                accepted: 0,
                 answered: 0,
                 open: Vec::new(),
             }),
@@ -136,6 +138,12 @@ impl Proxy {
         }
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    /// How many connections were made, refused ones too.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.shared.lock().accepted
     }
 
     /// How many answers have arrived since the traffic was set.
@@ -172,10 +180,11 @@ fn close(state: &mut State) {
 fn accept(listener: &TcpListener, target: &str, protocol: Protocol, shared: &Arc<Shared>) {
     for client in listener.incoming() {
         let traffic = {
-            let state = shared.lock();
+            let mut state = shared.lock();
             if state.ended {
                 return;
             }
+            state.accepted += 1;
             state.traffic
         };
         let Ok(client) = client else {

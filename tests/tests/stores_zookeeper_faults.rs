@@ -127,6 +127,24 @@ fn the_connection_is_lost_for_a_moment() {
 }
 
 #[test]
+fn an_idle_watch_keeps_its_connection() {
+    let zookeeper = own();
+    let proxy = proxy_of(&zookeeper);
+    let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    let connections = proxy.accepted();
+    stays("the connection", Duration::from_secs(20), || {
+        match proxy.accepted() {
+            same if same == connections => Ok(()),
+            more => Err(format!("{more} connections after {connections}")),
+        }
+    });
+    put(&*writer, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+}
+
+#[test]
 fn the_network_is_cut() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);

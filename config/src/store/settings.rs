@@ -26,7 +26,7 @@ pub struct EtcdSettings {
     pub login: Option<Login>,
     /// How long a read or a write may take.
     pub request_timeout: Duration,
-    /// Time between pings of an open connection, and how long an answer may take.
+    /// Time between pings of an open connection.
     pub keep_alive: Duration,
     /// Time between full re-reads, give or take a fifth.
     pub relist: Duration,
@@ -110,7 +110,7 @@ impl EtcdSettings {
             tls: None,
             login: None,
             request_timeout: Duration::from_secs(5),
-            keep_alive: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(6),
             relist: Duration::from_secs(30),
             member_ttl: Duration::from_secs(10),
             paths: PathMap::etcd(),

@@ -81,9 +81,9 @@ pub(crate) static ETCD: Object = Object {
         REQUEST_TIMEOUT,
         Field {
             name: "keep_alive",
-            doc: "Time between pings of an open connection, and how long an answer may take: twice this finds a dead one.",
-            kind: millis(100, 60_000),
-            need: Need::Default("2s"),
+            doc: "Time between pings of an open connection; etcd closes one that pings more often than its --grpc-keepalive-min-time (5s).",
+            kind: millis(1_000, 60_000),
+            need: Need::Default("6s"),
         },
         RELIST,
         Field {

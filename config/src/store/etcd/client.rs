@@ -12,6 +12,8 @@ use super::super::{EtcdSettings, TlsFiles};
 
 /// gRPC codes of what is refused for good.
 const REFUSALS: [i32; 4] = [3, 7, 9, 16];
+/// Longest wait for the answer of a ping.
+const PING_ANSWER: Duration = Duration::from_secs(2);
 /// gRPC code of a revision that is compacted, among others.
 const OUT_OF_RANGE: i32 = 11;
 
@@ -63,8 +65,9 @@ impl Endpoints {
     /// Nothing is connected yet. Errors are sentences about the TLS files.
     pub(super) fn new(settings: &EtcdSettings) -> Result<Self, String> {
         let mut options = ConnectOptions::new()
-            .with_keep_alive(settings.keep_alive, settings.keep_alive)
-            .with_keep_alive_while_idle(true)
+            .with_keep_alive(settings.keep_alive, settings.keep_alive.min(PING_ANSWER))
+            // The server closes a connection that pings without any stream.
+            .with_keep_alive_while_idle(false)
             .with_connect_timeout(settings.request_timeout)
             .with_require_leader(true)
             .with_auto_token_refresh(true);
