@@ -40,6 +40,25 @@ const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations
 
 /// Bridges between two stores in memory, late and crashing.
 const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
+/// The stores: their trees, and their watch loop on a scripted link.
+const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
+/// A watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
+const ETCD: &[&str] = &[
+    "-p",
+    "e2e",
+    "--no-default-features",
+    "--test",
+    "stores_etcd_faults",
+    "compacted",
+];
+const ZOOKEEPER: &[&str] = &[
+    "-p",
+    "e2e",
+    "--no-default-features",
+    "--test",
+    "stores_zookeeper_faults",
+    "connection_is_lost",
+];
 
 const BUGS: &[Bug] = &[
     Bug {
@@ -141,6 +160,26 @@ const BUGS: &[Bug] = &[
         name: "bridge-overrules-unread",
         what: "the bridge writes without comparing with what it has read",
         suite: BRIDGE,
+    },
+    Bug {
+        name: "older-revision-applied",
+        what: "a store's event that is older than what is known of its key is applied",
+        suite: STORES,
+    },
+    Bug {
+        name: "watch-resumed-at-r",
+        what: "a watch of etcd begins with the listing's own revision",
+        suite: STORES,
+    },
+    Bug {
+        name: "cancel-not-noticed",
+        what: "a watch of etcd goes on listening after the server has cancelled it",
+        suite: ETCD,
+    },
+    Bug {
+        name: "not-reread-after-reconnect",
+        what: "a watch of ZooKeeper goes on as it is after the connection was lost",
+        suite: ZOOKEEPER,
     },
 ];
 
