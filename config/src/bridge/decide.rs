@@ -254,3 +254,125 @@ fn cross(look: &Look<'_>, to: Side, conflict: bool) -> Decision {
         None => Decision::Confirm,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::Pending;
+    use crate::store::Stamp;
+
+    const NOW: u64 = 1_000_000;
+
+    fn at(value: &str, revision: u64) -> Option<Entry> {
+        let version = i64::try_from(revision).unwrap();
+        Some(Entry {
+            value: value.as_bytes().into(),
+            stamp: Stamp { revision, version },
+        })
+    }
+
+    fn noted(value: Option<&str>, etcd: u64, zookeeper: u64) -> Option<Note> {
+        Some(Note {
+            value: value.map(|value| content_hash(value.as_bytes())),
+            revisions: Pair { etcd, zookeeper },
+            pending: Vec::new(),
+            at_ms: NOW,
+        })
+    }
+
+    fn decided(
+        etcd: Option<Entry>,
+        zookeeper: Option<Entry>,
+        note: Option<&Note>,
+        fresh: bool,
+    ) -> Decision {
+        decide(&Look {
+            key: &ControlKey::Logging,
+            places: &Pair::default(),
+            entries: Pair {
+                etcd: etcd.as_ref(),
+                zookeeper: zookeeper.as_ref(),
+            },
+            note,
+            fresh,
+            authority: Side::Etcd,
+            own: "me",
+            now_ms: NOW,
+        })
+    }
+
+    fn crosses(to: Side, conflict: bool) -> Decision {
+        Decision::Cross { to, conflict }
+    }
+
+    #[test]
+    fn a_change_of_one_side_crosses() {
+        let note = noted(Some("true"), 5, 7);
+        let changed = decided(at("false", 6), at("true", 7), note.as_ref(), false);
+        assert_eq!(changed, crosses(Side::ZooKeeper, false));
+        let changed = decided(at("true", 5), at("false", 8), note.as_ref(), false);
+        assert_eq!(changed, crosses(Side::Etcd, false));
+        let same = decided(at("true", 5), at("true", 7), note.as_ref(), false);
+        assert_eq!(same, Decision::Rest);
+    }
+
+    #[test]
+    fn a_delete_crosses_once_it_is_confirmed() {
+        let note = noted(Some("true"), 5, 7);
+        let seen = |fresh| decided(None, at("true", 7), note.as_ref(), fresh);
+        assert_eq!(seen(false), Decision::Confirm);
+        assert_eq!(seen(true), crosses(Side::ZooKeeper, false));
+    }
+
+    #[test]
+    fn a_conflict_goes_to_the_authority() {
+        let note = noted(Some("true"), 5, 7);
+        let both = decided(at("false", 6), at(" true", 8), note.as_ref(), true);
+        assert_eq!(both, crosses(Side::ZooKeeper, true));
+        let first = decided(at("false", 6), at("true", 8), None, true);
+        assert_eq!(first, crosses(Side::ZooKeeper, true));
+    }
+
+    #[test]
+    fn a_key_of_one_side_that_nobody_knows_is_copied() {
+        let only = |fresh| decided(None, at("true", 7), None, fresh);
+        assert_eq!(only(false), Decision::Confirm);
+        assert_eq!(only(true), crosses(Side::Etcd, false));
+    }
+
+    #[test]
+    fn a_reading_that_is_older_than_the_note_decides_nothing() {
+        let note = noted(Some("true"), 5, 7);
+        let older = decided(at("false", 4), at("true", 7), note.as_ref(), false);
+        assert_eq!(older, Decision::Stale);
+    }
+
+    #[test]
+    fn an_announced_write_is_left_alone_and_then_known_as_an_echo() {
+        let mut note = noted(Some("true"), 5, 7).unwrap();
+        note.pending.push(Pending {
+            to: Side::ZooKeeper,
+            value: Some(content_hash(b"false")),
+            replaces: 7,
+            read_at: 6,
+            by: "another".to_owned(),
+            at_ms: NOW,
+        });
+        let echo = |note: &Note| decided(at("true", 9), at("false", 8), Some(note), true);
+        let until_ms = NOW + PATIENCE_MS;
+        assert_eq!(echo(&note), Decision::Wait { until_ms });
+        note.pending[0].at_ms = NOW - PATIENCE_MS;
+        assert_eq!(echo(&note), crosses(Side::ZooKeeper, false), "no conflict");
+    }
+
+    #[test]
+    fn a_value_that_is_not_valid_does_not_cross() {
+        let note = noted(Some("true"), 5, 7);
+        let refused = decided(at("yes", 6), at("true", 7), note.as_ref(), false);
+        let Decision::Refuse(refusal) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(refusal.side, Side::Etcd);
+        assert!(refusal.problems.to_string().contains("true or false"));
+    }
+}

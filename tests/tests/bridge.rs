@@ -1,0 +1,282 @@
+//! Situation: two bridges between a real etcd and a real ZooKeeper; users edit both sides while both stores are killed and
+//! started again, and one bridge is stopped and another one started.
+//! Property: both sides end equal; a key that is edited on one side holds that side's last edit; nothing comes back after its
+//! delete; conflicts go to the authority and are counted.
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::long;
+use e2e::wait::wait_for;
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use sluicegate_config::bridge::{Bridge, BridgeConfig, Pair, RehearsedStep, Side, rehearse};
+use sluicegate_config::store::{
+    ControlKey, EtcdSettings, Expected, Store, StoreError, ZooKeeperSettings,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+/// An edit crosses in this time, also on a machine that is busy with other things (G10).
+const PROMPT: Duration = Duration::from_secs(5);
+/// After both stores are back and the edits are over.
+const HEALED: Duration = Duration::from_secs(90);
+
+fn gate(name: &str) -> ControlKey {
+    ControlKey::enabled(name).expect("a handler's name")
+}
+
+/// Writes, however long the store takes to be ready for it.
+fn put(store: &dyn Store, key: &ControlKey, value: &str) {
+    wait_for("the write", SOON, || {
+        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
+        written.map_err(|error| error.to_string())
+    });
+}
+
+fn delete(store: &dyn Store, key: &ControlKey) {
+    let deleted = store.write(key, None, Expected::Any);
+    deleted.unwrap_or_else(|error| panic!("{error}"));
+}
+
+struct Scene {
+    etcd: Etcd,
+    zookeeper: ZooKeeper,
+    config: BridgeConfig,
+    sides: Pair<Arc<dyn Store>>,
+}
+
+impl Scene {
+    fn start() -> Self {
+        let etcd = Etcd::start_own(&EtcdOptions::default());
+        let etcd = etcd.unwrap_or_else(|error| panic!("{error:#}"));
+        let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default());
+        let zookeeper = zookeeper.unwrap_or_else(|error| panic!("{error:#}"));
+        let mut config = BridgeConfig::new(
+            EtcdSettings::new(&etcd.endpoints()),
+            ZooKeeperSettings::new(zookeeper.connect()),
+        );
+        config.look_again = Duration::from_secs(5);
+        let stores = config.open().unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            etcd,
+            zookeeper,
+            config,
+            sides: stores.sides,
+        }
+    }
+
+    fn bridge(&self) -> Bridge {
+        let stores = self.config.open().unwrap_or_else(|error| panic!("{error}"));
+        Bridge::start(stores, self.config.settings()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn store(&self, side: Side) -> &dyn Store {
+        &**self.sides.of(side)
+    }
+
+    fn values(&self, side: Side) -> Result<BTreeMap<ControlKey, String>, String> {
+        let tree = self.store(side).list().map_err(|error| error.to_string())?;
+        let entries = tree.entries.into_iter();
+        Ok(entries
+            .map(|(key, entry)| (key, String::from_utf8_lossy(&entry.value).into_owned()))
+            .collect())
+    }
+
+    fn wait_value(&self, side: Side, key: &ControlKey, value: Option<&str>) {
+        wait_for(&format!("{key} = {value:?} on {side}"), SOON, || {
+            let now = self.values(side)?.get(key).cloned();
+            match now.as_deref() == value {
+                true => Ok(()),
+                false => Err(format!("{now:?}")),
+            }
+        });
+    }
+
+    /// Kills a store and starts it again.
+    fn bounce(&mut self, side: Side) {
+        match side {
+            Side::Etcd => {
+                self.etcd.kill(0);
+                let again = self.etcd.start_again(0);
+                again.unwrap_or_else(|error| panic!("{error:#}"));
+            }
+            Side::ZooKeeper => {
+                let again = self.zookeeper.restart();
+                again.unwrap_or_else(|error| panic!("{error:#}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
+    let scene = Scene::start();
+    put(scene.store(Side::Etcd), &gate("auditor"), "true");
+    put(scene.store(Side::ZooKeeper), &gate("relay"), "false");
+    put(scene.store(Side::ZooKeeper), &gate("broken"), "perhaps");
+    let stores = scene
+        .config
+        .open()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let planned = rehearse(&stores, Side::Etcd).unwrap_or_else(|error| panic!("{error}"));
+    let steps: Vec<(&str, Side, RehearsedStep)> = planned
+        .iter()
+        .map(|one| (one.key.as_str(), one.side, one.step))
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            ("auditor/enabled", Side::ZooKeeper, RehearsedStep::Write),
+            ("broken/enabled", Side::ZooKeeper, RehearsedStep::Refuse),
+            ("relay/enabled", Side::Etcd, RehearsedStep::Write),
+        ]
+    );
+    let bridge = scene.bridge();
+    scene.wait_value(Side::ZooKeeper, &gate("auditor"), Some("true"));
+    scene.wait_value(Side::Etcd, &gate("relay"), Some("false"));
+    wait_for("the refusal to be told", SOON, || {
+        match bridge.report().refused.as_slice() {
+            [refused] if refused.place == "/plugins/broken" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let mut times = Vec::new();
+    for round in 0..20 {
+        let value = if round % 2 == 0 { "false" } else { "true" };
+        put(scene.store(Side::Etcd), &gate("auditor"), value);
+        let written = Instant::now();
+        scene.wait_value(Side::ZooKeeper, &gate("auditor"), Some(value));
+        times.push(written.elapsed());
+    }
+    times.sort();
+    let (half, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!(
+        "    20 edits across: half within {:.0} ms, the slowest {:.0} ms",
+        half.as_secs_f64() * 1e3,
+        slowest.as_secs_f64() * 1e3
+    );
+    assert!(slowest < PROMPT, "{slowest:?}");
+    delete(scene.store(Side::ZooKeeper), &gate("auditor"));
+    scene.wait_value(Side::Etcd, &gate("auditor"), None);
+    drop(bridge);
+    delete(scene.store(Side::Etcd), &gate("relay"));
+    let _again = scene.bridge();
+    scene.wait_value(Side::ZooKeeper, &gate("relay"), None);
+}
+
+/// The last edit of a key on each side that the store acknowledged, or may have taken.
+#[derive(Default)]
+struct Edits {
+    /// By side: the values that the last edit may have left.
+    last: Pair<Vec<Option<String>>>,
+}
+
+#[test]
+fn two_bridges_end_in_equal_trees_through_bounced_stores() {
+    let mut scene = Scene::start();
+    let mut bridges = vec![scene.bridge(), scene.bridge()];
+    let edits = if long() { 10_000 } else { 600 };
+    let mut random = Random(0x5eed);
+    let mut known: BTreeMap<ControlKey, Edits> = BTreeMap::new();
+    let mut conflicts = 0;
+    for number in 0..edits {
+        if number % (edits / 4) == edits / 8 {
+            let side = Side::BOTH[(number / (edits / 4)) % 2];
+            println!("    {number} edits: {side} is killed and started again");
+            scene.bounce(side);
+        }
+        if number == edits / 2 {
+            conflicts += conflicts_of(&bridges[0]);
+            bridges[0] = scene.bridge();
+        }
+        edit(&scene, &mut random, &mut known);
+    }
+    wait_for("both sides to be equal", HEALED, || {
+        let (etcd, zookeeper) = (scene.values(Side::Etcd)?, scene.values(Side::ZooKeeper)?);
+        if etcd != zookeeper {
+            return Err(difference(&etcd, &zookeeper));
+        }
+        for (key, edits) in &known {
+            let now = etcd.get(key).cloned();
+            if !Side::BOTH
+                .iter()
+                .any(|side| edits.last.of(*side).contains(&now))
+            {
+                return Err(format!("{key} holds {now:?}, which nobody wrote last"));
+            }
+        }
+        Ok(())
+    });
+    conflicts += bridges.iter().map(conflicts_of).sum::<u64>();
+    println!(
+        "    {edits} edits, {} keys, {conflicts} conflicts",
+        known.len()
+    );
+    for bridge in &bridges {
+        let report = bridge.report();
+        assert_eq!(report.counts.conflicts.etcd, 0, "etcd is the authority");
+        println!("    {:?}", report.counts);
+    }
+}
+
+fn conflicts_of(bridge: &Bridge) -> u64 {
+    let conflicts = bridge.report().counts.conflicts;
+    conflicts.etcd + conflicts.zookeeper
+}
+
+fn difference(
+    etcd: &BTreeMap<ControlKey, String>,
+    zookeeper: &BTreeMap<ControlKey, String>,
+) -> String {
+    let keys = etcd.keys().chain(zookeeper.keys());
+    let odd = keys.filter(|key| etcd.get(*key) != zookeeper.get(*key));
+    let odd: Vec<String> = odd
+        .map(|key| format!("{key}: {:?} and {:?}", etcd.get(key), zookeeper.get(key)))
+        .collect();
+    odd.join(", ")
+}
+
+/// A random edit. Handlers a and b are edited on one side each, the others on both.
+fn edit(scene: &Scene, random: &mut Random, known: &mut BTreeMap<ControlKey, Edits>) {
+    let name = ["a", "b", "c", "d", "e", "f", "g", "h"][random.below(8)];
+    let side = match name {
+        "a" => Side::Etcd,
+        "b" => Side::ZooKeeper,
+        _ => Side::BOTH[random.below(2)],
+    };
+    let (key, value) = match random.below(2) {
+        0 => (gate(name), ["true", "false"][random.below(2)].to_owned()),
+        _ => (
+            ControlKey::config(name).expect("a handler's name"),
+            format!("{{\"value\": {}}}", random.below(1_000)),
+        ),
+    };
+    let value = (random.below(4) > 0).then_some(value);
+    let last = known.entry(key.clone()).or_default().last.of_mut(side);
+    match scene
+        .store(side)
+        .write(&key, value.as_ref().map(String::as_bytes), Expected::Any)
+    {
+        Ok(_) => *last = vec![value],
+        // Nobody knows whether it took place.
+        Err(error) if error.is_retryable() => last.push(value),
+        // A bridge was faster; ZooKeeper may say so even where anything was expected.
+        Err(StoreError::Conflict { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A small generator of its own, so that a run can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound
+    }
+}
