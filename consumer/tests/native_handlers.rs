@@ -78,6 +78,7 @@ impl Service {
             cache: folder.path().join("cache"),
             allow_unsigned: true,
             create_timeout: DEADLINE,
+            health_every: Duration::from_millis(50),
             drain_timeout: DEADLINE,
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,

@@ -55,6 +55,24 @@ impl Live {
         self.refused = None;
     }
 
+    /// The same, but a gate that was shut opens only to instances that say that they are well.
+    pub(super) fn take_over_if_well(&mut self, spec: &Arc<HandlerSpec>) {
+        let was_shut = self.applied.as_ref().is_some_and(|old| !old.enabled);
+        let serving = self
+            .generation
+            .as_ref()
+            .filter(|_| was_shut && spec.enabled);
+        let Some(why) = serving.and_then(|generation| generation.pool.illness()) else {
+            return self.take_over(spec);
+        };
+        self.applied = Some(Arc::new(HandlerSpec {
+            enabled: false,
+            ..HandlerSpec::clone(spec)
+        }));
+        let reason = format!("its gate stays shut until its instances are well: {why}");
+        self.note_refusal(spec, None, reason);
+    }
+
     /// Whether the generation of that number is the one that it waits for.
     pub(super) fn awaits(&self, number: u64) -> bool {
         matches!(self.next, Next::Preparing(_, awaited) if awaited == number)
@@ -93,6 +111,10 @@ impl Live {
         reason: String,
     ) {
         self.follow_gate(spec);
+        self.note_refusal(spec, sha256, reason);
+    }
+
+    fn note_refusal(&mut self, spec: &Arc<HandlerSpec>, sha256: Option<String>, reason: String) {
         let same = self
             .refused
             .as_ref()

@@ -18,13 +18,11 @@ use super::restart::RestartPolicy;
 use super::services::HandlerServices;
 use crate::emit::Emitter;
 
-/// Between two questions to an instance whether it is well.
-const HEALTH_EVERY: Duration = Duration::from_secs(10);
-
 /// Builds generations, sharing loaded code by its hash and crews by their pool's name.
 pub(super) struct Workshop {
     cache: PathBuf,
     create_timeout: Duration,
+    health_every: Duration,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
     watch: OverrunWatch,
@@ -71,6 +69,7 @@ impl Workshop {
         Ok(Self {
             cache: settings.cache,
             create_timeout: settings.create_timeout,
+            health_every: settings.health_every,
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
             watch: OverrunWatch::start()?,
@@ -194,7 +193,7 @@ impl Workshop {
             workers: job.workers,
             create_timeout: self.create_timeout,
             drain_timeout: self.drain_timeout,
-            health_every: HEALTH_EVERY,
+            health_every: self.health_every,
         };
         let Some(pool) = &job.spec.pool else {
             return Crew::new(settings(&job.spec.name), &self.watch).found(setup);

@@ -40,6 +40,8 @@ pub struct RegistrySettings {
     pub allow_unsigned: bool,
     /// Longest time to build and check an instance.
     pub create_timeout: Duration,
+    /// Between two questions to an instance whether it is well.
+    pub health_every: Duration,
     /// Longest time to drain and drop an instance, and for a plugin to end what it runs on its own.
     pub drain_timeout: Duration,
     /// The kinds of plugin.
@@ -280,7 +282,7 @@ impl Registry {
             Ok(found) => found,
             // The file may be gone from the folder while its code goes on serving.
             Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
-                live.take_over(spec);
+                live.take_over_if_well(spec);
                 return None;
             }
             Err(error) => {
@@ -290,7 +292,7 @@ impl Registry {
         };
         let sha256 = &artefact.identity.sha256;
         if serving.is_some_and(|generation| generation.serves(spec, sha256)) {
-            live.take_over(spec);
+            live.take_over_if_well(spec);
             return None;
         }
         live.follow_gate(spec);

@@ -32,6 +32,8 @@ use crate::source::ClientSettings;
 const RESCAN: Duration = Duration::from_secs(30);
 /// How often the pumps get what is ready while more is being prepared.
 const SHARE_READY: Duration = Duration::from_millis(200);
+/// How soon dead-letter topics that are missing are looked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait for a pump to take a plan; it takes it in any case.
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
@@ -64,6 +66,9 @@ pub(super) struct Desk {
     tokio: Handle,
     /// Topics that were there when they were last looked for.
     ensured: BTreeSet<NeededTopic>,
+    /// Those that were asked for last, and when.
+    wanted: BTreeSet<NeededTopic>,
+    asked: Option<Instant>,
     /// The revision that every pump runs by.
     in_force: u64,
     member: Option<Member>,
@@ -90,6 +95,8 @@ impl Desk {
             client,
             tokio,
             ensured: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            asked: None,
             in_force: 0,
             member: None,
         }
@@ -166,13 +173,18 @@ impl Desk {
                 }
             }
         }
-        if needed.is_subset(&self.ensured) {
+        let asked_lately = self.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
+        if needed.is_subset(&self.ensured) || (needed == self.wanted && asked_lately) {
             return Ok(());
         }
         let asked: Vec<NeededTopic> = needed.iter().cloned().collect();
-        self.tokio.block_on(ensure_topics(&self.client, &asked))?;
-        self.ensured = needed;
-        Ok(())
+        let there = self.tokio.block_on(ensure_topics(&self.client, &asked));
+        self.asked = Some(Instant::now());
+        if there.is_ok() {
+            self.ensured.clone_from(&needed);
+        }
+        self.wanted = needed;
+        there
     }
 
     /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
@@ -227,6 +239,18 @@ impl Desk {
                 return;
             }
         };
+        if self.hand_out(plan, &index, &topics) {
+            self.in_force = plan.revision;
+        }
+        tracing::info!(
+            revision = plan.revision,
+            handlers = plan.handlers.len(),
+            "plan in force"
+        );
+    }
+
+    /// Gives the plan to every pump; `true` when all of them run by it.
+    fn hand_out(&self, plan: &Plan, index: &Arc<RoutingIndex>, topics: &[String]) -> bool {
         let mut everywhere = true;
         for pump in self.view.pumps() {
             let handlers = plan
@@ -234,9 +258,8 @@ impl Desk {
                 .iter()
                 .map(|plan| (plan.ix, settings::handler(plan)))
                 .collect();
-            let record_log = self.snapshot.switches.record_log;
-            match pump.apply(index.clone(), handlers, topics.clone(), PUMP_ANSWER) {
-                Some(Ok(())) => pump.set_record_log(record_log),
+            match pump.apply(index.clone(), handlers, topics.to_vec(), PUMP_ANSWER) {
+                Some(Ok(())) => pump.set_record_log(self.snapshot.switches.record_log),
                 Some(Err(error)) => {
                     tracing::error!(%error, "subscription refused");
                     self.view.note_rejection(&error.to_string());
@@ -248,14 +271,7 @@ impl Desk {
                 }
             }
         }
-        if everywhere {
-            self.in_force = plan.revision;
-        }
-        tracing::info!(
-            revision = plan.revision,
-            handlers = plan.handlers.len(),
-            "plan in force"
-        );
+        everywhere
     }
 
     /// Starts the thread; the sink feeds it.

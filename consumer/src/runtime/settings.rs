@@ -16,6 +16,8 @@ use crate::pump::PumpSettings;
 use crate::settlement::RetryPolicy;
 use crate::source::StartAt;
 
+/// Between two questions to an instance whether it is well.
+const HEALTH_EVERY: Duration = Duration::from_secs(10);
 /// Longest time to build and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -54,6 +56,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
         cache: config.plugins.cache.clone(),
         allow_unsigned: config.plugins.allow_unsigned,
         create_timeout: CREATE_TIMEOUT,
+        health_every: HEALTH_EVERY,
         drain_timeout: config.processing.drain_timeout,
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,

@@ -99,6 +99,7 @@ impl Shop {
             cache: PathBuf::new(),
             allow_unsigned,
             create_timeout: Duration::from_millis(300),
+            health_every: Duration::from_millis(50),
             drain_timeout: Duration::from_secs(20),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),
@@ -323,6 +324,31 @@ fn a_shut_handler_loads_nothing_until_its_gate_opens_and_stays_loaded_when_it_sh
         open.plan.handlers[0].generation
     );
     assert!(shut.changed.is_empty());
+}
+
+#[test]
+fn a_gate_opens_only_to_instances_that_are_well() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let open = spec("one", "*", "a");
+    let shut = HandlerSpec {
+        enabled: false,
+        ..open.clone()
+    };
+    let first = shop.apply(std::slice::from_ref(&open));
+    shop.apply(std::slice::from_ref(&shut));
+    let state = |shop: &Shop| shop.registry.report()[0].state;
+    shop.runtime.script.ill.store(true, Ordering::SeqCst);
+    until("it shows", || state(&shop) == HandlerState::Unhealthy);
+    let held = shop.apply(std::slice::from_ref(&open));
+    assert!(!held.plan.handlers[0].spec.enabled, "it is not well");
+    assert!(held.refusals[0].reason.contains("scripted to be ill"));
+    shop.runtime.script.ill.store(false, Ordering::SeqCst);
+    until("it is well again", || state(&shop) == HandlerState::Active);
+    let opened = shop.apply(std::slice::from_ref(&open));
+    assert!(opened.plan.handlers[0].spec.enabled);
+    assert_eq!(opened.refusals, []);
+    let kept = opened.plan.handlers[0].generation;
+    assert_eq!(kept, first.plan.handlers[0].generation);
 }
 
 #[test]
