@@ -62,6 +62,8 @@ pub struct Read {
     pub partition: i32,
     /// Its offset.
     pub offset: i64,
+    /// Its timestamp in milliseconds since the epoch; -1 without one.
+    pub timestamp_ms: i64,
     /// Its key; none is null.
     pub key: Option<Vec<u8>>,
     /// Its value; none is a tombstone.
@@ -509,6 +511,7 @@ fn owned(message: &rdkafka::message::BorrowedMessage<'_>) -> Read {
         pairs.collect()
     });
     Read {
+        timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
         partition: message.partition(),
         offset: message.offset(),
         key: message.key().map(<[u8]>::to_vec),

@@ -21,6 +21,7 @@ pub mod cache;
 pub mod certificates;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod control;
 pub mod etcd;
 pub mod flights;
 pub mod kafka;

@@ -66,7 +66,7 @@ pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
     ),
     (
         "spec",
-        b"name: a\nplugin: /tmp/x.so\nroute: { topics: [t] }\n",
+        b"name: a\nplugin: /opt/x.so\nroute: { topics: [t] }\n",
         "never by a path or URL",
     ),
     (

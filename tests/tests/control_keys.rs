@@ -1,0 +1,309 @@
+//! Situation: specs and gates stand in real etcd and ZooKeeper; somebody writes garbage, the store or the service is away at the
+//! wrong time, two thousand specs stand there at once.
+//! Property: garbage is refused by key, path and reason in log, metric, member key and API while the last good state runs on; a
+//! start without the store uses the last good specs on disk, or refuses; one changed spec of many acts at once (G10).
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario control_keys`
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::kafka::Kafka;
+use e2e::service::{Service, run_binary};
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use e2e::{control, unique};
+use sluicegate_config::MemberReport;
+use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
+
+#[path = "../../config/tests/garbage/mod.rs"]
+mod garbage;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn own_etcd() -> (Etcd, Arc<dyn Store>, String) {
+    let etcd = Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let store = EtcdSettings::new(&etcd.endpoints()).open();
+    let store = store.unwrap_or_else(|error| panic!("{error}"));
+    let handlers = format!(
+        "member_id: host-1\n  etcd: {{ endpoints: [\"{}\"], request_timeout: 2s, relist: 1s }}",
+        etcd.endpoint()
+    );
+    (etcd, store, handlers)
+}
+
+fn write(store: &dyn Store, key: &ControlKey, value: impl AsRef<[u8]>) -> u64 {
+    let written = store.write(key, Some(value.as_ref()), Expected::Any);
+    written.unwrap_or_else(|error| panic!("{error}")).revision
+}
+
+fn delete(store: &dyn Store, key: &ControlKey) {
+    store
+        .write(key, None, Expected::Any)
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What the only member says.
+fn member(store: &dyn Store) -> Result<MemberReport, String> {
+    let members = store.members().map_err(|error| error.to_string())?;
+    match &members[..] {
+        [(id, report)] if id == "host-1" => MemberReport::from_json(report),
+        other => Err(format!("{} members", other.len())),
+    }
+}
+
+fn spec(name: &str, source: &str) -> String {
+    format!(
+        "name: {name}\nplugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ rules: [] }}\n"
+    )
+}
+
+fn spec_key(name: &str) -> ControlKey {
+    ControlKey::Spec(name.to_owned())
+}
+
+fn gate(name: &str) -> ControlKey {
+    ControlKey::Enabled(name.to_owned())
+}
+
+/// A topic, and a folder with the plugin.
+fn set_up(handlers: &str) -> (Client, String, Workdir) {
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, group) = (unique("keys"), unique("group"));
+    client.create_topic(&source, 2);
+    let workdir = control::workdir(kafka.bootstrap(), &group, handlers);
+    workdir.plugins(&["misbehave"]);
+    (client, source, workdir)
+}
+
+fn key_of(kind: &str) -> ControlKey {
+    match kind {
+        "enabled" => gate("a"),
+        "spec" => spec_key("a"),
+        "config" => ControlKey::Config("a".to_owned()),
+        "rollout" => ControlKey::Rollout("a".to_owned()),
+        "logging" => ControlKey::Logging,
+        "metrics" => ControlKey::MetricsLevel,
+        other => panic!("no key is called {other}"),
+    }
+}
+
+#[test]
+fn garbage_in_etcd_is_refused_and_the_last_good_state_runs_on() {
+    let (_etcd, store, handlers) = own_etcd();
+    feed_garbage(&*store, &handlers, true);
+}
+
+#[test]
+fn garbage_in_zookeeper_is_refused_and_the_last_good_state_runs_on() {
+    let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let store = ZooKeeperSettings::new(zookeeper.connect()).open();
+    let store = store.unwrap_or_else(|error| panic!("{error}"));
+    let handlers = format!(
+        "member_id: host-1\n  zookeeper: {{ servers: \"{}\" }}",
+        zookeeper.connect()
+    );
+    // A node without data is a node without a value there.
+    feed_garbage(&*store, &handlers, false);
+}
+
+fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
+    let (client, source, workdir) = set_up(handlers);
+    write(store, &spec_key("a"), spec("a", &source));
+    let mut service = Service::ready(&workdir, &[]);
+    let rejections = || -> Result<f64, String> {
+        Ok(service
+            .metrics()?
+            .sum("sluicegate_snapshot_rejections_total", &[]))
+    };
+    let mut fed = 0;
+    for (kind, value, reason) in garbage::GARBAGE {
+        if value.is_empty() && !empty_is_a_value {
+            continue;
+        }
+        let key = key_of(kind);
+        let shown = format!("{kind} {:?}", String::from_utf8_lossy(value));
+        let place = store.locate(&key);
+        let before = rejections().unwrap_or_default();
+        write(store, &key, value);
+        wait_for(&format!("{shown} in the member key"), SOON, || {
+            let report = member(store)?;
+            let told = report.rejections.iter().find(|told| told.key == place);
+            let told = told.ok_or_else(|| format!("{:?}", report.rejections))?;
+            let text = format!(
+                "{}: {}",
+                told.path.as_deref().unwrap_or_default(),
+                told.reason
+            );
+            let said = text.contains(reason) || *reason == ":";
+            said.then_some(()).ok_or(text)
+        });
+        let status = service
+            .api("status")
+            .unwrap_or_else(|error| panic!("{error}"));
+        let last = status["last_rejection"].as_str().unwrap_or_default();
+        assert!(last.contains(&place), "{shown}: the API says {last}");
+        let counted = rejections().unwrap_or_default();
+        assert!(counted > before, "{shown}: not counted");
+        if *kind == "spec" {
+            write(store, &key, spec("a", &source));
+        } else {
+            delete(store, &key);
+        }
+        wait_for(&format!("the end of {shown}"), SOON, || {
+            let report = member(store)?;
+            let over = report.rejections.is_empty();
+            over.then_some(())
+                .ok_or_else(|| format!("{:?}", report.rejections))
+        });
+        fed += 1;
+    }
+    assert!(fed >= 50, "{fed} values were fed");
+    client.produce(
+        &source,
+        (0..100).map(|n| Outgoing::new(&format!("k{n}"), "v")),
+    );
+    service.wait_outcomes("a", "ack", 100, SOON);
+    let log = service.process().log();
+    for place in [store.locate(&spec_key("a")), store.locate(&gate("a"))] {
+        assert!(log.contains(&place), "{place} is not in the log");
+    }
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn what_is_written_while_the_service_is_down_counts_at_its_start() {
+    let (_etcd, store, handlers) = own_etcd();
+    let (client, source, workdir) = set_up(&handlers);
+    write(&*store, &spec_key("a"), spec("a", &source));
+    let mut service = Service::ready(&workdir, &[]);
+    client.produce(&source, [Outgoing::new("k", "v")]);
+    service.wait_outcomes("a", "ack", 1, SOON);
+    assert!(service.stop(SOON).success());
+    wait_for("the member key to go", SOON, || match store.members() {
+        Ok(members) if members.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    write(&*store, &gate("a"), "false");
+    let mut service = Service::ready(&workdir, &[]);
+    client.produce(&source, [Outgoing::new("k", "v")]);
+    service.wait_outcomes("a", "skipped", 1, SOON);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn without_the_store_a_service_runs_on_and_starts_from_its_disk_or_refuses() {
+    let (mut etcd, store, handlers) = own_etcd();
+    let (client, source, workdir) = set_up(&handlers);
+    write(&*store, &spec_key("a"), spec("a", &source));
+    write(&*store, &gate("a"), "false");
+    let mut service = Service::ready(&workdir, &[]);
+    let cache = workdir.path().join("handlers.cache");
+    wait_for("the cache to know of the gate", SOON, || {
+        let text = std::fs::read_to_string(&cache).map_err(|error| error.to_string())?;
+        text.contains("\"enabled\"").then_some(()).ok_or(text)
+    });
+    etcd.kill(0);
+    wait_for("the loss of the store to show", SOON, || {
+        let away = service
+            .metrics()?
+            .sum("sluicegate_control_plane_unreachable_seconds", &[]);
+        let (ready, _) = service.get("/readyz")?;
+        (away > 0.0 && ready == 200)
+            .then_some(())
+            .ok_or(format!("away for {away} s, readyz {ready}"))
+    });
+    client.produce(&source, [Outgoing::new("k", "v")]);
+    service.wait_outcomes("a", "skipped", 1, SOON);
+    assert!(service.stop(SOON).success());
+
+    start_is_refused(&workdir, "handlers.require_fresh=true", "require_fresh");
+    start_is_refused(
+        &workdir,
+        "handlers.cache=none.cache",
+        "no cache of an earlier run",
+    );
+
+    let mut service = Service::ready(&workdir, &[]);
+    client.produce(&source, [Outgoing::new("k", "v")]);
+    service.wait_outcomes("a", "skipped", 1, SOON);
+    let log = service.process().log();
+    let said = "starting from the last good specs on disk";
+    assert!(log.contains(said), "{log}");
+    etcd.start_again(0)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    write(&*store, &gate("a"), "true");
+    wait_for("the gate to open once the store is back", SOON, || {
+        client.produce(&source, [Outgoing::new("k", "v")]);
+        let acked = service.outcomes("a", "ack")?;
+        (acked > 0).then_some(()).ok_or("nothing acked".to_owned())
+    });
+    assert!(service.stop(SOON).success());
+}
+
+/// Runs the service with one more setting: it ends at once, with exit code 1 and the reason.
+fn start_is_refused(workdir: &Workdir, set: &str, reason: &str) {
+    let arguments = ["run", "-c", "sluicegate.yaml", "--set", set];
+    let output = run_binary(workdir.path(), &arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(reason), "{said}");
+}
+
+#[test]
+fn two_thousand_specs_start_and_one_of_them_changes_at_once() {
+    let (_etcd, store, handlers) = own_etcd();
+    let (client, source, workdir) = set_up(&handlers);
+    for number in 0..2_000 {
+        let name = format!("h{number}");
+        let text = format!(
+            "name: {name}\nplugin: misbehave\nversion: \"*\"\npool: small\nworkers: 2\n\
+             route: {{ topics: [{source}], when: {{ header: tenant, equals: t{number} }} }}\nconfig: {{ rules: [] }}\n"
+        );
+        write(&*store, &spec_key(&name), text);
+    }
+    let begun = Instant::now();
+    let mut service = Service::ready(&workdir, &[]);
+    let ready = begun.elapsed();
+    client.produce(&source, [Outgoing::new("k", "v").header("tenant", "t7")]);
+    service.wait_outcomes("h7", "ack", 1, SOON);
+    let generation = |name: &str| -> Result<u64, String> {
+        let handler = service.api(&format!("handlers/{name}"))?;
+        handler["generation"]
+            .as_u64()
+            .ok_or_else(|| handler.to_string())
+    };
+    let others = generation("h8").unwrap_or_else(|error| panic!("{error}"));
+    let config = ControlKey::Config("h7".to_owned());
+    let mut slowest = Duration::ZERO;
+    for number in 0..10 {
+        let begun = Instant::now();
+        let value = format!(
+            "{{\"rules\": [{{ \"one_in\": {}, \"do\": \"drop\" }}]}}",
+            1_000 + number
+        );
+        let revision = write(&*store, &config, value);
+        wait_for("the change to be in force", SOON, || {
+            let applied = member(&*store)?.applied_revision;
+            (applied >= revision)
+                .then_some(())
+                .ok_or(format!("{applied}"))
+        });
+        slowest = slowest.max(begun.elapsed());
+    }
+    println!(
+        "2,000 specs: ready after {ready:?}, one change in force and told after {slowest:?} at most"
+    );
+    assert_eq!(generation("h8"), Ok(others), "another handler was touched");
+    assert!(ready < Duration::from_secs(15), "ready after {ready:?}");
+    assert!(
+        slowest < Duration::from_secs(1),
+        "in force after {slowest:?}"
+    );
+    assert!(service.stop(SOON).success());
+}
