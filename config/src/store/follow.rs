@@ -58,6 +58,11 @@ pub(super) trait Link: Send {
     fn next(&mut self) -> impl Future<Output = Heard> + Send;
 }
 
+/// How long the reading of a whole prefix may take, as many requests of which each has a bound of its own.
+pub(super) fn whole_reading(request_timeout: Duration) -> Duration {
+    request_timeout * 12
+}
+
 /// How often and how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {

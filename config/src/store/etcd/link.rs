@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::timeout;
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
@@ -153,12 +154,13 @@ impl EtcdLink {
                 async move { watch.watch(prefix, Some(options)).await }
             })
             .await?;
-        // The caller bounds the wait.
-        match stream.message().await {
-            Ok(Some(answer)) if answer.created() && !answer.canceled() => Ok(stream),
-            Ok(Some(answer)) => Err(Failure::Away(ended(&answer))),
-            Ok(None) => Err(Failure::away("the watch was closed at once")),
-            Err(error) => Err(failure(&error)),
+        let patience = self.shared.settings.request_timeout;
+        match timeout(patience, stream.message()).await {
+            Ok(Ok(Some(answer))) if answer.created() && !answer.canceled() => Ok(stream),
+            Ok(Ok(Some(answer))) => Err(Failure::Away(ended(&answer))),
+            Ok(Ok(None)) => Err(Failure::away("the watch was closed at once")),
+            Ok(Err(error)) => Err(failure(&error)),
+            Err(_) => Err(Failure::Away(format!("no watch within {patience:?}"))),
         }
     }
 

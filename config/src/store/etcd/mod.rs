@@ -6,7 +6,6 @@ mod link;
 mod member;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
@@ -14,7 +13,7 @@ use self::client::Endpoints;
 use self::link::EtcdLink;
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::Pace;
+use super::follow::{Pace, whole_reading};
 use super::{
     ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
     StoreSink, StoreWatch, Tree, check_member_id,
@@ -104,7 +103,7 @@ impl Store for EtcdStore {
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
         let pace = Pace {
-            patience: settings.request_timeout + Duration::from_secs(1),
+            patience: whole_reading(settings.request_timeout),
             relist: settings.relist,
         };
         let link = EtcdLink::new(Arc::clone(&self.shared));

@@ -9,13 +9,12 @@ mod session;
 mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use self::link::ZooKeeperLink;
 use self::session::{Sessions, failure};
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::Pace;
+use super::follow::{Pace, whole_reading};
 use super::{
     ControlKey, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink, StoreWatch, Tree,
     ZooKeeperSettings, check_member_id,
@@ -101,8 +100,7 @@ impl Store for ZooKeeperStore {
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
         let pace = Pace {
-            // A new session and a reading, each of which may take a request's time.
-            patience: settings.request_timeout * 2 + Duration::from_secs(1),
+            patience: whole_reading(settings.request_timeout),
             relist: settings.relist,
         };
         let link = ZooKeeperLink::new(Arc::clone(&self.shared));
