@@ -271,19 +271,16 @@ fn a_short_spec_has_the_documented_defaults() {
     );
     assert_eq!(
         (spec.max_in_flight.records, spec.max_in_flight.bytes),
-        (1024, 16 << 20)
+        (4096, 16 << 20)
     );
     assert_eq!(spec.timeout, Duration::from_secs(5));
     assert_eq!(spec.retry.max_attempts, 5);
-    let waits: Vec<u128> = (1..12)
-        .map(|attempt| spec.retry.backoff.delay_after(attempt).as_millis())
-        .collect();
+    let backoff = spec.retry.backoff;
     assert_eq!(
-        waits,
-        [
-            100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000
-        ]
+        (backoff.delay, backoff.max_delay),
+        (Duration::from_millis(100), Duration::from_secs(30))
     );
+    assert_eq!((backoff.multiplier, backoff.jitter), (2.0, 0.2));
     assert_eq!(spec.dead_letter.topic_for("t"), "t.dlt");
     assert_eq!(spec.on_failure, OnFailure::Hold);
     assert_eq!(

@@ -6,15 +6,15 @@
 //!
 //! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
 
-use std::any::Any;
+mod address;
+
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::admin::{ClientStatistics, Explanation, PumpReport};
+pub use address::{PumpAddress, PumpHandle};
+
+use crate::admin::{ClientStatistics, PumpReport};
 use crate::commit::decode_finished;
-use crate::dispatch::inbox::ControlRequest;
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::flow::handler::HandlerSettings;
@@ -80,6 +80,8 @@ pub struct Pump {
     started: Instant,
     clock: WallClock,
     to_assign: Vec<TopicPartition>,
+    /// Partitions that go on elsewhere (G12), which could not be said yet.
+    to_restart: Vec<StartPartition>,
     was_assigned: bool,
     assign_at: Instant,
     revokes: Vec<Revoke>,
@@ -137,6 +139,7 @@ impl Pump {
                 epoch_ms: crate::admin::view::now_ms(),
             },
             to_assign: Vec::new(),
+            to_restart: Vec::new(),
             was_assigned: false,
             assign_at: now,
             revokes: Vec::new(),
@@ -275,10 +278,8 @@ impl Pump {
                 at: at.clone(),
                 start,
             };
-            match self.source.start(&[start]) {
-                Ok(()) => return,
-                Err(error) => tracing::error!(%error, "going on elsewhere was refused"),
-            }
+            self.go_on_at(start);
+            return;
         }
         let reason = format!(
             "the offset to read is missing: {reason}; set processing.missing_offset, or commit another offset for \
@@ -287,8 +288,33 @@ impl Pump {
         self.flow.stop_partition(slot, &reason);
     }
 
+    /// Reads a partition on from another offset; tried again while the broker is away.
+    fn go_on_at(&mut self, start: StartPartition) {
+        match self.source.start(std::slice::from_ref(&start)) {
+            Ok(()) => {}
+            Err(SourceError::Retryable(reason)) => {
+                tracing::warn!(reason, "cannot go on elsewhere yet; trying again");
+                self.to_restart.push(start);
+                self.assign_at = Instant::now() + ASSIGN_RETRY;
+            }
+            Err(error) => {
+                let reason =
+                    format!("going on where processing.missing_offset says was refused: {error}");
+                self.flow.stop_partition(start.slot, &reason);
+            }
+        }
+    }
+
     /// Looks up where new partitions begin, and begins.
     fn assign_pending(&mut self) {
+        if !self.to_restart.is_empty()
+            && self.stopping.is_none()
+            && Instant::now() >= self.assign_at
+        {
+            for start in std::mem::take(&mut self.to_restart) {
+                self.go_on_at(start);
+            }
+        }
         if self.to_assign.is_empty() || self.stopping.is_some() || Instant::now() < self.assign_at {
             return;
         }
@@ -330,6 +356,8 @@ impl Pump {
 
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         self.to_assign.retain(|at| !partitions.contains(at));
+        self.to_restart
+            .retain(|start| !partitions.contains(&start.at));
         let slots: Vec<Slot> = partitions
             .iter()
             .filter_map(|at| self.flow.slot(at))
@@ -460,135 +488,4 @@ impl Pump {
         report.client.clone_from(&self.statistics);
         report
     }
-}
-
-/// Where other threads reach a pump.
-#[derive(Clone)]
-pub struct PumpAddress {
-    inbox: Arc<Inbox>,
-}
-
-/// A pump's thread, for its owner.
-pub struct PumpHandle {
-    address: PumpAddress,
-    thread: Option<JoinHandle<Result<(), PumpError>>>,
-}
-
-struct Request<F>(F);
-
-impl<F: FnOnce(&mut Pump) + Send> ControlRequest for Request<F> {
-    fn run(self: Box<Self>, pump: &mut dyn Any) {
-        if let Some(pump) = pump.downcast_mut() {
-            (self.0)(pump);
-        }
-    }
-}
-
-impl PumpAddress {
-    /// Runs `request` on the pump's thread between two turns and waits for its answer. `None`: no answer in time.
-    fn ask<T: Send + 'static>(
-        &self,
-        deadline: Duration,
-        request: impl FnOnce(&mut Pump) -> T + Send + 'static,
-    ) -> Option<T> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        self.inbox.push(PumpMessage::Control(Box::new(Request(
-            move |pump: &mut Pump| {
-                // Whoever asked may have given up waiting.
-                let _ = sender.send(request(pump));
-            },
-        ))));
-        receiver.recv_timeout(deadline).ok()
-    }
-
-    /// Gives the pump handlers, routes and topics, all at once. `None`: no answer in time (it will still be applied).
-    pub fn apply(
-        &self,
-        index: Arc<RoutingIndex>,
-        handlers: Vec<(HandlerIx, HandlerSettings)>,
-        topics: Vec<String>,
-        deadline: Duration,
-    ) -> Option<Result<(), SourceError>> {
-        self.ask(deadline, move |pump| pump.apply(index, handlers, topics))
-    }
-
-    /// Switches the log line a record on or off, between two turns.
-    pub fn set_record_log(&self, on: bool) {
-        let request = move |pump: &mut Pump| pump.flow.set_record_log(on);
-        let request = PumpMessage::Control(Box::new(Request(request)));
-        self.inbox.push(request);
-    }
-
-    /// What the pump says of itself. `None`: no answer in time.
-    pub fn report(&self, deadline: Duration) -> Option<PumpReport> {
-        self.ask(deadline, |pump| pump.report())
-    }
-
-    /// What holds a partition's frontier. `None`: not its partition, or no answer in time.
-    pub fn explain(
-        &self,
-        at: TopicPartition,
-        offset: Option<i64>,
-        deadline: Duration,
-    ) -> Option<Explanation> {
-        self.ask(deadline, move |pump| {
-            pump.flow.explain(&at, offset, pump.clock)
-        })?
-    }
-
-    /// Whether Kafka has given it an assignment, if an empty one, and it has taken it. `None`: no answer in time.
-    pub fn is_assigned(&self, deadline: Duration) -> Option<bool> {
-        self.ask(deadline, |pump| {
-            pump.was_assigned && pump.to_assign.is_empty()
-        })
-    }
-
-    /// Begins to stop; [`PumpHandle::join_until`] waits for the end.
-    pub fn stop(&self) {
-        self.inbox.push(PumpMessage::Control(Box::new(Request(
-            |pump: &mut Pump| pump.stop(),
-        ))));
-    }
-}
-
-impl PumpHandle {
-    /// Where to reach it.
-    pub fn address(&self) -> &PumpAddress {
-        &self.address
-    }
-
-    /// Whether its thread has ended.
-    pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Waits for the end of the thread.
-    ///
-    /// # Errors
-    /// [`PumpError`] says why it did not end well, or that it has not ended by `deadline`.
-    pub fn join_until(&mut self, deadline: Instant) -> Result<(), PumpError> {
-        while !self.is_finished() {
-            if Instant::now() >= deadline {
-                return Err(PumpError::Overdue);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => Err(PumpError::Panicked(words_of(&*panic))),
-        }
-    }
-}
-
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| {
-            panic
-                .downcast_ref::<&str>()
-                .map(|words| (*words).to_owned())
-        })
-        .unwrap_or_else(|| "no message".to_owned())
 }

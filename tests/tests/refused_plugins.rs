@@ -2,7 +2,8 @@
 //! another panic strategy, a cut file, a text, a library without a descriptor.
 //! Property: each is refused with its reason before any of its code runs; a running service keeps serving the old one.
 //! Needs: Kafka.
-//! Command: `cargo xtask test --scenario refused_plugins`
+//! Command: `cargo xtask test --scenario refused_plugins`, and with `--long` plugins that are really built with another panic
+//! strategy and another layout
 
 use std::path::Path;
 use std::process::Command;
@@ -48,6 +49,58 @@ fn library_without_descriptor(folder: &Path) -> Vec<u8> {
     std::fs::read(library).expect("the library")
 }
 
+/// The relay as somebody else would build it: from a copy of its sources in which `change` was made, with `options` for cargo.
+fn built_elsewhere(change: impl FnOnce(&Path), options: &[&str]) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a folder");
+    for part in ["Cargo.toml", "Cargo.lock", "handler-sdk", "handlers/relay"] {
+        let to = folder.path().join(part);
+        std::fs::create_dir_all(to.parent().expect("a folder above")).expect("a folder");
+        let mut copy = Command::new("cp");
+        copy.arg("-R")
+            .arg(artefacts::workspace().join(part))
+            .arg(to);
+        assert!(copy.status().expect("cp").success());
+    }
+    let manifest = folder.path().join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).expect("the workspace's manifest");
+    let (before, rest) = text.split_once("members = [").expect("members");
+    let (_, after) = rest.split_once(']').expect("an end of the members");
+    let members = r#"["handler-sdk", "handler-sdk/abi", "handlers/relay"]"#;
+    std::fs::write(&manifest, format!("{before}members = {members}{after}")).expect("a manifest");
+    change(folder.path());
+    let target = folder.path().join("target");
+    let mut cargo = artefacts::cargo();
+    cargo
+        .current_dir(folder.path())
+        .env("CARGO_TARGET_DIR", &target)
+        .args(["build", "--package", "sluicegate-handler-relay"])
+        .args(options);
+    assert!(cargo.status().expect("cargo").success(), "the copy builds");
+    std::fs::read(target.join("debug").join(library_name("relay"))).expect("the library")
+}
+
+/// Swaps two fields of the record that handlers get: the same size, the same names, and every handler would read wrongly.
+fn swap_fields_of_the_record(folder: &Path) {
+    let file = folder.join("handler-sdk/abi/src/record.rs");
+    let text = std::fs::read_to_string(&file).expect("the record");
+    let (offset, time) = ("    pub offset: i64,", "    pub timestamp_ms: i64,");
+    assert!(text.contains(offset) && text.contains(time));
+    let swapped = text.replacen(offset, "    pub swapped: i64,", 1);
+    let swapped = swapped.replacen(time, offset, 1);
+    let swapped = swapped.replacen("    pub swapped: i64,", time, 1);
+    std::fs::write(&file, swapped).expect("a file");
+}
+
+/// Plugins that were really built so, which takes minutes; the short form patches their descriptors.
+fn really_built() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let abort = built_elsewhere(|_| (), &["--config", "profile.dev.panic='abort'"]);
+    let layout = built_elsewhere(swap_fields_of_the_record, &[]);
+    vec![
+        ("built with panic=abort", "panic", abort),
+        ("built with another layout", "layout", layout),
+    ]
+}
+
 /// Bad files by name, each with a word that its refusal must hold.
 fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let relay = std::fs::read(artefacts::plugin("relay")).expect("the relay");
@@ -85,7 +138,11 @@ fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
     workdir.spec("copy", &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ topic: {copy} }}\n"));
     let mut service = Service::ready(&workdir, &[]);
 
-    for (round, (what, word, bytes)) in (1..).zip(bad_files(workdir.path())) {
+    let mut bad_files = bad_files(workdir.path());
+    if e2e::long() {
+        bad_files.extend(really_built());
+    }
+    for (round, (what, word, bytes)) in (1..).zip(bad_files) {
         let bad = workdir.path().join("bad.so");
         std::fs::write(&bad, bytes).expect("a file");
         let inspected = run_binary(workdir.path(), &["handler", "inspect", "bad.so"]);

@@ -101,16 +101,6 @@ pub struct Backoff {
     pub jitter: f64,
 }
 
-impl Backoff {
-    /// The wait after failed attempt `attempt` (from 1), before jitter.
-    pub fn delay_after(&self, attempt: u32) -> Duration {
-        let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-        let seconds = self.delay.as_secs_f64() * self.multiplier.powi(exponent);
-        Duration::try_from_secs_f64(seconds)
-            .map_or(self.max_delay, |delay| delay.min(self.max_delay))
-    }
-}
-
 /// Where what was given up goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -123,8 +113,13 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The dead-letter topic of records of `topic`.
     pub fn topic_for(&self, topic: &str) -> String {
-        self.topic.replace("{topic}", topic)
+        dead_letter_topic(&self.topic, topic)
     }
+}
+
+/// The topic that the template of a [`DeadLetter`] names for records of `topic`.
+pub fn dead_letter_topic(template: &str, topic: &str) -> String {
+    template.replace("{topic}", topic)
 }
 
 /// What becomes of the records of a tripped handler.

@@ -212,7 +212,7 @@ static MAX_IN_FLIGHT: Object = Object {
                 min: 1,
                 max: 10_000_000,
             },
-            need: Need::Default("1024"),
+            need: Need::Default("4096"),
         },
         Field {
             name: "bytes",

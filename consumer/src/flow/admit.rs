@@ -1,6 +1,7 @@
 //! From the source into the flow: ledger, routing, and the bounds under which records are let in.
 
 use rapidhash::v3::rapidhash_v3;
+use sluicegate_runtime::RawRecord;
 
 use super::Flow;
 use super::slab::NewEntry;
@@ -156,15 +157,23 @@ impl Flow {
             return;
         }
         debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
-        let charge = (lease.size() + OVERHEAD) as u32;
+        let view = RawRecord {
+            topic: assignment.at.topic.as_ptr(),
+            topic_len: assignment.at.topic.len() as u32,
+            partition: assignment.at.partition,
+            epoch: assignment.epoch,
+            offset: delivery.offset,
+            timestamp_ms: delivery.timestamp_ms,
+            ..lease.view()
+        };
+        let charge = view.key_len + view.value_len + view.headers_len + OVERHEAD as u32;
         let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
         self.charged += u64::from(charge);
         assignment.entries += 1;
         let entry = self.slab.insert(NewEntry {
             lease,
+            view,
             slot: delivery.slot,
-            offset: delivery.offset,
-            timestamp_ms: delivery.timestamp_ms,
             key_hash,
             charge,
             handlers: open as u16,

@@ -27,13 +27,13 @@ impl Flow {
                 .slab
                 .iter()
                 .filter(|(key, entry)| entry.slot == slot && begun.contains(key))
-                .map(|(_, entry)| entry.offset)
+                .map(|(_, entry)| entry.offset())
                 .max()
                 .unwrap_or(i64::MIN);
             unbegun.extend(
                 self.slab
                     .iter()
-                    .filter(|(_, e)| e.slot == slot && e.offset > last && e.unsettled > 0)
+                    .filter(|(_, e)| e.slot == slot && e.offset() > last && e.unsettled > 0)
                     .map(|(k, _)| k),
             );
         }

@@ -17,7 +17,7 @@ impl Flow {
         tracing::warn!(
             topic = &*at.topic,
             partition = at.partition,
-            offset = entry.offset,
+            offset = entry.offset(),
             handler = &*handler.settings.name,
             attempts = task.attempt,
             reason = task.class,
@@ -36,7 +36,7 @@ impl Flow {
         tracing::error!(
             topic = &*at.topic,
             partition = at.partition,
-            offset = entry.offset,
+            offset = entry.offset(),
             handler = &*handler.settings.name,
             error,
             "dead letter not written; it is tried again and the frontier waits for it"

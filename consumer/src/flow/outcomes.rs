@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+use sluicegate_config::spec::dead_letter_topic;
+use sluicegate_runtime::{RawOutcome, RawRecord, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
@@ -17,6 +18,9 @@ const DEAD_LETTER_RETRY_MS: u64 = 1_000;
 
 /// Wait of a record whose predecessor in its lane is still being retried.
 const FOLLOW_MS: u64 = 10;
+
+/// Records between the one that is settled and the one whose memory is fetched ahead, to be freed without a wait.
+const PREFETCH: usize = 8;
 
 const REASON_TERMINAL: &str = "terminal";
 const REASON_EXHAUSTED: &str = "retries_exhausted";
@@ -48,6 +52,9 @@ impl Flow {
         let mut back = Vec::new();
         let mut freed = contended;
         for (i, &key) in batch.keys.iter().enumerate() {
+            if let Some(&later) = batch.keys.get(i + PREFETCH) {
+                self.slab.prefetch(later);
+            }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             self.unpin(key);
             let attempt = batch.records[i].attempt;
@@ -271,8 +278,8 @@ impl Flow {
             &dead_letter::Provenance {
                 topic: &at.topic,
                 partition: at.partition,
-                offset: entry.offset,
-                timestamp_ms: entry.timestamp_ms,
+                offset: entry.offset(),
+                timestamp_ms: entry.timestamp_ms(),
                 group: &self.settings.group,
                 handler: &handler.settings.name,
                 version: &handler.settings.version,
@@ -282,7 +289,7 @@ impl Flow {
             },
         );
         let outgoing = Outgoing {
-            topic: &dead_letter::topic(&handler.settings.dead_letter_topic, &at.topic),
+            topic: &dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic),
             partition: None,
             timestamp_ms: None,
             key: lease.key(),
@@ -452,7 +459,7 @@ impl Flow {
         let takes_batches = self.handlers[ix.0 as usize]
             .as_ref()
             .is_some_and(|handler| handler.settings.takes_batches);
-        let offset_of = |key| self.slab.get(key).map(|entry| entry.offset);
+        let offset_of = |key| self.slab.get(key).map(|entry| entry.offset());
         takes_batches
             && lane != 0
             && self.tasks.iter().any(|(other_ix, other, task)| {
@@ -494,11 +501,12 @@ impl Flow {
         let assignment = &mut self.assignments[entry.slot.0 as usize];
         if assignment.state != AssignmentState::Released {
             let before = assignment.ledger.frontier();
-            if !assignment.ledger.settle(entry.offset) {
+            if !assignment.ledger.settle(entry.offset()) {
                 self.fault = Some(
                     format!(
                         "offset {} of {} was settled twice (G13)",
-                        entry.offset, assignment.at
+                        entry.offset(),
+                        assignment.at
                     )
                     .into(),
                 );
@@ -540,7 +548,20 @@ impl Flow {
             && let Some(lease) = &entry.lease
             && lease.pins_client_memory()
         {
-            entry.lease = Some(lease.detach());
+            let lease = lease.detach();
+            let RawRecord {
+                key,
+                value,
+                headers,
+                ..
+            } = lease.view();
+            entry.view = RawRecord {
+                key,
+                value,
+                headers,
+                ..entry.view
+            };
+            entry.lease = Some(lease);
         }
     }
 

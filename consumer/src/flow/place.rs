@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use sluicegate_runtime::RawRecord;
+
 use super::Flow;
 use super::flights::Flights;
 use super::handler::{HandlerFlow, MAX_BATCH_BYTES, OnFailure, Order};
@@ -96,19 +98,12 @@ impl Flow {
         let Some(batch) = self.flights.batch(flight) else {
             return;
         };
-        let assignment = &self.assignments[entry.slot.0 as usize];
-        let Some(lease) = &entry.lease else { return };
-        let mut record = lease.view(true);
-        record.topic = assignment.at.topic.as_ptr();
-        record.topic_len = assignment.at.topic.len() as u32;
-        record.partition = assignment.at.partition;
-        record.offset = entry.offset;
-        record.timestamp_ms = entry.timestamp_ms;
-        record.lane = lane;
-        record.epoch = assignment.epoch;
-        record.attempt = attempt;
         entry.pins += 1;
-        batch.records.push(record);
+        batch.records.push(RawRecord {
+            lane,
+            attempt,
+            ..entry.view
+        });
         batch.keys.push(key);
         batch.bytes += u64::from(entry.charge);
         handler.in_flight_records += 1;

@@ -189,7 +189,7 @@ impl Flow {
     fn held_by(&self, slot: Slot, offset: i64, clock: WallClock) -> Vec<HeldBy> {
         let Some((key, _)) = self
             .entries_of(slot)
-            .find(|(_, e)| e.offset == offset && e.unsettled > 0)
+            .find(|(_, e)| e.offset() == offset && e.unsettled > 0)
         else {
             return Vec::new();
         };
@@ -282,7 +282,7 @@ impl Flow {
         self.slab
             .iter()
             .filter(|(_, entry)| entry.unsettled > 0 && super::place::lane_of(order, entry) == lane)
-            .map(|(_, entry)| entry.offset)
+            .map(|(_, entry)| entry.offset())
             .min()
     }
 }

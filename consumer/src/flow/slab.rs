@@ -1,5 +1,7 @@
 //! The records under way: one entry a record, whatever the number of handlers that want it.
 
+use sluicegate_runtime::RawRecord;
+
 use crate::dispatch::EntryKey;
 use crate::source::{Lease, Slot};
 
@@ -8,12 +10,11 @@ use crate::source::{Lease, Slot};
 pub struct Entry {
     /// Its bytes.
     pub lease: Option<Lease>,
+    /// What handlers get of it, pointing into the lease. Made once, while the bytes are in the cache: later steps find
+    /// everything here, and touch the client's memory again only to free it.
+    pub view: RawRecord,
     /// The assignment that it came in.
     pub slot: Slot,
-    /// Kafka offset.
-    pub offset: i64,
-    /// Kafka timestamp in milliseconds.
-    pub timestamp_ms: i64,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
     /// What it is charged with, in bytes.
@@ -25,6 +26,18 @@ pub struct Entry {
     /// Batches that point into its bytes.
     pub pins: u16,
     serial: u32,
+}
+
+impl Entry {
+    /// Kafka offset.
+    pub fn offset(&self) -> i64 {
+        self.view.offset
+    }
+
+    /// Kafka timestamp in milliseconds.
+    pub fn timestamp_ms(&self) -> i64 {
+        self.view.timestamp_ms
+    }
 }
 
 /// All entries of a pump.
@@ -46,9 +59,8 @@ impl Slab {
         self.live += 1;
         let NewEntry {
             lease,
+            view,
             slot,
-            offset,
-            timestamp_ms,
             key_hash,
             charge,
             handlers,
@@ -58,9 +70,8 @@ impl Slab {
             let serial = entry.serial;
             *entry = Entry {
                 lease: Some(lease),
+                view,
                 slot,
-                offset,
-                timestamp_ms,
                 key_hash,
                 charge,
                 unsettled: handlers,
@@ -72,9 +83,8 @@ impl Slab {
         }
         self.entries.push(Entry {
             lease: Some(lease),
+            view,
             slot,
-            offset,
-            timestamp_ms,
             key_hash,
             charge,
             unsettled: handlers,
@@ -100,6 +110,16 @@ impl Slab {
         self.entries
             .get_mut(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.lease.is_some())
+    }
+
+    /// Brings the client's memory of a record near, which [`Slab::remove`] will touch.
+    pub fn prefetch(&self, key: EntryKey) {
+        if let Some(Entry {
+            lease: Some(lease), ..
+        }) = self.entries.get(key.index as usize)
+        {
+            lease.prefetch();
+        }
     }
 
     /// Frees the entry and its bytes.
@@ -138,12 +158,10 @@ impl Slab {
 pub struct NewEntry {
     /// Its bytes.
     pub lease: Lease,
+    /// What handlers get of it.
+    pub view: RawRecord,
     /// The assignment that it came in.
     pub slot: Slot,
-    /// Kafka offset.
-    pub offset: i64,
-    /// Kafka timestamp in milliseconds.
-    pub timestamp_ms: i64,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
     /// What it is charged with, in bytes.

@@ -62,11 +62,6 @@ pub fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     block
 }
 
-/// The topic that `template` names for a record of `topic`.
-pub fn topic(template: &str, topic: &str) -> String {
-    template.replace("{topic}", topic)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +89,5 @@ mod tests {
         assert_eq!(&all[..3], &given[..]);
         assert!(all.contains(&(b"__dlq.errors.offset".as_slice(), Some(b"42".as_slice()))));
         assert_eq!(all.len(), 13);
-        assert_eq!(topic("{topic}.dlt", "orders"), "orders.dlt");
     }
 }

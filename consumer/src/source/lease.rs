@@ -86,6 +86,13 @@ impl Lease {
         }
     }
 
+    /// Asks the processor to fetch the client's memory of the record, without waiting for it.
+    pub fn prefetch(&self) {
+        if let Bytes::Kafka(message) = &self.0 {
+            message.prefetch();
+        }
+    }
+
     /// Whether it still holds memory of the Kafka client (a whole fetch buffer can hang on one record).
     pub fn pins_client_memory(&self) -> bool {
         !matches!(&self.0, Bytes::Owned(_))
@@ -103,12 +110,11 @@ impl Lease {
         Self::owned(self.key(), self.value(), self.headers())
     }
 
-    /// Pointers to the bytes for a batch. The caller keeps the lease until the batch is back. `with_headers` says
-    /// whether the reader wants the header block; without, it is left empty.
-    pub fn view(&self, with_headers: bool) -> RawRecord {
+    /// Pointers to the bytes for batches. The caller keeps the lease until every batch that has them is back.
+    pub fn view(&self) -> RawRecord {
         let key = self.key();
         let value = self.value();
-        let headers = if with_headers { self.headers() } else { &[] };
+        let headers = self.headers();
         let mut flags = 0;
         if key.is_none() {
             flags |= record_flag::KEY_NULL;
