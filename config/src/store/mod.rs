@@ -38,6 +38,7 @@ pub use memory::{MemoryStore, MemoryStoreHandle};
 pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub(crate) use table::{ETCD, ZOOKEEPER};
+use tree::bounded;
 pub use tree::{Entry, Stamp, Tree, TreeChange};
 pub use value::check_value;
 pub use zookeeper::ZooKeeperStore;

@@ -25,6 +25,12 @@ pub struct Entry {
     pub stamp: Stamp,
 }
 
+/// A value as it is kept: of one that is too long only so much that whoever reads it can tell. It is there all the same,
+/// so that its key is refused and not taken for deleted.
+pub(super) fn bounded(value: &[u8]) -> Arc<[u8]> {
+    value[..value.len().min(super::MAX_VALUE + 1)].into()
+}
+
 /// Everything below a prefix, as of one revision of its store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {

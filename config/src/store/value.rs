@@ -43,9 +43,8 @@ pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Pr
 pub(crate) fn read_text<'v>(value: &'v [u8], place: &str) -> Result<&'v str, Problems> {
     let refused = |message: String| Problems::of_file(Some(Path::new(place)), message);
     if value.len() > MAX_VALUE {
-        let length = value.len();
         return Err(refused(format!(
-            "has {length} bytes; at most {MAX_VALUE} are read"
+            "is too long: at most {MAX_VALUE} bytes are read"
         )));
     }
     std::str::from_utf8(value).map_err(|error| {

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{Entry, MAX_VALUE, Stamp, Tree, TreeChange};
+use super::super::{Entry, Stamp, Tree, TreeChange, bounded};
 use super::Shared;
 use super::client::failure;
 
@@ -90,7 +90,7 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
         let path = path_of(kv.key(), &prefix);
         let entry = entry_of(kv);
         let key = shared.settings.paths.key(&path);
-        match key.and_then(|key| check_length(&entry).map(|()| key)) {
+        match key {
             Ok(key) => drop(tree.entries.insert(key, entry)),
             Err(reason) => drop(tree.strangers.insert(path, reason)),
         }
@@ -109,20 +109,11 @@ fn path_of(key: &[u8], prefix: &str) -> String {
 fn entry_of(kv: &KeyValue) -> Entry {
     let revision = kv.mod_revision();
     Entry {
-        value: kv.value().into(),
+        value: bounded(kv.value()),
         stamp: Stamp {
             revision: u64::try_from(revision).unwrap_or(0),
             version: revision,
         },
-    }
-}
-
-fn check_length(entry: &Entry) -> Result<(), String> {
-    match entry.value.len() {
-        0..=MAX_VALUE => Ok(()),
-        length => Err(format!(
-            "its value has {length} bytes; at most {MAX_VALUE} are read"
-        )),
     }
 }
 
@@ -173,17 +164,12 @@ impl EtcdLink {
             };
             let path = path_of(kv.key(), &prefix);
             let entry = (event.event_type() == EventType::Put).then(|| entry_of(kv));
-            let fits = entry.as_ref().map_or(Ok(()), check_length);
-            match (self.shared.settings.paths.key(&path), fits) {
-                (Ok(key), Ok(())) => {
+            match self.shared.settings.paths.key(&path) {
+                Ok(key) => {
                     strangers.push((path, None));
                     changes.push(TreeChange { key, entry });
                 }
-                (Ok(key), Err(reason)) => {
-                    strangers.push((path, Some(reason)));
-                    changes.push(TreeChange { key, entry: None });
-                }
-                (Err(reason), _) => strangers.push((path, entry.map(|_| reason))),
+                Err(reason) => strangers.push((path, entry.map(|_| reason))),
             }
         }
         let revision = answer.header().map_or(0, |header| header.revision());

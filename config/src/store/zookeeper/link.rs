@@ -14,7 +14,7 @@ use zookeeper_client::{
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{Entry, MAX_VALUE, Stamp, Tree, TreeChange};
+use super::super::{Entry, Stamp, Tree, TreeChange, bounded};
 use super::{Shared, failure};
 
 /// Most nodes that are asked for at once, and most notices that are taken together.
@@ -155,14 +155,8 @@ fn place(
         Err(_) if data.is_empty() => return Ok(None),
         Err(reason) => return Err(reason),
     };
-    if data.len() > MAX_VALUE {
-        return Err(format!(
-            "its value has {} bytes; at most {MAX_VALUE} are read",
-            data.len()
-        ));
-    }
     let entry = (!data.is_empty()).then(|| Entry {
-        value: data.into(),
+        value: bounded(data),
         stamp: stamp(stat),
     });
     Ok(Some(TreeChange { key, entry }))
