@@ -5,10 +5,10 @@ use sluicegate_runtime::RawRecord;
 
 use super::Flow;
 use super::slab::NewEntry;
-use crate::assignment::AssignmentState;
+use crate::assignment::{Assignment, AssignmentState};
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
-use crate::source::{Delivery, Slot};
+use crate::source::{Delivery, Lease, Slot};
 
 /// What a held record costs besides its bytes: the client's operation and our entry.
 const OVERHEAD: usize = 304 + 96;
@@ -157,15 +157,7 @@ impl Flow {
             return;
         }
         debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
-        let view = RawRecord {
-            topic: assignment.at.topic.as_ptr(),
-            topic_len: assignment.at.topic.len() as u32,
-            partition: assignment.at.partition,
-            epoch: assignment.epoch,
-            offset: delivery.offset,
-            timestamp_ms: delivery.timestamp_ms,
-            ..lease.view()
-        };
+        let view = view_of(assignment, delivery.offset, delivery.timestamp_ms, &lease);
         let charge = view.key_len + view.value_len + view.headers_len + OVERHEAD as u32;
         let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
         self.charged += u64::from(charge);
@@ -259,5 +251,18 @@ impl Flow {
             }
         }
         due
+    }
+}
+
+/// What handlers get of a record; lane and attempt are each handler's.
+fn view_of(assignment: &Assignment, offset: i64, timestamp_ms: i64, lease: &Lease) -> RawRecord {
+    RawRecord {
+        topic: assignment.at.topic.as_ptr(),
+        topic_len: assignment.at.topic.len() as u32,
+        partition: assignment.at.partition,
+        epoch: assignment.epoch,
+        offset,
+        timestamp_ms,
+        ..lease.view()
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluicegate_config::spec::dead_letter_topic;
-use sluicegate_runtime::{RawOutcome, RawRecord, outcome_code, outcome_flag};
+use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
@@ -543,25 +543,8 @@ impl Flow {
 
     /// Copies a record that will wait, so that it does not keep a whole fetch buffer.
     fn detach(&mut self, key: EntryKey) {
-        if let Some(entry) = self.slab.get_mut(key)
-            && entry.pins == 0
-            && let Some(lease) = &entry.lease
-            && lease.pins_client_memory()
-        {
-            let lease = lease.detach();
-            let RawRecord {
-                key,
-                value,
-                headers,
-                ..
-            } = lease.view();
-            entry.view = RawRecord {
-                key,
-                value,
-                headers,
-                ..entry.view
-            };
-            entry.lease = Some(lease);
+        if let Some(entry) = self.slab.get_mut(key) {
+            entry.detach();
         }
     }
 

@@ -38,6 +38,28 @@ impl Entry {
     pub fn timestamp_ms(&self) -> i64 {
         self.view.timestamp_ms
     }
+
+    /// Copies the bytes out of the client's memory, unless a batch points into it.
+    pub fn detach(&mut self) {
+        let Some(lease) = &self.lease else { return };
+        if self.pins > 0 || !lease.pins_client_memory() {
+            return;
+        }
+        let copy = lease.detach();
+        let RawRecord {
+            key,
+            value,
+            headers,
+            ..
+        } = copy.view();
+        self.view = RawRecord {
+            key,
+            value,
+            headers,
+            ..self.view
+        };
+        self.lease = Some(copy);
+    }
 }
 
 /// All entries of a pump.
