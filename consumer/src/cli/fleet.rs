@@ -43,7 +43,8 @@ impl Waiting {
 #[derive(clap::Args, Debug)]
 pub(super) struct Apply {
     /// The spec, YAML or JSON
-    file: PathBuf,
+    #[arg(value_name = "FILE")]
+    spec: PathBuf,
     #[command(flatten)]
     config: ConfigFile,
     /// Only if the handler's spec is still at this revision of the store; 0 if there must be none
@@ -292,7 +293,7 @@ pub(super) fn gate(
 
 /// `apply FILE`.
 pub(super) fn apply(apply: &Apply) -> Result<(), Failure> {
-    let file = &apply.file;
+    let file = &apply.spec;
     let text = std::fs::read_to_string(file).map_err(|error| {
         Failure::bad_input(format!(
             "the spec {} cannot be read: {error}",
@@ -402,7 +403,7 @@ fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Resul
         timeout: apply.waiting.timeout,
         by: format!("{user}@{}", host()),
     };
-    let file: &Path = &apply.file;
+    let file: &Path = &apply.spec;
     let ended = operate::begin(store, text, Some(file), apply.expect, &settings, &mut tell);
     ended_as(ended.map_err(failure)?, apply.output)
 }
