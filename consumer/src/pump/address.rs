@@ -91,10 +91,11 @@ impl PumpAddress {
         })?
     }
 
-    /// Whether Kafka has given it an assignment, if an empty one, and it has taken it. `None`: no answer in time.
+    /// Whether it waits for nothing: Kafka has given it an assignment, if an empty one, and it has taken it, or no handler
+    /// wants any topic. `None`: no answer in time.
     pub fn is_assigned(&self, deadline: Duration) -> Option<bool> {
         self.ask(deadline, |pump| {
-            pump.was_assigned && pump.to_assign.is_empty()
+            pump.topics.is_empty() || (pump.was_assigned && pump.to_assign.is_empty())
         })
     }
 
