@@ -189,7 +189,8 @@ fn events_are_swallowed() {
     assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
     delete(&*writer, &key);
     record.until_value(&key, None, Duration::from_secs(6));
-    assert!(proxy.swallowed() >= 3, "{}", proxy.swallowed());
+    // A change that falls between the new watch and its reading makes no notice of its own.
+    assert!(proxy.swallowed() >= 1, "nothing was swallowed");
     proxy.set(Traffic::Flowing);
     put(&*writer, &key, "false");
     record.until_value(&key, Some("false"), HEALED);
