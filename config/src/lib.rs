@@ -14,7 +14,9 @@
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
 pub mod bridge;
+mod chance;
 pub mod diff;
+mod digest;
 mod document;
 mod environment;
 pub mod fleet;
@@ -30,6 +32,7 @@ pub mod source;
 pub mod spec;
 pub mod store;
 mod validate;
+mod whole_file;
 
 pub use diff::{Change, diff};
 pub use environment::Environment;

@@ -167,7 +167,7 @@ fn a_value_that_is_not_valid_stays_where_it_is() {
 #[test]
 fn three_bridges_agree_through_outages_and_deaf_watches() {
     let scene = Scene::new();
-    let _bridges: Vec<Bridge> = ["one", "two", "three"]
+    let bridges: Vec<Bridge> = ["one", "two", "three"]
         .iter()
         .map(|id| scene.bridge(id, Side::Etcd))
         .collect();
@@ -198,10 +198,16 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
             last.insert((name, side == Side::Etcd), value);
         }
         if round % 100 == 0 {
-            let handle = &handles[random.usize(0..3)];
-            handle.set_away(true);
-            std::thread::sleep(Duration::from_millis(20));
-            handle.set_away(false);
+            let away = random.usize(0..3);
+            handles[away].set_away(true);
+            scene.wait_until("every bridge misses it", |_| {
+                bridges.iter().all(|bridge| {
+                    let report = bridge.report();
+                    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
+                    !stores[away].reachable
+                })
+            });
+            handles[away].set_away(false);
             handles[random.usize(0..3)].set_deaf(true);
         }
         if round % 100 == 50 {
@@ -210,7 +216,6 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
                 handle.relist();
             }
         }
-        std::thread::sleep(Duration::from_micros(200));
     }
     for handle in &handles {
         handle.set_deaf(false);

@@ -2,7 +2,7 @@
 //! Property: whoever waits hears of every member; a roll-out reaches everybody or leaves everything as it was.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use sluicegate_config::fleet::{
     begin, delete_handler, parse_waves, resume, set_gate,
 };
 use sluicegate_config::member::{MemberHandler, MemberReport};
-use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
+use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store, StoreWatch};
 use sluicegate_config::{Rollout, rollout};
 
 const OLD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
@@ -21,7 +21,7 @@ const NEW: &str = "name: a\nplugin: relay\nversion: \"2\"\nroute: { topics: [t] 
 /// Members that apply what stands in the store as the service does, apart from running anything.
 struct Fleet {
     store: MemoryStore,
-    stop: Arc<AtomicBool>,
+    watches: Vec<Box<dyn StoreWatch>>,
     threads: Vec<JoinHandle<()>>,
     /// (member, spec) as it was applied, each change once.
     applied: Arc<Mutex<Vec<(String, String)>>>,
@@ -55,46 +55,51 @@ impl Fleet {
             .expect("the store is there");
         let mut fleet = Self {
             store,
-            stop: Arc::default(),
+            watches: Vec::new(),
             threads: Vec::new(),
             applied: Arc::default(),
         };
         for id in ids {
             let refuses = refusing.contains(id);
             let is_deaf = deaf.contains(id);
-            let (store, stop) = (fleet.store.clone(), Arc::clone(&fleet.stop));
-            let applied = Arc::clone(&fleet.applied);
             let id = (*id).to_owned();
             let report = MemberReport {
                 id: id.clone(),
                 ..MemberReport::default()
             };
-            let membership = store.join(&id, report.to_json()).expect("the id is fine");
+            let membership = fleet
+                .store
+                .join(&id, report.to_json())
+                .expect("the id is fine");
+            let (tell, told) = channel();
+            let watch = fleet.store.watch(Box::new(move |update| {
+                // A member that has ended hears nothing more.
+                let _ = tell.send(update);
+            }));
+            fleet.watches.push(watch.expect("the store is there"));
+            let (store, applied) = (fleet.store.clone(), Arc::clone(&fleet.applied));
             fleet.threads.push(std::thread::spawn(move || {
                 let mut last = String::new();
-                while !stop.load(Ordering::Relaxed) {
-                    if !is_deaf {
-                        let (spec, revision) = spec_for(&store, &id);
-                        let mut report = MemberReport {
-                            id: id.clone(),
-                            applied_revision: revision,
-                            ..MemberReport::default()
-                        };
-                        if refuses && spec == NEW {
-                            report.handlers.push(MemberHandler {
-                                name: "a".into(),
-                                state: "REFUSED".into(),
-                                reason: "no plugin `relay` of version 2".into(),
-                            });
-                        }
-                        if spec != last {
-                            last = spec.clone();
-                            let mut applied = applied.lock().expect("nobody panics with it");
-                            applied.push((id.clone(), spec));
-                        }
-                        membership.report(report.to_json());
+                for _ in told.iter().filter(|_| !is_deaf) {
+                    let (spec, revision) = spec_for(&store, &id);
+                    let mut report = MemberReport {
+                        id: id.clone(),
+                        applied_revision: revision,
+                        ..MemberReport::default()
+                    };
+                    if refuses && spec == NEW {
+                        report.handlers.push(MemberHandler {
+                            name: "a".into(),
+                            state: "REFUSED".into(),
+                            reason: "no plugin `relay` of version 2".into(),
+                        });
                     }
-                    std::thread::sleep(Duration::from_millis(2));
+                    if spec != last {
+                        last = spec.clone();
+                        let mut applied = applied.lock().expect("nobody panics with it");
+                        applied.push((id.clone(), spec));
+                    }
+                    membership.report(report.to_json());
                 }
             }));
         }
@@ -125,7 +130,8 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        // A member ends with its watch.
+        self.watches.clear();
         for thread in self.threads.drain(..) {
             // A panic has said what it was.
             let _ = thread.join();

@@ -7,6 +7,14 @@ use crate::ledger::Ledger;
 use crate::routing::PlanIx;
 use crate::source::{Delivery, TopicPartition};
 
+/// A record of a full partition, and what it is charged with until it is let in.
+pub struct InHand {
+    /// The record.
+    pub delivery: Delivery,
+    /// Bytes of the budget (G8).
+    pub charge: u64,
+}
+
 /// Where an assignment stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssignmentState {
@@ -38,7 +46,7 @@ pub struct Assignment {
     /// Metadata of the last acknowledged commit.
     pub committed_metadata: String,
     /// Records that came while there was no room, in order.
-    pub overflow: VecDeque<Delivery>,
+    pub overflow: VecDeque<InHand>,
     /// What they are charged with, in bytes.
     pub overflow_bytes: u64,
     /// Since when records have had to wait for room, on the flow's clock.

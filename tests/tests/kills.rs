@@ -6,7 +6,6 @@
 //! Command: `cargo xtask test --scenario kills`, and with `--long` 300,000 records and 20 kills
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use e2e::client::{Client, Outgoing, Read};
@@ -156,26 +155,28 @@ fn kills_at_random_moments_lose_nothing() {
     let mut services = [Service::ready(&workdir, &[]), Service::ready(&workdir, &[])];
     let mut state = seed();
     println!("seed {state:#x}");
-    let killing = AtomicBool::new(true);
+    let copied = |count: u64| {
+        wait_for("the copies", SOON, || match client.count("copy") {
+            now if now >= count => Ok(()),
+            now => Err(format!("{now} of {count}")),
+        });
+    };
     std::thread::scope(|scope| {
         let produced = scope.spawn(|| {
-            // The load lasts as long as the killing, in small parts.
+            // One small part ahead of the copies, so that the load lasts as long as the killing.
             let part = records / 200;
             for start in (0..records).step_by(part as usize) {
                 client.produce("source", (start..(start + part).min(records)).map(record));
-                if killing.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_millis(if long() { 500 } else { 150 }));
-                }
+                copied(start);
             }
         });
-        for _ in 0..kills {
-            // The moment is what is random here, not something waited for.
-            std::thread::sleep(Duration::from_millis(1000 + next(&mut state) % 3000));
+        let share = records / (kills + 1);
+        for kill in 0..kills {
+            copied(kill * share + next(&mut state) % share);
             let victim = (next(&mut state) % 2) as usize;
             services[victim].process().kill();
             services[victim] = Service::start(&workdir, &[]);
         }
-        killing.store(false, Ordering::Relaxed);
         produced.join().expect("the producer");
     });
     client.wait_committed("killed", "source", SOON);

@@ -4,6 +4,8 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario stores_etcd_faults`; `--long` pauses for 40 s and cuts for 60 s.
 
+#[path = "stores/faults.rs"]
+mod faults;
 mod stores;
 
 use std::sync::Arc;
@@ -177,24 +179,7 @@ fn an_idle_watch_keeps_its_connection() {
 fn the_network_is_cut() {
     let etcd = own(1);
     let (proxy, reader, writer) = proxied(&etcd);
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    for (traffic, last) in [(Traffic::Stalled, "false"), (Traffic::Cut, "true")] {
-        proxy.set(traffic);
-        put(&*writer, &gate("went-meanwhile"), "true");
-        record.until_away(NOTICED);
-        change_meanwhile(&*writer, &key, last);
-        if long() {
-            stays("the outage", Duration::from_secs(60), || {
-                match record.value(&key) {
-                    Some(value) if value != last => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
-            });
-        }
-        proxy.set(Traffic::Flowing);
-        assert_healed(&record, &key, last);
-    }
+    faults::cut_the_network(&proxy, &*reader, &*writer);
 }
 
 #[test]
@@ -203,24 +188,8 @@ fn events_are_swallowed() {
     let target = etcd.endpoint().trim_start_matches("http://");
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
     let mut settings = EtcdSettings::new(&[&format!("http://{}", proxy.address())]);
-    settings.relist = Duration::from_secs(3);
-    let (reader, writer) = (open_with(&settings), open(&[etcd.endpoint()]));
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    proxy.set(Traffic::Swallowing);
-    let heard = record.count(Cause::Event);
-    for value in ["false", "true"] {
-        put(&*writer, &key, value);
-        record.until_value(&key, Some(value), Duration::from_secs(6));
-    }
-    // The second one can be seen when the watch is made anew after the first repair.
-    assert!(record.count(Cause::Repair) >= 1);
-    assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
-    assert!(proxy.swallowed() >= 2, "{}", proxy.swallowed());
-    proxy.set(Traffic::Flowing);
-    put(&*writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
-    record.assert_never_backwards();
+    settings.relist = faults::RELIST;
+    faults::swallow_events(&proxy, &*open_with(&settings), &*open(&[etcd.endpoint()]));
 }
 
 #[test]

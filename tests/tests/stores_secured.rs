@@ -71,6 +71,23 @@ fn is_away(store: &dyn Store) {
     );
 }
 
+/// In with the right certificates, away with wrong ones; without one of its own only where the server asks for none.
+fn asks_for_certificates(
+    client_certificates: bool,
+    files: &Certificates,
+    open: impl Fn(TlsFiles) -> Arc<dyn Store>,
+) {
+    works(&*open(identified(files)));
+    let plain = open(trusting(files));
+    match client_certificates {
+        true => is_away(&*plain),
+        false => works(&*plain),
+    }
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let others = Certificates::make(elsewhere.path()).unwrap_or_else(|error| panic!("{error:#}"));
+    is_away(&*open(trusting(&others)));
+}
+
 #[test]
 fn etcd_over_tls_with_and_without_a_client_certificate() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -82,27 +99,17 @@ fn etcd_over_tls_with_and_without_a_client_certificate() {
             ..EtcdOptions::default()
         })
         .unwrap_or_else(|error| panic!("{error:#}"));
-        let with = |tls: TlsFiles| {
+        let open = |tls: TlsFiles| {
             let mut settings = EtcdSettings::new(&[etcd.endpoint()]);
             settings.request_timeout = Duration::from_secs(3);
             settings.tls = Some(tls);
-            settings
+            open_etcd(&settings)
         };
-        works(&*open_etcd(&with(identified(&files))));
-        let plain = open_etcd(&with(trusting(&files)));
-        match client_certificates {
-            true => is_away(&*plain),
-            false => works(&*plain),
-        }
-        let elsewhere = tempfile::tempdir().expect("a folder");
-        let others =
-            Certificates::make(elsewhere.path()).unwrap_or_else(|error| panic!("{error:#}"));
-        is_away(&*open_etcd(&with(trusting(&others))));
-        let named = TlsFiles {
+        asks_for_certificates(client_certificates, &files, open);
+        works(&*open(TlsFiles {
             server_name: Some("localhost".to_owned()),
             ..identified(&files)
-        };
-        works(&*open_etcd(&with(named)));
+        }));
     }
     let mut missing = EtcdSettings::new(&["https://127.0.0.1:1"]);
     missing.tls = Some(TlsFiles {
@@ -123,22 +130,13 @@ fn zookeeper_over_tls_with_and_without_a_client_certificate() {
             client_certificates,
         })
         .unwrap_or_else(|error| panic!("{error:#}"));
-        let with = |tls: TlsFiles| {
+        let open = |tls: TlsFiles| {
             let mut settings = ZooKeeperSettings::new(zookeeper.secure());
             settings.request_timeout = Duration::from_secs(3);
             settings.tls = Some(tls);
-            settings
+            open_zookeeper(&settings)
         };
-        works(&*open_zookeeper(&with(identified(&files))));
-        let plain = open_zookeeper(&with(trusting(&files)));
-        match client_certificates {
-            true => is_away(&*plain),
-            false => works(&*plain),
-        }
-        let elsewhere = tempfile::tempdir().expect("a folder");
-        let others =
-            Certificates::make(elsewhere.path()).unwrap_or_else(|error| panic!("{error:#}"));
-        is_away(&*open_zookeeper(&with(trusting(&others))));
+        asks_for_certificates(client_certificates, &files, open);
     }
 }
 

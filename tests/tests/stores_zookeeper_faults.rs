@@ -4,6 +4,8 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
 
+#[path = "stores/faults.rs"]
+mod faults;
 mod stores;
 
 use std::sync::Arc;
@@ -149,24 +151,7 @@ fn the_network_is_cut() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    for (traffic, last) in [(Traffic::Stalled, "false"), (Traffic::Cut, "true")] {
-        proxy.set(traffic);
-        put(&*writer, &gate("went-meanwhile"), "true");
-        record.until_away(NOTICED);
-        change_meanwhile(&*writer, &key, last);
-        if long() {
-            stays("the outage", Duration::from_secs(60), || {
-                match record.value(&key) {
-                    Some(value) if value != last => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
-            });
-        }
-        proxy.set(Traffic::Flowing);
-        assert_healed(&record, &key, last);
-    }
+    faults::cut_the_network(&proxy, &*reader, &*writer);
 }
 
 #[test]
@@ -174,27 +159,8 @@ fn events_are_swallowed() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let mut settings = ZooKeeperSettings::new(&proxy.address());
-    settings.relist = Duration::from_secs(3);
-    let (reader, writer) = (open_with(&settings), open(zookeeper.connect()));
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    proxy.set(Traffic::Swallowing);
-    let heard = record.count(Cause::Event);
-    for value in ["false", "true"] {
-        put(&*writer, &key, value);
-        record.until_value(&key, Some(value), Duration::from_secs(6));
-    }
-    // The second one can be seen when the watch is made anew after the first repair.
-    assert!(record.count(Cause::Repair) >= 1);
-    assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
-    delete(&*writer, &key);
-    record.until_value(&key, None, Duration::from_secs(6));
-    // A change that falls between the new watch and its reading makes no notice of its own.
-    assert!(proxy.swallowed() >= 1, "nothing was swallowed");
-    proxy.set(Traffic::Flowing);
-    put(&*writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
-    record.assert_never_backwards();
+    settings.relist = faults::RELIST;
+    faults::swallow_events(&proxy, &*open_with(&settings), &*open(zookeeper.connect()));
 }
 
 #[test]

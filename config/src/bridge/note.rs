@@ -1,9 +1,9 @@
 //! A key's note: what both sides last held, and the writes that are under way. Shared by all bridges of a pair.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::{Pair, Side};
+use crate::digest::sha256_hex;
 
 /// A live bridge is done with an announced write long before this, in milliseconds; afterwards others take over.
 pub(super) const PATIENCE_MS: u64 = 10_000;
@@ -85,6 +85,5 @@ impl Note {
 /// What a value is known by: values themselves may be large, and are nobody's business but their key's.
 #[must_use]
 pub fn content_hash(value: &[u8]) -> String {
-    let digest = Sha256::digest(value);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(value)
 }

@@ -11,6 +11,7 @@ use super::report::{BridgeReport, Collision, Counts, RefusedValue};
 use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
 use super::view::View;
 use super::{Note, Pair, Side};
+use crate::chance::{about, backoff};
 use crate::store::{ControlKey, StoreError, StoreUpdate};
 
 /// Crossings that run side by side.
@@ -159,8 +160,7 @@ impl Worker {
             self.due.insert(key);
         }
         if now >= self.next_look {
-            let part = 0.8 + 0.4 * fastrand::f64();
-            self.next_look = now + self.settings.look_again.mul_f64(part);
+            self.next_look = now + about(self.settings.look_again);
             let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
@@ -365,10 +365,9 @@ impl Worker {
             // Another crossing of the same pass has said so.
             return;
         }
-        let longest = BACKOFF.0 * 2u32.saturating_pow(self.failures_in_a_row.min(16));
-        let wait = longest.min(BACKOFF.1).mul_f64(fastrand::f64());
         self.failures_in_a_row += 1;
-        self.not_before = Instant::now() + wait;
+        let (first, longest) = BACKOFF;
+        self.not_before = Instant::now() + backoff(first, longest, self.failures_in_a_row);
         tracing::warn!("{error}; the bridge tries again");
     }
 

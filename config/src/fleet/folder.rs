@@ -7,6 +7,7 @@ use super::{Deleted, FleetError, SpecWrite};
 use crate::document::did_you_mean;
 use crate::source::{compare_and_write, name_in_spec, spec_files};
 use crate::store::StoreError;
+use crate::whole_file;
 
 /// Writes the spec `text` to the file of its handler, or to a new one.
 ///
@@ -82,18 +83,9 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>, FleetError>
 
 /// Writes a file that nobody must have made meanwhile; a watcher sees it whole.
 fn create(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let written = (|| {
-        let mut new = std::fs::File::create_new(&beside)?;
-        new.write_all(text.as_bytes())?;
-        new.sync_all()?;
-        std::fs::hard_link(&beside, path)
-    })();
-    // Nothing more can be done about a leftover; its name keeps it from being read.
-    let _ = std::fs::remove_file(&beside);
-    written
+    let new = whole_file::beside(path, text.as_bytes(), whole_file::SHARED)?;
+    new.persist_noclobber(path)?;
+    Ok(())
 }
 
 fn changed(path: &Path) -> FleetError {

@@ -1,9 +1,9 @@
 //! Opens or shuts a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::document::{Entry, Node, Plain, Style, Value, parse};
+use crate::whole_file;
 
 /// The name that a spec's text gives, as far as it can be read.
 pub(crate) fn name_in(text: &str) -> Option<String> {
@@ -139,35 +139,16 @@ fn said(node: &Node) -> String {
 /// # Errors
 /// `Ok(false)` when the text is another one by now; the error is what the file system says.
 pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std::io::Result<bool> {
-    use std::io::Write;
-
     // Behind a link stands the file that is meant.
     let file = file.canonicalize()?;
-    let name = file
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    // A name that no other writer uses, of this process or another.
-    static WRITES: AtomicU64 = AtomicU64::new(0);
-    let number = WRITES.fetch_add(1, Ordering::Relaxed);
-    let beside = file.with_file_name(format!(".{name}.{}-{number}.new", std::process::id()));
-    let written = (|| {
-        let mut new = std::fs::File::create(&beside)?;
-        new.write_all(text.as_bytes())?;
-        new.set_permissions(std::fs::metadata(&file)?.permissions())?;
-        new.sync_all()?;
-        if std::fs::read(&file)? != expected.as_bytes() {
-            return Ok(false);
-        }
-        std::fs::rename(&beside, &file)?;
-        Ok(true)
-    })();
-    if !matches!(written, Ok(true)) {
-        // Nothing more can be done about a leftover; its name keeps it from being read.
-        let _ = std::fs::remove_file(&beside);
+    let new = whole_file::beside(&file, text.as_bytes(), whole_file::PRIVATE)?;
+    new.as_file()
+        .set_permissions(std::fs::metadata(&file)?.permissions())?;
+    if std::fs::read(&file)? != expected.as_bytes() {
+        return Ok(false);
     }
-    written
+    new.persist(&file)?;
+    Ok(true)
 }
 
 #[cfg(test)]

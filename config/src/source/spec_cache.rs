@@ -4,7 +4,6 @@
 //! It holds texts as the store has them, with references unresolved.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -13,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::store::{ControlKey, Entry, Stamp, Tree};
+use crate::digest::sha256_hex;
+use crate::store::{ControlKey, Entry, KeyKind, Stamp, Tree};
+use crate::whole_file;
 
 const MAGIC: &str = "sluicegate-handlers-cache-1";
 /// Changes that follow each other within this time are written once.
@@ -48,22 +48,10 @@ struct Body {
 
 #[derive(Serialize, Deserialize)]
 struct Line {
-    kind: Kind,
+    kind: KeyKind,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     name: String,
     value: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Enabled,
-    Spec,
-    Config,
-    Canary,
-    Rollout,
-    Logging,
-    MetricsLevel,
 }
 
 impl SpecCache {
@@ -89,7 +77,7 @@ impl SpecCache {
         let sum = head
             .strip_prefix(MAGIC)
             .ok_or("it has another format; delete it")?;
-        if sum.trim() != checksum(body) {
+        if sum.trim() != sha256_hex(body.as_bytes()) {
             return Err("its checksum is wrong: it was cut or edited; delete it".to_owned());
         }
         let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
@@ -109,7 +97,7 @@ impl SpecCache {
         };
         let entries = body.values.into_iter().filter_map(|line| {
             let value = Arc::from(line.value.into_bytes());
-            Some((key(&line.kind, &line.name)?, Entry { value, stamp }))
+            Some((line.kind.key(&line.name).ok()?, Entry { value, stamp }))
         });
         let tree = Tree {
             revision: body.revision,
@@ -124,14 +112,11 @@ impl SpecCache {
     /// # Errors
     /// What the file system says.
     fn save(&self, revision: u64, values: &GoodValues) -> std::io::Result<()> {
-        let lines = values.iter().map(|(key, value)| {
-            let (kind, name) = parts(key);
-            Line {
-                kind,
-                name,
-                // Good values are text.
-                value: String::from_utf8_lossy(value).into_owned(),
-            }
+        let lines = values.iter().map(|(key, value)| Line {
+            kind: KeyKind::of(key),
+            name: key.handler().unwrap_or_default().to_owned(),
+            // Good values are text.
+            value: String::from_utf8_lossy(value).into_owned(),
         });
         let body = Body {
             store: self.store.clone(),
@@ -144,56 +129,11 @@ impl SpecCache {
         if !folder.as_os_str().is_empty() {
             std::fs::create_dir_all(folder)?;
         }
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let beside = self
-            .path
-            .with_file_name(format!(".{name}.{}.new", std::process::id()));
-        let written = (|| {
-            let mut options = std::fs::File::options();
-            options.create(true).write(true).truncate(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            let mut file = options.open(&beside)?;
-            writeln!(file, "{MAGIC} {}", checksum(&body))?;
-            file.write_all(body.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&beside, &self.path)
-        })();
-        if written.is_err() {
-            // Nothing more can be done about a leftover; it is hidden and written over by the next attempt.
-            let _ = std::fs::remove_file(&beside);
-        }
-        written
-    }
-}
-
-fn checksum(body: &str) -> String {
-    let hash = Sha256::digest(body.as_bytes());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn parts(key: &ControlKey) -> (Kind, String) {
-    let kind = match key {
-        ControlKey::Enabled(_) => Kind::Enabled,
-        ControlKey::Spec(_) => Kind::Spec,
-        ControlKey::Config(_) => Kind::Config,
-        ControlKey::Canary(_) => Kind::Canary,
-        ControlKey::Rollout(_) => Kind::Rollout,
-        ControlKey::Logging => Kind::Logging,
-        ControlKey::MetricsLevel => Kind::MetricsLevel,
-    };
-    (kind, key.handler().unwrap_or_default().to_owned())
-}
-
-fn key(kind: &Kind, name: &str) -> Option<ControlKey> {
-    match kind {
-        Kind::Enabled => ControlKey::enabled(name).ok(),
-        Kind::Spec => ControlKey::spec(name).ok(),
-        Kind::Config => ControlKey::config(name).ok(),
-        Kind::Canary => ControlKey::canary(name).ok(),
-        Kind::Rollout => ControlKey::rollout(name).ok(),
-        Kind::Logging => Some(ControlKey::Logging),
-        Kind::MetricsLevel => Some(ControlKey::MetricsLevel),
+        let sum = sha256_hex(body.as_bytes());
+        let text = format!("{MAGIC} {sum}\n{body}");
+        let new = whole_file::beside(&self.path, text.as_bytes(), whole_file::PRIVATE)?;
+        new.persist(&self.path)?;
+        Ok(())
     }
 }
 

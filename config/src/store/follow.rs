@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Cause, StoreSink, StoreUpdate, Tree, TreeChange};
+use crate::chance::{about, backoff};
 
 /// First and longest wait between attempts to reach a store; what is waited is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -58,10 +59,8 @@ pub(super) trait Link: Send {
     fn next(&mut self) -> impl Future<Output = Heard> + Send;
 }
 
-/// How long the reading of a whole prefix may take, as many requests of which each has a bound of its own.
-pub(super) fn whole_reading(request_timeout: Duration) -> Duration {
-    request_timeout * 12
-}
+/// What an opening or a listing may take beside one request: reading a whole prefix is many requests.
+const REQUESTS: u32 = 12;
 
 /// How often and how long.
 #[derive(Clone, Copy, Debug)]
@@ -73,14 +72,21 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// The pace of a store whose requests may take `request_timeout` each.
+    pub(super) fn new(request_timeout: Duration, relist: Duration) -> Self {
+        Self {
+            patience: request_timeout * REQUESTS,
+            relist,
+        }
+    }
+
     /// How long a difference between a listing and the events may last: they travel apart.
     fn grace(&self) -> Duration {
         Duration::from_secs(1).min(self.relist / 4)
     }
 
     fn next_relist(&self) -> Instant {
-        let part = 0.8 + 0.4 * fastrand::f64();
-        Instant::now() + self.relist.mul_f64(part)
+        Instant::now() + about(self.relist)
     }
 }
 
@@ -210,10 +216,7 @@ impl<L: Link> Follower<L> {
     /// Waits a random part of a time that doubles with each failure, or until somebody asks.
     async fn back_off(&mut self) {
         let (first, longest) = BACKOFF;
-        let most = first
-            .saturating_mul(1 << self.failures.saturating_sub(1).min(16))
-            .min(longest);
-        let until = Instant::now() + most.mul_f64(fastrand::f64());
+        let until = Instant::now() + backoff(first, longest, self.failures);
         tokio::select! {
             () = sleep_until(until) => {}
             () = asked(&mut self.rereads) => {}

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
     Cause, ControlKey, Entry, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
-    StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange,
+    StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
 };
 
 /// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
@@ -164,13 +164,7 @@ impl Store for MemoryStore {
         value: Option<&[u8]>,
         expected: Expected,
     ) -> Result<Stamp, StoreError> {
-        if value.is_some_and(|value| value.len() > MAX_VALUE) {
-            return Err(StoreError::Refused {
-                store: self.describe(),
-                what: format!("the write of {key}"),
-                reason: format!("the value is longer than {MAX_VALUE} bytes; make it smaller"),
-            });
-        }
+        check_length(&self.describe(), &self.locate(key), value, MAX_VALUE)?;
         let mut shared = lock(&self.shared);
         shared.check()?;
         let there = shared.tree.get(key).map(|entry| entry.stamp);

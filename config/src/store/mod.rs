@@ -100,6 +100,23 @@ pub trait Store: Send + Sync {
     fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError>;
 }
 
+/// Refuses a value that is too long for `store`.
+fn check_length(
+    store: &str,
+    place: &str,
+    value: Option<&[u8]>,
+    most: usize,
+) -> Result<(), StoreError> {
+    if value.is_none_or(|value| value.len() <= most) {
+        return Ok(());
+    }
+    Err(StoreError::Refused {
+        store: store.to_owned(),
+        what: format!("the write of {place}"),
+        reason: format!("the value is longer than {most} bytes; make it smaller"),
+    })
+}
+
 /// Refuses what cannot be the last part of a path.
 fn check_member_id(store: &str, id: &str) -> Result<(), StoreError> {
     let odd = |c: char| c.is_control() || c == '/';

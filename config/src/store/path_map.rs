@@ -6,12 +6,15 @@
 //!
 //! A map is refused unless no two keys can meet on one path, so that the way back is exact.
 
+use serde::{Deserialize, Serialize};
+
 use super::ControlKey;
 
 const NAME: &str = "{name}";
 
 /// The kinds of control keys; the words are the fields of the config block `paths`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KeyKind {
     /// [`ControlKey::Enabled`].
     Enabled,
@@ -60,7 +63,7 @@ impl KeyKind {
     }
 
     /// The key of this kind; `name` counts for handlers' keys alone.
-    fn key(self, name: &str) -> Result<ControlKey, String> {
+    pub(crate) fn key(self, name: &str) -> Result<ControlKey, String> {
         let key = match self {
             Self::Enabled => ControlKey::enabled(name),
             Self::Spec => ControlKey::spec(name),

@@ -21,8 +21,7 @@ pub use durations::{DurationCounts, Durations};
 pub use explain::{Explanation, HeldBy, RecordStatus, WaitsFor};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
-    HandlerState, MetricsLevel, OutcomeCounts, PartitionReport, PartitionState, PoolReport,
-    PumpReport, ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind,
-    VersionReport,
+    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,
+    ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
 };
 pub use view::{GateError, ServiceView};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sluicegate_config::MetricsLevel;
 
 use super::durations::DurationCounts;
 use super::explain::HeldBy;
@@ -348,35 +349,6 @@ pub struct VersionReport {
     pub outcomes: OutcomeCounts,
     /// Panics, contained.
     pub panics: u64,
-}
-
-/// How fine metrics are: each level has what the one before has.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum MetricsLevel {
-    /// Version, start and snapshot only.
-    Off,
-    /// The service as a whole and its topics.
-    Basic,
-    /// Also each handler.
-    Handler,
-    /// Also each partition and the Kafka clients' statistics.
-    #[default]
-    Partition,
-}
-
-impl From<sluicegate_config::MetricsLevel> for MetricsLevel {
-    fn from(level: sluicegate_config::MetricsLevel) -> Self {
-        use sluicegate_config::MetricsLevel as Declared;
-        match level {
-            Declared::Off => Self::Off,
-            Declared::Basic => Self::Basic,
-            Declared::Handler => Self::Handler,
-            Declared::Partition => Self::Partition,
-        }
-    }
 }
 
 /// What belongs to the service as a whole.

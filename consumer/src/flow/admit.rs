@@ -5,7 +5,7 @@ use sluicegate_runtime::RawRecord;
 
 use super::Flow;
 use super::slab::NewEntry;
-use crate::assignment::{Assignment, AssignmentState};
+use crate::assignment::{Assignment, AssignmentState, InHand};
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
 use crate::source::{Delivery, Lease, Slot};
@@ -48,22 +48,22 @@ impl Flow {
     /// Keeps a record in hand until its partition has room.
     fn keep_in_hand(&mut self, delivery: Delivery, in_front: bool) {
         let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        let kept = InHand { delivery, charge };
         self.charged += charge;
         let now_ms = self.now_ms;
-        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        let assignment = &mut self.assignments[kept.delivery.slot.0 as usize];
         assignment.overflow_bytes += charge;
         assignment.full_since_ms.get_or_insert(now_ms);
         match in_front {
-            true => assignment.overflow.push_front(delivery),
-            false => assignment.overflow.push_back(delivery),
+            true => assignment.overflow.push_front(kept),
+            false => assignment.overflow.push_back(kept),
         }
     }
 
     /// Takes the oldest record in hand.
     fn take_in_hand(&mut self, slot: Slot) -> Option<Delivery> {
         let assignment = &mut self.assignments[slot.0 as usize];
-        let delivery = assignment.overflow.pop_front()?;
-        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        let InHand { delivery, charge } = assignment.overflow.pop_front()?;
         assignment.overflow_bytes -= charge;
         if assignment.overflow.is_empty() {
             assignment.full_since_ms = None;

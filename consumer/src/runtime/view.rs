@@ -241,7 +241,7 @@ impl ServiceView for View {
                 rejections: self.rejections.load(Ordering::Relaxed),
                 repairs: self.repairs.load(Ordering::Relaxed),
                 unreachable_since_ms: standing.unreachable_since_ms,
-                metrics_level: standing.switches.metrics.into(),
+                metrics_level: standing.switches.metrics,
                 last_rejection: standing
                     .last_rejection
                     .clone()

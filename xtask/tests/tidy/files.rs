@@ -73,21 +73,17 @@ fn no_file_is_named_for_nothing() {
 fn nothing_is_unfinished() {
     // Put together, so that this file does not find itself.
     let marks = [
-        "todo!(",
-        "unimplemented!(",
-        "dbg!(",
-        "#[ignore",
-        "FIXME",
-        "XXX",
-    ]
-    .map(|mark| mark.to_owned());
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("dbg", "!("),
+        concat!("#[", "ignore"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X"),
+    ];
     let mut broken = Vec::new();
-    for source in rust()
-        .iter()
-        .filter(|source| source.path != "xtask/tests/tidy/files.rs")
-    {
+    for source in rust() {
         for (number, line) in (1..).zip(source.text.lines()) {
-            if marks.iter().any(|mark| line.contains(mark.as_str())) {
+            if marks.iter().any(|mark| line.contains(mark)) {
                 broken.push(format!("{}:{number}: {}", source.path, line.trim()));
             }
         }

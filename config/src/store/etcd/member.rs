@@ -11,9 +11,12 @@ use super::super::Membership;
 use super::super::driver::{Driver, RunningTask};
 use super::super::failure::Failure;
 use super::Shared;
+use crate::chance::backoff;
 
 /// Longest wait for the key's deletion when a member leaves.
 const LEAVING: Duration = Duration::from_secs(1);
+/// First and longest wait between attempts to keep the key; what is waited is a random part of it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
 
 struct EtcdMember {
     reports: watch::Sender<Vec<u8>>,
@@ -82,8 +85,8 @@ async fn keep(
         let reason = failure.reason();
         tracing::debug!(key, reason, "a member's key is not kept; trying again");
         failures = failures.saturating_add(1);
-        let most = Duration::from_millis(100 << failures.min(5)).min(beat);
-        sleep(most.mul_f64(fastrand::f64())).await;
+        let (first, longest) = BACKOFF;
+        sleep(backoff(first, longest.min(beat), failures)).await;
     }
 }
 

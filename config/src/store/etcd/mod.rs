@@ -13,10 +13,10 @@ use self::client::Endpoints;
 use self::link::EtcdLink;
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::{Pace, whole_reading};
+use super::follow::Pace;
 use super::{
     ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
-    StoreSink, StoreWatch, Tree, check_member_id,
+    StoreSink, StoreWatch, Tree, check_length, check_member_id,
 };
 
 /// An etcd cluster. Made by [`EtcdStore::open`]; clones share connections.
@@ -102,10 +102,7 @@ impl Store for EtcdStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = Pace {
-            patience: whole_reading(settings.request_timeout),
-            relist: settings.relist,
-        };
+        let pace = Pace::new(settings.request_timeout, settings.relist);
         let link = EtcdLink::new(Arc::clone(&self.shared));
         Ok(self.driver.watch(link, pace, sink))
     }
@@ -117,13 +114,7 @@ impl Store for EtcdStore {
         expected: Expected,
     ) -> Result<Stamp, StoreError> {
         let place = self.locate(key);
-        if value.is_some_and(|value| value.len() > MAX_VALUE) {
-            return Err(StoreError::Refused {
-                store: self.describe(),
-                what: format!("the write of {place}"),
-                reason: format!("the value is longer than {MAX_VALUE} bytes; make it smaller"),
-            });
-        }
+        check_length(&self.describe(), &place, value, MAX_VALUE)?;
         let shared = Arc::clone(&self.shared);
         let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
         let what = format!("the write of {place}");

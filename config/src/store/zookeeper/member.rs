@@ -12,9 +12,12 @@ use super::super::driver::{Driver, RunningTask};
 use super::super::failure::Failure;
 use super::failure;
 use super::session::Sessions;
+use crate::chance::backoff;
 
 /// Longest wait for the node's deletion when a member leaves.
 const LEAVING: Duration = Duration::from_secs(1);
+/// First and longest wait between attempts to keep the node; what is waited is a random part of it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
 
 struct ZooKeeperMember {
     reports: watch::Sender<Vec<u8>>,
@@ -117,8 +120,8 @@ async fn keep(
             }
         }
         failures = failures.saturating_add(1);
-        let most = Duration::from_millis(100 << failures.min(5));
-        sleep(most.mul_f64(fastrand::f64())).await;
+        let (first, longest) = BACKOFF;
+        sleep(backoff(first, longest, failures)).await;
     }
 }
 

@@ -14,10 +14,10 @@ use self::link::ZooKeeperLink;
 use self::session::{Sessions, failure};
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::{Pace, whole_reading};
+use super::follow::Pace;
 use super::{
     ControlKey, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink, StoreWatch, Tree,
-    ZooKeeperSettings, check_member_id,
+    ZooKeeperSettings, check_length, check_member_id,
 };
 
 /// Longest value, in bytes: a server closes the connection at a packet of 1 MiB, which holds the path and the rights too.
@@ -99,10 +99,7 @@ impl Store for ZooKeeperStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = Pace {
-            patience: whole_reading(settings.request_timeout),
-            relist: settings.relist,
-        };
+        let pace = Pace::new(settings.request_timeout, settings.relist);
         let link = ZooKeeperLink::new(Arc::clone(&self.shared));
         Ok(self.driver.watch(link, pace, sink))
     }
@@ -114,23 +111,13 @@ impl Store for ZooKeeperStore {
         expected: Expected,
     ) -> Result<Stamp, StoreError> {
         let place = self.locate(key);
-        let refused = |reason: String| StoreError::Refused {
-            store: self.describe(),
-            what: format!("the write of {place}"),
-            reason,
-        };
-        match value.map(<[u8]>::len) {
-            Some(0) => {
-                return Err(refused(
-                    "an empty value is no value here; delete the key instead".to_owned(),
-                ));
-            }
-            Some(length) if length > MAX_VALUE => {
-                return Err(refused(format!(
-                    "the value is longer than {MAX_VALUE} bytes; make it smaller"
-                )));
-            }
-            _ => {}
+        check_length(&self.describe(), &place, value, MAX_VALUE)?;
+        if value.is_some_and(<[u8]>::is_empty) {
+            return Err(StoreError::Refused {
+                store: self.describe(),
+                what: format!("the write of {place}"),
+                reason: "an empty value is no value here; delete the key instead".to_owned(),
+            });
         }
         let shared = Arc::clone(&self.shared);
         let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));

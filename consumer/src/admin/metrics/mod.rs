@@ -9,9 +9,10 @@ mod user;
 
 pub use bridge::encode_bridge;
 use family::{Families, seconds_histogram};
+use sluicegate_config::MetricsLevel;
 
 use super::view::now_ms;
-use super::{HandlerReport, MetricsLevel, ServiceReport};
+use super::{HandlerReport, ServiceReport};
 
 /// The content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -1,0 +1,55 @@
+//! Times with chance in them, so that many processes do not act at the same moment.
+
+use std::time::Duration;
+
+/// The wait before the next attempt after `failures` (from 1) in a row: a random part ("full jitter") of a time that
+/// begins at `first`, doubles with each failure and ends at `longest`.
+pub(crate) fn backoff(first: Duration, longest: Duration, failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let most = first.saturating_mul(1 << doublings).min(longest);
+    most.mul_f64(fastrand::f64())
+}
+
+/// `span`, give or take a fifth.
+pub(crate) fn about(span: Duration) -> Duration {
+    span.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_spread_over_all_of_it() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
+        for (failures, most) in [
+            (1, 100),
+            (2, 200),
+            (6, 3_200),
+            (7, 5_000),
+            (u32::MAX, 5_000),
+        ] {
+            let most = Duration::from_millis(most);
+            let waits: Vec<Duration> = (0..200)
+                .map(|_| backoff(first, longest, failures))
+                .collect();
+            assert!(waits.iter().all(|wait| *wait <= most), "{failures}");
+            assert!(
+                waits.iter().any(|wait| *wait > most.mul_f64(0.8)),
+                "{failures}"
+            );
+            assert!(
+                waits.iter().any(|wait| *wait < most.mul_f64(0.2)),
+                "{failures}"
+            );
+        }
+    }
+
+    #[test]
+    fn about_stays_within_a_fifth() {
+        let span = Duration::from_secs(30);
+        for _ in 0..200 {
+            assert!((span.mul_f64(0.8)..=span.mul_f64(1.2)).contains(&about(span)));
+        }
+    }
+}
