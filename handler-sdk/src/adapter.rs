@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use sluicegate_abi::plugin::{Call, CallEnd, Instance};
+use sluicegate_abi::plugin::{Call, CallEnd, Instance, Refusal};
 use sluicegate_abi::{RawOutcome, guard, outcome_code};
 
 use crate::context::{Batch, BatchContext, Clock, Context};
+use crate::export::{read_config, refusal};
 use crate::handler::{BatchHandler, Handler};
 use crate::record::Record;
 
@@ -90,6 +91,10 @@ impl<H: Handler> Instance for PerRecord<H> {
     fn drain(&mut self, deadline: Duration) {
         self.0.drain(deadline);
     }
+
+    fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {
+        self.0.reconfigure(read_config(config)?).map_err(refusal)
+    }
 }
 
 /// A [`BatchHandler`] behind the border.
@@ -134,5 +139,9 @@ impl<H: BatchHandler> Instance for Batches<H> {
 
     fn drain(&mut self, deadline: Duration) {
         self.0.drain(deadline);
+    }
+
+    fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {
+        self.0.reconfigure(read_config(config)?).map_err(refusal)
     }
 }

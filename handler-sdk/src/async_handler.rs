@@ -13,12 +13,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use sluicegate_abi::guard;
-use sluicegate_abi::plugin::{Call, CallEnd, Instance};
+use sluicegate_abi::plugin::{Call, CallEnd, Instance, Refusal};
 use tokio::runtime::Runtime;
 
 use crate::adapter::{BlockedLanes, panicked};
 use crate::context::{Clock, Context};
-use crate::handler::Setup;
+use crate::export::{read_config, refusal};
+use crate::handler::{Setup, TAKES_NONE};
 use crate::outcome::{HandlerError, Outcome};
 use crate::record::Record;
 
@@ -37,6 +38,9 @@ pub trait AsyncHandler: Sized + 'static {
     /// As [`crate::Handler::KEEPS_KEY_STATE`].
     const KEEPS_KEY_STATE: bool = false;
 
+    /// As [`crate::Handler::TAKES_CONFIG`].
+    const TAKES_CONFIG: bool = false;
+
     /// How many records at a time, unless `new` sets it.
     const CONCURRENCY: usize = 64;
 
@@ -51,6 +55,18 @@ pub trait AsyncHandler: Sized + 'static {
 
     /// Handles one record.
     fn handle(&self, record: &Record<'_>, ctx: &mut Context<'_>) -> impl Future<Output = Outcome>;
+
+    /// As [`crate::Handler::reconfigure`], on the runtime.
+    ///
+    /// # Errors
+    /// As [`crate::Handler::reconfigure`].
+    fn reconfigure(
+        &mut self,
+        config: Self::Config,
+    ) -> impl Future<Output = Result<(), HandlerError>> {
+        drop(config);
+        async { Err(HandlerError::terminal(TAKES_NONE)) }
+    }
 
     /// As [`crate::Handler::health`].
     ///
@@ -215,5 +231,10 @@ impl<H: AsyncHandler> Instance for Overlapping<H> {
         self.runtime.block_on(async {
             let _ = tokio::time::timeout(deadline, self.handler.drain(deadline)).await;
         });
+    }
+    fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {
+        let config = read_config(config)?;
+        let taken = self.runtime.block_on(self.handler.reconfigure(config));
+        taken.map_err(refusal)
     }
 }

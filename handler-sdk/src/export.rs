@@ -85,6 +85,7 @@ pub struct Entry {
     name: &'static str,
     config_schema: fn() -> serde_json::Value,
     keeps_key_state: bool,
+    takes_config: bool,
     takes_batches: bool,
     create: Create,
 }
@@ -95,6 +96,7 @@ pub fn per_record<H: Handler>(name: &'static str) -> Entry {
         name,
         config_schema: schema::<H::Config>,
         keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_config: H::TAKES_CONFIG,
         takes_batches: false,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
@@ -109,6 +111,7 @@ pub fn batch<H: BatchHandler>(name: &'static str) -> Entry {
         name,
         config_schema: schema::<H::Config>,
         keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_config: H::TAKES_CONFIG,
         takes_batches: true,
         create: |config, setup| {
             let handler = H::new(read_config(config)?, setup).map_err(refusal)?;
@@ -124,6 +127,7 @@ pub fn overlapping<H: crate::AsyncHandler>(name: &'static str) -> Entry {
         name,
         config_schema: schema::<H::Config>,
         keeps_key_state: H::KEEPS_KEY_STATE,
+        takes_config: H::TAKES_CONFIG,
         takes_batches: false,
         create: |config, setup| {
             let instance =
@@ -137,7 +141,7 @@ fn schema<C: JsonSchema>() -> serde_json::Value {
     schemars::schema_for!(C).into()
 }
 
-fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
+pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
     let text = match text.trim() {
         "" | "null" => "{}",
         text => text,
@@ -160,7 +164,7 @@ fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal> {
     })
 }
 
-fn refusal(error: HandlerError) -> Refusal {
+pub(crate) fn refusal(error: HandlerError) -> Refusal {
     match error.class() {
         ErrorClass::Terminal => Refusal::Config(error.to_string()),
         ErrorClass::Retryable => Refusal::Failed(error.to_string()),
@@ -185,6 +189,7 @@ impl<E: Exports> Plugin for Exported<E> {
                     "name": entry.name,
                     "config_schema": (entry.config_schema)(),
                     "keeps_key_state": entry.keeps_key_state,
+                    "takes_config": entry.takes_config,
                     "takes_batches": entry.takes_batches,
                 })
             })

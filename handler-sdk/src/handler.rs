@@ -10,6 +10,9 @@ use crate::context::{Batch, BatchContext, Context, Services};
 use crate::outcome::{HandlerError, Outcome};
 use crate::record::Record;
 
+/// What a handler says that declares `TAKES_CONFIG` and has no `reconfigure`.
+pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no `reconfigure`";
+
 /// Handles records one by one: the usual choice.
 ///
 /// # What the service promises
@@ -42,6 +45,10 @@ pub trait Handler: Sized + 'static {
     /// The instance keeps state per key: a key then always goes to the same worker of a generation.
     const KEEPS_KEY_STATE: bool = false;
 
+    /// A new config is given to the running instances through [`Handler::reconfigure`], which keep what they know.
+    /// Otherwise it makes a new generation, whose instances begin anew.
+    const TAKES_CONFIG: bool = false;
+
     /// Builds an instance.
     ///
     /// # Errors
@@ -50,6 +57,17 @@ pub trait Handler: Sized + 'static {
 
     /// Handles one record.
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome;
+
+    /// Takes a new config, between calls; only with [`Handler::TAKES_CONFIG`]. One instance is asked first, and the others
+    /// once it is well with it; one that cannot is dropped and built anew. For a moment some instances have the old config
+    /// and some the new one.
+    ///
+    /// # Errors
+    /// The config is refused, and the instance goes on with the one that it has.
+    fn reconfigure(&mut self, config: Self::Config) -> Result<(), HandlerError> {
+        drop(config);
+        Err(HandlerError::terminal(TAKES_NONE))
+    }
 
     /// Whether the instance can do its work.
     ///
@@ -91,6 +109,9 @@ pub trait BatchHandler: Sized + 'static {
     /// As [`Handler::KEEPS_KEY_STATE`].
     const KEEPS_KEY_STATE: bool = false;
 
+    /// As [`Handler::TAKES_CONFIG`].
+    const TAKES_CONFIG: bool = false;
+
     /// As [`Handler::new`].
     ///
     /// # Errors
@@ -100,6 +121,15 @@ pub trait BatchHandler: Sized + 'static {
     /// Handles the records; what it returns is the outcome of those that got none through
     /// [`BatchContext::settle`].
     fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome;
+
+    /// As [`Handler::reconfigure`].
+    ///
+    /// # Errors
+    /// As [`Handler::reconfigure`].
+    fn reconfigure(&mut self, config: Self::Config) -> Result<(), HandlerError> {
+        drop(config);
+        Err(HandlerError::terminal(TAKES_NONE))
+    }
 
     /// As [`Handler::health`].
     ///

@@ -182,7 +182,7 @@ impl Crew {
             match errand {
                 Errand::Probe { reply, .. } => drop(reply.try_send(Err(why.to_owned()))),
                 Errand::Leave(tenant) => tenant.let_go(false),
-                Errand::TellOwned(_) | Errand::AskHealth => {}
+                Errand::TellNews(_) | Errand::AskHealth => {}
             }
         }
         if alone {
@@ -199,6 +199,7 @@ impl Crew {
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
         keep: bool,
+        config: Option<Arc<str>>,
         reply: SyncSender<Result<(), String>>,
     ) {
         let mut notices = Notices::default();
@@ -208,6 +209,7 @@ impl Crew {
         state.seats[seat].errands.push_back(Errand::Probe {
             tenant: Arc::clone(tenant),
             keep,
+            config,
             reply,
         });
         self.rouse(&mut state, seat, &mut notices);
@@ -215,14 +217,14 @@ impl Crew {
         notices.deliver();
     }
 
-    /// Every thread is to tell its instance of the handler's partitions, before it runs another batch. An instance that
-    /// is built later is told by its builder.
-    pub(super) fn tell_owned(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+    /// Every thread is to tell its instance of the handler's partitions and config, before it runs another batch. An
+    /// instance that is built later is told by its builder.
+    pub(super) fn tell_news(self: &Arc<Self>, tenant: &Arc<Tenant>) {
         let mut notices = Notices::default();
         let mut state = self.lock();
         for seat in 0..state.seats.len() {
             if state.seats[seat].alive {
-                let errand = Errand::TellOwned(Arc::clone(tenant));
+                let errand = Errand::TellNews(Arc::clone(tenant));
                 state.seats[seat].errands.push_back(errand);
                 self.rouse(&mut state, seat, &mut notices);
             }

@@ -153,6 +153,19 @@ impl Generation {
         self.code.sha256 == sha256 && self.is_built_for(spec)
     }
 
+    /// Whether its instances can take the config of `spec`, which is all that keeps it from serving under it. One that is
+    /// not well begins anew.
+    pub fn takes_config_of(&self, spec: &HandlerSpec, sha256: &str) -> bool {
+        let same_config = HandlerSpec {
+            config: self.spec.config.clone(),
+            ..spec.clone()
+        };
+        self.info.takes_config
+            && self.pool.failure().is_none()
+            && self.pool.illness().is_none()
+            && self.serves(&same_config, sha256)
+    }
+
     /// Whether it can go on serving under `spec` when no artefact for it is to be found any more.
     pub fn still_fits(&self, spec: &HandlerSpec) -> bool {
         let version = semver::Version::parse(&self.version);

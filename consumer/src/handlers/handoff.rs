@@ -9,7 +9,7 @@ use sluicegate_runtime::CallMonitor;
 
 use super::crew::Crew;
 use super::pool::Tenant;
-use super::seats::{Call, Errand, Job, Notices, Phase, State, Task};
+use super::seats::{Call, Errand, Job, Notices, Phase, Probe, State, Task};
 
 /// A thread's right to its seat.
 #[derive(Clone, Copy, Debug)]
@@ -193,13 +193,13 @@ fn take_task(
             };
             return Some(Task::Leave(tenant));
         }
-        Some(Errand::TellOwned(tenant)) => {
+        Some(Errand::TellNews(tenant)) => {
             state.seats[seat].phase = Phase::Aside {
                 since: Instant::now(),
                 tenant: Arc::clone(&tenant),
                 leaving: false,
             };
-            return Some(Task::TellOwned(tenant));
+            return Some(Task::TellNews(tenant));
         }
         Some(Errand::AskHealth) => {
             // The worker says itself which instance it is at.
@@ -209,6 +209,7 @@ fn take_task(
         Some(Errand::Probe {
             tenant,
             keep,
+            config,
             reply,
         }) => {
             state.seats[seat].phase = Phase::Creating {
@@ -217,7 +218,11 @@ fn take_task(
                 job: None,
                 reply: Some(reply),
             };
-            return Some(Task::Probe(tenant, keep));
+            return Some(Task::Probe(Probe {
+                tenant,
+                keep,
+                config,
+            }));
         }
         None => {}
     }

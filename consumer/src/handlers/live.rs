@@ -46,6 +46,8 @@ pub(super) struct Refused {
     pub(super) reason: String,
     attempts: u32,
     pub(super) again_at: Instant,
+    /// Only an illness of the instances that serve stands in the way.
+    ill: bool,
 }
 
 impl Live {
@@ -71,6 +73,18 @@ impl Live {
         }));
         let reason = format!("its gate stays shut until its instances are well: {why}");
         self.note_refusal(spec, None, reason);
+        if let Some(refused) = &mut self.refused {
+            refused.ill = true;
+        }
+    }
+
+    /// Whether what kept its gate shut was an illness that is over.
+    pub(super) fn is_well_again(&self) -> bool {
+        self.refused.as_ref().is_some_and(|refused| refused.ill)
+            && self
+                .generation
+                .as_ref()
+                .is_some_and(|generation| generation.pool.illness().is_none())
     }
 
     /// Whether the generation of that number is the one that it waits for.
@@ -127,6 +141,7 @@ impl Live {
             reason,
             attempts,
             again_at: Instant::now() + wait,
+            ill: false,
         });
     }
 

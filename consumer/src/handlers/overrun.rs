@@ -182,7 +182,7 @@ impl Crew {
             match errand {
                 // Its instance, if it has one, is on the abandoned thread.
                 Errand::Leave(tenant) => tenant.let_go(true),
-                Errand::TellOwned(_) | Errand::AskHealth => {}
+                Errand::TellNews(_) | Errand::AskHealth => {}
                 probe @ Errand::Probe { .. } => state.seats[seat].errands.push_back(probe),
             }
         }

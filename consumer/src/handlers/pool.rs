@@ -31,7 +31,7 @@ pub struct HandlerSetup {
     pub exported_as: String,
     /// The loaded code.
     pub plugin: Arc<dyn LoadedPlugin>,
-    /// Its config as JSON text.
+    /// Its config as JSON text, as it begins; [`HandlerPool::reconfigure`] puts another one in its place.
     pub config_json: String,
     /// Longest time for one record, or for one call of a handler that takes batches.
     pub timeout: Duration,
@@ -57,6 +57,16 @@ pub(super) struct Tenant {
     owned: Mutex<Vec<Owned>>,
     /// What instances say is wrong with them, by seat.
     ill: Mutex<BTreeMap<usize, Arc<str>>>,
+    config: Mutex<Config>,
+}
+
+/// The config that instances are to have.
+#[derive(Clone)]
+pub(super) struct Config {
+    /// Grows with each config that was taken.
+    pub(super) serial: u64,
+    /// JSON text.
+    pub(super) json: Arc<str>,
 }
 
 struct Owned {
@@ -74,8 +84,13 @@ struct Departure {
 
 impl Tenant {
     pub(super) fn new(id: u64, setup: HandlerSetup) -> Self {
+        let config = Config {
+            serial: 1,
+            json: setup.config_json.as_str().into(),
+        };
         Self {
             id,
+            config: Mutex::new(config),
             setup,
             tripped: AtomicBool::new(false),
             why_tripped: Mutex::new(None),
@@ -84,6 +99,19 @@ impl Tenant {
             owned: Mutex::default(),
             ill: Mutex::default(),
         }
+    }
+
+    /// The config that instances are to have.
+    pub(super) fn config(&self) -> Config {
+        relock(&self.config).clone()
+    }
+
+    /// Instances are to have this config from now on; gives its serial number.
+    pub(super) fn set_config(&self, json: Arc<str>) -> u64 {
+        let mut config = relock(&self.config);
+        config.serial += 1;
+        config.json = json;
+        config.serial
     }
 
     /// Takes note of what the instance at a seat says of itself; `None` is well, or gone.
@@ -221,8 +249,29 @@ impl HandlerPool {
     /// # Errors
     /// The reason in a sentence; a creation that hangs is given up after `timeout`.
     pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
+        self.try_out(keep, None, timeout)
+    }
+
+    /// Puts a config in the place of the one that instances have, without building them anew: first one instance takes it
+    /// and is asked whether it is well, and then all the others, each between two batches. Blocks until the first has
+    /// answered.
+    ///
+    /// # Errors
+    /// The reason in a sentence; every instance then has the config of before.
+    pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), String> {
+        self.try_out(true, Some(config_json.into()), timeout)?;
+        self.crew.tell_news(&self.tenant);
+        Ok(())
+    }
+
+    fn try_out(
+        &self,
+        keep: bool,
+        config: Option<Arc<str>>,
+        timeout: Duration,
+    ) -> Result<(), String> {
         let (reply, answer) = sync_channel(1);
-        self.crew.probe(&self.tenant, keep, reply);
+        self.crew.probe(&self.tenant, keep, config, reply);
         match answer.recv_timeout(timeout) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => Err(format!(
@@ -270,7 +319,7 @@ impl WorkerPool for HandlerPool {
 
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         if self.tenant.set_owned(home, partitions) {
-            self.crew.tell_owned(&self.tenant);
+            self.crew.tell_news(&self.tenant);
         }
     }
 

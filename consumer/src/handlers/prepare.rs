@@ -140,6 +140,20 @@ impl Workshop {
         Ok(generation)
     }
 
+    /// Gives the config of `job` to the instances of a pool that serves.
+    pub(super) fn reconfigure(&self, pool: &HandlerPool, job: &PrepareJob) -> Result<(), String> {
+        let patience = self.create_timeout + Duration::from_secs(1);
+        let spec = &job.spec;
+        let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
+        taken.map_err(|reason| {
+            job.tally.stats.failed(&reason);
+            let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
+            format!("handler `{name}` on plugin `{plugin}` {version}: {reason}")
+        })?;
+        tracing::info!(handler = %spec.name, "new config taken by the running instances");
+        Ok(())
+    }
+
     fn setup(&self, job: &PrepareJob, code: &Code, standing: &Standing) -> HandlerSetup {
         let (spec, tally) = (&job.spec, &job.tally);
         let services = HandlerServices::new(standing.handler(), Arc::clone(&tally.metrics));

@@ -24,7 +24,7 @@ use super::catalogue::Catalogue;
 use super::generation::{Generation, GenerationState, Tally};
 use super::live::{Live, Next, Wanted};
 use super::plan::{HandlerPlan, Plan};
-use super::pool::relock;
+use super::pool::{HandlerPool, relock};
 use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
 use crate::dispatch::{HandlerIx, WorkerPool};
@@ -161,6 +161,16 @@ impl Registry {
         true
     }
 
+    /// Opens the gates that were kept shut for an illness that is over; `true` when there are any.
+    pub fn recover(&self) -> bool {
+        let mut inner = relock(&self.inner);
+        if !inner.live.values().any(Live::is_well_again) {
+            return false;
+        }
+        self.converge(&mut inner);
+        true
+    }
+
     /// Prepares one generation that is wanted, and lets it serve if it still is when it is ready. Blocks while it loads
     /// and its instance is built and checked. `false` when none is wanted.
     pub fn prepare_next(&self) -> bool {
@@ -168,6 +178,11 @@ impl Registry {
         let Some((job, name)) = self.take_wanted() else {
             return false;
         };
+        if let Some(pool) = self.pool_that_takes_config(&name, &job) {
+            let taken = self.workshop.reconfigure(&pool, &job);
+            self.take_config(&name, &job, taken);
+            return true;
+        }
         let prepared = self.workshop.prepare(&job);
         let mut inner = relock(&self.inner);
         match prepared {
@@ -176,19 +191,41 @@ impl Registry {
                 if let Some(remains) = unfit.remains {
                     self.releaser.follow(remains);
                 }
-                if let Some(live) = inner
-                    .live
-                    .get_mut(&name)
-                    .filter(|live| live.awaits(job.number))
-                {
-                    tracing::error!(handler = name, reason = %unfit.reason, "handler refused");
-                    live.next = Next::Nothing;
-                    let sha256 = job.artefact.identity.sha256.clone();
-                    live.refuse(&job.spec, Some(sha256), unfit.reason);
-                }
+                refuse(&mut inner, &name, &job, unfit.reason);
             }
         }
         true
+    }
+
+    /// The pool that serves the handler, when all that is wanted is another config and its instances take one.
+    fn pool_that_takes_config(&self, name: &str, job: &PrepareJob) -> Option<Arc<HandlerPool>> {
+        let inner = relock(&self.inner);
+        let generation = inner.live.get(name)?.generation.as_ref()?;
+        let sha256 = &job.artefact.identity.sha256;
+        let takes = generation.takes_config_of(&job.spec, sha256);
+        takes.then(|| Arc::clone(&generation.pool))
+    }
+
+    /// Takes note of what came of a new config for a generation that serves.
+    fn take_config(&self, name: &str, job: &PrepareJob, taken: Result<(), String>) {
+        let mut inner = relock(&self.inner);
+        if let Err(reason) = taken {
+            return refuse(&mut inner, name, job, reason);
+        }
+        let Some(live) = inner.live.get_mut(name) else {
+            return;
+        };
+        if let Some(generation) = &mut live.generation {
+            generation.spec = Arc::clone(&job.spec);
+        }
+        if live.awaits(job.number) {
+            live.next = Next::Nothing;
+            live.take_over(&job.spec);
+            inner.changed.insert(name.to_owned());
+            return;
+        }
+        // Something else is wanted by now, which may be the config of before.
+        self.converge(&mut inner);
     }
 
     /// What pumps are to run by now, and what changed since the last call.
@@ -365,6 +402,17 @@ impl Registry {
         if let Some(generation) = generation {
             self.releaser.follow(generation.retire());
         }
+    }
+}
+
+/// The spec of `job` is refused, if it is still wanted.
+fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
+    let live = inner.live.get_mut(name);
+    if let Some(live) = live.filter(|live| live.awaits(job.number)) {
+        tracing::error!(handler = name, %reason, "handler refused");
+        live.next = Next::Nothing;
+        let sha256 = job.artefact.identity.sha256.clone();
+        live.refuse(&job.spec, Some(sha256), reason);
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) enum Phase {
     Calling(Call),
     /// Hands over emits and outcomes; runs no plugin code.
     Finishing,
-    /// Calls an instance beside its records: drains or drops it, tells it of partitions. `leaving` when the handler
+    /// Calls an instance beside its records: drains or drops it, tells it news. `leaving` when the handler
     /// waits for that.
     Aside {
         since: Instant,
@@ -114,10 +114,13 @@ pub(super) enum Errand {
     Probe {
         tenant: Arc<Tenant>,
         keep: bool,
+        /// To be taken in the place of the one that it has.
+        config: Option<Arc<str>>,
         reply: SyncSender<Result<(), String>>,
     },
     Leave(Arc<Tenant>),
-    TellOwned(Arc<Tenant>),
+    /// Its partitions or its config have changed.
+    TellNews(Arc<Tenant>),
     AskHealth,
 }
 
@@ -126,12 +129,21 @@ pub(super) enum Task {
     Call(Job),
     /// Build an instance; the job waits in the seat's phase.
     Create(Arc<Tenant>),
-    Probe(Arc<Tenant>, bool),
+    Probe(Probe),
     Leave(Arc<Tenant>),
-    TellOwned(Arc<Tenant>),
+    TellNews(Arc<Tenant>),
     AskHealth,
     /// The seat is somebody else's, or the crew is done.
     Exit,
+}
+
+/// An instance to be built, if there is none, and asked whether it is well.
+pub(super) struct Probe {
+    pub(super) tenant: Arc<Tenant>,
+    /// The instance stays, otherwise it is dropped again.
+    pub(super) keep: bool,
+    /// To be taken in the place of the one that it has.
+    pub(super) config: Option<Arc<str>>,
 }
 
 /// What is said once the lock is free.

@@ -5,13 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluicegate_runtime::{CallMonitor, CallStatus, HandlerInstance, RawOutcome, outcome_code};
+use sluicegate_runtime::{
+    CallMonitor, CallStatus, HandlerInstance, NotTaken, RawOutcome, outcome_code,
+};
 
 use super::crew::Crew;
 use super::emits;
 use super::handoff::{CallReport, Ticket};
-use super::pool::Tenant;
-use super::seats::{Job, Task};
+use super::pool::{Config, Tenant};
+use super::seats::{Job, Probe, Task};
 use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
 
 /// Bytes of a thread's name that the system shows.
@@ -50,6 +52,8 @@ struct Built {
     monitor: Arc<dyn CallMonitor>,
     /// The partitions that it was told of.
     told: BTreeSet<OwnedPartition>,
+    /// Serial number of the config that it has.
+    config: u64,
 }
 
 struct Worker {
@@ -70,10 +74,11 @@ impl Worker {
             let goes_on = match task {
                 Task::Call(job) => self.call(job),
                 Task::Create(tenant) => self.create_and_call(&tenant),
-                Task::Probe(tenant, keep) => self.probe(&tenant, keep),
+                Task::Probe(probe) => self.probe(&probe),
                 Task::Leave(tenant) => self.leave(&tenant),
-                Task::TellOwned(tenant) => {
+                Task::TellNews(tenant) => {
                     self.tell_owned(&tenant);
+                    self.tell_config(&tenant);
                     true
                 }
                 Task::AskHealth => self.ask_health(),
@@ -89,7 +94,7 @@ impl Worker {
     }
 
     fn create_and_call(&mut self, tenant: &Arc<Tenant>) -> bool {
-        match self.build(tenant) {
+        match self.build(tenant, &tenant.config()) {
             Ok(monitor) => match self.crew.created(self.ticket, monitor) {
                 Some(job) => self.call(job),
                 None => false,
@@ -101,21 +106,24 @@ impl Worker {
         }
     }
 
-    fn build(&mut self, tenant: &Arc<Tenant>) -> Result<Arc<dyn CallMonitor>, String> {
+    fn build(
+        &mut self,
+        tenant: &Arc<Tenant>,
+        config: &Config,
+    ) -> Result<Arc<dyn CallMonitor>, String> {
         let setup = &tenant.setup;
         let create = || {
             let services = Arc::clone(&setup.services);
-            let instance = setup.plugin.create(
-                &setup.exported_as,
-                &setup.name,
-                &setup.config_json,
-                services,
-            );
+            let instance =
+                setup
+                    .plugin
+                    .create(&setup.exported_as, &setup.name, &config.json, services);
             instance.map(|instance| Built {
                 tenant: Arc::clone(tenant),
                 monitor: instance.monitor(),
                 instance,
                 told: BTreeSet::new(),
+                config: config.serial,
             })
         };
         let built = catch_unwind(AssertUnwindSafe(create))
@@ -250,27 +258,95 @@ impl Worker {
         true
     }
 
-    fn probe(&mut self, tenant: &Arc<Tenant>, keep: bool) -> bool {
+    fn probe(&mut self, probe: &Probe) -> bool {
+        let Probe {
+            tenant,
+            keep,
+            config,
+        } = probe;
         let has_one = self.built.contains_key(&tenant.id);
-        let result = match has_one {
-            true => Ok(()),
-            false => self.build(tenant).map(drop),
+        let tried = match config {
+            Some(config) => self.try_config(tenant, config),
+            None if has_one => Ok(()),
+            None => self.build(tenant, &tenant.config()).map(drop),
         };
-        let result = result.and_then(|()| {
-            let built = self.built.get_mut(&tenant.id);
-            let Some(Built { instance, .. }) = built else {
-                return Err("its instance is gone".to_owned());
+        let tried = match tried {
+            // What it has done so far it goes on doing.
+            Err(why) if has_one && self.built.contains_key(&tenant.id) => Err(why),
+            tried => {
+                let result = tried.and_then(|()| self.health_of(tenant));
+                let drop_it = result.is_err() || !(*keep || has_one);
+                // The instance is dropped before the answer, so that who reads it knows that nothing is left.
+                if drop_it && let Some(built) = self.built.remove(&tenant.id) {
+                    drop_guarded(built);
+                }
+                result
+            }
+        };
+        if let (Ok(()), Some(config)) = (&tried, config) {
+            let serial = tenant.set_config(Arc::clone(config));
+            if let Some(built) = self.built.get_mut(&tenant.id) {
+                built.config = serial;
+            }
+        }
+        self.crew.probed(self.ticket, tried)
+    }
+
+    fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), String> {
+        let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
+            return Err("its instance is gone".to_owned());
+        };
+        catch_unwind(AssertUnwindSafe(|| instance.health()))
+            .unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()))
+            .map_err(|why| format!("it says that it is not well: {why}"))
+    }
+
+    /// Gives a config to the instance here, or builds one with it. After an error the instance has the config of before,
+    /// or is gone.
+    fn try_config(&mut self, tenant: &Arc<Tenant>, json: &Arc<str>) -> Result<(), String> {
+        let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
+            let config = Config {
+                serial: 0,
+                json: Arc::clone(json),
             };
-            catch_unwind(AssertUnwindSafe(|| instance.health()))
-                .unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()))
-                .map_err(|why| format!("it says that it is not well: {why}"))
-        });
-        let drop_it = result.is_err() || !(keep || has_one);
-        // The instance is dropped before the answer, so that who reads it knows that nothing is left.
-        if drop_it && let Some(built) = self.built.remove(&tenant.id) {
+            return self.build(tenant, &config).map(drop);
+        };
+        let taken = catch_unwind(AssertUnwindSafe(|| instance.reconfigure(json)));
+        let taken = taken.unwrap_or_else(|_| Err(NotTaken::Spent(RUNTIME_PANICKED.to_owned())));
+        taken.map_err(|error| {
+            if let NotTaken::Spent(why) = &error {
+                self.lose(tenant, why);
+            }
+            error.to_string()
+        })
+    }
+
+    /// Gives the handler's config to the instance here, if that has another one. An instance that cannot take what another
+    /// one took is dropped, and built anew when there is work for it.
+    fn tell_config(&mut self, tenant: &Arc<Tenant>) {
+        let config = tenant.config();
+        let has = self.built.get(&tenant.id).map(|built| built.config);
+        if has.is_none_or(|serial| serial == config.serial) {
+            return;
+        }
+        match self.try_config(tenant, &config.json) {
+            Ok(()) => {
+                if let Some(built) = self.built.get_mut(&tenant.id) {
+                    built.config = config.serial;
+                }
+            }
+            Err(why) => self.lose(tenant, &why),
+        }
+    }
+
+    /// The instance here cannot go on; the next one is built when there is work for it.
+    fn lose(&mut self, tenant: &Arc<Tenant>, why: &str) {
+        if let Some(built) = self.built.remove(&tenant.id) {
+            tracing::warn!(handler = %tenant.setup.name, reason = why, "instance dropped");
+            self.lost.insert(tenant.id);
+            tenant.set_ill(self.ticket.seat, None);
             drop_guarded(built);
         }
-        self.crew.probed(self.ticket, result)
     }
 
     fn leave(&mut self, tenant: &Arc<Tenant>) -> bool {

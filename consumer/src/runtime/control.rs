@@ -304,6 +304,9 @@ impl Desk {
             let order = match inbox.recv_timeout(LOOK_AFTER_HANDLERS) {
                 Ok(order) => order,
                 Err(RecvTimeoutError::Timeout) => {
+                    if self.registry.recover() {
+                        self.put_current_in_force(self.snapshot.clone());
+                    }
                     self.tell_fleet();
                     continue;
                 }

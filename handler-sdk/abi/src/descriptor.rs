@@ -9,8 +9,8 @@ pub const MAGIC: [u8; 8] = *b"SLUICEGT";
 /// Version of the border that this crate speaks. Another major is refused.
 pub const ABI_MAJOR: u16 = 1;
 
-/// Additions within [`ABI_MAJOR`]. The service runs plugins of its own minor and older ones.
-pub const ABI_MINOR: u16 = 0;
+/// Additions within [`ABI_MAJOR`]: 1 brought `reconfigure`. The service runs plugins of its own minor and older ones.
+pub const ABI_MINOR: u16 = 1;
 
 /// The second number of `abi_stable`'s version 0.x, which breaks its own header when it changes.
 pub const ABI_STABLE_MINOR: u16 = 11;

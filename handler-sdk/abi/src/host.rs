@@ -46,6 +46,15 @@ pub enum CallEnd {
     Spent,
 }
 
+/// Why an instance has not taken a new config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// It goes on with the one that it has.
+    Refused(Refusal),
+    /// It panicked, with this text, and must not be called again.
+    Spent(String),
+}
+
 /// A plugin's root module.
 #[derive(Clone, Copy)]
 pub struct Module {
@@ -240,6 +249,31 @@ impl Instance {
     pub fn drain(&mut self, deadline_ms: u64) -> Result<(), String> {
         // SAFETY: as in `health`.
         answer(|sink| unsafe { (self.functions.drain())(self.context, deadline_ms, sink) })
+    }
+
+    /// Takes a config in the place of the one that it has.
+    ///
+    /// # Errors
+    /// [`NotTaken`] says why not, and whether the instance can go on.
+    pub fn reconfigure(&mut self, config: &str) -> Result<(), NotTaken> {
+        let Some(reconfigure) = self.functions.reconfigure() else {
+            let text = "it was built with an SDK that knows nothing of new configs";
+            return Err(NotTaken::Refused(Refusal::Failed(text.into())));
+        };
+        let mut text = String::new();
+        // SAFETY: as in `assigned`.
+        match unsafe {
+            reconfigure(
+                self.context,
+                RawBytes::of(config.as_bytes()),
+                sink(&mut text),
+            )
+        } {
+            status::OK => Ok(()),
+            status::CONFIG => Err(NotTaken::Refused(Refusal::Config(text))),
+            status::SPENT => Err(NotTaken::Spent(text)),
+            _ => Err(NotTaken::Refused(Refusal::Failed(text))),
+        }
     }
 
     /// Ends it, saying what its `Drop` panicked with.

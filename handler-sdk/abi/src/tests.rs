@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::board::Board;
 use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, Facts};
-use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, Module};
+use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, Module, NotTaken};
 use crate::plugin::{Call, CallEnd, Emission, Host, Instance, Plugin, Refusal};
 use crate::record::{RawOutcome, outcome_code};
 use crate::view::RecordParts;
@@ -100,6 +100,17 @@ impl Instance for EchoInstance {
     fn revoked(&mut self, _: &str, _: i32, _: u32) {}
 
     fn drain(&mut self, _: Duration) {}
+
+    fn reconfigure(&mut self, config: &str) -> Result<(), Refusal> {
+        match config {
+            "bad" => return Err(Refusal::Config("not that one".into())),
+            "later" => return Err(Refusal::Failed("not now".into())),
+            "panic" => panic!("no change"),
+            _ => {}
+        }
+        self.config = config.into();
+        Ok(())
+    }
 }
 
 impl Drop for EchoInstance {
@@ -253,6 +264,33 @@ fn refusals_and_panics_at_the_edges_become_values() {
     assert!(well.health().unwrap_err().contains("panicked earlier"));
     assert_eq!(module.describe(), Ok("{}".into()));
     assert!(module.shutdown(0));
+}
+
+#[test]
+fn a_new_config_is_taken_or_refused_and_a_panic_in_it_spends_the_instance() {
+    let module = Module::of::<Echo>();
+    let mut instance = module
+        .create(Arc::new(Heard::default()), "echo", "i", "")
+        .ok()
+        .unwrap();
+    assert_eq!(instance.reconfigure("ill"), Ok(()));
+    assert_eq!(instance.health(), Err("a cold".into()));
+    for (config, refusal) in [
+        ("bad", Refusal::Config("not that one".into())),
+        ("later", Refusal::Failed("not now".into())),
+    ] {
+        let refused = instance.reconfigure(config);
+        assert_eq!(refused, Err(NotTaken::Refused(refusal)));
+        assert_eq!(instance.health(), Err("a cold".into()), "the one of before");
+    }
+    let Err(NotTaken::Spent(text)) = instance.reconfigure("panic") else {
+        panic!("it must be spent")
+    };
+    assert!(text.starts_with("no change ("), "{text}");
+    assert!(matches!(
+        instance.reconfigure(""),
+        Err(NotTaken::Spent(text)) if text.contains("panicked earlier")
+    ));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_abi::RawOutcome;
 use sluicegate_abi::board::Board;
-use sluicegate_abi::host::{CallEnd, HostSink, Instance, Module};
+use sluicegate_abi::host::{CallEnd, HostSink, Instance, Module, NotTaken};
 use sluicegate_abi::plugin::Refusal;
 use sluicegate_abi::view::RecordParts;
 
@@ -197,6 +197,30 @@ impl Kit {
     pub fn canceller(&self) -> Canceller {
         Canceller {
             board: Arc::clone(&self.board),
+        }
+    }
+
+    /// Gives the handler a new config, as the service does to one that declares `TAKES_CONFIG`.
+    ///
+    /// # Errors
+    /// Why the handler refuses it, or its panic; it has the earlier one then.
+    ///
+    /// # Panics
+    /// When an instance cannot be built again after a panic.
+    pub fn reconfigure(&mut self, config: &serde_json::Value) -> Result<(), String> {
+        let config = config.to_string();
+        match self.instance.reconfigure(&config) {
+            Ok(()) => {
+                self.config = config;
+                Ok(())
+            }
+            Err(NotTaken::Refused(Refusal::Config(text) | Refusal::Failed(text))) => Err(text),
+            Err(NotTaken::Refused(Refusal::Unknown)) => Err("it takes no new config".into()),
+            Err(NotTaken::Spent(panic)) => {
+                self.instance = create(&self.module, &self.host, &self.config)
+                    .expect("a handler that started once with this config starts again");
+                Err(panic)
+            }
         }
     }
 

@@ -64,24 +64,32 @@ pub struct FraudDetector {
     partitions: HashMap<(String, i32), Keys>,
 }
 
+impl Config {
+    fn check(&self) -> Result<(), HandlerError> {
+        let refuse = |text: &str| Err(HandlerError::terminal(text));
+        if self.topic.is_empty() || self.field.is_empty() {
+            return refuse("`topic` and `field` cannot be empty");
+        }
+        if !self.threshold.is_finite() || self.threshold <= 0.0 {
+            return refuse("`threshold` wants a number above 0");
+        }
+        if self.warm_up < 2 {
+            return refuse("`warm_up` wants 2 or more: one record has no deviation");
+        }
+        if self.max_keys == 0 {
+            return refuse("`max_keys` wants 1 or more");
+        }
+        Ok(())
+    }
+}
+
 impl Handler for FraudDetector {
     type Config = Config;
     const KEEPS_KEY_STATE: bool = true;
+    const TAKES_CONFIG: bool = true;
 
     fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
-        let refuse = |text: &str| Err(HandlerError::terminal(text));
-        if config.topic.is_empty() || config.field.is_empty() {
-            return refuse("`topic` and `field` cannot be empty");
-        }
-        if !config.threshold.is_finite() || config.threshold <= 0.0 {
-            return refuse("`threshold` wants a number above 0");
-        }
-        if config.warm_up < 2 {
-            return refuse("`warm_up` wants 2 or more: one record has no deviation");
-        }
-        if config.max_keys == 0 {
-            return refuse("`max_keys` wants 1 or more");
-        }
+        config.check()?;
         Ok(Self {
             config,
             partitions: HashMap::new(),
@@ -90,6 +98,19 @@ impl Handler for FraudDetector {
 
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
         self.watch(record, ctx).into()
+    }
+
+    /// What is known of the keys stays, unless it is known of another field.
+    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+        config.check()?;
+        if config.field != self.config.field {
+            self.partitions.clear();
+        }
+        for keys in self.partitions.values_mut() {
+            keys.set_max(config.max_keys);
+        }
+        self.config = config;
+        Ok(())
     }
 
     fn revoked(&mut self, topic: &str, partition: i32, _epoch: u32) {

@@ -63,6 +63,11 @@ impl Keys {
         }
     }
 
+    /// Remembers so many from now on; what is too much is forgotten as keys come.
+    pub(crate) fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Adds a key's value, once an offset, and gives what was known before that offset.
     pub(crate) fn see(&mut self, name: &[u8], offset: i64, value: f64) -> Statistics {
         if !self.young.contains_key(name) {

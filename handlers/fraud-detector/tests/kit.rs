@@ -112,3 +112,26 @@ fn configs_are_checked_and_the_state_is_declared() {
     let kit = Kit::of::<FraudDetector>(json!({ "threshold": 0.95 })).unwrap();
     assert_eq!(kit.description()["keeps_key_state"], json!(true));
 }
+
+#[test]
+fn a_new_threshold_counts_at_once_and_what_is_known_of_the_keys_stays() {
+    let mut kit = kit();
+    warm(&mut kit);
+    let config = |field: &str, threshold: f64| json!({ "topic": "alerts", "field": field, "threshold": threshold, "warm_up": 10 });
+    let odd = |offset| payment("small", offset, json!(14));
+    kit.reconfigure(&config("payment.amount", 30.0)).unwrap();
+    assert!(kit.run([odd(50)]).emits.is_empty());
+    let refused = kit
+        .reconfigure(&config("payment.amount", -1.0))
+        .unwrap_err();
+    assert!(refused.contains("above 0"), "{refused}");
+    assert!(kit.run([odd(51)]).emits.is_empty(), "the one of before");
+    kit.reconfigure(&config("payment.amount", 1.0)).unwrap();
+    assert_eq!(kit.run([odd(52)]).emits.len(), 1);
+    kit.reconfigure(&config("payment.tip", 1.0)).unwrap();
+    kit.reconfigure(&config("payment.amount", 1.0)).unwrap();
+    assert!(
+        kit.run([odd(53)]).emits.is_empty(),
+        "what was known of another field is forgotten"
+    );
+}

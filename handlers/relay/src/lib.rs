@@ -29,16 +29,30 @@ pub struct Relay {
     config: Config,
 }
 
-impl Handler for Relay {
-    type Config = Config;
-
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
-        if config.topic.is_empty() {
+impl Config {
+    fn check(&self) -> Result<(), HandlerError> {
+        if self.topic.is_empty() {
             return Err(HandlerError::terminal(
                 "`topic` is empty; name the topic that copies go to",
             ));
         }
+        Ok(())
+    }
+}
+
+impl Handler for Relay {
+    type Config = Config;
+    const TAKES_CONFIG: bool = true;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        config.check()?;
         Ok(Self { config })
+    }
+
+    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+        config.check()?;
+        self.config = config;
+        Ok(())
     }
 
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {

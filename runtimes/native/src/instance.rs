@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluicegate_abi::board::Board;
-use sluicegate_abi::host::{CallEnd, CallSink, HostSink, Instance};
-use sluicegate_abi::plugin::Emission;
+use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance};
+use sluicegate_abi::plugin::{Emission, Refusal};
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallStatus, Emit, HandlerInstance, HostServices,
-    LogLevel, MetricKind, RawOutcome, RawRecord, outcome_code, outcome_flag,
+    LogLevel, MetricKind, NotTaken, RawOutcome, RawRecord, outcome_code, outcome_flag,
 };
 
 /// Calls up to this size need no new memory.
@@ -106,6 +106,26 @@ impl HandlerInstance for NativeInstance {
             Some(instance) => instance.health(),
             None => Err("the instance is gone".into()),
         }
+    }
+
+    fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
+        let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
+            return Err(NotTaken::Spent("the instance is gone".into()));
+        };
+        instance
+            .reconfigure(config_json)
+            .map_err(|refused| match refused {
+                host::NotTaken::Refused(Refusal::Config(text) | Refusal::Failed(text)) => {
+                    NotTaken::Refused(text)
+                }
+                host::NotTaken::Refused(Refusal::Unknown) => {
+                    NotTaken::Refused("it takes no new config".into())
+                }
+                host::NotTaken::Spent(panic) => {
+                    self.spent = true;
+                    NotTaken::Spent(panic)
+                }
+            })
     }
 
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {

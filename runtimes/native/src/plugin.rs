@@ -101,6 +101,8 @@ struct DescribedHandler {
     keeps_key_state: bool,
     #[serde(default)]
     takes_batches: bool,
+    #[serde(default)]
+    takes_config: bool,
 }
 
 fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, String> {
@@ -115,6 +117,7 @@ fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, S
             config_schema: handler.config_schema.to_string(),
             keeps_key_state: handler.keeps_key_state,
             takes_batches: handler.takes_batches,
+            takes_config: handler.takes_config,
         })
         .collect();
     let mut names: Vec<&str> = handlers

@@ -107,13 +107,13 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
             "another ABI major",
             &|| v.patched(ABI_MAJOR, &9u16.to_ne_bytes()),
             "descriptor",
-            "built for handler ABI 9.0",
+            "built for handler ABI 9.1",
         ),
         (
             "a newer ABI minor",
             &|| v.patched(ABI_MINOR, &7u16.to_ne_bytes()),
             "descriptor",
-            "newer than this service's 1.0",
+            "newer than this service's 1.1",
         ),
         (
             "another abi_stable",

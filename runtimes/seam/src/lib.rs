@@ -69,6 +69,8 @@ pub struct HandlerInfo {
     pub config_schema: String,
     /// It keeps state per key inside its instance: a key always goes to the same worker of a generation.
     pub keeps_key_state: bool,
+    /// Its instances take a new config ([`HandlerInstance::reconfigure`]).
+    pub takes_config: bool,
     /// Its own batch method is called: the records of a call succeed or fail as it says, and it may see several
     /// records of one lane in one call.
     pub takes_batches: bool,
@@ -122,6 +124,12 @@ pub trait HandlerInstance {
     /// # Errors
     /// The reason it gives, or what went wrong in asking.
     fn health(&mut self) -> Result<(), String>;
+
+    /// Takes a config in the place of the one that it was built with; only if [`HandlerInfo::takes_config`] says so.
+    ///
+    /// # Errors
+    /// [`NotTaken`] says why not, and whether the instance can go on.
+    fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken>;
 
     /// A partition's records will come to this instance's handler from now on.
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
@@ -255,6 +263,17 @@ pub enum LoadError {
         /// What is wrong and what to do.
         reason: String,
     },
+}
+
+/// Why an instance has not taken a new config.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// It refused it, and goes on with the one that it has.
+    #[error("config refused: {0}")]
+    Refused(String),
+    /// It panicked (or was spent before): drop it and build another.
+    #[error("instance failed to take its new config: {0}")]
+    Spent(String),
 }
 
 /// Why an instance was not built.

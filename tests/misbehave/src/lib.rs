@@ -188,10 +188,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-impl Handler for Misbehave {
-    type Config = Config;
-
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+impl Misbehave {
+    fn ready(config: Config) -> Result<Self, HandlerError> {
         let rules = config
             .rules
             .iter()
@@ -201,6 +199,20 @@ impl Handler for Misbehave {
             rules: rules.collect::<Result<_, _>>()?,
             emit_to: config.emit_to,
         })
+    }
+}
+
+impl Handler for Misbehave {
+    type Config = Config;
+    const TAKES_CONFIG: bool = true;
+
+    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        Self::ready(config)
+    }
+
+    fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
+        *self = Self::ready(config)?;
+        Ok(())
     }
 
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {

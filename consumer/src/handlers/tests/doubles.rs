@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallStatus, CreateError, Emit, HandlerInfo,
-    HandlerInstance, HostServices, LoadedPlugin, PluginIdentity, RawOutcome, RawRecord,
+    HandlerInstance, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome, RawRecord,
     outcome_code, outcome_flag,
 };
 
@@ -51,6 +51,8 @@ pub(crate) struct Script {
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
     /// What instances were told, and their first records, in order.
     pub(crate) told: Mutex<Vec<String>>,
+    /// The configs that instances were built with or have taken, in order.
+    pub(crate) configs: Mutex<Vec<String>>,
 }
 
 impl Script {
@@ -77,7 +79,8 @@ impl Script {
 }
 
 /// A plugin that follows a script. Its config says how creation goes: `refuse`, `hang-create` (at gate `create`),
-/// `unhealthy`, anything else is well.
+/// `unhealthy`, anything else is well. A new config is taken by the same words, and by `first-only`, which only the first
+/// instance that is asked takes, and `spend`, which it does not survive.
 pub(crate) struct ScriptedPlugin {
     pub(crate) script: Arc<Script>,
     pub(crate) identity: PluginIdentity,
@@ -102,6 +105,7 @@ impl ScriptedPlugin {
                 config_schema: "{}".to_owned(),
                 keeps_key_state: false,
                 takes_batches: false,
+                takes_config: false,
             }],
             shut_down: AtomicU32::new(0),
         })
@@ -142,6 +146,7 @@ impl LoadedPlugin for ScriptedPlugin {
             return Err(CreateError::Failed("scripted to fail".to_owned()));
         }
         self.script.built.fetch_add(1, Ordering::SeqCst);
+        relock(&self.script.configs).push(format!("built with {config_json}"));
         Ok(Box::new(Instance {
             name: instance_name.to_owned(),
             well: !config_json.contains("unhealthy"),
@@ -278,6 +283,23 @@ impl HandlerInstance for Instance {
             true => Ok(()),
             false => Err("scripted to be ill".to_owned()),
         }
+    }
+
+    fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
+        let mut configs = relock(&self.monitor.script.configs);
+        let taken = format!("took {config_json}");
+        if config_json.contains("spend") {
+            return Err(NotTaken::Spent("scripted panic".to_owned()));
+        }
+        if config_json.contains("refuse") {
+            return Err(NotTaken::Refused("at /refuse: not allowed".to_owned()));
+        }
+        if config_json.contains("first-only") && configs.contains(&taken) {
+            return Err(NotTaken::Refused("taken already".to_owned()));
+        }
+        self.well = !config_json.contains("unhealthy");
+        configs.push(taken);
+        Ok(())
     }
 
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {

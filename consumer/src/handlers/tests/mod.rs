@@ -5,6 +5,7 @@ mod doubles;
 mod overrun;
 mod ownership;
 mod pool;
+mod reconfigure;
 mod registry;
 mod sharing;
 

@@ -63,6 +63,7 @@ impl HandlerRuntime for TextRuntime {
         let info = plugin.infos.remove(0);
         let named = |name: &String| sluicegate_runtime::HandlerInfo {
             name: name.clone(),
+            takes_config: name.starts_with("hot"),
             ..info.clone()
         };
         plugin.infos = identity.handlers.iter().map(named).collect();
@@ -252,6 +253,41 @@ fn a_failed_load_keeps_the_old_generation_and_spec_but_follows_the_gate() {
 }
 
 #[test]
+fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
+    let mut shop = Shop::new(&[("liba.so", "hot 1.0.0 hot")]);
+    let hot = |config: &str| HandlerSpec {
+        plugin: "hot".to_owned(),
+        ..spec("one", "*", config)
+    };
+    let first = shop.apply(&[hot("a")]);
+    let second = shop.apply(&[hot("b")]);
+    assert_eq!((second.refusals.len(), second.changed.len()), (0, 1));
+    let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
+    assert_eq!(new.generation, old.generation);
+    assert_eq!(new.spec.config, hot("b").config);
+    let refused = shop.apply(&[hot("refuse")]);
+    let reason = &refused.refusals[0].reason;
+    assert!(
+        reason.starts_with("handler `one`") && reason.contains("at /refuse: not allowed"),
+        "{reason}"
+    );
+    assert_eq!(refused.plan.handlers[0].spec.config, hot("b").config);
+    // What was taken last still serves: nobody is asked again.
+    let back = shop.apply(&[hot("b")]);
+    assert_eq!((back.refusals.len(), back.changed.len()), (0, 0));
+    let configs = relock(&shop.runtime.script.configs).clone();
+    assert_eq!(configs, [r#"built with {"is":"a"}"#, r#"took {"is":"b"}"#]);
+    // More than the config asks for a new generation, as ever.
+    let wider = HandlerSpec {
+        workers: 2,
+        ..hot("c")
+    };
+    let replaced = shop.apply(&[wider]);
+    assert!(replaced.plan.handlers[0].generation > old.generation);
+    assert_eq!(run_one(&replaced.plan.handlers[0]), [outcome_code::ACK]);
+}
+
+#[test]
 fn a_new_handler_that_is_refused_is_not_in_the_plan() {
     let mut shop = Shop::new(&[
         ("liba.so", "copy 1.0.0 copy"),
@@ -342,9 +378,11 @@ fn a_gate_opens_only_to_instances_that_are_well() {
     let held = shop.apply(std::slice::from_ref(&open));
     assert!(!held.plan.handlers[0].spec.enabled, "it is not well");
     assert!(held.refusals[0].reason.contains("scripted to be ill"));
+    assert!(!shop.registry.recover(), "it still is not");
     shop.runtime.script.ill.store(false, Ordering::SeqCst);
     until("it is well again", || state(&shop) == HandlerState::Active);
-    let opened = shop.apply(std::slice::from_ref(&open));
+    assert!(shop.registry.recover());
+    let opened = shop.registry.current();
     assert!(opened.plan.handlers[0].spec.enabled);
     assert_eq!(opened.refusals, []);
     let kept = opened.plan.handlers[0].generation;

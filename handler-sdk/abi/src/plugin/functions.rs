@@ -51,6 +51,7 @@ const HANDLER: &WithMetadata<HandlerFunctions> = &WithMetadata::new(HandlerFunct
     revoked,
     drain,
     destroy,
+    reconfigure,
 });
 
 /// What a handler's context pointer points to.
@@ -231,6 +232,27 @@ unsafe extern "C" fn drain(context: *mut (), deadline_ms: u64, sink: RawSink) ->
         instance.drain(Duration::from_millis(deadline_ms));
         Ok(())
     })
+}
+
+unsafe extern "C" fn reconfigure(context: *mut (), config: RawBytes, sink: RawSink) -> i32 {
+    // SAFETY: as in `assigned`.
+    let (cell, config) = unsafe { (cell(context), config.text()) };
+    let mut refusal = status::OK;
+    let ran = cell.run(sink, |instance| {
+        let refused = instance.reconfigure(&config);
+        refused.map_err(|refused| match refused {
+            Refusal::Config(text) => {
+                refusal = status::CONFIG;
+                text
+            }
+            Refusal::Unknown => "it takes no new config".to_owned(),
+            Refusal::Failed(text) => text,
+        })
+    });
+    if ran == status::FAILED && refusal != status::OK {
+        return refusal;
+    }
+    ran
 }
 
 unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {

@@ -34,7 +34,7 @@ pub trait Plugin: 'static {
     fn shutdown(deadline: Duration);
 }
 
-/// Why an instance was not built.
+/// Why an instance was not built, or takes no new config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The handler refuses its config.
@@ -64,6 +64,12 @@ pub trait Instance {
 
     /// The last calls are over; finish what is held back.
     fn drain(&mut self, deadline: Duration);
+
+    /// Takes a config in the place of the one that it has.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why it goes on with the one that it has.
+    fn reconfigure(&mut self, config: &str) -> Result<(), Refusal>;
 }
 
 /// Whether the instance can be called again.

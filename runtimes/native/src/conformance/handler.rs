@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sluicegate_abi::view::RecordParts;
 use sluicegate_runtime::{
-    CallOutput, CallStatus, CreateError, HandlerInfo, HandlerInstance, LoadedPlugin, RawOutcome,
-    RawRecord, outcome_code, outcome_flag,
+    CallOutput, CallStatus, CreateError, HandlerInfo, HandlerInstance, LoadedPlugin, NotTaken,
+    RawOutcome, RawRecord, outcome_code, outcome_flag,
 };
 
 use super::{Check, CheckResult, Quiet, records};
@@ -28,7 +28,7 @@ struct Called {
 
 type Sentence = fn(&Subject) -> Result<(), String>;
 
-const WITH_INSTANCE: [(&str, Sentence); 7] = [
+const WITH_INSTANCE: [(&str, Sentence); 8] = [
     ("says whether it is well", Subject::health_answers),
     ("takes a call without records", Subject::empty_call),
     ("gives every odd record an outcome", Subject::odd_records),
@@ -39,6 +39,10 @@ const WITH_INSTANCE: [(&str, Sentence); 7] = [
         Subject::life,
     ),
     ("runs on two workers at once", Subject::two_workers),
+    (
+        "takes a config if it says so, and survives a bad one",
+        Subject::new_config,
+    ),
 ];
 
 impl Subject {
@@ -225,6 +229,23 @@ impl Subject {
                 .into_iter()
                 .try_for_each(|worker| worker.join().map_err(|_| "a worker ended".to_string())?)
         })
+    }
+
+    fn new_config(&self) -> Result<(), String> {
+        if !self.info.takes_config {
+            return Ok(());
+        }
+        let mut instance = self.create()?;
+        self.call(instance.as_mut(), &records::one_lane())?;
+        match instance.reconfigure("[\"no\", 1]") {
+            Err(NotTaken::Refused(reason)) if !reason.is_empty() => {}
+            Err(other) => return Err(format!("a config of another type: {other}")),
+            Ok(()) => return Err("it takes a list as its config".into()),
+        }
+        instance
+            .reconfigure(&self.config)
+            .map_err(|error| format!("the config that it began with: {error}"))?;
+        self.call(instance.as_mut(), &records::one_lane()).map(drop)
     }
 
     /// Calls, and holds what comes back to what every call promises.
