@@ -63,6 +63,10 @@ macro_rules! export_handler {
                     ::core::cfg!(panic = "unwind"),
                 );
 
+            #[unsafe(no_mangle)]
+            pub static SLUICEGATE_PLUGIN_RECONFIGURE: $crate::__private::Reconfigure =
+                $crate::__private::RECONFIGURE;
+
             // The symbol that abi_stable looks for.
             #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
             pub static ROOT_MODULE: $crate::__private::LibHeader =

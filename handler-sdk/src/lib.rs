@@ -70,7 +70,8 @@ pub mod __private {
     pub use crate::export::overlapping;
     pub use crate::export::{Entry, Exported, Exports, batch, per_record};
     pub use sluicegate_abi::descriptor::Descriptor;
-    pub use sluicegate_abi::plugin::{LibHeader, library_header};
+    pub use sluicegate_abi::module::Reconfigure;
+    pub use sluicegate_abi::plugin::{LibHeader, RECONFIGURE, library_header};
 }
 
 /// Compiles the page's example.

@@ -9,14 +9,18 @@ pub const MAGIC: [u8; 8] = *b"SLUICEGT";
 /// Version of the border that this crate speaks. Another major is refused.
 pub const ABI_MAJOR: u16 = 1;
 
-/// Additions within [`ABI_MAJOR`]: 1 brought `reconfigure`. The service runs plugins of its own minor and older ones.
-pub const ABI_MINOR: u16 = 1;
+/// Additions within [`ABI_MAJOR`]. The service runs plugins of its own minor and older ones.
+pub const ABI_MINOR: u16 = 0;
 
 /// The second number of `abi_stable`'s version 0.x, which breaks its own header when it changes.
 pub const ABI_STABLE_MINOR: u16 = 11;
 
 /// Symbol of the descriptor in a plugin library.
 pub const DESCRIPTOR_SYMBOL: &str = "SLUICEGATE_PLUGIN_DESCRIPTOR";
+
+/// Symbol of the [`crate::module::Reconfigure`] of a plugin library. It needs no new minor: either side may lack it, while a
+/// struct with a field more than the plugin's is refused by `abi_stable`.
+pub const RECONFIGURE_SYMBOL: &str = "SLUICEGATE_PLUGIN_RECONFIGURE";
 
 /// The compiler that builds this crate.
 pub const RUSTC: &str = env!("SLUICEGATE_RUSTC");

@@ -13,7 +13,7 @@ use abi_stable::prefix_type::WithMetadata;
 use crate::board::Board;
 use crate::module::{
     HandlerFunctions_Ref, HostFunctions, HostFunctions_Ref, PluginModule_Ref, RawBytes, RawCall,
-    RawEmit, RawHandler, RawHost, RawSink, emit_flag, status,
+    RawEmit, RawHandler, RawHost, RawSink, Reconfigure, emit_flag, status,
 };
 use crate::plugin::{self, Emission, Plugin, Refusal};
 use crate::record::RawRecord;
@@ -59,6 +59,7 @@ pub enum NotTaken {
 #[derive(Clone, Copy)]
 pub struct Module {
     raw: PluginModule_Ref,
+    reconfigure: Option<Reconfigure>,
 }
 
 impl Module {
@@ -67,6 +68,7 @@ impl Module {
     pub fn of<P: Plugin>() -> Self {
         Self {
             raw: plugin::module::<P>(),
+            reconfigure: Some(plugin::RECONFIGURE),
         }
     }
 
@@ -74,10 +76,16 @@ impl Module {
     ///
     /// # Safety
     /// Its layout was checked, and its code stays mapped as long as this, anything created by it, or a thread of the
-    /// plugin lives.
+    /// plugin lives. `reconfigure` is of the same library.
     #[must_use]
-    pub unsafe fn new(raw: PluginModule_Ref) -> Self {
-        Self { raw }
+    pub unsafe fn new(raw: PluginModule_Ref, reconfigure: Option<Reconfigure>) -> Self {
+        Self { raw, reconfigure }
+    }
+
+    /// Whether its instances can be given a new config.
+    #[must_use]
+    pub fn reconfigures(&self) -> bool {
+        self.reconfigure.is_some()
     }
 
     /// The JSON document that lists the plugin's handlers.
@@ -130,6 +138,7 @@ impl Module {
                     context,
                     functions,
                     handle: functions.handle(),
+                    reconfigure: self.reconfigure,
                     thread_bound: PhantomData,
                 })
             }
@@ -151,6 +160,7 @@ pub struct Instance {
     context: *mut (),
     functions: HandlerFunctions_Ref,
     handle: unsafe extern "C" fn(*mut (), *const RawCall) -> i32,
+    reconfigure: Option<Reconfigure>,
     thread_bound: PhantomData<*const ()>,
 }
 
@@ -256,7 +266,7 @@ impl Instance {
     /// # Errors
     /// [`NotTaken`] says why not, and whether the instance can go on.
     pub fn reconfigure(&mut self, config: &str) -> Result<(), NotTaken> {
-        let Some(reconfigure) = self.functions.reconfigure() else {
+        let Some(reconfigure) = self.reconfigure else {
             let text = "it was built with an SDK that knows nothing of new configs";
             return Err(NotTaken::Refused(Refusal::Failed(text.into())));
         };

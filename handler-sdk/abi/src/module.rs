@@ -158,10 +158,12 @@ pub struct HandlerFunctions {
     /// Ends the instance; `OK`, or not and a text when its `Drop` panicked.
     #[sabi(last_prefix_field)]
     pub destroy: unsafe extern "C" fn(*mut (), RawSink) -> i32,
-    /// Config (JSON) in the place of the one that the instance has; `OK`, `CONFIG` or `FAILED` with a text and the old config
-    /// kept, or `SPENT` and a text. Since minor 1; called only if the handler's description says `takes_config`.
-    pub reconfigure: unsafe extern "C" fn(*mut (), RawBytes, RawSink) -> i32,
 }
+
+/// An instance's context, and a config (JSON) in the place of the one that it has; `OK`, `CONFIG` or `FAILED` with a text and
+/// the old config kept, or `SPENT` and a text. On the instance's thread; called only if the handler's description says
+/// `takes_config`.
+pub type Reconfigure = unsafe extern "C" fn(*mut (), RawBytes, RawSink) -> i32;
 
 /// An instance as the service sees it.
 #[repr(C)]

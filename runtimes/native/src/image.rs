@@ -11,9 +11,9 @@ use abi_stable::abi_stability::abi_checking::{
 };
 use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use sluicegate_abi::descriptor::DESCRIPTOR_SYMBOL;
+use sluicegate_abi::descriptor::{DESCRIPTOR_SYMBOL, RECONFIGURE_SYMBOL};
 use sluicegate_abi::host::Module;
-use sluicegate_abi::module::PluginModule_Ref;
+use sluicegate_abi::module::{PluginModule_Ref, Reconfigure};
 
 use crate::artefact::{Artefact, Extent};
 use crate::private_copy::PrivateCopy;
@@ -38,7 +38,18 @@ pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Re
     same_bytes(&library, artefact, copy)?;
     let layout_checked = root_module(&library)?;
     // SAFETY: its layout was checked just now, and the image stays mapped for ever.
-    Ok(unsafe { Module::new(layout_checked) })
+    Ok(unsafe { Module::new(layout_checked, reconfigure(&library)) })
+}
+
+/// The function that gives instances a new config; older libraries have none.
+fn reconfigure(library: &Library) -> Option<Reconfigure> {
+    let symbol = format!("{RECONFIGURE_SYMBOL}\0");
+    // SAFETY: a symbol of this name is a static of this type, made by the export macro. The types of its arguments are
+    // those of functions in the root module, whose layout is checked.
+    unsafe {
+        let place = library.get::<*const Reconfigure>(symbol.as_bytes()).ok()?;
+        Some(**place)
+    }
 }
 
 /// Counts a load, or says that there were too many.

@@ -76,8 +76,11 @@ impl NativePlugin {
                 ));
             }
         };
-        let handlers =
+        let mut handlers =
             handlers(&text, &identity).map_err(|reason| refused(&path, "description", reason))?;
+        for handler in &mut handlers {
+            handler.takes_config &= module.reconfigures();
+        }
         Ok(Self {
             identity,
             handlers,

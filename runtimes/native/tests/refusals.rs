@@ -107,13 +107,13 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
             "another ABI major",
             &|| v.patched(ABI_MAJOR, &9u16.to_ne_bytes()),
             "descriptor",
-            "built for handler ABI 9.1",
+            "built for handler ABI 9.0",
         ),
         (
             "a newer ABI minor",
             &|| v.patched(ABI_MINOR, &7u16.to_ne_bytes()),
             "descriptor",
-            "newer than this service's 1.1",
+            "newer than this service's 1.0",
         ),
         (
             "another abi_stable",
@@ -229,4 +229,17 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
     }
     let (status, ..) = handle(relay.as_mut(), &records(&["still"]));
     assert_eq!(status, CallStatus::Usable);
+}
+
+#[test]
+fn a_library_without_the_function_for_new_configs_takes_none() {
+    let path = built("sluicegate-handler-relay");
+    let takes_config = |path: &Path| load(path).plugin.handlers()[0].takes_config;
+    assert!(takes_config(&path));
+    let v = Variants::of(&path);
+    let older = v.replaced(
+        b"SLUICEGATE_PLUGIN_RECONFIGURE",
+        b"SLUICEGATE_PLUGIN_RECONFIGUXX",
+    );
+    assert!(!takes_config(&older));
 }

@@ -15,7 +15,7 @@ use super::{Call, CallEnd, Host, Instance, Plugin, Refusal};
 use crate::guard;
 use crate::module::{
     HandlerFunctions, HandlerFunctions_Ref, PluginModule, PluginModule_Ref, RawBytes, RawCall,
-    RawHandler, RawHost, RawSink, status,
+    RawHandler, RawHost, RawSink, Reconfigure, status,
 };
 
 /// The root module of `P`.
@@ -51,8 +51,10 @@ const HANDLER: &WithMetadata<HandlerFunctions> = &WithMetadata::new(HandlerFunct
     revoked,
     drain,
     destroy,
-    reconfigure,
 });
+
+/// What a library exports as [`crate::descriptor::RECONFIGURE_SYMBOL`].
+pub const RECONFIGURE: Reconfigure = reconfigure;
 
 /// What a handler's context pointer points to.
 struct Cell {

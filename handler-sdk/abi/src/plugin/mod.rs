@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub use abi_stable::library::LibHeader;
-pub use functions::{library_header, module};
+pub use functions::{RECONFIGURE, library_header, module};
 
 use crate::module::{RawBytes, RawCall, RawEmit, RawHost, emit_flag, status};
 use crate::record::{RawOutcome, RawRecord};
