@@ -1,0 +1,232 @@
+//! Situation: 20,000 records a second flow through a service whose store goes away in every way that is known, while somebody
+//! moves a gate.
+//! Property: a toggle made meanwhile is in effect within 5 s of healing, each toggle switches each partition once and none is
+//! applied backwards, the service stays ready, and records flow all the time (G10).
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario outages`; `--long` pauses for 40 s and cuts for 60 s.
+
+mod toggling;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::long;
+use e2e::process::Signal;
+use e2e::proxy::{Protocol, Proxy, Traffic};
+use e2e::wait::{stays, wait_for};
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use serde_json::json;
+use sluicegate_config::store::{ControlKey, EtcdSettings, Store, ZooKeeperSettings};
+use toggling::{Flow, SOON, now_ms, put};
+
+/// How soon after healing a toggle must be in effect.
+const HEALED_MS: i64 = 5_000;
+/// Longest time without a record through the handler that nobody touches.
+const STILLNESS: Duration = Duration::from_secs(3);
+
+/// What both stores' settings in the service say: requests fail soon, and nothing is repaired by the re-list in time.
+const PROMPT: &str = "request_timeout: 2s, relist: 30s";
+
+struct Outages {
+    flow: Flow,
+    names: Vec<&'static str>,
+}
+
+impl Outages {
+    /// Waits until the service says since when its store is away.
+    fn await_loss(&self) {
+        wait_for("the loss of the store to show", SOON, || {
+            let metrics = self.flow.service.metrics()?;
+            match metrics.sum("sluicegate_control_plane_unreachable_seconds", &[]) {
+                away if away > 0.0 => Ok(()),
+                away => Err(format!("away for {away} s")),
+            }
+        });
+    }
+
+    /// The outage goes on for a while, in which the service stays ready.
+    fn endure(&self, long_form_s: u64) {
+        let span = if long() { long_form_s } else { 3 };
+        stays("the service", Duration::from_secs(span), || {
+            match self.flow.service.get("/readyz")? {
+                (200, _) => Ok(()),
+                (status, text) => Err(format!("{status}: {text}")),
+            }
+        });
+    }
+
+    /// The outage is over, and the gate was moved in it.
+    fn healed(&mut self, name: &'static str) {
+        if let Some(last) = self.flow.toggles.last_mut() {
+            last.since_ms = now_ms();
+        }
+        self.flow.await_switch();
+        self.names.push(name);
+    }
+
+    /// The gate is moved as soon as the store answers again.
+    fn moved_at_once(&mut self, name: &'static str, store: &dyn Store) {
+        self.flow.toggle(store);
+        self.names.push(name);
+    }
+
+    fn reckon(self, store: &str) {
+        let reckoning = self.flow.reckon();
+        assert_eq!(self.names.len(), reckoning.latencies_ms.len());
+        for (name, latency) in self.names.iter().zip(&reckoning.latencies_ms) {
+            println!("    {store}: {name}: in effect {latency} ms after healing");
+            assert!(*latency < HEALED_MS, "{name}: {latency} ms");
+        }
+        println!(
+            "    {store}: {} records, the steady handler waited {} ms at most",
+            reckoning.sent,
+            reckoning.longest_gap.as_millis()
+        );
+        assert!(reckoning.longest_gap < STILLNESS);
+    }
+}
+
+fn open_etcd(endpoints: &[&str]) -> Arc<dyn Store> {
+    let store = EtcdSettings::new(endpoints).open();
+    store.unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn records_flow_while_etcd_is_restarted_paused_compacted_and_cut_off() {
+    let mut etcd =
+        Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let target = etcd.endpoint().trim_start_matches("http://");
+    let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
+    let store = open_etcd(&[etcd.endpoint()]);
+    let handlers = format!(
+        "etcd: {{ endpoints: [\"http://{}\"], {PROMPT} }}",
+        proxy.address()
+    );
+    let mut outages = Outages {
+        flow: Flow::start(&handlers, &*store, &*store),
+        names: Vec::new(),
+    };
+
+    etcd.kill(0);
+    outages.await_loss();
+    outages.endure(10);
+    etcd.start_again(0)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    outages.moved_at_once("restarted", &*store);
+
+    etcd.signal(0, Signal::STOP);
+    outages.await_loss();
+    outages.endure(40);
+    etcd.signal(0, Signal::CONT);
+    outages.moved_at_once("paused", &*store);
+
+    proxy.set(Traffic::Cut);
+    outages.await_loss();
+    outages.flow.move_gate(&*store);
+    let newer = ControlKey::Enabled("another".into());
+    put(&*store, &newer, "false");
+    let stamp = store.list().unwrap_or_else(|error| panic!("{error}"));
+    let compaction = json!({ "revision": stamp.revision.to_string(), "physical": true });
+    etcd.ask(0, "/v3/kv/compaction", &compaction, None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    proxy.set(Traffic::Flowing);
+    outages.healed("compacted");
+
+    proxy.set(Traffic::Stalled);
+    outages.await_loss();
+    outages.flow.move_gate(&*store);
+    outages.endure(60);
+    proxy.set(Traffic::Flowing);
+    outages.healed("network cut");
+    outages.reckon("etcd");
+}
+
+#[test]
+fn records_flow_while_members_of_etcd_are_removed() {
+    let etcd = Etcd::start_own(&EtcdOptions {
+        nodes: 3,
+        ..EtcdOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("{error:#}"));
+    let endpoints = etcd.endpoints();
+    let store = open_etcd(&endpoints[..1]);
+    // The service begins with one of them by chance: most probably with one that goes.
+    let handlers = format!("etcd: {{ endpoints: {endpoints:?}, {PROMPT} }}");
+    let mut outages = Outages {
+        flow: Flow::start(&handlers, &*store, &*store),
+        names: Vec::new(),
+    };
+    for (node, name) in [
+        ("node-2", "a member removed"),
+        ("node-1", "another one removed"),
+    ] {
+        let members = etcd
+            .ask(0, "/v3/cluster/member/list", &json!({}), None)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let gone = members["members"]
+            .as_array()
+            .and_then(|members| members.iter().find(|member| member["name"] == node))
+            .map(|member| json!({ "ID": member["ID"] }))
+            .expect("the member");
+        wait_for("the removal", SOON, || {
+            etcd.ask(0, "/v3/cluster/member/remove", &gone, None)
+                .map_err(|error| error.to_string())
+        });
+        outages.moved_at_once(name, &*store);
+    }
+    outages.reckon("etcd of three");
+}
+
+#[test]
+fn records_flow_while_zookeeper_is_restarted_paused_and_cut_off_until_its_session_expires() {
+    let mut zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let proxy = Proxy::start(zookeeper.connect(), Protocol::ZooKeeper)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let store = ZooKeeperSettings::new(zookeeper.connect()).open();
+    let store = store.unwrap_or_else(|error| panic!("{error}"));
+    let handlers = format!(
+        "zookeeper: {{ servers: \"{}\", session_timeout: 4s, {PROMPT} }}",
+        proxy.address()
+    );
+    let mut outages = Outages {
+        flow: Flow::start(&handlers, &*store, &*store),
+        names: Vec::new(),
+    };
+    let members = |wanted: usize| {
+        wait_for("the member's node", SOON, || match store.members() {
+            Ok(members) if members.len() == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    };
+
+    zookeeper
+        .restart()
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    outages.moved_at_once("restarted", &*store);
+
+    zookeeper.signal(Signal::STOP);
+    outages.await_loss();
+    outages.endure(40);
+    zookeeper.signal(Signal::CONT);
+    outages.moved_at_once("paused", &*store);
+
+    members(1);
+    proxy.set(Traffic::Stalled);
+    outages.await_loss();
+    // The server takes the node away with the session.
+    members(0);
+    outages.flow.move_gate(&*store);
+    proxy.set(Traffic::Flowing);
+    outages.healed("session expired");
+
+    members(1);
+    proxy.set(Traffic::Stalled);
+    outages.await_loss();
+    outages.flow.move_gate(&*store);
+    outages.endure(60);
+    proxy.set(Traffic::Flowing);
+    outages.healed("network cut");
+    outages.reckon("ZooKeeper");
+}

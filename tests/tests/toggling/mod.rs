@@ -1,0 +1,265 @@
+//! What the scenarios `toggles` and `outages` share: records at a rate through a handler whose gate moves, beside one that
+//! nobody touches, and the reckoning of where each move switched each partition.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::Service;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use e2e::{control, unique};
+use sluicegate_config::store::{ControlKey, Expected, Store};
+
+pub(crate) const SOON: Duration = Duration::from_secs(120);
+const PARTITIONS: i32 = 6;
+/// Records a second.
+const RATE: u64 = 20_000;
+/// What is treated in a new state before the next toggle: enough that every partition has some of it.
+const SEEN: u64 = 2_000;
+
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
+}
+
+/// Writes, however long the store takes to be ready for it.
+pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) {
+    wait_for("the write", SOON, || {
+        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
+        written.map_err(|error| error.to_string())
+    });
+}
+
+/// Records numbered from 0 at the rate, until told to stop; each carries its number, and when it was made.
+fn records(stop: Arc<AtomicBool>) -> impl Iterator<Item = Outgoing> {
+    let begun = Instant::now();
+    (0u64..)
+        .take_while(move |_| !stop.load(Ordering::Relaxed))
+        .map(move |number| {
+            let due = Duration::from_micros(number * 1_000_000 / RATE);
+            // Pacing is the load of these scenarios; nothing waits for it.
+            if number % 100 == 0 {
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+            }
+            let partition = i32::try_from(number % PARTITIONS as u64).expect("it is small");
+            let value = format!("{number}:{}", now_ms());
+            Outgoing::new(&format!("k{}", number % 1_009), value).partition(partition)
+        })
+}
+
+/// One move of the gate.
+pub(crate) struct Toggle {
+    open: bool,
+    /// What was counted in its state before.
+    before: u64,
+    /// When it could act: the write was acknowledged, or what stood in its way was over.
+    pub(crate) since_ms: i64,
+}
+
+/// What is counted of a record at an open gate, and at a shut one.
+fn outcome_of(open: bool) -> &'static str {
+    if open { "ack" } else { "skipped" }
+}
+
+/// Records on their way through the service: `moved` has the gate that is moved, `steady` is left alone.
+pub(crate) struct Flow {
+    client: Client,
+    pub(crate) service: Service,
+    _workdir: Workdir,
+    group: String,
+    source: String,
+    /// What `moved` copies, with the times at which it came.
+    copy: String,
+    /// What `steady` copies, likewise.
+    steady: String,
+    stop: Arc<AtomicBool>,
+    producer: Option<JoinHandle<u64>>,
+    pub(crate) toggles: Vec<Toggle>,
+}
+
+/// What became of the records.
+pub(crate) struct Reckoning {
+    /// Records made.
+    pub(crate) sent: u64,
+    /// For each toggle, milliseconds until the last partition had switched.
+    pub(crate) latencies_ms: Vec<i64>,
+    /// The longest time without a record through the handler that nobody touches.
+    pub(crate) longest_gap: Duration,
+}
+
+impl Flow {
+    /// Starts a service with the source `handlers` (YAML), which reads what stands in `read`; specs are written to `written`.
+    pub(crate) fn start(handlers: &str, written: &dyn Store, read: &dyn Store) -> Self {
+        let kafka = Kafka::shared();
+        let client = Client::new(kafka.bootstrap());
+        let (source, group) = (unique("toggled"), unique("group"));
+        let (copy, steady) = (unique("copy"), unique("steady"));
+        client.create_topic(&source, PARTITIONS);
+        // The broker's clock says when a copy came; the handler keeps the record's own time.
+        let append_time = [("message.timestamp.type", "LogAppendTime")];
+        for topic in [&copy, &steady] {
+            client.create_topic_with(topic, PARTITIONS, 1, &append_time);
+        }
+        let workdir = control::workdir(kafka.bootstrap(), &group, handlers);
+        workdir.plugins(&["relay"]);
+        for (name, target) in [("moved", &copy), ("steady", &steady)] {
+            let spec = format!(
+                "name: {name}\nplugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n\
+                 config: {{ topic: {target} }}\n"
+            );
+            let key = ControlKey::Spec(name.into());
+            put(written, &key, &spec);
+            wait_for("the spec", SOON, || {
+                let tree = read.list().map_err(|error| error.to_string())?;
+                tree.get(&key).map(|_| ()).ok_or("not there".to_owned())
+            });
+        }
+        let service = Service::ready(&workdir, &[]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let producer = {
+            let (stop, source) = (Arc::clone(&stop), source.clone());
+            let client = Client::new(kafka.bootstrap());
+            std::thread::spawn(move || client.produce(&source, records(stop)))
+        };
+        service.wait_outcomes("moved", "ack", SEEN, SOON);
+        Self {
+            client,
+            service,
+            _workdir: workdir,
+            group,
+            source,
+            copy,
+            steady,
+            stop,
+            producer: Some(producer),
+            toggles: Vec::new(),
+        }
+    }
+
+    fn outcomes(&self, handler: &str, outcome: &str) -> u64 {
+        let counted = self.service.outcomes(handler, outcome);
+        counted.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Moves the gate and waits until the new state has been seen at work.
+    pub(crate) fn toggle(&mut self, store: &dyn Store) {
+        self.move_gate(store);
+        self.await_switch();
+    }
+
+    /// Moves the gate by a write to `store`; the toggle counts from the acknowledgement on.
+    pub(crate) fn move_gate(&mut self, store: &dyn Store) {
+        let open = self.toggles.len() % 2 == 1;
+        let before = self.outcomes("moved", outcome_of(open));
+        let key = ControlKey::Enabled("moved".into());
+        put(store, &key, if open { "true" } else { "false" });
+        self.toggles.push(Toggle {
+            open,
+            before,
+            since_ms: now_ms(),
+        });
+    }
+
+    /// Waits until the state of the last toggle has been seen at work.
+    pub(crate) fn await_switch(&self) {
+        if let Some(last) = self.toggles.last() {
+            let (outcome, count) = (outcome_of(last.open), last.before + SEEN);
+            self.service.wait_outcomes("moved", outcome, count, SOON);
+        }
+    }
+
+    /// Ends the flow: every record was handled or counted as skipped, none twice, and each toggle switched each partition at
+    /// one offset.
+    pub(crate) fn reckon(mut self) -> Reckoning {
+        self.stop.store(true, Ordering::Relaxed);
+        let producer = self.producer.take().map(JoinHandle::join);
+        let sent = producer.and_then(Result::ok).expect("the producer ends");
+        self.client.wait_committed(&self.group, &self.source, SOON);
+        assert_eq!(self.outcomes("steady", "ack"), sent);
+        let (acked, skipped) = (
+            self.outcomes("moved", "ack"),
+            self.outcomes("moved", "skipped"),
+        );
+        assert_eq!(acked + skipped, sent, "handled {acked}, skipped {skipped}");
+        assert!(self.service.stop(SOON).success());
+        Reckoning {
+            sent,
+            latencies_ms: latencies(
+                &self.client,
+                &self.source,
+                &self.copy,
+                &self.toggles,
+                sent,
+                acked,
+            ),
+            longest_gap: longest_gap(&self.client, &self.steady, sent),
+        }
+    }
+}
+
+/// The longest time between one copy and the next.
+fn longest_gap(client: &Client, steady: &str, sent: u64) -> Duration {
+    let mut times = Vec::new();
+    client.for_each(steady, |record| times.push(record.timestamp_ms));
+    assert_eq!(times.len() as u64, sent, "copies of the steady handler");
+    times.sort_unstable();
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    Duration::from_millis(gaps.max().unwrap_or_default().unsigned_abs())
+}
+
+/// For each toggle, how long after it could act the last partition had switched.
+fn latencies(
+    client: &Client,
+    source: &str,
+    copy: &str,
+    toggles: &[Toggle],
+    sent: u64,
+    acked: u64,
+) -> Vec<i64> {
+    let mut made_ms: BTreeMap<i32, Vec<(u64, i64)>> = BTreeMap::new();
+    client.for_each(source, |record| {
+        let (number, made) = parts(&record.text());
+        made_ms
+            .entry(record.partition)
+            .or_default()
+            .push((number, made));
+    });
+    let mut copied_ms: BTreeMap<u64, i64> = BTreeMap::new();
+    client.for_each(copy, |record| {
+        let (number, _) = parts(&record.text());
+        let twice = copied_ms.insert(number, record.timestamp_ms);
+        assert!(twice.is_none(), "record {number} was handled twice");
+    });
+    assert_eq!(copied_ms.len() as u64, acked, "a copy an ack");
+    assert_eq!(made_ms.values().map(Vec::len).sum::<usize>() as u64, sent);
+    let mut worst = vec![i64::MIN; toggles.len()];
+    for (partition, records) in &made_ms {
+        // Where the state changes, in offset order: one place a toggle.
+        let handled = |at: usize| copied_ms.get(&records[at].0);
+        let switches: Vec<usize> = (1..records.len())
+            .filter(|&at| handled(at).is_some() != handled(at - 1).is_some())
+            .collect();
+        assert_eq!(switches.len(), toggles.len(), "switch-overs of {partition}");
+        for ((at, toggle), worst) in switches.iter().zip(toggles).zip(&mut worst) {
+            let switched_ms = match (handled(*at), handled(at - 1)) {
+                (Some(first), _) => *first,
+                // The last one of before was still under way, or the first one of after was not made yet.
+                (None, before) => records[*at].1.max(before.copied().unwrap_or_default()),
+            };
+            assert_eq!(handled(*at).is_some(), toggle.open);
+            *worst = (*worst).max(switched_ms - toggle.since_ms);
+        }
+    }
+    worst
+}
+
+fn parts(text: &str) -> (u64, i64) {
+    let parts = text.split_once(':');
+    let parts = parts.and_then(|(number, made)| Some((number.parse().ok()?, made.parse().ok()?)));
+    parts.unwrap_or_else(|| panic!("{text} is no record of ours"))
+}
