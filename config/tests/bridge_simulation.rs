@@ -167,17 +167,14 @@ impl World {
                     }
                 }
             }
-            Doing::Crossing(mut crossing) => {
-                let side = self.sides.of(crossing.to());
-                match crossing.step(side, &self.notes, self.now_ms) {
-                    Progress::Going => Doing::Crossing(crossing),
-                    Progress::Done => {
-                        self.crossed += 1;
-                        Doing::Nothing
-                    }
-                    Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
+            Doing::Crossing(mut crossing) => match self.move_on(&mut crossing) {
+                Progress::Going => Doing::Crossing(crossing),
+                Progress::Done => {
+                    self.crossed += 1;
+                    Doing::Nothing
                 }
-            }
+                Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
+            },
         };
         if let Doing::Crossing(crossing) = &self.bridges[index].doing
             && crossing.writes_next()
@@ -185,6 +182,26 @@ impl World {
         {
             self.crash(index);
         }
+    }
+
+    /// Does a crossing's next step. A write replaces what the bridge has read, or nothing: an edit that no bridge has read is
+    /// never overruled.
+    fn move_on(&self, crossing: &mut Crossing) -> Progress {
+        let side = self.sides.of(crossing.to());
+        let there = side.list().unwrap_or_default();
+        let there = there.get(crossing.key());
+        let writes = crossing.writes_next();
+        let progress = crossing.step(side, &self.notes, self.now_ms);
+        if writes && crossing.written().0.is_some() {
+            let replaced = there.map_or(0, |entry| entry.stamp.revision);
+            assert_eq!(
+                replaced,
+                crossing.replaces(),
+                "{} overruled",
+                crossing.key()
+            );
+        }
+        progress
     }
 
     fn judge(
@@ -264,9 +281,8 @@ impl World {
             10..13 => self.now_ms += self.dice.roll(1_500) as u64,
             13..16 => {
                 if let Some(mut crossing) = self.late.pop() {
-                    let side = self.sides.of(crossing.to());
                     // Whatever comes of it, nobody is there to hear it.
-                    let _ = crossing.step(side, &self.notes, self.now_ms);
+                    let _ = self.move_on(&mut crossing);
                 }
             }
             16..45 => {

@@ -12,10 +12,13 @@ mod scratch;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::artefacts::{cargo, workspace};
 use scratch::Scratch;
+
+use crate::step;
 
 /// A bug, in a patch of the same name.
 struct Bug {
@@ -27,11 +30,15 @@ struct Bug {
     suite: &'static [&'static str],
 }
 
+/// How long a suite may take: a bug may make one hang.
+const LIMIT: Duration = Duration::from_mins(10);
+
 /// The pump's core between scripted neighbours.
 const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
 /// The tests in the service's own modules, by module.
 const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
 const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
+const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
@@ -145,6 +152,11 @@ const BUGS: &[Bug] = &[
         name: "start-after-release",
         what: "a call that overruns after its partition was given back parks its record",
         suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-config-kept",
+        what: "a new config that the first instance refuses is given to the next ones",
+        suite: HANDLERS,
     },
     Bug {
         name: "bridge-echo-not-recognised",
@@ -290,7 +302,7 @@ fn plant(scratch: &Scratch, root: &Path, bug: &Bug) -> Result<Fate> {
 /// What came of a suite.
 enum Run {
     Passed,
-    /// The tests that failed; empty when the suite was killed or crashed as a whole.
+    /// The tests that failed, or how the suite as a whole did.
     Failed(Vec<String>),
     NotBuilt,
 }
@@ -310,15 +322,11 @@ fn failures_of(scratch: &Scratch, suite: &[&str]) -> Result<Run> {
         .arg("--")
         .args(filter)
         .env("RUST_BACKTRACE", "0");
-    let output = test.output().context("cannot start cargo")?;
-    if output.status.success() {
-        return Ok(Run::Passed);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let failed = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
-    Ok(Run::Failed(failed.map(str::to_owned).collect()))
+    let report = step::run("the suite", &mut test, LIMIT)?;
+    Ok(match report.failed.is_empty() {
+        true => Run::Passed,
+        false => Run::Failed(report.failed),
+    })
 }
 
 fn command(scratch: &Scratch) -> Command {
@@ -343,7 +351,6 @@ fn shown(suite: &[&str]) -> String {
 impl Fate {
     fn in_words(&self) -> String {
         match self {
-            Self::Caught(tests) if tests.is_empty() => "caught: the suite crashed".into(),
             Self::Caught(tests) => format!("caught by {}", tests.join(", ")),
             Self::NotCaught => "NOT CAUGHT".into(),
             Self::Unusable(reason) => format!("error: {reason}"),

@@ -132,6 +132,12 @@ impl Crossing {
         self.value.is_none()
     }
 
+    /// The revision of what it replaces; 0 for nothing.
+    #[must_use]
+    pub fn replaces(&self) -> u64 {
+        self.replaces
+    }
+
     /// Whether the next step writes the other side, not a note.
     #[must_use]
     pub fn writes_next(&self) -> bool {

@@ -36,6 +36,7 @@ pub(super) enum Seen {
 pub(super) struct Callbacks {
     seen: Mutex<Vec<Seen>>,
     closing: AtomicBool,
+    gave_up: AtomicBool,
 }
 
 impl Callbacks {
@@ -47,6 +48,21 @@ impl Callbacks {
     /// From now on nobody answers rebalances: they are answered in the callback, as the client's close waits for it.
     pub(super) fn set_closing(&self) {
         self.closing.store(true, Ordering::Release);
+    }
+
+    /// Answers the rebalances of a closing group by giving everything up, once.
+    ///
+    /// A closing group takes any assign call for "unassign everything" (rd_kafka_cgrp_handle_assign_op), and the close waits
+    /// until one has come. The call stands behind the order to close in the group's queue, so it answers every rebalance
+    /// that there is, also one whose event is read later. A second call can come when the group has ended: librdkafka
+    /// drops it without a reply (rd_kafka_cgrp_op_serve), and whoever waits for that waits for ever.
+    pub(super) fn give_up(&self, consumer: &BaseConsumer<Self>) {
+        if self.gave_up.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(error) = consumer.unassign() {
+            tracing::warn!(%error, "could not give up the assignment while closing");
+        }
     }
 
     /// Marks the last recorded client error as fatal.
@@ -94,11 +110,7 @@ impl ConsumerContext for Callbacks {
         list: &mut TopicPartitionList,
     ) {
         if self.closing.load(Ordering::Acquire) {
-            // A closing group takes any assign call for "unassign everything" (rd_kafka_cgrp_handle_assign_op), and
-            // the close waits until one has come.
-            if let Err(error) = consumer.unassign() {
-                tracing::warn!(%error, "could not give up the assignment while closing");
-            }
+            self.give_up(consumer);
             return;
         }
         let partitions = list_entries(list)

@@ -376,14 +376,11 @@ impl Source for KafkaSource {
         let consumer = connection.consumer();
         consumer.context().set_closing();
         let closing = consumer.close_queue();
-        // A rebalance that nobody has answered would hold the close; once the group closes, any assign call is taken
-        // for "unassign everything".
+        // A rebalance that nobody has answered would hold the close.
         let seen = consumer.context().take();
         let unseen = |seen: &Seen| matches!(seen, Seen::Assign(_) | Seen::Revoke { .. });
         if self.rebalance.is_owed() || seen.iter().any(unseen) {
-            if let Err(error) = consumer.unassign() {
-                tracing::warn!(%error, "could not give up the assignment while closing");
-            }
+            consumer.context().give_up(consumer);
             self.rebalance.answered();
         }
         match closing {
