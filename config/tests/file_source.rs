@@ -205,6 +205,28 @@ fn a_burst_ends_in_the_last_state() {
 }
 
 #[test]
+fn a_folder_that_is_made_late_is_found() {
+    let root = TempDir::new().unwrap();
+    let path = root.path().join("late");
+    let source = FileSource::new(&path, Duration::from_millis(50), Environment::default());
+    let (sender, updates) = channel();
+    let watch = Box::new(source)
+        .watch(Box::new(move |update| sender.send(update).unwrap()))
+        .unwrap();
+    std::fs::create_dir(&path).unwrap();
+    write(&path, "a.yaml", &spec("a", "one"));
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match updates.recv_timeout(left).expect("the late folder's spec") {
+            Update::Snapshot(now) if topic_of(&now, "a").as_deref() == Some("one") => break,
+            _ => {}
+        }
+    }
+    drop(watch);
+}
+
+#[test]
 fn a_rescan_finds_what_events_did_not_tell() {
     // A linked folder: the watch is on the link's target, and the link is moved to another one.
     let root = TempDir::new().unwrap();

@@ -163,7 +163,8 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
         });
         fed += 1;
     }
-    assert!(fed >= 50, "{fed} values were fed");
+    println!("    {fed} malformed values were refused");
+    assert!(fed >= 60, "{fed} values were fed");
     client.produce(
         &source,
         (0..100).map(|n| Outgoing::new(&format!("k{n}"), "v")),

@@ -1,6 +1,6 @@
 //! Situation: real etcd and ZooKeeper, with writers and watchers on connections of their own.
-//! Property: both stores pass every check that the store in memory passes: list, change, delete, burst, compare and set,
-//! reorder, members, outage, restart.
+//! Property: both stores pass every check that the store in memory passes (list, change, delete, burst, compare and set,
+//! reorder, members, outage, restart), and the sources of specs over them every check that a folder passes (also garbage).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario stores_conform`
 
@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::process::Signal;
+use e2e::wait::wait_for;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use sluicegate_config::store::conformance::{Bench, run_all};
-use sluicegate_config::store::{EtcdSettings, Store, ZooKeeperSettings};
+use sluicegate_config::source::{SpecSource, StoreSource, StoreSourceSettings};
+use sluicegate_config::store::conformance::Bench;
+use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
+use sluicegate_config::{source, store};
 
 struct EtcdBench(RefCell<Etcd>);
 
@@ -60,15 +63,57 @@ impl Bench for ZooKeeperBench {
     }
 }
 
+/// The source of specs over a store.
+struct SourceBench<B> {
+    stores: B,
+    writer: Arc<dyn Store>,
+}
+
+impl<B: Bench> SourceBench<B> {
+    fn new(stores: B) -> Self {
+        let writer = stores.open();
+        Self { stores, writer }
+    }
+}
+
+impl<B: Bench> source::conformance::Bench for SourceBench<B> {
+    fn open(&self) -> Box<dyn SpecSource> {
+        let settings = StoreSourceSettings::default();
+        Box::new(StoreSource::new(self.stores.open(), settings))
+    }
+
+    fn write(&self, handler: &str, text: Option<&str>) {
+        let key = ControlKey::spec(handler).expect("a handler's name");
+        wait_for("the write", Duration::from_secs(20), || {
+            let written = self
+                .writer
+                .write(&key, text.map(str::as_bytes), Expected::Any);
+            written.map_err(|error| error.to_string())
+        });
+    }
+
+    fn set_away(&self, away: bool) {
+        self.stores.set_away(away);
+    }
+
+    fn restart(&self) {
+        self.stores.restart();
+    }
+}
+
 #[test]
 fn etcd_conforms() {
     let etcd = Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
-    run_all(&EtcdBench(RefCell::new(etcd)));
+    let bench = EtcdBench(RefCell::new(etcd));
+    store::conformance::run_all(&bench);
+    source::conformance::run_all(&SourceBench::new(bench));
 }
 
 #[test]
 fn zookeeper_conforms() {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
-    run_all(&ZooKeeperBench(RefCell::new(zookeeper)));
+    let bench = ZooKeeperBench(RefCell::new(zookeeper));
+    store::conformance::run_all(&bench);
+    source::conformance::run_all(&SourceBench::new(bench));
 }

@@ -24,10 +24,14 @@ pub struct MemoryHandle {
 struct Shared {
     snapshot: Snapshot,
     sink: Option<UpdateSink>,
+    away: bool,
 }
 
 impl Shared {
     fn publish(&mut self) {
+        if self.away {
+            return;
+        }
         let update = Update::Snapshot(Arc::new(self.snapshot.clone()));
         self.send(update);
     }
@@ -51,6 +55,7 @@ impl MemorySource {
         let shared = Arc::new(Mutex::new(Shared {
             snapshot: Snapshot::new(1, specs),
             sink: None,
+            away: false,
         }));
         let handle = MemoryHandle {
             shared: Arc::clone(&shared),
@@ -67,7 +72,24 @@ impl MemoryHandle {
         shared.publish();
     }
 
-    /// Sends any update, such as an outage.
+    /// Nobody can read it any more, or everybody again, with what it holds by then.
+    pub fn set_away(&self, away: bool) {
+        let mut shared = lock(&self.shared);
+        if away == std::mem::replace(&mut shared.away, away) {
+            return;
+        }
+        match away {
+            true => shared.send(Update::Unreachable {
+                reason: "it is set to be away".to_owned(),
+            }),
+            false => {
+                shared.send(Update::Reachable);
+                shared.publish();
+            }
+        }
+    }
+
+    /// Sends any update.
     pub fn send(&self, update: Update) {
         lock(&self.shared).send(update);
     }

@@ -6,6 +6,8 @@
 //!  gates() ──── writes a gate back to where the source reads it
 //! ```
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 mod file;
 mod folder;
 mod gate_edit;
