@@ -164,7 +164,7 @@ fn kills_at_random_moments_lose_nothing() {
     std::thread::scope(|scope| {
         let produced = scope.spawn(|| {
             // One small part ahead of the copies, so that the load lasts as long as the killing.
-            let part = records / 200;
+            let part = records / (kills * 10);
             for start in (0..records).step_by(part as usize) {
                 client.produce("source", (start..(start + part).min(records)).map(record));
                 copied(start);

@@ -2,6 +2,7 @@
 //! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
 //! lost without a word is repaired by the re-list and counted.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
+//! At once: 2
 //! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
 
 #[path = "stores/faults.rs"]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::overrun::OverrunWatch;
 use super::pool::{HandlerPool, HandlerSetup, Tenant, relock};
-use super::seats::{Errand, Job, Notices, Phase, Place, Seat, State, TenantState};
+use super::seats::{Claim, Errand, Job, Notices, Phase, Place, Seat, State, TenantState};
 use super::worker;
 use crate::dispatch::{Batch, Inbox};
 
@@ -200,6 +200,7 @@ impl Crew {
         tenant: &Arc<Tenant>,
         keep: bool,
         config: Option<Arc<str>>,
+        claim: Arc<Claim>,
         reply: SyncSender<Result<(), String>>,
     ) {
         let mut notices = Notices::default();
@@ -210,6 +211,7 @@ impl Crew {
             tenant: Arc::clone(tenant),
             keep,
             config,
+            claim,
             reply,
         });
         self.rouse(&mut state, seat, &mut notices);

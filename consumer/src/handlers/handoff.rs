@@ -141,8 +141,9 @@ impl Crew {
         true
     }
 
-    /// The probed instance is well or not. `false` when the thread was given up meanwhile.
-    pub(super) fn probed(&self, ticket: Ticket, result: Result<(), String>) -> bool {
+    /// The probed instance is well or not; if it is, its config is everybody's from now on. `false` when the thread was given
+    /// up meanwhile, and whoever asked was told so.
+    pub(super) fn probed(&self, ticket: Ticket, probe: &Probe, result: Result<(), String>) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {
@@ -152,6 +153,9 @@ impl Crew {
             reply: Some(reply), ..
         } = std::mem::replace(&mut seat.phase, Phase::Finishing)
         {
+            if let (Ok(()), Some(config)) = (&result, &probe.config) {
+                probe.tenant.set_config(Arc::clone(config));
+            }
             // Whoever asked may have stopped waiting.
             let _ = reply.try_send(result);
         }
@@ -210,6 +214,7 @@ fn take_task(
             tenant,
             keep,
             config,
+            claim,
             reply,
         }) => {
             state.seats[seat].phase = Phase::Creating {
@@ -222,6 +227,7 @@ fn take_task(
                 tenant,
                 keep,
                 config,
+                claim,
             }));
         }
         None => {}

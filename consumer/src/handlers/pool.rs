@@ -19,6 +19,7 @@ use sluicegate_runtime::{HostServices, LoadedPlugin};
 
 use super::crew::Crew;
 use super::restart::RestartPolicy;
+use super::seats::Claim;
 use super::stats::HandlerStats;
 use crate::dispatch::{Batch, Inbox, OwnedPartition, PoolState, WorkerPool};
 use crate::emit::Emitter;
@@ -106,12 +107,11 @@ impl Tenant {
         relock(&self.config).clone()
     }
 
-    /// Instances are to have this config from now on; gives its serial number.
-    pub(super) fn set_config(&self, json: Arc<str>) -> u64 {
+    /// Instances are to have this config from now on.
+    pub(super) fn set_config(&self, json: Arc<str>) {
         let mut config = relock(&self.config);
         config.serial += 1;
         config.json = json;
-        config.serial
     }
 
     /// Takes note of what the instance at a seat says of itself; `None` is well, or gone.
@@ -232,6 +232,15 @@ impl ReleaseWatch {
     }
 }
 
+/// Why a pool's instances have not taken a config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// No worker came to it in time: all are in long calls.
+    Busy,
+    /// The instance that was asked refused it, or is not well with it; a sentence.
+    Refused(String),
+}
+
 /// The pool of one handler generation. Dropping the last `Arc` drains its instances and drops them on their threads.
 pub struct HandlerPool {
     crew: Arc<Crew>,
@@ -250,6 +259,10 @@ impl HandlerPool {
     /// The reason in a sentence; a creation that hangs is given up after `timeout`.
     pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
         self.try_out(keep, None, timeout)
+            .map_err(|failed| match failed {
+                NotTaken::Refused(reason) => reason,
+                NotTaken::Busy => late(timeout),
+            })
     }
 
     /// Puts a config in the place of the one that instances have, without building them anew: first one instance takes it
@@ -257,8 +270,8 @@ impl HandlerPool {
     /// answered.
     ///
     /// # Errors
-    /// The reason in a sentence; every instance then has the config of before.
-    pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), String> {
+    /// [`NotTaken`]; every instance then has the config of before.
+    pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), NotTaken> {
         self.try_out(true, Some(config_json.into()), timeout)?;
         self.crew.tell_news(&self.tenant);
         Ok(())
@@ -269,17 +282,25 @@ impl HandlerPool {
         keep: bool,
         config: Option<Arc<str>>,
         timeout: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotTaken> {
         let (reply, answer) = sync_channel(1);
-        self.crew.probe(&self.tenant, keep, config, reply);
-        match answer.recv_timeout(timeout) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(format!(
-                "its creation and health check did not end within {timeout:?}"
-            )),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err("its worker ended during the health check".to_owned())
+        let claim = Arc::new(Claim::default());
+        self.crew
+            .probe(&self.tenant, keep, config, Arc::clone(&claim), reply);
+        let mut answered = answer.recv_timeout(timeout);
+        if answered == Err(RecvTimeoutError::Timeout) {
+            if claim.take() {
+                return Err(NotTaken::Busy);
             }
+            // It is at it: the watch over hanging calls bounds that.
+            answered = answer.recv_timeout(timeout);
+        }
+        match answered {
+            Ok(result) => result.map_err(NotTaken::Refused),
+            Err(RecvTimeoutError::Timeout) => Err(NotTaken::Refused(late(timeout))),
+            Err(RecvTimeoutError::Disconnected) => Err(NotTaken::Refused(
+                "its worker ended during the health check".to_owned(),
+            )),
         }
     }
 
@@ -310,6 +331,10 @@ impl HandlerPool {
             crew: Arc::clone(&self.crew),
         }
     }
+}
+
+fn late(timeout: Duration) -> String {
+    format!("its creation and health check did not end within {timeout:?}")
 }
 
 impl WorkerPool for HandlerPool {

@@ -12,7 +12,7 @@ use super::catalogue::Artefact;
 use super::crew::{Crew, CrewSettings};
 use super::generation::{Code, Generation, GenerationState, Retired, Standing, Tally};
 use super::overrun::OverrunWatch;
-use super::pool::{HandlerPool, HandlerSetup, relock};
+use super::pool::{HandlerPool, HandlerSetup, NotTaken, relock};
 use super::registry::RegistrySettings;
 use super::restart::RestartPolicy;
 use super::services::HandlerServices;
@@ -141,14 +141,18 @@ impl Workshop {
     }
 
     /// Gives the config of `job` to the instances of a pool that serves.
-    pub(super) fn reconfigure(&self, pool: &HandlerPool, job: &PrepareJob) -> Result<(), String> {
+    pub(super) fn reconfigure(&self, pool: &HandlerPool, job: &PrepareJob) -> Result<(), NotTaken> {
         let patience = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
         let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
-        taken.map_err(|reason| {
-            job.tally.stats.failed(&reason);
-            let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
-            format!("handler `{name}` on plugin `{plugin}` {version}: {reason}")
+        taken.map_err(|not_taken| match not_taken {
+            NotTaken::Busy => NotTaken::Busy,
+            NotTaken::Refused(reason) => {
+                job.tally.stats.failed(&reason);
+                let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
+                let reason = format!("handler `{name}` on plugin `{plugin}` {version}: {reason}");
+                NotTaken::Refused(reason)
+            }
         })?;
         tracing::info!(handler = %spec.name, "new config taken by the running instances");
         Ok(())

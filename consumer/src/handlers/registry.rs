@@ -24,7 +24,7 @@ use super::catalogue::Catalogue;
 use super::generation::{Generation, GenerationState, Tally};
 use super::live::{Live, Next, Wanted};
 use super::plan::{HandlerPlan, Plan};
-use super::pool::{HandlerPool, relock};
+use super::pool::{HandlerPool, NotTaken, relock};
 use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
 use crate::dispatch::{HandlerIx, WorkerPool};
@@ -179,9 +179,18 @@ impl Registry {
             return false;
         };
         if let Some(pool) = self.pool_that_takes_config(&name, &job) {
-            let taken = self.workshop.reconfigure(&pool, &job);
-            self.take_config(&name, &job, taken);
-            return true;
+            match self.workshop.reconfigure(&pool, &job) {
+                // A new generation need not wait for the calls of the old one.
+                Err(NotTaken::Busy) => {}
+                Err(NotTaken::Refused(reason)) => {
+                    refuse(&mut relock(&self.inner), &name, &job, reason);
+                    return true;
+                }
+                Ok(()) => {
+                    self.take_config(&name, &job);
+                    return true;
+                }
+            }
         }
         let prepared = self.workshop.prepare(&job);
         let mut inner = relock(&self.inner);
@@ -206,12 +215,9 @@ impl Registry {
         takes.then(|| Arc::clone(&generation.pool))
     }
 
-    /// Takes note of what came of a new config for a generation that serves.
-    fn take_config(&self, name: &str, job: &PrepareJob, taken: Result<(), String>) {
+    /// Takes note that the instances which serve have taken the config of `job`.
+    fn take_config(&self, name: &str, job: &PrepareJob) {
         let mut inner = relock(&self.inner);
-        if let Err(reason) = taken {
-            return refuse(&mut inner, name, job, reason);
-        }
         let Some(live) = inner.live.get_mut(name) else {
             return;
         };

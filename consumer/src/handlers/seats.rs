@@ -1,6 +1,7 @@
 //! What a crew's lock guards: seats, queues, who waits for room. Decides; starts no thread and calls no plugin.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
@@ -116,6 +117,7 @@ pub(super) enum Errand {
         keep: bool,
         /// To be taken in the place of the one that it has.
         config: Option<Arc<str>>,
+        claim: Arc<Claim>,
         reply: SyncSender<Result<(), String>>,
     },
     Leave(Arc<Tenant>),
@@ -144,6 +146,18 @@ pub(super) struct Probe {
     pub(super) keep: bool,
     /// To be taken in the place of the one that it has.
     pub(super) config: Option<Arc<str>>,
+    pub(super) claim: Arc<Claim>,
+}
+
+/// Settles once whether a probe takes place: its worker comes to it in time, or whoever asked no longer wants it.
+#[derive(Default)]
+pub(super) struct Claim(AtomicBool);
+
+impl Claim {
+    /// `true` for the first of the two.
+    pub(super) fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// What is said once the lock is free.

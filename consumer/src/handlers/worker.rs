@@ -263,7 +263,13 @@ impl Worker {
             tenant,
             keep,
             config,
+            claim,
         } = probe;
+        if !claim.take() {
+            return self
+                .crew
+                .probed(self.ticket, probe, Err("nobody waits".to_owned()));
+        }
         let has_one = self.built.contains_key(&tenant.id);
         let tried = match config {
             Some(config) => self.try_config(tenant, config),
@@ -283,13 +289,14 @@ impl Worker {
                 result
             }
         };
-        if let (Ok(()), Some(config)) = (&tried, config) {
-            let serial = tenant.set_config(Arc::clone(config));
-            if let Some(built) = self.built.get_mut(&tenant.id) {
-                built.config = serial;
-            }
+        let taken = tried.is_ok() && config.is_some();
+        if !self.crew.probed(self.ticket, probe, tried) {
+            return false;
         }
-        self.crew.probed(self.ticket, tried)
+        if taken && let Some(built) = self.built.get_mut(&tenant.id) {
+            built.config = tenant.config().serial;
+        }
+        true
     }
 
     fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), String> {

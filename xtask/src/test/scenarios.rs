@@ -27,25 +27,36 @@ enum Needs {
 
 impl Needs {
     fn of(scenario: &str) -> Result<Self> {
-        let path = workspace()
-            .join("tests/tests")
-            .join(format!("{scenario}.rs"));
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("//! Needs: "));
-        match line.map(|line| line.trim_end_matches('.')) {
+        match header(scenario, "Needs")?.as_deref() {
             Some("nothing") => Ok(Self::Nothing),
             Some("Kafka") => Ok(Self::Kafka),
             Some("Kafka of its own") => Ok(Self::OwnKafka),
             Some("Kafka, ZooKeeper and etcd of its own") => Ok(Self::Everything),
-            other => anyhow::bail!(
-                "{}: the header line `Needs:` says {other:?}",
-                path.display()
-            ),
+            other => anyhow::bail!("{scenario}: the header line `Needs:` says {other:?}"),
         }
     }
+}
+
+/// How many tests of a scenario run at once: one, unless its header says `//! At once: …` because they mostly wait.
+fn at_once(scenario: &str) -> Result<usize> {
+    match header(scenario, "At once")? {
+        None => Ok(1),
+        Some(number) => number
+            .parse()
+            .with_context(|| format!("{scenario}: the header line `At once:` says {number}")),
+    }
+}
+
+/// What the header of a scenario says in its line of that name.
+fn header(scenario: &str, name: &str) -> Result<Option<String>> {
+    let path = workspace()
+        .join("tests/tests")
+        .join(format!("{scenario}.rs"));
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let start = format!("//! {name}: ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    Ok(line.map(|line| line.trim_end_matches('.').to_owned()))
 }
 
 /// Why each kind of server cannot be had here, if it cannot.
@@ -88,14 +99,8 @@ pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
     for (_, scenario) in scenarios {
         let needs = Needs::of(&scenario)?;
         let mut command = cargo();
-        command.args([
-            "test",
-            "--workspace",
-            "--test",
-            &scenario,
-            "--",
-            "--test-threads=1",
-        ]);
+        command.args(["test", "--workspace", "--test", &scenario, "--"]);
+        command.arg(format!("--test-threads={}", at_once(&scenario)?));
         command
             .env(BINARY, &built.binary)
             .env(PLUGINS, &built.plugins);

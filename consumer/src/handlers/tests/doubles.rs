@@ -80,7 +80,7 @@ impl Script {
 
 /// A plugin that follows a script. Its config says how creation goes: `refuse`, `hang-create` (at gate `create`),
 /// `unhealthy`, anything else is well. A new config is taken by the same words, and by `first-only`, which only the first
-/// instance that is asked takes, and `spend`, which it does not survive.
+/// instance that is asked takes, `spend`, which it does not survive, and `hang-take` (at gate `take`).
 pub(crate) struct ScriptedPlugin {
     pub(crate) script: Arc<Script>,
     pub(crate) identity: PluginIdentity,
@@ -286,6 +286,9 @@ impl HandlerInstance for Instance {
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
+        if config_json.contains("hang-take") {
+            self.monitor.script.pass("take");
+        }
         let mut configs = relock(&self.monitor.script.configs);
         let taken = format!("took {config_json}");
         if config_json.contains("spend") {

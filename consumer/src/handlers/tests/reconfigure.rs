@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::pool::Rig;
 use super::{Deed, Home, batch, until};
 use crate::dispatch::WorkerPool;
-use crate::handlers::pool::relock;
+use crate::handlers::pool::{NotTaken, relock};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -38,7 +38,8 @@ fn what_is_refused_leaves_the_instance_as_it_was() {
     let (pool, mut home) = (rig.pool(1), Home::new());
     pool.probe(true, PATIENCE).unwrap();
     let refused = pool.reconfigure("refuse", PATIENCE).unwrap_err();
-    assert_eq!(refused, "config refused: at /refuse: not allowed");
+    let reason = "config refused: at /refuse: not allowed".to_owned();
+    assert_eq!(refused, NotTaken::Refused(reason));
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     home.finished();
     assert_eq!(configs(&rig), ["built with {}"]);
@@ -55,7 +56,10 @@ fn an_instance_that_dies_of_it_or_is_ill_with_it_is_built_anew_with_the_old_one(
         .enumerate()
     {
         let refused = pool.reconfigure(config, PATIENCE).unwrap_err();
-        assert!(refused.contains(why), "{refused}");
+        assert!(
+            matches!(&refused, NotTaken::Refused(reason) if reason.contains(why)),
+            "{refused:?}"
+        );
         assert_eq!(rig.script.living(), 0);
         let work = batch(flight as u32, &[1]);
         assert!(pool.submit(work, &home.inbox).is_ok());
@@ -99,4 +103,37 @@ fn without_an_instance_one_is_built_with_it() {
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     home.finished();
     assert_eq!(configs(&rig), ["built with new"]);
+}
+
+#[test]
+fn workers_in_long_calls_are_not_waited_for_and_take_nothing_later() {
+    let rig = Rig::new(&[(1, Deed::Hang("long"))]);
+    let (pool, mut home) = (rig.pool(1), Home::new());
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    until("the call runs", || pool.busy() == 1);
+    let soon = Duration::from_millis(50);
+    assert_eq!(pool.reconfigure("new", soon), Err(NotTaken::Busy));
+    rig.script.open("long");
+    home.finished();
+    assert!(pool.submit(batch(1, &[2]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&rig), ["built with {}"]);
+}
+
+#[test]
+fn an_instance_that_hangs_in_it_is_given_up_and_changes_nothing_when_it_returns() {
+    let rig = Rig::new(&[]);
+    let crew = rig.crew_with(1, Duration::from_millis(100));
+    let (pool, mut home) = (crew.found(rig.setup("one")), Home::new());
+    pool.probe(true, PATIENCE).unwrap();
+    let refused = pool.reconfigure("hang-take", PATIENCE).unwrap_err();
+    assert!(
+        matches!(&refused, NotTaken::Refused(reason) if reason.contains("100ms")),
+        "{refused:?}"
+    );
+    rig.script.open("take");
+    until("the late one is gone", || rig.script.living() == 0);
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&rig).last().unwrap(), "built with {}");
 }

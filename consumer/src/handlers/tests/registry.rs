@@ -288,6 +288,31 @@ fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
 }
 
 #[test]
+fn a_config_for_instances_in_long_calls_makes_a_new_generation() {
+    let files = [("liba.so", "hot 1.0.0 hot")];
+    let mut shop = Shop::with(&files, &[(1, Deed::Hang("long"))], true);
+    let hot = |config: &str| HandlerSpec {
+        plugin: "hot".to_owned(),
+        ..spec("one", "*", config)
+    };
+    let first = shop.apply(&[hot("a")]);
+    let (old, mut home) = (&first.plan.handlers[0], Home::new());
+    let pool = old.pool.as_ref().unwrap();
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    until("the call runs", || shop.registry.report()[0].busy == 1);
+    let second = shop.apply(&[hot("b")]);
+    assert_eq!(second.refusals, []);
+    assert!(second.plan.handlers[0].generation > old.generation);
+    shop.runtime.script.open("long");
+    home.finished();
+    let configs = relock(&shop.runtime.script.configs).clone();
+    assert_eq!(
+        configs,
+        [r#"built with {"is":"a"}"#, r#"built with {"is":"b"}"#]
+    );
+}
+
+#[test]
 fn a_new_handler_that_is_refused_is_not_in_the_plan() {
     let mut shop = Shop::new(&[
         ("liba.so", "copy 1.0.0 copy"),
