@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cache;
@@ -13,7 +13,7 @@ use crate::certificates::Certificates;
 use crate::launcher::{run, works};
 use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
-use crate::wait::try_wait_for;
+use crate::wait::{try_wait_for, wait_for};
 
 /// Names an endpoint (`http://host:port`) that is used instead of a server of our own.
 pub const ENDPOINT: &str = "SLUICEGATE_TEST_ETCD";
@@ -230,6 +230,35 @@ impl Etcd {
     #[must_use]
     pub fn endpoints(&self) -> Vec<&str> {
         self.endpoints.iter().map(String::as_str).collect()
+    }
+
+    /// Throws away what is older than `revision`.
+    ///
+    /// # Panics
+    /// If the first node does not do it.
+    pub fn compact(&self, revision: u64) {
+        let compaction = json!({ "revision": revision.to_string(), "physical": true });
+        self.ask(0, "/v3/kv/compaction", &compaction, None)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    /// Takes a member other than the first out of the cluster, by its name (`node-2`).
+    ///
+    /// # Panics
+    /// If there is none of that name, or the first node does not do it within `deadline`.
+    pub fn remove_member(&self, name: &str, deadline: Duration) {
+        let members = self
+            .ask(0, "/v3/cluster/member/list", &json!({}), None)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let gone = members["members"]
+            .as_array()
+            .and_then(|members| members.iter().find(|member| member["name"] == name))
+            .map(|member| json!({ "ID": member["ID"] }))
+            .expect("a member of that name");
+        wait_for("the removal", deadline, || {
+            self.ask(0, "/v3/cluster/member/remove", &gone, None)
+                .map_err(|error| error.to_string())
+        });
     }
 
     /// Calls the JSON gateway of a member, such as `/v3/kv/compaction`; bytes in it are base64.

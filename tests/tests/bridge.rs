@@ -5,6 +5,9 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
 
+#[path = "stores/put.rs"]
+mod put;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +16,7 @@ use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
 use e2e::wait::wait_for;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use put::put;
 use sluicegate_config::bridge::{Bridge, BridgeConfig, Pair, RehearsedStep, Side, rehearse};
 use sluicegate_config::store::{
     ControlKey, EtcdSettings, Expected, Store, StoreError, ZooKeeperSettings,
@@ -26,14 +30,6 @@ const HEALED: Duration = Duration::from_secs(90);
 
 fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
-}
-
-/// Writes, however long the store takes to be ready for it.
-fn put(store: &dyn Store, key: &ControlKey, value: &str) {
-    wait_for("the write", SOON, || {
-        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
-        written.map_err(|error| error.to_string())
-    });
 }
 
 fn delete(store: &dyn Store, key: &ControlKey) {

@@ -4,6 +4,9 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge_command`
 
+#[path = "stores/put.rs"]
+mod put;
+
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,21 +19,14 @@ use e2e::service::run_binary;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use put::put;
 use serde_json::Value;
-use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
+use sluicegate_config::store::{ControlKey, EtcdSettings, ZooKeeperSettings};
 
 const SOON: Duration = Duration::from_secs(30);
 
 fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
-}
-
-/// Writes, however long the store takes to be ready for it.
-fn put(store: &dyn Store, key: &ControlKey, value: &str) {
-    wait_for("the write", SOON, || {
-        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
-        written.map_err(|error| error.to_string())
-    });
 }
 
 fn get(admin: &str, path: &str) -> Result<String, String> {

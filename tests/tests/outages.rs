@@ -16,7 +16,6 @@ use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use serde_json::json;
 use sluicegate_config::store::{ControlKey, EtcdSettings, Store, ZooKeeperSettings};
 use toggling::{Flow, SOON, now_ms, put};
 
@@ -34,6 +33,13 @@ struct Outages {
 }
 
 impl Outages {
+    fn start(handlers: &str, store: &dyn Store) -> Self {
+        Self {
+            flow: Flow::start(handlers, store, store),
+            names: Vec::new(),
+        }
+    }
+
     /// Waits until the service says since when its store is away.
     fn await_loss(&self) {
         wait_for("the loss of the store to show", SOON, || {
@@ -103,10 +109,7 @@ fn records_flow_while_etcd_is_restarted_paused_compacted_and_cut_off() {
         "etcd: {{ endpoints: [\"http://{}\"], {PROMPT} }}",
         proxy.address()
     );
-    let mut outages = Outages {
-        flow: Flow::start(&handlers, &*store, &*store),
-        names: Vec::new(),
-    };
+    let mut outages = Outages::start(&handlers, &*store);
 
     etcd.kill(0);
     outages.await_loss();
@@ -126,10 +129,8 @@ fn records_flow_while_etcd_is_restarted_paused_compacted_and_cut_off() {
     outages.flow.move_gate(&*store);
     let newer = ControlKey::Enabled("another".into());
     put(&*store, &newer, "false");
-    let stamp = store.list().unwrap_or_else(|error| panic!("{error}"));
-    let compaction = json!({ "revision": stamp.revision.to_string(), "physical": true });
-    etcd.ask(0, "/v3/kv/compaction", &compaction, None)
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+    etcd.compact(tree.revision);
     proxy.set(Traffic::Flowing);
     outages.healed("compacted");
 
@@ -153,26 +154,12 @@ fn records_flow_while_members_of_etcd_are_removed() {
     let store = open_etcd(&endpoints[..1]);
     // The service begins with one of them by chance: most probably with one that goes.
     let handlers = format!("etcd: {{ endpoints: {endpoints:?}, {PROMPT} }}");
-    let mut outages = Outages {
-        flow: Flow::start(&handlers, &*store, &*store),
-        names: Vec::new(),
-    };
+    let mut outages = Outages::start(&handlers, &*store);
     for (node, name) in [
         ("node-2", "a member removed"),
         ("node-1", "another one removed"),
     ] {
-        let members = etcd
-            .ask(0, "/v3/cluster/member/list", &json!({}), None)
-            .unwrap_or_else(|error| panic!("{error:#}"));
-        let gone = members["members"]
-            .as_array()
-            .and_then(|members| members.iter().find(|member| member["name"] == node))
-            .map(|member| json!({ "ID": member["ID"] }))
-            .expect("the member");
-        wait_for("the removal", SOON, || {
-            etcd.ask(0, "/v3/cluster/member/remove", &gone, None)
-                .map_err(|error| error.to_string())
-        });
+        etcd.remove_member(node, SOON);
         outages.moved_at_once(name, &*store);
     }
     outages.reckon("etcd of three");
@@ -190,10 +177,7 @@ fn records_flow_while_zookeeper_is_restarted_paused_and_cut_off_until_its_sessio
         "zookeeper: {{ servers: \"{}\", session_timeout: 4s, {PROMPT} }}",
         proxy.address()
     );
-    let mut outages = Outages {
-        flow: Flow::start(&handlers, &*store, &*store),
-        names: Vec::new(),
-    };
+    let mut outages = Outages::start(&handlers, &*store);
     let members = |wanted: usize| {
         wait_for("the member's node", SOON, || match store.members() {
             Ok(members) if members.len() == wanted => Ok(()),

@@ -96,9 +96,7 @@ fn compacted_behind_the_watchs_back() {
     });
     change_meanwhile(&*writer, &key, "true");
     let stamp = put(&*writer, &key, "false");
-    let compaction = json!({ "revision": stamp.revision.to_string(), "physical": true });
-    etcd.ask(0, "/v3/kv/compaction", &compaction, None)
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    etcd.compact(stamp.revision);
     proxy.set(Traffic::Flowing);
     assert_healed(&record, &key, "false");
     put(&*writer, &key, "true");
@@ -124,18 +122,7 @@ fn a_member_is_removed() {
     // Each begins with a member by chance: some of them are on the one that goes.
     let stores: Vec<Arc<dyn Store>> = (0..8).map(|_| open(&endpoints)).collect();
     let watches: Vec<_> = stores.iter().map(|store| watched(&**store, &key)).collect();
-    let members = etcd
-        .ask(0, "/v3/cluster/member/list", &json!({}), None)
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    let gone = members["members"]
-        .as_array()
-        .and_then(|members| members.iter().find(|member| member["name"] == "node-2"))
-        .map(|member| json!({ "ID": member["ID"] }))
-        .expect("the third member");
-    wait_for("the removal", NOTICED, || {
-        etcd.ask(0, "/v3/cluster/member/remove", &gone, None)
-            .map_err(|error| error.to_string())
-    });
+    etcd.remove_member("node-2", NOTICED);
     change_meanwhile(&*open(&endpoints[..2]), &key, "false");
     for (record, _watch) in &watches {
         assert_healed(record, &key, "false");

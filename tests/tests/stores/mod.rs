@@ -1,7 +1,10 @@
 //! What the scenarios `stores_*` share: keys, writes, and the bound that a healed store is held to.
 
+mod put;
+
 use std::time::{Duration, Instant};
 
+pub(crate) use put::put;
 use sluicegate_config::store::conformance::Record;
 use sluicegate_config::store::{ControlKey, Expected, Stamp, Store, StoreWatch};
 
@@ -12,18 +15,6 @@ pub(crate) const NOTICED: Duration = Duration::from_secs(15);
 
 pub(crate) fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
-}
-
-/// Writes, however long the store takes to be ready for it.
-pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> Stamp {
-    let end = Instant::now() + NOTICED;
-    loop {
-        match store.write(key, Some(value.as_bytes()), Expected::Any) {
-            Ok(stamp) => return stamp,
-            Err(error) if error.is_retryable() && Instant::now() < end => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 pub(crate) fn delete(store: &dyn Store, key: &ControlKey) -> Stamp {

@@ -1,6 +1,9 @@
 //! What the scenarios `toggles` and `outages` share: records at a rate through a handler whose gate moves, beside one that
 //! nobody touches, and the reckoning of where each move switched each partition.
 
+#[path = "../stores/put.rs"]
+mod put;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +16,8 @@ use e2e::service::Service;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::{control, unique};
-use sluicegate_config::store::{ControlKey, Expected, Store};
+pub(crate) use put::put;
+use sluicegate_config::store::{ControlKey, Store};
 
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 const PARTITIONS: i32 = 6;
@@ -25,14 +29,6 @@ const SEEN: u64 = 2_000;
 pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
-}
-
-/// Writes, however long the store takes to be ready for it.
-pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) {
-    wait_for("the write", SOON, || {
-        let written = store.write(key, Some(value.as_bytes()), Expected::Any);
-        written.map_err(|error| error.to_string())
-    });
 }
 
 /// Records numbered from 0 at the rate, until told to stop; each carries its number, and when it was made.

@@ -1,12 +1,13 @@
 //! A new config for instances that run: taken between two batches, refused without harm, never half in force.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::pool::Rig;
 use super::{Deed, Home, batch, until};
 use crate::dispatch::WorkerPool;
-use crate::handlers::pool::{NotTaken, relock};
+use crate::handlers::pool::{HandlerPool, NotTaken, relock};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -14,14 +15,20 @@ fn configs(rig: &Rig) -> Vec<String> {
     relock(&rig.script.configs).clone()
 }
 
-#[test]
-fn every_instance_takes_it_and_one_in_a_call_takes_it_behind_that() {
+/// Two instances, of which one is in a call until the gate `long` opens.
+fn two_instances() -> (Rig, Arc<HandlerPool>, Home) {
     let rig = Rig::new(&[(1, Deed::Hang("long"))]);
     let (pool, mut home) = (rig.pool(2), Home::new());
     for (flight, offset) in [(0, 1), (1, 2)] {
         assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
     }
     home.finished();
+    (rig, pool, home)
+}
+
+#[test]
+fn every_instance_takes_it_and_one_in_a_call_takes_it_behind_that() {
+    let (rig, pool, mut home) = two_instances();
     pool.reconfigure("new", PATIENCE).unwrap();
     let built = ["built with {}", "built with {}", "took new"];
     assert_eq!(configs(&rig), built, "the other one is still in its call");
@@ -71,12 +78,7 @@ fn an_instance_that_dies_of_it_or_is_ill_with_it_is_built_anew_with_the_old_one(
 
 #[test]
 fn an_instance_that_cannot_follow_the_first_is_built_anew_with_the_new_one() {
-    let rig = Rig::new(&[(1, Deed::Hang("long"))]);
-    let (pool, mut home) = (rig.pool(2), Home::new());
-    for (flight, offset) in [(0, 1), (1, 2)] {
-        assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
-    }
-    home.finished();
+    let (rig, pool, mut home) = two_instances();
     pool.reconfigure("first-only", PATIENCE).unwrap();
     rig.script.open("long");
     home.finished();

@@ -1,0 +1,18 @@
+//! A write that takes as long as its store needs to be ready for it.
+
+use std::time::Duration;
+
+use e2e::wait::wait_for;
+use sluicegate_config::store::{ControlKey, Expected, Stamp, Store, StoreError};
+
+pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> Stamp {
+    wait_for("the write", Duration::from_secs(15), || {
+        match store.write(key, Some(value.as_bytes()), Expected::Any) {
+            Ok(stamp) => Ok(stamp),
+            // ZooKeeper may say so even where anything was expected.
+            Err(error @ StoreError::Conflict { .. }) => Err(error.to_string()),
+            Err(error) if error.is_retryable() => Err(error.to_string()),
+            Err(error) => panic!("{error}"),
+        }
+    })
+}
