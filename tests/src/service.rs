@@ -161,20 +161,29 @@ impl Service {
         );
     }
 
+    /// The partitions that are assigned to it, as `/api/v1/partitions` tells; at least one.
+    ///
+    /// # Errors
+    /// If nobody answers, or none is assigned.
+    pub fn partitions(&self) -> Result<Vec<Value>, String> {
+        let partitions = self.api("partitions")?;
+        let list = partitions
+            .as_array()
+            .or_else(|| partitions["partitions"].as_array());
+        match list {
+            None => Err("no list of partitions".to_owned()),
+            Some(list) if list.is_empty() => Err("no partition assigned".to_owned()),
+            Some(list) => Ok(list.clone()),
+        }
+    }
+
     /// Waits until the service says that no partition has lag or anything in flight.
     ///
     /// # Panics
     /// If that is not so by `deadline`.
     pub fn wait_caught_up(&self, deadline: Duration) {
         wait_for("every partition to be caught up", deadline, || {
-            let partitions = self.api("partitions")?;
-            let list = partitions
-                .as_array()
-                .or_else(|| partitions["partitions"].as_array())
-                .ok_or("no list of partitions")?;
-            if list.is_empty() {
-                return Err("no partition assigned".to_owned());
-            }
+            let list = self.partitions()?;
             let open = |row: &&Value| {
                 row["lag"].as_i64() != Some(0) || row["in_flight"].as_u64() != Some(0)
             };

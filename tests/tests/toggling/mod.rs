@@ -6,7 +6,7 @@ mod put;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,29 +20,42 @@ pub(crate) use put::put;
 use sluicegate_config::store::{ControlKey, Store};
 
 pub(crate) const SOON: Duration = Duration::from_secs(120);
-const PARTITIONS: i32 = 6;
+const PARTITIONS: u64 = 6;
 /// Records a second.
 const RATE: u64 = 20_000;
-/// What is treated in a new state before the next toggle: enough that every partition has some of it.
-const SEEN: u64 = 2_000;
+/// Records that flow before the first toggle.
+const WARM: u64 = 2_000;
+/// Offsets of each partition that are treated in a new state before the next toggle.
+const SEEN: u64 = 100;
 
 pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
 }
 
-/// Records numbered from 0 at the rate, until told to stop; each carries its number, and when it was made.
-fn records(stop: Arc<AtomicBool>) -> impl Iterator<Item = Outgoing> {
+/// What the test tells the producer, and hears from it.
+#[derive(Default)]
+struct Pace {
+    stop: AtomicBool,
+    /// Records made so far.
+    made: AtomicU64,
+}
+
+/// Records numbered from 0 at the rate, until told to stop, to the partitions in turn; each carries its number, and when it
+/// was made.
+fn records(pace: Arc<Pace>) -> impl Iterator<Item = Outgoing> {
     let begun = Instant::now();
+    let until = Arc::clone(&pace);
     (0u64..)
-        .take_while(move |_| !stop.load(Ordering::Relaxed))
+        .take_while(move |_| !until.stop.load(Ordering::Relaxed))
         .map(move |number| {
+            pace.made.store(number + 1, Ordering::Relaxed);
             let due = Duration::from_micros(number * 1_000_000 / RATE);
             // Pacing is the load of these scenarios; nothing waits for it.
             if number % 100 == 0 {
                 std::thread::sleep(due.saturating_sub(begun.elapsed()));
             }
-            let partition = i32::try_from(number % PARTITIONS as u64).expect("it is small");
+            let partition = i32::try_from(number % PARTITIONS).expect("it is small");
             let value = format!("{number}:{}", now_ms());
             Outgoing::new(&format!("k{}", number % 1_009), value).partition(partition)
         })
@@ -73,7 +86,7 @@ pub(crate) struct Flow {
     copy: String,
     /// What `steady` copies, likewise.
     steady: String,
-    stop: Arc<AtomicBool>,
+    pace: Arc<Pace>,
     producer: Option<JoinHandle<u64>>,
     pub(crate) toggles: Vec<Toggle>,
 }
@@ -95,11 +108,12 @@ impl Flow {
         let client = Client::new(kafka.bootstrap());
         let (source, group) = (unique("toggled"), unique("group"));
         let (copy, steady) = (unique("copy"), unique("steady"));
-        client.create_topic(&source, PARTITIONS);
+        let partitions = i32::try_from(PARTITIONS).expect("it is small");
+        client.create_topic(&source, partitions);
         // The broker's clock says when a copy came; the handler keeps the record's own time.
         let append_time = [("message.timestamp.type", "LogAppendTime")];
         for topic in [&copy, &steady] {
-            client.create_topic_with(topic, PARTITIONS, 1, &append_time);
+            client.create_topic_with(topic, partitions, 1, &append_time);
         }
         let workdir = control::workdir(kafka.bootstrap(), &group, handlers);
         workdir.plugins(&["relay"]);
@@ -116,13 +130,13 @@ impl Flow {
             });
         }
         let service = Service::ready(&workdir, &[]);
-        let stop = Arc::new(AtomicBool::new(false));
+        let pace = Arc::new(Pace::default());
         let producer = {
-            let (stop, source) = (Arc::clone(&stop), source.clone());
+            let (pace, source) = (Arc::clone(&pace), source.clone());
             let client = Client::new(kafka.bootstrap());
-            std::thread::spawn(move || client.produce(&source, records(stop)))
+            std::thread::spawn(move || client.produce(&source, records(pace)))
         };
-        service.wait_outcomes("moved", "ack", SEEN, SOON);
+        service.wait_outcomes("moved", "ack", WARM, SOON);
         Self {
             client,
             service,
@@ -131,7 +145,7 @@ impl Flow {
             source,
             copy,
             steady,
-            stop,
+            pace,
             producer: Some(producer),
             toggles: Vec::new(),
         }
@@ -161,18 +175,30 @@ impl Flow {
         });
     }
 
-    /// Waits until the state of the last toggle has been seen at work.
+    /// Waits until the state of the last toggle has been seen at work in every partition.
     pub(crate) fn await_switch(&self) {
-        if let Some(last) = self.toggles.last() {
-            let (outcome, count) = (outcome_of(last.open), last.before + SEEN);
-            self.service.wait_outcomes("moved", outcome, count, SOON);
-        }
+        let Some(last) = self.toggles.last() else {
+            return;
+        };
+        let outcome = outcome_of(last.open);
+        self.service
+            .wait_outcomes("moved", outcome, last.before + 1, SOON);
+        // The state is in force: what is made from now on is treated in it. The partitions are filled in turn.
+        let offset = self.pace.made.load(Ordering::Relaxed) / PARTITIONS + 1;
+        let past = i64::try_from(offset + SEEN).expect("it is small");
+        wait_for("every partition to pass the offset", SOON, || {
+            let partitions = self.service.partitions()?;
+            let behind = partitions
+                .iter()
+                .find(|row| row["frontier"].as_i64() < Some(past));
+            behind.map_or(Ok(()), |row| Err(format!("not past {past}: {row}")))
+        });
     }
 
     /// Ends the flow: every record was handled or counted as skipped, none twice, and each toggle switched each partition at
     /// one offset.
     pub(crate) fn reckon(mut self) -> Reckoning {
-        self.stop.store(true, Ordering::Relaxed);
+        self.pace.stop.store(true, Ordering::Relaxed);
         let producer = self.producer.take().map(JoinHandle::join);
         let sent = producer.and_then(Result::ok).expect("the producer ends");
         self.client.wait_committed(&self.group, &self.source, SOON);
@@ -240,7 +266,13 @@ fn latencies(
         let switches: Vec<usize> = (1..records.len())
             .filter(|&at| handled(at).is_some() != handled(at - 1).is_some())
             .collect();
-        assert_eq!(switches.len(), toggles.len(), "switch-overs of {partition}");
+        assert_eq!(
+            switches.len(),
+            toggles.len(),
+            "switch-overs of partition {partition}: {:?}, moves at {:?}",
+            switches.iter().map(|&at| records[at].1).collect::<Vec<_>>(),
+            toggles.iter().map(|toggle| toggle.since_ms).collect::<Vec<_>>(),
+        );
         for ((at, toggle), worst) in switches.iter().zip(toggles).zip(&mut worst) {
             let switched_ms = match (handled(*at), handled(at - 1)) {
                 (Some(first), _) => *first,
