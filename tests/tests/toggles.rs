@@ -2,7 +2,7 @@
 //! ZooKeeper, and in etcd for a service on ZooKeeper with a bridge between, beside a handler that nobody touches.
 //! Property: a gate acts within 1 s of the write's acknowledgement, through the bridge within 1.5 s (p99); each toggle switches
 //! over at one offset a partition; every record is handled or counted as skipped, none is lost, and the other handler does
-//! not notice (G10).
+//! not notice (G10). A gate of instances that are not well opens once they are.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario toggles`; `--long` moves each gate 1,000 times.
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use e2e::client::{Client, Outgoing};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
-use e2e::service::Service;
+use e2e::service::{Service, run_binary};
 use e2e::wait::wait_for;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, long, unique};
@@ -115,4 +115,53 @@ fn a_gate_written_before_its_spec_ships_the_handler_dark() {
     wait_for("the handler behind its gate", SOON, gate);
     client.produce(&source, [Outgoing::new("k", "v")]);
     service.wait_outcomes("dark", "skipped", 1, SOON);
+}
+
+#[test]
+fn a_gate_of_an_ill_handler_opens_when_it_is_well_again() {
+    let etcd = own_etcd();
+    let store = EtcdSettings::new(&etcd.endpoints())
+        .open()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, group) = (unique("ill"), unique("group"));
+    client.create_topic(&source, 1);
+    let handlers = format!("etcd: {{ endpoints: [\"{}\"] }}", etcd.endpoint());
+    let workdir = control::workdir(kafka.bootstrap(), &group, &handlers);
+    workdir.plugins(&["misbehave"]);
+    let illness = workdir.path().join("illness");
+    let spec = format!(
+        "name: ill\nplugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n\
+         config: {{ ill_while: {} }}\n",
+        illness.display()
+    );
+    put(&*store, &ControlKey::Spec("ill".into()), &spec);
+    let service = Service::ready(&workdir, &[]);
+    let switch = |arguments: &[&str]| {
+        let switched = run_binary(workdir.path(), &[&["handlers"], arguments].concat());
+        let told = String::from_utf8_lossy(&switched.stderr).into_owned();
+        (switched.status.success(), told)
+    };
+    let shut = switch(&["off", "ill", "--wait"]);
+    assert!(shut.0, "{}", shut.1);
+    std::fs::write(&illness, "").expect("a file");
+    let says = |field: &str, expected: &str| -> Result<(), String> {
+        let handler = service.api("handlers/ill")?;
+        match handler[field].as_str() {
+            Some(value) if value == expected => Ok(()),
+            other => Err(format!("{field}: {other:?}")),
+        }
+    };
+    wait_for("the illness to show", SOON, || says("state", "UNHEALTHY"));
+    let (opened, told) = switch(&["on", "ill", "--wait"]);
+    assert!(!opened && told.contains("ill on purpose"), "{told}");
+    client.produce(&source, [Outgoing::new("k", "before")]);
+    service.wait_outcomes("ill", "skipped", 1, SOON);
+    assert_eq!(says("gate", "held"), Ok(()));
+    std::fs::remove_file(&illness).expect("it was there");
+    wait_for("the gate to open", SOON, || says("gate", "open"));
+    client.produce(&source, [Outgoing::new("k", "after")]);
+    service.wait_outcomes("ill", "ack", 1, SOON);
+    assert_eq!(service.outcomes("ill", "skipped"), Ok(1));
 }

@@ -269,6 +269,8 @@ pub enum Gate {
     Open,
     /// Records pass it by, counted as skipped.
     Shut,
+    /// The store says open; records pass it by as at a shut one until its instances are well.
+    Held,
 }
 
 impl std::fmt::Display for Gate {
@@ -276,6 +278,7 @@ impl std::fmt::Display for Gate {
         f.write_str(match self {
             Self::Open => "open",
             Self::Shut => "shut",
+            Self::Held => "held",
         })
     }
 }

@@ -41,7 +41,7 @@ pub use crew::{Crew, CrewSettings};
 pub use generation::GenerationState;
 pub use overrun::OverrunWatch;
 pub use plan::{HandlerPlan, Plan};
-pub use pool::{HandlerPool, HandlerSetup, Release, ReleaseWatch};
+pub use pool::{HandlerPool, HandlerSetup, LiveConfig, Release, ReleaseWatch};
 pub use registry::{Applied, Refusal, Registry, RegistrySettings};
 pub use restart::RestartPolicy;
 pub use stats::{HandlerCounts, HandlerStats};

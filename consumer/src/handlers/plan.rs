@@ -19,6 +19,15 @@ pub struct Plan {
     pub handlers: Vec<HandlerPlan>,
 }
 
+impl Plan {
+    /// The handler of that name.
+    #[must_use]
+    pub fn handler(&self, name: &str) -> Option<&HandlerPlan> {
+        let at = self.handlers.binary_search_by(|one| (*one.name).cmp(name));
+        at.ok().map(|at| &self.handlers[at])
+    }
+}
+
 /// One handler of a plan.
 #[derive(Clone)]
 pub struct HandlerPlan {

@@ -32,8 +32,8 @@ pub struct HandlerSetup {
     pub exported_as: String,
     /// The loaded code.
     pub plugin: Arc<dyn LoadedPlugin>,
-    /// Its config as JSON text, as it begins; [`HandlerPool::reconfigure`] puts another one in its place.
-    pub config_json: String,
+    /// The config that its instances are to have.
+    pub config: LiveConfig,
     /// Longest time for one record, or for one call of a handler that takes batches.
     pub timeout: Duration,
     /// When dying instances trip it.
@@ -58,16 +58,28 @@ pub(super) struct Tenant {
     owned: Mutex<Vec<Owned>>,
     /// What instances say is wrong with them, by seat.
     ill: Mutex<BTreeMap<usize, Arc<str>>>,
-    config: Mutex<Config>,
 }
 
-/// The config that instances are to have.
+/// The config of a handler, which [`HandlerPool::reconfigure`] exchanges.
+pub struct LiveConfig(Mutex<Config>);
+
+/// A config that instances are to have.
 #[derive(Clone)]
 pub(super) struct Config {
     /// Grows with each config that was taken.
     pub(super) serial: u64,
     /// JSON text.
     pub(super) json: Arc<str>,
+}
+
+impl LiveConfig {
+    /// The config to begin with, as JSON text.
+    pub fn new(json: impl Into<Arc<str>>) -> Self {
+        Self(Mutex::new(Config {
+            serial: 1,
+            json: json.into(),
+        }))
+    }
 }
 
 struct Owned {
@@ -85,13 +97,8 @@ struct Departure {
 
 impl Tenant {
     pub(super) fn new(id: u64, setup: HandlerSetup) -> Self {
-        let config = Config {
-            serial: 1,
-            json: setup.config_json.as_str().into(),
-        };
         Self {
             id,
-            config: Mutex::new(config),
             setup,
             tripped: AtomicBool::new(false),
             why_tripped: Mutex::new(None),
@@ -104,12 +111,12 @@ impl Tenant {
 
     /// The config that instances are to have.
     pub(super) fn config(&self) -> Config {
-        relock(&self.config).clone()
+        relock(&self.setup.config.0).clone()
     }
 
     /// Instances are to have this config from now on.
     pub(super) fn set_config(&self, json: Arc<str>) {
-        let mut config = relock(&self.config);
+        let mut config = relock(&self.setup.config.0);
         config.serial += 1;
         config.json = json;
     }
@@ -234,7 +241,7 @@ impl ReleaseWatch {
 
 /// Why a pool's instances have not taken a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotTaken {
+pub enum ConfigNotTaken {
     /// No worker came to it in time: all are in long calls.
     Busy,
     /// The instance that was asked refused it, or is not well with it; a sentence.
@@ -260,8 +267,8 @@ impl HandlerPool {
     pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
         self.try_out(keep, None, timeout)
             .map_err(|failed| match failed {
-                NotTaken::Refused(reason) => reason,
-                NotTaken::Busy => late(timeout),
+                ConfigNotTaken::Refused(reason) => reason,
+                ConfigNotTaken::Busy => late(timeout),
             })
     }
 
@@ -270,8 +277,8 @@ impl HandlerPool {
     /// answered.
     ///
     /// # Errors
-    /// [`NotTaken`]; every instance then has the config of before.
-    pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), NotTaken> {
+    /// [`ConfigNotTaken`]; every instance then has the config of before.
+    pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), ConfigNotTaken> {
         self.try_out(true, Some(config_json.into()), timeout)?;
         self.crew.tell_news(&self.tenant);
         Ok(())
@@ -282,7 +289,7 @@ impl HandlerPool {
         keep: bool,
         config: Option<Arc<str>>,
         timeout: Duration,
-    ) -> Result<(), NotTaken> {
+    ) -> Result<(), ConfigNotTaken> {
         let (reply, answer) = sync_channel(1);
         let claim = Arc::new(Claim::default());
         self.crew
@@ -290,15 +297,15 @@ impl HandlerPool {
         let mut answered = answer.recv_timeout(timeout);
         if answered == Err(RecvTimeoutError::Timeout) {
             if claim.take() {
-                return Err(NotTaken::Busy);
+                return Err(ConfigNotTaken::Busy);
             }
             // It is at it: the watch over hanging calls bounds that.
             answered = answer.recv_timeout(timeout);
         }
         match answered {
-            Ok(result) => result.map_err(NotTaken::Refused),
-            Err(RecvTimeoutError::Timeout) => Err(NotTaken::Refused(late(timeout))),
-            Err(RecvTimeoutError::Disconnected) => Err(NotTaken::Refused(
+            Ok(result) => result.map_err(ConfigNotTaken::Refused),
+            Err(RecvTimeoutError::Timeout) => Err(ConfigNotTaken::Refused(late(timeout))),
+            Err(RecvTimeoutError::Disconnected) => Err(ConfigNotTaken::Refused(
                 "its worker ended during the health check".to_owned(),
             )),
         }

@@ -12,7 +12,7 @@ use super::catalogue::Artefact;
 use super::crew::{Crew, CrewSettings};
 use super::generation::{Code, Generation, GenerationState, Retired, Standing, Tally};
 use super::overrun::OverrunWatch;
-use super::pool::{HandlerPool, HandlerSetup, NotTaken, relock};
+use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
 use super::registry::RegistrySettings;
 use super::restart::RestartPolicy;
 use super::services::HandlerServices;
@@ -141,17 +141,21 @@ impl Workshop {
     }
 
     /// Gives the config of `job` to the instances of a pool that serves.
-    pub(super) fn reconfigure(&self, pool: &HandlerPool, job: &PrepareJob) -> Result<(), NotTaken> {
+    pub(super) fn reconfigure(
+        &self,
+        pool: &HandlerPool,
+        job: &PrepareJob,
+    ) -> Result<(), ConfigNotTaken> {
         let patience = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
         let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
         taken.map_err(|not_taken| match not_taken {
-            NotTaken::Busy => NotTaken::Busy,
-            NotTaken::Refused(reason) => {
+            ConfigNotTaken::Busy => ConfigNotTaken::Busy,
+            ConfigNotTaken::Refused(reason) => {
                 job.tally.stats.failed(&reason);
                 let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
                 let reason = format!("handler `{name}` on plugin `{plugin}` {version}: {reason}");
-                NotTaken::Refused(reason)
+                ConfigNotTaken::Refused(reason)
             }
         })?;
         tracing::info!(handler = %spec.name, "new config taken by the running instances");
@@ -165,7 +169,7 @@ impl Workshop {
             name: standing.handler(),
             exported_as: job.handler.clone(),
             plugin: Arc::clone(&code.plugin),
-            config_json: spec.config.expose().to_string(),
+            config: LiveConfig::new(spec.config.expose().to_string()),
             timeout: spec.timeout,
             restart: RestartPolicy {
                 max_restarts: spec.restart.max_restarts,

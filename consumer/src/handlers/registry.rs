@@ -24,7 +24,7 @@ use super::catalogue::Catalogue;
 use super::generation::{Generation, GenerationState, Tally};
 use super::live::{Live, Next, Wanted};
 use super::plan::{HandlerPlan, Plan};
-use super::pool::{HandlerPool, NotTaken, relock};
+use super::pool::{ConfigNotTaken, HandlerPool, relock};
 use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
 use crate::dispatch::{HandlerIx, WorkerPool};
@@ -181,8 +181,8 @@ impl Registry {
         if let Some(pool) = self.pool_that_takes_config(&name, &job) {
             match self.workshop.reconfigure(&pool, &job) {
                 // A new generation need not wait for the calls of the old one.
-                Err(NotTaken::Busy) => {}
-                Err(NotTaken::Refused(reason)) => {
+                Err(ConfigNotTaken::Busy) => {}
+                Err(ConfigNotTaken::Refused(reason)) => {
                     refuse(&mut relock(&self.inner), &name, &job, reason);
                     return true;
                 }

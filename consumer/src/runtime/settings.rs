@@ -17,7 +17,7 @@ use crate::settlement::RetryPolicy;
 use crate::source::StartAt;
 
 /// Between two questions to an instance whether it is well.
-const HEALTH_EVERY: Duration = Duration::from_secs(10);
+const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// Longest time to build and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 

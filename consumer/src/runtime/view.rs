@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::source::GateWriter;
-use sluicegate_config::spec::Route;
+use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 
 use super::control::named;
@@ -15,7 +15,7 @@ use crate::admin::{
     DeclaredHandler, Explanation, Gate, GateError, HandlerState, PumpReport, ServiceFacts,
     ServiceReport, ServiceView,
 };
-use crate::handlers::{Applied, Registry};
+use crate::handlers::{Applied, Plan, Registry};
 use crate::pump::PumpAddress;
 use crate::source::TopicPartition;
 
@@ -100,7 +100,7 @@ impl View {
                 DeclaredHandler {
                     name: spec.name.clone(),
                     plugin: spec.plugin.clone(),
-                    gate: if spec.enabled { Gate::Open } else { Gate::Shut },
+                    gate: gate_of(spec, &applied.plan),
                     route: route_of(&spec.route),
                     rejected,
                 }
@@ -150,6 +150,16 @@ impl View {
     }
 }
 
+/// What records meet at a handler: the spec says what is wanted, the plan what is so.
+fn gate_of(spec: &HandlerSpec, plan: &Plan) -> Gate {
+    let in_force = plan.handler(&spec.name);
+    match (spec.enabled, in_force) {
+        (false, _) => Gate::Shut,
+        (true, Some(handler)) if !handler.spec.enabled => Gate::Held,
+        (true, _) => Gate::Open,
+    }
+}
+
 /// How long whoever opens a gate waits for the handler to serve.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -185,20 +195,24 @@ impl View {
     }
 
     fn serves(&self, handler: &str) -> Serves {
-        let is_open = {
+        let gate = {
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             let declared = standing.declared.iter().find(|one| one.name == handler);
-            declared.is_some_and(|one| one.gate == Gate::Open)
+            declared.map(|one| one.gate)
         };
-        if !is_open {
-            return Serves::NotYet(None);
+        match gate {
+            None | Some(Gate::Shut) => return Serves::NotYet(None),
+            Some(Gate::Open | Gate::Held) => {}
         }
         let pools = self.registry.report();
         let serving = pools
             .into_iter()
             .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
         match serving {
-            Some(pool) if pool.state == HandlerState::Active => Serves::Well,
+            Some(pool) if pool.state == HandlerState::Active => match gate {
+                Some(Gate::Held) => Serves::NotYet(Some("its gate is about to open".to_owned())),
+                _ => Serves::Well,
+            },
             Some(pool) => {
                 let why = pool.last_error.unwrap_or_default();
                 Serves::NotYet(Some(format!("it is {}: {why}", pool.state)))
@@ -267,7 +281,7 @@ impl ServiceView for View {
         for handler in report
             .handlers
             .iter()
-            .filter(|handler| handler.gate == Gate::Open)
+            .filter(|handler| handler.gate != Gate::Shut)
         {
             if handler.state != HandlerState::Active {
                 let why = handler

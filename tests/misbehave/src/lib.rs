@@ -1,4 +1,4 @@
-//! The `misbehave` handler: panics, hangs, errs and leaks by rule, so that tests can see nothing else suffer from it.
+//! The `misbehave` handler: panics, hangs, errs, leaks and falls ill by rule, so that tests can see nothing else suffer from it.
 //!
 //! Never installed. Handlers besides `misbehave` itself: `misbehave-drop` panics when it is dropped,
 //! `misbehave-create` when it is built, `misbehave-batch` is a batch handler that panics on a value `panic`, and
@@ -7,6 +7,7 @@
 pub mod predicate;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// Acked records are emitted there first.
     pub emit_to: Option<String>,
+    /// It is not well as long as a file is there.
+    pub ill_while: Option<PathBuf>,
 }
 
 /// What to do to which records.
@@ -86,6 +89,7 @@ pub enum Class {
 pub struct Misbehave {
     rules: Vec<ReadyRule>,
     emit_to: Option<String>,
+    ill_while: Option<PathBuf>,
 }
 
 struct ReadyRule {
@@ -198,6 +202,7 @@ impl Misbehave {
         Ok(Self {
             rules: rules.collect::<Result<_, _>>()?,
             emit_to: config.emit_to,
+            ill_while: config.ill_while,
         })
     }
 }
@@ -224,6 +229,13 @@ impl Handler for Misbehave {
             ctx.emit(&Emit::copy_of(record, topic));
         }
         Outcome::Ack
+    }
+
+    fn health(&mut self) -> Result<(), HandlerError> {
+        match &self.ill_while {
+            Some(path) if path.exists() => Err(HandlerError::retryable("ill on purpose")),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -271,7 +271,10 @@ fn latencies(
             toggles.len(),
             "switch-overs of partition {partition}: {:?}, moves at {:?}",
             switches.iter().map(|&at| records[at].1).collect::<Vec<_>>(),
-            toggles.iter().map(|toggle| toggle.since_ms).collect::<Vec<_>>(),
+            toggles
+                .iter()
+                .map(|toggle| toggle.since_ms)
+                .collect::<Vec<_>>(),
         );
         for ((at, toggle), worst) in switches.iter().zip(toggles).zip(&mut worst) {
             let switched_ms = match (handled(*at), handled(at - 1)) {

@@ -9,7 +9,7 @@ use sluicegate_runtime::outcome_code;
 use super::pool::{Rig, codes};
 use super::{Deed, Home, batch, until};
 use crate::dispatch::{PoolState, PumpMessage, WorkerPool};
-use crate::handlers::{Crew, HandlerPool, HandlerSetup, Release};
+use crate::handlers::{Crew, HandlerPool, HandlerSetup, LiveConfig, Release};
 
 const ACK: u16 = outcome_code::ACK;
 
@@ -131,7 +131,7 @@ fn too_many_hung_calls_trip_their_handler_and_no_other_of_the_crew() {
 fn a_creation_that_hangs_sends_its_batch_back_and_costs_its_thread() {
     let rig = Rig::new(&[]);
     let mut setup = rig.setup("one");
-    setup.config_json = "hang-create".to_owned();
+    setup.config = LiveConfig::new("hang-create");
     setup.timeout = Duration::from_millis(100);
     let crew = rig.crew_with(1, Duration::from_millis(100));
     let (pool, mut home) = (crew.found(setup), Home::new());

@@ -10,7 +10,7 @@ use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
 use crate::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
 use crate::handlers::pool::relock;
 use crate::handlers::{
-    Crew, CrewSettings, HandlerPool, HandlerSetup, HandlerStats, OverrunWatch, Release,
+    Crew, CrewSettings, HandlerPool, HandlerSetup, HandlerStats, LiveConfig, OverrunWatch, Release,
     RestartPolicy,
 };
 
@@ -61,7 +61,7 @@ impl Rig {
             name: name.into(),
             exported_as: "scripted".to_owned(),
             plugin: ScriptedPlugin::new(&self.script),
-            config_json: "{}".to_owned(),
+            config: LiveConfig::new("{}"),
             timeout: Duration::from_secs(20),
             restart: RestartPolicy::default(),
             services: Arc::new(Silent),
@@ -295,7 +295,7 @@ fn a_probe_tells_refused_configs_and_ill_instances() {
     let crew = rig.crew(1);
     let probe = |config: &str| {
         let mut setup = rig.setup("one");
-        setup.config_json = config.to_owned();
+        setup.config = LiveConfig::new(config);
         let pool = crew.found(setup);
         (pool.probe(false, Duration::from_secs(20)), pool)
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::pool::Rig;
 use super::{Deed, Home, batch, until};
 use crate::dispatch::WorkerPool;
-use crate::handlers::pool::{HandlerPool, NotTaken, relock};
+use crate::handlers::pool::{ConfigNotTaken, HandlerPool, relock};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,7 +46,7 @@ fn what_is_refused_leaves_the_instance_as_it_was() {
     pool.probe(true, PATIENCE).unwrap();
     let refused = pool.reconfigure("refuse", PATIENCE).unwrap_err();
     let reason = "config refused: at /refuse: not allowed".to_owned();
-    assert_eq!(refused, NotTaken::Refused(reason));
+    assert_eq!(refused, ConfigNotTaken::Refused(reason));
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     home.finished();
     assert_eq!(configs(&rig), ["built with {}"]);
@@ -64,7 +64,7 @@ fn an_instance_that_dies_of_it_or_is_ill_with_it_is_built_anew_with_the_old_one(
     {
         let refused = pool.reconfigure(config, PATIENCE).unwrap_err();
         assert!(
-            matches!(&refused, NotTaken::Refused(reason) if reason.contains(why)),
+            matches!(&refused, ConfigNotTaken::Refused(reason) if reason.contains(why)),
             "{refused:?}"
         );
         assert_eq!(rig.script.living(), 0);
@@ -114,7 +114,7 @@ fn workers_in_long_calls_are_not_waited_for_and_take_nothing_later() {
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     until("the call runs", || pool.busy() == 1);
     let soon = Duration::from_millis(50);
-    assert_eq!(pool.reconfigure("new", soon), Err(NotTaken::Busy));
+    assert_eq!(pool.reconfigure("new", soon), Err(ConfigNotTaken::Busy));
     rig.script.open("long");
     home.finished();
     assert!(pool.submit(batch(1, &[2]), &home.inbox).is_ok());
@@ -130,7 +130,7 @@ fn an_instance_that_hangs_in_it_is_given_up_and_changes_nothing_when_it_returns(
     pool.probe(true, PATIENCE).unwrap();
     let refused = pool.reconfigure("hang-take", PATIENCE).unwrap_err();
     assert!(
-        matches!(&refused, NotTaken::Refused(reason) if reason.contains("100ms")),
+        matches!(&refused, ConfigNotTaken::Refused(reason) if reason.contains("100ms")),
         "{refused:?}"
     );
     rig.script.open("take");
