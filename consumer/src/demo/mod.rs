@@ -219,6 +219,7 @@ fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
     format!(
         "Flights that left New York in 2013 flow through a Kafka inside this process: {} records/s, paced, since it keeps\n\
          only 5 MiB a partition. {end}\n  \
+           plugins    {}\n  \
            specs      {}\n  \
            log        {}\n  \
            admin      {admin}\n\
@@ -226,8 +227,10 @@ fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
          Try next, in another terminal:\n  \
            sluicegate handlers off late --admin {admin}     switch a handler off while records flow\n  \
            edit {}     another threshold, applied at once\n  \
-           open {admin}/api/v1/handlers or {admin}/metrics\n\n",
+           open {admin}/api/v1/handlers or {admin}/metrics\n  \
+           a handler of your own, in five minutes: the README says how\n\n",
         options.rate,
+        scene.plugins().display(),
         specs.display(),
         scene.log().display(),
         specs.join("late.yaml").display(),

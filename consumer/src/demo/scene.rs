@@ -154,7 +154,7 @@ impl Scene {
                 scene.left_out.push(part.name);
                 continue;
             }
-            let target = scene.folder.path().join("plugins").join(library);
+            let target = scene.plugins().join(library);
             make_folder_of(&target)?;
             fs::copy(&source, &target).map_err(unwritable(&target))?;
             let spec = format!("name: {}\n{}", part.name, part.spec);
@@ -182,6 +182,11 @@ impl Scene {
     /// The folder of specs.
     pub(super) fn specs(&self) -> PathBuf {
         self.folder.path().join("handlers.d")
+    }
+
+    /// The folder of plugins.
+    pub(super) fn plugins(&self) -> PathBuf {
+        self.folder.path().join("plugins")
     }
 
     /// The service's log.
