@@ -8,6 +8,7 @@
 
 mod toggling;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use e2e::client::{Client, Outgoing};
@@ -15,6 +16,7 @@ use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
 use e2e::service::{Service, run_binary};
 use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, long, unique};
 use sluicegate_config::bridge::{Bridge, BridgeConfig};
@@ -72,7 +74,7 @@ fn move_gate(name: &str, handlers: &str, written: &dyn Store, read: &dyn Store, 
     let mut sorted = reckoning.latencies_ms;
     sorted.sort_unstable();
     let at = |share: usize| sorted[(sorted.len() * share / 100).min(sorted.len() - 1)];
-    let (p50, p90, p99, max) = (at(50), at(90), at(99), at(100));
+    let (p50, p99, max) = (at(50), at(99), at(100));
     println!(
         "{name}: {} toggles over {} records: p50 {p50} ms, p99 {p99} ms, max {max} ms from the write's \
          acknowledgement until the last partition had switched; the other handler waited {} ms at most",
@@ -80,88 +82,104 @@ fn move_gate(name: &str, handlers: &str, written: &dyn Store, read: &dyn Store, 
         reckoning.sent,
         reckoning.longest_gap.as_millis()
     );
-    // Of a few moves the 99th hundredth is the slowest, which tells of the machine.
-    let bounded = if long() { p99 } else { p90 };
-    assert!(bounded < p99_ms, "{bounded} ms");
+    assert!(p99 < p99_ms, "p99 {p99} ms");
     assert!(reckoning.longest_gap < Duration::from_secs(3));
+}
+
+/// A service on etcd with one handler `one` of a topic with one partition; its spec is written by hand.
+struct Stage {
+    client: Client,
+    store: Arc<dyn Store>,
+    source: String,
+    workdir: Workdir,
+    _etcd: Etcd,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let etcd = own_etcd();
+        let store = EtcdSettings::new(&etcd.endpoints()).open();
+        let kafka = Kafka::shared();
+        let client = Client::new(kafka.bootstrap());
+        let source = unique("source");
+        client.create_topic(&source, 1);
+        let handlers = format!("etcd: {{ endpoints: [\"{}\"] }}", etcd.endpoint());
+        let workdir = control::workdir(kafka.bootstrap(), &unique("group"), &handlers);
+        workdir.plugins(&["misbehave"]);
+        Self {
+            client,
+            store: store.unwrap_or_else(|error| panic!("{error}")),
+            source,
+            workdir,
+            _etcd: etcd,
+        }
+    }
+
+    fn write_spec(&self, config: &str) {
+        let source = &self.source;
+        let spec = format!(
+            "name: one\nplugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {config}\n"
+        );
+        put(&*self.store, &ControlKey::Spec("one".into()), &spec);
+    }
+
+    fn produce(&self) {
+        self.client.produce(&self.source, [Outgoing::new("k", "v")]);
+    }
+}
+
+/// Whether the service says this of its handler.
+fn says(service: &Service, field: &str, expected: &str) -> Result<(), String> {
+    let handler = service.api("handlers/one")?;
+    match handler[field].as_str() {
+        Some(value) if value == expected => Ok(()),
+        other => Err(format!("{field}: {other:?}")),
+    }
 }
 
 #[test]
 fn a_gate_written_before_its_spec_ships_the_handler_dark() {
-    let etcd = own_etcd();
-    let store = EtcdSettings::new(&etcd.endpoints())
-        .open()
-        .unwrap_or_else(|error| panic!("{error}"));
-    let kafka = Kafka::shared();
-    let client = Client::new(kafka.bootstrap());
-    let (source, group) = (unique("dark"), unique("group"));
-    client.create_topic(&source, 1);
-    let handlers = format!("etcd: {{ endpoints: [\"{}\"] }}", etcd.endpoint());
-    let workdir = control::workdir(kafka.bootstrap(), &group, &handlers);
-    workdir.plugins(&["misbehave"]);
-    put(&*store, &ControlKey::Enabled("dark".into()), "false");
-    let service = Service::ready(&workdir, &[]);
-    let spec = format!(
-        "name: dark\nplugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ rules: [] }}\n"
-    );
-    put(&*store, &ControlKey::Spec("dark".into()), &spec);
-    let gate = || -> Result<(), String> {
-        let handler = service.api("handlers/dark")?;
-        match handler["gate"].as_str() {
-            Some("shut") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    };
-    wait_for("the handler behind its gate", SOON, gate);
-    client.produce(&source, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("dark", "skipped", 1, SOON);
+    let stage = Stage::new();
+    put(&*stage.store, &ControlKey::Enabled("one".into()), "false");
+    let service = Service::ready(&stage.workdir, &[]);
+    stage.write_spec("{ rules: [] }");
+    wait_for("the handler behind its gate", SOON, || {
+        says(&service, "gate", "shut")
+    });
+    stage.produce();
+    service.wait_outcomes("one", "skipped", 1, SOON);
 }
 
 #[test]
 fn a_gate_of_an_ill_handler_opens_when_it_is_well_again() {
-    let etcd = own_etcd();
-    let store = EtcdSettings::new(&etcd.endpoints())
-        .open()
-        .unwrap_or_else(|error| panic!("{error}"));
-    let kafka = Kafka::shared();
-    let client = Client::new(kafka.bootstrap());
-    let (source, group) = (unique("ill"), unique("group"));
-    client.create_topic(&source, 1);
-    let handlers = format!("etcd: {{ endpoints: [\"{}\"] }}", etcd.endpoint());
-    let workdir = control::workdir(kafka.bootstrap(), &group, &handlers);
-    workdir.plugins(&["misbehave"]);
-    let illness = workdir.path().join("illness");
-    let spec = format!(
-        "name: ill\nplugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n\
-         config: {{ ill_while: {} }}\n",
-        illness.display()
-    );
-    put(&*store, &ControlKey::Spec("ill".into()), &spec);
-    let service = Service::ready(&workdir, &[]);
-    let switch = |arguments: &[&str]| {
-        let switched = run_binary(workdir.path(), &[&["handlers"], arguments].concat());
+    let stage = Stage::new();
+    let illness = stage.workdir.path().join("illness");
+    stage.write_spec(&format!("{{ ill_while: {} }}", illness.display()));
+    let service = Service::ready(&stage.workdir, &[]);
+    let switch = |to: &str| {
+        let switched = run_binary(stage.workdir.path(), &["handlers", to, "one", "--wait"]);
         let told = String::from_utf8_lossy(&switched.stderr).into_owned();
         (switched.status.success(), told)
     };
-    let shut = switch(&["off", "ill", "--wait"]);
-    assert!(shut.0, "{}", shut.1);
+    let (shut, told) = switch("off");
+    assert!(shut, "{told}");
     std::fs::write(&illness, "").expect("a file");
-    let says = |field: &str, expected: &str| -> Result<(), String> {
-        let handler = service.api("handlers/ill")?;
-        match handler[field].as_str() {
-            Some(value) if value == expected => Ok(()),
-            other => Err(format!("{field}: {other:?}")),
-        }
-    };
-    wait_for("the illness to show", SOON, || says("state", "UNHEALTHY"));
-    let (opened, told) = switch(&["on", "ill", "--wait"]);
+    wait_for("the illness to show", SOON, || {
+        says(&service, "state", "UNHEALTHY")
+    });
+    let (opened, told) = switch("on");
     assert!(!opened && told.contains("ill on purpose"), "{told}");
-    client.produce(&source, [Outgoing::new("k", "before")]);
-    service.wait_outcomes("ill", "skipped", 1, SOON);
-    assert_eq!(says("gate", "held"), Ok(()));
+    stage.produce();
+    service.wait_outcomes("one", "skipped", 1, SOON);
+    assert_eq!(says(&service, "gate", "held"), Ok(()));
+    let (status, why) = service.get("/readyz").expect("an answer");
+    assert!(
+        status == 503 && why.contains("ill on purpose"),
+        "{status} {why}"
+    );
     std::fs::remove_file(&illness).expect("it was there");
-    wait_for("the gate to open", SOON, || says("gate", "open"));
-    client.produce(&source, [Outgoing::new("k", "after")]);
-    service.wait_outcomes("ill", "ack", 1, SOON);
-    assert_eq!(service.outcomes("ill", "skipped"), Ok(1));
+    wait_for("the gate to open", SOON, || says(&service, "gate", "open"));
+    stage.produce();
+    service.wait_outcomes("one", "ack", 1, SOON);
+    assert_eq!(service.outcomes("one", "skipped"), Ok(1));
 }
