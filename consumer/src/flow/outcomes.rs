@@ -7,7 +7,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
-use super::tasks::{Stage, Task};
+use super::tasks::{Ending, Stage, Task};
 use crate::assignment::AssignmentState;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 use crate::emit::{EmitGroup, Outgoing};
@@ -129,6 +129,7 @@ impl Flow {
             lane,
             reason,
             class: REASON_EXHAUSTED,
+            ending: Ending::Ack,
         };
         self.tasks.set(ix, key, task);
     }
@@ -151,21 +152,22 @@ impl Flow {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
+        if emits_pending && let Some(ending) = ending_of(outcome.code) {
+            handler.exclusive = true;
+            self.hold(ix, lane);
+            let task = Task {
+                attempt,
+                stage: Stage::Emitting,
+                since_ms: self.now_ms,
+                lane,
+                reason: detail,
+                class: REASON_TERMINAL,
+                ending,
+            };
+            self.tasks.set(ix, key, task);
+            return;
+        }
         match outcome.code {
-            outcome_code::ACK if emits_pending => {
-                handler.exclusive = true;
-                self.hold(ix, lane);
-                let stage = Stage::Emitting;
-                let task = Task {
-                    attempt,
-                    stage,
-                    since_ms: self.now_ms,
-                    lane,
-                    reason: None,
-                    class: REASON_FAILED,
-                };
-                self.tasks.set(ix, key, task);
-            }
             outcome_code::ACK => {
                 handler.counts.ack += 1;
                 self.tasks.remove(ix, key);
@@ -177,7 +179,7 @@ impl Flow {
                 self.settle_share(key);
             }
             outcome_code::DEAD_LETTER => {
-                let reason = detail.unwrap_or_else(|| "terminal error".into());
+                let reason = detail.unwrap_or_else(terminal_error);
                 self.hold(ix, lane);
                 self.give_up(ix, key, lane, attempt, REASON_TERMINAL, reason);
             }
@@ -240,6 +242,7 @@ impl Flow {
             lane,
             reason: Some(reason),
             class: REASON_EXHAUSTED,
+            ending: Ending::Ack,
         };
         self.tasks.set(ix, key, task);
     }
@@ -266,6 +269,7 @@ impl Flow {
             lane,
             reason: Some(reason.clone()),
             class,
+            ending: Ending::DeadLetter,
         };
         self.tasks.set(ix, key, task);
         let Some(entry) = self.slab.get(key) else {
@@ -310,10 +314,21 @@ impl Flow {
             return;
         };
         let done = match (task.stage, error) {
-            (Stage::Emitting, None) => {
-                self.count(ix, |counts| counts.ack += 1);
-                true
-            }
+            (Stage::Emitting, None) => match task.ending {
+                Ending::Ack => {
+                    self.count(ix, |counts| counts.ack += 1);
+                    true
+                }
+                Ending::Drop => {
+                    self.count(ix, |counts| counts.drop += 1);
+                    true
+                }
+                Ending::DeadLetter => {
+                    let reason = task.reason.clone().unwrap_or_else(terminal_error);
+                    self.give_up(ix, key, task.lane, task.attempt, REASON_TERMINAL, reason);
+                    false
+                }
+            },
             (Stage::Emitting, Some(error)) => {
                 self.unhold(ix, task.lane);
                 let reason = format!("an emitted record was not acknowledged: {error}").into();
@@ -588,6 +603,20 @@ impl Flow {
             self.drop_retired();
         }
     }
+}
+
+/// What follows once the emits of an attempt are acknowledged; `None` where they do not count.
+fn ending_of(code: u16) -> Option<Ending> {
+    match code {
+        outcome_code::ACK => Some(Ending::Ack),
+        outcome_code::DROP => Some(Ending::Drop),
+        outcome_code::DEAD_LETTER => Some(Ending::DeadLetter),
+        _ => None,
+    }
+}
+
+fn terminal_error() -> Arc<str> {
+    "terminal error".into()
 }
 
 fn detail_of(batch: &Batch, outcome: RawOutcome) -> Option<Arc<str>> {

@@ -32,6 +32,18 @@ pub(super) enum Stage {
     },
 }
 
+/// What the handler said of the attempt whose emits are awaited: it takes effect once they are acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The record succeeded.
+    #[default]
+    Ack,
+    /// The record is dropped.
+    Drop,
+    /// The record goes to the dead-letter topic.
+    DeadLetter,
+}
+
 /// A record of a handler that is not on the quick way.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
@@ -47,6 +59,8 @@ pub(super) struct Task {
     pub(super) reason: Option<Arc<str>>,
     /// The class that goes into the dead letter.
     pub(super) class: &'static str,
+    /// What follows once its emits are acknowledged.
+    pub(super) ending: Ending,
 }
 
 /// Without a random seed: the order in which tasks are walked through must be the same in every run.

@@ -1,9 +1,10 @@
-//! Hands what a call emitted to the producer, for the acknowledged records only: a failed attempt emits nothing.
+//! Hands what a call emitted to the producer, for the records whose outcome stands: an ack, a drop or a dead letter. An
+//! attempt that is followed by another emits nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluicegate_runtime::outcome_code;
+use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use crate::dispatch::{Batch, Inbox};
 use crate::emit::{EmitCounts, EmitError, EmitGroup, Emitter, Outgoing};
@@ -31,7 +32,7 @@ pub(super) fn send(
     let emits = std::mem::take(&mut batch.output.emits);
     for emit in &emits {
         let at = emit.record as usize;
-        if batch.outcomes.get(at).map(|outcome| outcome.code) != Some(outcome_code::ACK) {
+        if !batch.outcomes.get(at).is_some_and(stands) {
             continue;
         }
         if groups.is_empty() {
@@ -59,6 +60,14 @@ pub(super) fn send(
     batch.output.emits = emits;
     batch.output.emits.clear();
     groups.into_iter().flatten().collect()
+}
+
+/// Whether no other attempt follows this outcome by itself, so that what the attempt emitted counts.
+fn stands(outcome: &RawOutcome) -> bool {
+    matches!(
+        outcome.code,
+        outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+    )
 }
 
 /// Patience with a full producer: spent once, it comes back only when a record gets through.

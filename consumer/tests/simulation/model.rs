@@ -42,6 +42,8 @@ pub struct Share {
     pub failures: u32,
     /// It was given up: only a dead letter may follow.
     pub given_up: bool,
+    /// Its handler dead-lettered it, and what it emitted before is not acknowledged: only then the letter may follow.
+    pub owes_letter: bool,
     /// Some attempt was made.
     pub begun: bool,
     pub order: Order,
@@ -169,6 +171,7 @@ impl Model {
                     stage: Stage::Queued,
                     failures: 0,
                     given_up: false,
+                    owes_letter: false,
                     begun: false,
                     order: handler.order,
                 };

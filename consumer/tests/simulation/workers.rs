@@ -107,7 +107,11 @@ impl World {
     }
 
     fn end_with(&mut self, at: usize, index: usize, code: u16) {
-        let emits = code == outcome_code::ACK && self.random.chance(self.trouble.emit);
+        let stands = matches!(
+            code,
+            outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+        );
+        let emits = stands && self.random.chance(self.trouble.emit);
         let emitted = self.random.between(1, 3) as u32;
         let explained = code != outcome_code::ACK && self.random.chance(70);
         let run = &mut self.running[at];
@@ -315,7 +319,10 @@ impl World {
             (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
                 self.model.settle(epoch, offset, handler);
             }
-            (outcome_code::ACK, Some(share)) => share.stage = Stage::Producing,
+            (code, Some(share)) if pending => {
+                share.stage = Stage::Producing;
+                share.owes_letter = code == outcome_code::DEAD_LETTER;
+            }
             (outcome_code::NOT_RUN, Some(share)) => {
                 share.stage = if share.failures > 0 {
                     Stage::Failed
@@ -355,13 +362,20 @@ impl World {
             offset,
             handler,
         } = *share;
-        if !failed {
+        let owes_letter = self
+            .model
+            .share(epoch, offset, handler)
+            .is_some_and(|share| std::mem::take(&mut share.owes_letter));
+        if !failed && !owes_letter {
             self.model.settle(epoch, offset, handler);
             return;
         }
         let most = self.max_attempts(handler);
         if let Some(share) = self.model.share(epoch, offset, handler) {
             share.stage = Stage::Failed;
+            if !failed {
+                share.given_up = true;
+            }
             if !share.given_up {
                 share.failures += 1;
                 share.given_up = share.failures >= most;

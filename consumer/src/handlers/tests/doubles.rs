@@ -29,8 +29,8 @@ pub(crate) enum Deed {
     Hang(&'static str),
     /// Emits to the topic, then acknowledges.
     Emit(&'static str),
-    /// Emits to the topic, then asks for a retry.
-    EmitAndRetry(&'static str),
+    /// Emits to the topic, then ends with this outcome code.
+    EmitThen(&'static str, u16),
 }
 
 /// What all instances do, and what they did.
@@ -232,9 +232,9 @@ impl Instance {
             Some(Deed::Retry) => outcome.code = outcome_code::RETRY,
             Some(Deed::Hang(gate)) => self.monitor.script.pass(gate),
             Some(Deed::Emit(topic)) => outcome.flags = emit(topic),
-            Some(Deed::EmitAndRetry(topic)) => {
+            Some(Deed::EmitThen(topic, code)) => {
                 outcome.flags = emit(topic);
-                outcome.code = outcome_code::RETRY;
+                outcome.code = code;
             }
             Some(Deed::Panic) => {
                 output.details.push("scripted panic".to_owned());

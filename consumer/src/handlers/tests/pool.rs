@@ -207,17 +207,18 @@ fn an_instance_that_is_not_built_sends_its_batch_back_untouched() {
 }
 
 #[test]
-fn only_acknowledged_records_emit_and_wait_for_the_producer() {
+fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
     let rig = Rig::new(&[
-        (1, Deed::Emit("out")),
-        (2, Deed::EmitAndRetry("never")),
-        (3, Deed::Emit("out")),
+        (1, Deed::Emit("acked")),
+        (2, Deed::EmitThen("never", outcome_code::RETRY)),
+        (3, Deed::EmitThen("dropped", outcome_code::DROP)),
+        (4, Deed::EmitThen("lettered", outcome_code::DEAD_LETTER)),
     ]);
     rig.producer.full_for.store(3, Ordering::SeqCst);
     let (pool, mut home) = (rig.pool(1), Home::new());
-    assert!(pool.submit(batch(0, &[0, 1, 2, 3]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(0, &[0, 1, 2, 3, 4]), &home.inbox).is_ok());
     let mut order = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..4 {
         order.push(home.next("message", |message| match message {
             PumpMessage::Finished(batch) => Ok(format!("finished {:?}", batch.emits_pending)),
             PumpMessage::Produced { entry, error, .. } => {
@@ -229,12 +230,14 @@ fn only_acknowledged_records_emit_and_wait_for_the_producer() {
     assert_eq!(
         order,
         [
-            "finished [false, true, false, true]",
+            "finished [false, true, false, true, true]",
             "produced 1 None",
-            "produced 3 None"
+            "produced 3 None",
+            "produced 4 None"
         ]
     );
-    assert_eq!(*relock(&rig.producer.topics), ["out", "out"]);
+    let topics = relock(&rig.producer.topics);
+    assert_eq!(*topics, ["acked", "dropped", "lettered"]);
 }
 
 #[test]
