@@ -35,6 +35,8 @@ pub struct Assignment {
     pub at: TopicPartition,
     /// Fencing number: larger than that of every earlier assignment in this process.
     pub epoch: u32,
+    /// No record of it may start any more, and no outcome of one that runs counts (G5): it is given back, or about to be.
+    pub fenced: bool,
     /// Where it stands.
     pub state: AssignmentState,
     /// Its offsets.

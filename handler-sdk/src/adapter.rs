@@ -102,7 +102,7 @@ pub(crate) struct Batches<H>(pub(crate) H);
 
 impl<H: BatchHandler> Instance for Batches<H> {
     fn handle(&mut self, call: &Call<'_>) -> CallEnd {
-        if call.is_empty() {
+        if call.is_empty() || call.cancelled() {
             return CallEnd::Usable;
         }
         let batch = Batch::new(call);

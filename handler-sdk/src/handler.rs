@@ -29,8 +29,10 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no 
 ///    effects outside Kafka should be idempotent or fenced with `Context::token`.
 /// 6. A panic costs one instance: the record gets another attempt or its dead letter, the instance is dropped, a new
 ///    one is built. State kept in the instance is gone then.
-/// 7. A call that overruns its timeout is cancelled (`Context::cancelled`); if it does not return, its thread is
-///    abandoned with the instance on it, which is then neither called nor dropped.
+/// 7. A call is cancelled (`Context::cancelled`) when it overruns its timeout, and when a partition of its records is
+///    lost or has used up its time to drain: no further record of the call begins then, and those that are still this
+///    service's come again in another call. If a call that overruns does not return, its thread is abandoned with the
+///    instance on it, which is then neither called nor dropped.
 /// 8. `health` comes between calls; `drain` comes after the last record; dropping the instance comes last. A panic in
 ///    any of them is contained.
 #[diagnostic::on_unimplemented(

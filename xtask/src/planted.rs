@@ -39,6 +39,10 @@ const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
 const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
 const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
 const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
+const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"];
+const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
+/// What the SDK promises to authors.
+const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
@@ -77,6 +81,26 @@ const BUGS: &[Bug] = &[
         name: "ack-after-revoke",
         what: "a revoked partition stays open for outcomes and commits",
         suite: SIMULATION,
+    },
+    Bug {
+        name: "recall-forgotten",
+        what: "batches of a revoked partition stay queued behind a slow call",
+        suite: RECALL,
+    },
+    Bug {
+        name: "fence-not-raised",
+        what: "calls that run go on with the records of a revoked partition",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "fence-not-looked-at",
+        what: "a handler is called for the next record although the call is cancelled",
+        suite: SDK_RULES,
+    },
+    Bug {
+        name: "late-acks-believed",
+        what: "a call that returns after it was given up is believed, its emits lost",
+        suite: OVERRUN,
     },
     Bug {
         name: "epoch-without-assignment",

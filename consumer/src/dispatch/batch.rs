@@ -1,6 +1,6 @@
 //! The unit of work between the pump and a worker: many records of one handler, reused when it comes back.
 
-use sluicegate_runtime::{CallOutput, RawOutcome, RawRecord};
+use sluicegate_runtime::{CallOutput, CancelFlag, RawOutcome, RawRecord};
 
 /// Index of a handler in the pump's table; it belongs to the handler's name and survives its generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ pub struct Batch {
     pub worker: Option<u32>,
     /// The records, in the order in which they are handled.
     pub records: Vec<RawRecord>,
+    /// Set by the pump when a partition of these records is no longer ours: no further one of them may start (G5).
+    pub cancel: CancelFlag,
     /// The slab places of the records, one for one.
     pub keys: Vec<EntryKey>,
     /// What came of them, one for one.
@@ -61,6 +63,7 @@ impl Batch {
             },
             worker: None,
             records: Vec::new(),
+            cancel: CancelFlag::default(),
             keys: Vec::new(),
             outcomes: Vec::new(),
             output: CallOutput::default(),
@@ -70,10 +73,21 @@ impl Batch {
         }
     }
 
+    /// Says that none of its records was run.
+    pub fn not_run(&mut self) {
+        self.output.clear();
+        self.emits_pending.clear();
+        self.outcomes.clear();
+        self.outcomes
+            .resize(self.records.len(), RawOutcome::default());
+        self.elapsed_us = 0;
+    }
+
     /// Empties it, keeping the memory.
     pub fn clear(&mut self) {
         self.worker = None;
         self.records.clear();
+        self.cancel.renew();
         self.keys.clear();
         self.outcomes.clear();
         self.output.clear();

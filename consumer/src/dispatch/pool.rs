@@ -37,6 +37,10 @@ pub trait WorkerPool: Send + Sync {
     /// pool then sends [`super::PumpMessage::PoolFree`] to `home` once it can take one again.
     fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
 
+    /// Sends the batches that are to be cancelled (`Batch::cancel`) and that no worker has begun back to where they came
+    /// from, untouched. Those that run come back by themselves, as soon as the record that they are at is over.
+    fn recall(&self) {}
+
     /// Says which partitions' records may come from `home` from now on, in place of what it said before. Instances hear
     /// of each new one before its first record, and of each one that is gone. Does not wait for them.
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {

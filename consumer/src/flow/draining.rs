@@ -56,10 +56,10 @@ impl Flow {
                 .any(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
     }
 
-    /// Fences partitions: late outcomes of theirs are discarded from now on, nothing is committed for them.
+    /// Gives partitions up: nothing of theirs starts, late outcomes are discarded, nothing is committed for them (G5).
     pub fn release(&mut self, slots: &[Slot]) {
+        self.fence(slots);
         for &slot in slots {
-            self.drop_overflow(slot);
             let assignment = &mut self.assignments[slot.0 as usize];
             assignment.state = AssignmentState::Released;
             if self.current.get(&assignment.at) == Some(&slot) {
@@ -69,14 +69,63 @@ impl Flow {
         }
         self.commit_in_flight
             .retain(|(slot, _)| !slots.contains(slot));
+        self.drop_retired();
+    }
+
+    /// Fences the partitions whose time to drain is over, before their last commit is sent: from then on nothing of them
+    /// starts or counts.
+    pub(super) fn end_overdue_drains(&mut self) {
+        let overdue: Vec<Slot> = self
+            .current
+            .values()
+            .copied()
+            .filter(|slot| {
+                let assignment = &self.assignments[slot.0 as usize];
+                let AssignmentState::Draining { deadline_ms } = assignment.state else {
+                    return false;
+                };
+                !assignment.fenced && self.now_ms >= deadline_ms
+            })
+            .collect();
+        if !overdue.is_empty() {
+            self.fence(&overdue);
+        }
+    }
+
+    /// Takes partitions' records out of everything: what no worker has begun does not start, calls that have some of them
+    /// stop after the record that they are at.
+    fn fence(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.drop_overflow(slot);
+            self.assignments[slot.0 as usize].fenced = true;
+        }
+        let assignments = &self.assignments;
+        let fenced = |entry: &Entry| assignments[entry.slot.0 as usize].fenced;
+        let mut pools: Vec<HandlerIx> = Vec::new();
+        for flight in self.flights.submitted() {
+            let hit = |key: &EntryKey| self.slab.get(*key).is_some_and(fenced);
+            if !flight.recalled && flight.keys.iter().any(hit) {
+                flight.recall();
+                pools.extend(flight.handler);
+            }
+        }
         let left: Vec<EntryKey> = self
             .slab
             .iter()
-            .filter(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
+            .filter(|(_, entry)| entry.unsettled > 0 && fenced(entry))
             .map(|(key, _)| key)
             .collect();
         self.abandon(&left);
-        self.drop_retired();
+        pools.sort_unstable();
+        pools.dedup();
+        for ix in pools {
+            // A pool of an earlier generation sent back what it had queued when it was left.
+            if let Some(handler) = &self.handlers[ix.0 as usize]
+                && let Some(pool) = &handler.settings.pool
+            {
+                pool.recall();
+            }
+        }
     }
 
     /// Records that some handler has begun: settled by one, parked, with the producer, or with a worker.

@@ -1,5 +1,7 @@
 //! Batches under way: open (being filled), ready (waiting for a worker), or submitted.
 
+use sluicegate_runtime::CancelFlag;
+
 use crate::dispatch::lanes::NO_FLIGHT;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 
@@ -17,12 +19,24 @@ pub struct Flight {
     pub handler: Option<HandlerIx>,
     /// When it was submitted, on the flow's clock.
     pub submitted_ms: u64,
+    /// Stops it, while it is with a worker.
+    cancel: Option<CancelFlag>,
+    /// It was stopped for the sake of some of its records: the others are no worse for that.
+    pub recalled: bool,
 }
 
 impl Flight {
     /// Whether a worker has it.
     pub fn is_submitted(&self) -> bool {
         self.handler.is_some() && self.batch.is_none()
+    }
+
+    /// No further record of it starts, wherever it is.
+    pub fn recall(&mut self) {
+        if let Some(cancel) = &self.cancel {
+            cancel.set();
+            self.recalled = true;
+        }
     }
 }
 
@@ -88,6 +102,7 @@ impl Flights {
         let flight = self.get(key)?;
         let batch = flight.batch.take()?;
         flight.keys.clone_from(&batch.keys);
+        flight.cancel = Some(batch.cancel.clone());
         flight.submitted_ms = now_ms;
         Some(batch)
     }
@@ -99,6 +114,8 @@ impl Flights {
         };
         flight.serial = flight.serial.wrapping_add(1);
         flight.handler = None;
+        flight.cancel = None;
+        flight.recalled = false;
         flight.keys.clear();
         let contended = std::mem::take(&mut flight.contended);
         let batch = flight.batch.take();
@@ -115,6 +132,11 @@ impl Flights {
             batch.clear();
             self.batches.push(batch);
         }
+    }
+
+    /// Every flight that a worker has.
+    pub fn submitted(&mut self) -> impl Iterator<Item = &mut Flight> {
+        self.table.iter_mut().filter(|flight| flight.is_submitted())
     }
 
     /// Every flight under way.

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::dispatch::lanes::Lanes;
-use crate::dispatch::{EntryKey, FlightKey, WorkerPool};
+use crate::dispatch::{EntryKey, FlightKey, OwnedPartition, WorkerPool};
 use crate::settlement::RetryPolicy;
+use crate::source::Slot;
 
 /// Which records of a handler may not overtake each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,8 @@ pub struct HandlerFlow {
     pub counts: OutcomeCounts,
     /// The last thing that went wrong.
     pub last_error: Option<Arc<str>>,
+    /// The partitions that its pool was told of last.
+    pub told: Vec<(Slot, OwnedPartition)>,
     cost_ns: u64,
 }
 
@@ -143,6 +146,7 @@ impl HandlerFlow {
             held: 0,
             counts: OutcomeCounts::default(),
             last_error: None,
+            told: Vec::new(),
             cost_ns: 0,
         };
         this.size_open();

@@ -116,6 +116,8 @@ pub struct Flow {
     fault: Option<Arc<str>>,
     /// Pools are to be told which partitions are ours before the next batch.
     ownership_changed: bool,
+    /// When to look again whether the last record of a partition is over that pools are still told of.
+    ownership_due_ms: Option<u64>,
     /// `None` while it is off.
     record_log: Option<RecordLog>,
 }
@@ -149,6 +151,7 @@ impl Flow {
             late_outcomes: 0,
             fault: None,
             ownership_changed: false,
+            ownership_due_ms: None,
             record_log: None,
         }
     }
@@ -156,6 +159,8 @@ impl Flow {
     /// Sets the clock and does what has come due.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
+        self.ownership_changed |= self.ownership_due_ms.is_some_and(|due_ms| now_ms >= due_ms);
+        self.end_overdue_drains();
         self.run_due();
     }
 
@@ -202,6 +207,7 @@ impl Flow {
         self.assignments.push(Assignment {
             at,
             epoch: self.next_epoch,
+            fenced: false,
             state: AssignmentState::Assigned,
             ledger: Ledger::new(start, finished),
             plan,

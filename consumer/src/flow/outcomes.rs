@@ -34,6 +34,10 @@ impl Flow {
             return;
         }
         let ix = batch.handler;
+        let recalled = self
+            .flights
+            .get(batch.flight)
+            .is_some_and(|flight| flight.recalled);
         let contended = self.flights.end(batch.flight);
         let count = batch.keys.len();
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
@@ -68,7 +72,9 @@ impl Flow {
                 // Others may have waited for it since before this flight.
                 freed.push(lane);
             }
-            if outcome.code == outcome_code::NOT_RUN {
+            // Who is told to stop may ask for a retry of a record that is still ours: that costs it no attempt.
+            let stopped = recalled && outcome.code == outcome_code::RETRY;
+            if outcome.code == outcome_code::NOT_RUN || stopped {
                 back.push((lane, key, attempt));
                 continue;
             }

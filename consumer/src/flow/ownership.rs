@@ -1,33 +1,86 @@
 //! Tells pools which partitions are ours, so that handlers with state know when to load and when to let go.
 
+use std::collections::BTreeSet;
+
 use super::Flow;
-use crate::dispatch::OwnedPartition;
+use crate::dispatch::{HandlerIx, OwnedPartition};
+use crate::source::Slot;
+
+/// Between two looks at whether the last record of a partition is over that a handler's route no longer takes in.
+const LOOK_AGAIN_MS: u64 = 1_000;
 
 impl Flow {
     /// Tells every pool of the partitions whose records its handler may want. Those that are being given back stay until
-    /// their last record is finished.
+    /// their last record is finished, and so do those that a new route leaves out.
     pub(super) fn tell_ownership(&mut self) {
-        let mut owned: Vec<Vec<OwnedPartition>> = vec![Vec::new(); self.handlers.len()];
-        for (at, slot) in &self.current {
+        let mut owned: Vec<Vec<(Slot, OwnedPartition)>> = vec![Vec::new(); self.handlers.len()];
+        for (at, &slot) in &self.current {
             let assignment = &self.assignments[slot.0 as usize];
             for ix in self.router.candidates(assignment.plan) {
                 let Some(list) = owned.get_mut(ix.0 as usize) else {
                     continue;
                 };
-                let partition = OwnedPartition {
-                    topic: at.topic.clone(),
-                    partition: at.partition,
-                    epoch: assignment.epoch,
-                };
-                if list.last() != Some(&partition) {
-                    list.push(partition);
+                if list.last().is_none_or(|(last, _)| *last != slot) {
+                    let partition = OwnedPartition {
+                        topic: at.topic.clone(),
+                        partition: at.partition,
+                        epoch: assignment.epoch,
+                    };
+                    list.push((slot, partition));
                 }
             }
         }
-        for (handler, owned) in self.handlers.iter().zip(&owned) {
-            if let Some(pool) = handler.as_ref().and_then(|h| h.settings.pool.as_ref()) {
-                pool.own(&self.inbox, owned);
+        let mut lingering = false;
+        for (place, mut owned) in owned.into_iter().enumerate() {
+            let ix = HandlerIx(place as u32);
+            lingering |= self.add_lingering(ix, &mut owned);
+            let Some(handler) = self.handlers[place].as_mut() else {
+                continue;
+            };
+            let partitions: Vec<OwnedPartition> = owned.iter().map(|(_, at)| at.clone()).collect();
+            handler.told = owned;
+            if let Some(pool) = &handler.settings.pool {
+                pool.own(&self.inbox, &partitions);
             }
         }
+        self.ownership_due_ms = lingering.then_some(self.now_ms + LOOK_AGAIN_MS);
+    }
+
+    /// Adds what the handler was told of and has records of still, although its route leaves it out by now.
+    fn add_lingering(&self, ix: HandlerIx, owned: &mut Vec<(Slot, OwnedPartition)>) -> bool {
+        let Some(handler) = &self.handlers[ix.0 as usize] else {
+            return false;
+        };
+        let left_out = |(slot, _): &&(Slot, OwnedPartition)| {
+            !self.assignments[slot.0 as usize].fenced && !owned.iter().any(|(new, _)| new == slot)
+        };
+        let mut lingering: Vec<_> = handler.told.iter().filter(left_out).cloned().collect();
+        if lingering.is_empty() {
+            return false;
+        }
+        let held = self.slots_of(ix);
+        lingering.retain(|(slot, _)| held.contains(slot));
+        let some = !lingering.is_empty();
+        owned.append(&mut lingering);
+        owned.sort_by(|(_, one), (_, other)| one.cmp(other));
+        some
+    }
+
+    /// The partitions whose records a handler has: queued, with a worker, parked, or with the producer.
+    fn slots_of(&self, ix: HandlerIx) -> BTreeSet<Slot> {
+        let mut held = BTreeSet::new();
+        let Some(handler) = &self.handlers[ix.0 as usize] else {
+            return held;
+        };
+        let mut note = |key| held.extend(self.slab.get(key).map(|entry| entry.slot));
+        handler.backlog.iter().copied().for_each(&mut note);
+        handler.lanes.waiting().for_each(&mut note);
+        for flight in self.flights.iter().filter(|f| f.handler == Some(ix)) {
+            let keys = flight.batch.as_ref().map_or(&flight.keys, |b| &b.keys);
+            keys.iter().copied().for_each(&mut note);
+        }
+        let tasks = self.tasks.iter().filter(|(of, ..)| *of == ix);
+        tasks.map(|(_, key, _)| key).for_each(&mut note);
+        held
     }
 }

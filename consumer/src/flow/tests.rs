@@ -8,7 +8,9 @@ use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use super::handler::{HandlerSettings, OnFailure, Order};
 use super::{Flow, FlowSettings};
-use crate::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
+use crate::dispatch::{
+    Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
+};
 use crate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
@@ -20,6 +22,8 @@ struct ScriptedPool {
     #[allow(clippy::vec_box)]
     taken: Mutex<Vec<Box<Batch>>>,
     full: std::sync::atomic::AtomicBool,
+    /// Partitions and epochs that it was told of last.
+    owned: Mutex<Vec<(i32, u32)>>,
 }
 
 impl WorkerPool for ScriptedPool {
@@ -29,6 +33,13 @@ impl WorkerPool for ScriptedPool {
         }
         self.taken.lock().unwrap().push(batch);
         Ok(())
+    }
+
+    fn own(&self, _home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+        *self.owned.lock().unwrap() = partitions
+            .iter()
+            .map(|at| (at.partition, at.epoch))
+            .collect();
     }
 
     fn workers(&self) -> u32 {
@@ -411,4 +422,56 @@ fn a_dead_letter_follows_once_the_emits_of_its_attempt_are_acknowledged() {
     assert_eq!(bench.answer_producer(), vec!["t.dlt", "t.dlt"]);
     assert_eq!((bench.frontier(), bench.outcomes().dead_letter), (2, 2));
     assert_eq!(bench.flow.held_records(), 0);
+}
+
+#[test]
+fn a_pool_is_told_that_a_partition_is_gone_only_after_the_last_record_of_it() {
+    let mut bench = Bench::new(2);
+    let owned = |bench: &Bench| bench.pools[0].owned.lock().unwrap().clone();
+    bench.deliver(0..3, |_| None);
+    assert_eq!(owned(&bench), [(0, 1)]);
+    // The first handler is not wanted any more, but has records: a worker's, and a parked one.
+    let route = Route {
+        topics: vec![TopicPattern::Exact("t".into())],
+        when: Predicate::always(),
+    };
+    let index = RoutingIndex::compile(2, vec![(HandlerIx(1), route)]).unwrap();
+    let kept = handler(HandlerIx(1), bench.pools[1].clone());
+    bench.flow.apply(index, vec![(HandlerIx(1), kept)]);
+    bench.flow.dispatch();
+    assert_eq!(owned(&bench), [(0, 1)]);
+    bench.finish(0, |offset| {
+        if offset == 1 {
+            outcome_code::RETRY
+        } else {
+            ACK
+        }
+    });
+    bench.flow.tick(1_050);
+    bench.flow.dispatch();
+    assert_eq!(owned(&bench), [(0, 1)], "one is at its second attempt");
+    bench.finish(0, |_| ACK);
+    bench.flow.tick(3_000);
+    bench.flow.dispatch();
+    assert_eq!(Arc::strong_count(&bench.pools[0]), 1, "its pool was let go");
+}
+
+#[test]
+fn a_route_that_leaves_a_partition_out_lets_its_last_records_run_first() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..3, |_| None);
+    let owned = |bench: &Bench| bench.pools[0].owned.lock().unwrap().clone();
+    let route = Route {
+        topics: vec![TopicPattern::Exact("another".into())],
+        when: Predicate::always(),
+    };
+    let index = RoutingIndex::compile(2, vec![(HandlerIx(0), route)]).unwrap();
+    let settings = handler(HandlerIx(0), bench.pools[0].clone());
+    bench.flow.apply(index, vec![(HandlerIx(0), settings)]);
+    bench.flow.dispatch();
+    assert_eq!(owned(&bench), [(0, 1)], "three records of it are out");
+    bench.finish(0, |_| ACK);
+    bench.flow.tick(1_000);
+    bench.flow.dispatch();
+    assert_eq!(owned(&bench), []);
 }

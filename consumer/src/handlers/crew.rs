@@ -248,6 +248,16 @@ impl Crew {
         }
     }
 
+    /// Sends back what is cancelled and not begun; there is room then.
+    pub(super) fn recall(&self) {
+        let mut notices = Notices::default();
+        let mut state = self.lock();
+        state.send_back_cancelled(&mut notices);
+        state.tell_waiting(&mut notices);
+        drop(state);
+        notices.deliver();
+    }
+
     pub(super) fn reset(&self, tenant: &Arc<Tenant>) {
         let mut notices = Notices::default();
         let mut state = self.lock();

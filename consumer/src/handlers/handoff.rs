@@ -18,6 +18,16 @@ pub(super) struct Ticket {
     pub(super) incarnation: u64,
 }
 
+/// What became of the job that waited for an instance.
+pub(super) enum Created {
+    /// It is to be run.
+    Call(Job),
+    /// It went back where it came from; the instance stays for the next one.
+    Recalled,
+    /// It belongs to somebody else, as does the seat.
+    GivenUp,
+}
+
 /// What a call came to, as far as the crew must know.
 pub(super) struct CallReport<'a> {
     /// Why the instance cannot be used again, if so.
@@ -61,19 +71,19 @@ impl Crew {
         }
     }
 
-    /// The instance that a job waits for is built; gives the job, unless the thread was given up meanwhile.
-    pub(super) fn created(&self, ticket: Ticket, monitor: Arc<dyn CallMonitor>) -> Option<Job> {
+    /// The instance that a job waits for is built; gives the job, unless it was recalled or the thread given up.
+    pub(super) fn created(&self, ticket: Ticket, monitor: Arc<dyn CallMonitor>) -> Created {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {
-            return None;
+            return Created::GivenUp;
         }
-        match std::mem::replace(&mut seat.phase, Phase::Idle) {
+        match std::mem::replace(&mut seat.phase, Phase::Finishing) {
             Phase::Creating { job: Some(job), .. } => {
                 seat.phase = Phase::Calling(Call::of(&job, monitor));
-                Some(job)
+                Created::Call(job)
             }
-            _ => None,
+            _ => Created::Recalled,
         }
     }
 

@@ -110,7 +110,7 @@ impl Call {
         }
         match self.cancelled {
             None => {
-                self.monitor.cancel();
+                self.cancel.set();
                 self.cancelled = Some(now);
                 false
             }
@@ -121,18 +121,22 @@ impl Call {
         }
     }
 
-    /// The outcomes that the call had written, one for each record before the one that hangs.
-    fn completed(&self) -> Vec<RawOutcome> {
-        let mut outcomes = Vec::new();
-        let Some(at) = self.monitor.current() else {
-            return outcomes;
-        };
-        if !self.monitor.completed(at.serial, &mut outcomes) {
-            outcomes.clear();
+    /// Notes the outcomes that the call had written, one for each record before the one that hangs. `false` when it has
+    /// gone on or returned since it was looked at: then no record is to blame, and its worker has the outcomes.
+    fn note_completed(&mut self) -> bool {
+        self.completed.clear();
+        let at = self.monitor.current().map(|at| (at.serial, at.index));
+        if at != self.seen {
+            return false;
         }
-        // Where the two looks differ, the index decides; what has no outcome then was not run.
-        outcomes.resize(at.index as usize, RawOutcome::default());
-        outcomes
+        let Some((serial, index)) = at else {
+            // It never opened: nothing of it is done.
+            return true;
+        };
+        let still = self.monitor.completed(serial, &mut self.completed);
+        // Outcomes behind the record that hangs do not count.
+        self.completed.resize(index as usize, RawOutcome::default());
+        still
     }
 }
 
@@ -144,7 +148,7 @@ impl Crew {
         for seat in 0..state.seats.len() {
             let given_up = match &mut state.seats[seat].phase {
                 Phase::Idle | Phase::Finishing => false,
-                Phase::Calling(call) => call.is_overrun(now),
+                Phase::Calling(call) => call.is_overrun(now) && call.note_completed(),
                 Phase::Creating { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.create_timeout
                 }
@@ -206,11 +210,6 @@ impl Crew {
                 tenant.setup.stats.failed(&why);
                 tenant.set_ill(seat, None);
                 tenant.setup.stats.gave_back(call.records);
-                let message = PumpMessage::Overrun {
-                    flight: call.flight,
-                    completed: call.completed(),
-                };
-                notices.push(Arc::clone(&call.home), message);
                 let bound = HUNG_PER_WORKER * self.workers();
                 if let Some(standing) = state.tenants.get_mut(&tenant.id) {
                     standing.hung += 1;
@@ -221,6 +220,12 @@ impl Crew {
                         state.trip(tenant, &why, notices);
                     }
                 }
+                // Said under the lock: the call may return at any moment, and its thread, which learns of this from the
+                // lock, must not be heard first.
+                call.home.push(PumpMessage::Overrun {
+                    flight: call.flight,
+                    completed: call.completed,
+                });
             }
             Phase::Creating {
                 tenant, job, reply, ..

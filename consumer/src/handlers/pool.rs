@@ -349,6 +349,10 @@ impl WorkerPool for HandlerPool {
         self.crew.submit(&self.tenant, batch, home)
     }
 
+    fn recall(&self) {
+        self.crew.recall();
+    }
+
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         if self.tenant.set_owned(home, partitions) {
             self.crew.tell_news(&self.tenant);

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
-use sluicegate_runtime::{CallMonitor, RawOutcome};
+use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
 
 use super::pool::Tenant;
 use super::restart::{AfterDeath, Restarts};
@@ -83,6 +83,9 @@ pub(super) struct Call {
     pub(super) flight: FlightKey,
     pub(super) records: u64,
     pub(super) monitor: Arc<dyn CallMonitor>,
+    pub(super) cancel: CancelFlag,
+    /// The outcomes that it had written when it was found to hang.
+    pub(super) completed: Vec<RawOutcome>,
     pub(super) since: Instant,
     pub(super) seen: Option<(u64, u32)>,
     pub(super) cancelled: Option<Instant>,
@@ -96,6 +99,8 @@ impl Call {
             flight: job.batch.flight,
             records: job.batch.records.len() as u64,
             monitor,
+            cancel: job.batch.cancel.clone(),
+            completed: Vec::new(),
             since: Instant::now(),
             seen: None,
             cancelled: None,
@@ -177,10 +182,7 @@ impl Notices {
     pub(super) fn not_run(&mut self, mut job: Job) {
         let records = job.batch.records.len();
         job.tenant.setup.stats.gave_back(records as u64);
-        job.batch.output.clear();
-        job.batch.emits_pending.clear();
-        job.batch.outcomes.clear();
-        job.batch.outcomes.resize(records, RawOutcome::default());
+        job.batch.not_run();
         self.push(job.home, PumpMessage::Finished(job.batch));
     }
 
@@ -311,6 +313,22 @@ impl State {
         }
     }
 
+    /// The batches that are cancelled and that no instance has begun go back: queued ones, and those that wait for
+    /// their instance to be built.
+    pub(super) fn send_back_cancelled(&mut self, notices: &mut Notices) {
+        let own = self.seats.iter_mut().map(|seat| &mut seat.own);
+        for queue in own.chain([&mut self.queue]) {
+            send_back_where(queue, |job| job.batch.cancel.is_set(), notices);
+        }
+        for seat in &mut self.seats {
+            if let Phase::Creating { job, .. } = &mut seat.phase
+                && let Some(job) = job.take_if(|job| job.batch.cancel.is_set())
+            {
+                notices.not_run(job);
+            }
+        }
+    }
+
     /// An instance died (or was not built) at `seat`: its handler rests there, or is tripped.
     pub(super) fn instance_died(
         &mut self,
@@ -362,8 +380,16 @@ impl State {
 }
 
 fn send_back_from(queue: &mut VecDeque<Job>, tenant: u64, notices: &mut Notices) {
+    send_back_where(queue, |job| job.tenant.id == tenant, notices);
+}
+
+fn send_back_where(
+    queue: &mut VecDeque<Job>,
+    wanted: impl Fn(&Job) -> bool,
+    notices: &mut Notices,
+) {
     for job in std::mem::take(queue) {
-        match job.tenant.id == tenant {
+        match wanted(&job) {
             true => notices.not_run(job),
             false => queue.push_back(job),
         }

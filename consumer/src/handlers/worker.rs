@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sluicegate_runtime::{
-    CallMonitor, CallStatus, HandlerInstance, NotTaken, RawOutcome, outcome_code,
+    CallMonitor, CallRequest, CallStatus, HandlerInstance, NotTaken, RawOutcome, outcome_code,
 };
 
 use super::crew::Crew;
 use super::emits;
-use super::handoff::{CallReport, Ticket};
+use super::handoff::{CallReport, Created, Ticket};
 use super::pool::{Config, Tenant};
 use super::seats::{Job, Probe, Task};
 use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
@@ -96,8 +96,9 @@ impl Worker {
     fn create_and_call(&mut self, tenant: &Arc<Tenant>) -> bool {
         match self.build(tenant, &tenant.config()) {
             Ok(monitor) => match self.crew.created(self.ticket, monitor) {
-                Some(job) => self.call(job),
-                None => false,
+                Created::Call(job) => self.call(job),
+                Created::Recalled => true,
+                Created::GivenUp => false,
             },
             Err(why) => {
                 tracing::warn!(handler = %tenant.setup.name, error = %why, "instance not built");
@@ -179,8 +180,9 @@ impl Worker {
                 .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
         };
         if !self.crew.call_ended(self.ticket, &tenant, &report) {
-            // The pump has given these records to somebody else; it only waits to free their memory.
-            batch.output.clear();
+            // The pump has given these records to somebody else; it only waits to free their memory. Whatever the call
+            // came to in the end, its emits are thrown away, so nothing of it may count.
+            batch.not_run();
             home.push(PumpMessage::Finished(batch));
             self.crew.hung_call_returned(&tenant);
             return false;
@@ -212,24 +214,24 @@ impl Worker {
 
     /// Calls the instance; gives the reason when it cannot be used again.
     fn handle(&mut self, tenant: &Arc<Tenant>, batch: &mut Batch) -> Option<String> {
-        batch.outcomes.clear();
-        batch
-            .outcomes
-            .resize(batch.records.len(), RawOutcome::default());
-        batch.output.clear();
-        batch.emits_pending.clear();
+        batch.not_run();
+        if batch.cancel.is_set() {
+            return None;
+        }
         let Some(built) = self.built.get_mut(&tenant.id) else {
             return Some("its instance is gone".to_owned());
         };
         let timeout_ms = tenant.setup.timeout.as_millis() as u64;
         let start = Instant::now();
+        let call = CallRequest {
+            records: &batch.records,
+            timeout_ms,
+            cancel: &batch.cancel,
+        };
         let status = catch_unwind(AssertUnwindSafe(|| {
-            built.instance.handle(
-                &batch.records,
-                timeout_ms,
-                &mut batch.outcomes,
-                &mut batch.output,
-            )
+            built
+                .instance
+                .handle(&call, &mut batch.outcomes, &mut batch.output)
         }));
         let elapsed = start.elapsed();
         batch.elapsed_us = elapsed.as_micros() as u64;

@@ -72,6 +72,8 @@ pub struct Owned {
     pub finished: Vec<Range<i64>>,
     pub records: BTreeMap<i64, Held>,
     pub draining: bool,
+    /// Its time to drain is over: nothing of it may start, though it is not released yet.
+    pub fenced: bool,
     pub released: bool,
     /// Next offset that the client fetches.
     pub position: i64,
@@ -95,6 +97,8 @@ pub struct Model {
     pub settled_ever: BTreeSet<(usize, i64)>,
     /// Records that were started, over all attempts.
     pub starts: u64,
+    /// Records that workers had and did not begin, because their batch was cancelled.
+    pub recalled: u64,
     /// Which patterns name which topics, as the oracle says.
     pub topics_named: HashMap<(TopicPattern, Arc<str>), bool>,
     /// Whether events are printed.
@@ -128,6 +132,7 @@ impl Model {
                 finished: decode_finished(start, &metadata),
                 records: BTreeMap::new(),
                 draining: false,
+                fenced: false,
                 released: false,
                 position: start,
                 paused: false,
@@ -238,11 +243,12 @@ impl Model {
         let Some(owned) = self.owned.get(&epoch) else {
             return Err("a start in no assignment".into());
         };
-        if owned.released {
-            // It was handed over before the release; its outcome will be discarded.
-            return Ok(());
-        }
         let what = format!("{}/{offset} in h{handler}, attempt {attempt}", owned.at);
+        if owned.released || owned.fenced {
+            return Err(format!(
+                "{what}: started after its release or its drain's deadline (G5)"
+            ));
+        }
         self.tell(|| format!("start {what}, epoch {epoch}"));
         if self.settled_cleanly.contains(&(owned.log, offset, handler)) {
             return Err(format!("{what}: run again after a clean release (G3)"));
@@ -345,6 +351,13 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// The time to drain is over.
+    pub fn fence(&mut self, slots: &[Slot]) {
+        for owned in self.owned.values_mut() {
+            owned.fenced |= slots.contains(&owned.slot);
+        }
     }
 
     /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.

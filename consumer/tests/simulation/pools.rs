@@ -16,6 +16,7 @@ struct SimPoolState {
     busy: Vec<bool>,
     failed: bool,
     owes_notice: bool,
+    recalled: bool,
     taken: Vec<(usize, Box<Batch>)>,
 }
 
@@ -27,6 +28,7 @@ impl SimPool {
                 busy: vec![false; seats],
                 failed: false,
                 owes_notice: false,
+                recalled: false,
                 taken: Vec::new(),
             }),
             seats,
@@ -36,6 +38,11 @@ impl SimPool {
     /// The batches that were submitted since the last call, with their seats.
     pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
         std::mem::take(&mut self.lock().taken)
+    }
+
+    /// Whether batches were recalled since the last call.
+    pub fn recalled(&self) -> bool {
+        std::mem::take(&mut self.lock().recalled)
     }
 
     /// Frees a seat. `true`: the pump is owed a notice.
@@ -75,6 +82,10 @@ impl WorkerPool for SimPool {
                 Err(batch)
             }
         }
+    }
+
+    fn recall(&self) {
+        self.lock().recalled = true;
     }
 
     fn workers(&self) -> u32 {

@@ -43,6 +43,12 @@ impl World {
         } = self;
         let run = &mut running[at];
         let index = run.outcomes.len();
+        if run.batch.cancel.is_set() {
+            let records = run.batch.records.len();
+            model.recalled += (records - index) as u64;
+            run.outcomes.resize(records, RawOutcome::default());
+            return Ok(());
+        }
         let record = run.batch.records[index];
         if record.lane != 0 && run.blocked.contains(&record.lane) {
             run.outcomes.push(RawOutcome::default());
@@ -193,6 +199,23 @@ impl World {
         }
     }
 
+    /// A batch that was not begun goes back untouched.
+    pub fn send_back(&mut self, at: usize) {
+        let Running {
+            pool,
+            seat,
+            mut batch,
+            ..
+        } = self.running.swap_remove(at);
+        batch.not_run();
+        self.model.recalled += batch.records.len() as u64;
+        self.messages.push_back(Message {
+            message: PumpMessage::Finished(batch),
+            share: None,
+        });
+        self.free_seat(&pool, seat);
+    }
+
     fn bring_back(&mut self, at: usize) -> Check {
         let mut run = self.running.swap_remove(at);
         let groups = self.emit(&mut run);
@@ -294,7 +317,12 @@ impl World {
                         offset: record.offset,
                         handler: batch.handler.0,
                     };
-                    self.count(&share, batch.outcomes[i], pending);
+                    let mut outcome = batch.outcomes[i];
+                    if batch.cancel.is_set() && outcome.code == outcome_code::RETRY {
+                        // Asked for by who was told to stop: no failed attempt.
+                        outcome = RawOutcome::default();
+                    }
+                    self.count(&share, outcome, pending);
                 }
             }
             (PumpMessage::Overrun { flight, completed }, _) => {

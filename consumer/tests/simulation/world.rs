@@ -349,6 +349,11 @@ impl World {
     /// Time passes.
     pub fn pass(&mut self, ms: u64) {
         self.now_ms += ms;
+        for revoke in &self.revokes {
+            if self.now_ms >= revoke.deadline_ms {
+                self.model.fence(&revoke.slots);
+            }
+        }
         self.flow.tick(self.now_ms);
     }
 
@@ -359,6 +364,7 @@ impl World {
         }
         self.see_admissions()?;
         self.see_submissions()?;
+        self.see_recalls();
         self.see_dead_letters()
     }
 
@@ -413,6 +419,26 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What a pool has not begun of the batches that are cancelled goes back at once.
+    fn see_recalls(&mut self) {
+        let recalled: Vec<Arc<SimPool>> = self
+            .pools
+            .iter()
+            .filter(|(_, _, pool)| pool.recalled())
+            .map(|(_, _, pool)| pool.clone())
+            .collect();
+        for pool in recalled {
+            while let Some(at) = self.running.iter().position(|run| {
+                Arc::ptr_eq(&run.pool, &pool)
+                    && run.batch.cancel.is_set()
+                    && run.outcomes.is_empty()
+                    && !run.hung
+            }) {
+                self.send_back(at);
+            }
+        }
     }
 
     fn see_dead_letters(&mut self) -> Check {

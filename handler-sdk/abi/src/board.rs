@@ -3,6 +3,7 @@
 //! The service owns the memory; the plugin writes it through atomics, so that a call which hangs costs only the
 //! record it hangs on. Between calls the serial is 0.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use abi_stable::StableAbi;
@@ -47,13 +48,48 @@ impl OutcomeSlot {
     }
 }
 
+/// Says that the result of a call is no longer wanted: none of its records may be begun from then on.
+///
+/// It belongs to the records, not to the instance: set before the call has opened, it holds for the call all the same.
+#[derive(Clone, Debug, Default)]
+pub struct CancelFlag(Arc<AtomicU32>);
+
+impl CancelFlag {
+    /// Cancels, for everybody who has a clone.
+    pub fn set(&self) {
+        self.0.store(1, Ordering::Release);
+    }
+
+    /// Whether it is set.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+
+    /// Makes it usable for other records: whoever still has a clone keeps the flag of before.
+    pub fn renew(&mut self) {
+        match Arc::get_mut(&mut self.0) {
+            Some(flag) => *flag.get_mut() = 0,
+            None => *self = Self::default(),
+        }
+    }
+
+    /// Takes it back, for everybody who has a clone: only between calls, and when nobody sets it for an earlier one.
+    pub fn clear(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.0
+    }
+}
+
 /// The shared memory of one instance's calls.
 #[derive(Debug)]
 pub struct Board {
     slots: Box<[OutcomeSlot]>,
     count: AtomicU32,
     progress: AtomicU32,
-    cancelled: AtomicU32,
     serial: AtomicU64,
 }
 
@@ -65,7 +101,6 @@ impl Board {
             slots: (0..records).map(|_| OutcomeSlot::default()).collect(),
             count: AtomicU32::new(0),
             progress: AtomicU32::new(0),
-            cancelled: AtomicU32::new(0),
             serial: AtomicU64::new(0),
         }
     }
@@ -76,7 +111,7 @@ impl Board {
         self.slots.len()
     }
 
-    /// Opens call `serial` (not 0) of `records` records: everything is `NOT_RUN` and nothing cancelled.
+    /// Opens call `serial` (not 0) of `records` records: everything is `NOT_RUN`.
     ///
     /// # Panics
     /// When `records` is over [`Board::capacity`].
@@ -86,7 +121,6 @@ impl Board {
         }
         self.count.store(records as u32, Ordering::Relaxed);
         self.progress.store(0, Ordering::Relaxed);
-        self.cancelled.store(0, Ordering::Relaxed);
         self.serial.store(serial, Ordering::Release);
     }
 
@@ -124,20 +158,11 @@ impl Board {
         still
     }
 
-    /// Tells the running call that its result is no longer wanted.
-    pub fn cancel(&self) {
-        self.cancelled.store(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn slots(&self) -> &[OutcomeSlot] {
         &self.slots
     }
 
     pub(crate) fn progress(&self) -> &AtomicU32 {
         &self.progress
-    }
-
-    pub(crate) fn cancelled(&self) -> &AtomicU32 {
-        &self.cancelled
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use abi_stable::prefix_type::WithMetadata;
 
-use crate::board::Board;
+use crate::board::{Board, CancelFlag};
 use crate::module::{
     HandlerFunctions_Ref, HostFunctions, HostFunctions_Ref, PluginModule_Ref, RawBytes, RawCall,
     RawEmit, RawHandler, RawHost, RawSink, Reconfigure, emit_flag, status,
@@ -165,7 +165,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Handles `records` as call `serial`; outcomes and progress appear on `board`, which is opened and stays open.
+    /// Handles `records` as call `serial`, until `cancel` is set; outcomes and progress appear on `board`, which is
+    /// opened and stays open.
     ///
     /// # Safety
     /// What the records point to is readable and unchanged until this returns.
@@ -177,6 +178,7 @@ impl Instance {
         records: &[RawRecord],
         serial: u64,
         timeout_ms: u64,
+        cancel: &CancelFlag,
         board: &Board,
         output: &mut dyn CallSink,
     ) -> CallEnd {
@@ -186,7 +188,7 @@ impl Instance {
             records: records.as_ptr(),
             outcomes: board.slots().as_ptr(),
             progress: board.progress(),
-            cancelled: board.cancelled(),
+            cancelled: cancel.word(),
             output: (&raw mut output).cast(),
             serial,
             timeout_ms,
@@ -211,12 +213,13 @@ impl Instance {
         records: &[RecordParts],
         serial: u64,
         timeout_ms: u64,
+        cancel: &CancelFlag,
         board: &Board,
         output: &mut dyn CallSink,
     ) -> CallEnd {
         let raw: Vec<RawRecord> = records.iter().map(RecordParts::as_raw).collect();
         // SAFETY: `records` is borrowed, hence alive and unchanged, until this returns.
-        unsafe { self.handle(&raw, serial, timeout_ms, board, output) }
+        unsafe { self.handle(&raw, serial, timeout_ms, cancel, board, output) }
     }
 
     /// Whether it is well.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::board::Board;
+use crate::board::{Board, CancelFlag};
 use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, Facts};
 use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, Module, NotTaken};
 use crate::plugin::{Call, CallEnd, Emission, Host, Instance, Plugin, Refusal};
@@ -184,10 +184,10 @@ fn a_call_crosses_the_border_and_comes_back() {
         record(b"four"),
     ];
     let records: Vec<_> = parts.iter().map(RecordParts::as_raw).collect();
-    let board = Board::new(8);
+    let (board, cancel) = (Board::new(8), CancelFlag::default());
     let mut output = Collected::default();
     // SAFETY: `parts` lives on.
-    let end = unsafe { instance.handle(&records, 1, 0, &board, &mut output) };
+    let end = unsafe { instance.handle(&records, 1, 0, &cancel, &board, &mut output) };
     assert_eq!(end, HostCallEnd::Spent);
     assert_eq!(board.current(), Some((1, 2)));
     let mut seen = Vec::new();
@@ -205,7 +205,7 @@ fn a_call_crosses_the_border_and_comes_back() {
         (1, "out".into(), Some(b"k".to_vec()), Some(b"two".to_vec()))
     );
     // SAFETY: as above.
-    let again = unsafe { instance.handle(&records, 2, 0, &board, &mut output) };
+    let again = unsafe { instance.handle(&records, 2, 0, &cancel, &board, &mut output) };
     assert_eq!(
         again,
         HostCallEnd::Spent,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_abi::RawOutcome;
-use sluicegate_abi::board::Board;
+use sluicegate_abi::board::{Board, CancelFlag};
 use sluicegate_abi::host::{CallEnd, HostSink, Instance, Module, NotTaken};
 use sluicegate_abi::plugin::Refusal;
 use sluicegate_abi::view::RecordParts;
@@ -88,6 +88,7 @@ pub struct Kit {
     config: String,
     host: Arc<Heard>,
     board: Arc<Board>,
+    cancel: CancelFlag,
     instance: Instance,
     serial: u64,
     timeout_ms: u64,
@@ -147,6 +148,7 @@ impl Kit {
             config,
             host,
             board,
+            cancel: CancelFlag::default(),
             instance,
             serial: 0,
             timeout_ms: 0,
@@ -169,11 +171,13 @@ impl Kit {
             "a call of the kit takes up to 4,096 records"
         );
         self.serial += 1;
+        self.cancel.clear();
         let mut collected = Collected::default();
         let end = self.instance.handle_owned(
             &records,
             self.serial,
             self.timeout_ms,
+            &self.cancel,
             &self.board,
             &mut collected,
         );
@@ -197,6 +201,7 @@ impl Kit {
     pub fn canceller(&self) -> Canceller {
         Canceller {
             board: Arc::clone(&self.board),
+            cancel: self.cancel.clone(),
         }
     }
 
@@ -333,6 +338,7 @@ fn create(module: &Module, host: &Arc<Heard>, config: &str) -> Result<Instance, 
 #[derive(Clone, Debug)]
 pub struct Canceller {
     board: Arc<Board>,
+    cancel: CancelFlag,
 }
 
 impl Canceller {
@@ -341,7 +347,7 @@ impl Canceller {
         let end = Instant::now() + patience;
         while Instant::now() < end {
             if self.board.current().is_some() {
-                self.board.cancel();
+                self.cancel.set();
                 return true;
             }
             std::thread::yield_now();

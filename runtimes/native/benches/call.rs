@@ -6,7 +6,9 @@
 mod support;
 
 use sluicegate_abi::view::RecordParts;
-use sluicegate_runtime::{CallOutput, CallStatus, RawOutcome, RawRecord, outcome_code};
+use sluicegate_runtime::{
+    CallOutput, CallRequest, CallStatus, CancelFlag, RawOutcome, RawRecord, outcome_code,
+};
 use support::{built_with, load};
 
 /// Nanoseconds that this thread has run: what other load takes does not count.
@@ -37,13 +39,19 @@ fn main() {
     let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
     let mut outcomes = vec![RawOutcome::default(); raw.len()];
     let mut output = CallOutput::default();
+    let cancel = CancelFlag::default();
     for size in [1, 16, 256] {
         let mut best = f64::MAX;
         for _ in 0..5 {
             let calls = RECORDS / 5 / size.max(16);
             let began = on_cpu();
             for _ in 0..calls {
-                let status = noop.handle(&raw[..size], 5_000, &mut outcomes[..size], &mut output);
+                let call = CallRequest {
+                    records: &raw[..size],
+                    timeout_ms: 5_000,
+                    cancel: &cancel,
+                };
+                let status = noop.handle(&call, &mut outcomes[..size], &mut output);
                 assert_eq!(status, CallStatus::Usable);
             }
             best = best.min((on_cpu() - began) as f64 / (calls * size) as f64);

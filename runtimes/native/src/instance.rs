@@ -6,8 +6,8 @@ use sluicegate_abi::board::Board;
 use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance};
 use sluicegate_abi::plugin::{Emission, Refusal};
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallStatus, Emit, HandlerInstance, HostServices,
-    LogLevel, MetricKind, NotTaken, RawOutcome, RawRecord, outcome_code, outcome_flag,
+    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, Emit, HandlerInstance,
+    HostServices, LogLevel, MetricKind, NotTaken, RawOutcome, outcome_code, outcome_flag,
 };
 
 /// Calls up to this size need no new memory.
@@ -67,11 +67,15 @@ impl NativeInstance {
 impl HandlerInstance for NativeInstance {
     fn handle(
         &mut self,
-        records: &[RawRecord],
-        timeout_ms: u64,
+        call: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
         output: &mut CallOutput,
     ) -> CallStatus {
+        let CallRequest {
+            records,
+            timeout_ms,
+            cancel,
+        } = *call;
         debug_assert_eq!(records.len(), outcomes.len(), "one outcome a record");
         self.reserve(records.len());
         let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
@@ -84,8 +88,16 @@ impl HandlerInstance for NativeInstance {
         };
         // SAFETY: whoever builds a `RawRecord` keeps the memory behind it alive and unchanged until the call that
         // received it returns: that is the promise of the type, and of the seam that hands it in here.
-        let end =
-            unsafe { instance.handle(records, self.serial, timeout_ms, &self.board, &mut sink) };
+        let end = unsafe {
+            instance.handle(
+                records,
+                self.serial,
+                timeout_ms,
+                cancel,
+                &self.board,
+                &mut sink,
+            )
+        };
         self.board.close(outcomes);
         discard_emits_of_failures(outcomes, output);
         match end {
@@ -195,10 +207,6 @@ impl CallMonitor for NativeMonitor {
 
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
         self.lock().read(serial, out)
-    }
-
-    fn cancel(&self) {
-        self.lock().cancel();
     }
 }
 

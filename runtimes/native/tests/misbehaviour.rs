@@ -8,12 +8,10 @@ mod support;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use sluicegate_abi::view::RecordParts;
 use sluicegate_runtime::{
-    CallOutput, CallProgress, CallStatus, CreateError, RawOutcome, RawRecord, outcome_code,
-    outcome_flag,
+    CallProgress, CallStatus, CancelFlag, CreateError, outcome_code, outcome_flag,
 };
-use support::{built, codes, handle, load, records};
+use support::{built, codes, handle, handle_until, load, records};
 
 fn rule(key: &str, deed: &str) -> String {
     format!(r#"{{"when":{{"key":true,"equals":"{key}"}},{deed}}}"#)
@@ -152,9 +150,7 @@ fn a_hang_is_seen_from_outside_and_costs_one_record() {
         let mut instance = plugin.create("misbehave", "w", &config, heard).unwrap();
         monitors.send(instance.monitor()).unwrap();
         let parts = records(&["a", "b", "c", "d"]);
-        let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
-        let mut outcomes = vec![RawOutcome::default(); 4];
-        instance.handle(&raw, 50, &mut outcomes, &mut CallOutput::default());
+        handle_until(instance.as_mut(), &parts, 50, &CancelFlag::default());
         unreachable!("a hang does not return");
     });
     let monitor = monitor.recv().unwrap();
@@ -183,7 +179,6 @@ fn a_hang_is_seen_from_outside_and_costs_one_record() {
         ]
     );
     assert!(!monitor.completed(2, &mut seen), "there is no such call");
-    monitor.cancel();
     // Another instance of the same generation is not touched.
     let mut other = loaded.create("misbehave", "{}");
     assert_eq!(
@@ -220,6 +215,23 @@ fn a_panic_in_a_batch_fails_what_has_no_outcome_yet() {
 }
 
 #[test]
+fn a_call_that_is_cancelled_before_it_begins_begins_no_record() {
+    let loaded = load(&built("misbehave"));
+    for handler in ["misbehave", "misbehave-batch", "misbehave-wait"] {
+        let mut instance = loaded.create(handler, "{}");
+        let mut cancel = CancelFlag::default();
+        cancel.set();
+        let parts = records(&["1", "2", "3"]);
+        let (status, outcomes, _) = handle_until(instance.as_mut(), &parts, 0, &cancel);
+        assert_eq!(status, CallStatus::Usable, "{handler}");
+        assert_eq!(codes(&outcomes), [outcome_code::NOT_RUN; 3], "{handler}");
+        cancel.renew();
+        let (_, outcomes, _) = handle_until(instance.as_mut(), &parts, 0, &cancel);
+        assert_eq!(codes(&outcomes), [outcome_code::ACK; 3], "{handler}");
+    }
+}
+
+#[test]
 fn an_async_handler_overlaps_its_waits_and_keeps_to_the_timeout() {
     let loaded = load(&built("misbehave"));
     let mut instance = loaded.create("misbehave-wait", "{}");
@@ -236,9 +248,8 @@ fn an_async_handler_overlaps_its_waits_and_keeps_to_the_timeout() {
     );
 
     let parts = records(&["1", "60000", "no number"]);
-    let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
-    let (mut outcomes, mut output) = (vec![RawOutcome::default(); 3], CallOutput::default());
-    let status = instance.handle(&raw, 300, &mut outcomes, &mut output);
+    let within = CancelFlag::default();
+    let (status, outcomes, output) = handle_until(instance.as_mut(), &parts, 300, &within);
     assert_eq!(status, CallStatus::Usable);
     assert_eq!(
         codes(&outcomes),

@@ -15,6 +15,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+pub use sluicegate_abi::board::CancelFlag;
 pub use sluicegate_abi::{RawOutcome, RawRecord, outcome_code, outcome_flag, record_flag};
 
 /// A kind of plugin: knows how to read and load its artefacts.
@@ -102,16 +103,15 @@ pub trait LoadedPlugin: Send + Sync {
 
 /// One running handler object; lives on one worker thread (it is deliberately not `Send`).
 pub trait HandlerInstance {
-    /// Calls the handler for `records`, in order, and writes `outcomes[i]` for `records[i]`.
+    /// Calls the handler for the call's records, in order, and writes `outcomes[i]` for `records[i]`.
     ///
-    /// `outcomes` has the length of `records` and comes filled with `NOT_RUN`. Emitted records and the texts behind
+    /// `outcomes` has the length of the records and comes filled with `NOT_RUN`. Emitted records and the texts behind
     /// `RawOutcome::detail` are appended to `output`; what a record emitted before it ended in a retry, a panic or an
-    /// unknown code is left out, and its `EMITTED` flag taken back. The handler learns `timeout_ms` as the deadline of
-    /// the whole call; 0 is no limit.
+    /// unknown code is left out, and its `EMITTED` flag taken back. Once [`CallRequest::cancel`] is set, which may be
+    /// before the call, no further record is begun: what is left stays `NOT_RUN` (G5).
     fn handle(
         &mut self,
-        records: &[RawRecord],
-        timeout_ms: u64,
+        call: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
         output: &mut CallOutput,
     ) -> CallStatus;
@@ -141,6 +141,18 @@ pub trait HandlerInstance {
     fn drain(&mut self, deadline_ms: u64);
 }
 
+/// What an instance is called with.
+#[derive(Clone, Copy, Debug)]
+pub struct CallRequest<'a> {
+    /// The records, in order.
+    pub records: &'a [RawRecord],
+    /// The deadline of the whole call, as the handler learns it; 0 is no limit.
+    pub timeout_ms: u64,
+    /// Set, from any thread, once the result is no longer wanted: the call overran its timeout, or a partition of its
+    /// records is no longer ours. The handler sees it through its context.
+    pub cancel: &'a CancelFlag,
+}
+
 /// Whether the instance can be used again after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallStatus {
@@ -157,9 +169,6 @@ pub trait CallMonitor: Send + Sync {
 
     /// Copies the outcomes that call `serial` has written so far. `false`, and nothing copied, if that call is over.
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool;
-
-    /// Tells the handler (through its context) that its result is no longer wanted.
-    fn cancel(&self);
 }
 
 /// Where a running call is.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use sluicegate_runtime::{
-    CallMonitor, CallOutput, CallProgress, CallStatus, CreateError, Emit, HandlerInfo,
+    CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, Emit, HandlerInfo,
     HandlerInstance, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome, RawRecord,
     outcome_code, outcome_flag,
 };
@@ -44,11 +44,12 @@ pub(crate) struct Script {
     pub(crate) built: AtomicU32,
     pub(crate) dropped: AtomicU32,
     pub(crate) drained: AtomicU32,
-    pub(crate) cancelled: AtomicU32,
     /// Instances say that they are not well.
     pub(crate) ill: AtomicBool,
     /// Instance names, in the order of their calls, with the number of records.
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
+    /// Offsets of the records that were begun, in order.
+    pub(crate) begun: Mutex<Vec<i64>>,
     /// What instances were told, and their first records, in order.
     pub(crate) told: Mutex<Vec<String>>,
     /// The configs that instances were built with or have taken, in order.
@@ -195,10 +196,6 @@ impl CallMonitor for Monitor {
             _ => false,
         }
     }
-
-    fn cancel(&self) {
-        self.script.cancelled.fetch_add(1, Ordering::SeqCst);
-    }
 }
 
 impl Instance {
@@ -249,18 +246,22 @@ impl Instance {
 impl HandlerInstance for Instance {
     fn handle(
         &mut self,
-        records: &[RawRecord],
-        _timeout_ms: u64,
+        call: &CallRequest<'_>,
         outcomes: &mut [RawOutcome],
         output: &mut CallOutput,
     ) -> CallStatus {
         let script = &self.monitor.script;
+        let records = call.records;
         relock(&script.calls).push((self.name.clone(), records.len()));
         relock(&script.told).push(format!("called with {}", records[0].offset));
         self.monitor.serial.fetch_add(1, Ordering::SeqCst);
         *relock(&self.monitor.progress) = Some(Vec::new());
         let mut status = CallStatus::Usable;
         for (index, record) in records.iter().enumerate() {
+            if call.cancel.is_set() {
+                break;
+            }
+            relock(&script.begun).push(record.offset);
             outcomes[index] = self.one(index as u32, record, output);
             if outcomes[index].code == outcome_code::PANICKED {
                 status = CallStatus::Spent;

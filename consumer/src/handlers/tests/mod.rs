@@ -5,6 +5,7 @@ mod doubles;
 mod overrun;
 mod ownership;
 mod pool;
+mod recall;
 mod reconfigure;
 mod registry;
 mod sharing;

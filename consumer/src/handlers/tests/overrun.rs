@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use sluicegate_runtime::outcome_code;
 
 use super::pool::{Rig, codes};
-use super::{Deed, Home, batch, until};
-use crate::dispatch::{PoolState, PumpMessage, WorkerPool};
+use super::{Deed, Home, Script, batch, until};
+use crate::dispatch::{Inbox, PoolState, PumpMessage, WorkerPool};
+use crate::handlers::pool::relock;
 use crate::handlers::{Crew, HandlerPool, HandlerSetup, LiveConfig, Release};
+use crate::source::Wake;
 
 const ACK: u16 = outcome_code::ACK;
 
@@ -45,7 +47,6 @@ fn a_hang_is_cancelled_then_reported_with_what_was_finished_before_it() {
     assert!(pool.submit(batch(1, &[5]), &home.inbox).is_ok());
     assert_eq!(overrun(&mut home), (0, vec![ACK, outcome_code::DROP]));
     assert!(begun.elapsed() >= Duration::from_millis(100));
-    assert_eq!(rig.script.cancelled.load(Ordering::SeqCst), 1);
     let next = home.finished();
     assert_eq!(next.flight.index, 1, "a new worker took the next batch");
     assert_eq!(codes(&next), [ACK]);
@@ -55,9 +56,72 @@ fn a_hang_is_cancelled_then_reported_with_what_was_finished_before_it() {
     rig.script.open("never");
     let late = home.finished();
     assert_eq!((late.flight.index, late.records.len()), (0, 4));
+    assert!(late.cancel.is_set());
+    assert_eq!(
+        codes(&late),
+        [outcome_code::NOT_RUN; 4],
+        "late outcomes are none"
+    );
+    assert_eq!(*relock(&rig.script.begun), [1, 2, 3, 5], "4 never starts");
     until("the old thread let its instance go", || {
         rig.script.living() == 1
     });
+}
+
+/// Another pump's waker, which takes its time: meanwhile the call of gate `b` comes to its end.
+struct SlowWaker(Arc<Script>);
+
+impl Wake for SlowWaker {
+    fn wake(&self) {
+        self.0.open("b");
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while self.0.dropped.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_call_that_returns_while_it_is_given_up_counts_whole_or_not_at_all() {
+    let rig = Rig::new(&[
+        (1, Deed::Hang("a")),
+        (3, Deed::Hang("b")),
+        (2, Deed::Emit("out")),
+    ]);
+    let crew = rig.crew(2);
+    let (pool, mut home) = (crew.found(rig.setup("one")), Home::new());
+    let other = Arc::new(Inbox::new());
+    other.set_waker(Arc::new(SlowWaker(Arc::clone(&rig.script))));
+    for (worker, offsets, home) in [(0, &[1][..], &other), (1, &[2, 3], &home.inbox)] {
+        let mut batch = batch(worker, offsets);
+        batch.worker = Some(worker);
+        assert!(pool.submit(batch, home).is_ok());
+    }
+    until("both hang", || {
+        let begun = relock(&rig.script.begun);
+        begun.contains(&1) && begun.contains(&3)
+    });
+    let late = Instant::now() + Duration::from_secs(3_600);
+    crew.check(late);
+    crew.check(late + Duration::from_secs(3_600));
+    let (given_up, codes) = home.next("message", |message| match message {
+        PumpMessage::Overrun { completed, .. } => {
+            Ok((true, completed.iter().map(|o| o.code).collect()))
+        }
+        PumpMessage::Finished(batch) => Ok((false, codes(&batch))),
+        other => Err(other),
+    });
+    let emitted = || relock(&rig.producer.topics).len();
+    if given_up {
+        assert_eq!(codes, [ACK]);
+        let late = home.finished();
+        assert_eq!(super::pool::codes(&late), [outcome_code::NOT_RUN; 2]);
+        assert_eq!(emitted(), 0, "what nobody counts is not emitted");
+    } else {
+        // It was seen to have returned: then it counts whole.
+        assert_eq!((codes, emitted()), (vec![ACK; 2], 1));
+    }
+    rig.script.open("a");
 }
 
 #[test]

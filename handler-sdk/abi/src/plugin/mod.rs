@@ -220,7 +220,8 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.progress }.store(index as u32, Ordering::Release);
     }
 
-    /// Whether the result is no longer wanted.
+    /// Whether the result is no longer wanted: no further record may be begun.
+    #[inline]
     pub fn cancelled(&self) -> bool {
         // SAFETY: `cancelled` lives until `handle` returns.
         unsafe { &*self.raw.cancelled }.load(Ordering::Relaxed) != 0

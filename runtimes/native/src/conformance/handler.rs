@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sluicegate_abi::view::RecordParts;
 use sluicegate_runtime::{
-    CallOutput, CallStatus, CreateError, HandlerInfo, HandlerInstance, LoadedPlugin, NotTaken,
-    RawOutcome, RawRecord, outcome_code, outcome_flag,
+    CallOutput, CallRequest, CallStatus, CancelFlag, CreateError, HandlerInfo, HandlerInstance,
+    LoadedPlugin, NotTaken, RawOutcome, RawRecord, outcome_code, outcome_flag,
 };
 
 use super::{Check, CheckResult, Quiet, records};
@@ -28,12 +28,16 @@ struct Called {
 
 type Sentence = fn(&Subject) -> Result<(), String>;
 
-const WITH_INSTANCE: [(&str, Sentence); 8] = [
+const WITH_INSTANCE: [(&str, Sentence); 9] = [
     ("says whether it is well", Subject::health_answers),
     ("takes a call without records", Subject::empty_call),
     ("gives every odd record an outcome", Subject::odd_records),
     ("keeps a lane in order", Subject::lanes),
     ("answers calls one after the other", Subject::repeated_calls),
+    (
+        "begins no record of a call that is cancelled",
+        Subject::cancelled_call,
+    ),
     (
         "takes partitions and lets them go, drains and ends",
         Subject::life,
@@ -248,16 +252,42 @@ impl Subject {
         self.call(instance.as_mut(), &records::one_lane()).map(drop)
     }
 
+    fn cancelled_call(&self) -> Result<(), String> {
+        let mut instance = self.create()?;
+        let cancel = CancelFlag::default();
+        cancel.set();
+        let called = self.call_until(instance.as_mut(), &records::one_lane(), &cancel)?;
+        let begun = |outcome: &RawOutcome| outcome.code != outcome_code::NOT_RUN;
+        if called.outcomes.iter().any(begun) || !called.output.emits.is_empty() {
+            return Err("it handles records whose result nobody wants any more".into());
+        }
+        Ok(())
+    }
+
     /// Calls, and holds what comes back to what every call promises.
     fn call(
         &self,
         instance: &mut dyn HandlerInstance,
         parts: &[RecordParts],
     ) -> Result<Called, String> {
+        self.call_until(instance, parts, &CancelFlag::default())
+    }
+
+    fn call_until(
+        &self,
+        instance: &mut dyn HandlerInstance,
+        parts: &[RecordParts],
+        cancel: &CancelFlag,
+    ) -> Result<Called, String> {
         let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
         let mut outcomes = vec![RawOutcome::default(); raw.len()];
         let mut output = CallOutput::default();
-        let status = instance.handle(&raw, 30_000, &mut outcomes, &mut output);
+        let call = CallRequest {
+            records: &raw,
+            timeout_ms: 30_000,
+            cancel,
+        };
+        let status = instance.handle(&call, &mut outcomes, &mut output);
         let called = Called {
             status,
             outcomes,

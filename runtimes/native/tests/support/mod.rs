@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluicegate_abi::view::RecordParts;
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
-    CallOutput, CallStatus, HandlerInstance, HandlerRuntime, HostServices, LoadedPlugin, LogLevel,
-    MetricKind, RawOutcome, RawRecord,
+    CallOutput, CallRequest, CallStatus, CancelFlag, HandlerInstance, HandlerRuntime, HostServices,
+    LoadedPlugin, LogLevel, MetricKind, RawOutcome, RawRecord,
 };
 
 /// The library of a workspace package: in the folder that `SLUICEGATE_PLUGINS_DIR` names, else built once a test process.
@@ -142,10 +142,25 @@ pub fn handle(
     instance: &mut dyn HandlerInstance,
     parts: &[RecordParts],
 ) -> (CallStatus, Vec<RawOutcome>, CallOutput) {
+    handle_until(instance, parts, 0, &CancelFlag::default())
+}
+
+/// Handles `parts` within a time, until it is cancelled.
+pub fn handle_until(
+    instance: &mut dyn HandlerInstance,
+    parts: &[RecordParts],
+    timeout_ms: u64,
+    cancel: &CancelFlag,
+) -> (CallStatus, Vec<RawOutcome>, CallOutput) {
     let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
     let mut outcomes = vec![RawOutcome::default(); raw.len()];
     let mut output = CallOutput::default();
-    let status = instance.handle(&raw, 0, &mut outcomes, &mut output);
+    let call = CallRequest {
+        records: &raw,
+        timeout_ms,
+        cancel,
+    };
+    let status = instance.handle(&call, &mut outcomes, &mut output);
     (status, outcomes, output)
 }
 
