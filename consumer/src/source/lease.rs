@@ -15,6 +15,8 @@ pub struct Lease(Bytes);
 enum Bytes {
     Owned(Box<OwnedBytes>),
     Kafka(Message),
+    /// A client's record without headers, where the public call says so.
+    Bare(Message),
     /// A client's record whose headers went through the public call.
     Reencoded(Box<(Message, Box<[u8]>)>),
 }
@@ -41,13 +43,28 @@ impl Lease {
 
     /// A lease on a fetched record. `check_headers` compares both ways to its headers.
     pub(super) fn of(message: Message, check_headers: bool) -> Self {
-        if !message.headers_are_in_place(check_headers) {
-            let headers = message.public_header_block();
-            if !headers.is_empty() {
-                return Self(Bytes::Reencoded(Box::new((message, headers.into()))));
-            }
+        match message.headers_are_in_place(check_headers) {
+            true => Self(Bytes::Kafka(message)),
+            false => Self::of_public(message),
         }
-        Self(Bytes::Kafka(message))
+    }
+
+    /// A lease on a record whose headers must not be read in place, not even to see that there are none.
+    fn of_public(message: Message) -> Self {
+        let headers = message.public_header_block();
+        Self(match headers.is_empty() {
+            true => Bytes::Bare(message),
+            false => Bytes::Reencoded(Box::new((message, headers.into()))),
+        })
+    }
+
+    /// The same record with its headers from the public call.
+    #[cfg(test)]
+    pub(super) fn into_public(self) -> Self {
+        match self.0 {
+            Bytes::Kafka(message) => Self::of_public(message),
+            other => Self(other),
+        }
     }
 
     /// The client's record, if its headers are read in place.
@@ -63,7 +80,7 @@ impl Lease {
     pub fn key(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.key.as_deref(),
-            Bytes::Kafka(message) => message.key(),
+            Bytes::Kafka(message) | Bytes::Bare(message) => message.key(),
             Bytes::Reencoded(both) => both.0.key(),
         }
     }
@@ -72,7 +89,7 @@ impl Lease {
     pub fn value(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.value.as_deref(),
-            Bytes::Kafka(message) => message.value(),
+            Bytes::Kafka(message) | Bytes::Bare(message) => message.value(),
             Bytes::Reencoded(both) => both.0.value(),
         }
     }
@@ -82,13 +99,14 @@ impl Lease {
         match &self.0 {
             Bytes::Owned(bytes) => &bytes.headers,
             Bytes::Kafka(message) => message.header_block(),
+            Bytes::Bare(_) => &[],
             Bytes::Reencoded(both) => &both.1,
         }
     }
 
     /// Asks the processor to fetch the client's memory of the record, without waiting for it.
     pub fn prefetch(&self) {
-        if let Bytes::Kafka(message) = &self.0 {
+        if let Bytes::Kafka(message) | Bytes::Bare(message) = &self.0 {
             message.prefetch();
         }
     }

@@ -5,6 +5,8 @@
 //! of believing a jump; 3 drop repeats; 4 serve events until their queue is empty; 5 drop partition lists before the
 //! client.
 
+mod headers;
+
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
@@ -22,6 +24,8 @@ use rdkafka_sys as sys;
 use sluicegate_abi::header_block;
 
 use crate::emit::{EmitGroup, Outgoing};
+
+use headers::{PublicHeaders, agree};
 
 thread_local! {
     /// Records of the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -125,15 +129,16 @@ impl Message {
         &[]
     }
 
-    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; on the first
-    /// difference the public call is used for good.
+    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; where the two differ for
+    /// no reason that lies in the record, the public call is used for good.
     pub(super) fn headers_are_in_place(&self, check: bool) -> bool {
         if check && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
             #[cfg(raw_headers)]
             let fits = sluicegate_headers_shim_fits() != 0;
             #[cfg(not(raw_headers))]
             let fits = false;
-            if !(fits && self.header_block() == self.public_header_block()) {
+            // A library of another version is not read in place even once.
+            if !(fits && agree(self.header_block(), &self.public_headers())) {
                 tracing::warn!(
                     offset = self.offset(),
                     "record headers cannot be read in place with this librdkafka; reading them the slow way"
@@ -144,15 +149,24 @@ impl Message {
         !PUBLIC_HEADERS.load(Ordering::Relaxed)
     }
 
-    /// The header block, encoded from what librdkafka's public call gives.
+    /// The header block, encoded from what librdkafka's public call gives; empty for none.
     pub(super) fn public_header_block(&self) -> Vec<u8> {
+        match self.public_headers() {
+            PublicHeaders::Block(block) => block,
+            PublicHeaders::None | PublicHeaders::Malformed => Vec::new(),
+        }
+    }
+
+    /// What librdkafka's public call gives, encoded.
+    fn public_headers(&self) -> PublicHeaders {
         let mut out = Vec::new();
         let mut headers = std::ptr::null_mut();
         // SAFETY: the message is alive; the list belongs to it and is only read; names are C strings.
         unsafe {
-            let found = sys::rd_kafka_message_headers(self.0.as_ptr(), &mut headers);
-            if found != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return out;
+            match sys::rd_kafka_message_headers(self.0.as_ptr(), &mut headers) {
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NOENT => return PublicHeaders::None,
+                _ => return PublicHeaders::Malformed,
             }
             let pairs = (0..sys::rd_kafka_header_cnt(headers)).map(|index| {
                 let mut name = std::ptr::null();
@@ -164,7 +178,7 @@ impl Message {
             });
             header_block::write(&mut out, pairs);
         }
-        out
+        PublicHeaders::Block(out)
     }
 }
 

@@ -9,6 +9,7 @@ use sluicegate_abi::header_block::Headers;
 
 use super::super::mock::MockKafka;
 use super::super::testing::consume_all;
+use super::headers::MOST_PUBLIC_HEADERS;
 use super::*;
 
 type Given = (
@@ -94,4 +95,120 @@ fn both_ways_to_the_headers_agree_on_every_record() {
         assert_eq!(LIVE.get(), 0, "every record was given back");
         drop(source);
     }
+}
+
+/// A block that holds these headers.
+fn block_of(headers: &[(&[u8], Option<&[u8]>)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    header_block::write(&mut block, headers.iter().copied());
+    block
+}
+
+#[test]
+fn a_fault_of_one_record_says_nothing_against_reading_in_place() {
+    use PublicHeaders::{Block, Malformed, None as Nothing};
+    let good = block_of(&[(b"a", Some(b"1")), (b"b", None)]);
+    let zero = block_of(&[(b"a\0b", Some(b"1"))]);
+    let cut = block_of(&[(b"a", Some(b"1"))]);
+    let other = block_of(&[(b"a", Some(b"2"))]);
+    let many: Vec<(&[u8], Option<&[u8]>)> = vec![(b"", None); MOST_PUBLIC_HEADERS + 1];
+    let table: [(&str, &[u8], PublicHeaders, bool); 16] = [
+        ("the same", &good, Block(good.clone()), true),
+        ("none", &[], Nothing, true),
+        ("a count of none, written long", &[0x80, 0], Nothing, true),
+        ("a negative count", &[1], Nothing, true),
+        ("a zero byte in a name", &zero, Block(cut.clone()), true),
+        ("a block that ends early", &good[..3], Malformed, true),
+        (
+            "a block that goes on",
+            &[&good[..], b"x"].concat(),
+            Block(good.clone()),
+            true,
+        ),
+        (
+            "a length that is no number",
+            &[2, 0x80, 0x80],
+            Malformed,
+            true,
+        ),
+        (
+            "more than the public call takes",
+            &block_of(&many),
+            Malformed,
+            true,
+        ),
+        // What follows is not the record's fault: the place is wrong.
+        ("other values", &good, Block(other), false),
+        ("fewer headers", &cut, Block(good.clone()), false),
+        (
+            "a cut that nothing explains",
+            &good,
+            Block(cut.clone()),
+            false,
+        ),
+        ("something where nothing is", &good, Nothing, false),
+        (
+            "nothing where something is",
+            &[],
+            Block(good.clone()),
+            false,
+        ),
+        ("good where the public call fails", &good, Malformed, false),
+        ("bytes where nothing is", &[0; 11], Nothing, false),
+    ];
+    for (what, in_place, public, agreed) in table {
+        assert_eq!(agree(in_place, &public), agreed, "{what}");
+    }
+}
+
+#[test]
+fn a_name_with_a_zero_byte_costs_nobody_the_reading_in_place() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("t", 1).unwrap();
+    let name = "a\0b".to_owned();
+    let mut records: Vec<Given> = vec![(None, None, vec![(name, Some(b"1".to_vec()))])];
+    records.extend(given());
+    produce(&kafka.bootstrap_servers(), "none", &records);
+    let (source, got) = consume_all(&kafka.bootstrap_servers(), "t", records.len());
+    let first: Vec<_> = Headers::new(got[0].lease.headers()).collect();
+    assert_eq!(
+        first,
+        [(&b"a\0b"[..], Some(&b"1"[..]))],
+        "byte for byte (G7)"
+    );
+    for delivery in &got {
+        let in_place = delivery.lease.message();
+        assert!(
+            in_place.is_some(),
+            "offset {} is re-encoded",
+            delivery.offset
+        );
+    }
+    drop(got);
+    drop(source);
+}
+
+#[test]
+fn a_record_without_headers_is_never_read_through_a_shim_that_is_not_trusted() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("t", 1).unwrap();
+    let given = given();
+    produce(&kafka.bootstrap_servers(), "none", &given);
+    let (source, got) = consume_all(&kafka.bootstrap_servers(), "t", given.len());
+    for ((key, value, headers), delivery) in given.iter().zip(got) {
+        let lease = delivery.lease.into_public();
+        assert!(
+            lease.message().is_none(),
+            "nothing reads its headers in place"
+        );
+        assert_eq!(lease.key(), key.as_deref());
+        assert_eq!(lease.value(), value.as_deref());
+        let names: Vec<_> = Headers::new(lease.headers())
+            .map(|(name, _)| name)
+            .collect();
+        let wanted: Vec<_> = headers.iter().map(|(name, _)| name.as_bytes()).collect();
+        assert_eq!(names, wanted);
+        assert!(lease.pins_client_memory());
+    }
+    drop(source);
 }

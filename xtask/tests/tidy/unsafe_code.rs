@@ -43,13 +43,15 @@ fn unsafe_stands_only_at_the_borders() {
         }
         broken.push(format!("{}: lines {lines:?}", source.path));
     }
-    if in_the_source.len() > 1 {
+    // One module, with one file for each part of the C library that it speaks to.
+    in_the_source.retain(|path| !path.starts_with("consumer/src/source/raw"));
+    if !in_the_source.is_empty() {
         broken.push(format!(
-            "consumer/src/source may have one file with unsafe code, it has {in_the_source:?}"
+            "consumer/src/source has unsafe code outside its module `raw`: {in_the_source:?}"
         ));
     }
     assert_none(
-        "move unsafe code to handler-sdk/abi, runtimes/native or the one file of consumer/src/source:",
+        "move unsafe code to handler-sdk/abi, runtimes/native or the module `raw` of consumer/src/source:",
         &broken,
     );
 }
