@@ -37,6 +37,14 @@ const PREDICATES: &str = "
 `orders` is that topic. `orders.*` is a glob: `*` stands for any run of characters (dots too), `?` for one. `/^orders-[0-9]+$/` is
 a regex ([syntax](https://docs.rs/regex/latest/regex/#syntax)), which matches anywhere in the name unless it is anchored.
 
+Globs and regexes leave out internal topics (names that begin with `__`) and dead-letter topics of any handler; an exact name
+reaches both. New topics are found within `topic.metadata.refresh.interval.ms` (30 s unless set below `kafka.client`); the log says
+which topics patterns take in and leave out.
+
+A spec is refused when its dead letters, or what its plugin says that it emits, would come back to its own route, and specs when
+their dead letters would go round between them. A record that comes back all the same is written to one dead-letter topic 16 times
+at most; then it holds its lane until the handler has another `dead_letter.topic` or its gate is shut.
+
 ## Conditions
 
 `route.when` is a tree. A branch is `{ all: […] }`, `{ any: […] }` or `{ not: … }`. A leaf names what it looks at, and one test or more,

@@ -316,3 +316,42 @@ fn everything_that_a_service_config_reaches_is_validated_at_once() {
     let none = validate_everything(&file, &Environment::default(), &[]);
     assert!(none.is_empty(), "{none}");
 }
+
+#[test]
+fn dead_letters_that_cannot_be_written_or_come_back_are_refused() {
+    let long = "c".repeat(247);
+    let table = [
+        (
+            long.as_str(),
+            "{topic}.dlt",
+            Some("would have 251 characters"),
+        ),
+        (long.as_str(), "{topic}.d", None),
+        (
+            "a, a.dlt",
+            "{topic}.dlt",
+            Some("`a.dlt` is a topic of this handler's own route"),
+        ),
+        (
+            "\"orders-*\", orders-1.dlt",
+            "{topic}.dlt",
+            Some("`orders-1.dlt` is a topic"),
+        ),
+        ("\"orders-*\", clicks.dlt", "{topic}.dlt", None),
+        ("\"dead*\"", "dead", None),
+        ("\"dead*\", dead", "dead", Some("`dead` is a topic")),
+        ("/^__/, __x.dlt", "{topic}.dlt", None),
+    ];
+    for (topics, template, expected) in table {
+        let text = format!(
+            "name: a\nplugin: p\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: \"{template}\" }}\n"
+        );
+        let read = read_spec(&text, None, &Environment::default());
+        let problems = read.err().map(|problems| problems.to_string());
+        let problems = problems.unwrap_or_default();
+        match expected {
+            None => assert_eq!(problems, "", "{topics} {template}"),
+            Some(part) => assert!(problems.contains(part), "{topics} {template}: {problems}"),
+        }
+    }
+}

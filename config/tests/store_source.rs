@@ -244,6 +244,32 @@ fn handlers_of_a_pool_that_disagree_keep_their_bounds_and_their_gates() {
 }
 
 #[test]
+fn a_spec_that_would_let_dead_letters_go_round_leaves_the_earlier_one_in_effect() {
+    let text = |name: &str, topics: &str, dead: &str| {
+        format!(
+            "name: {name}\nplugin: p\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: {dead} }}\n"
+        )
+    };
+    let store = MemoryStore::new();
+    put(&store, &spec_key("x"), text("x", "a, y.dead", "x.dead"));
+    put(&store, &spec_key("y"), text("y", "b", "y.dead"));
+    let mut scene = Scene::new(store, settings(None));
+    let now = scene.put(&spec_key("y"), text("y", "x.dead", "y.dead"));
+    assert_eq!(now.rejections.len(), 1, "{:?}", now.rejections);
+    assert_eq!(now.rejections[0].origin, "y/spec");
+    let why = now.rejections[0].problems.to_string();
+    assert!(
+        why.contains("x.dead -> `y` -> y.dead -> `x` -> x.dead"),
+        "{why}"
+    );
+    assert_eq!(now.handlers["y"].route.topics[0].to_string(), "b");
+    assert_eq!(now.handlers["x"].route.topics.len(), 2, "the other runs on");
+    let now = scene.put(&spec_key("x"), text("x", "a", "x.dead"));
+    assert!(now.rejections.is_empty(), "{:?}", now.rejections);
+    assert_eq!(now.handlers["y"].route.topics[0].to_string(), "x.dead");
+}
+
+#[test]
 fn outages_and_repairs_are_told() {
     let mut scene = Scene::with_a();
     let handle = scene.store.handle();

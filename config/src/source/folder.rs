@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::dead_letters::circle_problem;
 use super::pools::{Declared, at_odds, problem};
 use crate::document::read_text;
 use crate::environment::Environment;
 use crate::problem::Problems;
 use crate::snapshot::{Rejection, RejectionEffect, Snapshot, Switches};
-use crate::spec::{HandlerSpec, LocatedSpec, read_located};
+use crate::spec::{HandlerSpec, LocatedSpec, circles, read_located};
 
 /// Most spec files that a folder may hold.
 const MAX_FILES: usize = 20_000;
@@ -224,7 +225,7 @@ impl Folder {
             .filter_map(|(file, reading)| Some((file.as_path(), reading.result.as_deref().ok()?)))
     }
 
-    /// What the files say against each other: names given twice, pools with different bounds.
+    /// What the files say against each other: names given twice, pools with different bounds, dead letters that go round.
     fn conflicts(&self) -> Problems {
         let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
         let all = || {
@@ -249,6 +250,12 @@ impl Folder {
         }
         for (_, at_odds) in at_odds(all()) {
             problems.push(at_odds);
+        }
+        for circle in circles(all().map(|declared| &declared.located.spec)) {
+            let first = circle.handlers().find_map(|name| names.get(name)?.first());
+            if let Some(declared) = first {
+                problems.push(circle_problem(&circle, declared.file, *declared));
+            }
         }
         problems
     }

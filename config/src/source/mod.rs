@@ -8,6 +8,7 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+mod dead_letters;
 mod file;
 mod folder;
 mod gate_edit;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::dead_letters::{circle_problem, closing};
 use super::key_reading::KeyReading;
 use super::pools::{Declared, at_odds};
 use crate::environment::Environment;
@@ -78,12 +79,13 @@ impl StoreMap {
     pub(super) fn settle(&mut self, tree: &Tree, locate: Locate<'_>) -> Arc<Snapshot> {
         self.read(tree, locate);
         let mut rejections = self.refused(locate);
-        let odd = self.odd_specs(locate);
+        let mut odd = self.odd_specs(locate);
+        self.refuse_circles(&mut odd, locate);
         let mut handlers = BTreeMap::new();
         for (name, keys) in &self.handlers {
             let before = self.last.handlers.get(name);
             let spec = match odd.get(name) {
-                // Its pool's other members keep their bounds; so does it.
+                // The others of its pool or circle are as they were; so is it.
                 Some(_) => before.map(|before| keys.gated(before)),
                 None => keys.combined.clone(),
             };
@@ -242,6 +244,30 @@ impl StoreMap {
             .into_iter()
             .map(|(one, problem)| (one.located.spec.name.clone(), problem))
             .collect()
+    }
+
+    /// Adds the specs that would let dead letters go round to `odd`, the specs that stay as they were.
+    fn refuse_circles(&self, odd: &mut BTreeMap<String, Problem>, locate: Locate<'_>) {
+        let before = &self.last.handlers;
+        let wanted = self.handlers.iter().filter_map(|(name, keys)| {
+            let spec = match odd.contains_key(name) {
+                true => before.get(name).cloned(),
+                false => keys.combined.clone(),
+            };
+            Some((name.clone(), spec?))
+        });
+        for (name, circle) in closing(wanted.collect(), before) {
+            let Some(located) = self.handlers.get(&name).and_then(HandlerKeys::located) else {
+                continue;
+            };
+            let file = PathBuf::from(locate(&ControlKey::Spec(name.clone())));
+            let declared = Declared {
+                file: &file,
+                located,
+            };
+            odd.entry(name)
+                .or_insert_with(|| circle_problem(&circle, &file, declared));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! A handler's spec: which plugin, which records, with what bounds; validated, so that whoever holds one need not check.
 
+mod circles;
+mod dead_letter;
 mod handler_config;
 mod predicate;
 mod predicate_read;
@@ -13,12 +15,14 @@ mod write;
 
 use std::time::Duration;
 
+pub use circles::{Circle, circles};
+pub use dead_letter::{DeadLetter, DeadLetterSource, dead_letter_source, dead_letter_topic};
 pub use handler_config::HandlerConfig;
 pub use predicate::{PartitionTest, Predicate, Test};
 pub(crate) use predicate_schema::definitions;
 pub use read::read_spec;
 pub(crate) use read::{LocatedSpec, Origin, read_config, read_from, read_located};
-pub use route::{Route, TopicPattern};
+pub use route::{Route, TopicPattern, is_internal_topic};
 pub(crate) use rules::check_name;
 pub(crate) use table::SPEC;
 pub use version::{VersionRequirement, VersionRequirementError};
@@ -99,27 +103,6 @@ pub struct Backoff {
     pub max_delay: Duration,
     /// Share of each wait that is random, 0 to 1.
     pub jitter: f64,
-}
-
-/// Where what was given up goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Topic name in which `{topic}` stands for the record's own topic.
-    pub topic: String,
-    /// Make the topic, with the source's partition count, when it is missing.
-    pub create: bool,
-}
-
-impl DeadLetter {
-    /// The dead-letter topic of records of `topic`.
-    pub fn topic_for(&self, topic: &str) -> String {
-        dead_letter_topic(&self.topic, topic)
-    }
-}
-
-/// The topic that the template of a [`DeadLetter`] names for records of `topic`.
-pub fn dead_letter_topic(template: &str, topic: &str) -> String {
-    template.replace("{topic}", topic)
 }
 
 /// What becomes of the records of a tripped handler.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
-use super::rules::parse_topic;
+use super::rules::{MAX_TOPIC, parse_topic};
 use super::table::SPEC;
 use super::{
-    Backoff, DeadLetter, HandlerConfig, HandlerSpec, InFlightLimit, Predicate, Restart, Retry,
-    Route, TopicPattern, predicate_read,
+    Backoff, DeadLetter, DeadLetterSource, HandlerConfig, HandlerSpec, InFlightLimit, Predicate,
+    Restart, Retry, Route, TopicPattern, dead_letter_source, predicate_read,
 };
 use crate::document::{Checker, Node, Place, Section, Value, parse, resolve, to_json};
 use crate::environment::Environment;
@@ -25,11 +25,13 @@ pub fn read_spec(
     read_located(text, file, environment).map(|located| located.spec)
 }
 
-/// A spec and where its name and its pool stand, for problems between specs.
+/// A spec and where its name, pool and dead-letter topic stand, for problems between specs.
 pub(crate) struct LocatedSpec {
     pub(crate) spec: HandlerSpec,
     pub(crate) name_place: Place,
     pub(crate) pool_place: Place,
+    /// Where the dead-letter topic stands, or the spec that leaves it out.
+    pub(crate) dead_letter_place: Place,
 }
 
 /// Where a text comes from, and what its references may see.
@@ -76,6 +78,11 @@ pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, P
             spec,
             name_place: section.place_of("name").clone(),
             pool_place: section.place_of("pool").clone(),
+            dead_letter_place: section
+                .object("dead_letter")
+                .unwrap_or(&section)
+                .place_of("topic")
+                .clone(),
         }),
         _ => Err(problems),
     }
@@ -116,6 +123,7 @@ fn build(section: &Section, origin: Origin<'_>, checker: &mut Checker<'_>) -> Op
     let dead_letter = section.object("dead_letter").and_then(read_dead_letter);
     if let (Some(route), Some(dead_letter)) = (&route, &dead_letter) {
         refuse_loop(section, route, dead_letter, checker);
+        refuse_long_name(section, route, dead_letter, checker);
     }
     let max_in_flight = section.object("max_in_flight")?;
     let restart = section.object("restart")?;
@@ -238,18 +246,51 @@ fn refuse_loop(
     dead_letter: &DeadLetter,
     checker: &mut Checker<'_>,
 ) {
-    let own = route.topics.iter().any(|pattern| match pattern {
-        TopicPattern::Exact(name) => route.topics.iter().any(|other| match other {
-            TopicPattern::Exact(other) => dead_letter.topic_for(other) == *name,
-            _ => dead_letter.topic == *name,
-        }),
-        _ => false,
+    let gives_up = |source| match source {
+        DeadLetterSource::Any => true,
+        DeadLetterSource::Topic(source) => {
+            route.topics.iter().any(|pattern| pattern.matches(source))
+        }
+    };
+    let own = route.topics.iter().find_map(|pattern| match pattern {
+        TopicPattern::Exact(name) => {
+            let source = dead_letter_source(&dead_letter.topic, name)?;
+            gives_up(source).then_some(name)
+        }
+        TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
     });
-    if own && let Some(object) = section.object("dead_letter") {
+    if let Some(own) = own {
         let message = format!(
-            "`{}` is a topic of this handler's own route: its dead letters would come back to it",
-            dead_letter.topic
+            "`{own}` is a topic of this handler's own route: its dead letters would come back to it"
         );
+        refuse_dead_letter(section, checker, message);
+    }
+}
+
+/// The dead-letter topic of a topic that is named exactly must be one that can be made.
+fn refuse_long_name(
+    section: &Section,
+    route: &Route,
+    dead_letter: &DeadLetter,
+    checker: &mut Checker<'_>,
+) {
+    let too_long = route.topics.iter().find_map(|pattern| match pattern {
+        TopicPattern::Exact(name) => {
+            let length = dead_letter.topic_for(name).len();
+            (length > MAX_TOPIC).then_some((name, length))
+        }
+        TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
+    });
+    if let Some((topic, length)) = too_long {
+        let message = format!(
+            "the dead-letter topic of `{topic}` would have {length} characters; a topic name has at most {MAX_TOPIC}, so choose a shorter template"
+        );
+        refuse_dead_letter(section, checker, message);
+    }
+}
+
+fn refuse_dead_letter(section: &Section, checker: &mut Checker<'_>, message: String) {
+    if let Some(object) = section.object("dead_letter") {
         let place = object.place_of("topic").clone();
         checker.report(&place, &object.path_of("topic"), message);
     }

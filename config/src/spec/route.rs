@@ -22,7 +22,25 @@ pub enum TopicPattern {
     Regex(String),
 }
 
+/// Whether a topic belongs to Kafka itself, or to a tool that stores its own state there. Their names begin with `__`; the
+/// client protocol tells nothing better.
+pub fn is_internal_topic(name: &str) -> bool {
+    name.starts_with("__")
+}
+
 impl TopicPattern {
+    /// Whether it names the topic: an exact name itself, a glob or regex every topic that it fits, except internal ones
+    /// ([`is_internal_topic`]). A regex that does not compile matches nothing; validated specs hold none.
+    pub fn matches(&self, topic: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == topic,
+            other => {
+                !is_internal_topic(topic)
+                    && regex::Regex::new(&other.to_regex()).is_ok_and(|regex| regex.is_match(topic))
+            }
+        }
+    }
+
     /// The pattern as a Rust regex for the whole of what it matches: anchored for exact names and globs.
     pub fn to_regex(&self) -> String {
         match self {

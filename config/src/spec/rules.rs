@@ -5,7 +5,7 @@ use super::route::TopicPattern;
 use crate::document::TextRule;
 
 /// Longest topic name that Kafka takes.
-const MAX_TOPIC: usize = 249;
+pub(super) const MAX_TOPIC: usize = 249;
 /// Names that are keys of the service itself in etcd and ZooKeeper.
 const RESERVED: [&str; 2] = ["logging", "metrics"];
 

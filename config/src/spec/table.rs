@@ -306,7 +306,7 @@ static DEAD_LETTER: Object = Object {
         },
         Field {
             name: "create",
-            doc: "Make the topic, with the source's partition count, when it is missing.",
+            doc: "Make the topic, with the source's partition count, when it is missing and the source is there.",
             kind: Kind::Flag,
             need: Need::Default("true"),
         },

@@ -1,0 +1,114 @@
+//! Specs whose dead letters go round between them: which ones are refused, and why.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::pools::{Declared, problem};
+use crate::problem::Problem;
+use crate::spec::{Circle, HandlerSpec, circles};
+
+/// What is wrong with a spec of a circle.
+pub(super) fn circle_problem(circle: &Circle, file: &Path, declared: Declared<'_>) -> Problem {
+    let message = format!(
+        "dead letters would go round without end: {circle}; give one of these handlers another `dead_letter.topic`, or take \
+         the topic out of a route"
+    );
+    problem(
+        file,
+        &declared.located.dead_letter_place,
+        "dead_letter.topic",
+        message,
+    )
+}
+
+/// The handlers that would close a circle and are to stay as they were, each with its circle: those whose spec is new or
+/// changed, or all of a circle that is there already. `wanted` are the specs that would be in effect, `before` those that
+/// are.
+pub(super) fn closing(
+    mut wanted: BTreeMap<String, Arc<HandlerSpec>>,
+    before: &BTreeMap<String, Arc<HandlerSpec>>,
+) -> BTreeMap<String, Circle> {
+    let mut refused: BTreeMap<String, Circle> = BTreeMap::new();
+    // What stays as it was can close another circle with a newcomer: looked at again until there is none.
+    loop {
+        let mut changed = false;
+        for circle in circles(wanted.values().map(Arc::as_ref)) {
+            let members: BTreeSet<&str> = circle.handlers().collect();
+            let is_new = |name: &str| {
+                !refused.contains_key(name)
+                    && before
+                        .get(name)
+                        .is_none_or(|old| !is_same_way(old, &wanted[name]))
+            };
+            let new: Vec<&str> = members
+                .iter()
+                .copied()
+                .filter(|name| is_new(name))
+                .collect();
+            let all: Vec<&str> = members.iter().copied().collect();
+            for name in if new.is_empty() { all } else { new } {
+                changed |= refused.insert(name.to_owned(), circle.clone()).is_none();
+            }
+        }
+        if !changed {
+            return refused;
+        }
+        for name in refused.keys() {
+            match before.get(name) {
+                Some(old) => wanted.insert(name.clone(), Arc::clone(old)),
+                None => wanted.remove(name),
+            };
+        }
+    }
+}
+
+/// Whether dead letters go the same way with both.
+fn is_same_way(one: &HandlerSpec, two: &HandlerSpec) -> bool {
+    one.route.topics == two.route.topics && one.dead_letter.topic == two.dead_letter.topic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::Environment;
+    use crate::spec::read_spec;
+
+    fn handlers(all: &[(&str, &str, &str)]) -> BTreeMap<String, Arc<HandlerSpec>> {
+        let read = |(name, topics, dead): &(&str, &str, &str)| {
+            let text = format!(
+                "name: {name}\nplugin: p\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: {dead} }}\n"
+            );
+            let spec = read_spec(&text, None, &Environment::default()).expect("a good spec");
+            ((*name).to_owned(), Arc::new(spec))
+        };
+        all.iter().map(read).collect()
+    }
+
+    #[test]
+    fn the_newcomer_of_a_circle_is_refused_and_all_where_all_are_new() {
+        let x = ("x", "a, y.dead", "x.dead");
+        let y = ("y", "x.dead", "y.dead");
+        let refused = |before: &[(&str, &str, &str)]| {
+            let refused = closing(handlers(&[x, y]), &handlers(before));
+            refused.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(refused(&[x]), ["y"]);
+        assert_eq!(refused(&[y]), ["x"]);
+        assert_eq!(refused(&[x, ("y", "b", "y.dead")]), ["y"]);
+        assert_eq!(refused(&[]), ["x", "y"]);
+    }
+
+    #[test]
+    fn a_spec_that_stays_as_it_was_closes_no_circle_with_a_newcomer() {
+        // `x` is refused for a circle with `y`; as it was, it would make one with the new `z`.
+        let before = handlers(&[("x", "a, z.dead", "x.old"), ("y", "x.new", "y.dead")]);
+        let wanted = handlers(&[
+            ("x", "a, y.dead", "x.new"),
+            ("y", "x.new", "y.dead"),
+            ("z", "x.old", "z.dead"),
+        ]);
+        let refused: Vec<String> = closing(wanted, &before).into_keys().collect();
+        assert_eq!(refused, ["x", "z"]);
+    }
+}

@@ -1,0 +1,84 @@
+//! A handler's dead-letter topic: its template, and which topics the template can name.
+
+/// The placeholder for the record's own topic.
+const TOPIC: &str = "{topic}";
+
+/// Where what was given up goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Topic name in which `{topic}` stands for the record's own topic.
+    pub topic: String,
+    /// Make the topic, with the source's partition count, when it is missing.
+    pub create: bool,
+}
+
+impl DeadLetter {
+    /// The dead-letter topic of records of `topic`.
+    pub fn topic_for(&self, topic: &str) -> String {
+        dead_letter_topic(&self.topic, topic)
+    }
+}
+
+/// The topic that the template of a [`DeadLetter`] names for records of `topic`.
+pub fn dead_letter_topic(template: &str, topic: &str) -> String {
+    template.replace(TOPIC, topic)
+}
+
+/// The topics whose dead letters go to one topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadLetterSource<'t> {
+    /// Every topic: the template has no placeholder.
+    Any,
+    /// This one.
+    Topic(&'t str),
+}
+
+/// The topics for which `template` names `topic`; `None` when there are none. The name is compared whole.
+pub fn dead_letter_source<'t>(template: &str, topic: &'t str) -> Option<DeadLetterSource<'t>> {
+    let Some((before, _)) = template.split_once(TOPIC) else {
+        return (template == topic).then_some(DeadLetterSource::Any);
+    };
+    let placeholders = template.matches(TOPIC).count();
+    let literal = template.len() - placeholders * TOPIC.len();
+    let rest = topic
+        .len()
+        .checked_sub(literal)
+        .filter(|rest| *rest > 0 && rest % placeholders == 0)?;
+    let source = topic.get(before.len()..before.len() + rest / placeholders)?;
+    (dead_letter_topic(template, source) == topic).then_some(DeadLetterSource::Topic(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_compared_whole() {
+        use DeadLetterSource::{Any, Topic};
+        let table = [
+            ("{topic}.dlt", "orders.dlt", Some(Topic("orders"))),
+            ("{topic}.dlt", "orders.dlt.dlt", Some(Topic("orders.dlt"))),
+            ("{topic}.dlt", ".dlt", None),
+            ("{topic}.dlt", "orders", None),
+            ("dead-{topic}", "dead-orders", Some(Topic("orders"))),
+            ("dead-{topic}", "dead-", None),
+            ("dead", "dead", Some(Any)),
+            ("dead", "dead-or-alive-or-dead", None),
+            ("dead", "deaddead", None),
+            ("a{topic}a", "aba", Some(Topic("b"))),
+            ("a{topic}a", "aa", None),
+            ("{topic}.{topic}", "x.x", Some(Topic("x"))),
+            ("{topic}.{topic}", "x.y", None),
+            ("{topic}.{topic}", "a.b.a.b", Some(Topic("a.b"))),
+            ("{topic}.{topic}.dlt", "é.é.dlt", Some(Topic("é"))),
+            ("x{topic}", "é", None),
+        ];
+        for (template, topic, sources) in table {
+            assert_eq!(
+                dead_letter_source(template, topic),
+                sources,
+                "{template} {topic}"
+            );
+        }
+    }
+}
