@@ -473,6 +473,10 @@ impl Pump {
         topics: Vec<String>,
     ) -> Result<(), SourceError> {
         self.flow.apply(index, handlers);
+        self.subscribe(topics)
+    }
+
+    fn subscribe(&mut self, topics: Vec<String>) -> Result<(), SourceError> {
         if topics != self.topics {
             self.source.subscribe(&topics)?;
             self.topics = topics;

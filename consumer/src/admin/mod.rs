@@ -22,6 +22,7 @@ pub use explain::{Explanation, HeldBy, RecordStatus, WaitsFor};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
     HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,
-    ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
+    ServiceFacts, ServiceProblem, ServiceReport, TopicReport, UserMetric, UserMetricKind,
+    VersionReport,
 };
 pub use view::{GateError, ServiceView};

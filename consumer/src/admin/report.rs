@@ -381,6 +381,22 @@ pub struct ServiceFacts {
     pub silent_pumps: Vec<u32>,
     /// Unsigned plugins are accepted.
     pub allow_unsigned: bool,
+    /// What keeps the service from doing all it should, as far as it is seen outside partitions and handlers.
+    #[serde(default)]
+    pub problems: Vec<ServiceProblem>,
+}
+
+/// Something that an operator should mend. It is listed while it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceProblem {
+    /// What is not as it should be.
+    pub what: String,
+    /// Since when, in milliseconds since the epoch.
+    pub since_ms: i64,
+    /// Why.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
 }
 
 /// Everything, at one moment.

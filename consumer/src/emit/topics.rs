@@ -1,35 +1,63 @@
-//! Topics that must be there before the first record is written to them: dead-letter topics (G7).
+//! Topics that the service needs on the cluster: what is there, and dead-letter topics made where they are missing (G7).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaErrorCode;
 
 use crate::source::ClientSettings;
+use crate::source::raw::{NewTopic, create_topics};
+
+/// Longest topic name that Kafka takes.
+const MAX_NAME: usize = 249;
+
+/// Topics that are made with one request.
+const PORTION: usize = 100;
+/// Topics that a log line names; of the others it tells the number.
+const NAMED: usize = 20;
+
+/// The first topics of a list, for a log line.
+pub fn listed(topics: &[String]) -> String {
+    let mut text = topics[..topics.len().min(NAMED)].join(", ");
+    if let Some(more) = topics.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+/// Topics of a cluster with their numbers of partitions.
+pub type ClusterTopics = BTreeMap<String, i32>;
 
 /// A topic that the service will write to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NeededTopic {
     /// Its name.
     pub name: String,
-    /// The topic whose partition count it gets when it is made.
-    pub like: String,
+    /// Partitions that it gets when it is made.
+    pub partitions: i32,
     /// Whether it may be made.
     pub create: bool,
 }
 
 /// Why a topic that is needed is not there.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
     /// It is missing and must not be made.
     #[error("topic {name} is missing: create it, or allow it with dead_letter.create: true")]
     Missing {
         /// Its name.
         name: String,
+    },
+    /// It cannot be made under this name.
+    #[error("topic {name} cannot be made: {reason}; choose another dead_letter.topic")]
+    BadName {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The broker refuses to make it.
     #[error("cannot create topic {name}: {reason}; create it, or give the service the right to")]
@@ -39,75 +67,215 @@ pub enum TopicError {
         /// The broker's words.
         reason: String,
     },
-    /// The cluster does not answer.
-    #[error("cannot ask the cluster for its topics: {0}")]
-    Unreachable(#[from] KafkaError),
 }
 
-/// Makes sure that every topic of `needed` is there; makes those that are missing and may be made.
-///
-/// # Errors
-/// The first topic that is missing in the end, or that the cluster cannot be asked.
-pub async fn ensure_topics(
-    settings: &ClientSettings,
-    needed: &[NeededTopic],
-) -> Result<(), TopicError> {
-    if needed.is_empty() {
-        return Ok(());
-    }
-    let admin: AdminClient<DefaultClientContext> = settings.connection().create()?;
-    let admin = Arc::new(admin);
-    let there = partition_counts(&admin, settings.request_timeout).await?;
-    let (wanted, refused): (Vec<_>, Vec<_>) = needed
-        .iter()
-        .filter(|topic| !there.contains_key(&topic.name))
-        .partition(|topic| topic.create);
-    if let Some(topic) = refused.first() {
-        return Err(TopicError::Missing {
-            name: topic.name.clone(),
-        });
-    }
-    let mut new: BTreeMap<&str, NewTopic<'_>> = BTreeMap::new();
-    for topic in wanted {
-        // -1 is the broker's own default: the source topic may not be there yet either.
-        let partitions = there.get(&topic.like).copied().unwrap_or(-1);
-        let made = NewTopic::new(&topic.name, partitions, TopicReplication::Fixed(-1));
-        new.insert(&topic.name, made);
-    }
-    if new.is_empty() {
-        return Ok(());
-    }
-    let options = AdminOptions::new()
-        .request_timeout(Some(settings.request_timeout))
-        .operation_timeout(Some(settings.request_timeout));
-    for made in admin.create_topics(new.values(), &options).await? {
-        match made {
-            Ok(name) => tracing::info!(topic = name, "created the topic"),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((name, code)) => {
-                return Err(TopicError::Refused {
-                    name,
-                    reason: code.to_string(),
-                });
+impl TopicError {
+    /// The topic.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Missing { name } | Self::BadName { name, .. } | Self::Refused { name, .. } => {
+                name
             }
         }
     }
-    Ok(())
+
+    /// What keeps the topic from being there, without its name.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Missing { .. } => "it is missing and dead_letter.create is false".to_owned(),
+            Self::BadName { reason, .. } | Self::Refused { reason, .. } => reason.clone(),
+        }
+    }
+
+    /// What to do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "create the topic, or allow it with dead_letter.create: true",
+            Self::BadName { .. } => "choose another dead_letter.topic",
+            Self::Refused { .. } => "create the topic, or give the service the right to",
+        }
+    }
 }
 
-async fn partition_counts(
-    admin: &Arc<AdminClient<DefaultClientContext>>,
+/// Asks a cluster for its topics and makes new ones. Its calls block their thread.
+pub struct TopicAdmin {
+    admin: AdminClient<DefaultClientContext>,
     timeout: Duration,
-) -> Result<BTreeMap<String, i32>, KafkaError> {
-    let admin = Arc::clone(admin);
-    // The metadata request blocks its thread. It asks for all topics: asking for one by name could create it.
-    let asked = tokio::task::spawn_blocking(move || {
-        let metadata = admin.inner().fetch_metadata(None, timeout)?;
+}
+
+impl TopicAdmin {
+    /// A client of its own; it connects with the first call.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the config, with its words.
+    pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
+        Ok(Self {
+            admin: settings.connection().create()?,
+            timeout: settings.request_timeout,
+        })
+    }
+
+    /// The cluster's topics, as far as the service may see them.
+    ///
+    /// # Errors
+    /// When no broker answers in time.
+    pub fn topics(&self) -> Result<ClusterTopics, KafkaError> {
+        // All of them: asking for one by name could create it.
+        let metadata = self.admin.inner().fetch_metadata(None, self.timeout)?;
         let topics = metadata.topics().iter();
         Ok(topics
             .filter(|topic| topic.error().is_none())
             .map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32))
             .collect())
-    });
-    asked.await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// Makes what is missing of `needed` and may be made, and adds it to `there`, the cluster's topics. What is not
+    /// there in the end comes back, each with its reason.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub fn ensure(
+        &self,
+        needed: impl IntoIterator<Item = NeededTopic>,
+        there: &mut ClusterTopics,
+    ) -> Result<Vec<TopicError>, KafkaError> {
+        let (wanted, mut faults) = missing(needed, there);
+        if wanted.is_empty() {
+            return Ok(faults);
+        }
+        let mut created = Vec::new();
+        for portion in wanted.chunks(PORTION) {
+            let answers = create_topics(self.admin.inner(), portion, self.timeout)?;
+            for (topic, answer) in portion.iter().zip(answers) {
+                let name = topic.name.clone();
+                match answer {
+                    Ok(newly) => {
+                        if newly {
+                            created.push(name.clone());
+                        }
+                        there.insert(name, topic.partitions);
+                    }
+                    Err(reason) => faults.push(TopicError::Refused { name, reason }),
+                }
+            }
+        }
+        if !created.is_empty() {
+            let count = created.len();
+            tracing::info!(count, topics = %listed(&created), "created dead-letter topics");
+        }
+        Ok(faults)
+    }
+}
+
+/// The topics of `needed` to make, and those that cannot be there.
+fn missing(
+    needed: impl IntoIterator<Item = NeededTopic>,
+    there: &ClusterTopics,
+) -> (Vec<NewTopic>, Vec<TopicError>) {
+    let mut wanted: Vec<NewTopic> = Vec::new();
+    let mut faults = Vec::new();
+    let needed: Vec<NeededTopic> = needed
+        .into_iter()
+        .filter(|topic| !there.contains_key(&topic.name))
+        .collect();
+    if needed.is_empty() {
+        return (wanted, faults);
+    }
+    // Kafka makes one metric name of two such topics and so refuses the second.
+    let metric = |name: &str| name.replace('.', "_");
+    let taken: BTreeMap<String, &str> = there
+        .keys()
+        .map(|name| (metric(name), name.as_str()))
+        .collect();
+    for topic in needed {
+        let name = topic.name;
+        let bad = |name, reason| TopicError::BadName { name, reason };
+        if !topic.create {
+            faults.push(TopicError::Missing { name });
+        } else if name.len() > MAX_NAME {
+            let length = name.len();
+            let reason = format!("it has {length} characters, and a topic name at most {MAX_NAME}");
+            faults.push(bad(name, reason));
+        } else if let Some(other) = taken.get(&metric(&name)) {
+            let reason =
+                format!("it collides with topic {other}: to Kafka `.` and `_` are the same");
+            faults.push(bad(name, reason));
+        } else {
+            wanted.push(NewTopic {
+                name,
+                partitions: topic.partitions,
+            });
+        }
+    }
+    (wanted, faults)
+}
+
+/// A [`TopicAdmin`] that is made when it is first needed.
+pub struct LazyTopicAdmin {
+    settings: ClientSettings,
+    admin: Option<Arc<TopicAdmin>>,
+}
+
+impl LazyTopicAdmin {
+    /// For the cluster of these settings.
+    pub fn new(settings: ClientSettings) -> Self {
+        Self {
+            settings,
+            admin: None,
+        }
+    }
+
+    /// The client.
+    ///
+    /// # Errors
+    /// As [`TopicAdmin::new`].
+    pub fn get(&mut self) -> Result<Arc<TopicAdmin>, KafkaError> {
+        if let Some(admin) = &self.admin {
+            return Ok(admin.clone());
+        }
+        let admin = Arc::new(TopicAdmin::new(&self.settings)?);
+        self.admin = Some(admin.clone());
+        Ok(admin)
+    }
+
+    /// Ends the client's connections until it is needed again.
+    pub fn rest(&mut self) {
+        self.admin = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needed(name: &str, create: bool) -> NeededTopic {
+        NeededTopic {
+            name: name.to_owned(),
+            partitions: 3,
+            create,
+        }
+    }
+
+    #[test]
+    fn every_topic_that_cannot_be_there_is_named_with_its_cause() {
+        let there = ClusterTopics::from([("there.dlt".to_owned(), 1), ("b_x_dlt".to_owned(), 1)]);
+        let long = format!("{}.dlt", "c".repeat(247));
+        let (wanted, faults) = missing(
+            [
+                needed("there.dlt", false),
+                needed("b_x.dlt", true),
+                needed(&long, true),
+                needed("d.dlt", false),
+                needed("e.dlt", true),
+            ],
+            &there,
+        );
+        let wanted: Vec<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
+        assert_eq!(wanted, ["e.dlt"]);
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].contains("b_x.dlt") && faults[0].contains("collides with topic b_x_dlt"));
+        assert!(faults[1].contains("it has 251 characters"), "{faults:?}");
+        assert!(faults[2].contains("topic d.dlt is missing"), "{faults:?}");
+    }
 }

@@ -67,6 +67,15 @@ impl PumpAddress {
         self.ask(deadline, move |pump| pump.apply(index, handlers, topics))
     }
 
+    /// Gives the pump other topics for the same routes. `None`: no answer in time (it will still be applied).
+    pub fn subscribe(
+        &self,
+        topics: Vec<String>,
+        deadline: Duration,
+    ) -> Option<Result<(), SourceError>> {
+        self.ask(deadline, move |pump| pump.subscribe(topics))
+    }
+
     /// Switches the log line a record on or off, between two turns.
     pub fn set_record_log(&self, on: bool) {
         let request = move |pump: &mut Pump| pump.flow.set_record_log(on);

@@ -3,6 +3,7 @@
 //! ```text
 //!  specs' routes ─► RoutingIndex::compile ─► Arc<RoutingIndex>      (immutable; fields, atoms, topic table)
 //!                                                  │ Router::new, Router::swap
+//!  topics of the cluster ──────────────► RoutingIndex::subscription (names that the client subscribes to)
 //!  topic (once an assignment) ──────────► Router::plan ─► PlanIx    (routes that this topic can reach)
 //!  partition, key, header block ────────► Router::route             (class numbers ─► memo ─► handlers)
 //!                                                  └─ not in the memo: postings of the rarest atom, verified
@@ -28,4 +29,4 @@ mod tests;
 
 pub use index::{RouteError, RoutingIndex};
 pub use router::{PlanIx, Router};
-pub use topics::subscription;
+pub use topics::{LeftOut, Subscription};

@@ -28,10 +28,7 @@ pub fn matches(route: &Route, record: &RecordView<'_>) -> bool {
 
 /// Whether `pattern` names `topic`.
 pub fn topic_matches(pattern: &TopicPattern, topic: &str) -> bool {
-    match pattern {
-        TopicPattern::Exact(name) => name == topic,
-        other => Regex::new(&other.to_regex()).is_ok_and(|regex| regex.is_match(topic)),
-    }
+    pattern.matches(topic)
 }
 
 /// Whether `predicate` holds for the record.

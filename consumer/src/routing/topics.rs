@@ -1,10 +1,30 @@
-//! Topic patterns: what a topic name matches, and what the Kafka client is told to subscribe to.
+//! Topic patterns: which routes a topic name can reach, and which topics patterns leave out.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use regex::Regex;
-use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
-use sluicegate_config::spec::TopicPattern;
+use sluicegate_config::spec::{TopicPattern, dead_letter_source, is_internal_topic};
+
+use super::index::RoutingIndex;
+use crate::dispatch::HandlerIx;
+
+/// Why globs and regexes do not match a topic that fits them. An exact name reaches it all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeftOut {
+    /// Kafka or a tool keeps its own state there: reading `__consumer_offsets`, each commit would make a record to commit.
+    Internal,
+    /// It is a dead-letter topic of some handler: what was given up must not come back to whoever gave it up.
+    DeadLetter,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Internal => "internal topic",
+            Self::DeadLetter => "dead-letter topic",
+        })
+    }
+}
 
 /// Which routes a topic name can reach.
 #[derive(Default)]
@@ -12,34 +32,35 @@ pub(super) struct TopicTable {
     exact: HashMap<String, Vec<u32>>,
     patterns: Vec<(Regex, Vec<u32>)>,
     numbers: HashMap<String, usize>,
-    /// What dead-letter topics begin and end with.
-    dead_letters: BTreeSet<(String, String)>,
+    /// Dead-letter topics with a fixed name.
+    dead_letters: HashSet<String>,
+    /// Dead-letter topics that are named after their source.
+    templates: HashSet<String>,
 }
 
 impl TopicTable {
-    /// A table whose patterns match no dead-letter topic.
+    /// A table whose patterns match no dead-letter topic; `{topic}` in one stands for any topic.
     pub(super) fn apart_from<'t>(dead_letters: impl IntoIterator<Item = &'t str>) -> Self {
-        let ends = |template: &'t str| {
-            let (begin, rest) = template
-                .split_once("{topic}")
-                .unwrap_or((template, template));
-            let end = rest.rsplit_once("{topic}").map_or(rest, |(_, end)| end);
-            (begin.to_owned(), end.to_owned())
-        };
+        let (templates, dead_letters) = dead_letters
+            .into_iter()
+            .map(str::to_owned)
+            .partition(|template| template.contains("{topic}"));
         Self {
-            dead_letters: dead_letters
-                .into_iter()
-                .map(ends)
-                .filter(|(begin, end)| !begin.is_empty() || !end.is_empty())
-                .collect(),
+            dead_letters,
+            templates,
             ..Self::default()
         }
     }
 
-    fn is_dead_letter(&self, topic: &str) -> bool {
-        self.dead_letters
-            .iter()
-            .any(|(begin, end)| topic.starts_with(begin) && topic.ends_with(end))
+    /// Why patterns leave `topic` out, if they do.
+    fn left_out(&self, topic: &str) -> Option<LeftOut> {
+        if is_internal_topic(topic) {
+            return Some(LeftOut::Internal);
+        }
+        let named_after = |template: &String| dead_letter_source(template, topic).is_some();
+        let dead_letter =
+            self.dead_letters.contains(topic) || self.templates.iter().any(named_after);
+        dead_letter.then_some(LeftOut::DeadLetter)
     }
 
     /// Adds a pattern of `route`.
@@ -70,179 +91,95 @@ impl TopicTable {
     /// The routes of `topic`, ascending, without repeats.
     pub(super) fn routes(&self, topic: &str) -> Vec<u32> {
         let mut routes = self.exact.get(topic).cloned().unwrap_or_default();
-        for (regex, of_pattern) in &self.patterns {
-            if self.is_dead_letter(topic) {
-                break;
-            }
-            if regex.is_match(topic) {
-                routes.extend_from_slice(of_pattern);
-            }
+        if !self.patterns.is_empty() && self.left_out(topic).is_none() {
+            routes.extend(self.fitting(topic));
         }
         routes.sort_unstable();
         routes.dedup();
         routes
     }
-}
 
-/// The subscription that covers `patterns`: topic names, and patterns that begin with `^` in the syntax that
-/// librdkafka (POSIX extended) and brokers (RE2) share, written so that searching and whole matching agree.
-///
-/// A pattern may cover more topics than its regex (word boundaries are left out), never fewer.
-///
-/// # Errors
-/// A regex that does not parse, with the reason; validated specs hold none.
-pub fn subscription<'a>(
-    patterns: impl IntoIterator<Item = &'a TopicPattern>,
-) -> Result<Vec<String>, String> {
-    let mut entries = BTreeSet::new();
-    for pattern in patterns {
-        entries.insert(match pattern {
-            TopicPattern::Exact(name) => name.clone(),
-            other => extended_regex(&other.to_regex())?,
-        });
+    /// The routes whose globs and regexes fit `topic`, whatever kind of topic it is.
+    fn fitting(&self, topic: &str) -> impl Iterator<Item = u32> {
+        self.patterns
+            .iter()
+            .filter(move |(regex, _)| regex.is_match(topic))
+            .flat_map(|(_, routes)| routes.iter().copied())
     }
-    Ok(entries.into_iter().collect())
 }
 
-/// Characters that a topic name can have.
-fn topic_characters() -> impl Iterator<Item = char> {
-    (' '..='~').filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+/// The topics that routes want from a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subscription {
+    /// Names to subscribe to: every exact name, there or not, and what patterns take in.
+    pub topics: BTreeSet<String>,
+    /// Topics of the cluster that patterns take in.
+    pub taken_in: BTreeSet<String>,
+    /// Topics of the cluster that fit a pattern and are left out all the same.
+    pub left_out: BTreeMap<String, LeftOut>,
 }
 
-/// Matches no character of a topic name.
-const NEVER: &str = "[^A-Za-z0-9._-]";
-
-fn extended_regex(pattern: &str) -> Result<String, String> {
-    let hir = regex_syntax::parse(pattern).map_err(|e| e.to_string())?;
-    let from_start = hir.properties().look_set_prefix().contains(Look::Start);
-    let to_end = hir.properties().look_set_suffix().contains(Look::End);
-    let mut out = String::from(if from_start { "^" } else { "^.*" });
-    match hir.kind() {
-        HirKind::Concat(parts) => {
-            let first = usize::from(*parts[0].kind() == HirKind::Look(Look::Start));
-            let last = parts.len()
-                - usize::from(*parts[parts.len() - 1].kind() == HirKind::Look(Look::End));
-            parts[first..last.max(first)]
-                .iter()
-                .for_each(|part| write_grouped(part, &mut out));
+impl RoutingIndex {
+    /// What is to be read of a cluster that has `topics`.
+    ///
+    /// The client gets names and no patterns: its own matching knows no exceptions and other regexes than ours, and a
+    /// topic that is subscribed to is assigned and fetched, whether a route wants it or not.
+    pub fn subscription<'t>(&self, topics: impl IntoIterator<Item = &'t str>) -> Subscription {
+        let table = &self.topics;
+        let mut subscription = Subscription {
+            topics: table.exact.keys().cloned().collect(),
+            ..Subscription::default()
+        };
+        if table.patterns.is_empty() {
+            return subscription;
         }
-        _ => write_grouped(&hir, &mut out),
-    }
-    out.push_str(if to_end { "$" } else { ".*$" });
-    Ok(out)
-}
-
-fn write_hir(hir: &Hir, out: &mut String) {
-    match hir.kind() {
-        HirKind::Empty => out.push_str("()"),
-        HirKind::Literal(literal) => match str::from_utf8(&literal.0) {
-            Ok(text) => text.chars().for_each(|c| write_character(c, out)),
-            Err(_) => out.push_str(NEVER),
-        },
-        HirKind::Class(class) => write_class(class, out),
-        HirKind::Look(Look::Start | Look::StartLF | Look::StartCRLF) => out.push('^'),
-        HirKind::Look(Look::End | Look::EndLF | Look::EndCRLF) => out.push('$'),
-        HirKind::Look(_) => out.push_str("()"),
-        HirKind::Repetition(repetition) => write_repetition(repetition, out),
-        HirKind::Capture(capture) => write_hir_in_parentheses(&capture.sub, out),
-        HirKind::Concat(parts) => parts.iter().for_each(|part| write_grouped(part, out)),
-        HirKind::Alternation(branches) => {
-            for (i, branch) in branches.iter().enumerate() {
-                if i > 0 {
-                    out.push('|');
+        for topic in topics {
+            if table.fitting(topic).next().is_none() {
+                continue;
+            }
+            match table.left_out(topic) {
+                Some(reason) => {
+                    subscription.left_out.insert(topic.to_owned(), reason);
                 }
-                write_hir(branch, out);
+                None => {
+                    subscription.taken_in.insert(topic.to_owned());
+                    subscription.topics.insert(topic.to_owned());
+                }
             }
         }
+        subscription
     }
-}
 
-/// Writes `hir` so that it can stand next to others.
-fn write_grouped(hir: &Hir, out: &mut String) {
-    match hir.kind() {
-        HirKind::Alternation(_) => write_hir_in_parentheses(hir, out),
-        _ => write_hir(hir, out),
+    /// Whether a route has a glob or a regex, so that the cluster decides what is read.
+    pub fn has_patterns(&self) -> bool {
+        !self.topics.patterns.is_empty()
     }
-}
 
-fn write_hir_in_parentheses(hir: &Hir, out: &mut String) {
-    out.push('(');
-    write_hir(hir, out);
-    out.push(')');
-}
-
-fn write_repetition(repetition: &Repetition, out: &mut String) {
-    match repetition.sub.kind() {
-        HirKind::Class(_) => write_hir(&repetition.sub, out),
-        _ => write_hir_in_parentheses(&repetition.sub, out),
+    /// The globs and regexes of routes, as regexes.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.topics.patterns.iter().map(|(regex, _)| regex.as_str())
     }
-    match (repetition.min, repetition.max) {
-        (0, None) => out.push('*'),
-        (1, None) => out.push('+'),
-        (0, Some(1)) => out.push('?'),
-        (min, None) => out.push_str(&format!("{{{min},}}")),
-        (min, Some(max)) => out.push_str(&format!("{{{min},{max}}}")),
-    }
-}
 
-fn write_character(c: char, out: &mut String) {
-    match c {
-        '.' => out.push_str("[.]"),
-        c if topic_characters().any(|legal| legal == c) => out.push(c),
-        _ => out.push_str(NEVER),
-    }
-}
-
-fn write_class(class: &Class, out: &mut String) {
-    let holds = |c: char| match class {
-        Class::Unicode(class) => class
+    /// The exact names of routes, with the handlers that they are from.
+    pub fn exact_topics(&self) -> impl Iterator<Item = (&str, Vec<HandlerIx>)> {
+        self.topics
+            .exact
             .iter()
-            .any(|range| (range.start()..=range.end()).contains(&c)),
-        Class::Bytes(class) => class
+            .map(|(topic, routes)| (topic.as_str(), self.handlers_of(routes)))
+    }
+
+    /// The handlers whose routes name or match `topic`, ascending.
+    pub fn handlers_for(&self, topic: &str) -> Vec<HandlerIx> {
+        self.handlers_of(&self.topics.routes(topic))
+    }
+
+    fn handlers_of(&self, routes: &[u32]) -> Vec<HandlerIx> {
+        let handlers = routes
             .iter()
-            .any(|range| (range.start()..=range.end()).contains(&(c as u8))),
-    };
-    let members: Vec<char> = topic_characters().filter(|&c| holds(c)).collect();
-    match members.as_slice() {
-        [] => out.push_str(NEVER),
-        all if all.len() == topic_characters().count() => out.push('.'),
-        some => {
-            out.push('[');
-            write_members(some, out);
-            out.push(']');
-        }
-    }
-}
-
-/// Writes what stands between brackets for `members`, which are ascending.
-fn write_members(members: &[char], out: &mut String) {
-    // A hyphen stands for itself only at the end.
-    let others: Vec<char> = members.iter().copied().filter(|&c| c != '-').collect();
-    for run in others.chunk_by(|a, b| *a as u32 + 1 == *b as u32) {
-        match run {
-            [first, _, .., last] => out.extend([*first, '-', *last]),
-            few => out.extend(few),
-        }
-    }
-    if others.len() < members.len() {
-        out.push('-');
-    }
-}
-
-#[cfg(test)]
-mod dead_letter_tests {
-    use super::*;
-
-    #[test]
-    fn patterns_leave_dead_letter_topics_to_exact_names() {
-        let mut table = TopicTable::apart_from(["{topic}.dlt", "given-up"]);
-        table.add(&TopicPattern::Glob("*".into()), 0).unwrap();
-        table
-            .add(&TopicPattern::Exact("orders.dlt".into()), 1)
-            .unwrap();
-        assert_eq!(table.routes("orders"), vec![0]);
-        assert_eq!(table.routes("orders.dlt"), vec![1]);
-        assert_eq!(table.routes("given-up"), Vec::<u32>::new());
-        assert_eq!(table.routes("given-up-later"), vec![0]);
+            .map(|&route| self.routes[route as usize].handler);
+        let mut handlers: Vec<HandlerIx> = handlers.collect();
+        handlers.sort_unstable();
+        handlers.dedup();
+        handlers
     }
 }

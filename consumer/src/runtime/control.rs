@@ -7,7 +7,6 @@
 //!
 //! A handler that takes long to start holds up no gate. What is refused stays as it was; the reason goes to log, metric and API.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -15,25 +14,22 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::service::HandlersConfig;
 use sluicegate_config::source::{Update, UpdateSink};
-use sluicegate_config::spec::TopicPattern;
 use sluicegate_config::store::{Store, StoreError};
 use sluicegate_config::{Snapshot, diff};
-use tokio::runtime::Handle;
 
 use super::members::{Member, Standing};
+use super::topics::{Looker, Sight, TopicWatch, Wanted};
 use super::view::View;
 use super::{StartError, settings};
-use crate::emit::topics::{NeededTopic, TopicError, ensure_topics};
+use crate::emit::topics::{ClusterTopics, listed};
 use crate::handlers::{Applied, FolderWatch, Plan, Refusal, Registry};
-use crate::routing::{RoutingIndex, subscription};
+use crate::routing::{LeftOut, RoutingIndex, Subscription};
 use crate::source::ClientSettings;
 
 /// Between two looks at the plugin folder when nobody tells of changes.
 const RESCAN: Duration = Duration::from_secs(30);
 /// How often the pumps get what is ready while more is being prepared.
 const SHARE_READY: Duration = Duration::from_millis(200);
-/// How soon dead-letter topics that are missing are looked for again.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait for a pump to take a plan; it takes it in any case.
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
@@ -46,6 +42,8 @@ enum Order {
     Rescan,
     /// New generations are ready, or refused.
     Prepared,
+    /// The watch has looked at the cluster's topics.
+    Topics(Sight),
     Stop(Duration),
 }
 
@@ -62,16 +60,21 @@ pub(super) struct Desk {
     registry: Arc<Registry>,
     view: Arc<View>,
     snapshot: Arc<Snapshot>,
-    client: ClientSettings,
-    tokio: Handle,
-    /// Topics that were there when they were last looked for.
-    ensured: BTreeSet<NeededTopic>,
-    /// Those that were asked for last, and when.
-    wanted: BTreeSet<NeededTopic>,
-    asked: Option<Instant>,
+    topics: Topics,
     /// The revision that every pump runs by.
     in_force: u64,
     member: Option<Member>,
+}
+
+/// What the cluster's topics are, who watches them, and what the pumps were told to read of them.
+struct Topics {
+    /// Looks at them until the watch takes it.
+    looker: Option<Looker>,
+    watch: Option<TopicWatch>,
+    wanted: Option<Arc<Wanted>>,
+    /// Empty as long as nobody has looked.
+    there: Arc<ClusterTopics>,
+    subscription: Subscription,
 }
 
 /// The control thread.
@@ -82,21 +85,18 @@ pub(super) struct Control {
 }
 
 impl Desk {
-    pub(super) fn new(
-        registry: Arc<Registry>,
-        view: Arc<View>,
-        client: ClientSettings,
-        tokio: Handle,
-    ) -> Self {
+    pub(super) fn new(registry: Arc<Registry>, view: Arc<View>, client: ClientSettings) -> Self {
         Self {
             registry,
             view,
             snapshot: Arc::new(Snapshot::default()),
-            client,
-            tokio,
-            ensured: BTreeSet::new(),
-            wanted: BTreeSet::new(),
-            asked: None,
+            topics: Topics {
+                looker: Some(Looker::new(client)),
+                watch: None,
+                wanted: None,
+                there: Arc::default(),
+                subscription: Subscription::default(),
+            },
             in_force: 0,
             member: None,
         }
@@ -139,52 +139,36 @@ impl Desk {
     /// Puts the first snapshot in force, whole.
     ///
     /// # Errors
-    /// Every handler that is refused, or the dead-letter topic that is missing.
+    /// Every handler that is refused, or every dead-letter topic that is missing.
     pub(super) fn start(&mut self, snapshot: Arc<Snapshot>) -> Result<(), StartError> {
         let applied = self.registry.apply(&snapshot);
         if !applied.refusals.is_empty() {
             let why = applied.refusals.iter().map(named);
             return Err(StartError::Handlers(why.collect()));
         }
-        self.ensure_dead_letter_topics(&applied.plan)
-            .map_err(|error| StartError::part("dead letters")(error.to_string()))?;
+        let index = compile(&applied.plan).map_err(StartError::part("routes"))?;
+        self.look_first(&Wanted::new(index, &applied.plan))?;
         self.put_in_force(snapshot, &applied);
         Ok(())
     }
 
-    /// Makes the dead-letter topics of topics that are named exactly. Those of patterns are known only when their
-    /// first record comes; the producer's own topic creation serves them, or their partition waits (G7).
-    /// Topics that were there before are not asked for again: a gate must not wait for the cluster.
-    fn ensure_dead_letter_topics(&mut self, plan: &Plan) -> Result<(), TopicError> {
-        let mut needed = BTreeSet::new();
-        for spec in plan
-            .handlers
-            .iter()
-            .filter(|handler| handler.spec.enabled)
-            .map(|handler| &handler.spec)
-        {
-            for topic in &spec.route.topics {
-                if let TopicPattern::Exact(topic) = topic {
-                    needed.insert(NeededTopic {
-                        name: spec.dead_letter.topic_for(topic),
-                        like: topic.clone(),
-                        create: spec.dead_letter.create,
-                    });
-                }
-            }
-        }
-        let asked_lately = self.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
-        if needed.is_subset(&self.ensured) || (needed == self.wanted && asked_lately) {
+    /// The look of a start: a dead-letter topic that a route asks for by name must be there. That of a topic which a
+    /// pattern happens to match keeps nobody from starting; it is shown as a problem.
+    fn look_first(&mut self, wanted: &Wanted) -> Result<(), StartError> {
+        let refused = StartError::part("dead letters");
+        let Some(looker) = &mut self.topics.looker else {
             return Ok(());
+        };
+        let found = looker
+            .look(wanted)
+            .map_err(|error| refused(format!("cannot ask the cluster for its topics: {error}")))?;
+        let refusals = found.refusals(wanted);
+        if !refusals.is_empty() {
+            return Err(refused(refusals.join("\n")));
         }
-        let asked: Vec<NeededTopic> = needed.iter().cloned().collect();
-        let there = self.tokio.block_on(ensure_topics(&self.client, &asked));
-        self.asked = Some(Instant::now());
-        if there.is_ok() {
-            self.ensured.clone_from(&needed);
-        }
-        self.wanted = needed;
-        there
+        self.topics.there = found.topics.clone().unwrap_or_default();
+        self.view.note_problems(looker.problems());
+        Ok(())
     }
 
     /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
@@ -201,9 +185,6 @@ impl Desk {
 
     fn put_current_in_force(&mut self, snapshot: Arc<Snapshot>) {
         let applied = self.registry.current();
-        if let Err(error) = self.ensure_dead_letter_topics(&applied.plan) {
-            tracing::error!(%error, "a dead-letter topic is missing; a partition with a dead letter would wait (G7)");
-        }
         self.put_in_force(snapshot, &applied);
     }
 
@@ -211,24 +192,8 @@ impl Desk {
         self.view.note_snapshot(&snapshot, applied);
         self.snapshot = snapshot;
         let plan = &applied.plan;
-        let routes = plan
-            .handlers
-            .iter()
-            .map(|handler| (handler.ix, handler.spec.route.clone()))
-            .collect();
-        let topics = subscription(
-            plan.handlers
-                .iter()
-                .flat_map(|handler| &handler.spec.route.topics),
-        );
-        let dead_letters = plan
-            .handlers
-            .iter()
-            .map(|handler| handler.spec.dead_letter.topic.as_str());
-        let index = RoutingIndex::compile_apart_from(plan.revision, routes, dead_letters)
-            .map_err(|error| error.to_string());
-        let (index, topics) = match index.and_then(|index| Ok((index, topics?))) {
-            Ok(compiled) => compiled,
+        let index = match compile(plan) {
+            Ok(index) => index,
             Err(error) => {
                 tracing::error!(
                     revision = plan.revision,
@@ -239,7 +204,15 @@ impl Desk {
                 return;
             }
         };
-        if self.hand_out(plan, &index, &topics) {
+        let wanted = Arc::new(Wanted::new(index.clone(), plan));
+        let subscription = wanted.subscription(&self.topics.there);
+        self.topics.announce(&subscription);
+        if let Some(watch) = &self.topics.watch {
+            watch.want(wanted.clone());
+        }
+        self.topics.wanted = Some(wanted);
+        self.topics.subscription = subscription;
+        if self.hand_out(plan, &index, &self.topics.names()) {
             self.in_force = plan.revision;
         }
         tracing::info!(
@@ -247,6 +220,37 @@ impl Desk {
             handlers = plan.handlers.len(),
             "plan in force"
         );
+    }
+
+    /// What the watch has seen: other names may be to subscribe to.
+    fn topics(&mut self, sight: Sight) {
+        self.view.note_problems(sight.problems);
+        if let Some(there) = sight.topics {
+            self.topics.there = there;
+        }
+        let Some(wanted) = &self.topics.wanted else {
+            return;
+        };
+        let subscription = wanted.subscription(&self.topics.there);
+        if subscription == self.topics.subscription {
+            return;
+        }
+        self.topics.announce(&subscription);
+        let same = subscription.topics == self.topics.subscription.topics;
+        self.topics.subscription = subscription;
+        if same {
+            return;
+        }
+        for pump in self.view.pumps() {
+            match pump.subscribe(self.topics.names(), PUMP_ANSWER) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::error!(%error, "subscription refused");
+                    self.view.note_rejection(&error.to_string());
+                }
+                None => tracing::warn!("a pump has not taken its topics yet"),
+            }
+        }
     }
 
     /// Gives the plan to every pump; `true` when all of them run by it.
@@ -275,8 +279,16 @@ impl Desk {
     }
 
     /// Starts the thread; the sink feeds it.
-    pub(super) fn spawn(self) -> std::io::Result<(Control, UpdateSink)> {
+    pub(super) fn spawn(mut self) -> std::io::Result<(Control, UpdateSink)> {
         let (orders, inbox) = channel();
+        if let (Some(looker), Some(wanted)) = (self.topics.looker.take(), &self.topics.wanted) {
+            let seen = orders.clone();
+            let watch = TopicWatch::start(looker, wanted.clone(), move |sight| {
+                // After the stop nobody asks any more.
+                let _ = seen.send(Order::Topics(sight));
+            })?;
+            self.topics.watch = Some(watch);
+        }
         let preparer = spawn_preparer(self.registry.clone(), orders.clone())?;
         let changes = orders.clone();
         let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
@@ -322,6 +334,7 @@ impl Desk {
                     }
                 }
                 Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
+                Order::Topics(sight) => self.topics(sight),
                 Order::Stop(deadline) => {
                     // A member that is gone is not waited for.
                     self.member = None;
@@ -361,6 +374,56 @@ impl Desk {
             }
         }
     }
+}
+
+impl Topics {
+    /// The names that pumps subscribe to.
+    fn names(&self) -> Vec<String> {
+        self.subscription.topics.iter().cloned().collect()
+    }
+
+    /// Tells what patterns take in and leave out from now on, as far as it is news.
+    fn announce(&self, next: &Subscription) {
+        let before = &self.subscription;
+        let new = next.taken_in.difference(&before.taken_in);
+        tell("patterns take in topics", None, new);
+        let gone = before.taken_in.difference(&next.taken_in);
+        tell("patterns do not take in topics any more", None, gone);
+        for reason in [LeftOut::Internal, LeftOut::DeadLetter] {
+            let new = next.left_out.iter().filter(|(topic, why)| {
+                **why == reason && before.left_out.get(*topic) != Some(&reason)
+            });
+            let new = new.map(|(topic, _)| topic);
+            tell(
+                "patterns leave out topics; name one exactly to read it",
+                Some(reason),
+                new,
+            );
+        }
+    }
+}
+
+fn tell<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'t String>) {
+    let topics: Vec<String> = topics.cloned().collect();
+    if !topics.is_empty() {
+        let (count, topics) = (topics.len(), listed(&topics));
+        let reason = reason.map(tracing::field::display);
+        tracing::info!(count, topics, reason, "{what}");
+    }
+}
+
+/// The routes of a plan as an index. Patterns of it match no dead-letter topic of its handlers.
+fn compile(plan: &Plan) -> Result<Arc<RoutingIndex>, String> {
+    let routes = plan
+        .handlers
+        .iter()
+        .map(|handler| (handler.ix, handler.spec.route.clone()));
+    let dead_letters = plan
+        .handlers
+        .iter()
+        .map(|handler| handler.spec.dead_letter.topic.as_str());
+    RoutingIndex::compile_apart_from(plan.revision, routes.collect(), dead_letters)
+        .map_err(|error| error.to_string())
 }
 
 impl Control {

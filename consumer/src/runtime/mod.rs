@@ -11,6 +11,7 @@
 mod control;
 mod members;
 mod settings;
+mod topics;
 mod view;
 
 use std::sync::Arc;
@@ -110,7 +111,7 @@ impl Service {
             registry.clone(),
             source.gates(),
         ));
-        let mut desk = Desk::new(registry, view.clone(), client, tokio.handle().clone());
+        let mut desk = Desk::new(registry, view.clone(), client);
         desk.start(Arc::new(snapshot))?;
         if let Some(store) = source.store() {
             desk.join(&store, &config.handlers)

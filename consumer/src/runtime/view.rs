@@ -13,7 +13,7 @@ use super::control::named;
 use crate::admin::view::now_ms;
 use crate::admin::{
     DeclaredHandler, Explanation, Gate, GateError, HandlerState, PumpReport, ServiceFacts,
-    ServiceReport, ServiceView,
+    ServiceProblem, ServiceReport, ServiceView,
 };
 use crate::handlers::{Applied, Plan, Registry};
 use crate::pump::PumpAddress;
@@ -45,6 +45,7 @@ struct Standing {
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
     switches: Switches,
+    problems: Vec<ServiceProblem>,
 }
 
 /// The route as the spec writes it.
@@ -142,6 +143,12 @@ impl View {
         standing.unreachable = why;
         let over = before.filter(|_| standing.unreachable.is_none())?;
         Some(Duration::from_millis(now_ms().abs_diff(over)))
+    }
+
+    /// Takes note of what the watch of topics has found wrong.
+    pub(super) fn note_problems(&self, problems: Vec<ServiceProblem>) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.problems = problems;
     }
 
     /// Takes note of keys whose change the watch had missed.
@@ -263,6 +270,7 @@ impl ServiceView for View {
                 budget_bytes: self.budget_bytes,
                 silent_pumps,
                 allow_unsigned: self.allow_unsigned,
+                problems: standing.problems.clone(),
             };
             (facts, standing.declared.clone())
         };

@@ -117,6 +117,18 @@ impl ClientSettings {
         config
     }
 
+    /// How often the cluster is asked for topics that patterns could take in: the client's own interval.
+    pub fn metadata_interval(&self) -> Duration {
+        const KEY: &str = "topic.metadata.refresh.interval.ms";
+        let tuned = TUNED.iter().find(|(key, _)| *key == KEY);
+        let set = self.client.get(KEY).map(|value| value.expose());
+        let interval_ms = set
+            .or(tuned.map(|(_, value)| *value))
+            .and_then(|value| value.parse::<u64>().ok())
+            .unwrap_or(30_000);
+        Duration::from_millis(interval_ms.max(1_000))
+    }
+
     /// librdkafka's config for a producer or an admin client: the same cluster and credentials.
     pub fn connection(&self) -> ClientConfig {
         let mut config = self.base();

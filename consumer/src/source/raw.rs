@@ -5,6 +5,7 @@
 //! of believing a jump; 3 drop repeats; 4 serve events until their queue is empty; 5 drop partition lists before the
 //! client.
 
+mod create_topics;
 mod headers;
 
 use std::cell::Cell;
@@ -25,6 +26,7 @@ use sluicegate_abi::header_block;
 
 use crate::emit::{EmitGroup, Outgoing};
 
+pub(crate) use create_topics::{NewTopic, create_topics};
 use headers::{PublicHeaders, agree};
 
 thread_local! {

@@ -5,11 +5,18 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use sluicegate_config::spec::{PartitionTest, Predicate, Route, Test, TopicPattern};
 
-use super::super::{Router, RoutingIndex, oracle, subscription};
+use super::super::{Router, RoutingIndex};
 use super::{OwnedRecord, ask, block, numbered, router, truth};
 
 const NAMES: &[&str] = &["a", "tenant", "mode", "a-long-header", "a-long-heaven"];
-const TOPICS: &[&str] = &["orders", "orders.eu", "orders-eu", "clicks", "x"];
+const TOPICS: &[&str] = &[
+    "orders",
+    "orders.eu",
+    "orders-eu",
+    "clicks",
+    "x",
+    "__consumer_offsets",
+];
 
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let known: Vec<&'static [u8]> = vec![
@@ -213,18 +220,28 @@ proptest! {
     }
 
     #[test]
-    fn a_subscription_covers_what_its_pattern_matches(
-        pattern in any_topic_pattern(),
-        topic in "[a-z.-]{0,8}",
-        known in select(TOPICS),
+    fn a_topic_is_subscribed_to_exactly_when_a_route_can_want_its_records(
+        routes in vec(any_route(), 1..6),
+        dead_letters in vec(select(vec!["{topic}.dlt", "x{topic}", "clicks", "o", "__x"]), 0..3),
+        made_up in vec("[_a-z.-]{1,8}", 0..12),
     ) {
-        let entries = subscription([&pattern]).expect("the pattern parses");
-        for topic in [topic.as_str(), known] {
-            let subscribed = entries.iter().any(|entry| match entry.strip_prefix('^') {
-                Some(_) => regex::Regex::new(entry).expect("a valid pattern").is_match(topic),
-                None => entry == topic,
-            });
-            prop_assert_eq!(subscribed, oracle::topic_matches(&pattern, topic), "{:?}", entries);
+        let index = RoutingIndex::compile_apart_from(1, numbered(&routes), dead_letters.iter().copied())
+            .expect("the routes compile");
+        let cluster = || made_up.iter().map(String::as_str).chain(TOPICS.iter().copied());
+        let subscription = index.subscription(cluster());
+        for topic in cluster() {
+            let wanted = !index.handlers_for(topic).is_empty();
+            prop_assert_eq!(subscription.topics.contains(topic), wanted, "{}", topic);
+            let named = index.exact_topics().any(|(name, _)| name == topic);
+            if topic.starts_with("__") || dead_letters.contains(&topic) {
+                prop_assert!(named || !wanted, "{} is matched by a pattern", topic);
+            } else if routes.iter().flat_map(|route| &route.topics).any(|one| one.matches(topic)) {
+                let template = |dead: &&str| dead.contains("{topic}") && {
+                    let ends: Vec<&str> = dead.split("{topic}").collect();
+                    topic.starts_with(ends[0]) && topic.ends_with(ends[1])
+                };
+                prop_assert!(wanted || dead_letters.iter().any(template), "{} is left out", topic);
+            }
         }
     }
 }

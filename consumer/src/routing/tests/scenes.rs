@@ -1,8 +1,10 @@
 //! One corner each.
 
-use sluicegate_config::spec::{Predicate, Test, TopicPattern};
+use std::sync::Arc;
 
-use super::super::{RouteError, Router, RoutingIndex, subscription};
+use sluicegate_config::spec::{Predicate, Route, Test, TopicPattern};
+
+use super::super::{LeftOut, RouteError, Router, RoutingIndex};
 use super::{OwnedRecord, ask, header, numbered, route, router, truth};
 use crate::dispatch::HandlerIx;
 
@@ -188,22 +190,101 @@ fn a_malformed_regex_is_named() {
     assert!(matches!(error, Some(RouteError::Topic { .. })));
 }
 
+/// Routes of one pattern each, and the dead-letter topics.
+fn with_dead_letters(patterns: &[TopicPattern], dead_letters: &[&str]) -> Arc<RoutingIndex> {
+    let routes = patterns.iter().map(|pattern| Route {
+        topics: vec![pattern.clone()],
+        when: Predicate::always(),
+    });
+    let routes: Vec<Route> = routes.collect();
+    let dead_letters = dead_letters.iter().copied();
+    RoutingIndex::compile_apart_from(1, numbered(&routes), dead_letters)
+        .expect("the routes compile")
+}
+
+fn glob(text: &str) -> TopicPattern {
+    TopicPattern::Glob(text.into())
+}
+
 #[test]
-fn a_subscription_is_names_and_portable_patterns() {
-    let patterns = [
-        TopicPattern::Glob("orders.*".into()),
-        TopicPattern::Exact("user_events".into()),
-        TopicPattern::Regex(r"^flights-\d{2,4}$".into()),
-        TopicPattern::Regex(r"(?i)eu|\w-us".into()),
-        TopicPattern::Exact("user_events".into()),
+fn patterns_match_neither_internal_nor_dead_letter_topics_and_exact_names_do() {
+    let index = with_dead_letters(
+        &[
+            glob("*"),
+            TopicPattern::Regex(".*".into()),
+            glob("*offsets"),
+            TopicPattern::Regex("^__".into()),
+            TopicPattern::Exact("__consumer_offsets".into()),
+            TopicPattern::Exact("orders.dlt".into()),
+        ],
+        &["{topic}.dlt", "given-up"],
+    );
+    let table: [(&str, &[u32]); 10] = [
+        ("orders", &[0, 1]),
+        ("orders.dlt", &[5]),
+        ("clicks.dlt", &[]),
+        (".dlt", &[0, 1]),
+        ("given-up", &[]),
+        ("__consumer_offsets", &[4]),
+        ("__transaction_state", &[]),
+        ("__share_group_state", &[]),
+        ("_schemas", &[0, 1]),
+        ("my__offsets", &[0, 1, 2]),
     ];
+    for (topic, wanted) in table {
+        let handlers: Vec<u32> = index.handlers_for(topic).iter().map(|ix| ix.0).collect();
+        assert_eq!(handlers, wanted, "{topic}");
+    }
+}
+
+#[test]
+fn a_fixed_dead_letter_name_is_compared_whole() {
+    let index = with_dead_letters(&[glob("dead*")], &["dead"]);
+    for source in ["dead-reckoning", "dead-or-dead", "deaddead", "deadx"] {
+        assert_eq!(index.handlers_for(source), [HandlerIx(0)], "{source}");
+    }
+    assert_eq!(index.handlers_for("dead"), []);
+}
+
+#[test]
+fn a_subscription_is_the_names_that_are_read_and_says_what_is_left_out() {
+    let index = with_dead_letters(
+        &[
+            glob("orders*"),
+            glob("__*"),
+            TopicPattern::Exact("user_events".into()),
+            TopicPattern::Exact("__my_state".into()),
+        ],
+        &["{topic}.dlt"],
+    );
+    let cluster = [
+        "orders",
+        "orders.eu",
+        "orders.dlt",
+        "clicks",
+        "__consumer_offsets",
+        "__my_state",
+    ];
+    let subscription = index.subscription(cluster);
     assert_eq!(
-        subscription(&patterns).expect("the patterns parse"),
+        subscription.topics.iter().collect::<Vec<_>>(),
+        ["__my_state", "orders", "orders.eu", "user_events"]
+    );
+    assert_eq!(
+        subscription.taken_in.iter().collect::<Vec<_>>(),
+        ["orders", "orders.eu"]
+    );
+    let left_out: Vec<(&str, LeftOut)> = subscription
+        .left_out
+        .iter()
+        .map(|(topic, why)| (topic.as_str(), *why))
+        .collect();
+    assert_eq!(
+        left_out,
         [
-            "^.*([Ee][Uu]|[0-9A-Z_a-z]-[Uu][Ss]).*$",
-            "^flights-[0-9]{2,4}$",
-            "^orders[.].*$",
-            "user_events",
+            ("__consumer_offsets", LeftOut::Internal),
+            ("__my_state", LeftOut::Internal),
+            ("orders.dlt", LeftOut::DeadLetter),
         ]
     );
 }
