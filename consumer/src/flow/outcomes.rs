@@ -10,7 +10,7 @@ use super::place::lane_of_key;
 use super::tasks::{Ending, Stage, Task};
 use crate::assignment::AssignmentState;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
-use crate::emit::{EmitGroup, Outgoing};
+use crate::emit::EmitGroup;
 use crate::settlement::dead_letter;
 
 /// Wait before a dead letter that could not be written is tried again.
@@ -283,34 +283,22 @@ impl Flow {
         };
         let Some(lease) = &entry.lease else { return };
         let at = &self.assignments[entry.slot.0 as usize].at;
-        let headers = dead_letter::headers(
-            lease.headers(),
-            &dead_letter::Provenance {
-                topic: &at.topic,
-                partition: at.partition,
-                offset: entry.offset(),
-                timestamp_ms: entry.timestamp_ms(),
-                group: &self.settings.group,
-                handler: &handler.settings.name,
-                version: &handler.settings.version,
-                attempts: attempt,
-                reason: class,
-                message: &reason,
-            },
-        );
-        let outgoing = Outgoing {
-            topic: &dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic),
-            partition: None,
-            timestamp_ms: None,
-            key: lease.key(),
-            value: lease.value(),
-            headers: &headers,
+        let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
+        let provenance = dead_letter::Provenance {
+            topic: &at.topic,
+            partition: at.partition,
+            offset: entry.offset(),
+            timestamp_ms: entry.timestamp_ms(),
+            group: &self.settings.group,
+            handler: &handler.settings.name,
+            version: &handler.settings.version,
+            attempts: attempt,
+            reason: class,
+            message: &reason,
+            target: &target,
         };
         let group = EmitGroup::new(self.inbox.clone(), ix, key);
-        group.expect_one();
-        if let Err(error) = self.emitter.send(&outgoing, &group) {
-            group.answered(Some(&error.to_string()));
-        }
+        dead_letter::send(lease, &provenance, &*self.emitter, &group);
         group.arm();
     }
 

@@ -1,6 +1,11 @@
 //! A dead letter: the record byte for byte, and headers that say where it came from and why it was given up (G7).
 
+use std::sync::Arc;
+
 use sluicegate_abi::header_block::{self, Headers};
+
+use crate::emit::{EmitGroup, Emitter, Outgoing};
+use crate::source::Lease;
 
 /// What the headers say.
 #[derive(Clone, Copy, Debug)]
@@ -25,13 +30,35 @@ pub struct Provenance<'a> {
     pub reason: &'a str,
     /// The handler's words.
     pub message: &'a str,
+    /// The dead-letter topic that it goes to.
+    pub target: &'a str,
+}
+
+/// The header that names the dead-letter topic which a record was written to.
+const TARGET: &str = "__dlq.errors.target";
+
+/// Times that a record may be written to one dead-letter topic (docs/adr/0017). Each time it must have come back from there:
+/// through another handler, a copy of it or an operator's redrive.
+const MAX_LAPS: usize = 16;
+
+/// Why a record with the headers `original` is not written to the dead-letter topic `target` once more, if so.
+fn refuse_lap(original: &[u8], target: &str) -> Option<String> {
+    let laps = Headers::new(original)
+        .filter(|(name, value)| *name == TARGET.as_bytes() && *value == Some(target.as_bytes()))
+        .count();
+    (laps >= MAX_LAPS).then(|| {
+        format!(
+            "the record was written to {target} {laps} times already and came back each time; find what reads {target} and \
+             brings its records back, then give the handler another dead_letter.topic or shut its gate"
+        )
+    })
 }
 
 /// Most bytes of the handler's words that are passed on.
 const MAX_MESSAGE: usize = 4 * 1024;
 
 /// The original headers, untouched and in order, followed by the provenance.
-pub fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
+fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     let numbers = [
         provenance.partition.to_string(),
         provenance.offset.to_string(),
@@ -39,7 +66,7 @@ pub fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
         provenance.attempts.to_string(),
     ];
     let message = &provenance.message[..provenance.message.floor_char_boundary(MAX_MESSAGE)];
-    let added: [(&str, &str); 10] = [
+    let added: [(&str, &str); 11] = [
         ("__dlq.errors.topic", provenance.topic),
         ("__dlq.errors.partition", &numbers[0]),
         ("__dlq.errors.offset", &numbers[1]),
@@ -50,6 +77,7 @@ pub fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
         ("__dlq.errors.delivery.count", &numbers[3]),
         ("__dlq.errors.reason", provenance.reason),
         ("__dlq.errors.message", message),
+        (TARGET, provenance.target),
     ];
     let mut all: Vec<(&[u8], Option<&[u8]>)> = Headers::new(original).collect();
     all.extend(
@@ -60,6 +88,32 @@ pub fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     let mut block = Vec::with_capacity(original.len() + 512);
     header_block::write(&mut block, all.into_iter());
     block
+}
+
+/// Hands the dead letter of a record to the producer; `group` hears of it once. A record that goes round is refused, so that
+/// it holds its lane as one whose dead letter cannot be written does (G7).
+pub fn send(
+    record: &Lease,
+    provenance: &Provenance<'_>,
+    emitter: &dyn Emitter,
+    group: &Arc<EmitGroup>,
+) {
+    let outgoing = Outgoing {
+        topic: provenance.target,
+        partition: None,
+        timestamp_ms: None,
+        key: record.key(),
+        value: record.value(),
+        headers: &headers(record.headers(), provenance),
+    };
+    group.expect_one();
+    let refused = refuse_lap(record.headers(), provenance.target).or_else(|| {
+        let sent = emitter.send(&outgoing, group);
+        sent.err().map(|error| error.to_string())
+    });
+    if let Some(refused) = refused {
+        group.answered(Some(&refused));
+    }
 }
 
 #[cfg(test)]
@@ -83,11 +137,43 @@ mod tests {
             attempts: 5,
             reason: "retries exhausted",
             message: "no route",
+            target: "t.dlt",
         };
         let made = headers(&block, &provenance);
         let all: Vec<_> = Headers::new(&made).collect();
         assert_eq!(&all[..3], &given[..]);
         assert!(all.contains(&(b"__dlq.errors.offset".as_slice(), Some(b"42".as_slice()))));
-        assert_eq!(all.len(), 13);
+        assert_eq!(all.len(), 14);
+    }
+
+    #[test]
+    fn laps_are_counted_by_their_target_and_bounded() {
+        let mut block = Vec::new();
+        for lap in 0..MAX_LAPS {
+            assert_eq!(refuse_lap(&block, "x.dlt"), None, "lap {lap}");
+            for target in ["x.dlt", "y.dlt"] {
+                let provenance = Provenance {
+                    topic: "x",
+                    partition: 0,
+                    offset: lap as i64,
+                    timestamp_ms: 0,
+                    group: "g",
+                    handler: "h",
+                    version: "1.0.0",
+                    attempts: 1,
+                    reason: "terminal",
+                    message: "no",
+                    target,
+                };
+                block = headers(&block, &provenance);
+            }
+        }
+        let refusal = refuse_lap(&block, "x.dlt").expect("it went round often enough");
+        assert!(refusal.contains("x.dlt 16 times"), "{refusal}");
+        assert_eq!(
+            refuse_lap(&block, "elsewhere"),
+            None,
+            "another topic lets it go"
+        );
     }
 }
