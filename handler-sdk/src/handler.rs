@@ -42,6 +42,9 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no 
 )]
 pub trait Handler: Sized + 'static {
     /// Read from the spec's `config`; its JSON Schema ships in the plugin.
+    ///
+    /// Mark a field that names a topic which the handler emits to with `#[schemars(extend("x-sluicegate-emits-to" = true))]`:
+    /// a spec whose own route matches that topic is then refused, since each emitted record would come back.
     type Config: DeserializeOwned + JsonSchema;
 
     /// The instance keeps state per key: a key then always goes to the same worker of a generation.

@@ -18,6 +18,7 @@ mod emits;
 pub mod generation;
 mod handoff;
 mod live;
+mod outputs;
 pub mod overrun;
 pub mod plan;
 pub mod pool;

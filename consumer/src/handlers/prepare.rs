@@ -11,6 +11,7 @@ use sluicegate_config::HandlerSpec;
 use super::catalogue::Artefact;
 use super::crew::{Crew, CrewSettings};
 use super::generation::{Code, Generation, GenerationState, Retired, Standing, Tally};
+use super::outputs;
 use super::overrun::OverrunWatch;
 use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
 use super::registry::RegistrySettings;
@@ -113,6 +114,12 @@ impl Workshop {
             let (plugin, version) = (&artefact.identity.name, &artefact.version);
             format!("plugin `{plugin}` {version} announces the handler `{handler}` but does not export it; rebuild it")
         })?;
+        if let Some(reason) = outputs::refusal(&info, spec) {
+            let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
+            return Err(
+                format!("handler `{name}` on plugin `{plugin}` {version}: {reason}").into(),
+            );
+        }
         standing.advance(GenerationState::Compatible);
         let pool = self.join(job, &code, self.setup(job, &code, standing));
         // A shared pool may serve a thousand handlers: their instances are built when they are first needed.

@@ -23,6 +23,7 @@ use sluicegate_runtime::HandlerRuntime;
 use super::catalogue::Catalogue;
 use super::generation::{Generation, GenerationState, Tally};
 use super::live::{Live, Next, Wanted};
+use super::outputs;
 use super::plan::{HandlerPlan, Plan};
 use super::pool::{ConfigNotTaken, HandlerPool, relock};
 use super::prepare::{PrepareJob, Workshop};
@@ -211,7 +212,8 @@ impl Registry {
         let inner = relock(&self.inner);
         let generation = inner.live.get(name)?.generation.as_ref()?;
         let sha256 = &job.artefact.identity.sha256;
-        let takes = generation.takes_config_of(&job.spec, sha256);
+        let takes = generation.takes_config_of(&job.spec, sha256)
+            && outputs::refusal(&generation.info, &job.spec).is_none();
         takes.then(|| Arc::clone(&generation.pool))
     }
 
@@ -325,7 +327,7 @@ impl Registry {
             Ok(found) => found,
             // The file may be gone from the folder while its code goes on serving.
             Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
-                live.take_over_if_well(spec);
+                take_over(live, spec);
                 return None;
             }
             Err(error) => {
@@ -335,7 +337,7 @@ impl Registry {
         };
         let sha256 = &artefact.identity.sha256;
         if serving.is_some_and(|generation| generation.serves(spec, sha256)) {
-            live.take_over_if_well(spec);
+            take_over(live, spec);
             return None;
         }
         live.follow_gate(spec);
@@ -419,6 +421,20 @@ fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
         live.next = Next::Nothing;
         let sha256 = job.artefact.identity.sha256.clone();
         live.refuse(&job.spec, Some(sha256), reason);
+    }
+}
+
+/// Takes over a spec that the generation which serves can run, unless its route brings back what the handler emits.
+fn take_over(live: &mut Live, spec: &Arc<HandlerSpec>) {
+    // Gates move through here too: what has not changed is not looked at again.
+    let same = live
+        .applied
+        .as_ref()
+        .is_some_and(|old| old.route.topics == spec.route.topics && old.config == spec.config);
+    let serving = live.generation.as_ref().filter(|_| !same);
+    match serving.and_then(|generation| outputs::refusal(&generation.info, spec)) {
+        None => live.take_over_if_well(spec),
+        Some(reason) => live.refuse(spec, None, reason),
     }
 }
 

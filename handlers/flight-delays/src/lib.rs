@@ -10,6 +10,7 @@ use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setu
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where late flights go.
+    #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
     /// Minutes of departure delay from which a flight is late.
     #[serde(default = "an_hour")]

@@ -17,6 +17,7 @@ use statistics::{Keys, Statistics};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where alerts go.
+    #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
     /// The numeric field that is watched; dots lead into objects (`payment.amount`).
     pub field: String,

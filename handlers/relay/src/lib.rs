@@ -11,6 +11,7 @@ use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setu
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where records go; key, value, headers and timestamp are kept.
+    #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
     /// Headers to set on the copy, in place of any of the same name.
     #[serde(default)]

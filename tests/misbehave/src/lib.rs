@@ -28,6 +28,7 @@ pub struct Config {
     /// The first rule that fits is done; everything else is acked.
     pub rules: Vec<Rule>,
     /// Acked records are emitted there first.
+    #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub emit_to: Option<String>,
     /// It is not well as long as a file is there.
     pub ill_while: Option<PathBuf>,

@@ -1,0 +1,186 @@
+//! The topics that a handler says it emits to, and whether its own route would bring these records back to it.
+//!
+//! A plugin marks the fields of its config that name such topics in the config's JSON Schema, with the keyword
+//! [`KEYWORD`]; what it does not mark is not known here.
+
+use serde_json::Value;
+use sluicegate_config::HandlerSpec;
+use sluicegate_config::spec::{TopicPattern, dead_letter_source};
+use sluicegate_runtime::HandlerInfo;
+
+/// Marks a field of a config's schema whose text, or each text of its list, names a topic that the handler emits to.
+const KEYWORD: &str = "x-sluicegate-emits-to";
+
+/// How deep a schema is followed: it may refer to itself.
+const MAX_DEPTH: usize = 16;
+
+/// Why the spec cannot be applied: what the handler emits would come back to it.
+pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> {
+    if !info.config_schema.contains(KEYWORD) {
+        return None;
+    }
+    let schema: Value = serde_json::from_str(&info.config_schema).ok()?;
+    let mut outputs = Vec::new();
+    collect(
+        &schema,
+        &schema,
+        Some(spec.config.expose()),
+        0,
+        &mut outputs,
+    );
+    outputs.into_iter().find_map(|output| {
+        let pattern = (spec.route.topics.iter()).find(|pattern| reads(spec, pattern, output))?;
+        // A topic that stands behind a reference may be a secret, and is not shown.
+        let shown = spec.config.declared().to_string().contains(output);
+        let output = if shown { format!("`{output}`") } else { "a topic of its config".to_owned() };
+        Some(format!(
+            "it emits to {output}, which `{pattern}` of its own route matches: each emitted record would be handled again; \
+             emit to another topic, or narrow the route"
+        ))
+    })
+}
+
+/// Whether `pattern` brings records of `topic` to the handler: globs and regexes take in no dead-letter topic.
+fn reads(spec: &HandlerSpec, pattern: &TopicPattern, topic: &str) -> bool {
+    let exact = matches!(pattern, TopicPattern::Exact(_));
+    let is_dead_letter = || dead_letter_source(&spec.dead_letter.topic, topic).is_some();
+    pattern.matches(topic) && (exact || !is_dead_letter())
+}
+
+/// Collects the marked texts of `config`, or the schema's default where there is none.
+fn collect<'v>(
+    root: &'v Value,
+    schema: &'v Value,
+    config: Option<&'v Value>,
+    depth: usize,
+    out: &mut Vec<&'v str>,
+) {
+    if depth > MAX_DEPTH {
+        return;
+    }
+    let config = config.or_else(|| schema.get("default"));
+    if schema.get(KEYWORD) == Some(&Value::Bool(true)) {
+        match config {
+            Some(Value::String(topic)) => out.push(topic),
+            Some(Value::Array(topics)) => out.extend(topics.iter().filter_map(Value::as_str)),
+            _ => {}
+        }
+        return;
+    }
+    let mut visit = |schema, config| collect(root, schema, config, depth + 1, out);
+    let reference = schema.get("$ref").and_then(Value::as_str);
+    if let Some(target) = reference.and_then(|path| root.pointer(path.strip_prefix('#')?)) {
+        visit(target, config);
+    }
+    for branches in ["allOf", "anyOf", "oneOf"] {
+        for branch in schema
+            .get(branches)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            visit(branch, config);
+        }
+    }
+    let properties = schema.get("properties").and_then(Value::as_object);
+    for (name, property) in properties.into_iter().flatten() {
+        visit(property, config.and_then(|config| config.get(name)));
+    }
+    if let (Some(items), Some(Value::Array(values))) = (schema.get("items"), config) {
+        values.iter().for_each(|value| visit(items, Some(value)));
+    }
+    if let (Some(more @ Value::Object(_)), Some(Value::Object(values))) =
+        (schema.get("additionalProperties"), config)
+    {
+        let named = |name: &String| properties.is_some_and(|known| known.contains_key(name));
+        let others = values.iter().filter(|(name, _)| !named(name));
+        others.for_each(|(_, value)| visit(more, Some(value)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use sluicegate_config::{Environment, read_spec};
+
+    use super::*;
+
+    fn info(schema: &Value) -> HandlerInfo {
+        HandlerInfo {
+            name: "h".into(),
+            config_schema: schema.to_string(),
+            keeps_key_state: false,
+            takes_config: false,
+            takes_batches: false,
+        }
+    }
+
+    fn refused(topics: &str, schema: &Value, config: &Value) -> Option<String> {
+        let text =
+            format!("name: h\nplugin: p\nroute: {{ topics: [{topics}] }}\nconfig: {config}\n");
+        let spec = read_spec(&text, None, &Environment::default()).expect("a good spec");
+        refusal(&info(schema), &spec)
+    }
+
+    #[test]
+    fn an_output_that_the_own_route_matches_is_refused() {
+        let marked = json!({ "type": "string", KEYWORD: true });
+        let schema = json!({ "properties": { "topic": marked } });
+        let to = |topic: &str| json!({ "topic": topic });
+        for (topics, output, expected) in [
+            ("\"*\"", "copy", true),
+            ("\"orders-*\"", "orders-copy", true),
+            ("/^orders/", "orders", true),
+            ("orders", "orders", true),
+            ("\"orders-*\"", "copy", false),
+            ("orders", "orders-copy", false),
+            // What patterns do not take in does not come back.
+            ("\"*\"", "__state", false),
+            ("\"*\"", "orders.dlt", false),
+            ("\"*\", orders.x", "orders.x", true),
+        ] {
+            let found = refused(topics, &schema, &to(output));
+            assert_eq!(found.is_some(), expected, "{topics} {output}: {found:?}");
+        }
+        let text = refused("\"*\"", &schema, &to("copy")).expect("a refusal");
+        assert!(text.contains("it emits to `copy`, which `*`"), "{text}");
+    }
+
+    #[test]
+    fn marks_are_found_wherever_a_schema_can_have_them() {
+        let marked = json!({ "type": "string", KEYWORD: true });
+        let many = json!({ "type": "array", "items": { "type": "string" }, KEYWORD: true });
+        let table = [
+            (
+                json!({ "properties": { "a": { "$ref": "#/$defs/T" } }, "$defs": { "T": marked } }),
+                json!({ "a": "t" }),
+            ),
+            (
+                json!({ "properties": { "a": many } }),
+                json!({ "a": ["x", "t"] }),
+            ),
+            (
+                json!({ "properties": { "a": { "items": marked } } }),
+                json!({ "a": ["x", "t"] }),
+            ),
+            (
+                json!({ "properties": { "a": { "anyOf": [{ "type": "null" }, marked] } } }),
+                json!({ "a": "t" }),
+            ),
+            (
+                json!({ "properties": { "a": { "additionalProperties": marked } } }),
+                json!({ "a": { "b": "t" } }),
+            ),
+            (
+                json!({ "properties": { "a": { "type": "string", "default": "t", KEYWORD: true } } }),
+                json!({}),
+            ),
+        ];
+        for (schema, config) in table {
+            assert!(refused("t", &schema, &config).is_some(), "{schema}");
+            assert!(refused("u", &schema, &config).is_none(), "{schema}");
+        }
+        let endless = json!({ "properties": { "a": { "$ref": "#" } }, KEYWORD: false });
+        assert_eq!(refused("t", &endless, &json!({ "a": { "a": {} } })), None);
+    }
+}
