@@ -1,0 +1,380 @@
+//! Situation: routes that are patterns, beside the cluster's own topics, dead-letter topics and topics that come later.
+//! Property: internal topics are not even assigned, a topic has its dead-letter topic before it is read, what is missing is
+//! told once and shown until it heals, and no record goes round without end (G1, G7).
+//! Needs: Kafka of its own.
+//! Command: `cargo xtask test --scenario patterns`
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::{Kafka, KafkaOptions};
+use e2e::ports::free_port;
+use e2e::service::{Service, run_binary};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(60);
+const DRAIN: Duration = Duration::from_secs(5);
+/// `processing` goes on with this, and patterns look for new topics every second.
+const MORE: &str = "  drain_timeout: 5s\n";
+
+/// A cluster of its own: what is read by `*` must not be what other tests write.
+fn cluster() -> (Kafka, Client) {
+    let kafka = Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let client = Client::new(kafka.bootstrap());
+    (kafka, client)
+}
+
+fn quick() -> [&'static str; 2] {
+    [
+        "--set",
+        "kafka.client.topic.metadata.refresh.interval.ms=1000",
+    ]
+}
+
+fn records(count: u64) -> impl Iterator<Item = Outgoing> {
+    (0..count).map(|number| Outgoing::new(&format!("k{number}"), number.to_string()))
+}
+
+fn errs(topics: &str, more: &str) -> String {
+    format!(
+        "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{topics}] }}\n{more}\
+         config: {{ rules: [ {{ when: {{ one_in: 1 }}, do: error, class: terminal }} ] }}\n"
+    )
+}
+
+fn topics_of(service: &Service) -> Result<BTreeSet<String>, String> {
+    let topic = |row: &Value| row["topic"].as_str().unwrap_or_default().to_owned();
+    Ok(service.partitions()?.iter().map(topic).collect())
+}
+
+fn problems(service: &Service) -> Result<Vec<String>, String> {
+    let status = service.api("status")?;
+    let problems = status["problems"].as_array().ok_or("no list of problems")?;
+    Ok(problems.iter().map(ToString::to_string).collect())
+}
+
+fn wait_no_problems(service: &Service) {
+    wait_for("every problem to be over", SOON, || {
+        let problems = problems(service)?;
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems.join("\n")),
+        }
+    });
+}
+
+/// How often a line of the log holds all of `parts`.
+fn lines(service: &mut Service, parts: &[&str]) -> usize {
+    let log = service.process().log();
+    log.lines()
+        .filter(|line| parts.iter().all(|part| line.contains(part)))
+        .count()
+}
+
+/// Exit code and standard error of a command that ends at once.
+fn refused(workdir: &Workdir, command: &str) -> (Option<i32>, String) {
+    let listen = format!("admin.listen=127.0.0.1:{}", free_port());
+    let arguments = [command, "-c", "sluicegate.yaml", "--set", &listen];
+    let output = run_binary(workdir.path(), &arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text)
+}
+
+fn end_offsets(client: &Client, topic: &str) -> i64 {
+    client.offsets(topic).values().map(|(_, end)| end).sum()
+}
+
+#[test]
+fn a_pattern_for_everything_does_not_read_what_commits_write() {
+    let (kafka, client) = cluster();
+    let (source, group) = (unique("in"), unique("group"));
+    client.create_topic(&source, 2);
+    client.create_topic("given.dlt", 1);
+    client.produce(&source, records(100));
+    for protocol in ["classic", "consumer"] {
+        let group = format!("{group}-{protocol}");
+        let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+        workdir.plugins(&["misbehave"]);
+        workdir.spec(
+            "all",
+            "plugin: misbehave\nversion: \"*\"\nroute: { topics: [\"*\", \"/.*/\", \"*offsets\"] }\nconfig: {}\n",
+        );
+        let protocol = format!("kafka.client.group.protocol={protocol}");
+        let mut service = Service::ready(&workdir, &["--set", &protocol]);
+        service.wait_outcomes("all", "ack", 100, SOON);
+        client.wait_committed(&group, &source, SOON);
+        // Its own commits are in `__consumer_offsets` by now; with that assigned, each would make the next.
+        let assigned = topics_of(&service).expect("partitions");
+        assert!(
+            assigned
+                .iter()
+                .all(|topic| !topic.starts_with("__") && !topic.ends_with(".dlt")),
+            "{assigned:?}"
+        );
+        let before = end_offsets(&client, "__consumer_offsets");
+        let looked = Instant::now();
+        wait_for("five commit intervals", SOON, || {
+            match looked.elapsed() > Duration::from_secs(2) {
+                true => Ok(()),
+                false => Err("not yet".to_owned()),
+            }
+        });
+        let written = end_offsets(&client, "__consumer_offsets") - before;
+        assert!(
+            written < 5,
+            "{written} commits of a service that has nothing to do"
+        );
+        assert_eq!(service.consumed().expect("metrics"), 100);
+        assert_eq!(
+            lines(
+                &mut service,
+                &["leave out", "internal topic", "__consumer_offsets"]
+            ),
+            1
+        );
+        assert_eq!(
+            lines(
+                &mut service,
+                &["leave out", "dead-letter topic", "given.dlt"]
+            ),
+            1
+        );
+        assert_eq!(
+            lines(&mut service, &["patterns take in topics", &source]),
+            1
+        );
+        let stopped = Instant::now();
+        assert!(service.stop(SOON).success());
+        assert!(
+            stopped.elapsed() < DRAIN,
+            "the stop took {:?}",
+            stopped.elapsed()
+        );
+    }
+
+    // Named exactly, an internal topic is read.
+    let workdir = Workdir::new(kafka.bootstrap(), &unique("group"), MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec(
+        "offsets",
+        "plugin: misbehave\nversion: \"*\"\nroute: { topics: [__consumer_offsets] }\ndead_letter: { create: false, topic: given.dlt }\nconfig: {}\n",
+    );
+    let service = Service::ready(&workdir, &[]);
+    wait_for("the internal topic to be assigned", SOON, || {
+        let topics = topics_of(&service)?;
+        match topics.contains("__consumer_offsets") {
+            true => Ok(()),
+            false => Err(format!("{topics:?}")),
+        }
+    });
+}
+
+#[test]
+fn a_topic_that_a_pattern_matches_has_its_dead_letter_topic() {
+    let (kafka, client) = cluster();
+    let (base, group) = (unique("patx"), unique("group"));
+    let first = format!("{base}-first");
+    client.create_topic(&first, 3);
+    client.produce(&first, records(20));
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec("errs", &errs(&format!("\"{base}-*\""), ""));
+    let mut service = Service::ready(&workdir, &quick());
+    service.wait_outcomes("errs", "dead_letter", 20, SOON);
+    client.wait_committed(&group, &first, SOON);
+    assert_eq!(client.partitions(&format!("{first}.dlt")).len(), 3);
+
+    // One that comes later, with its dead-letter topic before it is read.
+    let later = format!("{base}-later");
+    client.create_topic(&later, 2);
+    client.produce(&later, records(20));
+    service.wait_outcomes("errs", "dead_letter", 40, SOON);
+    client.wait_committed(&group, &later, SOON);
+    assert_eq!(client.partitions(&format!("{later}.dlt")).len(), 2);
+    assert_eq!(lines(&mut service, &["take in topics", &later]), 1);
+    assert_eq!(lines(&mut service, &["dead-letter topics missing"]), 0);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_is() {
+    let (kafka, client) = cluster();
+    let (base, group) = (unique("wish"), unique("group"));
+    let name = |part: &str| format!("{base}-{part}");
+    let long = format!("{base}-{}", "c".repeat(245 - base.len()));
+    for topic in [
+        &name("b_x"),
+        &name("d"),
+        &long,
+        &format!("{}_dlt", name("b_x")),
+    ] {
+        client.create_topic(topic, 1);
+    }
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec("errs", &errs(&format!("\"{base}-b?x\", \"{base}-c*\""), ""));
+    workdir.spec(
+        "strict",
+        &errs(&format!("\"{base}-d\""), "dead_letter: { create: false }\n"),
+    );
+    // A topic that a route names must have its dead-letter topic: the start names every one that has not.
+    let (status, text) = refused(&workdir, "run");
+    assert_eq!(status, Some(1), "{text}");
+    assert!(
+        text.contains(&format!(
+            "handler `strict`: topic {}.dlt is missing",
+            name("d")
+        )),
+        "{text}"
+    );
+
+    // Once it runs, all that is wrong is shown and the rest goes on.
+    client.create_topic(&format!("{}.dlt", name("d")), 1);
+    let mut service = Service::ready(&workdir, &quick());
+    workdir.spec("absent", &errs(&name("absent"), ""));
+    workdir.spec(
+        "strict",
+        &errs(
+            &format!("\"{base}-d\""),
+            "dead_letter: { create: false, topic: \"{topic}.gone\" }\n",
+        ),
+    );
+    let wanted = [
+        (name("b_x.dlt"), "collides with topic"),
+        (format!("{long}.dlt"), "it has 250 characters"),
+        (name("d.gone"), "dead_letter.create is false"),
+        (name("absent"), "the cluster has no such topic"),
+    ];
+    let wanted = &wanted[..];
+    wait_for("the problems to be shown", SOON, || {
+        let problems = problems(&service)?;
+        let shown = |(topic, cause): &(String, &str)| {
+            problems
+                .iter()
+                .any(|one| one.contains(topic) && one.contains(cause))
+        };
+        let missing = wanted.iter().find(|one| !shown(one));
+        missing.map_or(Ok(()), |one| Err(format!("{one:?} is not in {problems:?}")))
+    });
+    client.create_topic(&name("d.gone"), 1);
+    client.create_topic(&name("absent"), 1);
+    workdir.spec("errs", &errs(&format!("\"{base}-b?x\""), ""));
+    client.delete_topic(&format!("{}_dlt", name("b_x")));
+    wait_no_problems(&service);
+    for topic in [name("b_x.dlt"), format!("{long}.dlt"), name("d.gone")] {
+        assert_eq!(
+            lines(&mut service, &["dead-letter topics missing", &topic]),
+            1,
+            "{topic}"
+        );
+    }
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn dead_letters_that_would_go_round_are_refused_when_applied() {
+    let (kafka, client) = cluster();
+    for topic in ["a", "x.dead", "y.dead", "copy"] {
+        client.create_topic(topic, 1);
+    }
+    let group = unique("group");
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave", "relay"]);
+    let y = errs("x.dead", "dead_letter: { topic: y.dead }\n");
+    workdir.spec("x", &errs("a, y.dead", "dead_letter: { topic: x.dead }\n"));
+    workdir.spec("y", &y);
+    for command in ["validate", "run"] {
+        let (status, text) = refused(&workdir, command);
+        assert_eq!(status, Some(2), "{command}: {text}");
+        assert!(
+            text.contains("x.dead -> `y` -> y.dead -> `x` -> x.dead"),
+            "{command}: {text}"
+        );
+    }
+
+    // Neither does a running service take it, nor a route that brings back what the handler emits.
+    workdir.remove("handlers.d/y.yaml");
+    let relay = |topics: &str| {
+        format!(
+            "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topics}] }}\nconfig: {{ topic: copy }}\n"
+        )
+    };
+    workdir.spec("relay", &relay("a"));
+    let mut service = Service::ready(&workdir, &quick());
+    workdir.spec("y", &y);
+    let refusal = |part: &'static str| {
+        let service = &service;
+        wait_for(part, SOON, move || {
+            let status = service.api("status")?;
+            let why = status["last_rejection"].as_str().unwrap_or_default();
+            match why.contains(part) {
+                true => Ok(()),
+                false => Err(why.to_owned()),
+            }
+        });
+    };
+    refusal("dead letters would go round");
+    workdir.remove("handlers.d/y.yaml");
+    workdir.spec("relay", &relay("\"*\""));
+    refusal("it emits to `copy`, which `*` of its own route matches");
+    client.produce("a", records(20));
+    service.wait_outcomes("relay", "ack", 20, SOON);
+    assert_eq!(client.count("copy"), 20);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_record_that_goes_round_through_copies_is_held_after_some_laps() {
+    let (kafka, client) = cluster();
+    client.create_topic("a", 1);
+    client.create_topic("a.dlt", 1);
+    client.produce(
+        "a",
+        [Outgoing::new("k", "poison"), Outgoing::new("other", "fine")],
+    );
+    let group = unique("group");
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave", "relay"]);
+    workdir.spec(
+        "errs",
+        "plugin: misbehave\nversion: \"*\"\nroute: { topics: [a] }\n\
+         config: { rules: [ { when: { key: true, equals: k }, do: error, class: terminal } ] }\n",
+    );
+    workdir.spec(
+        "redrive",
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [a.dlt] }\nconfig: { topic: a }\n",
+    );
+    let mut service = Service::ready(&workdir, &[]);
+    wait_for("the record to be held", SOON, || {
+        let handler = service.api("handlers/errs")?;
+        let why = handler["last_error"].as_str().unwrap_or_default();
+        match why.contains("written to a.dlt 16 times already") {
+            true => Ok(()),
+            false => Err(handler.to_string()),
+        }
+    });
+    assert_eq!(client.count("a.dlt"), 16);
+    assert_eq!(client.count("a"), 2 + 16);
+    // It is there, at the frontier, and other keys pass it by.
+    client.produce("a", [Outgoing::new("other", "fine too")]);
+    service.wait_outcomes("errs", "ack", 2, SOON);
+    let explained = service.api("explain/a/0").expect("an explanation");
+    assert_eq!(explained["held_by"][0]["offset"], 17, "{explained}");
+
+    // Another dead-letter topic lets it go.
+    client.create_topic("a.poison", 1);
+    workdir.spec(
+        "errs",
+        "plugin: misbehave\nversion: \"*\"\nroute: { topics: [a] }\ndead_letter: { topic: \"{topic}.poison\" }\n\
+         config: { rules: [ { when: { key: true, equals: k }, do: error, class: terminal } ] }\n",
+    );
+    client.wait_committed(&group, "a", SOON);
+    let letters = client.read("a.poison");
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].text(), "poison");
+    assert!(service.stop(SOON).success());
+}
