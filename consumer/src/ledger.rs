@@ -108,6 +108,21 @@ impl Ledger {
         Delivered::New
     }
 
+    /// Records that everything before `position` was read: what of it has not arrived does not exist and counts as
+    /// settled.
+    pub fn pass(&mut self, position: i64) {
+        if position <= self.next {
+            return;
+        }
+        while self.done.front().is_some_and(|range| range.end <= position) {
+            self.done.pop_front();
+        }
+        if let Some(range) = self.done.front_mut() {
+            range.start = range.start.max(position);
+        }
+        self.skip_to(position);
+    }
+
     /// Records that everything about `offset` is final. `false` if it was not delivered or is settled already.
     pub fn settle(&mut self, offset: i64) -> bool {
         if offset < self.frontier || offset >= self.next {
@@ -191,6 +206,7 @@ impl Ledger {
             }
             self.next = offset;
             self.frontier = offset;
+            self.forget_behind();
             return;
         }
         for hole in self.next..offset {
@@ -208,9 +224,18 @@ impl Ledger {
             }
             self.frontier = (self.frontier + run).min(self.next);
         }
+        self.forget_behind();
+    }
+
+    /// Drops what is too far behind the frontier to be asked for.
+    fn forget_behind(&mut self) {
         while self.frontier - self.floor() > BEHIND + 64 && !self.words.is_empty() {
             self.words.pop_front();
             self.origin = self.floor() + 64;
+        }
+        if self.words.is_empty() {
+            // Nothing was delivered in what the window would cover.
+            self.origin = self.origin.max(self.frontier - BEHIND);
         }
     }
 
@@ -304,6 +329,38 @@ mod tests {
             assert!(ledger.settle(offset));
         }
         assert_eq!(ledger.frontier(), 22);
+    }
+
+    #[test]
+    fn what_was_read_without_a_record_is_settled() {
+        let mut ledger = Ledger::new(10, vec![12..14, 18..25]);
+        ledger.pass(9);
+        assert_eq!((ledger.frontier(), ledger.next()), (10, 10));
+        assert_eq!(ledger.deliver(10), Delivered::New);
+        ledger.pass(20);
+        assert_eq!((ledger.frontier(), ledger.next()), (10, 20));
+        assert!(ledger.settle(10));
+        assert_eq!((ledger.frontier(), ledger.next()), (20, 20));
+        assert_eq!(ledger.settled_ahead(), vec![20..25]);
+        assert_eq!(ledger.deliver(20), Delivered::Done);
+        assert_eq!(ledger.deliver(10), Delivered::Repeat);
+        assert_eq!(
+            ledger.deliver(15),
+            Delivered::Fault,
+            "a record in what was said to be read"
+        );
+    }
+
+    #[test]
+    fn a_log_of_control_records_alone_keeps_the_window_small() {
+        let mut ledger = Ledger::new(0, Vec::new());
+        for position in (0..1_000_000_000).step_by(10_000) {
+            ledger.pass(position);
+        }
+        assert_eq!(ledger.deliver(1_000_000_000), Delivered::New);
+        assert!(ledger.settle(1_000_000_000));
+        assert_eq!(ledger.frontier(), 1_000_000_001);
+        assert!(ledger.words.len() < 1024, "{} words", ledger.words.len());
     }
 
     #[test]

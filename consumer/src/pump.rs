@@ -7,6 +7,7 @@
 //! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
 
 mod address;
+mod position;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -207,6 +208,7 @@ impl Pump {
                 break;
             }
         }
+        self.learn_positions();
         self.commit();
         for (slot, paused) in self.flow.pauses_due() {
             self.source.pause(slot, paused);
@@ -380,6 +382,7 @@ impl Pump {
     }
 
     fn start_drain(&mut self, slots: &[Slot]) {
+        self.learn_positions_of(slots);
         let deadline_ms = (self.started.elapsed() + self.settings.drain_timeout).as_millis() as u64;
         self.flow.start_drain(slots, deadline_ms);
     }

@@ -6,6 +6,7 @@ mod member;
 
 use std::time::{Duration, Instant};
 
+use member::batches::{append, commit_marker, records};
 use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sluicegate::source::mock::MockKafka;
@@ -207,6 +208,66 @@ fn a_missing_offset_is_told_and_the_partition_goes_on_where_it_is_sent() {
         member.turn_until(|m| m.seen(0) == 5);
         produce(&bootstrap, PARTITIONS, 3);
         member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 8));
+        member.leave();
+    }
+}
+
+/// G2: the position passes control records once they are read, and nothing that waits in the queue.
+#[test]
+fn a_partition_that_ends_with_control_records_was_read_to_its_end() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    append(&bootstrap, "t", 0, &records(0, &["a", "b", "c"]));
+    append(&bootstrap, "t", 0, &commit_marker(3));
+    append(&bootstrap, "t", 1, &commit_marker(0));
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while (member.consumed(0), member.consumed(1)) != (Some(4), Some(1)) {
+        let so_far = (member.consumed(0), member.consumed(1));
+        assert!(Instant::now() < deadline, "read as far as {so_far:?}");
+        member.turn();
+    }
+    assert_eq!((member.seen(0), member.end_offset(0)), (4, Some(4)));
+
+    // Fetched and queued, and not read: the end is known, the position stays.
+    append(&bootstrap, "t", 0, &records(4, &["d", "e"]));
+    append(&bootstrap, "t", 0, &commit_marker(6));
+    while member.end_offset(0) != Some(7) {
+        assert!(Instant::now() < deadline, "it is not fetched");
+        member.source.wait(Duration::from_millis(20));
+    }
+    for _ in 0..20 {
+        assert_eq!(member.consumed(0), Some(4));
+        member.source.wait(Duration::from_millis(20));
+    }
+    while member.consumed(0) != Some(7) {
+        assert!(Instant::now() < deadline, "it is not read");
+        member.turn();
+    }
+    member.leave();
+}
+
+/// What a partition was read to before it was given away says nothing of how far it is read now.
+#[test]
+fn a_position_of_an_earlier_assignment_is_not_taken_for_one_of_this() {
+    for client in [&[][..], &[("partition.assignment.strategy", "range")]] {
+        let kafka = cluster();
+        let bootstrap = kafka.bootstrap_servers();
+        append(&bootstrap, "t", 0, &records(0, &["a", "b", "c"]));
+        append(&bootstrap, "t", 0, &commit_marker(3));
+        let mut member = Member::join(&settings(&bootstrap, client));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while member.consumed(0) != Some(4) {
+            assert!(Instant::now() < deadline, "it is not read");
+            member.turn();
+        }
+        member.restart(0, StartAt::Offset(1));
+        assert_eq!(member.consumed(0), None, "nothing was read since");
+        while member.consumed(0) != Some(4) {
+            assert!(Instant::now() < deadline, "it is not read again");
+            member.turn();
+        }
+        assert_eq!(member.first(0), Some(0));
         member.leave();
     }
 }

@@ -1,5 +1,7 @@
 //! A Kafka client that is not the service: makes topics, writes and reads records, asks for a group's commits.
 
+mod log;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -235,28 +237,8 @@ impl Client {
             .expect("a producer");
         let mut sent = 0;
         for record in records {
-            let headers =
-                record
-                    .headers
-                    .iter()
-                    .fold(OwnedHeaders::new(), |headers, (key, value)| {
-                        headers.insert(Header {
-                            key,
-                            value: Some(value.as_slice()),
-                        })
-                    });
-            let mut base = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
-            if let Some(partition) = record.partition {
-                base = base.partition(partition);
-            }
-            if let Some(key) = &record.key {
-                base = base.key(key.as_slice());
-            }
-            if let Some(value) = &record.value {
-                base = base.payload(value.as_slice());
-            }
             sent += 1;
-            send(&producer, base);
+            send(&producer, base(topic, &record));
         }
         producer
             .flush(Duration::from_secs(120))
@@ -482,6 +464,27 @@ impl rdkafka::producer::ProducerContext for Acknowledged {
                 .push(error.to_string());
         }
     }
+}
+
+fn base<'a>(topic: &'a str, record: &'a Outgoing) -> BaseRecord<'a, [u8], [u8]> {
+    let headers = record.headers.iter();
+    let headers = headers.fold(OwnedHeaders::new(), |headers, (key, value)| {
+        headers.insert(Header {
+            key,
+            value: Some(value.as_slice()),
+        })
+    });
+    let mut base = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
+    if let Some(partition) = record.partition {
+        base = base.partition(partition);
+    }
+    if let Some(key) = &record.key {
+        base = base.key(key.as_slice());
+    }
+    if let Some(value) = &record.value {
+        base = base.payload(value.as_slice());
+    }
+    base
 }
 
 fn send(producer: &BaseProducer<Acknowledged>, mut record: BaseRecord<'_, [u8], [u8]>) {

@@ -153,6 +153,41 @@ const BUGS: &[Bug] = &[
         suite: ADMISSION,
     },
     Bug {
+        name: "end-is-consumed",
+        what: "the end of the log is taken for what was read of it",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "fetched-is-consumed",
+        what: "the client's fetch position is taken for its consumed position",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "consumed-passes-records-in-hand",
+        what: "the consumed position passes records that wait for room in the ledger",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "consumed-passes-dropped-records",
+        what: "the consumed position passes what a drain drops",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "control-records-never-passed",
+        what: "control records at the end of a log hold its frontier",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "position-inherited",
+        what: "a position left over from an earlier assignment is believed",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "position-after-error-entry",
+        what: "a position that an error entry has moved is believed",
+        suite: ADMISSION,
+    },
+    Bug {
         name: "library-path-reused",
         what: "a new generation's copy has the name of an earlier one",
         suite: GENERATIONS,

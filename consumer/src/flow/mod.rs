@@ -23,6 +23,7 @@ mod log;
 mod outcomes;
 mod ownership;
 mod place;
+mod position;
 mod record_log;
 pub mod report;
 pub mod slab;
@@ -112,6 +113,8 @@ pub struct Flow {
     /// What it said of the partitions that are still ours.
     commit_in_flight: Vec<(Slot, CommitEntry)>,
     committed_ms: u64,
+    /// When positions were asked for last.
+    positions_ms: u64,
     late_outcomes: u64,
     fault: Option<Arc<str>>,
     /// Pools are to be told which partitions are ours before the next batch.
@@ -148,6 +151,7 @@ impl Flow {
             committing: false,
             commit_in_flight: Vec::new(),
             committed_ms: 0,
+            positions_ms: 0,
             late_outcomes: 0,
             fault: None,
             ownership_changed: false,

@@ -6,6 +6,9 @@
 //! one seek back to the offset that was due, and what comes then is believed. Where nothing comes after the error (the
 //! skipped record was the last one) the seek is made after a moment of silence; not at each entry, since a seek resets
 //! the back-off between failing fetches.
+//!
+//! For the same reason the consumed position that librdkafka gives for a partition is believed only while nothing but
+//! what this assignment has read has moved it.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +20,23 @@ const HEADER_CHECKS: u8 = 8;
 
 /// How long a partition in doubt may be silent: longer than librdkafka waits between failing fetches.
 const SILENCE: Duration = Duration::from_millis(1500);
+
+/// What librdkafka's consumed position of a partition is worth.
+///
+/// The client resets it when it stops a fetch and when it seeks, both some time after the call has returned, and moves it
+/// with every entry that is taken out of the queue: records, control records, and error entries, which stand for nothing
+/// that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// It may be left over from an earlier assignment: to be seen reset first.
+    Foreign,
+    /// It may be left over from before a seek: to be seen reset, or moved by a record that was fetched after it.
+    Sought,
+    /// An error entry may have moved it past a record that did not come.
+    Erred,
+    /// Only what this assignment has read has moved it.
+    Own,
+}
 
 /// A partition's error entry, since which no record that was due has come.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +57,7 @@ pub(super) struct Admitted {
     pub(super) paused: bool,
     open: bool,
     doubt: Option<Doubt>,
+    position: Position,
     /// The batch whose remaining records of this partition are dropped after a seek.
     skipped_batch: u64,
     unchecked: u8,
@@ -101,6 +122,7 @@ impl Admission {
             paused: false,
             open: true,
             doubt: None,
+            position: Position::Foreign,
             skipped_batch: 0,
             unchecked: HEADER_CHECKS,
         });
@@ -184,6 +206,9 @@ impl Admission {
             }
         }
         admitted.doubt = None;
+        if matches!(admitted.position, Position::Sought | Position::Erred) {
+            admitted.position = Position::Own;
+        }
         admitted.next = Some(offset + 1);
         let check = admitted.unchecked > 0;
         admitted.unchecked = admitted.unchecked.saturating_sub(1);
@@ -197,8 +222,42 @@ impl Admission {
                 since: now,
                 sought: false,
             });
+            if admitted.position != Position::Foreign {
+                admitted.position = Position::Erred;
+            }
             self.doubts = true;
         }
+    }
+
+    /// A seek was accepted: nothing that was fetched before it comes any more.
+    pub(super) fn sought(&mut self, slot: Slot) {
+        if let Some(admitted) = self.get_mut(slot)
+            && admitted.position != Position::Foreign
+        {
+            admitted.position = Position::Sought;
+        }
+    }
+
+    /// Judges the position that the client gives for a partition (`None`: reset), as far as `end` is known. Gives it back
+    /// when everything before it was read in this assignment; what is due next is then not before it.
+    pub(super) fn judge_position(
+        &mut self,
+        slot: Slot,
+        position: Option<i64>,
+        end: Option<i64>,
+    ) -> Option<i64> {
+        let admitted = self.get_mut(slot)?;
+        let Some(position) = position else {
+            admitted.position = Position::Own;
+            return None;
+        };
+        let next = admitted.next?;
+        let in_log = end.is_none_or(|end| position <= end);
+        if admitted.position != Position::Own || position < next || !in_log {
+            return None;
+        }
+        admitted.next = Some(position);
+        Some(position)
     }
 
     /// Partitions in doubt that have been silent for long: where to seek them back to. Each is named once; a later
@@ -294,6 +353,67 @@ mod tests {
         admission.doubt(SLOT, Instant::now());
         assert!(deliver(&mut admission, 10));
         assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 11));
+    }
+
+    #[test]
+    fn a_position_is_believed_once_it_was_reset_in_this_assignment() {
+        let mut admission = admission(10);
+        assert_eq!(admission.judge_position(SLOT, Some(90), None), None);
+        assert!(deliver(&mut admission, 10));
+        let left_over = admission.judge_position(SLOT, Some(90), None);
+        assert_eq!(
+            left_over, None,
+            "a record does not lower what was left over"
+        );
+        assert_eq!(admission.judge_position(SLOT, None, None), None);
+        assert_eq!(admission.judge_position(SLOT, Some(11), None), Some(11));
+        assert_eq!(admission.judge_position(SLOT, Some(14), Some(14)), Some(14));
+        assert_eq!(admission.judge_position(SLOT, Some(13), None), None);
+        let beyond = admission.judge_position(SLOT, Some(15), Some(14));
+        assert_eq!(beyond, None, "beyond the end of the log");
+    }
+
+    #[test]
+    fn a_position_is_not_believed_after_an_error_entry_until_the_record_that_is_due_has_come() {
+        let mut admission = admission(10);
+        admission.judge_position(SLOT, None, None);
+        assert!(deliver(&mut admission, 10));
+        admission.doubt(SLOT, Instant::now());
+        assert_eq!(admission.judge_position(SLOT, Some(12), None), None);
+        assert!(deliver(&mut admission, 11));
+        assert_eq!(admission.judge_position(SLOT, Some(12), None), Some(12));
+    }
+
+    #[test]
+    fn a_seek_gives_a_position_back_its_credit_once_it_has_taken_effect() {
+        for by_record in [true, false] {
+            let mut admission = admission(10);
+            admission.judge_position(SLOT, None, None);
+            admission.doubt(SLOT, Instant::now());
+            assert_eq!(admission.judge(TOPIC, 2, 12), Verdict::SeekBack(SLOT, 10));
+            assert_eq!(admission.judge_position(SLOT, Some(13), None), None);
+            admission.sought(SLOT);
+            assert_eq!(admission.judge_position(SLOT, Some(13), None), None);
+            admission.begin_batch();
+            if by_record {
+                assert!(deliver(&mut admission, 10));
+            } else {
+                admission.judge_position(SLOT, None, None);
+            }
+            assert_eq!(admission.judge_position(SLOT, Some(12), None), Some(12));
+        }
+    }
+
+    #[test]
+    fn a_new_assignment_does_not_inherit_the_credit_of_a_position() {
+        let mut admission = admission(10);
+        admission.judge_position(SLOT, None, None);
+        let at = admission.get(SLOT).unwrap().at.clone();
+        admission.close(&at);
+        assert_eq!(admission.judge_position(SLOT, Some(20), None), None);
+        let again = Slot(4);
+        admission.open(again, at, TOPIC, StartAt::Offset(10), Some(10));
+        assert_eq!(admission.judge_position(again, Some(20), None), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 mod assign;
 mod fetch;
+mod position;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -350,6 +351,10 @@ impl Source for KafkaSource {
                 "the group's coordinator did not answer a commit in time".into(),
             )),
         }
+    }
+
+    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
+        self.read_positions(slots, out);
     }
 
     fn end_offset(&self, slot: Slot) -> Option<i64> {

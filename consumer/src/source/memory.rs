@@ -58,6 +58,7 @@ struct Stored {
 
 struct Running {
     slot: Slot,
+    /// The consumed position: what comes next is at this offset or beyond it.
     next: i64,
     paused: bool,
     missing_told: bool,
@@ -135,7 +136,8 @@ impl MemoryKafka {
         offset
     }
 
-    /// Leaves `count` offsets without a record, as compaction and transaction markers do.
+    /// Leaves `count` offsets without a record, as control records and aborted data do; a poll that finds nothing else
+    /// to give passes them.
     pub fn skip(&self, topic: &str, partition: i32, count: i64) {
         self.change(|script| {
             script.topics.entry(at(topic, partition)).or_default().end += count;
@@ -339,6 +341,13 @@ impl Source for MemorySource {
         }
     }
 
+    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
+        let script = self.kafka.script();
+        let running = script.running.values();
+        let asked = running.filter(|running| slots.contains(&running.slot));
+        out.extend(asked.map(|running| (running.slot, running.next)));
+    }
+
     fn end_offset(&self, slot: Slot) -> Option<i64> {
         let script = self.kafka.script();
         let mut running = script.running.iter();
@@ -393,8 +402,11 @@ impl Script {
                         ),
                     });
                 }
-            } else if !running.paused && log.records.range(running.next..).next().is_some() {
-                ready.push(at.clone());
+            } else if !running.paused {
+                match log.records.range(running.next..).next() {
+                    Some(_) => ready.push(at.clone()),
+                    None => running.next = log.end,
+                }
             }
         }
         ready

@@ -230,6 +230,11 @@ pub trait Source {
     /// When there was no answer in time.
     fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError>;
 
+    /// How far partitions were read in their present assignments, control records and aborted data included: one past
+    /// the last of them that [`Self::poll`] has passed. Appends only what is certain, which is never beyond a record that
+    /// `poll` has still to give. Does not ask the broker.
+    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>);
+
     /// One past the newest offset of a partition, as far as the client knows.
     fn end_offset(&self, slot: Slot) -> Option<i64>;
 

@@ -406,6 +406,16 @@ impl<C: ConsumerContext> Connection<C> {
         (high >= 0).then_some(high)
     }
 
+    /// Fills in how far each partition of the list was read: one past the last record or control record that was taken
+    /// out of a queue; no offset where nothing was since the fetch began or was sought. It runs behind what is fetched
+    /// and queued, and error entries move it too.
+    pub(super) fn consumed_positions(&self, list: &mut TopicPartitionList) {
+        // SAFETY: client and list are alive; the call only writes offset and error of the list's elements.
+        unsafe {
+            sys::rd_kafka_position(self.consumer.client().native_ptr(), list.ptr());
+        }
+    }
+
     /// Gives up to `max` messages to `each`, without waiting; returns how many there were.
     pub(super) fn take(&mut self, max: usize, mut each: impl FnMut(Message)) -> usize {
         let room = max.min(self.buffer.len());

@@ -1,5 +1,7 @@
 //! A member of a group: a pump without handlers, which checks every offset that it gets.
 
+pub(crate) mod batches;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -114,6 +116,17 @@ impl Member {
     pub(crate) fn end_offset(&self, partition: i32) -> Option<i64> {
         let (slot, _) = self.find(partition)?;
         self.source.end_offset(slot)
+    }
+
+    /// How far a partition was read, as far as that is certain; what comes next is not before it.
+    pub(crate) fn consumed(&mut self, partition: i32) -> Option<i64> {
+        let (slot, _) = self.find(partition)?;
+        let mut out = Vec::new();
+        self.source.consumed(&[slot], &mut out);
+        let (_, position) = out.pop()?;
+        let owned = self.owned.get_mut(&slot).expect("it is ours");
+        owned.next = owned.next.max(Some(position));
+        Some(position)
     }
 
     pub(crate) fn unowned_records(&self) -> u64 {

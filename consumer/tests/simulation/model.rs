@@ -75,13 +75,40 @@ pub struct Owned {
     /// Its time to drain is over: nothing of it may start, though it is not released yet.
     pub fenced: bool,
     pub released: bool,
-    /// Next offset that the client fetches.
+    /// Next offset that the client gives: what stands before `fetched` waits in its queue.
     pub position: i64,
+    /// Next offset that the client fetches.
+    pub fetched: i64,
+    /// What the client says to have given, control records included; nothing before the first.
+    pub consumed: Option<i64>,
     pub paused: bool,
     /// Highest offset that the flow let in, plus one.
     pub next: i64,
     /// Every record before it is known to be settled.
     pub settled_to: Cell<i64>,
+}
+
+/// How often a run came to the situations that it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Records that were started, over all attempts.
+    pub starts: u64,
+    /// Records that workers had and did not begin, because their partition was given back.
+    pub recalled: u64,
+    /// Positions that were asked for while the client had fetched past a control record that it had not given yet.
+    pub fetched_past_control: u64,
+    /// Frontiers that a consumed position moved past control records at the end.
+    pub passed_control: u64,
+}
+
+impl Met {
+    /// Adds another run's.
+    pub fn add(&mut self, other: Self) {
+        self.starts += other.starts;
+        self.recalled += other.recalled;
+        self.fetched_past_control += other.fetched_past_control;
+        self.passed_control += other.passed_control;
+    }
 }
 
 /// The account.
@@ -95,10 +122,8 @@ pub struct Model {
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
     /// Records that were settled whole at some time, by log and offset.
     pub settled_ever: BTreeSet<(usize, i64)>,
-    /// Records that were started, over all attempts.
-    pub starts: u64,
-    /// Records that workers had and did not begin, because their batch was cancelled.
-    pub recalled: u64,
+    /// What the script brought about.
+    pub met: Met,
     /// Which patterns name which topics, as the oracle says.
     pub topics_named: HashMap<(TopicPattern, Arc<str>), bool>,
     /// Whether events are printed.
@@ -135,6 +160,8 @@ impl Model {
                 fenced: false,
                 released: false,
                 position: start,
+                fetched: start,
+                consumed: None,
                 paused: false,
                 next: start,
                 settled_to: Cell::new(start),
@@ -239,7 +266,7 @@ impl Model {
         logs: &[Log],
         in_batch: Option<&[i64]>,
     ) -> Check {
-        self.starts += 1;
+        self.met.starts += 1;
         let Some(owned) = self.owned.get(&epoch) else {
             return Err("a start in no assignment".into());
         };
@@ -316,8 +343,9 @@ impl Model {
         if entry.offset < before {
             return Err(format!("{what}: goes back from {before}"));
         }
-        if entry.offset > owned.next {
-            return Err(format!("{what}: nothing came beyond {} (G2)", owned.next));
+        let read = owned.next.max(owned.consumed.unwrap_or(0));
+        if entry.offset > read {
+            return Err(format!("{what}: nothing was read beyond {read} (G2)"));
         }
         let log = &logs[owned.log];
         let settled = |offset: i64| {

@@ -26,6 +26,8 @@ pub struct Logged {
 pub struct Log {
     pub at: TopicPartition,
     pub records: Vec<Logged>,
+    /// Offsets of control records: the client reads them and gives none of them.
+    pub controls: Vec<i64>,
 }
 
 impl Log {
@@ -40,9 +42,20 @@ impl Log {
             .binary_search_by_key(&offset, |record| record.offset)
     }
 
-    /// One past the last record.
+    /// The next offset at or beyond `from` that the client reads: of a record, or of a control record.
+    pub fn next_read(&self, from: i64) -> Option<i64> {
+        let record = self.index_of(from).unwrap_or_else(|next| next);
+        let record = self.records.get(record).map(|record| record.offset);
+        let control = self.controls.partition_point(|offset| *offset < from);
+        let control = self.controls.get(control).copied();
+        record.into_iter().chain(control).min()
+    }
+
+    /// One past the last record or control record.
     pub fn end(&self) -> i64 {
-        self.records.last().map_or(0, |record| record.offset + 1)
+        let record = self.records.last().map(|record| record.offset);
+        let last = record.max(self.controls.last().copied());
+        last.map_or(0, |offset| offset + 1)
     }
 }
 
@@ -155,16 +168,25 @@ fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
     let mut offset = if random.chance(30) { 7 } else { 0 };
     let gaps = *random.pick(&[0, 10, 40]);
     let keys = random.between(1, 5);
-    let records = (0..random.below(60))
-        .map(|_| {
-            if random.chance(gaps) {
-                offset += random.between(1, 100) as i64;
+    let transactional = random.chance(50);
+    let mut controls = Vec::new();
+    let mut records = Vec::new();
+    for _ in 0..random.below(60) {
+        if random.chance(gaps) {
+            // Records that compaction or an abort has taken away; a transaction's end comes last.
+            offset += random.between(1, 100) as i64;
+            if transactional {
+                controls.push(offset - 1);
             }
-            offset += 1;
-            any_record(random, offset - 1, keys)
-        })
-        .collect();
+        }
+        records.push(any_record(random, offset, keys));
+        offset += 1;
+    }
+    if transactional && !(records.is_empty() && random.chance(50)) {
+        controls.push(offset + random.below(20) as i64);
+    }
     Log {
+        controls,
         at: TopicPartition {
             topic: topic.into(),
             partition,

@@ -37,15 +37,10 @@ impl World {
         self.observe()?;
         self.flow.dispatch();
         self.observe()?;
+        self.tell_positions();
         self.send_commit()?;
         self.observe()?;
-        for (slot, paused) in self.flow.pauses_due() {
-            for owned in self.model.owned.values_mut() {
-                if owned.slot == slot {
-                    owned.paused = paused;
-                }
-            }
-        }
+        self.pause_some();
         self.finish_revokes()?;
         self.observe()
     }
@@ -150,16 +145,21 @@ impl World {
         }
     }
 
+    /// The client takes the next entry out of its queue, and gives it if it is a record.
     fn deliver_next(&mut self, epoch: u32) {
+        self.fetch_ahead(epoch);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return;
         };
         let log = &self.script.logs[owned.log];
-        let index = log.index_of(owned.position).unwrap_or_else(|next| next);
-        let Some(record) = log.records.get(index) else {
+        let Some(offset) = log.next_read(owned.position) else {
             return;
         };
-        owned.position = record.offset + 1;
+        owned.position = offset + 1;
+        owned.consumed = owned.consumed.max(Some(owned.position));
+        let Some(record) = log.record(offset) else {
+            return;
+        };
         if !owned.draining {
             owned
                 .records
@@ -216,16 +216,23 @@ impl World {
         self.producer.set_refusing(false);
         self.flow.dispatch();
         self.observe()?;
+        self.tell_positions();
         self.send_commit()?;
+        self.pause_some();
+        self.finish_revokes()?;
+        self.observe()
+    }
+
+    /// The client stops or resumes fetching; a stop throws away what waits in its queue.
+    fn pause_some(&mut self) {
         for (slot, paused) in self.flow.pauses_due() {
             for owned in self.model.owned.values_mut() {
                 if owned.slot == slot {
                     owned.paused = paused;
+                    owned.fetched = owned.position;
                 }
             }
         }
-        self.finish_revokes()?;
-        self.observe()
     }
 
     fn is_done(&self) -> bool {

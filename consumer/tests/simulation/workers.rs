@@ -45,7 +45,7 @@ impl World {
         let index = run.outcomes.len();
         if run.batch.cancel.is_set() {
             let records = run.batch.records.len();
-            model.recalled += (records - index) as u64;
+            model.met.recalled += (records - index) as u64;
             run.outcomes.resize(records, RawOutcome::default());
             return Ok(());
         }
@@ -208,7 +208,7 @@ impl World {
             ..
         } = self.running.swap_remove(at);
         batch.not_run();
-        self.model.recalled += batch.records.len() as u64;
+        self.model.met.recalled += batch.records.len() as u64;
         self.messages.push_back(Message {
             message: PumpMessage::Finished(batch),
             share: None,

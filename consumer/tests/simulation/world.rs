@@ -246,6 +246,7 @@ impl World {
                 slots.push(owned.slot);
             }
         }
+        self.tell_positions_of(&slots);
         self.model.tell(|| format!("drain {epochs:?}"));
         self.flow.start_drain(&slots, deadline_ms);
         self.revokes.push(Revoke { slots, deadline_ms });

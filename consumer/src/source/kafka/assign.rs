@@ -98,6 +98,8 @@ impl KafkaSource {
                 .open(wanted.slot, wanted.at.clone(), topic, start, Some(offset));
             self.rebalance.start(&wanted.at, start);
         }
+        let begun: Vec<Slot> = partitions.iter().map(|wanted| wanted.slot).collect();
+        self.see_reset(&begun);
         self.answer_rebalance()
     }
 
@@ -225,6 +227,8 @@ impl KafkaSource {
             let waits = admission.get(*slot).filter(|a| a.next == Some(*due));
             waits.is_some_and(|a| connection.forward(&a.at.topic, a.at.partition))
         });
+        let waiting: Vec<Slot> = self.moved.iter().map(|(slot, _)| *slot).collect();
+        self.see_reset(&waiting);
     }
 }
 

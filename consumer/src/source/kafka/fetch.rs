@@ -61,13 +61,16 @@ impl KafkaSource {
         let sought = connection
             .consumer()
             .seek(&at.topic, at.partition, offset, Duration::ZERO);
-        if let Err(error) = sought {
-            // Not believed yet: the next record above makes the next attempt.
-            self.admission.doubt(slot, Instant::now());
-            self.pending.push(SourceEvent::PartitionError {
-                at,
-                reason: format!("cannot read offset {to} again: {error}"),
-            });
+        match sought {
+            Ok(()) => self.admission.sought(slot),
+            Err(error) => {
+                // Not believed yet: the next record above makes the next attempt.
+                self.admission.doubt(slot, Instant::now());
+                self.pending.push(SourceEvent::PartitionError {
+                    at,
+                    reason: format!("cannot read offset {to} again: {error}"),
+                });
+            }
         }
     }
 
