@@ -41,7 +41,7 @@ impl Outcome {
         }
     }
 
-    /// Call again after `after`.
+    /// Call again after `after`, at most an hour: the record holds its partition's frontier until then.
     pub fn retry_after(after: Duration, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Retry {
             after: Some(after),

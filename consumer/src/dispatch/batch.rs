@@ -48,7 +48,7 @@ pub struct Batch {
     pub emits_pending: Vec<bool>,
     /// Bytes of the records, as charged.
     pub bytes: u64,
-    /// Time that the call took, in microseconds.
+    /// Time that the call took, in microseconds; 0 when the batch was given back without a call.
     pub elapsed_us: u64,
 }
 

@@ -139,6 +139,20 @@ impl Flights {
         self.table.iter_mut().filter(|flight| flight.is_submitted())
     }
 
+    /// The flights of a handler that a worker has.
+    pub fn submitted_of(&self, handler: HandlerIx) -> Vec<FlightKey> {
+        let mine = |flight: &Flight| flight.is_submitted() && flight.handler == Some(handler);
+        self.table
+            .iter()
+            .enumerate()
+            .filter(|(_, flight)| mine(flight))
+            .map(|(index, flight)| FlightKey {
+                index: index as u32,
+                serial: flight.serial,
+            })
+            .collect()
+    }
+
     /// Every flight under way.
     pub fn iter(&self) -> impl Iterator<Item = &Flight> {
         self.table.iter().filter(|flight| flight.handler.is_some())

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::closing::Closing;
 use crate::dispatch::lanes::Lanes;
 use crate::dispatch::{EntryKey, FlightKey, OwnedPartition, WorkerPool};
 use crate::settlement::RetryPolicy;
@@ -84,6 +85,8 @@ pub struct HandlerFlow {
     pub settings: HandlerSettings,
     /// It is not wanted any more; what it has is finished, then it goes.
     pub retiring: bool,
+    /// Set while it is switched off or removed and still has records.
+    pub closing: Option<Closing>,
     /// Its lanes.
     pub lanes: Lanes,
     /// Flights being filled: one, or one a worker when keys stay with a worker.
@@ -100,6 +103,10 @@ pub struct HandlerFlow {
     pub in_flight_bytes: u64,
     /// The pool refused; wait until it says that it is free.
     pub blocked: bool,
+    /// Calls in a row that have run none of their records.
+    pub fruitless_calls: u32,
+    /// Nothing is submitted before this time, on the flow's clock.
+    pub rests_until_ms: Option<u64>,
     /// It stands in the list of handlers with something to submit.
     pub listed: bool,
     /// Its records hold their lanes beyond the call (emits, retries): one record of a lane a flight.
@@ -132,6 +139,7 @@ impl HandlerFlow {
         let mut this = Self {
             settings,
             retiring: false,
+            closing: None,
             lanes: Lanes::default(),
             open: Vec::new(),
             ready: VecDeque::new(),
@@ -140,6 +148,8 @@ impl HandlerFlow {
             in_flight_records: 0,
             in_flight_bytes: 0,
             blocked: false,
+            fruitless_calls: 0,
+            rests_until_ms: None,
             listed: false,
             exclusive: false,
             batch_limit: FIRST_BATCH,
@@ -158,6 +168,8 @@ impl HandlerFlow {
         self.settings = settings;
         self.retiring = false;
         self.blocked = false;
+        self.fruitless_calls = 0;
+        self.rests_until_ms = None;
         for flight in std::mem::take(&mut self.open).into_iter().flatten() {
             self.ready.push_back(flight);
         }

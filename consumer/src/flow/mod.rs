@@ -16,6 +16,7 @@
 //! all three.
 
 mod admit;
+mod closing;
 mod draining;
 pub mod flights;
 pub mod handler;
@@ -26,12 +27,13 @@ mod place;
 mod position;
 mod record_log;
 pub mod report;
+mod rest;
 pub mod slab;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,6 +61,8 @@ pub struct FlowSettings {
     pub stall_timeout_ms: u64,
     /// Time between commits.
     pub commit_interval_ms: u64,
+    /// How long a handler that is switched off may go without settling anything before the rest of it is skipped.
+    pub drain_timeout_ms: u64,
     /// The consumer group, for dead letters.
     pub group: Arc<str>,
     /// Seeds jitter.
@@ -101,6 +105,12 @@ pub struct Flow {
     handlers: Vec<Option<HandlerFlow>>,
     /// Handlers with something to submit.
     listed: Vec<HandlerIx>,
+    /// Handlers that are switched off or removed and still have records.
+    closing: Vec<HandlerIx>,
+    /// When they are looked at next.
+    closing_due_ms: u64,
+    /// Handlers that rest, by when they go on.
+    resting: BTreeSet<(u64, HandlerIx)>,
     tasks: Tasks,
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
@@ -141,6 +151,9 @@ impl Flow {
             flights: Flights::default(),
             handlers: Vec::new(),
             listed: Vec::new(),
+            closing: Vec::new(),
+            closing_due_ms: 0,
+            resting: BTreeSet::new(),
             tasks: Tasks::default(),
             emitter,
             inbox,
@@ -166,6 +179,8 @@ impl Flow {
         self.ownership_changed |= self.ownership_due_ms.is_some_and(|due_ms| now_ms >= due_ms);
         self.end_overdue_drains();
         self.run_due();
+        self.end_rests();
+        self.run_closing();
     }
 
     /// Takes handlers and routes of a plan, both at once: no record is routed by a mixture (G9).
@@ -198,6 +213,7 @@ impl Flow {
                 assignment.plan = self.router.plan(&assignment.at.topic);
             }
         }
+        self.note_closed();
         self.drop_retired();
     }
 
@@ -417,7 +433,8 @@ impl Flow {
 
     /// When [`Flow::tick`] has something to do next, on its clock.
     pub fn next_due(&self) -> Option<u64> {
-        self.tasks.next_due()
+        let rested = self.resting.first().map(|(until_ms, _)| *until_ms);
+        self.tasks.next_due().into_iter().chain(rested).min()
     }
 
     fn drop_retired(&mut self) {

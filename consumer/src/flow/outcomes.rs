@@ -7,6 +7,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
+use super::rest::LONGEST_WISH_MS;
 use super::tasks::{Ending, Stage, Task};
 use crate::assignment::AssignmentState;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
@@ -50,6 +51,7 @@ impl Flow {
                 .filter(|outcome| outcome.code != outcome_code::NOT_RUN)
                 .count();
             handler.learn_cost(run as u32, batch.elapsed_us);
+            self.rest_after(ix, run, batch.elapsed_us);
         }
         let quick = batch.emits_pending.is_empty();
         let mut acked = 0;
@@ -230,7 +232,7 @@ impl Flow {
             return;
         }
         let delay_ms = if wished_ms > 0 {
-            wished_ms
+            wished_ms.min(LONGEST_WISH_MS)
         } else {
             retry.delay_ms(attempt, random)
         };
@@ -239,7 +241,7 @@ impl Flow {
         }
         self.detach(key);
         let stage = Stage::Parked {
-            due_ms: self.now_ms + delay_ms,
+            due_ms: self.now_ms.saturating_add(delay_ms),
         };
         let task = Task {
             attempt,
@@ -254,7 +256,7 @@ impl Flow {
     }
 
     /// Writes the dead letter; the record settles when it is acknowledged (G7). Its lane is held by the caller.
-    fn give_up(
+    pub(super) fn give_up(
         &mut self,
         ix: HandlerIx,
         key: EntryKey,
@@ -528,7 +530,7 @@ impl Flow {
     }
 
     /// Whether nothing is expected of a record any more: it is settled, or its partition was given back (G5).
-    fn is_over(&self, key: EntryKey) -> bool {
+    pub(super) fn is_over(&self, key: EntryKey) -> bool {
         self.slab.get(key).is_none_or(|entry| entry.unsettled == 0)
     }
 

@@ -138,7 +138,7 @@ impl Flow {
                 }
                 continue;
             }
-            if handler.blocked {
+            if handler.blocked || handler.rests_until_ms.is_some() {
                 return;
             }
             close_open(handler, &mut self.flights);

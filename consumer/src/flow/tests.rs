@@ -1,5 +1,8 @@
 //! The flow by example: scripted pools and producer, one situation a test. The simulator covers the rest.
 
+mod closing;
+mod rest;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,11 +27,13 @@ struct ScriptedPool {
     full: std::sync::atomic::AtomicBool,
     /// Partitions and epochs that it was told of last.
     owned: Mutex<Vec<(i32, u32)>>,
+    failed: std::sync::atomic::AtomicBool,
 }
 
 impl WorkerPool for ScriptedPool {
     fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
-        if self.full.load(std::sync::atomic::Ordering::Relaxed) {
+        let full = self.full.load(std::sync::atomic::Ordering::Relaxed);
+        if full || self.state() == PoolState::Failed {
             return Err(batch);
         }
         self.taken.lock().unwrap().push(batch);
@@ -47,7 +52,10 @@ impl WorkerPool for ScriptedPool {
     }
 
     fn state(&self) -> PoolState {
-        PoolState::Active
+        match self.failed.load(std::sync::atomic::Ordering::Relaxed) {
+            true => PoolState::Failed,
+            false => PoolState::Active,
+        }
     }
 }
 
@@ -89,32 +97,55 @@ impl Bench {
             max_uncommitted: 100,
             budget_bytes: 1 << 20,
             stall_timeout_ms: 1_000,
+            drain_timeout_ms: 5_000,
             commit_interval_ms: 1_000,
             group: "g".into(),
             seed: 1,
         };
         let mut flow = Flow::new(settings, emitter.clone(), inbox.clone());
         let pools: Vec<Arc<ScriptedPool>> = (0..handlers).map(|_| Arc::default()).collect();
-        let route = Route {
-            topics: vec![TopicPattern::Exact("t".into())],
-            when: Predicate::always(),
-        };
-        let ixs = (0..handlers as u32).map(HandlerIx);
-        let index =
-            RoutingIndex::compile(1, ixs.clone().map(|ix| (ix, route.clone())).collect()).unwrap();
-        let settings = ixs
-            .zip(&pools)
-            .map(|(ix, pool)| (ix, handler(ix, pool.clone())))
-            .collect();
-        flow.apply(index, settings);
-        let slot = flow.assign(at(), 0, Vec::new());
-        Self {
+        let mut bench = Self {
+            slot: flow.assign(at(), 0, Vec::new()),
             flow,
             inbox,
             emitter,
             pools,
-            slot,
+        };
+        bench.apply(|_, _| true);
+        bench
+    }
+
+    /// Applies a plan of the handlers that `change` keeps, changed as it likes.
+    fn apply(&mut self, change: impl Fn(usize, &mut HandlerSettings) -> bool) {
+        let route = Route {
+            topics: vec![TopicPattern::Exact("t".into())],
+            when: Predicate::always(),
+        };
+        let mut settings = Vec::new();
+        for (place, pool) in self.pools.iter().enumerate() {
+            let ix = HandlerIx(place as u32);
+            let mut of_one = handler(ix, pool.clone());
+            if change(place, &mut of_one) {
+                settings.push((ix, of_one));
+            }
         }
+        let routes = settings.iter().map(|(ix, _)| (*ix, route.clone()));
+        let index = RoutingIndex::compile(1, routes.collect()).unwrap();
+        self.flow.apply(index, settings);
+        self.flow.dispatch();
+    }
+
+    fn fail(&self, pool: usize, failed: bool) {
+        self.pools[pool]
+            .failed
+            .store(failed, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn skipped(&self, handler: usize) -> u64 {
+        let clock = super::report::WallClock { epoch_ms: 0 };
+        self.flow.report(clock, |_| None).handlers[handler]
+            .outcomes
+            .skipped
     }
 
     fn deliver(&mut self, offsets: std::ops::Range<i64>, key: impl Fn(i64) -> Option<String>) {

@@ -234,7 +234,8 @@ impl Worker {
                 .handle(&call, &mut batch.outcomes, &mut batch.output)
         }));
         let elapsed = start.elapsed();
-        batch.elapsed_us = elapsed.as_micros() as u64;
+        // Never 0: that is a batch which was given back without a call.
+        batch.elapsed_us = (elapsed.as_micros() as u64).max(1);
         let records = batch.records.len() as u64;
         tenant
             .setup

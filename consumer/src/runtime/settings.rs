@@ -31,6 +31,7 @@ pub(super) fn pump(config: &ServiceConfig, number: u32) -> PumpSettings {
             max_uncommitted: i64::try_from(processing.max_uncommitted).unwrap_or(i64::MAX / 2),
             budget_bytes: processing.memory / 2 / config.kafka.clients.max(1) as u64,
             stall_timeout_ms: processing.stall_timeout.as_millis() as u64,
+            drain_timeout_ms: processing.drain_timeout.as_millis() as u64,
             commit_interval_ms: processing.commit_interval.as_millis() as u64,
             group: config.kafka.group_id.as_str().into(),
             seed: u64::from(std::process::id()) << 32 | u64::from(number + 1),

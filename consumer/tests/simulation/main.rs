@@ -11,6 +11,7 @@
 #![allow(unreachable_pub)]
 
 mod client;
+mod closing;
 mod model;
 mod pools;
 mod random;
@@ -89,6 +90,12 @@ fn every_promise_holds_at_each_step_and_everything_is_processed() {
             met.passed_control,
             "frontiers moved past control records at the end",
         ),
+        (met.skipped_failed * 3, "shares skipped of failed handlers"),
+        (
+            met.skipped_overdue * 3,
+            "shares skipped after the drain timeout",
+        ),
+        (met.abandoned * 3, "shares of abandoned calls"),
     ] {
         assert!(
             often > seeds / 10,

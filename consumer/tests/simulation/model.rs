@@ -46,6 +46,8 @@ pub struct Share {
     pub owes_letter: bool,
     /// Some attempt was made.
     pub begun: bool,
+    /// Its handler was switched off and has failed or hangs: it is settled without it.
+    pub skipped: bool,
     pub order: Order,
 }
 
@@ -99,6 +101,12 @@ pub struct Met {
     pub fetched_past_control: u64,
     /// Frontiers that a consumed position moved past control records at the end.
     pub passed_control: u64,
+    /// Shares that a failed handler had not begun when it was switched off.
+    pub skipped_failed: u64,
+    /// Shares that nobody had begun when the time to finish was over.
+    pub skipped_overdue: u64,
+    /// Shares of calls that were abandoned then.
+    pub abandoned: u64,
 }
 
 impl Met {
@@ -108,6 +116,9 @@ impl Met {
         self.recalled += other.recalled;
         self.fetched_past_control += other.fetched_past_control;
         self.passed_control += other.passed_control;
+        self.skipped_failed += other.skipped_failed;
+        self.skipped_overdue += other.skipped_overdue;
+        self.abandoned += other.abandoned;
     }
 }
 
@@ -205,6 +216,7 @@ impl Model {
                     given_up: false,
                     owes_letter: false,
                     begun: false,
+                    skipped: false,
                     order: handler.order,
                 };
                 held.shares.insert(handler.ix.0, share);
@@ -282,6 +294,10 @@ impl Model {
         }
         let held = &owned.records[&offset];
         let share = &held.shares[&handler];
+        if share.skipped {
+            // Its call was abandoned; what it still does means nothing any more.
+            return Ok(());
+        }
         if !matches!(share.stage, Stage::Queued | Stage::Failed) {
             return Err(format!("{what}: started while {:?}", share.stage));
         }
@@ -404,7 +420,7 @@ impl Model {
         if clean {
             for (&offset, held) in &owned.records {
                 for (&handler, share) in &held.shares {
-                    if share.stage == Stage::Settled {
+                    if share.stage == Stage::Settled && !share.skipped {
                         self.settled_cleanly.insert((owned.log, offset, handler));
                     }
                 }

@@ -147,19 +147,21 @@ impl Script {
             }
         }
         let seed = random.next();
+        let drain_ms = *random.pick(&[0, 100, 2_000]);
         Self {
             logs,
             flow: FlowSettings {
                 max_uncommitted: *random.pick(&[1, 2, 5, 20, 100]),
                 budget_bytes: *random.pick(&[500, 4_000, 1 << 20]),
                 stall_timeout_ms: 1_000,
+                drain_timeout_ms: drain_ms,
                 commit_interval_ms: *random.pick(&[0, 10, 100]),
                 group: "g".into(),
                 seed,
             },
             trouble: any_trouble(random),
             steps: random.between(50, 400),
-            drain_ms: *random.pick(&[0, 100, 2_000]),
+            drain_ms,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One step of the world, and its end: no more trouble, until everything is done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sluicegate::dispatch::PumpMessage;
 use sluicegate::source::{Delivery, Lease};
@@ -65,6 +66,10 @@ impl World {
             let at = self.random.below(self.pools.len());
             let failed = self.random.chance(50);
             self.set_failed(at, failed);
+            if failed && self.random.chance(50) {
+                let ix = self.pools[at].0;
+                self.switch_off(ix);
+            }
         }
         if self.random.chance(self.trouble.crash) {
             self.crash();
@@ -177,12 +182,18 @@ impl World {
     /// The trouble is over: everything must come to its end.
     pub fn finish(&mut self) -> Check {
         self.trouble = Trouble::default();
+        let left = self.leave_closed_in_trouble();
         for pool in 0..self.pools.len() {
-            self.set_failed(pool, false);
+            if !left
+                .iter()
+                .any(|left| Arc::ptr_eq(left, &self.pools[pool].2))
+            {
+                self.set_failed(pool, false);
+            }
         }
         for _ in 0..MOST_ROUNDS {
             self.round()?;
-            if self.is_done() {
+            if self.is_done() && !self.return_stuck() {
                 return self.check_end();
             }
         }
@@ -240,7 +251,7 @@ impl World {
             let committed = self.model.committed.get(&log.at).map_or(0, |c| c.0);
             committed >= log.end() && self.model.current(&log.at).is_some()
         }) && self.messages.is_empty()
-            && self.running.is_empty()
+            && self.running.iter().all(|run| run.stuck)
             && self.unanswered.is_empty()
             && self.commit.is_none()
     }

@@ -22,7 +22,7 @@ impl World {
     /// Moves one batch by one record, or brings it back.
     pub fn work(&mut self) -> Check {
         let able: Vec<usize> = (0..self.running.len())
-            .filter(|&at| !self.running[at].hung)
+            .filter(|&at| !self.running[at].hung && !self.running[at].stuck)
             .collect();
         if able.is_empty() {
             return Ok(());
@@ -141,7 +141,10 @@ impl World {
             run.blocked.push(record.lane);
         }
         let handler = run.batch.handler.0;
-        if plain && let Some(share) = self.model.share(record.epoch, record.offset, handler) {
+        if plain
+            && let Some(share) = self.model.share(record.epoch, record.offset, handler)
+            && !share.skipped
+        {
             share.stage = Stage::Acked;
         }
     }
@@ -343,7 +346,13 @@ impl World {
             handler,
         } = *share;
         let most = self.max_attempts(handler);
+        let counts = self.model.share(epoch, offset, handler);
+        let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
+            && !pending
+            && counts.is_some_and(|share| !share.skipped);
+        self.closing.heard(handler, settles, self.now_ms);
         match (outcome.code, self.model.share(epoch, offset, handler)) {
+            (_, Some(share)) if share.skipped => {}
             (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
                 self.model.settle(epoch, offset, handler);
             }
@@ -390,11 +399,17 @@ impl World {
             offset,
             handler,
         } = *share;
+        let skipped = self.model.share(epoch, offset, handler);
+        if skipped.is_some_and(|share| share.skipped) {
+            return;
+        }
         let owes_letter = self
             .model
             .share(epoch, offset, handler)
             .is_some_and(|share| std::mem::take(&mut share.owes_letter));
-        if !failed && !owes_letter {
+        let settles = !failed && !owes_letter;
+        self.closing.heard(handler, settles, self.now_ms);
+        if settles {
             self.model.settle(epoch, offset, handler);
             return;
         }

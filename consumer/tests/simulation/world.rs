@@ -12,6 +12,7 @@ use sluicegate::routing::RoutingIndex;
 use sluicegate::source::{CommitEntry, CommitResult, Slot};
 use sluicegate_abi::RawOutcome;
 
+use super::closing::Closing;
 use super::model::{Check, Model};
 use super::pools::{DeadLetter, SimPool, SimProducer};
 use super::random::Random;
@@ -36,6 +37,8 @@ pub struct Running {
     pub emits: Vec<(usize, u32)>,
     /// The pump was told that it hangs.
     pub hung: bool,
+    /// It does not end, and nobody is told.
+    pub stuck: bool,
     pub takes_batches: bool,
 }
 
@@ -88,6 +91,8 @@ pub struct World {
     pub overran: HashMap<FlightKey, Vec<ShareKey>>,
     /// By handler, the newest settings.
     pub max_attempts_of: HashMap<u32, u32>,
+    /// Handlers that are switched off or removed.
+    pub closing: Closing,
 }
 
 impl World {
@@ -121,6 +126,7 @@ impl World {
             next_handler: 0,
             overran: HashMap::new(),
             max_attempts_of: HashMap::new(),
+            closing: Closing::default(),
         };
         for _ in 0..world.random.between(1, 4) {
             world.add_handler();
@@ -169,7 +175,9 @@ impl World {
                 )
             });
         }
+        self.closing.apply(&self.handlers, self.now_ms);
         self.flow.apply(index, settings);
+        self.see_skips();
     }
 
     /// A new snapshot: a handler comes, goes, changes its route, its gate, or its generation.
@@ -199,6 +207,19 @@ impl World {
         self.apply();
     }
 
+    /// The operator shuts a handler's gate, or removes it.
+    pub fn switch_off(&mut self, ix: HandlerIx) {
+        let Some(place) = self.handlers.iter().position(|handler| handler.ix == ix) else {
+            return;
+        };
+        if self.random.chance(50) {
+            self.handlers.remove(place);
+        } else {
+            self.handlers[place].gate_open = false;
+        }
+        self.apply();
+    }
+
     /// The process dies and starts anew: only what is committed is left.
     pub fn crash(&mut self) {
         self.inbox = Arc::new(Inbox::new());
@@ -216,6 +237,7 @@ impl World {
         self.commit = None;
         self.revokes.clear();
         self.pools.clear();
+        self.closing.crash();
         for handler in &mut self.handlers {
             handler.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
             self.pools
@@ -356,12 +378,16 @@ impl World {
             }
         }
         self.flow.tick(self.now_ms);
+        self.see_skips();
     }
 
     /// Sees what the flow did: records let in, batches handed over, dead letters sent.
     pub fn observe(&mut self) -> Check {
         if let Some(fault) = self.flow.fault() {
             return Err(format!("fault: {fault}"));
+        }
+        if let Some(broken) = self.closing.broken.take() {
+            return Err(broken);
         }
         self.see_admissions()?;
         self.see_submissions()?;
@@ -415,6 +441,7 @@ impl World {
                     blocked: Vec::new(),
                     emits: Vec::new(),
                     hung: false,
+                    stuck: false,
                     takes_batches: *takes_batches,
                 });
             }

@@ -135,6 +135,7 @@ impl Pump {
             max_uncommitted: 1_000,
             budget_bytes: 1 << 20,
             stall_timeout_ms: 1_000,
+            drain_timeout_ms: 5_000,
             commit_interval_ms: 1_000,
             group: "g".into(),
             seed: 1,

@@ -1,0 +1,239 @@
+//! Handlers that are switched off or removed. What they have begun is finished, so that a gate costs no record; but a
+//! handler that has failed or hangs finishes nothing, and must not hold its partitions for that.
+//!
+//! ```text
+//!  gate closed, or removed ─► works: finishes what it has
+//!                          ├► failed: what no call has is skipped at once, calls may end until `drain_timeout`
+//!                          └► nothing of it settles for `drain_timeout`: all of it is skipped, its calls are abandoned
+//! ```
+//!
+//! Skipped is what a closed gate makes of new records: settled for this handler and counted (G1). With
+//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. What waits for the producer
+//! is no longer the handler's, and is awaited (G7).
+
+use super::Flow;
+use super::handler::{HandlerFlow, OnFailure};
+use super::tasks::Stage;
+use crate::dispatch::{EntryKey, FlightKey, HandlerIx, PoolState};
+
+/// Between two looks at handlers that are closing.
+const CHECK_INTERVAL_MS: u64 = 50;
+
+/// What is kept of a handler that is switched off or removed while it still has records.
+#[derive(Clone, Copy, Debug)]
+pub struct Closing {
+    /// When a record of it settled last, or else when it was switched off; on the flow's clock.
+    pub moved_ms: u64,
+    /// What it had settled by then.
+    settled: u64,
+}
+
+impl HandlerFlow {
+    /// Whether no new record reaches it.
+    fn is_closed(&self) -> bool {
+        self.retiring || !self.settings.gate_open
+    }
+
+    /// Whether nobody runs what it has.
+    fn has_failed(&self) -> bool {
+        let pool = self.settings.pool.as_ref();
+        pool.is_none_or(|pool| pool.state() == PoolState::Failed)
+    }
+
+    fn settled(&self) -> u64 {
+        self.counts.ack + self.counts.drop + self.counts.dead_letter
+    }
+}
+
+impl Flow {
+    /// A plan has come: notes which handlers are switched off or removed, and lets go at once of what nobody will run.
+    pub(super) fn note_closed(&mut self) {
+        self.closing.clear();
+        for (place, handler) in self.handlers.iter_mut().enumerate() {
+            let Some(handler) = handler else { continue };
+            if !handler.is_closed() || handler.is_idle() {
+                handler.closing = None;
+                continue;
+            }
+            let now = Closing {
+                moved_ms: self.now_ms,
+                settled: handler.settled(),
+            };
+            handler.closing.get_or_insert(now);
+            self.closing.push(HandlerIx(place as u32));
+        }
+        self.check_closing();
+    }
+
+    /// Looks at the handlers that are closing, now and then.
+    pub(super) fn run_closing(&mut self) {
+        if !self.closing.is_empty() && self.now_ms >= self.closing_due_ms {
+            self.check_closing();
+            self.drop_retired();
+        }
+    }
+
+    fn check_closing(&mut self) {
+        self.closing_due_ms = self.now_ms + CHECK_INTERVAL_MS;
+        let mut closing = std::mem::take(&mut self.closing);
+        closing.retain(|&ix| self.still_closes(ix));
+        self.closing = closing;
+    }
+
+    /// Skips what a closing handler will not finish. `false` once it has nothing left.
+    fn still_closes(&mut self, ix: HandlerIx) -> bool {
+        let (now_ms, drain_timeout_ms) = (self.now_ms, self.settings.drain_timeout_ms);
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return false;
+        };
+        let settled = handler.settled();
+        let failed = handler.has_failed();
+        let Some(closing) = handler.closing.as_mut() else {
+            return false;
+        };
+        if closing.settled != settled {
+            *closing = Closing {
+                moved_ms: now_ms,
+                settled,
+            };
+        }
+        let overdue = now_ms.saturating_sub(closing.moved_ms) >= drain_timeout_ms;
+        let to_dead_letter = failed && handler.settings.on_failure == OnFailure::DeadLetter;
+        if to_dead_letter {
+            self.dead_letter_unstarted(ix);
+        }
+        if overdue || (failed && !to_dead_letter) {
+            self.skip_unstarted(ix, overdue);
+        }
+        let handler = self.handlers[ix.0 as usize].as_mut();
+        match handler {
+            Some(handler) if handler.is_idle() => {
+                handler.closing = None;
+                false
+            }
+            handler => handler.is_some(),
+        }
+    }
+
+    /// Gives up what no call has, as a failed handler's records are with `on_failure: dead_letter`.
+    fn dead_letter_unstarted(&mut self, ix: HandlerIx) {
+        if self.may_have_queued(ix) {
+            self.dead_letter_queued(ix);
+        }
+        for key in self.parked_of(ix) {
+            if let Some(task) = self.tasks.get(ix, key).cloned() {
+                let reason = task
+                    .reason
+                    .unwrap_or_else(|| "the handler has failed".into());
+                self.give_up(ix, key, task.lane, task.attempt, task.class, reason);
+            }
+        }
+    }
+
+    /// Settles as skipped what no call of the handler has, and with `running` also what calls have: those are abandoned.
+    fn skip_unstarted(&mut self, ix: HandlerIx, running: bool) {
+        let mut skipped: Vec<EntryKey> = Vec::new();
+        if self.may_have_queued(ix) {
+            for (key, _) in self.take_queued(ix, |_| true) {
+                // One that ran before has a task; its lane was its flight's.
+                self.tasks.remove(ix, key);
+                skipped.push(key);
+            }
+        }
+        for key in self.parked_of(ix) {
+            if let Some(task) = self.tasks.remove(ix, key) {
+                self.unhold(ix, task.lane);
+                skipped.push(key);
+            }
+        }
+        let mut calls = 0;
+        if running {
+            for flight in self.flights.submitted_of(ix) {
+                calls += 1;
+                skipped.append(&mut self.abandon_call(ix, flight));
+            }
+        }
+        if calls > 0
+            && let Some(handler) = &self.handlers[ix.0 as usize]
+            && let Some(pool) = &handler.settings.pool
+        {
+            pool.recall();
+        }
+        let mut counted = 0;
+        for key in skipped {
+            counted += u64::from(!self.is_over(key));
+            self.settle_share(key);
+        }
+        if counted == 0 && calls == 0 {
+            return;
+        }
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.counts.skipped += counted;
+            tracing::warn!(
+                handler = &*handler.settings.name,
+                removed = handler.retiring,
+                failed = handler.has_failed(),
+                skipped = counted,
+                abandoned_calls = calls,
+                "handler is off and does not finish what it has: its records are skipped"
+            );
+        }
+        self.list(ix);
+    }
+
+    /// Ends a flight whose call is not waited for any more; its outcomes are discarded when they come. Gives its records.
+    fn abandon_call(&mut self, ix: HandlerIx, flight: FlightKey) -> Vec<EntryKey> {
+        let keys = match self.flights.get(flight) {
+            Some(flight) => {
+                flight.recall();
+                std::mem::take(&mut flight.keys)
+            }
+            None => return Vec::new(),
+        };
+        // Nothing waits in its lanes: what was queued is gone.
+        self.flights.end(flight);
+        let bytes: u64 = keys
+            .iter()
+            .filter_map(|key| self.slab.get(*key))
+            .map(|entry| u64::from(entry.charge))
+            .sum();
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.blocked = false;
+            handler.in_flight_records -= keys.len() as u32;
+            handler.in_flight_bytes -= bytes;
+        }
+        for &key in &keys {
+            self.tasks.remove(ix, key);
+        }
+        keys
+    }
+
+    /// Whether a record of it may be queued: a look at its queues costs more than these counts.
+    fn may_have_queued(&self, ix: HandlerIx) -> bool {
+        self.handlers[ix.0 as usize]
+            .as_ref()
+            .is_some_and(|handler| {
+                handler.in_flight_records > 0
+                    || !handler.backlog.is_empty()
+                    || handler.lanes.waiters() > 0
+            })
+    }
+
+    /// Records of a handler that wait for their next attempt, in the order of their offsets.
+    fn parked_of(&self, ix: HandlerIx) -> Vec<EntryKey> {
+        let held = self.handlers[ix.0 as usize]
+            .as_ref()
+            .map_or(0, |handler| handler.held);
+        if held == 0 {
+            return Vec::new();
+        }
+        let mut parked: Vec<(i64, EntryKey)> = self
+            .tasks
+            .iter()
+            .filter(|(of, _, task)| *of == ix && matches!(task.stage, Stage::Parked { .. }))
+            .filter_map(|(_, key, _)| Some((self.slab.get(key)?.offset(), key)))
+            .collect();
+        parked.sort_unstable();
+        parked.into_iter().map(|(_, key)| key).collect()
+    }
+}
