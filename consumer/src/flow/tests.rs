@@ -11,6 +11,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use super::handler::{HandlerSettings, OnFailure, Order};
 use super::{Flow, FlowSettings};
+use crate::assignment::NewAssignment;
 use crate::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
@@ -105,7 +106,7 @@ impl Bench {
         let mut flow = Flow::new(settings, emitter.clone(), inbox.clone());
         let pools: Vec<Arc<ScriptedPool>> = (0..handlers).map(|_| Arc::default()).collect();
         let mut bench = Self {
-            slot: flow.assign(at(), 0, Vec::new()),
+            slot: flow.assign(NewAssignment::first(at(), 0, 1)),
             flow,
             inbox,
             emitter,
@@ -155,6 +156,7 @@ impl Bench {
                 slot: self.slot,
                 offset,
                 timestamp_ms: 0,
+                leader_epoch: -1,
                 lease,
             });
         }
@@ -280,9 +282,9 @@ fn a_record_settles_when_every_handler_has_settled_it() {
         (
             commits.len(),
             commits[0].offset,
-            commits[0].metadata.as_str()
+            commits[0].metadata.clone()
         ),
-        (1, 10, "")
+        (1, 10, bench.flow.assignment(bench.slot).metadata("g"))
     );
 }
 
@@ -425,7 +427,7 @@ fn nothing_settles_after_a_release() {
     bench.deliver(0..10, |_| None);
     let late = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     bench.flow.release(&[bench.slot]);
-    let again = bench.flow.assign(at(), 0, Vec::new());
+    let again = bench.flow.assign(NewAssignment::first(at(), 0, 2));
     bench.pools[0].taken.lock().unwrap().push(late);
     bench.finish(0, |_| ACK);
     assert_eq!(bench.flow.assignment(again).ledger.frontier(), 0);

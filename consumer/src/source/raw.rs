@@ -5,6 +5,7 @@
 //! of believing a jump; 3 drop repeats; 4 serve events until their queue is empty; 5 drop partition lists before the
 //! client.
 
+mod admin;
 mod create_topics;
 mod headers;
 
@@ -24,8 +25,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use sluicegate_abi::header_block;
 
+use crate::commit::TopicUuid;
 use crate::emit::{EmitGroup, Outgoing};
 
+pub(super) use admin::{Answer, OffsetSpec};
 pub(crate) use create_topics::{NewTopic, create_topics};
 use headers::{PublicHeaders, agree};
 
@@ -57,6 +60,15 @@ unsafe extern "C" {
     ) -> usize;
     #[cfg(raw_headers)]
     safe fn sluicegate_headers_shim_fits() -> c_int;
+    #[cfg(raw_headers)]
+    fn sluicegate_topic_state(
+        topic: *const sys::rd_kafka_topic_t,
+        high: *mut i64,
+        low: *mut i64,
+        partitions: *mut i32,
+    ) -> c_int;
+    #[cfg(raw_headers)]
+    fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
 }
 
 impl Message {
@@ -93,6 +105,12 @@ impl Message {
     pub(super) fn timestamp_ms(&self) -> i64 {
         // SAFETY: the message is alive; a null type pointer is allowed.
         unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), std::ptr::null_mut()) }
+    }
+
+    /// Epoch of the leader that took it, -1 when the broker gives none.
+    pub(super) fn leader_epoch(&self) -> i32 {
+        // SAFETY: the message is alive and consumed.
+        unsafe { sys::rd_kafka_message_leader_epoch(self.0.as_ptr()) }
     }
 
     pub(super) fn key(&self) -> Option<&[u8]> {
@@ -241,10 +259,12 @@ pub(super) fn form_groups_at_once<C: ClientContext>(client: &Client<C>) {
 }
 
 /// One element of a partition list.
+#[derive(Debug)]
 pub(super) struct ListEntry {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) offset: i64,
+    pub(super) leader_epoch: Option<i32>,
     pub(super) metadata: String,
     /// 0 when there is none.
     pub(super) error_code: i32,
@@ -252,27 +272,77 @@ pub(super) struct ListEntry {
 
 /// Reads a partition list. Metadata that is not text (somebody else's) is read as far as it is.
 pub(super) fn list_entries(list: &TopicPartitionList) -> Vec<ListEntry> {
-    let list = list.ptr();
-    // SAFETY: the list is alive for the borrow and holds `cnt` initialised elements; the error is read as a number.
+    // SAFETY: the list is alive for the borrow.
+    unsafe { list_entries_at(list.ptr()) }
+}
+
+/// # Safety
+/// `list` is alive.
+unsafe fn list_entries_at(list: *const sys::rd_kafka_topic_partition_list_t) -> Vec<ListEntry> {
+    // SAFETY: the list holds `cnt` initialised elements.
     unsafe {
         let count = (*list).cnt as usize;
         (0..count)
-            .map(|index| {
-                let element = (*list).elems.add(index);
-                let metadata = bytes((*element).metadata, (*element).metadata_size);
-                ListEntry {
-                    topic: CStr::from_ptr((*element).topic)
-                        .to_string_lossy()
-                        .into_owned(),
-                    partition: (*element).partition,
-                    offset: (*element).offset,
-                    metadata: String::from_utf8_lossy(metadata.unwrap_or_default()).into_owned(),
-                    error_code: (&raw const (*element).err).cast::<i32>().read(),
-                }
-            })
+            .map(|index| entry_of((*list).elems.add(index)))
             .collect()
     }
 }
+
+/// # Safety
+/// `element` is alive.
+unsafe fn entry_of(element: *const sys::rd_kafka_topic_partition_t) -> ListEntry {
+    // SAFETY: the element is alive and everything is copied; the error is read as a number.
+    unsafe {
+        let metadata = bytes((*element).metadata, (*element).metadata_size);
+        let leader_epoch = sys::rd_kafka_topic_partition_get_leader_epoch(element);
+        ListEntry {
+            topic: CStr::from_ptr((*element).topic)
+                .to_string_lossy()
+                .into_owned(),
+            partition: (*element).partition,
+            offset: (*element).offset,
+            leader_epoch: (leader_epoch >= 0).then_some(leader_epoch),
+            metadata: String::from_utf8_lossy(metadata.unwrap_or_default()).into_owned(),
+            error_code: (&raw const (*element).err).cast::<i32>().read(),
+        }
+    }
+}
+
+/// Gives the elements of a list their leader epochs, in order.
+pub(super) fn set_leader_epochs(
+    list: &mut TopicPartitionList,
+    epochs: impl Iterator<Item = Option<i32>>,
+) {
+    let list = list.ptr();
+    // SAFETY: the list is ours to change for the borrow, and `zip` stays within its elements.
+    unsafe {
+        let count = (*list).cnt as usize;
+        for (index, epoch) in (0..count).zip(epochs) {
+            let element = (*list).elems.add(index);
+            sys::rd_kafka_topic_partition_set_leader_epoch(element, epoch.unwrap_or(-1));
+        }
+    }
+}
+
+/// What a client's metadata says of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopicState {
+    /// Nothing yet.
+    Unknown,
+    /// It exists.
+    Exists {
+        /// Which creation of it.
+        id: TopicUuid,
+        /// How many partitions it has.
+        partitions: i32,
+    },
+    /// It does not exist, or may not be described.
+    Missing,
+}
+
+/// A partition has no leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoLeader;
 
 /// A topic that the client keeps alive for us, so that its identity stays ours.
 struct KnownTopic {
@@ -280,11 +350,12 @@ struct KnownTopic {
     name: CString,
 }
 
-/// A client with an application queue, both of whose queues wake one descriptor.
+/// A client with an application queue and one for answers, all of whose queues wake one descriptor.
 pub(super) struct Connection<C: ConsumerContext> {
     consumer: ManuallyDrop<BaseConsumer<C>>,
     records: NonNull<sys::rd_kafka_queue_t>,
     events: NonNull<sys::rd_kafka_queue_t>,
+    answers: NonNull<sys::rd_kafka_queue_t>,
     topics: Vec<KnownTopic>,
     buffer: Vec<*mut sys::rd_kafka_message_t>,
     wake: Arc<OwnedFd>,
@@ -295,17 +366,19 @@ impl<C: ConsumerContext> Connection<C> {
     /// Makes the application queue; `wake` gets an 8-byte 1 whenever an empty queue gets something.
     pub(super) fn new(consumer: BaseConsumer<C>, wake: Arc<OwnedFd>, batch: usize) -> Option<Self> {
         let client = consumer.client().native_ptr();
-        // SAFETY: the client is alive; both calls give a handle that is destroyed in `drop`.
-        let (records, events) = unsafe {
+        // SAFETY: the client is alive; each call gives a handle that is destroyed in `drop`.
+        let (records, events, answers) = unsafe {
             (
                 NonNull::new(sys::rd_kafka_queue_new(client))?,
                 NonNull::new(sys::rd_kafka_queue_get_consumer(client))?,
+                NonNull::new(sys::rd_kafka_queue_new(client))?,
             )
         };
         let connection = Self {
             consumer: ManuallyDrop::new(consumer),
             records,
             events,
+            answers,
             topics: Vec::new(),
             buffer: vec![std::ptr::null_mut(); batch],
             wake,
@@ -317,7 +390,7 @@ impl<C: ConsumerContext> Connection<C> {
 
     fn wake_on_events(&self, descriptor: c_int) {
         let one = 1u64.to_ne_bytes();
-        for queue in [self.records, self.events] {
+        for queue in [self.records, self.events, self.answers] {
             // SAFETY: the queues are alive and the payload is copied; the descriptor is held by `self.wake` and
             // taken from the queues in `drop`.
             unsafe {
@@ -384,6 +457,60 @@ impl<C: ConsumerContext> Connection<C> {
             .iter()
             .find(|known| known.handle.as_ptr() as usize == id.0)
             .and_then(|known| known.name.to_str().ok())
+    }
+
+    /// What the client's metadata says of a topic now; nothing but that it exists where the shim is not built.
+    ///
+    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another one was put into the
+    /// queue after this had changed.
+    pub(super) fn topic_state(&self, id: TopicId) -> TopicState {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            let (mut high, mut low, mut partitions) = (0, 0, 0);
+            // SAFETY: the topic is kept alive by `known`; the shim takes its lock.
+            let state = unsafe {
+                sluicegate_topic_state(known.handle.as_ptr(), &mut high, &mut low, &mut partitions)
+            };
+            return match state {
+                0 => TopicState::Unknown,
+                1 => TopicState::Exists {
+                    id: TopicUuid::of_halves(high, low),
+                    partitions,
+                },
+                _ => TopicState::Missing,
+            };
+        }
+        let _ = id;
+        TopicState::Exists {
+            id: TopicUuid::default(),
+            partitions: 0,
+        }
+    }
+
+    /// The leader of a partition by the client's metadata. An error is that it has none; `None` is that nobody knows,
+    /// where the shim is not built.
+    pub(super) fn leader(&self, id: TopicId, partition: i32) -> Result<Option<i32>, NoLeader> {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            // SAFETY: the topic is kept alive by `known`; the shim takes the locks.
+            let leader = unsafe { sluicegate_leader(known.handle.as_ptr(), partition) };
+            return if leader >= 0 {
+                Ok(Some(leader))
+            } else {
+                Err(NoLeader)
+            };
+        }
+        let _ = (id, partition);
+        Ok(None)
+    }
+
+    fn known(&self, id: TopicId) -> Option<&KnownTopic> {
+        let mut topics = self.topics.iter();
+        topics.find(|known| known.handle.as_ptr() as usize == id.0)
     }
 
     /// One past the newest offset of a partition, as the last fetch said.
@@ -489,7 +616,7 @@ impl<C: ConsumerContext> Drop for Connection<C> {
             );
             return;
         }
-        for queue in [self.records, self.events] {
+        for queue in [self.records, self.events, self.answers] {
             // SAFETY: made in `new` and destroyed once: nothing uses `self` after this.
             unsafe { sys::rd_kafka_queue_destroy(queue.as_ptr()) }
         }
