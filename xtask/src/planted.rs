@@ -46,6 +46,10 @@ const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
+const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
+const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
+/// What specs say between each other.
+const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
 /// Loading one plugin again and again.
 const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 
@@ -251,6 +255,31 @@ const BUGS: &[Bug] = &[
         name: "not-reread-after-reconnect",
         what: "a watch of ZooKeeper goes on as it is after the connection was lost",
         suite: ZOOKEEPER,
+    },
+    Bug {
+        name: "internal-topic-matched",
+        what: "globs and regexes match the cluster's internal topics",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "dead-letter-name-in-part",
+        what: "patterns leave out topics that only begin like a dead-letter topic",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "circle-not-refused",
+        what: "specs whose dead letters go round are taken",
+        suite: SPECS,
+    },
+    Bug {
+        name: "laps-not-bounded",
+        what: "a record that comes back from its dead-letter topic goes there again without end",
+        suite: SETTLEMENT,
+    },
+    Bug {
+        name: "header-fault-distrusts-all",
+        what: "one record's odd header name turns off the reading of headers in place for the process",
+        suite: RAW,
     },
 ];
 
