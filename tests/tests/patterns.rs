@@ -95,6 +95,16 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
     client.create_topic(&source, 2);
     client.create_topic("given.dlt", 1);
     client.produce(&source, records(100));
+    // The first group makes the topic that commits go to.
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec(
+        "first",
+        &format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n"),
+    );
+    let mut first = Service::ready(&workdir, &[]);
+    client.wait_committed(&group, &source, SOON);
+    assert!(first.stop(SOON).success());
     for protocol in ["classic", "consumer"] {
         let group = format!("{group}-{protocol}");
         let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
@@ -107,7 +117,7 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
         let mut service = Service::ready(&workdir, &["--set", &protocol]);
         service.wait_outcomes("all", "ack", 100, SOON);
         client.wait_committed(&group, &source, SOON);
-        // Its own commits are in `__consumer_offsets` by now; with that assigned, each would make the next.
+        // Its own commits are in `__consumer_offsets`: with that assigned, each would make the next.
         let assigned = topics_of(&service).expect("partitions");
         assert!(
             assigned
