@@ -286,6 +286,41 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
 }
 
 #[test]
+fn what_the_broker_says_against_a_dead_letter_topic_is_passed_on() {
+    let kafka = Kafka::start(&KafkaOptions {
+        extra: vec![("default.replication.factor".to_owned(), "3".to_owned())],
+        ..KafkaOptions::default()
+    });
+    let kafka = kafka.unwrap_or_else(|error| panic!("{error:#}"));
+    let client = Client::new(kafka.bootstrap());
+    client.create_topic("orders", 1);
+    client.produce("orders", records(5));
+    let group = unique("group");
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec("errs", &errs("\"order*\"", ""));
+    let mut service = Service::ready(&workdir, &quick());
+    let shown = problems(&service).expect("a status").join("\n");
+    for part in [
+        "`errs` has no dead-letter topic orders.dlt",
+        "only 1 broker(s) are registered",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    client.create_topic("orders.dlt", 1);
+    client.wait_committed(&group, "orders", SOON);
+    wait_no_problems(&service);
+    assert_eq!(
+        lines(
+            &mut service,
+            &["dead-letter topics missing", "only 1 broker"]
+        ),
+        1
+    );
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
 fn dead_letters_that_would_go_round_are_refused_when_applied() {
     let (kafka, client) = cluster();
     for topic in ["a", "x.dead", "y.dead", "copy"] {
