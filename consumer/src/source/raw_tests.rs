@@ -9,7 +9,7 @@ use sluicegate_abi::header_block::Headers;
 
 use super::super::mock::MockKafka;
 use super::super::testing::consume_all;
-use super::headers::MOST_PUBLIC_HEADERS;
+use super::headers::{MOST_PUBLIC_HEADERS, PublicHeaders, agree};
 use super::*;
 
 type Given = (
