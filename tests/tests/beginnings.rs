@@ -199,7 +199,7 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
         .collect::<Vec<_>>();
     assert!(!lost.is_empty() && lost.len() < all.len(), "{lost:?}");
     kafka
-        .stop_node(2, Signal::Term)
+        .stop_node(2, Signal::TERM)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let mut service = Service::start(&run.workdir, &[]);
     let there = all.len() - lost.len();

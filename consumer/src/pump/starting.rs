@@ -6,12 +6,13 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Pump;
 use crate::admin::{Explanation, PartitionReport, PartitionState, RecordStatus};
 use crate::assignment::NewAssignment;
-use crate::commit::{CommitNote, next_epoch};
+use crate::commit::{CommitNote, TopicUuid, next_epoch};
 use crate::flow::report::WallClock;
 use crate::source::{Found, Membership, Origin, StartAt, StartPartition, TopicPartition};
 
@@ -21,15 +22,52 @@ struct Pending {
     reason: Option<String>,
 }
 
-/// The partitions of ours whose beginning is not known yet.
+/// Ids of one topic that are remembered, so that one that is made anew all the time costs no memory.
+const IDS_OF_A_TOPIC: usize = 8;
+
+/// The partitions of ours whose beginning is not known yet, and the topics that there were.
 #[derive(Default)]
 pub(super) struct Starting {
     pending: BTreeMap<TopicPartition, Pending>,
+    /// The ids under which this process has met each topic. Kafka forgets a deleted topic's commits, so that they cannot tell
+    /// a topic that was created again from one that nobody has read.
+    ids: BTreeMap<Arc<str>, Vec<TopicUuid>>,
 }
 
 impl Starting {
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty()
+    }
+
+    /// Partitions of a topic that was created again since this process met it begin at its beginning, whatever
+    /// `kafka.start` says. Gives those whose beginning is still to be looked up.
+    fn see_recreated(&mut self, found: &mut Vec<Found>) -> Vec<TopicPartition> {
+        let mut again = Vec::new();
+        found.retain_mut(|found| {
+            let ids = self.ids.entry(found.at.topic.clone()).or_default();
+            let earlier = ids
+                .iter()
+                .find(|id| id.contradicts(found.topic_id))
+                .copied();
+            if found.topic_id.is_known() && !ids.contains(&found.topic_id) {
+                if ids.len() == IDS_OF_A_TOPIC {
+                    ids.remove(0);
+                }
+                ids.push(found.topic_id);
+            }
+            match (earlier, found.origin) {
+                (Some(earlier), Origin::NewGroup) if found.oldest => {
+                    found.origin = Origin::Recreated(earlier);
+                    true
+                }
+                (Some(_), Origin::NewGroup) => {
+                    again.push(found.at.clone());
+                    false
+                }
+                _ => true,
+            }
+        });
+        again
     }
 
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
@@ -113,7 +151,12 @@ impl Pump {
         if self.stopping.is_some() {
             return;
         }
-        found.retain(|found| self.starting.pending.remove(&found.at).is_some());
+        found.retain(|found| self.starting.pending.contains_key(&found.at));
+        let again = self.starting.see_recreated(&mut found);
+        self.source.find(&again, StartAt::Earliest);
+        for one in &found {
+            self.starting.pending.remove(&one.at);
+        }
         log_starts(&found);
         let membership = self.source.membership();
         let starts: Vec<StartPartition> = found
@@ -207,5 +250,63 @@ fn log_starts(found: &[Found]) {
         } else {
             tracing::info!(topic, ?partitions, cause, "partitions begin");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::ReadNote;
+
+    fn found(partition: i32, topic_id: u128, origin: Origin, oldest: bool) -> Found {
+        Found {
+            at: TopicPartition {
+                topic: "t".into(),
+                partition,
+            },
+            topic_id: TopicUuid(topic_id),
+            offset: 5,
+            oldest,
+            leader_epoch: None,
+            origin,
+            read: ReadNote::default(),
+        }
+    }
+
+    #[test]
+    fn a_topic_created_again_begins_at_its_beginning_also_when_its_commits_are_gone() {
+        let mut starting = Starting::default();
+        let mut first = vec![found(0, 1, Origin::NewGroup, false)];
+        assert_eq!(starting.see_recreated(&mut first), []);
+        assert_eq!(
+            first.len(),
+            1,
+            "kafka.start holds for a topic that is met first"
+        );
+
+        let mut latest = vec![
+            found(0, 2, Origin::NewGroup, false),
+            found(1, 2, Origin::NewGroup, false),
+            found(2, 2, Origin::Committed, false),
+        ];
+        let again = starting.see_recreated(&mut latest);
+        assert_eq!(again.len(), 2, "their beginning is looked up");
+        assert_eq!(latest.len(), 1, "what is committed in the new topic holds");
+        let mut looked_up = vec![found(1, 2, Origin::NewGroup, true)];
+        assert_eq!(starting.see_recreated(&mut looked_up), []);
+        assert_eq!(looked_up[0].origin, Origin::Recreated(TopicUuid(1)));
+    }
+
+    #[test]
+    fn ids_that_are_not_known_say_nothing_and_those_of_one_topic_are_bounded() {
+        let mut starting = Starting::default();
+        for id in [1, 0, 1] {
+            let mut one = vec![found(0, id, Origin::NewGroup, false)];
+            assert_eq!(starting.see_recreated(&mut one), []);
+        }
+        for id in 1..100 {
+            starting.see_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
+        }
+        assert!(starting.ids.values().all(|ids| ids.len() == IDS_OF_A_TOPIC));
     }
 }

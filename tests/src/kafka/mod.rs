@@ -265,7 +265,7 @@ impl Kafka {
     /// # Errors
     /// If it cannot be stopped, formatted or started.
     pub fn replace_cluster(&mut self, options: &KafkaOptions) -> Result<()> {
-        self.stop_node(0, Signal::Kill)?;
+        self.stop_node(0, Signal::KILL)?;
         let own = self.own_mut();
         let home = own.folder.path().join(format!("node{}", own.nodes[0].id));
         std::fs::remove_dir_all(home.join("data"))?;
