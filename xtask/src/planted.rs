@@ -43,6 +43,8 @@ const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"
 const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
 /// What the SDK promises to authors.
 const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
+const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
+const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
@@ -280,6 +282,44 @@ const BUGS: &[Bug] = &[
         name: "header-fault-distrusts-all",
         what: "one record's odd header name turns off the reading of headers in place for the process",
         suite: RAW,
+        name: "list-unbound",
+        what: "the list of finished records counts beside any offset of its partition",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "list-lost-when-settled",
+        what: "an owner that has settled all that came forgets what is finished beyond it",
+        suite: FLOW,
+    },
+    Bug {
+        name: "topic-id-not-compared",
+        what: "a topic that was created again goes on at the committed offset of the one before",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-kept",
+        what: "the fencing token of the last commit is not looked at",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-committed-first",
+        what: "records run before a token that a restart could give again is committed",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "new-partition-at-the-end",
+        what: "a partition that is added to a topic begins where kafka.start says",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "unfound-holds-all",
+        what: "a partition of which nobody knows where it begins holds the whole assignment",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "new-topic-believed",
+        what: "records of a topic that was created again are taken for those of the one before",
+        suite: BEGINNINGS,
     },
 ];
 

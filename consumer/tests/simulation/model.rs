@@ -407,11 +407,9 @@ impl Model {
                     "{what}: says that {open} is finished, it is not (G1)"
                 ));
             }
-            let known = owned
-                .finished
-                .iter()
-                .any(|f| f.start <= range.start && range.end <= f.end);
-            if range.end > owned.next && !known && covered(owned.next..range.end).next().is_some() {
+            let beyond = range.start.max(owned.next)..range.end;
+            let inherited = |offset: i64| owned.finished.iter().any(|f| f.contains(&offset));
+            if covered(beyond).any(|offset| !inherited(offset)) {
                 return Err(format!("{what}: {range:?} lies beyond what came (G2)"));
             }
         }

@@ -74,6 +74,8 @@ impl World {
         if self.random.chance(self.trouble.crash) {
             self.crash();
         }
+        // What was done so far belongs to the topics that there are.
+        self.observe()?;
         let log = self.random.below(self.script.logs.len());
         if self.random.chance(self.trouble.recreate) {
             self.recreate(log);
