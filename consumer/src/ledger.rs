@@ -12,8 +12,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::commit::push_range;
-
 /// Offsets kept behind the frontier, to tell a repeat from a record in a gap. Larger than any repeat that the client
 /// is known to make (one batch).
 const BEHIND: i64 = 16 * 1024;
@@ -49,8 +47,7 @@ pub struct Ledger {
     origin: i64,
     frontier: i64,
     next: i64,
-    /// Ranges finished under an earlier assignment, ascending and not empty; the first may begin before `next`, where
-    /// offsets of it are gone from the log.
+    /// Ranges finished under an earlier assignment, ascending, all at or beyond `next`.
     done: VecDeque<Range<i64>>,
 }
 
@@ -142,8 +139,7 @@ impl Ledger {
         true
     }
 
-    /// The settled offsets at or beyond the frontier, with those that an earlier assignment finished and that have not
-    /// come again: ascending ranges, none of them empty or adjacent to the next.
+    /// The settled offsets beyond the frontier, as ascending ranges.
     pub fn settled_ahead(&self) -> Vec<Range<i64>> {
         let mut ranges: Vec<Range<i64>> = Vec::new();
         let mut offset = self.frontier;
@@ -157,23 +153,16 @@ impl Ledger {
             } else {
                 i64::from((rest >> skip).trailing_ones())
             };
-            push_range(&mut ranges, start..(start + run).min(self.next));
+            if run > 0 {
+                match ranges.last_mut() {
+                    Some(last) if last.end == start => last.end = start + run,
+                    _ => ranges.push(start..start + run),
+                }
+            }
             offset = start + run;
         }
-        for range in &self.done {
-            push_range(&mut ranges, range.start.max(self.next)..range.end);
-        }
+        ranges.extend(self.done.iter().cloned());
         ranges
-    }
-
-    /// Forgets what an earlier assignment has finished and what has not come again: it is another log's.
-    pub fn forget_done(&mut self) {
-        self.done.clear();
-    }
-
-    /// Offsets at or beyond [`Self::next`] that an earlier assignment finished; `None` when there are none.
-    pub fn done_until(&self) -> Option<i64> {
-        self.done.back().map(|range| range.end)
     }
 
     /// Number of delivered offsets that are not settled.
@@ -202,9 +191,6 @@ impl Ledger {
                 return false;
             }
             range.start = offset + 1;
-            if range.is_empty() {
-                self.done.pop_front();
-            }
             return true;
         }
         false

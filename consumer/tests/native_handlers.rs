@@ -153,7 +153,7 @@ fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
         serial: 1,
     };
     for (index, &partition) in partitions.iter().enumerate() {
-        let parts: &'static RecordParts = Box::leak(Box::new(RecordParts {
+        let parts = RecordParts {
             topic: "in".to_owned(),
             partition,
             offset: index as i64,
@@ -163,8 +163,8 @@ fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
             epoch: 1,
             attempt: 1,
             ..RecordParts::default()
-        }));
-        batch.records.push(parts.as_raw());
+        };
+        batch.records.push(parts.leaked());
         batch.keys.push(EntryKey {
             index: index as u32,
             serial: 1,

@@ -1,14 +1,14 @@
 //! From the source into the flow: ledger, routing, and the bounds under which records are let in.
 
 use rapidhash::v3::rapidhash_v3;
-use sluicegate_runtime::RawRecord;
+use sluicegate_abi::lend::Lent;
 
 use super::Flow;
 use super::slab::NewEntry;
-use crate::assignment::{Assignment, AssignmentState, InHand};
+use crate::assignment::{AssignmentState, InHand};
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
-use crate::source::{Delivery, Lease, Slot};
+use crate::source::{Delivery, Slot};
 
 /// What a held record costs besides its bytes: the client's operation and our entry.
 const OVERHEAD: usize = 304 + 96;
@@ -78,7 +78,9 @@ impl Flow {
         if !assignment.admits() {
             return;
         }
-        if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
+        if !assignment.overflow.is_empty()
+            || assignment.uncommitted() >= self.settings.max_uncommitted
+        {
             self.keep_in_hand(delivery, false);
             return;
         }
@@ -90,19 +92,10 @@ impl Flow {
     /// Lets one record in; gives it back when the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery) -> Option<Delivery> {
         let assignment = &mut self.assignments[delivery.slot.0 as usize];
-        if delivery.leader_epoch > assignment.finished_leader_epoch {
-            let forgot = assignment.forget_inherited(delivery.offset);
-            if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
-                counts.metadata_dropped += 1;
-            }
-        }
         match assignment.ledger.deliver(delivery.offset) {
             Delivered::New => {}
             Delivered::Done => {
                 assignment.delivered += 1;
-                assignment
-                    .leader_epochs
-                    .note(delivery.offset, delivery.leader_epoch);
                 return None;
             }
             Delivered::Repeat => {
@@ -122,9 +115,6 @@ impl Flow {
             }
         }
         assignment.delivered += 1;
-        assignment
-            .leader_epochs
-            .note(delivery.offset, delivery.leader_epoch);
         if let Some(log) = &mut self.record_log {
             log.note(&assignment.at, &delivery, self.now_ms);
         }
@@ -167,14 +157,14 @@ impl Flow {
             return;
         }
         debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
-        let view = view_of(assignment, delivery.offset, delivery.timestamp_ms, &lease);
-        let charge = view.key_len + view.value_len + view.headers_len + OVERHEAD as u32;
+        let place = assignment.place_of(delivery.offset, delivery.timestamp_ms);
         let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
+        let record = Lent::new(lease, place);
+        let charge = (record.size() + OVERHEAD) as u32;
         self.charged += u64::from(charge);
         assignment.entries += 1;
         let entry = self.slab.insert(NewEntry {
-            lease,
-            view,
+            record,
             slot: delivery.slot,
             key_hash,
             charge,
@@ -213,7 +203,8 @@ impl Flow {
         for slot in slots {
             loop {
                 let assignment = &mut self.assignments[slot.0 as usize];
-                if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
+                if !assignment.admits() || assignment.uncommitted() >= self.settings.max_uncommitted
+                {
                     break;
                 }
                 let Some(delivery) = self.take_in_hand(slot) else {
@@ -260,18 +251,5 @@ impl Flow {
             }
         }
         due
-    }
-}
-
-/// What handlers get of a record; lane and attempt are each handler's.
-fn view_of(assignment: &Assignment, offset: i64, timestamp_ms: i64, lease: &Lease) -> RawRecord {
-    RawRecord {
-        topic: assignment.at.topic.as_ptr(),
-        topic_len: assignment.at.topic.len() as u32,
-        partition: assignment.at.partition,
-        epoch: assignment.epoch,
-        offset,
-        timestamp_ms,
-        ..lease.view()
     }
 }

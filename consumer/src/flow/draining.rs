@@ -212,11 +212,10 @@ impl Flow {
                 batch.records.swap(kept, i);
                 kept += 1;
             }
-            batch.keys.truncate(kept);
-            batch.records.truncate(kept);
-            for (key, _) in &taken[before..] {
-                if let Some(entry) = self.slab.get_mut(*key) {
-                    entry.pins -= 1;
+            let out = batch.keys.drain(kept..).zip(batch.records.drain(kept..));
+            for (key, record) in out {
+                if let Some(entry) = self.slab.get_mut(key) {
+                    entry.give_back(record);
                     batch.bytes -= u64::from(entry.charge);
                     handler.in_flight_bytes -= u64::from(entry.charge);
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluicegate_config::spec::dead_letter_topic;
-use sluicegate_runtime::{RawOutcome, outcome_code, outcome_flag};
+use sluicegate_runtime::{RawOutcome, RawRecord, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
@@ -29,7 +29,7 @@ const REASON_FAILED: &str = "handler_failed";
 
 impl Flow {
     /// A batch is back.
-    pub(super) fn finished(&mut self, batch: Box<Batch>) {
+    pub(super) fn finished(&mut self, mut batch: Box<Batch>) {
         if !self.flights.is_live(batch.flight) {
             self.late(batch);
             return;
@@ -57,19 +57,19 @@ impl Flow {
         let mut acked = 0;
         let mut back = Vec::new();
         let mut freed = contended;
-        for (i, &key) in batch.keys.iter().enumerate() {
+        let mut records = std::mem::take(&mut batch.records);
+        for (i, (record, &key)) in records.drain(..).zip(&batch.keys).enumerate() {
             if let Some(&later) = batch.keys.get(i + PREFETCH) {
                 self.slab.prefetch(later);
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
-            self.unpin(key);
-            let attempt = batch.records[i].attempt;
+            let (lane, attempt) = (record.lane, record.attempt);
+            self.give_back(key, record);
             if outcome.code == outcome_code::ACK && quick && attempt == 1 {
                 acked += 1;
                 self.settle_share(key);
                 continue;
             }
-            let lane = batch.records[i].lane;
             if attempt > 1 {
                 // Others may have waited for it since before this flight.
                 freed.push(lane);
@@ -84,6 +84,7 @@ impl Flow {
             let detail = detail_of(&batch, outcome);
             self.outcome(ix, key, lane, attempt, outcome, pending, detail);
         }
+        batch.records = records;
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
             handler.counts.ack += acked;
         }
@@ -283,7 +284,7 @@ impl Flow {
         let Some(entry) = self.slab.get(key) else {
             return;
         };
-        let Some(lease) = &entry.lease else { return };
+        let Some(lease) = entry.lease() else { return };
         let at = &self.assignments[entry.slot.0 as usize].at;
         let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
         let provenance = dead_letter::Provenance {
@@ -421,10 +422,10 @@ impl Flow {
     }
 
     /// A batch whose flight was ended long ago: only its grip on the records is undone, its outcomes are discarded.
-    fn late(&mut self, batch: Box<Batch>) {
+    fn late(&mut self, mut batch: Box<Batch>) {
         self.late_outcomes += batch.keys.len() as u64;
-        for &key in &batch.keys {
-            self.unpin(key);
+        for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
+            self.give_back(key, record);
             self.free_if_done(key);
         }
         self.flights.recycle(batch);
@@ -539,16 +540,16 @@ impl Flow {
         let Some(entry) = self.slab.get(key) else {
             return;
         };
-        if entry.unsettled == 0 && entry.pins == 0 {
+        if entry.unsettled == 0 && !entry.is_lent() {
             self.charged -= u64::from(entry.charge);
             self.assignments[entry.slot.0 as usize].entries -= 1;
             self.slab.remove(key);
         }
     }
 
-    pub(super) fn unpin(&mut self, key: EntryKey) {
+    pub(super) fn give_back(&mut self, key: EntryKey, record: RawRecord) {
         if let Some(entry) = self.slab.get_mut(key) {
-            entry.pins -= 1;
+            entry.give_back(record);
         }
     }
 

@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 
-use sluicegate_runtime::RawRecord;
-
 use super::Flow;
 use super::flights::Flights;
 use super::handler::{HandlerFlow, MAX_BATCH_BYTES, OnFailure, Order};
@@ -89,25 +87,24 @@ impl Flow {
         lane: u64,
         attempt: u32,
     ) {
-        let Some(entry) = self.slab.get_mut(key) else {
-            return;
-        };
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
         let Some(batch) = self.flights.batch(flight) else {
             return;
         };
-        entry.pins += 1;
-        batch.records.push(RawRecord {
-            lane,
-            attempt,
-            ..entry.view
-        });
+        let Some(entry) = self.slab.get_mut(key) else {
+            return;
+        };
+        let charge = u64::from(entry.charge);
+        let Some(record) = entry.lend(lane, attempt) else {
+            return;
+        };
+        batch.records.push(record);
         batch.keys.push(key);
-        batch.bytes += u64::from(entry.charge);
+        batch.bytes += charge;
         handler.in_flight_records += 1;
-        handler.in_flight_bytes += u64::from(entry.charge);
+        handler.in_flight_bytes += charge;
     }
 
     /// Submits what is ready, handler by handler.

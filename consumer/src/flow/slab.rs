@@ -1,5 +1,6 @@
 //! The records under way: one entry a record, whatever the number of handlers that want it.
 
+use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
 use crate::dispatch::EntryKey;
@@ -8,11 +9,9 @@ use crate::source::{Lease, Slot};
 /// A record under way.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its bytes.
-    pub lease: Option<Lease>,
-    /// What handlers get of it, pointing into the lease. Made once, while the bytes are in the cache: later steps find
-    /// everything here, and touch the client's memory again only to free it.
-    pub view: RawRecord,
+    /// Its bytes, lent to the batches that have it. What handlers get of it is made once, while the bytes are in the
+    /// cache: later steps find everything here, and touch the client's memory again only to free it.
+    record: Option<Lent<Lease>>,
     /// The assignment that it came in.
     pub slot: Slot,
     /// Hash of its key; 0 for a null key.
@@ -23,42 +22,50 @@ pub struct Entry {
     pub unsettled: u16,
     /// Handlers that wanted it.
     pub wanted: u16,
-    /// Batches that point into its bytes.
-    pub pins: u16,
     serial: u32,
 }
 
 impl Entry {
     /// Kafka offset.
     pub fn offset(&self) -> i64 {
-        self.view.offset
+        self.record.as_ref().map_or(-1, Lent::offset)
     }
 
     /// Kafka timestamp in milliseconds.
     pub fn timestamp_ms(&self) -> i64 {
-        self.view.timestamp_ms
+        self.record.as_ref().map_or(-1, Lent::timestamp_ms)
+    }
+
+    /// Its bytes.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.record.as_ref().map(Lent::bytes)
+    }
+
+    /// Whether a batch has it.
+    pub fn is_lent(&self) -> bool {
+        self.record.as_ref().is_some_and(Lent::is_lent)
+    }
+
+    /// What a batch gets of it.
+    pub fn lend(&mut self, lane: u64, attempt: u32) -> Option<RawRecord> {
+        let record = self.record.as_mut()?;
+        Some(record.lend(lane, attempt))
+    }
+
+    /// Takes back what a batch had of it.
+    pub fn give_back(&mut self, record: RawRecord) {
+        if let Some(lent) = &mut self.record {
+            lent.give_back(record);
+        }
     }
 
     /// Copies the bytes out of the client's memory, unless a batch points into it.
     pub fn detach(&mut self) {
-        let Some(lease) = &self.lease else { return };
-        if self.pins > 0 || !lease.pins_client_memory() {
-            return;
+        if let Some(record) = &mut self.record
+            && record.bytes().pins_client_memory()
+        {
+            record.exchange(Lease::detach);
         }
-        let copy = lease.detach();
-        let RawRecord {
-            key,
-            value,
-            headers,
-            ..
-        } = copy.view();
-        self.view = RawRecord {
-            key,
-            value,
-            headers,
-            ..self.view
-        };
-        self.lease = Some(copy);
     }
 }
 
@@ -80,8 +87,7 @@ impl Slab {
     pub fn insert(&mut self, new: NewEntry) -> EntryKey {
         self.live += 1;
         let NewEntry {
-            lease,
-            view,
+            record,
             slot,
             key_hash,
             charge,
@@ -91,27 +97,23 @@ impl Slab {
             let entry = &mut self.entries[index as usize];
             let serial = entry.serial;
             *entry = Entry {
-                lease: Some(lease),
-                view,
+                record: Some(record),
                 slot,
                 key_hash,
                 charge,
                 unsettled: handlers,
                 wanted: handlers,
-                pins: 0,
                 serial,
             };
             return EntryKey { index, serial };
         }
         self.entries.push(Entry {
-            lease: Some(lease),
-            view,
+            record: Some(record),
             slot,
             key_hash,
             charge,
             unsettled: handlers,
             wanted: handlers,
-            pins: 0,
             serial: 1,
         });
         EntryKey {
@@ -124,22 +126,19 @@ impl Slab {
     pub fn get(&self, key: EntryKey) -> Option<&Entry> {
         self.entries
             .get(key.index as usize)
-            .filter(|entry| entry.serial == key.serial && entry.lease.is_some())
+            .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// The entry, unless it is gone.
     pub fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry> {
         self.entries
             .get_mut(key.index as usize)
-            .filter(|entry| entry.serial == key.serial && entry.lease.is_some())
+            .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
     /// Brings the client's memory of a record near, which [`Slab::remove`] will touch.
     pub fn prefetch(&self, key: EntryKey) {
-        if let Some(Entry {
-            lease: Some(lease), ..
-        }) = self.entries.get(key.index as usize)
-        {
+        if let Some(lease) = self.entries.get(key.index as usize).and_then(Entry::lease) {
             lease.prefetch();
         }
     }
@@ -148,13 +147,18 @@ impl Slab {
     pub fn remove(&mut self, key: EntryKey) {
         let entry = &mut self.entries[key.index as usize];
         debug_assert!(
-            entry.serial == key.serial && entry.lease.is_some(),
+            entry.serial == key.serial && entry.record.is_some(),
             "the entry is freed twice"
         );
-        entry.lease = None;
+        entry.record = None;
         entry.serial = entry.serial.wrapping_add(1);
         self.spare.push(key.index);
         self.live -= 1;
+    }
+
+    /// Records that some batch has: they stay in memory if nobody gives them back before the slab ends.
+    pub fn lent(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.is_lent())
     }
 
     /// Every live entry.
@@ -162,7 +166,7 @@ impl Slab {
         self.entries
             .iter()
             .enumerate()
-            .filter(|(_, entry)| entry.lease.is_some())
+            .filter(|(_, entry)| entry.record.is_some())
             .map(|(index, entry)| {
                 (
                     EntryKey {
@@ -179,9 +183,7 @@ impl Slab {
 #[derive(Debug)]
 pub struct NewEntry {
     /// Its bytes.
-    pub lease: Lease,
-    /// What handlers get of it.
-    pub view: RawRecord,
+    pub record: Lent<Lease>,
     /// The assignment that it came in.
     pub slot: Slot,
     /// Hash of its key; 0 for a null key.

@@ -206,7 +206,11 @@ impl Crew {
         let mut notices = Notices::default();
         let mut state = self.lock();
         let idle = |seat: &Seat| matches!(seat.phase, Phase::Idle) && seat.own.is_empty();
-        let seat = state.seats.iter().position(idle).unwrap_or(0);
+        // One that only hands over its outcomes comes to it soon; one in a call may hang.
+        let soon = |seat: &Seat| matches!(seat.phase, Phase::Finishing) && seat.own.is_empty();
+        let seats = &state.seats;
+        let seat = seats.iter().position(idle);
+        let seat = seat.or_else(|| seats.iter().position(soon)).unwrap_or(0);
         state.seats[seat].errands.push_back(Errand::Probe {
             tenant: Arc::clone(tenant),
             keep,

@@ -1,9 +1,8 @@
 //! A record's bytes and who owns them.
 //!
-//! A [`Lease`] keeps a fetched record alive. Batches carry plain pointers into it ([`Lease::view`]); the pump holds
-//! the lease until every batch that points into it has come back, also when the worker hangs (G14).
-
-use sluicegate_abi::{RawRecord, record_flag};
+//! A [`Lease`] keeps a fetched record alive. Batches carry plain pointers into it, which are lent
+//! ([`sluicegate_abi::lend`]): the lease is kept until every batch that points into it has come back, also when the worker
+//! hangs, and for ever when the pump ends before that (G14).
 
 use super::raw::Message;
 
@@ -24,7 +23,7 @@ enum Bytes {
 // A lease is a tag and a pointer: the pump's slab holds one a record.
 const _: () = assert!(size_of::<Lease>() <= 16);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct OwnedBytes {
     key: Option<Box<[u8]>>,
     value: Option<Box<[u8]>>,
@@ -127,35 +126,15 @@ impl Lease {
     pub fn detach(&self) -> Self {
         Self::owned(self.key(), self.value(), self.headers())
     }
+}
 
-    /// Pointers to the bytes for batches. The caller keeps the lease until every batch that has them is back.
-    pub fn view(&self) -> RawRecord {
-        let key = self.key();
-        let value = self.value();
-        let headers = self.headers();
-        let mut flags = 0;
-        if key.is_none() {
-            flags |= record_flag::KEY_NULL;
-        }
-        if value.is_none() {
-            flags |= record_flag::VALUE_NULL;
-        }
-        RawRecord {
-            topic: std::ptr::null(),
-            key: key.map_or(std::ptr::null(), <[u8]>::as_ptr),
-            value: value.map_or(std::ptr::null(), <[u8]>::as_ptr),
-            headers: headers.as_ptr(),
-            topic_len: 0,
-            key_len: key.map_or(0, |k| k.len() as u32),
-            value_len: value.map_or(0, |v| v.len() as u32),
-            headers_len: headers.len() as u32,
-            offset: 0,
-            timestamp_ms: 0,
-            lane: 0,
-            partition: 0,
-            epoch: 0,
-            attempt: 1,
-            flags,
+/// In tests, what is freed is overwritten first: whoever reads on sees that it is not what it was.
+#[cfg(test)]
+impl Drop for OwnedBytes {
+    fn drop(&mut self) {
+        let parts = [self.key.as_deref_mut(), self.value.as_deref_mut()];
+        for part in parts.into_iter().flatten().chain([&mut *self.headers]) {
+            part.fill(0xdd);
         }
     }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use sluicegate_abi::RecordPlace;
 use sluicegate_abi::header_block::Headers;
+use sluicegate_abi::lend::Lent;
 
 use super::super::mock::MockKafka;
 use super::super::testing::consume_all;
-use super::headers::{MOST_PUBLIC_HEADERS, PublicHeaders, agree};
+use super::headers::MOST_PUBLIC_HEADERS;
 use super::*;
 
 type Given = (
@@ -211,4 +213,37 @@ fn a_record_without_headers_is_never_read_through_a_shim_that_is_not_trusted() {
         assert!(lease.pins_client_memory());
     }
     drop(source);
+}
+
+#[test]
+fn a_record_that_a_call_still_reads_outlives_its_client() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("t", 1).unwrap();
+    let given = given();
+    produce(&kafka.bootstrap_servers(), "none", &given);
+    let (source, got) = consume_all(&kafka.bootstrap_servers(), "t", given.len());
+    let mut lent: Vec<Lent<Lease>> = got
+        .into_iter()
+        .map(|delivery| {
+            let place = RecordPlace {
+                topic: "t",
+                partition: 0,
+                offset: delivery.offset,
+                timestamp_ms: 0,
+                epoch: 1,
+            };
+            Lent::new(delivery.lease, place)
+        })
+        .collect();
+    let views: Vec<_> = lent.iter_mut().map(|lent| lent.lend(0, 1)).collect();
+    let returned = lent[0].lend(0, 1);
+    lent[0].give_back(returned);
+    drop(lent);
+    assert_eq!(LIVE.get(), given.len(), "nothing was freed");
+    // The client is left behind with them, or this would wait for ever.
+    drop(source);
+    for ((key, value, _), view) in given.iter().zip(&views) {
+        assert_eq!(view.view().key(), key.as_deref());
+        assert_eq!(view.view().value(), value.as_deref());
+    }
 }

@@ -49,7 +49,7 @@ impl World {
             run.outcomes.resize(records, RawOutcome::default());
             return Ok(());
         }
-        let record = run.batch.records[index];
+        let record = &run.batch.records[index];
         if record.lane != 0 && run.blocked.contains(&record.lane) {
             run.outcomes.push(RawOutcome::default());
             return Ok(());
@@ -121,7 +121,7 @@ impl World {
         let emitted = self.random.between(1, 3) as u32;
         let explained = code != outcome_code::ACK && self.random.chance(70);
         let run = &mut self.running[at];
-        let record = run.batch.records[index];
+        let record = &run.batch.records[index];
         if explained {
             run.batch.output.details.push("because".into());
         }
@@ -252,7 +252,7 @@ impl World {
     fn emit(&mut self, run: &mut Running) -> Vec<(ShareKey, Arc<EmitGroup>, u32)> {
         let mut groups = Vec::new();
         for &(index, count) in &run.emits {
-            let record = run.batch.records[index];
+            let record = &run.batch.records[index];
             run.batch
                 .emits_pending
                 .resize(run.batch.records.len(), false);

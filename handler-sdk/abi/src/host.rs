@@ -17,7 +17,7 @@ use crate::module::{
 };
 use crate::plugin::{self, Emission, Plugin, Refusal};
 use crate::record::RawRecord;
-use crate::view::RecordParts;
+use crate::view::{BorrowedRecords, RecordParts};
 
 /// Takes what a plugin logs and counts, from any thread.
 pub trait HostSink: Send + Sync + 'static {
@@ -168,12 +168,9 @@ impl Instance {
     /// Handles `records` as call `serial`, until `cancel` is set; outcomes and progress appear on `board`, which is
     /// opened and stays open.
     ///
-    /// # Safety
-    /// What the records point to is readable and unchanged until this returns.
-    ///
     /// # Panics
     /// When the board is smaller than the call.
-    pub unsafe fn handle(
+    pub fn handle(
         &mut self,
         records: &[RawRecord],
         serial: u64,
@@ -196,8 +193,8 @@ impl Instance {
             reserved_small: 0,
             reserved: [0; 4],
         };
-        // SAFETY: everything in `call` outlives it (the caller promises it for the records), and `&mut self` on a
-        // type that is not `Send` makes it the only call on this instance, on its own thread.
+        // SAFETY: everything in `call` outlives it (what a record points to is alive while the record is), and `&mut self`
+        // on a type that is not `Send` makes it the only call on this instance, on its own thread.
         match unsafe { (self.handle)(self.context, &raw const call) } {
             status::OK => CallEnd::Usable,
             _ => CallEnd::Spent,
@@ -217,9 +214,8 @@ impl Instance {
         board: &Board,
         output: &mut dyn CallSink,
     ) -> CallEnd {
-        let raw: Vec<RawRecord> = records.iter().map(RecordParts::as_raw).collect();
-        // SAFETY: `records` is borrowed, hence alive and unchanged, until this returns.
-        unsafe { self.handle(&raw, serial, timeout_ms, cancel, board, output) }
+        let raw = BorrowedRecords::new(records);
+        self.handle(&raw, serial, timeout_ms, cancel, board, output)
     }
 
     /// Whether it is well.

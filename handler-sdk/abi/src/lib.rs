@@ -20,12 +20,13 @@ pub mod descriptor;
 pub mod guard;
 pub mod header_block;
 pub mod host;
+pub mod lend;
 pub mod module;
 pub mod plugin;
 pub mod record;
 pub mod view;
 
-pub use record::{RawOutcome, RawRecord, outcome_code, outcome_flag, record_flag};
+pub use record::{RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag};
 
 #[cfg(test)]
 mod tests;

@@ -2,29 +2,32 @@
 
 use abi_stable::StableAbi;
 
-/// A borrowed view of one Kafka record.
+use crate::view::RecordView;
+
+/// A view of one Kafka record, whose memory is alive as long as this value is.
 ///
-/// The pointers stay valid until the call that received the view returns. Whoever builds a view keeps the memory
-/// alive for at least that long; whoever reads it goes through a safe wrapper (the SDK's `Record`).
+/// That is what it stands for: whoever makes one (an unsafe step, in [`crate::lend`] and [`crate::view`] only) keeps the
+/// memory readable and unchanged while it exists, and it cannot be copied. Whoever has one reads it through
+/// [`crate::view::RecordView`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, StableAbi)]
+#[derive(Debug, StableAbi)]
 pub struct RawRecord {
     /// Topic name, UTF-8.
-    pub topic: *const u8,
+    pub(crate) topic: *const u8,
     /// Key bytes; meaningless when [`record_flag::KEY_NULL`] is set.
-    pub key: *const u8,
+    pub(crate) key: *const u8,
     /// Value bytes; meaningless when [`record_flag::VALUE_NULL`] is set.
-    pub value: *const u8,
+    pub(crate) value: *const u8,
     /// Header block in Kafka's record format v2 (see [`crate::header_block`]).
-    pub headers: *const u8,
+    pub(crate) headers: *const u8,
     /// Bytes at `topic`.
-    pub topic_len: u32,
+    pub(crate) topic_len: u32,
     /// Bytes at `key`.
-    pub key_len: u32,
+    pub(crate) key_len: u32,
     /// Bytes at `value`.
-    pub value_len: u32,
+    pub(crate) value_len: u32,
     /// Bytes at `headers`; 0 means no headers.
-    pub headers_len: u32,
+    pub(crate) headers_len: u32,
     /// Kafka offset.
     pub offset: i64,
     /// Kafka timestamp in milliseconds since the epoch, -1 when there is none.
@@ -38,11 +41,94 @@ pub struct RawRecord {
     /// Which call this is for this record in this handler, from 1.
     pub attempt: u32,
     /// Bits of [`record_flag`].
-    pub flags: u32,
+    pub(crate) flags: u32,
 }
 
-// SAFETY: a view is read-only data plus the promise above that the memory behind it outlives the call; nothing in
-// it is bound to a thread.
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordPlace<'a> {
+    /// Topic name.
+    pub topic: &'a str,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+    /// Timestamp in milliseconds since the epoch, -1 for none.
+    pub timestamp_ms: i64,
+    /// The assignment's fencing number (G5).
+    pub epoch: u32,
+}
+
+/// Key, value and header block of a record; `None` is null.
+pub type Parts<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a [u8]);
+
+impl RawRecord {
+    /// A view of these parts, in no lane, for a first attempt.
+    ///
+    /// # Safety
+    /// The topic's name and the parts are readable and unchanged as long as the view exists.
+    ///
+    /// # Panics
+    /// When a part is 4 GiB or longer, which Kafka rules out.
+    pub(crate) unsafe fn new(place: RecordPlace<'_>, (key, value, headers): Parts<'_>) -> Self {
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a part is below 4 GiB");
+        let mut flags = 0;
+        if key.is_none() {
+            flags |= record_flag::KEY_NULL;
+        }
+        if value.is_none() {
+            flags |= record_flag::VALUE_NULL;
+        }
+        let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+        Self {
+            topic: place.topic.as_ptr(),
+            key: key.as_ptr(),
+            value: value.as_ptr(),
+            headers: headers.as_ptr(),
+            topic_len: len(place.topic.as_bytes()),
+            key_len: len(key),
+            value_len: len(value),
+            headers_len: len(headers),
+            offset: place.offset,
+            timestamp_ms: place.timestamp_ms,
+            lane: 0,
+            partition: place.partition,
+            epoch: place.epoch,
+            attempt: 1,
+            flags,
+        }
+    }
+
+    /// Another view of the same record, for one call of one handler.
+    ///
+    /// # Safety
+    /// The memory stays readable and unchanged as long as the new view exists.
+    #[inline]
+    pub(crate) unsafe fn another(&self, lane: u64, attempt: u32) -> Self {
+        Self {
+            lane,
+            attempt,
+            ..*self
+        }
+    }
+
+    /// Whether both are views of the same memory.
+    #[inline]
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        (self.key, self.value, self.headers) == (other.key, other.value, other.headers)
+    }
+
+    /// Its bytes.
+    #[inline]
+    #[must_use]
+    pub fn view(&self) -> RecordView<'_> {
+        // SAFETY: the memory is alive as long as `self` is, and so as the borrow.
+        unsafe { RecordView::new(self) }
+    }
+}
+
+// SAFETY: a view is read-only data plus the promise above that the memory behind it outlives it; nothing in it is bound
+// to a thread.
 unsafe impl Send for RawRecord {}
 // SAFETY: as above; shared reading of immutable bytes.
 unsafe impl Sync for RawRecord {}

@@ -8,7 +8,7 @@ use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, Facts};
 use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, Module, NotTaken};
 use crate::plugin::{Call, CallEnd, Emission, Host, Instance, Plugin, Refusal};
 use crate::record::{RawOutcome, outcome_code};
-use crate::view::RecordParts;
+use crate::view::{BorrowedRecords, RecordParts};
 
 struct Echo;
 
@@ -183,11 +183,10 @@ fn a_call_crosses_the_border_and_comes_back() {
         record(b"panic"),
         record(b"four"),
     ];
-    let records: Vec<_> = parts.iter().map(RecordParts::as_raw).collect();
+    let records = BorrowedRecords::new(&parts);
     let (board, cancel) = (Board::new(8), CancelFlag::default());
     let mut output = Collected::default();
-    // SAFETY: `parts` lives on.
-    let end = unsafe { instance.handle(&records, 1, 0, &cancel, &board, &mut output) };
+    let end = instance.handle(&records, 1, 0, &cancel, &board, &mut output);
     assert_eq!(end, HostCallEnd::Spent);
     assert_eq!(board.current(), Some((1, 2)));
     let mut seen = Vec::new();
@@ -204,8 +203,7 @@ fn a_call_crosses_the_border_and_comes_back() {
         output.emits[1],
         (1, "out".into(), Some(b"k".to_vec()), Some(b"two".to_vec()))
     );
-    // SAFETY: as above.
-    let again = unsafe { instance.handle(&records, 2, 0, &cancel, &board, &mut output) };
+    let again = instance.handle(&records, 2, 0, &cancel, &board, &mut output);
     assert_eq!(
         again,
         HostCallEnd::Spent,

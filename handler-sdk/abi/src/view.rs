@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use crate::header_block::{self, Headers};
-use crate::record::{RawRecord, record_flag};
+use crate::record::{RawRecord, RecordPlace, record_flag};
 
 /// A record whose memory is known to live for `'a`.
 #[derive(Clone, Copy, Debug)]
@@ -106,38 +106,61 @@ impl RecordParts {
         header_block::write(&mut self.headers, headers);
     }
 
-    /// A view in C layout; its pointers are valid as long as `self` is borrowed and unchanged.
+    /// A view in C layout of parts that are never freed: for tests in which nobody can say how long a call lasts.
     ///
     /// # Panics
     /// When a part is 4 GiB or longer.
     #[must_use]
-    pub fn as_raw(&self) -> RawRecord {
-        let len = |n: usize| u32::try_from(n).expect("a record's part is below 4 GiB");
-        let key = self.key.as_deref().unwrap_or_default();
-        let value = self.value.as_deref().unwrap_or_default();
-        let mut flags = 0;
-        if self.key.is_none() {
-            flags |= record_flag::KEY_NULL;
-        }
-        if self.value.is_none() {
-            flags |= record_flag::VALUE_NULL;
-        }
-        RawRecord {
-            topic: self.topic.as_ptr(),
-            key: key.as_ptr(),
-            value: value.as_ptr(),
-            headers: self.headers.as_ptr(),
-            topic_len: len(self.topic.len()),
-            key_len: len(key.len()),
-            value_len: len(value.len()),
-            headers_len: len(self.headers.len()),
+    pub fn leaked(self) -> RawRecord {
+        // SAFETY: what is leaked stays readable and unchanged for ever.
+        unsafe { Box::leak(Box::new(self)).as_raw() }
+    }
+
+    /// # Safety
+    /// `self` stays where it is, unchanged, as long as the view exists.
+    unsafe fn as_raw(&self) -> RawRecord {
+        let place = RecordPlace {
+            topic: &self.topic,
+            partition: self.partition,
             offset: self.offset,
             timestamp_ms: self.timestamp_ms,
-            lane: self.lane,
-            partition: self.partition,
             epoch: self.epoch,
-            attempt: self.attempt,
-            flags,
+        };
+        let parts = (self.key.as_deref(), self.value.as_deref(), &*self.headers);
+        // SAFETY: the caller keeps what the parts are borrowed from.
+        let view = unsafe { RawRecord::new(place, parts) };
+        // SAFETY: as above; the first view is gone.
+        unsafe { view.another(self.lane, self.attempt) }
+    }
+}
+
+/// Views in C layout of parts that are borrowed as long.
+#[derive(Debug)]
+pub struct BorrowedRecords<'a> {
+    records: Vec<RawRecord>,
+    parts: PhantomData<&'a [RecordParts]>,
+}
+
+impl<'a> BorrowedRecords<'a> {
+    /// Views of `parts`.
+    ///
+    /// # Panics
+    /// When a part is 4 GiB or longer.
+    #[must_use]
+    pub fn new(parts: &'a [RecordParts]) -> Self {
+        // SAFETY: the parts are borrowed as long as `Self` lives, and no view can be taken out of it.
+        let views = parts.iter().map(|parts| unsafe { parts.as_raw() });
+        Self {
+            records: views.collect(),
+            parts: PhantomData,
         }
+    }
+}
+
+impl std::ops::Deref for BorrowedRecords<'_> {
+    type Target = [RawRecord];
+
+    fn deref(&self) -> &[RawRecord] {
+        &self.records
     }
 }

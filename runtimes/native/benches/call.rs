@@ -5,9 +5,9 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use sluicegate_abi::view::RecordParts;
+use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_runtime::{
-    CallOutput, CallRequest, CallStatus, CancelFlag, RawOutcome, RawRecord, outcome_code,
+    CallOutput, CallRequest, CallStatus, CancelFlag, RawOutcome, outcome_code,
 };
 use support::{built_with, load};
 
@@ -36,7 +36,7 @@ fn main() {
             ..RecordParts::default()
         })
         .collect();
-    let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
+    let raw = BorrowedRecords::new(&parts);
     let mut outcomes = vec![RawOutcome::default(); raw.len()];
     let mut output = CallOutput::default();
     let cancel = CancelFlag::default();

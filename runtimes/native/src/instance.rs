@@ -86,18 +86,14 @@ impl HandlerInstance for NativeInstance {
             output,
             records: records.len() as u32,
         };
-        // SAFETY: whoever builds a `RawRecord` keeps the memory behind it alive and unchanged until the call that
-        // received it returns: that is the promise of the type, and of the seam that hands it in here.
-        let end = unsafe {
-            instance.handle(
-                records,
-                self.serial,
-                timeout_ms,
-                cancel,
-                &self.board,
-                &mut sink,
-            )
-        };
+        let end = instance.handle(
+            records,
+            self.serial,
+            timeout_ms,
+            cancel,
+            &self.board,
+            &mut sink,
+        );
         self.board.close(outcomes);
         discard_emits_of_failures(outcomes, output);
         match end {

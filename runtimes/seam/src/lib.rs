@@ -16,7 +16,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use sluicegate_abi::board::CancelFlag;
-pub use sluicegate_abi::{RawOutcome, RawRecord, outcome_code, outcome_flag, record_flag};
+pub use sluicegate_abi::{
+    RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag,
+};
 
 /// A kind of plugin: knows how to read and load its artefacts.
 pub trait HandlerRuntime: Send + Sync {
@@ -144,7 +146,8 @@ pub trait HandlerInstance {
 /// What an instance is called with.
 #[derive(Clone, Copy, Debug)]
 pub struct CallRequest<'a> {
-    /// The records, in order.
+    /// The records, in order. Their memory is alive as long as they are: it is lent until the batch has come back, and left
+    /// behind for ever should the batch be lost ([`sluicegate_abi::lend`]).
     pub records: &'a [RawRecord],
     /// The deadline of the whole call, as the handler learns it; 0 is no limit.
     pub timeout_ms: u64,

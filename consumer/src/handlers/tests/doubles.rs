@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use sluicegate_abi::view::RecordParts;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, Emit, HandlerInfo,
     HandlerInstance, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome, RawRecord,
@@ -27,11 +28,16 @@ pub(crate) enum Deed {
     Panic,
     /// Blocks until the gate of that name is opened, then acknowledges.
     Hang(&'static str),
+    /// Blocks as `Hang`, then reads the record to `Script::read` and acknowledges.
+    HangAndRead(&'static str),
     /// Emits to the topic, then acknowledges.
     Emit(&'static str),
     /// Emits to the topic, then ends with this outcome code.
     EmitThen(&'static str, u16),
 }
+
+/// Topic, key, value and header block.
+pub(crate) type ReadRecord = (String, Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>);
 
 /// What all instances do, and what they did.
 #[derive(Default)]
@@ -48,6 +54,8 @@ pub(crate) struct Script {
     pub(crate) ill: AtomicBool,
     /// Instance names, in the order of their calls, with the number of records.
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
+    /// What was read of records after a hang: topic, key, value and header block.
+    pub(crate) read: Mutex<Vec<ReadRecord>>,
     /// Offsets of the records that were begun, in order.
     pub(crate) begun: Mutex<Vec<i64>>,
     /// What instances were told, and their first records, in order.
@@ -228,6 +236,16 @@ impl Instance {
             Some(Deed::Drop) => outcome.code = outcome_code::DROP,
             Some(Deed::Retry) => outcome.code = outcome_code::RETRY,
             Some(Deed::Hang(gate)) => self.monitor.script.pass(gate),
+            Some(Deed::HangAndRead(gate)) => {
+                self.monitor.script.pass(gate);
+                let read = record.view();
+                relock(&self.monitor.script.read).push((
+                    read.topic().to_owned(),
+                    read.key().map(<[u8]>::to_vec),
+                    read.value().map(<[u8]>::to_vec),
+                    read.header_block().to_vec(),
+                ));
+            }
             Some(Deed::Emit(topic)) => outcome.flags = emit(topic),
             Some(Deed::EmitThen(topic, code)) => {
                 outcome.flags = emit(topic);
@@ -452,23 +470,14 @@ pub(crate) fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
         serial: 1,
     };
     for (index, &offset) in offsets.iter().enumerate() {
-        batch.records.push(RawRecord {
-            topic: std::ptr::null(),
-            key: std::ptr::null(),
-            value: std::ptr::null(),
-            headers: std::ptr::null(),
-            topic_len: 0,
-            key_len: 0,
-            value_len: 0,
-            headers_len: 0,
+        let parts = RecordParts {
             offset,
             timestamp_ms: -1,
-            lane: 0,
-            partition: 0,
             epoch: 1,
             attempt: 1,
-            flags: 0,
-        });
+            ..RecordParts::default()
+        };
+        batch.records.push(parts.leaked());
         batch.keys.push(EntryKey {
             index: index as u32,
             serial: 1,

@@ -2,6 +2,7 @@
 //! and hopes, everything waits for a condition with a deadline.
 
 mod doubles;
+mod ending;
 mod overrun;
 mod ownership;
 mod pool;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use sluicegate_abi::view::RecordParts;
+use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_runtime::{
     CallOutput, CallRequest, CallStatus, CancelFlag, CreateError, HandlerInfo, HandlerInstance,
-    LoadedPlugin, NotTaken, RawOutcome, RawRecord, outcome_code, outcome_flag,
+    LoadedPlugin, NotTaken, RawOutcome, outcome_code, outcome_flag,
 };
 
 use super::{Check, CheckResult, Quiet, records};
@@ -279,7 +279,7 @@ impl Subject {
         parts: &[RecordParts],
         cancel: &CancelFlag,
     ) -> Result<Called, String> {
-        let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
+        let raw = BorrowedRecords::new(parts);
         let mut outcomes = vec![RawOutcome::default(); raw.len()];
         let mut output = CallOutput::default();
         let call = CallRequest {

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sluicegate_abi::view::RecordParts;
+use sluicegate_abi::view::{BorrowedRecords, RecordParts};
 use sluicegate_native::NativeRuntime;
 use sluicegate_runtime::{
     CallOutput, CallRequest, CallStatus, CancelFlag, HandlerInstance, HandlerRuntime, HostServices,
-    LoadedPlugin, LogLevel, MetricKind, RawOutcome, RawRecord,
+    LoadedPlugin, LogLevel, MetricKind, RawOutcome,
 };
 
 /// The library of a workspace package: in the folder that `SLUICEGATE_PLUGINS_DIR` names, else built once a test process.
@@ -152,7 +152,7 @@ pub fn handle_until(
     timeout_ms: u64,
     cancel: &CancelFlag,
 ) -> (CallStatus, Vec<RawOutcome>, CallOutput) {
-    let raw: Vec<RawRecord> = parts.iter().map(RecordParts::as_raw).collect();
+    let raw = BorrowedRecords::new(parts);
     let mut outcomes = vec![RawOutcome::default(); raw.len()];
     let mut output = CallOutput::default();
     let call = CallRequest {

@@ -1,0 +1,90 @@
+//! Pumps that end while calls of theirs hang: what the calls still read stays in memory, the rest is freed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::pool::Rig;
+use super::recall::Pump;
+use super::{Deed, batch, until};
+use crate::dispatch::WorkerPool;
+use crate::flow::Flow;
+use crate::handlers::pool::relock;
+use crate::source::{Delivery, Lease, Slot};
+
+/// Two records of each size, so that the allocator gives the memory of a freed one to somebody else soon.
+const VALUES: [&[u8]; 2] = [b"the first value", b"the second value, somewhat longer"];
+const HEADERS: &[u8] = b"\x02\x02a\x021";
+
+fn deliver(flow: &mut Flow, slot: Slot) {
+    for (offset, value) in VALUES.iter().enumerate() {
+        flow.deliver(Delivery {
+            slot,
+            offset: offset as i64,
+            timestamp_ms: 0,
+            lease: Lease::owned(Some(b"key"), Some(value), HEADERS),
+        });
+        flow.dispatch();
+    }
+}
+
+/// Ends a pump while a call hangs on one record and another batch is queued; then the call reads its record.
+fn ends(end: impl FnOnce(Flow, Slot)) {
+    let rig = Rig::new(&[(0, Deed::HangAndRead("go"))]);
+    let pool = rig.pool(1);
+    let Pump {
+        mut flow,
+        mut home,
+        slots: [slot, _],
+    } = Pump::new(&rig, pool.clone());
+    deliver(&mut flow, slot);
+    until("the first record runs", || {
+        *relock(&rig.script.begun) == [0]
+    });
+    end(flow, slot);
+    rig.script.open("go");
+    until("it has read", || relock(&rig.script.read).len() == 1);
+    let (topic, key, value, headers) = relock(&rig.script.read).remove(0);
+    assert_eq!(topic, "t");
+    assert_eq!(key.as_deref(), Some(&b"key"[..]));
+    assert_eq!(value.as_deref(), Some(VALUES[0]));
+    assert_eq!(headers, HEADERS);
+    assert_eq!(
+        *relock(&rig.script.begun),
+        [0],
+        "the queued one never starts"
+    );
+    // The pool goes on without that pump.
+    let mut next = batch(9, &[7]);
+    while let Err(refused) = pool.submit(next, &home.inbox) {
+        home.pool_free();
+        next = refused;
+    }
+    until("the pool runs others", || {
+        relock(&rig.script.begun).last() == Some(&7)
+    });
+}
+
+#[test]
+fn a_record_under_a_call_outlives_a_pump_that_stops_at_its_deadline() {
+    ends(|mut flow, slot| {
+        flow.start_drain(&[slot], 1_000);
+        flow.tick(1_000);
+        flow.last_commits(&[slot]);
+        flow.release(&[slot]);
+    });
+}
+
+#[test]
+fn a_record_under_a_call_outlives_a_pump_that_fails() {
+    ends(|flow, _| drop(flow));
+}
+
+#[test]
+fn a_record_under_a_call_outlives_a_pump_that_panics() {
+    ends(|flow, _| {
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            let _flow = flow;
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+    });
+}

@@ -1,0 +1,260 @@
+//! Records whose memory is lent to calls.
+//!
+//! ```text
+//!  Lent::new(bytes) ── lend ──► RawRecord ─► batch ─► call ─► batch ── give_back ──► 0 out: the bytes can be freed
+//!                                                      │ hangs; whoever lent it ends
+//!                                                      └──► the bytes are left behind for ever
+//! ```
+//!
+//! A call can outlive whoever made it: it hangs, its thread is given up, and the pump that holds the record ends. No count
+//! is kept for each of them; a record that is lent when its owner ends is simply never freed. So much is bounded by what
+//! is in flight.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+
+use crate::record::{Parts, RawRecord, RecordPlace};
+
+/// Owns a record's key, value and headers.
+///
+/// # Safety
+/// What the method gives stays where it is, readable and unchanged, until the value is dropped, also when it is moved.
+pub unsafe trait RecordBytes {
+    /// Key, value and header block (see [`crate::header_block`]).
+    fn parts(&self) -> Parts<'_>;
+}
+
+/// A record, and how many views of it are out.
+pub struct Lent<B: RecordBytes> {
+    bytes: ManuallyDrop<B>,
+    /// Points into the bytes. Made once, while they are in the cache.
+    view: RawRecord,
+    out: u16,
+}
+
+impl<B: RecordBytes> Lent<B> {
+    /// A record of which nothing is out. The topic's name outlives every call.
+    ///
+    /// # Panics
+    /// When a part is 4 GiB or longer, which Kafka rules out.
+    #[inline]
+    pub fn new(bytes: B, place: RecordPlace<'static>) -> Self {
+        let parts = bytes.parts();
+        // SAFETY: the bytes stay where they are as long as `B` lives. It lives in `Self` until that is dropped, and
+        // longer if a view made of this one is still out then.
+        let view = unsafe { RawRecord::new(place, parts) };
+        Self {
+            bytes: ManuallyDrop::new(bytes),
+            view,
+            out: 0,
+        }
+    }
+
+    /// Its bytes.
+    #[inline]
+    pub fn bytes(&self) -> &B {
+        &self.bytes
+    }
+
+    /// Kafka offset.
+    #[inline]
+    pub fn offset(&self) -> i64 {
+        self.view.offset
+    }
+
+    /// Kafka timestamp in milliseconds.
+    #[inline]
+    pub fn timestamp_ms(&self) -> i64 {
+        self.view.timestamp_ms
+    }
+
+    /// Bytes of key, value and headers.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.view.key_len as usize + self.view.value_len as usize + self.view.headers_len as usize
+    }
+
+    /// Whether a view is out.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.out > 0
+    }
+
+    /// Gives out a view for one call. A view that does not come back keeps the bytes for ever.
+    ///
+    /// # Panics
+    /// When 65,535 are out.
+    #[inline]
+    pub fn lend(&mut self, lane: u64, attempt: u32) -> RawRecord {
+        self.out = self
+            .out
+            .checked_add(1)
+            .expect("a record has fewer handlers");
+        // SAFETY: the bytes are neither dropped nor exchanged while anything is out, and only the view itself, given back,
+        // takes it off the count.
+        unsafe { self.view.another(lane, attempt) }
+    }
+
+    /// Takes a view back.
+    ///
+    /// # Panics
+    /// When it is the view of another record.
+    #[inline]
+    pub fn give_back(&mut self, view: RawRecord) {
+        assert!(
+            self.out > 0 && self.view.is_of(&view),
+            "a view goes back to the record that it was lent by"
+        );
+        self.out -= 1;
+    }
+
+    /// Keeps the record in other memory, which `copy` makes; `false`, and nothing done, while a view is out.
+    ///
+    /// # Panics
+    /// As [`Lent::new`].
+    pub fn exchange(&mut self, copy: impl FnOnce(&B) -> B) -> bool {
+        if self.is_lent() {
+            return false;
+        }
+        let bytes = copy(&self.bytes);
+        let parts = bytes.parts();
+        let place = RecordPlace {
+            topic: "",
+            partition: self.view.partition,
+            offset: self.view.offset,
+            timestamp_ms: self.view.timestamp_ms,
+            epoch: self.view.epoch,
+        };
+        // SAFETY: as in `new`.
+        let view = unsafe { RawRecord::new(place, parts) };
+        self.view = RawRecord {
+            topic: self.view.topic,
+            topic_len: self.view.topic_len,
+            ..view
+        };
+        let old = std::mem::replace(&mut self.bytes, ManuallyDrop::new(bytes));
+        drop(ManuallyDrop::into_inner(old));
+        true
+    }
+}
+
+impl<B: RecordBytes> Drop for Lent<B> {
+    fn drop(&mut self) {
+        if self.out == 0 {
+            // SAFETY: dropped once, here; nothing of the bytes is out.
+            unsafe { ManuallyDrop::drop(&mut self.bytes) }
+        }
+    }
+}
+
+impl<B: RecordBytes> fmt::Debug for Lent<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lent")
+            .field("offset", &self.view.offset)
+            .field("out", &self.out)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::{Lent, RecordBytes};
+    use crate::record::{Parts, RawRecord, RecordPlace};
+
+    struct Bytes {
+        key: Vec<u8>,
+        dropped: Rc<Cell<u32>>,
+    }
+
+    // SAFETY: a vector's memory stays where it is when the vector is moved.
+    unsafe impl RecordBytes for Bytes {
+        fn parts(&self) -> Parts<'_> {
+            (Some(&self.key), None, &[])
+        }
+    }
+
+    impl Drop for Bytes {
+        fn drop(&mut self) {
+            self.dropped.set(self.dropped.get() + 1);
+        }
+    }
+
+    fn lent(dropped: &Rc<Cell<u32>>, key: &[u8]) -> Lent<Bytes> {
+        let place = RecordPlace {
+            topic: "t",
+            partition: 3,
+            offset: 7,
+            timestamp_ms: 9,
+            epoch: 2,
+        };
+        let bytes = Bytes {
+            key: key.to_vec(),
+            dropped: Rc::clone(dropped),
+        };
+        Lent::new(bytes, place)
+    }
+
+    fn reads(view: &RawRecord, key: &[u8]) {
+        let read = view.view();
+        assert_eq!(
+            (read.topic(), read.key(), read.value()),
+            ("t", Some(key), None)
+        );
+        assert_eq!((view.partition, view.offset, view.epoch), (3, 7, 2));
+    }
+
+    #[test]
+    fn a_record_that_is_lent_when_its_owner_ends_stays_readable() {
+        let dropped = Rc::default();
+        let mut owner = vec![lent(&dropped, b"first"), lent(&dropped, b"second")];
+        let view = owner[1].lend(5, 2);
+        owner.insert(0, lent(&dropped, b"moves the others"));
+        drop(owner);
+        assert_eq!(dropped.get(), 2);
+        reads(&view, b"second");
+        assert_eq!((view.lane, view.attempt), (5, 2));
+    }
+
+    #[test]
+    fn a_record_is_freed_when_every_view_is_back() {
+        let dropped = Rc::default();
+        let mut record = lent(&dropped, b"k");
+        let (one, other) = (record.lend(0, 1), record.lend(0, 1));
+        record.give_back(one);
+        assert!(record.is_lent());
+        reads(&other, b"k");
+        record.give_back(other);
+        assert!(!record.is_lent());
+        drop(record);
+        assert_eq!(dropped.get(), 1);
+    }
+
+    #[test]
+    fn bytes_are_exchanged_only_while_nobody_reads_them() {
+        let dropped = Rc::default();
+        let mut record = lent(&dropped, b"old");
+        let copy = |bytes: &Bytes| Bytes {
+            key: bytes.key.clone(),
+            dropped: Rc::clone(&dropped),
+        };
+        let view = record.lend(0, 1);
+        assert!(!record.exchange(copy));
+        reads(&view, b"old");
+        record.give_back(view);
+        assert!(record.exchange(copy));
+        assert_eq!(dropped.get(), 1);
+        reads(&record.lend(0, 1), b"old");
+    }
+
+    #[test]
+    #[should_panic(expected = "the record that it was lent by")]
+    fn a_view_goes_back_to_no_other_record() {
+        let dropped = Rc::default();
+        let (mut one, mut other) = (lent(&dropped, b"k"), lent(&dropped, b"k"));
+        let _out = other.lend(0, 1);
+        other.give_back(one.lend(0, 1));
+    }
+}
