@@ -82,6 +82,28 @@ impl ServiceView for Scripted {
             }),
         }
     }
+
+    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+        self.restarted(handler)
+    }
+}
+
+impl Scripted {
+    fn restarted(&self, handler: &str) -> Result<u64, GateError> {
+        let name = handler.to_owned();
+        match handler {
+            "relay" => Ok(7),
+            "gone" => Err(GateError::Removed { name, in_flight: 3 }),
+            "broken" => Err(GateError::NotServing {
+                name,
+                reason: "its config is refused".to_owned(),
+            }),
+            _ => Err(GateError::Unknown {
+                name,
+                known: "relay".to_owned(),
+            }),
+        }
+    }
 }
 
 struct Running {
@@ -126,7 +148,23 @@ impl Running {
     }
 
     fn put(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
-        let request = self.agent.put(format!("{}{path}", self.base));
+        self.send(
+            self.agent.put(format!("{}{path}", self.base)),
+            headers,
+            body,
+        )
+    }
+
+    fn post(&self, path: &str, headers: &[(&str, &str)]) -> (u16, Value) {
+        self.send(self.agent.post(format!("{}{path}", self.base)), headers, "")
+    }
+
+    fn send(
+        &self,
+        request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, Value) {
         let request = headers.iter().fold(request, |request, (name, value)| {
             request.header(*name, *value)
         });
@@ -152,6 +190,7 @@ fn every_route_of_the_document_answers_as_it_says() {
         "/api/v1/handlers",
         "/api/v1/handlers/{name}",
         "/api/v1/handlers/{name}/gate",
+        "/api/v1/handlers/{name}/restart",
         "/api/v1/partitions",
         "/api/v1/explain/{topic}/{partition}",
         "/api/v1/explain/{topic}/{partition}/{offset}",
@@ -172,6 +211,7 @@ fn every_route_of_the_document_answers_as_it_says() {
             let status = match method.as_str() {
                 "get" => service.get(&real).0,
                 "put" => service.put(&real, &[JSON], r#"{"open": true}"#).0,
+                "post" => service.post(&real, &[]).0,
                 other => panic!("unexpected method {other}"),
             };
             assert_eq!(status, 200, "{method} {path}");
@@ -321,4 +361,30 @@ fn a_taken_address_is_refused_with_the_key_to_change() {
         error.ends_with("; set `admin.listen` to a free address"),
         "{error}"
     );
+}
+
+#[test]
+fn a_restart_says_which_generation_serves_or_why_none_does() {
+    let service = start();
+    let restart = |name: &str| service.post(&format!("/api/v1/handlers/{name}/restart"), &[]);
+    let done = json!({ "name": "relay", "generation": 7 });
+    assert_eq!(restart("relay"), (200, done));
+    for (name, status, code, words) in [
+        ("nobody", 404, "not_found", "there are: relay"),
+        ("gone", 409, "removed", "it has 3 records left"),
+        ("broken", 409, "not_serving", "its config is refused"),
+    ] {
+        let (found, body) = restart(name);
+        let error = &body["error"];
+        assert_eq!(
+            (found, error["code"].as_str()),
+            (status, Some(code)),
+            "{body}"
+        );
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(words), "{message}");
+    }
+    let page = [("origin", "http://elsewhere.example")];
+    let (status, body) = service.post("/api/v1/handlers/relay/restart", &page);
+    assert_eq!((status, &body["error"]["code"]), (403, &json!("forbidden")));
 }

@@ -73,6 +73,16 @@ impl ServiceView for Scripted {
             .push((handler.to_owned(), open));
         Ok(())
     }
+
+    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+        match handler {
+            "relay" => Ok(3),
+            _ => Err(GateError::Removed {
+                name: handler.to_owned(),
+                in_flight: 2,
+            }),
+        }
+    }
 }
 
 struct Service {
@@ -230,4 +240,20 @@ fn help_version_and_completions_go_to_the_standard_output() {
     let output = run(&["nonsense"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("nonsense"));
+}
+
+#[test]
+fn a_restart_tells_the_generation_that_serves_or_why_there_is_none() {
+    let service = start();
+    let done = service.run(&["handlers", "restart", "relay", "--output", "table"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let said = text(&done.stdout);
+    assert!(
+        said.contains("`relay` is restarted: generation 3 serves"),
+        "{said}"
+    );
+    let gone = service.run(&["handlers", "restart", "gone"]);
+    assert_eq!(gone.status.code(), Some(1));
+    let said = text(&gone.stderr);
+    assert!(said.contains("is deleted; it has 2 records left"), "{said}");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::report::{
-    DeclaredHandler, HandlerFlowReport, HandlerReport, HandlerState, PoolReport, PumpReport,
+    DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PoolReport, PumpReport,
     ServiceFacts, ServiceReport, TopicReport, VersionReport,
 };
 
@@ -90,6 +90,8 @@ impl Handlers {
             let report = HandlerReport {
                 name: name.to_owned(),
                 state: HandlerState::Draining,
+                gate: Gate::Shut,
+                removed: true,
                 ..HandlerReport::default()
             };
             (report, false)
@@ -102,6 +104,8 @@ impl Handlers {
         handler.in_flight += flow.in_flight;
         handler.parked += flow.parked;
         handler.outcomes.add(&flow.outcomes);
+        let held = handler.held_since_ms.into_iter().chain(flow.held_since_ms);
+        handler.held_since_ms = held.min();
         if handler.last_error.is_none() {
             handler.last_error = flow.last_error;
         }
@@ -164,7 +168,7 @@ fn version_of<'a>(handler: &'a mut HandlerReport, version: &str) -> &'a mut Vers
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{Gate, OutcomeCounts, PartitionReport};
+    use crate::admin::report::{OutcomeCounts, PartitionReport};
 
     fn flow(name: &str, version: &str, ack: u64) -> HandlerFlowReport {
         HandlerFlowReport {

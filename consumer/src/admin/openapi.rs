@@ -6,7 +6,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::http::{ErrorBody, GateBody, GateChange, StatusReport};
+use super::http::{ErrorBody, GateBody, GateChange, HandlerRestart, StatusReport};
 use super::{Explanation, HandlerReport, PartitionReport};
 
 /// What an endpoint answers with.
@@ -87,12 +87,32 @@ fn endpoints() -> Vec<Endpoint> {
                 (400, "The body is not a gate"),
                 (403, "The request does not come from this machine itself"),
                 (404, "No such handler"),
+                (
+                    409,
+                    "The handler does not serve, or is deleted and finishes what it has",
+                ),
                 (500, "The control plane did not take the write"),
             ],
             ..read(
                 "/api/v1/handlers/{name}/gate",
                 "Writes the handler's gate into its control plane",
                 Answer::Json(schema::<GateChange>),
+            )
+        },
+        Endpoint {
+            method: "post",
+            errors: &[
+                (403, "The request does not come from this machine itself"),
+                (404, "No such handler"),
+                (
+                    409,
+                    "The new generation was refused or is not ready in time, or the handler is deleted",
+                ),
+            ],
+            ..read(
+                "/api/v1/handlers/{name}/restart",
+                "Builds a new generation of the handler, in the place of the one that serves or has failed",
+                Answer::Json(schema::<HandlerRestart>),
             )
         },
         read(

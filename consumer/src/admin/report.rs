@@ -106,6 +106,9 @@ pub struct HandlerFlowReport {
     pub outcomes: OutcomeCounts,
     /// Its last error: reason of a retry, dead letter or drop, without the record's value.
     pub last_error: Option<String>,
+    /// Since when nothing of it has settled, while it is switched off or removed and still has records; in milliseconds
+    /// since the epoch.
+    pub held_since_ms: Option<i64>,
 }
 
 /// Outcomes by kind.
@@ -313,6 +316,11 @@ pub struct HandlerReport {
     pub state: HandlerState,
     /// Its gate.
     pub gate: Gate,
+    /// It is declared no more, and gone once it has no records left.
+    pub removed: bool,
+    /// Since when nothing of it has settled, while it is switched off or removed and still has records; in milliseconds
+    /// since the epoch.
+    pub held_since_ms: Option<i64>,
     /// Threads.
     pub workers: u32,
     /// Threads in a call just now.

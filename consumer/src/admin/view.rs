@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Explanation, ServiceReport};
 
-/// Why a gate was not moved.
+/// Why a gate was not moved, or a handler not restarted.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
     /// No handler is declared under this name.
@@ -15,6 +15,16 @@ pub enum GateError {
         /// What there is, comma separated.
         known: String,
     },
+    /// It is declared no more and finishes what it has.
+    #[error(
+        "handler `{name}` is deleted; it has {in_flight} records left and is gone when they are done, within processing.drain_timeout if it has failed"
+    )]
+    Removed {
+        /// What was asked for.
+        name: String,
+        /// Records that it has left.
+        in_flight: u64,
+    },
     /// The control plane did not take the write.
     #[error("the gate of `{name}` cannot be written: {reason}")]
     NotWritten {
@@ -23,8 +33,8 @@ pub enum GateError {
         /// The control plane's words, with what to do.
         reason: String,
     },
-    /// The gate is open in the control plane, but the handler does not serve.
-    #[error("the gate of `{name}` is written, but the handler does not serve: {reason}")]
+    /// What was asked for is noted, but the handler does not serve.
+    #[error("handler `{name}` does not serve: {reason}")]
     NotServing {
         /// The handler.
         name: String,
@@ -59,6 +69,13 @@ pub trait ServiceView: Send + Sync + 'static {
     /// # Errors
     /// [`GateError`].
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError>;
+
+    /// Builds a new generation of a handler from its spec and lets it take the place of the one that serves or has failed.
+    /// Gives its number.
+    ///
+    /// # Errors
+    /// [`GateError`]; the earlier generation stays then.
+    fn restart(&self, handler: &str) -> Result<u64, GateError>;
 }
 
 /// Milliseconds since the epoch.

@@ -45,6 +45,11 @@ impl Admin {
         self.answer(agent().put(self.url(path)?).send_json(body))
     }
 
+    /// The answer to a POST without a body.
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.answer(agent().post(self.url(path)?).send_empty())
+    }
+
     fn url(&self, path: &str) -> Result<String, Failure> {
         let base = self.admin.trim_end_matches('/');
         if !base.starts_with("http://") {

@@ -1,4 +1,4 @@
-//! `sluicegate handlers list | show NAME | on NAME | off NAME`, which ask the running service; the rest of the family, and
+//! `sluicegate handlers list | show NAME | on NAME | off NAME | restart NAME`, which ask the running service; the rest of the family, and
 //! `on` and `off` with a config, is in `fleet`.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::fleet;
 use super::output::Output;
 use super::table::Table;
 use super::validate::ConfigFile;
-use crate::admin::http::{GateBody, GateChange};
+use crate::admin::http::{GateBody, GateChange, HandlerRestart};
 use crate::admin::{DurationCounts, HandlerReport};
 
 /// What to do with handlers.
@@ -23,6 +23,8 @@ pub(super) enum Command {
     On(Gate),
     /// Shut a handler's gate: records pass it by and count as skipped
     Off(Gate),
+    /// Build a handler's instances anew, such as of one that has failed; in the running service that is asked
+    Restart(One),
     /// Write a handler's spec to the control plane, for everybody or in waves
     Apply(fleet::Apply),
     /// Delete a handler's keys, or its file
@@ -79,6 +81,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
         }
         Command::On(gate) => set_gate(gate, true),
         Command::Off(gate) => set_gate(gate, false),
+        Command::Restart(one) => restart(one),
         Command::Apply(apply) => fleet::apply(apply),
         Command::Delete(delete) => fleet::delete(delete),
         Command::History(history) => fleet::history(history),
@@ -98,6 +101,17 @@ fn set_gate(gate: &Gate, open: bool) -> Result<(), Failure> {
     let change: GateChange = one.admin.put(&path, &GateBody { open })?;
     one.output.print(&change, |change| {
         format!("gate of `{}` is {}", change.name, change.gate)
+    })
+}
+
+fn restart(one: &One) -> Result<(), Failure> {
+    let path = format!("/api/v1/handlers/{}/restart", segment(&one.name));
+    let restart: HandlerRestart = one.admin.post(&path)?;
+    one.output.print(&restart, |restart| {
+        format!(
+            "`{}` is restarted: generation {} serves",
+            restart.name, restart.generation
+        )
     })
 }
 
@@ -149,7 +163,7 @@ fn show(handler: &HandlerReport) -> String {
         ("version", handler.version.clone()),
         ("generation", handler.generation.to_string()),
         ("state", handler.state.to_string()),
-        ("gate", handler.gate.to_string()),
+        ("gate", gate_of(handler)),
         (
             "workers",
             format!(
@@ -190,6 +204,22 @@ fn show(handler: &HandlerReport) -> String {
         .into_iter()
         .map(|(name, value)| format!("{name:<14} {value}\n"));
     lines.collect()
+}
+
+/// The gate, and whether what is behind it is still being finished.
+fn gate_of(handler: &HandlerReport) -> String {
+    let gate = match handler.removed {
+        true => "deleted".to_owned(),
+        false => handler.gate.to_string(),
+    };
+    match handler.held_since_ms {
+        None => gate,
+        Some(since_ms) => format!(
+            "{gate}; {} records are left, and none of them settled for {} s",
+            handler.in_flight,
+            crate::admin::view::now_ms().saturating_sub(since_ms).max(0) / 1_000
+        ),
+    }
 }
 
 fn time_a_record(durations: &DurationCounts) -> String {

@@ -45,7 +45,7 @@ impl Flow {
         topics.sort_by(|a, b| a.topic.cmp(&b.topic));
         PumpReport {
             partitions,
-            handlers: self.handler_reports(),
+            handlers: self.handler_reports(clock),
             topics,
             in_flight_bytes: self.charged,
             in_flight_records: self.slab.live() as u64,
@@ -66,7 +66,7 @@ impl Flow {
             .sum()
     }
 
-    fn handler_reports(&self) -> Vec<HandlerFlowReport> {
+    fn handler_reports(&self, clock: WallClock) -> Vec<HandlerFlowReport> {
         self.handlers
             .iter()
             .enumerate()
@@ -93,6 +93,7 @@ impl Flow {
                         skipped: handler.counts.skipped,
                     },
                     last_error: handler.last_error.as_deref().map(Into::into),
+                    held_since_ms: handler.closing.map(|closing| clock.at(closing.moved_ms)),
                 }
             })
             .collect()

@@ -18,6 +18,10 @@ pub(super) struct Live {
     pub(super) applied: Option<Arc<HandlerSpec>>,
     pub(super) generation: Option<Generation>,
     pub(super) refused: Option<Refused>,
+    /// A new generation was asked for, whether the spec needs one or not.
+    pub(super) restarting: bool,
+    /// Why the last restart that was asked for did not take place.
+    pub(super) restart_refused: Option<String>,
     pub(super) next: Next,
 }
 

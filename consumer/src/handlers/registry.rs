@@ -28,6 +28,7 @@ use super::plan::{HandlerPlan, Plan};
 use super::pool::{ConfigNotTaken, HandlerPool, relock};
 use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
+use super::restarting::reset_in_place;
 use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
 
@@ -210,7 +211,8 @@ impl Registry {
     /// The pool that serves the handler, when all that is wanted is another config and its instances take one.
     fn pool_that_takes_config(&self, name: &str, job: &PrepareJob) -> Option<Arc<HandlerPool>> {
         let inner = relock(&self.inner);
-        let generation = inner.live.get(name)?.generation.as_ref()?;
+        let live = inner.live.get(name).filter(|live| !live.restarting)?;
+        let generation = live.generation.as_ref()?;
         let sha256 = &job.artefact.identity.sha256;
         let takes = generation.takes_config_of(&job.spec, sha256)
             && outputs::refusal(&generation.info, &job.spec).is_none();
@@ -256,17 +258,6 @@ impl Registry {
         &self.catalogue
     }
 
-    /// Lets a tripped handler run again; `false` when there is none of this name.
-    pub fn reset(&self, handler: &str) -> bool {
-        let inner = relock(&self.inner);
-        let live = inner.live.get(handler);
-        let Some(generation) = live.and_then(|live| live.generation.as_ref()) else {
-            return false;
-        };
-        generation.pool.reset();
-        true
-    }
-
     /// Retires everything and blocks until all is released; `false` when something was still on its way at the
     /// deadline. Pumps must have dropped their plans by then.
     pub fn shutdown(&self, deadline: Instant) -> bool {
@@ -289,7 +280,7 @@ impl Registry {
     }
 
     /// Brings every handler as near to its spec as can be without a new generation; `true` when one is wanted.
-    fn converge(&self, inner: &mut Inner) -> bool {
+    pub(super) fn converge(&self, inner: &mut Inner) -> bool {
         let specs = inner.snapshot.handlers.clone();
         let stays = |name: &String| specs.contains_key(name);
         let (live, gone) = std::mem::take(&mut inner.live)
@@ -327,16 +318,19 @@ impl Registry {
             Ok(found) => found,
             // The file may be gone from the folder while its code goes on serving.
             Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
+                reset_in_place(live, spec);
                 take_over(live, spec);
                 return None;
             }
             Err(error) => {
+                live.end_restart(Some(&error.to_string()));
                 live.refuse(spec, None, error.to_string());
                 return None;
             }
         };
         let sha256 = &artefact.identity.sha256;
-        if serving.is_some_and(|generation| generation.serves(spec, sha256)) {
+        let serves = serving.is_some_and(|generation| generation.serves(spec, sha256));
+        if serves && !live.restarting {
             take_over(live, spec);
             return None;
         }
@@ -394,6 +388,7 @@ impl Registry {
         };
         generation.standing.advance(GenerationState::Active);
         live.next = Next::Nothing;
+        live.end_restart(None);
         let old = live.generation.replace(generation);
         live.take_over(&job.spec);
         self.retire(old);
@@ -419,6 +414,7 @@ fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
         tracing::error!(handler = name, %reason, "handler refused");
         live.next = Next::Nothing;
+        live.end_restart(Some(&reason));
         let sha256 = job.artefact.identity.sha256.clone();
         live.refuse(&job.spec, Some(sha256), reason);
     }

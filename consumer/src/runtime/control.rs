@@ -36,8 +36,10 @@ const PUMP_ANSWER: Duration = Duration::from_secs(30);
 /// How often the fleet is told of handlers that have failed or are well again.
 const LOOK_AFTER_HANDLERS: Duration = Duration::from_secs(1);
 
-enum Order {
+pub(super) enum Order {
     Update(Update),
+    /// A generation is wanted that no update asked for.
+    Prepare,
     /// The plugin folder may have changed.
     Rescan,
     /// New generations are ready, or refused.
@@ -290,6 +292,7 @@ impl Desk {
             self.topics.watch = Some(watch);
         }
         let preparer = spawn_preparer(self.registry.clone(), orders.clone())?;
+        self.view.set_control(orders.clone());
         let changes = orders.clone();
         let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
             // After the stop nobody scans any more.
@@ -332,6 +335,10 @@ impl Desk {
                         let _ = preparer.try_send(());
                         self.put_current_in_force(self.snapshot.clone());
                     }
+                }
+                Order::Prepare => {
+                    // A full channel means that it is told already.
+                    let _ = preparer.try_send(());
                 }
                 Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
                 Order::Topics(sight) => self.topics(sight),

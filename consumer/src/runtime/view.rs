@@ -2,20 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::source::GateWriter;
 use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 
-use super::control::named;
+use super::control::{Order, named};
 use crate::admin::view::now_ms;
 use crate::admin::{
-    DeclaredHandler, Explanation, Gate, GateError, HandlerState, PumpReport, ServiceFacts,
-    ServiceProblem, ServiceReport, ServiceView,
+    DeclaredHandler, Explanation, Gate, GateError, HandlerReport, HandlerState, PumpReport,
+    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
 };
-use crate::handlers::{Applied, Plan, Registry};
+use crate::handlers::{Applied, Plan, Registry, RestartRefusal, RestartState};
 use crate::pump::PumpAddress;
 use crate::source::TopicPartition;
 
@@ -31,6 +32,8 @@ pub(super) struct View {
     rejections: AtomicU64,
     repairs: AtomicU64,
     standing: Mutex<Standing>,
+    /// Where the control thread takes orders, once it runs.
+    control: OnceLock<Sender<Order>>,
 }
 
 /// What the last update left.
@@ -75,7 +78,13 @@ impl View {
             rejections: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
             standing: Mutex::default(),
+            control: OnceLock::new(),
         }
+    }
+
+    /// Says where the control thread takes orders.
+    pub(super) fn set_control(&self, orders: Sender<Order>) {
+        let _ = self.control.set(orders);
     }
 
     pub(super) fn pumps(&self) -> &[PumpAddress] {
@@ -167,11 +176,47 @@ fn gate_of(spec: &HandlerSpec, plan: &Plan) -> Gate {
     }
 }
 
+/// What a handler that is switched off or removed holds although it has failed or hangs, as a sentence.
+fn holds(handler: &HandlerReport) -> Option<String> {
+    let since_ms = handler.held_since_ms?;
+    let failed = handler.state == HandlerState::Failed;
+    if !failed && now_ms().saturating_sub(since_ms) < HELD_FOR.as_millis() as i64 {
+        return None;
+    }
+    let HandlerReport {
+        name, in_flight, ..
+    } = handler;
+    let off = match handler.removed {
+        true => "deleted",
+        false => "switched off",
+    };
+    Some(format!(
+        "handler `{name}` is {off} and still holds {in_flight} records; what it does not finish within processing.drain_timeout is skipped"
+    ))
+}
+
+/// How long nothing of a handler that is switched off may settle before it counts as one that hangs.
+const HELD_FOR: Duration = Duration::from_secs(5);
+/// How long whoever restarts a handler waits for its new generation.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
 /// How long whoever opens a gate waits for the handler to serve.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 impl View {
+    /// Why a handler of this name cannot be told anything: it is deleted and finishes what it has, or there is none.
+    fn unknown(&self, name: String) -> GateError {
+        let handlers = self.report(READY_ANSWER).handlers;
+        if let Some(removed) = handlers.iter().find(|one| one.removed && one.name == name) {
+            let in_flight = removed.in_flight;
+            return GateError::Removed { name, in_flight };
+        }
+        let declared = handlers.iter().filter(|handler| !handler.removed);
+        let known: Vec<&str> = declared.map(|handler| handler.name.as_str()).collect();
+        let known = known.join(", ");
+        GateError::Unknown { name, known }
+    }
+
     /// Waits until an opened handler serves.
     ///
     /// # Errors
@@ -286,11 +331,13 @@ impl ServiceView for View {
             }
         }
         let report = self.report(READY_ANSWER);
-        for handler in report
-            .handlers
-            .iter()
-            .filter(|handler| handler.gate != Gate::Shut)
-        {
+        for handler in &report.handlers {
+            if handler.gate == Gate::Shut {
+                match holds(handler) {
+                    Some(held) => return Err(held),
+                    None => continue,
+                }
+            }
             if handler.state != HandlerState::Active {
                 let why = handler
                     .last_error
@@ -326,22 +373,44 @@ impl ServiceView for View {
         match self.gates.set_gate(handler, open) {
             Ok(_) if open => self.await_open(handler),
             Ok(_) => Ok(()),
-            Err(Refused::UnknownHandler { name, .. }) => {
-                let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-                let known: Vec<&str> = standing
-                    .declared
-                    .iter()
-                    .map(|handler| handler.name.as_str())
-                    .collect();
-                Err(GateError::Unknown {
-                    name,
-                    known: known.join(", "),
-                })
-            }
+            Err(Refused::UnknownHandler { name, .. }) => Err(self.unknown(name)),
             Err(refused) => Err(GateError::NotWritten {
                 name: handler.to_owned(),
                 reason: refused.to_string(),
             }),
+        }
+    }
+
+    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+        let not_serving = |reason: String| GateError::NotServing {
+            name: handler.to_owned(),
+            reason,
+        };
+        let before = match self.registry.restart(handler) {
+            Ok(before) => before,
+            Err(RestartRefusal::Unknown(name)) => return Err(self.unknown(name)),
+            Err(refusal @ RestartRefusal::NothingRuns) => {
+                return Err(not_serving(refusal.to_string()));
+            }
+        };
+        if let Some(control) = self.control.get() {
+            // After the stop nobody takes orders any more; the state below says so.
+            let _ = control.send(Order::Prepare);
+        }
+        let deadline = Instant::now() + RESTARTS_WITHIN;
+        loop {
+            match self.registry.restart_state(handler, before) {
+                RestartState::Done(generation) => return Ok(generation),
+                RestartState::Refused(reason) => return Err(not_serving(reason)),
+                RestartState::UnderWay if Instant::now() >= deadline => {
+                    let reason = format!(
+                        "its new instances are still being built and checked after {} s; `sluicegate handlers show {handler}` tells how it goes on",
+                        RESTARTS_WITHIN.as_secs()
+                    );
+                    return Err(not_serving(reason));
+                }
+                RestartState::UnderWay => std::thread::sleep(LOOK_AGAIN),
+            }
         }
     }
 }

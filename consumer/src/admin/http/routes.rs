@@ -9,7 +9,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,15 @@ pub struct GateChange {
     pub gate: Gate,
 }
 
+/// What a restart did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HandlerRestart {
+    /// The handler.
+    pub name: String,
+    /// The generation that serves from now on.
+    pub generation: u64,
+}
+
 /// The routes over `view`.
 pub fn router(view: Arc<dyn ServiceView>) -> Router {
     let admin = Admin {
@@ -124,6 +133,7 @@ pub fn router(view: Arc<dyn ServiceView>) -> Router {
         .route("/api/v1/handlers", get(handlers))
         .route("/api/v1/handlers/{name}", get(handler))
         .route("/api/v1/handlers/{name}/gate", put(gate))
+        .route("/api/v1/handlers/{name}/restart", post(restart))
         .route("/api/v1/partitions", get(partitions))
         .route("/api/v1/explain/{topic}/{partition}", get(explain_frontier))
         .route(
@@ -284,19 +294,32 @@ async fn gate(
     let written = admin
         .ask(move |view| view.set_gate(&handler, body.open))
         .await?;
-    match written {
-        Ok(()) => Ok(Json(GateChange {
-            name,
-            gate: if body.open { Gate::Open } else { Gate::Shut },
-        })),
-        Err(error @ GateError::Unknown { .. }) => Err(Refusal::not_found(error.to_string())),
-        Err(error @ GateError::NotWritten { .. }) => {
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            Err(Refusal::new(status, "not_written", error.to_string()))
-        }
-        Err(error @ GateError::NotServing { .. }) => {
-            let status = StatusCode::CONFLICT;
-            Err(Refusal::new(status, "not_serving", error.to_string()))
-        }
-    }
+    written.map_err(refused)?;
+    Ok(Json(GateChange {
+        name,
+        gate: if body.open { Gate::Open } else { Gate::Shut },
+    }))
+}
+
+async fn restart(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<HandlerRestart>, Refusal> {
+    origin::check(peer, &headers)?;
+    let handler = name.clone();
+    let restarted = admin.ask(move |view| view.restart(&handler)).await?;
+    let generation = restarted.map_err(refused)?;
+    Ok(Json(HandlerRestart { name, generation }))
+}
+
+fn refused(error: GateError) -> Refusal {
+    let (status, code) = match error {
+        GateError::Unknown { .. } => (StatusCode::NOT_FOUND, "not_found"),
+        GateError::Removed { .. } => (StatusCode::CONFLICT, "removed"),
+        GateError::NotWritten { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "not_written"),
+        GateError::NotServing { .. } => (StatusCode::CONFLICT, "not_serving"),
+    };
+    Refusal::new(status, code, error.to_string())
 }

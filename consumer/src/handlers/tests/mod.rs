@@ -9,6 +9,7 @@ mod pool;
 mod recall;
 mod reconfigure;
 mod registry;
+mod restarting;
 mod sharing;
 
 pub(super) use doubles::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};

@@ -20,8 +20,8 @@ use crate::handlers::pool::relock;
 use crate::handlers::{Applied, FolderWatch, HandlerPlan, Registry, RegistrySettings};
 
 /// Files named `libNAME.so` that hold `NAME VERSION HANDLER…`; their bytes are their hash.
-struct TextRuntime {
-    script: Arc<Script>,
+pub(super) struct TextRuntime {
+    pub(super) script: Arc<Script>,
     loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
 }
 
@@ -74,19 +74,23 @@ impl HandlerRuntime for TextRuntime {
     }
 }
 
-struct Shop {
-    folder: tempfile::TempDir,
-    runtime: Arc<TextRuntime>,
-    registry: Registry,
+pub(super) struct Shop {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) runtime: Arc<TextRuntime>,
+    pub(super) registry: Registry,
     revision: u64,
 }
 
 impl Shop {
-    fn new(files: &[(&str, &str)]) -> Self {
+    pub(super) fn new(files: &[(&str, &str)]) -> Self {
         Self::with(files, &[], true)
     }
 
-    fn with(files: &[(&str, &str)], deeds: &[(i64, Deed)], allow_unsigned: bool) -> Self {
+    pub(super) fn with(
+        files: &[(&str, &str)],
+        deeds: &[(i64, Deed)],
+        allow_unsigned: bool,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (file, text) in files {
             put(folder.path(), file, text);
@@ -113,7 +117,7 @@ impl Shop {
         }
     }
 
-    fn apply(&mut self, specs: &[HandlerSpec]) -> Applied {
+    pub(super) fn apply(&mut self, specs: &[HandlerSpec]) -> Applied {
         self.revision += 1;
         self.registry
             .apply(&Snapshot::new(self.revision, specs.iter().cloned()))
@@ -127,7 +131,7 @@ impl Shop {
         })
     }
 
-    fn loads(&self) -> usize {
+    pub(super) fn loads(&self) -> usize {
         relock(&self.runtime.loaded).len()
     }
 }
@@ -141,7 +145,7 @@ fn put(folder: &Path, file: &str, text: &str) {
         .unwrap();
 }
 
-fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
+pub(super) fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
     HandlerSpec {
         name: name.to_owned(),
         plugin: "copy".to_owned(),
@@ -181,7 +185,7 @@ fn spec(name: &str, version: &str, config: &str) -> HandlerSpec {
     }
 }
 
-fn run_one(plan: &HandlerPlan) -> Vec<u16> {
+pub(super) fn run_one(plan: &HandlerPlan) -> Vec<u16> {
     let mut home = Home::new();
     let pool = plan.pool.as_ref().unwrap();
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());

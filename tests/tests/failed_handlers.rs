@@ -1,0 +1,235 @@
+//! Situation: a handler trips, or hangs in calls that nobody ends, beside a good one on the same topic; the operator restarts
+//! it, switches it off, or deletes it.
+//! Property: a restart makes it handle what it has; switched off or deleted it lets go of its partitions within the drain
+//! timeout, counted, while other topics go on and readiness says how things stand (G1, G8, G14).
+//! Needs: Kafka.
+//! Command: `cargo xtask test --scenario failed_handlers`
+
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::{Service, run_binary};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+
+const RECORDS: u64 = 3_000;
+/// Fewer than there are: a held partition stops.
+const MAX_UNCOMMITTED: u64 = 500;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(60);
+
+struct Stage {
+    client: Client,
+    workdir: Workdir,
+    service: Service,
+    /// Read by the good handler and the one that fails.
+    shared: String,
+    /// Read by another good handler alone.
+    other: String,
+    group: String,
+}
+
+impl Stage {
+    /// A service with the handler `ill` on the shared topic, done as `spec` says below its route.
+    fn new(spec: &str) -> Self {
+        let kafka = Kafka::shared();
+        let client = Client::new(kafka.bootstrap());
+        let (shared, other, group) = (unique("shared"), unique("other"), unique("group"));
+        client.create_topic(&shared, 3);
+        client.create_topic(&other, 3);
+        let copies = unique("copies");
+        client.create_topic(&copies, 3);
+        let bounds = format!(
+            "  max_uncommitted: {MAX_UNCOMMITTED}\n  drain_timeout: {} s\n",
+            DRAIN_TIMEOUT.as_secs()
+        )
+        .replace(" s\n", "s\n");
+        let workdir = Workdir::new(kafka.bootstrap(), &group, &bounds);
+        workdir.plugins(&["relay", "misbehave"]);
+        for (name, topic) in [("good", &shared), ("beside", &other)] {
+            workdir.spec(
+                name,
+                &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ topic: {copies} }}\n"),
+            );
+        }
+        let ill = format!(
+            "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{shared}] }}\nworkers: 2\n{spec}"
+        );
+        workdir.spec("ill", &ill);
+        let service = Service::ready(&workdir, &[]);
+        Self {
+            client,
+            workdir,
+            service,
+            shared,
+            other,
+            group,
+        }
+    }
+
+    fn produce(&self, topic: &str) {
+        self.client.produce(
+            topic,
+            (0..RECORDS)
+                .map(|number| Outgoing::new(&format!("k{}", number % 50), number.to_string())),
+        );
+    }
+
+    /// `sluicegate handlers …` of the running service; gives whether it succeeded, and what it said.
+    fn handlers(&self, arguments: &[&str]) -> (bool, String) {
+        let all = [&["handlers"], arguments, &["--admin", self.service.admin()]].concat();
+        let done = run_binary(self.workdir.path(), &all);
+        let said = [done.stdout, done.stderr].concat();
+        (
+            done.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    }
+
+    fn ready(&self) -> (u16, String) {
+        self.service.get("/readyz").expect("an answer")
+    }
+
+    fn wait_state(&self, state: &str) {
+        wait_for(&format!("`ill` to be {state}"), SOON, || {
+            let ill = self.service.api("handlers/ill")?;
+            match ill["state"] == state {
+                true => Ok(()),
+                false => Err(ill["state"].to_string()),
+            }
+        });
+    }
+
+    /// It has failed, what it holds stops its topic, and the other topic goes on.
+    fn wait_failed_and_held(&self) {
+        self.wait_state("FAILED");
+        let (status, why) = self.ready();
+        assert!(
+            status == 503 && why.contains("`ill` is FAILED"),
+            "{status} {why}"
+        );
+        self.produce(&self.other);
+        self.client.wait_committed(&self.group, &self.other, SOON);
+        let committed: i64 = self
+            .client
+            .committed(&self.group, &self.shared)
+            .values()
+            .sum();
+        assert!(
+            committed < RECORDS as i64,
+            "{committed} committed although it is held"
+        );
+    }
+
+    /// The shared topic is committed to its end within the drain timeout and a few moments, counted from `since`.
+    fn wait_freed(&self, since: Instant) {
+        self.client.wait_committed(&self.group, &self.shared, SOON);
+        let took = since.elapsed();
+        assert!(
+            took < DRAIN_TIMEOUT + Duration::from_secs(7),
+            "freed after {took:?}"
+        );
+    }
+
+    fn stop(mut self) {
+        let status = self.service.stop(DRAIN_TIMEOUT + Duration::from_secs(20));
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// Every call of a record panics.
+const PANICS: &str = "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
+                      config: { rules: [ { when: { one_in: 1 }, do: panic } ] }\n";
+
+#[test]
+fn a_restart_lets_a_tripped_handler_go_on_with_what_it_has() {
+    let stage = Stage::new(
+        "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
+         config: { rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }\n",
+    );
+    stage.produce(&stage.shared);
+    stage.wait_failed_and_held();
+    let (done, said) = stage.handlers(&["restart", "ill", "--output", "table"]);
+    assert!(done && said.contains("is restarted: generation"), "{said}");
+    stage.service.wait_outcomes("ill", "ack", RECORDS, SOON);
+    stage
+        .client
+        .wait_committed(&stage.group, &stage.shared, SOON);
+    stage.wait_state("ACTIVE");
+    assert_eq!(stage.ready().0, 200);
+    assert_eq!(stage.service.outcomes("ill", "skipped"), Ok(0));
+    let (done, said) = stage.handlers(&["restart", "nobody"]);
+    assert!(!done && said.contains("no handler `nobody`"), "{said}");
+    stage.stop();
+}
+
+#[test]
+fn a_tripped_handler_that_is_switched_off_frees_its_partitions() {
+    let stage = Stage::new(PANICS);
+    stage.produce(&stage.shared);
+    stage.wait_failed_and_held();
+    let off = Instant::now();
+    let (done, said) = stage.handlers(&["off", "ill"]);
+    assert!(done, "{said}");
+    stage.wait_freed(off);
+    assert_eq!(stage.service.outcomes("ill", "skipped"), Ok(RECORDS));
+    assert_eq!(stage.ready().0, 200);
+    stage.stop();
+}
+
+#[test]
+fn a_tripped_handler_that_is_deleted_frees_its_partitions_and_is_gone() {
+    let stage = Stage::new(PANICS);
+    stage.produce(&stage.shared);
+    stage.wait_failed_and_held();
+    let deleted = Instant::now();
+    stage.workdir.remove("handlers.d/ill.yaml");
+    stage.wait_freed(deleted);
+    wait_for("`ill` to be gone", SOON, || {
+        match stage.service.get("/api/v1/handlers/ill")? {
+            (404, _) => Ok(()),
+            (status, body) => Err(format!("{status}: {body}")),
+        }
+    });
+    assert_eq!(stage.ready().0, 200);
+    stage.stop();
+}
+
+#[test]
+fn calls_that_hang_are_abandoned_when_their_handler_is_deleted() {
+    let stage =
+        Stage::new("timeout: 1h\nconfig: { rules: [ { when: { one_in: 1 }, do: hang } ] }\n");
+    stage.produce(&stage.shared);
+    wait_for("calls to hang", SOON, || {
+        let ill = stage.service.api("handlers/ill")?;
+        match ill["busy"].as_u64() {
+            Some(2) => Ok(()),
+            busy => Err(format!("{busy:?}")),
+        }
+    });
+    let deleted = Instant::now();
+    stage.workdir.remove("handlers.d/ill.yaml");
+    wait_for(
+        "the command to say that it is deleted",
+        DRAIN_TIMEOUT,
+        || {
+            let (_, said) = stage.handlers(&["restart", "ill"]);
+            match said.contains("is deleted; it has") {
+                true => Ok(()),
+                false => Err(said),
+            }
+        },
+    );
+    stage.wait_freed(deleted);
+    assert_eq!(
+        stage
+            .service
+            .get("/api/v1/handlers/ill")
+            .expect("an answer")
+            .0,
+        404
+    );
+    stage.stop();
+}
