@@ -1,62 +1,269 @@
-//! Commits: one in flight, answers checked partition by partition, finished offsets beyond the frontier as metadata.
+//! Commit metadata: what the next owner of a partition must know besides the committed offset.
 //!
-//! The metadata is `s1.` and base64url of varints: pairs of (unfinished, finished) run lengths from the committed
-//! offset on. Brokers refuse metadata over 4,096 characters, so the runs that do not fit are left out, highest first:
-//! that costs repeats, never a loss. Anything that does not decode counts as nothing finished.
+//! ```text
+//!  s2. base64url( epoch ─ topic id ─ check A │ leader epoch ─ (unfinished, finished)… ─ check B )
+//!                 └─ bound to group, topic and partition   └─ bound to that and to the committed offset as well
+//! ```
+//!
+//! The first part names the log (G2) and the fencing token of the owner that committed (G4); it holds for whatever
+//! offset an operator sets. The second part lists the offsets beyond the commit that are finished (G3). They are
+//! relative to the committed offset, so they hold for that very offset alone: in another log, under another group or
+//! beside another offset they would name records that nobody handled. Whatever does not check is dropped and counts as
+//! nothing finished, which costs repeats, never a loss.
+//!
+//! Brokers refuse metadata over 4,096 characters (`offset.metadata.max.bytes`): the runs that do not fit are left out,
+//! highest first.
 
 use std::ops::Range;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rapidhash::v3::rapidhash_v3;
 
-const PREFIX: &str = "s1.";
+use crate::source::TopicPartition;
+
+const PREFIX: &str = "s2.";
+/// 3,000 bytes are 4,000 characters, below the brokers' default of 4,096.
 const MAX_BYTES: usize = 3_000;
+const CHECK: usize = 8;
 
-/// Encodes the finished ranges beyond `frontier`; empty if there are none.
-pub fn encode_finished(frontier: i64, ranges: &[Range<i64>]) -> String {
-    let mut bytes = Vec::new();
-    let mut at = frontier;
-    for range in ranges {
-        let kept = bytes.len();
-        push_varint(&mut bytes, (range.start - at) as u64);
-        push_varint(&mut bytes, (range.end - range.start) as u64);
-        if bytes.len() > MAX_BYTES {
-            bytes.truncate(kept);
-            break;
-        }
-        at = range.end;
+/// Identity of one creation of a topic; zero where the cluster gives topics none (before Kafka 2.8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicUuid(pub u128);
+
+impl TopicUuid {
+    /// From the two halves that Java and librdkafka speak of.
+    pub fn of_halves(high: i64, low: i64) -> Self {
+        Self(u128::from(high as u64) << 64 | u128::from(low as u64))
     }
-    if bytes.is_empty() {
-        String::new()
-    } else {
+
+    /// Whether the cluster has given one.
+    pub fn is_known(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether both are known and different: the topic was deleted and created again in between.
+    pub fn contradicts(self, other: Self) -> bool {
+        self.is_known() && other.is_known() && self != other
+    }
+}
+
+/// As Kafka's own tools print it: base64url of the 16 bytes.
+impl std::fmt::Display for TopicUuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0.to_be_bytes()))
+    }
+}
+
+/// What a committed offset is an offset of.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The consumer group.
+    pub group: &'a str,
+    /// The partition.
+    pub at: &'a TopicPartition,
+    /// The committed offset.
+    pub offset: i64,
+}
+
+/// What stands in the metadata of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitNote {
+    /// The topic that the offset belongs to.
+    pub topic_id: TopicUuid,
+    /// Fencing token of the owner that committed (G4).
+    pub epoch: u32,
+    /// Leader epoch of the last finished record; `None` when nothing is finished or the broker gives none.
+    pub leader_epoch: Option<i32>,
+    /// Offsets beyond the commit that are finished: ascending, disjoint, not adjacent, not empty.
+    pub finished: Vec<Range<i64>>,
+}
+
+/// Why metadata, or a part of it, does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoteError {
+    /// Some other program wrote it, or it was written for another group or partition.
+    #[error("it was not written by this service for this group and partition")]
+    Foreign,
+    /// It was written beside another offset, or is damaged.
+    #[error("its list of finished records was written for another offset, or is damaged")]
+    OtherOffset,
+}
+
+/// Metadata as read: the note as far as it holds, and what does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadNote {
+    /// `None`: nothing of it holds.
+    pub note: Option<CommitNote>,
+    /// What was dropped, if anything was.
+    pub dropped: Option<NoteError>,
+}
+
+impl CommitNote {
+    /// The metadata of a commit at `place`. Gives the number of finished ranges that fitted, too.
+    pub fn encode(&self, place: Place<'_>) -> String {
+        let mut bytes = Vec::with_capacity(64);
+        push_varint(&mut bytes, self.epoch.into());
+        bytes.extend(self.topic_id.0.to_be_bytes());
+        let check = check_of(place.group, place.at, None, &bytes);
+        bytes.extend(&check);
+        if !self.finished.is_empty() {
+            push_varint(&mut bytes, epoch_as_number(self.leader_epoch));
+            let mut at = place.offset;
+            for range in &self.finished {
+                let kept = bytes.len();
+                push_varint(&mut bytes, (range.start - at) as u64);
+                push_varint(&mut bytes, (range.end - range.start) as u64);
+                if bytes.len() + CHECK > MAX_BYTES {
+                    bytes.truncate(kept);
+                    break;
+                }
+                at = range.end;
+            }
+            let check = check_of(place.group, place.at, Some(place.offset), &bytes);
+            bytes.extend(&check);
+        }
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
+
+    /// Reads the metadata of a commit at `place`.
+    pub fn decode(metadata: &str, place: Place<'_>) -> ReadNote {
+        // Some clients send a C string with its end; nothing of ours ends so.
+        let text = metadata.trim_end_matches('\0');
+        if text.is_empty() {
+            return ReadNote::default();
+        }
+        let Some((mut note, mut rest, head)) = decode_head(text, place) else {
+            return ReadNote {
+                note: None,
+                dropped: Some(NoteError::Foreign),
+            };
+        };
+        let mut dropped = None;
+        if !rest.is_empty() {
+            match decode_finished(&mut rest, &head, place) {
+                Some((leader_epoch, finished)) => {
+                    note.leader_epoch = leader_epoch;
+                    note.finished = finished;
+                }
+                None => dropped = Some(NoteError::OtherOffset),
+            }
+        }
+        ReadNote {
+            note: Some(note),
+            dropped,
+        }
+    }
 }
 
-/// Decodes what [`encode_finished`] made; other people's metadata yields nothing.
-pub fn decode_finished(frontier: i64, metadata: &str) -> Vec<Range<i64>> {
-    decode(frontier, metadata).unwrap_or_default()
-}
-
-fn decode(frontier: i64, metadata: &str) -> Option<Vec<Range<i64>>> {
-    let bytes = URL_SAFE_NO_PAD
-        .decode(metadata.strip_prefix(PREFIX)?)
-        .ok()?;
+/// The bound part that names log and owner, what follows it, and all bytes.
+fn decode_head(text: &str, place: Place<'_>) -> Option<(CommitNote, Vec<u8>, Vec<u8>)> {
+    let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX)?).ok()?;
     let mut rest = bytes.as_slice();
-    let mut ranges = Vec::new();
-    let mut at = frontier;
+    let epoch = u32::try_from(take_varint(&mut rest)?).ok()?;
+    let topic_id = u128::from_be_bytes(take(&mut rest)?);
+    let head = &bytes[..bytes.len() - rest.len()];
+    let check: [u8; CHECK] = take(&mut rest)?;
+    if check != check_of(place.group, place.at, None, head) {
+        return None;
+    }
+    let note = CommitNote {
+        topic_id: TopicUuid(topic_id),
+        epoch,
+        ..CommitNote::default()
+    };
+    let rest = rest.to_vec();
+    Some((note, rest, bytes))
+}
+
+fn decode_finished(
+    rest: &mut Vec<u8>,
+    all: &[u8],
+    place: Place<'_>,
+) -> Option<(Option<i32>, Vec<Range<i64>>)> {
+    let signed = all.len().checked_sub(CHECK)?;
+    let check = check_of(place.group, place.at, Some(place.offset), &all[..signed]);
+    rest.truncate(rest.len().checked_sub(CHECK)?);
+    if check != all[signed..] {
+        return None;
+    }
+    let mut rest = rest.as_slice();
+    let leader_epoch = number_as_epoch(take_varint(&mut rest)?)?;
+    let mut ranges: Vec<Range<i64>> = Vec::new();
+    let mut at = place.offset;
     while !rest.is_empty() {
         let start = at.checked_add(i64::try_from(take_varint(&mut rest)?).ok()?)?;
-        let len = i64::try_from(take_varint(&mut rest)?).ok()?;
-        let end = start.checked_add(len)?;
-        // A run at the frontier itself, or an empty one, is nothing that the encoder writes.
-        if len == 0 || start == at {
-            return None;
-        }
-        ranges.push(start..end);
+        let end = start.checked_add(i64::try_from(take_varint(&mut rest)?).ok()?)?;
+        push_range(&mut ranges, start..end);
         at = end;
     }
-    Some(ranges)
+    Some((leader_epoch, ranges))
+}
+
+/// Appends a range at or beyond the last one: empty ones are left out, adjacent ones become one.
+pub fn push_range(ranges: &mut Vec<Range<i64>>, range: Range<i64>) {
+    if range.is_empty() {
+        return;
+    }
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
+/// The group's generation (classic protocol) or member epoch (KIP-848) is used up by a token of 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the fencing token of the partition has reached its last value; use another group_id")]
+pub struct EpochExhausted;
+
+/// The fencing token of a new owner, and whether the next owner can only tell ours apart once it is committed.
+///
+/// `generation` is the group's, `kept` the token in the last commit. Every rebalance raises the generation, so a token
+/// that is the generation itself is below that of any later owner. One that was raised above it, or one of a static
+/// member, which takes its partitions again in the same generation, is not: it must be committed before a record runs.
+///
+/// # Errors
+/// [`EpochExhausted`]: a token never wraps.
+pub fn next_epoch(
+    generation: Option<i32>,
+    kept: Option<u32>,
+    is_static: bool,
+) -> Result<(u32, bool), EpochExhausted> {
+    let generation = generation.and_then(|generation| u32::try_from(generation).ok());
+    let above = match kept {
+        Some(u32::MAX) => return Err(EpochExhausted),
+        Some(kept) => kept + 1,
+        None => 1,
+    };
+    let from_group = generation.unwrap_or(0);
+    let epoch = from_group.max(above);
+    Ok((epoch, is_static || epoch != from_group))
+}
+
+/// Detects chance, not malice: who may commit for the group may skip records anyway.
+fn check_of(group: &str, at: &TopicPartition, offset: Option<i64>, bytes: &[u8]) -> [u8; CHECK] {
+    let mut all = Vec::with_capacity(bytes.len() + group.len() + at.topic.len() + 40);
+    for text in [group, &*at.topic] {
+        all.extend((text.len() as u64).to_be_bytes());
+        all.extend(text.as_bytes());
+    }
+    all.extend(at.partition.to_be_bytes());
+    all.extend(offset.unwrap_or(-1).to_be_bytes());
+    all.extend(bytes);
+    rapidhash_v3(&all).to_be_bytes()
+}
+
+fn epoch_as_number(epoch: Option<i32>) -> u64 {
+    epoch
+        .and_then(|epoch| u64::try_from(epoch).ok())
+        .map_or(0, |epoch| epoch + 1)
+}
+
+fn number_as_epoch(number: u64) -> Option<Option<i32>> {
+    match number.checked_sub(1) {
+        None => Some(None),
+        Some(epoch) => i32::try_from(epoch).ok().map(Some),
+    }
 }
 
 fn push_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -79,42 +286,12 @@ fn take_varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn finished_ranges_come_back(frontier in 0..1i64 << 40, runs in prop::collection::vec((1..50i64, 1..50i64), 0..600)) {
-            let mut at = frontier;
-            let ranges: Vec<_> = runs.iter().map(|(gap, len)| { let start = at + gap; at = start + len; start..at }).collect();
-            let metadata = encode_finished(frontier, &ranges);
-            prop_assert!(metadata.len() <= 4096);
-            let back = decode_finished(frontier, &metadata);
-            prop_assert_eq!(&ranges[..back.len()], &back[..]);
-            prop_assert!(back.len() == ranges.len() || metadata.len() > 3500);
-        }
-
-        #[test]
-        fn foreign_metadata_finishes_nothing_it_should_not(text in ".{0,200}") {
-            prop_assert!(decode_finished(5, &text).is_empty() || text.starts_with(PREFIX));
-        }
-    }
-
-    #[test]
-    fn broken_metadata_counts_as_nothing_finished() {
-        for text in [
-            "",
-            "s1.",
-            "s1.!",
-            "s1.gA",
-            "s1.AAE",
-            "s1.AQA",
-            "s2.AQE",
-            "_v2:1:abc",
-        ] {
-            assert!(decode_finished(0, text).is_empty(), "{text}");
-        }
-    }
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, others) = rest.split_first_chunk()?;
+    *rest = others;
+    Some(*first)
 }
+
+#[cfg(test)]
+#[path = "commit_tests.rs"]
+mod tests;

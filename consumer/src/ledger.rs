@@ -12,6 +12,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::commit::push_range;
+
 /// Offsets kept behind the frontier, to tell a repeat from a record in a gap. Larger than any repeat that the client
 /// is known to make (one batch).
 const BEHIND: i64 = 16 * 1024;
@@ -47,7 +49,8 @@ pub struct Ledger {
     origin: i64,
     frontier: i64,
     next: i64,
-    /// Ranges finished under an earlier assignment, ascending, all at or beyond `next`.
+    /// Ranges finished under an earlier assignment, ascending and not empty; the first may begin before `next`, where
+    /// offsets of it are gone from the log.
     done: VecDeque<Range<i64>>,
 }
 
@@ -139,7 +142,8 @@ impl Ledger {
         true
     }
 
-    /// The settled offsets beyond the frontier, as ascending ranges.
+    /// The settled offsets at or beyond the frontier, with those that an earlier assignment finished and that have not
+    /// come again: ascending ranges, none of them empty or adjacent to the next.
     pub fn settled_ahead(&self) -> Vec<Range<i64>> {
         let mut ranges: Vec<Range<i64>> = Vec::new();
         let mut offset = self.frontier;
@@ -153,16 +157,23 @@ impl Ledger {
             } else {
                 i64::from((rest >> skip).trailing_ones())
             };
-            if run > 0 {
-                match ranges.last_mut() {
-                    Some(last) if last.end == start => last.end = start + run,
-                    _ => ranges.push(start..start + run),
-                }
-            }
+            push_range(&mut ranges, start..(start + run).min(self.next));
             offset = start + run;
         }
-        ranges.extend(self.done.iter().cloned());
+        for range in &self.done {
+            push_range(&mut ranges, range.start.max(self.next)..range.end);
+        }
         ranges
+    }
+
+    /// Forgets what an earlier assignment has finished and what has not come again: it is another log's.
+    pub fn forget_done(&mut self) {
+        self.done.clear();
+    }
+
+    /// Offsets at or beyond [`Self::next`] that an earlier assignment finished; `None` when there are none.
+    pub fn done_until(&self) -> Option<i64> {
+        self.done.back().map(|range| range.end)
     }
 
     /// Number of delivered offsets that are not settled.
@@ -191,6 +202,9 @@ impl Ledger {
                 return false;
             }
             range.start = offset + 1;
+            if range.is_empty() {
+                self.done.pop_front();
+            }
             return true;
         }
         false

@@ -8,6 +8,7 @@
 
 mod address;
 mod position;
+mod starting;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use address::{PumpAddress, PumpHandle};
 
 use crate::admin::{ClientStatistics, PumpReport};
-use crate::commit::decode_finished;
+use crate::commit::TopicUuid;
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::flow::handler::HandlerSettings;
@@ -25,6 +26,7 @@ use crate::routing::RoutingIndex;
 use crate::source::{
     Delivery, Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
 };
+use starting::Starting;
 
 /// Records of one poll.
 const POLL_RECORDS: usize = 1_024;
@@ -32,8 +34,8 @@ const POLL_RECORDS: usize = 1_024;
 const POLLS_PER_TURN: usize = 4;
 /// Longest sleep: repairs a wake-up that was lost.
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Wait before the committed offsets of an assignment are asked for again.
-const ASSIGN_RETRY: Duration = Duration::from_millis(500);
+/// Wait before a partition that goes on elsewhere is tried again.
+const RESTART_RETRY: Duration = Duration::from_millis(500);
 
 /// What a pump needs besides its source.
 pub struct PumpSettings {
@@ -81,11 +83,11 @@ pub struct Pump {
     inbox: Arc<Inbox>,
     started: Instant,
     clock: WallClock,
-    to_assign: Vec<TopicPartition>,
+    starting: Starting,
     /// Partitions that go on elsewhere (G12), which could not be said yet.
     to_restart: Vec<StartPartition>,
     was_assigned: bool,
-    assign_at: Instant,
+    restart_at: Instant,
     revokes: Vec<Revoke>,
     stopping: Option<Instant>,
     closed: bool,
@@ -140,10 +142,10 @@ impl Pump {
             clock: WallClock {
                 epoch_ms: crate::admin::view::now_ms(),
             },
-            to_assign: Vec::new(),
+            starting: Starting::default(),
             to_restart: Vec::new(),
             was_assigned: false,
-            assign_at: now,
+            restart_at: now,
             revokes: Vec::new(),
             stopping: None,
             closed: false,
@@ -192,7 +194,7 @@ impl Pump {
         for event in events.drain(..) {
             self.event(event);
         }
-        self.assign_pending();
+        self.restart_pending();
         self.flow.dispatch();
         for _ in 0..POLLS_PER_TURN {
             if !self.flow.can_read() {
@@ -234,8 +236,25 @@ impl Pump {
         match event {
             SourceEvent::Assigned(partitions) => {
                 self.was_assigned = true;
-                self.to_assign.extend(partitions);
-                self.assign_at = Instant::now();
+                self.assigned(&partitions);
+            }
+            SourceEvent::Found(found) => self.found(found),
+            SourceEvent::NotFound { at, reason } => self.not_found(&at, reason),
+            SourceEvent::TopicRecreated { topic } => {
+                self.failed = Some(format!(
+                    "topic {topic} was deleted and created again while it was read; a restart begins at its beginning"
+                ));
+            }
+            SourceEvent::ClusterChanged { was, is } => {
+                tracing::error!(
+                    was,
+                    is,
+                    "another Kafka cluster answers at kafka.bootstrap_servers"
+                );
+                self.failed = Some(format!(
+                    "another Kafka cluster answers at kafka.bootstrap_servers (id {is}, it was {was}): nothing of it \
+                     belongs to what was read; check the address, then start again"
+                ));
             }
             SourceEvent::Revoked { partitions, lost } => self.revoked(partitions, lost),
             SourceEvent::Committed { results, error } => {
@@ -280,6 +299,9 @@ impl Pump {
                 slot,
                 at: at.clone(),
                 start,
+                due: None,
+                leader_epoch: None,
+                topic_id: TopicUuid::default(),
             };
             self.go_on_at(start);
             return;
@@ -298,7 +320,7 @@ impl Pump {
             Err(SourceError::Retryable(reason)) => {
                 tracing::warn!(reason, "cannot go on elsewhere yet; trying again");
                 self.to_restart.push(start);
-                self.assign_at = Instant::now() + ASSIGN_RETRY;
+                self.restart_at = Instant::now() + RESTART_RETRY;
             }
             Err(error) => {
                 let reason =
@@ -308,57 +330,19 @@ impl Pump {
         }
     }
 
-    /// Looks up where new partitions begin, and begins.
-    fn assign_pending(&mut self) {
-        if !self.to_restart.is_empty()
-            && self.stopping.is_none()
-            && Instant::now() >= self.assign_at
+    /// Tries again to go on elsewhere.
+    fn restart_pending(&mut self) {
+        if self.to_restart.is_empty() || self.stopping.is_some() || Instant::now() < self.restart_at
         {
-            for start in std::mem::take(&mut self.to_restart) {
-                self.go_on_at(start);
-            }
-        }
-        if self.to_assign.is_empty() || self.stopping.is_some() || Instant::now() < self.assign_at {
             return;
         }
-        let committed = match self.source.committed(&self.to_assign) {
-            Ok(committed) => committed,
-            Err(error) => {
-                tracing::warn!(%error, "committed offsets are not to be had yet; asking again");
-                self.assign_at = Instant::now() + ASSIGN_RETRY;
-                return;
-            }
-        };
-        self.to_assign.clear();
-        let starts: Vec<StartPartition> = committed
-            .into_iter()
-            .map(|committed| {
-                let (start, first, finished) = match committed.offset {
-                    Some(offset) => (
-                        StartAt::Offset(offset),
-                        offset,
-                        decode_finished(offset, &committed.metadata),
-                    ),
-                    None => (self.settings.start, 0, Vec::new()),
-                };
-                let slot = self.flow.assign(committed.at.clone(), first, finished);
-                StartPartition {
-                    slot,
-                    at: committed.at,
-                    start,
-                }
-            })
-            .collect();
-        for start in &starts {
-            tracing::info!(topic = &*start.at.topic, partition = start.at.partition, start = ?start.start, "partition assigned");
-        }
-        if let Err(error) = self.source.start(&starts) {
-            self.failed = Some(format!("the assignment was refused: {error}"));
+        for start in std::mem::take(&mut self.to_restart) {
+            self.go_on_at(start);
         }
     }
 
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
-        self.to_assign.retain(|at| !partitions.contains(at));
+        self.starting.forget(&partitions);
         self.to_restart
             .retain(|start| !partitions.contains(&start.at));
         let slots: Vec<Slot> = partitions
@@ -493,6 +477,7 @@ impl Pump {
             .flow
             .report(self.clock, |slot| self.source.end_offset(slot));
         report.pump = self.settings.number;
+        report.partitions.extend(self.starting.reports());
         report.client.clone_from(&self.statistics);
         report
     }

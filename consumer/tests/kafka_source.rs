@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use member::batches::{append, commit_marker, records};
 use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use sluicegate::commit::{CommitNote, Place};
 use sluicegate::source::mock::MockKafka;
-use sluicegate::source::{CommitEntry, KafkaSource, Source, SourceEvent, StartAt};
+use sluicegate::source::{CommitEntry, KafkaSource, Origin, Source, SourceEvent, StartAt};
 
 const PARTITIONS: i32 = 4;
 
@@ -151,28 +152,42 @@ fn commits_carry_metadata_and_refusals_are_told() {
     produce(&bootstrap, PARTITIONS, 5);
     let mut member = Member::join(&settings(&bootstrap, &[]));
     member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    let note = |offset: i64| CommitNote {
+        epoch: 7,
+        finished: std::iter::once(offset + 1..offset + 3).collect(),
+        ..CommitNote::default()
+    };
     let entry = |partition, offset: i64| CommitEntry {
         at: at(partition),
         offset,
-        metadata: format!("finished-{offset}"),
+        leader_epoch: None,
+        metadata: note(offset).encode(Place {
+            group: "g",
+            at: &at(partition),
+            offset,
+        }),
     };
     let results = member
         .source
         .commit_now(&[entry(0, 3), entry(1, 4)])
         .expect("the coordinator answers");
     assert!(results.len() == 2 && results.iter().all(|r| r.error.is_none()));
-    let committed = member
-        .source
-        .committed(&[at(0), at(1), at(2)])
-        .expect("the coordinator answers");
-    let found: Vec<_> = committed
-        .iter()
-        .map(|c| (c.at.partition, c.offset, c.metadata.as_str()))
+    let found: Vec<_> = member
+        .committed(&[0, 1, 2])
+        .into_iter()
+        .map(|found| {
+            (
+                found.at.partition,
+                found.origin,
+                found.offset,
+                found.read.note,
+            )
+        })
         .collect();
     let expected = [
-        (0, Some(3), "finished-3"),
-        (1, Some(4), "finished-4"),
-        (2, None, ""),
+        (0, Origin::Committed, 3, Some(note(3))),
+        (1, Origin::Committed, 4, Some(note(4))),
+        (2, Origin::NewGroup, 0, None),
     ];
     assert_eq!(found, expected);
 
@@ -184,8 +199,8 @@ fn commits_carry_metadata_and_refusals_are_told() {
     let (results, error) = &member.commit_answers[0];
     let told = results.iter().any(|r| r.error.is_some()) || error.is_some();
     assert!(told, "the refusal was not told: {results:?} {error:?}");
-    let committed = member.source.committed(&[at(0)]).expect("an answer");
-    assert_eq!(committed[0].offset, Some(3), "the refused commit holds");
+    let committed = member.committed(&[0]);
+    assert_eq!(committed[0].offset, 3, "the refused commit does not hold");
     member.leave();
 }
 
@@ -203,7 +218,7 @@ fn a_missing_offset_is_told_and_the_partition_goes_on_where_it_is_sent() {
         };
         member.turn_until(|m| m.missing.contains(&at(0)));
         member.turn_until(|m| (1..PARTITIONS).all(|p| m.seen(p) == 5));
-        assert_eq!(member.seen(0), 0);
+        assert_eq!(member.first(0), None);
         member.restart(0, StartAt::Offset(2));
         member.turn_until(|m| m.seen(0) == 5);
         produce(&bootstrap, PARTITIONS, 3);

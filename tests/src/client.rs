@@ -5,7 +5,7 @@ mod log;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -150,6 +150,23 @@ impl Client {
         self.wait_topic(topic, partitions);
     }
 
+    /// Gives a topic more partitions.
+    ///
+    /// # Panics
+    /// If the broker refuses.
+    pub fn add_partitions(&self, topic: &str, partitions: usize) {
+        let admin: AdminClient<DefaultClientContext> =
+            self.config().create().expect("an admin client");
+        let grown = block_on(admin.create_partitions(
+            [&NewPartitions::new(topic, partitions)],
+            &AdminOptions::new().operation_timeout(Some(TIMEOUT)),
+        ));
+        for result in grown.expect("an answer to CreatePartitions") {
+            result.unwrap_or_else(|(name, code)| panic!("cannot grow topic {name}: {code}"));
+        }
+        self.wait_topic(topic, partitions as i32);
+    }
+
     /// Removes a topic and its records.
     ///
     /// # Panics
@@ -200,6 +217,24 @@ impl Client {
                     .map(|part| part.id())
             })
             .collect()
+    }
+
+    /// The node that leads a partition; negative for none.
+    ///
+    /// # Panics
+    /// If the broker does not answer.
+    #[must_use]
+    pub fn leader(&self, topic: &str, partition: i32) -> i32 {
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        let metadata = consumer
+            .fetch_metadata(Some(topic), TIMEOUT)
+            .expect("metadata of a topic");
+        let partitions = metadata
+            .topics()
+            .iter()
+            .flat_map(|topic| topic.partitions());
+        let found = partitions.into_iter().find(|found| found.id() == partition);
+        found.map_or(-1, |found| found.leader())
     }
 
     /// The topics that exist.

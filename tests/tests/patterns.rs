@@ -95,6 +95,16 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
     client.create_topic(&source, 2);
     client.create_topic("given.dlt", 1);
     client.produce(&source, records(100));
+    // The first group makes the topic that commits go to.
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec(
+        "first",
+        &format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n"),
+    );
+    let mut first = Service::ready(&workdir, &[]);
+    client.wait_committed(&group, &source, SOON);
+    assert!(first.stop(SOON).success());
     for protocol in ["classic", "consumer"] {
         let group = format!("{group}-{protocol}");
         let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
@@ -107,7 +117,7 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
         let mut service = Service::ready(&workdir, &["--set", &protocol]);
         service.wait_outcomes("all", "ack", 100, SOON);
         client.wait_committed(&group, &source, SOON);
-        // Its own commits are in `__consumer_offsets` by now; with that assigned, each would make the next.
+        // Its own commits are in `__consumer_offsets`: with that assigned, each would make the next.
         let assigned = topics_of(&service).expect("partitions");
         assert!(
             assigned
@@ -272,6 +282,41 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
             "{topic}"
         );
     }
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn what_the_broker_says_against_a_dead_letter_topic_is_passed_on() {
+    let kafka = Kafka::start(&KafkaOptions {
+        extra: vec![("default.replication.factor".to_owned(), "3".to_owned())],
+        ..KafkaOptions::default()
+    });
+    let kafka = kafka.unwrap_or_else(|error| panic!("{error:#}"));
+    let client = Client::new(kafka.bootstrap());
+    client.create_topic("orders", 1);
+    client.produce("orders", records(5));
+    let group = unique("group");
+    let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
+    workdir.plugins(&["misbehave"]);
+    workdir.spec("errs", &errs("\"order*\"", ""));
+    let mut service = Service::ready(&workdir, &quick());
+    let shown = problems(&service).expect("a status").join("\n");
+    for part in [
+        "`errs` has no dead-letter topic orders.dlt",
+        "only 1 broker(s) are registered",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    client.create_topic("orders.dlt", 1);
+    client.wait_committed(&group, "orders", SOON);
+    wait_no_problems(&service);
+    assert_eq!(
+        lines(
+            &mut service,
+            &["dead-letter topics missing", "only 1 broker"]
+        ),
+        1
+    );
     assert!(service.stop(SOON).success());
 }
 

@@ -44,9 +44,15 @@ const ENDING: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::ending"
 const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
 /// What the SDK promises to authors.
 const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
+const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
+const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
+const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
+const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
+/// What specs say between each other.
+const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
 /// Loading one plugin again and again.
 const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 
@@ -257,6 +263,71 @@ const BUGS: &[Bug] = &[
         name: "not-reread-after-reconnect",
         what: "a watch of ZooKeeper goes on as it is after the connection was lost",
         suite: ZOOKEEPER,
+    },
+    Bug {
+        name: "internal-topic-matched",
+        what: "globs and regexes match the cluster's internal topics",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "dead-letter-name-in-part",
+        what: "patterns leave out topics that only begin like a dead-letter topic",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "circle-not-refused",
+        what: "specs whose dead letters go round are taken",
+        suite: SPECS,
+    },
+    Bug {
+        name: "laps-not-bounded",
+        what: "a record that comes back from its dead-letter topic goes there again without end",
+        suite: SETTLEMENT,
+    },
+    Bug {
+        name: "header-fault-distrusts-all",
+        what: "one record's odd header name turns off the reading of headers in place for the process",
+        suite: RAW,
+    },
+    Bug {
+        name: "list-unbound",
+        what: "the list of finished records counts beside any offset of its partition",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "list-lost-when-settled",
+        what: "an owner that has settled all that came forgets what is finished beyond it",
+        suite: FLOW,
+    },
+    Bug {
+        name: "topic-id-not-compared",
+        what: "a topic that was created again goes on at the committed offset of the one before",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-kept",
+        what: "the fencing token of the last commit is not looked at",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-committed-first",
+        what: "records run before a token that a restart could give again is committed",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "new-partition-at-the-end",
+        what: "a partition that is added to a topic begins where kafka.start says",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "unfound-holds-all",
+        what: "a partition of which nobody knows where it begins holds the whole assignment",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "new-topic-believed",
+        what: "records of a topic that was created again are taken for those of the one before",
+        suite: BEGINNINGS,
     },
 ];
 

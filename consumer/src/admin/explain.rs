@@ -67,6 +67,8 @@ pub struct HeldBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordStatus {
+    /// The partition is ours, and where it begins is being looked up; `reason` says what is in the way.
+    Starting,
     /// Every handler that wanted it is done with it.
     Settled,
     /// Some handler is not.
@@ -106,6 +108,7 @@ impl Explanation {
     pub fn sentence(&self) -> String {
         let place = format!("{}/{}/{}", self.topic, self.partition, self.offset);
         let mut text = match self.status {
+            RecordStatus::Starting => format!("{}/{} has not begun", self.topic, self.partition),
             RecordStatus::Settled => {
                 format!("{place} is settled (frontier {})", self.frontier)
             }

@@ -67,6 +67,8 @@ pub struct PartitionReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartitionState {
+    /// Where it begins is being looked up; `reason` says what is in the way.
+    Starting,
     /// Records flow.
     #[default]
     Running,
@@ -89,6 +91,12 @@ pub struct TopicReport {
     pub unrouted: u64,
     /// Records that the client delivered twice within an assignment; dropped.
     pub repeats_dropped: u64,
+    /// Partitions that began at their beginning, since the topic was deleted and created again.
+    #[serde(default)]
+    pub recreated: u64,
+    /// Partitions whose commit metadata was not used: finished records of theirs may run again.
+    #[serde(default)]
+    pub metadata_dropped: u64,
 }
 
 /// A pump's share of a handler's work.

@@ -78,9 +78,7 @@ impl Flow {
         if !assignment.admits() {
             return;
         }
-        if !assignment.overflow.is_empty()
-            || assignment.uncommitted() >= self.settings.max_uncommitted
-        {
+        if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
             self.keep_in_hand(delivery, false);
             return;
         }
@@ -92,10 +90,19 @@ impl Flow {
     /// Lets one record in; gives it back when the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery) -> Option<Delivery> {
         let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        if delivery.leader_epoch > assignment.finished_leader_epoch {
+            let forgot = assignment.forget_inherited(delivery.offset);
+            if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
+                counts.metadata_dropped += 1;
+            }
+        }
         match assignment.ledger.deliver(delivery.offset) {
             Delivered::New => {}
             Delivered::Done => {
                 assignment.delivered += 1;
+                assignment
+                    .leader_epochs
+                    .note(delivery.offset, delivery.leader_epoch);
                 return None;
             }
             Delivered::Repeat => {
@@ -115,6 +122,9 @@ impl Flow {
             }
         }
         assignment.delivered += 1;
+        assignment
+            .leader_epochs
+            .note(delivery.offset, delivery.leader_epoch);
         if let Some(log) = &mut self.record_log {
             log.note(&assignment.at, &delivery, self.now_ms);
         }
@@ -203,8 +213,7 @@ impl Flow {
         for slot in slots {
             loop {
                 let assignment = &mut self.assignments[slot.0 as usize];
-                if !assignment.admits() || assignment.uncommitted() >= self.settings.max_uncommitted
-                {
+                if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
                     break;
                 }
                 let Some(delivery) = self.take_in_hand(slot) else {

@@ -36,11 +36,9 @@ mod tests;
 mod topic_name;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 use std::sync::Arc;
 
-use crate::assignment::{Assignment, AssignmentState};
-use crate::commit::encode_finished;
+use crate::assignment::{Assignment, AssignmentState, LeaderEpochs, NewAssignment};
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::ledger::Ledger;
@@ -80,6 +78,10 @@ pub struct TopicCounts {
     pub unrouted: u64,
     /// Records that the client delivered twice.
     pub repeats: u64,
+    /// Partitions whose topic was deleted and created again.
+    pub recreated: u64,
+    /// Partitions whose commit metadata was not used.
+    pub metadata_dropped: u64,
 }
 
 /// Commits by result, counted per partition.
@@ -97,7 +99,6 @@ pub struct CommitCounts {
 pub struct Flow {
     settings: FlowSettings,
     now_ms: u64,
-    next_epoch: u32,
     assignments: Vec<Assignment>,
     /// Ordered, as all that is walked through here: a seed must give the same run again.
     current: BTreeMap<TopicPartition, Slot>,
@@ -145,7 +146,6 @@ impl Flow {
         Self {
             settings,
             now_ms: 0,
-            next_epoch: 1,
             assignments: Vec::new(),
             current: BTreeMap::new(),
             router: Router::new(no_routes),
@@ -219,22 +219,32 @@ impl Flow {
         self.drop_retired();
     }
 
-    /// Takes a partition: its records start at `start`, `finished` are those beyond it that need not run again.
-    pub fn assign(&mut self, at: TopicPartition, start: i64, finished: Vec<Range<i64>>) -> Slot {
+    /// Takes a partition.
+    pub fn assign(&mut self, new: NewAssignment) -> Slot {
         let slot = Slot(self.assignments.len() as u32);
-        let plan = self.router.plan(&at.topic);
-        self.topics.entry(at.topic.clone()).or_default();
-        self.current.insert(at.clone(), slot);
+        let plan = self.router.plan(&new.at.topic);
+        self.topics.entry(new.at.topic.clone()).or_default();
+        self.current.insert(new.at.clone(), slot);
         self.ownership_changed = true;
+        let mut leader_epochs = LeaderEpochs::default();
+        if let Some(epoch) = new.leader_epoch {
+            leader_epochs.note(new.start - 1, epoch);
+        }
         self.assignments.push(Assignment {
-            topic: topic_name::kept(&at.topic),
-            at,
-            epoch: self.next_epoch,
+            topic: topic_name::kept(&new.at.topic),
+            at: new.at,
+            topic_id: new.topic_id,
+            epoch: new.epoch,
             fenced: false,
+            token_first: new.token_first,
+            token_kept: false,
+            leader_epochs,
+            // Without one nothing can be said against the list.
+            finished_leader_epoch: new.inherited.leader_epoch.unwrap_or(i32::MAX),
             state: AssignmentState::Assigned,
-            ledger: Ledger::new(start, finished),
+            ledger: Ledger::new(new.start, new.inherited.finished),
             plan,
-            committed: start,
+            committed: new.start,
             committed_metadata: String::new(),
             overflow: std::collections::VecDeque::new(),
             overflow_bytes: 0,
@@ -246,8 +256,14 @@ impl Flow {
             repeats: 0,
             moved_ms: self.now_ms,
         });
-        self.next_epoch += 1;
         slot
+    }
+
+    /// Counts what a topic's partitions began with.
+    pub fn count_start(&mut self, topic: &Arc<str>, recreated: bool, metadata_dropped: bool) {
+        let counts = self.topics.entry(topic.clone()).or_default();
+        counts.recreated += u64::from(recreated);
+        counts.metadata_dropped += u64::from(metadata_dropped);
     }
 
     /// The slot of a partition that is ours.
@@ -324,8 +340,10 @@ impl Flow {
         let pressed = interval_over
             || self.current.values().any(|slot| {
                 let assignment = &self.assignments[slot.0 as usize];
-                assignment.uncommitted() >= half
-                    && assignment.ledger.frontier() > assignment.committed
+                // The token of a new owner, and where it begins, are committed at once.
+                !assignment.token_kept
+                    || (assignment.uncommitted() >= half
+                        && assignment.ledger.frontier() > assignment.committed)
             });
         if !pressed {
             return Vec::new();
@@ -350,17 +368,14 @@ impl Flow {
         for (at, &slot) in self.current.iter().filter(|(_, slot)| wanted(**slot)) {
             let assignment = &self.assignments[slot.0 as usize];
             let offset = assignment.ledger.frontier();
-            let metadata = if assignment.ledger.is_settled() {
-                String::new()
-            } else {
-                encode_finished(offset, &assignment.ledger.settled_ahead())
-            };
+            let metadata = assignment.metadata(&self.settings.group);
             if offset > assignment.committed || metadata != assignment.committed_metadata {
                 entries.push((
                     slot,
                     CommitEntry {
                         at: at.clone(),
                         offset,
+                        leader_epoch: assignment.leader_epochs.at(offset - 1),
                         metadata,
                     },
                 ));
@@ -395,6 +410,8 @@ impl Flow {
                     {
                         assignment.committed = entry.offset;
                         assignment.committed_metadata.clone_from(&entry.metadata);
+                        assignment.token_kept = true;
+                        assignment.leader_epochs.forget_before(entry.offset - 1);
                     }
                 }
                 Some(error) => {

@@ -40,6 +40,8 @@ impl Flow {
                 consumed: counts.consumed + self.of_topic(topic, |a| a.delivered),
                 unrouted: counts.unrouted,
                 repeats_dropped: counts.repeats + self.of_topic(topic, |a| a.repeats),
+                recreated: counts.recreated,
+                metadata_dropped: counts.metadata_dropped,
             })
             .collect();
         topics.sort_by(|a, b| a.topic.cmp(&b.topic));

@@ -11,6 +11,8 @@ use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use super::handler::{HandlerSettings, OnFailure, Order};
 use super::{Flow, FlowSettings};
+use crate::assignment::NewAssignment;
+use crate::commit::{CommitNote, Place};
 use crate::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
@@ -105,7 +107,7 @@ impl Bench {
         let mut flow = Flow::new(settings, emitter.clone(), inbox.clone());
         let pools: Vec<Arc<ScriptedPool>> = (0..handlers).map(|_| Arc::default()).collect();
         let mut bench = Self {
-            slot: flow.assign(at(), 0, Vec::new()),
+            slot: flow.assign(NewAssignment::first(at(), 0, 1)),
             flow,
             inbox,
             emitter,
@@ -155,6 +157,7 @@ impl Bench {
                 slot: self.slot,
                 offset,
                 timestamp_ms: 0,
+                leader_epoch: -1,
                 lease,
             });
         }
@@ -280,9 +283,9 @@ fn a_record_settles_when_every_handler_has_settled_it() {
         (
             commits.len(),
             commits[0].offset,
-            commits[0].metadata.as_str()
+            commits[0].metadata.clone()
         ),
-        (1, 10, "")
+        (1, 10, bench.flow.assignment(bench.slot).metadata("g"))
     );
 }
 
@@ -425,7 +428,7 @@ fn nothing_settles_after_a_release() {
     bench.deliver(0..10, |_| None);
     let late = bench.pools[0].taken.lock().unwrap().pop().unwrap();
     bench.flow.release(&[bench.slot]);
-    let again = bench.flow.assign(at(), 0, Vec::new());
+    let again = bench.flow.assign(NewAssignment::first(at(), 0, 2));
     bench.pools[0].taken.lock().unwrap().push(late);
     bench.finish(0, |_| ACK);
     assert_eq!(bench.flow.assignment(again).ledger.frontier(), 0);
@@ -505,4 +508,84 @@ fn a_route_that_leaves_a_partition_out_lets_its_last_records_run_first() {
     bench.flow.tick(1_000);
     bench.flow.dispatch();
     assert_eq!(owned(&bench), []);
+}
+
+/// G3: a parked record, and everything finished beyond it, over three owners that hand over cleanly.
+#[test]
+fn finished_records_survive_hand_overs_behind_a_parked_one() {
+    let mut committed = (10, CommitNote::default());
+    let mut ran = Vec::new();
+    for owner in 1..=3 {
+        let mut bench = Bench::new(1);
+        bench.flow.release(&[bench.slot]);
+        bench.slot = bench.flow.assign(NewAssignment {
+            inherited: committed.1,
+            ..NewAssignment::first(at(), committed.0, owner)
+        });
+        bench.deliver(10..21, |offset| Some(offset.to_string()));
+        let park = |offset| {
+            if offset == 10 {
+                outcome_code::RETRY
+            } else {
+                ACK
+            }
+        };
+        ran.push(bench.finish(0, park).len());
+        bench.flow.start_drain(&[bench.slot], 1_000);
+        let last = bench.flow.last_commits(&[bench.slot]).remove(0);
+        let place = Place {
+            group: "g",
+            at: &at(),
+            offset: last.offset,
+        };
+        let note = CommitNote::decode(&last.metadata, place).note.unwrap();
+        committed = (last.offset, note);
+    }
+    assert_eq!(ran, [11, 1, 1], "only the parked record runs again");
+}
+
+/// G3: an owner that has settled all that came still knows what is finished and has not come.
+#[test]
+fn finished_records_that_did_not_come_again_survive_a_hand_over() {
+    let mut bench = Bench::new(1);
+    bench.flow.release(&[bench.slot]);
+    bench.slot = bench.flow.assign(NewAssignment {
+        inherited: CommitNote {
+            finished: vec![11..13, 20..30],
+            ..CommitNote::default()
+        },
+        ..NewAssignment::first(at(), 10, 2)
+    });
+    bench.deliver(10..13, |_| None);
+    assert_eq!(bench.finish(0, |_| ACK), [10]);
+    let note = bench.flow.assignment(bench.slot).note();
+    assert_eq!((bench.frontier(), note.finished), (13, vec![20..30]));
+}
+
+/// A log that was cut off and written again has other records at the offsets that were finished (KIP-320).
+#[test]
+fn records_of_a_later_leader_run_whatever_was_finished_at_their_offsets() {
+    let mut bench = Bench::new(1);
+    bench.flow.release(&[bench.slot]);
+    bench.slot = bench.flow.assign(NewAssignment {
+        inherited: CommitNote {
+            leader_epoch: Some(4),
+            finished: vec![1..6],
+            ..CommitNote::default()
+        },
+        ..NewAssignment::first(at(), 0, 2)
+    });
+    for (offset, leader_epoch) in [(0, 3), (1, 4), (2, 4), (3, 5), (4, 5), (6, 6)] {
+        bench.flow.deliver(Delivery {
+            slot: bench.slot,
+            offset,
+            timestamp_ms: 0,
+            leader_epoch,
+            lease: Lease::owned(None, None, &[]),
+        });
+    }
+    bench.flow.dispatch();
+    assert_eq!(bench.finish(0, |_| ACK), [0, 3, 4, 6]);
+    bench.flow.tick(2_000);
+    assert_eq!(bench.flow.commits_due()[0].leader_epoch, Some(6));
 }

@@ -95,16 +95,14 @@ impl PumpAddress {
         offset: Option<i64>,
         deadline: Duration,
     ) -> Option<Explanation> {
-        self.ask(deadline, move |pump| {
-            pump.flow.explain(&at, offset, pump.clock)
-        })?
+        self.ask(deadline, move |pump| pump.explain(&at, offset, pump.clock))?
     }
 
     /// Whether it waits for nothing: Kafka has given it an assignment, if an empty one, and it has taken it, or no handler
     /// wants any topic. `None`: no answer in time.
     pub fn is_assigned(&self, deadline: Duration) -> Option<bool> {
         self.ask(deadline, |pump| {
-            pump.topics.is_empty() || (pump.was_assigned && pump.to_assign.is_empty())
+            pump.topics.is_empty() || (pump.was_assigned && pump.starting.is_empty())
         })
     }
 

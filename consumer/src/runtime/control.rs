@@ -420,7 +420,7 @@ fn tell<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'
 }
 
 /// The routes of a plan as an index. Patterns of it match no dead-letter topic of its handlers.
-fn compile(plan: &Plan) -> Result<Arc<RoutingIndex>, String> {
+pub(super) fn compile(plan: &Plan) -> Result<Arc<RoutingIndex>, String> {
     let routes = plan
         .handlers
         .iter()

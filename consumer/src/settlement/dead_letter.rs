@@ -37,7 +37,7 @@ pub struct Provenance<'a> {
 /// The header that names the dead-letter topic which a record was written to.
 const TARGET: &str = "__dlq.errors.target";
 
-/// Times that a record may be written to one dead-letter topic (docs/adr/0017). Each time it must have come back from there:
+/// Times that a record may be written to one dead-letter topic (docs/adr/0018). Each time it must have come back from there:
 /// through another handler, a copy of it or an operator's redrive.
 const MAX_LAPS: usize = 16;
 

@@ -5,6 +5,8 @@
  * librdkafka that is linked; `raw.rs` compares both ways on the first records of each assignment. */
 #include "rdkafka_int.h"
 #include "rdkafka_msg.h"
+#include "rdkafka_partition.h"
+#include "rdkafka_topic.h"
 
 #include <stddef.h>
 
@@ -13,6 +15,44 @@ _Static_assert(offsetof(rd_kafka_msg_t, rkm_rkmessage) == 0,
 _Static_assert(sizeof(((rd_kafka_msg_t *)0)->rkm_u.consumer.binhdrs) ==
                    sizeof(rd_kafkap_bytes_t),
                "the header block is kept as protocol bytes");
+
+/* What the client's metadata says of a topic; librdkafka has no public way to its id. Returns 0 while nothing is known,
+ * 1 when the topic exists, 2 when it does not or may not be described. */
+int sluicegate_topic_state(const rd_kafka_topic_t *app_topic, int64_t *high,
+                           int64_t *low, int32_t *partitions) {
+        rd_kafka_topic_t *topic =
+            rd_kafka_topic_proper((rd_kafka_topic_t *)app_topic);
+        int state;
+
+        rd_kafka_topic_rdlock(topic);
+        state = topic->rkt_state == RD_KAFKA_TOPIC_S_UNKNOWN  ? 0
+                : topic->rkt_state == RD_KAFKA_TOPIC_S_EXISTS ? 1
+                                                              : 2;
+        *high       = topic->rkt_topic_id.most_significant_bits;
+        *low        = topic->rkt_topic_id.least_significant_bits;
+        *partitions = topic->rkt_partition_cnt;
+        rd_kafka_topic_rdunlock(topic);
+        return state;
+}
+
+/* The leader of a partition by the client's metadata, -1 when there is none. */
+int32_t sluicegate_leader(const rd_kafka_topic_t *app_topic, int32_t partition) {
+        rd_kafka_topic_t *topic =
+            rd_kafka_topic_proper((rd_kafka_topic_t *)app_topic);
+        rd_kafka_toppar_t *toppar;
+        int32_t leader = -1;
+
+        rd_kafka_topic_rdlock(topic);
+        toppar = rd_kafka_toppar_get(topic, partition, 0);
+        rd_kafka_topic_rdunlock(topic);
+        if (toppar) {
+                rd_kafka_toppar_lock(toppar);
+                leader = toppar->rktp_leader_id;
+                rd_kafka_toppar_unlock(toppar);
+                rd_kafka_toppar_destroy(toppar);
+        }
+        return leader;
+}
 
 /* Whether the library that runs is the one whose headers this was compiled with. */
 int sluicegate_headers_shim_fits(void) {

@@ -11,6 +11,8 @@
 
 mod assign;
 mod fetch;
+mod find;
+mod identity;
 mod position;
 
 use std::collections::VecDeque;
@@ -25,19 +27,23 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::admission::Admission;
 use super::callbacks::{Callbacks, Seen};
 use super::client_config::ClientSettings;
-use super::raw::{Connection, describe, list_entries};
-use super::rebalance::Rebalance;
+use super::raw::{Connection, set_leader_epochs};
+use super::rebalance::{Begin, Rebalance};
 use super::wake::WakeUp;
 use super::{
-    CommitEntry, CommitResult, Committed, Delivery, Slot, Source, SourceError, SourceEvent,
-    StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitResult, Delivery, Membership, Slot, Source, SourceError, SourceEvent,
+    StartAt, StartPartition, TopicPartition, Wake,
 };
+use find::{Context, Finder};
+use identity::Topics;
 
 /// Records taken from the queue in one call; more gain nothing.
 const BATCH: usize = 1024;
 
-/// Wait before offsets that could not be looked up are asked for again.
+/// Wait before what librdkafka refused for the moment is done again.
 const START_RETRY: Duration = Duration::from_millis(500);
+/// How long a rebalance waits for partitions whose beginning is not known yet while others could be read.
+const FIND_TOGETHER: Duration = Duration::from_secs(1);
 
 /// A commit's answer: by partition, and why the request as a whole failed.
 type CommitAnswer = (Vec<CommitResult>, Option<String>);
@@ -51,8 +57,17 @@ pub struct KafkaSource {
     pending: Vec<SourceEvent>,
     /// Records that came out of the consumer queue (before a forward took hold); copied.
     strays: VecDeque<Delivery>,
-    /// Starts whose offsets could not be looked up, and when they are tried again.
-    unstarted: Option<(Vec<StartPartition>, Instant)>,
+    finder: Finder,
+    /// Partitions that were found after their rebalance was answered, and are not assigned yet.
+    late: Vec<Begin>,
+    /// When the answer to a rebalance, or the assign of a late partition, is tried again.
+    answer_due: Option<Instant>,
+    /// When the rebalance that is not answered came.
+    rebalance_since: Option<Instant>,
+    topics: Topics,
+    group: String,
+    is_static: bool,
+    read_committed: bool,
     /// Assignments that were moved: forwarded again until something comes.
     moved: Vec<(Slot, i64)>,
     /// Commits that were sent and not answered yet.
@@ -82,7 +97,17 @@ impl KafkaSource {
             rebalance: Rebalance::default(),
             pending: Vec::new(),
             strays: VecDeque::new(),
-            unstarted: None,
+            finder: Finder::default(),
+            late: Vec::new(),
+            answer_due: None,
+            rebalance_since: None,
+            topics: Topics::default(),
+            group: settings.group_id.clone(),
+            is_static: settings.client.contains_key("group.instance.id"),
+            read_committed: settings
+                .client
+                .get("isolation.level")
+                .is_none_or(|level| level.expose() == "read_committed"),
             moved: Vec::new(),
             unanswered: 0,
             awaited: None,
@@ -145,11 +170,16 @@ impl KafkaSource {
         match seen {
             Seen::Assign(partitions) => {
                 self.rebalance.assigned(partitions.clone());
+                self.rebalance_since = Some(Instant::now());
                 self.pending.push(SourceEvent::Assigned(partitions));
                 self.answer_empty();
             }
             Seen::Revoke { partitions, lost } => {
-                self.rebalance.revoked(partitions.clone());
+                // What was found late and is not assigned yet is not known to librdkafka.
+                let told = partitions
+                    .iter()
+                    .filter(|at| !self.late.iter().any(|begin| begin.at == **at));
+                self.rebalance.revoked(told.cloned().collect());
                 self.pending.push(SourceEvent::Revoked { partitions, lost });
                 self.answer_empty();
             }
@@ -167,6 +197,42 @@ impl KafkaSource {
             }
             Seen::Other(event) => self.pending.push(event),
         }
+    }
+
+    /// Asks for what is due and takes what was answered. A rebalance is answered with the partitions that are found once
+    /// it is clear that the others take longer.
+    fn proceed_with_finding(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        if self.finder.is_idle() {
+            return;
+        }
+        let mut context = Context {
+            generation: connection.generation(),
+            connection,
+            group: &self.group,
+            read_committed: self.read_committed,
+            timeout: self.request_timeout,
+        };
+        let before = self.pending.len();
+        self.finder.proceed(&mut context, &mut self.pending);
+        let failed = self.pending[before..]
+            .iter()
+            .any(|event| matches!(event, SourceEvent::NotFound { .. }));
+        let overdue = self
+            .rebalance_since
+            .is_some_and(|since| since.elapsed() >= FIND_TOGETHER);
+        if self.rebalance.owes_assign() && (failed || overdue) {
+            self.defer_what_is_not_found();
+        }
+    }
+
+    fn defer_what_is_not_found(&mut self) {
+        let finder = &self.finder;
+        self.rebalance.defer(|at| finder.looks_for(at));
+        let done = self.answer_rebalance();
+        self.try_again_if_refused(done);
     }
 
     fn set_paused(&mut self, slot: Slot, paused: bool) {
@@ -201,6 +267,7 @@ impl KafkaSource {
                 element.set_metadata(&entry.metadata);
             }
         }
+        set_leader_epochs(&mut list, entries.iter().map(|entry| entry.leader_epoch));
         self.connection()?
             .commit(&list)
             .map_err(|code| self.failed("cannot commit", &KafkaError::ConsumerCommit(code)))?;
@@ -229,63 +296,41 @@ impl Source for KafkaSource {
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
         self.serve_events(Duration::ZERO);
-        self.start_again();
+        self.proceed_with_finding();
+        self.answer_again();
+        self.check_identity(Instant::now());
         for (slot, due) in self.admission.silent(Instant::now()) {
             self.seek_back(slot, due);
         }
         out.append(&mut self.pending);
     }
 
-    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
+    fn membership(&mut self) -> Membership {
+        Membership {
+            generation: self.connection.as_ref().and_then(Connection::generation),
+            is_static: self.is_static,
         }
-        let consumer = self.connection()?.consumer();
-        let list = consumer
-            .committed_offsets(list_of(partitions), self.request_timeout)
-            .map_err(|error| self.failed("cannot read committed offsets", &error))?;
-        list_entries(&list)
-            .into_iter()
-            .map(|entry| {
-                let at = TopicPartition {
-                    topic: entry.topic.into(),
-                    partition: entry.partition,
-                };
-                if entry.error_code != 0 {
-                    return Err(SourceError::Retryable(format!(
-                        "cannot read the committed offset of {at}: {}",
-                        describe(entry.error_code)
-                    )));
-                }
-                Ok(Committed {
-                    at,
-                    offset: (entry.offset >= 0).then_some(entry.offset),
-                    metadata: entry.metadata,
-                })
-            })
-            .collect()
+    }
+
+    fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
+        self.finder.find(partitions, start);
+        self.proceed_with_finding();
     }
 
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
-        match self.try_start(partitions) {
-            // The group waits: a broker that is away for a moment must not cost the assignment.
-            Err(SourceError::Retryable(reason))
-                if partitions
-                    .iter()
-                    .all(|wanted| self.rebalance.waits_for_start(&wanted.at)) =>
-            {
-                tracing::warn!(reason, "partitions cannot start yet; trying again");
-                self.unstarted = Some((partitions.to_vec(), Instant::now() + START_RETRY));
-                Ok(())
-            }
-            done => done,
+        for wanted in partitions {
+            self.begin(wanted)?;
         }
+        let begun: Vec<Slot> = partitions.iter().map(|wanted| wanted.slot).collect();
+        self.see_reset(&begun);
+        let done = self.answer_rebalance().and_then(|()| self.assign_late());
+        self.try_again_if_refused(done);
+        Ok(())
     }
 
     fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError> {
-        if let Some((unstarted, _)) = &mut self.unstarted {
-            unstarted.retain(|wanted| !partitions.contains(&wanted.at));
-        }
+        self.finder.forget(partitions);
+        self.late.retain(|begin| !partitions.contains(&begin.at));
         for at in partitions {
             let open = self.admission.opened().find(|(_, a)| a.at == *at);
             if let Some((slot, paused)) = open.map(|(slot, a)| (slot, a.paused)) {
@@ -402,7 +447,9 @@ impl Source for KafkaSource {
         }
         self.strays.clear();
         self.pending.clear();
-        self.unstarted = None;
+        self.finder = Finder::default();
+        self.late.clear();
+        self.answer_due = None;
     }
 }
 

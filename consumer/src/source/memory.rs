@@ -12,10 +12,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::starts::{Commit, Evidence, decide};
 use super::{
-    CommitEntry, CommitResult, Committed, Delivery, Lease, Slot, Source, SourceError, SourceEvent,
-    StartAt, StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitResult, Delivery, Found, Lease, Membership, Slot, Source, SourceError,
+    SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
+use crate::commit::TopicUuid;
+
+/// The group that all members are in.
+pub const GROUP: &str = "g";
 
 /// The cluster and the group, as a test scripts them. Clones share it.
 #[derive(Clone)]
@@ -34,7 +39,14 @@ struct Script {
     topics: BTreeMap<TopicPartition, Log>,
     events: VecDeque<SourceEvent>,
     running: BTreeMap<TopicPartition, Running>,
-    committed: BTreeMap<TopicPartition, (i64, String)>,
+    committed: BTreeMap<TopicPartition, Commit>,
+    /// Times that a topic was deleted and created again.
+    recreated: BTreeMap<String, u128>,
+    /// Partitions without a leader: nobody can say where they begin.
+    leaderless: Vec<TopicPartition>,
+    /// What was asked for and could not be found.
+    unfound: Vec<(TopicPartition, StartAt)>,
+    generation: i32,
     commit_log: Vec<CommitEntry>,
     refusals: VecDeque<Refusal>,
     held: Option<Vec<SourceEvent>>,
@@ -154,9 +166,34 @@ impl MemoryKafka {
         });
     }
 
-    /// Gives partitions to the member.
+    /// Deletes a topic and creates it again, with the same partitions and nothing in them. The member is not told.
+    pub fn recreate_topic(&self, topic: &str) {
+        self.change(|script| {
+            *script.recreated.entry(topic.to_owned()).or_default() += 1;
+            let logs = script.topics.iter_mut();
+            for (_, log) in logs.filter(|(at, _)| *at.topic == *topic) {
+                *log = Log::default();
+            }
+        });
+    }
+
+    /// Takes the leader of a partition away, or gives it one again.
+    pub fn set_leaderless(&self, topic: &str, partition: i32, leaderless: bool) {
+        self.change(|script| {
+            let at = at(topic, partition);
+            script.leaderless.retain(|other| *other != at);
+            if leaderless {
+                script.leaderless.push(at);
+            } else {
+                script.find_again();
+            }
+        });
+    }
+
+    /// Gives partitions to the member, in a new generation of the group.
     pub fn assign(&self, topic: &str, partitions: &[i32]) {
         let list = partitions.iter().map(|&p| at(topic, p)).collect();
+        self.change(|script| script.generation += 1);
         self.tell(SourceEvent::Assigned(list));
     }
 
@@ -207,7 +244,9 @@ impl MemoryKafka {
 
     /// What the group has committed for a partition, with its metadata.
     pub fn committed(&self, topic: &str, partition: i32) -> Option<(i64, String)> {
-        self.script().committed.get(&at(topic, partition)).cloned()
+        let script = self.script();
+        let commit = script.committed.get(&at(topic, partition))?;
+        Some((commit.offset, commit.metadata.clone()))
     }
 
     /// Every commit that was accepted, in order.
@@ -253,34 +292,26 @@ impl Source for MemorySource {
         out.extend(self.kafka.script().events.drain(..));
     }
 
-    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError> {
-        let script = self.kafka.script();
-        let found = partitions.iter().map(|at| {
-            let committed = script.committed.get(at).cloned();
-            let (offset, metadata) = committed.map_or((None, String::new()), |(o, m)| (Some(o), m));
-            Committed {
-                at: at.clone(),
-                offset,
-                metadata,
-            }
+    fn membership(&mut self) -> Membership {
+        Membership {
+            generation: Some(self.kafka.script().generation),
+            is_static: false,
+        }
+    }
+
+    fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
+        self.kafka.change(|script| {
+            let wanted = partitions.iter().map(|at| (at.clone(), start));
+            script.unfound.extend(wanted);
+            script.find_again();
         });
-        Ok(found.collect())
     }
 
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
         let mut script = self.kafka.script();
         for wanted in partitions {
             let log = script.topics.entry(wanted.at.clone()).or_default();
-            let next = match wanted.start {
-                StartAt::Earliest => log.start,
-                StartAt::Latest => log.end,
-                StartAt::Offset(offset) => offset,
-                StartAt::Time(time) => {
-                    let mut records = log.records.iter();
-                    let found = records.find(|(_, record)| record.timestamp_ms >= time);
-                    found.map_or(log.end, |(offset, _)| *offset)
-                }
-            };
+            let next = log.offset_of(wanted.start);
             let running = Running {
                 slot: wanted.slot,
                 next,
@@ -296,6 +327,7 @@ impl Source for MemorySource {
         let mut script = self.kafka.script();
         for at in partitions {
             script.running.remove(at);
+            script.unfound.retain(|(other, _)| other != at);
         }
         Ok(())
     }
@@ -375,7 +407,66 @@ impl Source for MemorySource {
     }
 }
 
+impl Log {
+    fn offset_of(&self, start: StartAt) -> i64 {
+        match start {
+            StartAt::Earliest => self.start,
+            StartAt::Latest => self.end,
+            StartAt::Offset(offset) => offset,
+            StartAt::Time(time) => {
+                let mut records = self.records.iter();
+                let found = records.find(|(_, record)| record.timestamp_ms >= time);
+                found.map_or(self.end, |(offset, _)| *offset)
+            }
+        }
+    }
+}
+
 impl Script {
+    /// Tells where the partitions begin that can be found.
+    fn find_again(&mut self) {
+        let mut found = Vec::new();
+        for (at, start) in std::mem::take(&mut self.unfound) {
+            if self.leaderless.contains(&at) && !self.committed.contains_key(&at) {
+                self.events.push_back(SourceEvent::NotFound {
+                    at: at.clone(),
+                    reason: "the partition has no leader".into(),
+                });
+                self.unfound.push((at, start));
+                continue;
+            }
+            found.push(self.find(&at, start));
+        }
+        if !found.is_empty() {
+            self.events.push_back(SourceEvent::Found(found));
+        }
+    }
+
+    fn find(&mut self, at: &TopicPartition, start: StartAt) -> Found {
+        let others: Vec<_> = self
+            .committed
+            .iter()
+            .filter(|(other, _)| other.topic == at.topic && *other != at)
+            .map(|(other, commit)| (other.clone(), commit.clone()))
+            .collect();
+        let recreated = self.recreated.get(&*at.topic).copied().unwrap_or(0);
+        let topic_id = TopicUuid(1 + recreated);
+        let decision = decide(
+            at,
+            &Evidence {
+                group: GROUP,
+                topic_id,
+                commit: self.committed.get(at),
+                others: &others,
+                generation: Some(self.generation),
+                start,
+            },
+        );
+        let log = self.topics.entry(at.clone()).or_default();
+        let offset = log.offset_of(decision.start);
+        decision.found(at.clone(), topic_id, offset)
+    }
+
     /// A number below `below`, by xorshift.
     fn random(&mut self, below: usize) -> usize {
         self.seed ^= self.seed << 13;
@@ -422,6 +513,7 @@ impl Script {
                 slot: running.slot,
                 offset: *offset,
                 timestamp_ms: record.timestamp_ms,
+                leader_epoch: 0,
                 lease: Lease::owned(
                     record.key.as_deref(),
                     record.value.as_deref(),
@@ -439,8 +531,12 @@ impl Script {
         };
         let results = entries.iter().map(|entry| {
             if refused.is_none() {
-                let what = (entry.offset, entry.metadata.clone());
-                self.committed.insert(entry.at.clone(), what);
+                let commit = Commit {
+                    offset: entry.offset,
+                    leader_epoch: entry.leader_epoch,
+                    metadata: entry.metadata.clone(),
+                };
+                self.committed.insert(entry.at.clone(), commit);
                 self.commit_log.push(entry.clone());
             }
             CommitResult {

@@ -10,6 +10,9 @@ fn started(kafka: &MemoryKafka, partitions: &[i32], start: StartAt) -> MemorySou
             slot: Slot(partition as u32),
             at: at("t", partition),
             start,
+            due: None,
+            leader_epoch: None,
+            topic_id: TopicUuid(1),
         })
         .collect();
     source.start(&starts).unwrap();
@@ -84,6 +87,7 @@ fn commits_are_refused_failed_and_held_on_demand() {
     let entry = |offset| CommitEntry {
         at: at("t", 0),
         offset,
+        leader_epoch: None,
         metadata: "m".into(),
     };
     kafka.refuse_next_commit("illegal generation");

@@ -1,7 +1,7 @@
 //! Where records come from: the [`Source`] seam and what passes through it.
 //!
 //! ```text
-//!  events()  Assigned ─► committed() ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit_now() ─► release()
+//!  events()  Assigned ─► find() ─► Found ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit_now() ─► release()
 //! ```
 //!
 //! A source lives on the pump's thread and is called by it alone. Callbacks of the client only record what happened;
@@ -17,12 +17,15 @@ pub mod memory;
 pub mod mock;
 pub(crate) mod raw;
 mod rebalance;
+pub mod starts;
 #[cfg(test)]
 pub(crate) mod testing;
 mod wake;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::commit::{ReadNote, TopicUuid};
 
 pub use client_config::ClientSettings;
 pub use kafka::KafkaSource;
@@ -59,6 +62,8 @@ pub struct Delivery {
     pub offset: i64,
     /// Kafka timestamp in milliseconds, -1 when there is none.
     pub timestamp_ms: i64,
+    /// Epoch of the leader that took it, -1 when the broker gives none.
+    pub leader_epoch: i32,
     /// Its bytes.
     pub lease: Lease,
 }
@@ -76,15 +81,46 @@ pub enum StartAt {
     Offset(i64),
 }
 
-/// What the group has committed for a partition.
+/// Why a partition begins where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The group has committed this offset.
+    Committed,
+    /// Nothing is committed for the topic: where a new group is to begin (`kafka.start`).
+    NewGroup,
+    /// Nothing is committed for the partition, but for others of the topic: it is new, and begins at its beginning.
+    NewPartition,
+    /// What is committed belongs to an earlier topic of the same name, with this id: the new one begins at its
+    /// beginning.
+    Recreated(TopicUuid),
+}
+
+/// A partition of ours: where it begins, and what its last owner left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
+pub struct Found {
     /// The partition.
     pub at: TopicPartition,
-    /// Next offset to read; `None` when nothing is committed.
-    pub offset: Option<i64>,
-    /// Metadata committed with it, empty if none.
-    pub metadata: String,
+    /// The topic that it is a partition of now.
+    pub topic_id: TopicUuid,
+    /// First offset to read.
+    pub offset: i64,
+    /// Whether that is the oldest record there is, even if it moves until the first fetch.
+    pub oldest: bool,
+    /// Leader epoch of the record before it, as committed.
+    pub leader_epoch: Option<i32>,
+    /// Why it begins there.
+    pub origin: Origin,
+    /// The last commit's metadata; its list of finished records is empty unless `origin` is [`Origin::Committed`].
+    pub read: ReadNote,
+}
+
+/// As what the client is a member of its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Generation (classic protocol) or member epoch (KIP-848); `None` while it is no member.
+    pub generation: Option<i32>,
+    /// Whether it keeps its partitions, and the generation, over a restart (`group.instance.id`).
+    pub is_static: bool,
 }
 
 /// A partition whose reading begins.
@@ -96,6 +132,12 @@ pub struct StartPartition {
     pub at: TopicPartition,
     /// First offset.
     pub start: StartAt,
+    /// The offset behind `start`, if it was looked up: the record that is due first.
+    pub due: Option<i64>,
+    /// Leader epoch of the record before it, if it is known: the client then notices a log that was cut off below it.
+    pub leader_epoch: Option<i32>,
+    /// The topic that it is a partition of.
+    pub topic_id: TopicUuid,
 }
 
 /// What a commit says of one partition.
@@ -105,7 +147,9 @@ pub struct CommitEntry {
     pub at: TopicPartition,
     /// Next offset to read: the frontier.
     pub offset: i64,
-    /// The finished offsets beyond the frontier, encoded.
+    /// Leader epoch of the record before it, by which a log that was cut off below the commit is noticed (KIP-320).
+    pub leader_epoch: Option<i32>,
+    /// [`crate::commit::CommitNote`], encoded.
     pub metadata: String,
 }
 
@@ -125,6 +169,28 @@ pub struct CommitResult {
 pub enum SourceEvent {
     /// These partitions are ours once [`Source::start`] is called for them.
     Assigned(Vec<TopicPartition>),
+    /// Where partitions begin that [`Source::find`] was asked for.
+    Found(Vec<Found>),
+    /// It is not known yet where a partition begins; the source goes on asking. The others do not wait for it.
+    NotFound {
+        /// The partition.
+        at: TopicPartition,
+        /// Why not.
+        reason: String,
+    },
+    /// A topic was deleted and created again: the offsets that we have of it belong to a log that is gone, and nothing of
+    /// it is delivered any more.
+    TopicRecreated {
+        /// The topic.
+        topic: Arc<str>,
+    },
+    /// Another cluster answers at the configured addresses: nothing here belongs to what was read.
+    ClusterChanged {
+        /// The cluster's id before.
+        was: String,
+        /// The cluster's id now.
+        is: String,
+    },
     /// These partitions go to somebody else once [`Source::release`] is called.
     Revoked {
         /// Which.
@@ -192,11 +258,13 @@ pub trait Source {
     /// Appends what happened since the last call. Serves the client's callbacks until none is left.
     fn events(&mut self, out: &mut Vec<SourceEvent>);
 
-    /// What the group has committed for `partitions`, waiting for the broker.
-    ///
-    /// # Errors
-    /// When the broker does not answer in time.
-    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Committed>, SourceError>;
+    /// As what the client is a member of its group just now.
+    fn membership(&mut self) -> Membership;
+
+    /// Begins to find out where partitions begin; those without a commit at `start`. The answers come as
+    /// [`SourceEvent::Found`] and [`SourceEvent::NotFound`], each partition for itself; asking goes on until a partition
+    /// is found or given back. It does not wait for the broker.
+    fn find(&mut self, partitions: &[TopicPartition], start: StartAt);
 
     /// Accepts an assignment: records of these partitions come once all partitions of the [`SourceEvent::Assigned`]
     /// were started. A partition that runs already under this slot is moved to the given start instead.

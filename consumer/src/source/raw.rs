@@ -5,8 +5,10 @@
 //! of believing a jump; 3 drop repeats; 4 serve events until their queue is empty; 5 drop partition lists before the
 //! client.
 
+mod admin;
 mod create_topics;
 mod headers;
+mod message;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -14,7 +16,6 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
@@ -27,10 +28,13 @@ use sluicegate_abi::lend::RecordBytes;
 use sluicegate_abi::record::Parts;
 
 use super::Lease;
+use crate::commit::TopicUuid;
 use crate::emit::{EmitGroup, Outgoing};
 
+pub(super) use admin::{Answer, OffsetSpec};
 pub(crate) use create_topics::{NewTopic, create_topics};
-use headers::{PublicHeaders, agree};
+pub(super) use message::Message;
+use message::{PREFETCH, prefetch};
 
 thread_local! {
     /// Records of the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -38,181 +42,25 @@ thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Set once the shim and the public call have disagreed on a record: from then on headers are re-encoded.
-static PUBLIC_HEADERS: AtomicBool = AtomicBool::new(!cfg!(raw_headers));
-
 /// Identity of a topic inside one client; it stays the same while a [`Connection`] knows the topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TopicId(pub(super) usize);
-
-/// A message that this thread owns: a fetched record, or a partition's error entry.
-#[derive(Debug)]
-pub(super) struct Message(NonNull<sys::rd_kafka_message_t>);
 
 // librdkafka's codes, read as numbers: a newer broker may send one that the bindings' enum does not have.
 unsafe extern "C" {
     #[link_name = "rd_kafka_err2str"]
     safe fn error_text(code: c_int) -> *const c_char;
     #[cfg(raw_headers)]
-    fn sluicegate_header_block(
-        message: *const sys::rd_kafka_message_t,
-        block: *mut *const c_void,
-    ) -> usize;
-    #[cfg(raw_headers)]
     safe fn sluicegate_headers_shim_fits() -> c_int;
-}
-
-impl Message {
-    /// The error code of an error entry; 0 for a record.
-    pub(super) fn error_code(&self) -> i32 {
-        // SAFETY: the message is alive; the field is a C enum, read as the integer that it is.
-        unsafe { (&raw const (*self.0.as_ptr()).err).cast::<i32>().read() }
-    }
-
-    /// The words of an error entry.
-    pub(super) fn error_text(&self) -> String {
-        let words = self
-            .value()
-            .map(|text| String::from_utf8_lossy(text).into_owned());
-        words.unwrap_or_else(|| describe(self.error_code()))
-    }
-
-    pub(super) fn topic(&self) -> TopicId {
-        // SAFETY: the message is alive.
-        TopicId(unsafe { (*self.0.as_ptr()).rkt } as usize)
-    }
-
-    pub(super) fn partition(&self) -> i32 {
-        // SAFETY: the message is alive.
-        unsafe { (*self.0.as_ptr()).partition }
-    }
-
-    pub(super) fn offset(&self) -> i64 {
-        // SAFETY: the message is alive.
-        unsafe { (*self.0.as_ptr()).offset }
-    }
-
-    /// Milliseconds, -1 when there is none.
-    pub(super) fn timestamp_ms(&self) -> i64 {
-        // SAFETY: the message is alive; a null type pointer is allowed.
-        unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), std::ptr::null_mut()) }
-    }
-
-    pub(super) fn key(&self) -> Option<&[u8]> {
-        // SAFETY: the message is alive; pointer and length describe its key, null for a null key.
-        unsafe {
-            let message = self.0.as_ptr();
-            bytes((*message).key, (*message).key_len)
-        }
-    }
-
-    pub(super) fn value(&self) -> Option<&[u8]> {
-        // SAFETY: the message is alive; pointer and length describe its value, null for a null value.
-        unsafe {
-            let message = self.0.as_ptr();
-            bytes((*message).payload, (*message).len)
-        }
-    }
-
-    /// Asks the processor to fetch the message and what librdkafka keeps around it.
-    pub(super) fn prefetch(&self) {
-        prefetch(self.0.as_ptr());
-    }
-
-    /// The header block in place, or nothing where the shim is not built.
-    pub(super) fn header_block(&self) -> &[u8] {
-        #[cfg(raw_headers)]
-        {
-            let mut block = std::ptr::null();
-            // SAFETY: the message is alive and consumed; the block lives in its fetch buffer, as key and value do.
-            unsafe {
-                let len = sluicegate_header_block(self.0.as_ptr(), &mut block);
-                bytes(block.cast_mut(), len).unwrap_or_default()
-            }
-        }
-        #[cfg(not(raw_headers))]
-        &[]
-    }
-
-    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; where the two differ for
-    /// no reason that lies in the record, the public call is used for good.
-    pub(super) fn headers_are_in_place(&self, check: bool) -> bool {
-        if check && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
-            #[cfg(raw_headers)]
-            let fits = sluicegate_headers_shim_fits() != 0;
-            #[cfg(not(raw_headers))]
-            let fits = false;
-            // A library of another version is not read in place even once.
-            if !(fits && agree(self.header_block(), &self.public_headers())) {
-                tracing::warn!(
-                    offset = self.offset(),
-                    "record headers cannot be read in place with this librdkafka; reading them the slow way"
-                );
-                PUBLIC_HEADERS.store(true, Ordering::Relaxed);
-            }
-        }
-        !PUBLIC_HEADERS.load(Ordering::Relaxed)
-    }
-
-    /// The header block, encoded from what librdkafka's public call gives; empty for none.
-    pub(super) fn public_header_block(&self) -> Vec<u8> {
-        match self.public_headers() {
-            PublicHeaders::Block(block) => block,
-            PublicHeaders::None | PublicHeaders::Malformed => Vec::new(),
-        }
-    }
-
-    /// What librdkafka's public call gives, encoded.
-    fn public_headers(&self) -> PublicHeaders {
-        let mut out = Vec::new();
-        let mut headers = std::ptr::null_mut();
-        // SAFETY: the message is alive; the list belongs to it and is only read; names are C strings.
-        unsafe {
-            match sys::rd_kafka_message_headers(self.0.as_ptr(), &mut headers) {
-                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
-                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NOENT => return PublicHeaders::None,
-                _ => return PublicHeaders::Malformed,
-            }
-            let pairs = (0..sys::rd_kafka_header_cnt(headers)).map(|index| {
-                let mut name = std::ptr::null();
-                let mut value = std::ptr::null();
-                let mut len = 0;
-                sys::rd_kafka_header_get_all(headers, index, &mut name, &mut value, &mut len);
-                let name = CStr::from_ptr(name).to_bytes();
-                (name, bytes(value.cast_mut(), len))
-            });
-            header_block::write(&mut out, pairs);
-        }
-        PublicHeaders::Block(out)
-    }
-}
-
-/// Messages between the one that is taken and the one whose memory is fetched ahead: another core wrote them last.
-const PREFETCH: usize = 8;
-
-/// Asks the processor for the cache lines of a message that are read later. Elsewhere than on x86-64 it does nothing.
-fn prefetch(message: *const sys::rd_kafka_message_t) {
-    #[cfg(target_arch = "x86_64")]
-    for line in LINES {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = message.cast::<i8>().wrapping_offset(line * 64);
-        // SAFETY: a prefetch reads nothing as far as the program can see, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = message;
-}
-
-/// The cache lines around a message that librdkafka's operation of it takes up: its head lies before the message.
-#[cfg(target_arch = "x86_64")]
-const LINES: [isize; 6] = [-2, -1, 0, 1, 2, 3];
-
-impl Drop for Message {
-    fn drop(&mut self) {
-        LIVE.set(LIVE.get().wrapping_sub(1));
-        // SAFETY: this was the only owner, and the client is alive: `Connection` outlives its messages.
-        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) }
-    }
+    #[cfg(raw_headers)]
+    fn sluicegate_topic_state(
+        topic: *const sys::rd_kafka_topic_t,
+        high: *mut i64,
+        low: *mut i64,
+        partitions: *mut i32,
+    ) -> c_int;
+    #[cfg(raw_headers)]
+    fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
 }
 
 // SAFETY: what a lease gives lies behind boxes that are boxed themselves, and so does not move with it, or in the fetch
@@ -252,10 +100,12 @@ pub(super) fn form_groups_at_once<C: ClientContext>(client: &Client<C>) {
 }
 
 /// One element of a partition list.
+#[derive(Debug)]
 pub(super) struct ListEntry {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) offset: i64,
+    pub(super) leader_epoch: Option<i32>,
     pub(super) metadata: String,
     /// 0 when there is none.
     pub(super) error_code: i32,
@@ -263,27 +113,77 @@ pub(super) struct ListEntry {
 
 /// Reads a partition list. Metadata that is not text (somebody else's) is read as far as it is.
 pub(super) fn list_entries(list: &TopicPartitionList) -> Vec<ListEntry> {
-    let list = list.ptr();
-    // SAFETY: the list is alive for the borrow and holds `cnt` initialised elements; the error is read as a number.
+    // SAFETY: the list is alive for the borrow.
+    unsafe { list_entries_at(list.ptr()) }
+}
+
+/// # Safety
+/// `list` is alive.
+unsafe fn list_entries_at(list: *const sys::rd_kafka_topic_partition_list_t) -> Vec<ListEntry> {
+    // SAFETY: the list holds `cnt` initialised elements.
     unsafe {
         let count = (*list).cnt as usize;
         (0..count)
-            .map(|index| {
-                let element = (*list).elems.add(index);
-                let metadata = bytes((*element).metadata, (*element).metadata_size);
-                ListEntry {
-                    topic: CStr::from_ptr((*element).topic)
-                        .to_string_lossy()
-                        .into_owned(),
-                    partition: (*element).partition,
-                    offset: (*element).offset,
-                    metadata: String::from_utf8_lossy(metadata.unwrap_or_default()).into_owned(),
-                    error_code: (&raw const (*element).err).cast::<i32>().read(),
-                }
-            })
+            .map(|index| entry_of((*list).elems.add(index)))
             .collect()
     }
 }
+
+/// # Safety
+/// `element` is alive.
+unsafe fn entry_of(element: *const sys::rd_kafka_topic_partition_t) -> ListEntry {
+    // SAFETY: the element is alive and everything is copied; the error is read as a number.
+    unsafe {
+        let metadata = bytes((*element).metadata, (*element).metadata_size);
+        let leader_epoch = sys::rd_kafka_topic_partition_get_leader_epoch(element);
+        ListEntry {
+            topic: CStr::from_ptr((*element).topic)
+                .to_string_lossy()
+                .into_owned(),
+            partition: (*element).partition,
+            offset: (*element).offset,
+            leader_epoch: (leader_epoch >= 0).then_some(leader_epoch),
+            metadata: String::from_utf8_lossy(metadata.unwrap_or_default()).into_owned(),
+            error_code: (&raw const (*element).err).cast::<i32>().read(),
+        }
+    }
+}
+
+/// Gives the elements of a list their leader epochs, in order.
+pub(super) fn set_leader_epochs(
+    list: &mut TopicPartitionList,
+    epochs: impl Iterator<Item = Option<i32>>,
+) {
+    let list = list.ptr();
+    // SAFETY: the list is ours to change for the borrow, and `zip` stays within its elements.
+    unsafe {
+        let count = (*list).cnt as usize;
+        for (index, epoch) in (0..count).zip(epochs) {
+            let element = (*list).elems.add(index);
+            sys::rd_kafka_topic_partition_set_leader_epoch(element, epoch.unwrap_or(-1));
+        }
+    }
+}
+
+/// What a client's metadata says of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopicState {
+    /// Nothing yet.
+    Unknown,
+    /// It exists.
+    Exists {
+        /// Which creation of it.
+        id: TopicUuid,
+        /// How many partitions it has.
+        partitions: i32,
+    },
+    /// It does not exist, or may not be described.
+    Missing,
+}
+
+/// A partition has no leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoLeader;
 
 /// A topic that the client keeps alive for us, so that its identity stays ours.
 struct KnownTopic {
@@ -291,11 +191,12 @@ struct KnownTopic {
     name: CString,
 }
 
-/// A client with an application queue, both of whose queues wake one descriptor.
+/// A client with an application queue and one for answers, all of whose queues wake one descriptor.
 pub(super) struct Connection<C: ConsumerContext> {
     consumer: ManuallyDrop<BaseConsumer<C>>,
     records: NonNull<sys::rd_kafka_queue_t>,
     events: NonNull<sys::rd_kafka_queue_t>,
+    answers: NonNull<sys::rd_kafka_queue_t>,
     topics: Vec<KnownTopic>,
     buffer: Vec<*mut sys::rd_kafka_message_t>,
     wake: Arc<OwnedFd>,
@@ -306,17 +207,19 @@ impl<C: ConsumerContext> Connection<C> {
     /// Makes the application queue; `wake` gets an 8-byte 1 whenever an empty queue gets something.
     pub(super) fn new(consumer: BaseConsumer<C>, wake: Arc<OwnedFd>, batch: usize) -> Option<Self> {
         let client = consumer.client().native_ptr();
-        // SAFETY: the client is alive; both calls give a handle that is destroyed in `drop`.
-        let (records, events) = unsafe {
+        // SAFETY: the client is alive; each call gives a handle that is destroyed in `drop`.
+        let (records, events, answers) = unsafe {
             (
                 NonNull::new(sys::rd_kafka_queue_new(client))?,
                 NonNull::new(sys::rd_kafka_queue_get_consumer(client))?,
+                NonNull::new(sys::rd_kafka_queue_new(client))?,
             )
         };
         let connection = Self {
             consumer: ManuallyDrop::new(consumer),
             records,
             events,
+            answers,
             topics: Vec::new(),
             buffer: vec![std::ptr::null_mut(); batch],
             wake,
@@ -328,7 +231,7 @@ impl<C: ConsumerContext> Connection<C> {
 
     fn wake_on_events(&self, descriptor: c_int) {
         let one = 1u64.to_ne_bytes();
-        for queue in [self.records, self.events] {
+        for queue in [self.records, self.events, self.answers] {
             // SAFETY: the queues are alive and the payload is copied; the descriptor is held by `self.wake` and
             // taken from the queues in `drop`.
             unsafe {
@@ -397,6 +300,60 @@ impl<C: ConsumerContext> Connection<C> {
             .and_then(|known| known.name.to_str().ok())
     }
 
+    /// What the client's metadata says of a topic now; nothing but that it exists where the shim is not built.
+    ///
+    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another one was put into the
+    /// queue after this had changed.
+    pub(super) fn topic_state(&self, id: TopicId) -> TopicState {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            let (mut high, mut low, mut partitions) = (0, 0, 0);
+            // SAFETY: the topic is kept alive by `known`; the shim takes its lock.
+            let state = unsafe {
+                sluicegate_topic_state(known.handle.as_ptr(), &mut high, &mut low, &mut partitions)
+            };
+            return match state {
+                0 => TopicState::Unknown,
+                1 => TopicState::Exists {
+                    id: TopicUuid::of_halves(high, low),
+                    partitions,
+                },
+                _ => TopicState::Missing,
+            };
+        }
+        let _ = id;
+        TopicState::Exists {
+            id: TopicUuid::default(),
+            partitions: 0,
+        }
+    }
+
+    /// The leader of a partition by the client's metadata. An error is that it has none; `None` is that nobody knows,
+    /// where the shim is not built.
+    pub(super) fn leader(&self, id: TopicId, partition: i32) -> Result<Option<i32>, NoLeader> {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            // SAFETY: the topic is kept alive by `known`; the shim takes the locks.
+            let leader = unsafe { sluicegate_leader(known.handle.as_ptr(), partition) };
+            return if leader >= 0 {
+                Ok(Some(leader))
+            } else {
+                Err(NoLeader)
+            };
+        }
+        let _ = (id, partition);
+        Ok(None)
+    }
+
+    fn known(&self, id: TopicId) -> Option<&KnownTopic> {
+        let mut topics = self.topics.iter();
+        topics.find(|known| known.handle.as_ptr() as usize == id.0)
+    }
+
     /// One past the newest offset of a partition, as the last fetch said.
     pub(super) fn end_offset(&self, topic: TopicId, partition: i32) -> Option<i64> {
         let known = self
@@ -447,7 +404,7 @@ impl<C: ConsumerContext> Connection<C> {
                 prefetch(later);
             }
             if let Some(message) = NonNull::new(message) {
-                each(Message(message));
+                each(Message::owned(message));
             }
         }
         taken
@@ -500,7 +457,7 @@ impl<C: ConsumerContext> Drop for Connection<C> {
             );
             return;
         }
-        for queue in [self.records, self.events] {
+        for queue in [self.records, self.events, self.answers] {
             // SAFETY: made in `new` and destroyed once: nothing uses `self` after this.
             unsafe { sys::rd_kafka_queue_destroy(queue.as_ptr()) }
         }

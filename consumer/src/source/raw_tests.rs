@@ -11,7 +11,7 @@ use sluicegate_abi::lend::Lent;
 
 use super::super::mock::MockKafka;
 use super::super::testing::consume_all;
-use super::headers::MOST_PUBLIC_HEADERS;
+use super::headers::{MOST_PUBLIC_HEADERS, PublicHeaders, agree};
 use super::*;
 
 type Given = (

@@ -1,8 +1,9 @@
 //! What librdkafka waits for after a rebalance, and when it can be answered. Pure.
 //!
 //! ```text
-//!   ─ Assign(P) ──► owes an assign ── start(p) for every p of P ──► answer: assign P with offsets
-//!   ─ Revoke(P) ──► owes an unassign ── release(p) for every p of P ──► answer: unassign P
+//!   ─ Assign(P) ──► owes an assign ── start(p) or defer(p) for every p of P ──► answer: assign what was started
+//!   ─ start(p) of a deferred p ──► a further assign
+//!   ─ Revoke(P) ──► owes an unassign ── release(p) for every p of P ──► answer: unassign what was assigned
 //! ```
 //!
 //! The group waits in librdkafka's states `wait-assign-call` and `wait-unassign-call` for as long as it takes and
@@ -12,11 +13,20 @@
 
 use super::{StartAt, TopicPartition};
 
+/// A partition, and where librdkafka is to begin reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Begin {
+    pub(super) at: TopicPartition,
+    pub(super) from: StartAt,
+    /// Leader epoch of the record before, if it is known.
+    pub(super) leader_epoch: Option<i32>,
+}
+
 /// What to tell librdkafka.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// Assign these, each from where it starts.
-    Assign(Vec<(TopicPartition, StartAt)>),
+    Assign(Vec<Begin>),
     /// Unassign these.
     Unassign(Vec<TopicPartition>),
 }
@@ -25,6 +35,8 @@ pub(super) enum Answer {
 #[derive(Debug, Default)]
 pub(super) struct Rebalance {
     owed: Owed,
+    /// Partitions of ours that were left out of the answer: nobody knows yet where they begin.
+    deferred: Vec<TopicPartition>,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +45,7 @@ enum Owed {
     Nothing,
     Assign {
         partitions: Vec<TopicPartition>,
-        started: Vec<(TopicPartition, StartAt)>,
+        started: Vec<Begin>,
     },
     Unassign {
         partitions: Vec<TopicPartition>,
@@ -43,13 +55,16 @@ enum Owed {
 
 impl Rebalance {
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+        self.deferred.retain(|at| !partitions.contains(at));
         self.owed = Owed::Assign {
             partitions,
             started: Vec::new(),
         };
     }
 
-    pub(super) fn revoked(&mut self, partitions: Vec<TopicPartition>) {
+    pub(super) fn revoked(&mut self, mut partitions: Vec<TopicPartition>) {
+        // librdkafka was never told of these, and refuses to unassign them.
+        partitions.retain(|at| !self.deferred.contains(at));
         self.owed = Owed::Unassign {
             partitions,
             released: Vec::new(),
@@ -66,16 +81,44 @@ impl Rebalance {
         matches!(&self.owed, Owed::Assign { partitions, .. } if partitions.contains(at))
     }
 
-    /// The pump knows where a partition starts (the last word counts).
-    pub(super) fn start(&mut self, at: &TopicPartition, from: StartAt) {
-        if let Owed::Assign { started, .. } = &mut self.owed {
-            started.retain(|(other, _)| other != at);
-            started.push((at.clone(), from));
+    /// The pump knows where a partition starts (the last word counts). Gives it back if it was deferred: it is to be
+    /// assigned on its own.
+    pub(super) fn start(&mut self, begin: Begin) -> Option<Begin> {
+        if let Some(place) = self.deferred.iter().position(|at| *at == begin.at) {
+            self.deferred.swap_remove(place);
+            return Some(begin);
         }
+        if let Owed::Assign { started, .. } = &mut self.owed {
+            started.retain(|other| other.at != begin.at);
+            started.push(begin);
+        }
+        None
+    }
+
+    /// Leaves partitions out of the answer of which `is_unknown` says that nobody knows yet where they begin.
+    pub(super) fn defer(&mut self, is_unknown: impl Fn(&TopicPartition) -> bool) {
+        if let Owed::Assign { partitions, .. } = &mut self.owed {
+            let (deferred, kept) = std::mem::take(partitions)
+                .into_iter()
+                .partition(|at| is_unknown(at));
+            *partitions = kept;
+            self.deferred.extend::<Vec<_>>(deferred);
+        }
+    }
+
+    /// Whether librdkafka waits for an assign.
+    pub(super) fn owes_assign(&self) -> bool {
+        matches!(self.owed, Owed::Assign { .. })
+    }
+
+    /// Whether a partition is ours without librdkafka having been told.
+    pub(super) fn is_deferred(&self, at: &TopicPartition) -> bool {
+        self.deferred.contains(at)
     }
 
     /// The pump has let go of a partition.
     pub(super) fn release(&mut self, at: &TopicPartition) {
+        self.deferred.retain(|other| other != at);
         if let Owed::Unassign {
             partitions,
             released,
@@ -119,18 +162,46 @@ mod tests {
         }
     }
 
+    fn begin(partition: i32, from: StartAt) -> Begin {
+        Begin {
+            at: at(partition),
+            from,
+            leader_epoch: None,
+        }
+    }
+
     #[test]
     fn an_assign_is_answered_once_with_every_partition_and_its_start() {
         let mut rebalance = Rebalance::default();
         rebalance.assigned(vec![at(0), at(1)]);
-        rebalance.start(&at(0), StartAt::Offset(5));
+        rebalance.start(begin(0, StartAt::Offset(5)));
         assert_eq!(rebalance.answer(), None, "partition 1 has no start yet");
-        rebalance.start(&at(1), StartAt::Earliest);
-        rebalance.start(&at(0), StartAt::Offset(7));
-        let all = vec![(at(1), StartAt::Earliest), (at(0), StartAt::Offset(7))];
+        rebalance.start(begin(1, StartAt::Earliest));
+        rebalance.start(begin(0, StartAt::Offset(7)));
+        let all = vec![begin(1, StartAt::Earliest), begin(0, StartAt::Offset(7))];
         assert_eq!(rebalance.answer(), Some(Answer::Assign(all)));
         rebalance.answered();
         assert_eq!(rebalance.answer(), None);
+    }
+
+    #[test]
+    fn a_partition_that_is_not_found_holds_nobody_and_is_assigned_later() {
+        let mut rebalance = Rebalance::default();
+        rebalance.assigned(vec![at(0), at(1), at(2)]);
+        rebalance.start(begin(0, StartAt::Earliest));
+        rebalance.defer(|other| other.partition > 0);
+        let known = vec![begin(0, StartAt::Earliest)];
+        assert_eq!(rebalance.answer(), Some(Answer::Assign(known)));
+        rebalance.answered();
+        assert!(rebalance.is_deferred(&at(1)) && !rebalance.is_deferred(&at(0)));
+        let late = begin(1, StartAt::Offset(3));
+        assert_eq!(rebalance.start(late.clone()), Some(late));
+        rebalance.revoked(vec![at(0), at(1), at(2)]);
+        rebalance.release(&at(2));
+        rebalance.release(&at(0));
+        rebalance.release(&at(1));
+        let told = vec![at(0), at(1)];
+        assert_eq!(rebalance.answer(), Some(Answer::Unassign(told)));
     }
 
     #[test]

@@ -32,16 +32,23 @@ pub(crate) fn consume_all(
         source.wait(Duration::from_millis(100));
         source.events(&mut events);
         for event in events.drain(..) {
-            if let SourceEvent::Assigned(partitions) = event {
-                let starts: Vec<_> = partitions
-                    .into_iter()
-                    .map(|at| StartPartition {
-                        slot: Slot(at.partition as u32),
-                        at,
-                        start: StartAt::Earliest,
-                    })
-                    .collect();
-                source.start(&starts).unwrap();
+            match event {
+                SourceEvent::Assigned(partitions) => source.find(&partitions, StartAt::Earliest),
+                SourceEvent::Found(found) => {
+                    let starts: Vec<_> = found
+                        .into_iter()
+                        .map(|found| StartPartition {
+                            slot: Slot(found.at.partition as u32),
+                            at: found.at,
+                            start: StartAt::Earliest,
+                            due: Some(found.offset),
+                            leader_epoch: None,
+                            topic_id: found.topic_id,
+                        })
+                        .collect();
+                    source.start(&starts).unwrap();
+                }
+                _ => {}
             }
         }
         source.poll(100, &mut out);

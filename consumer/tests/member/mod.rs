@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluicegate::source::{
-    ClientSettings, CommitEntry, CommitResult, KafkaSource, Slot, Source, SourceEvent, StartAt,
-    StartPartition, TopicPartition,
+    ClientSettings, CommitEntry, CommitResult, Found, KafkaSource, Slot, Source, SourceEvent,
+    StartAt, StartPartition, TopicPartition,
 };
 use sluicegate_config::service::ClientValue;
 
@@ -71,6 +71,10 @@ pub(crate) struct Member {
     pub(crate) answers_after: Duration,
     pub(crate) partition_errors: usize,
     pub(crate) missing: Vec<TopicPartition>,
+    /// What the source said of where partitions begin.
+    pub(crate) found: Vec<Found>,
+    pub(crate) not_found: Vec<(TopicPartition, String)>,
+    pub(crate) recreated: Vec<std::sync::Arc<str>>,
     pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<String>)>,
     owned: BTreeMap<Slot, Owned>,
     next_slot: u32,
@@ -87,6 +91,9 @@ impl Member {
             answers_after: Duration::ZERO,
             partition_errors: 0,
             missing: Vec::new(),
+            found: Vec::new(),
+            not_found: Vec::new(),
+            recreated: Vec::new(),
             commit_answers: Vec::new(),
             owned: BTreeMap::new(),
             next_slot: 0,
@@ -173,7 +180,8 @@ impl Member {
         while !done(self) {
             assert!(
                 Instant::now() < deadline,
-                "it does not come to that; next: {:?}",
+                "it does not come to that; not found: {:?}; next: {:?}",
+                self.not_found,
                 self.owned
                     .values()
                     .map(|o| (o.partition, o.next))
@@ -186,6 +194,10 @@ impl Member {
     fn handle(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Assigned(partitions) => self.assigned(&partitions),
+            SourceEvent::Found(found) => self.found(found),
+            SourceEvent::NotFound { at, reason } => self.not_found.push((at, reason)),
+            SourceEvent::TopicRecreated { topic } => self.recreated.push(topic),
+            SourceEvent::ClusterChanged { was, is } => panic!("cluster {was} became {is}"),
             SourceEvent::Revoked { partitions, lost } => self.revoked(&partitions, lost),
             SourceEvent::Committed { results, error } => {
                 self.commit_answers.push((results, error));
@@ -198,25 +210,58 @@ impl Member {
     }
 
     fn assigned(&mut self, partitions: &[TopicPartition]) {
-        let committed = self.source.committed(partitions).expect("an answer");
+        for at in partitions {
+            let start = (self.start)(at);
+            self.source.find(std::slice::from_ref(at), start);
+        }
+    }
+
+    /// What the group has committed for partitions, one after the other.
+    pub(crate) fn committed(&mut self, partitions: &[i32]) -> Vec<Found> {
+        let mut all = Vec::new();
+        for &partition in partitions {
+            self.source.find(&[at(partition)], StartAt::Earliest);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let before = all.len();
+            while all.len() == before {
+                assert!(Instant::now() < deadline, "no answer: {:?}", self.not_found);
+                self.source.wait(Duration::from_millis(20));
+                let mut events = Vec::new();
+                self.source.events(&mut events);
+                for event in events {
+                    match event {
+                        SourceEvent::Found(found) => all.extend(found),
+                        other => self.handle(other),
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn found(&mut self, found: Vec<Found>) {
         let mut starts = Vec::new();
-        for committed in committed {
+        for found in found {
             let slot = Slot(self.next_slot);
             self.next_slot += 1;
             let owned = Owned {
-                partition: committed.at.partition,
+                partition: found.at.partition,
                 first: None,
-                next: committed.offset,
+                next: Some(found.offset),
             };
             self.owned.insert(slot, owned);
             starts.push(StartPartition {
                 slot,
-                start: match committed.offset {
-                    Some(offset) => StartAt::Offset(offset),
-                    None => (self.start)(&committed.at),
+                start: match found.oldest {
+                    true => StartAt::Earliest,
+                    false => StartAt::Offset(found.offset),
                 },
-                at: committed.at,
+                due: Some(found.offset),
+                leader_epoch: found.leader_epoch,
+                topic_id: found.topic_id,
+                at: found.at.clone(),
             });
+            self.found.push(found);
         }
         self.source.start(&starts).expect("the client accepts it");
     }
@@ -231,6 +276,7 @@ impl Member {
                 Some(CommitEntry {
                     at: at(owned.partition),
                     offset: owned.next?,
+                    leader_epoch: None,
                     metadata: String::new(),
                 })
             })
@@ -252,6 +298,9 @@ impl Member {
             slot,
             at: at(partition),
             start,
+            due: None,
+            leader_epoch: None,
+            topic_id: Default::default(),
         }];
         self.source.start(&starts).expect("the client accepts it");
         let owned = self.owned.get_mut(&slot).expect("it is ours");

@@ -12,6 +12,7 @@
 
 mod client;
 mod closing;
+mod met;
 mod model;
 mod pools;
 mod random;
@@ -20,7 +21,7 @@ mod steps;
 mod workers;
 mod world;
 
-use model::Met;
+use met::Met;
 use world::World;
 
 const SEEDS: u64 = 500;
@@ -79,29 +80,9 @@ fn every_promise_holds_at_each_step_and_everything_is_processed() {
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
     println!("{seeds} runs: {met:?}");
-    for (often, what) in [
-        (met.starts, "records begun"),
-        (met.recalled, "records recalled"),
-        (
-            met.fetched_past_control,
-            "fetch positions past control records",
-        ),
-        (
-            met.passed_control,
-            "frontiers moved past control records at the end",
-        ),
-        (met.skipped_failed * 3, "shares skipped of failed handlers"),
-        (
-            met.skipped_overdue * 3,
-            "shares skipped after the drain timeout",
-        ),
-        (met.abandoned * 3, "shares of abandoned calls"),
-    ] {
-        assert!(
-            often > seeds / 10,
-            "{often} {what} in {seeds} runs: the scripts do nothing"
-        );
-    }
+    assert!(met.starts > seeds, "the scripts do nothing: {met:?}");
+    let hardly = met.hardly(seeds);
+    assert!(hardly.is_empty(), "hardly ever in {seeds} runs: {hardly:?}");
 }
 
 #[test]

@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use sluicegate::commit::decode_finished;
+use sluicegate::assignment::NewAssignment;
+use sluicegate::commit::TopicUuid;
+use sluicegate::commit::{CommitNote, Place};
 use sluicegate::flow::handler::Order;
 use sluicegate::routing::oracle::{self, RecordView};
+use sluicegate::source::starts::Commit;
 use sluicegate::source::{CommitEntry, Slot, TopicPartition};
 use sluicegate_config::spec::TopicPattern;
 
+use super::met::Met;
 use super::script::{Log, SimHandler};
 
 /// A broken promise, in words.
@@ -90,36 +94,12 @@ pub struct Owned {
     pub settled_to: Cell<i64>,
 }
 
-/// How often a run came to the situations that it is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Met {
-    /// Records that were started, over all attempts.
-    pub starts: u64,
-    /// Records that workers had and did not begin, because their partition was given back.
-    pub recalled: u64,
-    /// Positions that were asked for while the client had fetched past a control record that it had not given yet.
-    pub fetched_past_control: u64,
-    /// Frontiers that a consumed position moved past control records at the end.
-    pub passed_control: u64,
-    /// Shares that a failed handler had not begun when it was switched off.
-    pub skipped_failed: u64,
-    /// Shares that nobody had begun when the time to finish was over.
-    pub skipped_overdue: u64,
-    /// Shares of calls that were abandoned then.
-    pub abandoned: u64,
-}
-
-impl Met {
-    /// Adds another run's.
-    pub fn add(&mut self, other: Self) {
-        self.starts += other.starts;
-        self.recalled += other.recalled;
-        self.fetched_past_control += other.fetched_past_control;
-        self.passed_control += other.passed_control;
-        self.skipped_failed += other.skipped_failed;
-        self.skipped_overdue += other.skipped_overdue;
-        self.abandoned += other.abandoned;
-    }
+/// What the group has committed for a partition.
+#[derive(Clone)]
+pub struct Committed {
+    pub commit: Commit,
+    /// The topic that it was made in.
+    pub topic_id: TopicUuid,
 }
 
 /// The account.
@@ -128,7 +108,9 @@ pub struct Model {
     /// By epoch; of the running process only.
     pub owned: BTreeMap<u32, Owned>,
     /// What the group has committed.
-    pub committed: HashMap<TopicPartition, (i64, String)>,
+    pub committed: HashMap<TopicPartition, Committed>,
+    /// The highest token under which a record of a log was begun, in any process (G4).
+    pub begun_under: HashMap<usize, u32>,
     /// Shares that were settled before a clean release, by log, offset and handler: they never run again (G3).
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
     /// Records that were settled whole at some time, by log and offset.
@@ -156,16 +138,42 @@ impl Model {
             .find(|owned| !owned.released && owned.at == *at)
     }
 
-    /// A partition becomes ours; gives where its reading begins.
-    pub fn assign(&mut self, epoch: u32, slot: Slot, log: usize, at: TopicPartition) {
-        let (start, metadata) = self.committed.get(&at).cloned().unwrap_or_default();
+    /// Whether a partition may begin so: where its own topic's commit says, past nothing that was not settled, and under
+    /// a token above that of every owner who has begun a record.
+    pub fn check_assign(&self, new: &NewAssignment, log: usize, logs: &[Log]) -> Check {
+        let what = format!("assignment of {} at {}", new.at, new.start);
+        let committed = self.committed.get(&new.at);
+        let own = committed.filter(|committed| committed.topic_id == logs[log].topic_id);
+        let expected = own.map_or(0, |committed| committed.commit.offset);
+        if new.start != expected {
+            return Err(format!("{what}: its topic's commit is {expected} (G2)"));
+        }
+        let finished = new.inherited.finished.iter().cloned().flatten();
+        let mut records = finished.filter(|offset| logs[log].record(*offset).is_some());
+        if let Some(open) = records.find(|&offset| !self.settled_ever.contains(&(log, offset))) {
+            return Err(format!("{what}: takes {open} for finished (G1)"));
+        }
+        match self.begun_under.get(&log) {
+            Some(&before) if new.epoch <= before => Err(format!(
+                "{what}: token {} after one of {before} (G4)",
+                new.epoch
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A partition becomes ours.
+    pub fn assign(&mut self, new: &NewAssignment, slot: Slot, log: usize) {
+        self.met.inherited += u64::from(!new.inherited.finished.is_empty());
+        self.met.tokens_first += u64::from(new.token_first);
+        let (start, epoch, at) = (new.start, new.epoch, new.at.clone());
         self.owned.insert(
             epoch,
             Owned {
                 log,
                 at,
                 slot,
-                finished: decode_finished(start, &metadata),
+                finished: new.inherited.finished.clone(),
                 records: BTreeMap::new(),
                 draining: false,
                 fenced: false,
@@ -343,6 +351,9 @@ impl Model {
             share.stage = Stage::Running;
             share.begun = true;
         }
+        let log = self.owned[&epoch].log;
+        let begun_under = self.begun_under.entry(log).or_default();
+        *begun_under = epoch.max(*begun_under);
         Ok(())
     }
 
@@ -355,7 +366,8 @@ impl Model {
         let before = self
             .committed
             .get(&entry.at)
-            .map_or(0, |(offset, _)| *offset);
+            .filter(|committed| committed.topic_id == logs[owned.log].topic_id)
+            .map_or(0, |committed| committed.commit.offset);
         if entry.offset < before {
             return Err(format!("{what}: goes back from {before}"));
         }
@@ -380,17 +392,24 @@ impl Model {
             return Err(format!("{what}: passes {open}, which is not settled (G1)"));
         }
         owned.settled_to.set(entry.offset);
-        for range in decode_finished(entry.offset, &entry.metadata) {
+        let place = Place {
+            group: "g",
+            at: &entry.at,
+            offset: entry.offset,
+        };
+        let read = CommitNote::decode(&entry.metadata, place);
+        let Some(note) = read.note.filter(|_| read.dropped.is_none()) else {
+            return Err(format!("{what}: its metadata cannot be read (G3)"));
+        };
+        for range in note.finished {
             if let Some(open) = covered(range.clone()).find(|&offset| !settled(offset)) {
                 return Err(format!(
                     "{what}: says that {open} is finished, it is not (G1)"
                 ));
             }
-            let known = owned
-                .finished
-                .iter()
-                .any(|f| f.start <= range.start && range.end <= f.end);
-            if range.end > owned.next && !known && covered(owned.next..range.end).next().is_some() {
+            let beyond = range.start.max(owned.next)..range.end;
+            let inherited = |offset: i64| owned.finished.iter().any(|f| f.contains(&offset));
+            if covered(beyond).any(|offset| !inherited(offset)) {
                 return Err(format!("{what}: {range:?} lies beyond what came (G2)"));
             }
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate::commit::TopicUuid;
 use sluicegate::dispatch::HandlerIx;
 use sluicegate::flow::FlowSettings;
 use sluicegate::flow::handler::{HandlerSettings, OnFailure, Order};
@@ -25,6 +26,8 @@ pub struct Logged {
 /// A partition's log: offsets ascend, with gaps.
 pub struct Log {
     pub at: TopicPartition,
+    /// Identity of the topic: another one each time that it is created.
+    pub topic_id: TopicUuid,
     pub records: Vec<Logged>,
     /// Offsets of control records: the client reads them and gives none of them.
     pub controls: Vec<i64>,
@@ -75,6 +78,8 @@ pub struct Trouble {
     pub rebalance: u32,
     pub swap: u32,
     pub crash: u32,
+    pub recreate: u32,
+    pub reset: u32,
     pub pool_fails: u32,
 }
 
@@ -133,6 +138,8 @@ pub struct Script {
     pub trouble: Trouble,
     pub steps: usize,
     pub drain_ms: u64,
+    /// Whether the members are static: a restart takes the partitions again in the same generation.
+    pub is_static: bool,
 }
 
 const TOPICS: [&str; 3] = ["orders", "orders.eu", "clicks"];
@@ -162,6 +169,7 @@ impl Script {
             trouble: any_trouble(random),
             steps: random.between(50, 400),
             drain_ms,
+            is_static: random.chance(30),
         }
     }
 }
@@ -193,7 +201,17 @@ fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
             topic: topic.into(),
             partition,
         },
+        topic_id: TopicUuid(1),
         records,
+    }
+}
+
+/// The log of a topic that is deleted and created again: other records, another identity.
+pub fn recreated(random: &mut Random, log: &Log) -> Log {
+    let topic_id = TopicUuid(log.topic_id.0 + 1);
+    Log {
+        topic_id,
+        ..any_log(random, &log.at.topic, log.at.partition)
     }
 }
 
@@ -236,6 +254,8 @@ fn any_trouble(random: &mut Random) -> Trouble {
         rebalance: some(8),
         swap: some(6),
         crash: some(2),
+        recreate: some(3),
+        reset: some(12),
         pool_fails: some(5),
     }
 }

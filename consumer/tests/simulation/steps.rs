@@ -7,7 +7,7 @@ use sluicegate::dispatch::PumpMessage;
 use sluicegate::source::{Delivery, Lease};
 
 use super::model::{Check, Held};
-use super::script::Trouble;
+use super::script::{Log, Trouble};
 use super::world::{Message, World};
 
 /// Records of one poll.
@@ -49,7 +49,7 @@ impl World {
     /// The group, the control side or the machine do something.
     fn meddle(&mut self) -> Check {
         if self.random.chance(30) {
-            self.assign_some();
+            self.assign_some()?;
         }
         if self.random.chance(self.trouble.rebalance * 4) {
             let epochs = self.some_epochs();
@@ -74,6 +74,15 @@ impl World {
         if self.random.chance(self.trouble.crash) {
             self.crash();
         }
+        // What was done so far belongs to the topics that there are.
+        self.observe()?;
+        let log = self.random.below(self.script.logs.len());
+        if self.random.chance(self.trouble.recreate) {
+            self.recreate(log);
+        }
+        if self.random.chance(self.trouble.reset) {
+            self.reset_offset(log);
+        }
         Ok(())
     }
 
@@ -86,13 +95,14 @@ impl World {
         }
     }
 
-    fn assign_some(&mut self) {
+    fn assign_some(&mut self) -> Check {
         for log in 0..self.script.logs.len() {
             let free = self.model.current(&self.script.logs[log].at).is_none();
             if free && self.random.chance(60) {
-                self.assign(log);
+                self.assign(log)?;
             }
         }
+        Ok(())
     }
 
     /// Some of the partitions that are ours and not being given back.
@@ -175,6 +185,7 @@ impl World {
             slot: owned.slot,
             offset: record.offset,
             timestamp_ms: 1_000 + record.offset,
+            leader_epoch: 0,
             lease: Lease::owned(record.key.as_deref(), Some(&record.value), &record.headers),
         });
     }
@@ -203,7 +214,7 @@ impl World {
     fn round(&mut self) -> Check {
         for log in 0..self.script.logs.len() {
             if self.model.current(&self.script.logs[log].at).is_none() {
-                self.assign(log);
+                self.assign(log)?;
             }
         }
         self.return_hung();
@@ -247,18 +258,26 @@ impl World {
     }
 
     fn is_done(&self) -> bool {
-        self.script.logs.iter().all(|log| {
-            let committed = self.model.committed.get(&log.at).map_or(0, |c| c.0);
-            committed >= log.end() && self.model.current(&log.at).is_some()
-        }) && self.messages.is_empty()
+        self.script
+            .logs
+            .iter()
+            .all(|log| self.committed_in(log) >= log.end() && self.model.current(&log.at).is_some())
+            && self.messages.is_empty()
             && self.running.iter().all(|run| run.stuck)
             && self.unanswered.is_empty()
             && self.commit.is_none()
     }
 
+    /// What is committed in this very topic.
+    fn committed_in(&self, log: &Log) -> i64 {
+        let committed = self.model.committed.get(&log.at);
+        let own = committed.filter(|committed| committed.topic_id == log.topic_id);
+        own.map_or(0, |committed| committed.commit.offset)
+    }
+
     fn check_end(&self) -> Check {
         for (log, script) in self.script.logs.iter().enumerate() {
-            let committed = self.model.committed.get(&script.at).map_or(0, |c| c.0);
+            let committed = self.committed_in(script);
             if committed != script.end() {
                 return Err(format!(
                     "{} is committed at {committed}, its end is {}",

@@ -3,20 +3,23 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use sluicegate::assignment::NewAssignment;
+use sluicegate::commit::next_epoch;
 use sluicegate::dispatch::{
     Batch, FlightKey, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool,
 };
 use sluicegate::emit::EmitGroup;
 use sluicegate::flow::Flow;
 use sluicegate::routing::RoutingIndex;
-use sluicegate::source::{CommitEntry, CommitResult, Slot};
+use sluicegate::source::starts::{Commit, Evidence, decide};
+use sluicegate::source::{CommitEntry, CommitResult, Slot, StartAt};
 use sluicegate_abi::RawOutcome;
 
 use super::closing::Closing;
-use super::model::{Check, Model};
+use super::model::{Check, Committed, Model};
 use super::pools::{DeadLetter, SimPool, SimProducer};
 use super::random::Random;
-use super::script::{Script, SimHandler, Trouble, any_handler};
+use super::script::{Script, SimHandler, Trouble, any_handler, recreated};
 
 /// Which share a message of the producer is about.
 #[derive(Clone, Debug)]
@@ -76,6 +79,10 @@ pub struct World {
     pub inbox: Arc<Inbox>,
     pub producer: Arc<SimProducer>,
     pub model: Model,
+    /// The group's generation.
+    pub generation: i32,
+    /// Whether a static member takes its partitions again in the same generation.
+    pub rejoins: bool,
     pub handlers: Vec<SimHandler>,
     /// Every pool of this process, with the handler that it serves.
     pub pools: Vec<(HandlerIx, bool, Arc<SimPool>)>,
@@ -122,6 +129,8 @@ impl World {
             commit: None,
             revokes: Vec::new(),
             now_ms: 0,
+            generation: 0,
+            rejoins: false,
             revision: 0,
             next_handler: 0,
             overran: HashMap::new(),
@@ -229,6 +238,7 @@ impl World {
             self.producer.clone(),
             self.inbox.clone(),
         );
+        self.rejoins = self.script.is_static;
         self.model.owned.clear();
         self.running.clear();
         self.overran.clear();
@@ -247,18 +257,91 @@ impl World {
         self.flow.tick(self.now_ms);
     }
 
-    /// Takes a partition, where the group's commit says.
-    pub fn assign(&mut self, log: usize) {
+    /// A topic is deleted and created again; the client notices, and all of it is lost.
+    pub fn recreate(&mut self, log: usize) {
         let at = self.script.logs[log].at.clone();
-        let (start, metadata) = self.model.committed.get(&at).cloned().unwrap_or_default();
-        let finished = sluicegate::commit::decode_finished(start, &metadata);
-        let slot = self.flow.assign(at.clone(), start, finished);
-        let epoch = self.flow.assignment(slot).epoch;
-        self.model.assign(epoch, slot, log, at);
+        let ours: Vec<u32> = self
+            .model
+            .owned
+            .iter()
+            .filter(|(_, owned)| !owned.released && owned.log == log)
+            .map(|(&epoch, _)| epoch)
+            .collect();
+        self.lose(&ours);
+        self.model.met.recreated += u64::from(self.model.committed.contains_key(&at));
+        self.script.logs[log] = recreated(&mut self.random, &self.script.logs[log]);
+        self.model.settled_ever.retain(|(of, _)| *of != log);
+        self.model.settled_cleanly.retain(|(of, ..)| *of != log);
+    }
+
+    /// An operator sets the offset of a partition that nobody owns back, and leaves the metadata as it is.
+    pub fn reset_offset(&mut self, log: usize) {
+        let at = &self.script.logs[log].at;
+        if self.model.current(at).is_some() {
+            return;
+        }
+        if let Some(committed) = self.model.committed.get_mut(at)
+            && committed.topic_id == self.script.logs[log].topic_id
+            && committed.commit.offset > 0
+        {
+            let back = self.random.between(1, committed.commit.offset as usize);
+            committed.commit.offset -= back as i64;
+            self.model.met.resets += 1;
+            self.model.settled_cleanly.retain(|(of, ..)| *of != log);
+        }
+    }
+
+    /// Takes a partition, where the group's commit says.
+    pub fn assign(&mut self, log: usize) -> Check {
+        let at = self.script.logs[log].at.clone();
+        let topic_id = self.script.logs[log].topic_id;
+        let committed = self.model.committed.get(&at);
+        let decision = decide(
+            &at,
+            &Evidence {
+                group: "g",
+                topic_id,
+                commit: committed.map(|committed| &committed.commit),
+                others: &[],
+                generation: Some(self.generation),
+                start: StartAt::Earliest,
+            },
+        );
+        let start = match decision.start {
+            StartAt::Offset(offset) => offset,
+            _ => 0,
+        };
+        let note = decision.read.note.unwrap_or_default();
+        let kept = committed.map(|_| note.epoch);
+        // A static member that was killed takes its partitions again in the same generation; every other owner takes
+        // them in a later one.
+        self.generation += i32::from(!self.rejoins);
+        let token = |generation| next_epoch(Some(generation), kept, self.script.is_static);
+        let (mut epoch, mut token_first) = token(self.generation).expect("tokens are small here");
+        let mut new = NewAssignment {
+            at,
+            topic_id,
+            start,
+            epoch,
+            token_first,
+            leader_epoch: decision.leader_epoch,
+            inherited: note,
+        };
+        self.model.check_assign(&new, log, &self.script.logs)?;
+        // The account tells the assignments of a process apart by their tokens: further rebalances pass until it is free.
+        while self.model.owned.contains_key(&epoch) {
+            self.generation = self.generation.max(epoch as i32) + 1;
+            (epoch, token_first) = token(self.generation).expect("tokens are small here");
+        }
+        (new.epoch, new.token_first) = (epoch, token_first);
+        let slot = self.flow.assign(new.clone());
+        self.model.assign(&new, slot, log);
+        Ok(())
     }
 
     /// Begins to give partitions back.
     pub fn revoke(&mut self, epochs: &[u32]) {
+        self.rejoins = false;
         let deadline_ms = self.now_ms + self.script.drain_ms;
         let mut slots = Vec::new();
         for epoch in epochs {
@@ -276,6 +359,7 @@ impl World {
 
     /// Partitions are gone without notice.
     pub fn lose(&mut self, epochs: &[u32]) {
+        self.rejoins = false;
         let slots: Vec<Slot> = epochs
             .iter()
             .filter_map(|epoch| self.model.owned.get(epoch))
@@ -317,9 +401,18 @@ impl World {
     }
 
     fn accept(&mut self, entry: &CommitEntry) {
-        self.model
-            .committed
-            .insert(entry.at.clone(), (entry.offset, entry.metadata.clone()));
+        let Some(owned) = self.model.current(&entry.at) else {
+            return;
+        };
+        let committed = Committed {
+            commit: Commit {
+                offset: entry.offset,
+                leader_epoch: entry.leader_epoch,
+                metadata: entry.metadata.clone(),
+            },
+            topic_id: self.script.logs[owned.log].topic_id,
+        };
+        self.model.committed.insert(entry.at.clone(), committed);
     }
 
     /// Sends what the flow wants to commit; the broker decides at once and answers later.

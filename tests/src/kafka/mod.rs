@@ -45,6 +45,7 @@ const SERVER: JavaServer = JavaServer {
 };
 
 const CLUSTER_ID: &str = "4L6g3nShT-eMCtK--X86sw";
+const OTHER_CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const READY_LINE: &str = "Kafka Server started";
 
@@ -173,7 +174,7 @@ impl Kafka {
             let text = properties::server(id, &ports, options, &home, certificates.as_ref());
             std::fs::write(home.join("server.properties"), text)?;
             std::fs::write(home.join("log4j2.xml"), properties::LOG4J2)?;
-            format_storage(&launcher, folder.path(), &home, options)?;
+            format_storage(&launcher, folder.path(), &home, options, CLUSTER_ID)?;
             nodes.push(Node {
                 id,
                 ports: *own_ports,
@@ -257,6 +258,25 @@ impl Kafka {
         let own = self.own_mut();
         own.launch(index)?;
         own.await_ready(index)
+    }
+
+    /// Puts another, empty cluster at the address of this one of a single node: what was in it is gone.
+    ///
+    /// # Errors
+    /// If it cannot be stopped, formatted or started.
+    pub fn replace_cluster(&mut self, options: &KafkaOptions) -> Result<()> {
+        self.stop_node(0, Signal::KILL)?;
+        let own = self.own_mut();
+        let home = own.folder.path().join(format!("node{}", own.nodes[0].id));
+        std::fs::remove_dir_all(home.join("data"))?;
+        format_storage(
+            &own.launcher,
+            own.folder.path(),
+            &home,
+            options,
+            OTHER_CLUSTER_ID,
+        )?;
+        self.start_node(0)
     }
 
     /// Adds or removes an access rule with Kafka's own tool, which takes some seconds.
@@ -358,6 +378,7 @@ fn format_storage(
     folder: &Path,
     home: &Path,
     options: &KafkaOptions,
+    cluster: &str,
 ) -> Result<()> {
     let mut command: Command = launcher.command(
         folder,
@@ -365,7 +386,7 @@ fn format_storage(
         "kafka.tools.StorageTool",
     );
     command
-        .args(["format", "-t", CLUSTER_ID, "-c"])
+        .args(["format", "-t", cluster, "-c"])
         .arg(home.join("server.properties"));
     if options.secured {
         for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {

@@ -149,6 +149,21 @@ fn topics(report: &ServiceReport, families: &mut Families) {
             &labels,
             topic.repeats_dropped,
         );
+        let help =
+            "Partitions that began at their beginning: the topic was deleted and created again";
+        families.counter(
+            "sluicegate_topic_recreated_total",
+            help,
+            &labels,
+            topic.recreated,
+        );
+        let help = "Partitions whose commit metadata was not used";
+        families.counter(
+            "sluicegate_commit_metadata_dropped_total",
+            help,
+            &labels,
+            topic.metadata_dropped,
+        );
     }
 }
 

@@ -20,6 +20,7 @@ fn deliver(flow: &mut Flow, slot: Slot) {
             slot,
             offset: offset as i64,
             timestamp_ms: 0,
+            leader_epoch: -1,
             lease: Lease::owned(Some(b"key"), Some(value), HEADERS),
         });
         flow.dispatch();

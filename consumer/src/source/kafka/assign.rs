@@ -5,12 +5,10 @@ use std::time::Instant;
 use rdkafka::consumer::{Consumer, RebalanceProtocol};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::super::raw::{describe, list_entries};
-use super::super::rebalance::Answer;
-use super::super::{
-    Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
-};
-use super::{KafkaSource, list_of};
+use super::super::raw::{describe, list_entries, set_leader_epochs};
+use super::super::rebalance::{Answer, Begin};
+use super::super::{Slot, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition};
+use super::{KafkaSource, START_RETRY, list_of};
 
 impl KafkaSource {
     /// A rebalance without partitions needs nobody's decision.
@@ -35,12 +33,13 @@ impl KafkaSource {
         Ok(())
     }
 
-    /// Rule 1: forward before the assign, at every assign, and put the start offset in the list.
-    fn assign(&self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SourceError> {
+    /// Rule 1: forward before the assign, at every assign, and put the start offset in the list. The leader epoch lets
+    /// librdkafka see whether the log was cut off below it (KIP-320).
+    fn assign(&self, partitions: &[Begin]) -> Result<(), SourceError> {
         let connection = self.connection()?;
         let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for (at, start) in partitions {
-            let offset = match start {
+        for Begin { at, from, .. } in partitions {
+            let offset = match from {
                 StartAt::Earliest => Offset::Beginning,
                 StartAt::Latest => Offset::End,
                 StartAt::Offset(offset) | StartAt::Time(offset) => Offset::Offset(*offset),
@@ -51,6 +50,7 @@ impl KafkaSource {
                 return Err(SourceError::Retryable(format!("{at} has no queue")));
             }
         }
+        set_leader_epochs(&mut list, partitions.iter().map(|begin| begin.leader_epoch));
         let consumer = connection.consumer();
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(&list),
@@ -68,110 +68,138 @@ impl KafkaSource {
         .map_err(|error| self.failed("cannot unassign", &error))
     }
 
-    pub(super) fn try_start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
-        let offsets = self.resolve(partitions)?;
-        for (wanted, offset) in partitions.iter().zip(offsets) {
-            let running = self.admission.get(wanted.slot).map(|a| &a.at) == Some(&wanted.at);
-            if !self.rebalance.waits_for_start(&wanted.at) {
-                if !running {
-                    return Err(SourceError::Terminal(format!(
-                        "{} is not assigned to this client",
-                        wanted.at
-                    )));
-                }
-                self.reposition(wanted.slot, offset)?;
-                continue;
-            }
-            let connection = self
-                .connection
-                .as_mut()
-                .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))?;
-            let topic = connection.topic_id(&wanted.at.topic).ok_or_else(|| {
-                SourceError::Retryable(format!("no handle for topic {}", wanted.at.topic))
-            })?;
-            // The oldest record can be deleted between look-up and fetch: librdkafka asks again for it.
-            let start = match wanted.start {
-                StartAt::Earliest => StartAt::Earliest,
-                _ => StartAt::Offset(offset),
-            };
-            self.admission
-                .open(wanted.slot, wanted.at.clone(), topic, start, Some(offset));
-            self.rebalance.start(&wanted.at, start);
-        }
-        let begun: Vec<Slot> = partitions.iter().map(|wanted| wanted.slot).collect();
-        self.see_reset(&begun);
-        self.answer_rebalance()
-    }
-
-    /// Tries again to start what could not be started.
-    pub(super) fn start_again(&mut self) {
-        if !matches!(&self.unstarted, Some((_, due)) if *due <= Instant::now()) {
-            return;
-        }
-        if let Some((partitions, _)) = self.unstarted.take()
-            && let Err(error) = self.start(&partitions)
-        {
-            self.pending.push(SourceEvent::ClientError {
-                reason: format!("the assignment was refused: {error}"),
-                fatal: true,
-            });
-        }
-    }
-
-    /// The offsets behind `starts`: the doubt guard must know which record is due first (rule 2).
-    pub(super) fn resolve(&self, starts: &[StartPartition]) -> Result<Vec<i64>, SourceError> {
-        let mut offsets: Vec<Option<i64>> = starts.iter().map(|s| offset_of(s.start)).collect();
-        self.look_up(starts, &mut offsets, |start| match start {
-            StartAt::Earliest => Offset::Beginning,
-            StartAt::Latest => Offset::End,
-            StartAt::Time(time) | StartAt::Offset(time) => Offset::Offset(time),
-        })?;
-        // There is no record at or after that time yet: begin at the end.
-        self.look_up(starts, &mut offsets, |_| Offset::End)?;
-        Ok(offsets
-            .into_iter()
-            .map(|offset| offset.unwrap_or(0))
-            .collect())
-    }
-
-    fn look_up(
-        &self,
-        starts: &[StartPartition],
-        offsets: &mut [Option<i64>],
-        wanted: impl Fn(StartAt) -> Offset,
-    ) -> Result<(), SourceError> {
-        let mut list = TopicPartitionList::new();
-        let open = starts.iter().zip(&*offsets).filter(|(_, o)| o.is_none());
-        for (start, _) in open {
-            list.add_partition_offset(&start.at.topic, start.at.partition, wanted(start.start))
-                .map_err(|error| self.failed("cannot look up offsets", &error))?;
-        }
-        if list.count() == 0 {
-            return Ok(());
-        }
-        let consumer = self.connection()?.consumer();
-        let found = consumer
-            .offsets_for_times(list, self.request_timeout)
-            .map_err(|error| self.failed("cannot look up offsets", &error))?;
-        for entry in list_entries(&found) {
-            let place = starts.iter().position(|start| {
-                *start.at.topic == *entry.topic && start.at.partition == entry.partition
-            });
-            if entry.error_code != 0 {
-                return Err(SourceError::Retryable(format!(
-                    "cannot look up offsets of {}/{}: {}",
-                    entry.topic,
-                    entry.partition,
-                    describe(entry.error_code)
+    pub(super) fn begin(&mut self, wanted: &StartPartition) -> Result<(), SourceError> {
+        let at = &wanted.at;
+        if !self.rebalance.waits_for_start(at) && !self.rebalance.is_deferred(at) {
+            if self.admission.get(wanted.slot).map(|a| &a.at) != Some(at) {
+                return Err(SourceError::Terminal(format!(
+                    "{at} is not assigned to this client"
                 )));
             }
-            if let Some(place) = place
-                && entry.offset >= 0
-            {
-                offsets[place] = Some(entry.offset);
+            let offset = self.resolve(wanted)?;
+            return self.reposition(wanted.slot, offset);
+        }
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or_else(|| SourceError::Terminal("the Kafka client is closed".into()))?;
+        let topic = connection
+            .topic_id(&at.topic)
+            .ok_or_else(|| SourceError::Retryable(format!("no handle for topic {}", at.topic)))?;
+        self.topics.note(topic, &at.topic, wanted.topic_id);
+        let due = offset_of(wanted.start).or(wanted.due);
+        self.admission
+            .open(wanted.slot, at.clone(), topic, wanted.start, due);
+        let begin = Begin {
+            at: at.clone(),
+            from: wanted.start,
+            leader_epoch: wanted.leader_epoch,
+        };
+        self.late.extend(self.rebalance.start(begin));
+        Ok(())
+    }
+
+    /// Assigns what was found only after the rebalance was answered.
+    pub(super) fn assign_late(&mut self) -> Result<(), SourceError> {
+        if self.late.is_empty() || self.rebalance.is_owed() {
+            return Ok(());
+        }
+        let late = std::mem::take(&mut self.late);
+        let all = match self.connection()?.consumer().rebalance_protocol() {
+            RebalanceProtocol::Cooperative => late.clone(),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => self.with_running(late.clone()),
+        };
+        if let Err(error) = self.assign(&all) {
+            self.late = late;
+            return Err(error);
+        }
+        self.forward_again(&all);
+        Ok(())
+    }
+
+    /// An eager assign replaces everything: the others go on where they are.
+    fn with_running(&self, mut begins: Vec<Begin>) -> Vec<Begin> {
+        let running: Vec<_> = self
+            .admission
+            .opened()
+            .filter(|(_, a)| !begins.iter().any(|begin| begin.at == a.at))
+            .map(|(_, a)| Begin {
+                at: a.at.clone(),
+                from: a.next.map_or(a.start, StartAt::Offset),
+                leader_epoch: None,
+            })
+            .collect();
+        begins.extend(running);
+        begins
+    }
+
+    fn forward_again(&mut self, begins: &[Begin]) {
+        let due = |begin: &Begin| {
+            let (slot, admitted) = self.admission.opened().find(|(_, a)| a.at == begin.at)?;
+            Some((slot, admitted.next?))
+        };
+        self.moved = begins.iter().filter_map(due).collect();
+    }
+
+    /// Does again what librdkafka refused for the moment.
+    pub(super) fn answer_again(&mut self) {
+        if self.answer_due.is_none_or(|due| Instant::now() < due) {
+            return;
+        }
+        self.answer_due = None;
+        let done = self.answer_rebalance().and_then(|()| self.assign_late());
+        self.try_again_if_refused(done);
+    }
+
+    /// The group waits: a refusal for the moment must not cost the assignment.
+    pub(super) fn try_again_if_refused(&mut self, done: Result<(), SourceError>) {
+        match done {
+            Ok(()) => {}
+            Err(SourceError::Retryable(reason)) => {
+                tracing::warn!(reason, "partitions cannot be assigned yet; trying again");
+                self.answer_due = Some(Instant::now() + START_RETRY);
+            }
+            Err(SourceError::Terminal(reason)) => {
+                self.pending.push(SourceEvent::ClientError {
+                    reason: format!("the assignment was refused: {reason}"),
+                    fatal: true,
+                });
             }
         }
-        Ok(())
+    }
+
+    /// The offset behind a start: the doubt guard must know which record is due first (rule 2).
+    fn resolve(&self, wanted: &StartPartition) -> Result<i64, SourceError> {
+        let asked = match wanted.start {
+            StartAt::Offset(offset) => return Ok(offset),
+            StartAt::Earliest => Offset::Beginning,
+            StartAt::Latest => Offset::End,
+            StartAt::Time(time) => Offset::Offset(time),
+        };
+        match self.look_up(&wanted.at, asked)? {
+            Some(offset) => Ok(offset),
+            // There is no record at or after that time yet: begin at the end.
+            None => Ok(self.look_up(&wanted.at, Offset::End)?.unwrap_or(0)),
+        }
+    }
+
+    fn look_up(&self, at: &TopicPartition, wanted: Offset) -> Result<Option<i64>, SourceError> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(&at.topic, at.partition, wanted)
+            .map_err(|error| self.failed("cannot look up offsets", &error))?;
+        let found = self
+            .connection()?
+            .consumer()
+            .offsets_for_times(list, self.request_timeout)
+            .map_err(|error| self.failed("cannot look up offsets", &error))?;
+        match list_entries(&found).first() {
+            Some(entry) if entry.error_code != 0 => Err(SourceError::Retryable(format!(
+                "cannot look up offsets of {at}: {}",
+                describe(entry.error_code)
+            ))),
+            Some(entry) => Ok((entry.offset >= 0).then_some(entry.offset)),
+            None => Ok(None),
+        }
     }
 
     /// Moves an assignment that runs already: by assigning it anew, since a partition whose offset went missing does
@@ -183,36 +211,23 @@ impl KafkaSource {
             ));
         }
         let from = StartAt::Offset(to);
-        let consumer = self.connection()?.consumer();
-        let moved: Vec<_> = match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => {
-                let only = self.admission.get(slot).map(|a| (a.at.clone(), from));
-                let only: Vec<_> = only.into_iter().collect();
-                if let Some((at, _)) = only.first() {
-                    self.unassign(std::slice::from_ref(at))?;
-                }
-                only
+        let Some((at, topic)) = self.admission.get(slot).map(|a| (a.at.clone(), a.topic)) else {
+            return Ok(());
+        };
+        let mut moved = vec![Begin {
+            at: at.clone(),
+            from,
+            leader_epoch: None,
+        }];
+        match self.connection()?.consumer().rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.unassign(std::slice::from_ref(&at))?,
+            RebalanceProtocol::Eager | RebalanceProtocol::None => {
+                moved = self.with_running(moved);
             }
-            // An eager assign replaces everything: the others go on where they are.
-            RebalanceProtocol::Eager | RebalanceProtocol::None => self
-                .admission
-                .opened()
-                .map(|(other, a)| {
-                    let goes_on = a.next.map_or(a.start, StartAt::Offset);
-                    (a.at.clone(), if other == slot { from } else { goes_on })
-                })
-                .collect(),
-        };
-        self.assign(&moved)?;
-        if let Some(a) = self.admission.get(slot) {
-            let (at, topic) = (a.at.clone(), a.topic);
-            self.admission.open(slot, at, topic, from, Some(to));
         }
-        let due = |(at, _): &(TopicPartition, StartAt)| {
-            let (slot, admitted) = self.admission.opened().find(|(_, a)| a.at == *at)?;
-            Some((slot, admitted.next?))
-        };
-        self.moved = moved.iter().filter_map(due).collect();
+        self.assign(&moved)?;
+        self.admission.open(slot, at, topic, from, Some(to));
+        self.forward_again(&moved);
         Ok(())
     }
 

@@ -22,11 +22,14 @@ impl KafkaSource {
             return 0;
         };
         let admission = &mut self.admission;
+        let topics = &mut self.topics;
+        let first = out.len();
         let mut seeks: Vec<(Slot, i64)> = Vec::new();
         let mut failures: Vec<(TopicId, i32, i32, String)> = Vec::new();
         admission.begin_batch();
         let taken = connection.take(max, |message| {
             let (topic, partition) = (message.topic(), message.partition());
+            topics.saw(topic);
             let code = message.error_code();
             if code != 0 {
                 if let Some(slot) = admission.slot(topic, partition) {
@@ -41,6 +44,7 @@ impl KafkaSource {
                 Verdict::SeekBack(slot, to) => seeks.push((slot, to)),
             }
         });
+        self.drop_recreated(first, out);
         for (topic, partition, code, reason) in failures {
             self.report(topic, partition, code, reason);
         }
@@ -88,6 +92,10 @@ impl KafkaSource {
             topic: name.into(),
             partition,
         };
+        if self.topics.is_gone(topic) {
+            // An offset of the topic that was before means nothing in this one.
+            return;
+        }
         let missing = [
             RDKafkaErrorCode::AutoOffsetReset as i32,
             RDKafkaErrorCode::OffsetOutOfRange as i32,
@@ -132,6 +140,8 @@ impl Connection<Callbacks> {
             slot,
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+            // The bindings do not say; the next record of the partition does.
+            leader_epoch: -1,
             lease: Lease::owned(message.key(), message.payload(), &headers),
         })
     }
@@ -142,6 +152,7 @@ fn delivery(slot: Slot, message: Message, check_headers: bool) -> Delivery {
         slot,
         offset: message.offset(),
         timestamp_ms: message.timestamp_ms(),
+        leader_epoch: message.leader_epoch(),
         lease: Lease::of(message, check_headers),
     }
 }

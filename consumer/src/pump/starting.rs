@@ -1,0 +1,312 @@
+//! From an assignment to reading: where each partition begins, under which fencing token.
+//!
+//! ```text
+//!  Assigned ─► find ─┬─► Found ─► token ─► flow.assign ─► source.start ─► first commit: token and start
+//!                    └─► NotFound: shown, asked again; the others do not wait
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Pump;
+use crate::admin::{Explanation, PartitionReport, PartitionState, RecordStatus};
+use crate::assignment::NewAssignment;
+use crate::commit::{CommitNote, TopicUuid, next_epoch};
+use crate::flow::report::WallClock;
+use crate::source::{Found, Membership, Origin, StartAt, StartPartition, TopicPartition};
+
+/// A partition of ours whose beginning is not known yet.
+struct Pending {
+    since: Instant,
+    reason: Option<String>,
+}
+
+/// Ids of one topic that are remembered, so that one that is made anew all the time costs no memory.
+const IDS_OF_A_TOPIC: usize = 8;
+
+/// The partitions of ours whose beginning is not known yet, and the topics that there were.
+#[derive(Default)]
+pub(super) struct Starting {
+    pending: BTreeMap<TopicPartition, Pending>,
+    /// The ids under which this process has met each topic. Kafka forgets a deleted topic's commits, so that they cannot tell
+    /// a topic that was created again from one that nobody has read.
+    ids: BTreeMap<Arc<str>, Vec<TopicUuid>>,
+}
+
+impl Starting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Partitions of a topic that was created again since this process met it begin at its beginning, whatever
+    /// `kafka.start` says. Gives those whose beginning is still to be looked up.
+    fn see_recreated(&mut self, found: &mut Vec<Found>) -> Vec<TopicPartition> {
+        let mut again = Vec::new();
+        found.retain_mut(|found| {
+            let ids = self.ids.entry(found.at.topic.clone()).or_default();
+            let earlier = ids
+                .iter()
+                .find(|id| id.contradicts(found.topic_id))
+                .copied();
+            if found.topic_id.is_known() && !ids.contains(&found.topic_id) {
+                if ids.len() == IDS_OF_A_TOPIC {
+                    ids.remove(0);
+                }
+                ids.push(found.topic_id);
+            }
+            match (earlier, found.origin) {
+                (Some(earlier), Origin::NewGroup) if found.oldest => {
+                    found.origin = Origin::Recreated(earlier);
+                    true
+                }
+                (Some(_), Origin::NewGroup) => {
+                    again.push(found.at.clone());
+                    false
+                }
+                _ => true,
+            }
+        });
+        again
+    }
+
+    pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            self.pending.remove(at);
+        }
+    }
+
+    /// They show as partitions of ours, with what they wait for.
+    pub(super) fn reports(&self) -> impl Iterator<Item = PartitionReport> {
+        self.pending.iter().map(|(at, pending)| PartitionReport {
+            topic: at.topic.to_string(),
+            partition: at.partition,
+            state: PartitionState::Starting,
+            reason: Some(pending.in_words()),
+            ..PartitionReport::default()
+        })
+    }
+
+    pub(super) fn explain(&self, at: &TopicPartition) -> Option<Explanation> {
+        let pending = self.pending.get(at)?;
+        Some(Explanation {
+            topic: at.topic.to_string(),
+            partition: at.partition,
+            offset: 0,
+            frontier: 0,
+            delivered: 0,
+            status: RecordStatus::Starting,
+            reason: Some(pending.in_words()),
+            held_by: Vec::new(),
+        })
+    }
+}
+
+impl Pending {
+    fn in_words(&self) -> String {
+        let seconds = self.since.elapsed().as_secs();
+        match &self.reason {
+            None => format!("where it begins is being looked up, for {seconds} s"),
+            Some(reason) => format!(
+                "where it begins is not known for {seconds} s: {reason}; it is asked again until the cluster answers"
+            ),
+        }
+    }
+}
+
+impl Pump {
+    /// The group gave us partitions.
+    pub(super) fn assigned(&mut self, partitions: &[TopicPartition]) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let pending = partitions.iter().map(|at| {
+            let pending = Pending {
+                since: Instant::now(),
+                reason: None,
+            };
+            (at.clone(), pending)
+        });
+        self.starting.pending.extend(pending);
+        self.source.find(partitions, self.settings.start);
+    }
+
+    /// It is not known where a partition begins; said once for each reason.
+    pub(super) fn not_found(&mut self, at: &TopicPartition, reason: String) {
+        if let Some(pending) = self.starting.pending.get_mut(at)
+            && pending.reason.as_ref() != Some(&reason)
+        {
+            tracing::warn!(
+                topic = &*at.topic,
+                partition = at.partition,
+                reason,
+                "it is not known where the partition begins; the others are read meanwhile"
+            );
+            pending.reason = Some(reason);
+        }
+    }
+
+    /// Begins to read the partitions that are still ours.
+    pub(super) fn found(&mut self, mut found: Vec<Found>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        found.retain(|found| self.starting.pending.contains_key(&found.at));
+        let again = self.starting.see_recreated(&mut found);
+        self.source.find(&again, StartAt::Earliest);
+        for one in &found {
+            self.starting.pending.remove(&one.at);
+        }
+        log_starts(&found);
+        let membership = self.source.membership();
+        let starts: Vec<StartPartition> = found
+            .into_iter()
+            .map(|found| self.assign(found, membership))
+            .collect();
+        if let Err(error) = self.source.start(&starts) {
+            self.failed = Some(format!("the assignment was refused: {error}"));
+        }
+    }
+
+    fn assign(&mut self, found: Found, membership: Membership) -> StartPartition {
+        let kept = found.read.note.as_ref().map(|note| note.epoch);
+        let token = next_epoch(membership.generation, kept, membership.is_static);
+        let (epoch, token_first) = token.unwrap_or((u32::MAX, true));
+        let start = match found.oldest {
+            true => StartAt::Earliest,
+            false => StartAt::Offset(found.offset),
+        };
+        let inherited = match found.origin {
+            Origin::Committed => found.read.note.unwrap_or_default(),
+            _ => CommitNote::default(),
+        };
+        let recreated = matches!(found.origin, Origin::Recreated(_));
+        self.flow
+            .count_start(&found.at.topic, recreated, found.read.dropped.is_some());
+        let slot = self.flow.assign(NewAssignment {
+            at: found.at.clone(),
+            topic_id: found.topic_id,
+            start: found.offset,
+            epoch,
+            token_first,
+            leader_epoch: found.leader_epoch,
+            inherited,
+        });
+        if let Err(exhausted) = token {
+            self.flow.stop_partition(slot, &exhausted.to_string());
+        }
+        StartPartition {
+            slot,
+            at: found.at,
+            start,
+            due: Some(found.offset),
+            leader_epoch: found.leader_epoch,
+            topic_id: found.topic_id,
+        }
+    }
+
+    /// What holds a partition, or a record of it.
+    pub(super) fn explain(
+        &self,
+        at: &TopicPartition,
+        offset: Option<i64>,
+        clock: WallClock,
+    ) -> Option<Explanation> {
+        let running = self.flow.explain(at, offset, clock);
+        running.or_else(|| self.starting.explain(at))
+    }
+}
+
+/// One line for each topic and cause, with the partitions that it holds for.
+fn log_starts(found: &[Found]) {
+    let mut lines: BTreeMap<(&str, String), Vec<i32>> = BTreeMap::new();
+    for one in found {
+        tracing::debug!(at = %one.at, offset = one.offset, origin = ?one.origin, "partition begins");
+        let origin = match one.origin {
+            Origin::Committed => "committed offset".into(),
+            Origin::NewGroup => "no commit: kafka.start".into(),
+            Origin::NewPartition => "new partition of a known topic: its beginning".into(),
+            Origin::Recreated(_) => "recreated topic: its beginning".into(),
+        };
+        let mut add = |cause| {
+            let place = (&*one.at.topic, cause);
+            lines.entry(place).or_default().push(one.at.partition);
+        };
+        add(origin);
+        if let Some(dropped) = one.read.dropped {
+            add(format!("commit metadata not used: {dropped}"));
+        }
+        if let Origin::Recreated(was) = one.origin {
+            add(format!(
+                "the topic was {was} at the last commit, it is {} now",
+                one.topic_id
+            ));
+        }
+    }
+    for ((topic, cause), partitions) in lines {
+        let unusual = cause.starts_with("commit metadata") || cause.starts_with("the topic was");
+        if unusual {
+            tracing::warn!(topic, ?partitions, cause, "partitions begin");
+        } else {
+            tracing::info!(topic, ?partitions, cause, "partitions begin");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::ReadNote;
+
+    fn found(partition: i32, topic_id: u128, origin: Origin, oldest: bool) -> Found {
+        Found {
+            at: TopicPartition {
+                topic: "t".into(),
+                partition,
+            },
+            topic_id: TopicUuid(topic_id),
+            offset: 5,
+            oldest,
+            leader_epoch: None,
+            origin,
+            read: ReadNote::default(),
+        }
+    }
+
+    #[test]
+    fn a_topic_created_again_begins_at_its_beginning_also_when_its_commits_are_gone() {
+        let mut starting = Starting::default();
+        let mut first = vec![found(0, 1, Origin::NewGroup, false)];
+        assert_eq!(starting.see_recreated(&mut first), []);
+        assert_eq!(
+            first.len(),
+            1,
+            "kafka.start holds for a topic that is met first"
+        );
+
+        let mut latest = vec![
+            found(0, 2, Origin::NewGroup, false),
+            found(1, 2, Origin::NewGroup, false),
+            found(2, 2, Origin::Committed, false),
+        ];
+        let again = starting.see_recreated(&mut latest);
+        assert_eq!(again.len(), 2, "their beginning is looked up");
+        assert_eq!(latest.len(), 1, "what is committed in the new topic holds");
+        let mut looked_up = vec![found(1, 2, Origin::NewGroup, true)];
+        assert_eq!(starting.see_recreated(&mut looked_up), []);
+        assert_eq!(looked_up[0].origin, Origin::Recreated(TopicUuid(1)));
+    }
+
+    #[test]
+    fn ids_that_are_not_known_say_nothing_and_those_of_one_topic_are_bounded() {
+        let mut starting = Starting::default();
+        for id in [1, 0, 1] {
+            let mut one = vec![found(0, id, Origin::NewGroup, false)];
+            assert_eq!(starting.see_recreated(&mut one), []);
+        }
+        for id in 1..100 {
+            starting.see_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
+        }
+        assert!(starting.ids.values().all(|ids| ids.len() == IDS_OF_A_TOPIC));
+    }
+}

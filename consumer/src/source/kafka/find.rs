@@ -1,0 +1,433 @@
+//! Finding out where partitions begin, without waiting for the broker.
+//!
+//! ```text
+//!  find() ─► metadata: id, leader ─► committed offsets ─┬─► decided ──────────────────────────────► Found
+//!                                                       └─► no usable commit ─► offsets, by leader ─► Found
+//!                  any of it refused or not answered ─► NotFound, asked again after a pause
+//! ```
+//!
+//! Each partition is answered for itself: one without a leader, or whose leader does not answer, waits alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+
+use super::super::callbacks::Callbacks;
+use super::super::raw::{
+    Answer, Connection, ListEntry, NoLeader, OffsetSpec, TopicState, describe,
+};
+use super::super::starts::{Commit, Decision, Evidence, decide};
+use super::super::{Found, SourceEvent, StartAt, TopicPartition};
+use super::list_of;
+use crate::commit::TopicUuid;
+
+/// First pause before what could not be found out is asked again; it doubles.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// Longest pause.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// What the source knows of its group and its config.
+pub(super) struct Context<'a> {
+    pub(super) connection: &'a mut Connection<Callbacks>,
+    pub(super) group: &'a str,
+    pub(super) read_committed: bool,
+    pub(super) generation: Option<i32>,
+    pub(super) timeout: Duration,
+}
+
+/// A partition that is looked for.
+#[derive(Clone, Debug)]
+struct Wanted {
+    at: TopicPartition,
+    start: StartAt,
+    since: Instant,
+    failures: u32,
+    /// When it is asked for; `None` while a question is under way.
+    due: Option<Instant>,
+}
+
+/// A topic that is known to exist.
+#[derive(Clone, Copy)]
+struct Topic {
+    id: TopicUuid,
+    partitions: i32,
+}
+
+/// A decision that lacks an offset.
+struct Open {
+    at: TopicPartition,
+    topic_id: TopicUuid,
+    decision: Decision,
+}
+
+/// A question under way.
+enum Question {
+    Committed {
+        partitions: Vec<TopicPartition>,
+        topics: BTreeMap<Arc<str>, Topic>,
+    },
+    Offsets {
+        open: Vec<Open>,
+    },
+}
+
+/// The partitions whose beginning is not known yet.
+#[derive(Default)]
+pub(super) struct Finder {
+    wanted: Vec<Wanted>,
+    questions: BTreeMap<usize, Question>,
+    last_token: usize,
+}
+
+impl Finder {
+    /// Begins to look for partitions.
+    pub(super) fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
+        self.forget(partitions);
+        let now = Instant::now();
+        self.wanted
+            .extend(partitions.iter().cloned().map(|at| Wanted {
+                at,
+                start,
+                since: now,
+                failures: 0,
+                due: Some(now),
+            }));
+    }
+
+    /// Partitions are not ours any more.
+    pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
+        self.wanted
+            .retain(|wanted| !partitions.contains(&wanted.at));
+    }
+
+    /// Whether a partition is looked for.
+    pub(super) fn looks_for(&self, at: &TopicPartition) -> bool {
+        self.wanted.iter().any(|wanted| wanted.at == *at)
+    }
+
+    /// Whether nothing is looked for and no answer is awaited.
+    pub(super) fn is_idle(&self) -> bool {
+        self.wanted.is_empty() && self.questions.is_empty()
+    }
+
+    /// Asks what is due and takes what was answered.
+    pub(super) fn proceed(&mut self, context: &mut Context<'_>, out: &mut Vec<SourceEvent>) {
+        self.ask_due(context, out);
+        while let Some((token, answer)) = context.connection.next_answer() {
+            let Some(question) = self.questions.remove(&token) else {
+                continue;
+            };
+            match question {
+                Question::Committed { partitions, topics } => {
+                    self.committed(partitions, topics, answer, context, out);
+                }
+                Question::Offsets { open } => self.offsets(open, answer, context, out),
+            }
+        }
+    }
+
+    /// Asks for the commits of the partitions that are due and whose topics are known.
+    fn ask_due(&mut self, context: &mut Context<'_>, out: &mut Vec<SourceEvent>) {
+        let now = Instant::now();
+        let due: Vec<(TopicPartition, Instant)> = self
+            .wanted
+            .iter()
+            .filter(|wanted| wanted.due.is_some_and(|due| due <= now))
+            .map(|wanted| (wanted.at.clone(), wanted.since))
+            .collect();
+        let mut topics = BTreeMap::new();
+        let mut known = Vec::new();
+        for (at, since) in due {
+            match topic_of(context, &at) {
+                TopicState::Exists { id, partitions } => {
+                    topics.insert(at.topic.clone(), Topic { id, partitions });
+                    known.push(at);
+                }
+                // librdkafka asks for it; looked at again in the next turn.
+                TopicState::Unknown if since.elapsed() < context.timeout => {}
+                TopicState::Unknown => {
+                    self.failed(&[at], "the cluster does not describe the topic", out);
+                }
+                TopicState::Missing => {
+                    let reason = "the topic does not exist, or may not be described";
+                    self.failed(&[at], reason, out);
+                }
+            }
+        }
+        if known.is_empty() {
+            return;
+        }
+        for wanted in &mut self.wanted {
+            if known.contains(&wanted.at) {
+                wanted.due = None;
+            }
+        }
+        let asked = self.with_others(&known, &topics);
+        let token = self.next_token();
+        if context
+            .connection
+            .ask_committed(context.group, &asked, token, context.timeout)
+        {
+            let question = Question::Committed {
+                partitions: known,
+                topics,
+            };
+            self.questions.insert(token, question);
+        } else {
+            self.failed(&known, "the group cannot be asked for its commits", out);
+        }
+    }
+
+    /// The partitions, and the others of their topics where a partition without a commit may be a new one.
+    fn with_others(
+        &self,
+        partitions: &[TopicPartition],
+        topics: &BTreeMap<Arc<str>, Topic>,
+    ) -> TopicPartitionList {
+        let mut all = partitions.to_vec();
+        for at in partitions {
+            let asks = self
+                .wanted
+                .iter()
+                .any(|wanted| wanted.at == *at && wanted.start != StartAt::Earliest);
+            if asks && let Some(topic) = topics.get(&at.topic) {
+                all.extend((0..topic.partitions).map(|partition| TopicPartition {
+                    topic: at.topic.clone(),
+                    partition,
+                }));
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        list_of(&all)
+    }
+
+    fn committed(
+        &mut self,
+        partitions: Vec<TopicPartition>,
+        topics: BTreeMap<Arc<str>, Topic>,
+        answer: Answer,
+        context: &mut Context<'_>,
+        out: &mut Vec<SourceEvent>,
+    ) {
+        let entries = match answer {
+            Answer::Committed(entries) => entries,
+            Answer::Failed(reason) => {
+                let reason = format!("cannot read the group's commits: {reason}");
+                return self.failed(&partitions, &reason, out);
+            }
+            other => return self.failed(&partitions, &unexpected(&other), out),
+        };
+        let mut commits = BTreeMap::new();
+        let mut refused = BTreeMap::new();
+        for entry in entries {
+            let at = place_of(&entry);
+            if entry.error_code != 0 {
+                refused.insert(at, describe(entry.error_code));
+            } else if entry.offset >= 0 {
+                let commit = Commit {
+                    offset: entry.offset,
+                    leader_epoch: entry.leader_epoch,
+                    metadata: entry.metadata,
+                };
+                commits.insert(at, commit);
+            }
+        }
+        let mut found = Vec::new();
+        let mut open = Vec::new();
+        for at in self.still_wanted(partitions) {
+            if let Some(reason) = refused.get(&at) {
+                let reason = format!("cannot read the committed offset: {reason}");
+                self.failed(&[at], &reason, out);
+                continue;
+            }
+            let Some(topic) = topics.get(&at.topic) else {
+                continue;
+            };
+            let others: Vec<_> = commits
+                .iter()
+                .filter(|(other, _)| other.topic == at.topic && **other != at)
+                .map(|(other, commit)| (other.clone(), commit.clone()))
+                .collect();
+            let start = self.start_of(&at);
+            let decision = decide(
+                &at,
+                &Evidence {
+                    group: context.group,
+                    topic_id: topic.id,
+                    commit: commits.get(&at),
+                    others: &others,
+                    generation: context.generation,
+                    start,
+                },
+            );
+            match decision.start {
+                StartAt::Offset(offset) => found.push(decision.found(at, topic.id, offset)),
+                _ => open.push(Open {
+                    topic_id: topic.id,
+                    at,
+                    decision,
+                }),
+            }
+        }
+        self.found(found, out);
+        self.ask_offsets(open, context, out);
+    }
+
+    /// Asks each leader for itself: one that does not answer holds its own partitions alone.
+    fn ask_offsets(
+        &mut self,
+        open: Vec<Open>,
+        context: &mut Context<'_>,
+        out: &mut Vec<SourceEvent>,
+    ) {
+        let mut by_leader: BTreeMap<Option<i32>, Vec<Open>> = BTreeMap::new();
+        for one in open {
+            let topic = context.connection.topic_id(&one.at.topic);
+            let leader = topic.map_or(Err(NoLeader), |topic| {
+                context.connection.leader(topic, one.at.partition)
+            });
+            match leader {
+                Ok(leader) => by_leader.entry(leader).or_default().push(one),
+                Err(NoLeader) => self.failed(&[one.at], "the partition has no leader", out),
+            }
+        }
+        for open in by_leader.into_values() {
+            let wanted: Vec<_> = open
+                .iter()
+                .map(|one| (one.at.clone(), spec_of(one.decision.start)))
+                .collect();
+            let token = self.next_token();
+            if context.connection.ask_offsets(
+                &wanted,
+                context.read_committed,
+                token,
+                context.timeout,
+            ) {
+                self.questions.insert(token, Question::Offsets { open });
+            } else {
+                let reason = "the cluster cannot be asked for offsets";
+                self.failed(&places(&open), reason, out);
+            }
+        }
+    }
+
+    fn offsets(
+        &mut self,
+        open: Vec<Open>,
+        answer: Answer,
+        context: &mut Context<'_>,
+        out: &mut Vec<SourceEvent>,
+    ) {
+        let entries = match answer {
+            Answer::Offsets(entries) => entries,
+            Answer::Failed(reason) => {
+                let reason = format!("cannot look up offsets: {reason}");
+                return self.failed(&places(&open), &reason, out);
+            }
+            other => return self.failed(&places(&open), &unexpected(&other), out),
+        };
+        let mut found = Vec::new();
+        let mut again = Vec::new();
+        for mut one in open {
+            if !self.looks_for(&one.at) {
+                continue;
+            }
+            let entry = entries.iter().find(|entry| place_of(entry) == one.at);
+            match entry {
+                Some(entry) if entry.error_code != 0 => {
+                    let reason =
+                        format!("cannot look up its offset: {}", describe(entry.error_code));
+                    self.failed(&[one.at], &reason, out);
+                }
+                Some(entry) if entry.offset >= 0 => {
+                    found.push(one.decision.found(one.at, one.topic_id, entry.offset));
+                }
+                // There is no record at or after that time yet: begin at the end.
+                Some(_) if matches!(one.decision.start, StartAt::Time(_)) => {
+                    one.decision.start = StartAt::Latest;
+                    again.push(one);
+                }
+                _ => self.failed(&[one.at], "the leader does not say its offset", out),
+            }
+        }
+        self.found(found, out);
+        self.ask_offsets(again, context, out);
+    }
+
+    fn found(&mut self, found: Vec<Found>, out: &mut Vec<SourceEvent>) {
+        if found.is_empty() {
+            return;
+        }
+        for one in &found {
+            self.wanted.retain(|wanted| wanted.at != one.at);
+        }
+        out.push(SourceEvent::Found(found));
+    }
+
+    fn failed(&mut self, partitions: &[TopicPartition], reason: &str, out: &mut Vec<SourceEvent>) {
+        let now = Instant::now();
+        for wanted in &mut self.wanted {
+            if !partitions.contains(&wanted.at) {
+                continue;
+            }
+            let pause = FIRST_RETRY.saturating_mul(1 << wanted.failures.min(10));
+            wanted.due = Some(now + pause.min(LONGEST_RETRY));
+            wanted.failures += 1;
+            out.push(SourceEvent::NotFound {
+                at: wanted.at.clone(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn still_wanted(&self, partitions: Vec<TopicPartition>) -> Vec<TopicPartition> {
+        partitions
+            .into_iter()
+            .filter(|at| self.looks_for(at))
+            .collect()
+    }
+
+    fn start_of(&self, at: &TopicPartition) -> StartAt {
+        let wanted = self.wanted.iter().find(|wanted| wanted.at == *at);
+        wanted.map_or(StartAt::Earliest, |wanted| wanted.start)
+    }
+
+    fn next_token(&mut self) -> usize {
+        self.last_token += 1;
+        self.last_token
+    }
+}
+
+/// What the client's metadata says of a partition's topic; asks for it if it says nothing.
+fn topic_of(context: &mut Context<'_>, at: &TopicPartition) -> TopicState {
+    let topic = context.connection.topic_id(&at.topic);
+    topic.map_or(TopicState::Missing, |topic| {
+        context.connection.topic_state(topic)
+    })
+}
+
+fn places(open: &[Open]) -> Vec<TopicPartition> {
+    open.iter().map(|one| one.at.clone()).collect()
+}
+
+fn place_of(entry: &ListEntry) -> TopicPartition {
+    TopicPartition {
+        topic: entry.topic.as_str().into(),
+        partition: entry.partition,
+    }
+}
+
+fn spec_of(start: StartAt) -> OffsetSpec {
+    match start {
+        StartAt::Earliest => OffsetSpec::Earliest,
+        StartAt::Latest => OffsetSpec::Latest,
+        StartAt::Time(ms) | StartAt::Offset(ms) => OffsetSpec::Time(ms),
+    }
+}
+
+fn unexpected(answer: &Answer) -> String {
+    format!("an answer to another question came: {answer:?}")
+}

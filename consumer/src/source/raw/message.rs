@@ -1,0 +1,192 @@
+//! A message of the client's memory: its parts in place, and its end.
+
+use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rdkafka_sys as sys;
+use sluicegate_abi::header_block;
+
+use super::headers::{PublicHeaders, agree};
+#[cfg(raw_headers)]
+use super::sluicegate_headers_shim_fits;
+use super::{LIVE, TopicId, bytes, describe};
+
+#[cfg(raw_headers)]
+unsafe extern "C" {
+    fn sluicegate_header_block(
+        message: *const sys::rd_kafka_message_t,
+        block: *mut *const c_void,
+    ) -> usize;
+}
+
+/// Set once the shim and the public call have disagreed on a record: from then on headers are re-encoded.
+static PUBLIC_HEADERS: AtomicBool = AtomicBool::new(!cfg!(raw_headers));
+
+/// A message that this thread owns: a fetched record, or a partition's error entry.
+#[derive(Debug)]
+pub(in crate::source) struct Message(NonNull<sys::rd_kafka_message_t>);
+
+impl Message {
+    /// Takes over a message that was taken from a queue; it counts in [`LIVE`] already.
+    pub(super) fn owned(message: NonNull<sys::rd_kafka_message_t>) -> Self {
+        Self(message)
+    }
+
+    /// The error code of an error entry; 0 for a record.
+    pub(in crate::source) fn error_code(&self) -> i32 {
+        // SAFETY: the message is alive; the field is a C enum, read as the integer that it is.
+        unsafe { (&raw const (*self.0.as_ptr()).err).cast::<i32>().read() }
+    }
+
+    /// The words of an error entry.
+    pub(in crate::source) fn error_text(&self) -> String {
+        let words = self
+            .value()
+            .map(|text| String::from_utf8_lossy(text).into_owned());
+        words.unwrap_or_else(|| describe(self.error_code()))
+    }
+
+    pub(in crate::source) fn topic(&self) -> TopicId {
+        // SAFETY: the message is alive.
+        TopicId(unsafe { (*self.0.as_ptr()).rkt } as usize)
+    }
+
+    pub(in crate::source) fn partition(&self) -> i32 {
+        // SAFETY: the message is alive.
+        unsafe { (*self.0.as_ptr()).partition }
+    }
+
+    pub(in crate::source) fn offset(&self) -> i64 {
+        // SAFETY: the message is alive.
+        unsafe { (*self.0.as_ptr()).offset }
+    }
+
+    /// Milliseconds, -1 when there is none.
+    pub(in crate::source) fn timestamp_ms(&self) -> i64 {
+        // SAFETY: the message is alive; a null type pointer is allowed.
+        unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), std::ptr::null_mut()) }
+    }
+
+    /// Epoch of the leader that took it, -1 when the broker gives none.
+    pub(in crate::source) fn leader_epoch(&self) -> i32 {
+        // SAFETY: the message is alive and consumed.
+        unsafe { sys::rd_kafka_message_leader_epoch(self.0.as_ptr()) }
+    }
+
+    pub(in crate::source) fn key(&self) -> Option<&[u8]> {
+        // SAFETY: the message is alive; pointer and length describe its key, null for a null key.
+        unsafe {
+            let message = self.0.as_ptr();
+            bytes((*message).key, (*message).key_len)
+        }
+    }
+
+    pub(in crate::source) fn value(&self) -> Option<&[u8]> {
+        // SAFETY: the message is alive; pointer and length describe its value, null for a null value.
+        unsafe {
+            let message = self.0.as_ptr();
+            bytes((*message).payload, (*message).len)
+        }
+    }
+
+    /// Asks the processor to fetch the message and what librdkafka keeps around it.
+    pub(in crate::source) fn prefetch(&self) {
+        prefetch(self.0.as_ptr());
+    }
+
+    /// The header block in place, or nothing where the shim is not built.
+    pub(in crate::source) fn header_block(&self) -> &[u8] {
+        #[cfg(raw_headers)]
+        {
+            let mut block = std::ptr::null();
+            // SAFETY: the message is alive and consumed; the block lives in its fetch buffer, as key and value do.
+            unsafe {
+                let len = sluicegate_header_block(self.0.as_ptr(), &mut block);
+                bytes(block.cast_mut(), len).unwrap_or_default()
+            }
+        }
+        #[cfg(not(raw_headers))]
+        &[]
+    }
+
+    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; where the two differ for
+    /// no reason that lies in the record, the public call is used for good.
+    pub(in crate::source) fn headers_are_in_place(&self, check: bool) -> bool {
+        if check && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
+            #[cfg(raw_headers)]
+            let fits = sluicegate_headers_shim_fits() != 0;
+            #[cfg(not(raw_headers))]
+            let fits = false;
+            // A library of another version is not read in place even once.
+            if !(fits && agree(self.header_block(), &self.public_headers())) {
+                tracing::warn!(
+                    offset = self.offset(),
+                    "record headers cannot be read in place with this librdkafka; reading them the slow way"
+                );
+                PUBLIC_HEADERS.store(true, Ordering::Relaxed);
+            }
+        }
+        !PUBLIC_HEADERS.load(Ordering::Relaxed)
+    }
+
+    /// The header block, encoded from what librdkafka's public call gives; empty for none.
+    pub(in crate::source) fn public_header_block(&self) -> Vec<u8> {
+        match self.public_headers() {
+            PublicHeaders::Block(block) => block,
+            PublicHeaders::None | PublicHeaders::Malformed => Vec::new(),
+        }
+    }
+
+    /// What librdkafka's public call gives, encoded.
+    fn public_headers(&self) -> PublicHeaders {
+        let mut out = Vec::new();
+        let mut headers = std::ptr::null_mut();
+        // SAFETY: the message is alive; the list belongs to it and is only read; names are C strings.
+        unsafe {
+            match sys::rd_kafka_message_headers(self.0.as_ptr(), &mut headers) {
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+                sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NOENT => return PublicHeaders::None,
+                _ => return PublicHeaders::Malformed,
+            }
+            let pairs = (0..sys::rd_kafka_header_cnt(headers)).map(|index| {
+                let mut name = std::ptr::null();
+                let mut value = std::ptr::null();
+                let mut len = 0;
+                sys::rd_kafka_header_get_all(headers, index, &mut name, &mut value, &mut len);
+                let name = CStr::from_ptr(name).to_bytes();
+                (name, bytes(value.cast_mut(), len))
+            });
+            header_block::write(&mut out, pairs);
+        }
+        PublicHeaders::Block(out)
+    }
+}
+
+/// Messages between the one that is taken and the one whose memory is fetched ahead: another core wrote them last.
+pub(super) const PREFETCH: usize = 8;
+
+/// Asks the processor for the cache lines of a message that are read later. Elsewhere than on x86-64 it does nothing.
+pub(super) fn prefetch(message: *const sys::rd_kafka_message_t) {
+    #[cfg(target_arch = "x86_64")]
+    for line in LINES {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = message.cast::<i8>().wrapping_offset(line * 64);
+        // SAFETY: a prefetch reads nothing as far as the program can see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = message;
+}
+
+/// The cache lines around a message that librdkafka's operation of it takes up: its head lies before the message.
+#[cfg(target_arch = "x86_64")]
+const LINES: [isize; 6] = [-2, -1, 0, 1, 2, 3];
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        LIVE.set(LIVE.get().wrapping_sub(1));
+        // SAFETY: this was the only owner, and the client is alive: `Connection` outlives its messages.
+        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) }
+    }
+}

@@ -1,0 +1,249 @@
+//! Situation: partitions begin for the first time, again after a restart, in a topic that was created anew, without a leader,
+//! and in a cluster that is another one.
+//! Property: an offset counts in its own topic alone and nothing of a new one is skipped (G2, G12); where a partition without a
+//! commit begins is decided once; a later owner's fencing token is higher (G4); one partition holds no other one up (G8).
+//! Needs: Kafka of its own.
+//! Command: `cargo xtask test --scenario beginnings`
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use e2e::client::{Client, Outgoing, Read};
+use e2e::kafka::{Kafka, KafkaOptions};
+use e2e::process::Signal;
+use e2e::service::Service;
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+
+const SOON: Duration = Duration::from_secs(60);
+/// Metadata comes often, so that new partitions and topics are seen soon.
+const CLIENT: &str = "  client: { topic.metadata.refresh.interval.ms: 1000 }";
+
+struct Copied {
+    client: Client,
+    workdir: Workdir,
+    source: String,
+    copy: String,
+}
+
+/// A service that copies `source`, which has so many partitions, with the provenance of each record.
+fn copied(bootstrap: &str, partitions: i32, start: &str) -> Copied {
+    let client = Client::new(bootstrap);
+    let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
+    client.create_topic(&source, partitions);
+    client.create_topic(&copy, 1);
+    let workdir = Workdir::empty();
+    workdir.write(
+        "sluicegate.yaml",
+        &format!(
+            "kafka:\n  bootstrap_servers: {bootstrap}\n  group_id: {group}\n  start: {start}\n{CLIENT}\n\
+             handlers:\n  file: {{ folder: handlers.d }}\n\
+             plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
+             processing: {{ commit_interval: 200ms }}\n"
+        ),
+    );
+    workdir.plugins(&["relay"]);
+    workdir.spec(
+        "copy",
+        &format!(
+            "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n\
+             config: {{ topic: {copy}, provenance: true }}\n"
+        ),
+    );
+    Copied {
+        client,
+        workdir,
+        source,
+        copy,
+    }
+}
+
+impl Copied {
+    /// Writes so many records to each of the partitions, told apart by `name`.
+    fn produce(&self, partitions: &[i32], name: &str, count: usize) {
+        let records = partitions.iter().flat_map(|&partition| {
+            (0..count).map(move |n| {
+                Outgoing::new(&format!("k{n}"), format!("{name}-{partition}-{n}"))
+                    .partition(partition)
+            })
+        });
+        self.client.produce(&self.source, records);
+    }
+
+    /// How often each value was copied whose name begins so.
+    fn copies(&self, name: &str) -> BTreeMap<String, usize> {
+        let mut copies = BTreeMap::new();
+        self.client.for_each(&self.copy, |copy: Read| {
+            let value = copy.text();
+            if value.starts_with(name) {
+                *copies.entry(value).or_default() += 1;
+            }
+        });
+        copies
+    }
+
+    /// Waits until so many records of that name are copied, and checks that each is copied once.
+    fn await_copies(&self, name: &str, count: usize) {
+        wait_for(&format!("{count} copies of {name}"), SOON, || {
+            match self.copies(name).len() {
+                found if found == count => Ok(()),
+                found => Err(format!("{found} copies")),
+            }
+        });
+        let twice: Vec<_> = self
+            .copies(name)
+            .into_iter()
+            .filter(|(_, n)| *n > 1)
+            .collect();
+        assert!(twice.is_empty(), "copied again: {twice:?}");
+    }
+
+    /// The tokens under which each partition's records were handled, in the order of the copies.
+    fn tokens(&self, partition: i32) -> Vec<u64> {
+        let mut tokens = Vec::new();
+        self.client.for_each(&self.copy, |copy: Read| {
+            let source = copy.header("sluicegate.source").expect("a source");
+            if source.contains(&format!("/{partition}/")) {
+                let token = copy.header("sluicegate.epoch").expect("a token");
+                tokens.push(token.parse().expect("a number"));
+            }
+        });
+        tokens.dedup();
+        tokens
+    }
+}
+
+#[test]
+fn a_topic_that_is_created_again_is_read_from_its_beginning_while_running_and_after_a_stop() {
+    let kafka = Kafka::shared();
+    let run = copied(kafka.bootstrap(), 2, "earliest");
+    let mut service = Service::ready(&run.workdir, &[]);
+    run.produce(&[0, 1], "first", 30);
+    run.await_copies("first", 60);
+    service.wait_caught_up(SOON);
+
+    // While it runs. The new topic is longer than the old one was read, so that the old offset is one of it.
+    run.client.delete_topic(&run.source);
+    run.client.create_topic(&run.source, 2);
+    run.produce(&[0, 1], "second", 60);
+    run.await_copies("second", 120);
+    wait_for("the metric", SOON, || {
+        let recreated = service.metrics()?.sum(
+            "sluicegate_topic_recreated_total",
+            &[("topic", &run.source)],
+        );
+        if recreated == 2.0 {
+            Ok(())
+        } else {
+            Err(format!("{recreated} partitions"))
+        }
+    });
+    run.produce(&[0, 1], "third", 10);
+    run.await_copies("third", 20);
+    let log = service.process().log();
+    assert_eq!(log.matches("recreated topic").count(), 1, "{log}");
+
+    // While nobody reads it.
+    assert!(service.stop(SOON).success());
+    run.client.delete_topic(&run.source);
+    run.client.create_topic(&run.source, 2);
+    run.produce(&[0, 1], "fourth", 100);
+    let mut service = Service::ready(&run.workdir, &[]);
+    run.await_copies("fourth", 200);
+    assert!(service.stop(SOON).success());
+    for partition in [0, 1] {
+        let tokens = run.tokens(partition);
+        let ascending = tokens.windows(2).all(|pair| pair[0] < pair[1]);
+        assert!(tokens.len() >= 3 && ascending, "{tokens:?} (G4)");
+    }
+}
+
+#[test]
+fn latest_is_decided_once_and_partitions_that_come_later_begin_at_their_beginning() {
+    let kafka = Kafka::shared();
+    let run = copied(kafka.bootstrap(), 2, "latest");
+    run.produce(&[0, 1], "before", 5);
+    let mut service = Service::ready(&run.workdir, &[]);
+    service.wait_caught_up(SOON);
+    run.produce(&[0], "seen", 5);
+    run.await_copies("seen", 5);
+    assert!(service.stop(SOON).success());
+    // Partition 1 has not had a record yet.
+    run.produce(&[0, 1], "between", 10);
+    let mut service = Service::ready(&run.workdir, &[]);
+    run.await_copies("between", 20);
+
+    run.client.add_partitions(&run.source, 4);
+    run.produce(&[2, 3], "added", 20);
+    run.await_copies("added", 40);
+    assert!(service.stop(SOON).success());
+    assert!(run.copies("before").is_empty(), "latest is after these");
+}
+
+#[test]
+fn a_partition_without_a_leader_holds_no_other_one_up() {
+    let mut kafka = Kafka::start(&KafkaOptions {
+        nodes: 3,
+        heap_mb: 320,
+        ..KafkaOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("{error:#}"));
+    let run = copied(kafka.bootstrap(), 6, "earliest");
+    let all: Vec<i32> = (0..6).collect();
+    run.produce(&all, "waiting", 10);
+    let lost = all
+        .iter()
+        .copied()
+        .filter(|partition| run.client.leader(&run.source, *partition) == 3)
+        .collect::<Vec<_>>();
+    assert!(!lost.is_empty() && lost.len() < all.len(), "{lost:?}");
+    kafka
+        .stop_node(2, Signal::TERM)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let mut service = Service::start(&run.workdir, &[]);
+    let there = all.len() - lost.len();
+    wait_for("the partitions that have a leader", SOON, || {
+        match run.copies("waiting").len() {
+            found if found == there * 10 => Ok(()),
+            found => Err(format!("{found} copies")),
+        }
+    });
+    wait_for("what the others wait for", SOON, || {
+        let partitions = service.partitions()?;
+        let starting = partitions
+            .iter()
+            .filter(|partition| partition["state"] == "starting")
+            .count();
+        if starting == lost.len() {
+            Ok(())
+        } else {
+            Err(format!("{partitions:?}"))
+        }
+    });
+    kafka
+        .start_node(2)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    run.await_copies("waiting", 60);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn another_cluster_at_the_same_address_ends_the_service_with_a_reason() {
+    let options = KafkaOptions::default();
+    let mut kafka = Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"));
+    let run = copied(kafka.bootstrap(), 1, "earliest");
+    let mut service = Service::ready(&run.workdir, &[]);
+    run.produce(&[0], "first", 10);
+    run.await_copies("first", 10);
+    kafka
+        .replace_cluster(&options)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let status = service
+        .process()
+        .wait(SOON)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(!status.success(), "{status}");
+    let log = service.process().log();
+    assert!(log.contains("another Kafka cluster answers"), "{log}");
+}
