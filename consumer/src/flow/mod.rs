@@ -32,6 +32,8 @@ mod rest;
 pub mod slab;
 mod tasks;
 #[cfg(test)]
+// Lists of one range are meant.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests;
 mod topic_name;
 

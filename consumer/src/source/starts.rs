@@ -128,6 +128,8 @@ fn has_history(evidence: &Evidence<'_>) -> bool {
 }
 
 #[cfg(test)]
+// Lists of one range are meant.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 
