@@ -13,7 +13,7 @@ holds it to that.
 - `${env:NAME}` and `${file:PATH}` stand for values from elsewhere, in any value. What they give never shows in logs, errors or
   the API. `$${` stands for the characters `${`.
 - `SLUICEGATE__KAFKA__GROUP_ID=x` in the environment replaces `kafka.group_id`; `--set kafka.group_id=x` replaces both. Below
-  `kafka.client`, `_` in the variable's name stands for `.`: `SLUICEGATE__KAFKA__CLIENT__SESSION_TIMEOUT_MS`.
+  `kafka.client` and `kafka.producer`, `_` in the variable's name stands for `.`: `SLUICEGATE__KAFKA__CLIENT__SESSION_TIMEOUT_MS`.
 - Relative paths begin at the folder of the config file.
 - Durations have units (`100ms`, `1.5s`, `1h30m`), sizes too (`256MiB`, `10kB`).
 - At most 1 MiB, 64 levels and 50,000 values, aliases expanded.
@@ -72,11 +72,12 @@ At most 16 levels and 1,024 branches and leaves.
 pub fn config_page() -> String {
     let mut page = CONFIG_HEAD.to_owned();
     page.push_str(&table(&SERVICE));
-    page.push_str("\n## Keys of librdkafka that are refused\n\n| key under `kafka.client` | why |\n|---|---|\n");
+    page.push_str("\n## Keys of librdkafka that are refused\n\n| key under `kafka.client` or `kafka.producer` | why |\n|---|---|\n");
     for (key, reason) in owned_client_keys() {
         page.push_str(&format!("| `{key}` | {reason} |\n"));
     }
     page.push_str("| `*_cb` | is a callback and cannot be set from a text |\n");
+    page.push_str("\nA key that only consumers have is refused under `kafka.producer`, one that only producers have under `kafka.client`.\n");
     page
 }
 

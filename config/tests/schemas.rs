@@ -138,6 +138,7 @@ fn the_reference_pages_names_are_all_there() {
             "client",
             "clients",
             "group_id",
+            "producer",
             "start"
         ]
     );

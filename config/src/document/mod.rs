@@ -17,7 +17,7 @@ pub(crate) use json::to_json;
 pub(crate) use parse::{MAX_BYTES, parse, read_text};
 pub(crate) use quantity::{format_duration, format_size, parse_duration};
 pub(crate) use reference::resolve;
-pub(crate) use suggest::did_you_mean;
+pub(crate) use suggest::{did_you_mean, nearest};
 pub(crate) use table::{Field, Kind, Later, Need, Object, TextRule, Word, words};
 
 use std::fmt;

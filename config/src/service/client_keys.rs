@@ -1,4 +1,5 @@
-//! `kafka.client`: librdkafka keys that pass, and those that do not because the service owns them.
+//! `kafka.client` and `kafka.producer`: librdkafka keys that pass, and those that do not because the service owns them or
+//! because they are the other map's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,9 +7,42 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::ClientValue;
-use super::client_key_names::KNOWN;
-use crate::document::{Checker, Entry, Node, Scalar, Value, did_you_mean, join};
+use super::client_key_names::{CONSUMER_ONLY, KNOWN, PRODUCER_ONLY};
+use crate::document::{Checker, Entry, Node, Scalar, Value, did_you_mean, join, nearest};
 use crate::secret::Secret;
+
+/// Which clients a map is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientRole {
+    /// `kafka.client`: consumers; the keys of the connection hold for all clients.
+    Consumer,
+    /// `kafka.producer`: what emits and writes dead letters.
+    Producer,
+}
+
+impl ClientRole {
+    /// The other map.
+    fn other(self) -> &'static str {
+        match self {
+            Self::Consumer => "kafka.producer",
+            Self::Producer => "kafka.client",
+        }
+    }
+
+    /// Keys that belong into the other map, and what to say of one.
+    fn foreign(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Self::Consumer => (
+                PRODUCER_ONLY,
+                "is a producer's; set it under `kafka.producer`",
+            ),
+            Self::Producer => (
+                CONSUMER_ONLY,
+                "is a consumer's; set it under `kafka.client`",
+            ),
+        }
+    }
+}
 
 /// Keys that the service owns, with the sentence that goes on after the key.
 const OWNED: &[(&str, &str)] = &[
@@ -146,7 +180,11 @@ pub(crate) fn owned_client_keys() -> impl Iterator<Item = (&'static str, &'stati
 }
 
 /// Why a key is refused, if it is.
-fn refusal(key: &str) -> Option<String> {
+fn refusal(key: &str, role: ClientRole) -> Option<String> {
+    let (foreign, reason) = role.foreign();
+    if foreign.contains(&key) {
+        return Some(format!("`{key}` {reason}"));
+    }
     if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| *owned == key) {
         return Some(format!("`{key}` {reason}"));
     }
@@ -158,9 +196,15 @@ fn refusal(key: &str) -> Option<String> {
     if KNOWN.contains(&key) {
         return None;
     }
-    let owned =
-        |known: &&str| OWNED.iter().any(|(owned, _)| owned == known) || known.ends_with("_cb");
-    let hint = did_you_mean(key, KNOWN.iter().copied().filter(|known| !owned(known)));
+    let owned = |known: &&str| OWNED.iter().any(|(owned, _)| owned == known);
+    let passes =
+        |known: &&str| !owned(known) && !known.ends_with("_cb") && !foreign.contains(known);
+    let mut hint = did_you_mean(key, KNOWN.iter().copied().filter(passes));
+    if hint.is_empty()
+        && let Some(near) = nearest(key, foreign.iter().copied())
+    {
+        hint = format!("; did you mean `{near}` under `{}`?", role.other());
+    }
     Some(format!("`{key}` is no librdkafka key{hint}"))
 }
 
@@ -187,6 +231,7 @@ fn is_path(key: &str) -> bool {
 pub(crate) fn read(
     node: &Node,
     path: &str,
+    role: ClientRole,
     base: &Path,
     checker: &mut Checker<'_>,
 ) -> BTreeMap<String, ClientValue> {
@@ -201,7 +246,7 @@ pub(crate) fn read(
     let mut client = BTreeMap::new();
     for entry in entries {
         let path = join(path, &entry.key);
-        if let Some(reason) = refusal(&entry.key) {
+        if let Some(reason) = refusal(&entry.key, role) {
             checker.report(&entry.key_place, &path, reason);
             continue;
         }
@@ -228,9 +273,19 @@ fn read_value(entry: &Entry, scalar: &Scalar, base: &Path) -> ClientValue {
     }
 }
 
-/// The map's JSON Schema.
-pub(crate) fn schema() -> Json {
-    let refused: Vec<&str> = OWNED.iter().map(|(key, _)| *key).collect();
+/// The JSON Schema of `kafka.client`.
+pub(crate) fn consumer_schema() -> Json {
+    schema(ClientRole::Consumer)
+}
+
+/// The JSON Schema of `kafka.producer`.
+pub(crate) fn producer_schema() -> Json {
+    schema(ClientRole::Producer)
+}
+
+fn schema(role: ClientRole) -> Json {
+    let owned = OWNED.iter().map(|(key, _)| *key);
+    let refused: Vec<&str> = owned.chain(role.foreign().0.iter().copied()).collect();
     json!({
         "type": "object",
         "propertyNames": { "not": { "anyOf": [{ "enum": refused }, { "pattern": "_cb$" }] } },
@@ -251,22 +306,48 @@ mod tests {
     }
 
     #[test]
-    fn tuning_keys_pass_and_owned_ones_name_their_substitute() {
-        for key in [
-            "session.timeout.ms",
-            "sasl.password",
-            "ssl.ca.location",
-            "client.id",
-            "group.protocol",
-        ] {
-            assert_eq!(refusal(key), None, "{key}");
+    fn every_key_of_one_role_is_known_and_not_owned() {
+        for key in CONSUMER_ONLY.iter().chain(PRODUCER_ONLY) {
+            assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
+            assert!(OWNED.iter().all(|(owned, _)| owned != key), "{key}");
         }
-        assert!(refusal("group.id").unwrap().contains("kafka.group_id"));
-        assert!(refusal("rebalance_cb").unwrap().contains("callback"));
+    }
+
+    #[test]
+    fn tuning_keys_pass_and_owned_ones_name_their_substitute() {
+        let (consumer, producer) = (ClientRole::Consumer, ClientRole::Producer);
+        for key in ["session.timeout.ms", "group.protocol"] {
+            assert_eq!(refusal(key, consumer), None, "{key}");
+            assert!(refusal(key, producer).unwrap().contains("kafka.client"));
+        }
+        for key in ["batch.size", "linger.ms", "message.timeout.ms"] {
+            assert_eq!(refusal(key, producer), None, "{key}");
+            assert!(refusal(key, consumer).unwrap().contains("kafka.producer"));
+        }
+        for role in [consumer, producer] {
+            for key in [
+                "sasl.password",
+                "ssl.ca.location",
+                "client.id",
+                "message.max.bytes",
+            ] {
+                assert_eq!(refusal(key, role), None, "{key}");
+            }
+            assert!(
+                refusal("group.id", role)
+                    .unwrap()
+                    .contains("kafka.group_id")
+            );
+            assert!(refusal("acks", role).unwrap().contains("always `all`"));
+            assert!(refusal("rebalance_cb", role).unwrap().contains("callback"));
+        }
+        let hint = |key, role| refusal(key, role).unwrap();
+        assert!(hint("sesion.timeout.ms", consumer).contains("did you mean `session.timeout.ms`"));
+        assert!(hint("batch.sizes", producer).contains("did you mean `batch.size`"));
+        let elsewhere = hint("linger", consumer);
         assert!(
-            refusal("sesion.timeout.ms")
-                .unwrap()
-                .contains("did you mean `session.timeout.ms`")
+            elsewhere.contains("did you mean `linger.ms` under `kafka.producer`"),
+            "{elsewhere}"
         );
     }
 }

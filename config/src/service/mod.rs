@@ -60,8 +60,10 @@ pub struct KafkaConfig {
     pub clients: usize,
     /// Where a partition without a committed offset begins.
     pub start: Start,
-    /// Further librdkafka keys, none of which the service owns.
+    /// Further librdkafka keys, none of which the service owns; those of the connection hold for producers too.
     pub client: BTreeMap<String, ClientValue>,
+    /// Further librdkafka keys of producers, none of which the service owns.
+    pub producer: BTreeMap<String, ClientValue>,
 }
 
 /// Where a partition without a committed offset begins.

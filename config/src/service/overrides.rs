@@ -8,7 +8,7 @@ use crate::environment::Environment;
 
 const PREFIX: &str = "SLUICEGATE__";
 
-/// Applies every `SLUICEGATE__…` variable. Below `kafka.client`, `_` stands for the `.` of librdkafka's keys.
+/// Applies every `SLUICEGATE__…` variable. Below `kafka.client` and `kafka.producer`, `_` stands for the `.` of librdkafka's keys.
 pub(crate) fn from_environment(
     root: &mut Node,
     environment: &Environment,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::client_keys::ClientRole;
 use super::rules::{parse_address, parse_start};
 use super::table::{DEFAULT_FOLDER, DEFAULT_RESCAN, SERVICE};
 use super::{
@@ -170,18 +171,25 @@ fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option
 }
 
 fn kafka(kafka: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<KafkaConfig> {
-    let client = client_keys::read(
-        kafka.custom("client")?,
-        &kafka.path_of("client"),
-        base,
-        checker,
-    );
+    let mut map = |name, role| {
+        let path = kafka.path_of(name);
+        Some(client_keys::read(
+            kafka.custom(name)?,
+            &path,
+            role,
+            base,
+            checker,
+        ))
+    };
+    let client = map("client", ClientRole::Consumer);
+    let producer = map("producer", ClientRole::Producer);
     Some(KafkaConfig {
         bootstrap_servers: kafka.text("bootstrap_servers")?.to_owned(),
         group_id: kafka.text("group_id")?.to_owned(),
         clients: usize::try_from(kafka.count("clients")).ok()?,
         start: parse_start(kafka.text("start")?).ok()?,
-        client,
+        client: client?,
+        producer: producer?,
     })
 }
 

@@ -115,9 +115,17 @@ static KAFKA: Object = Object {
         },
         Field {
             name: "client",
-            doc: "Further librdkafka keys; those that the service owns are refused with the key to use instead.",
+            doc: "Further librdkafka keys of consumers, and of all clients where they are about the connection; those that the service owns are refused with the key to use instead.",
             kind: Kind::Custom {
-                schema: client_keys::schema,
+                schema: client_keys::consumer_schema,
+            },
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "producer",
+            doc: "Further librdkafka keys of producers, which write what handlers emit and dead letters. `message.max.bytes` is what a consumer can read and 1 MiB for headers, and `queue.buffering.max.kbytes` at least that: the queue bounds the memory that producing takes (about twice as much, since emitted records are kept until they are acknowledged).",
+            kind: Kind::Custom {
+                schema: client_keys::producer_schema,
             },
             need: Need::Default("{}"),
         },
