@@ -2,19 +2,29 @@
 //!
 //! ```text
 //!  worker: EmitGroup::new ─► Emitter::send (each) ─► inbox.push(Finished) ─► EmitGroup::arm
-//!  producer's thread:            └─► EmitGroup::answered (each) ─► the last one pushes Produced
+//!  producer's thread:            └─► Ticket::acknowledged | failed (each) ─► the last one pushes Produced
+//!  pump: Produced ─► all acknowledged: settle
+//!           └─► refused: hold the lane, explain, back off ─► EmitGroup::reopen, send_from the first refused one
 //! ```
 //!
 //! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`.
+//! A group keeps what was emitted until all of it is acknowledged: a refusal is the cluster's answer and costs the record
+//! no attempt (ADR 0020). What is kept is bounded by the producer's queue, and beyond it by the pump's byte budget.
 
+pub mod failure;
 mod group;
 pub mod kafka;
+mod refusal;
+mod slot;
 pub mod topics;
 
-pub use group::{EmitCounts, EmitGroup};
+pub use failure::{EmitFailure, FailureKind};
+pub use group::{EmitCounts, EmitGroup, RefusedEmits, Ticket};
 pub use kafka::KafkaEmitter;
 
 use std::sync::Arc;
+
+use sluicegate_runtime::Emit;
 
 /// A record to produce, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -33,22 +43,56 @@ pub struct Outgoing<'a> {
     pub headers: &'a [u8],
 }
 
-/// Why a record could not be handed to the producer.
-#[derive(Debug, thiserror::Error)]
-pub enum EmitError {
-    /// The producer's queue is full; try again when acknowledgements have come.
-    #[error("the producer's queue is full")]
-    QueueFull,
-    /// The producer refuses this record or is broken.
-    #[error("{0}")]
-    Refused(String),
+impl<'a> From<&'a Emit> for Outgoing<'a> {
+    fn from(emit: &'a Emit) -> Self {
+        Self {
+            topic: &emit.topic,
+            partition: emit.partition,
+            timestamp_ms: emit.timestamp_ms,
+            key: emit.key.as_deref(),
+            value: emit.value.as_deref(),
+            headers: &emit.headers,
+        }
+    }
 }
 
-/// Hands records to a producer with `acks=all`. Called from workers and pumps.
+/// With whom a record goes to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In a batch with whatever else is sent. A refusal of the batch says little about one of its records.
+    Batched,
+    /// In a batch of its own, so that the broker's answer is an answer to it.
+    Alone,
+}
+
+/// What became of a record that was handed over.
+pub enum Sent {
+    /// It is queued; its ticket will be answered.
+    Queued,
+    /// It was refused at once; its ticket is answered.
+    Refused,
+    /// The queue is full; try again when acknowledgements have come.
+    NoRoom(Ticket),
+}
+
+/// Hands records to a producer with `acks=all`. Called from workers and pumps; never blocks.
 pub trait Emitter: Send + Sync {
-    /// Queues one record; its acknowledgement or failure goes to [`EmitGroup::answered`] of `group`, exactly once.
-    ///
-    /// # Errors
-    /// [`EmitError`]; then `group` is not told anything for this record.
-    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError>;
+    /// Queues one record and answers its ticket, sooner or later, exactly once.
+    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent;
+}
+
+/// Sends the records of a group from `first` on, in order, up to one that is refused at once: what stands behind it would
+/// only be sent a second time.
+pub fn send_from(group: &Arc<EmitGroup>, first: u32, way: Way, emitter: &dyn Emitter) {
+    for (index, emit) in group.records().iter().enumerate().skip(first as usize) {
+        let record = Outgoing::from(emit);
+        match emitter.send(&record, way, group.ticket(index as u32)) {
+            Sent::Queued => {}
+            Sent::Refused => return,
+            Sent::NoRoom(ticket) => {
+                ticket.failed(EmitFailure::no_room(&emit.topic));
+                return;
+            }
+        }
+    }
 }

@@ -67,6 +67,25 @@ fn run_refuses_what_validate_refuses() {
 }
 
 #[test]
+fn a_value_that_librdkafka_refuses_is_told_by_validate_and_at_the_start_of_run() {
+    for (map, key, value) in [
+        ("client", "session.timeout.ms", "abc"),
+        ("client", "partition.assignment.strategy", "nonsense"),
+        ("producer", "max.in.flight", "6"),
+    ] {
+        let config = format!("kafka: {{ {map}: {{ {key}: {value} }} }}\n");
+        let folder = folder(&config, SPEC);
+        for command in ["validate", "run"] {
+            let out = sluicegate(folder.path(), &[command, "-c", "sluicegate.yaml"]);
+            assert_eq!(out.status.code(), Some(2), "{command}: {key}");
+            let told = text(&out.stderr);
+            let place = format!("error: sluicegate.yaml: kafka.{map}: ");
+            assert!(told.contains(&place) && told.contains(key), "{told}");
+        }
+    }
+}
+
+#[test]
 fn a_good_config_is_valid_and_overrides_are_checked_too() {
     let folder = folder("{}\n", SPEC);
     let good = [

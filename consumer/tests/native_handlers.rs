@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use sluicegate::admin::HandlerState;
 use sluicegate::dispatch::{Batch, EntryKey, FlightKey, Inbox, PumpMessage};
-use sluicegate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
 use sluicegate::handlers::{HandlerPlan, Registry, RegistrySettings};
 use sluicegate_abi::view::RecordParts;
 use sluicegate_config::spec::{
@@ -53,10 +53,10 @@ fn misbehave() -> &'static Path {
 struct Acknowledging(Mutex<Vec<String>>);
 
 impl Emitter for Acknowledging {
-    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
+    fn send(&self, record: &Outgoing<'_>, _way: Way, ticket: Ticket) -> Sent {
         self.0.lock().unwrap().push(record.topic.to_owned());
-        group.answered(None);
-        Ok(())
+        ticket.acknowledged();
+        Sent::Queued
     }
 }
 
@@ -233,10 +233,10 @@ fn a_panic_costs_one_instance_and_what_was_acknowledged_is_emitted() {
     assert_eq!(codes, [ACK, PANICKED, NOT_RUN]);
     assert!(detail.contains("panic on purpose at in/1/1"), "{detail}");
     let entry = pump.next("answer of the producer", |message| match message {
-        PumpMessage::Produced { entry, error, .. } => Some((entry.index, error.clone())),
+        PumpMessage::Produced { entry, refused, .. } => Some((entry.index, refused.is_none())),
         _ => None,
     });
-    assert_eq!(entry, (0, None));
+    assert_eq!(entry, (0, true));
     assert_eq!(*service.emitter.0.lock().unwrap(), ["out"]);
     pump.give(&plan, batch(1, &[0, 2]));
     assert_eq!(pump.finished().1, [ACK, ACK]);

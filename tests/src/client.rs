@@ -29,6 +29,8 @@ pub struct Outgoing {
     pub value: Option<Vec<u8>>,
     /// Headers in order; names may repeat.
     pub headers: Vec<(String, Vec<u8>)>,
+    /// The timestamp in milliseconds since the epoch, or now.
+    pub timestamp_ms: Option<i64>,
 }
 
 impl Outgoing {
@@ -46,6 +48,13 @@ impl Outgoing {
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The same record with this timestamp.
+    #[must_use]
+    pub fn at(mut self, timestamp_ms: i64) -> Self {
+        self.timestamp_ms = Some(timestamp_ms);
         self
     }
 
@@ -263,6 +272,7 @@ impl Client {
         config
             .set("linger.ms", "20")
             .set("queue.buffering.max.messages", "500000")
+            .set("message.max.bytes", "100000000")
             .set("enable.idempotence", "true");
         config
             .set("compression.type", "none")
@@ -512,6 +522,9 @@ fn base<'a>(topic: &'a str, record: &'a Outgoing) -> BaseRecord<'a, [u8], [u8]> 
     let mut base = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
     if let Some(partition) = record.partition {
         base = base.partition(partition);
+    }
+    if let Some(timestamp_ms) = record.timestamp_ms {
+        base = base.timestamp(timestamp_ms);
     }
     if let Some(key) = &record.key {
         base = base.key(key.as_slice());

@@ -36,8 +36,14 @@ mod source {
     }
 }
 
+#[path = "../../src/emit/failure.rs"]
+mod failure;
 #[path = "../../src/emit/group.rs"]
 mod group;
+
+mod emit {
+    pub use crate::group::RefusedEmits;
+}
 
 #[cfg(all(loom, test))]
 mod loom_models;

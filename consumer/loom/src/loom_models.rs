@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use loom::sync::Notify;
 use loom::thread;
+use sluicegate_runtime::Emit;
 
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::failure::EmitFailure;
 use crate::group::{EmitCounts, EmitGroup};
 use crate::source::Wake;
 
@@ -54,21 +56,27 @@ fn no_message_is_left_lying_while_the_pump_sleeps() {
     });
 }
 
+fn emit(topic: &str) -> Emit {
+    Emit {
+        record: 0,
+        topic: topic.to_owned(),
+        partition: None,
+        timestamp_ms: None,
+        key: None,
+        value: None,
+        headers: Vec::new(),
+    }
+}
+
 #[test]
-fn a_group_is_reported_once_with_its_error_and_after_its_batch() {
+fn a_group_is_reported_once_with_its_refusal_and_after_its_batch() {
     loom::model(|| {
         let inbox = Arc::new(Inbox::new());
-        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY);
-        group.expect_one();
-        group.expect_one();
-        let acknowledged = {
-            let group = group.clone();
-            thread::spawn(move || group.answered(None))
-        };
-        let failed = {
-            let group = group.clone();
-            thread::spawn(move || group.answered(Some("timed out")))
-        };
+        let records = vec![emit("a"), emit("a")];
+        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, None);
+        let (first, second) = (group.ticket(0), group.ticket(1));
+        let acknowledged = thread::spawn(move || first.acknowledged());
+        let failed = thread::spawn(move || second.failed(EmitFailure::no_room("a")));
         // The batch itself; the worker's own share keeps the answer behind it.
         inbox.push(PumpMessage::PoolFree);
         group.arm();
@@ -80,7 +88,7 @@ fn a_group_is_reported_once_with_its_error_and_after_its_batch() {
         assert!(matches!(messages[0], PumpMessage::PoolFree));
         assert!(matches!(
             &messages[1],
-            PumpMessage::Produced { handler: HandlerIx(1), entry: ENTRY, error: Some(error) } if &**error == "timed out"
+            PumpMessage::Produced { handler: HandlerIx(1), entry: ENTRY, refused: Some(refused) } if refused.first == 1
         ));
     });
 }
@@ -90,12 +98,11 @@ fn what_is_acknowledged_is_counted_before_it_is_reported() {
     loom::model(|| {
         let inbox = Arc::new(Inbox::new());
         let counts = Arc::new(EmitCounts::default());
-        let group = EmitGroup::counted(inbox.clone(), HandlerIx(1), ENTRY, counts.clone());
-        group.expect_one();
-        let producer = {
-            let group = group.clone();
-            thread::spawn(move || group.acknowledged("alerts"))
-        };
+        let records = vec![emit("alerts")];
+        let counted = Some(counts.clone());
+        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, counted);
+        let ticket = group.ticket(0);
+        let producer = thread::spawn(move || ticket.acknowledged());
         group.arm();
         let mut messages = Vec::new();
         inbox.take(&mut messages);

@@ -22,11 +22,65 @@ pub enum WaitsFor {
         at_ms: i64,
     },
     /// The acknowledgement of what the handler emitted.
-    Emits,
+    Emits {
+        /// Why it is not produced yet, if the cluster or the producer refused it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refused: Option<ProduceRefusal>,
+    },
     /// The acknowledgement of its dead letter (G7).
-    DeadLetter,
+    DeadLetter {
+        /// Why it is not written yet, if the cluster or the producer refused it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refused: Option<ProduceRefusal>,
+    },
     /// An operator or a new generation: the handler has failed and its records are held.
     FailedHandler,
+}
+
+/// Why a record that the service wants to produce is not produced; it is sent again with growing pauses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProduceRefusal {
+    /// The topic that it is for.
+    pub topic: String,
+    /// What happened, in the client's words.
+    pub error: String,
+    /// What to do about it, the setting named.
+    pub remedy: String,
+    /// When it was refused first, in milliseconds since the epoch.
+    pub since_ms: i64,
+    /// Times that it was refused.
+    pub tries: u32,
+    /// When it is sent again, in milliseconds since the epoch; `None` while it is.
+    pub next_ms: Option<i64>,
+}
+
+impl std::fmt::Display for ProduceRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let now_ms = crate::admin::view::now_ms();
+        write!(
+            f,
+            "; {} refuses it since {} ms ({} times): {}; {}",
+            self.topic,
+            now_ms.saturating_sub(self.since_ms).max(0),
+            self.tries,
+            self.error,
+            self.remedy
+        )?;
+        match self.next_ms {
+            Some(next_ms) => {
+                let left_ms = next_ms.saturating_sub(now_ms).max(0);
+                write!(f, "; next try in {left_ms} ms")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The words behind what is waited for.
+fn why(refused: &Option<ProduceRefusal>) -> String {
+    refused
+        .as_ref()
+        .map_or_else(String::new, ProduceRefusal::to_string)
 }
 
 impl std::fmt::Display for WaitsFor {
@@ -39,8 +93,14 @@ impl std::fmt::Display for WaitsFor {
                 let left_ms = at_ms.saturating_sub(crate::admin::view::now_ms());
                 write!(f, "its next attempt in {} ms", left_ms.max(0))
             }
-            Self::Emits => f.write_str("the acknowledgement of what the handler emitted"),
-            Self::DeadLetter => f.write_str("the acknowledgement of its dead letter"),
+            Self::Emits { refused } => write!(
+                f,
+                "the acknowledgement of what the handler emitted{}",
+                why(refused)
+            ),
+            Self::DeadLetter { refused } => {
+                write!(f, "the acknowledgement of its dead letter{}", why(refused))
+            }
             Self::FailedHandler => {
                 f.write_str("an operator or a new generation: the handler has failed")
             }
@@ -161,7 +221,16 @@ mod tests {
                 handler: "auditor".into(),
                 attempt: 2,
                 since_ms: 0,
-                waits_for: WaitsFor::DeadLetter,
+                waits_for: WaitsFor::DeadLetter {
+                    refused: Some(ProduceRefusal {
+                        topic: "orders.dlt".into(),
+                        error: "the record has 10485760 bytes".into(),
+                        remedy: "raise max.message.bytes".into(),
+                        since_ms: 0,
+                        tries: 7,
+                        next_ms: Some(i64::MAX),
+                    }),
+                },
             }],
         };
         let text = explanation.sentence();
@@ -174,8 +243,10 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("the acknowledgement of its dead letter"),
+            text.contains("the acknowledgement of its dead letter; orders.dlt refuses it since "),
             "{text}"
         );
+        let why = "(7 times): the record has 10485760 bytes; raise max.message.bytes; next try in";
+        assert!(text.contains(why), "{text}");
     }
 }

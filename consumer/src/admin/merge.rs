@@ -46,6 +46,8 @@ impl ServiceReport {
         pools.into_iter().for_each(|pool| handlers.add_pool(pool));
         report.topics = topics.into_values().collect();
         report.handlers = handlers.finish();
+        let of_handlers = report.handlers.iter().flat_map(|handler| &handler.problems);
+        report.facts.problems.extend(of_handlers.cloned());
         report
             .partitions
             .sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
@@ -103,6 +105,9 @@ impl Handlers {
         let handler = self.entry(&flow.name);
         handler.in_flight += flow.in_flight;
         handler.parked += flow.parked;
+        handler.refusals += flow.refusals;
+        handler.refused += flow.refused;
+        handler.problems.extend(flow.problems);
         handler.outcomes.add(&flow.outcomes);
         let held = handler.held_since_ms.into_iter().chain(flow.held_since_ms);
         handler.held_since_ms = held.min();

@@ -18,7 +18,7 @@ pub mod report;
 pub mod view;
 
 pub use durations::{DurationCounts, Durations};
-pub use explain::{Explanation, HeldBy, RecordStatus, WaitsFor};
+pub use explain::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
     HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,

@@ -110,6 +110,15 @@ pub struct HandlerFlowReport {
     pub in_flight: u64,
     /// Records that wait for their next attempt.
     pub parked: u64,
+    /// Times that what it emitted, or a dead letter of it, was refused by the cluster or the producer.
+    #[serde(default)]
+    pub refusals: u64,
+    /// Records that wait for a further try of such.
+    #[serde(default)]
+    pub refused: u64,
+    /// Why they wait, by topic.
+    #[serde(default)]
+    pub problems: Vec<ServiceProblem>,
     /// Outcomes, after settlement: a retry that became a dead letter counts as dead letter.
     pub outcomes: OutcomeCounts,
     /// Its last error: reason of a retry, dead letter or drop, without the record's value.
@@ -339,6 +348,15 @@ pub struct HandlerReport {
     pub in_flight: u64,
     /// Records that wait for their next attempt.
     pub parked: u64,
+    /// Times that what it emitted, or a dead letter of it, was refused by the cluster or the producer.
+    #[serde(default)]
+    pub refusals: u64,
+    /// Records that wait for a further try of such; each holds its lane.
+    #[serde(default)]
+    pub refused: u64,
+    /// What keeps its records from being produced, with the remedy; empty when all is well.
+    #[serde(default)]
+    pub problems: Vec<ServiceProblem>,
     /// Outcomes of all versions.
     pub outcomes: OutcomeCounts,
     /// Panics of all versions, contained.
@@ -397,7 +415,7 @@ pub struct ServiceFacts {
     pub silent_pumps: Vec<u32>,
     /// Unsigned plugins are accepted.
     pub allow_unsigned: bool,
-    /// What keeps the service from doing all it should, as far as it is seen outside partitions and handlers.
+    /// What keeps the service from doing all it should, and what the cluster does not take from handlers.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
 }

@@ -7,7 +7,7 @@ use sluicegate_config::Environment;
 
 use super::failure::Failure;
 use super::signals::{self, Signal};
-use super::validate::ConfigFile;
+use super::validate::{ConfigFile, refused_by_client};
 use crate::bridge::RunningBridge;
 use crate::logging;
 use crate::runtime::{Service, StartError};
@@ -26,6 +26,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     let config = arguments.config.load().map_err(Failure::problems)?;
+    let refused = refused_by_client(&config, Some(arguments.config.file()));
+    if !refused.is_empty() {
+        return Err(Failure::problems(refused));
+    }
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
     let bridge = config.bridge.as_ref().map(RunningBridge::start);
     let bridge = bridge.transpose().map_err(Failure::other)?;

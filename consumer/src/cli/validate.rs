@@ -1,6 +1,6 @@
 //! `sluicegate validate -c FILE`: the config, every spec it reaches and whether plugins serve them, all mistakes at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use sluicegate_native::NativeRuntime;
 use super::failure::Failure;
 use super::output::Output;
 use crate::handlers::Catalogue;
+use crate::source::ClientSettings;
 
 /// The arguments that name a config.
 #[derive(clap::Args, Clone, Debug)]
@@ -35,6 +36,11 @@ impl ConfigFile {
     pub(super) fn at(file: PathBuf) -> Self {
         let sets = Vec::new();
         Self { file, sets }
+    }
+
+    /// Where the config is.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// The config.
@@ -67,7 +73,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         &arguments.config.sets,
     );
     if problems.is_empty() {
-        problems = unserved(&arguments.config.load().map_err(Failure::problems)?);
+        let config = arguments.config.load().map_err(Failure::problems)?;
+        problems = refused_by_client(&config, Some(&arguments.config.file));
+        problems.merge(unserved(&config));
     }
     let verdict = Verdict {
         valid: problems.is_empty(),
@@ -81,6 +89,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         arguments.output.print(&verdict, |_| String::new())?;
     }
     Err(Failure::problems(verdict.problems))
+}
+
+/// What librdkafka has against the config of its clients.
+pub(super) fn refused_by_client(config: &ServiceConfig, file: Option<&Path>) -> Problems {
+    let mut problems = Problems::new();
+    for (path, message) in ClientSettings::new(&config.kafka, config.processing.memory).refusals() {
+        problems.push(Problem {
+            file: file.map(Path::to_path_buf),
+            line: 0,
+            column: 0,
+            path: path.to_owned(),
+            message,
+        });
+    }
+    problems
 }
 
 /// Longest wait for plugin files that are just being written.

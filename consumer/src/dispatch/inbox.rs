@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use sluicegate_runtime::RawOutcome;
 
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
+use crate::emit::RefusedEmits;
 use crate::source::Wake;
 use crate::sync::Mutex;
 
@@ -28,8 +29,8 @@ pub enum PumpMessage {
         handler: HandlerIx,
         /// For which record.
         entry: EntryKey,
-        /// Why it failed, if it did.
-        error: Option<Arc<str>>,
+        /// What became of it if not everything was acknowledged.
+        refused: Option<Box<RefusedEmits>>,
     },
     /// A pool that had refused a batch can take one again.
     PoolFree,

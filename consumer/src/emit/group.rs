@@ -1,9 +1,12 @@
-//! What is produced for one record of one handler, reported to the pump once, when all of it is answered.
+//! What is produced for one record of one handler, kept until it is acknowledged; the pump is told once all is answered.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
+use sluicegate_runtime::Emit;
+
+use super::failure::EmitFailure;
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
 use crate::sync::{AtomicU32, Mutex};
 
@@ -40,77 +43,163 @@ impl EmitCounts {
     }
 }
 
-/// Everything that is produced for one record of one handler; the pump hears once, when all is answered.
+/// Everything that is produced for one record of one handler, kept until all of it is acknowledged: the pump hears once a
+/// round, when all that was sent in it is answered.
+///
+/// It owns what a handler emitted, so that a refusal costs no second run. A dead letter keeps nothing here: its bytes are
+/// those of the record that it is made of.
 pub struct EmitGroup {
     inbox: Arc<Inbox>,
     handler: HandlerIx,
     entry: EntryKey,
+    records: Vec<Emit>,
     unanswered: AtomicU32,
-    error: OnceLock<Arc<str>>,
+    refused: Mutex<Option<(u32, EmitFailure)>>,
     counts: Option<Arc<EmitCounts>>,
 }
 
-impl EmitGroup {
-    /// A group whose maker holds one share, to be given up with [`EmitGroup::arm`].
-    pub fn new(inbox: Arc<Inbox>, handler: HandlerIx, entry: EntryKey) -> Arc<Self> {
-        Arc::new(Self {
-            inbox,
-            handler,
-            entry,
-            unanswered: AtomicU32::new(1),
-            error: OnceLock::new(),
-            counts: None,
-        })
-    }
+/// What became of a group of which not everything is acknowledged.
+pub struct RefusedEmits {
+    /// The group; nothing of it is under way any more.
+    pub group: Arc<EmitGroup>,
+    /// Index of the first record that was refused: what follows it is sent again too, so that the last copies stand in
+    /// order.
+    pub first: u32,
+    /// The failure that outranks the others.
+    pub failure: EmitFailure,
+}
 
-    /// As [`EmitGroup::new`], for records that are counted when they are acknowledged.
-    pub fn counted(
+impl EmitGroup {
+    /// A group of `records`, which are counted in `counts` as they are acknowledged. Its maker holds one share, to be
+    /// given up with [`EmitGroup::arm`].
+    pub fn new(
         inbox: Arc<Inbox>,
         handler: HandlerIx,
         entry: EntryKey,
-        counts: Arc<EmitCounts>,
+        records: Vec<Emit>,
+        counts: Option<Arc<EmitCounts>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             inbox,
             handler,
             entry,
+            records,
             unanswered: AtomicU32::new(1),
-            error: OnceLock::new(),
-            counts: Some(counts),
+            refused: Mutex::new(None),
+            counts,
         })
     }
 
-    /// One record for `topic` is acknowledged.
-    pub fn acknowledged(&self, topic: &str) {
-        if let Some(counts) = &self.counts {
-            counts.add(topic);
-        }
-        self.answered(None);
+    /// What is kept here.
+    pub fn records(&self) -> &[Emit] {
+        &self.records
     }
 
-    /// Counts one more record to wait for. Call it before `Emitter::send`; if that fails, call
-    /// [`EmitGroup::answered`] with the error.
-    pub fn expect_one(&self) {
+    /// Bytes of what is kept here.
+    pub fn bytes(&self) -> u64 {
+        let bytes_of = |emit: &Emit| {
+            let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+            let all = emit.topic.len() + optional(&emit.key) + optional(&emit.value);
+            (all + emit.headers.len() + size_of::<Emit>()) as u64
+        };
+        self.records.iter().map(bytes_of).sum()
+    }
+
+    /// A ticket for the record at `index`, which is waited for from now on.
+    pub fn ticket(self: &Arc<Self>, index: u32) -> Ticket {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// One record is acknowledged (`None`) or has failed for good.
-    pub fn answered(&self, error: Option<&str>) {
-        if let Some(error) = error {
-            let _ = self.error.set(error.into());
-        }
-        if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.inbox.push(PumpMessage::Produced {
-                handler: self.handler,
-                entry: self.entry,
-                error: self.error.get().cloned(),
-            });
+        Ticket {
+            group: Some(Arc::clone(self)),
+            index,
         }
     }
 
     /// Gives up the maker's share: from now on the last answer is reported.
-    pub fn arm(&self) {
-        self.answered(None);
+    pub fn arm(self: &Arc<Self>) {
+        self.answered();
+    }
+
+    /// Takes the maker's share again, for another round. Only once everything is answered.
+    pub fn reopen(&self) {
+        let before = self.unanswered.fetch_add(1, Ordering::Relaxed);
+        debug_assert_eq!(before, 0, "the round before is not over");
+    }
+
+    fn refuse(&self, index: u32, failure: EmitFailure) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused = Some(match refused.take() {
+            None => (index, failure),
+            Some((first, before)) => {
+                // Of equals the first one is told.
+                let outranks =
+                    failure.kind > before.kind || (failure.kind == before.kind && index < first);
+                (first.min(index), if outranks { failure } else { before })
+            }
+        });
+    }
+
+    fn answered(self: &Arc<Self>) {
+        if self.unanswered.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        let refused = {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.take()
+        };
+        let refused = refused.map(|(first, failure)| {
+            Box::new(RefusedEmits {
+                group: Arc::clone(self),
+                first,
+                failure,
+            })
+        });
+        self.inbox.push(PumpMessage::Produced {
+            handler: self.handler,
+            entry: self.entry,
+            refused,
+        });
+    }
+}
+
+/// The right, and the duty, to answer for one record of a group: exactly once, whatever happens to the producer.
+pub struct Ticket {
+    /// `None` once it is answered.
+    group: Option<Arc<EmitGroup>>,
+    index: u32,
+}
+
+impl Ticket {
+    /// The record is acknowledged.
+    pub fn acknowledged(mut self) {
+        let Some(group) = self.group.take() else {
+            return;
+        };
+        if let Some(counts) = &group.counts
+            && let Some(emit) = group.records.get(self.index as usize)
+        {
+            counts.add(&emit.topic);
+        }
+        group.answered();
+    }
+
+    /// The record was not produced.
+    pub fn failed(mut self, failure: EmitFailure) {
+        if let Some(group) = self.group.take() {
+            group.refuse(self.index, failure);
+            group.answered();
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(group) = self.group.take() {
+            let emit = group.records.get(self.index as usize);
+            let failure =
+                EmitFailure::unanswered(emit.map_or("the dead-letter topic", |e| &e.topic));
+            group.refuse(self.index, failure);
+            group.answered();
+        }
     }
 }
 

@@ -1,37 +1,25 @@
-//! The real emitter: librdkafka's idempotent producer with `acks=all`.
+//! The real emitter: librdkafka's idempotent producers with `acks=all`.
+//!
+//! The usual one sends batches. A second one, made when it is first needed, sends every record in a batch of its own: for
+//! those whose batch was refused, so that one bad record does not take its neighbours along.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{ClientContext, Message};
 
-use super::{EmitError, EmitGroup, Emitter, Outgoing};
+use super::refusal::{self, Refused};
+use super::slot::Slot;
+use super::{Emitter, Outgoing, Sent, Ticket, Way};
 use crate::source::ClientSettings;
-use crate::source::callbacks::log;
 use crate::source::raw::produce;
-
-/// Keys of the producer. A record waits for its emits, so they linger for a moment only; keys go to the partitions
-/// that the Java client would choose.
-const PRODUCER: [(&str, &str); 6] = [
-    ("enable.idempotence", "true"),
-    ("acks", "all"),
-    ("linger.ms", "1"),
-    ("partitioner", "murmur2_random"),
-    ("queue.buffering.max.messages", "100000"),
-    ("queue.buffering.max.kbytes", "65536"),
-];
 
 /// Produces what handlers emit, and dead letters. Shared by workers and pumps.
 pub struct KafkaEmitter {
-    settings: ClientSettings,
-    producer: ArcSwap<ThreadedProducer<Answers>>,
-    renewing: Mutex<()>,
+    batched: Arc<Slot>,
+    alone: Arc<Slot>,
 }
 
 impl KafkaEmitter {
@@ -39,90 +27,61 @@ impl KafkaEmitter {
     ///
     /// # Errors
     /// When librdkafka refuses the config, with its words.
-    pub fn new(settings: ClientSettings) -> Result<Self, KafkaError> {
-        let producer = ArcSwap::from_pointee(make(&settings)?);
+    pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
+        let batched = Slot::new(settings.producer(), Way::Batched);
+        batched.prepare()?;
         Ok(Self {
-            settings,
-            producer,
-            renewing: Mutex::new(()),
+            batched,
+            alone: Slot::new(settings.lone_producer(), Way::Alone),
         })
     }
 
-    /// Waits until everything is answered. What is left at the deadline is given up: its groups are told so.
+    /// Waits until everything is answered. What is left at the deadline is given up: its tickets are answered so.
     pub fn flush(&self, deadline: Duration) {
-        let producer = self.producer.load_full();
-        if producer.flush(deadline).is_err() {
-            tracing::warn!(
-                records = producer.in_flight_count(),
-                "emitted records were not acknowledged in time"
-            );
-            producer.purge(PurgeConfig::default().queue().inflight());
-            let _ = producer.flush(Duration::from_secs(1));
-        }
-    }
-
-    /// Puts a new producer in the place of one that a fatal error has ended.
-    fn renew(&self, broken: &Arc<ThreadedProducer<Answers>>) -> Result<(), KafkaError> {
-        let _one_at_a_time = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&self.producer.load(), broken) {
-            let reason = broken.client().fatal_error().map(|(_, reason)| reason);
-            tracing::error!(reason, "the producer failed for good; making a new one");
-            self.producer.store(Arc::new(make(&self.settings)?));
-        }
-        Ok(())
+        self.batched.flush(deadline);
+        self.alone.flush(deadline);
     }
 }
 
 impl Emitter for KafkaEmitter {
-    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
-        let producer = self.producer.load_full();
-        match produce(producer.client(), record, group) {
-            Ok(()) => Ok(()),
-            Err(RDKafkaErrorCode::QueueFull) => Err(EmitError::QueueFull),
-            Err(code) => {
-                if producer.client().fatal_error().is_some()
-                    && let Err(error) = self.renew(&producer)
-                {
-                    tracing::error!(%error, "no new producer");
-                }
-                Err(EmitError::Refused(format!(
-                    "cannot produce to {}: {code}",
-                    record.topic
-                )))
+    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent {
+        let slot = match way {
+            Way::Batched => &self.batched,
+            Way::Alone => &self.alone,
+        };
+        let client = match slot.get() {
+            Ok(client) => client,
+            Err(why) => {
+                ticket.failed(refusal::no_producer(record.topic, &why));
+                return Sent::Refused;
             }
+        };
+        let limits = slot.limits();
+        let (code, ticket) = match produce(client.client(), record, Box::new(ticket)) {
+            Ok(()) => return Sent::Queued,
+            Err(refused) => refused,
+        };
+        let value = record.value.map_or(0, <[u8]>::len) as u64;
+        if code == RDKafkaErrorCode::QueueFull && value <= limits.queue {
+            return Sent::NoRoom(*ticket);
         }
-    }
-}
-
-fn make(settings: &ClientSettings) -> Result<ThreadedProducer<Answers>, KafkaError> {
-    let mut config = settings.connection();
-    for (key, value) in PRODUCER {
-        config.set(key, value);
-    }
-    ThreadedProducer::from_config_and_context(&config, Answers)
-}
-
-/// Passes the brokers' answers on.
-struct Answers;
-
-impl ClientContext for Answers {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "producer");
-    }
-}
-
-impl ProducerContext for Answers {
-    type DeliveryOpaque = Arc<EmitGroup>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, group: Arc<EmitGroup>) {
-        match result {
-            Ok(record) => group.acknowledged(record.topic()),
-            Err((error, _)) => group.answered(Some(&error.to_string())),
-        }
+        let fatal = client.client().fatal_error();
+        ticket.failed(match fatal {
+            Some((_, reason)) => {
+                let failure = refusal::no_producer(record.topic, &reason);
+                slot.retire(client, &reason);
+                failure
+            }
+            None => {
+                let key = record.key.map_or(0, <[u8]>::len) as u64;
+                let refused = Refused {
+                    topic: record.topic,
+                    bytes: key + value + record.headers.len() as u64,
+                };
+                refusal::at_once(code, refused, limits)
+            }
+        });
+        Sent::Refused
     }
 }
 

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use sluicegate_abi::header_block::{self, Headers};
+use sluicegate_runtime::Emit;
 
 use super::*;
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
+use crate::emit::{EmitGroup, FailureKind, RefusedEmits, send_from};
 use crate::source::mock::MockKafka;
 use crate::source::testing::{consume_all, settings};
 
@@ -25,17 +27,44 @@ fn record<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>, headers: &'a [u8])
     }
 }
 
-/// Sends `records` as one group and returns what the pump is told.
-fn send_all(emitter: &KafkaEmitter, records: &[Outgoing<'_>]) -> Option<Arc<str>> {
-    let inbox = Arc::new(Inbox::new());
-    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY);
-    for record in records {
-        group.expect_one();
-        if let Err(error) = emitter.send(record, &group) {
-            group.answered(Some(&error.to_string()));
-        }
+fn emit(record: &Outgoing<'_>) -> Emit {
+    Emit {
+        record: 0,
+        topic: record.topic.to_owned(),
+        partition: record.partition,
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.map(<[u8]>::to_vec),
+        value: record.value.map(<[u8]>::to_vec),
+        headers: record.headers.to_vec(),
     }
+}
+
+/// Sends `records` as one group and returns what the pump is told.
+fn send_all(
+    emitter: &KafkaEmitter,
+    way: Way,
+    records: &[Outgoing<'_>],
+) -> Option<Box<RefusedEmits>> {
+    let inbox = Arc::new(Inbox::new());
+    let emits = records.iter().map(emit).collect();
+    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    send_from(&group, 0, way, emitter);
     group.arm();
+    told(&inbox)
+}
+
+/// Sends what was refused again, as the pump does.
+fn send_again(
+    emitter: &KafkaEmitter,
+    way: Way,
+    refused: &RefusedEmits,
+) -> Option<Box<RefusedEmits>> {
+    let records: Vec<_> = refused.group.records().iter().map(Outgoing::from).collect();
+    send_all(emitter, way, &records[refused.first as usize..])
+}
+
+/// Waits for the one message that the pump is to get.
+fn told(inbox: &Inbox) -> Option<Box<RefusedEmits>> {
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut told = Vec::new();
     while told.is_empty() {
@@ -48,8 +77,8 @@ fn send_all(emitter: &KafkaEmitter, records: &[Outgoing<'_>]) -> Option<Arc<str>
         PumpMessage::Produced {
             handler: HandlerIx(1),
             entry: ENTRY,
-            error,
-        } => error,
+            refused,
+        } => refused,
         _ => panic!("the pump was told something else"),
     }
 }
@@ -58,7 +87,7 @@ fn send_all(emitter: &KafkaEmitter, records: &[Outgoing<'_>]) -> Option<Arc<str>
 fn bytes_go_through_untouched_and_the_pump_hears_once() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(settings(&kafka.bootstrap_servers())).unwrap();
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
     let mut block = Vec::new();
     let odd: [(&[u8], Option<&[u8]>); 3] = [
         (b"not \xff text", Some(b"\x00\xfe")),
@@ -71,7 +100,7 @@ fn bytes_go_through_untouched_and_the_pump_hears_once() {
         record(None, None, &[]),
         record(Some(b""), Some(b""), &[]),
     ];
-    assert_eq!(send_all(&emitter, &records), None);
+    assert!(send_all(&emitter, Way::Batched, &records).is_none());
     let (_source, got) = consume_all(&kafka.bootstrap_servers(), "out", records.len());
     for (sent, got) in records.iter().zip(&got) {
         assert_eq!(got.lease.key(), sent.key);
@@ -84,45 +113,106 @@ fn bytes_go_through_untouched_and_the_pump_hears_once() {
 }
 
 #[test]
-fn a_refusal_at_once_and_one_by_the_broker_are_both_told() {
+fn what_a_consumer_can_read_is_produced_and_more_is_refused_by_name() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(settings(&kafka.bootstrap_servers())).unwrap();
-    let huge = vec![0; 2_000_000];
-    let error = send_all(&emitter, &[record(None, Some(&huge), &[])]).unwrap();
-    assert!(error.contains("cannot produce to out"), "{error}");
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let large = vec![0; 10 << 20];
+    let large = record(None, Some(&large), &[]);
+    assert!(send_all(&emitter, Way::Batched, &[large]).is_none());
+    assert!(send_all(&emitter, Way::Alone, &[large]).is_none());
+
+    let producer = [("message.max.bytes", "2000000")];
+    let settings = with_producer(&kafka, &producer);
+    let emitter = KafkaEmitter::new(&settings).unwrap();
+    let refused = send_all(&emitter, Way::Batched, &[large]).unwrap();
+    assert_eq!(refused.failure.kind, FailureKind::Record);
+    let text = refused.failure.to_string();
+    assert!(text.contains("the record has 10485760 bytes"), "{text}");
+    assert!(text.contains("the producer takes 2000000"), "{text}");
+    assert!(
+        text.contains("`message.max.bytes` under kafka.producer"),
+        "{text}"
+    );
+    let queue = [("queue.buffering.max.kbytes", "1024")];
+    let emitter = KafkaEmitter::new(&with_producer(&kafka, &queue)).unwrap();
+    let refused = send_all(&emitter, Way::Batched, &[large]).unwrap();
+    assert_eq!(refused.failure.kind, FailureKind::Record);
+    let text = refused.failure.to_string();
+    assert!(text.contains("`queue.buffering.max.kbytes`"), "{text}");
+}
+
+fn with_producer(kafka: &MockKafka, keys: &[(&str, &str)]) -> ClientSettings {
+    let value = |text: &str| sluicegate_config::service::ClientValue::Plain(text.to_owned());
+    ClientSettings {
+        producer: keys
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), value(text)))
+            .collect(),
+        ..settings(&kafka.bootstrap_servers())
+    }
+}
+
+#[test]
+fn a_refused_batch_is_believed_only_of_a_record_that_was_alone() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("out", 1).unwrap();
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
     let cluster = kafka.cluster().unwrap();
     let too_large = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    cluster.request_errors(rdkafka::types::RDKafkaApiKey::Produce, &[too_large]);
-    let good_and_bad = [record(None, Some(b"a"), &[])];
-    let error = send_all(&emitter, &good_and_bad).unwrap();
-    assert!(error.contains("too large"), "{error}");
-    assert_eq!(
-        send_all(&emitter, &good_and_bad),
-        None,
-        "the next one passes"
-    );
+    let records = [record(None, Some(b"a"), &[]), record(None, Some(b"b"), &[])];
+    for (way, kind) in [
+        (Way::Batched, FailureKind::Batch),
+        (Way::Alone, FailureKind::Record),
+    ] {
+        cluster.request_errors(rdkafka::types::RDKafkaApiKey::Produce, &[too_large]);
+        let refused = send_all(&emitter, way, &records).unwrap();
+        assert_eq!((refused.failure.kind, refused.first), (kind, 0), "{way:?}");
+        assert_eq!(refused.group.records().len(), 2, "they are kept");
+        let again = send_again(&emitter, Way::Alone, &refused);
+        assert!(again.is_none(), "each alone passes");
+    }
+}
+
+#[test]
+fn a_missing_topic_is_the_targets_fault_and_heals_when_it_is_made() {
+    let kafka = MockKafka::start(1).unwrap();
+    kafka.create_topic("other", 1).unwrap();
+    let quick = [("topic.metadata.propagation.max.ms", "100")];
+    let emitter = KafkaEmitter::new(&with_producer(&kafka, &quick)).unwrap();
+    let cluster = kafka.cluster().unwrap();
+    let unknown = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+    cluster.topic_error("out", unknown).unwrap();
+    let mut out = record(Some(b"k"), Some(b"v"), &[]);
+    out.partition = None;
+    let refused = send_all(&emitter, Way::Batched, &[out]).unwrap();
+    assert_eq!(refused.failure.kind, FailureKind::Target);
+    let text = refused.failure.to_string();
+    assert!(text.contains("cannot produce to out"), "{text}");
+    assert!(text.contains("create the topic"), "{text}");
+    let fine = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+    cluster.topic_error("out", fine).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Some(refused) = send_again(&emitter, Way::Batched, &refused) {
+        assert!(Instant::now() < deadline, "{}", refused.failure);
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]
 fn what_cannot_be_acknowledged_is_given_up_at_the_deadline() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
-    let emitter = KafkaEmitter::new(settings(&kafka.bootstrap_servers())).unwrap();
-    assert_eq!(send_all(&emitter, &[record(None, Some(b"a"), &[])]), None);
+    let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
+    let one = [record(None, Some(b"a"), &[])];
+    assert!(send_all(&emitter, Way::Batched, &one).is_none());
     kafka.cluster().unwrap().broker_down(1).unwrap();
     let inbox = Arc::new(Inbox::new());
-    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY);
-    group.expect_one();
-    emitter
-        .send(&record(None, Some(b"b"), &[]), &group)
-        .unwrap();
+    let emits = one.iter().map(emit).collect();
+    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    send_from(&group, 0, Way::Batched, &emitter);
     group.arm();
     emitter.flush(Duration::from_millis(100));
-    let mut told = Vec::new();
-    inbox.take(&mut told);
-    assert!(
-        matches!(told[..], [PumpMessage::Produced { error: Some(_), .. }]),
-        "the group was told that its record is given up"
-    );
+    let refused = told(&inbox).expect("the group was told that its record is given up");
+    assert_eq!(refused.failure.kind, FailureKind::Cluster);
 }

@@ -22,7 +22,7 @@ const MAX_FANOUT: usize = u16::MAX as usize;
 impl Flow {
     /// Whether more records may be read from the source just now (G8).
     pub fn can_read(&self) -> bool {
-        self.charged < self.settings.budget_bytes
+        self.charged + self.refusals.held_bytes() < self.settings.budget_bytes
             && self.has_overflow_room()
             && (self.current.is_empty()
                 || self.current.values().any(|slot| {

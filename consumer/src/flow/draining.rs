@@ -166,11 +166,12 @@ impl Flow {
             .collect();
         let mut freed = Vec::new();
         for (ix, key) in tasks {
-            if let Some(task) = self.tasks.remove(ix, key)
-                && task.stage != Stage::Running
-            {
-                self.unhold(ix, task.lane);
-                freed.push((ix, task.lane));
+            if let Some(task) = self.tasks.remove(ix, key) {
+                self.end_refusal(ix, &task);
+                if task.stage != Stage::Running {
+                    self.unhold(ix, task.lane);
+                    freed.push((ix, task.lane));
+                }
             }
         }
         for &key in keys {

@@ -38,6 +38,8 @@ pub struct HandlerSettings {
     pub version: Arc<str>,
     /// Number of its generation.
     pub generation: u64,
+    /// Tells its config from another one: instances may take a new config without a new generation.
+    pub config_digest: u64,
     /// Its threads; `None` while its gate has been shut since it was declared.
     pub pool: Option<Arc<dyn WorkerPool>>,
     /// Whether its gate is open.

@@ -8,7 +8,8 @@
 //!
 //!  finished ─► settle: ack, drop ──────────────► ledger.settle ─► frontier ─► commits_due
 //!                 │    retry ─► parked ─► due ─► open flight
-//!                 └──► dead letter, emits ─► produced ─► settle
+//!                 └──► emits, dead letter ─► produced ─► settle      (`produce`)
+//!                         └─ refused ─► held ─► due ─► sent again
 //! ```
 //!
 //! It knows no Kafka, no thread and no clock: time comes in with [`Flow::tick`], batches leave through
@@ -26,7 +27,9 @@ mod outcomes;
 mod ownership;
 mod place;
 mod position;
+mod produce;
 mod record_log;
+mod refusals;
 pub mod report;
 mod rest;
 pub mod slab;
@@ -48,7 +51,9 @@ use crate::routing::{Router, RoutingIndex};
 use crate::source::{CommitEntry, CommitResult, Slot, TopicPartition};
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
+use log::GivenUp;
 use record_log::RecordLog;
+use refusals::Refusals;
 use slab::Slab;
 use tasks::Tasks;
 
@@ -117,6 +122,8 @@ pub struct Flow {
     /// Handlers that rest, by when they go on.
     resting: BTreeSet<(u64, HandlerIx)>,
     tasks: Tasks,
+    refusals: Refusals,
+    given_up: GivenUp,
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
@@ -159,6 +166,8 @@ impl Flow {
             closing_due_ms: 0,
             resting: BTreeSet::new(),
             tasks: Tasks::default(),
+            refusals: Refusals::default(),
+            given_up: GivenUp::default(),
             emitter,
             inbox,
             charged: 0,
@@ -324,8 +333,8 @@ impl Flow {
             PumpMessage::Produced {
                 handler,
                 entry,
-                error,
-            } => self.produced(handler, entry, error),
+                refused,
+            } => self.produced(handler, entry, refused),
             PumpMessage::PoolFree => self.unblock_all(),
             PumpMessage::Control(_) => debug_assert!(false, "the pump runs control requests"),
         }
@@ -446,6 +455,11 @@ impl Flow {
     /// Bytes of the records that are held.
     pub fn charged(&self) -> u64 {
         self.charged
+    }
+
+    /// Bytes of emitted records that were refused and are kept for a further try; they count against the budget.
+    pub fn kept_bytes(&self) -> u64 {
+        self.refusals.held_bytes()
     }
 
     /// Records that are held.

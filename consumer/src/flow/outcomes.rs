@@ -1,21 +1,16 @@
-//! What comes back: outcomes of batches, calls that hang, answers of the producer; and what settles a record.
+//! What comes back: outcomes of batches, and calls that hang; and what settles a record.
 
 use std::sync::Arc;
 
-use sluicegate_config::spec::dead_letter_topic;
 use sluicegate_runtime::{RawOutcome, RawRecord, outcome_code, outcome_flag};
 
 use super::Flow;
 use super::place::lane_of_key;
+use super::produce::{REASON_TERMINAL, terminal_error};
 use super::rest::LONGEST_WISH_MS;
 use super::tasks::{Ending, Stage, Task};
 use crate::assignment::AssignmentState;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
-use crate::emit::EmitGroup;
-use crate::settlement::dead_letter;
-
-/// Wait before a dead letter that could not be written is tried again.
-const DEAD_LETTER_RETRY_MS: u64 = 1_000;
 
 /// Wait of a record whose predecessor in its lane is still being retried.
 const FOLLOW_MS: u64 = 10;
@@ -23,7 +18,6 @@ const FOLLOW_MS: u64 = 10;
 /// Records between the one that is settled and the one whose memory is fetched ahead, to be freed without a wait.
 const PREFETCH: usize = 8;
 
-const REASON_TERMINAL: &str = "terminal";
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
 
@@ -139,6 +133,7 @@ impl Flow {
             reason,
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
+            refusal: None,
         };
         self.tasks.set(ix, key, task);
     }
@@ -172,6 +167,7 @@ impl Flow {
                 reason: detail,
                 class: REASON_TERMINAL,
                 ending,
+                refusal: None,
             };
             self.tasks.set(ix, key, task);
             return;
@@ -252,119 +248,9 @@ impl Flow {
             reason: Some(reason),
             class: REASON_EXHAUSTED,
             ending: Ending::Ack,
+            refusal: None,
         };
         self.tasks.set(ix, key, task);
-    }
-
-    /// Writes the dead letter; the record settles when it is acknowledged (G7). Its lane is held by the caller.
-    pub(super) fn give_up(
-        &mut self,
-        ix: HandlerIx,
-        key: EntryKey,
-        lane: u64,
-        attempt: u32,
-        class: &'static str,
-        reason: Arc<str>,
-    ) {
-        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
-            return;
-        };
-        handler.last_error = Some(reason.clone());
-        let stage = Stage::DeadLettering;
-        let task = Task {
-            attempt,
-            stage,
-            since_ms: self.now_ms,
-            lane,
-            reason: Some(reason.clone()),
-            class,
-            ending: Ending::DeadLetter,
-        };
-        self.tasks.set(ix, key, task);
-        let Some(entry) = self.slab.get(key) else {
-            return;
-        };
-        let Some(lease) = entry.lease() else { return };
-        let at = &self.assignments[entry.slot.0 as usize].at;
-        let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
-        let provenance = dead_letter::Provenance {
-            topic: &at.topic,
-            partition: at.partition,
-            offset: entry.offset(),
-            timestamp_ms: entry.timestamp_ms(),
-            group: &self.settings.group,
-            handler: &handler.settings.name,
-            version: &handler.settings.version,
-            attempts: attempt,
-            reason: class,
-            message: &reason,
-            target: &target,
-        };
-        let group = EmitGroup::new(self.inbox.clone(), ix, key);
-        dead_letter::send(lease, &provenance, &*self.emitter, &group);
-        group.arm();
-    }
-
-    /// The producer has answered for a record's emits or dead letter.
-    pub(super) fn produced(&mut self, ix: HandlerIx, key: EntryKey, error: Option<Arc<str>>) {
-        let Some(task) = self.tasks.get(ix, key).cloned() else {
-            return;
-        };
-        let done = match (task.stage, error) {
-            (Stage::Emitting, None) => match task.ending {
-                Ending::Ack => {
-                    self.count(ix, |counts| counts.ack += 1);
-                    true
-                }
-                Ending::Drop => {
-                    self.count(ix, |counts| counts.drop += 1);
-                    true
-                }
-                Ending::DeadLetter => {
-                    let reason = task.reason.clone().unwrap_or_else(terminal_error);
-                    self.give_up(ix, key, task.lane, task.attempt, REASON_TERMINAL, reason);
-                    false
-                }
-            },
-            (Stage::Emitting, Some(error)) => {
-                self.unhold(ix, task.lane);
-                let reason = format!("an emitted record was not acknowledged: {error}").into();
-                self.failed_attempt(ix, key, task.lane, task.attempt, reason, 0);
-                false
-            }
-            (Stage::DeadLettering, None) => {
-                self.count(ix, |counts| counts.dead_letter += 1);
-                self.log_dead_letter(ix, key, &task);
-                true
-            }
-            (Stage::DeadLettering, Some(error)) => {
-                self.log_dead_letter_failed(ix, key, &error);
-                if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
-                    handler.last_error =
-                        Some(format!("the dead letter was not written: {error}").into());
-                }
-                let stage = Stage::DeadLetterDue {
-                    due_ms: self.now_ms + DEAD_LETTER_RETRY_MS,
-                };
-                self.tasks.set(
-                    ix,
-                    key,
-                    Task {
-                        stage,
-                        ..task.clone()
-                    },
-                );
-                false
-            }
-            (Stage::Parked { .. } | Stage::Running | Stage::DeadLetterDue { .. }, _) => false,
-        };
-        if done {
-            self.tasks.remove(ix, key);
-            self.settle_share(key);
-            self.unhold(ix, task.lane);
-            self.release_lane(ix, task.lane);
-            self.drop_if_retired(ix);
-        }
     }
 
     /// A call hangs; its worker is gone with it. What it had finished counts, the record it hangs on has failed.
@@ -431,8 +317,13 @@ impl Flow {
         self.flights.recycle(batch);
     }
 
-    /// Does what has come due: next attempts, and dead letters that could not be written.
+    /// Does what has come due: next attempts, and further tries of what the producer refused.
     pub(super) fn run_due(&mut self) {
+        let handlers = &self.handlers;
+        self.refusals.tell_ended(self.now_ms, |ix| {
+            let handler = handlers.get(ix.0 as usize)?.as_ref()?;
+            Some(handler.settings.name.clone())
+        });
         while let Some((ix, key)) = self.tasks.take_due(self.now_ms) {
             let Some(task) = self.tasks.get(ix, key).cloned() else {
                 continue;
@@ -457,10 +348,8 @@ impl Flow {
                     self.held_less(ix);
                     self.place_again(ix, key, task.lane, task.attempt + 1);
                 }
-                Stage::DeadLetterDue { .. } => {
-                    let reason = task.reason.clone().unwrap_or_else(|| "unknown".into());
-                    self.give_up(ix, key, task.lane, task.attempt, task.class, reason);
-                }
+                Stage::EmitsDue { .. } => self.send_emits_again(ix, key, task),
+                Stage::DeadLetterDue { .. } => self.send_dead_letter(ix, key, task),
                 Stage::Running | Stage::Emitting | Stage::DeadLettering => {}
             }
         }
@@ -554,7 +443,7 @@ impl Flow {
     }
 
     /// Copies a record that will wait, so that it does not keep a whole fetch buffer.
-    fn detach(&mut self, key: EntryKey) {
+    pub(super) fn detach(&mut self, key: EntryKey) {
         if let Some(entry) = self.slab.get_mut(key) {
             entry.detach();
         }
@@ -580,19 +469,23 @@ impl Flow {
         }
     }
 
-    fn held_less(&mut self, ix: HandlerIx) {
+    pub(super) fn held_less(&mut self, ix: HandlerIx) {
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
             handler.held -= 1;
         }
     }
 
-    fn count(&mut self, ix: HandlerIx, add: impl FnOnce(&mut super::handler::OutcomeCounts)) {
+    pub(super) fn count(
+        &mut self,
+        ix: HandlerIx,
+        add: impl FnOnce(&mut super::handler::OutcomeCounts),
+    ) {
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
             add(&mut handler.counts);
         }
     }
 
-    fn drop_if_retired(&mut self, ix: HandlerIx) {
+    pub(super) fn drop_if_retired(&mut self, ix: HandlerIx) {
         if self.handlers[ix.0 as usize]
             .as_ref()
             .is_some_and(|handler| handler.retiring)
@@ -610,10 +503,6 @@ fn ending_of(code: u16) -> Option<Ending> {
         outcome_code::DEAD_LETTER => Some(Ending::DeadLetter),
         _ => None,
     }
-}
-
-fn terminal_error() -> Arc<str> {
-    "terminal error".into()
 }
 
 fn detail_of(batch: &Batch, outcome: RawOutcome) -> Option<Arc<str>> {

@@ -2,10 +2,12 @@
 
 use super::Flow;
 use super::flights::Flight;
+use super::refusals::ProduceKind;
 use super::tasks::{Stage, Task};
 use crate::admin::{
     CommitCounts, Explanation, HandlerFlowReport, HeldBy, OutcomeCounts, PartitionReport,
-    PartitionState, PumpReport, RecordStatus, TopicReport, WaitsFor,
+    PartitionState, ProduceRefusal, PumpReport, RecordStatus, ServiceProblem, TopicReport,
+    WaitsFor,
 };
 use crate::assignment::AssignmentState;
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
@@ -49,7 +51,7 @@ impl Flow {
             partitions,
             handlers: self.handler_reports(clock),
             topics,
-            in_flight_bytes: self.charged,
+            in_flight_bytes: self.charged + self.kept_bytes(),
             in_flight_records: self.slab.live() as u64,
             commits: CommitCounts {
                 ok: self.commits.ok,
@@ -94,11 +96,35 @@ impl Flow {
                         drop: handler.counts.drop,
                         skipped: handler.counts.skipped,
                     },
+                    refusals: self.refusals.total(ix),
+                    refused: self.refusals.of(ix).map(|held| held.records).sum(),
+                    problems: self.problems_of(ix, &handler.settings.name, clock),
                     last_error: handler.last_error.as_deref().map(Into::into),
                     held_since_ms: handler.closing.map(|closing| clock.at(closing.moved_ms)),
                 }
             })
             .collect()
+    }
+
+    /// What keeps records of a handler from being produced, by topic.
+    fn problems_of(&self, ix: HandlerIx, name: &str, clock: WallClock) -> Vec<ServiceProblem> {
+        let held = self.refusals.of(ix);
+        held.map(|held| {
+            let what = match held.what {
+                ProduceKind::Emits => "emit to",
+                ProduceKind::DeadLetter => "write dead letters to",
+            };
+            ServiceProblem {
+                what: format!(
+                    "handler `{name}` cannot {what} topic {}: {} records wait",
+                    held.topic, held.records
+                ),
+                since_ms: clock.at(held.since_ms),
+                cause: held.failure.error.to_string(),
+                remedy: held.failure.remedy.to_string(),
+            }
+        })
+        .collect()
     }
 
     fn partition_report(
@@ -221,25 +247,10 @@ impl Flow {
             waits_for,
         };
         let task = self.tasks.get(ix, key);
-        if let Some(Task {
-            attempt,
-            stage,
-            since_ms,
-            ..
-        }) = task
-            && *stage != Stage::Running
+        if let Some(task) = task
+            && let Some((attempt, waits_for)) = waits_of(task, clock)
         {
-            return Some(match *stage {
-                Stage::Parked { due_ms } => held(
-                    attempt + 1,
-                    *since_ms,
-                    WaitsFor::Retry {
-                        at_ms: clock.at(due_ms),
-                    },
-                ),
-                Stage::Emitting => held(*attempt, *since_ms, WaitsFor::Emits),
-                _ => held(*attempt, *since_ms, WaitsFor::DeadLetter),
-            });
+            return Some(held(attempt, task.since_ms, waits_for));
         }
         let attempt = task.map_or(1, |task| task.attempt);
         let mine = |flight: &&Flight| flight.handler == Some(ix);
@@ -288,4 +299,38 @@ impl Flow {
             .map(|(_, entry)| entry.offset())
             .min()
     }
+}
+
+/// What a record outside of flights and queues waits for, and in which attempt; `None` while it is in a flight.
+fn waits_of(task: &Task, clock: WallClock) -> Option<(u32, WaitsFor)> {
+    let refused = refusal_of(task, clock);
+    match task.stage {
+        Stage::Parked { due_ms } => {
+            let at_ms = clock.at(due_ms);
+            Some((task.attempt + 1, WaitsFor::Retry { at_ms }))
+        }
+        Stage::Emitting | Stage::EmitsDue { .. } => {
+            Some((task.attempt, WaitsFor::Emits { refused }))
+        }
+        Stage::DeadLettering | Stage::DeadLetterDue { .. } => {
+            Some((task.attempt, WaitsFor::DeadLetter { refused }))
+        }
+        Stage::Running => None,
+    }
+}
+
+fn refusal_of(task: &Task, clock: WallClock) -> Option<ProduceRefusal> {
+    let refusal = task.refusal.as_ref()?;
+    let next_ms = match task.stage {
+        Stage::EmitsDue { due_ms } | Stage::DeadLetterDue { due_ms } => Some(clock.at(due_ms)),
+        _ => None,
+    };
+    Some(ProduceRefusal {
+        topic: refusal.failure.topic.to_string(),
+        error: refusal.failure.error.to_string(),
+        remedy: refusal.failure.remedy.to_string(),
+        since_ms: clock.at(refusal.since_ms),
+        tries: refusal.tries,
+        next_ms,
+    })
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rapidhash::fast::RapidHasher;
 
 use crate::dispatch::{EntryKey, HandlerIx};
+use crate::emit::{EmitFailure, EmitGroup, Way};
 
 /// What a record waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,11 @@ pub(super) enum Stage {
     Running,
     /// The acknowledgement of what it emitted.
     Emitting,
+    /// The next try to produce what it emitted, at this time.
+    EmitsDue {
+        /// On the flow's clock.
+        due_ms: u64,
+    },
     /// The acknowledgement of its dead letter.
     DeadLettering,
     /// The next try to write its dead letter, at this time.
@@ -44,8 +50,41 @@ pub(super) enum Ending {
     DeadLetter,
 }
 
+impl Stage {
+    /// When something is to be done about it.
+    fn due_ms(self) -> Option<u64> {
+        match self {
+            Self::Parked { due_ms }
+            | Self::EmitsDue { due_ms }
+            | Self::DeadLetterDue { due_ms } => Some(due_ms),
+            Self::Running | Self::Emitting | Self::DeadLettering => None,
+        }
+    }
+}
+
+/// What the producer refused of a record, and what is known for the next try.
+#[derive(Clone)]
+pub(super) struct Refusal {
+    /// The last refusal.
+    pub(super) failure: EmitFailure,
+    /// When the first one came, on the flow's clock.
+    pub(super) since_ms: u64,
+    /// Refusals so far.
+    pub(super) tries: u32,
+    /// How it is sent next.
+    pub(super) way: Way,
+    /// What is kept, and the first of it to send again; `None` for a dead letter, which is made of the record.
+    pub(super) emits: Option<(Arc<EmitGroup>, u32)>,
+    /// Bytes of what is kept.
+    pub(super) held_bytes: u64,
+    /// The generation and config by which the handler emitted it.
+    pub(super) made_by: (u64, u64),
+    /// The topic under which it is counted.
+    pub(super) counted_as: Arc<str>,
+}
+
 /// A record of a handler that is not on the quick way.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Task {
     /// The attempt that is running or was made last, from 1.
     pub(super) attempt: u32,
@@ -61,6 +100,8 @@ pub(super) struct Task {
     pub(super) class: &'static str,
     /// What follows once its emits are acknowledged.
     pub(super) ending: Ending,
+    /// What was refused of it and is not produced yet.
+    pub(super) refusal: Option<Box<Refusal>>,
 }
 
 /// Without a random seed: the order in which tasks are walked through must be the same in every run.
@@ -82,7 +123,7 @@ impl Tasks {
 
     /// Sets a record's task; one with a due time is handed out by [`Tasks::take_due`].
     pub(super) fn set(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
-        if let Stage::Parked { due_ms } | Stage::DeadLetterDue { due_ms } = task.stage {
+        if let Some(due_ms) = task.stage.due_ms() {
             self.count += 1;
             self.due.push(Reverse((due_ms, self.count, ix, key)));
         }
@@ -101,9 +142,8 @@ impl Tasks {
                 return None;
             }
             self.due.pop();
-            let wanted = self.by_key.get(&(ix, key)).is_some_and(|task| {
-                matches!(task.stage, Stage::Parked { due_ms: at } | Stage::DeadLetterDue { due_ms: at } if at == due_ms)
-            });
+            let task = self.by_key.get(&(ix, key));
+            let wanted = task.is_some_and(|task| task.stage.due_ms() == Some(due_ms));
             if wanted {
                 return Some((ix, key));
             }

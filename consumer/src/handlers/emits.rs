@@ -4,19 +4,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluicegate_runtime::{RawOutcome, outcome_code};
+use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
 
 use crate::dispatch::{Batch, Inbox};
-use crate::emit::{EmitCounts, EmitError, EmitGroup, Emitter, Outgoing};
+use crate::emit::{EmitCounts, EmitFailure, EmitGroup, Emitter, Outgoing, Sent, Ticket, Way};
 
 /// First pause when the producer's queue is full.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Sends the emits of `batch` and marks the records that wait for them. The groups are to be armed once the batch is
-/// in `home`. Blocks while the producer's queue is full, up to `patience` without progress; what finds no room then has
-/// failed.
+/// Sends the emits of `batch` and marks the records that wait for them. The groups, which own what was emitted, are to be
+/// armed once the batch is in `home`. Blocks while the producer's queue is full, up to `patience` without progress; what
+/// finds no room then is left to the pump, which sends it again.
 pub(super) fn send(
     batch: &mut Batch,
     home: &Arc<Inbox>,
@@ -24,42 +24,78 @@ pub(super) fn send(
     counts: &Arc<EmitCounts>,
     patience: Duration,
 ) -> Vec<Arc<EmitGroup>> {
-    let mut groups: Vec<Option<Arc<EmitGroup>>> = Vec::new();
+    let (mut by_record, order) = sort(batch);
+    if order.is_empty() {
+        return Vec::new();
+    }
+    batch.emits_pending.resize(batch.records.len(), false);
+    let mut groups: Vec<Option<Sending>> = Vec::new();
+    groups.resize_with(batch.records.len(), || None);
     let mut waiting = Waiting {
         patience,
         since: None,
     };
-    let emits = std::mem::take(&mut batch.output.emits);
-    for emit in &emits {
-        let at = emit.record as usize;
-        if !batch.outcomes.get(at).is_some_and(stands) {
-            continue;
-        }
-        if groups.is_empty() {
-            groups.resize(batch.records.len(), None);
-            batch.emits_pending.resize(batch.records.len(), false);
-        }
-        let group = groups[at].get_or_insert_with(|| {
-            let counts = Arc::clone(counts);
-            EmitGroup::counted(Arc::clone(home), batch.handler, batch.keys[at], counts)
+    for (at, index) in order {
+        let sending = groups[at].get_or_insert_with(|| {
+            batch.emits_pending[at] = true;
+            let (home, counts) = (Arc::clone(home), Arc::clone(counts));
+            let emits = std::mem::take(&mut by_record[at]);
+            Sending {
+                group: EmitGroup::new(home, batch.handler, batch.keys[at], emits, Some(counts)),
+                stopped: false,
+            }
         });
-        batch.emits_pending[at] = true;
-        let record = Outgoing {
-            topic: &emit.topic,
-            partition: emit.partition,
-            timestamp_ms: emit.timestamp_ms,
-            key: emit.key.as_deref(),
-            value: emit.value.as_deref(),
-            headers: &emit.headers,
-        };
-        group.expect_one();
-        if let Err(error) = waiting.send(emitter, &record, group) {
-            group.answered(Some(&error.to_string()));
+        sending.send(index, emitter, &mut waiting);
+    }
+    let groups = groups.into_iter().flatten();
+    groups.map(|sending| sending.group).collect()
+}
+
+/// The emits of a call that count, by record, and the order in which they were emitted: record, and index among its own.
+fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
+    let mut sizes = vec![0_usize; batch.records.len()];
+    for emit in &batch.output.emits {
+        if let Some(size) = sizes.get_mut(emit.record as usize) {
+            *size += 1;
         }
     }
-    batch.output.emits = emits;
-    batch.output.emits.clear();
-    groups.into_iter().flatten().collect()
+    let mut by_record: Vec<Vec<Emit>> = sizes.into_iter().map(Vec::with_capacity).collect();
+    let mut order = Vec::with_capacity(batch.output.emits.len());
+    for emit in batch.output.emits.drain(..) {
+        let at = emit.record as usize;
+        if batch.outcomes.get(at).is_some_and(stands)
+            && let Some(emits) = by_record.get_mut(at)
+        {
+            order.push((at, emits.len() as u32));
+            emits.push(emit);
+        }
+    }
+    (by_record, order)
+}
+
+/// A group while it is handed over.
+struct Sending {
+    group: Arc<EmitGroup>,
+    /// One of it was refused at once: what follows would be sent a second time, and is not sent a first time.
+    stopped: bool,
+}
+
+impl Sending {
+    fn send(&mut self, index: u32, emitter: &dyn Emitter, waiting: &mut Waiting) {
+        if self.stopped {
+            return;
+        }
+        let emit = &self.group.records()[index as usize];
+        let ticket = self.group.ticket(index);
+        match waiting.send(emitter, &Outgoing::from(emit), ticket) {
+            Sent::Queued => {}
+            Sent::Refused => self.stopped = true,
+            Sent::NoRoom(ticket) => {
+                ticket.failed(EmitFailure::no_room(&emit.topic));
+                self.stopped = true;
+            }
+        }
+    }
 }
 
 /// Whether no other attempt follows this outcome by itself, so that what the attempt emitted counts.
@@ -77,20 +113,16 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn send(
-        &mut self,
-        emitter: &dyn Emitter,
-        record: &Outgoing<'_>,
-        group: &Arc<EmitGroup>,
-    ) -> Result<(), EmitError> {
+    fn send(&mut self, emitter: &dyn Emitter, record: &Outgoing<'_>, mut ticket: Ticket) -> Sent {
         let mut pause = FIRST_PAUSE;
         loop {
-            match emitter.send(record, group) {
-                Err(EmitError::QueueFull) => {
+            match emitter.send(record, Way::Batched, ticket) {
+                Sent::NoRoom(back) => {
                     let since = *self.since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.patience {
-                        return Err(EmitError::QueueFull);
+                        return Sent::NoRoom(back);
                     }
+                    ticket = back;
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

@@ -94,7 +94,7 @@ impl Service {
             }
         })?;
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
-        let emitter = KafkaEmitter::new(client.clone())
+        let emitter = KafkaEmitter::new(&client)
             .map(Arc::new)
             .map_err(|error| StartError::part("kafka producer")(error.to_string()))?;
         let tokio = start_tokio()?;

@@ -71,6 +71,7 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
         name: plan.name.clone(),
         version: plan.version.clone(),
         generation: plan.generation,
+        config_digest: digest(spec.config.expose().to_string().as_bytes()),
         pool: plan.pool.clone(),
         gate_open: spec.enabled,
         order: match spec.order {
@@ -95,4 +96,11 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
         keeps_key_state: plan.keeps_key_state,
         takes_batches: plan.takes_batches,
     }
+}
+
+/// The same for the same bytes while the process runs.
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, bytes);
+    std::hash::Hasher::finish(&hasher)
 }

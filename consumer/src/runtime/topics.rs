@@ -549,6 +549,7 @@ mod tests {
             bootstrap_servers: String::new(),
             group_id: "g".into(),
             client: BTreeMap::new(),
+            producer: Default::default(),
             prefetch_bytes: 0,
             request_timeout: Duration::ZERO,
         })

@@ -1,10 +1,8 @@
 //! A dead letter: the record byte for byte, and headers that say where it came from and why it was given up (G7).
 
-use std::sync::Arc;
-
 use sluicegate_abi::header_block::{self, Headers};
 
-use crate::emit::{EmitGroup, Emitter, Outgoing};
+use crate::emit::{EmitFailure, Emitter, FailureKind, Outgoing, Sent, Ticket, Way};
 use crate::source::Lease;
 
 /// What the headers say.
@@ -42,15 +40,22 @@ const TARGET: &str = "__dlq.errors.target";
 const MAX_LAPS: usize = 16;
 
 /// Why a record with the headers `original` is not written to the dead-letter topic `target` once more, if so.
-fn refuse_lap(original: &[u8], target: &str) -> Option<String> {
+fn refuse_lap(original: &[u8], target: &str) -> Option<EmitFailure> {
     let laps = Headers::new(original)
         .filter(|(name, value)| *name == TARGET.as_bytes() && *value == Some(target.as_bytes()))
         .count();
-    (laps >= MAX_LAPS).then(|| {
-        format!(
-            "the record was written to {target} {laps} times already and came back each time; find what reads {target} and \
-             brings its records back, then give the handler another dead_letter.topic or shut its gate"
+    (laps >= MAX_LAPS).then(|| EmitFailure {
+        kind: FailureKind::Target,
+        topic: target.into(),
+        error: format!(
+            "the record was written to {target} {laps} times already and came back each time"
         )
+        .into(),
+        remedy: format!(
+            "find what reads {target} and brings its records back, then give the handler another dead_letter.topic or \
+             shut its gate"
+        )
+        .into(),
     })
 }
 
@@ -90,14 +95,19 @@ fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     block
 }
 
-/// Hands the dead letter of a record to the producer; `group` hears of it once. A record that goes round is refused, so that
-/// it holds its lane as one whose dead letter cannot be written does (G7).
+/// Hands the dead letter of a record to the producer; the ticket is answered once. A record that goes round is refused, so
+/// that it holds its lane as one whose dead letter cannot be written does (G7).
 pub fn send(
     record: &Lease,
     provenance: &Provenance<'_>,
     emitter: &dyn Emitter,
-    group: &Arc<EmitGroup>,
+    way: Way,
+    ticket: Ticket,
 ) {
+    if let Some(failure) = refuse_lap(record.headers(), provenance.target) {
+        ticket.failed(failure);
+        return;
+    }
     let outgoing = Outgoing {
         topic: provenance.target,
         partition: None,
@@ -106,13 +116,8 @@ pub fn send(
         value: record.value(),
         headers: &headers(record.headers(), provenance),
     };
-    group.expect_one();
-    let refused = refuse_lap(record.headers(), provenance.target).or_else(|| {
-        let sent = emitter.send(&outgoing, group);
-        sent.err().map(|error| error.to_string())
-    });
-    if let Some(refused) = refused {
-        group.answered(Some(&refused));
+    if let Sent::NoRoom(ticket) = emitter.send(&outgoing, way, ticket) {
+        ticket.failed(EmitFailure::no_room(provenance.target));
     }
 }
 
@@ -169,6 +174,7 @@ mod tests {
             }
         }
         let refusal = refuse_lap(&block, "x.dlt").expect("it went round often enough");
+        let refusal = refusal.to_string();
         assert!(refusal.contains("x.dlt 16 times"), "{refusal}");
         assert_eq!(
             refuse_lap(&block, "elsewhere"),

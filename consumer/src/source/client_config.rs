@@ -16,6 +16,8 @@ pub struct ClientSettings {
     pub group_id: String,
     /// Further librdkafka keys, none of which the service owns; secret ones do not show.
     pub client: BTreeMap<String, ClientValue>,
+    /// The same for producers; they come after those of `client` that are about the connection.
+    pub producer: BTreeMap<String, ClientValue>,
     /// Bytes that this client may hold in records that nobody has asked for yet.
     pub prefetch_bytes: u64,
     /// How long a question to the broker may take.
@@ -34,11 +36,9 @@ const OWNED: [(&str, &str); 4] = [
 ];
 
 /// What was measured to be fast; each can be set otherwise.
-const TUNED: [(&str, &str); 8] = [
+const TUNED: [(&str, &str); 7] = [
     ("isolation.level", "read_committed"),
     ("client.id", "sluicegate"),
-    // Small enough that a fetch buffer comes from the allocator's free lists instead of fresh pages.
-    ("fetch.max.bytes", "4194304"),
     // How long a partition rests after its queue was found full; the default of 1 s empties the pipe.
     ("fetch.queue.backoff.ms", "2"),
     // Topics that a pattern matches are found within this.
@@ -47,6 +47,9 @@ const TUNED: [(&str, &str); 8] = [
     ("socket.keepalive.enable", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
 ];
+
+/// Small enough that a fetch buffer comes from the allocator's free lists instead of fresh pages.
+const FETCH_MAX_BYTES: u64 = 4 << 20;
 
 /// Keys of the connection, which hold for producers and admin requests as well as for consumers.
 const CONNECTION: [&str; 13] = [
@@ -65,6 +68,38 @@ const CONNECTION: [&str; 13] = [
     "debug",
 ];
 
+/// Keys of producers that hold whatever else is given: every replica has a record that counts as produced, once.
+const PRODUCER_OWNED: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
+
+/// Keys of producers that can be set otherwise. A record waits for its emits, so they linger for a moment only; keys go to
+/// the partitions that the Java client would choose; a topic that is missing is known as such soon, since what is for it
+/// only waits.
+const PRODUCER_TUNED: [(&str, &str); 4] = [
+    ("linger.ms", "1"),
+    ("partitioner", "murmur2_random"),
+    ("queue.buffering.max.messages", "100000"),
+    ("topic.metadata.propagation.max.ms", "5000"),
+];
+
+/// Other names of tuned keys.
+const PRODUCER_ALIASES: [(&str, &str); 1] = [("queue.buffering.max.ms", "linger.ms")];
+
+/// What a producer sends every record with, alone.
+const LONE: [(&str, &str); 3] = [
+    ("batch.num.messages", "1"),
+    ("linger.ms", "0"),
+    ("queue.buffering.max.messages", "1000"),
+];
+
+/// The largest answer that librdkafka's consumer reads unless told otherwise, which bounds a record.
+const LARGEST_ANSWER: u64 = 100_000_000;
+/// The most that librdkafka's producer can be told to send.
+const LARGEST_MESSAGE: u64 = 1_000_000_000;
+/// Room for the headers that the service adds to a record that it passes on.
+const OWN_HEADERS: u64 = 1 << 20;
+/// Bytes that a producer queues, in KiB, unless one record needs more.
+const PRODUCER_QUEUE_KIB: u64 = 64 << 10;
+
 /// Bytes that librdkafka needs for a record besides its payload.
 const RECORD_OVERHEAD: u64 = 304;
 
@@ -76,6 +111,7 @@ impl ClientSettings {
             bootstrap_servers: kafka.bootstrap_servers.clone(),
             group_id: kafka.group_id.clone(),
             client: kafka.client.clone(),
+            producer: kafka.producer.clone(),
             prefetch_bytes: memory / 8 / kafka.clients.max(1) as u64,
             request_timeout: Duration::from_secs(10),
         }
@@ -87,6 +123,7 @@ impl ClientSettings {
         for (key, value) in TUNED {
             config.set(key, value);
         }
+        config.set("fetch.max.bytes", FETCH_MAX_BYTES.to_string());
         let records = self.prefetch_bytes / (RECORD_OVERHEAD + 96);
         config
             .set(
@@ -101,6 +138,13 @@ impl ClientSettings {
             );
         for (key, value) in &self.client {
             config.set(key, value.expose());
+        }
+        if !self.client.contains_key("fetch.max.bytes")
+            && let Some(message) = self.client.get("message.max.bytes")
+            && number(message).is_some_and(|message| message > FETCH_MAX_BYTES)
+        {
+            // librdkafka wants a fetch to have room for a message; this is our tuning, not the user's choice.
+            config.set("fetch.max.bytes", message.expose());
         }
         if self
             .client
@@ -129,6 +173,52 @@ impl ClientSettings {
         Duration::from_millis(interval_ms.max(1_000))
     }
 
+    /// librdkafka's config for a producer. It sends whatever a consumer of `client` can read, with our headers added; its
+    /// queue holds one such record, and so bounds what producing may keep in memory.
+    pub fn producer(&self) -> ClientConfig {
+        let mut config = self.connection();
+        for (key, value) in PRODUCER_TUNED {
+            config.set(key, value);
+        }
+        let answer = self
+            .client
+            .get("receive.message.max.bytes")
+            .and_then(number);
+        let readable = answer.unwrap_or(LARGEST_ANSWER) + OWN_HEADERS;
+        let largest = readable.min(LARGEST_MESSAGE);
+        config.set("message.max.bytes", largest.to_string());
+        for (key, value) in &self.producer {
+            if let Some((_, tuned)) = PRODUCER_ALIASES.iter().find(|(alias, _)| alias == key) {
+                config.remove(tuned);
+            }
+            config.set(key, value.expose());
+        }
+        if !self.producer.contains_key("queue.buffering.max.kbytes") {
+            let given = self.producer.get("message.max.bytes").and_then(number);
+            let needed = given.unwrap_or(largest).div_ceil(1024);
+            config.set(
+                "queue.buffering.max.kbytes",
+                needed.max(PRODUCER_QUEUE_KIB).to_string(),
+            );
+        }
+        for (key, value) in PRODUCER_OWNED {
+            config.set(key, value);
+        }
+        config
+    }
+
+    /// As [`ClientSettings::producer`], for one that sends every record in a batch of its own.
+    pub fn lone_producer(&self) -> ClientConfig {
+        let mut config = self.producer();
+        for (alias, _) in PRODUCER_ALIASES {
+            config.remove(alias);
+        }
+        for (key, value) in LONE {
+            config.set(key, value);
+        }
+        config
+    }
+
     /// librdkafka's config for a producer or an admin client: the same cluster and credentials.
     pub fn connection(&self) -> ClientConfig {
         let mut config = self.base();
@@ -150,6 +240,11 @@ impl ClientSettings {
     }
 }
 
+/// The number that a value is, if it is one.
+fn number(value: &ClientValue) -> Option<u64> {
+    value.expose().trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,9 +257,67 @@ mod tests {
                 .iter()
                 .map(|(key, value)| (key.to_string(), ClientValue::Plain(value.to_string())))
                 .collect(),
+            producer: BTreeMap::new(),
             prefetch_bytes: 32 << 20,
             request_timeout: Duration::from_secs(1),
         }
+    }
+
+    fn producing(client: &[(&str, &str)], producer: &[(&str, &str)]) -> ClientSettings {
+        ClientSettings {
+            producer: settings(producer).client,
+            ..settings(client)
+        }
+    }
+
+    fn get(config: &ClientConfig, key: &str) -> u64 {
+        config.get(key).and_then(|text| text.parse().ok()).unwrap()
+    }
+
+    #[test]
+    fn a_producer_sends_whatever_a_consumer_can_read_with_our_headers() {
+        for (client, readable) in [
+            (&[][..], 100_000_000),
+            (&[("receive.message.max.bytes", "300000000")], 300_000_000),
+        ] {
+            let config = producing(client, &[]).producer();
+            let most = get(&config, "message.max.bytes");
+            assert_eq!(most, readable + (1 << 20));
+            assert!(get(&config, "queue.buffering.max.kbytes") * 1024 >= most);
+            config.create_native_config().unwrap();
+        }
+        let huge = [("receive.message.max.bytes", "2000000000")];
+        let config = producing(&huge, &[]).producer();
+        assert_eq!(get(&config, "message.max.bytes"), 1_000_000_000);
+    }
+
+    #[test]
+    fn producer_keys_outrank_the_tuning_and_the_connections_keys_but_not_ours() {
+        let client = [("socket.timeout.ms", "1000"), ("ssl.ca.location", "a")];
+        let producer = [
+            ("socket.timeout.ms", "2000"),
+            ("queue.buffering.max.ms", "20"),
+            ("message.max.bytes", "200000000"),
+            ("acks", "0"),
+        ];
+        let config = producing(&client, &producer).producer();
+        assert_eq!(config.get("socket.timeout.ms"), Some("2000"));
+        assert_eq!(config.get("ssl.ca.location"), Some("a"));
+        assert_eq!(config.get("linger.ms"), None, "its other name is given");
+        assert_eq!(config.get("acks"), Some("all"));
+        assert!(get(&config, "queue.buffering.max.kbytes") * 1024 >= 200_000_000);
+        let lone = producing(&client, &producer).lone_producer();
+        assert_eq!(lone.get("batch.num.messages"), Some("1"));
+        assert_eq!(lone.get("queue.buffering.max.ms"), None);
+    }
+
+    #[test]
+    fn a_larger_message_makes_room_in_a_fetch_unless_that_is_given() {
+        let large = [("message.max.bytes", "20000000")];
+        let config = settings(&large).consumer();
+        assert_eq!(config.get("fetch.max.bytes"), Some("20000000"));
+        let both = [("message.max.bytes", "20000000"), ("fetch.max.bytes", "1")];
+        assert_eq!(settings(&both).consumer().get("fetch.max.bytes"), Some("1"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod admission;
 pub(crate) mod callbacks;
+mod client_check;
 pub mod client_config;
 pub mod kafka;
 pub mod lease;

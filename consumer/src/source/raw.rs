@@ -29,7 +29,7 @@ use sluicegate_abi::record::Parts;
 
 use super::Lease;
 use crate::commit::TopicUuid;
-use crate::emit::{EmitGroup, Outgoing};
+use crate::emit::{Outgoing, Ticket};
 
 pub(super) use admin::{Answer, OffsetSpec};
 pub(crate) use create_topics::{NewTopic, create_topics};
@@ -466,25 +466,27 @@ impl<C: ConsumerContext> Drop for Connection<C> {
     }
 }
 
-/// Queues a record with a producer whose delivery opaque is the group; librdkafka copies the bytes. Header names and
+/// Queues a record with a producer whose delivery opaque is the ticket; librdkafka copies the bytes. Header names and
 /// values go through as they are, text or not (G7).
 ///
 /// # Errors
-/// librdkafka's code; the group is then not told anything.
+/// librdkafka's code, with the ticket, which is not answered.
 pub(crate) fn produce<C>(
     client: &Client<C>,
     record: &Outgoing<'_>,
-    group: &Arc<EmitGroup>,
-) -> Result<(), RDKafkaErrorCode>
+    ticket: Box<Ticket>,
+) -> Result<(), (RDKafkaErrorCode, Box<Ticket>)>
 where
-    C: ProducerContext<DeliveryOpaque = Arc<EmitGroup>>,
+    C: ProducerContext<DeliveryOpaque = Box<Ticket>>,
 {
-    let topic = CString::new(record.topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+    let Ok(topic) = CString::new(record.topic) else {
+        return Err((RDKafkaErrorCode::InvalidTopic, ticket));
+    };
     let (key, key_len) = parts(record.key);
     let (value, value_len) = parts(record.value);
-    let group = Arc::into_raw(Arc::clone(group));
+    let ticket = Box::into_raw(ticket);
     // SAFETY: the client is alive; all pointers are valid for the call, which copies key and value (F_COPY); on success
-    // it owns the headers, and the group comes back once, to the context's `delivery`; on failure both are still ours.
+    // it owns the headers, and the ticket comes back once, to the context's `delivery`; on failure both are still ours.
     unsafe {
         let headers = native_headers(record.headers);
         let error = sys::rd_kafka_producev(
@@ -504,7 +506,7 @@ where
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_TIMESTAMP,
             record.timestamp_ms.unwrap_or(0),
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_OPAQUE,
-            group.cast::<c_void>().cast_mut(),
+            ticket.cast::<c_void>(),
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_HEADERS,
             headers,
             sys::rd_kafka_vtype_t::RD_KAFKA_VTYPE_END,
@@ -512,11 +514,10 @@ where
         if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Ok(());
         }
-        drop(Arc::from_raw(group));
         if !headers.is_null() {
             sys::rd_kafka_headers_destroy(headers);
         }
-        Err(error.into())
+        Err((error.into(), Box::from_raw(ticket)))
     }
 }
 

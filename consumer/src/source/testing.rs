@@ -12,6 +12,7 @@ pub(crate) fn settings(bootstrap: &str) -> ClientSettings {
         bootstrap_servers: bootstrap.into(),
         group_id: "g".into(),
         client: Default::default(),
+        producer: Default::default(),
         prefetch_bytes: 32 << 20,
         request_timeout: Duration::from_secs(10),
     }

@@ -33,6 +33,7 @@ pub(crate) fn settings(bootstrap: &str, client: &[(&str, &str)]) -> ClientSettin
         client: client
             .map(|(key, value)| (key.to_string(), ClientValue::Plain(value.to_string())))
             .collect(),
+        producer: Default::default(),
         prefetch_bytes: 32 << 20,
         request_timeout: Duration::from_secs(10),
     }

@@ -118,6 +118,8 @@ impl World {
                 Stage::Failed if share.given_up => false,
                 Stage::Failed => (failed && !called) || overdue,
                 Stage::Running | Stage::Acked => overdue,
+                // It is run again instead of sent again, by a newer generation.
+                Stage::Producing if share.refused => (failed && !called) || overdue,
                 Stage::Producing | Stage::Settled => false,
             };
             // A drain leaves to the next owner what nobody has begun.

@@ -15,6 +15,7 @@ mod closing;
 mod met;
 mod model;
 mod pools;
+mod producer;
 mod random;
 mod script;
 mod steps;

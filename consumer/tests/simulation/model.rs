@@ -17,7 +17,9 @@ use sluicegate::source::{CommitEntry, Slot, TopicPartition};
 use sluicegate_config::spec::TopicPattern;
 
 use super::met::Met;
+use super::pools::Emitted;
 use super::script::{Log, SimHandler};
+use super::world::ShareKey;
 
 /// A broken promise, in words.
 pub type Check = Result<(), String>;
@@ -48,11 +50,40 @@ pub struct Share {
     pub given_up: bool,
     /// Its handler dead-lettered it, and what it emitted before is not acknowledged: only then the letter may follow.
     pub owes_letter: bool,
+    /// What it emitted was refused and is to be sent again.
+    pub refused: bool,
+    /// Records that the attempt emitted.
+    pub emits: u32,
+    /// What the producer took of them, in order, and whether it is acknowledged.
+    pub written: Vec<(u32, bool)>,
     /// Some attempt was made.
     pub begun: bool,
     /// Its handler was switched off and has failed or hangs: it is settled without it.
     pub skipped: bool,
     pub order: Order,
+}
+
+impl Share {
+    /// All that was emitted is acknowledged, and the last copies stand in order (G4).
+    pub fn written_in_order(&self, offset: i64) -> Check {
+        let copies = self
+            .written
+            .iter()
+            .filter(|(_, acknowledged)| *acknowledged);
+        let copies: Vec<u32> = copies.map(|(index, _)| *index).collect();
+        let last = |index| copies.iter().rposition(|copy| *copy == index);
+        let places: Option<Vec<usize>> = (0..self.emits).map(last).collect();
+        match places {
+            None => Err(format!(
+                "an emit of {offset} is missing: {:?} (G1)",
+                self.written
+            )),
+            Some(places) if !places.is_sorted() => {
+                Err(format!("emits of {offset} are written as {copies:?} (G4)"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 /// A record of an assignment.
@@ -223,6 +254,9 @@ impl Model {
                     failures: 0,
                     given_up: false,
                     owes_letter: false,
+                    refused: false,
+                    emits: 0,
+                    written: Vec::new(),
                     begun: false,
                     skipped: false,
                     order: handler.order,
@@ -244,6 +278,54 @@ impl Model {
             return None;
         }
         owned.records.get_mut(&offset)?.shares.get_mut(&handler)
+    }
+
+    /// A handler has emitted `count` records for a record.
+    pub fn emits(&mut self, of: &ShareKey, count: u32) {
+        if let Some(share) = self.share(of.epoch, of.offset, of.handler) {
+            share.emits = count;
+            share.written.clear();
+        }
+    }
+
+    /// An emitted record was given to the producer; gives its place in the account of what was `taken`.
+    pub fn emitted(
+        &mut self,
+        emitted: &Emitted,
+        taken: bool,
+        by_worker: bool,
+    ) -> Result<Option<usize>, String> {
+        let Emitted {
+            epoch,
+            offset,
+            handler,
+            index,
+        } = *emitted;
+        let Some(share) = self.share(epoch, offset, handler) else {
+            return match by_worker {
+                true => Ok(None),
+                false => Err(format!(
+                    "emits of {offset} are sent again after its release (G5)"
+                )),
+            };
+        };
+        if share.given_up {
+            return Err(format!("emits of {offset} are sent after it was given up"));
+        }
+        if !taken {
+            return Ok(None);
+        }
+        share.written.push((index, false));
+        Ok(Some(share.written.len() - 1))
+    }
+
+    /// The broker has an emitted record.
+    pub fn acknowledged(&mut self, of: &ShareKey, written: Option<usize>) {
+        if let Some(share) = self.share(of.epoch, of.offset, of.handler)
+            && let Some(copy) = written.and_then(|at| share.written.get_mut(at))
+        {
+            copy.1 = true;
+        }
     }
 
     /// A handler is done with a record for good.
@@ -306,7 +388,9 @@ impl Model {
             // Its call was abandoned; what it still does means nothing any more.
             return Ok(());
         }
-        if !matches!(share.stage, Stage::Queued | Stage::Failed) {
+        // What a newer generation need not emit is run again instead of sent again.
+        let instead = share.stage == Stage::Producing && share.refused;
+        if !matches!(share.stage, Stage::Queued | Stage::Failed) && !instead {
             return Err(format!("{what}: started while {:?}", share.stage));
         }
         if share.given_up || attempt != share.failures + 1 {
@@ -349,6 +433,8 @@ impl Model {
         }
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Running;
+            share.refused = false;
+            share.owes_letter = false;
             share.begun = true;
         }
         let log = self.owned[&epoch].log;

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluicegate::dispatch::{Batch, Inbox, PoolState, WorkerPool};
-use sluicegate::emit::{EmitError, EmitGroup, Emitter, Outgoing};
+use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
 use sluicegate_abi::header_block::Headers;
+use sluicegate_runtime::Emit;
 
 /// A pool with a number of seats.
 pub struct SimPool {
@@ -142,14 +143,72 @@ impl DeadLetter {
     }
 }
 
-/// A producer that takes dead letters, or refuses them.
+/// A record of a handler's, as its key tells whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    pub epoch: u32,
+    pub offset: i64,
+    pub handler: u32,
+    /// Which of the records that were emitted for it.
+    pub index: u32,
+}
+
+impl Emitted {
+    /// What a handler emits for a record.
+    pub fn emit(&self) -> Emit {
+        let key = format!(
+            "{}/{}/{}/{}",
+            self.epoch, self.offset, self.handler, self.index
+        );
+        Emit {
+            record: 0,
+            topic: OUT.to_owned(),
+            partition: None,
+            timestamp_ms: None,
+            key: Some(key.into_bytes()),
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
+    fn of(record: &Outgoing<'_>) -> Option<Self> {
+        let key = str::from_utf8(record.key?).ok()?;
+        let mut parts = key.split('/');
+        Some(Self {
+            epoch: parts.next()?.parse().ok()?,
+            offset: parts.next()?.parse().ok()?,
+            handler: parts.next()?.parse().ok()?,
+            index: parts.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Where handlers emit to.
+const OUT: &str = "out";
+
+/// What was handed to the producer.
+pub enum Handed {
+    Letter(DeadLetter),
+    Emit(Emitted),
+}
+
+/// A record that the producer has been given, with the duty to answer for it.
+pub struct InProducer {
+    pub what: Handed,
+    pub way: Way,
+    /// It was refused in the call.
+    pub refused: bool,
+    pub ticket: Ticket,
+}
+
+/// A producer that takes records, or refuses them.
 #[derive(Default)]
 pub struct SimProducer(Mutex<SimProducerState>);
 
 #[derive(Default)]
 struct SimProducerState {
     refusing: bool,
-    sent: Vec<(DeadLetter, Option<Arc<EmitGroup>>)>,
+    given: Vec<InProducer>,
 }
 
 impl SimProducer {
@@ -158,9 +217,9 @@ impl SimProducer {
         self.lock().refusing = refusing;
     }
 
-    /// What was sent since the last call, in order; without a group where it was refused.
-    pub fn sent(&self) -> Vec<(DeadLetter, Option<Arc<EmitGroup>>)> {
-        std::mem::take(&mut self.lock().sent)
+    /// What was given since the last call, in order.
+    pub fn given(&self) -> Vec<InProducer> {
+        std::mem::take(&mut self.lock().given)
     }
 
     fn lock(&self) -> MutexGuard<'_, SimProducerState> {
@@ -169,14 +228,23 @@ impl SimProducer {
 }
 
 impl Emitter for SimProducer {
-    fn send(&self, record: &Outgoing<'_>, group: &Arc<EmitGroup>) -> Result<(), EmitError> {
+    // The world answers the tickets of what is refused, so that it knows whose answer it is.
+    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent {
         let mut state = self.lock();
-        let letter = DeadLetter::new(record);
-        if state.refusing {
-            state.sent.push((letter, None));
-            return Err(EmitError::QueueFull);
+        let what = match Emitted::of(record).filter(|_| record.topic == OUT) {
+            Some(emitted) => Handed::Emit(emitted),
+            None => Handed::Letter(DeadLetter::new(record)),
+        };
+        let refused = state.refusing;
+        state.given.push(InProducer {
+            what,
+            way,
+            refused,
+            ticket,
+        });
+        match refused {
+            true => Sent::Refused,
+            false => Sent::Queued,
         }
-        state.sent.push((letter, Some(group.clone())));
-        Ok(())
     }
 }

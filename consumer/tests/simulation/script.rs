@@ -111,6 +111,7 @@ impl SimHandler {
             name: Self::name(self.ix).into(),
             version: "1.0.0".into(),
             generation: self.generation,
+            config_digest: 0,
             pool: Some(self.pool.clone()),
             gate_open: self.gate_open,
             order: self.order,

@@ -25,7 +25,7 @@ impl World {
         match self.random.below(100) {
             0..20 => self.poll()?,
             20..50 => self.work()?,
-            50..70 => self.hear(),
+            50..70 => self.hear()?,
             70..78 => self.answer_produce()?,
             78..82 => self.answer_commit(),
             82..84 => self.return_hung(),
@@ -224,9 +224,9 @@ impl World {
             self.answer_produce()?;
             self.work()?;
             self.work()?;
-            self.hear();
-            self.hear();
-            self.hear();
+            self.hear()?;
+            self.hear()?;
+            self.hear()?;
             self.observe()?;
         }
         self.poll()?;
@@ -295,6 +295,12 @@ impl World {
                     script.at, record.offset
                 ));
             }
+        }
+        if self.flow.kept_bytes() != 0 {
+            return Err(format!(
+                "{} bytes of emits are kept",
+                self.flow.kept_bytes()
+            ));
         }
         if self.flow.charged() != 0 || self.flow.held_records() != 0 {
             return Err(format!(

@@ -1,12 +1,12 @@
 //! What workers do with batches, and what their outcomes mean to the account.
 
 use sluicegate::dispatch::{Inbox, PumpMessage};
-use sluicegate::emit::EmitGroup;
+use sluicegate::emit::{EmitFailure, EmitGroup, FailureKind, Way, send_from};
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use std::sync::Arc;
 
 use super::model::{Check, Stage};
-use super::pools::SimPool;
+use super::pools::{Emitted, SimPool};
 use super::world::{Message, Running, ShareKey, Unanswered, World};
 
 /// How a worker ends with one record.
@@ -221,7 +221,7 @@ impl World {
 
     fn bring_back(&mut self, at: usize) -> Check {
         let mut run = self.running.swap_remove(at);
-        let groups = self.emit(&mut run);
+        let groups = self.emit(&mut run)?;
         let Running {
             pool,
             seat,
@@ -235,21 +235,17 @@ impl World {
             message: PumpMessage::Finished(batch),
             share: None,
         });
-        for (share, group, unanswered) in groups {
+        for (share, group) in groups {
             group.arm();
             let pushed = taken(&self.inbox);
-            self.expect(pushed, Some(share.clone()))?;
-            self.unanswered.extend((0..unanswered).map(|_| Unanswered {
-                share: share.clone(),
-                group: group.clone(),
-            }));
+            self.expect(pushed, Some(share))?;
         }
         self.free_seat(&pool, seat);
         Ok(())
     }
 
-    /// Hands what was emitted to the producer. Gives the groups, each with the number of answers that will come.
-    fn emit(&mut self, run: &mut Running) -> Vec<(ShareKey, Arc<EmitGroup>, u32)> {
+    /// Hands what was emitted to the producer.
+    fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<EmitGroup>)>, String> {
         let mut groups = Vec::new();
         for &(index, count) in &run.emits {
             let record = &run.batch.records[index];
@@ -258,24 +254,28 @@ impl World {
                 .resize(run.batch.records.len(), false);
             run.batch.emits_pending[index] = true;
             let key = run.batch.keys[index];
-            let group = EmitGroup::new(self.inbox.clone(), run.batch.handler, key);
-            let mut unanswered = 0;
-            for _ in 0..count {
-                group.expect_one();
-                if self.random.chance(self.trouble.produce_fails / 4) {
-                    group.answered(Some("refused"));
-                } else {
-                    unanswered += 1;
-                }
-            }
             let share = ShareKey {
                 epoch: record.epoch,
                 offset: record.offset,
                 handler: run.batch.handler.0,
             };
-            groups.push((share, group, unanswered));
+            self.model.emits(&share, count);
+            let emitted = |index| Emitted {
+                epoch: share.epoch,
+                offset: share.offset,
+                handler: share.handler,
+                index,
+            };
+            let emits = (0..count).map(|index| emitted(index).emit()).collect();
+            let home = self.inbox.clone();
+            let group = EmitGroup::new(home, run.batch.handler, key, emits, None);
+            let refuses = self.random.chance(self.trouble.produce_fails / 4);
+            self.producer.set_refusing(refuses);
+            send_from(&group, 0, Way::Batched, &*self.producer);
+            self.see_given(true)?;
+            groups.push((share, group));
         }
-        groups
+        Ok(groups)
     }
 
     /// The producer answers for one record.
@@ -284,17 +284,31 @@ impl World {
             return Ok(());
         }
         let at = self.random.below(self.unanswered.len());
-        let Unanswered { share, group } = self.unanswered.swap_remove(at);
-        let fails = self.random.chance(self.trouble.produce_fails);
-        group.answered(fails.then_some("timed out"));
+        let Unanswered {
+            share,
+            way,
+            ticket,
+            written,
+        } = self.unanswered.swap_remove(at);
+        if self.random.chance(self.trouble.produce_fails) {
+            let own = match way {
+                Way::Batched => FailureKind::Batch,
+                Way::Alone => FailureKind::Record,
+            };
+            let kinds = [FailureKind::Cluster, FailureKind::Target, own];
+            ticket.failed(failure(*self.random.pick(&kinds)));
+        } else {
+            self.model.acknowledged(&share, written);
+            ticket.acknowledged();
+        }
         let pushed = taken(&self.inbox);
         self.expect(pushed, Some(share))
     }
 
     /// The flow hears the oldest message, the account just before it.
-    pub fn hear(&mut self) {
+    pub fn hear(&mut self) -> Check {
         let Some(Message { message, share }) = self.messages.pop_front() else {
-            return;
+            return Ok(());
         };
         self.model.tell(|| match &message {
             PumpMessage::Finished(batch) => {
@@ -307,7 +321,10 @@ impl World {
                 let of = self.overran.get(flight);
                 format!("hear overrun of {of:?} after {}", completed.len())
             }
-            PumpMessage::Produced { error, .. } => format!("hear produced {share:?}: {error:?}"),
+            PumpMessage::Produced { refused, .. } => {
+                let why = refused.as_ref().map(|refused| refused.failure.kind);
+                format!("hear produced {share:?}: {why:?}")
+            }
             _ => "hear pool free".into(),
         });
         match (&message, share) {
@@ -331,12 +348,14 @@ impl World {
             (PumpMessage::Overrun { flight, completed }, _) => {
                 self.count_overrun(*flight, completed);
             }
-            (PumpMessage::Produced { error, .. }, Some(share)) => {
-                self.count_produced(&share, error.is_some());
+            (PumpMessage::Produced { refused, .. }, Some(share)) => {
+                let kind = refused.as_ref().map(|refused| refused.failure.kind);
+                self.count_produced(&share, kind)?;
             }
             _ => {}
         }
         self.flow.receive(message);
+        Ok(())
     }
 
     fn count(&mut self, share: &ShareKey, outcome: RawOutcome, pending: bool) {
@@ -393,37 +412,41 @@ impl World {
         }
     }
 
-    fn count_produced(&mut self, share: &ShareKey, failed: bool) {
+    /// What the producer said of all that was sent for a share: a refusal is no attempt.
+    fn count_produced(&mut self, share: &ShareKey, refused: Option<FailureKind>) -> Check {
         let ShareKey {
             epoch,
             offset,
             handler,
         } = *share;
-        let skipped = self.model.share(epoch, offset, handler);
-        if skipped.is_some_and(|share| share.skipped) {
-            return;
+        let Some(found) = self.model.share(epoch, offset, handler) else {
+            return Ok(());
+        };
+        if found.skipped {
+            return Ok(());
         }
-        let owes_letter = self
-            .model
-            .share(epoch, offset, handler)
-            .is_some_and(|share| std::mem::take(&mut share.owes_letter));
-        let settles = !failed && !owes_letter;
+        let settles = refused.is_none() && (found.given_up || !found.owes_letter);
         self.closing.heard(handler, settles, self.now_ms);
-        if settles {
-            self.model.settle(epoch, offset, handler);
-            return;
-        }
-        let most = self.max_attempts(handler);
-        if let Some(share) = self.model.share(epoch, offset, handler) {
-            share.stage = Stage::Failed;
-            if !failed {
-                share.given_up = true;
+        match refused {
+            // It was the dead letter.
+            Some(_) if found.given_up => found.stage = Stage::Failed,
+            None if found.given_up => self.model.settle(epoch, offset, handler),
+            Some(FailureKind::Record) => {
+                found.stage = Stage::Failed;
+                found.given_up = true;
             }
-            if !share.given_up {
-                share.failures += 1;
-                share.given_up = share.failures >= most;
+            Some(_) => found.refused = true,
+            None => {
+                found.written_in_order(offset)?;
+                if std::mem::take(&mut found.owes_letter) {
+                    found.stage = Stage::Failed;
+                    found.given_up = true;
+                } else {
+                    self.model.settle(epoch, offset, handler);
+                }
             }
         }
+        Ok(())
     }
 
     /// Attempts of a handler; its last settings count also when it is gone from the snapshot.
@@ -440,7 +463,18 @@ fn outcome(code: u16, detail: usize) -> RawOutcome {
     }
 }
 
-fn taken(inbox: &Inbox) -> Vec<PumpMessage> {
+/// A refusal of a kind.
+pub fn failure(kind: FailureKind) -> EmitFailure {
+    EmitFailure {
+        kind,
+        topic: "somewhere".into(),
+        error: "refused".into(),
+        remedy: "none".into(),
+    }
+}
+
+/// What was pushed into the inbox.
+pub fn taken(inbox: &Inbox) -> Vec<PumpMessage> {
     let mut pushed = Vec::new();
     inbox.take(&mut pushed);
     pushed

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use sluicegate::assignment::NewAssignment;
 use sluicegate::commit::next_epoch;
-use sluicegate::dispatch::{
-    Batch, FlightKey, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool,
-};
-use sluicegate::emit::EmitGroup;
+use sluicegate::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
+use sluicegate::emit::{Ticket, Way};
 use sluicegate::flow::Flow;
 use sluicegate::routing::RoutingIndex;
 use sluicegate::source::starts::{Commit, Evidence, decide};
@@ -17,7 +15,7 @@ use sluicegate_abi::RawOutcome;
 
 use super::closing::Closing;
 use super::model::{Check, Committed, Model};
-use super::pools::{DeadLetter, SimPool, SimProducer};
+use super::pools::{SimPool, SimProducer};
 use super::random::Random;
 use super::script::{Script, SimHandler, Trouble, any_handler, recreated};
 
@@ -48,7 +46,10 @@ pub struct Running {
 /// Something that the producer has not answered.
 pub struct Unanswered {
     pub share: ShareKey,
-    pub group: Arc<EmitGroup>,
+    pub way: Way,
+    pub ticket: Ticket,
+    /// For an emitted record, its place in the account of what was written for the share.
+    pub written: Option<usize>,
 }
 
 /// A message on its way to the flow.
@@ -485,7 +486,7 @@ impl World {
         self.see_admissions()?;
         self.see_submissions()?;
         self.see_recalls();
-        self.see_dead_letters()
+        self.see_given(false)
     }
 
     fn see_admissions(&mut self) -> Check {
@@ -560,70 +561,6 @@ impl World {
                 self.send_back(at);
             }
         }
-    }
-
-    fn see_dead_letters(&mut self) -> Check {
-        let mut pushed = Vec::new();
-        self.inbox.take(&mut pushed);
-        // A refusal is put into the inbox by the flow itself, in the order of the records.
-        let mut refusals = pushed.into_iter();
-        for (letter, group) in self.producer.sent() {
-            let share = self.check_dead_letter(&letter)?;
-            match group {
-                Some(group) => self.unanswered.push(Unanswered { share, group }),
-                None => {
-                    let refusal = refusals.next().into_iter().collect();
-                    self.expect(refusal, Some(share))?;
-                }
-            }
-        }
-        match refusals.next() {
-            None => Ok(()),
-            Some(_) => Err("a message came from nowhere".into()),
-        }
-    }
-
-    fn check_dead_letter(&mut self, letter: &DeadLetter) -> Result<ShareKey, String> {
-        use super::model::Stage;
-        let found = self.model.owned.iter().find(|(_, owned)| {
-            !owned.released
-                && *owned.at.topic == *letter.topic
-                && owned.at.partition == letter.partition
-        });
-        let Some((&epoch, owned)) = found else {
-            return Err(format!("a dead letter of a released partition: {letter:?}"));
-        };
-        let record = self.script.logs[owned.log].record(letter.offset);
-        let faithful = record.is_some_and(|record| {
-            record.key == letter.key
-                && Some(&record.value) == letter.value.as_ref()
-                && record.headers == letter.headers
-                && letter.to == format!("{}.dlt", letter.topic)
-        });
-        if !faithful {
-            return Err(format!("a dead letter is not its record (G7): {letter:?}"));
-        }
-        let pool_failed = self
-            .pools
-            .iter()
-            .any(|(ix, _, pool)| ix.0 == letter.handler && pool.state() == PoolState::Failed);
-        let share = self
-            .model
-            .share(epoch, letter.offset, letter.handler)
-            .ok_or_else(|| format!("a dead letter that nobody owes: {letter:?}"))?;
-        match share.stage {
-            Stage::Failed if share.given_up => {}
-            // A failed handler's queued records go without an attempt.
-            Stage::Queued | Stage::Failed if pool_failed => {}
-            stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
-        }
-        share.stage = Stage::Producing;
-        share.given_up = true;
-        Ok(ShareKey {
-            epoch,
-            offset: letter.offset,
-            handler: letter.handler,
-        })
     }
 
     /// Queues messages that were pushed into the inbox for `share`.

@@ -30,6 +30,8 @@ pub struct Config {
     /// Acked records are emitted there first.
     #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub emit_to: Option<String>,
+    /// Every record is emitted there before a rule is done, whatever becomes of it.
+    pub emit_first: bool,
     /// It is not well as long as a file is there.
     pub ill_while: Option<PathBuf>,
 }
@@ -90,6 +92,7 @@ pub enum Class {
 pub struct Misbehave {
     rules: Vec<ReadyRule>,
     emit_to: Option<String>,
+    emit_first: bool,
     ill_while: Option<PathBuf>,
 }
 
@@ -203,6 +206,7 @@ impl Misbehave {
         Ok(Self {
             rules: rules.collect::<Result<_, _>>()?,
             emit_to: config.emit_to,
+            emit_first: config.emit_first,
             ill_while: config.ill_while,
         })
     }
@@ -222,11 +226,18 @@ impl Handler for Misbehave {
     }
 
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
+        if self.emit_first
+            && let Some(topic) = &self.emit_to
+        {
+            ctx.emit(&Emit::copy_of(record, topic));
+        }
         let fitting = self.rules.iter().find(|rule| rule.fits(record));
         if let Some(outcome) = fitting.and_then(|rule| rule.commit(record)) {
             return outcome;
         }
-        if let Some(topic) = &self.emit_to {
+        if !self.emit_first
+            && let Some(topic) = &self.emit_to
+        {
             ctx.emit(&Emit::copy_of(record, topic));
         }
         Outcome::Ack

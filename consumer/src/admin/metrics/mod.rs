@@ -229,6 +229,7 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             &labels,
             handler.parked as f64,
         );
+        refusals(handler, families);
         let help = "Instances that were built anew";
         families.counter(
             "sluicegate_handler_restarts_total",
@@ -261,6 +262,25 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             families.counter("sluicegate_emitted_records_total", help, &labels, *count);
         }
     }
+}
+
+fn refusals(handler: &HandlerReport, families: &mut Families) {
+    let labels = [("handler", handler.name.as_str())];
+    let help =
+        "Times that an emitted record or a dead letter was refused by the cluster or the producer";
+    families.counter(
+        "sluicegate_handler_produce_refusals_total",
+        help,
+        &labels,
+        handler.refusals,
+    );
+    let help = "Records that hold their lane until a refused emit or dead letter is produced";
+    families.gauge(
+        "sluicegate_handler_refused_records",
+        help,
+        &labels,
+        handler.refused as f64,
+    );
 }
 
 fn outcomes(handler: &HandlerReport, families: &mut Families) {

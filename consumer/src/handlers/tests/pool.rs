@@ -8,6 +8,7 @@ use sluicegate_runtime::{HostServices, LogLevel, MetricKind, outcome_code};
 
 use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
 use crate::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
+use crate::emit::FailureKind;
 use crate::handlers::pool::relock;
 use crate::handlers::{
     Crew, CrewSettings, HandlerPool, HandlerSetup, HandlerStats, LiveConfig, OverrunWatch, Release,
@@ -221,8 +222,8 @@ fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
     for _ in 0..4 {
         order.push(home.next("message", |message| match message {
             PumpMessage::Finished(batch) => Ok(format!("finished {:?}", batch.emits_pending)),
-            PumpMessage::Produced { entry, error, .. } => {
-                Ok(format!("produced {} {error:?}", entry.index))
+            PumpMessage::Produced { entry, refused, .. } => {
+                Ok(format!("produced {} {}", entry.index, refused.is_none()))
             }
             other => Err(other),
         }));
@@ -231,9 +232,9 @@ fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
         order,
         [
             "finished [false, true, false, true, true]",
-            "produced 1 None",
-            "produced 3 None",
-            "produced 4 None"
+            "produced 1 true",
+            "produced 3 true",
+            "produced 4 true"
         ]
     );
     let topics = relock(&rig.producer.topics);
@@ -241,19 +242,27 @@ fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
 }
 
 #[test]
-fn a_producer_that_stays_full_fails_the_record_after_the_timeout() {
-    let rig = Rig::new(&[(1, Deed::Emit("out"))]);
+fn what_finds_no_room_in_time_is_kept_for_the_pump_from_the_first_record_on() {
+    let rig = Rig::new(&[(1, Deed::Emit("out")), (2, Deed::Emit("out"))]);
     rig.producer.full_for.store(u32::MAX, Ordering::SeqCst);
     let mut setup = rig.setup("one");
     setup.timeout = Duration::from_millis(50);
     let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
-    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    assert_eq!(home.finished().emits_pending, [true]);
-    let error = home.next("answer", |message| match message {
-        PumpMessage::Produced { error, .. } => Ok(error),
-        other => Err(other),
-    });
-    assert_eq!(error.as_deref(), Some("the producer's queue is full"));
+    assert!(pool.submit(batch(0, &[1, 2]), &home.inbox).is_ok());
+    assert_eq!(home.finished().emits_pending, [true, true]);
+    for entry_index in [0, 1] {
+        let (entry, refused) = home.next("answer", |message| match message {
+            PumpMessage::Produced { entry, refused, .. } => Ok((entry, refused)),
+            other => Err(other),
+        });
+        assert_eq!(entry.index, entry_index);
+        let refused = refused.unwrap();
+        assert_eq!(refused.failure.kind, FailureKind::Cluster);
+        assert_eq!(&*refused.failure.error, "the producer's queue is full");
+        assert_eq!((refused.first, refused.group.records().len()), (0, 1));
+        let kept = &refused.group.records()[0];
+        assert_eq!(kept.value.as_deref(), Some(b"emitted".as_slice()));
+    }
 }
 
 #[test]

@@ -194,6 +194,7 @@ fn handler(pool: Arc<HandlerPool>) -> HandlerSettings {
         name: "one".into(),
         version: "1.0.0".into(),
         generation: 1,
+        config_digest: 0,
         pool: Some(pool),
         gate_open: true,
         order: Order::Unordered,

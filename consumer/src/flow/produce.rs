@@ -1,0 +1,308 @@
+//! What waits for the producer: emits and dead letters, the answers to them, and further tries of what was refused.
+//!
+//! ```text
+//!  emits ──► Emitting ──► acknowledged ──► ack, drop: settle · dead letter: give up
+//!               ▲  └────► refused: the record's own fault ──► give up, no attempt burnt
+//!               │              the cluster's ──► EmitsDue ──┐ back-off, or at once and alone after a batch was refused
+//!               └──────────────────────────────────────────┘
+//!  give up ──► DeadLettering ──► acknowledged ──► settle
+//!                 ▲  └────► refused, whyever ──► DeadLetterDue ──┐ back-off
+//!                 └──────────────────────────────────────────────┘
+//! ```
+//!
+//! What the cluster refuses is not the record's fault (ADR 0020): its lane stays held, it is explained, and nothing of it
+//! is an attempt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_config::spec::dead_letter_topic;
+
+use super::Flow;
+use super::handler::HandlerSettings;
+use super::refusals::ProduceKind;
+use super::tasks::{Ending, Refusal, Stage, Task};
+use crate::dispatch::{EntryKey, HandlerIx};
+use crate::emit::{EmitFailure, EmitGroup, FailureKind, RefusedEmits, Way, send_from};
+use crate::settlement::{RetryPolicy, dead_letter};
+
+/// The handler dead-lettered the record.
+pub(super) const REASON_TERMINAL: &str = "terminal";
+/// What the handler emitted for the record can never be produced.
+const REASON_EMIT_REFUSED: &str = "emit_refused";
+
+/// Pauses between tries of what was refused.
+const RESEND: RetryPolicy = RetryPolicy {
+    max_attempts: u32::MAX,
+    delay: Duration::from_millis(100),
+    multiplier: 2.0,
+    max_delay: Duration::from_secs(25),
+    jitter: 0.2,
+};
+
+impl Flow {
+    /// The producer has answered for all that was sent of a record's emits, or for its dead letter.
+    pub(super) fn produced(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        refused: Option<Box<RefusedEmits>>,
+    ) {
+        let Some(task) = self.tasks.get(ix, key).cloned() else {
+            return;
+        };
+        match (task.stage, refused) {
+            (Stage::Emitting, None) => self.emits_acknowledged(ix, key, &task),
+            (Stage::Emitting, Some(refused)) => self.emits_refused(ix, key, task, *refused),
+            (Stage::DeadLettering, None) => {
+                self.count(ix, |counts| counts.dead_letter += 1);
+                self.log_dead_letter(ix, key, &task);
+                self.finish_task(ix, key, &task);
+            }
+            (Stage::DeadLettering, Some(refused)) => {
+                self.send_later(ix, key, task, refused.failure, None);
+            }
+            (
+                Stage::Parked { .. }
+                | Stage::Running
+                | Stage::EmitsDue { .. }
+                | Stage::DeadLetterDue { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn emits_acknowledged(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
+        match task.ending {
+            Ending::Ack => self.count(ix, |counts| counts.ack += 1),
+            Ending::Drop => self.count(ix, |counts| counts.drop += 1),
+            Ending::DeadLetter => {
+                self.end_refusal(ix, task);
+                let reason = task.reason.clone().unwrap_or_else(terminal_error);
+                self.give_up(ix, key, task.lane, task.attempt, REASON_TERMINAL, reason);
+                return;
+            }
+        }
+        self.finish_task(ix, key, task);
+    }
+
+    /// A record that waited for the producer is done with.
+    fn finish_task(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
+        self.end_refusal(ix, task);
+        self.tasks.remove(ix, key);
+        self.settle_share(key);
+        self.unhold(ix, task.lane);
+        self.release_lane(ix, task.lane);
+        self.drop_if_retired(ix);
+    }
+
+    fn emits_refused(&mut self, ix: HandlerIx, key: EntryKey, task: Task, refused: RefusedEmits) {
+        if refused.failure.kind != FailureKind::Record {
+            let emits = (refused.group, refused.first);
+            self.send_later(ix, key, task, refused.failure, Some(emits));
+            return;
+        }
+        self.end_refusal(ix, &task);
+        self.refusals.count(ix);
+        let mut reason = format!("an emitted record is refused for good: {}", refused.failure);
+        if let (Ending::DeadLetter, Some(given)) = (task.ending, &task.reason) {
+            reason.push_str(&format!("; the handler had given the record up: {given}"));
+        }
+        let reason = reason.into();
+        self.give_up(
+            ix,
+            key,
+            task.lane,
+            task.attempt,
+            REASON_EMIT_REFUSED,
+            reason,
+        );
+    }
+
+    /// Holds a record until what was refused of it is sent again.
+    fn send_later(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        task: Task,
+        failure: EmitFailure,
+        emits: Option<(Arc<EmitGroup>, u32)>,
+    ) {
+        let random = self.random();
+        self.detach(key);
+        let now_ms = self.now_ms;
+        self.end_refusal(ix, &task);
+        let before = task.refusal.as_deref();
+        let tries = before.map_or(0, |before| before.tries) + 1;
+        let alone_before = before.is_some_and(|before| before.way == Way::Alone);
+        let by_batch = failure.kind == FailureKind::Batch && !alone_before;
+        let due_ms = match by_batch {
+            // Nothing is known of this record yet: it is asked for alone, at once.
+            true => now_ms,
+            false => now_ms + RESEND.delay_ms(tries, random),
+        };
+        let what = match emits {
+            Some(_) => ProduceKind::Emits,
+            None => ProduceKind::DeadLetter,
+        };
+        let handler = self.handlers[ix.0 as usize].as_mut();
+        let Some(handler) = handler else { return };
+        if !by_batch {
+            handler.last_error = Some(format!("{what} refused: {failure}").into());
+        }
+        let mut refusal = Refusal {
+            since_ms: before.map_or(now_ms, |before| before.since_ms),
+            tries,
+            way: if by_batch || alone_before {
+                Way::Alone
+            } else {
+                Way::Batched
+            },
+            held_bytes: emits.as_ref().map_or(0, |(group, _)| group.bytes()),
+            made_by: before.map_or(made_by(&handler.settings), |before| before.made_by),
+            counted_as: failure.topic.clone(),
+            failure,
+            emits,
+        };
+        let name = handler.settings.name.clone();
+        self.refusals.begin(ix, &name, what, &mut refusal, now_ms);
+        let stage = match what {
+            ProduceKind::Emits => Stage::EmitsDue { due_ms },
+            ProduceKind::DeadLetter => Stage::DeadLetterDue { due_ms },
+        };
+        let refusal = Some(Box::new(refusal));
+        self.tasks.set(
+            ix,
+            key,
+            Task {
+                stage,
+                refusal,
+                ..task
+            },
+        );
+    }
+
+    /// Sends what was refused again, from the first refused record on. What a topic refused that a newer generation or
+    /// config may not emit is run again instead, as the same attempt.
+    pub(super) fn send_emits_again(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_ref() else {
+            return;
+        };
+        let Some(refusal) = &task.refusal else { return };
+        let outdated = refusal.made_by != made_by(&handler.settings);
+        if outdated && refusal.failure.kind == FailureKind::Target {
+            self.run_again(ix, key, &task);
+            return;
+        }
+        let Some((group, first)) = refusal.emits.clone() else {
+            return;
+        };
+        let way = refusal.way;
+        let stage = Stage::Emitting;
+        self.tasks.set(ix, key, Task { stage, ..task });
+        group.reopen();
+        send_from(&group, first, way, &*self.emitter);
+        group.arm();
+    }
+
+    fn run_again(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
+        self.end_refusal(ix, task);
+        self.held_less(ix);
+        if task.attempt == 1 {
+            self.tasks.remove(ix, key);
+        } else {
+            let task = Task {
+                stage: Stage::Running,
+                since_ms: self.now_ms,
+                refusal: None,
+                ..task.clone()
+            };
+            self.tasks.set(ix, key, task);
+        }
+        self.place_again(ix, key, task.lane, task.attempt);
+        // Others may have waited for it since before this flight.
+        if task.lane != 0
+            && let Some(handler) = self.handlers[ix.0 as usize].as_ref()
+            && let Some(flight) = handler.lanes.waited_for(task.lane)
+            && let Some(flight) = self.flights.get(flight)
+        {
+            flight.contended.push(task.lane);
+        }
+    }
+
+    /// Writes the dead letter; the record settles when it is acknowledged (G7). Its lane is held by the caller.
+    pub(super) fn give_up(
+        &mut self,
+        ix: HandlerIx,
+        key: EntryKey,
+        lane: u64,
+        attempt: u32,
+        class: &'static str,
+        reason: Arc<str>,
+    ) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return;
+        };
+        handler.last_error = Some(reason.clone());
+        let task = Task {
+            attempt,
+            stage: Stage::DeadLettering,
+            since_ms: self.now_ms,
+            lane,
+            reason: Some(reason),
+            class,
+            ending: Ending::DeadLetter,
+            refusal: None,
+        };
+        self.send_dead_letter(ix, key, task);
+    }
+
+    /// Sends a record's dead letter, for the first time or again.
+    pub(super) fn send_dead_letter(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
+        let Some(handler) = self.handlers[ix.0 as usize].as_ref() else {
+            return;
+        };
+        let way = task.refusal.as_ref().map_or(Way::Batched, |r| r.way);
+        let (attempts, class, message) = (task.attempt, task.class, task.reason.clone());
+        let stage = Stage::DeadLettering;
+        self.tasks.set(ix, key, Task { stage, ..task });
+        let Some(entry) = self.slab.get(key) else {
+            return;
+        };
+        let Some(lease) = entry.lease() else { return };
+        let at = &self.assignments[entry.slot.0 as usize].at;
+        let target = dead_letter_topic(&handler.settings.dead_letter_topic, &at.topic);
+        let provenance = dead_letter::Provenance {
+            topic: &at.topic,
+            partition: at.partition,
+            offset: entry.offset(),
+            timestamp_ms: entry.timestamp_ms(),
+            group: &self.settings.group,
+            handler: &handler.settings.name,
+            version: &handler.settings.version,
+            attempts,
+            reason: class,
+            message: message.as_deref().unwrap_or("unknown"),
+            target: &target,
+        };
+        let group = EmitGroup::new(self.inbox.clone(), ix, key, Vec::new(), None);
+        dead_letter::send(lease, &provenance, &*self.emitter, way, group.ticket(0));
+        group.arm();
+    }
+
+    /// A refusal is over: what it was about is produced, given up, or sent again.
+    pub(super) fn end_refusal(&mut self, ix: HandlerIx, task: &Task) {
+        if let Some(refusal) = &task.refusal {
+            self.refusals.end(ix, refusal);
+        }
+    }
+}
+
+/// What decides what a handler emits.
+fn made_by(settings: &HandlerSettings) -> (u64, u64) {
+    (settings.generation, settings.config_digest)
+}
+
+pub(super) fn terminal_error() -> Arc<str> {
+    "terminal error".into()
+}

@@ -1,0 +1,172 @@
+//! Whether librdkafka takes the clients' configs: values and how they fit together are known to it alone, and it says so
+//! only when a client is made.
+
+use rdkafka::ClientConfig;
+use rdkafka::client::{Client, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaType;
+
+use super::ClientSettings;
+
+impl ClientSettings {
+    /// What librdkafka says against the config of each client, with the path of the map that it is about. The clients that
+    /// are made for it know no broker, and are ended at once.
+    pub fn refusals(&self) -> Vec<(&'static str, String)> {
+        let checks = [
+            (
+                "kafka.client",
+                self.consumer(),
+                RDKafkaType::RD_KAFKA_CONSUMER,
+            ),
+            (
+                "kafka.producer",
+                self.producer(),
+                RDKafkaType::RD_KAFKA_PRODUCER,
+            ),
+            (
+                "kafka.producer",
+                self.lone_producer(),
+                RDKafkaType::RD_KAFKA_PRODUCER,
+            ),
+        ];
+        let mut refusals: Vec<(&'static str, String)> = Vec::new();
+        for (path, config, kind) in checks {
+            let Err(error) = make(config, kind) else {
+                continue;
+            };
+            // What is wrong with the connection is wrong with every client; it is told once.
+            let reason = words(&error);
+            if refusals.iter().all(|(_, told)| *told != reason) {
+                refusals.push((path, reason));
+            }
+        }
+        refusals
+    }
+}
+
+fn make(mut config: ClientConfig, kind: RDKafkaType) -> Result<(), KafkaError> {
+    config.remove("bootstrap.servers");
+    config.set_log_level(RDKafkaLogLevel::Emerg);
+    let native = config.create_native_config()?;
+    Client::new(&config, native, kind, DefaultClientContext).map(drop)
+}
+
+/// The reason without the value, which may be secret.
+fn words(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, reason, key, value) => {
+            let reason = match value.is_empty() {
+                true => reason.clone(),
+                false => reason.replace(value.as_str(), "…"),
+            };
+            format!("`{key}` is refused by librdkafka: {reason}")
+        }
+        KafkaError::ClientCreation(reason) => format!("refused by librdkafka: {reason}"),
+        error => format!("refused by librdkafka: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluicegate_config::service::ClientValue;
+
+    use super::*;
+    use crate::source::testing::settings;
+
+    fn refusals(client: &[(&str, &str)], producer: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+        let map = |keys: &[(&str, &str)]| {
+            let plain = |text: &str| ClientValue::Plain(text.to_owned());
+            keys.iter()
+                .map(|(key, text)| ((*key).to_owned(), plain(text)))
+                .collect()
+        };
+        let settings = ClientSettings {
+            client: map(client),
+            producer: map(producer),
+            ..settings("127.0.0.1:1")
+        };
+        settings.refusals()
+    }
+
+    #[test]
+    fn the_shipped_config_and_common_changes_are_taken() {
+        assert_eq!(refusals(&[], &[]), []);
+        let client = [
+            ("group.protocol", "consumer"),
+            ("message.max.bytes", "20000000"),
+        ];
+        let producer = [
+            ("message.max.bytes", "200000000"),
+            ("linger.ms", "20"),
+            ("compression.type", "lz4"),
+        ];
+        assert_eq!(refusals(&client, &producer), []);
+    }
+
+    #[test]
+    fn wrong_values_are_told_with_their_map_and_key() {
+        for (client, producer, path, word) in [
+            (
+                &[("session.timeout.ms", "abc")][..],
+                &[][..],
+                "kafka.client",
+                "session.timeout.ms",
+            ),
+            (
+                &[("partition.assignment.strategy", "nonsense")],
+                &[],
+                "kafka.client",
+                "partition.assignment.strategy",
+            ),
+            (
+                &[
+                    ("max.poll.interval.ms", "1000"),
+                    ("session.timeout.ms", "6000"),
+                ],
+                &[],
+                "kafka.client",
+                "max.poll.interval.ms",
+            ),
+            (
+                &[
+                    ("message.max.bytes", "20000000"),
+                    ("fetch.max.bytes", "1000000"),
+                ],
+                &[],
+                "kafka.client",
+                "fetch.max.bytes",
+            ),
+            (
+                &[],
+                &[("message.timeout.ms", "-1")],
+                "kafka.producer",
+                "message.timeout.ms",
+            ),
+            (
+                &[],
+                &[("max.in.flight", "6")],
+                "kafka.producer",
+                "max.in.flight",
+            ),
+        ] {
+            let found = refusals(client, producer);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].0, path, "{found:?}");
+            assert!(found[0].1.contains(word), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_files_fault_is_told_once_and_no_value_is_shown() {
+        let keys = [
+            ("security.protocol", "ssl"),
+            ("ssl.ca.location", "/nowhere/ca.pem"),
+        ];
+        let found = refusals(&keys, &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].1.contains("ssl.ca.location"), "{found:?}");
+        let found = refusals(&[("sasl.mechanism", "hunter2-hunter2")], &[]);
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+    }
+}

@@ -1,0 +1,247 @@
+//! Situation: handlers emit what a cluster takes, what it takes only later, and what it never takes: records of 10 MB, a topic
+//! that is missing, timestamps ahead of the clock; and they emit before they drop or give up a record.
+//! Property: what the cluster refuses costs no attempt and no other record; it is explained, and heals when the cluster does.
+//! What a record alone is refused for is its dead letter. Every outcome's emits are written (G1, G7).
+//! Needs: Kafka.
+//! Command: `cargo xtask test --scenario emits`
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use e2e::client::{Client, Outgoing, Read};
+use e2e::kafka::Kafka;
+use e2e::service::Service;
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(120);
+const LARGE: usize = 10 << 20;
+/// Topics of large records.
+const ROOM: [(&str, &str); 1] = [("max.message.bytes", "20000000")];
+
+struct Scene {
+    client: Client,
+    source: String,
+    group: String,
+    workdir: Workdir,
+}
+
+impl Scene {
+    fn new(partitions: i32, settings: &[(&str, &str)]) -> Self {
+        let kafka = Kafka::shared();
+        let client = Client::new(kafka.bootstrap());
+        let (source, group) = (unique("emitted"), unique("group"));
+        client.create_topic_with(&source, partitions, 1, settings);
+        let workdir = Workdir::new(kafka.bootstrap(), &group, "");
+        workdir.plugins(&["relay", "misbehave"]);
+        Self {
+            client,
+            source,
+            group,
+            workdir,
+        }
+    }
+
+    fn spec(&self, name: &str, plugin: &str, config: &str) {
+        let spec = format!(
+            "plugin: {plugin}\nversion: \"*\"\nroute: {{ topics: [{}] }}\n\
+             dead_letter: {{ topic: \"{{topic}}.{name}\", create: false }}\n\
+             retry: {{ max_attempts: 3, backoff: {{ delay: 10ms }} }}\nconfig: {config}\n",
+            self.source
+        );
+        self.workdir.spec(name, &spec);
+    }
+
+    fn topic(&self, name: &str, settings: &[(&str, &str)]) -> String {
+        let topic = format!("{}.{name}", self.source);
+        self.client.create_topic_with(&topic, 1, 1, settings);
+        topic
+    }
+
+    /// Everything is settled and committed.
+    fn settled(&self) {
+        self.client.wait_committed(&self.group, &self.source, SOON);
+    }
+}
+
+fn outcomes(service: &Service, handler: &str) -> [u64; 4] {
+    ["ack", "retry", "dead_letter", "drop"].map(|outcome| {
+        let counted = service.outcomes(handler, outcome);
+        counted.unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+fn values(records: &[Read]) -> BTreeSet<String> {
+    records.iter().map(Read::text).collect()
+}
+
+#[test]
+fn records_of_10_mb_are_copied_and_dead_lettered() {
+    let scene = Scene::new(1, &ROOM);
+    let copies = scene.topic("copies", &ROOM);
+    let letters = scene.topic("fails", &ROOM);
+    scene.topic("copy", &[]);
+    scene.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
+    let fails = "{ rules: [ { when: { one_in: 1 }, do: error, class: terminal } ] }";
+    scene.spec("fails", "misbehave", fails);
+    let mut service = Service::ready(&scene.workdir, &[]);
+    // The second one fits into the default of 1,000,000 bytes only without the headers of a dead letter.
+    let sizes = [LARGE, 999_500, 10];
+    let records = sizes.map(|size| Outgoing::new("k", vec![b'x'; size]));
+    scene.client.produce(&scene.source, records);
+    scene.settled();
+    for topic in [&copies, &letters] {
+        let read = scene.client.read(topic);
+        let read: Vec<usize> = read
+            .iter()
+            .map(|record| record.value.as_ref().map_or(0, Vec::len))
+            .collect();
+        assert_eq!(read, sizes, "{topic}");
+    }
+    assert_eq!(outcomes(&service, "copy"), [3, 0, 0, 0]);
+    assert_eq!(outcomes(&service, "fails"), [0, 0, 3, 0]);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
+    const RECORDS: u64 = 2_000;
+    let scene = Scene::new(3, &[]);
+    let letters = scene.topic("copy", &[]);
+    let missing = format!("{}.missing", scene.source);
+    scene.spec("copy", "relay", &format!("{{ topic: {missing} }}"));
+    let mut service = Service::ready(&scene.workdir, &[]);
+    let record = |number: u64| Outgoing::new(&format!("k{}", number % 50), number.to_string());
+    scene
+        .client
+        .produce(&scene.source, (0..RECORDS).map(record));
+    let problem = wait_for("the missing topic to be a problem", SOON, || {
+        let status = service.api("status")?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        let emitting = |problem: &&Value| {
+            problem["what"]
+                .as_str()
+                .is_some_and(|w| w.contains("emit to"))
+        };
+        let problem = problems.iter().find(emitting).cloned();
+        problem.ok_or_else(|| status["problems"].to_string())
+    });
+    let what = problem["what"].to_string();
+    assert!(
+        what.contains("handler `copy` cannot emit to topic") && what.contains(&missing),
+        "{problem}"
+    );
+    assert_eq!(problem["remedy"], "create the topic");
+    let mut since = BTreeSet::new();
+    let explained = wait_for("five refusals of the missing topic", SOON, || {
+        let explained = service.api(&format!("explain/{}/0", scene.source))?;
+        let refused = &explained["held_by"][0]["waits_for"]["refused"];
+        match refused["tries"].as_u64() {
+            Some(tries) if tries > 1 => since.extend(refused["since_ms"].as_i64()),
+            _ => return Err(explained.to_string()),
+        }
+        match refused["tries"].as_u64() {
+            Some(5..) => Ok(refused.clone()),
+            _ => Err(explained.to_string()),
+        }
+    });
+    assert_eq!(since.len(), 1, "since when does not move: {since:?}");
+    assert_eq!(explained["topic"], missing.as_str());
+    assert_eq!(explained["remedy"], "create the topic");
+    let refused = service
+        .metrics()
+        .expect("metrics")
+        .sum("sluicegate_handler_refused_records", &[("handler", "copy")]);
+    assert!(refused > 0.0, "{refused}");
+    let said = |service: &mut Service| {
+        let log = service.process().log();
+        log.lines().filter(|line| line.contains("refused")).count()
+    };
+    let lines = said(&mut service);
+    assert!(
+        (1..=5).contains(&lines),
+        "{lines} lines: {}",
+        service.process().log_tail()
+    );
+
+    scene.client.create_topic(&missing, 3);
+    scene.settled();
+    let copies = scene.client.read(&missing);
+    let expected: BTreeSet<String> = (0..RECORDS).map(|number| number.to_string()).collect();
+    assert_eq!(values(&copies), expected);
+    assert_eq!(copies.len() as u64, RECORDS, "no copy twice");
+    assert_eq!(scene.client.count(&letters), 0);
+    assert_eq!(outcomes(&service, "copy"), [RECORDS, 0, 0, 0]);
+    let status = service.api("status").expect("status");
+    let problems = status["problems"].to_string();
+    assert!(!problems.contains("emit to"), "{problems}");
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_refused_record_does_not_take_its_batch_along() {
+    const RECORDS: u64 = 2_000;
+    let any_time = [("message.timestamp.after.max.ms", "9223372036854775807")];
+    let scene = Scene::new(1, &any_time);
+    let copies = scene.topic("copies", &[]);
+    let letters = scene.topic("copy", &[]);
+    scene.spec("copy", "relay", &format!("{{ topic: {copies} }}"));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock");
+    let now_ms = now.as_millis() as i64;
+    let is_bad = |number: u64| number % 10 == 3;
+    let record = |number: u64| {
+        let ahead_ms = if is_bad(number) { 7_200_000 } else { 0 };
+        Outgoing::new(&format!("k{number}"), number.to_string()).at(now_ms + ahead_ms)
+    };
+    scene
+        .client
+        .produce(&scene.source, (0..RECORDS).map(record));
+    let mut service = Service::ready(&scene.workdir, &[]);
+    scene.settled();
+    let expected = |bad: bool| -> BTreeSet<String> {
+        let numbers = (0..RECORDS).filter(|number| is_bad(*number) == bad);
+        numbers.map(|number| number.to_string()).collect()
+    };
+    let given_up = scene.client.read(&letters);
+    assert_eq!(values(&given_up), expected(true));
+    assert_eq!(given_up.len(), 200, "each once");
+    assert_eq!(values(&scene.client.read(&copies)), expected(false));
+    assert_eq!(outcomes(&service, "copy"), [1_800, 0, 200, 0]);
+    let header = |name: &str| given_up[0].header(name).unwrap_or_default();
+    assert_eq!(header("__dlq.errors.reason"), "emit_refused");
+    assert_eq!(header("__dlq.errors.delivery.count"), "1");
+    let why = header("__dlq.errors.message");
+    assert!(why.contains("message.timestamp.after.max.ms"), "{why}");
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn what_precedes_a_drop_or_a_dead_letter_is_written() {
+    let scene = Scene::new(1, &[]);
+    let out = scene.topic("out", &[]);
+    let letters = scene.topic("mixed", &[]);
+    scene.spec(
+        "mixed",
+        "misbehave",
+        &format!(
+            "{{ emit_to: {out}, emit_first: true, rules: [ \
+             {{ when: {{ header: kind, equals: drop }}, do: drop }}, \
+             {{ when: {{ header: kind, equals: error }}, do: error, class: terminal }} ] }}"
+        ),
+    );
+    let mut service = Service::ready(&scene.workdir, &[]);
+    let record = |number: u64| {
+        let kind = ["drop", "error", "plain"][number as usize % 3];
+        Outgoing::new(&format!("k{}", number % 7), number.to_string()).header("kind", kind)
+    };
+    scene.client.produce(&scene.source, (0..300).map(record));
+    scene.settled();
+    assert_eq!(scene.client.read(&out).len(), 300);
+    assert_eq!(scene.client.count(&letters), 100);
+    assert_eq!(outcomes(&service, "mixed"), [100, 0, 100, 100]);
+    assert!(service.stop(SOON).success());
+}
