@@ -135,6 +135,31 @@ const BUGS: &[Bug] = &[
         suite: SIMULATION,
     },
     Bug {
+        name: "emits-of-a-drop-lost",
+        what: "what an attempt emits before a drop or a dead letter is not sent",
+        suite: HANDLERS,
+    },
+    Bug {
+        name: "letter-before-its-emits",
+        what: "a dead letter is written before what its attempt emitted is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "target-refusal-gives-up",
+        what: "a record is given up because its output topic is missing",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-batch-believed",
+        what: "a refused batch gives up every record that was in it",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "only-the-refused-sent-again",
+        what: "of a record's emits only the refused one is sent again, behind later ones",
+        suite: SIMULATION,
+    },
+    Bug {
         name: "offset-off-by-one",
         what: "the commit names one offset too many",
         suite: SIMULATION,
