@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
 use crate::commit::{CommitNote, Place, TopicUuid};
@@ -105,7 +106,7 @@ pub struct Assignment {
     /// The partition.
     pub at: TopicPartition,
     /// Its topic's name, which records that are lent to calls point to.
-    pub topic: &'static str,
+    pub topic: TopicName<'static>,
     /// The topic that it is a partition of: offsets mean nothing in another one (G2).
     pub topic_id: TopicUuid,
     /// Fencing token: higher than that of every earlier owner of the partition, while the group exists (G4). Tokens of

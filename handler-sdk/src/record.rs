@@ -23,6 +23,13 @@ impl<'a> Record<'a> {
         self.view.topic()
     }
 
+    /// Which creation of the topic the record is of: a topic that is deleted and created again has another id, and its offsets
+    /// begin anew. A sink that tells records apart by topic, partition and offset needs it too. `None` with brokers before
+    /// Kafka 2.8, and where the service cannot learn it.
+    pub fn topic_id(&self) -> Option<[u8; 16]> {
+        self.view.topic_id()
+    }
+
     /// Partition.
     pub fn partition(&self) -> i32 {
         self.view.raw().partition

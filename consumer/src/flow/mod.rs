@@ -242,7 +242,7 @@ impl Flow {
             leader_epochs.note(new.start - 1, epoch);
         }
         self.assignments.push(Assignment {
-            topic: topic_name::kept(&new.at.topic),
+            topic: topic_name::kept(&new.at.topic, new.topic_id),
             at: new.at,
             topic_id: new.topic_id,
             epoch: new.epoch,

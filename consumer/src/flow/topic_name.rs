@@ -3,16 +3,29 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// Every topic that this process was ever assigned, once: so much memory is given up.
-static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+use sluicegate_abi::record::TopicName;
 
-/// The name, kept for as long as the process lives.
-pub(super) fn kept(topic: &str) -> &'static str {
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(&name) = names.get(topic) {
-        return name;
+use crate::commit::TopicUuid;
+
+/// Every topic that this process was ever assigned, once for each time that it was created: so much memory is given up.
+static NAMES: Mutex<BTreeSet<&'static [u8]>> = Mutex::new(BTreeSet::new());
+
+/// Name and id, kept for as long as the process lives.
+pub(super) fn kept(topic: &str, id: TopicUuid) -> TopicName<'static> {
+    if !id.is_known() {
+        let name = std::str::from_utf8(keep(topic.as_bytes())).unwrap_or_default();
+        return TopicName::plain(name);
     }
-    let name: &'static str = Box::leak(topic.into());
-    names.insert(name);
-    name
+    let joined = keep(&TopicName::joined(topic, id.0.to_be_bytes()));
+    TopicName::from_joined(joined).unwrap_or(TopicName::plain(""))
+}
+
+fn keep(bytes: &[u8]) -> &'static [u8] {
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(&kept) = names.get(bytes) {
+        return kept;
+    }
+    let kept: &'static [u8] = Box::leak(bytes.into());
+    names.insert(kept);
+    kept
 }

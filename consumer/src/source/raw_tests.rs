@@ -5,9 +5,9 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use sluicegate_abi::RecordPlace;
 use sluicegate_abi::header_block::Headers;
 use sluicegate_abi::lend::Lent;
+use sluicegate_abi::{RecordPlace, TopicName};
 
 use super::super::mock::MockKafka;
 use super::super::testing::consume_all;
@@ -226,7 +226,7 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
         .into_iter()
         .map(|delivery| {
             let place = RecordPlace {
-                topic: "t",
+                topic: TopicName::plain("t"),
                 partition: 0,
                 offset: delivery.offset,
                 timestamp_ms: 0,

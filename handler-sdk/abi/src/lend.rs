@@ -13,7 +13,7 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use crate::record::{Parts, RawRecord, RecordPlace};
+use crate::record::{Parts, RawRecord, RecordPlace, TopicName, record_flag};
 
 /// Owns a record's key, value and headers.
 ///
@@ -119,7 +119,7 @@ impl<B: RecordBytes> Lent<B> {
         let bytes = copy(&self.bytes);
         let parts = bytes.parts();
         let place = RecordPlace {
-            topic: "",
+            topic: TopicName::plain(""),
             partition: self.view.partition,
             offset: self.view.offset,
             timestamp_ms: self.view.timestamp_ms,
@@ -130,6 +130,7 @@ impl<B: RecordBytes> Lent<B> {
         self.view = RawRecord {
             topic: self.view.topic,
             topic_len: self.view.topic_len,
+            flags: view.flags | (self.view.flags & record_flag::TOPIC_ID),
             ..view
         };
         let old = std::mem::replace(&mut self.bytes, ManuallyDrop::new(bytes));
@@ -162,7 +163,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::{Lent, RecordBytes};
-    use crate::record::{Parts, RawRecord, RecordPlace};
+    use crate::record::{Parts, RawRecord, RecordPlace, TopicName};
 
     struct Bytes {
         key: Vec<u8>,
@@ -184,7 +185,7 @@ mod tests {
 
     fn lent(dropped: &Rc<Cell<u32>>, key: &[u8]) -> Lent<Bytes> {
         let place = RecordPlace {
-            topic: "t",
+            topic: TopicName::plain("t"),
             partition: 3,
             offset: 7,
             timestamp_ms: 9,

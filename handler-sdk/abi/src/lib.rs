@@ -26,7 +26,9 @@ pub mod plugin;
 pub mod record;
 pub mod view;
 
-pub use record::{RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag};
+pub use record::{
+    RawOutcome, RawRecord, RecordPlace, TopicName, outcome_code, outcome_flag, record_flag,
+};
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use crate::view::RecordView;
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct RawRecord {
-    /// Topic name, UTF-8.
+    /// Topic name, UTF-8; with [`record_flag::TOPIC_ID`] the topic's id in 16 bytes behind it.
     pub(crate) topic: *const u8,
     /// Key bytes; meaningless when [`record_flag::KEY_NULL`] is set.
     pub(crate) key: *const u8,
@@ -44,11 +44,52 @@ pub struct RawRecord {
     pub(crate) flags: u32,
 }
 
+/// Bytes of a topic's id.
+const ID: usize = 16;
+
+/// A topic's name, and which creation of the topic it is, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicName<'a> {
+    bytes: &'a [u8],
+    name_len: usize,
+}
+
+impl<'a> TopicName<'a> {
+    /// A name without an id.
+    pub fn plain(name: &'a str) -> Self {
+        Self {
+            bytes: name.as_bytes(),
+            name_len: name.len(),
+        }
+    }
+
+    /// What [`TopicName::joined`] made. `None`: the bytes are something else.
+    pub fn from_joined(bytes: &'a [u8]) -> Option<Self> {
+        let name_len = bytes.len().checked_sub(ID)?;
+        std::str::from_utf8(&bytes[..name_len]).ok()?;
+        Some(Self { bytes, name_len })
+    }
+
+    /// Name and id one behind the other.
+    pub fn joined(name: &str, id: [u8; ID]) -> Vec<u8> {
+        [name.as_bytes(), &id].concat()
+    }
+
+    /// The name.
+    pub fn name(&self) -> &'a str {
+        std::str::from_utf8(&self.bytes[..self.name_len]).unwrap_or_default()
+    }
+
+    fn has_id(&self) -> bool {
+        self.bytes.len() == self.name_len + ID
+    }
+}
+
 /// Where a record comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordPlace<'a> {
-    /// Topic name.
-    pub topic: &'a str,
+    /// Topic.
+    pub topic: TopicName<'a>,
     /// Partition.
     pub partition: i32,
     /// Offset.
@@ -73,6 +114,9 @@ impl RawRecord {
     pub(crate) unsafe fn new(place: RecordPlace<'_>, (key, value, headers): Parts<'_>) -> Self {
         let len = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a part is below 4 GiB");
         let mut flags = 0;
+        if place.topic.has_id() {
+            flags |= record_flag::TOPIC_ID;
+        }
         if key.is_none() {
             flags |= record_flag::KEY_NULL;
         }
@@ -81,11 +125,11 @@ impl RawRecord {
         }
         let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
         Self {
-            topic: place.topic.as_ptr(),
+            topic: place.topic.bytes.as_ptr(),
             key: key.as_ptr(),
             value: value.as_ptr(),
             headers: headers.as_ptr(),
-            topic_len: len(place.topic.as_bytes()),
+            topic_len: len(&place.topic.bytes[..place.topic.name_len]),
             key_len: len(key),
             value_len: len(value),
             headers_len: len(headers),
@@ -139,6 +183,8 @@ pub mod record_flag {
     pub const KEY_NULL: u32 = 1;
     /// The value is null (a tombstone), not empty.
     pub const VALUE_NULL: u32 = 2;
+    /// The topic's id stands behind its name.
+    pub const TOPIC_ID: u32 = 4;
 }
 
 /// What a handler made of one record; 16 bytes, written into memory of the service.

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use crate::header_block::{self, Headers};
-use crate::record::{RawRecord, RecordPlace, record_flag};
+use crate::record::{RawRecord, RecordPlace, TopicName, record_flag};
 
 /// A record whose memory is known to live for `'a`.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,16 @@ impl<'a> RecordView<'a> {
     /// Topic name.
     pub fn topic(&self) -> &'a str {
         std::str::from_utf8(self.slice(self.raw.topic, self.raw.topic_len)).unwrap_or_default()
+    }
+
+    /// Which creation of the topic the record is of; `None` where the cluster gives topics no id.
+    pub fn topic_id(&self) -> Option<[u8; 16]> {
+        if self.raw.flags & record_flag::TOPIC_ID == 0 {
+            return None;
+        }
+        let len = self.raw.topic_len as usize;
+        let behind = self.slice(self.raw.topic, self.raw.topic_len + 16);
+        behind[len..].try_into().ok()
     }
 
     /// Key; `None` is null.
@@ -76,6 +86,8 @@ impl<'a> RecordView<'a> {
 pub struct RecordParts {
     /// Topic name.
     pub topic: String,
+    /// Name and id of the topic, as [`TopicName::joined`] makes it; empty: it has no id.
+    pub topic_with_id: Vec<u8>,
     /// Partition.
     pub partition: i32,
     /// Offset.
@@ -120,7 +132,8 @@ impl RecordParts {
     /// `self` stays where it is, unchanged, as long as the view exists.
     unsafe fn as_raw(&self) -> RawRecord {
         let place = RecordPlace {
-            topic: &self.topic,
+            topic: TopicName::from_joined(&self.topic_with_id)
+                .unwrap_or(TopicName::plain(&self.topic)),
             partition: self.partition,
             offset: self.offset,
             timestamp_ms: self.timestamp_ms,

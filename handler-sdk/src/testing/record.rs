@@ -1,5 +1,6 @@
 //! Records to hand to a handler.
 
+use sluicegate_abi::record::TopicName;
 use sluicegate_abi::view::RecordParts;
 
 /// A record to hand to a handler; begins as offset 0 of partition 0 with null key and value, attempt 1, epoch 1.
@@ -54,6 +55,13 @@ impl TestRecord {
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers
             .push((name.as_bytes().to_vec(), Some(value.as_ref().to_vec())));
+        self
+    }
+
+    /// Sets the topic's id.
+    #[must_use]
+    pub fn topic_id(mut self, id: [u8; 16]) -> Self {
+        self.parts.topic_with_id = TopicName::joined(&self.parts.topic, id);
         self
     }
 

@@ -1,6 +1,6 @@
 //! The `auditor` handler: writes a row a record into SQLite or PostgreSQL.
 //!
-//! The rows of a call go in one transaction; a row that is there already (same topic, partition, offset) is left as it
+//! The rows of a call go in one transaction; a row that is there already (same topic, topic id, partition, offset) is left as it
 //! is, so a record that comes again changes nothing.
 
 mod store;

@@ -9,17 +9,18 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, QueryBuilder};
 
-/// PostgreSQL takes 65,535 parameters a statement, SQLite 32,766; a row has eight.
+/// PostgreSQL takes 65,535 parameters a statement, SQLite 32,766; a row has nine.
 const ROWS_A_STATEMENT: usize = 1_000;
 
 /// Columns, in the order of a row's values.
-const COLUMNS: &str =
-    "topic, partition_id, record_offset, timestamp_ms, record_key, value_length, value, headers";
+const COLUMNS: &str = "topic, topic_id, partition_id, record_offset, timestamp_ms, record_key, value_length, value, headers";
 
 /// A record as a row.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     topic: &'a str,
+    /// Hexadecimal; empty where the topic has no id.
+    topic_id: String,
     partition: i32,
     offset: i64,
     timestamp_ms: Option<i64>,
@@ -39,6 +40,13 @@ impl<'a> Row<'a> {
             .collect();
         Self {
             topic: record.topic(),
+            topic_id: record
+                .topic_id()
+                .unwrap_or_default()
+                .iter()
+                .filter(|_| record.topic_id().is_some())
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             partition: record.partition(),
             offset: record.offset(),
             timestamp_ms: record.timestamp_ms(),
@@ -113,9 +121,9 @@ impl Store {
     async fn make_table(&self) -> Result<(), sqlx::Error> {
         let create = |bytes: &str| {
             AssertSqlSafe(format!(
-                "CREATE TABLE IF NOT EXISTS {} (topic TEXT NOT NULL, partition_id INTEGER NOT NULL, \
+                "CREATE TABLE IF NOT EXISTS {} (topic TEXT NOT NULL, topic_id TEXT NOT NULL, partition_id INTEGER NOT NULL, \
                  record_offset BIGINT NOT NULL, timestamp_ms BIGINT, record_key {bytes}, value_length BIGINT, \
-                 value {bytes}, headers TEXT NOT NULL, PRIMARY KEY (topic, partition_id, record_offset))",
+                 value {bytes}, headers TEXT NOT NULL, PRIMARY KEY (topic, topic_id, partition_id, record_offset))",
                 self.table
             ))
         };
@@ -178,6 +186,7 @@ impl Store {
         query.push_values(rows, |mut values, row| {
             values
                 .push_bind(row.topic)
+                .push_bind(row.topic_id.as_str())
                 .push_bind(row.partition)
                 .push_bind(row.offset)
                 .push_bind(row.timestamp_ms)
@@ -186,7 +195,7 @@ impl Store {
                 .push_bind(row.value)
                 .push_bind(row.headers.as_str());
         });
-        query.push(" ON CONFLICT (topic, partition_id, record_offset) DO NOTHING");
+        query.push(" ON CONFLICT (topic, topic_id, partition_id, record_offset) DO NOTHING");
         query
     }
 

@@ -67,6 +67,19 @@ fn sqlite_gets_a_row_a_record_and_a_repeat_changes_nothing() {
     assert_eq!(row.get::<&str, _>("headers"), r#"[["a","1"]]"#);
 }
 
+/// The offsets of a topic that is created again begin anew: they are other records.
+#[test]
+fn a_topic_created_again_has_rows_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("audit.db").display());
+    let mut kit = Kit::of_batch::<Auditor>(json!({ "url": url })).unwrap();
+    let of = |id: u8| batch(0, 10).map(move |record| record.topic_id([id; 16]));
+    kit.run(of(1));
+    kit.run(of(2));
+    kit.run(of(1));
+    assert_eq!(kit.counter("rows_written"), 20.0);
+}
+
 #[test]
 fn a_failing_database_leaves_nothing_and_asks_for_a_retry() {
     let folder = tempfile::tempdir().unwrap();
