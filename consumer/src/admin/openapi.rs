@@ -43,6 +43,12 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 fn endpoints() -> Vec<Endpoint> {
+    let mut all = reads();
+    all.extend(writes());
+    all
+}
+
+fn reads() -> Vec<Endpoint> {
     let explain = |path, summary| Endpoint {
         errors: &[
             (400, "Partition or offset is not a number"),
@@ -80,6 +86,26 @@ fn endpoints() -> Vec<Endpoint> {
                 Answer::Json(schema::<HandlerReport>),
             )
         },
+        read(
+            "/api/v1/partitions",
+            "Every partition that is assigned here",
+            Answer::Json(schema::<Vec<PartitionReport>>),
+        ),
+        explain(
+            "/api/v1/explain/{topic}/{partition}",
+            "What holds a partition's frontier",
+        ),
+        explain(
+            "/api/v1/explain/{topic}/{partition}/{offset}",
+            "Where one record stands",
+        ),
+        read("/api/v1/openapi.json", "This document", Answer::Document),
+    ]
+}
+
+/// What changes something: from this machine itself only.
+fn writes() -> Vec<Endpoint> {
+    vec![
         Endpoint {
             method: "put",
             body: Some(schema::<GateBody>),
@@ -115,20 +141,6 @@ fn endpoints() -> Vec<Endpoint> {
                 Answer::Json(schema::<HandlerRestart>),
             )
         },
-        read(
-            "/api/v1/partitions",
-            "Every partition that is assigned here",
-            Answer::Json(schema::<Vec<PartitionReport>>),
-        ),
-        explain(
-            "/api/v1/explain/{topic}/{partition}",
-            "What holds a partition's frontier",
-        ),
-        explain(
-            "/api/v1/explain/{topic}/{partition}/{offset}",
-            "Where one record stands",
-        ),
-        read("/api/v1/openapi.json", "This document", Answer::Document),
     ]
 }
 
