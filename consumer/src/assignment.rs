@@ -7,6 +7,7 @@ use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
 
 use crate::commit::{CommitNote, Place, TopicUuid};
+use crate::flow::budget::Usage;
 use crate::ledger::Ledger;
 use crate::routing::PlanIx;
 use crate::source::{Delivery, TopicPartition};
@@ -151,6 +152,10 @@ pub struct Assignment {
     pub repeats: u64,
     /// When the frontier moved last, on the flow's clock.
     pub moved_ms: u64,
+    /// When it was assigned, on the flow's clock.
+    pub assigned_ms: u64,
+    /// What it takes of the byte budget.
+    pub usage: Usage,
 }
 
 impl Assignment {

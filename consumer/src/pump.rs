@@ -197,11 +197,12 @@ impl Pump {
         self.restart_pending();
         self.flow.dispatch();
         for _ in 0..POLLS_PER_TURN {
-            if !self.flow.can_read() {
+            let quota = self.flow.read_quota(POLL_RECORDS);
+            if quota == 0 {
                 break;
             }
-            self.source.poll(POLL_RECORDS, records);
-            let full = records.len() == POLL_RECORDS;
+            self.source.poll(quota, records);
+            let full = records.len() == quota;
             busy |= !records.is_empty();
             for delivery in records.drain(..) {
                 self.flow.deliver(delivery);

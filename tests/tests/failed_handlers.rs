@@ -34,6 +34,11 @@ struct Stage {
 impl Stage {
     /// A service with the handler `ill` on the shared topic, done as `spec` says below its route.
     fn new(spec: &str) -> Self {
+        Self::with("", spec)
+    }
+
+    /// The same; `more` are further settings of `processing`.
+    fn with(more: &str, spec: &str) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
         let (shared, other, group) = (unique("shared"), unique("other"), unique("group"));
@@ -42,10 +47,8 @@ impl Stage {
         let copies = unique("copies");
         client.create_topic(&copies, 3);
         let bounds = format!(
-            "  max_uncommitted: {MAX_UNCOMMITTED}\n  drain_timeout: {} s\n",
-            DRAIN_TIMEOUT.as_secs()
-        )
-        .replace(" s\n", "s\n");
+            "  max_uncommitted: {MAX_UNCOMMITTED}\n  drain_timeout: {DRAIN_TIMEOUT:?}\n{more}"
+        );
         let workdir = Workdir::new(kafka.bootstrap(), &group, &bounds);
         workdir.plugins(&["relay", "misbehave"]);
         for (name, topic) in [("good", &shared), ("beside", &other)] {
@@ -231,5 +234,53 @@ fn calls_that_hang_are_abandoned_when_their_handler_is_deleted() {
             .0,
         404
     );
+    stage.stop();
+}
+
+#[test]
+fn a_held_handler_leaves_memory_to_the_topics_that_it_does_not_read() {
+    // Half of it is for records in flight: 4 MiB.
+    let stage = Stage::with("  memory: 8MiB\n", PANICS);
+    let large = vec![b'x'; 10_000];
+    stage.client.produce(
+        &stage.shared,
+        (0..RECORDS).map(|number| Outgoing::new(&format!("k{number}"), large.clone())),
+    );
+    stage.wait_state("FAILED");
+    wait_for("the held partitions to be paused for memory", SOON, || {
+        let partitions = stage.service.partitions()?;
+        let held: Vec<_> = partitions
+            .iter()
+            .filter(|row| row["topic"] == stage.shared.as_str())
+            .collect();
+        match held.iter().any(|row| row["paused_for"] == "memory") {
+            true => Ok(()),
+            false => Err(format!("{held:?}")),
+        }
+    });
+    for round in 0..3 {
+        stage.produce(&stage.other);
+        let begun = Instant::now();
+        stage
+            .client
+            .wait_committed(&stage.group, &stage.other, SOON);
+        let took = begun.elapsed();
+        assert!(
+            took < Duration::from_secs(15),
+            "round {round} took {took:?}"
+        );
+    }
+    let metrics = stage.service.metrics().expect("metrics");
+    let held = metrics.sum("sluicegate_in_flight_bytes", &[]);
+    assert!(held <= 4.0 * 1_048_576.0 * 1.1, "{held} bytes are held");
+    let off = Instant::now();
+    let (done, said) = stage.handlers(&["off", "ill"]);
+    assert!(done, "{said}");
+    stage.wait_freed(off);
+    wait_for("nothing to be paused", SOON, || {
+        let partitions = stage.service.partitions()?;
+        let paused = partitions.iter().find(|row| !row["paused_for"].is_null());
+        paused.map_or(Ok(()), |row| Err(row.to_string()))
+    });
     stage.stop();
 }

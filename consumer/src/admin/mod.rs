@@ -21,8 +21,8 @@ pub use durations::{DurationCounts, Durations};
 pub use explain::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
-    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PoolReport, PumpReport,
-    ServiceFacts, ServiceProblem, ServiceReport, TopicReport, UserMetric, UserMetricKind,
-    VersionReport,
+    HandlerState, OutcomeCounts, PartitionReport, PartitionState, PauseReason, PoolReport,
+    PumpReport, ServiceFacts, ServiceProblem, ServiceReport, TopicReport, UserMetric,
+    UserMetricKind, VersionReport,
 };
 pub use view::{GateError, ServiceView};

@@ -55,8 +55,10 @@ pub struct PartitionReport {
     pub lag: Option<i64>,
     /// What it is doing.
     pub state: PartitionState,
-    /// Why it is stopped.
+    /// Why it is stopped or paused.
     pub reason: Option<String>,
+    /// Why it is paused.
+    pub paused_for: Option<PauseReason>,
     /// The frontier has not moved for `stall_timeout` while records wait (G8).
     pub stalled: bool,
     /// What holds the frontier; `None` when nothing waits.
@@ -78,6 +80,25 @@ pub enum PartitionState {
     Draining,
     /// A fault stopped it; `reason` says which.
     Stopped,
+}
+
+/// Why the fetching of a partition is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseReason {
+    /// As many of its records as may be are uncommitted (`processing.max_uncommitted`).
+    MaxUncommitted,
+    /// Its records are slow to settle and take up the memory that other partitions need (`processing.memory`).
+    Memory,
+}
+
+impl std::fmt::Display for PauseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::MaxUncommitted => "max_uncommitted",
+            Self::Memory => "memory",
+        })
+    }
 }
 
 /// What a topic brought.

@@ -5,46 +5,17 @@ use sluicegate_abi::lend::Lent;
 
 use super::Flow;
 use super::slab::NewEntry;
-use crate::assignment::{AssignmentState, InHand};
+use crate::assignment::InHand;
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
 use crate::source::{Delivery, Slot};
 
 /// What a held record costs besides its bytes: the client's operation and our entry.
 const OVERHEAD: usize = 304 + 96;
-/// Records of full partitions that are kept in hand; beyond it nothing is read until one has room, or is paused.
-const MAX_OVERFLOW: usize = 8 * 1024;
-/// How long a partition is full before its fetching is paused: a pause throws away what was fetched ahead.
-const PAUSE_AFTER_MS: u64 = 500;
 /// Most handlers that one record goes to; more are a fault of configuration that validation refuses.
 const MAX_FANOUT: usize = u16::MAX as usize;
 
 impl Flow {
-    /// Whether more records may be read from the source just now (G8).
-    pub fn can_read(&self) -> bool {
-        self.charged + self.refusals.held_bytes() < self.settings.budget_bytes
-            && self.has_overflow_room()
-            && (self.current.is_empty()
-                || self.current.values().any(|slot| {
-                    let assignment = &self.assignments[slot.0 as usize];
-                    assignment.admits() && !assignment.paused && assignment.overflow.is_empty()
-                }))
-    }
-
-    /// Whether the records in hand of full partitions, paused ones apart, leave room for more.
-    fn has_overflow_room(&self) -> bool {
-        let mut records = 0;
-        let mut bytes = 0;
-        for slot in self.current.values() {
-            let assignment = &self.assignments[slot.0 as usize];
-            if !assignment.paused {
-                records += assignment.overflow.len();
-                bytes += assignment.overflow_bytes;
-            }
-        }
-        records < MAX_OVERFLOW && bytes < self.settings.budget_bytes / 4
-    }
-
     /// Keeps a record in hand until its partition has room.
     fn keep_in_hand(&mut self, delivery: Delivery, in_front: bool) {
         let charge = (delivery.lease.size() + OVERHEAD) as u64;
@@ -173,6 +144,7 @@ impl Flow {
         let charge = (record.size() + OVERHEAD) as u32;
         self.charged += u64::from(charge);
         assignment.entries += 1;
+        assignment.usage.entry_bytes += u64::from(charge);
         let entry = self.slab.insert(NewEntry {
             record,
             slot: delivery.slot,
@@ -230,35 +202,5 @@ impl Flow {
     /// Drops the records in hand of a partition that is given back.
     pub(super) fn drop_overflow(&mut self, slot: Slot) {
         while self.take_in_hand(slot).is_some() {}
-    }
-
-    /// Partitions whose fetching is to be stopped or resumed, with hysteresis: a pause throws away what was fetched.
-    pub fn pauses_due(&mut self) -> Vec<(Slot, bool)> {
-        let mut due = Vec::new();
-        let max_uncommitted = self.settings.max_uncommitted;
-        let now_ms = self.now_ms;
-        for &slot in self.current.values() {
-            let assignment = &mut self.assignments[slot.0 as usize];
-            let pause = if assignment.state != AssignmentState::Assigned {
-                continue;
-            } else if assignment.stopped.is_some()
-                || assignment
-                    .full_since_ms
-                    .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS)
-            {
-                true
-            } else if assignment.overflow.is_empty()
-                && assignment.uncommitted() <= max_uncommitted / 2
-            {
-                false
-            } else {
-                continue;
-            };
-            if pause != assignment.paused {
-                assignment.paused = pause;
-                due.push((slot, pause));
-            }
-        }
-        due
     }
 }

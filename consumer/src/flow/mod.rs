@@ -17,6 +17,7 @@
 //! all three.
 
 mod admit;
+pub mod budget;
 mod closing;
 mod draining;
 mod ending;
@@ -127,6 +128,10 @@ pub struct Flow {
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
+    /// When the pace of partitions was measured last.
+    measured_ms: u64,
+    /// When it was logged last that a partition is paused for want of memory; 0 for never.
+    memory_logged_ms: u64,
     random: u64,
     topics: HashMap<Arc<str>, TopicCounts>,
     commits: CommitCounts,
@@ -171,6 +176,8 @@ impl Flow {
             emitter,
             inbox,
             charged: 0,
+            measured_ms: 0,
+            memory_logged_ms: 0,
             random,
             topics: HashMap::new(),
             commits: CommitCounts::default(),
@@ -266,6 +273,8 @@ impl Flow {
             delivered: 0,
             repeats: 0,
             moved_ms: self.now_ms,
+            assigned_ms: self.now_ms,
+            usage: Default::default(),
         });
         slot
     }

@@ -426,14 +426,25 @@ impl Flow {
 
     /// Frees a record that everybody has settled and no batch points to.
     pub(super) fn free_if_done(&mut self, key: EntryKey) {
-        let Some(entry) = self.slab.get(key) else {
+        let Some(entry) = self.slab.get_mut(key) else {
             return;
         };
-        if entry.unsettled == 0 && !entry.is_lent() {
-            self.charged -= u64::from(entry.charge);
-            self.assignments[entry.slot.0 as usize].entries -= 1;
-            self.slab.remove(key);
+        if entry.unsettled > 0 {
+            return;
         }
+        let charge = u64::from(entry.charge);
+        let assignment = &mut self.assignments[entry.slot.0 as usize];
+        if !entry.stranded {
+            assignment.usage.entry_bytes -= charge;
+        }
+        if entry.is_lent() {
+            entry.stranded = true;
+            return;
+        }
+        self.charged -= charge;
+        assignment.entries -= 1;
+        assignment.usage.freed_bytes += charge;
+        self.slab.remove(key);
     }
 
     pub(super) fn give_back(&mut self, key: EntryKey, record: RawRecord) {

@@ -1,15 +1,16 @@
 //! What a flow says of itself: reports for metrics and API, and explanations of what holds a frontier (G8).
 
 use super::Flow;
+use super::budget::PausedFor;
 use super::flights::Flight;
 use super::refusals::ProduceKind;
 use super::tasks::{Stage, Task};
 use crate::admin::{
     CommitCounts, Explanation, HandlerFlowReport, HeldBy, OutcomeCounts, PartitionReport,
-    PartitionState, ProduceRefusal, PumpReport, RecordStatus, ServiceProblem, TopicReport,
-    WaitsFor,
+    PartitionState, PauseReason, ProduceRefusal, PumpReport, RecordStatus, ServiceProblem,
+    TopicReport, WaitsFor,
 };
-use crate::assignment::AssignmentState;
+use crate::assignment::{Assignment, AssignmentState};
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
 use crate::source::{Slot, TopicPartition};
 
@@ -23,6 +24,15 @@ pub struct WallClock {
 impl WallClock {
     fn at(self, flow_ms: u64) -> i64 {
         self.epoch_ms + flow_ms as i64
+    }
+}
+
+/// Why a partition's fetching is paused, in the words of the API.
+fn pause_reason(assignment: &Assignment) -> Option<PauseReason> {
+    match assignment.paused_for()? {
+        _ if assignment.stopped.is_some() => None,
+        PausedFor::Bound => Some(PauseReason::MaxUncommitted),
+        PausedFor::Memory => Some(PauseReason::Memory),
     }
 }
 
@@ -164,7 +174,8 @@ impl Flow {
             parked,
             lag: end_offset.map(|end| (end - frontier).max(0)),
             state,
-            reason: assignment.stopped.as_deref().map(Into::into),
+            reason: self.why_not_read(slot),
+            paused_for: pause_reason(assignment),
             stalled: waits
                 && self.now_ms.saturating_sub(assignment.moved_ms)
                     >= self.settings.stall_timeout_ms,
@@ -209,9 +220,52 @@ impl Flow {
             frontier,
             delivered,
             status,
-            reason: assignment.stopped.as_deref().map(Into::into),
+            reason: self
+                .why_not_read(slot)
+                .or_else(|| self.why_nothing_is_read()),
             held_by,
         })
+    }
+
+    /// Why no record of a partition is read just now, if so.
+    fn why_not_read(&self, slot: Slot) -> Option<String> {
+        let assignment = self.assignment(slot);
+        if let Some(stopped) = &assignment.stopped {
+            return Some(stopped.to_string());
+        }
+        let (held, budget) = (assignment.held_bytes(), self.settings.budget_bytes);
+        match pause_reason(assignment) {
+            Some(PauseReason::MaxUncommitted) => {
+                let uncommitted = assignment.uncommitted();
+                Some(format!(
+                    "paused: max_uncommitted; {uncommitted} records are delivered beyond the commit"
+                ))
+            }
+            Some(PauseReason::Memory) => Some(format!(
+                "paused: memory; its records are slow to settle and hold {held} of {budget} bytes, and it is read again \
+                 once half of them have settled"
+            )),
+            None => None,
+        }
+    }
+
+    /// Why no record of any partition is read just now, if it is for want of memory.
+    fn why_nothing_is_read(&self) -> Option<String> {
+        if !self.is_out_of_memory() {
+            return None;
+        }
+        // Of two that hold the same, the first in order.
+        let largest = self
+            .partitions()
+            .max_by_key(|(at, slot)| (self.assignment(*slot).held_bytes(), std::cmp::Reverse(*at)));
+        let (at, slot) = largest?;
+        let (held, budget) = (
+            self.assignment(slot).held_bytes(),
+            self.settings.budget_bytes,
+        );
+        Some(format!(
+            "nothing is read just now: records under way fill the memory; {at} holds {held} of {budget} bytes"
+        ))
     }
 
     /// The handlers that have not settled the record at `offset`.

@@ -22,6 +22,8 @@ pub struct Entry {
     pub unsettled: u16,
     /// Handlers that wanted it.
     pub wanted: u16,
+    /// Nobody waits for it any more, but a call that hangs may still read it: its bytes are no longer its partition's.
+    pub stranded: bool,
     serial: u32,
 }
 
@@ -103,6 +105,7 @@ impl Slab {
                 charge,
                 unsettled: handlers,
                 wanted: handlers,
+                stranded: false,
                 serial,
             };
             return EntryKey { index, serial };
@@ -114,6 +117,7 @@ impl Slab {
             charge,
             unsettled: handlers,
             wanted: handlers,
+            stranded: false,
             serial: 1,
         });
         EntryKey {

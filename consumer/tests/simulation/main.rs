@@ -12,6 +12,7 @@
 
 mod client;
 mod closing;
+mod held;
 mod met;
 mod model;
 mod pools;

@@ -34,6 +34,21 @@ pub struct Log {
 }
 
 impl Log {
+    /// A log of so many records, one after the other.
+    pub fn plain(random: &mut Random, topic: &str, partition: i32, records: i64) -> Self {
+        Self {
+            records: (0..records)
+                .map(|offset| any_record(random, offset, 5))
+                .collect(),
+            controls: Vec::new(),
+            at: TopicPartition {
+                topic: topic.into(),
+                partition,
+            },
+            topic_id: TopicUuid(1),
+        }
+    }
+
     /// The record at `offset`, if there is one.
     pub fn record(&self, offset: i64) -> Option<&Logged> {
         self.index_of(offset).ok().map(|index| &self.records[index])

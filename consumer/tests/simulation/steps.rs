@@ -121,10 +121,7 @@ impl World {
 
     /// Reads records, unless the flow has had enough.
     fn poll(&mut self) -> Check {
-        if !self.flow.can_read() {
-            return Ok(());
-        }
-        for _ in 0..POLL {
+        for _ in 0..self.flow.read_quota(POLL) {
             let mut epochs: Vec<u32> = self
                 .model
                 .owned
@@ -211,7 +208,7 @@ impl World {
         Err(self.what_is_stuck())
     }
 
-    fn round(&mut self) -> Check {
+    pub fn round(&mut self) -> Check {
         for log in 0..self.script.logs.len() {
             if self.model.current(&self.script.logs[log].at).is_none() {
                 self.assign(log)?;

@@ -108,10 +108,20 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let script = Script::new(&mut random);
+        let mut world = Self::without_handlers(random, script);
+        for _ in 0..world.random.between(1, 4) {
+            world.add_handler();
+        }
+        world.apply();
+        world
+    }
+
+    /// A world without handlers; nothing has happened in it.
+    pub fn without_handlers(random: Random, script: Script) -> Self {
         let inbox = Arc::new(Inbox::new());
         let producer = Arc::new(SimProducer::default());
         let flow = Flow::new(script.flow.clone(), producer.clone(), inbox.clone());
-        let mut world = Self {
+        Self {
             trouble: script.trouble,
             random,
             script,
@@ -137,25 +147,31 @@ impl World {
             overran: HashMap::new(),
             max_attempts_of: HashMap::new(),
             closing: Closing::default(),
-        };
-        for _ in 0..world.random.between(1, 4) {
-            world.add_handler();
         }
-        world.apply();
-        world
     }
 
     fn add_handler(&mut self) {
         let ix = HandlerIx(self.next_handler);
-        self.next_handler += 1;
         let handler = any_handler(&mut self.random, ix, self.revision + 1);
-        self.pools
-            .push((ix, handler.takes_batches, handler.pool.clone()));
-        self.max_attempts_of.insert(ix.0, handler.max_attempts);
+        self.add(handler);
+    }
+
+    /// Adds a handler to what the next [`World::apply`] puts in force.
+    pub fn add(&mut self, handler: SimHandler) {
+        let SimHandler {
+            ix,
+            takes_batches,
+            max_attempts,
+            ..
+        } = handler;
+        self.next_handler = self.next_handler.max(ix.0 + 1);
+        self.pools.push((ix, takes_batches, handler.pool.clone()));
+        self.max_attempts_of.insert(ix.0, max_attempts);
         self.handlers.push(handler);
     }
 
-    fn apply(&mut self) {
+    /// Puts the handlers that there are in force.
+    pub fn apply(&mut self) {
         self.revision += 1;
         let routes = self
             .handlers

@@ -194,6 +194,12 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
             &labels,
             partition.in_flight as f64,
         );
+        if let Some(reason) = partition.paused_for {
+            let help = "1 while the fetching of the partition is paused, by reason";
+            let reason = reason.to_string();
+            let labels = [labels[0], labels[1], ("reason", reason.as_str())];
+            families.gauge("sluicegate_partition_paused", help, &labels, 1.0);
+        }
         let help =
             "1 while the frontier stands still longer than stall_timeout although records wait";
         families.gauge(
