@@ -20,6 +20,10 @@ use crate::source::Slot;
 const MAX_OVERFLOW: usize = 8 * 1024;
 /// How long a partition is full before its fetching is paused: a pause throws away what was fetched ahead.
 const PAUSE_AFTER_MS: u64 = 500;
+/// Share of what may be held below which a poll is not worth it.
+const LEAST_ROOM: u64 = 16;
+/// Records of a poll while nothing is known of how large they are.
+const FIRST_POLL: usize = 32;
 /// Over how long the pace of a partition is measured.
 const WINDOW_MS: u64 = 500;
 /// A partition whose records stay for longer than this is slow.
@@ -97,6 +101,9 @@ struct Reading {
     takes: bool,
     /// Some record of them is under way, and frees its memory when it has settled.
     waits: bool,
+    /// Records in hand of all partitions.
+    in_hand: usize,
+    /// The same of those whose fetching is not paused.
     in_hand_records: usize,
     in_hand_bytes: u64,
 }
@@ -111,27 +118,43 @@ impl Flow {
         if !in_hand || !(reading.takes || self.current.is_empty()) {
             return 0;
         }
-        let room = self.read_limit(&reading).saturating_sub(reading.bytes);
-        if room == 0 {
+        let limit = self.read_limit(&reading);
+        let room = limit.saturating_sub(reading.bytes);
+        // A poll for a record or two costs as much as one for many: they wait until some more have settled.
+        if room <= limit / LEAST_ROOM {
             // Where nothing is under way there is nothing to wait for: records go on one by one beside what calls that
             // hang, or paused partitions, keep.
             return usize::from(!reading.waits);
         }
-        let held = self.slab.live() as u64;
-        let average = self.charged.checked_div(held).unwrap_or(0).max(1);
-        most.min((room / average) as usize).max(1)
+        match self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes) {
+            0 => most.min(FIRST_POLL),
+            mean => most.min((room / mean) as usize).max(1),
+        }
+    }
+
+    /// Mean size of the records that are held, if any are.
+    fn mean_bytes(&self, reading: &Reading) -> Option<u64> {
+        let records = self.slab.live() + reading.in_hand;
+        self.charged.checked_div(records as u64)
     }
 
     /// Whether reading stands still for want of memory.
     pub(super) fn is_out_of_memory(&self) -> bool {
         let reading = self.reading();
-        reading.bytes >= self.read_limit(&reading)
+        self.is_filled(&reading)
+    }
+
+    /// Whether the partitions that are read have filled the room that they have, so far that none is read.
+    fn is_filled(&self, reading: &Reading) -> bool {
+        let limit = self.read_limit(reading);
+        reading.bytes >= limit - limit / LEAST_ROOM
     }
 
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
         for slot in self.current.values() {
             let assignment = &self.assignments[slot.0 as usize];
+            reading.in_hand += assignment.overflow.len();
             if !assignment.paused {
                 reading.in_hand_records += assignment.overflow.len();
                 reading.in_hand_bytes += assignment.overflow_bytes;
@@ -204,7 +227,8 @@ impl Flow {
     /// Pauses the largest slow partition, if the partitions that are read have filled the room that they have.
     fn pause_for_memory(&mut self) {
         let reading = self.reading();
-        if reading.partitions < 2 || reading.bytes < self.read_limit(&reading) {
+        self.last_mean_bytes = self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes);
+        if reading.partitions < 2 || !self.is_filled(&reading) {
             return;
         }
         let largest = self

@@ -8,12 +8,12 @@
 //! ```
 //!
 //! Skipped is what a closed gate makes of new records: settled for this handler and counted (G1). With
-//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. What waits for the producer
-//! is no longer the handler's, and is awaited (G7).
+//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters are no longer the
+//! handler's, and are awaited (G7).
 
 use super::Flow;
 use super::handler::{HandlerFlow, OnFailure};
-use super::tasks::Stage;
+use super::tasks::{Stage, Task};
 use crate::dispatch::{EntryKey, FlightKey, HandlerIx, PoolState};
 
 /// Between two looks at handlers that are closing.
@@ -120,7 +120,7 @@ impl Flow {
         if self.may_have_queued(ix) {
             self.dead_letter_queued(ix);
         }
-        for key in self.parked_of(ix) {
+        for key in self.waiting_of(ix, false) {
             if let Some(task) = self.tasks.get(ix, key).cloned() {
                 let reason = task
                     .reason
@@ -136,12 +136,12 @@ impl Flow {
         if self.may_have_queued(ix) {
             for (key, _) in self.take_queued(ix, |_| true) {
                 // One that ran before has a task; its lane was its flight's.
-                self.tasks.remove(ix, key);
+                self.end_task(ix, key);
                 skipped.push(key);
             }
         }
-        for key in self.parked_of(ix) {
-            if let Some(task) = self.tasks.remove(ix, key) {
+        for key in self.waiting_of(ix, running) {
+            if let Some(task) = self.end_task(ix, key) {
                 self.unhold(ix, task.lane);
                 skipped.push(key);
             }
@@ -203,9 +203,15 @@ impl Flow {
             handler.in_flight_bytes -= bytes;
         }
         for &key in &keys {
-            self.tasks.remove(ix, key);
+            self.end_task(ix, key);
         }
         keys
+    }
+
+    fn end_task(&mut self, ix: HandlerIx, key: EntryKey) -> Option<Task> {
+        let task = self.tasks.remove(ix, key)?;
+        self.end_refusal(ix, &task);
+        Some(task)
     }
 
     /// Whether a record of it may be queued: a look at its queues costs more than these counts.
@@ -219,21 +225,27 @@ impl Flow {
             })
     }
 
-    /// Records of a handler that wait for their next attempt, in the order of their offsets.
-    fn parked_of(&self, ix: HandlerIx) -> Vec<EntryKey> {
+    /// Records of a handler that wait for their next attempt, and with `refused` those that wait for the cluster to take what
+    /// they emitted; in the order of their offsets.
+    fn waiting_of(&self, ix: HandlerIx, refused: bool) -> Vec<EntryKey> {
         let held = self.handlers[ix.0 as usize]
             .as_ref()
             .map_or(0, |handler| handler.held);
         if held == 0 {
             return Vec::new();
         }
-        let mut parked: Vec<(i64, EntryKey)> = self
+        let waits = |stage: Stage| match stage {
+            Stage::Parked { .. } => true,
+            Stage::EmitsDue { .. } => refused,
+            _ => false,
+        };
+        let mut waiting: Vec<(i64, EntryKey)> = self
             .tasks
             .iter()
-            .filter(|(of, _, task)| *of == ix && matches!(task.stage, Stage::Parked { .. }))
+            .filter(|(of, _, task)| *of == ix && waits(task.stage))
             .filter_map(|(_, key, _)| Some((self.slab.get(key)?.offset(), key)))
             .collect();
-        parked.sort_unstable();
-        parked.into_iter().map(|(_, key)| key).collect()
+        waiting.sort_unstable();
+        waiting.into_iter().map(|(_, key)| key).collect()
     }
 }

@@ -128,6 +128,8 @@ pub struct Flow {
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
+    /// Mean size of the records that were held last.
+    last_mean_bytes: u64,
     /// When the pace of partitions was measured last.
     measured_ms: u64,
     /// When it was logged last that a partition is paused for want of memory; 0 for never.
@@ -176,6 +178,7 @@ impl Flow {
             emitter,
             inbox,
             charged: 0,
+            last_mean_bytes: 0,
             measured_ms: 0,
             memory_logged_ms: 0,
             random,

@@ -1,5 +1,6 @@
 //! The flow by example: scripted pools and producer, one situation a test. The simulator covers the rest.
 
+mod budget;
 mod closing;
 mod rest;
 
@@ -96,10 +97,14 @@ fn at() -> TopicPartition {
 
 impl Bench {
     fn new(handlers: usize) -> Self {
+        Self::with(handlers, 100)
+    }
+
+    fn with(handlers: usize, max_uncommitted: i64) -> Self {
         let inbox = Arc::new(Inbox::new());
         let emitter = Arc::new(ScriptedEmitter::default());
         let settings = FlowSettings {
-            max_uncommitted: 100,
+            max_uncommitted,
             budget_bytes: 1 << 20,
             stall_timeout_ms: 1_000,
             drain_timeout_ms: 5_000,

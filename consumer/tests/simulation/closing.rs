@@ -119,7 +119,7 @@ impl World {
                 Stage::Failed => (failed && !called) || overdue,
                 Stage::Running | Stage::Acked => overdue,
                 // It is run again instead of sent again, by a newer generation.
-                Stage::Producing if share.refused => (failed && !called) || overdue,
+                Stage::Producing if share.refused => overdue,
                 Stage::Producing | Stage::Settled => false,
             };
             // A drain leaves to the next owner what nobody has begun.
@@ -166,7 +166,8 @@ impl World {
         for key in self.open_shares(handler) {
             let owned = &self.model.owned[&key.epoch];
             let share = &owned.records[&key.offset].shares[&handler];
-            let with_producer = share.stage == Stage::Producing || share.given_up;
+            let produces = share.stage == Stage::Producing && !share.refused;
+            let with_producer = produces || share.given_up;
             let kept = overdue || (failed && !self.is_called(&key));
             if kept && !with_producer && !owned.draining {
                 return Err(format!(

@@ -290,3 +290,40 @@ fn refused_by_the_target_then(change: impl Fn(&mut HandlerSettings)) {
     assert_eq!(bench.handler_report().refused, 0);
     assert_eq!(bench.flow.held_records(), 0);
 }
+
+#[test]
+fn a_handler_that_is_off_waits_for_refused_emits_as_long_as_a_drain_and_for_dead_letters_until_they_are_written()
+ {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..2, |offset| Some(offset.to_string()));
+    bench.finish_emitting(ACK, 1);
+    let first_refused = |sent: &str, _| (sent == "out 0.0").then_some(FailureKind::Target);
+    bench.answer(first_refused);
+    bench.deliver(2..3, |_| None);
+    bench.finish(0, |_| outcome_code::DEAD_LETTER);
+    bench.answer(|_, _| Some(FailureKind::Target));
+    bench.apply(|_, handler| {
+        handler.gate_open = false;
+        true
+    });
+    let skipped = |bench: &Bench| bench.handler_report().outcomes.skipped;
+    for now_ms in (0..4_900).step_by(100) {
+        bench.flow.tick(now_ms);
+        bench.answer(|_, _| Some(FailureKind::Target));
+    }
+    assert_eq!((bench.frontier(), skipped(&bench)), (0, 0));
+    for now_ms in (5_000..20_000).step_by(100) {
+        bench.flow.tick(now_ms);
+        bench.answer(|_, _| Some(FailureKind::Target));
+    }
+    assert_eq!(
+        (bench.frontier(), skipped(&bench)),
+        (2, 1),
+        "the letter is awaited (G7)"
+    );
+    for now_ms in (20_000..90_000).step_by(1_000) {
+        bench.flow.tick(now_ms);
+        bench.answer_producer();
+    }
+    assert_eq!((bench.frontier(), bench.flow.held_records()), (3, 0));
+}
