@@ -117,7 +117,11 @@ impl Crew {
     ) -> Result<(), Box<Batch>> {
         let mut state = self.lock();
         let Some(place) = state.place_for(tenant, batch.worker) else {
-            state.remember(home);
+            match tenant.is_tripped() {
+                // It has no room before somebody resets it: asking again and again would tell nothing else.
+                true => tenant.shut_out(home),
+                false => state.remember(home),
+            }
             return Err(batch);
         };
         tenant.setup.stats.took(batch.records.len() as u64);
@@ -271,6 +275,9 @@ impl Crew {
         }
         for seat in &mut state.seats {
             seat.resting.retain(|&(id, _)| id != tenant.id);
+        }
+        for home in tenant.let_in() {
+            state.remember(&home);
         }
         state.tell_waiting(&mut notices);
         drop(state);

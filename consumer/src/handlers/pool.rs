@@ -56,6 +56,8 @@ pub(super) struct Tenant {
     left: Condvar,
     /// What each pump has said of its partitions.
     owned: Mutex<Vec<Owned>>,
+    /// Who was refused since it is tripped.
+    shut_out: Mutex<Vec<Weak<Inbox>>>,
     /// What instances say is wrong with them, by seat.
     ill: Mutex<BTreeMap<usize, Arc<str>>>,
 }
@@ -105,8 +107,25 @@ impl Tenant {
             departure: Mutex::new(Departure::default()),
             left: Condvar::new(),
             owned: Mutex::default(),
+            shut_out: Mutex::default(),
             ill: Mutex::default(),
         }
+    }
+
+    /// `home` was refused because the handler is tripped, and is to be told when it takes batches again.
+    pub(super) fn shut_out(&self, home: &Arc<Inbox>) {
+        let mut shut_out = relock(&self.shut_out);
+        shut_out.retain(|known| known.strong_count() > 0);
+        let home = Arc::downgrade(home);
+        if !shut_out.iter().any(|known| known.ptr_eq(&home)) {
+            shut_out.push(home);
+        }
+    }
+
+    /// Everybody who was refused since it is tripped.
+    pub(super) fn let_in(&self) -> Vec<Arc<Inbox>> {
+        let shut_out = std::mem::take(&mut *relock(&self.shut_out));
+        shut_out.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The config that instances are to have.

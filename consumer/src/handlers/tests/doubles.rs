@@ -438,6 +438,17 @@ impl Home {
         self.seen.append(&mut taken);
     }
 
+    /// Whether it was told of room since the last time.
+    pub(crate) fn forget_room(&mut self) -> bool {
+        let mut taken = Vec::new();
+        self.inbox.take(&mut taken);
+        self.seen.append(&mut taken);
+        let before = self.seen.len();
+        self.seen
+            .retain(|message| !matches!(message, PumpMessage::PoolFree));
+        self.seen.len() < before
+    }
+
     pub(crate) fn finished(&mut self) -> Box<Batch> {
         self.next("finished batch", |message| match message {
             PumpMessage::Finished(batch) => Ok(batch),

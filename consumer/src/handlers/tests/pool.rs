@@ -183,6 +183,26 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
 }
 
 #[test]
+fn who_is_refused_by_a_tripped_handler_hears_of_it_again_when_it_is_reset() {
+    let rig = Rig::new(&[(1, Deed::Panic)]);
+    let mut setup = rig.setup("one");
+    setup.restart.max_restarts = 1;
+    let (crew, mut home) = (rig.crew(1), Home::new());
+    let pool = crew.found(setup);
+    give(&pool, &mut home, batch(0, &[1]));
+    home.finished();
+    assert_eq!(pool.state(), PoolState::Failed);
+    home.forget_room();
+    for flight in 1..4 {
+        assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
+        crew.check(Instant::now());
+        assert!(!home.forget_room(), "it is asked for nothing");
+    }
+    pool.reset();
+    assert!(home.forget_room());
+}
+
+#[test]
 fn poison_among_good_records_never_trips() {
     let rig = Rig::new(&[(1, Deed::Panic)]);
     let (pool, mut home) = (rig.pool(1), Home::new());
