@@ -354,6 +354,26 @@ const BUGS: &[Bug] = &[
         what: "records of a topic that was created again are taken for those of the one before",
         suite: BEGINNINGS,
     },
+    Bug {
+        name: "closed-handler-keeps-records",
+        what: "a handler that failed keeps its records when it is switched off or removed",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "abandoned-call-not-ended",
+        what: "the outcomes of an abandoned call of a closed handler count",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "slow-partition-not-paused",
+        what: "the partition of a held handler is not paused when it has filled the memory",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "restart-undone",
+        what: "a restart is forgotten because the spec needs no new generation",
+        suite: HANDLERS,
+    },
 ];
 
 #[derive(clap::Args)]
