@@ -102,6 +102,28 @@ impl LeaderEpochs {
     }
 }
 
+/// Why nothing of a partition goes on, apart from what a handler does.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// What happened.
+    pub cause: Arc<str>,
+    /// What helps.
+    pub remedy: Arc<str>,
+    /// Since when, on the flow's clock, in milliseconds.
+    pub since_ms: u64,
+}
+
+impl Trouble {
+    /// Trouble since `since_ms`.
+    pub fn new(cause: &str, remedy: &str, since_ms: u64) -> Self {
+        Self {
+            cause: cause.into(),
+            remedy: remedy.into(),
+            since_ms,
+        }
+    }
+}
+
 /// A partition that is, or was, ours.
 pub struct Assignment {
     /// The partition.
@@ -143,7 +165,9 @@ pub struct Assignment {
     /// Whether its fetching is stopped.
     pub paused: bool,
     /// Why nothing of it is handled any more, if so (G12, G13).
-    pub stopped: Option<Arc<str>>,
+    pub stopped: Option<Trouble>,
+    /// Why nothing of it can be read at present, if so.
+    pub unreadable: Option<Trouble>,
     /// Live slab entries of it.
     pub entries: u32,
     /// Records delivered.
@@ -222,6 +246,11 @@ impl Assignment {
             timestamp_ms,
             epoch: self.epoch,
         }
+    }
+
+    /// What keeps it from being handled or read, if anything does.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.stopped.as_ref().or(self.unreadable.as_ref())
     }
 
     /// Offsets that an owner lost without notice could make somebody repeat (G3).

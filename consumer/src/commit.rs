@@ -213,7 +213,7 @@ pub fn push_range(ranges: &mut Vec<Range<i64>>, range: Range<i64>) {
 
 /// The group's generation (classic protocol) or member epoch (KIP-848) is used up by a token of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the fencing token of the partition has reached its last value; use another group_id")]
+#[error("the fencing token of the partition has reached its last value")]
 pub struct EpochExhausted;
 
 /// The fencing token of a new owner, and whether the next owner can only tell ours apart once it is committed.

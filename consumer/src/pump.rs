@@ -7,6 +7,7 @@
 //! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
 
 mod address;
+mod missing;
 mod position;
 mod starting;
 
@@ -16,16 +17,15 @@ use std::time::{Duration, Instant};
 pub use address::{PumpAddress, PumpHandle};
 
 use crate::admin::{ClientStatistics, PumpReport};
-use crate::commit::TopicUuid;
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::flow::handler::HandlerSettings;
 use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
 use crate::routing::RoutingIndex;
-use crate::source::{
-    Delivery, Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
-};
+use missing::{Missing, Unreadable};
+
+use crate::source::{Delivery, Slot, Source, SourceError, SourceEvent, StartAt, TopicPartition};
 use starting::Starting;
 
 /// Records of one poll.
@@ -34,8 +34,6 @@ const POLL_RECORDS: usize = 1_024;
 const POLLS_PER_TURN: usize = 4;
 /// Longest sleep: repairs a wake-up that was lost.
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Wait before a partition that goes on elsewhere is tried again.
-const RESTART_RETRY: Duration = Duration::from_millis(500);
 
 /// What a pump needs besides its source.
 pub struct PumpSettings {
@@ -84,10 +82,11 @@ pub struct Pump {
     started: Instant,
     clock: WallClock,
     starting: Starting,
-    /// Partitions that go on elsewhere (G12), which could not be said yet.
-    to_restart: Vec<StartPartition>,
+    /// Partitions whose offset is missing (G12).
+    missing: Vec<Missing>,
+    /// Partitions that cannot be read.
+    unreadable: Vec<Unreadable>,
     was_assigned: bool,
-    restart_at: Instant,
     revokes: Vec<Revoke>,
     stopping: Option<Instant>,
     closed: bool,
@@ -143,9 +142,9 @@ impl Pump {
                 epoch_ms: crate::admin::view::now_ms(),
             },
             starting: Starting::default(),
-            to_restart: Vec::new(),
+            missing: Vec::new(),
+            unreadable: Vec::new(),
             was_assigned: false,
-            restart_at: now,
             revokes: Vec::new(),
             stopping: None,
             closed: false,
@@ -194,7 +193,7 @@ impl Pump {
         for event in events.drain(..) {
             self.event(event);
         }
-        self.restart_pending();
+        self.look_into_missing();
         self.flow.dispatch();
         for _ in 0..POLLS_PER_TURN {
             let quota = self.flow.read_quota(POLL_RECORDS);
@@ -212,6 +211,7 @@ impl Pump {
                 break;
             }
         }
+        self.look_for_readable();
         self.learn_positions();
         self.commit();
         for (slot, paused) in self.flow.pauses_due() {
@@ -261,15 +261,19 @@ impl Pump {
             SourceEvent::Committed { results, error } => {
                 self.flow.committed(&results, error.as_deref())
             }
-            SourceEvent::OffsetMissing { at, reason } => self.offset_missing(&at, &reason),
-            SourceEvent::PartitionError { at, reason } => {
-                tracing::warn!(
-                    topic = &*at.topic,
-                    partition = at.partition,
-                    reason,
-                    "partition cannot be read"
-                );
-            }
+            SourceEvent::OffsetMissing {
+                at,
+                asked,
+                fetched,
+                truncated,
+                reason,
+            } => self.offset_missing(&at, asked, fetched, truncated, reason),
+            SourceEvent::Bounds { at, bounds } => self.bounds(&at, bounds),
+            SourceEvent::PartitionError {
+                at,
+                reason,
+                lasting,
+            } => self.partition_error(&at, &reason, lasting),
             SourceEvent::ClientError { reason, fatal } => {
                 if fatal {
                     self.failed = Some(reason);
@@ -281,71 +285,8 @@ impl Pump {
         }
     }
 
-    /// The offset to read is not there (G12): the policy goes on elsewhere, unless records are under way.
-    fn offset_missing(&mut self, at: &TopicPartition, reason: &str) {
-        let Some(slot) = self.flow.slot(at) else {
-            return;
-        };
-        if let Some(start) = self.settings.missing_offset
-            && self.flow.restart(slot)
-        {
-            tracing::warn!(
-                topic = &*at.topic,
-                partition = at.partition,
-                reason,
-                ?start,
-                "offset to read is missing; going on as processing.missing_offset says"
-            );
-            let start = StartPartition {
-                slot,
-                at: at.clone(),
-                start,
-                due: None,
-                leader_epoch: None,
-                topic_id: TopicUuid::default(),
-            };
-            self.go_on_at(start);
-            return;
-        }
-        let reason = format!(
-            "the offset to read is missing: {reason}; set processing.missing_offset, or commit another offset for \
-             the group"
-        );
-        self.flow.stop_partition(slot, &reason);
-    }
-
-    /// Reads a partition on from another offset; tried again while the broker is away.
-    fn go_on_at(&mut self, start: StartPartition) {
-        match self.source.start(std::slice::from_ref(&start)) {
-            Ok(()) => {}
-            Err(SourceError::Retryable(reason)) => {
-                tracing::warn!(reason, "cannot go on elsewhere yet; trying again");
-                self.to_restart.push(start);
-                self.restart_at = Instant::now() + RESTART_RETRY;
-            }
-            Err(error) => {
-                let reason =
-                    format!("going on where processing.missing_offset says was refused: {error}");
-                self.flow.stop_partition(start.slot, &reason);
-            }
-        }
-    }
-
-    /// Tries again to go on elsewhere.
-    fn restart_pending(&mut self) {
-        if self.to_restart.is_empty() || self.stopping.is_some() || Instant::now() < self.restart_at
-        {
-            return;
-        }
-        for start in std::mem::take(&mut self.to_restart) {
-            self.go_on_at(start);
-        }
-    }
-
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         self.starting.forget(&partitions);
-        self.to_restart
-            .retain(|start| !partitions.contains(&start.at));
         let slots: Vec<Slot> = partitions
             .iter()
             .filter_map(|at| self.flow.slot(at))
@@ -474,9 +415,7 @@ impl Pump {
     }
 
     fn report(&self) -> PumpReport {
-        let mut report = self
-            .flow
-            .report(self.clock, |slot| self.source.end_offset(slot));
+        let mut report = self.flow.report(self.clock, |slot| self.end_offset(slot));
         report.pump = self.settings.number;
         report.partitions.extend(self.starting.reports());
         report.client.clone_from(&self.statistics);

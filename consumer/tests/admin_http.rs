@@ -223,7 +223,8 @@ fn every_route_of_the_document_answers_as_it_says() {
 fn readiness_gives_the_reason() {
     let service = start();
     assert_eq!(service.get("/livez"), (200, "alive\n".to_owned()));
-    assert_eq!(service.get("/readyz"), (200, "ready\n".to_owned()));
+    let ready = json!({ "ready": true, "problems": [] });
+    assert_eq!(service.json("/readyz"), ready);
     let reason = "handler `relay` has failed";
     *service
         .view

@@ -6,7 +6,7 @@ mod member;
 
 use std::time::{Duration, Instant};
 
-use member::batches::{append, commit_marker, records};
+use member::batches::{append, commit_marker, damaged_and_whole, records};
 use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sluicegate::commit::{CommitNote, Place};
@@ -283,6 +283,84 @@ fn a_position_of_an_earlier_assignment_is_not_taken_for_one_of_this() {
             member.turn();
         }
         assert_eq!(member.first(0), Some(0));
+        member.leave();
+    }
+}
+
+/// Nothing behind damaged data is handled in its place, and it is not asked for in a tight loop.
+#[test]
+fn damaged_data_holds_its_partition_and_no_other() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    append(&bootstrap, "t", 0, &records(0, &["a", "b", "c"]));
+    let damaged = damaged_and_whole(3, &["d", "e"], &["f", "g"]);
+    append(&bootstrap, "t", 0, &damaged);
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.turn_until(|m| m.seen(0) == 3 && m.partition_errors == 3);
+    append(&bootstrap, "t", 1, &records(0, &["a", "b"]));
+    member.turn_until(|m| m.seen(1) == 2);
+    assert_eq!((member.seen(0), member.consumed(0)), (3, None));
+    let reason = "data at offset 3 cannot be read: MessageSet at offset 3";
+    for said in &member.error_reasons {
+        assert!(
+            said.starts_with(reason) && said.contains("CRC32C"),
+            "{said}"
+        );
+    }
+    assert!(member.partition_errors <= 4, "it is asked for all the time");
+    member.leave();
+}
+
+/// An error entry at the end of a log moves the client's position beyond it; a pause makes that its next fetch. The log
+/// has what is due all the same.
+#[test]
+fn a_position_that_an_error_has_moved_out_of_the_log_is_told_from_a_missing_offset() {
+    let kafka = cluster();
+    let bootstrap = kafka.bootstrap_servers();
+    let mut member = Member::join(&settings(&bootstrap, &[]));
+    member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    produce(&bootstrap, PARTITIONS, 5);
+    member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
+    let broken = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION;
+    let cluster = kafka.cluster().expect("the host owns it");
+    cluster.request_errors(RDKafkaApiKey::Fetch, &[broken; 3]);
+    member.turn_until(|m| m.partition_errors > 0);
+    member.pause_all(true);
+    member.pause_all(false);
+    // The seek that resolves the doubt is made with the events: whatever the client does first comes first here.
+    let refused = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < refused {
+        member.source.wait(Duration::from_millis(20));
+        member.source.poll(100, &mut Vec::new());
+    }
+    member.turn_until(|m| !m.missing.is_empty());
+    let lost = member.missing[0].clone();
+    assert_eq!(member.lost[0], (Some(5), Some(6)));
+    member.source.ask_bounds(std::slice::from_ref(&lost));
+    member.turn_until(|m| !m.bounds.is_empty());
+    assert_eq!(member.bounds[0], (lost, Ok(0..5)));
+    for at in std::mem::take(&mut member.missing) {
+        member.restart(at.partition, StartAt::Offset(5));
+    }
+    produce(&bootstrap, PARTITIONS, 2);
+    member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 7));
+    member.leave();
+}
+
+/// Rule 1: each of several partitions that are moved is forwarded again, however many are moved at once.
+#[test]
+fn partitions_that_are_moved_at_once_are_all_read() {
+    for client in [&[][..], &[("partition.assignment.strategy", "range")]] {
+        let kafka = cluster();
+        let bootstrap = kafka.bootstrap_servers();
+        produce(&bootstrap, PARTITIONS, 5);
+        let mut member = Member::join(&settings(&bootstrap, client));
+        member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
+        for partition in 0..PARTITIONS {
+            member.restart(partition, StartAt::Offset(2));
+        }
+        assert!((0..PARTITIONS).all(|p| member.seen(p) == 2));
+        member.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == 5));
         member.leave();
     }
 }

@@ -1,17 +1,18 @@
-//! Situation: logs that end in what no consumer is given (control records, aborted data), and logs whose beginning goes
-//! while the service is away.
-//! Property: an idle partition has no lag and is committed to its end, so that retention finds nothing to take away from
-//! it (G2, G12).
+//! Situation: logs that end in what no consumer is given (control records, aborted data), logs whose beginning goes
+//! while records of theirs are in flight, and one that is damaged on the broker's disk.
+//! Property: an idle partition has no lag and is committed to its end (G2); what is gone is told, counted and passed over
+//! as the policy says; damaged data holds its partition until it can be read (G12).
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario positions`
 
 use std::time::Duration;
 
 use e2e::client::{Client, Outgoing};
-use e2e::kafka::Kafka;
+use e2e::kafka::{Kafka, KafkaOptions};
+use e2e::process::Signal;
 use e2e::service::Service;
 use e2e::unique;
-use e2e::wait::wait_for;
+use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -32,12 +33,15 @@ struct Scene {
 
 impl Scene {
     fn new(partitions: i32) -> Self {
-        let kafka = Kafka::shared();
-        let client = Client::new(kafka.bootstrap());
+        Self::on(Kafka::shared().bootstrap(), partitions)
+    }
+
+    fn on(bootstrap: &str, partitions: i32) -> Self {
+        let client = Client::new(bootstrap);
         let (topic, copies, group) = (unique("source"), unique("copies"), unique("group"));
         client.create_topic(&topic, partitions);
         client.create_topic(&copies, 1);
-        let workdir = Workdir::new(kafka.bootstrap(), &group, "");
+        let workdir = Workdir::new(bootstrap, &group, "");
         workdir.plugins(&["relay"]);
         workdir.spec(
             "copy",
@@ -119,4 +123,190 @@ fn what_a_stop_finds_read_is_committed_with_control_records_and_all() {
     service.wait_outcomes("copy", "ack", 10, SOON);
     assert!(service.stop(SOON).success());
     assert_eq!(scene.committed(), [11]);
+}
+
+/// A service with a slow handler and little memory, whose log goes on being deleted under it.
+fn overtaken(policy: &str) -> (Scene, Service, u64) {
+    let scene = Scene::new(1);
+    let kafka = Kafka::shared().bootstrap();
+    let group = &scene.group;
+    scene.workdir.write(
+        "sluicegate.yaml",
+        &format!(
+            "kafka:\n  bootstrap_servers: {kafka}\n  group_id: {group}\n  client: {{ queued.max.messages.kbytes: 1024, \
+             fetch.message.max.bytes: 200000 }}\nhandlers:\n  file: {{ folder: handlers.d }}\n\
+             plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\nprocessing:\n  \
+             commit_interval: 200ms\n  memory: 1MiB\n  missing_offset: {policy}\n"
+        ),
+    );
+    scene.workdir.plugins(&["misbehave"]);
+    scene.workdir.spec(
+        "copy",
+        &format!(
+            "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{}] }}\nworkers: 1\n\
+             config: {{ rules: [ {{ when: {{ one_in: 1 }}, do: sleep, for: 400ms }} ] }}\n",
+            scene.topic
+        ),
+    );
+    let large = (0..100).map(|n| Outgoing::new(&format!("k{n}"), vec![b'x'; 150_000]).partition(0));
+    scene.client.produce(&scene.topic, large);
+    let service = Service::ready(&scene.workdir, &[]);
+    service.wait_outcomes("copy", "ack", 2, SOON);
+    scene.client.delete_before(&scene.topic, [(0, 90)]);
+    let gone = || {
+        let metrics = service.metrics()?;
+        let labels = [("topic", scene.topic.as_str()), ("partition", "0")];
+        Ok::<u64, String>(metrics.sum("sluicegate_records_gone_total", &labels) as u64)
+    };
+    let gone = match policy {
+        "stop" => 0,
+        _ => wait_for("offsets to be counted as gone", SOON, || match gone()? {
+            0 => Err("none".to_owned()),
+            gone => Ok(gone),
+        }),
+    };
+    (scene, service, gone)
+}
+
+#[test]
+fn retention_under_records_in_flight_goes_on_at_the_log_s_beginning_if_so_wished() {
+    let (scene, mut service, gone) = overtaken("earliest");
+    scene
+        .client
+        .wait_committed(&scene.group, &scene.topic, SOON);
+    service.wait_caught_up(SOON);
+    assert!((60..90).contains(&gone), "{gone} offsets");
+    assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
+    let row = &service.partitions().expect("partitions")[0];
+    assert_eq!(
+        (&row["state"], row["gone"].as_u64()),
+        (&"running".into(), Some(gone))
+    );
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn retention_under_records_in_flight_goes_on_at_the_log_s_end_if_so_wished() {
+    let (scene, mut service, gone) = overtaken("latest");
+    scene
+        .client
+        .wait_committed(&scene.group, &scene.topic, SOON);
+    assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
+    scene.client.produce(&scene.topic, records(0, 0..3));
+    service.wait_outcomes("copy", "ack", 103 - gone, SOON);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn retention_under_records_in_flight_stops_the_partition_where_everybody_can_see_it() {
+    let (scene, mut service, _) = overtaken("stop");
+    let row = wait_for("the partition to stop", SOON, || {
+        let row = service.partitions()?.remove(0);
+        match row["state"].as_str() {
+            Some("stopped") if row["in_flight"] == 0 => Ok(row),
+            _ => Err(row.to_string()),
+        }
+    });
+    let frontier = row["frontier"].as_i64().expect("a frontier");
+    let reason = row["reason"].as_str().expect("a reason");
+    let words = format!(
+        "offset {frontier} is no longer in the log, which begins at 90 and ends at 100: {} offsets are gone",
+        90 - frontier
+    );
+    assert_eq!(reason, words);
+    assert_eq!(row["lag"].as_i64(), Some(100 - frontier));
+    let (ready, body) = service.get("/readyz").expect("an answer");
+    let place = format!("partition {}/0 is stopped", scene.topic);
+    assert!(ready == 200 && body.contains(&place), "{ready}: {body}");
+    let status = service.api("status").expect("a status");
+    assert!(status["problems"].to_string().contains(&place), "{status}");
+    let metrics = service.metrics().expect("metrics");
+    let stopped = [("topic", scene.topic.as_str()), ("state", "stopped")];
+    assert_eq!(metrics.sum("sluicegate_partition_state", &stopped), 1.0);
+    let lag = metrics.sum("sluicegate_partition_lag_records", &stopped[..1]);
+    assert_eq!(lag as i64, 100 - frontier);
+    assert!(service.stop(SOON).success());
+    assert_eq!(scene.committed(), [frontier], "nothing was passed over");
+
+    // The operator accepts the loss.
+    let accepted = ["--set", "processing.missing_offset=earliest"];
+    let mut service = Service::ready(&scene.workdir, &accepted);
+    scene
+        .client
+        .wait_committed(&scene.group, &scene.topic, SOON);
+    assert_eq!(service.outcomes("copy", "ack"), Ok(10));
+    assert!(service.stop(SOON).success());
+}
+
+/// Changes one byte in the middle of the second batch of a partition's log, and back when it is called again.
+fn damage(folder: &std::path::Path) {
+    let log = folder.join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&log).expect("a log");
+    let length = |at: usize| {
+        let field = bytes[at + 8..at + 12].try_into().expect("four bytes");
+        12 + i32::from_be_bytes(field) as usize
+    };
+    let second = length(0);
+    let place = second + length(second) - 5;
+    bytes[place] ^= 0x40;
+    std::fs::write(&log, bytes).expect("the log is written");
+}
+
+#[test]
+fn damaged_data_holds_its_partition_until_it_can_be_read() {
+    let mut kafka =
+        Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let scene = Scene::on(kafka.bootstrap(), 1);
+    for batch in 0..3 {
+        let ten = batch * 10..(batch + 1) * 10;
+        scene.client.produce(&scene.topic, records(0, ten));
+    }
+    let folder = kafka.log_folder(0, &scene.topic, 0);
+    let restart = |kafka: &mut Kafka| {
+        kafka
+            .stop_node(0, Signal::TERM)
+            .and_then(|()| {
+                damage(&folder);
+                kafka.start_node(0)
+            })
+            .unwrap_or_else(|error| panic!("{error:#}"));
+    };
+    restart(&mut kafka);
+    let mut service = Service::ready(&scene.workdir, &[]);
+    service.wait_outcomes("copy", "ack", 10, SOON);
+    let reason = wait_for("the damage to show", SOON, || {
+        let row = service.partitions()?.remove(0);
+        match row["state"].as_str() {
+            Some("unreadable") => Ok(row["reason"].to_string()),
+            _ => Err(row.to_string()),
+        }
+    });
+    assert!(
+        reason.contains("data at offset 10 cannot be read"),
+        "{reason}"
+    );
+    let explained = service.api(&format!("explain/{}/0", scene.topic));
+    let explained = explained.expect("an explanation");
+    assert_eq!(explained["status"], "unreadable", "{explained}");
+    stays("the hold", Duration::from_secs(4), || {
+        match service.consumed()? {
+            10 => Ok(()),
+            more => Err(format!("{more} records")),
+        }
+    });
+    restart(&mut kafka);
+    scene
+        .client
+        .wait_committed(&scene.group, &scene.topic, SOON * 2);
+    service.wait_caught_up(SOON);
+    let mut copies: Vec<String> = scene
+        .client
+        .read(&scene.copies)
+        .iter()
+        .map(|copy| copy.text())
+        .collect();
+    copies.sort_by_key(|text| text.parse::<i32>().unwrap_or(-1));
+    let all: Vec<String> = (0..30).map(|n| n.to_string()).collect();
+    assert_eq!(copies, all);
+    assert!(service.stop(SOON).success());
 }

@@ -47,6 +47,7 @@ const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
 const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
+const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
 const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
@@ -223,6 +224,31 @@ const BUGS: &[Bug] = &[
         name: "position-after-error-entry",
         what: "a position that an error entry has moved is believed",
         suite: ADMISSION,
+    },
+    Bug {
+        name: "restart-over-in-flight",
+        what: "a partition goes on elsewhere while records of it are in flight",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "missing-without-bounds",
+        what: "an offset counts as missing although the log has it",
+        suite: PUMP,
+    },
+    Bug {
+        name: "cut-off-log-read-on",
+        what: "a log that was cut off is read on where the old one was",
+        suite: PUMP,
+    },
+    Bug {
+        name: "damaged-data-skipped",
+        what: "what stands behind damaged data is handled in its place",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "damage-not-looked-for",
+        what: "checksums are not verified",
+        suite: SOURCE,
     },
     Bug {
         name: "library-path-reused",

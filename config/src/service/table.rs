@@ -186,7 +186,7 @@ static PROCESSING: Object = Object {
         },
         Field {
             name: "missing_offset",
-            doc: "What to do when a committed offset is no longer there.",
+            doc: "What to do when the offset to read is not in the log: stop the partition, or continue at the log's beginning or end once records in flight are settled.",
             kind: Kind::Choice {
                 words: words::<MissingOffset>,
                 later: &[],

@@ -137,6 +137,8 @@ pub enum RecordStatus {
     NotDelivered,
     /// Nothing is in flight: the frontier waits for records to come.
     Idle,
+    /// The partition cannot be read at present; `reason` says why.
+    Unreadable,
     /// The partition is stopped by a fault; `reason` says which.
     Stopped,
 }
@@ -156,7 +158,7 @@ pub struct Explanation {
     pub delivered: i64,
     /// Where the record stands.
     pub status: RecordStatus,
-    /// Why the partition is stopped, or what else there is to say.
+    /// Why the partition is stopped or cannot be read, or what else there is to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Every handler that has not settled the record.
@@ -179,6 +181,10 @@ impl Explanation {
             RecordStatus::Idle => format!(
                 "nothing holds {}/{}: everything delivered is settled, frontier {}",
                 self.topic, self.partition, self.frontier
+            ),
+            RecordStatus::Unreadable => format!(
+                "{}/{} cannot be read beyond offset {}, frontier {}",
+                self.topic, self.partition, self.delivered, self.frontier
             ),
             RecordStatus::Stopped => format!(
                 "{}/{} is stopped at frontier {}",

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::report::{
-    DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PoolReport, PumpReport,
-    ServiceFacts, ServiceReport, TopicReport, VersionReport,
+    DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PartitionReport,
+    PoolReport, PumpReport, ServiceFacts, ServiceReport, TopicReport, VersionReport,
 };
 
 impl ServiceReport {
@@ -51,6 +51,11 @@ impl ServiceReport {
         report
             .partitions
             .sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        let problems = report
+            .partitions
+            .iter()
+            .filter_map(PartitionReport::problem);
+        report.facts.problems.extend(problems);
         report
     }
 

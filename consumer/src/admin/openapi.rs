@@ -6,7 +6,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::http::{ErrorBody, GateBody, GateChange, HandlerRestart, StatusReport};
+use super::http::{ErrorBody, GateBody, GateChange, HandlerRestart, Readiness, StatusReport};
 use super::{Explanation, HandlerReport, PartitionReport};
 
 /// What an endpoint answers with.
@@ -61,7 +61,7 @@ fn reads() -> Vec<Endpoint> {
         read(
             "/readyz",
             "Partitions are assigned and every enabled handler is healthy; 503 with the reason until then",
-            Answer::Text,
+            Answer::Json(schema::<Readiness>),
         ),
         read(
             "/metrics",

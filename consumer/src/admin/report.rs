@@ -51,12 +51,21 @@ pub struct PartitionReport {
     pub in_flight: u64,
     /// Records that wait for their next attempt.
     pub parked: u64,
-    /// Records between the frontier and the partition's end, as far as the end is known.
+    /// Offsets between the frontier and the partition's end, as far as the end is known.
     pub lag: Option<i64>,
     /// What it is doing.
     pub state: PartitionState,
-    /// Why it is stopped or paused.
+    /// Why it is stopped, cannot be read or is paused.
     pub reason: Option<String>,
+    /// What helps against that.
+    #[serde(default)]
+    pub remedy: Option<String>,
+    /// Since when, in milliseconds since the epoch.
+    #[serde(default)]
+    pub since_ms: Option<i64>,
+    /// Offsets that were passed over since the start because they are not in the log any more.
+    #[serde(default)]
+    pub gone: u64,
     /// Why it is paused.
     pub paused_for: Option<PauseReason>,
     /// The frontier has not moved for `stall_timeout` while records wait (G8).
@@ -78,6 +87,8 @@ pub enum PartitionState {
     Paused,
     /// It is about to be given back; no new record starts.
     Draining,
+    /// It cannot be read at present, for a `reason`; the client goes on trying.
+    Unreadable,
     /// A fault stopped it; `reason` says which.
     Stopped,
 }
@@ -97,6 +108,34 @@ impl std::fmt::Display for PauseReason {
         f.write_str(match self {
             Self::MaxUncommitted => "max_uncommitted",
             Self::Memory => "memory",
+        })
+    }
+}
+
+impl std::fmt::Display for PartitionState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Unreadable => "unreadable",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+impl PartitionReport {
+    /// What keeps it from being read or handled, for the service's list of problems.
+    pub fn problem(&self) -> Option<ServiceProblem> {
+        Some(ServiceProblem {
+            what: format!(
+                "partition {}/{} is {}",
+                self.topic, self.partition, self.state
+            ),
+            since_ms: self.since_ms?,
+            cause: self.reason.clone().unwrap_or_default(),
+            remedy: self.remedy.clone().unwrap_or_default(),
         })
     }
 }

@@ -82,13 +82,13 @@ impl Flow {
             }
             Delivered::TooFar => return Some(delivery),
             Delivered::Fault => {
-                let reason = format!(
-                    "record at offset {} came where none was expected (next is {}); restart the service to read on \
-                     from the commit",
+                let cause = format!(
+                    "record at offset {} came where none was expected (next is {})",
                     delivery.offset,
                     assignment.ledger.next()
                 );
-                self.stop_partition(delivery.slot, &reason);
+                let remedy = "restart the service to read on from the commit";
+                self.stop_partition(delivery.slot, &cause, remedy);
                 return None;
             }
         }

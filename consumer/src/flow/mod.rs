@@ -29,6 +29,7 @@ mod ownership;
 mod place;
 mod position;
 mod produce;
+mod reading;
 mod record_log;
 mod refusals;
 pub mod report;
@@ -136,6 +137,8 @@ pub struct Flow {
     memory_logged_ms: u64,
     random: u64,
     topics: HashMap<Arc<str>, TopicCounts>,
+    /// Offsets that were passed over because they are not in the log any more.
+    gone: HashMap<TopicPartition, u64>,
     commits: CommitCounts,
     /// A commit was sent and is not answered.
     committing: bool,
@@ -183,6 +186,7 @@ impl Flow {
             memory_logged_ms: 0,
             random,
             topics: HashMap::new(),
+            gone: HashMap::new(),
             commits: CommitCounts::default(),
             committing: false,
             commit_in_flight: Vec::new(),
@@ -272,6 +276,7 @@ impl Flow {
             full_since_ms: None,
             paused: false,
             stopped: None,
+            unreadable: None,
             entries: 0,
             delivered: 0,
             repeats: 0,
@@ -302,34 +307,6 @@ impl Flow {
     /// Every partition that is ours.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, Slot)> {
         self.current.iter().map(|(at, slot)| (at, *slot))
-    }
-
-    /// Stops a partition: nothing more of it starts, its frontier stays (G12, G13).
-    pub fn stop_partition(&mut self, slot: Slot, reason: &str) {
-        let assignment = &mut self.assignments[slot.0 as usize];
-        if assignment.stopped.is_none() {
-            tracing::error!(
-                topic = &*assignment.at.topic,
-                partition = assignment.at.partition,
-                frontier = assignment.ledger.frontier(),
-                reason,
-                "partition stopped"
-            );
-            assignment.stopped = Some(reason.into());
-        }
-    }
-
-    /// Lets a partition begin somewhere else under the same epoch. `false`, and nothing changed, while records of it
-    /// are under way.
-    pub fn restart(&mut self, slot: Slot) -> bool {
-        let assignment = &mut self.assignments[slot.0 as usize];
-        let unused = assignment.entries == 0 && assignment.overflow.is_empty();
-        if unused {
-            assignment.ledger = Ledger::new(0, Vec::new());
-            assignment.committed = 0;
-            assignment.committed_metadata.clear();
-        }
-        unused
     }
 
     /// A broken invariant, if one was found: the process must exit without committing (G13).

@@ -157,6 +157,8 @@ impl Flow {
             .count() as u64;
         let state = if assignment.stopped.is_some() {
             PartitionState::Stopped
+        } else if assignment.unreadable.is_some() {
+            PartitionState::Unreadable
         } else if assignment.state != AssignmentState::Assigned {
             PartitionState::Draining
         } else if assignment.paused {
@@ -164,6 +166,7 @@ impl Flow {
         } else {
             PartitionState::Running
         };
+        let trouble = assignment.trouble();
         PartitionReport {
             topic: at.topic.to_string(),
             partition: at.partition,
@@ -174,8 +177,13 @@ impl Flow {
             parked,
             lag: end_offset.map(|end| (end - frontier).max(0)),
             state,
-            reason: self.why_not_read(slot),
+            reason: trouble
+                .map(|trouble| trouble.cause.to_string())
+                .or_else(|| self.why_not_read(slot)),
             paused_for: pause_reason(assignment),
+            remedy: trouble.map(|trouble| trouble.remedy.to_string()),
+            since_ms: trouble.map(|trouble| clock.at(trouble.since_ms)),
+            gone: self.gone(at),
             stalled: waits
                 && self.now_ms.saturating_sub(assignment.moved_ms)
                     >= self.settings.stall_timeout_ms,
@@ -204,6 +212,8 @@ impl Flow {
             RecordStatus::InFlight
         } else if assignment.stopped.is_some() {
             RecordStatus::Stopped
+        } else if assignment.unreadable.is_some() && asked >= delivered {
+            RecordStatus::Unreadable
         } else if asked >= delivered {
             if offset.is_some() {
                 RecordStatus::NotDelivered
@@ -230,8 +240,8 @@ impl Flow {
     /// Why no record of a partition is read just now, if so.
     fn why_not_read(&self, slot: Slot) -> Option<String> {
         let assignment = self.assignment(slot);
-        if let Some(stopped) = &assignment.stopped {
-            return Some(stopped.to_string());
+        if let Some(trouble) = assignment.trouble() {
+            return Some(format!("{}; {}", trouble.cause, trouble.remedy));
         }
         let (held, budget) = (assignment.held_bytes(), self.settings.budget_bytes);
         match pause_reason(assignment) {

@@ -193,7 +193,9 @@ impl Pump {
             inherited,
         });
         if let Err(exhausted) = token {
-            self.flow.stop_partition(slot, &exhausted.to_string());
+            let remedy = "use another group_id";
+            self.flow
+                .stop_partition(slot, &exhausted.to_string(), remedy);
         }
         StartPartition {
             slot,

@@ -21,6 +21,22 @@ const HEADER_CHECKS: u8 = 8;
 /// How long a partition in doubt may be silent: longer than librdkafka waits between failing fetches.
 const SILENCE: Duration = Duration::from_millis(1500);
 
+/// First pause before damaged data is read again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// All batches there will be.
+const EVERY_BATCH: u64 = u64::MAX;
+
+/// Why a partition stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Halt {
+    /// Its offset is missing, as the client says: until it is started again.
+    Missing,
+    /// What is due cannot be read as it is; librdkafka would go on behind it.
+    Damaged { again: Instant },
+}
+
 /// What librdkafka's consumed position of a partition is worth.
 ///
 /// The client resets it when it stops a fetch and when it seeks, both some time after the call has returned, and moves it
@@ -55,11 +71,17 @@ pub(super) struct Admitted {
     /// Where it started, for an assign made anew before any record came.
     pub(super) start: StartAt,
     pub(super) paused: bool,
+    /// Whether librdkafka was told not to fetch it.
+    pub(super) client_paused: bool,
     open: bool,
     doubt: Option<Doubt>,
     position: Position,
-    /// The batch whose remaining records of this partition are dropped after a seek.
+    /// Records of this partition are dropped up to the end of this batch: what was fetched before a seek.
     skipped_batch: u64,
+    /// Why nothing of it is admitted until it is read again.
+    halt: Option<Halt>,
+    /// Pause before damaged data is read again.
+    pause: Duration,
     unchecked: u8,
 }
 
@@ -86,6 +108,15 @@ pub(super) struct Admission {
     unowned: u64,
     /// Whether a partition may be in doubt.
     doubts: bool,
+    /// Whether a partition may stand before damaged data.
+    halts: bool,
+}
+
+impl Admitted {
+    /// Whether the client must not fetch it just now.
+    pub(super) fn rests(&self) -> bool {
+        self.paused || matches!(self.halt, Some(Halt::Damaged { .. }))
+    }
 }
 
 impl Admission {
@@ -114,16 +145,23 @@ impl Admission {
             route.resize(partition + 1, None);
         }
         route[partition] = Some(slot);
+        // One that is moved stays paused.
+        let before = self.slots[place].as_ref().filter(|a| a.open && a.at == at);
+        let (paused, client_paused) =
+            before.map_or((false, false), |a| (a.paused, a.client_paused));
         self.slots[place] = Some(Admitted {
             at,
             topic,
             next,
             start,
-            paused: false,
+            paused,
+            client_paused,
             open: true,
             doubt: None,
             position: Position::Foreign,
             skipped_batch: 0,
+            halt: None,
+            pause: FIRST_PAUSE,
             unchecked: HEADER_CHECKS,
         });
     }
@@ -191,7 +229,7 @@ impl Admission {
             self.unowned += 1;
             return Verdict::Drop;
         };
-        if admitted.skipped_batch == batch {
+        if admitted.skipped_batch >= batch {
             return Verdict::Drop;
         }
         if let Some(next) = admitted.next {
@@ -210,6 +248,7 @@ impl Admission {
             admitted.position = Position::Own;
         }
         admitted.next = Some(offset + 1);
+        admitted.pause = FIRST_PAUSE;
         let check = admitted.unchecked > 0;
         admitted.unchecked = admitted.unchecked.saturating_sub(1);
         Verdict::Deliver(slot, check)
@@ -217,7 +256,7 @@ impl Admission {
 
     /// Marks a partition whose error entry stood in a batch, or whose seek back did not succeed.
     pub(super) fn doubt(&mut self, slot: Slot, now: Instant) {
-        if let Some(admitted) = self.get_mut(slot) {
+        if let Some(admitted) = self.get_mut(slot).filter(|a| a.halt.is_none()) {
             admitted.doubt = Some(Doubt {
                 since: now,
                 sought: false,
@@ -227,6 +266,59 @@ impl Admission {
             }
             self.doubts = true;
         }
+    }
+
+    /// The client says that the offset to read is missing: what still comes is not believed. Gives the offset that is due.
+    pub(super) fn missing(&mut self, slot: Slot) -> Option<i64> {
+        let admitted = self.get_mut(slot)?;
+        admitted.halt = Some(Halt::Missing);
+        admitted.skipped_batch = EVERY_BATCH;
+        admitted.doubt = None;
+        if admitted.position != Position::Foreign {
+            admitted.position = Position::Erred;
+        }
+        admitted.next
+    }
+
+    /// What is due cannot be read as it is: nothing behind it is admitted until it is read again, after a pause. Gives the
+    /// pause; nothing when the partition stands already.
+    pub(super) fn damaged(&mut self, slot: Slot, now: Instant) -> Option<Duration> {
+        let admitted = self.get_mut(slot)?;
+        if admitted.halt.is_some() {
+            return None;
+        }
+        let pause = admitted.pause;
+        admitted.halt = Some(Halt::Damaged { again: now + pause });
+        admitted.skipped_batch = EVERY_BATCH;
+        admitted.doubt = None;
+        if admitted.position != Position::Foreign {
+            admitted.position = Position::Erred;
+        }
+        admitted.pause = (pause * 2).min(LONGEST_PAUSE);
+        self.halts = true;
+        Some(pause)
+    }
+
+    /// Partitions that are to be read again after damage, and the offset that is due.
+    pub(super) fn read_again(&mut self, now: Instant) -> Vec<(Slot, i64)> {
+        if !self.halts {
+            return Vec::new();
+        }
+        let batch = self.batch;
+        let (mut due, mut waiting) = (Vec::new(), false);
+        for (slot, admitted) in self.opened_mut() {
+            match (admitted.halt, admitted.next) {
+                (Some(Halt::Damaged { again }), Some(next)) if again <= now => {
+                    admitted.halt = None;
+                    admitted.skipped_batch = batch;
+                    due.push((slot, next));
+                }
+                (Some(Halt::Damaged { .. }), _) => waiting = true,
+                _ => {}
+            }
+        }
+        self.halts = waiting;
+        due
     }
 
     /// A seek was accepted: nothing that was fetched before it comes any more.
@@ -414,6 +506,53 @@ mod tests {
         let again = Slot(4);
         admission.open(again, at, TOPIC, StartAt::Offset(10), Some(10));
         assert_eq!(admission.judge_position(again, Some(20), None), None);
+    }
+
+    #[test]
+    fn nothing_behind_damaged_data_is_admitted_until_it_is_read_again_more_and_more_slowly() {
+        let mut admission = admission(10);
+        assert!(deliver(&mut admission, 10));
+        let mut now = Instant::now();
+        for pause in [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE] {
+            assert_eq!(admission.damaged(SLOT, now), Some(pause));
+            assert_eq!(admission.damaged(SLOT, now), None, "it stands already");
+            assert!(admission.get(SLOT).unwrap().rests());
+            admission.begin_batch();
+            assert_eq!(admission.judge(TOPIC, 2, 15), Verdict::Drop);
+            admission.doubt(SLOT, now);
+            assert_eq!(admission.silent(now + 2 * SILENCE), [], "it is not sought");
+            assert_eq!(admission.read_again(now), []);
+            now += pause;
+            assert_eq!(admission.read_again(now), [(SLOT, 11)]);
+            assert!(!admission.get(SLOT).unwrap().rests());
+            admission.begin_batch();
+        }
+        assert!(deliver(&mut admission, 11));
+        assert_eq!(
+            admission.damaged(SLOT, now),
+            Some(FIRST_PAUSE),
+            "another one"
+        );
+    }
+
+    #[test]
+    fn a_partition_whose_offset_is_missing_stands_until_it_is_opened_again() {
+        let mut admission = admission(10);
+        admission.judge_position(SLOT, None, None);
+        admission.doubt(SLOT, Instant::now());
+        assert_eq!(admission.missing(SLOT), Some(10));
+        admission.begin_batch();
+        assert_eq!(admission.judge(TOPIC, 2, 15), Verdict::Drop);
+        assert_eq!(admission.silent(Instant::now() + 2 * SILENCE), []);
+        assert_eq!(admission.judge_position(SLOT, Some(12), None), None);
+        admission.get_mut(SLOT).unwrap().paused = true;
+        let at = admission.get(SLOT).unwrap().at.clone();
+        admission.open(SLOT, at, TOPIC, StartAt::Offset(40), Some(40));
+        assert!(deliver(&mut admission, 40));
+        assert!(
+            admission.get(SLOT).unwrap().rests(),
+            "a pause outlasts a move"
+        );
     }
 
     #[test]

@@ -36,8 +36,10 @@ const OWNED: [(&str, &str); 4] = [
 ];
 
 /// What was measured to be fast; each can be set otherwise.
-const TUNED: [(&str, &str); 7] = [
+const TUNED: [(&str, &str); 8] = [
     ("isolation.level", "read_committed"),
+    // Data that was damaged on its way or on a disk holds its partition instead of being handled.
+    ("check.crcs", "true"),
     ("client.id", "sluicegate"),
     // How long a partition rests after its queue was found full; the default of 1 s empties the pipe.
     ("fetch.queue.backoff.ms", "2"),
@@ -328,6 +330,7 @@ mod tests {
         ]);
         let config = config.consumer();
         assert_eq!(config.get("fetch.max.bytes"), Some("1000000"));
+        assert_eq!(config.get("check.crcs"), Some("true"));
         assert_eq!(config.get("enable.auto.commit"), Some("false"));
         assert_eq!(config.get("auto.offset.reset"), Some("error"));
         assert_eq!(

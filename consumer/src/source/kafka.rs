@@ -10,9 +10,11 @@
 //! that an event is written again when something comes. `raw` lists the five rules that the comments cite.
 
 mod assign;
+mod bounds;
 mod fetch;
 mod find;
 mod identity;
+mod pause;
 mod position;
 
 use std::collections::VecDeque;
@@ -34,6 +36,7 @@ use super::{
     CommitEntry, CommitResult, Delivery, Membership, Slot, Source, SourceError, SourceEvent,
     StartAt, StartPartition, TopicPartition, Wake,
 };
+use bounds::Bounds;
 use find::{Context, Finder};
 use identity::Topics;
 
@@ -58,6 +61,7 @@ pub struct KafkaSource {
     /// Records that came out of the consumer queue (before a forward took hold); copied.
     strays: VecDeque<Delivery>,
     finder: Finder,
+    bounds: Bounds,
     /// Partitions that were found after their rebalance was answered, and are not assigned yet.
     late: Vec<Begin>,
     /// When the answer to a rebalance, or the assign of a late partition, is tried again.
@@ -98,6 +102,7 @@ impl KafkaSource {
             pending: Vec::new(),
             strays: VecDeque::new(),
             finder: Finder::default(),
+            bounds: Bounds::default(),
             late: Vec::new(),
             answer_due: None,
             rebalance_since: None,
@@ -202,6 +207,7 @@ impl KafkaSource {
     /// Asks for what is due and takes what was answered. A rebalance is answered with the partitions that are found once
     /// it is clear that the others take longer.
     fn proceed_with_finding(&mut self) {
+        let answers = self.take_answers();
         let Some(connection) = &mut self.connection else {
             return;
         };
@@ -216,7 +222,8 @@ impl KafkaSource {
             timeout: self.request_timeout,
         };
         let before = self.pending.len();
-        self.finder.proceed(&mut context, &mut self.pending);
+        self.finder
+            .proceed(answers, &mut context, &mut self.pending);
         let failed = self.pending[before..]
             .iter()
             .any(|event| matches!(event, SourceEvent::NotFound { .. }));
@@ -233,27 +240,6 @@ impl KafkaSource {
         self.rebalance.defer(|at| finder.looks_for(at));
         let done = self.answer_rebalance();
         self.try_again_if_refused(done);
-    }
-
-    fn set_paused(&mut self, slot: Slot, paused: bool) {
-        let Some(at) = self.admission.get(slot).map(|a| a.at.clone()) else {
-            return;
-        };
-        let Ok(connection) = self.connection() else {
-            return;
-        };
-        // Rule 5: the list is dropped here, long before the client.
-        let list = list_of(std::slice::from_ref(&at));
-        let done = match paused {
-            true => connection.consumer().pause(&list),
-            false => connection.consumer().resume(&list),
-        };
-        if let Err(error) = done {
-            tracing::warn!(%at, %error, paused, "could not pause or resume");
-        }
-        if let Some(admitted) = self.admission.get_mut(slot) {
-            admitted.paused = paused;
-        }
     }
 
     fn send_commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
@@ -302,6 +288,10 @@ impl Source for KafkaSource {
         for (slot, due) in self.admission.silent(Instant::now()) {
             self.seek_back(slot, due);
         }
+        for (slot, due) in self.admission.read_again(Instant::now()) {
+            self.rest_or_fetch(slot);
+            self.seek_back(slot, due);
+        }
         out.append(&mut self.pending);
     }
 
@@ -333,11 +323,9 @@ impl Source for KafkaSource {
         self.late.retain(|begin| !partitions.contains(&begin.at));
         for at in partitions {
             let open = self.admission.opened().find(|(_, a)| a.at == *at);
-            if let Some((slot, paused)) = open.map(|(slot, a)| (slot, a.paused)) {
+            if let Some(slot) = open.map(|(slot, _)| slot) {
                 // An application's pause would survive until the partition comes back.
-                if paused {
-                    self.set_paused(slot, false);
-                }
+                self.tell_paused(slot, false);
             }
             self.admission.close(at);
             self.strays
@@ -364,7 +352,10 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, slot: Slot, paused: bool) {
-        self.set_paused(slot, paused);
+        if let Some(admitted) = self.admission.get_mut(slot) {
+            admitted.paused = paused;
+            self.rest_or_fetch(slot);
+        }
     }
 
     fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
@@ -400,6 +391,12 @@ impl Source for KafkaSource {
 
     fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
         self.read_positions(slots, out);
+    }
+
+    fn ask_bounds(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            self.ask_first(at);
+        }
     }
 
     fn end_offset(&self, slot: Slot) -> Option<i64> {

@@ -380,6 +380,19 @@ impl Source for MemorySource {
         out.extend(asked.map(|running| (running.slot, running.next)));
     }
 
+    fn ask_bounds(&mut self, partitions: &[TopicPartition]) {
+        self.kafka.change(|script| {
+            for at in partitions {
+                let log = script.topics.get(at);
+                let bounds = log.map(|log| log.start..log.end);
+                script.events.push_back(SourceEvent::Bounds {
+                    at: at.clone(),
+                    bounds: bounds.ok_or_else(|| "no such topic".to_owned()),
+                });
+            }
+        });
+    }
+
     fn end_offset(&self, slot: Slot) -> Option<i64> {
         let script = self.kafka.script();
         let mut running = script.running.iter();
@@ -487,6 +500,9 @@ impl Script {
                     running.missing_told = true;
                     self.events.push_back(SourceEvent::OffsetMissing {
                         at: at.clone(),
+                        asked: Some(running.next),
+                        fetched: Some(running.next),
+                        truncated: false,
                         reason: format!(
                             "offset {} is outside {}..{}",
                             running.next, log.start, log.end

@@ -23,6 +23,7 @@ pub mod starts;
 pub(crate) mod testing;
 mod wake;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,12 +207,27 @@ pub enum SourceEvent {
         /// Why the request as a whole failed.
         error: Option<String>,
     },
-    /// The offset to read is not there any more, or not yet (G12).
+    /// The client was refused the offset to read: it is not there any more, or not yet, or something was wrong with the
+    /// client's own (G12). Nothing of the partition comes until [`Source::start`] is called for it again.
     OffsetMissing {
         /// The partition.
         at: TopicPartition,
+        /// The offset that is due next, if that is known.
+        asked: Option<i64>,
+        /// The offset that the client fetched from.
+        fetched: Option<i64>,
+        /// The log was cut off before what was due.
+        truncated: bool,
         /// The broker's words.
         reason: String,
+    },
+    /// The answer to [`Source::ask_bounds`]: the first offset of a partition's log and one past the last, or why they are
+    /// not to be had.
+    Bounds {
+        /// The partition.
+        at: TopicPartition,
+        /// Its bounds.
+        bounds: Result<Range<i64>, String>,
     },
     /// Something is wrong with one partition; the client goes on trying.
     PartitionError {
@@ -219,6 +235,8 @@ pub enum SourceEvent {
         at: TopicPartition,
         /// The broker's words.
         reason: String,
+        /// It is not over before something is read; else it is when it is not repeated.
+        lasting: bool,
     },
     /// Something is wrong with the client or its connection.
     ClientError {
@@ -303,6 +321,9 @@ pub trait Source {
     /// the last of them that [`Self::poll`] has passed. Appends only what is certain, which is never beyond a record that
     /// `poll` has still to give. Does not ask the broker.
     fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>);
+
+    /// Asks the cluster for the bounds of partitions' logs; each is answered by [`SourceEvent::Bounds`].
+    fn ask_bounds(&mut self, partitions: &[TopicPartition]);
 
     /// One past the newest offset of a partition, as far as the client knows.
     fn end_offset(&self, slot: Slot) -> Option<i64>;

@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+/// Where a batch has the number of its records.
+const COUNT: usize = 57;
+
 /// Kafka's attribute of a batch of control records.
 const CONTROL: i16 = 1 << 5;
 
@@ -12,6 +15,18 @@ const CONTROL: i16 = 1 << 5;
 pub(crate) fn records(base: i64, values: &[&str]) -> Vec<u8> {
     let records = values.iter().map(|value| (None, value.as_bytes()));
     batch(base, 0, &records.collect::<Vec<_>>())
+}
+
+/// A batch whose checksum is wrong, and behind it, in the same answer to a fetch, one that is whole.
+pub(crate) fn damaged_and_whole(base: i64, damaged: &[&str], whole: &[&str]) -> Vec<u8> {
+    let mut first = records(base, damaged);
+    let last = first.len() - 2;
+    first[last] ^= 1;
+    let both = (damaged.len() + whole.len()) as i32;
+    // The mock goes by the first batch's count alone.
+    first[COUNT..COUNT + 4].copy_from_slice(&both.to_be_bytes());
+    let behind = base + damaged.len() as i64;
+    [first, records(behind, whole)].concat()
 }
 
 /// The control record that ends a committed transaction.

@@ -3,6 +3,7 @@
 pub(crate) mod batches;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -76,6 +77,10 @@ pub(crate) struct Member {
     pub(crate) found: Vec<Found>,
     pub(crate) not_found: Vec<(TopicPartition, String)>,
     pub(crate) recreated: Vec<std::sync::Arc<str>>,
+    /// Of each of them: what was due, and where the client was.
+    pub(crate) lost: Vec<(Option<i64>, Option<i64>)>,
+    pub(crate) error_reasons: Vec<String>,
+    pub(crate) bounds: Vec<(TopicPartition, Result<Range<i64>, String>)>,
     pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<String>)>,
     owned: BTreeMap<Slot, Owned>,
     next_slot: u32,
@@ -95,6 +100,9 @@ impl Member {
             found: Vec::new(),
             not_found: Vec::new(),
             recreated: Vec::new(),
+            lost: Vec::new(),
+            error_reasons: Vec::new(),
+            bounds: Vec::new(),
             commit_answers: Vec::new(),
             owned: BTreeMap::new(),
             next_slot: 0,
@@ -203,9 +211,18 @@ impl Member {
             SourceEvent::Committed { results, error } => {
                 self.commit_answers.push((results, error));
             }
-            SourceEvent::OffsetMissing { at, .. } => self.missing.push(at),
-            SourceEvent::PartitionError { .. } => self.partition_errors += 1,
+            SourceEvent::OffsetMissing {
+                at, asked, fetched, ..
+            } => {
+                self.missing.push(at);
+                self.lost.push((asked, fetched));
+            }
+            SourceEvent::PartitionError { reason, .. } => {
+                self.partition_errors += 1;
+                self.error_reasons.push(reason);
+            }
             SourceEvent::ClientError { fatal, reason } => assert!(!fatal, "{reason}"),
+            SourceEvent::Bounds { at, bounds } => self.bounds.push((at, bounds)),
             SourceEvent::Statistics(_) => {}
         }
     }

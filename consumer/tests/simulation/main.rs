@@ -18,6 +18,7 @@ mod model;
 mod pools;
 mod producer;
 mod random;
+mod retention;
 mod script;
 mod steps;
 mod workers;

@@ -31,6 +31,8 @@ met! {
     recalled: "records that workers had and did not begin, because their partition was given back",
     fetched_past_control: "positions asked for while the client had fetched past a control record that it had not given",
     passed_control: "frontiers that a consumed position moved past control records at the end",
+    missing_in_flight: "offsets missing beside records in flight",
+    restarts: "restarts where a log begins",
     skipped_failed: "shares that a failed handler had not begun when it was switched off",
     skipped_overdue: "shares that nobody had begun when the time to finish was over",
     abandoned: "shares of calls that were abandoned then",

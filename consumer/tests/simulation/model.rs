@@ -118,6 +118,10 @@ pub struct Owned {
     pub fetched: i64,
     /// What the client says to have given, control records included; nothing before the first.
     pub consumed: Option<i64>,
+    /// Where the client began, or was set to last.
+    pub begun: i64,
+    /// The offset that it is to read is gone: where the log begins.
+    pub missing: Option<i64>,
     pub paused: bool,
     /// Highest offset that the flow let in, plus one.
     pub next: i64,
@@ -146,6 +150,10 @@ pub struct Model {
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
     /// Records that were settled whole at some time, by log and offset.
     pub settled_ever: BTreeSet<(usize, i64)>,
+    /// Records that retention took before they were read, by log and offset.
+    pub gone: BTreeSet<(usize, i64)>,
+    /// The first offset that is left, by log.
+    pub log_start: HashMap<usize, i64>,
     /// What the script brought about.
     pub met: Met,
     /// Which patterns name which topics, as the oracle says.
@@ -212,6 +220,8 @@ impl Model {
                 position: start,
                 fetched: start,
                 consumed: None,
+                begun: start,
+                missing: None,
                 paused: false,
                 next: start,
                 settled_to: Cell::new(start),
@@ -464,7 +474,9 @@ impl Model {
         let log = &logs[owned.log];
         let settled = |offset: i64| {
             let finished = owned.finished.iter().any(|range| range.contains(&offset));
-            finished || owned.records.get(&offset).is_some_and(Held::is_settled)
+            let gone = self.gone.contains(&(owned.log, offset));
+            let held = owned.records.get(&offset);
+            finished || held.map_or(gone, Held::is_settled)
         };
         let covered = |range: Range<i64>| {
             let from = log.index_of(range.start).unwrap_or_else(|index| index);
@@ -507,6 +519,36 @@ impl Model {
         for owned in self.owned.values_mut() {
             owned.fenced |= slots.contains(&owned.slot);
         }
+    }
+
+    /// A partition goes on where its log begins: what was read of it must be settled, and the rest is gone.
+    pub fn restart(&mut self, epoch: u32, logs: &[Log]) -> Check {
+        let Some(owned) = self.owned.get_mut(&epoch) else {
+            return Ok(());
+        };
+        let Some(to) = owned.missing.take() else {
+            return Ok(());
+        };
+        if let Some((open, _)) = owned.records.iter().find(|(_, held)| !held.is_settled()) {
+            return Err(format!(
+                "{} goes on at {to} over {open}, which is in flight",
+                owned.at
+            ));
+        }
+        for record in &logs[owned.log].records {
+            if (owned.begun..to).contains(&record.offset)
+                && !owned.records.contains_key(&record.offset)
+            {
+                self.gone.insert((owned.log, record.offset));
+            }
+        }
+        owned.position = to;
+        owned.fetched = to;
+        owned.consumed = None;
+        owned.begun = to;
+        owned.next = owned.next.max(to);
+        self.met.restarts += 1;
+        Ok(())
     }
 
     /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.

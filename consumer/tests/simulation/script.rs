@@ -96,6 +96,7 @@ pub struct Trouble {
     pub recreate: u32,
     pub reset: u32,
     pub pool_fails: u32,
+    pub retention: u32,
 }
 
 /// A handler as one snapshot has it.
@@ -273,6 +274,7 @@ fn any_trouble(random: &mut Random) -> Trouble {
         recreate: some(3),
         reset: some(12),
         pool_fails: some(5),
+        retention: some(4),
     }
 }
 

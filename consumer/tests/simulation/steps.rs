@@ -38,6 +38,7 @@ impl World {
         self.observe()?;
         self.flow.dispatch();
         self.observe()?;
+        self.restart_missing()?;
         self.tell_positions();
         self.send_commit()?;
         self.observe()?;
@@ -82,6 +83,9 @@ impl World {
         }
         if self.random.chance(self.trouble.reset) {
             self.reset_offset(log);
+        }
+        if self.random.chance(self.trouble.retention * 4) {
+            self.retain();
         }
         Ok(())
     }
@@ -151,7 +155,8 @@ impl World {
     fn rewind(&mut self, epoch: u32) {
         let back = self.random.between(1, 5);
         if let Some(owned) = self.model.owned.get_mut(&epoch)
-            && let Some((&offset, _)) = owned.records.iter().rev().take(back).next_back()
+            && owned.missing.is_none()
+            && let Some((&offset, _)) = owned.records.range(owned.begun..).rev().take(back).last()
         {
             owned.position = offset;
         }
@@ -163,6 +168,9 @@ impl World {
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return;
         };
+        if owned.missing.is_some() {
+            return;
+        }
         let log = &self.script.logs[owned.log];
         let Some(offset) = log.next_read(owned.position) else {
             return;
@@ -235,6 +243,7 @@ impl World {
         self.producer.set_refusing(false);
         self.flow.dispatch();
         self.observe()?;
+        self.restart_missing()?;
         self.tell_positions();
         self.send_commit()?;
         self.pause_some();
@@ -282,10 +291,10 @@ impl World {
                     script.end()
                 ));
             }
-            let lost = script
-                .records
-                .iter()
-                .find(|record| !self.model.settled_ever.contains(&(log, record.offset)));
+            let lost = script.records.iter().find(|record| {
+                let place = (log, record.offset);
+                !self.model.settled_ever.contains(&place) && !self.model.gone.contains(&place)
+            });
             if let Some(record) = lost {
                 return Err(format!(
                     "{}/{} was never settled (G1)",

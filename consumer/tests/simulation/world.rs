@@ -289,6 +289,8 @@ impl World {
         self.script.logs[log] = recreated(&mut self.random, &self.script.logs[log]);
         self.model.settled_ever.retain(|(of, _)| *of != log);
         self.model.settled_cleanly.retain(|(of, ..)| *of != log);
+        self.model.gone.retain(|(of, _)| *of != log);
+        self.model.log_start.remove(&log);
     }
 
     /// An operator sets the offset of a partition that nobody owns back, and leaves the metadata as it is.
@@ -353,6 +355,7 @@ impl World {
         (new.epoch, new.token_first) = (epoch, token_first);
         let slot = self.flow.assign(new.clone());
         self.model.assign(&new, slot, log);
+        self.begin_missing(epoch);
         Ok(())
     }
 
@@ -510,7 +513,7 @@ impl World {
         for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
             let assignment = self.flow.assignment(owned.slot);
             if let Some(reason) = &assignment.stopped {
-                return Err(format!("{} was stopped: {reason}", owned.at));
+                return Err(format!("{} was stopped: {}", owned.at, reason.cause));
             }
             let waiting = owned.records.iter().filter(|(_, held)| !held.admitted);
             for (&offset, _) in

@@ -8,7 +8,7 @@
 mod acl;
 mod properties;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -277,6 +277,18 @@ impl Kafka {
             OTHER_CLUSTER_ID,
         )?;
         self.start_node(0)
+    }
+
+    /// The folder in which a node (counted from 0) keeps a partition's log.
+    ///
+    /// # Panics
+    /// If the cluster is not our own.
+    #[must_use]
+    pub fn log_folder(&self, index: usize, topic: &str, partition: i32) -> PathBuf {
+        let own = self.own();
+        let node = format!("node{}", own.nodes[index].id);
+        let data = own.folder.path().join(node).join("data");
+        data.join(format!("{topic}-{partition}"))
     }
 
     /// Adds or removes an access rule with Kafka's own tool, which takes some seconds.

@@ -22,7 +22,7 @@ use super::ServiceView;
 
 pub use answer::{ErrorBody, ErrorDetail};
 pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
-pub use routes::{GateBody, GateChange, HandlerRestart, StatusReport, router};
+pub use routes::{GateBody, GateChange, HandlerRestart, Readiness, StatusReport, router};
 
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]

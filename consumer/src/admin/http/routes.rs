@@ -19,7 +19,7 @@ use super::answer::Refusal;
 use super::origin;
 use crate::admin::{
     CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceFacts,
-    ServiceReport, ServiceView, TopicReport, metrics, openapi,
+    ServiceProblem, ServiceReport, ServiceView, TopicReport, metrics, openapi,
 };
 
 /// How long pumps have to answer.
@@ -91,6 +91,15 @@ pub struct StatusReport {
     pub partitions: usize,
     /// Partitions whose frontier has not moved for `stall_timeout` while records wait.
     pub stalled: Vec<String>,
+}
+
+/// The answer of `/readyz` while the service is ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Readiness {
+    /// Always `true`; what is not ready is answered as an error.
+    pub ready: bool,
+    /// What an operator should mend, such as partitions that are stopped or cannot be read.
+    pub problems: Vec<ServiceProblem>,
 }
 
 /// The body of a gate change.
@@ -178,9 +187,15 @@ async fn limit_time(request: Request, next: Next) -> Response {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> Result<&'static str, Refusal> {
-    match admin.ask(|view| view.ready()).await? {
-        Ok(()) => Ok("ready\n"),
+async fn ready(State(admin): State<Admin>) -> Result<Json<Readiness>, Refusal> {
+    let (ready, report) = admin
+        .ask(|view| (view.ready(), view.report(REPORT_DEADLINE)))
+        .await?;
+    match ready {
+        Ok(()) => Ok(Json(Readiness {
+            ready: true,
+            problems: report.facts.problems,
+        })),
         Err(reason) => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "not_ready",

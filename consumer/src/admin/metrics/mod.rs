@@ -179,7 +179,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
             partition.frontier as f64,
         );
         if let Some(lag) = partition.lag {
-            let help = "Records between the frontier and the partition's end";
+            let help = "Offsets between the frontier and the partition's end";
             families.gauge(
                 "sluicegate_partition_lag_records",
                 help,
@@ -187,6 +187,21 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
                 lag as f64,
             );
         }
+        let help = "1 for the partition's present state";
+        let state = partition.state.to_string();
+        families.gauge(
+            "sluicegate_partition_state",
+            help,
+            &[labels[0], labels[1], ("state", &state)],
+            1.0,
+        );
+        let help = "Offsets passed over because they are not in the log any more";
+        families.counter(
+            "sluicegate_records_gone_total",
+            help,
+            &labels,
+            partition.gone,
+        );
         let help = "Records delivered and not settled";
         families.gauge(
             "sluicegate_partition_in_flight_records",
@@ -372,6 +387,7 @@ mod tests {
                 partition: 3,
                 frontier: 100,
                 lag: Some(17),
+                gone: 40,
                 ..PartitionReport::default()
             }],
             handlers: vec![handler],
@@ -400,6 +416,8 @@ mod tests {
             r#"sluicegate_handler_state{handler="relay",state="ACTIVE"} 1"#,
             r#"sluicegate_partition_frontier{topic="flights",partition="3"} 100"#,
             r#"sluicegate_partition_lag_records{topic="flights",partition="3"} 17"#,
+            r#"sluicegate_partition_state{topic="flights",partition="3",state="running"} 1"#,
+            r#"sluicegate_records_gone_total{topic="flights",partition="3"} 40"#,
             "sluicegate_in_flight_bytes 4096",
             r#"sluicegate_commits_total{result="ok"} 8"#,
             r#"sluicegate_commits_total{result="refused"} 1"#,

@@ -138,7 +138,10 @@ impl KafkaSource {
             let (slot, admitted) = self.admission.opened().find(|(_, a)| a.at == begin.at)?;
             Some((slot, admitted.next?))
         };
-        self.moved = begins.iter().filter_map(due).collect();
+        let moved: Vec<_> = begins.iter().filter_map(due).collect();
+        self.moved
+            .retain(|(slot, _)| moved.iter().all(|(other, _)| other != slot));
+        self.moved.extend(moved);
     }
 
     /// Does again what librdkafka refused for the moment.
@@ -227,6 +230,7 @@ impl KafkaSource {
         }
         self.assign(&moved)?;
         self.admission.open(slot, at, topic, from, Some(to));
+        self.rest_or_fetch(slot);
         self.forward_again(&moved);
         Ok(())
     }

@@ -11,7 +11,7 @@ use sluicegate_abi::header_block;
 use super::super::admission::{Admission, Verdict};
 use super::super::callbacks::Callbacks;
 use super::super::lease::Lease;
-use super::super::raw::{Connection, Message, TopicId};
+use super::super::raw::{Connection, Message, TopicId, describe};
 use super::super::{Delivery, Slot, SourceEvent, TopicPartition};
 use super::KafkaSource;
 
@@ -25,17 +25,34 @@ impl KafkaSource {
         let topics = &mut self.topics;
         let first = out.len();
         let mut seeks: Vec<(Slot, i64)> = Vec::new();
-        let mut failures: Vec<(TopicId, i32, i32, String)> = Vec::new();
+        let mut failures: Vec<Failure> = Vec::new();
         admission.begin_batch();
         let taken = connection.take(max, |message| {
             let (topic, partition) = (message.topic(), message.partition());
             topics.saw(topic);
             let code = message.error_code();
             if code != 0 {
-                if let Some(slot) = admission.slot(topic, partition) {
-                    admission.doubt(slot, Instant::now());
+                let now = Instant::now();
+                let kind = FaultKind::of(code);
+                let slot = admission.slot(topic, partition);
+                let said = slot.is_none_or(|slot| match kind {
+                    FaultKind::Missing => true,
+                    FaultKind::Damaged => admission.damaged(slot, now).is_some(),
+                    FaultKind::Denied | FaultKind::Other => {
+                        admission.doubt(slot, now);
+                        true
+                    }
+                });
+                if said {
+                    failures.push(Failure {
+                        slot,
+                        topic,
+                        partition,
+                        kind,
+                        offset: message.offset(),
+                        reason: message.error_text(),
+                    });
                 }
-                failures.push((topic, partition, code, message.error_text()));
                 return;
             }
             match admission.judge(topic, partition, message.offset()) {
@@ -45,8 +62,8 @@ impl KafkaSource {
             }
         });
         self.drop_recreated(first, out);
-        for (topic, partition, code, reason) in failures {
-            self.report(topic, partition, code, reason);
+        for failure in failures {
+            self.report(failure);
         }
         for (slot, to) in seeks {
             self.seek_back(slot, to);
@@ -73,12 +90,21 @@ impl KafkaSource {
                 self.pending.push(SourceEvent::PartitionError {
                     at,
                     reason: format!("cannot read offset {to} again: {error}"),
+                    lasting: false,
                 });
             }
         }
     }
 
-    fn report(&mut self, topic: TopicId, partition: i32, code: i32, reason: String) {
+    fn report(&mut self, failure: Failure) {
+        let Failure {
+            slot,
+            topic,
+            partition,
+            kind,
+            offset,
+            reason,
+        } = failure;
         let name = self.connection.as_ref().and_then(|c| c.topic_name(topic));
         let Some(name) = name else {
             tracing::warn!(
@@ -96,15 +122,83 @@ impl KafkaSource {
             // An offset of the topic that was before means nothing in this one.
             return;
         }
-        let missing = [
-            RDKafkaErrorCode::AutoOffsetReset as i32,
-            RDKafkaErrorCode::OffsetOutOfRange as i32,
+        let event = match kind {
+            FaultKind::Missing => SourceEvent::OffsetMissing {
+                at,
+                asked: slot.and_then(|slot| self.admission.missing(slot)),
+                fetched: (offset >= 0).then_some(offset),
+                truncated: reason.contains(&describe(RDKafkaErrorCode::LogTruncation as i32)),
+                reason,
+            },
+            FaultKind::Damaged => {
+                if let Some(slot) = slot {
+                    self.rest_or_fetch(slot);
+                }
+                let reason = format!("data at offset {offset} cannot be read: {reason}");
+                let lasting = true;
+                SourceEvent::PartitionError {
+                    at,
+                    reason,
+                    lasting,
+                }
+            }
+            FaultKind::Denied | FaultKind::Other => SourceEvent::PartitionError {
+                at,
+                reason,
+                lasting: kind == FaultKind::Denied,
+            },
+        };
+        self.pending.push(event);
+    }
+}
+
+/// An error entry.
+struct Failure {
+    slot: Option<Slot>,
+    topic: TopicId,
+    partition: i32,
+    kind: FaultKind,
+    offset: i64,
+    reason: String,
+}
+
+/// What an error entry means for its partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FaultKind {
+    /// librdkafka has stopped fetching: its offset is missing, as far as it knows.
+    Missing,
+    /// What stands in the log cannot be read as it is; librdkafka goes on behind it, or asks for it in a tight loop.
+    Damaged,
+    /// The client may not read it; librdkafka says so once.
+    Denied,
+    /// Anything else: librdkafka tries again.
+    Other,
+}
+
+impl FaultKind {
+    fn of(code: i32) -> Self {
+        const MISSING: [RDKafkaErrorCode; 3] = [
+            RDKafkaErrorCode::AutoOffsetReset,
+            RDKafkaErrorCode::OffsetOutOfRange,
+            RDKafkaErrorCode::LogTruncation,
         ];
-        self.pending.push(if missing.contains(&code) {
-            SourceEvent::OffsetMissing { at, reason }
+        const DAMAGED: [RDKafkaErrorCode; 5] = [
+            RDKafkaErrorCode::BadMessage,
+            RDKafkaErrorCode::BadCompression,
+            RDKafkaErrorCode::InvalidMessage,
+            RDKafkaErrorCode::MessageSizeTooLarge,
+            RDKafkaErrorCode::NotImplemented,
+        ];
+        let is = |codes: &[RDKafkaErrorCode]| codes.iter().any(|known| *known as i32 == code);
+        if is(&MISSING) {
+            Self::Missing
+        } else if is(&DAMAGED) {
+            Self::Damaged
+        } else if is(&[RDKafkaErrorCode::TopicAuthorizationFailed]) {
+            Self::Denied
         } else {
-            SourceEvent::PartitionError { at, reason }
-        });
+            Self::Other
+        }
     }
 }
 

@@ -113,9 +113,14 @@ impl Finder {
     }
 
     /// Asks what is due and takes what was answered.
-    pub(super) fn proceed(&mut self, context: &mut Context<'_>, out: &mut Vec<SourceEvent>) {
+    pub(super) fn proceed(
+        &mut self,
+        answers: Vec<(usize, Answer)>,
+        context: &mut Context<'_>,
+        out: &mut Vec<SourceEvent>,
+    ) {
         self.ask_due(context, out);
-        while let Some((token, answer)) = context.connection.next_answer() {
+        for (token, answer) in answers {
             let Some(question) = self.questions.remove(&token) else {
                 continue;
             };

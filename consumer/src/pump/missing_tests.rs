@@ -1,0 +1,317 @@
+//! Lost offsets with records in flight, on a scripted source: what each policy makes of them.
+
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
+
+use sluicegate_config::spec::{Predicate, Route, TopicPattern};
+use sluicegate_runtime::{RawOutcome, outcome_code};
+
+use super::*;
+use crate::admin::{PartitionReport, PartitionState};
+use crate::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
+use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::flow::FlowSettings;
+use crate::flow::handler::{HandlerSettings, OnFailure, Order};
+use crate::pump::PumpSettings;
+use crate::routing::RoutingIndex;
+use crate::settlement::RetryPolicy;
+use crate::source::SourceEvent;
+use crate::source::memory::MemoryKafka;
+
+/// Keeps what it is given until the test finishes it.
+#[derive(Default)]
+struct HeldPool(
+    // Boxes, as the trait hands them over.
+    #[allow(clippy::vec_box)] Mutex<Vec<Box<Batch>>>,
+);
+
+impl WorkerPool for HeldPool {
+    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        self.0.lock().unwrap().push(batch);
+        Ok(())
+    }
+
+    fn workers(&self) -> u32 {
+        1
+    }
+
+    fn state(&self) -> PoolState {
+        PoolState::Active
+    }
+}
+
+struct NoEmitter;
+
+impl Emitter for NoEmitter {
+    fn send(&self, _: &Outgoing<'_>, _: Way, _: Ticket) -> Sent {
+        panic!("nothing is emitted here")
+    }
+}
+
+struct Harness {
+    kafka: MemoryKafka,
+    pump: Pump,
+    pool: Arc<HeldPool>,
+}
+
+fn at() -> TopicPartition {
+    TopicPartition {
+        topic: "t".into(),
+        partition: 0,
+    }
+}
+
+impl Harness {
+    /// A pump that owns t/0, with the records 0 to 4 in flight.
+    fn with_five_in_flight(missing_offset: Option<StartAt>) -> Self {
+        let kafka = MemoryKafka::new(1);
+        let settings = PumpSettings {
+            number: 0,
+            flow: FlowSettings {
+                max_uncommitted: 100,
+                budget_bytes: 1 << 20,
+                stall_timeout_ms: 60_000,
+                commit_interval_ms: 0,
+                drain_timeout_ms: 1_000,
+                group: "g".into(),
+                seed: 1,
+            },
+            start: StartAt::Earliest,
+            missing_offset,
+            drain_timeout: Duration::from_secs(1),
+        };
+        let source = Box::new(kafka.source());
+        let inbox = Arc::new(Inbox::new());
+        let mut pump = Pump::new(settings, source, Arc::new(NoEmitter), inbox);
+        let pool = Arc::new(HeldPool::default());
+        let route = Route {
+            topics: vec![TopicPattern::Exact("t".into())],
+            when: Predicate::always(),
+        };
+        let index = RoutingIndex::compile(1, vec![(HandlerIx(0), route)]).unwrap();
+        let handlers = vec![(HandlerIx(0), handler(pool.clone()))];
+        pump.flow.apply(index, handlers);
+        let mut harness = Self { kafka, pump, pool };
+        harness.produce(5);
+        harness.kafka.assign("t", &[0]);
+        harness.turn();
+        assert_eq!(harness.run_all(false), [0, 1, 2, 3, 4]);
+        harness
+    }
+
+    fn produce(&self, count: usize) {
+        for _ in 0..count {
+            self.kafka.produce("t", 0, None, Some(b"v"), &[]);
+        }
+    }
+
+    /// Retention takes what was not read, up to offset 40; 10 records are left.
+    fn overtake(&self) {
+        self.kafka.delete_before("t", 0, 40);
+        self.produce(10);
+    }
+
+    fn turn(&mut self) {
+        for _ in 0..5 {
+            self.pump
+                .turn(&mut Vec::new(), &mut Vec::new(), &mut Vec::new());
+        }
+    }
+
+    /// The offsets that the pool has; it finishes them if so wished.
+    fn run_all(&mut self, finish: bool) -> Vec<i64> {
+        let pool = self.pool.clone();
+        let mut held = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let batches = held.iter();
+        let records = batches.flat_map(|batch| batch.records.iter().map(|record| record.offset));
+        let offsets = records.collect();
+        if finish {
+            for mut batch in held.drain(..) {
+                let done = RawOutcome {
+                    code: outcome_code::ACK,
+                    ..RawOutcome::default()
+                };
+                batch.outcomes = vec![done; batch.records.len()];
+                self.pump.flow.receive(PumpMessage::Finished(batch));
+            }
+        }
+        drop(held);
+        self.turn();
+        offsets
+    }
+
+    fn committed(&self) -> Option<i64> {
+        self.kafka.committed("t", 0).map(|(offset, _)| offset)
+    }
+
+    fn report(&self) -> PartitionReport {
+        self.pump.report().partitions.remove(0)
+    }
+}
+
+fn handler(pool: Arc<HeldPool>) -> HandlerSettings {
+    HandlerSettings {
+        name: "h".into(),
+        version: "1.0.0".into(),
+        generation: 1,
+        config_digest: 1,
+        pool: Some(pool),
+        gate_open: true,
+        order: Order::Key,
+        retry: RetryPolicy {
+            max_attempts: 1,
+            delay: Duration::ZERO,
+            multiplier: 1.0,
+            max_delay: Duration::ZERO,
+            jitter: 0.0,
+        },
+        dead_letter_topic: "{topic}.dlt".into(),
+        on_failure: OnFailure::Hold,
+        max_in_flight_records: 1_000,
+        max_in_flight_bytes: 1 << 20,
+        keeps_key_state: false,
+        takes_batches: false,
+    }
+}
+
+#[test]
+fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.overtake();
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert_eq!(
+        harness.committed(),
+        Some(5),
+        "what was in flight is settled"
+    );
+    let report = harness.report();
+    assert_eq!(
+        (report.state, report.lag),
+        (PartitionState::Stopped, Some(45))
+    );
+    let cause = report.reason.clone().unwrap();
+    let words =
+        "offset 5 is no longer in the log, which begins at 40 and ends at 50: 35 offsets are gone";
+    assert_eq!(cause, words);
+    let problem = report.problem().expect("it is a problem");
+    assert_eq!(problem.what, "partition t/0 is stopped");
+    assert!(problem.remedy.contains("processing.missing_offset"));
+}
+
+#[test]
+fn earliest_waits_for_what_is_in_flight_and_goes_on_where_the_log_begins() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    harness.overtake();
+    harness.turn();
+    let report = harness.report();
+    assert_eq!(report.state, PartitionState::Unreadable);
+    let remedy = report.remedy.expect("a remedy");
+    assert!(
+        remedy.contains("once what is in flight has settled"),
+        "{remedy}"
+    );
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    let rest: Vec<i64> = (40..50).collect();
+    assert_eq!(harness.run_all(true), rest);
+    let report = harness.report();
+    assert_eq!((report.state, report.gone), (PartitionState::Running, 35));
+    assert_eq!((harness.committed(), report.lag), (Some(50), Some(0)));
+}
+
+#[test]
+fn latest_goes_on_at_the_end_and_commits_that_at_once() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Latest));
+    harness.overtake();
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert_eq!((harness.committed(), harness.report().gone), (Some(50), 45));
+    harness.produce(1);
+    harness.turn();
+    assert_eq!(harness.run_all(true), [50]);
+    assert_eq!(harness.committed(), Some(51));
+}
+
+#[test]
+fn an_offset_that_the_log_has_is_read_again_whatever_the_policy() {
+    for policy in [None, Some(StartAt::Earliest), Some(StartAt::Latest)] {
+        let mut harness = Harness::with_five_in_flight(policy);
+        harness.kafka.tell(SourceEvent::OffsetMissing {
+            at: at(),
+            asked: Some(5),
+            fetched: Some(9),
+            truncated: false,
+            reason: "Broker: Offset out of range".into(),
+        });
+        harness.turn();
+        assert_eq!(harness.report().state, PartitionState::Unreadable);
+        harness.produce(3);
+        harness.turn();
+        let all: Vec<i64> = (0..8).collect();
+        assert_eq!(harness.run_all(true), all);
+        assert_eq!(harness.committed(), Some(8));
+        assert_eq!(
+            (harness.report().state, harness.report().gone),
+            (PartitionState::Running, 0)
+        );
+    }
+}
+
+#[test]
+fn a_log_that_was_cut_off_begins_anew_even_before_what_is_committed() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    harness.run_all(true);
+    assert_eq!(harness.committed(), Some(5));
+    harness.kafka.tell(SourceEvent::OffsetMissing {
+        at: at(),
+        asked: Some(5),
+        fetched: None,
+        truncated: true,
+        reason: "Local: Partition log truncation detected".into(),
+    });
+    harness.turn();
+    assert_eq!(
+        harness.committed(),
+        Some(0),
+        "the next owner begins there too"
+    );
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert_eq!(harness.committed(), Some(5));
+}
+
+#[test]
+fn a_partition_that_is_given_away_meanwhile_does_not_go_on_anywhere() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    harness.overtake();
+    harness.turn();
+    harness.kafka.revoke("t", &[0], true);
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert!(!harness.kafka.is_running("t", 0));
+    assert_eq!(harness.committed(), Some(0), "it was lost");
+    harness.kafka.assign("t", &[0]);
+    harness.turn();
+    let rest: Vec<i64> = (40..50).collect();
+    assert_eq!(harness.run_all(true), rest);
+}
+
+#[test]
+fn a_fault_of_reading_shows_until_something_is_read() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.kafka.tell(SourceEvent::PartitionError {
+        at: at(),
+        reason: "Broker: Topic authorization failed".into(),
+        lasting: true,
+    });
+    harness.turn();
+    let report = harness.report();
+    assert_eq!(report.state, PartitionState::Unreadable);
+    assert!(report.problem().is_some());
+    harness.produce(1);
+    harness.turn();
+    let report = harness.report();
+    assert_eq!(
+        (report.state, report.problem()),
+        (PartitionState::Running, None)
+    );
+}

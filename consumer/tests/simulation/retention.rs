@@ -1,0 +1,73 @@
+//! Retention takes records before they are read: the client stands until the partition goes on where its log begins.
+
+use super::model::Check;
+use super::world::World;
+
+impl World {
+    /// The beginning of a log moves past what some owner is to read next.
+    pub fn retain(&mut self) {
+        let mut epochs: Vec<u32> = self
+            .model
+            .owned
+            .iter()
+            .filter(|(_, owned)| !owned.released && !owned.draining && owned.missing.is_none())
+            .map(|(&epoch, _)| epoch)
+            .collect();
+        if epochs.is_empty() {
+            return;
+        }
+        epochs.sort_unstable();
+        let epoch = *self.random.pick(&epochs);
+        let ahead = self.random.between(1, 30) as i64;
+        let owned = &self.model.owned[&epoch];
+        let log = owned.log;
+        // What it was given already, even if the client is about to give it again, is not read again.
+        let given = owned
+            .records
+            .last_key_value()
+            .map_or(0, |(last, _)| last + 1);
+        let due = given.max(owned.position);
+        let start = (due + ahead).min(self.script.logs[log].end());
+        let before = self.model.log_start.get(&log).copied().unwrap_or(0);
+        if start > due && start > before {
+            self.model.log_start.insert(log, start);
+            self.begin_missing(epoch);
+        }
+    }
+
+    /// The client is refused what it is to read, if that is gone.
+    pub fn begin_missing(&mut self, epoch: u32) {
+        let Some(owned) = self.model.owned.get_mut(&epoch) else {
+            return;
+        };
+        let start = self.model.log_start.get(&owned.log).copied().unwrap_or(0);
+        if owned.position >= start {
+            return;
+        }
+        owned.missing = Some(start);
+        self.model.met.missing_in_flight += u64::from(!self.flow.is_unused(owned.slot));
+        self.model
+            .tell(|| format!("epoch {epoch}: the log begins at {start} now"));
+    }
+
+    /// Partitions of which nothing is in flight go on where their logs begin.
+    pub fn restart_missing(&mut self) -> Check {
+        let mut waiting: Vec<u32> = self.model.owned.keys().copied().collect();
+        waiting.sort_unstable();
+        for epoch in waiting {
+            let owned = &self.model.owned[&epoch];
+            let Some(to) = owned.missing.filter(|_| !owned.released && !owned.draining) else {
+                continue;
+            };
+            let slot = owned.slot;
+            if !self.flow.is_unused(slot) {
+                continue;
+            }
+            let gone = u64::try_from(to - owned.position).unwrap_or(0);
+            self.model.restart(epoch, &self.script.logs)?;
+            self.flow.restart(slot, to, gone, false);
+            self.model.tell(|| format!("epoch {epoch} goes on at {to}"));
+        }
+        Ok(())
+    }
+}
