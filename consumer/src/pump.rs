@@ -7,6 +7,8 @@
 //! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
 
 mod address;
+mod closing;
+mod join_gate;
 mod missing;
 mod position;
 mod starting;
@@ -15,6 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use address::{PumpAddress, PumpHandle};
+pub use closing::LEAVE_GRACE;
+pub use join_gate::JoinGate;
 
 use crate::admin::{ClientStatistics, PumpReport};
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
@@ -25,8 +29,10 @@ use crate::flow::{Flow, FlowSettings};
 use crate::routing::RoutingIndex;
 use missing::{Missing, Unreadable};
 
-use crate::source::{Delivery, Slot, Source, SourceError, SourceEvent, StartAt, TopicPartition};
+use crate::source::{Delivery, Source, SourceError, SourceEvent, StartAt};
 use starting::Starting;
+
+use closing::Revoke;
 
 /// Records of one poll.
 const POLL_RECORDS: usize = 1_024;
@@ -47,6 +53,8 @@ pub struct PumpSettings {
     pub missing_offset: Option<StartAt>,
     /// How long a revoke waits for what was begun.
     pub drain_timeout: Duration,
+    /// Passed before the group is joined.
+    pub join_gate: Arc<JoinGate>,
 }
 
 /// How a pump ended.
@@ -66,12 +74,6 @@ pub enum PumpError {
     Panicked(String),
 }
 
-/// Partitions that are about to be given back.
-struct Revoke {
-    partitions: Vec<TopicPartition>,
-    slots: Vec<Slot>,
-}
-
 /// A pump, on its thread.
 pub struct Pump {
     settings: PumpSettings,
@@ -88,6 +90,7 @@ pub struct Pump {
     unreadable: Vec<Unreadable>,
     was_assigned: bool,
     revokes: Vec<Revoke>,
+    /// When the group has to be left, once the pump was told to stop.
     stopping: Option<Instant>,
     closed: bool,
     failed: Option<String>,
@@ -237,6 +240,7 @@ impl Pump {
         match event {
             SourceEvent::Assigned(partitions) => {
                 self.was_assigned = true;
+                self.flow.group_settled();
                 self.assigned(&partitions);
             }
             SourceEvent::Found(found) => self.found(found),
@@ -259,7 +263,7 @@ impl Pump {
             }
             SourceEvent::Revoked { partitions, lost } => self.revoked(partitions, lost),
             SourceEvent::Committed { results, error } => {
-                self.flow.committed(&results, error.as_deref())
+                self.flow.committed(&results, error.as_ref())
             }
             SourceEvent::OffsetMissing {
                 at,
@@ -285,117 +289,6 @@ impl Pump {
         }
     }
 
-    fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
-        self.starting.forget(&partitions);
-        let slots: Vec<Slot> = partitions
-            .iter()
-            .filter_map(|at| self.flow.slot(at))
-            .collect();
-        for at in &partitions {
-            tracing::info!(
-                topic = &*at.topic,
-                partition = at.partition,
-                lost,
-                "partition revoked"
-            );
-        }
-        if lost {
-            self.flow.release(&slots);
-            self.release_source(&partitions);
-            return;
-        }
-        self.start_drain(&slots);
-        self.revokes.push(Revoke { partitions, slots });
-    }
-
-    fn start_drain(&mut self, slots: &[Slot]) {
-        self.learn_positions_of(slots);
-        let deadline_ms = (self.started.elapsed() + self.settings.drain_timeout).as_millis() as u64;
-        self.flow.start_drain(slots, deadline_ms);
-    }
-
-    /// Gives back the partitions whose drain is over, after their last commit.
-    fn finish_revokes(&mut self) {
-        let mut waiting = Vec::new();
-        for revoke in std::mem::take(&mut self.revokes) {
-            if !self.flow.is_drained(&revoke.slots) {
-                waiting.push(revoke);
-                continue;
-            }
-            self.last_commit(&revoke.slots);
-            self.flow.release(&revoke.slots);
-            self.release_source(&revoke.partitions);
-        }
-        self.revokes = waiting;
-    }
-
-    fn release_source(&mut self, partitions: &[TopicPartition]) {
-        if let Err(error) = self.source.release(partitions) {
-            tracing::warn!(%error, "giving partitions back was refused");
-        }
-    }
-
-    fn last_commit(&mut self, slots: &[Slot]) {
-        let entries = self.flow.last_commits(slots);
-        if entries.is_empty() {
-            return;
-        }
-        match self.source.commit_now(&entries) {
-            Ok(results) => {
-                for refused in results.iter().filter(|result| result.error.is_some()) {
-                    tracing::warn!(
-                        topic = &*refused.at.topic,
-                        partition = refused.at.partition,
-                        offset = refused.offset,
-                        error = refused.error.as_deref(),
-                        "last commit refused; the next owner repeats what it would have covered"
-                    );
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "last commit failed; the next owner repeats what it would have covered");
-            }
-        }
-    }
-
-    fn commit(&mut self) {
-        let entries = self.flow.commits_due();
-        if !entries.is_empty()
-            && let Err(error) = self.source.commit(&entries)
-        {
-            tracing::warn!(%error, "commit could not be sent; it is tried again");
-            self.flow.commit_not_sent();
-        }
-    }
-
-    /// Begins to stop: everything assigned is drained, committed and given back.
-    fn stop(&mut self) {
-        if self.stopping.is_none() {
-            self.stopping = Some(Instant::now());
-            let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
-            self.start_drain(&slots);
-        }
-    }
-
-    fn finish_stop(&mut self) {
-        if self.stopping.is_none() || self.closed {
-            return;
-        }
-        let (partitions, slots): (Vec<_>, Vec<_>) = self
-            .flow
-            .partitions()
-            .map(|(at, slot)| (at.clone(), slot))
-            .unzip();
-        if !self.flow.is_drained(&slots) {
-            return;
-        }
-        self.last_commit(&slots);
-        self.flow.release(&slots);
-        self.release_source(&partitions);
-        self.source.close(self.settings.drain_timeout);
-        self.closed = true;
-    }
-
     fn apply(
         &mut self,
         index: Arc<RoutingIndex>,
@@ -408,6 +301,10 @@ impl Pump {
 
     fn subscribe(&mut self, topics: Vec<String>) -> Result<(), SourceError> {
         if topics != self.topics {
+            if self.stopping.is_some() || !self.settings.join_gate.pass() {
+                let reason = "the service stops: the group is not joined any more";
+                return Err(SourceError::Terminal(reason.to_owned()));
+            }
             self.source.subscribe(&topics)?;
             self.topics = topics;
         }

@@ -22,6 +22,10 @@ struct Run {
 
 impl Run {
     fn start(folder: &Path, brokers: &str) -> Self {
+        Self::start_with(folder, brokers, "")
+    }
+
+    fn start_with(folder: &Path, brokers: &str, more: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -29,7 +33,7 @@ impl Run {
             .port();
         let config = format!(
             "kafka: {{ bootstrap_servers: \"{brokers}\", group_id: g }}\n\
-             admin: {{ listen: \"127.0.0.1:{port}\" }}\nlogging: {{ format: json }}\n"
+             admin: {{ listen: \"127.0.0.1:{port}\" }}\nlogging: {{ format: json }}\n{more}"
         );
         std::fs::create_dir_all(folder.join("handlers.d")).unwrap();
         std::fs::write(folder.join("sluicegate.yaml"), config).unwrap();
@@ -149,6 +153,49 @@ fn an_interrupt_ends_it_too_and_without_a_broker() {
     assert_eq!(run.status_of("/livez"), Some(200));
     run.signal(Signal::INT);
     assert_eq!(run.end().code(), Some(0), "{}", run.log());
+}
+
+/// A shell and a parent may both pass a signal on.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one_request() {
+    let cluster = MockKafka::start(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = Run::start(folder.path(), &cluster.bootstrap_servers());
+    run.wait_for("end of the start", |run| {
+        run.log().contains("service started")
+    });
+    run.signal(Signal::INT);
+    run.signal(Signal::INT);
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().code(), Some(0), "{}", run.log());
+    assert!(run.log().contains("\"graceful\":true"), "{}", run.log());
+}
+
+/// The stores of its specs are away, so that the start waits for them.
+#[test]
+fn a_signal_ends_a_start_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let handlers =
+        format!("handlers: {{ etcd: {{ endpoints: [\"http://{address}\"] }}, cache: none-yet }}\n");
+    let mut run = Run::start_with(folder.path(), "127.0.0.1:1", &handlers);
+    // It has reached the store, which takes the connection and says nothing.
+    silent.set_nonblocking(true).unwrap();
+    let mut taken = Vec::new();
+    run.wait_for("connection to the store", |_| {
+        taken.extend(silent.accept());
+        !taken.is_empty()
+    });
+    let asked = Instant::now();
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().code(), Some(0), "{}", run.log());
+    assert!(asked.elapsed() < Duration::from_secs(2), "{}", run.log());
+    assert!(
+        run.log().contains("stopped during the start"),
+        "{}",
+        run.log()
+    );
 }
 
 #[test]

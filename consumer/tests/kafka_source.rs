@@ -11,7 +11,9 @@ use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sluicegate::commit::{CommitNote, Place};
 use sluicegate::source::mock::MockKafka;
-use sluicegate::source::{CommitEntry, KafkaSource, Origin, Source, SourceEvent, StartAt};
+use sluicegate::source::{
+    CommitEntry, KafkaSource, Origin, Slot, Source, SourceEvent, StartAt, StartPartition,
+};
 
 const PARTITIONS: i32 = 4;
 
@@ -127,7 +129,7 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
             source.events(&mut events);
         }
         let started = Instant::now();
-        source.close(Duration::from_secs(10));
+        source.close(Instant::now() + Duration::from_secs(10));
         assert!(
             started.elapsed() < Duration::from_secs(8),
             "the close hangs"
@@ -143,6 +145,72 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
     second.subscribe(&["t".into()]).expect("a subscription");
     let mut source = owner.into_source();
     unanswered(&mut source, |e| matches!(e, SourceEvent::Revoked { .. }));
+}
+
+/// The group would wait for a member that is gone without a word until its session ends.
+#[test]
+fn a_member_leaves_the_group_whatever_it_has() {
+    let kafka = cluster();
+    kafka.create_topic("narrow", 1).expect("a new topic");
+    kafka.count_requests();
+    let settings = settings(&kafka.bootstrap_servers(), &[]);
+    let join = || {
+        let mut source = KafkaSource::new(&settings).expect("a client");
+        source
+            .subscribe(&["narrow".into()])
+            .expect("a subscription");
+        source
+    };
+    let turn = |source: &mut KafkaSource, given: &mut Vec<usize>| {
+        source.wait(Duration::from_millis(20));
+        let mut events = Vec::new();
+        source.events(&mut events);
+        for event in events {
+            match event {
+                SourceEvent::Assigned(partitions) => {
+                    given.push(partitions.len());
+                    source.find(&partitions, StartAt::Earliest);
+                }
+                SourceEvent::Found(found) => {
+                    let starts = found.into_iter().map(|found| StartPartition {
+                        slot: Slot(0),
+                        at: found.at,
+                        start: StartAt::Earliest,
+                    });
+                    source
+                        .start(&starts.collect::<Vec<_>>())
+                        .expect("it starts");
+                }
+                _ => {}
+            }
+        }
+    };
+    let (mut owner, mut given) = (join(), Vec::new());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !given.contains(&1) {
+        assert!(Instant::now() < deadline, "nobody owns the partition");
+        turn(&mut owner, &mut given);
+    }
+    let left = || kafka.requests(RDKafkaApiKey::LeaveGroup);
+    // One that has just asked to join, and one that has joined and got nothing.
+    for waits in [false, true] {
+        let (mut idle, mut got) = (join(), Vec::new());
+        while waits && got.is_empty() {
+            assert!(Instant::now() < deadline, "the group does not settle");
+            turn(&mut owner, &mut given);
+            turn(&mut idle, &mut got);
+        }
+        assert_eq!(got.iter().sum::<usize>(), 0, "there is one partition");
+        let before = left();
+        idle.close(Instant::now() + Duration::from_secs(10));
+        assert_eq!(
+            left() - before,
+            1,
+            "it left without a word, joined: {waits}"
+        );
+    }
+    owner.close(Instant::now() + Duration::from_secs(10));
+    assert_eq!(left(), 3, "the owner has not left");
 }
 
 #[test]
@@ -167,11 +235,8 @@ fn commits_carry_metadata_and_refusals_are_told() {
             offset,
         }),
     };
-    let results = member
-        .source
-        .commit_now(&[entry(0, 3), entry(1, 4)])
-        .expect("the coordinator answers");
-    assert!(results.len() == 2 && results.iter().all(|r| r.error.is_none()));
+    let (results, error) = member.commit(&[entry(0, 3), entry(1, 4)]);
+    assert!(error.is_none() && results.len() == 2 && results.iter().all(|r| r.error.is_none()));
     let found: Vec<_> = member
         .committed(&[0, 1, 2])
         .into_iter()

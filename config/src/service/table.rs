@@ -174,7 +174,7 @@ static PROCESSING: Object = Object {
         },
         Field {
             name: "drain_timeout",
-            doc: "How long a stop or a revoke waits for what is in flight.",
+            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do.",
             kind: millis(0, HOUR_MS),
             need: Need::Default("20s"),
         },

@@ -1,19 +1,23 @@
 //! `sluicegate run -c FILE`: the service until a signal ends it.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
-use sluicegate_config::Environment;
+use sluicegate_config::{Environment, ServiceConfig};
 
 use super::failure::Failure;
 use super::signals::{self, Signal};
 use super::validate::{ConfigFile, refused_by_client};
 use crate::bridge::RunningBridge;
 use crate::logging;
-use crate::runtime::{Service, StartError};
+use crate::pump::JoinGate;
+use crate::runtime::{STOP_GRACE, Service, StartError};
 
 /// How often a service that ended by itself is noticed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often a signal is looked for while the service starts.
+const START_LOOK: Duration = Duration::from_millis(20);
 
 /// Arguments of `run`.
 #[derive(clap::Args, Debug)]
@@ -33,19 +37,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
     let bridge = config.bridge.as_ref().map(RunningBridge::start);
     let bridge = bridge.transpose().map_err(Failure::other)?;
-    let service =
-        Service::start(&config, &Environment::of_process()).map_err(|error| match error {
-            StartError::Specs(problems) => Failure::problems(problems),
-            error @ StartError::Handlers(_) => Failure::bad_input(error),
-            error @ StartError::Part { .. } => Failure::other(error),
-        })?;
+    let config = Arc::new(config);
+    let Some(Started { service, stop }) = start(&config, &signals)? else {
+        tracing::info!("stopped during the start, before the group was joined");
+        return Ok(());
+    };
     tracing::info!(
         admin = %service.admin_address(),
         group = config.kafka.group_id,
         version = env!("CARGO_PKG_VERSION"),
         "service started"
     );
-    let failed = wait_for_end(&signals, &service);
+    let failed = !stop && wait_for_end(&signals, &service);
+    if !failed {
+        tracing::info!("stopping: what was begun is finished and committed");
+    }
     let ended = service.stop();
     drop(bridge);
     tracing::info!(graceful = ended.is_ok() && !failed, "service stopped");
@@ -57,6 +63,72 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
+/// A service that has started, and whether it was told to stop meanwhile.
+struct Started {
+    service: Service,
+    stop: bool,
+}
+
+/// Starts the service on a thread of its own, so that a signal is heard while stores, plugins or the cluster let it wait.
+/// `None`: it was told to stop before it had joined the group, so that there is nothing to give back.
+fn start(
+    config: &Arc<ServiceConfig>,
+    signals: &Receiver<Signal>,
+) -> Result<Option<Started>, Failure> {
+    let join_gate = Arc::new(JoinGate::default());
+    let (sender, result) = sync_channel(1);
+    let (its_config, its_gate) = (Arc::clone(config), Arc::clone(&join_gate));
+    std::thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(move || {
+            let service = Service::start(&its_config, &Environment::of_process(), &its_gate);
+            // Nobody listens any more when a signal has ended the start.
+            let _ = sender.send(service);
+        })
+        .map_err(|error| Failure::other(format!("start thread: {error}")))?;
+    let mut reread = false;
+    let mut stop_by = None;
+    loop {
+        match signals.try_recv() {
+            Ok(Signal::Stop) if join_gate.shut() => return Ok(None),
+            Ok(Signal::Stop) => {
+                stop_by = Some(Instant::now() + config.processing.drain_timeout + STOP_GRACE);
+            }
+            Ok(Signal::Reread) => reread = true,
+            Err(_) => {}
+        }
+        match result.recv_timeout(START_LOOK) {
+            Ok(service) => {
+                let service = service.map_err(start_failed)?;
+                if reread {
+                    service.reread();
+                }
+                let stop = stop_by.is_some();
+                return Ok(Some(Started { service, stop }));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if stop_by.is_some_and(|by| Instant::now() >= by) {
+                    return Err(Failure::other(
+                        "told to stop while it started, and the start did not end in time; the group waits for this \
+                         member until its session ends",
+                    ));
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::other("the start panicked; the log says why"));
+            }
+        }
+    }
+}
+
+fn start_failed(error: StartError) -> Failure {
+    match error {
+        StartError::Specs(problems) => Failure::problems(problems),
+        error @ StartError::Handlers(_) => Failure::bad_input(error),
+        error @ StartError::Part { .. } => Failure::other(error),
+    }
+}
+
 /// `true`: the service has ended by itself.
 fn wait_for_end(signals: &Receiver<Signal>, service: &Service) -> bool {
     while !service.has_failed() {
@@ -65,10 +137,7 @@ fn wait_for_end(signals: &Receiver<Signal>, service: &Service) -> bool {
                 tracing::info!("reading specs again");
                 service.reread();
             }
-            Ok(Signal::Stop) => {
-                tracing::info!("stopping: what was begun is finished and committed");
-                return false;
-            }
+            Ok(Signal::Stop) => return false,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
     }

@@ -1,10 +1,15 @@
-//! The process's signals: SIGTERM and SIGINT ask to stop, a second one stops at once; SIGHUP asks to read specs again.
+//! The process's signals: SIGTERM and SIGINT ask to stop, a second one a second or more later stops at once; SIGHUP asks to
+//! read specs again.
 
 use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::Failure;
+
+/// Requests to stop that come this soon after the first are the same one: a shell and a parent may both pass it on.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// What a signal asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +18,33 @@ pub(super) enum Signal {
     Stop,
     /// Read file sources again.
     Reread,
+}
+
+/// What a request to stop means, after those before it.
+#[derive(Debug, PartialEq, Eq)]
+enum Request {
+    First,
+    Same,
+    AtOnce,
+}
+
+/// The requests to stop so far.
+#[derive(Debug, Default)]
+struct Stops {
+    first: Option<Instant>,
+}
+
+impl Stops {
+    fn asked(&mut self, now: Instant) -> Request {
+        match self.first {
+            None => {
+                self.first = Some(now);
+                Request::First
+            }
+            Some(first) if now.saturating_duration_since(first) < SAME_REQUEST => Request::Same,
+            Some(_) => Request::AtOnce,
+        }
+    }
 }
 
 /// Listens from now on, on a thread of its own: a second request to stop must work whatever the rest is busy with.
@@ -34,17 +66,22 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
     let (sender, receiver) = mpsc::channel();
     let serve = move || {
         runtime.block_on(async {
-            let mut stops = 0;
+            let mut stops = Stops::default();
             loop {
                 let asked = tokio::select! {
                     _ = terminate.recv() => Signal::Stop,
                     _ = interrupt.recv() => Signal::Stop,
                     _ = hang_up.recv() => Signal::Reread,
                 };
-                stops += usize::from(asked == Signal::Stop);
-                if stops > 1 {
-                    eprintln!("error: stopped at once by a second signal; what was in flight is read again");
-                    std::process::exit(1);
+                if asked == Signal::Stop {
+                    match stops.asked(Instant::now()) {
+                        Request::First => {}
+                        Request::Same => continue,
+                        Request::AtOnce => {
+                            eprintln!("error: stopped at once by a second signal; what was in flight is read again");
+                            std::process::exit(1);
+                        }
+                    }
                 }
                 // Nobody reads any more when the process is about to end by itself.
                 let _ = sender.send(asked);
@@ -56,4 +93,20 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
         .spawn(serve)
         .map_err(failed)?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_twice_is_one_request_and_a_later_one_stops_at_once() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut stops = Stops::default();
+        assert_eq!(stops.asked(start), Request::First);
+        assert_eq!(stops.asked(start), Request::Same);
+        assert_eq!(stops.asked(after(999)), Request::Same);
+        assert_eq!(stops.asked(after(1_000)), Request::AtOnce);
+    }
 }

@@ -146,13 +146,15 @@ fn start_service(
     config: &ServiceConfig,
     environment: &Environment,
 ) -> Result<Service, DemoError> {
-    match Service::start(config, environment) {
+    let join_gate = std::sync::Arc::default();
+    match Service::start(config, environment, &join_gate) {
         Err(StartError::Part { .. }) if TcpListener::bind(config.admin.listen).is_err() => {
             let any = "admin.listen=127.0.0.1:0".to_owned();
             let config = load_service_config(&scene.config(), environment, &[any]);
             Ok(Service::start(
                 &config.map_err(DemoError::Config)?,
                 environment,
+                &join_gate,
             )?)
         }
         started => Ok(started?),

@@ -14,12 +14,21 @@ use crate::dispatch::{EntryKey, FlightKey, HandlerIx};
 use crate::source::Slot;
 
 impl Flow {
-    /// Stops the admission of partitions; what was begun may finish until `deadline_ms` on the flow's clock.
+    /// Stops the admission of partitions; what was begun may finish until `deadline_ms` on the flow's clock. A partition
+    /// that drains already keeps an earlier deadline.
     pub fn start_drain(&mut self, slots: &[Slot], deadline_ms: u64) {
         for &slot in slots {
             self.drop_overflow(slot);
-            self.assignments[slot.0 as usize].state = AssignmentState::Draining { deadline_ms };
+            let state = &mut self.assignments[slot.0 as usize].state;
+            let earlier = match *state {
+                AssignmentState::Draining { deadline_ms } => deadline_ms,
+                AssignmentState::Assigned | AssignmentState::Released => u64::MAX,
+            };
+            *state = AssignmentState::Draining {
+                deadline_ms: deadline_ms.min(earlier),
+            };
         }
+        self.commits.start_drain(slots);
         let begun = self.begun();
         let mut unbegun = Vec::new();
         for &slot in slots {
@@ -67,8 +76,7 @@ impl Flow {
                 self.ownership_changed = true;
             }
         }
-        self.commit_in_flight
-            .retain(|(slot, _)| !slots.contains(slot));
+        self.commits.release(slots);
         self.drop_retired();
     }
 

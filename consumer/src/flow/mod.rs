@@ -19,6 +19,7 @@
 mod admit;
 pub mod budget;
 mod closing;
+pub mod commits;
 mod draining;
 mod ending;
 pub mod flights;
@@ -50,7 +51,8 @@ use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::ledger::Ledger;
 use crate::routing::{Router, RoutingIndex};
-use crate::source::{CommitEntry, CommitResult, Slot, TopicPartition};
+use crate::source::{CommitEntry, Slot, TopicPartition};
+use commits::Commits;
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
 use log::GivenUp;
@@ -93,17 +95,6 @@ pub struct TopicCounts {
     pub metadata_dropped: u64,
 }
 
-/// Commits by result, counted per partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CommitCounts {
-    /// Accepted.
-    pub ok: u64,
-    /// Refused for one partition.
-    pub refused: u64,
-    /// Failed as a whole.
-    pub failed: u64,
-}
-
 /// The pump's pure core.
 pub struct Flow {
     settings: FlowSettings,
@@ -139,12 +130,7 @@ pub struct Flow {
     topics: HashMap<Arc<str>, TopicCounts>,
     /// Offsets that were passed over because they are not in the log any more.
     gone: HashMap<TopicPartition, u64>,
-    commits: CommitCounts,
-    /// A commit was sent and is not answered.
-    committing: bool,
-    /// What it said of the partitions that are still ours.
-    commit_in_flight: Vec<(Slot, CommitEntry)>,
-    committed_ms: u64,
+    commits: Commits,
     /// When positions were asked for last.
     positions_ms: u64,
     late_outcomes: u64,
@@ -187,10 +173,7 @@ impl Flow {
             random,
             topics: HashMap::new(),
             gone: HashMap::new(),
-            commits: CommitCounts::default(),
-            committing: false,
-            commit_in_flight: Vec::new(),
-            committed_ms: 0,
+            commits: Commits::default(),
             positions_ms: 0,
             late_outcomes: 0,
             fault: None,
@@ -329,116 +312,18 @@ impl Flow {
         }
     }
 
-    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`].
-    pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if self.committing {
-            return Vec::new();
-        }
-        let interval_over =
-            self.now_ms.saturating_sub(self.committed_ms) >= self.settings.commit_interval_ms;
-        let half = self.settings.max_uncommitted / 2;
-        let pressed = interval_over
-            || self.current.values().any(|slot| {
-                let assignment = &self.assignments[slot.0 as usize];
-                // The token of a new owner, and where it begins, are committed at once.
-                !assignment.token_kept
-                    || (assignment.uncommitted() >= half
-                        && assignment.ledger.frontier() > assignment.committed)
-            });
-        if !pressed {
-            return Vec::new();
-        }
-        self.committed_ms = self.now_ms;
-        let entries = self.commit_entries(|_| true);
-        self.committing = !entries.is_empty();
-        self.commit_in_flight = entries.clone();
-        entries.into_iter().map(|(_, entry)| entry).collect()
-    }
-
-    /// What there is to commit for `slots` before they are given back.
-    pub fn last_commits(&self, slots: &[Slot]) -> Vec<CommitEntry> {
-        self.commit_entries(|slot| slots.contains(&slot))
-            .into_iter()
-            .map(|(_, entry)| entry)
-            .collect()
-    }
-
-    fn commit_entries(&self, wanted: impl Fn(Slot) -> bool) -> Vec<(Slot, CommitEntry)> {
-        let mut entries = Vec::new();
-        for (at, &slot) in self.current.iter().filter(|(_, slot)| wanted(**slot)) {
-            let assignment = &self.assignments[slot.0 as usize];
-            let offset = assignment.ledger.frontier();
-            let metadata = assignment.metadata(&self.settings.group);
-            if offset > assignment.committed || metadata != assignment.committed_metadata {
-                entries.push((
-                    slot,
-                    CommitEntry {
-                        at: at.clone(),
-                        offset,
-                        leader_epoch: assignment.leader_epochs.at(offset - 1),
-                        metadata,
-                    },
-                ));
-            }
-        }
-        entries
-    }
-
-    /// The answer to the commit in flight. A refusal leaves the earlier commit standing; the next one tries again.
-    pub fn committed(&mut self, results: &[CommitResult], error: Option<&str>) {
-        self.committing = false;
-        let sent = std::mem::take(&mut self.commit_in_flight);
-        if let Some(error) = error {
-            self.commits.failed += sent.len() as u64;
-            tracing::warn!(
-                error,
-                partitions = sent.len(),
-                "commit failed; it is tried again"
-            );
-            return;
-        }
-        for result in results {
-            let Some((slot, entry)) = sent.iter().find(|(_, entry)| entry.at == result.at) else {
-                continue;
-            };
-            match &result.error {
-                None => {
-                    self.commits.ok += 1;
-                    let assignment = &mut self.assignments[slot.0 as usize];
-                    if assignment.state != AssignmentState::Released
-                        && entry.offset >= assignment.committed
-                    {
-                        assignment.committed = entry.offset;
-                        assignment.committed_metadata.clone_from(&entry.metadata);
-                        assignment.token_kept = true;
-                        assignment.leader_epochs.forget_before(entry.offset - 1);
-                    }
-                }
-                Some(error) => {
-                    self.commits.refused += 1;
-                    tracing::warn!(
-                        topic = &*result.at.topic,
-                        partition = result.at.partition,
-                        offset = result.offset,
-                        error,
-                        "commit refused; it is tried again"
-                    );
-                }
-            }
-        }
-        self.admit_overflow();
-    }
-
-    /// The commit could not be sent.
-    pub fn commit_not_sent(&mut self) {
-        self.committing = false;
-        self.commits.failed += self.commit_in_flight.len() as u64;
-        self.commit_in_flight.clear();
-    }
-
-    /// Whether a commit is in flight.
-    pub fn is_committing(&self) -> bool {
-        self.committing
+    /// What there is to commit for a partition that is ours, if that is news.
+    fn commit_entry(&self, slot: Slot) -> Option<CommitEntry> {
+        let assignment = &self.assignments[slot.0 as usize];
+        let offset = assignment.ledger.frontier();
+        let metadata = assignment.metadata(&self.settings.group);
+        let news = offset > assignment.committed || metadata != assignment.committed_metadata;
+        news.then(|| CommitEntry {
+            at: assignment.at.clone(),
+            offset,
+            leader_epoch: assignment.leader_epochs.at(offset - 1),
+            metadata,
+        })
     }
 
     /// Bytes of the records that are held.
@@ -459,7 +344,8 @@ impl Flow {
     /// When [`Flow::tick`] has something to do next, on its clock.
     pub fn next_due(&self) -> Option<u64> {
         let rested = self.resting.first().map(|(until_ms, _)| *until_ms);
-        self.tasks.next_due().into_iter().chain(rested).min()
+        let due = self.tasks.next_due().into_iter().chain(rested);
+        due.chain(self.last_commit_due()).min()
     }
 
     fn drop_retired(&mut self) {

@@ -64,9 +64,9 @@ impl Flow {
             in_flight_bytes: self.charged + self.kept_bytes(),
             in_flight_records: self.slab.live() as u64,
             commits: CommitCounts {
-                ok: self.commits.ok,
-                refused: self.commits.refused,
-                failed: self.commits.failed,
+                ok: self.commits.counts.ok,
+                refused: self.commits.counts.refused,
+                failed: self.commits.counts.failed,
             },
             ..PumpReport::default()
         }

@@ -2,6 +2,7 @@
 
 mod budget;
 mod closing;
+mod commits;
 mod rest;
 
 use std::sync::{Arc, Mutex};
@@ -381,7 +382,7 @@ fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
     bench.finish(1, |_| ACK);
     bench.finish(0, |_| ACK);
     assert!(bench.flow.is_drained(&[bench.slot]));
-    let last = bench.flow.last_commits(&[bench.slot]);
+    let last = bench.flow.commits_due();
     assert_eq!(
         last[0].offset, 10,
         "all were in flight in one handler or the other"
@@ -477,7 +478,7 @@ fn finished_records_survive_hand_overs_behind_a_parked_one() {
         };
         ran.push(bench.finish(0, park).len());
         bench.flow.start_drain(&[bench.slot], 1_000);
-        let last = bench.flow.last_commits(&[bench.slot]).remove(0);
+        let last = bench.flow.commits_due().remove(0);
         let place = Place {
             group: "g",
             at: &at(),

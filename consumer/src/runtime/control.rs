@@ -36,6 +36,9 @@ const PUMP_ANSWER: Duration = Duration::from_secs(30);
 /// How often the fleet is told of handlers that have failed or are well again.
 const LOOK_AFTER_HANDLERS: Duration = Duration::from_secs(1);
 
+/// Time between two looks at the thread while it ends.
+const JOIN_PAUSE: Duration = Duration::from_millis(5);
+
 pub(super) enum Order {
     Update(Update),
     /// A generation is wanted that no update asked for.
@@ -46,7 +49,7 @@ pub(super) enum Order {
     Prepared,
     /// The watch has looked at the cluster's topics.
     Topics(Sight),
-    Stop(Duration),
+    Stop(Instant),
 }
 
 /// A refusal as a sentence that names its handler once.
@@ -345,7 +348,7 @@ impl Desk {
                 Order::Stop(deadline) => {
                     // A member that is gone is not waited for.
                     self.member = None;
-                    if !self.registry.shutdown(Instant::now() + deadline) {
+                    if !self.registry.shutdown(deadline) {
                         tracing::warn!("some handler instances did not end in time");
                     }
                     return;
@@ -434,9 +437,20 @@ pub(super) fn compile(plan: &Plan) -> Result<Arc<RoutingIndex>, String> {
 }
 
 impl Control {
-    /// Ends the thread and the handlers' pools.
-    pub(super) fn stop(self, deadline: Duration) {
-        if self.orders.send(Order::Stop(deadline)).is_ok() && self.thread.join().is_err() {
+    /// Ends the thread and the handlers' pools. By `deadline` they are left behind: the thread may be at a broker or a store
+    /// that is away, or at a plugin that loads.
+    pub(super) fn stop(self, deadline: Instant) {
+        if self.orders.send(Order::Stop(deadline)).is_err() {
+            return;
+        }
+        while !self.thread.is_finished() {
+            if Instant::now() >= deadline {
+                tracing::warn!("the control thread did not end in time");
+                return;
+            }
+            std::thread::sleep(JOIN_PAUSE);
+        }
+        if self.thread.join().is_err() {
             tracing::error!("the control thread panicked");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start: specs ─► emitter ─► admin address ─► pumps ─► registry: first plan ─► admin HTTP ─► watch of specs and plugins
-//!  stop:  watch ─► pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP
+//!  stop:  pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP, all by one deadline
 //! ```
 //!
 //! The way of a config change is `control`: update → registry (verify, load, create, health) → routing index → every
@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use crate::admin::http;
 use crate::emit::KafkaEmitter;
 use crate::handlers::Registry;
-use crate::pump::{Pump, PumpError, PumpHandle};
+use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle};
 use crate::source::client_config::ClientSettings;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError};
@@ -72,17 +72,27 @@ pub struct Service {
     stopping: AtomicBool,
 }
 
+/// Time beyond `processing.drain_timeout` in which a stop ends, whatever brokers, stores and plugins do. Its parts follow one
+/// another: the pumps' last commits and leaving the group, the producer, the handlers' instances, the admin server.
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Time for a pump's thread to end after it has left the group.
+const PUMP_END: Duration = Duration::from_millis(500);
+/// Time for what handlers have emitted: records that waited for it are settled by now, so nothing depends on it.
+const FLUSH: Duration = Duration::from_millis(500);
 /// Time for the admin server's last answers.
-const ADMIN_STOP: Duration = Duration::from_secs(1);
-/// Time beyond the drain that a pump may take for its last commit and for leaving the group.
-const LEAVE: Duration = Duration::from_secs(10);
+const ADMIN_STOP: Duration = Duration::from_millis(500);
 
 impl Service {
-    /// Starts everything; records flow as soon as Kafka assigns partitions.
+    /// Starts everything; records flow as soon as Kafka assigns partitions. Its pumps pass `join_gate` before they join the
+    /// group.
     ///
     /// # Errors
     /// [`StartError`]; nothing of the service is left running then.
-    pub fn start(config: &ServiceConfig, environment: &Environment) -> Result<Self, StartError> {
+    pub fn start(
+        config: &ServiceConfig,
+        environment: &Environment,
+        join_gate: &Arc<JoinGate>,
+    ) -> Result<Self, StartError> {
         let mut source = config
             .handlers
             .open(environment)
@@ -100,7 +110,7 @@ impl Service {
         let tokio = start_tokio()?;
         // Before anything joins the group: a second service with the same config ends here.
         let listener = listen(&tokio, config.admin.listen)?;
-        let pumps = start_pumps(config, &client, &emitter)?;
+        let pumps = start_pumps(config, &client, &emitter, join_gate)?;
         let registry = Registry::new(settings::registry(config, emitter.clone()))
             .map(Arc::new)
             .map_err(|error| StartError::part("worker threads")(error.to_string()))?;
@@ -160,27 +170,28 @@ impl Service {
         !self.stopping.load(Ordering::Relaxed) && self.pumps.iter().any(PumpHandle::is_finished)
     }
 
-    /// Drains, commits, leaves the group and ends everything.
+    /// Drains, commits, leaves the group and ends everything, within the drain timeout and [`STOP_GRACE`].
     ///
     /// # Errors
     /// Why a pump did not end well. What it had not committed is read again by the next owner.
     pub fn stop(mut self) -> Result<(), PumpError> {
         self.stopping.store(true, Ordering::Relaxed);
-        self.watch = None;
         for pump in &self.pumps {
             pump.address().stop();
         }
-        let deadline = Instant::now() + self.drain_timeout + LEAVE;
+        let drained = Instant::now() + self.drain_timeout;
+        let end = drained + STOP_GRACE;
+        self.watch = None;
         let mut result = Ok(());
         for pump in &mut self.pumps {
-            let ended = pump.join_until(deadline);
+            let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_END);
             if result.is_ok() {
                 result = ended;
             }
         }
-        self.emitter.flush(LEAVE);
+        self.emitter.flush(FLUSH);
         if let Some(control) = self.control.take() {
-            control.stop(self.drain_timeout);
+            control.stop(end - ADMIN_STOP);
         }
         if let Some(stop) = self.admin_stop.take() {
             // The server may have failed before; then nobody listens.
@@ -197,6 +208,7 @@ fn start_pumps(
     config: &ServiceConfig,
     client: &ClientSettings,
     emitter: &Arc<KafkaEmitter>,
+    join_gate: &Arc<JoinGate>,
 ) -> Result<Vec<PumpHandle>, StartError> {
     (0..config.kafka.clients)
         .map(|number| {
@@ -205,7 +217,7 @@ fn start_pumps(
                 Ok(Box::new(KafkaSource::new(&client)?))
             };
             Pump::spawn(
-                settings::pump(config, number as u32),
+                settings::pump(config, number as u32, join_gate),
                 Box::new(source),
                 emitter.clone(),
             )

@@ -12,7 +12,7 @@ use crate::emit::Emitter;
 use crate::flow::FlowSettings;
 use crate::flow::handler::{HandlerSettings, OnFailure, Order};
 use crate::handlers::{HandlerPlan, RegistrySettings};
-use crate::pump::PumpSettings;
+use crate::pump::{JoinGate, PumpSettings};
 use crate::settlement::RetryPolicy;
 use crate::source::StartAt;
 
@@ -23,7 +23,7 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The settings of one pump. Half of the byte budget is for records in flight; an eighth is fetched ahead, and the
 /// rest is what records need besides their bytes.
-pub(super) fn pump(config: &ServiceConfig, number: u32) -> PumpSettings {
+pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate>) -> PumpSettings {
     let processing = &config.processing;
     PumpSettings {
         number,
@@ -47,6 +47,7 @@ pub(super) fn pump(config: &ServiceConfig, number: u32) -> PumpSettings {
             MissingOffset::Latest => Some(StartAt::Latest),
         },
         drain_timeout: processing.drain_timeout,
+        join_gate: Arc::clone(join_gate),
     }
 }
 

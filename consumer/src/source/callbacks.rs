@@ -10,7 +10,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::raw::{describe, list_entries};
-use super::{CommitResult, SourceEvent, TopicPartition};
+use super::{CommitError, CommitErrorKind, CommitResult, SourceEvent, TopicPartition};
 
 /// What a callback recorded.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) enum Seen {
     /// A commit was answered.
     Committed {
         results: Vec<CommitResult>,
-        error: Option<String>,
+        error: Option<CommitError>,
     },
     /// Anything that only has to be passed on.
     Other(SourceEvent),
@@ -138,13 +138,64 @@ impl ConsumerContext for Callbacks {
                     partition: entry.partition,
                 },
                 offset: entry.offset,
-                error: (entry.error_code != 0).then(|| describe(entry.error_code)),
+                error: (entry.error_code != 0).then(|| refusal(entry.error_code)),
             })
             .collect();
         self.record(Seen::Committed {
             results,
-            error: result.err().map(|error| error.to_string()),
+            error: result.err().map(|error| as_refusal(&error)),
         });
+    }
+}
+
+/// A broker's or librdkafka's code for a commit, as what helps against it.
+fn refusal(code: i32) -> CommitError {
+    CommitError {
+        kind: kind_of(code),
+        reason: describe(code),
+    }
+}
+
+/// As [`refusal`], for a commit that failed as a whole.
+pub(super) fn as_refusal(error: &KafkaError) -> CommitError {
+    match error.rdkafka_error_code() {
+        Some(code) => refusal(code as i32),
+        None => CommitError {
+            kind: CommitErrorKind::Unavailable,
+            reason: error.to_string(),
+        },
+    }
+}
+
+fn kind_of(code: i32) -> CommitErrorKind {
+    use RDKafkaErrorCode as Code;
+    const REBALANCING: [i32; 3] = [
+        Code::IllegalGeneration as i32,
+        Code::RebalanceInProgress as i32,
+        Code::StaleMemberEpoch as i32,
+    ];
+    const NOT_MEMBER: [i32; 5] = [
+        Code::UnknownMemberId as i32,
+        Code::FencedInstanceId as i32,
+        Code::FencedMemberEpoch as i32,
+        Code::AssignmentLost as i32,
+        Code::Fatal as i32,
+    ];
+    const REJECTED: [i32; 8] = [
+        Code::TopicAuthorizationFailed as i32,
+        Code::GroupAuthorizationFailed as i32,
+        Code::ClusterAuthorizationFailed as i32,
+        Code::UnknownTopicOrPartition as i32,
+        Code::OffsetMetadataTooLarge as i32,
+        Code::InvalidCommitOffsetSize as i32,
+        Code::InvalidGroupId as i32,
+        Code::InvalidRequest as i32,
+    ];
+    match code {
+        code if REBALANCING.contains(&code) => CommitErrorKind::Rebalancing,
+        code if NOT_MEMBER.contains(&code) => CommitErrorKind::NotMember,
+        code if REJECTED.contains(&code) => CommitErrorKind::Rejected,
+        _ => CommitErrorKind::Unavailable,
     }
 }
 
@@ -160,5 +211,35 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
             tracing::info!(target: "librdkafka", facility, "{text}");
         }
         RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_a_rebalancing_group_are_told_from_those_that_stay() {
+        for (code, kind) in [
+            (22, CommitErrorKind::Rebalancing),
+            (27, CommitErrorKind::Rebalancing),
+            (113, CommitErrorKind::Rebalancing),
+            (25, CommitErrorKind::NotMember),
+            (82, CommitErrorKind::NotMember),
+            (110, CommitErrorKind::NotMember),
+            (-142, CommitErrorKind::NotMember),
+            (12, CommitErrorKind::Rejected),
+            (28, CommitErrorKind::Rejected),
+            (29, CommitErrorKind::Rejected),
+            (30, CommitErrorKind::Rejected),
+            (3, CommitErrorKind::Rejected),
+            (7, CommitErrorKind::Unavailable),
+            (14, CommitErrorKind::Unavailable),
+            (16, CommitErrorKind::Unavailable),
+            (-195, CommitErrorKind::Unavailable),
+            (9_999, CommitErrorKind::Unavailable),
+        ] {
+            assert_eq!(kind_of(code), kind, "{code}: {}", describe(code));
+        }
     }
 }

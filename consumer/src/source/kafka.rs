@@ -14,6 +14,7 @@ mod bounds;
 mod fetch;
 mod find;
 mod identity;
+mod leave;
 mod pause;
 mod position;
 
@@ -33,12 +34,14 @@ use super::raw::{Connection, set_leader_epochs};
 use super::rebalance::{Begin, Rebalance};
 use super::wake::WakeUp;
 use super::{
-    CommitEntry, CommitResult, Delivery, Membership, Slot, Source, SourceError, SourceEvent,
-    StartAt, StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitError, CommitResult, Delivery, Membership, Slot, Source, SourceError,
+    SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 use bounds::Bounds;
 use find::{Context, Finder};
 use identity::Topics;
+
+use leave::Leaving;
 
 /// Records taken from the queue in one call; more gain nothing.
 const BATCH: usize = 1024;
@@ -48,8 +51,11 @@ const START_RETRY: Duration = Duration::from_millis(500);
 /// How long a rebalance waits for partitions whose beginning is not known yet while others could be read.
 const FIND_TOGETHER: Duration = Duration::from_secs(1);
 
+/// How long a source that is dropped without a close may take to leave its group.
+const DROPPED: Duration = Duration::from_secs(5);
+
 /// A commit's answer: by partition, and why the request as a whole failed.
-type CommitAnswer = (Vec<CommitResult>, Option<String>);
+type CommitAnswer = (Vec<CommitResult>, Option<CommitError>);
 
 /// A Kafka consumer. It belongs to the thread that made it.
 pub struct KafkaSource {
@@ -74,11 +80,8 @@ pub struct KafkaSource {
     read_committed: bool,
     /// Assignments that were moved: forwarded again until something comes.
     moved: Vec<(Slot, i64)>,
-    /// Commits that were sent and not answered yet.
-    unanswered: usize,
-    /// Where the answer of the commit goes that somebody waits for.
-    awaited: Option<Option<CommitAnswer>>,
     request_timeout: Duration,
+    leaving: Leaving,
 }
 
 impl KafkaSource {
@@ -89,9 +92,9 @@ impl KafkaSource {
     pub fn new(settings: &ClientSettings) -> Result<Self, SourceError> {
         let terminal = |error: &dyn std::fmt::Display| SourceError::Terminal(error.to_string());
         let wake = WakeUp::new().map_err(|error| terminal(&error))?;
-        let consumer =
-            BaseConsumer::from_config_and_context(&settings.consumer(), Callbacks::default())
-                .map_err(|error| terminal(&error))?;
+        let config = settings.consumer();
+        let consumer = BaseConsumer::from_config_and_context(&config, Callbacks::default())
+            .map_err(|error| terminal(&error))?;
         let connection = Connection::new(consumer, wake.descriptor(), BATCH)
             .ok_or_else(|| SourceError::Terminal("librdkafka gives no queue".into()))?;
         Ok(Self {
@@ -114,9 +117,8 @@ impl KafkaSource {
                 .get("isolation.level")
                 .is_none_or(|level| level.expose() == "read_committed"),
             moved: Vec::new(),
-            unanswered: 0,
-            awaited: None,
             request_timeout: settings.request_timeout,
+            leaving: Leaving::of(&config),
         })
     }
 
@@ -189,16 +191,8 @@ impl KafkaSource {
                 self.answer_empty();
             }
             Seen::Committed { results, error } => {
-                self.unanswered = self.unanswered.saturating_sub(1);
-                let answer = as_whole(results, error);
-                match &mut self.awaited {
-                    // Commits are answered in the order in which they were sent: the last one is the awaited one.
-                    Some(place) if self.unanswered == 0 => *place = Some(answer),
-                    _ => self.pending.push(SourceEvent::Committed {
-                        results: answer.0,
-                        error: answer.1,
-                    }),
-                }
+                let (results, error) = as_whole(results, error);
+                self.pending.push(SourceEvent::Committed { results, error });
             }
             Seen::Other(event) => self.pending.push(event),
         }
@@ -241,25 +235,6 @@ impl KafkaSource {
         let done = self.answer_rebalance();
         self.try_again_if_refused(done);
     }
-
-    fn send_commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError> {
-        let mut list = TopicPartitionList::with_capacity(entries.len());
-        for entry in entries {
-            let mut element = list.add_partition(&entry.at.topic, entry.at.partition);
-            element
-                .set_offset(Offset::Offset(entry.offset))
-                .map_err(|error| self.failed("cannot commit", &error))?;
-            if !entry.metadata.is_empty() {
-                element.set_metadata(&entry.metadata);
-            }
-        }
-        set_leader_epochs(&mut list, entries.iter().map(|entry| entry.leader_epoch));
-        self.connection()?
-            .commit(&list)
-            .map_err(|code| self.failed("cannot commit", &KafkaError::ConsumerCommit(code)))?;
-        self.unanswered += 1;
-        Ok(())
-    }
 }
 
 impl Source for KafkaSource {
@@ -277,7 +252,9 @@ impl Source for KafkaSource {
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer
             .subscribe(&names)
-            .map_err(|error| self.failed("cannot subscribe", &error))
+            .map_err(|error| self.failed("cannot subscribe", &error))?;
+        self.leaving.subscribed = true;
+        Ok(())
     }
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
@@ -366,27 +343,20 @@ impl Source for KafkaSource {
             });
             return Ok(());
         }
-        self.send_commit(entries)
-    }
-
-    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
+        let mut list = TopicPartitionList::with_capacity(entries.len());
+        for entry in entries {
+            let mut element = list.add_partition(&entry.at.topic, entry.at.partition);
+            element
+                .set_offset(Offset::Offset(entry.offset))
+                .map_err(|error| self.failed("cannot commit", &error))?;
+            if !entry.metadata.is_empty() {
+                element.set_metadata(&entry.metadata);
+            }
         }
-        // librdkafka's own synchronous commit has no deadline; this one serves events until its answer is there.
-        self.send_commit(entries)?;
-        self.awaited = Some(None);
-        let deadline = Instant::now() + self.request_timeout;
-        while matches!(self.awaited, Some(None)) && Instant::now() < deadline {
-            self.serve_events(Duration::from_millis(50));
-        }
-        match self.awaited.take().flatten() {
-            Some((results, None)) => Ok(results),
-            Some((_, Some(error))) => Err(SourceError::Retryable(error)),
-            None => Err(SourceError::Retryable(
-                "the group's coordinator did not answer a commit in time".into(),
-            )),
-        }
+        set_leader_epochs(&mut list, entries.iter().map(|entry| entry.leader_epoch));
+        self.connection()?
+            .commit(&list)
+            .map_err(|code| self.failed("cannot commit", &KafkaError::ConsumerCommit(code)))
     }
 
     fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
@@ -415,44 +385,14 @@ impl Source for KafkaSource {
         Arc::new(self.wake.clone())
     }
 
-    fn close(&mut self, deadline: Duration) {
-        let Some(mut connection) = self.connection.take() else {
-            return;
-        };
-        let deadline = Instant::now() + deadline;
-        let consumer = connection.consumer();
-        consumer.context().set_closing();
-        let closing = consumer.close_queue();
-        // A rebalance that nobody has answered would hold the close.
-        let seen = consumer.context().take();
-        let unseen = |seen: &Seen| matches!(seen, Seen::Assign(_) | Seen::Revoke { .. });
-        if self.rebalance.is_owed() || seen.iter().any(unseen) {
-            consumer.context().give_up(consumer);
-            self.rebalance.answered();
-        }
-        match closing {
-            // After a fatal error there is no group to leave.
-            Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
-            Ok(()) => {
-                while !consumer.closed() && Instant::now() < deadline {
-                    drop(consumer.poll(Duration::from_millis(20)));
-                }
-            }
-        }
-        if consumer.closed() || consumer.client().fatal_error().is_some() {
-            connection.set_left_group();
-        }
-        self.strays.clear();
-        self.pending.clear();
-        self.finder = Finder::default();
-        self.late.clear();
-        self.answer_due = None;
+    fn close(&mut self, deadline: Instant) {
+        self.leave(deadline);
     }
 }
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
-        self.close(Duration::from_secs(5));
+        self.close(Instant::now() + DROPPED);
     }
 }
 
@@ -465,7 +405,7 @@ fn list_of(partitions: &[TopicPartition]) -> TopicPartitionList {
 }
 
 /// A commit can fail as a whole, or partition by partition: then the partitions' errors are the answer.
-fn as_whole(results: Vec<CommitResult>, error: Option<String>) -> CommitAnswer {
+fn as_whole(results: Vec<CommitResult>, error: Option<CommitError>) -> CommitAnswer {
     match error {
         Some(error) if results.iter().all(|result| result.error.is_none()) => {
             (Vec::new(), Some(error))

@@ -10,12 +10,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::starts::{Commit, Evidence, decide};
 use super::{
-    CommitEntry, CommitResult, Delivery, Found, Lease, Membership, Slot, Source, SourceError,
-    SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitError, CommitErrorKind, CommitResult, Delivery, Found, Lease, Membership,
+    Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 use crate::commit::TopicUuid;
 
@@ -78,9 +78,9 @@ struct Running {
 
 enum Refusal {
     /// One partition's commit is refused inside an answer that succeeds.
-    Partition(String),
+    Partition(CommitError),
     /// The request fails as a whole.
-    Whole(String),
+    Whole(CommitError),
 }
 
 impl MemoryKafka {
@@ -218,13 +218,18 @@ impl MemoryKafka {
     }
 
     /// Refuses every partition of the next commit, inside an answer that succeeds.
-    pub fn refuse_next_commit(&self, reason: &str) {
-        self.change(|script| script.refusals.push_back(Refusal::Partition(reason.into())));
+    pub fn refuse_next_commit(&self, kind: CommitErrorKind, reason: &str) {
+        let reason = reason.into();
+        let error = CommitError { kind, reason };
+        self.change(|script| script.refusals.push_back(Refusal::Partition(error)));
     }
 
     /// Fails the next commit as a whole.
     pub fn fail_next_commit(&self, reason: &str) {
-        self.change(|script| script.refusals.push_back(Refusal::Whole(reason.into())));
+        let reason = reason.into();
+        let kind = CommitErrorKind::Unavailable;
+        let error = CommitError { kind, reason };
+        self.change(|script| script.refusals.push_back(Refusal::Whole(error)));
     }
 
     /// Keeps the answers of commits back until [`Self::answer_commits`]; what they commit holds at once.
@@ -366,13 +371,6 @@ impl Source for MemorySource {
         Ok(())
     }
 
-    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError> {
-        match self.kafka.script().commit(entries) {
-            (results, None) => Ok(results),
-            (_, Some(error)) => Err(SourceError::Retryable(error)),
-        }
-    }
-
     fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
         let script = self.kafka.script();
         let running = script.running.values();
@@ -413,7 +411,7 @@ impl Source for MemorySource {
         Arc::new(self.kafka.clone())
     }
 
-    fn close(&mut self, _deadline: Duration) {
+    fn close(&mut self, _deadline: Instant) {
         let mut script = self.kafka.script();
         script.running.clear();
         script.closed = true;
@@ -539,7 +537,7 @@ impl Script {
         }
     }
 
-    fn commit(&mut self, entries: &[CommitEntry]) -> (Vec<CommitResult>, Option<String>) {
+    fn commit(&mut self, entries: &[CommitEntry]) -> (Vec<CommitResult>, Option<CommitError>) {
         let refused = match self.refusals.pop_front() {
             Some(Refusal::Whole(reason)) => return (Vec::new(), Some(reason)),
             Some(Refusal::Partition(reason)) => Some(reason),

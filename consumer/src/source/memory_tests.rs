@@ -90,15 +90,32 @@ fn commits_are_refused_failed_and_held_on_demand() {
         leader_epoch: None,
         metadata: "m".into(),
     };
-    kafka.refuse_next_commit("illegal generation");
-    let results = source.commit_now(&[entry(1)]).unwrap();
-    assert_eq!(results[0].error.as_deref(), Some("illegal generation"));
+    kafka.refuse_next_commit(CommitErrorKind::Rebalancing, "illegal generation");
     kafka.fail_next_commit("no coordinator");
-    assert!(source.commit_now(&[entry(1)]).is_err());
+    let mut events = Vec::new();
+    source.commit(&[entry(1)]).unwrap();
+    source.commit(&[entry(1)]).unwrap();
+    source.events(&mut events);
+    let [
+        SourceEvent::Committed {
+            results,
+            error: None,
+        },
+        SourceEvent::Committed {
+            error: Some(failed),
+            ..
+        },
+    ] = &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    let refused = results[0].error.as_ref().expect("a refusal");
+    assert_eq!(refused.kind, CommitErrorKind::Rebalancing);
+    assert_eq!(failed.reason, "no coordinator");
     assert_eq!(kafka.committed("t", 0), None);
     kafka.hold_commits();
     source.commit(&[entry(2)]).unwrap();
-    let mut events = Vec::new();
+    events.clear();
     source.events(&mut events);
     assert_eq!(events, []);
     kafka.answer_commits();

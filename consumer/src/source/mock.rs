@@ -8,6 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
+use rdkafka::types::RDKafkaApiKey;
 
 use super::raw;
 
@@ -47,6 +48,16 @@ impl MockKafka {
             Some(cluster) => cluster.create_topic(name, partitions, 1),
             None => Ok(()),
         }
+    }
+
+    /// Counts requests from now on; see [`Self::requests`].
+    pub fn count_requests(&self) {
+        raw::keep_requests(self.host.client());
+    }
+
+    /// How many requests of a kind came since [`Self::count_requests`].
+    pub fn requests(&self, kind: RDKafkaApiKey) -> usize {
+        raw::kept_requests(self.host.client(), kind as i16)
     }
 
     /// librdkafka's own handle, for faults on demand.

@@ -1,7 +1,7 @@
 //! Where records come from: the [`Source`] seam and what passes through it.
 //!
 //! ```text
-//!  events()  Assigned ─► find() ─► Found ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit_now() ─► release()
+//!  events()  Assigned ─► find() ─► Found ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit() ─► release()
 //! ```
 //!
 //! A source lives on the pump's thread and is called by it alone. Callbacks of the client only record what happened;
@@ -25,7 +25,7 @@ mod wake;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::commit::{ReadNote, TopicUuid};
 
@@ -163,7 +163,29 @@ pub struct CommitResult {
     /// The offset that was sent.
     pub offset: i64,
     /// The broker's error, if it refused.
-    pub error: Option<String>,
+    pub error: Option<CommitError>,
+}
+
+/// Why a commit, or one partition of it, was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitError {
+    /// What helps.
+    pub kind: CommitErrorKind,
+    /// The broker's words.
+    pub reason: String,
+}
+
+/// What helps against the refusal of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitErrorKind {
+    /// The group has another generation by now or is agreeing on one: the same commit is accepted after that.
+    Rebalancing,
+    /// The coordinator is away or busy: the same commit is accepted once it is back.
+    Unavailable,
+    /// The client is not a member of the group any more: its partitions are gone (G5).
+    NotMember,
+    /// A change of rights or configuration.
+    Rejected,
 }
 
 /// What happened to the source since it was last asked.
@@ -205,7 +227,7 @@ pub enum SourceEvent {
         /// Answers by partition.
         results: Vec<CommitResult>,
         /// Why the request as a whole failed.
-        error: Option<String>,
+        error: Option<CommitError>,
     },
     /// The client was refused the offset to read: it is not there any more, or not yet, or something was wrong with the
     /// client's own (G12). Nothing of the partition comes until [`Source::start`] is called for it again.
@@ -311,12 +333,6 @@ pub trait Source {
     /// When it could not be sent.
     fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError>;
 
-    /// Sends a commit and waits for the answer: the last one before a release.
-    ///
-    /// # Errors
-    /// When there was no answer in time.
-    fn commit_now(&mut self, entries: &[CommitEntry]) -> Result<Vec<CommitResult>, SourceError>;
-
     /// How far partitions were read in their present assignments, control records and aborted data included: one past
     /// the last of them that [`Self::poll`] has passed. Appends only what is certain, which is never beyond a record that
     /// `poll` has still to give. Does not ask the broker.
@@ -334,6 +350,7 @@ pub trait Source {
     /// The handle that ends a wait.
     fn waker(&self) -> Arc<dyn Wake>;
 
-    /// Leaves the group. Everything assigned was released before, or is lost.
-    fn close(&mut self, deadline: Duration);
+    /// Leaves the group, by `deadline` at the latest. A join that is under way is finished first, else the group would
+    /// wait for this member until its session ends. Everything assigned was released before, or is lost.
+    fn close(&mut self, deadline: Instant);
 }

@@ -88,6 +88,35 @@ pub(super) fn describe(code: i32) -> String {
         .into_owned()
 }
 
+/// Has a client's mock cluster keep the requests that it gets.
+pub(super) fn keep_requests<C: ClientContext>(client: &Client<C>) {
+    // SAFETY: the client is alive and owns the cluster, if it has one.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
+        if !cluster.is_null() {
+            sys::rd_kafka_mock_start_request_tracking(cluster);
+        }
+    }
+}
+
+/// How many requests of a kind a client's mock cluster has got since it keeps them.
+pub(super) fn kept_requests<C: ClientContext>(client: &Client<C>, api_key: i16) -> usize {
+    // SAFETY: the client is alive and owns the cluster, if it has one; the array holds `count` requests and is ours.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
+        if cluster.is_null() {
+            return 0;
+        }
+        let mut count = 0;
+        let requests = sys::rd_kafka_mock_get_requests(cluster, &mut count);
+        let found = (0..count)
+            .filter(|&at| sys::rd_kafka_mock_request_api_key(*requests.add(at)) == api_key)
+            .count();
+        sys::rd_kafka_mock_request_destroy_array(requests, count);
+        found
+    }
+}
+
 /// Lets the groups of a client's mock cluster form without their usual delay of 3 s.
 pub(super) fn form_groups_at_once<C: ClientContext>(client: &Client<C>) {
     // SAFETY: the client is alive and owns the cluster, if it has one.
@@ -253,6 +282,24 @@ impl<C: ConsumerContext> Connection<C> {
     pub(super) fn events_waiting(&self) -> usize {
         // SAFETY: the queue is alive.
         unsafe { sys::rd_kafka_queue_length(self.events.as_ptr()) }
+    }
+
+    /// The id that the group's coordinator has given this client, empty while it is no member, and its generation (member
+    /// epoch), not above zero before the first join has succeeded. Asks librdkafka's main thread.
+    pub(super) fn membership(&self) -> (String, i32) {
+        // SAFETY: the client is alive; the metadata is ours, its id a C string that is copied before it is destroyed.
+        unsafe {
+            let metadata =
+                sys::rd_kafka_consumer_group_metadata(self.consumer.client().native_ptr());
+            if metadata.is_null() {
+                return (String::new(), 0);
+            }
+            let id = sys::rd_kafka_consumer_group_metadata_member_id(metadata);
+            let id = CStr::from_ptr(id).to_string_lossy().into_owned();
+            let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+            sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+            (id, generation)
+        }
     }
 
     /// Sends the records of a partition to the application queue. Rule 1: to be called before every assign, since a

@@ -11,6 +11,8 @@
 //! lie between event and answer; heartbeats go on. It wants one call for the whole list: the first
 //! `incremental_unassign` lets the member rejoin.
 
+use std::collections::HashSet;
+
 use super::{StartAt, TopicPartition};
 
 /// A partition, and where librdkafka is to begin reading it.
@@ -37,6 +39,8 @@ pub(super) struct Rebalance {
     owed: Owed,
     /// Partitions of ours that were left out of the answer: nobody knows yet where they begin.
     deferred: Vec<TopicPartition>,
+    /// What the group has given us and not taken back, answered or not.
+    owned: HashSet<TopicPartition>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,7 @@ enum Owed {
 impl Rebalance {
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         self.deferred.retain(|at| !partitions.contains(at));
+        self.owned.extend(partitions.iter().cloned());
         self.owed = Owed::Assign {
             partitions,
             started: Vec::new(),
@@ -63,6 +68,9 @@ impl Rebalance {
     }
 
     pub(super) fn revoked(&mut self, mut partitions: Vec<TopicPartition>) {
+        for at in &partitions {
+            self.owned.remove(at);
+        }
         // librdkafka was never told of these, and refuses to unassign them.
         partitions.retain(|at| !self.deferred.contains(at));
         self.owed = Owed::Unassign {
@@ -74,6 +82,11 @@ impl Rebalance {
     /// Whether librdkafka waits for a call.
     pub(super) fn is_owed(&self) -> bool {
         !matches!(self.owed, Owed::Nothing)
+    }
+
+    /// Whether the group has given us any partition that it has not asked back.
+    pub(super) fn owns_any(&self) -> bool {
+        !self.owned.is_empty()
     }
 
     /// Whether the pending assignment has this partition.
@@ -215,6 +228,18 @@ mod tests {
         rebalance.release(&at(0));
         let all = vec![at(1), at(0)];
         assert_eq!(rebalance.answer(), Some(Answer::Unassign(all)));
+    }
+
+    #[test]
+    fn a_partition_is_owned_until_the_group_asks_for_it() {
+        let mut rebalance = Rebalance::default();
+        rebalance.assigned(Vec::new());
+        assert!(!rebalance.owns_any());
+        rebalance.assigned(vec![at(0), at(1)]);
+        rebalance.revoked(vec![at(1)]);
+        assert!(rebalance.owns_any());
+        rebalance.revoked(vec![at(0)]);
+        assert!(!rebalance.owns_any(), "whether released or not");
     }
 
     #[test]

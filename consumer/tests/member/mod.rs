@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluicegate::source::{
-    ClientSettings, CommitEntry, CommitResult, Found, KafkaSource, Slot, Source, SourceEvent,
-    StartAt, StartPartition, TopicPartition,
+    ClientSettings, CommitEntry, CommitError, CommitResult, Found, KafkaSource, Slot, Source,
+    SourceEvent, StartAt, StartPartition, TopicPartition,
 };
 use sluicegate_config::service::ClientValue;
 
@@ -81,7 +81,7 @@ pub(crate) struct Member {
     pub(crate) lost: Vec<(Option<i64>, Option<i64>)>,
     pub(crate) error_reasons: Vec<String>,
     pub(crate) bounds: Vec<(TopicPartition, Result<Range<i64>, String>)>,
-    pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<String>)>,
+    pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<CommitError>)>,
     owned: BTreeMap<Slot, Owned>,
     next_slot: u32,
     waiting: Vec<(Instant, SourceEvent)>,
@@ -301,12 +301,40 @@ impl Member {
             .collect();
         // The mock refuses commits while its group rebalances (a real broker takes them): then the next owner starts
         // earlier, which is no loss.
-        self.source.commit_now(&entries).expect("an answer");
+        self.commit(&entries);
         self.source
             .release(partitions)
             .expect("the client accepts it");
         self.owned
             .retain(|_, owned| !partitions.contains(&at(owned.partition)));
+    }
+
+    /// Commits and waits for the answer; other events that come meanwhile are handled later.
+    pub(crate) fn commit(
+        &mut self,
+        entries: &[CommitEntry],
+    ) -> (Vec<CommitResult>, Option<CommitError>) {
+        if entries.is_empty() {
+            return (Vec::new(), None);
+        }
+        self.source.commit(entries).expect("it is sent");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < deadline, "a commit is not answered");
+            self.source.wait(Duration::from_millis(20));
+            let mut events = Vec::new();
+            self.source.events(&mut events);
+            let mut answer = None;
+            for event in events {
+                match event {
+                    SourceEvent::Committed { results, error } => answer = Some((results, error)),
+                    other => self.waiting.push((Instant::now(), other)),
+                }
+            }
+            if let Some(answer) = answer {
+                return answer;
+            }
+        }
     }
 
     /// Moves a running partition.
@@ -339,7 +367,7 @@ impl Member {
         let owned: Vec<_> = self.owned().into_iter().map(at).collect();
         self.revoked(&owned, false);
         let started = Instant::now();
-        self.source.close(Duration::from_secs(10));
+        self.source.close(started + Duration::from_secs(10));
         assert!(
             started.elapsed() < Duration::from_secs(8),
             "the close hangs"

@@ -12,6 +12,7 @@
 
 mod client;
 mod closing;
+mod group;
 mod held;
 mod met;
 mod model;

@@ -39,5 +39,9 @@ met! {
     recreated: "topics created again that had a commit",
     resets: "offsets that an operator set back, beside the metadata of another one",
     inherited: "assignments that began with finished records of an earlier owner",
+    inherited_again: "assignments that began with finished records of an owner that had begun with some too",
+    last_refused: "last commits of partitions to be given back that were refused by a rebalancing group",
+    accepted_later: "partitions given back whose last commit was accepted after such refusals",
+    lost_meanwhile: "partitions lost while they waited for their last commit",
     tokens_first: "assignments whose token had to be committed before a record ran",
 }

@@ -551,6 +551,39 @@ impl Model {
         Ok(())
     }
 
+    /// A record of an assignment that some handler has finished (`whole`: all that want it) and that the next owner would run
+    /// again, if there is one.
+    pub fn uncommitted(&self, slot: Slot, whole: bool) -> Option<i64> {
+        let mut ours = self.owned.values();
+        let owned = ours.find(|owned| owned.slot == slot && !owned.released)?;
+        let commit = self
+            .committed
+            .get(&owned.at)
+            .map(|committed| &committed.commit);
+        let committed = commit.map_or(0, |commit| commit.offset);
+        let place = Place {
+            group: "g",
+            at: &owned.at,
+            offset: committed,
+        };
+        let note = commit.and_then(|commit| CommitNote::decode(&commit.metadata, place).note);
+        let finished = note.map(|note| note.finished).unwrap_or_default();
+        let covered = |offset: i64| {
+            offset < committed || finished.iter().any(|range| range.contains(&offset))
+        };
+        let is_settled = |share: &Share| share.stage == Stage::Settled;
+        let ran = |share: &Share| is_settled(share) && !share.skipped;
+        let mut records = owned.records.iter();
+        let left = records.find(|(offset, held)| {
+            let finished = match whole {
+                true => held.shares.values().any(ran) && held.shares.values().all(is_settled),
+                false => held.shares.values().any(ran),
+            };
+            finished && !covered(**offset)
+        });
+        left.map(|(offset, _)| *offset)
+    }
+
     /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.
     pub fn release(&mut self, slot: Slot, clean: bool) {
         let Some(owned) = self

@@ -53,12 +53,17 @@ impl World {
             self.assign_some()?;
         }
         if self.random.chance(self.trouble.rebalance * 4) {
-            let epochs = self.some_epochs();
-            if self.random.chance(30) {
+            let lost = self.random.chance(30);
+            let epochs = self.some_epochs(lost);
+            if lost {
                 self.lose(&epochs);
             } else {
                 self.revoke(&epochs);
             }
+        }
+        let begins = self.random.chance(self.trouble.rebalance * 4);
+        if begins || (self.group.rebalancing && self.random.chance(30)) {
+            self.rebalance();
         }
         if self.random.chance(self.trouble.swap * 4) {
             self.swap();
@@ -109,13 +114,13 @@ impl World {
         Ok(())
     }
 
-    /// Some of the partitions that are ours and not being given back.
-    fn some_epochs(&mut self) -> Vec<u32> {
+    /// Some of the partitions that are ours, those that are being given back only if `draining`.
+    fn some_epochs(&mut self, draining: bool) -> Vec<u32> {
         let mut epochs: Vec<u32> = self
             .model
             .owned
             .iter()
-            .filter(|(_, owned)| !owned.released && !owned.draining)
+            .filter(|(_, owned)| !owned.released && (draining || !owned.draining))
             .map(|(&epoch, _)| epoch)
             .collect();
         epochs.sort_unstable();
@@ -209,6 +214,10 @@ impl World {
         }
         for _ in 0..MOST_ROUNDS {
             self.round()?;
+            // What stuck calls hold may be all that may be held.
+            if !self.flow.can_read() {
+                self.return_stuck();
+            }
             if self.is_done() && !self.return_stuck() {
                 return self.check_end();
             }
@@ -223,6 +232,7 @@ impl World {
             }
         }
         self.return_hung();
+        self.settle_group();
         self.answer_commit();
         self.pass(100);
         for _ in 0..8 {

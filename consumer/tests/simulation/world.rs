@@ -9,12 +9,13 @@ use sluicegate::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
 use sluicegate::emit::{Ticket, Way};
 use sluicegate::flow::Flow;
 use sluicegate::routing::RoutingIndex;
-use sluicegate::source::starts::{Commit, Evidence, decide};
-use sluicegate::source::{CommitEntry, CommitResult, Slot, StartAt};
+use sluicegate::source::StartAt;
+use sluicegate::source::starts::{Evidence, decide};
 use sluicegate_abi::RawOutcome;
 
 use super::closing::Closing;
-use super::model::{Check, Committed, Model};
+use super::group::{CommitUnderWay, Group, Revoke};
+use super::model::{Check, Model};
 use super::pools::{SimPool, SimProducer};
 use super::random::Random;
 use super::script::{Script, SimHandler, Trouble, any_handler, recreated};
@@ -59,18 +60,6 @@ pub struct Message {
     pub share: Option<ShareKey>,
 }
 
-/// A commit under way: what was sent and what the broker will say.
-pub struct CommitUnderWay {
-    pub results: Vec<CommitResult>,
-    pub error: Option<String>,
-}
-
-/// Partitions that are being given back.
-pub struct Revoke {
-    pub slots: Vec<Slot>,
-    pub deadline_ms: u64,
-}
-
 /// Everything.
 pub struct World {
     pub random: Random,
@@ -92,6 +81,7 @@ pub struct World {
     pub messages: VecDeque<Message>,
     pub commit: Option<CommitUnderWay>,
     pub revokes: Vec<Revoke>,
+    pub group: Group,
     pub now_ms: u64,
     pub revision: u64,
     pub next_handler: u32,
@@ -139,6 +129,7 @@ impl World {
             messages: VecDeque::new(),
             commit: None,
             revokes: Vec::new(),
+            group: Group::default(),
             now_ms: 0,
             generation: 0,
             rejoins: false,
@@ -263,6 +254,7 @@ impl World {
         self.messages.clear();
         self.commit = None;
         self.revokes.clear();
+        self.group.rebalancing = false;
         self.pools.clear();
         self.closing.crash();
         for handler in &mut self.handlers {
@@ -346,6 +338,8 @@ impl World {
             leader_epoch: decision.leader_epoch,
             inherited: note,
         };
+        self.group
+            .assigned(log, !new.inherited.finished.is_empty(), &mut self.model.met);
         self.model.check_assign(&new, log, &self.script.logs)?;
         // The account tells the assignments of a process apart by their tokens: further rebalances pass until it is free.
         while self.model.owned.contains_key(&epoch) {
@@ -374,112 +368,11 @@ impl World {
         self.tell_positions_of(&slots);
         self.model.tell(|| format!("drain {epochs:?}"));
         self.flow.start_drain(&slots, deadline_ms);
-        self.revokes.push(Revoke { slots, deadline_ms });
-    }
-
-    /// Partitions are gone without notice.
-    pub fn lose(&mut self, epochs: &[u32]) {
-        self.rejoins = false;
-        let slots: Vec<Slot> = epochs
-            .iter()
-            .filter_map(|epoch| self.model.owned.get(epoch))
-            .map(|owned| owned.slot)
-            .collect();
-        self.revokes
-            .iter_mut()
-            .for_each(|revoke| revoke.slots.retain(|slot| !slots.contains(slot)));
-        self.flow.release(&slots);
-        slots
-            .iter()
-            .for_each(|&slot| self.model.release(slot, false));
-    }
-
-    /// Gives back the partitions that are drained, after their last commit.
-    pub fn finish_revokes(&mut self) -> Check {
-        for revoke in std::mem::take(&mut self.revokes) {
-            if !self.flow.is_drained(&revoke.slots) {
-                self.revokes.push(revoke);
-                continue;
-            }
-            let mut clean = self.now_ms < revoke.deadline_ms;
-            let mut entries = self.flow.last_commits(&revoke.slots);
-            entries.sort_by(|a, b| a.at.cmp(&b.at));
-            for entry in entries {
-                self.model.check_commit(&entry, &self.script.logs)?;
-                if self.random.chance(self.trouble.commit_fails) {
-                    clean = false;
-                } else {
-                    self.accept(&entry);
-                }
-            }
-            self.flow.release(&revoke.slots);
-            for slot in revoke.slots {
-                self.model.release(slot, clean);
-            }
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self, entry: &CommitEntry) {
-        let Some(owned) = self.model.current(&entry.at) else {
-            return;
-        };
-        let committed = Committed {
-            commit: Commit {
-                offset: entry.offset,
-                leader_epoch: entry.leader_epoch,
-                metadata: entry.metadata.clone(),
-            },
-            topic_id: self.script.logs[owned.log].topic_id,
-        };
-        self.model.committed.insert(entry.at.clone(), committed);
-    }
-
-    /// Sends what the flow wants to commit; the broker decides at once and answers later.
-    pub fn send_commit(&mut self) -> Check {
-        let mut entries = self.flow.commits_due();
-        entries.sort_by(|a, b| a.at.cmp(&b.at));
-        if entries.is_empty() {
-            return Ok(());
-        }
-        if self.commit.is_some() {
-            return Err("a second commit while one is in flight".into());
-        }
-        for entry in &entries {
-            self.model.check_commit(entry, &self.script.logs)?;
-        }
-        let fails = self.trouble.commit_fails;
-        if self.random.chance(fails / 4) {
-            self.flow.commit_not_sent();
-            return Ok(());
-        }
-        let answer_lost = self.random.chance(fails / 2);
-        let arrives = !answer_lost || self.random.chance(50);
-        let mut results = Vec::new();
-        for entry in entries {
-            let refused = self.random.chance(fails);
-            if arrives && !refused {
-                self.accept(&entry);
-            }
-            results.push(CommitResult {
-                at: entry.at,
-                offset: entry.offset,
-                error: refused.then(|| "refused".to_owned()),
-            });
-        }
-        self.commit = Some(CommitUnderWay {
-            results: if answer_lost { Vec::new() } else { results },
-            error: answer_lost.then(|| "timed out".to_owned()),
+        self.revokes.push(Revoke {
+            slots,
+            deadline_ms,
+            refused: false,
         });
-        Ok(())
-    }
-
-    /// The broker's answer arrives.
-    pub fn answer_commit(&mut self) {
-        if let Some(commit) = self.commit.take() {
-            self.flow
-                .committed(&commit.results, commit.error.as_deref());
-        }
     }
 
     /// Time passes.

@@ -69,7 +69,7 @@ fn a_record_under_a_call_outlives_a_pump_that_stops_at_its_deadline() {
     ends(|mut flow, slot| {
         flow.start_drain(&[slot], 1_000);
         flow.tick(1_000);
-        flow.last_commits(&[slot]);
+        flow.commits_due();
         flow.release(&[slot]);
     });
 }

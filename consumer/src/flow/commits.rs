@@ -1,0 +1,316 @@
+//! The flow's one stream of commits: when one is due, what its answer means, and whether partitions that are given back
+//! have had their last one.
+//!
+//! ```text
+//!   due ── commits_due ──► in flight ── accepted ──► recorded
+//!    ▲                        │
+//!    └────── back-off ◄── refused
+//! ```
+//!
+//! One commit is in flight at a time, so an older one can never overtake a newer one. The last commit of a partition is
+//! an ordinary one that does not wait for the interval. A group that rebalances refuses commits until its members have
+//! agreed on a new generation; the same offsets are then accepted from it, as long as the partition is ours (G3, G5).
+
+use std::collections::BTreeMap;
+
+use super::Flow;
+use crate::assignment::AssignmentState;
+use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Slot};
+
+/// Wait after the first refusal; it doubles with each further one.
+const FIRST_RETRY_MS: u64 = 50;
+/// Longest wait while nothing but a commit holds partitions that are to be given back.
+const HAND_OVER_RETRY_MS: u64 = 250;
+/// Longest wait otherwise.
+const RETRY_MS: u64 = 5_000;
+/// Time beyond the drain's deadline in which a last commit may still be accepted.
+pub const LAST_COMMIT_MS: u64 = 2_000;
+/// Refusals of a rebalancing group that last longer than this are worth a warning.
+const PERSISTS_MS: u64 = 30_000;
+
+/// Commits by result, counted per partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommitCounts {
+    /// Accepted.
+    pub ok: u64,
+    /// Refused for one partition.
+    pub refused: u64,
+    /// Failed as a whole.
+    pub failed: u64,
+}
+
+/// How far giving partitions back has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOver {
+    /// Something of them is under way.
+    Draining,
+    /// Everything that will be done is done; the group has not accepted the last commit yet.
+    Committing,
+    /// They can be given back.
+    Ready {
+        /// Partitions whose last commit was not accepted: their next owner repeats what it would have covered.
+        uncommitted: usize,
+    },
+}
+
+/// State of the stream of commits.
+#[derive(Default)]
+pub(super) struct Commits {
+    /// What the commit in flight says of the partitions that are still ours.
+    in_flight: Option<Vec<(Slot, CommitEntry)>>,
+    /// When the last one was sent.
+    sent_ms: u64,
+    /// Refusals since the last commit that was accepted whole, or since the group settled.
+    refusals: u32,
+    /// When the last refusal came.
+    refused_ms: u64,
+    /// Uniform in 0..1, drawn at the last refusal: members that are refused together do not try again together.
+    jitter: f64,
+    /// Why a partition's newest commit was refused, and its offset.
+    refused: BTreeMap<Slot, (CommitErrorKind, i64)>,
+    trouble: Option<Trouble>,
+    pub(super) counts: CommitCounts,
+}
+
+/// Refusals without an acceptance between them, for the log.
+struct Trouble {
+    since_ms: u64,
+    commits: u64,
+    warned: Option<CommitErrorKind>,
+}
+
+impl Commits {
+    /// When another commit may be sent, after refusals.
+    fn retry_ms(&self, longest_ms: u64) -> u64 {
+        if self.refusals == 0 {
+            return 0;
+        }
+        let doubled = FIRST_RETRY_MS << (self.refusals - 1).min(16);
+        let wait = doubled.min(longest_ms) as f64 * (1.0 - 0.5 * self.jitter);
+        self.refused_ms + wait as u64
+    }
+
+    /// Partitions are to be given back: whatever was refused before, their last commit is tried.
+    pub(super) fn start_drain(&mut self, slots: &[Slot]) {
+        self.refused.retain(|slot, _| !slots.contains(slot));
+    }
+
+    /// Forgets what was said of partitions that are not ours any more.
+    pub(super) fn release(&mut self, slots: &[Slot]) {
+        if let Some(sent) = &mut self.in_flight {
+            sent.retain(|(slot, _)| !slots.contains(slot));
+        }
+        self.refused.retain(|slot, _| !slots.contains(slot));
+    }
+}
+
+impl Flow {
+    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`].
+    pub fn commits_due(&mut self) -> Vec<CommitEntry> {
+        if self.commits.in_flight.is_some() || !(self.hand_over_due() || self.commit_due()) {
+            return Vec::new();
+        }
+        self.commits.sent_ms = self.now_ms;
+        let entries = self.commit_entries();
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        let sent = entries.iter().map(|(_, entry)| entry.clone()).collect();
+        self.commits.in_flight = Some(entries);
+        sent
+    }
+
+    /// Whether the interval is over or the uncommitted records of a partition press.
+    fn commit_due(&self) -> bool {
+        if self.now_ms < self.commits.retry_ms(RETRY_MS) {
+            return false;
+        }
+        let since = self.now_ms.saturating_sub(self.commits.sent_ms);
+        let half = self.settings.max_uncommitted / 2;
+        since >= self.settings.commit_interval_ms
+            || self.current.values().any(|slot| {
+                let assignment = &self.assignments[slot.0 as usize];
+                // The token of a new owner, and where it begins, are committed at once.
+                !assignment.token_kept
+                    || (assignment.uncommitted() >= half
+                        && assignment.ledger.frontier() > assignment.committed)
+            })
+    }
+
+    /// Whether partitions wait for nothing but their last commit.
+    fn hand_over_due(&self) -> bool {
+        self.now_ms >= self.commits.retry_ms(HAND_OVER_RETRY_MS)
+            && self.draining().any(|slot| self.waits_for_commit(slot))
+    }
+
+    fn draining(&self) -> impl Iterator<Item = Slot> {
+        self.current.values().copied().filter(|slot| {
+            let state = self.assignments[slot.0 as usize].state;
+            matches!(state, AssignmentState::Draining { .. })
+        })
+    }
+
+    /// Whether a partition's drain is over and its last commit may still be accepted.
+    fn waits_for_commit(&self, slot: Slot) -> bool {
+        let AssignmentState::Draining { deadline_ms } = self.assignments[slot.0 as usize].state
+        else {
+            return false;
+        };
+        self.now_ms < deadline_ms.saturating_add(LAST_COMMIT_MS)
+            && self.is_drained(&[slot])
+            && self
+                .commit_entry(slot)
+                .is_some_and(|entry| !self.is_hopeless(slot, &entry))
+    }
+
+    /// Whether sending the commit once more cannot help.
+    fn is_hopeless(&self, slot: Slot, entry: &CommitEntry) -> bool {
+        match self.commits.refused.get(&slot) {
+            Some((CommitErrorKind::NotMember, _)) => true,
+            Some((CommitErrorKind::Rejected, offset)) => *offset == entry.offset,
+            Some((CommitErrorKind::Rebalancing | CommitErrorKind::Unavailable, _)) | None => false,
+        }
+    }
+
+    /// How far giving back these partitions has come. They were all given to [`Flow::start_drain`].
+    pub fn hand_over(&self, slots: &[Slot]) -> HandOver {
+        if !self.is_drained(slots) {
+            return HandOver::Draining;
+        }
+        if slots.iter().any(|&slot| self.waits_for_commit(slot)) {
+            return HandOver::Committing;
+        }
+        let ours = slots
+            .iter()
+            .filter(|&&slot| self.assignments[slot.0 as usize].state != AssignmentState::Released);
+        HandOver::Ready {
+            uncommitted: ours
+                .filter(|&&slot| self.commit_entry(slot).is_some())
+                .count(),
+        }
+    }
+
+    /// Whether partitions wait for their last commit, and when it may be tried again.
+    pub(super) fn last_commit_due(&self) -> Option<u64> {
+        let waits = self.commits.refusals > 0 && self.draining().next().is_some();
+        waits.then(|| self.commits.retry_ms(HAND_OVER_RETRY_MS))
+    }
+
+    fn commit_entries(&self) -> Vec<(Slot, CommitEntry)> {
+        let ours = self.current.values();
+        ours.filter_map(|&slot| Some((slot, self.commit_entry(slot)?)))
+            .collect()
+    }
+
+    /// The answer to the commit in flight. A refusal leaves the earlier commit standing; the next one tries again.
+    pub fn committed(&mut self, results: &[CommitResult], error: Option<&CommitError>) {
+        let Some(sent) = self.commits.in_flight.take() else {
+            return;
+        };
+        let mut refusals: Vec<(Slot, i64, &CommitError)> = Vec::new();
+        if let Some(error) = error {
+            self.commits.counts.failed += sent.len() as u64;
+            refusals.extend(
+                sent.iter()
+                    .map(|(slot, entry)| (*slot, entry.offset, error)),
+            );
+        }
+        for result in results {
+            let Some((slot, entry)) = sent.iter().find(|(_, entry)| entry.at == result.at) else {
+                continue;
+            };
+            match &result.error {
+                None => self.accepted(*slot, entry),
+                Some(error) => {
+                    self.commits.counts.refused += 1;
+                    refusals.push((*slot, entry.offset, error));
+                }
+            }
+        }
+        self.note_refusals(&refusals);
+        self.admit_overflow();
+    }
+
+    fn accepted(&mut self, slot: Slot, entry: &CommitEntry) {
+        self.commits.counts.ok += 1;
+        self.commits.refused.remove(&slot);
+        let assignment = &mut self.assignments[slot.0 as usize];
+        if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
+            assignment.committed = entry.offset;
+            assignment.committed_metadata.clone_from(&entry.metadata);
+            assignment.token_kept = true;
+            assignment.leader_epochs.forget_before(entry.offset - 1);
+        }
+    }
+
+    /// The commit could not be sent.
+    pub fn commit_not_sent(&mut self, error: &CommitError) {
+        self.committed(&[], Some(error));
+    }
+
+    /// Whether a commit is in flight.
+    pub fn is_committing(&self) -> bool {
+        self.commits.in_flight.is_some()
+    }
+
+    /// The group has settled on who owns what: what it refused until now is sent again at once.
+    pub fn group_settled(&mut self) {
+        self.commits.refusals = 0;
+    }
+
+    fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)]) {
+        let Some(&(slot, _, first)) = refusals.first() else {
+            self.commits.refusals = 0;
+            if let Some(trouble) = self.commits.trouble.take()
+                && trouble.warned.is_some()
+            {
+                tracing::info!(
+                    refused = trouble.commits,
+                    seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000,
+                    "commits are accepted again"
+                );
+            }
+            return;
+        };
+        self.commits.refusals = self.commits.refusals.saturating_add(1);
+        self.commits.refused_ms = self.now_ms;
+        self.commits.jitter = self.random();
+        let refused = refusals
+            .iter()
+            .map(|(slot, offset, error)| (*slot, (error.kind, *offset)));
+        self.commits.refused.extend(refused);
+        self.log_refusals(slot, first, refusals.len());
+    }
+
+    /// One line for a commit however many partitions it names, and a warning once for each kind of refusal that lasts.
+    fn log_refusals(&mut self, slot: Slot, first: &CommitError, partitions: usize) {
+        let now_ms = self.now_ms;
+        let at = &self.assignments[slot.0 as usize].at;
+        let trouble = self.commits.trouble.get_or_insert(Trouble {
+            since_ms: now_ms,
+            commits: 0,
+            warned: None,
+        });
+        trouble.commits += 1;
+        let since_ms = now_ms.saturating_sub(trouble.since_ms);
+        let benign = first.kind == CommitErrorKind::Rebalancing && since_ms < PERSISTS_MS;
+        if benign || trouble.warned == Some(first.kind) {
+            tracing::debug!(
+                partitions,
+                first = %at,
+                error = first.reason,
+                "commit refused; it is sent again"
+            );
+            return;
+        }
+        trouble.warned = Some(first.kind);
+        tracing::warn!(
+            partitions,
+            first = %at,
+            error = first.reason,
+            refused = trouble.commits,
+            seconds = since_ms / 1_000,
+            "commit refused; it is sent again until it is accepted, further refusals are logged at debug level"
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! Commits that are refused: the last one of a partition, and those while it is ours.
+
+use super::*;
+use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
+use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult};
+
+const DEADLINE_MS: u64 = 20_000;
+
+fn refusal(kind: CommitErrorKind) -> CommitError {
+    CommitError {
+        kind,
+        reason: format!("{kind:?}"),
+    }
+}
+
+impl Bench {
+    /// Drains what the partition has; ten records are finished.
+    fn drained() -> Self {
+        let mut bench = Self::new(1);
+        bench.deliver(0..10, |_| None);
+        bench.finish(0, |_| ACK);
+        bench.flow.start_drain(&[bench.slot], DEADLINE_MS);
+        bench
+    }
+
+    fn answer(&mut self, entries: &[CommitEntry], error: Option<CommitErrorKind>) {
+        let results: Vec<CommitResult> = entries
+            .iter()
+            .map(|entry| CommitResult {
+                at: entry.at.clone(),
+                offset: entry.offset,
+                error: error.map(refusal),
+            })
+            .collect();
+        self.flow.committed(&results, None);
+    }
+
+    fn hand_over(&self) -> HandOver {
+        self.flow.hand_over(&[self.slot])
+    }
+
+    /// Lets time pass until a commit is due; `None` when none is for a minute.
+    fn next_commit(&mut self, now_ms: &mut u64) -> Option<Vec<CommitEntry>> {
+        for _ in 0..60_000 {
+            self.flow.tick(*now_ms);
+            let entries = self.flow.commits_due();
+            if !entries.is_empty() {
+                return Some(entries);
+            }
+            *now_ms += 1;
+        }
+        None
+    }
+}
+
+#[test]
+fn a_last_commit_that_a_rebalancing_group_refuses_is_sent_until_it_is_accepted() {
+    let mut bench = Bench::drained();
+    let mut now_ms = 0;
+    let mut sent_ms = Vec::new();
+    for _ in 0..10 {
+        let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+        assert_eq!(entries[0].offset, 10);
+        assert_eq!(bench.hand_over(), HandOver::Committing);
+        assert!(bench.flow.commits_due().is_empty(), "one is in flight");
+        sent_ms.push(now_ms);
+        bench.answer(&entries, Some(CommitErrorKind::Rebalancing));
+        assert_eq!(bench.hand_over(), HandOver::Committing);
+    }
+    let waits: Vec<u64> = sent_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        waits[0] >= 25 && waits.iter().all(|wait| *wait <= 250),
+        "{waits:?}"
+    );
+    let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+    bench.answer(&entries, None);
+    assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
+}
+
+#[test]
+fn the_commit_in_flight_is_awaited_before_the_last_one() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |_| None);
+    bench.finish(0, |offset| {
+        if offset < 5 {
+            ACK
+        } else {
+            outcome_code::NOT_RUN
+        }
+    });
+    bench.flow.tick(1_000);
+    let first = bench.flow.commits_due();
+    assert_eq!(first[0].offset, 5);
+    bench.finish(0, |_| ACK);
+    bench.flow.start_drain(&[bench.slot], DEADLINE_MS);
+    assert!(bench.flow.commits_due().is_empty());
+    assert_eq!(bench.hand_over(), HandOver::Committing);
+    bench.answer(&first, None);
+    let last = bench.flow.commits_due();
+    assert_eq!(last[0].offset, 10);
+    bench.answer(&last, None);
+    assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
+}
+
+#[test]
+fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
+    for kind in [CommitErrorKind::NotMember, CommitErrorKind::Rejected] {
+        let mut bench = Bench::drained();
+        let entries = bench.flow.commits_due();
+        bench.answer(&entries, Some(kind));
+        assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 1 });
+    }
+    let mut bench = Bench::drained();
+    let entries = bench.flow.commits_due();
+    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_MS - 1);
+    assert_eq!(bench.hand_over(), HandOver::Committing);
+    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_MS);
+    assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 1 });
+    bench.answer(&entries, None);
+    assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
+}
+
+#[test]
+fn nothing_is_sent_for_a_partition_that_was_lost_while_its_last_commit_was_refused() {
+    let mut bench = Bench::drained();
+    let entries = bench.flow.commits_due();
+    bench.answer(&entries, Some(CommitErrorKind::Rebalancing));
+    bench.flow.release(&[bench.slot]);
+    assert_eq!(bench.next_commit(&mut 1), None);
+}
+
+#[test]
+fn a_second_revoke_does_not_put_the_deadline_off() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |_| None);
+    bench.flow.start_drain(&[bench.slot], 1_000);
+    bench.flow.start_drain(&[bench.slot], 9_000);
+    bench.flow.tick(1_000);
+    assert!(bench.flow.is_drained(&[bench.slot]));
+}
+
+#[test]
+fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_settled() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..100, |_| None);
+    bench.finish(0, |_| ACK);
+    let mut now_ms = 0;
+    let mut sent_ms = Vec::new();
+    for _ in 0..12 {
+        let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+        sent_ms.push(now_ms);
+        bench.answer(&entries, Some(CommitErrorKind::Rejected));
+    }
+    let waits: Vec<u64> = sent_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(waits[0] < waits[3] && waits[3] < waits[8], "{waits:?}");
+    assert!(
+        waits[8..].iter().all(|wait| (2_500..=5_000).contains(wait)),
+        "{waits:?}"
+    );
+    assert!(bench.flow.commits_due().is_empty());
+    bench.flow.group_settled();
+    assert_eq!(bench.flow.commits_due().len(), 1);
+}

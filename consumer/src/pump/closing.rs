@@ -1,0 +1,142 @@
+//! Giving partitions back: those of a revoke, and at a stop all of them.
+//!
+//! ```text
+//!   revoke ─► drain ─► last commit ─► release: the group hears of it
+//!   stop ───► drain ─► last commit ─► close: a join that is under way is finished, and the group is left
+//! ```
+//!
+//! A last commit that the group refuses is sent again while the partitions are ours, until shortly after the drain's
+//! deadline: a group that rebalances accepts it as soon as it has agreed on a generation. The pump goes on with
+//! everything else meanwhile, since the client needs its events served to get there (G3, G5).
+
+use std::time::{Duration, Instant};
+
+use super::Pump;
+use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
+use crate::source::{CommitError, CommitErrorKind, Slot, SourceError, TopicPartition};
+
+/// Time beyond the drain that a stop may take for its last commit and for leaving the group.
+pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
+
+const _: () = assert!(
+    LAST_COMMIT_MS < LEAVE_GRACE.as_millis() as u64,
+    "a last commit leaves no time to leave the group"
+);
+
+/// Partitions that are about to be given back.
+pub(super) struct Revoke {
+    partitions: Vec<TopicPartition>,
+    slots: Vec<Slot>,
+}
+
+impl Pump {
+    /// The group takes partitions away, or has taken them already (`lost`).
+    pub(super) fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
+        self.starting.forget(&partitions);
+        let slots: Vec<Slot> = partitions
+            .iter()
+            .filter_map(|at| self.flow.slot(at))
+            .collect();
+        for at in &partitions {
+            tracing::info!(
+                topic = &*at.topic,
+                partition = at.partition,
+                lost,
+                "partition revoked"
+            );
+        }
+        if lost {
+            self.flow.release(&slots);
+        }
+        if self.stopping.is_some() {
+            // Everything drains already. An answer would make the client join again, and the last commit wait for that.
+            return;
+        }
+        if lost {
+            self.release_source(&partitions);
+            return;
+        }
+        self.start_drain(&slots);
+        self.revokes.push(Revoke { partitions, slots });
+    }
+
+    fn start_drain(&mut self, slots: &[Slot]) {
+        self.learn_positions_of(slots);
+        let deadline_ms = (self.started.elapsed() + self.settings.drain_timeout).as_millis() as u64;
+        self.flow.start_drain(slots, deadline_ms);
+    }
+
+    /// Gives back the partitions of revokes whose last commit is accepted, or cannot be any more.
+    pub(super) fn finish_revokes(&mut self) {
+        for revoke in std::mem::take(&mut self.revokes) {
+            if !self.is_handed_over(&revoke.slots) {
+                self.revokes.push(revoke);
+                continue;
+            }
+            self.flow.release(&revoke.slots);
+            self.release_source(&revoke.partitions);
+        }
+    }
+
+    fn is_handed_over(&self, slots: &[Slot]) -> bool {
+        match self.flow.hand_over(slots) {
+            HandOver::Draining | HandOver::Committing => false,
+            HandOver::Ready { uncommitted: 0 } => true,
+            HandOver::Ready { uncommitted } => {
+                tracing::warn!(
+                    partitions = uncommitted,
+                    "last commit not accepted; the next owner repeats what it would have covered"
+                );
+                true
+            }
+        }
+    }
+
+    fn release_source(&mut self, partitions: &[TopicPartition]) {
+        if let Err(error) = self.source.release(partitions) {
+            tracing::warn!(%error, "giving partitions back was refused");
+        }
+    }
+
+    /// Sends the commit that is due, if one is.
+    pub(super) fn commit(&mut self) {
+        let entries = self.flow.commits_due();
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.source.commit(&entries) {
+            let kind = match error {
+                SourceError::Retryable(_) => CommitErrorKind::Unavailable,
+                SourceError::Terminal(_) => CommitErrorKind::Rejected,
+            };
+            let reason = error.to_string();
+            self.flow.commit_not_sent(&CommitError { kind, reason });
+        }
+    }
+
+    /// Begins to stop: everything assigned is drained, committed and given back.
+    pub(super) fn stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(Instant::now() + self.settings.drain_timeout + LEAVE_GRACE);
+        // Their partitions go with all the others.
+        self.revokes.clear();
+        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        self.start_drain(&slots);
+    }
+
+    /// Ends the pump once everything is drained and committed.
+    pub(super) fn finish_stop(&mut self) {
+        let Some(deadline) = self.stopping else {
+            return;
+        };
+        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        if self.closed || !self.is_handed_over(&slots) {
+            return;
+        }
+        self.flow.release(&slots);
+        self.source.close(deadline);
+        self.closed = true;
+    }
+}

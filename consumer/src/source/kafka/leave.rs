@@ -1,0 +1,130 @@
+//! Leaving the group, in whatever state the client is.
+//!
+//! librdkafka 2.12.1 sends a LeaveGroup only when it has partitions to unassign: not while a join is under way that has
+//! brought none yet, and not from a member whose share is empty (`rd_kafka_cgrp_terminate0`). The group then waits for the
+//! member until its session ends, and every rebalance meanwhile waits as long. An unsubscribe leaves in those cases: it is
+//! put off until the join is over and is done then (`rd_kafka_cgrp_apply_next_subscribe`).
+
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::super::callbacks::{Callbacks, Seen};
+use super::find::Finder;
+use super::{Connection, KafkaSource};
+
+/// How long a client that has asked for its first membership is given to get it. It takes one round trip; a broker that
+/// is away has no member to wait for.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// Time between two looks at the client while it leaves.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What leaving the group depends on.
+pub(super) struct Leaving {
+    /// The client has asked to be a member.
+    pub(super) subscribed: bool,
+    /// The broker assigns (KIP-848): the client makes its own id, and is a member from its first epoch on.
+    assigned_by_broker: bool,
+    /// A static member keeps its partitions while it restarts: it does not leave (KIP-345).
+    is_static: bool,
+}
+
+impl Leaving {
+    pub(super) fn of(config: &ClientConfig) -> Self {
+        Self {
+            subscribed: false,
+            assigned_by_broker: config.get("group.protocol") == Some("consumer"),
+            is_static: config
+                .get("group.instance.id")
+                .is_some_and(|id| !id.is_empty()),
+        }
+    }
+}
+
+impl KafkaSource {
+    /// Leaves the group and ends the client.
+    pub(super) fn leave(&mut self, deadline: Instant) {
+        self.finish_join(deadline);
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        let consumer = connection.consumer();
+        consumer.context().set_closing();
+        let closing = consumer.close_queue();
+        // A rebalance that nobody has answered would hold the close.
+        let seen = consumer.context().take();
+        let unseen = |seen: &Seen| matches!(seen, Seen::Assign(_) | Seen::Revoke { .. });
+        if self.rebalance.is_owed() || seen.iter().any(unseen) {
+            consumer.context().give_up(consumer);
+            self.rebalance.answered();
+        }
+        match closing {
+            // After a fatal error there is no group to leave.
+            Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
+            Ok(()) => wait_until_closed(consumer, deadline),
+        }
+        if consumer.closed() || consumer.client().fatal_error().is_some() {
+            connection.set_left_group();
+        }
+        self.strays.clear();
+        self.pending.clear();
+        self.finder = Finder::default();
+        self.late.clear();
+        self.answer_due = None;
+    }
+
+    /// Lets a join come to its end and leaves, if the close would not: afterwards the client is no member, or it has
+    /// partitions, with which the close leaves.
+    fn finish_join(&mut self, deadline: Instant) {
+        self.serve_events(Duration::ZERO);
+        if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
+            return;
+        }
+        let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
+        while !self.is_member() && Instant::now() < first_answer {
+            self.serve_events(PAUSE);
+        }
+        if let Some(connection) = &self.connection
+            && !self.leaves_by_closing()
+        {
+            connection.consumer().unsubscribe();
+        }
+        while self.is_member() && !self.leaves_by_closing() {
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    "a join was not over in time: the group waits for this member until its session ends"
+                );
+                return;
+            }
+            self.serve_events(PAUSE);
+        }
+    }
+
+    /// Whether the close sends a LeaveGroup: there are partitions to unassign, or a rebalance waits for its answer.
+    fn leaves_by_closing(&self) -> bool {
+        let fatal = |connection: &Connection<Callbacks>| {
+            connection.consumer().client().fatal_error().is_some()
+        };
+        self.rebalance.owns_any()
+            || self.rebalance.is_owed()
+            || self.connection.as_ref().is_none_or(fatal)
+    }
+
+    fn is_member(&self) -> bool {
+        let Some(connection) = &self.connection else {
+            return false;
+        };
+        let (id, generation) = connection.membership();
+        match self.leaving.assigned_by_broker {
+            true => generation > 0,
+            false => !id.is_empty(),
+        }
+    }
+}
+
+fn wait_until_closed(consumer: &BaseConsumer<Callbacks>, deadline: Instant) {
+    while !consumer.closed() && Instant::now() < deadline {
+        drop(consumer.poll(PAUSE));
+    }
+}
