@@ -11,6 +11,7 @@ mod closing;
 mod join_gate;
 mod missing;
 mod position;
+mod renewal;
 mod starting;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use address::{PumpAddress, PumpHandle};
 pub use closing::LEAVE_GRACE;
 pub use join_gate::JoinGate;
+pub use renewal::SourceFactory;
 
 use crate::admin::{ClientStatistics, PumpReport};
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
@@ -27,12 +29,11 @@ use crate::flow::handler::HandlerSettings;
 use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
 use crate::routing::RoutingIndex;
-use missing::{Missing, Unreadable};
-
 use crate::source::{Delivery, Source, SourceError, SourceEvent, StartAt};
-use starting::Starting;
-
 use closing::Revoke;
+use missing::{Missing, Unreadable};
+use renewal::PumpWake;
+use starting::Starting;
 
 /// Records of one poll.
 const POLL_RECORDS: usize = 1_024;
@@ -80,6 +81,8 @@ pub struct Pump {
     // Dropped before the source: its records are the client's.
     flow: Flow,
     source: Box<dyn Source>,
+    make_source: SourceFactory,
+    wake: Arc<PumpWake>,
     inbox: Arc<Inbox>,
     started: Instant,
     clock: WallClock,
@@ -92,14 +95,13 @@ pub struct Pump {
     revokes: Vec<Revoke>,
     /// When the group has to be left, once the pump was told to stop.
     stopping: Option<Instant>,
+    /// It stops only to join again with a new client.
+    renewing: bool,
     closed: bool,
     failed: Option<String>,
     statistics: Option<ClientStatistics>,
     topics: Vec<String>,
 }
-
-/// Makes a source on the pump's thread.
-pub type SourceFactory = Box<dyn FnOnce() -> Result<Box<dyn Source>, SourceError> + Send>;
 
 impl Pump {
     /// Starts a pump on a thread of its own.
@@ -116,8 +118,9 @@ impl Pump {
         let thread = std::thread::Builder::new()
             .name(format!("pump-{}", settings.number))
             .spawn(move || {
-                let source = source().map_err(|error| PumpError::Source(error.to_string()))?;
-                Pump::new(settings, source, emitter, its_inbox).run()
+                Pump::new(settings, source, emitter, its_inbox)
+                    .map_err(|error| PumpError::Source(error.to_string()))?
+                    .run()
             })?;
         Ok(PumpHandle {
             address: PumpAddress { inbox },
@@ -125,19 +128,22 @@ impl Pump {
         })
     }
 
-    /// A pump that is driven by its maker, turn by turn.
-    pub fn new(
+    fn new(
         settings: PumpSettings,
-        source: Box<dyn Source>,
+        make_source: SourceFactory,
         emitter: Arc<dyn Emitter>,
         inbox: Arc<Inbox>,
-    ) -> Self {
-        inbox.set_waker(source.waker());
+    ) -> Result<Self, SourceError> {
+        let source = make_source()?;
+        let wake = PumpWake::new(source.waker());
+        inbox.set_waker(wake.clone());
         let flow = Flow::new(settings.flow.clone(), emitter, inbox.clone());
         let now = Instant::now();
-        Self {
+        Ok(Self {
             settings,
             source,
+            make_source,
+            wake,
             flow,
             inbox,
             started: now,
@@ -150,11 +156,12 @@ impl Pump {
             was_assigned: false,
             revokes: Vec::new(),
             stopping: None,
+            renewing: false,
             closed: false,
             failed: None,
             statistics: None,
             topics: Vec::new(),
-        }
+        })
     }
 
     fn run(mut self) -> Result<(), PumpError> {
@@ -245,11 +252,7 @@ impl Pump {
             }
             SourceEvent::Found(found) => self.found(found),
             SourceEvent::NotFound { at, reason } => self.not_found(&at, reason),
-            SourceEvent::TopicRecreated { topic } => {
-                self.failed = Some(format!(
-                    "topic {topic} was deleted and created again while it was read; a restart begins at its beginning"
-                ));
-            }
+            SourceEvent::TopicRecreated { topic } => self.topic_recreated(&topic),
             SourceEvent::ClusterChanged { was, is } => {
                 tracing::error!(
                     was,
@@ -300,6 +303,11 @@ impl Pump {
     }
 
     fn subscribe(&mut self, topics: Vec<String>) -> Result<(), SourceError> {
+        if self.renewing {
+            // Subscribed to once the group is joined again.
+            self.topics = topics;
+            return Ok(());
+        }
         if topics != self.topics {
             if self.stopping.is_some() || !self.settings.join_gate.pass() {
                 let reason = "the service stops: the group is not joined any more";

@@ -18,7 +18,9 @@ use e2e::workdir::Workdir;
 
 const SOON: Duration = Duration::from_secs(60);
 /// Metadata comes often, so that new partitions and topics are seen soon.
-const CLIENT: &str = "  client: { topic.metadata.refresh.interval.ms: 1000 }";
+const OFTEN: &str = "  client: { topic.metadata.refresh.interval.ms: 1000 }";
+/// Metadata comes seldom, so that the client learns of a new topic from its fetches.
+const SELDOM: &str = "  client: { topic.metadata.refresh.interval.ms: 300000 }";
 
 struct Copied {
     client: Client,
@@ -28,7 +30,7 @@ struct Copied {
 }
 
 /// A service that copies `source`, which has so many partitions, with the provenance of each record.
-fn copied(bootstrap: &str, partitions: i32, start: &str) -> Copied {
+fn copied(bootstrap: &str, partitions: i32, start: &str, client_keys: &str) -> Copied {
     let client = Client::new(bootstrap);
     let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
     client.create_topic(&source, partitions);
@@ -37,7 +39,7 @@ fn copied(bootstrap: &str, partitions: i32, start: &str) -> Copied {
     workdir.write(
         "sluicegate.yaml",
         &format!(
-            "kafka:\n  bootstrap_servers: {bootstrap}\n  group_id: {group}\n  start: {start}\n{CLIENT}\n\
+            "kafka:\n  bootstrap_servers: {bootstrap}\n  group_id: {group}\n  start: {start}\n{client_keys}\n\
              handlers:\n  file: {{ folder: handlers.d }}\n\
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
              processing: {{ commit_interval: 200ms }}\n"
@@ -114,16 +116,29 @@ impl Copied {
     }
 }
 
+/// The client learns from its metadata that the topic is gone, before there is a new one.
 #[test]
-fn a_topic_that_is_created_again_is_read_from_its_beginning_while_running_and_after_a_stop() {
+fn a_topic_that_is_created_again_is_read_from_its_beginning() {
+    created_again(OFTEN);
+}
+
+/// The client finds another topic under the name that it reads.
+#[test]
+fn a_topic_that_is_replaced_under_a_client_is_read_from_its_beginning() {
+    created_again(SELDOM);
+}
+
+/// With `kafka.start: latest`, by which nothing of the new topic would be read: it is a new one all the same.
+fn created_again(client_keys: &str) {
     let kafka = Kafka::shared();
-    let run = copied(kafka.bootstrap(), 2, "earliest");
+    let run = copied(kafka.bootstrap(), 2, "latest", client_keys);
     let mut service = Service::ready(&run.workdir, &[]);
+    service.wait_caught_up(SOON);
     run.produce(&[0, 1], "first", 30);
     run.await_copies("first", 60);
     service.wait_caught_up(SOON);
 
-    // While it runs. The new topic is longer than the old one was read, so that the old offset is one of it.
+    // Longer than the old one was read, so that the old offset is one of it.
     run.client.delete_topic(&run.source);
     run.client.create_topic(&run.source, 2);
     run.produce(&[0, 1], "second", 60);
@@ -144,13 +159,11 @@ fn a_topic_that_is_created_again_is_read_from_its_beginning_while_running_and_af
     let log = service.process().log();
     assert_eq!(log.matches("recreated topic").count(), 1, "{log}");
 
-    // While nobody reads it.
+    // The tokens go on over a restart.
     assert!(service.stop(SOON).success());
-    run.client.delete_topic(&run.source);
-    run.client.create_topic(&run.source, 2);
-    run.produce(&[0, 1], "fourth", 100);
     let mut service = Service::ready(&run.workdir, &[]);
-    run.await_copies("fourth", 200);
+    run.produce(&[0, 1], "fourth", 10);
+    run.await_copies("fourth", 20);
     assert!(service.stop(SOON).success());
     for partition in [0, 1] {
         let tokens = run.tokens(partition);
@@ -162,7 +175,7 @@ fn a_topic_that_is_created_again_is_read_from_its_beginning_while_running_and_af
 #[test]
 fn latest_is_decided_once_and_partitions_that_come_later_begin_at_their_beginning() {
     let kafka = Kafka::shared();
-    let run = copied(kafka.bootstrap(), 2, "latest");
+    let run = copied(kafka.bootstrap(), 2, "latest", OFTEN);
     run.produce(&[0, 1], "before", 5);
     let mut service = Service::ready(&run.workdir, &[]);
     service.wait_caught_up(SOON);
@@ -189,7 +202,7 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
         ..KafkaOptions::default()
     })
     .unwrap_or_else(|error| panic!("{error:#}"));
-    let run = copied(kafka.bootstrap(), 6, "earliest");
+    let run = copied(kafka.bootstrap(), 6, "earliest", OFTEN);
     let all: Vec<i32> = (0..6).collect();
     run.produce(&all, "waiting", 10);
     let lost = all
@@ -232,7 +245,7 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
 fn another_cluster_at_the_same_address_ends_the_service_with_a_reason() {
     let options = KafkaOptions::default();
     let mut kafka = Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"));
-    let run = copied(kafka.bootstrap(), 1, "earliest");
+    let run = copied(kafka.bootstrap(), 1, "earliest", OFTEN);
     let mut service = Service::ready(&run.workdir, &[]);
     run.produce(&[0], "first", 10);
     run.await_copies("first", 10);

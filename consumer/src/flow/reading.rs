@@ -70,7 +70,7 @@ impl Flow {
             assignment.committed = to - 1;
             assignment.committed_metadata.clear();
             // Its answer would be taken for one about the new beginning.
-            self.commit_in_flight.retain(|(sent, _)| *sent != slot);
+            self.commits.release(&[slot]);
         } else {
             assignment.ledger.pass(to);
         }

@@ -116,6 +116,7 @@ impl Pump {
 
     /// Begins to stop: everything assigned is drained, committed and given back.
     pub(super) fn stop(&mut self) {
+        self.renewing = false;
         if self.stopping.is_some() {
             return;
         }
@@ -137,6 +138,10 @@ impl Pump {
         }
         self.flow.release(&slots);
         self.source.close(deadline);
-        self.closed = true;
+        if !self.renewing {
+            self.closed = true;
+        } else if let Err(error) = self.renew() {
+            self.failed = Some(error.to_string());
+        }
     }
 }

@@ -79,10 +79,12 @@ impl Harness {
             start: StartAt::Earliest,
             missing_offset,
             drain_timeout: Duration::from_secs(1),
+            join_gate: Arc::default(),
         };
-        let source = Box::new(kafka.source());
+        let cluster = kafka.clone();
+        let make_source = move || -> Result<Box<dyn Source>, SourceError> { Ok(Box::new(cluster.source())) };
         let inbox = Arc::new(Inbox::new());
-        let mut pump = Pump::new(settings, source, Arc::new(NoEmitter), inbox);
+        let mut pump = Pump::new(settings, Box::new(make_source), Arc::new(NoEmitter), inbox).unwrap();
         let pool = Arc::new(HeldPool::default());
         let route = Route {
             topics: vec![TopicPattern::Exact("t".into())],

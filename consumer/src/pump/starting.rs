@@ -70,6 +70,10 @@ impl Starting {
         again
     }
 
+    pub(super) fn forget_all(&mut self) {
+        self.pending.clear();
+    }
+
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
         for at in partitions {
             self.pending.remove(at);

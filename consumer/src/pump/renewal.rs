@@ -1,0 +1,69 @@
+//! A new client in the place of one whose topic is not what it was.
+//!
+//! librdkafka keeps a partition's leader epoch while it knows the topic, and takes the metadata of a new topic, whose epochs
+//! begin anew, for outdated: it may never read from it. A new client knows nothing of the old topic. The member leaves its
+//! group as at a stop, everything that it has begun finished and committed, and joins again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Pump, PumpError};
+use crate::source::{Slot, Source, SourceError, TopicPartition, Wake};
+
+/// Wakes whichever client the pump has.
+pub(super) struct PumpWake(Mutex<Arc<dyn Wake>>);
+
+impl PumpWake {
+    pub(super) fn new(client: Arc<dyn Wake>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(client)))
+    }
+
+    fn follow(&self, client: Arc<dyn Wake>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+}
+
+impl Wake for PumpWake {
+    fn wake(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).wake();
+    }
+}
+
+/// Makes sources on the pump's thread: one at its start, and one for each renewal.
+pub type SourceFactory = Box<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send>;
+
+impl Pump {
+    /// A topic that is read was deleted and created again. Nothing of the old one is committed any more.
+    pub(super) fn topic_recreated(&mut self, topic: &Arc<str>) {
+        let (partitions, slots): (Vec<TopicPartition>, Vec<Slot>) = self
+            .flow
+            .partitions()
+            .filter(|(at, _)| at.topic == *topic)
+            .map(|(at, slot)| (at.clone(), slot))
+            .unzip();
+        tracing::warn!(
+            topic = &**topic,
+            partitions = partitions.len(),
+            "the topic was deleted and created again; joining the group anew to read it from its beginning"
+        );
+        self.flow.release(&slots);
+        if self.stopping.is_none() {
+            self.stop();
+            self.renewing = true;
+        }
+    }
+
+    /// Joins the group again with a new client.
+    pub(super) fn renew(&mut self) -> Result<(), PumpError> {
+        let failed = |error: SourceError| PumpError::Source(error.to_string());
+        self.renewing = false;
+        self.stopping = None;
+        self.was_assigned = false;
+        self.starting.forget_all();
+        self.missing.clear();
+        self.unreadable.clear();
+        self.revokes.clear();
+        self.source = (self.make_source)().map_err(failed)?;
+        self.wake.follow(self.source.waker());
+        self.source.subscribe(&self.topics).map_err(failed)
+    }
+}
