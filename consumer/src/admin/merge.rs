@@ -38,6 +38,8 @@ impl ServiceReport {
                 sum.consumed += topic.consumed;
                 sum.unrouted += topic.unrouted;
                 sum.repeats_dropped += topic.repeats_dropped;
+                sum.recreated += topic.recreated;
+                sum.metadata_dropped += topic.metadata_dropped;
             }
             pump.handlers
                 .into_iter()
