@@ -11,9 +11,7 @@ use member::{Member, at, produce, settings};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sluicegate::commit::{CommitNote, Place};
 use sluicegate::source::mock::MockKafka;
-use sluicegate::source::{
-    CommitEntry, KafkaSource, Origin, Slot, Source, SourceEvent, StartAt, StartPartition,
-};
+use sluicegate::source::{CommitEntry, KafkaSource, Origin, Source, SourceEvent, StartAt};
 
 const PARTITIONS: i32 = 4;
 
@@ -150,67 +148,34 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
 /// The group would wait for a member that is gone without a word until its session ends.
 #[test]
 fn a_member_leaves_the_group_whatever_it_has() {
-    let kafka = cluster();
-    kafka.create_topic("narrow", 1).expect("a new topic");
+    let kafka = MockKafka::start(1).expect("a mock cluster starts");
+    kafka.create_topic("t", 1).expect("a new topic");
     kafka.count_requests();
-    let settings = settings(&kafka.bootstrap_servers(), &[]);
-    let join = || {
-        let mut source = KafkaSource::new(&settings).expect("a client");
-        source
-            .subscribe(&["narrow".into()])
-            .expect("a subscription");
-        source
-    };
-    let turn = |source: &mut KafkaSource, given: &mut Vec<usize>| {
-        source.wait(Duration::from_millis(20));
-        let mut events = Vec::new();
-        source.events(&mut events);
-        for event in events {
-            match event {
-                SourceEvent::Assigned(partitions) => {
-                    given.push(partitions.len());
-                    source.find(&partitions, StartAt::Earliest);
-                }
-                SourceEvent::Found(found) => {
-                    let starts = found.into_iter().map(|found| StartPartition {
-                        slot: Slot(0),
-                        at: found.at,
-                        start: StartAt::Earliest,
-                    });
-                    source
-                        .start(&starts.collect::<Vec<_>>())
-                        .expect("it starts");
-                }
-                _ => {}
-            }
-        }
-    };
-    let (mut owner, mut given) = (join(), Vec::new());
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !given.contains(&1) {
-        assert!(Instant::now() < deadline, "nobody owns the partition");
-        turn(&mut owner, &mut given);
-    }
     let left = || kafka.requests(RDKafkaApiKey::LeaveGroup);
+    let asked = || kafka.requests(RDKafkaApiKey::JoinGroup);
+    let settings = settings(&kafka.bootstrap_servers(), &[]);
+    let mut owner = Member::join(&settings);
+    owner.turn_until(|m| m.owned().len() == 1);
     // One that has just asked to join, and one that has joined and got nothing.
-    for waits in [false, true] {
-        let (mut idle, mut got) = (join(), Vec::new());
-        while waits && got.is_empty() {
+    for joined in [false, true] {
+        let asked_before = asked();
+        let mut idle = Member::join(&settings);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while asked() == asked_before || (joined && idle.source.membership().generation.is_none()) {
             assert!(Instant::now() < deadline, "the group does not settle");
-            turn(&mut owner, &mut given);
-            turn(&mut idle, &mut got);
+            owner.turn();
+            idle.turn();
         }
-        assert_eq!(got.iter().sum::<usize>(), 0, "there is one partition");
         let before = left();
-        idle.close(Instant::now() + Duration::from_secs(10));
+        idle.leave();
         assert_eq!(
             left() - before,
             1,
-            "it left without a word, joined: {waits}"
+            "it left without a word, joined: {joined}"
         );
     }
-    owner.close(Instant::now() + Duration::from_secs(10));
-    assert_eq!(left(), 3, "the owner has not left");
+    owner.leave();
+    assert_eq!(left(), 3, "the owner left without a word");
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Bench {
         bench
     }
 
-    fn answer(&mut self, entries: &[CommitEntry], error: Option<CommitErrorKind>) {
+    fn answer_commit(&mut self, entries: &[CommitEntry], error: Option<CommitErrorKind>) {
         let results: Vec<CommitResult> = entries
             .iter()
             .map(|entry| CommitResult {
@@ -64,7 +64,7 @@ fn a_last_commit_that_a_rebalancing_group_refuses_is_sent_until_it_is_accepted()
         assert_eq!(bench.hand_over(), HandOver::Committing);
         assert!(bench.flow.commits_due().is_empty(), "one is in flight");
         sent_ms.push(now_ms);
-        bench.answer(&entries, Some(CommitErrorKind::Rebalancing));
+        bench.answer_commit(&entries, Some(CommitErrorKind::Rebalancing));
         assert_eq!(bench.hand_over(), HandOver::Committing);
     }
     let waits: Vec<u64> = sent_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -73,7 +73,7 @@ fn a_last_commit_that_a_rebalancing_group_refuses_is_sent_until_it_is_accepted()
         "{waits:?}"
     );
     let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
-    bench.answer(&entries, None);
+    bench.answer_commit(&entries, None);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
 }
 
@@ -95,10 +95,10 @@ fn the_commit_in_flight_is_awaited_before_the_last_one() {
     bench.flow.start_drain(&[bench.slot], DEADLINE_MS);
     assert!(bench.flow.commits_due().is_empty());
     assert_eq!(bench.hand_over(), HandOver::Committing);
-    bench.answer(&first, None);
+    bench.answer_commit(&first, None);
     let last = bench.flow.commits_due();
     assert_eq!(last[0].offset, 10);
-    bench.answer(&last, None);
+    bench.answer_commit(&last, None);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
 }
 
@@ -107,7 +107,7 @@ fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
     for kind in [CommitErrorKind::NotMember, CommitErrorKind::Rejected] {
         let mut bench = Bench::drained();
         let entries = bench.flow.commits_due();
-        bench.answer(&entries, Some(kind));
+        bench.answer_commit(&entries, Some(kind));
         assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 1 });
     }
     let mut bench = Bench::drained();
@@ -116,7 +116,7 @@ fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
     assert_eq!(bench.hand_over(), HandOver::Committing);
     bench.flow.tick(DEADLINE_MS + LAST_COMMIT_MS);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 1 });
-    bench.answer(&entries, None);
+    bench.answer_commit(&entries, None);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
 }
 
@@ -124,7 +124,7 @@ fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
 fn nothing_is_sent_for_a_partition_that_was_lost_while_its_last_commit_was_refused() {
     let mut bench = Bench::drained();
     let entries = bench.flow.commits_due();
-    bench.answer(&entries, Some(CommitErrorKind::Rebalancing));
+    bench.answer_commit(&entries, Some(CommitErrorKind::Rebalancing));
     bench.flow.release(&[bench.slot]);
     assert_eq!(bench.next_commit(&mut 1), None);
 }
@@ -149,7 +149,7 @@ fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_se
     for _ in 0..12 {
         let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
         sent_ms.push(now_ms);
-        bench.answer(&entries, Some(CommitErrorKind::Rejected));
+        bench.answer_commit(&entries, Some(CommitErrorKind::Rejected));
     }
     let waits: Vec<u64> = sent_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits[0] < waits[3] && waits[3] < waits[8], "{waits:?}");

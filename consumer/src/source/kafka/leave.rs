@@ -14,9 +14,9 @@ use super::super::callbacks::{Callbacks, Seen};
 use super::find::Finder;
 use super::{Connection, KafkaSource};
 
-/// How long a client that has asked for its first membership is given to get it. It takes one round trip; a broker that
-/// is away has no member to wait for.
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// How long a client that may have asked for its first membership is given to hear of it. It takes one round trip; brokers
+/// before 2.2 answer only when the join is over.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// Time between two looks at the client while it leaves.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -82,7 +82,7 @@ impl KafkaSource {
             return;
         }
         let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
-        while !self.is_member() && Instant::now() < first_answer {
+        while !self.is_member() && self.has_met_a_broker() && Instant::now() < first_answer {
             self.serve_events(PAUSE);
         }
         if let Some(connection) = &self.connection
@@ -109,6 +109,12 @@ impl KafkaSource {
         self.rebalance.owns_any()
             || self.rebalance.is_owed()
             || self.connection.as_ref().is_none_or(fatal)
+    }
+
+    /// A client that has never reached the cluster has not asked it for anything.
+    fn has_met_a_broker(&self) -> bool {
+        let cluster = self.connection.as_ref().and_then(Connection::cluster_id);
+        cluster.is_some()
     }
 
     fn is_member(&self) -> bool {
