@@ -215,7 +215,7 @@ impl World {
         for _ in 0..MOST_ROUNDS {
             self.round()?;
             // What stuck calls hold may be all that may be held.
-            if !self.flow.can_read() {
+            if self.flow.read_quota(1) == 0 {
                 self.return_stuck();
             }
             if self.is_done() && !self.return_stuck() {
