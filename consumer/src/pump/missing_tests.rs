@@ -15,8 +15,8 @@ use crate::flow::handler::{HandlerSettings, OnFailure, Order};
 use crate::pump::PumpSettings;
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
-use crate::source::SourceEvent;
 use crate::source::memory::MemoryKafka;
+use crate::source::{Source, SourceError, SourceEvent};
 
 /// Keeps what it is given until the test finishes it.
 #[derive(Default)]
@@ -82,9 +82,11 @@ impl Harness {
             join_gate: Arc::default(),
         };
         let cluster = kafka.clone();
-        let make_source = move || -> Result<Box<dyn Source>, SourceError> { Ok(Box::new(cluster.source())) };
+        let make_source =
+            move || -> Result<Box<dyn Source>, SourceError> { Ok(Box::new(cluster.source())) };
         let inbox = Arc::new(Inbox::new());
-        let mut pump = Pump::new(settings, Box::new(make_source), Arc::new(NoEmitter), inbox).unwrap();
+        let mut pump =
+            Pump::new(settings, Box::new(make_source), Arc::new(NoEmitter), inbox).unwrap();
         let pool = Arc::new(HeldPool::default());
         let route = Route {
             topics: vec![TopicPattern::Exact("t".into())],
