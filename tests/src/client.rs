@@ -5,7 +5,7 @@ mod log;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 const READ_DEADLINE: Duration = Duration::from_secs(180);
 
 /// A record to write.
@@ -118,7 +118,7 @@ impl Client {
         }
     }
 
-    fn config(&self) -> ClientConfig {
+    pub(crate) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap);
         config
@@ -159,23 +159,6 @@ impl Client {
         self.wait_topic(topic, partitions);
     }
 
-    /// Gives a topic more partitions.
-    ///
-    /// # Panics
-    /// If the broker refuses.
-    pub fn add_partitions(&self, topic: &str, partitions: usize) {
-        let admin: AdminClient<DefaultClientContext> =
-            self.config().create().expect("an admin client");
-        let grown = block_on(admin.create_partitions(
-            [&NewPartitions::new(topic, partitions)],
-            &AdminOptions::new().operation_timeout(Some(TIMEOUT)),
-        ));
-        for result in grown.expect("an answer to CreatePartitions") {
-            result.unwrap_or_else(|(name, code)| panic!("cannot grow topic {name}: {code}"));
-        }
-        self.wait_topic(topic, partitions as i32);
-    }
-
     /// Removes a topic and its records.
     ///
     /// # Panics
@@ -192,7 +175,7 @@ impl Client {
         }
     }
 
-    fn wait_topic(&self, topic: &str, partitions: i32) {
+    pub(crate) fn wait_topic(&self, topic: &str, partitions: i32) {
         crate::wait::wait_for(&format!("topic {topic}"), TIMEOUT, || {
             let known = self.partitions(topic);
             if known.len() == partitions as usize {
@@ -226,24 +209,6 @@ impl Client {
                     .map(|part| part.id())
             })
             .collect()
-    }
-
-    /// The node that leads a partition; negative for none.
-    ///
-    /// # Panics
-    /// If the broker does not answer.
-    #[must_use]
-    pub fn leader(&self, topic: &str, partition: i32) -> i32 {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
-        let metadata = consumer
-            .fetch_metadata(Some(topic), TIMEOUT)
-            .expect("metadata of a topic");
-        let partitions = metadata
-            .topics()
-            .iter()
-            .flat_map(|topic| topic.partitions());
-        let found = partitions.into_iter().find(|found| found.id() == partition);
-        found.map_or(-1, |found| found.leader())
     }
 
     /// The topics that exist.
@@ -586,7 +551,7 @@ fn owned(message: &rdkafka::message::BorrowedMessage<'_>) -> Read {
 }
 
 /// The admin client's futures end by a thread of their own, so that parking this one is enough.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: std::sync::Arc<Self>) {

@@ -31,6 +31,8 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod service;
+#[cfg(feature = "client")]
+mod topics;
 pub mod wait;
 pub mod workdir;
 pub mod zookeeper;

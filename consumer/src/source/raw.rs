@@ -9,6 +9,7 @@ mod admin;
 mod create_topics;
 mod headers;
 mod message;
+mod metadata;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -28,13 +29,13 @@ use sluicegate_abi::lend::RecordBytes;
 use sluicegate_abi::record::Parts;
 
 use super::Lease;
-use crate::commit::TopicUuid;
 use crate::emit::{Outgoing, Ticket};
 
 pub(super) use admin::{Answer, OffsetSpec};
 pub(crate) use create_topics::{NewTopic, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
+pub(super) use metadata::{NoLeader, TopicState};
 
 thread_local! {
     /// Records of the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -52,15 +53,6 @@ unsafe extern "C" {
     safe fn error_text(code: c_int) -> *const c_char;
     #[cfg(raw_headers)]
     safe fn sluicegate_headers_shim_fits() -> c_int;
-    #[cfg(raw_headers)]
-    fn sluicegate_topic_state(
-        topic: *const sys::rd_kafka_topic_t,
-        high: *mut i64,
-        low: *mut i64,
-        partitions: *mut i32,
-    ) -> c_int;
-    #[cfg(raw_headers)]
-    fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
 }
 
 // SAFETY: what a lease gives lies behind boxes that are boxed themselves, and so does not move with it, or in the fetch
@@ -193,26 +185,6 @@ pub(super) fn set_leader_epochs(
         }
     }
 }
-
-/// What a client's metadata says of a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TopicState {
-    /// Nothing yet.
-    Unknown,
-    /// It exists.
-    Exists {
-        /// Which creation of it.
-        id: TopicUuid,
-        /// How many partitions it has.
-        partitions: i32,
-    },
-    /// It does not exist, or may not be described.
-    Missing,
-}
-
-/// A partition has no leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoLeader;
 
 /// A topic that the client keeps alive for us, so that its identity stays ours.
 struct KnownTopic {
@@ -347,55 +319,7 @@ impl<C: ConsumerContext> Connection<C> {
             .and_then(|known| known.name.to_str().ok())
     }
 
-    /// What the client's metadata says of a topic now; nothing but that it exists where the shim is not built.
-    ///
-    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another one was put into the
-    /// queue after this had changed.
-    pub(super) fn topic_state(&self, id: TopicId) -> TopicState {
-        #[cfg(raw_headers)]
-        if sluicegate_headers_shim_fits() != 0
-            && let Some(known) = self.known(id)
-        {
-            let (mut high, mut low, mut partitions) = (0, 0, 0);
-            // SAFETY: the topic is kept alive by `known`; the shim takes its lock.
-            let state = unsafe {
-                sluicegate_topic_state(known.handle.as_ptr(), &mut high, &mut low, &mut partitions)
-            };
-            return match state {
-                0 => TopicState::Unknown,
-                1 => TopicState::Exists {
-                    id: TopicUuid::of_halves(high, low),
-                    partitions,
-                },
-                _ => TopicState::Missing,
-            };
-        }
-        let _ = id;
-        TopicState::Exists {
-            id: TopicUuid::default(),
-            partitions: 0,
-        }
-    }
-
-    /// The leader of a partition by the client's metadata. An error is that it has none; `None` is that nobody knows,
-    /// where the shim is not built.
-    pub(super) fn leader(&self, id: TopicId, partition: i32) -> Result<Option<i32>, NoLeader> {
-        #[cfg(raw_headers)]
-        if sluicegate_headers_shim_fits() != 0
-            && let Some(known) = self.known(id)
-        {
-            // SAFETY: the topic is kept alive by `known`; the shim takes the locks.
-            let leader = unsafe { sluicegate_leader(known.handle.as_ptr(), partition) };
-            return if leader >= 0 {
-                Ok(Some(leader))
-            } else {
-                Err(NoLeader)
-            };
-        }
-        let _ = (id, partition);
-        Ok(None)
-    }
-
+    #[cfg(raw_headers)]
     fn known(&self, id: TopicId) -> Option<&KnownTopic> {
         let mut topics = self.topics.iter();
         topics.find(|known| known.handle.as_ptr() as usize == id.0)

@@ -10,6 +10,7 @@
 
 #![allow(unreachable_pub)]
 
+mod beginning;
 mod client;
 mod closing;
 mod group;

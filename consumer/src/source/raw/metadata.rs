@@ -1,0 +1,99 @@
+//! What a client's metadata says of topics, beyond what librdkafka has public calls for.
+
+#[cfg(raw_headers)]
+use std::ffi::c_int;
+
+use rdkafka::consumer::ConsumerContext;
+#[cfg(raw_headers)]
+use rdkafka_sys as sys;
+
+#[cfg(raw_headers)]
+use super::sluicegate_headers_shim_fits;
+use super::{Connection, TopicId};
+use crate::commit::TopicUuid;
+
+#[cfg(raw_headers)]
+unsafe extern "C" {
+    fn sluicegate_topic_state(
+        topic: *const sys::rd_kafka_topic_t,
+        high: *mut i64,
+        low: *mut i64,
+        partitions: *mut i32,
+    ) -> c_int;
+    fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
+}
+
+/// What a client's metadata says of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) enum TopicState {
+    /// Nothing yet.
+    Unknown,
+    /// It exists.
+    Exists {
+        /// Which creation of it.
+        id: TopicUuid,
+        /// How many partitions it has.
+        partitions: i32,
+    },
+    /// It does not exist, or may not be described.
+    Missing,
+}
+
+/// A partition has no leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::source) struct NoLeader;
+
+impl<C: ConsumerContext> Connection<C> {
+    /// What the client's metadata says of a topic now; nothing but that it exists where the shim is not built.
+    ///
+    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another one was put into the
+    /// queue after this had changed.
+    pub(in crate::source) fn topic_state(&self, id: TopicId) -> TopicState {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            let (mut high, mut low, mut partitions) = (0, 0, 0);
+            // SAFETY: the topic is kept alive by `known`; the shim takes its lock.
+            let state = unsafe {
+                sluicegate_topic_state(known.handle.as_ptr(), &mut high, &mut low, &mut partitions)
+            };
+            return match state {
+                0 => TopicState::Unknown,
+                1 => TopicState::Exists {
+                    id: TopicUuid::of_halves(high, low),
+                    partitions,
+                },
+                _ => TopicState::Missing,
+            };
+        }
+        let _ = id;
+        TopicState::Exists {
+            id: TopicUuid::default(),
+            partitions: 0,
+        }
+    }
+
+    /// The leader of a partition by the client's metadata. An error is that it has none; `None` is that nobody knows,
+    /// where the shim is not built.
+    pub(in crate::source) fn leader(
+        &self,
+        id: TopicId,
+        partition: i32,
+    ) -> Result<Option<i32>, NoLeader> {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            // SAFETY: the topic is kept alive by `known`; the shim takes the locks.
+            let leader = unsafe { sluicegate_leader(known.handle.as_ptr(), partition) };
+            return if leader >= 0 {
+                Ok(Some(leader))
+            } else {
+                Err(NoLeader)
+            };
+        }
+        let _ = (id, partition);
+        Ok(None)
+    }
+}
