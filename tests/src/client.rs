@@ -1,5 +1,6 @@
 //! A Kafka client that is not the service: makes topics, writes and reads records, asks for a group's commits.
 
+mod group;
 mod log;
 
 use std::collections::BTreeMap;
@@ -391,20 +392,6 @@ impl Client {
                 Err(format!("partitions {behind:?} lack a replica"))
             },
         );
-    }
-
-    /// How many members a group has, those included that are about to join.
-    ///
-    /// # Panics
-    /// If the broker does not answer.
-    #[must_use]
-    pub fn members(&self, group: &str) -> usize {
-        let consumer: BaseConsumer = self.config().create().expect("a consumer");
-        let groups = consumer
-            .fetch_group_list(Some(group), TIMEOUT)
-            .expect("a description of a group");
-        let found = groups.groups().iter().find(|found| found.name() == group);
-        found.map_or(0, |group| group.members().len())
     }
 
     /// The committed offset of every partition of a topic in a group; partitions without a commit are left out.

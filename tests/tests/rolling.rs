@@ -35,12 +35,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Records written in a second: each partition gets one every 12 ms.
 const RATE: u64 = 1_000;
 
-fn workdir(bootstrap: &str) -> Workdir {
+fn workdir(bootstrap: &str, protocol: &str) -> Workdir {
     let workdir = Workdir::empty();
     workdir.write(
         "sluicegate.yaml",
         &format!(
-            "kafka:\n  bootstrap_servers: {bootstrap}\n  group_id: rolled\n\
+            "kafka:\n  bootstrap_servers: {bootstrap}\n  group_id: rolled\n  client: {{ group.protocol: {protocol} }}\n\
              handlers:\n  file: {{ folder: handlers.d }}\n\
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n"
         ),
@@ -263,14 +263,14 @@ fn next(state: &mut u64) -> u64 {
 
 /// Has records flow while members are stopped as `roll` says; nothing may be lost or handled twice. Gives the longest silence of
 /// a partition.
-fn run(records: u64, roll: impl FnOnce(&mut Members<'_>)) -> (Duration, String) {
+fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> (Duration, String) {
     let kafka = Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
     client.create_topic("source", PARTITIONS);
     // The time at which a copy is written tells when its record was handled.
     let handled_at = [("message.timestamp.type", "LogAppendTime")];
     client.create_topic_with("copy", PARTITIONS, 1, &handled_at);
-    let workdir = workdir(kafka.bootstrap());
+    let workdir = workdir(kafka.bootstrap(), protocol);
     let mut members = Members::start(&workdir);
     let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -318,10 +318,9 @@ fn run(records: u64, roll: impl FnOnce(&mut Members<'_>)) -> (Duration, String) 
     )
 }
 
-#[test]
-fn restarts_without_a_pause_repeat_nothing() {
+fn restart_without_a_pause(protocol: &str) {
     let (records, stops) = if long() { (400_000, 200) } else { (20_000, 20) };
-    run(records, |members| {
+    run(protocol, records, |members| {
         for _ in 0..stops {
             members.stop_one();
             members.pause();
@@ -330,9 +329,19 @@ fn restarts_without_a_pause_repeat_nothing() {
 }
 
 #[test]
+fn restarts_without_a_pause_repeat_nothing() {
+    restart_without_a_pause("classic");
+}
+
+#[test]
+fn restarts_under_the_newer_protocol_repeat_nothing() {
+    restart_without_a_pause("consumer");
+}
+
+#[test]
 fn two_restarts_at_once_leave_no_partition_alone() {
     let (records, pairs) = if long() { (400_000, 100) } else { (20_000, 5) };
-    let (silence, place) = run(records, |members| {
+    let (silence, place) = run("classic", records, |members| {
         for _ in 0..pairs {
             members.stop_one();
             members.pause();

@@ -32,12 +32,12 @@ fn start() -> (Kafka, Client) {
     (kafka, client)
 }
 
-fn workdir(kafka: &Kafka, group: &str, protocol: &str) -> Workdir {
+fn workdir(kafka: &Kafka, group: &str) -> Workdir {
     let workdir = Workdir::empty();
     workdir.write(
         "sluicegate.yaml",
         &format!(
-            "kafka:\n  bootstrap_servers: {}\n  group_id: {group}\n  client: {{ group.protocol: {protocol} }}\n\
+            "kafka:\n  bootstrap_servers: {}\n  group_id: {group}\n\
              handlers:\n  file: {{ folder: handlers.d }}\n\
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
              processing: {{ drain_timeout: {}s }}\n",
@@ -75,7 +75,7 @@ fn a_member_that_stops_while_it_joins_leaves_the_group() {
     let (kafka, client) = start();
     client.create_topic("source", 1);
     client.create_topic("copy", 1);
-    let workdir = workdir(&kafka, "joined", "classic");
+    let workdir = workdir(&kafka, "joined");
     let mut member = Service::start(&workdir, &[]);
     await_members(&client, "joined", 1);
     let took = stop(&mut member);
@@ -85,32 +85,16 @@ fn a_member_that_stops_while_it_joins_leaves_the_group() {
 
 #[test]
 fn a_member_without_partitions_leaves_the_group() {
-    for protocol in ["classic", "consumer"] {
-        let (kafka, client) = start();
-        client.create_topic("source", 1);
-        client.create_topic("copy", 1);
-        let workdir = workdir(&kafka, "idle", protocol);
-        let mut owner = Service::ready(&workdir, &[]);
-        wait_for("the owner", SOON, || owner.partitions().map(drop));
-        let mut idle = Service::ready(&workdir, &[]);
-        let took = stop(&mut idle);
-        println!("{protocol}: a stop without partitions took {took:?}");
-        // The broker does not describe groups of the newer protocol to this client: that a third member becomes the owner
-        // at once when the first one leaves shows that nobody waits for the second.
-        if protocol == "classic" {
-            assert_eq!(client.members("idle"), 1, "the member has not left");
-        }
-        let heir = Service::ready(&workdir, &[]);
-        stop(&mut owner);
-        let left = Instant::now();
-        wait_for("an heir", Duration::from_secs(10), || {
-            heir.partitions().map(drop)
-        });
-        println!(
-            "{protocol}: the heir owned the partition after {:?}",
-            left.elapsed()
-        );
-    }
+    let (kafka, client) = start();
+    client.create_topic("source", 1);
+    client.create_topic("copy", 1);
+    let workdir = workdir(&kafka, "idle");
+    let owner = Service::ready(&workdir, &[]);
+    wait_for("the owner", SOON, || owner.partitions().map(drop));
+    let mut idle = Service::ready(&workdir, &[]);
+    let took = stop(&mut idle);
+    println!("a stop without partitions took {took:?}");
+    assert_eq!(client.members("idle"), 1, "the member has not left");
 }
 
 #[test]
@@ -118,7 +102,7 @@ fn a_stop_ends_by_its_deadline_while_the_broker_is_away() {
     let (mut kafka, client) = start();
     client.create_topic("source", 4);
     client.create_topic("copy", 4);
-    let workdir = workdir(&kafka, "cut", "classic");
+    let workdir = workdir(&kafka, "cut");
     let mut member = Service::ready(&workdir, &[]);
     let records = |count: u64| (0..count).map(|number| Outgoing::new(&format!("k{number}"), "v"));
     client.produce("source", records(1_000));

@@ -28,7 +28,7 @@ impl MockKafka {
             .set("test.mock.num.brokers", brokers.max(1).to_string())
             .set_log_level(RDKafkaLogLevel::Error)
             .create()?;
-        raw::form_groups_at_once(host.client());
+        raw::mock::form_groups_at_once(host.client());
         Ok(Self { host })
     }
 
@@ -52,12 +52,12 @@ impl MockKafka {
 
     /// Counts requests from now on; see [`Self::requests`].
     pub fn count_requests(&self) {
-        raw::keep_requests(self.host.client());
+        raw::mock::keep_requests(self.host.client());
     }
 
     /// How many requests of a kind came since [`Self::count_requests`].
     pub fn requests(&self, kind: RDKafkaApiKey) -> usize {
-        raw::kept_requests(self.host.client(), kind as i16)
+        raw::mock::kept_requests(self.host.client(), kind as i16)
     }
 
     /// librdkafka's own handle, for faults on demand.

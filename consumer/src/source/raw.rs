@@ -10,6 +10,7 @@ mod create_topics;
 mod headers;
 mod message;
 mod metadata;
+pub(super) mod mock;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -19,7 +20,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rdkafka::TopicPartitionList;
-use rdkafka::client::{Client, ClientContext};
+use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::producer::{PARTITION_UA, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
@@ -78,46 +79,6 @@ pub(super) fn describe(code: i32) -> String {
     unsafe { CStr::from_ptr(text) }
         .to_string_lossy()
         .into_owned()
-}
-
-/// Has a client's mock cluster keep the requests that it gets.
-pub(super) fn keep_requests<C: ClientContext>(client: &Client<C>) {
-    // SAFETY: the client is alive and owns the cluster, if it has one.
-    unsafe {
-        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
-        if !cluster.is_null() {
-            sys::rd_kafka_mock_start_request_tracking(cluster);
-        }
-    }
-}
-
-/// How many requests of a kind a client's mock cluster has got since it keeps them.
-pub(super) fn kept_requests<C: ClientContext>(client: &Client<C>, api_key: i16) -> usize {
-    // SAFETY: the client is alive and owns the cluster, if it has one; the array holds `count` requests and is ours.
-    unsafe {
-        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
-        if cluster.is_null() {
-            return 0;
-        }
-        let mut count = 0;
-        let requests = sys::rd_kafka_mock_get_requests(cluster, &mut count);
-        let found = (0..count)
-            .filter(|&at| sys::rd_kafka_mock_request_api_key(*requests.add(at)) == api_key)
-            .count();
-        sys::rd_kafka_mock_request_destroy_array(requests, count);
-        found
-    }
-}
-
-/// Lets the groups of a client's mock cluster form without their usual delay of 3 s.
-pub(super) fn form_groups_at_once<C: ClientContext>(client: &Client<C>) {
-    // SAFETY: the client is alive and owns the cluster, if it has one.
-    unsafe {
-        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
-        if !cluster.is_null() {
-            sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
-        }
-    }
 }
 
 /// One element of a partition list.

@@ -1,0 +1,47 @@
+//! librdkafka's mock cluster, as far as the bindings do not have it.
+
+use rdkafka::client::{Client, ClientContext};
+use rdkafka_sys as sys;
+
+/// Lets the groups of a client's mock cluster form without their usual delay of 3 s.
+pub(in crate::source) fn form_groups_at_once<C: ClientContext>(client: &Client<C>) {
+    // SAFETY: the client is alive and owns the cluster, if it has one.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
+        if !cluster.is_null() {
+            sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
+        }
+    }
+}
+
+/// Has a client's mock cluster keep the requests that it gets.
+pub(in crate::source) fn keep_requests<C: ClientContext>(client: &Client<C>) {
+    // SAFETY: the client is alive and owns the cluster, if it has one.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
+        if !cluster.is_null() {
+            sys::rd_kafka_mock_start_request_tracking(cluster);
+        }
+    }
+}
+
+/// How many requests of a kind a client's mock cluster has got since it keeps them.
+pub(in crate::source) fn kept_requests<C: ClientContext>(
+    client: &Client<C>,
+    api_key: i16,
+) -> usize {
+    // SAFETY: the client is alive and owns the cluster, if it has one; the array holds `count` requests and is ours.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client.native_ptr());
+        if cluster.is_null() {
+            return 0;
+        }
+        let mut count = 0;
+        let requests = sys::rd_kafka_mock_get_requests(cluster, &mut count);
+        let found = (0..count)
+            .filter(|&at| sys::rd_kafka_mock_request_api_key(*requests.add(at)) == api_key)
+            .count();
+        sys::rd_kafka_mock_request_destroy_array(requests, count);
+        found
+    }
+}
