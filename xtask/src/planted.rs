@@ -271,6 +271,21 @@ const BUGS: &[Bug] = &[
         suite: SIMULATION,
     },
     Bug {
+        name: "last-commit-not-retried",
+        what: "a last commit that a rebalancing group refuses is given up",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "commit-after-lost",
+        what: "commits name partitions that were lost or given back",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "leave-not-sent",
+        what: "a member that joins or owns nothing ends without leaving its group",
+        suite: SOURCE,
+    },
+    Bug {
         name: "start-after-release",
         what: "a call that overruns after its partition was given back parks its record",
         suite: SIMULATION,
