@@ -8,7 +8,7 @@
 //!
 //! Partitions that are read fill at most three quarters of the room that the others leave. What is there then belongs to
 //! handlers that are slow, held, or hang, or merely to a rush. A partition that would not be done with its records within
-//! [`SLOW_MS`] at its present pace is paused, the largest first, and the next quarter of room is for the others: one held
+//! `SLOW_MS` at its present pace is paused, the largest first, and the next quarter of room is for the others: one held
 //! handler does not stop the topics that it does not read. A paused partition is read again once half of its records are
 //! gone. At most the budget is held in any case.
 

@@ -177,7 +177,7 @@ unsafe impl Send for RawRecord {}
 // SAFETY: as above; shared reading of immutable bytes.
 unsafe impl Sync for RawRecord {}
 
-/// Bits of [`RawRecord::flags`].
+/// Bits of a record's flags.
 pub mod record_flag {
     /// The key is null, not empty.
     pub const KEY_NULL: u32 = 1;

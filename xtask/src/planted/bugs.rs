@@ -1,0 +1,387 @@
+//! The bugs, and the suite that must catch each.
+
+use super::Bug;
+
+/// The pump's core between scripted neighbours.
+const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
+/// The tests in the service's own modules, by module.
+const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
+const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
+const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
+const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"];
+const ENDING: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::ending"];
+const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
+/// What the SDK promises to authors.
+const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
+const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
+const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
+const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
+const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
+/// The Kafka source against an in-process cluster.
+const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
+const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
+const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
+/// What specs say between each other.
+const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
+/// Loading one plugin again and again.
+const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
+
+/// Bridges between two stores in memory, late and crashing.
+const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
+/// The stores: their trees, and their watch loop on a scripted link.
+const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
+/// A watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
+const ETCD: &[&str] = &[
+    "-p",
+    "e2e",
+    "--no-default-features",
+    "--test",
+    "stores_etcd_faults",
+    "compacted",
+];
+const ZOOKEEPER: &[&str] = &[
+    "-p",
+    "e2e",
+    "--no-default-features",
+    "--test",
+    "stores_zookeeper_faults",
+    "connection_is_lost",
+];
+
+pub(super) const BUGS: &[Bug] = &[
+    Bug {
+        name: "commit-highest-seen",
+        what: "the highest delivered offset is committed instead of the frontier",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "ack-after-revoke",
+        what: "a revoked partition stays open for outcomes and commits",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "recall-forgotten",
+        what: "batches of a revoked partition stay queued behind a slow call",
+        suite: RECALL,
+    },
+    Bug {
+        name: "fence-not-raised",
+        what: "calls that run go on with the records of a revoked partition",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "fence-not-looked-at",
+        what: "a handler is called for the next record although the call is cancelled",
+        suite: SDK_RULES,
+    },
+    Bug {
+        name: "lent-record-freed",
+        what: "a record that a hung call still reads is freed when its pump ends",
+        suite: ENDING,
+    },
+    Bug {
+        name: "late-acks-believed",
+        what: "a call that returns after it was given up is believed, its emits lost",
+        suite: OVERRUN,
+    },
+    Bug {
+        name: "epoch-without-assignment",
+        what: "a late outcome is matched by place alone, whoever has the place now",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-commit-is-success",
+        what: "a partition's refusal inside an answered commit is recorded as success",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "dead-letter-not-awaited",
+        what: "a record settles when its dead letter is sent, not when it is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "emit-not-awaited",
+        what: "an acknowledged record settles before what it emitted is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "emits-of-a-drop-lost",
+        what: "what an attempt emits before a drop or a dead letter is not sent",
+        suite: HANDLERS,
+    },
+    Bug {
+        name: "letter-before-its-emits",
+        what: "a dead letter is written before what its attempt emitted is acknowledged",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "target-refusal-gives-up",
+        what: "a record is given up because its output topic is missing",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-batch-believed",
+        what: "a refused batch gives up every record that was in it",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "only-the-refused-sent-again",
+        what: "of a record's emits only the refused one is sent again, behind later ones",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "offset-off-by-one",
+        what: "the commit names one offset too many",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "gap-complete-too-early",
+        what: "a gap settles what was delivered before it",
+        suite: LEDGER,
+    },
+    Bug {
+        name: "gap-never-complete",
+        what: "offsets that do not exist are waited for",
+        suite: LEDGER,
+    },
+    Bug {
+        name: "repeat-handled-twice",
+        what: "a record that the client delivers again is handled again",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "not-forwarded-again",
+        what: "a partition's queue is not forwarded when it is assigned again",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "skipped-after-error-entry",
+        what: "records are skipped after a partition's error entry in a batch",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "end-is-consumed",
+        what: "the end of the log is taken for what was read of it",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "fetched-is-consumed",
+        what: "the client's fetch position is taken for its consumed position",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "consumed-passes-records-in-hand",
+        what: "the consumed position passes records that wait for room in the ledger",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "consumed-passes-dropped-records",
+        what: "the consumed position passes what a drain drops",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "control-records-never-passed",
+        what: "control records at the end of a log hold its frontier",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "position-inherited",
+        what: "a position left over from an earlier assignment is believed",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "position-after-error-entry",
+        what: "a position that an error entry has moved is believed",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "restart-over-in-flight",
+        what: "a partition goes on elsewhere while records of it are in flight",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "missing-without-bounds",
+        what: "an offset counts as missing although the log has it",
+        suite: PUMP,
+    },
+    Bug {
+        name: "cut-off-log-read-on",
+        what: "a log that was cut off is read on where the old one was",
+        suite: PUMP,
+    },
+    Bug {
+        name: "damaged-data-skipped",
+        what: "what stands behind damaged data is handled in its place",
+        suite: ADMISSION,
+    },
+    Bug {
+        name: "damage-not-looked-for",
+        what: "checksums are not verified",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "library-path-reused",
+        what: "a new generation's copy has the name of an earlier one",
+        suite: GENERATIONS,
+    },
+    Bug {
+        name: "lane-released-early",
+        what: "a lane is released while its record waits for a retry",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "index-swapped-in-halves",
+        what: "answers remembered from the old routing index outlive the swap",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "second-commit-in-flight",
+        what: "giving a partition back lets a second commit go out beside the first",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "last-commit-not-retried",
+        what: "a last commit that a rebalancing group refuses is given up",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "commit-after-lost",
+        what: "commits name partitions that were lost or given back",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "leave-not-sent",
+        what: "a member that joins or owns nothing ends without leaving its group",
+        suite: SOURCE,
+    },
+    Bug {
+        name: "start-after-release",
+        what: "a call that overruns after its partition was given back parks its record",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "refused-config-kept",
+        what: "a new config that the first instance refuses is given to the next ones",
+        suite: HANDLERS,
+    },
+    Bug {
+        name: "bridge-echo-not-recognised",
+        what: "the bridge notes its own write by the revision of what it replaced, so its echo is a change",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-delete-lost",
+        what: "a key that is gone from one side counts as untouched there",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-overrules-unread",
+        what: "the bridge writes without comparing with what it has read",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "older-revision-applied",
+        what: "a store's event that is older than what is known of its key is applied",
+        suite: STORES,
+    },
+    Bug {
+        name: "watch-resumed-at-r",
+        what: "a watch of etcd begins with the listing's own revision",
+        suite: STORES,
+    },
+    Bug {
+        name: "cancel-not-noticed",
+        what: "a watch of etcd goes on listening after the server has cancelled it",
+        suite: ETCD,
+    },
+    Bug {
+        name: "not-reread-after-reconnect",
+        what: "a watch of ZooKeeper goes on as it is after the connection was lost",
+        suite: ZOOKEEPER,
+    },
+    Bug {
+        name: "internal-topic-matched",
+        what: "globs and regexes match the cluster's internal topics",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "dead-letter-name-in-part",
+        what: "patterns leave out topics that only begin like a dead-letter topic",
+        suite: ROUTING,
+    },
+    Bug {
+        name: "circle-not-refused",
+        what: "specs whose dead letters go round are taken",
+        suite: SPECS,
+    },
+    Bug {
+        name: "laps-not-bounded",
+        what: "a record that comes back from its dead-letter topic goes there again without end",
+        suite: SETTLEMENT,
+    },
+    Bug {
+        name: "header-fault-distrusts-all",
+        what: "one record's odd header name turns off the reading of headers in place for the process",
+        suite: RAW,
+    },
+    Bug {
+        name: "list-unbound",
+        what: "the list of finished records counts beside any offset of its partition",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "list-lost-when-settled",
+        what: "an owner that has settled all that came forgets what is finished beyond it",
+        suite: FLOW,
+    },
+    Bug {
+        name: "topic-id-not-compared",
+        what: "a topic that was created again goes on at the committed offset of the one before",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-kept",
+        what: "the fencing token of the last commit is not looked at",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "token-not-committed-first",
+        what: "records run before a token that a restart could give again is committed",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "new-partition-at-the-end",
+        what: "a partition that is added to a topic begins where kafka.start says",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "unfound-holds-all",
+        what: "a partition of which nobody knows where it begins holds the whole assignment",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "new-topic-believed",
+        what: "records of a topic that was created again are taken for those of the one before",
+        suite: BEGINNINGS,
+    },
+    Bug {
+        name: "closed-handler-keeps-records",
+        what: "a handler that failed keeps its records when it is switched off or removed",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "abandoned-call-not-ended",
+        what: "the outcomes of an abandoned call of a closed handler count",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "slow-partition-not-paused",
+        what: "the partition of a held handler is not paused when it has filled the memory",
+        suite: SIMULATION,
+    },
+    Bug {
+        name: "restart-undone",
+        what: "a restart is forgotten because the spec needs no new generation",
+        suite: HANDLERS,
+    },
+];
