@@ -1,7 +1,7 @@
 //! What keeps a partition from being read or handled, and how it goes on from another offset (G12, G13).
 
 use super::Flow;
-use crate::assignment::{AssignmentState, Trouble};
+use crate::assignment::{AssignmentState, LeaderEpochs, Trouble};
 use crate::ledger::Ledger;
 use crate::source::{Slot, TopicPartition};
 
@@ -67,6 +67,8 @@ impl Flow {
         let assignment = &mut self.assignments[slot.0 as usize];
         if another_log || to < assignment.ledger.next() {
             assignment.ledger = Ledger::new(to, Vec::new());
+            assignment.leader_epochs = LeaderEpochs::default();
+            assignment.finished_leader_epoch = i32::MAX;
             assignment.committed = to - 1;
             assignment.committed_metadata.clear();
             // Its answer would be taken for one about the new beginning.

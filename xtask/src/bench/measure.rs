@@ -45,7 +45,8 @@ impl Measured {
 }
 
 /// The fetch keys of the service, for the bare loop. What is fetched ahead is an eighth of the service's byte budget.
-const FETCH_KEYS: [&str; 7] = [
+const FETCH_KEYS: [&str; 8] = [
+    "check.crcs=true",
     "fetch.max.bytes=4194304",
     "fetch.queue.backoff.ms=2",
     "queued.min.messages=83886",
