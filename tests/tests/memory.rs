@@ -70,7 +70,8 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
     let mut service = Service::ready(&workdir, &short);
     wait_for("the budget to be used", SOON, || {
         let used = service.metrics()?.sum("sluicegate_in_flight_bytes", &[]) as u64;
-        if used > BUDGET / 2 {
+        // Half of the memory is for records in flight; partitions that are slow fill three quarters of that for certain.
+        if used > BUDGET / 2 / 4 * 3 {
             Ok(())
         } else {
             Err(format!("{used} bytes in flight"))
