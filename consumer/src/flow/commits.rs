@@ -258,6 +258,13 @@ impl Flow {
         self.commits.refusals = 0;
     }
 
+    /// Another client commits from now on: what the one before was sent last is not answered any more. To be called when
+    /// nothing is ours.
+    pub fn client_renewed(&mut self) {
+        self.commits.in_flight = None;
+        self.group_settled();
+    }
+
     fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)]) {
         let Some(&(slot, _, first)) = refusals.first() else {
             self.commits.refusals = 0;

@@ -422,7 +422,7 @@ impl Pump {
 
 #[cfg(test)]
 #[path = "missing_tests.rs"]
-mod scripted;
+pub(super) mod scripted;
 
 #[cfg(test)]
 mod tests {

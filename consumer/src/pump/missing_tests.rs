@@ -48,8 +48,8 @@ impl Emitter for NoEmitter {
     }
 }
 
-struct Harness {
-    kafka: MemoryKafka,
+pub(in crate::pump) struct Harness {
+    pub(in crate::pump) kafka: MemoryKafka,
     pump: Pump,
     pool: Arc<HeldPool>,
 }
@@ -63,7 +63,7 @@ fn at() -> TopicPartition {
 
 impl Harness {
     /// A pump that owns t/0, with the records 0 to 4 in flight.
-    fn with_five_in_flight(missing_offset: Option<StartAt>) -> Self {
+    pub(in crate::pump) fn with_five_in_flight(missing_offset: Option<StartAt>) -> Self {
         let kafka = MemoryKafka::new(1);
         let settings = PumpSettings {
             number: 0,
@@ -78,7 +78,7 @@ impl Harness {
             },
             start: StartAt::Earliest,
             missing_offset,
-            drain_timeout: Duration::from_secs(1),
+            drain_timeout: Duration::from_mins(1),
             join_gate: Arc::default(),
         };
         let cluster = kafka.clone();
@@ -103,7 +103,7 @@ impl Harness {
         harness
     }
 
-    fn produce(&self, count: usize) {
+    pub(in crate::pump) fn produce(&self, count: usize) {
         for _ in 0..count {
             self.kafka.produce("t", 0, None, Some(b"v"), &[]);
         }
@@ -115,7 +115,7 @@ impl Harness {
         self.produce(10);
     }
 
-    fn turn(&mut self) {
+    pub(in crate::pump) fn turn(&mut self) {
         for _ in 0..5 {
             self.pump
                 .turn(&mut Vec::new(), &mut Vec::new(), &mut Vec::new());
@@ -123,7 +123,7 @@ impl Harness {
     }
 
     /// The offsets that the pool has; it finishes them if so wished.
-    fn run_all(&mut self, finish: bool) -> Vec<i64> {
+    pub(in crate::pump) fn run_all(&mut self, finish: bool) -> Vec<i64> {
         let pool = self.pool.clone();
         let mut held = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
         let batches = held.iter();
@@ -144,7 +144,7 @@ impl Harness {
         offsets
     }
 
-    fn committed(&self) -> Option<i64> {
+    pub(in crate::pump) fn committed(&self) -> Option<i64> {
         self.kafka.committed("t", 0).map(|(offset, _)| offset)
     }
 

@@ -62,8 +62,13 @@ impl Pump {
         self.missing.clear();
         self.unreadable.clear();
         self.revokes.clear();
+        self.flow.client_renewed();
         self.source = (self.make_source)().map_err(failed)?;
         self.wake.follow(self.source.waker());
         self.source.subscribe(&self.topics).map_err(failed)
     }
 }
+
+#[cfg(test)]
+#[path = "renewal_tests.rs"]
+mod tests;

@@ -415,6 +415,8 @@ impl Source for MemorySource {
         let mut script = self.kafka.script();
         script.running.clear();
         script.closed = true;
+        // Answers to a client that is gone.
+        script.held.iter_mut().for_each(Vec::clear);
     }
 }
 

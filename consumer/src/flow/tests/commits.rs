@@ -161,3 +161,17 @@ fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_se
     bench.flow.group_settled();
     assert_eq!(bench.flow.commits_due().len(), 1);
 }
+
+#[test]
+fn a_commit_that_a_client_took_along_when_it_ended_is_not_waited_for() {
+    let mut bench = Bench::drained();
+    assert_eq!(bench.flow.commits_due().len(), 1);
+    bench.flow.release(&[bench.slot]);
+    bench.flow.client_renewed();
+    bench.flow.assign(NewAssignment::first(at(), 0, 2));
+    assert_eq!(
+        bench.flow.commits_due().len(),
+        1,
+        "the token of the new owner"
+    );
+}

@@ -1,0 +1,27 @@
+//! A new client in the place of one, on a scripted source: what the one before took along, and what keeps it.
+
+use crate::pump::missing::scripted::Harness;
+use crate::source::{SourceEvent, StartAt};
+
+fn recreate(harness: &mut Harness) {
+    harness.kafka.recreate_topic("t");
+    harness
+        .kafka
+        .tell(SourceEvent::TopicRecreated { topic: "t".into() });
+    harness.turn();
+}
+
+#[test]
+fn a_commit_in_flight_that_the_old_client_takes_along_does_not_keep_the_new_one_from_committing() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    harness.kafka.hold_commits();
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    recreate(&mut harness);
+    assert!(harness.kafka.is_closed());
+    harness.kafka.answer_commits();
+    harness.produce(3);
+    harness.kafka.assign("t", &[0]);
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1, 2]);
+    assert_eq!(harness.committed(), Some(3));
+}
