@@ -341,6 +341,11 @@ impl Flow {
         self.slab.live()
     }
 
+    /// Whether some call has a record, wanted or not.
+    pub fn lends(&self) -> bool {
+        self.slab.lent().next().is_some()
+    }
+
     /// When [`Flow::tick`] has something to do next, on its clock.
     pub fn next_due(&self) -> Option<u64> {
         let rested = self.resting.first().map(|(until_ms, _)| *until_ms);

@@ -133,7 +133,7 @@ impl Pump {
             return;
         };
         let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
-        if self.closed || !self.is_handed_over(&slots) {
+        if self.closed || self.waits_for_lent(deadline) || !self.is_handed_over(&slots) {
             return;
         }
         self.flow.release(&slots);
@@ -143,5 +143,11 @@ impl Pump {
         } else if let Err(error) = self.renew() {
             self.failed = Some(error.to_string());
         }
+    }
+
+    /// Whether calls still read records of a client in whose place another one is to come. Such a client cannot be ended:
+    /// it would be left behind with its threads, and with statistics that nobody takes.
+    fn waits_for_lent(&self, deadline: Instant) -> bool {
+        self.renewing && self.flow.lends() && Instant::now() + LEAVE_GRACE < deadline
     }
 }

@@ -25,3 +25,17 @@ fn a_commit_in_flight_that_the_old_client_takes_along_does_not_keep_the_new_one_
     assert_eq!(harness.run_all(true), [0, 1, 2]);
     assert_eq!(harness.committed(), Some(3));
 }
+
+#[test]
+fn a_client_is_not_ended_while_calls_read_its_records() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    recreate(&mut harness);
+    assert!(!harness.kafka.is_closed(), "a call has five records of it");
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert!(harness.kafka.is_closed());
+    harness.produce(2);
+    harness.kafka.assign("t", &[0]);
+    harness.turn();
+    assert_eq!(harness.run_all(true), [0, 1]);
+    assert_eq!(harness.committed(), Some(2));
+}
