@@ -21,6 +21,8 @@ struct Known {
     topic: TopicId,
     name: Arc<str>,
     id: TopicUuid,
+    /// Partitions of it began under different ids.
+    mixed: bool,
     gone: bool,
 }
 
@@ -35,15 +37,18 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    /// A partition of the topic begins.
+    /// A partition of the topic begins. Under another id than those before it, it does not hide what has become of these:
+    /// the topic was created again since, whichever of the two is the present one.
     pub(super) fn note(&mut self, topic: TopicId, name: &Arc<str>, id: TopicUuid) {
         match self.known.iter_mut().find(|known| known.topic == topic) {
+            Some(known) if known.id.contradicts(id) => known.mixed = true,
             Some(known) if id.is_known() => known.id = id,
             Some(_) => {}
             None => self.known.push(Known {
                 topic,
                 name: name.clone(),
                 id,
+                mixed: false,
                 gone: false,
             }),
         }
@@ -71,7 +76,8 @@ impl Topics {
     ) -> Vec<(TopicId, Arc<str>)> {
         let mut found = Vec::new();
         for known in self.known.iter_mut().filter(|known| which(known.topic)) {
-            if !known.gone && known.id.contradicts(id_now(known.topic)) {
+            let is_new = known.mixed || known.id.contradicts(id_now(known.topic));
+            if is_new && !known.gone {
                 known.gone = true;
                 found.push((known.topic, known.name.clone()));
             }
@@ -174,6 +180,23 @@ mod tests {
         assert_eq!(found, [(TopicId(1), Arc::from("a"))]);
         assert!(topics.is_gone(TopicId(1)) && !topics.is_gone(TopicId(2)));
         assert_eq!(topics.find_recreated(|_| true, now), []);
+    }
+
+    #[test]
+    fn a_partition_that_begins_under_another_id_does_not_hide_those_that_began_before() {
+        for (first, second) in [(10, 11), (11, 10)] {
+            let mut topics = Topics::default();
+            topics.note(TopicId(1), &"a".into(), TopicUuid(first));
+            topics.note(TopicId(1), &"a".into(), TopicUuid(0));
+            assert_eq!(topics.find_recreated(|_| true, |_| TopicUuid(first)), []);
+            topics.note(TopicId(1), &"a".into(), TopicUuid(second));
+            let found = topics.find_recreated(|_| true, |_| TopicUuid(11));
+            assert_eq!(
+                found,
+                [(TopicId(1), Arc::from("a"))],
+                "{first}, then {second}"
+            );
+        }
     }
 
     #[test]
