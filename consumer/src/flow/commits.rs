@@ -61,15 +61,42 @@ pub(super) struct Commits {
     /// When the last one was sent.
     sent_ms: u64,
     /// Refusals since the last commit that was accepted whole, or since the group settled.
-    refusals: u32,
-    /// When the last refusal came.
-    refused_ms: u64,
-    /// Uniform in 0..1, drawn at the last refusal: members that are refused together do not try again together.
-    jitter: f64,
+    refusals: BackOff,
+    /// The same of commits that only held partitions up whose own fault it is: the others do not wait for these.
+    rejections: BackOff,
     /// Why a partition's newest commit was refused, and its offset.
     refused: BTreeMap<Slot, (CommitErrorKind, i64)>,
     trouble: Option<Trouble>,
     pub(super) counts: CommitCounts,
+}
+
+/// How often something was refused, and so when it is tried again.
+#[derive(Default)]
+struct BackOff {
+    /// Refusals in a row.
+    count: u32,
+    /// When the last one came.
+    last_ms: u64,
+    /// Uniform in 0..1, drawn at the last one: members that are refused together do not try again together.
+    jitter: f64,
+}
+
+impl BackOff {
+    fn refused(&mut self, now_ms: u64, jitter: f64) {
+        self.count = self.count.saturating_add(1);
+        self.last_ms = now_ms;
+        self.jitter = jitter;
+    }
+
+    /// When it is tried again.
+    fn due_ms(&self, longest_ms: u64) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
+        let doubled = FIRST_RETRY_MS << (self.count - 1).min(16);
+        let wait = doubled.min(longest_ms) as f64 * (1.0 - 0.5 * self.jitter);
+        self.last_ms + wait as u64
+    }
 }
 
 /// Refusals without an acceptance between them, for the log.
@@ -80,16 +107,6 @@ struct Trouble {
 }
 
 impl Commits {
-    /// When another commit may be sent, after refusals.
-    fn retry_ms(&self, longest_ms: u64) -> u64 {
-        if self.refusals == 0 {
-            return 0;
-        }
-        let doubled = FIRST_RETRY_MS << (self.refusals - 1).min(16);
-        let wait = doubled.min(longest_ms) as f64 * (1.0 - 0.5 * self.jitter);
-        self.refused_ms + wait as u64
-    }
-
     /// Partitions are to be given back: whatever was refused before, their last commit is tried.
     pub(super) fn start_drain(&mut self, slots: &[Slot]) {
         self.refused.retain(|slot, _| !slots.contains(slot));
@@ -122,24 +139,36 @@ impl Flow {
 
     /// Whether the interval is over or the uncommitted records of a partition press.
     fn commit_due(&self) -> bool {
-        if self.now_ms < self.commits.retry_ms(RETRY_MS) {
+        if self.now_ms < self.commits.refusals.due_ms(RETRY_MS) {
             return false;
         }
         let since = self.now_ms.saturating_sub(self.commits.sent_ms);
         let half = self.settings.max_uncommitted / 2;
         since >= self.settings.commit_interval_ms
-            || self.current.values().any(|slot| {
+            || self.current.values().any(|&slot| {
                 let assignment = &self.assignments[slot.0 as usize];
                 // The token of a new owner, and where it begins, are committed at once.
-                !assignment.token_kept
+                let presses = !assignment.token_kept
                     || (assignment.uncommitted() >= half
-                        && assignment.ledger.frontier() > assignment.committed)
+                        && assignment.ledger.frontier() > assignment.committed);
+                presses && !self.rests(slot)
             })
+    }
+
+    /// Whether a partition's commit waits, since the group refuses it whatever becomes of the others.
+    fn rests(&self, slot: Slot) -> bool {
+        let rejected = matches!(
+            self.commits.refused.get(&slot),
+            Some((CommitErrorKind::Rejected, _))
+        );
+        rejected
+            && self.assignments[slot.0 as usize].state == AssignmentState::Assigned
+            && self.now_ms < self.commits.rejections.due_ms(RETRY_MS)
     }
 
     /// Whether partitions wait for nothing but their last commit.
     fn hand_over_due(&self) -> bool {
-        self.now_ms >= self.commits.retry_ms(HAND_OVER_RETRY_MS)
+        self.now_ms >= self.commits.refusals.due_ms(HAND_OVER_RETRY_MS)
             && self.draining().any(|slot| self.waits_for_commit(slot))
     }
 
@@ -192,13 +221,14 @@ impl Flow {
 
     /// Whether partitions wait for their last commit, and when it may be tried again.
     pub(super) fn last_commit_due(&self) -> Option<u64> {
-        let waits = self.commits.refusals > 0 && self.draining().next().is_some();
-        waits.then(|| self.commits.retry_ms(HAND_OVER_RETRY_MS))
+        let waits = self.commits.refusals.count > 0 && self.draining().next().is_some();
+        waits.then(|| self.commits.refusals.due_ms(HAND_OVER_RETRY_MS))
     }
 
     fn commit_entries(&self) -> Vec<(Slot, CommitEntry)> {
-        let ours = self.current.values();
-        ours.filter_map(|&slot| Some((slot, self.commit_entry(slot)?)))
+        let ours = self.current.values().copied();
+        ours.filter(|&slot| !self.rests(slot))
+            .filter_map(|slot| Some((slot, self.commit_entry(slot)?)))
             .collect()
     }
 
@@ -227,7 +257,7 @@ impl Flow {
                 }
             }
         }
-        self.note_refusals(&refusals);
+        self.note_refusals(&refusals, error.is_some());
         self.admit_overflow();
     }
 
@@ -255,7 +285,8 @@ impl Flow {
 
     /// The group has settled on who owns what: what it refused until now is sent again at once.
     pub fn group_settled(&mut self) {
-        self.commits.refusals = 0;
+        self.commits.refusals = BackOff::default();
+        self.commits.rejections = BackOff::default();
     }
 
     /// Another client commits from now on: what the one before was sent last is not answered any more. To be called when
@@ -265,9 +296,14 @@ impl Flow {
         self.group_settled();
     }
 
-    fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)]) {
+    /// `whole`: the request failed, not what it said of these partitions.
+    fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)], whole: bool) {
         let Some(&(slot, _, first)) = refusals.first() else {
-            self.commits.refusals = 0;
+            self.commits.refusals = BackOff::default();
+            if !self.commits.refused.is_empty() {
+                return;
+            }
+            self.commits.rejections = BackOff::default();
             if let Some(trouble) = self.commits.trouble.take()
                 && trouble.warned.is_some()
             {
@@ -279,9 +315,15 @@ impl Flow {
             }
             return;
         };
-        self.commits.refusals = self.commits.refusals.saturating_add(1);
-        self.commits.refused_ms = self.now_ms;
-        self.commits.jitter = self.random();
+        let (now_ms, jitter) = (self.now_ms, self.random());
+        let own =
+            |(_, _, error): &(Slot, i64, &CommitError)| error.kind == CommitErrorKind::Rejected;
+        if !whole && refusals.iter().all(own) {
+            self.commits.refusals = BackOff::default();
+            self.commits.rejections.refused(now_ms, jitter);
+        } else {
+            self.commits.refusals.refused(now_ms, jitter);
+        }
         let refused = refusals
             .iter()
             .map(|(slot, offset, error)| (*slot, (error.kind, *offset)));

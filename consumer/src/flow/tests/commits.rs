@@ -163,6 +163,51 @@ fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_se
 }
 
 #[test]
+fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() {
+    let mut bench = Bench::new(1);
+    let refused = TopicPartition {
+        topic: "refused".into(),
+        partition: 0,
+    };
+    bench
+        .flow
+        .assign(NewAssignment::first(refused.clone(), 0, 1));
+    let (mut now_ms, mut next, mut tries) = (0, 0, 0);
+    while now_ms < 60_000 {
+        bench.deliver(next..next + 50, |_| None);
+        bench.finish(0, |_| ACK);
+        next += 50;
+        let sent_ms = now_ms;
+        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        assert!(
+            now_ms <= sent_ms + 1_000,
+            "half of what may be uncommitted is, {} ms ago",
+            now_ms - sent_ms
+        );
+        assert!(
+            entries
+                .iter()
+                .any(|entry| entry.at == at() && entry.offset == next)
+        );
+        tries += u32::from(entries.iter().any(|entry| entry.at == refused));
+        let results: Vec<CommitResult> = entries
+            .iter()
+            .map(|entry| CommitResult {
+                at: entry.at.clone(),
+                offset: entry.offset,
+                error: (entry.at == refused).then(|| refusal(CommitErrorKind::Rejected)),
+            })
+            .collect();
+        bench.flow.committed(&results, None);
+        now_ms += 10;
+    }
+    assert!(
+        (10..40).contains(&tries),
+        "it is tried again: {tries} times"
+    );
+}
+
+#[test]
 fn a_commit_that_a_client_took_along_when_it_ended_is_not_waited_for() {
     let mut bench = Bench::drained();
     assert_eq!(bench.flow.commits_due().len(), 1);
