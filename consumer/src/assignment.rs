@@ -211,6 +211,14 @@ impl Assignment {
         forgets
     }
 
+    /// It is over: slots are not given out again, so what only a partition that is ours needs is freed.
+    pub fn forget(&mut self) {
+        self.ledger = Ledger::new(self.ledger.frontier(), Vec::new());
+        self.leader_epochs = LeaderEpochs::default();
+        self.committed_metadata = String::new();
+        self.overflow = VecDeque::new();
+    }
+
     /// What a commit of the frontier says besides the offset.
     pub fn note(&self) -> CommitNote {
         let finished = self.ledger.settled_ahead();

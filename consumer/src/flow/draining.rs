@@ -71,6 +71,7 @@ impl Flow {
         for &slot in slots {
             let assignment = &mut self.assignments[slot.0 as usize];
             assignment.state = AssignmentState::Released;
+            assignment.forget();
             if self.current.get(&assignment.at) == Some(&slot) {
                 self.current.remove(&assignment.at);
                 self.ownership_changed = true;

@@ -392,6 +392,18 @@ fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
 }
 
 #[test]
+fn an_assignment_that_is_over_keeps_next_to_nothing() {
+    let mut bench = Bench::with(1, 100_000);
+    bench.deliver(0..50_000, |_| None);
+    while !bench.finish(0, |_| ACK).is_empty() {}
+    let kept = |bench: &Bench| bench.flow.assignment(bench.slot).ledger.kept_bytes();
+    assert_eq!(bench.frontier(), 50_000);
+    assert!(kept(&bench) > 1_000);
+    bench.flow.release(&[bench.slot]);
+    assert_eq!(kept(&bench), 0);
+}
+
+#[test]
 fn nothing_settles_after_a_release() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
