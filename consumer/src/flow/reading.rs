@@ -21,6 +21,8 @@ impl Flow {
             );
             assignment.stopped = Some(Trouble::new(cause, remedy, now_ms));
             assignment.unreadable = None;
+            // They are never let in, and would take up memory that others need.
+            self.drop_overflow(slot);
         }
     }
 

@@ -392,6 +392,17 @@ fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
 }
 
 #[test]
+fn a_stopped_partition_keeps_no_records_in_hand() {
+    let mut bench = Bench::with(1, 10);
+    bench.deliver(0..30, |_| None);
+    assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 20);
+    bench.flow.stop_partition(bench.slot, "cause", "remedy");
+    assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 0);
+    bench.finish(0, |_| ACK);
+    assert_eq!(bench.flow.charged(), 0);
+}
+
+#[test]
 fn an_assignment_that_is_over_keeps_next_to_nothing() {
     let mut bench = Bench::with(1, 100_000);
     bench.deliver(0..50_000, |_| None);
