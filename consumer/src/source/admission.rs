@@ -305,12 +305,18 @@ impl Admission {
             return Vec::new();
         }
         let batch = self.batch;
-        let (mut due, mut waiting) = (Vec::new(), false);
+        let (mut due, mut waiting, mut doubts) = (Vec::new(), false, self.doubts);
         for (slot, admitted) in self.opened_mut() {
             match (admitted.halt, admitted.next) {
                 (Some(Halt::Damaged { again }), Some(next)) if again <= now => {
                     admitted.halt = None;
                     admitted.skipped_batch = batch;
+                    // The seek may be lost; librdkafka then goes on behind the damage.
+                    admitted.doubt = Some(Doubt {
+                        since: now,
+                        sought: false,
+                    });
+                    doubts = true;
                     due.push((slot, next));
                 }
                 (Some(Halt::Damaged { .. }), _) => waiting = true,
@@ -318,6 +324,7 @@ impl Admission {
             }
         }
         self.halts = waiting;
+        self.doubts = doubts;
         due
     }
 
@@ -533,6 +540,22 @@ mod tests {
             Some(FIRST_PAUSE),
             "another one"
         );
+    }
+
+    #[test]
+    fn what_stands_behind_damaged_data_is_not_believed_when_the_seek_back_was_lost() {
+        let mut admission = admission(10);
+        let now = Instant::now();
+        assert!(deliver(&mut admission, 10));
+        assert_eq!(admission.damaged(SLOT, now), Some(FIRST_PAUSE));
+        assert_eq!(admission.read_again(now + FIRST_PAUSE), [(SLOT, 11)]);
+        admission.sought(SLOT);
+        admission.begin_batch();
+        assert_eq!(admission.judge(TOPIC, 2, 15), Verdict::SeekBack(SLOT, 11));
+        admission.sought(SLOT);
+        admission.begin_batch();
+        assert!(deliver(&mut admission, 11));
+        assert!(deliver(&mut admission, 15), "a gap");
     }
 
     #[test]
