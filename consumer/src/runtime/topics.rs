@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use sluicegate_config::spec::DeadLetter;
@@ -443,9 +443,10 @@ fn watch(
     inbox: &Receiver<Arc<Wanted>>,
     tell: impl Fn(Sight),
 ) {
-    let mut wait = looker.wait(&wanted);
+    // Orders that tell nothing new do not put the next look off.
+    let mut due = Instant::now() + looker.wait(&wanted);
     loop {
-        match inbox.recv_timeout(wait) {
+        match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(newer) => {
                 let newer = inbox.try_iter().last().unwrap_or(newer);
                 let known = looker.knows(&wanted, &newer);
@@ -464,7 +465,7 @@ fn watch(
             topics: looker.found.topics.clone(),
             problems: looker.problems(),
         });
-        wait = looker.wait(&wanted);
+        due = Instant::now() + looker.wait(&wanted);
     }
 }
 
@@ -592,6 +593,33 @@ mod tests {
             "what a new pattern takes in is not known"
         );
         assert!(looker.knows(&pattern, &pattern));
+    }
+
+    #[test]
+    fn orders_that_tell_nothing_new_do_not_put_the_next_look_off() {
+        let mut looker = looker();
+        looker.pattern_interval = Duration::from_millis(50);
+        let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
+        looker.found.topics = Some(Arc::new(topics));
+        let order = || Arc::new(wanted(&[("\"orders-*\"", ""), ("x", "")]));
+        let (orders, inbox) = channel();
+        let (looked, seen) = channel();
+        let first = order();
+        let thread = std::thread::spawn(move || {
+            watch(&mut looker, first, &inbox, move |_| {
+                let _ = looked.send(());
+            });
+        });
+        let told = (0..1_000).any(|_| {
+            orders.send(order()).expect("it listens");
+            seen.recv_timeout(Duration::from_millis(10)).is_ok()
+        });
+        assert!(
+            told,
+            "gates move all the time, and nobody looks for new topics"
+        );
+        drop(orders);
+        thread.join().expect("it ends");
     }
 
     #[test]
