@@ -178,6 +178,25 @@ fn a_member_leaves_the_group_whatever_it_has() {
     assert_eq!(left(), 3, "the owner left without a word");
 }
 
+/// With every gate shut nothing is read, and a stop has nothing to wait for.
+#[test]
+fn a_member_that_has_unsubscribed_ends_at_once() {
+    let kafka = cluster();
+    kafka.count_requests();
+    let mut member = Member::join(&settings(&kafka.bootstrap_servers(), &[]));
+    member.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    member.source.subscribe(&[]).expect("no subscription");
+    member.turn_until(|m| m.owned().is_empty());
+    let started = Instant::now();
+    member.leave();
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "it waited {:?} to hear that it is a member",
+        started.elapsed()
+    );
+    assert_eq!(kafka.requests(RDKafkaApiKey::LeaveGroup), 1);
+}
+
 #[test]
 fn commits_carry_metadata_and_refusals_are_told() {
     let kafka = cluster();

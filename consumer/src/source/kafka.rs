@@ -239,11 +239,12 @@ impl KafkaSource {
 
 impl Source for KafkaSource {
     fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError> {
-        let consumer = self.connection()?.consumer();
         if topics.is_empty() {
-            consumer.unsubscribe();
+            self.leaving.unsubscribed |= self.is_member();
+            self.connection()?.consumer().unsubscribe();
             return Ok(());
         }
+        let consumer = self.connection()?.consumer();
         if let Some(bad) = topics.iter().find(|topic| topic.contains('\0')) {
             return Err(SourceError::Terminal(format!(
                 "topic {bad:?} holds a zero byte"
@@ -254,6 +255,7 @@ impl Source for KafkaSource {
             .subscribe(&names)
             .map_err(|error| self.failed("cannot subscribe", &error))?;
         self.leaving.subscribed = true;
+        self.leaving.unsubscribed = false;
         Ok(())
     }
 

@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Leaving {
     /// The client has asked to be a member.
     pub(super) subscribed: bool,
+    /// It was a member when it unsubscribed: it leaves by that, and hears of no first membership.
+    pub(super) unsubscribed: bool,
     /// The broker assigns (KIP-848): the client makes its own id, and is a member from its first epoch on.
     assigned_by_broker: bool,
     /// A static member keeps its partitions while it restarts: it does not leave (KIP-345).
@@ -34,6 +36,7 @@ impl Leaving {
     pub(super) fn of(config: &ClientConfig) -> Self {
         Self {
             subscribed: false,
+            unsubscribed: false,
             assigned_by_broker: config.get("group.protocol") == Some("consumer"),
             is_static: config
                 .get("group.instance.id")
@@ -82,7 +85,10 @@ impl KafkaSource {
             return;
         }
         let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
-        while !self.is_member() && self.has_met_a_broker() && Instant::now() < first_answer {
+        while !(self.is_member() || self.leaving.unsubscribed)
+            && self.has_met_a_broker()
+            && Instant::now() < first_answer
+        {
             self.serve_events(PAUSE);
         }
         if let Some(connection) = &self.connection
@@ -117,7 +123,7 @@ impl KafkaSource {
         cluster.is_some()
     }
 
-    fn is_member(&self) -> bool {
+    pub(super) fn is_member(&self) -> bool {
         let Some(connection) = &self.connection else {
             return false;
         };
