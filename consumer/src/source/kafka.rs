@@ -210,6 +210,7 @@ impl KafkaSource {
         }
         let mut context = Context {
             generation: connection.generation(),
+            is_static: self.is_static,
             connection,
             group: &self.group,
             read_committed: self.read_committed,

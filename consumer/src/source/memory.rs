@@ -472,6 +472,7 @@ impl Script {
                 commit: self.committed.get(at),
                 others: &others,
                 generation: Some(self.generation),
+                is_static: false,
                 start,
             },
         );

@@ -37,6 +37,8 @@ pub struct Evidence<'a> {
     pub others: &'a [(TopicPartition, Commit)],
     /// The group's generation.
     pub generation: Option<i32>,
+    /// Members are static: those that restart within a generation raise their tokens above it.
+    pub is_static: bool,
     /// Where a new group begins.
     pub start: StartAt,
 }
@@ -120,7 +122,8 @@ fn has_history(evidence: &Evidence<'_>) -> bool {
             Some(note) if note.topic_id.contradicts(evidence.topic_id) => false,
             Some(note) => {
                 let now = evidence.generation.and_then(|now| u32::try_from(now).ok());
-                now.is_none_or(|now| note.epoch < now)
+                let raised = |now| evidence.is_static && note.epoch > now;
+                now.is_none_or(|now| note.epoch < now || raised(now))
             }
             None => true,
         }
@@ -175,9 +178,32 @@ mod tests {
             commit,
             others,
             generation: Some(6),
+            is_static: false,
             start,
         };
         decide(&at(0), &evidence)
+    }
+
+    /// A static member that restarts within generation 6, where its token was 6, takes the token 7.
+    #[test]
+    fn a_token_above_the_generation_is_a_history_where_members_are_static() {
+        for (epoch, is_static, known) in [(6, true, false), (7, true, true), (7, false, false)] {
+            let evidence = Evidence {
+                group: "g",
+                topic_id: OLD,
+                commit: None,
+                others: &[(at(1), commit(1, OLD, epoch))],
+                generation: Some(6),
+                is_static,
+                start: StartAt::Latest,
+            };
+            let found = decide(&at(0), &evidence);
+            let expected = match known {
+                true => StartAt::Earliest,
+                false => StartAt::Latest,
+            };
+            assert_eq!(found.start, expected, "{epoch} {is_static}");
+        }
     }
 
     #[test]

@@ -315,6 +315,7 @@ impl World {
                 commit: committed.map(|committed| &committed.commit),
                 others: &[],
                 generation: Some(self.generation),
+                is_static: self.script.is_static,
                 start: StartAt::Earliest,
             },
         );

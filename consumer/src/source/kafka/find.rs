@@ -34,6 +34,7 @@ pub(super) struct Context<'a> {
     pub(super) group: &'a str,
     pub(super) read_committed: bool,
     pub(super) generation: Option<i32>,
+    pub(super) is_static: bool,
     pub(super) timeout: Duration,
 }
 
@@ -265,6 +266,7 @@ impl Finder {
                     commit: commits.get(&at),
                     others: &others,
                     generation: context.generation,
+                    is_static: context.is_static,
                     start,
                 },
             );
