@@ -36,7 +36,7 @@ const OWNED: [(&str, &str); 4] = [
 ];
 
 /// What was measured to be fast; each can be set otherwise.
-const TUNED: [(&str, &str); 8] = [
+const TUNED: [(&str, &str); 9] = [
     ("isolation.level", "read_committed"),
     // Data that was damaged on its way or on a disk holds its partition instead of being handled.
     ("check.crcs", "true"),
@@ -48,7 +48,13 @@ const TUNED: [(&str, &str); 8] = [
     ("statistics.interval.ms", "10000"),
     ("socket.keepalive.enable", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
+    // Members learn of a rebalance from a heartbeat's answer, and a hand-over takes two of them: a partition of a member that
+    // stops is without an owner for two of these at most (the client's own 3 s made it 6 s).
+    ("heartbeat.interval.ms", "1000"),
 ];
+
+/// Of these the broker decides under the newer group protocol; librdkafka then refuses them.
+const CLASSIC_PROTOCOL_ONLY: [&str; 2] = ["partition.assignment.strategy", "heartbeat.interval.ms"];
 
 /// Small enough that a fetch buffer comes from the allocator's free lists instead of fresh pages.
 const FETCH_MAX_BYTES: u64 = 4 << 20;
@@ -153,8 +159,11 @@ impl ClientSettings {
             .get("group.protocol")
             .is_some_and(|protocol| protocol.expose() == "consumer")
         {
-            // The broker assigns; librdkafka refuses the key.
-            config.remove("partition.assignment.strategy");
+            for key in CLASSIC_PROTOCOL_ONLY {
+                if !self.client.contains_key(key) {
+                    config.remove(key);
+                }
+            }
         }
         config.set("group.id", &self.group_id);
         for (key, value) in OWNED {
@@ -340,9 +349,11 @@ mod tests {
     }
 
     #[test]
-    fn the_consumer_protocol_takes_no_assignment_strategy() {
+    fn the_consumer_protocol_takes_no_keys_of_the_classic_one() {
         let config = settings(&[("group.protocol", "consumer")]).consumer();
-        assert_eq!(config.get("partition.assignment.strategy"), None);
+        for key in CLASSIC_PROTOCOL_ONLY {
+            assert_eq!(config.get(key), None, "{key}");
+        }
         config
             .create_native_config()
             .expect("librdkafka knows every key");
