@@ -196,7 +196,11 @@ impl Flow {
     fn is_hopeless(&self, slot: Slot, entry: &CommitEntry) -> bool {
         match self.commits.refused.get(&slot) {
             Some((CommitErrorKind::NotMember, _)) => true,
-            Some((CommitErrorKind::Rejected, offset)) => *offset == entry.offset,
+            Some((CommitErrorKind::Rejected, offset)) => {
+                // One that was sent after the refusal may still be accepted.
+                let mut sent = self.commits.in_flight.iter().flatten();
+                *offset == entry.offset && !sent.any(|(other, _)| *other == slot)
+            }
             Some((CommitErrorKind::Rebalancing | CommitErrorKind::Unavailable, _)) | None => false,
         }
     }
