@@ -224,6 +224,7 @@ impl Pump {
         self.look_for_readable();
         self.learn_positions();
         self.commit();
+        self.join_anew_if_forgotten();
         for (slot, paused) in self.flow.pauses_due() {
             self.source.pause(slot, paused);
         }

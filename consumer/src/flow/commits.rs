@@ -28,6 +28,10 @@ pub const LAST_COMMIT_MS: u64 = 2_000;
 /// Refusals of a rebalancing group that last longer than this are worth a warning.
 const PERSISTS_MS: u64 = 30_000;
 
+/// A client whose commits are refused for this long as those of no member, and that says nothing of lost partitions, has not
+/// noticed that the group has lost it.
+const FORGOTTEN_MS: u64 = 10_000;
+
 /// Commits by result, counted per partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommitCounts {
@@ -64,6 +68,8 @@ pub(super) struct Commits {
     refusals: BackOff,
     /// The same of commits that only held partitions up whose own fault it is: the others do not wait for these.
     rejections: BackOff,
+    /// Since when the group says that we are no member of it.
+    forgotten_ms: Option<u64>,
     /// Why a partition's newest commit was refused, and its offset.
     refused: BTreeMap<Slot, (CommitErrorKind, i64)>,
     trouble: Option<Trouble>,
@@ -114,6 +120,7 @@ impl Commits {
 
     /// Forgets what was said of partitions that are not ours any more.
     pub(super) fn release(&mut self, slots: &[Slot]) {
+        self.forgotten_ms = None;
         if let Some(sent) = &mut self.in_flight {
             sent.retain(|(slot, _)| !slots.contains(slot));
         }
@@ -172,7 +179,7 @@ impl Flow {
             && self.draining().any(|slot| self.waits_for_commit(slot))
     }
 
-    fn draining(&self) -> impl Iterator<Item = Slot> {
+    pub(super) fn draining(&self) -> impl Iterator<Item = Slot> {
         self.current.values().copied().filter(|slot| {
             let state = self.assignments[slot.0 as usize].state;
             matches!(state, AssignmentState::Draining { .. })
@@ -267,6 +274,7 @@ impl Flow {
 
     fn accepted(&mut self, slot: Slot, entry: &CommitEntry) {
         self.commits.counts.ok += 1;
+        self.commits.forgotten_ms = None;
         self.commits.refused.remove(&slot);
         let assignment = &mut self.assignments[slot.0 as usize];
         if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
@@ -289,6 +297,7 @@ impl Flow {
 
     /// The group has settled on who owns what: what it refused until now is sent again at once.
     pub fn group_settled(&mut self) {
+        self.commits.forgotten_ms = None;
         self.commits.refusals = BackOff::default();
         self.commits.rejections = BackOff::default();
     }
@@ -298,6 +307,13 @@ impl Flow {
     pub fn client_renewed(&mut self) {
         self.commits.in_flight = None;
         self.group_settled();
+    }
+
+    /// Whether the group has not known us for so long that the client cannot have noticed: it would have lost its
+    /// partitions and joined again.
+    pub fn is_forgotten(&self) -> bool {
+        let since_ms = self.commits.forgotten_ms;
+        since_ms.is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) >= FORGOTTEN_MS)
     }
 
     /// `whole`: the request failed, not what it said of these partitions.
@@ -320,6 +336,10 @@ impl Flow {
             return;
         };
         let (now_ms, jitter) = (self.now_ms, self.random());
+        self.commits.forgotten_ms = match first.kind {
+            CommitErrorKind::NotMember => self.commits.forgotten_ms.or(Some(now_ms)),
+            _ => None,
+        };
         let own =
             |(_, _, error): &(Slot, i64, &CommitError)| error.kind == CommitErrorKind::Rejected;
         if !whole && refusals.iter().all(own) {

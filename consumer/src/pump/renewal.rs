@@ -45,7 +45,27 @@ impl Pump {
             partitions = partitions.len(),
             "the topic was deleted and created again; joining the group anew to read it from its beginning"
         );
-        self.flow.release(&slots);
+        self.join_anew_without(&slots);
+    }
+
+    /// The group has lost us and the client does not notice, as with the newer group protocol when the group was deleted:
+    /// nothing would ever be committed again.
+    pub(super) fn join_anew_if_forgotten(&mut self) {
+        if self.stopping.is_some() || !self.flow.is_forgotten() {
+            return;
+        }
+        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        tracing::warn!(
+            partitions = slots.len(),
+            "the group does not know this member any more, as after it was deleted: what is not committed is handled again \
+             after joining it anew"
+        );
+        self.join_anew_without(&slots);
+    }
+
+    /// Lets go of partitions that cannot be committed for, and joins the group again with a new client.
+    fn join_anew_without(&mut self, slots: &[Slot]) {
+        self.flow.release(slots);
         if self.stopping.is_none() {
             self.stop();
             self.renewing = true;

@@ -174,7 +174,8 @@ fn kind_of(code: i32) -> CommitErrorKind {
         Code::RebalanceInProgress as i32,
         Code::StaleMemberEpoch as i32,
     ];
-    const NOT_MEMBER: [i32; 5] = [
+    const NOT_MEMBER: [i32; 6] = [
+        Code::GroupIdNotFound as i32,
         Code::UnknownMemberId as i32,
         Code::FencedInstanceId as i32,
         Code::FencedMemberEpoch as i32,
@@ -225,6 +226,7 @@ mod tests {
             (27, CommitErrorKind::Rebalancing),
             (113, CommitErrorKind::Rebalancing),
             (25, CommitErrorKind::NotMember),
+            (69, CommitErrorKind::NotMember),
             (82, CommitErrorKind::NotMember),
             (110, CommitErrorKind::NotMember),
             (-142, CommitErrorKind::NotMember),

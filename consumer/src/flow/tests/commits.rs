@@ -208,6 +208,28 @@ fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() 
 }
 
 #[test]
+fn a_member_that_its_group_has_forgotten_is_told_from_one_that_hears_of_it() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..5, |_| None);
+    bench.finish(0, |_| ACK);
+    let mut now_ms = 0;
+    while now_ms < 4_000 {
+        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        bench.answer_commit(&entries, Some(CommitErrorKind::NotMember));
+        assert!(!bench.flow.is_forgotten(), "after {now_ms} ms");
+    }
+    bench.flow.group_settled();
+    let ends_ms = now_ms + 20_000;
+    while now_ms < ends_ms {
+        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        bench.answer_commit(&entries, Some(CommitErrorKind::NotMember));
+    }
+    assert!(bench.flow.is_forgotten());
+    bench.flow.client_renewed();
+    assert!(!bench.flow.is_forgotten());
+}
+
+#[test]
 fn a_commit_that_a_client_took_along_when_it_ended_is_not_waited_for() {
     let mut bench = Bench::drained();
     assert_eq!(bench.flow.commits_due().len(), 1);
