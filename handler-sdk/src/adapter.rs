@@ -2,7 +2,7 @@
 //!
 //! The lane rule (G4): once a record did not end in a plain ack or drop, or emitted something, later records of its
 //! lane stay `NOT_RUN` in this call. The list of such lanes is empty nearly always and costs nothing then. After a
-//! panic, and once the call is cancelled, everything left stays `NOT_RUN`.
+//! panic, and once the call is stopped or cancelled, everything left stays `NOT_RUN`.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl<H: Handler> Instance for PerRecord<H> {
             if blocked.holds(record.lane()) {
                 continue;
             }
-            if call.cancelled() {
+            if call.stopped() {
                 break;
             }
             call.reached(index);
@@ -102,7 +102,7 @@ pub(crate) struct Batches<H>(pub(crate) H);
 
 impl<H: BatchHandler> Instance for Batches<H> {
     fn handle(&mut self, call: &Call<'_>) -> CallEnd {
-        if call.is_empty() || call.cancelled() {
+        if call.is_empty() || call.stopped() {
             return CallEnd::Usable;
         }
         let batch = Batch::new(call);

@@ -169,7 +169,7 @@ impl<H: AsyncHandler> Overlapping<H> {
         let mut open = std::collections::BTreeSet::new();
         let mut spent = false;
         loop {
-            if !spent && !call.cancelled() {
+            if !spent && !call.stopped() {
                 waiting.retain(|&index| {
                     let lane = call.records()[index].lane;
                     if running.len() >= self.concurrency || (lane != 0 && busy.contains(&lane)) {

@@ -32,7 +32,8 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no 
 /// 7. A call is cancelled (`Context::cancelled`) when it overruns its timeout, and when a partition of its records is
 ///    lost or has used up its time to drain: no further record of the call begins then, and those that are still this
 ///    service's come again in another call. If a call that overruns does not return, its thread is abandoned with the
-///    instance on it, which is then neither called nor dropped.
+///    instance on it, which is then neither called nor dropped. When a partition of its records starts to drain, a call
+///    ends after the record that it is at, which is not cancelled.
 /// 8. `health` comes between calls; `drain` comes after the last record; dropping the instance comes last. A panic in
 ///    any of them is contained.
 #[diagnostic::on_unimplemented(

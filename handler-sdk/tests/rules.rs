@@ -182,6 +182,21 @@ fn a_deadline_and_a_cancellation_reach_the_handler() {
 }
 
 #[test]
+fn a_call_that_is_stopped_finishes_the_record_that_it_is_at() {
+    let mut kit = kit();
+    kit.set_timeout(Duration::from_millis(300));
+    let canceller = kit.canceller();
+    let other = std::thread::spawn(move || canceller.stop_running(Duration::from_secs(10)));
+    let run = kit.run([record("t").value("wait"), record("t").value("ok")]);
+    assert!(other.join().unwrap());
+    assert_eq!(
+        run.outcomes,
+        [Seen::Drop("late".into()), Seen::NotRun],
+        "the first is not cancelled, the second not begun"
+    );
+}
+
+#[test]
 fn the_life_around_records() {
     let mut kit = kit();
     kit.assigned("t", 0, 1).unwrap();

@@ -183,10 +183,10 @@ impl Flow {
 
     /// Ends a flight whose call is not waited for any more; its outcomes are discarded when they come. Gives its records.
     fn abandon_call(&mut self, ix: HandlerIx, flight: FlightKey) -> Vec<EntryKey> {
-        let keys = match self.flights.get(flight) {
+        let (keys, stopped) = match self.flights.get(flight) {
             Some(flight) => {
                 flight.recall();
-                std::mem::take(&mut flight.keys)
+                (std::mem::take(&mut flight.keys), flight.stopped)
             }
             None => return Vec::new(),
         };
@@ -204,6 +204,9 @@ impl Flow {
         }
         for &key in &keys {
             self.end_task(ix, key);
+        }
+        if stopped && !self.flights.any_stopped() {
+            self.calls_stopped();
         }
         keys
     }

@@ -1,7 +1,8 @@
 //! Giving partitions back: stop admission, finish what was begun, fence what was not (G3, G5).
 //!
 //! A record that some handler has begun is finished in all of them, else its next owner would run it twice. To keep
-//! the order, everything up to the last such record is finished too; what lies beyond is left to the next owner.
+//! the order, everything up to the last such record is finished too; what lies beyond is left to the next owner. A
+//! running call has begun the records up to the one that it is at: it ends there.
 
 use std::collections::HashSet;
 
@@ -29,6 +30,47 @@ impl Flow {
             };
         }
         self.commits.start_drain(slots);
+        self.leave_unbegun(slots);
+        self.stop_calls(slots);
+    }
+
+    /// Ends running calls that have records of these partitions, each after the record that it is at: what a slow handler
+    /// was given at once may take longer than a drain.
+    fn stop_calls(&mut self, slots: &[Slot]) {
+        let slab = &self.slab;
+        let ours = |key: &EntryKey| {
+            slab.get(*key)
+                .is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
+        };
+        let pools = self.flights.stop(|flight| flight.keys.iter().any(ours));
+        self.recall_queued(pools);
+    }
+
+    /// The last stopped call is over: what it and the others had not begun is left to the next owner, or waits no longer.
+    pub(super) fn calls_stopped(&mut self) {
+        let slots: Vec<Slot> = self.draining().collect();
+        if !slots.is_empty() {
+            self.leave_unbegun(&slots);
+        }
+        for place in 0..self.handlers.len() {
+            self.list(HandlerIx(place as u32));
+        }
+    }
+
+    /// Whether a batch has to wait with its dispatch: while stopped calls are under way, it is not known yet which records of a
+    /// draining partition were begun in them and have to be finished everywhere.
+    pub(super) fn waits_for_stopped_calls(&self, keys: &[EntryKey]) -> bool {
+        self.flights.any_stopped()
+            && keys.iter().any(|key| {
+                self.slab.get(*key).is_some_and(|entry| {
+                    let state = self.assignments[entry.slot.0 as usize].state;
+                    matches!(state, AssignmentState::Draining { .. })
+                })
+            })
+    }
+
+    /// Takes out of everything what lies beyond the last record that some handler has begun.
+    fn leave_unbegun(&mut self, slots: &[Slot]) {
         let begun = self.begun();
         let mut unbegun = Vec::new();
         for &slot in slots {
@@ -97,8 +139,47 @@ impl Flow {
             })
             .collect();
         if !overdue.is_empty() {
+            let begun = self.begun();
+            let (records, handlers) = self.unfinished(&overdue, &begun);
+            if records > 0 {
+                tracing::warn!(
+                    records,
+                    partitions = overdue.len(),
+                    handlers = handlers.join(", "),
+                    "the time to drain is over: records that were begun are handled again by the next owner; \
+                     a longer processing.drain_timeout lets slow handlers finish"
+                );
+            }
             self.fence(&overdue);
         }
+    }
+
+    /// Of these partitions, how many records are begun and not settled, and by which handlers.
+    fn unfinished(&self, slots: &[Slot], begun: &HashSet<EntryKey>) -> (usize, Vec<&str>) {
+        let left = |key: &EntryKey| {
+            self.slab
+                .get(*key)
+                .is_some_and(|entry| entry.unsettled > 0 && slots.contains(&entry.slot))
+        };
+        let busy = self
+            .flights
+            .iter()
+            .filter(|flight| flight.is_submitted() && flight.keys.iter().any(left));
+        let waiting = self.tasks.iter().filter(|(_, key, _)| left(key));
+        let mut places: Vec<HandlerIx> = busy
+            .filter_map(|flight| flight.handler)
+            .chain(waiting.map(|(ix, ..)| ix))
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        let names = places.iter().filter_map(|ix| {
+            let handler = self.handlers[ix.0 as usize].as_ref()?;
+            Some(&*handler.settings.name)
+        });
+        (
+            begun.iter().filter(|key| left(key)).count(),
+            names.collect(),
+        )
     }
 
     /// Takes partitions' records out of everything: what no worker has begun does not start, calls that have some of them
@@ -125,6 +206,11 @@ impl Flow {
             .map(|(key, _)| key)
             .collect();
         self.abandon(&left);
+        self.recall_queued(pools);
+    }
+
+    /// Has pools send back what they have queued of calls that were stopped.
+    fn recall_queued(&self, mut pools: Vec<HandlerIx>) {
         pools.sort_unstable();
         pools.dedup();
         for ix in pools {

@@ -21,8 +21,10 @@ pub struct Flight {
     pub submitted_ms: u64,
     /// Stops it, while it is with a worker.
     cancel: Option<CancelFlag>,
-    /// It was stopped for the sake of some of its records: the others are no worse for that.
+    /// It was cancelled for the sake of some of its records: the others are no worse for that.
     pub recalled: bool,
+    /// It ends after the record that it is at.
+    pub stopped: bool,
 }
 
 impl Flight {
@@ -31,7 +33,7 @@ impl Flight {
         self.handler.is_some() && self.batch.is_none()
     }
 
-    /// No further record of it starts, wherever it is.
+    /// No further record of it starts, wherever it is, and the one that it is at is to be given up.
     pub fn recall(&mut self) {
         if let Some(cancel) = &self.cancel {
             cancel.set();
@@ -44,6 +46,8 @@ impl Flight {
 #[derive(Default)]
 pub struct Flights {
     table: Vec<Flight>,
+    /// How many under way are stopped.
+    stopped: usize,
     spare: Vec<u32>,
     // Boxes, since batches travel between threads by pointer.
     #[allow(clippy::vec_box)]
@@ -97,6 +101,30 @@ impl Flights {
         self.get(key)?.batch.as_deref_mut()
     }
 
+    /// No further record starts of the submitted flights that `wanted` picks, wherever they are; what they are at may
+    /// finish. Gives their handlers.
+    pub fn stop(&mut self, wanted: impl Fn(&Flight) -> bool) -> Vec<HandlerIx> {
+        let mut handlers = Vec::new();
+        for flight in &mut self.table {
+            let running = flight.is_submitted() && !flight.stopped && !flight.recalled;
+            if running
+                && wanted(flight)
+                && let Some(cancel) = &flight.cancel
+            {
+                cancel.stop();
+                flight.stopped = true;
+                self.stopped += 1;
+                handlers.extend(flight.handler);
+            }
+        }
+        handlers
+    }
+
+    /// Whether a stopped flight is still under way.
+    pub fn any_stopped(&self) -> bool {
+        self.stopped > 0
+    }
+
     /// Takes the batch out for submission.
     pub fn submit(&mut self, key: FlightKey, now_ms: u64) -> Option<Box<Batch>> {
         let flight = self.get(key)?;
@@ -116,9 +144,11 @@ impl Flights {
         flight.handler = None;
         flight.cancel = None;
         flight.recalled = false;
+        let stopped = std::mem::take(&mut flight.stopped);
         flight.keys.clear();
         let contended = std::mem::take(&mut flight.contended);
         let batch = flight.batch.take();
+        self.stopped -= usize::from(stopped);
         self.spare.push(key.index);
         if let Some(batch) = batch {
             self.recycle(batch);

@@ -29,10 +29,10 @@ impl Flow {
             return;
         }
         let ix = batch.handler;
-        let recalled = self
+        let (recalled, stopped) = self
             .flights
             .get(batch.flight)
-            .is_some_and(|flight| flight.recalled);
+            .map_or((false, false), |flight| (flight.recalled, flight.stopped));
         let contended = self.flights.end(batch.flight);
         let count = batch.keys.len();
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
@@ -45,7 +45,9 @@ impl Flow {
                 .filter(|outcome| outcome.code != outcome_code::NOT_RUN)
                 .count();
             handler.learn_cost(run as u32, batch.elapsed_us);
-            self.rest_after(ix, run, batch.elapsed_us);
+            if !recalled && !stopped {
+                self.rest_after(ix, run, batch.elapsed_us);
+            }
         }
         let quick = batch.emits_pending.is_empty();
         let mut acked = 0;
@@ -69,8 +71,8 @@ impl Flow {
                 freed.push(lane);
             }
             // Who is told to stop may ask for a retry of a record that is still ours: that costs it no attempt.
-            let stopped = recalled && outcome.code == outcome_code::RETRY;
-            if outcome.code == outcome_code::NOT_RUN || stopped {
+            let cancelled = recalled && outcome.code == outcome_code::RETRY;
+            if outcome.code == outcome_code::NOT_RUN || cancelled {
                 back.push((lane, key, attempt));
                 continue;
             }
@@ -83,6 +85,9 @@ impl Flow {
             handler.counts.ack += acked;
         }
         self.take_back(ix, &back, &mut freed);
+        if stopped && !self.flights.any_stopped() {
+            self.calls_stopped();
+        }
         for lane in freed {
             self.release_lane(ix, lane);
         }
@@ -261,6 +266,7 @@ impl Flow {
         };
         let Some(ix) = hung.handler else { return };
         let keys = std::mem::take(&mut hung.keys);
+        let stopped = hung.stopped;
         let seconds = now_ms.saturating_sub(hung.submitted_ms) as f64 / 1_000.0;
         let mut freed = self.flights.end(flight);
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
@@ -301,6 +307,9 @@ impl Flow {
             }
         }
         self.take_back(ix, &back, &mut freed);
+        if stopped && !self.flights.any_stopped() {
+            self.calls_stopped();
+        }
         for lane in freed {
             self.release_lane(ix, lane);
         }

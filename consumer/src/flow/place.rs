@@ -142,6 +142,10 @@ impl Flow {
             let mut submitted = false;
             let mut refused = VecDeque::new();
             let mut freed = Vec::new();
+            let mut withheld = self.withhold(ix);
+            let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+                return;
+            };
             while let Some(flight) = handler.ready.pop_front() {
                 let Some(batch) = self.flights.submit(flight, self.now_ms) else {
                     continue;
@@ -170,6 +174,7 @@ impl Flow {
             }
             handler.blocked = !refused.is_empty();
             refused.append(&mut handler.ready);
+            refused.append(&mut withheld);
             handler.ready = refused;
             let queued = !handler.backlog.is_empty() || !handler.runnable.is_empty();
             let done = freed.is_empty() && (!submitted || !queued);
@@ -180,6 +185,36 @@ impl Flow {
                 return;
             }
         }
+    }
+
+    /// Puts aside the ready batches that wait for stopped calls.
+    fn withhold(&mut self, ix: HandlerIx) -> VecDeque<FlightKey> {
+        let mut withheld = VecDeque::new();
+        if !self.flights.any_stopped() {
+            return withheld;
+        }
+        let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
+            return withheld;
+        };
+        let mut ready = std::mem::take(&mut handler.ready);
+        ready.retain(|&flight| {
+            let Some(batch) = self.flights.batch(flight) else {
+                return true;
+            };
+            let keys = std::mem::take(&mut batch.keys);
+            let waits = self.waits_for_stopped_calls(&keys);
+            if let Some(batch) = self.flights.batch(flight) {
+                batch.keys = keys;
+            }
+            if waits {
+                withheld.push_back(flight);
+            }
+            !waits
+        });
+        if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
+            handler.ready = ready;
+        }
+        withheld
     }
 
     fn fill_from_backlog(&mut self, ix: HandlerIx) {

@@ -26,7 +26,9 @@ impl World {
             .records
             .last_key_value()
             .map_or(0, |(last, _)| last + 1);
-        let due = given.max(owned.position);
+        // A client that was sought back stands before what the frontier has passed since then, and would go on from there.
+        let frontier = self.flow.assignment(owned.slot).ledger.frontier();
+        let due = given.max(owned.position).max(frontier);
         let start = (due + ahead).min(self.script.logs[log].end());
         let before = self.model.log_start.get(&log).copied().unwrap_or(0);
         if start > due && start > before {

@@ -338,7 +338,7 @@ impl World {
                         handler: batch.handler.0,
                     };
                     let mut outcome = batch.outcomes[i];
-                    if batch.cancel.is_set() && outcome.code == outcome_code::RETRY {
+                    if batch.cancel.is_cancelled() && outcome.code == outcome_code::RETRY {
                         // Asked for by who was told to stop: no failed attempt.
                         outcome = RawOutcome::default();
                     }

@@ -48,7 +48,13 @@ impl OutcomeSlot {
     }
 }
 
-/// Says that the result of a call is no longer wanted: none of its records may be begun from then on.
+/// The result of the call is no longer wanted, not even that of the record it is at.
+pub(crate) const CANCELLED: u32 = 1;
+/// No further record of the call is to begin; the one that it is at may finish.
+const STOPPED: u32 = 2;
+
+/// Ends a call early: stopped, it ends after the record that it is at; cancelled, that record's result is not wanted either.
+/// In both cases none of its records may be begun from then on.
 ///
 /// It belongs to the records, not to the instance: set before the call has opened, it holds for the call all the same.
 #[derive(Clone, Debug, Default)]
@@ -57,13 +63,24 @@ pub struct CancelFlag(Arc<AtomicU32>);
 impl CancelFlag {
     /// Cancels, for everybody who has a clone.
     pub fn set(&self) {
-        self.0.store(1, Ordering::Release);
+        self.0.fetch_or(CANCELLED, Ordering::Release);
     }
 
-    /// Whether it is set.
+    /// Stops after the record at hand, for everybody who has a clone.
+    pub fn stop(&self) {
+        self.0.fetch_or(STOPPED, Ordering::Release);
+    }
+
+    /// Whether no further record may begin: stopped or cancelled.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether the result is not wanted any more.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire) & CANCELLED != 0
     }
 
     /// Makes it usable for other records: whoever still has a clone keeps the flag of before.

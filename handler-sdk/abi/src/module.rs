@@ -92,7 +92,7 @@ pub struct RawCall {
     pub outcomes: *const OutcomeSlot,
     /// Index of the record being handled.
     pub progress: *const AtomicU32,
-    /// Not 0 once the result is no longer wanted: no record may be begun from then on.
+    /// Not 0: no record may be begun from then on. Odd: the result is no longer wanted either.
     pub cancelled: *const AtomicU32,
     /// Passed to `HostFunctions::{emit, detail}`.
     pub output: *mut (),

@@ -344,10 +344,19 @@ pub struct Canceller {
 impl Canceller {
     /// Waits up to `patience` for a call to run and cancels it; `false` when none ran.
     pub fn cancel_running(&self, patience: Duration) -> bool {
+        self.when_running(patience, CancelFlag::set)
+    }
+
+    /// As [`Self::cancel_running`]; the call may finish the record that it is at.
+    pub fn stop_running(&self, patience: Duration) -> bool {
+        self.when_running(patience, CancelFlag::stop)
+    }
+
+    fn when_running(&self, patience: Duration, end_it: impl Fn(&CancelFlag)) -> bool {
         let end = Instant::now() + patience;
         while Instant::now() < end {
             if self.board.current().is_some() {
-                self.cancel.set();
+                end_it(&self.cancel);
                 return true;
             }
             std::thread::yield_now();

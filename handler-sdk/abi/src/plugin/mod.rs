@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use abi_stable::library::LibHeader;
 pub use functions::{RECONFIGURE, library_header, module};
 
+use crate::board::CANCELLED;
 use crate::module::{RawBytes, RawCall, RawEmit, RawHost, emit_flag, status};
 use crate::record::{RawOutcome, RawRecord};
 use crate::view::RecordView;
@@ -220,11 +221,22 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.progress }.store(index as u32, Ordering::Release);
     }
 
-    /// Whether the result is no longer wanted: no further record may be begun.
+    /// Whether the result is no longer wanted.
     #[inline]
     pub fn cancelled(&self) -> bool {
+        self.ending() & CANCELLED != 0
+    }
+
+    /// Whether no further record may be begun.
+    #[inline]
+    pub fn stopped(&self) -> bool {
+        self.ending() != 0
+    }
+
+    #[inline]
+    fn ending(&self) -> u32 {
         // SAFETY: `cancelled` lives until `handle` returns.
-        unsafe { &*self.raw.cancelled }.load(Ordering::Relaxed) != 0
+        unsafe { &*self.raw.cancelled }.load(Ordering::Relaxed)
     }
 
     /// Time for the whole call, if limited.
