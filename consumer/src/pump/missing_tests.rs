@@ -115,6 +115,11 @@ impl Harness {
         self.produce(10);
     }
 
+    /// Lets time pass.
+    pub(in crate::pump) fn advance(&mut self, by: Duration) {
+        self.pump.started -= by;
+    }
+
     pub(in crate::pump) fn turn(&mut self) {
         for _ in 0..5 {
             self.pump

@@ -1,7 +1,9 @@
 //! A new client in the place of one, on a scripted source: what the one before took along, and what keeps it.
 
+use std::time::Duration;
+
 use crate::pump::missing::scripted::Harness;
-use crate::source::{SourceEvent, StartAt};
+use crate::source::{CommitErrorKind, SourceEvent, StartAt};
 
 fn recreate(harness: &mut Harness) {
     harness.kafka.recreate_topic("t");
@@ -38,4 +40,24 @@ fn a_client_is_not_ended_while_calls_read_its_records() {
     harness.turn();
     assert_eq!(harness.run_all(true), [0, 1]);
     assert_eq!(harness.committed(), Some(2));
+}
+
+#[test]
+fn a_member_that_its_group_has_forgotten_joins_anew() {
+    let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+    let forget = |harness: &mut Harness| {
+        let forgotten = CommitErrorKind::NotMember;
+        harness.kafka.refuse_next_commit(forgotten, "no such group");
+    };
+    forget(&mut harness);
+    assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
+    assert!(!harness.kafka.is_closed(), "the client may notice it yet");
+    forget(&mut harness);
+    harness.advance(Duration::from_secs(11));
+    harness.turn();
+    assert!(harness.kafka.is_closed());
+    harness.kafka.assign("t", &[0]);
+    harness.turn();
+    harness.run_all(true);
+    assert_eq!(harness.committed(), Some(5));
 }

@@ -65,6 +65,26 @@ pub(super) const BUGS: &[Bug] = &[
         suite: RECALL,
     },
     Bug {
+        name: "drain-lets-calls-run",
+        what: "a call goes on with records of a partition that drains",
+        suite: FLOW,
+    },
+    Bug {
+        name: "drain-forgets-begun",
+        what: "while calls are stopped, what only they had is handed out again",
+        suite: FLOW,
+    },
+    Bug {
+        name: "renewal-awaits-commit",
+        what: "a new client waits for the answer to a commit of the one before",
+        suite: PUMP,
+    },
+    Bug {
+        name: "forgotten-member-stays",
+        what: "a member that its group does not know handles records and never commits",
+        suite: PUMP,
+    },
+    Bug {
         name: "fence-not-raised",
         what: "calls that run go on with the records of a revoked partition",
         suite: SIMULATION,
