@@ -205,9 +205,7 @@ impl Flow {
         for &key in &keys {
             self.end_task(ix, key);
         }
-        if stopped && !self.flights.any_stopped() {
-            self.calls_stopped();
-        }
+        self.call_ended(stopped);
         keys
     }
 

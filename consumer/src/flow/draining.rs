@@ -46,8 +46,12 @@ impl Flow {
         self.recall_queued(pools);
     }
 
-    /// The last stopped call is over: what it and the others had not begun is left to the next owner, or waits no longer.
-    pub(super) fn calls_stopped(&mut self) {
+    /// A call is over. After the last one that was `stopped`, what they had not begun is left to the next owner, or waits no
+    /// longer.
+    pub(super) fn call_ended(&mut self, stopped: bool) {
+        if !stopped || self.flights.any_stopped() {
+            return;
+        }
         let slots: Vec<Slot> = self.draining().collect();
         if !slots.is_empty() {
             self.leave_unbegun(&slots);

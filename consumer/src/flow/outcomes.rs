@@ -85,9 +85,7 @@ impl Flow {
             handler.counts.ack += acked;
         }
         self.take_back(ix, &back, &mut freed);
-        if stopped && !self.flights.any_stopped() {
-            self.calls_stopped();
-        }
+        self.call_ended(stopped);
         for lane in freed {
             self.release_lane(ix, lane);
         }
@@ -307,9 +305,7 @@ impl Flow {
             }
         }
         self.take_back(ix, &back, &mut freed);
-        if stopped && !self.flights.any_stopped() {
-            self.calls_stopped();
-        }
+        self.call_ended(stopped);
         for lane in freed {
             self.release_lane(ix, lane);
         }

@@ -3,6 +3,7 @@
 mod budget;
 mod closing;
 mod commits;
+mod draining;
 mod rest;
 
 use std::sync::{Arc, Mutex};
@@ -362,79 +363,6 @@ fn dispatch_stops_at_max_uncommitted_and_goes_on_after_a_commit() {
     bench.flow.committed(&[result], None);
     bench.flow.dispatch();
     assert_eq!(bench.finish(0, |_| ACK).len(), 50);
-}
-
-#[test]
-fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
-    let mut bench = Bench::new(2);
-    bench.deliver(0..10, |_| Some("k".to_owned()));
-    assert_eq!(
-        bench.finish(0, |offset| if offset < 3 {
-            ACK
-        } else {
-            outcome_code::NOT_RUN
-        }),
-        vec![0, 1, 2]
-    );
-    bench.flow.start_drain(&[bench.slot], 10_000);
-    assert!(!bench.flow.is_drained(&[bench.slot]));
-    bench.finish(0, |_| ACK);
-    bench.finish(1, |_| ACK);
-    bench.finish(0, |_| ACK);
-    assert!(bench.flow.is_drained(&[bench.slot]));
-    let last = bench.flow.commits_due();
-    assert_eq!(
-        last[0].offset, 10,
-        "all were in flight in one handler or the other"
-    );
-    bench.flow.release(&[bench.slot]);
-    assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
-}
-
-#[test]
-fn a_drain_ends_calls_after_the_record_that_they_are_at() {
-    let mut bench = Bench::new(1);
-    bench.deliver(0..10, |_| None);
-    let call = |bench: &Bench| bench.pools[0].taken.lock().unwrap()[0].cancel.clone();
-    let cancel = call(&bench);
-    assert!(!cancel.is_set());
-    bench.flow.start_drain(&[bench.slot], 10_000);
-    assert!(
-        cancel.is_set() && !cancel.is_cancelled(),
-        "it begins no further record, and finishes the one that it is at"
-    );
-    bench.finish(0, |offset| match offset {
-        0..3 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
-    assert!(
-        bench.flow.is_drained(&[bench.slot]),
-        "what was not begun is left to the next owner"
-    );
-    assert_eq!(bench.flow.commits_due()[0].offset, 3);
-    bench.flow.release(&[bench.slot]);
-    assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
-}
-
-#[test]
-fn a_drain_runs_again_what_a_stopped_call_has_not_begun_and_another_handler_has() {
-    let mut bench = Bench::new(2);
-    bench.deliver(0..10, |_| None);
-    bench.finish(1, |offset| match offset {
-        0..5 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
-    bench.flow.start_drain(&[bench.slot], 10_000);
-    // Both were given records again; neither gets to more than is named here.
-    bench.finish(1, |_| outcome_code::NOT_RUN);
-    bench.finish(0, |offset| match offset {
-        0..2 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
-    assert!(!bench.flow.is_drained(&[bench.slot]));
-    assert_eq!(bench.finish(0, |_| ACK), [2, 3, 4]);
-    assert!(bench.flow.is_drained(&[bench.slot]));
-    assert_eq!(bench.flow.commits_due()[0].offset, 5);
 }
 
 #[test]
