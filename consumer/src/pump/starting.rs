@@ -47,6 +47,7 @@ impl Starting {
             let ids = self.ids.entry(found.at.topic.clone()).or_default();
             let earlier = ids
                 .iter()
+                .rev()
                 .find(|id| id.contradicts(found.topic_id))
                 .copied();
             if found.topic_id.is_known() && !ids.contains(&found.topic_id) {

@@ -47,6 +47,9 @@ struct Wanted {
     failures: u32,
     /// When it is asked for; `None` while a question is under way.
     due: Option<Instant>,
+    /// The question about it. What is still answered of an earlier assignment says nothing of this one: other members may
+    /// have committed meanwhile.
+    question: Option<usize>,
 }
 
 /// A topic that is known to exist.
@@ -94,6 +97,7 @@ impl Finder {
                 since: now,
                 failures: 0,
                 due: Some(now),
+                question: None,
             }));
     }
 
@@ -126,10 +130,17 @@ impl Finder {
                 continue;
             };
             match question {
-                Question::Committed { partitions, topics } => {
+                Question::Committed {
+                    mut partitions,
+                    topics,
+                } => {
+                    partitions.retain(|at| self.awaits(at, token));
                     self.committed(partitions, topics, answer, context, out);
                 }
-                Question::Offsets { open } => self.offsets(open, answer, context, out),
+                Question::Offsets { mut open } => {
+                    open.retain(|one| self.awaits(&one.at, token));
+                    self.offsets(open, answer, context, out);
+                }
             }
         }
     }
@@ -165,13 +176,9 @@ impl Finder {
         if known.is_empty() {
             return;
         }
-        for wanted in &mut self.wanted {
-            if known.contains(&wanted.at) {
-                wanted.due = None;
-            }
-        }
         let asked = self.with_others(&known, &topics);
         let token = self.next_token();
+        self.is_asked(&known, token);
         if context
             .connection
             .ask_committed(context.group, &asked, token, context.timeout)
@@ -243,7 +250,7 @@ impl Finder {
         }
         let mut found = Vec::new();
         let mut open = Vec::new();
-        for at in self.still_wanted(partitions) {
+        for at in partitions {
             if let Some(reason) = refused.get(&at) {
                 let reason = format!("cannot read the committed offset: {reason}");
                 self.failed(&[at], &reason, out);
@@ -307,6 +314,7 @@ impl Finder {
                 .map(|one| (one.at.clone(), spec_of(one.decision.start)))
                 .collect();
             let token = self.next_token();
+            self.is_asked(&places(&open), token);
             if context.connection.ask_offsets(
                 &wanted,
                 context.read_committed,
@@ -339,9 +347,6 @@ impl Finder {
         let mut found = Vec::new();
         let mut again = Vec::new();
         for mut one in open {
-            if !self.looks_for(&one.at) {
-                continue;
-            }
             let entry = entries.iter().find(|entry| place_of(entry) == one.at);
             match entry {
                 Some(entry) if entry.error_code != 0 => {
@@ -382,6 +387,7 @@ impl Finder {
             }
             let pause = FIRST_RETRY.saturating_mul(1 << wanted.failures.min(10));
             wanted.due = Some(now + pause.min(LONGEST_RETRY));
+            wanted.question = None;
             wanted.failures += 1;
             out.push(SourceEvent::NotFound {
                 at: wanted.at.clone(),
@@ -390,11 +396,21 @@ impl Finder {
         }
     }
 
-    fn still_wanted(&self, partitions: Vec<TopicPartition>) -> Vec<TopicPartition> {
-        partitions
-            .into_iter()
-            .filter(|at| self.looks_for(at))
-            .collect()
+    /// A question about these partitions is under way.
+    fn is_asked(&mut self, partitions: &[TopicPartition], token: usize) {
+        for wanted in &mut self.wanted {
+            if partitions.contains(&wanted.at) {
+                wanted.due = None;
+                wanted.question = Some(token);
+            }
+        }
+    }
+
+    /// Whether an answer to this question is the one that a partition waits for.
+    fn awaits(&self, at: &TopicPartition, token: usize) -> bool {
+        self.wanted
+            .iter()
+            .any(|wanted| wanted.at == *at && wanted.question == Some(token))
     }
 
     fn start_of(&self, at: &TopicPartition) -> StartAt {
@@ -437,4 +453,34 @@ fn spec_of(start: StartAt) -> OffsetSpec {
 
 fn unexpected(answer: &Answer) -> String {
     format!("an answer to another question came: {answer:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(partition: i32) -> TopicPartition {
+        TopicPartition {
+            topic: "t".into(),
+            partition,
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_question_of_an_earlier_assignment_is_not_taken() {
+        let mut finder = Finder::default();
+        finder.find(&[at(0), at(1)], StartAt::Earliest);
+        let first = finder.next_token();
+        finder.is_asked(&[at(0), at(1)], first);
+        finder.forget(&[at(0)]);
+        finder.find(&[at(0)], StartAt::Earliest);
+        assert_eq!(
+            (finder.awaits(&at(0), first), finder.awaits(&at(1), first)),
+            (false, true),
+            "t/0 was somebody else's meanwhile"
+        );
+        let second = finder.next_token();
+        finder.is_asked(&[at(0)], second);
+        assert!(finder.awaits(&at(0), second));
+    }
 }
