@@ -409,9 +409,11 @@ impl Client {
         for partition in self.partitions(topic) {
             list.add_partition(topic, partition);
         }
-        let committed = consumer
-            .committed_offsets(list, TIMEOUT)
-            .expect("a group's commits");
+        // A coordinator that has just started answers that it is none.
+        let committed = crate::wait::wait_for("a group's commits", TIMEOUT, || {
+            let answer = consumer.committed_offsets(list.clone(), TIMEOUT);
+            answer.map_err(|error| error.to_string())
+        });
         let offsets = committed.elements();
         let known = offsets.iter().filter_map(|row| {
             row.offset()
