@@ -1,6 +1,7 @@
-//! Situation: a member of a group is told to stop in the middle of its first join, while it owns nothing, and while its broker is
-//! away.
-//! Property: it leaves the group before it ends, so that nobody waits for its session to end, and a stop ends by its deadline.
+//! Situation: a member of a group is told to stop in the middle of its first join, while it owns nothing, while its broker is
+//! away, and while calls run that last longer than its time to drain.
+//! Property: it leaves the group before it ends, so that nobody waits for its session to end, a stop ends by its deadline, and
+//! what a call has finished by then is not handled again (G3).
 //! Needs: Kafka of its own.
 //! Command: `cargo xtask test --scenario stopping`
 
@@ -117,4 +118,42 @@ fn a_stop_ends_by_its_deadline_while_the_broker_is_away() {
     let took = told.elapsed();
     println!("a stop without a broker took {took:?}");
     ended.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
+    const RECORDS: u64 = 200;
+    let (kafka, client) = start();
+    client.create_topic("slow", 1);
+    client.create_topic("done", 1);
+    let workdir = workdir(&kafka, "slow");
+    workdir.plugins(&["misbehave"]);
+    // A worker is given dozens of records at once: its first call lasts longer than the drain.
+    workdir.spec(
+        "copy",
+        "plugin: misbehave\nversion: \"*\"\nroute: { topics: [slow] }\nworkers: 4\n\
+         config: { emit_to: done, rules: [{ when: { one_in: 1 }, do: sleep, for: 100ms }] }\n",
+    );
+    let records =
+        (0..RECORDS).map(|number| Outgoing::new(&format!("k{number}"), number.to_string()));
+    client.produce("slow", records);
+    let mut member = Service::ready(&workdir, &[]);
+    wait_for("the records to be handed out", SOON, || {
+        match member.partitions()?.first() {
+            Some(partition) if partition["delivered"] == RECORDS => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let took = stop(&mut member);
+    println!("a stop within slow calls took {took:?}");
+    let mut next = Service::ready(&workdir, &[]);
+    client.wait_committed("slow", "slow", SOON);
+    let mut done: Vec<u64> = client
+        .read("done")
+        .iter()
+        .map(|copy| copy.text().parse().expect("a number"))
+        .collect();
+    done.sort_unstable();
+    assert!(done.iter().copied().eq(0..RECORDS), "each once: {done:?}");
+    stop(&mut next);
 }
