@@ -277,7 +277,7 @@ pub(super) const BUGS: &[Bug] = &[
     Bug {
         name: "start-after-release",
         what: "a call that overruns after its partition was given back parks its record",
-        suite: SIMULATION,
+        suite: FLOW,
     },
     Bug {
         name: "refused-config-kept",

@@ -74,3 +74,23 @@ fn a_drain_runs_again_what_a_stopped_call_has_not_begun_and_another_handler_has(
     assert!(bench.flow.is_drained(&[bench.slot]));
     assert_eq!(bench.flow.commits_due()[0].offset, 5);
 }
+
+#[test]
+fn a_call_that_overruns_after_its_partition_was_released_parks_nothing() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..3, |_| None);
+    let flight = bench.pools[0].taken.lock().unwrap()[0].flight;
+    bench.flow.release(&[bench.slot]);
+    bench.flow.receive(PumpMessage::Overrun {
+        flight,
+        completed: Vec::new(),
+    });
+    bench.flow.tick(3_600_000);
+    bench.flow.dispatch();
+    assert_eq!(
+        bench.pools[0].taken.lock().unwrap().len(),
+        1,
+        "nothing but the call that hangs"
+    );
+    assert_eq!(bench.outcomes().retry, 0);
+}
