@@ -261,6 +261,11 @@ impl Assignment {
         self.stopped.as_ref().or(self.unreadable.as_ref())
     }
 
+    /// Whether it is to be given back.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.state, AssignmentState::Draining { .. })
+    }
+
     /// Offsets that an owner lost without notice could make somebody repeat (G3).
     pub fn uncommitted(&self) -> i64 {
         self.ledger.next() - self.committed

@@ -180,10 +180,8 @@ impl Flow {
     }
 
     pub(super) fn draining(&self) -> impl Iterator<Item = Slot> {
-        self.current.values().copied().filter(|slot| {
-            let state = self.assignments[slot.0 as usize].state;
-            matches!(state, AssignmentState::Draining { .. })
-        })
+        let ours = self.current.values().copied();
+        ours.filter(|slot| self.assignments[slot.0 as usize].is_draining())
     }
 
     /// Whether a partition's drain is over and its last commit may still be accepted.

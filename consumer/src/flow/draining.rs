@@ -66,10 +66,9 @@ impl Flow {
     pub(super) fn waits_for_stopped_calls(&self, keys: &[EntryKey]) -> bool {
         self.flights.any_stopped()
             && keys.iter().any(|key| {
-                self.slab.get(*key).is_some_and(|entry| {
-                    let state = self.assignments[entry.slot.0 as usize].state;
-                    matches!(state, AssignmentState::Draining { .. })
-                })
+                self.slab
+                    .get(*key)
+                    .is_some_and(|entry| self.assignments[entry.slot.0 as usize].is_draining())
             })
     }
 
@@ -211,6 +210,24 @@ impl Flow {
             .collect();
         self.abandon(&left);
         self.recall_queued(pools);
+        self.forget_stopped_calls();
+    }
+
+    /// Does not wait any longer for stopped calls that have nothing of a partition that still drains: one that hangs would
+    /// hold every later drain.
+    fn forget_stopped_calls(&mut self) {
+        if !self.flights.any_stopped() {
+            return;
+        }
+        let (slab, assignments) = (&self.slab, &self.assignments);
+        let drains = |key: &EntryKey| {
+            slab.get(*key).is_some_and(|entry| {
+                entry.unsettled > 0 && assignments[entry.slot.0 as usize].is_draining()
+            })
+        };
+        self.flights
+            .keep_stopped(|flight| flight.keys.iter().any(drains));
+        self.call_ended(true);
     }
 
     /// Has pools send back what they have queued of calls that were stopped.

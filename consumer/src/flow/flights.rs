@@ -23,7 +23,7 @@ pub struct Flight {
     cancel: Option<CancelFlag>,
     /// It was cancelled for the sake of some of its records: the others are no worse for that.
     pub recalled: bool,
-    /// It ends after the record that it is at.
+    /// It ends after the record that it is at, and partitions that drain wait for that.
     pub stopped: bool,
 }
 
@@ -120,7 +120,17 @@ impl Flights {
         handlers
     }
 
-    /// Whether a stopped flight is still under way.
+    /// Stopped flights that `wanted` does not pick are not waited for any more.
+    pub fn keep_stopped(&mut self, wanted: impl Fn(&Flight) -> bool) {
+        for flight in &mut self.table {
+            if flight.stopped && !wanted(flight) {
+                flight.stopped = false;
+                self.stopped -= 1;
+            }
+        }
+    }
+
+    /// Whether a stopped flight that is waited for is still under way.
     pub fn any_stopped(&self) -> bool {
         self.stopped > 0
     }

@@ -48,8 +48,8 @@ const TUNED: [(&str, &str); 9] = [
     ("statistics.interval.ms", "10000"),
     ("socket.keepalive.enable", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
-    // Members learn of a rebalance from a heartbeat's answer, and a hand-over takes two of them: a partition of a member that
-    // stops is without an owner for two of these at most (the client's own 3 s made it 6 s).
+    // Members learn of a rebalance from a heartbeat's answer, so that a partition of a member that stops is without an owner
+    // for two or three of these. The client's own 3 s made it 6 to 9 s.
     ("heartbeat.interval.ms", "1000"),
 ];
 

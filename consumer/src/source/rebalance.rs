@@ -167,13 +167,7 @@ impl Rebalance {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(partition: i32) -> TopicPartition {
-        TopicPartition {
-            topic: "t".into(),
-            partition,
-        }
-    }
+    use crate::source::testing::at;
 
     fn begin(partition: i32, from: StartAt) -> Begin {
         Begin {

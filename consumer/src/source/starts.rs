@@ -135,17 +135,11 @@ fn has_history(evidence: &Evidence<'_>) -> bool {
 #[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
+    use crate::source::testing::at;
 
     const OLD: TopicUuid = TopicUuid(1);
     const NEW: TopicUuid = TopicUuid(2);
     const UNKNOWN: TopicUuid = TopicUuid(0);
-
-    fn at(partition: i32) -> TopicPartition {
-        TopicPartition {
-            topic: "t".into(),
-            partition,
-        }
-    }
 
     fn commit(partition: i32, topic_id: TopicUuid, epoch: u32) -> Commit {
         let note = CommitNote {

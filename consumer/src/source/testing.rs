@@ -4,7 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::{
     ClientSettings, Delivery, KafkaSource, Slot, Source, SourceEvent, StartAt, StartPartition,
+    TopicPartition,
 };
+
+/// A partition of topic `t`.
+pub(crate) fn at(partition: i32) -> TopicPartition {
+    TopicPartition {
+        topic: "t".into(),
+        partition,
+    }
+}
 
 /// Settings of a client of group `g`.
 pub(crate) fn settings(bootstrap: &str) -> ClientSettings {

@@ -75,6 +75,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: FLOW,
     },
     Bug {
+        name: "hung-call-holds-drains",
+        what: "a call that hangs after its partition was released holds what later drains have to finish",
+        suite: FLOW,
+    },
+    Bug {
         name: "renewal-awaits-commit",
         what: "a new client waits for the answer to a commit of the one before",
         suite: PUMP,

@@ -2,18 +2,32 @@
 
 use super::*;
 
+/// A call that gets through the records before `end` and is then stopped.
+fn runs_before(end: i64) -> impl Fn(i64) -> u16 {
+    move |offset| match offset < end {
+        true => ACK,
+        false => outcome_code::NOT_RUN,
+    }
+}
+
+/// Both handlers have records; one has begun five, the other two, when their calls are stopped. Gives what runs then.
+fn drain_two_handlers(bench: &mut Bench) -> Vec<i64> {
+    bench.deliver(0..10, |_| None);
+    bench.finish(1, runs_before(5));
+    let deadline_ms = bench.flow.now_ms + 10_000;
+    bench.flow.start_drain(&[bench.slot], deadline_ms);
+    // Both were given records again; neither gets to more than is named here.
+    bench.finish(1, runs_before(0));
+    bench.finish(0, runs_before(2));
+    assert!(!bench.flow.is_drained(&[bench.slot]));
+    bench.finish(0, |_| ACK)
+}
+
 #[test]
 fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
     let mut bench = Bench::new(2);
     bench.deliver(0..10, |_| Some("k".to_owned()));
-    assert_eq!(
-        bench.finish(0, |offset| if offset < 3 {
-            ACK
-        } else {
-            outcome_code::NOT_RUN
-        }),
-        vec![0, 1, 2]
-    );
+    assert_eq!(bench.finish(0, runs_before(3)), [0, 1, 2]);
     bench.flow.start_drain(&[bench.slot], 10_000);
     assert!(!bench.flow.is_drained(&[bench.slot]));
     bench.finish(0, |_| ACK);
@@ -33,18 +47,14 @@ fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
 fn a_drain_ends_calls_after_the_record_that_they_are_at() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
-    let call = |bench: &Bench| bench.pools[0].taken.lock().unwrap()[0].cancel.clone();
-    let cancel = call(&bench);
+    let cancel = bench.pools[0].taken.lock().unwrap()[0].cancel.clone();
     assert!(!cancel.is_set());
     bench.flow.start_drain(&[bench.slot], 10_000);
     assert!(
         cancel.is_set() && !cancel.is_cancelled(),
         "it begins no further record, and finishes the one that it is at"
     );
-    bench.finish(0, |offset| match offset {
-        0..3 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
+    bench.finish(0, runs_before(3));
     assert!(
         bench.flow.is_drained(&[bench.slot]),
         "what was not begun is left to the next owner"
@@ -57,22 +67,27 @@ fn a_drain_ends_calls_after_the_record_that_they_are_at() {
 #[test]
 fn a_drain_runs_again_what_a_stopped_call_has_not_begun_and_another_handler_has() {
     let mut bench = Bench::new(2);
-    bench.deliver(0..10, |_| None);
-    bench.finish(1, |offset| match offset {
-        0..5 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
-    bench.flow.start_drain(&[bench.slot], 10_000);
-    // Both were given records again; neither gets to more than is named here.
-    bench.finish(1, |_| outcome_code::NOT_RUN);
-    bench.finish(0, |offset| match offset {
-        0..2 => ACK,
-        _ => outcome_code::NOT_RUN,
-    });
-    assert!(!bench.flow.is_drained(&[bench.slot]));
-    assert_eq!(bench.finish(0, |_| ACK), [2, 3, 4]);
+    assert_eq!(drain_two_handlers(&mut bench), [2, 3, 4]);
     assert!(bench.flow.is_drained(&[bench.slot]));
     assert_eq!(bench.flow.commits_due()[0].offset, 5);
+}
+
+#[test]
+fn a_call_that_hangs_after_its_drain_holds_no_later_one() {
+    let mut bench = Bench::new(2);
+    bench.deliver(0..2, |_| None);
+    let hung: Vec<_> = bench
+        .pools
+        .iter()
+        .map(|pool| std::mem::take(&mut *pool.taken.lock().unwrap()))
+        .collect();
+    assert!(hung.iter().all(|calls| calls.len() == 1));
+    bench.flow.start_drain(&[bench.slot], 1_000);
+    bench.flow.tick(1_000);
+    bench.flow.release(&[bench.slot]);
+    bench.slot = bench.flow.assign(NewAssignment::first(at(), 0, 2));
+    assert_eq!(drain_two_handlers(&mut bench), [2, 3, 4]);
+    assert!(bench.flow.is_drained(&[bench.slot]));
 }
 
 #[test]

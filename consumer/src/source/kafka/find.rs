@@ -458,13 +458,7 @@ fn unexpected(answer: &Answer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(partition: i32) -> TopicPartition {
-        TopicPartition {
-            topic: "t".into(),
-            partition,
-        }
-    }
+    use crate::source::testing::at;
 
     #[test]
     fn an_answer_to_a_question_of_an_earlier_assignment_is_not_taken() {
