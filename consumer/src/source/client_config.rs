@@ -244,9 +244,15 @@ impl ClientSettings {
 
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // What `kafka.client: {debug: …}` asks for comes at this level; the service's own filter decides what is written.
+        let level = if tracing::enabled!(target: "librdkafka", tracing::Level::DEBUG) {
+            RDKafkaLogLevel::Debug
+        } else {
+            RDKafkaLogLevel::Info
+        };
         config
             .set("bootstrap.servers", &self.bootstrap_servers)
-            .set_log_level(RDKafkaLogLevel::Info);
+            .set_log_level(level);
         config
     }
 }
