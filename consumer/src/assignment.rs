@@ -1,7 +1,6 @@
 //! One partition's life with us: `Assigned → Draining → Released`, under one epoch (G5).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use sluicegate_abi::TopicName;
 use sluicegate_runtime::RecordPlace;
@@ -11,6 +10,7 @@ use crate::flow::budget::Usage;
 use crate::ledger::Ledger;
 use crate::routing::PlanIx;
 use crate::source::{Delivery, TopicPartition};
+use crate::trouble::Trouble;
 
 /// Changes of the leader epoch that are remembered between frontier and newest record: a bound against a broken log.
 const MAX_EPOCH_CHANGES: usize = 64;
@@ -102,28 +102,6 @@ impl LeaderEpochs {
     }
 }
 
-/// Why nothing of a partition goes on, apart from what a handler does.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    /// What happened.
-    pub cause: Arc<str>,
-    /// What helps.
-    pub remedy: Arc<str>,
-    /// Since when, on the flow's clock, in milliseconds.
-    pub since_ms: u64,
-}
-
-impl Trouble {
-    /// Trouble since `since_ms`.
-    pub fn new(cause: &str, remedy: &str, since_ms: u64) -> Self {
-        Self {
-            cause: cause.into(),
-            remedy: remedy.into(),
-            since_ms,
-        }
-    }
-}
-
 /// A partition that is, or was, ours.
 pub struct Assignment {
     /// The partition.
@@ -168,6 +146,10 @@ pub struct Assignment {
     pub stopped: Option<Trouble>,
     /// Why nothing of it can be read at present, if so.
     pub unreadable: Option<Trouble>,
+    /// One past the last offset of its log, as the client knew it last.
+    pub end: Option<i64>,
+    /// The offset that is due, and since when the log has it and it does not come.
+    pub awaited: Option<(i64, u64)>,
     /// Live slab entries of it.
     pub entries: u32,
     /// Records delivered.

@@ -24,6 +24,7 @@ pub mod source;
 
 pub mod assignment;
 pub mod ledger;
+pub mod trouble;
 
 pub mod routing;
 

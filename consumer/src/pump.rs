@@ -7,6 +7,8 @@
 //! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
 
 mod address;
+mod attention;
+mod client_state;
 mod closing;
 mod join_gate;
 mod missing;
@@ -14,6 +16,7 @@ mod position;
 mod renewal;
 mod starting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +33,9 @@ use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
 use crate::routing::RoutingIndex;
 use crate::source::{Delivery, Source, SourceError, SourceEvent, StartAt};
+use crate::trouble::LogLimit;
+use attention::Attention;
+use client_state::ClientState;
 use closing::Revoke;
 use missing::{Missing, Unreadable};
 use renewal::PumpWake;
@@ -41,6 +47,9 @@ const POLL_RECORDS: usize = 1_024;
 const POLLS_PER_TURN: usize = 4;
 /// Longest sleep: repairs a wake-up that was lost.
 const MAX_WAIT: Duration = Duration::from_millis(100);
+
+/// Topics and kinds of lines that are told apart; beyond it they begin anew.
+const MAX_LOG_KINDS: usize = 1_024;
 
 /// What a pump needs besides its source.
 pub struct PumpSettings {
@@ -91,7 +100,13 @@ pub struct Pump {
     missing: Vec<Missing>,
     /// Partitions that cannot be read.
     unreadable: Vec<Unreadable>,
-    was_assigned: bool,
+    /// How the client stands with the cluster and the group.
+    client: ClientState,
+    attention: Attention,
+    /// The group was joined, and its first assignment taken up as far as it could be. It stays so.
+    has_joined: bool,
+    /// Lines about the partitions of a topic: each kind for itself.
+    log: BTreeMap<(Arc<str>, &'static str), LogLimit>,
     revokes: Vec<Revoke>,
     /// When the group has to be left, once the pump was told to stop.
     stopping: Option<Instant>,
@@ -139,6 +154,7 @@ impl Pump {
         inbox.set_waker(wake.clone());
         let flow = Flow::new(settings.flow.clone(), emitter, inbox.clone());
         let now = Instant::now();
+        let client = ClientState::new(settings.flow.group.clone());
         Ok(Self {
             settings,
             source,
@@ -153,7 +169,10 @@ impl Pump {
             starting: Starting::default(),
             missing: Vec::new(),
             unreadable: Vec::new(),
-            was_assigned: false,
+            client,
+            attention: Attention::default(),
+            has_joined: false,
+            log: BTreeMap::new(),
             revokes: Vec::new(),
             stopping: None,
             renewing: false,
@@ -190,7 +209,8 @@ impl Pump {
         messages: &mut Vec<PumpMessage>,
         events: &mut Vec<SourceEvent>,
     ) -> bool {
-        self.flow.tick(self.started.elapsed().as_millis() as u64);
+        let now_ms = self.now_ms();
+        self.flow.tick(now_ms);
         self.inbox.take(messages);
         let mut busy = !messages.is_empty();
         for message in messages.drain(..) {
@@ -204,6 +224,7 @@ impl Pump {
             self.event(event);
         }
         self.look_into_missing();
+        self.look_after();
         self.flow.dispatch();
         for _ in 0..POLLS_PER_TURN {
             let quota = self.flow.read_quota(POLL_RECORDS);
@@ -212,7 +233,10 @@ impl Pump {
             }
             self.source.poll(quota, records);
             let full = records.len() == quota;
-            busy |= !records.is_empty();
+            if !records.is_empty() {
+                busy = true;
+                self.client.heard(now_ms);
+            }
             for delivery in records.drain(..) {
                 self.flow.deliver(delivery);
             }
@@ -234,7 +258,7 @@ impl Pump {
     }
 
     fn sleep(&self) -> Duration {
-        let now_ms = self.started.elapsed().as_millis() as u64;
+        let now_ms = self.now_ms();
         let due = self
             .flow
             .next_due()
@@ -244,15 +268,21 @@ impl Pump {
         })
     }
 
+    /// The flow's clock.
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
     fn event(&mut self, event: SourceEvent) {
+        let now_ms = self.now_ms();
         match event {
             SourceEvent::Assigned(partitions) => {
-                self.was_assigned = true;
+                self.client.assigned(now_ms);
                 self.flow.group_settled();
                 self.assigned(&partitions);
             }
             SourceEvent::Found(found) => self.found(found),
-            SourceEvent::NotFound { at, reason } => self.not_found(&at, reason),
+            SourceEvent::NotFound { at, reason } => self.not_found(&at, &reason),
             SourceEvent::TopicRecreated { topic } => self.topic_recreated(&topic),
             SourceEvent::ClusterChanged { was, is } => {
                 tracing::error!(
@@ -267,7 +297,10 @@ impl Pump {
             }
             SourceEvent::Revoked { partitions, lost } => self.revoked(partitions, lost),
             SourceEvent::Committed { results, error } => {
-                self.flow.committed(&results, error.as_ref())
+                if results.iter().any(|result| result.error.is_none()) {
+                    self.client.committed(now_ms);
+                }
+                self.flow.committed(&results, error.as_ref());
             }
             SourceEvent::OffsetMissing {
                 at,
@@ -277,20 +310,38 @@ impl Pump {
                 reason,
             } => self.offset_missing(&at, asked, fetched, truncated, reason),
             SourceEvent::Bounds { at, bounds } => self.bounds(&at, bounds),
-            SourceEvent::PartitionError {
-                at,
+            SourceEvent::PartitionError { at, reason, fault } => {
+                self.partition_error(&at, &reason, fault);
+            }
+            SourceEvent::ClientError {
+                kind,
                 reason,
-                lasting,
-            } => self.partition_error(&at, &reason, lasting),
-            SourceEvent::ClientError { reason, fatal } => {
+                remedy,
+                fatal,
+            } => {
                 if fatal {
                     self.failed = Some(reason);
                 } else {
-                    tracing::warn!(reason, "kafka client error; it goes on trying");
+                    self.client.error(kind, &reason, remedy, now_ms);
                 }
             }
-            SourceEvent::Statistics(json) => self.statistics = Some(ClientStatistics(json)),
+            SourceEvent::Statistics(json) => {
+                self.client.statistics(&json, now_ms);
+                self.statistics = Some(ClientStatistics(json));
+            }
         }
+    }
+
+    /// Counts an event of a topic's partitions. `Some`: a line is due, which stands for so many of them.
+    fn count_for_log(&mut self, topic: &Arc<str>, what: &'static str) -> Option<u64> {
+        let now_ms = self.now_ms();
+        if self.log.len() >= MAX_LOG_KINDS && !self.log.contains_key(&(topic.clone(), what)) {
+            self.log.clear();
+        }
+        self.log
+            .entry((topic.clone(), what))
+            .or_default()
+            .count(now_ms)
     }
 
     fn apply(
@@ -315,6 +366,7 @@ impl Pump {
                 return Err(SourceError::Terminal(reason.to_owned()));
             }
             self.source.subscribe(&topics)?;
+            self.client.subscribed(!topics.is_empty(), self.now_ms());
             self.topics = topics;
         }
         Ok(())
@@ -323,8 +375,13 @@ impl Pump {
     fn report(&self) -> PumpReport {
         let mut report = self.flow.report(self.clock, |slot| self.end_offset(slot));
         report.pump = self.settings.number;
-        report.partitions.extend(self.starting.reports());
+        report.partitions.extend(self.starting.reports(self.clock));
         report.client.clone_from(&self.statistics);
+        report.joined = self.topics.is_empty() || self.has_joined;
+        let away_ms = self.client.unreachable_ms();
+        report.kafka_unreachable_since_ms = away_ms.map(|since_ms| self.clock.at(since_ms));
+        let of_client = self.client.problems(self.now_ms(), self.clock);
+        report.problems.extend(of_client);
         report
     }
 }

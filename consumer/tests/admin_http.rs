@@ -1,19 +1,20 @@
 //! The admin HTTP server over a scripted service: every route of its OpenAPI document, errors, and who may change gates.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluicegate::admin::http;
 use sluicegate::admin::{
-    Explanation, GateError, HandlerReport, PartitionReport, RecordStatus, ServiceReport,
-    ServiceView,
+    Explanation, GateError, HandlerReport, PartitionReport, ProblemKind, RecordStatus,
+    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
 };
 
 #[derive(Default)]
 struct Scripted {
-    not_ready: Mutex<Option<String>>,
+    stopping: AtomicBool,
     gates: Mutex<Vec<(String, bool)>>,
 }
 
@@ -30,20 +31,17 @@ impl ServiceView for Scripted {
             stalled: true,
             ..PartitionReport::default()
         };
+        let facts = ServiceFacts {
+            stopping: self.stopping.load(Ordering::Relaxed),
+            problems: vec![lost_group()],
+            ..ServiceFacts::default()
+        };
         ServiceReport {
+            facts,
             handlers: vec![handler],
             partitions: vec![partition],
             ..ServiceReport::default()
         }
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        let reason = self
-            .not_ready
-            .lock()
-            .expect("no panic while it was held")
-            .clone();
-        reason.map_or(Ok(()), Err)
     }
 
     fn explain(
@@ -85,6 +83,17 @@ impl ServiceView for Scripted {
 
     fn restart(&self, handler: &str) -> Result<u64, GateError> {
         self.restarted(handler)
+    }
+}
+
+fn lost_group() -> ServiceProblem {
+    ServiceProblem {
+        kind: ProblemKind::Group,
+        what: "group g has taken every partition away".into(),
+        since_ms: 7,
+        count: 3,
+        cause: "Broker: Group authorization failed".into(),
+        remedy: "grant the service READ on the group".into(),
     }
 }
 
@@ -220,30 +229,45 @@ fn every_route_of_the_document_answers_as_it_says() {
 }
 
 #[test]
-fn readiness_gives_the_reason() {
+fn readiness_tells_what_stands_and_gives_the_reason_when_it_is_not_ready() {
     let service = start();
     assert_eq!(service.get("/livez"), (200, "alive\n".to_owned()));
-    let ready = json!({ "ready": true, "problems": [] });
+    let problems = json!([{
+        "kind": "group",
+        "what": "group g has taken every partition away",
+        "since_ms": 7,
+        "count": 3,
+        "cause": "Broker: Group authorization failed",
+        "remedy": "grant the service READ on the group",
+    }]);
+    let ready = json!({ "ready": true, "problems": problems });
     assert_eq!(service.json("/readyz"), ready);
-    let reason = "handler `relay` has failed";
-    *service
-        .view
-        .not_ready
-        .lock()
-        .expect("no panic while it was held") = Some(reason.to_owned());
+    service.view.stopping.store(true, Ordering::Relaxed);
     let (status, body) = service.get("/readyz");
     assert_eq!(status, 503);
     let body: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(
-        body,
-        json!({ "error": { "code": "not_ready", "message": reason } })
+        (&body["ready"], &body["problems"]),
+        (&json!(false), &problems)
+    );
+    assert_eq!(body["error"]["code"], "not_ready");
+    let reason = &body["error"]["message"];
+    assert!(
+        reason.as_str().expect("a reason").contains("stops"),
+        "{reason}"
     );
     let status = service.json("/api/v1/status");
     assert_eq!(
         (&status["ready"], &status["reason"]),
-        (&json!(false), &json!(reason))
+        (&json!(false), reason)
     );
+    assert_eq!(status["problems"], problems);
     assert_eq!(status["stalled"], json!(["flights/2"]));
+    let metrics = service.get("/metrics").1;
+    assert!(
+        metrics.contains("sluicegate_problems{kind=\"group\"} 1"),
+        "{metrics}"
+    );
 }
 
 #[test]
@@ -255,7 +279,7 @@ fn explain_takes_a_partition_or_a_record() {
         (
             "/api/v1/explain/flights/9",
             404,
-            "flights/9 is not assigned to this process",
+            "flights/9 is not assigned to this process; see /api/v1/partitions; group g has taken every partition away",
         ),
         (
             "/api/v1/explain/flights/two",

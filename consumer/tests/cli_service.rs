@@ -30,10 +30,6 @@ impl ServiceView for Scripted {
         }
     }
 
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-
     fn explain(
         &self,
         topic: &str,

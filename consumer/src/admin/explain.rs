@@ -123,6 +123,16 @@ pub struct HeldBy {
     pub waits_for: WaitsFor,
 }
 
+impl std::fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "offset {} is held by handler `{}`, which waits in attempt {} for {}",
+            self.offset, self.handler, self.attempt, self.waits_for
+        )
+    }
+}
+
 /// Where a record stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,9 @@
 //! Puts the reports of pumps, pools and config together.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
+use super::problem::{ProblemKind, ServiceProblem, bounded, by_topic};
 use super::report::{
     DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PartitionReport,
     PoolReport, PumpReport, ServiceFacts, ServiceReport, TopicReport, VersionReport,
@@ -29,6 +31,10 @@ impl ServiceReport {
             report.commits.refused += pump.commits.refused;
             report.commits.failed += pump.commits.failed;
             report.partitions.extend(pump.partitions);
+            let away = report.facts.kafka_unreachable_since_ms.into_iter();
+            let away = away.chain(pump.kafka_unreachable_since_ms).min();
+            report.facts.kafka_unreachable_since_ms = away;
+            report.facts.problems.extend(pump.problems);
             if let Some(client) = pump.client {
                 report.clients.push((pump.pump, client));
             }
@@ -48,22 +54,111 @@ impl ServiceReport {
         pools.into_iter().for_each(|pool| handlers.add_pool(pool));
         report.topics = topics.into_values().collect();
         report.handlers = handlers.finish();
-        let of_handlers = report.handlers.iter().flat_map(|handler| &handler.problems);
-        report.facts.problems.extend(of_handlers.cloned());
         report
             .partitions
             .sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        let problems = report
-            .partitions
-            .iter()
-            .filter_map(PartitionReport::problem);
-        report.facts.problems.extend(problems);
+        let mut problems = std::mem::take(&mut report.facts.problems);
+        let of_handlers = report.handlers.iter().flat_map(|handler| &handler.problems);
+        problems.extend(of_handlers.cloned());
+        let of_partitions = report.partitions.iter().filter_map(PartitionReport::entry);
+        problems.extend(by_topic(of_partitions));
+        report.facts.problems = bounded(merged(problems));
         report
     }
 
     /// The handler of this name.
     pub fn handler(&self, name: &str) -> Option<&HandlerReport> {
         self.handlers.iter().find(|handler| handler.name == name)
+    }
+}
+
+/// Problems that several pumps have: what one client meets all of them meet, if in other words.
+fn merged(problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> {
+    let mut by_name: BTreeMap<_, ServiceProblem> = BTreeMap::new();
+    for problem in problems {
+        let cause = match problem.kind.is_of_client() {
+            true => String::new(),
+            false => problem.cause.clone(),
+        };
+        match by_name.entry((problem.kind, problem.what.clone(), cause)) {
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.since_ms = known.since_ms.min(problem.since_ms);
+                known.count += problem.count;
+            }
+            Entry::Vacant(free) => {
+                free.insert(problem);
+            }
+        }
+    }
+    by_name.into_values().collect()
+}
+
+/// How long nothing of a handler that is switched off may settle before it counts as one that hangs.
+const HELD_FOR_MS: i64 = 5_000;
+
+impl HandlerReport {
+    /// What keeps it from taking records, or from letting go of them.
+    fn own_problem(&self, now_ms: i64) -> Option<ServiceProblem> {
+        let name = &self.name;
+        let problem = |kind, what: String, remedy: String| {
+            let cause = self.last_error.clone();
+            ServiceProblem {
+                kind,
+                what,
+                since_ms: self.since_ms.unwrap_or(now_ms),
+                count: 1,
+                cause: cause.unwrap_or_else(|| "no reason given".to_owned()),
+                remedy,
+            }
+        };
+        if self.gate == Gate::Shut {
+            let since_ms = self.held_since_ms?;
+            let failed = self.state == HandlerState::Failed;
+            if !failed && now_ms.saturating_sub(since_ms) < HELD_FOR_MS {
+                return None;
+            }
+            let off = match self.removed {
+                true => "deleted",
+                false => "switched off",
+            };
+            let what = format!(
+                "handler `{name}` is {off} and still holds {} records",
+                self.in_flight
+            );
+            let remedy = "what it does not finish within processing.drain_timeout is skipped";
+            let kind = ProblemKind::HandlerClosing;
+            return Some(ServiceProblem {
+                since_ms,
+                ..problem(kind, what, remedy.to_owned())
+            });
+        }
+        match (self.state, self.gate) {
+            (HandlerState::Failed, _) => {
+                let what = format!("handler `{name}` has failed: it takes nothing more");
+                let remedy = format!(
+                    "`sluicegate handlers restart {name}` once what it needs is back, or give it another version or config"
+                );
+                Some(problem(ProblemKind::HandlerFailed, what, remedy))
+            }
+            (_, Gate::Held) => {
+                let what =
+                    format!("the gate of handler `{name}` is held shut: its records are skipped");
+                let remedy = "it opens by itself once the handler says that it is healthy";
+                Some(problem(ProblemKind::HandlerHeld, what, remedy.to_owned()))
+            }
+            (HandlerState::Unhealthy, _) => {
+                let what = format!("handler `{name}` says that it is not healthy");
+                let remedy = "look after what it needs; it goes on taking records";
+                Some(problem(
+                    ProblemKind::HandlerUnhealthy,
+                    what,
+                    remedy.to_owned(),
+                ))
+            }
+            // What is refused is the control side's to tell.
+            _ => None,
+        }
     }
 }
 
@@ -139,6 +234,7 @@ impl Handlers {
         if pool.generation < handler.generation {
             return;
         }
+        handler.since_ms = pool.since_ms;
         handler.generation = pool.generation;
         handler.version = pool.version;
         handler.workers = pool.workers;
@@ -155,10 +251,14 @@ impl Handlers {
     }
 
     fn finish(self) -> Vec<HandlerReport> {
+        let now_ms = super::view::now_ms();
         self.by_name
             .into_values()
             .filter(|(report, declared)| *declared || report.in_flight > 0)
-            .map(|(report, _)| report)
+            .map(|(mut report, _)| {
+                report.problems.extend(report.own_problem(now_ms));
+                report
+            })
             .collect()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pump ── PumpReport ──┐
-//!  pool ── PoolReport ──┼─► ServiceReport::assemble ─► /api/v1/…, /metrics, the demo's table
+//!  pool ── PoolReport ──┼─► ServiceReport::assemble ─► /readyz, /api/v1/…, /metrics, the demo's table
 //!  config ─ Declared ───┘
 //! ```
 //!
@@ -14,15 +14,18 @@ pub mod http;
 mod merge;
 pub mod metrics;
 pub mod openapi;
+mod problem;
+mod readiness;
 pub mod report;
 pub mod view;
 
 pub use durations::{DurationCounts, Durations};
 pub use explain::{Explanation, HeldBy, ProduceRefusal, RecordStatus, WaitsFor};
+pub use problem::{ProblemKind, ServiceProblem};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
     HandlerState, OutcomeCounts, PartitionReport, PartitionState, PauseReason, PoolReport,
-    PumpReport, ServiceFacts, ServiceProblem, ServiceReport, TopicReport, UserMetric,
-    UserMetricKind, VersionReport,
+    PumpReport, ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind,
+    VersionReport,
 };
 pub use view::{GateError, ServiceView};

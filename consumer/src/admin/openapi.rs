@@ -60,7 +60,7 @@ fn reads() -> Vec<Endpoint> {
         read("/livez", "The process runs", Answer::Text),
         read(
             "/readyz",
-            "Partitions are assigned and every enabled handler is healthy; 503 with the reason until then",
+            "Whether the service is ready, with what does not progress; 503 before the first join, while Kafka is away for long, while no enabled handler takes records, and during a stop",
             Answer::Json(schema::<Readiness>),
         ),
         read(

@@ -8,6 +8,7 @@ use sluicegate_config::MetricsLevel;
 
 use super::durations::DurationCounts;
 use super::explain::HeldBy;
+use super::problem::{OfPartition, ProblemKind, ServiceProblem, by_topic};
 
 /// What one pump says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +29,15 @@ pub struct PumpReport {
     pub commits: CommitCounts,
     /// The client's last statistics, as JSON.
     pub client: Option<ClientStatistics>,
+    /// The group was joined at some time, or there is nothing to join it for.
+    #[serde(default)]
+    pub joined: bool,
+    /// Since when no broker is connected, in milliseconds since the epoch.
+    #[serde(default)]
+    pub kafka_unreachable_since_ms: Option<i64>,
+    /// What stands between its client and the cluster, and what the group does not take.
+    #[serde(default)]
+    pub problems: Vec<ServiceProblem>,
 }
 
 /// librdkafka's statistics of one client, as it gave them; decoded when somebody scrapes.
@@ -60,16 +70,22 @@ pub struct PartitionReport {
     /// What helps against that.
     #[serde(default)]
     pub remedy: Option<String>,
-    /// Since when, in milliseconds since the epoch.
+    /// Since when it is stopped, cannot be read or cannot begin, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
+    /// Times that this was met since then.
+    #[serde(default)]
+    pub count: u64,
     /// Offsets that were passed over since the start because they are not in the log any more.
     #[serde(default)]
     pub gone: u64,
     /// Why it is paused.
     pub paused_for: Option<PauseReason>,
-    /// The frontier has not moved for `stall_timeout` while records wait (G8).
+    /// The frontier has not moved for `stall_timeout` while records wait, here or in the log (G8).
     pub stalled: bool,
+    /// Since when it stands still, in milliseconds since the epoch, once it counts as stalled.
+    #[serde(default)]
+    pub stalled_since_ms: Option<i64>,
     /// What holds the frontier; `None` when nothing waits.
     pub held_by: Option<HeldBy>,
 }
@@ -112,31 +128,78 @@ impl std::fmt::Display for PauseReason {
     }
 }
 
-impl std::fmt::Display for PartitionState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl PartitionState {
+    /// Its name in the API and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Unreadable => "unreadable",
             Self::Stopped => "stopped",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for PartitionState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
 impl PartitionReport {
-    /// What keeps it from being read or handled, for the service's list of problems.
+    /// What keeps it from progressing, for the service's list of problems.
     pub fn problem(&self) -> Option<ServiceProblem> {
-        Some(ServiceProblem {
-            what: format!(
-                "partition {}/{} is {}",
-                self.topic, self.partition, self.state
-            ),
-            since_ms: self.since_ms?,
-            cause: self.reason.clone().unwrap_or_default(),
-            remedy: self.remedy.clone().unwrap_or_default(),
-        })
+        by_topic(self.entry()).pop()
+    }
+
+    /// The same, to be put together with that of other partitions.
+    pub(super) fn entry(&self) -> Option<OfPartition<'_>> {
+        let of_partition = |kind, state, since_ms, cause, remedy| OfPartition {
+            topic: &self.topic,
+            partition: self.partition,
+            kind,
+            state,
+            since_ms,
+            count: self.count.max(1),
+            cause,
+            remedy,
+        };
+        if let Some(since_ms) = self.since_ms {
+            let kind = match self.state {
+                PartitionState::Stopped => ProblemKind::PartitionStopped,
+                PartitionState::Starting => ProblemKind::PartitionStarting,
+                _ => ProblemKind::PartitionUnreadable,
+            };
+            let cause = self.reason.clone().unwrap_or_default();
+            let remedy = self.remedy.clone().unwrap_or_default();
+            return Some(of_partition(
+                kind,
+                self.state.name(),
+                since_ms,
+                cause,
+                remedy,
+            ));
+        }
+        let since_ms = self.stalled_since_ms?;
+        let cause = match &self.held_by {
+            Some(held) => held.to_string(),
+            None => self.reason.clone().unwrap_or_default(),
+        };
+        let place = (&self.topic, self.partition);
+        let remedy = match self.held_by {
+            Some(_) => format!("`sluicegate explain {}/{}` tells the rest", place.0, place.1),
+            None => "look for a transaction that stays open, and for what librdkafka's log lines say of the partition"
+                .to_owned(),
+        };
+        Some(of_partition(
+            ProblemKind::PartitionStalled,
+            "stalled",
+            since_ms,
+            cause,
+            remedy,
+        ))
     }
 }
 
@@ -265,6 +328,9 @@ pub struct PoolReport {
     pub restarts: u64,
     /// Last panic, overrun or failed start.
     pub last_error: Option<String>,
+    /// Since when it has failed or says that it is not healthy, in milliseconds since the epoch.
+    #[serde(default)]
+    pub since_ms: Option<i64>,
     /// Time a record.
     pub durations: DurationCounts,
     /// Records that it emitted and the cluster acknowledged, by topic.
@@ -414,7 +480,10 @@ pub struct HandlerReport {
     /// Records that wait for a further try of such; each holds its lane.
     #[serde(default)]
     pub refused: u64,
-    /// What keeps its records from being produced, with the remedy; empty when all is well.
+    /// Since when it has failed or says that it is not healthy, in milliseconds since the epoch.
+    #[serde(default)]
+    pub since_ms: Option<i64>,
+    /// What keeps its records from being handled or produced, with the remedy; empty when all is well.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
     /// Outcomes of all versions.
@@ -475,22 +544,21 @@ pub struct ServiceFacts {
     pub silent_pumps: Vec<u32>,
     /// Unsigned plugins are accepted.
     pub allow_unsigned: bool,
-    /// What keeps the service from doing all it should, and what the cluster does not take from handlers.
+    /// What does not progress, and what else an operator should mend; each entry goes when it heals.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
-}
-
-/// Something that an operator should mend. It is listed while it stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ServiceProblem {
-    /// What is not as it should be.
-    pub what: String,
-    /// Since when, in milliseconds since the epoch.
-    pub since_ms: i64,
-    /// Why.
-    pub cause: String,
-    /// What to do.
-    pub remedy: String,
+    /// Pumps that have not joined the group since the start.
+    #[serde(default)]
+    pub not_joined: Vec<u32>,
+    /// Since when no Kafka broker answers, in milliseconds since the epoch.
+    #[serde(default)]
+    pub kafka_unreachable_since_ms: Option<i64>,
+    /// `processing.stall_timeout` in milliseconds.
+    #[serde(default)]
+    pub stall_timeout_ms: i64,
+    /// It was told to stop.
+    #[serde(default)]
+    pub stopping: bool,
 }
 
 /// Everything, at one moment.

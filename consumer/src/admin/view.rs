@@ -45,15 +45,9 @@ pub enum GateError {
 
 /// The running service. Its methods may block up to their deadline: call them where blocking is allowed.
 pub trait ServiceView: Send + Sync + 'static {
-    /// A report of everything. A pump that does not answer within `deadline` is missing from it, and named in
-    /// [`super::ServiceFacts::silent_pumps`].
+    /// A report of everything, by which readiness is judged as well. A pump that does not answer within `deadline` is
+    /// missing from it, and named in [`super::ServiceFacts::silent_pumps`].
     fn report(&self, deadline: Duration) -> ServiceReport;
-
-    /// Whether partitions are assigned and every enabled handler is healthy.
-    ///
-    /// # Errors
-    /// What is missing, as a sentence.
-    fn ready(&self) -> Result<(), String>;
 
     /// What holds the frontier of a partition, or a record of it. `None`: the partition is not assigned here.
     fn explain(

@@ -14,7 +14,7 @@ use rdkafka::{ClientContext, Message};
 
 use super::refusal::{self, Limits, Refused};
 use super::{Ticket, Way};
-use crate::source::callbacks::log;
+use crate::source::client_log::log;
 
 /// Pause before a broken producer is made again for the first time; doubled each time that the next one breaks.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -14,8 +14,11 @@
 use std::collections::BTreeMap;
 
 use super::Flow;
+use super::report::WallClock;
+use crate::admin::{ProblemKind, ServiceProblem};
 use crate::assignment::AssignmentState;
 use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Slot};
+use crate::trouble::{LogLimit, Trouble};
 
 /// Wait after the first refusal; it doubles with each further one.
 const FIRST_RETRY_MS: u64 = 50;
@@ -72,7 +75,10 @@ pub(super) struct Commits {
     forgotten_ms: Option<u64>,
     /// Why a partition's newest commit was refused, and its offset.
     refused: BTreeMap<Slot, (CommitErrorKind, i64)>,
-    trouble: Option<Trouble>,
+    /// Refusals without an acceptance between them.
+    trouble: Option<Refused>,
+    /// Lines about refusals, by kind.
+    log: BTreeMap<CommitErrorKind, LogLimit>,
     pub(super) counts: CommitCounts,
 }
 
@@ -105,11 +111,34 @@ impl BackOff {
     }
 }
 
-/// Refusals without an acceptance between them, for the log.
-struct Trouble {
-    since_ms: u64,
-    commits: u64,
-    warned: Option<CommitErrorKind>,
+/// Refusals without an acceptance between them.
+struct Refused {
+    kind: CommitErrorKind,
+    /// A group that rebalances refuses commits for a while; so long that is nothing to tell of.
+    benign_until_ms: u64,
+    trouble: Trouble,
+    logged: bool,
+}
+
+impl Refused {
+    fn is_benign(&self, now_ms: u64) -> bool {
+        self.kind == CommitErrorKind::Rebalancing && now_ms < self.benign_until_ms
+    }
+}
+
+/// What helps against a refusal.
+fn remedy_of(error: &CommitError) -> &'static str {
+    match error.kind {
+        CommitErrorKind::Rebalancing => "the group does not settle: look after its other members",
+        CommitErrorKind::Unavailable => {
+            "the group's coordinator is away or busy: look after the brokers"
+        }
+        CommitErrorKind::NotMember => "the member joins the group again by itself",
+        CommitErrorKind::Rejected if error.reason.to_lowercase().contains("authoriz") => {
+            "grant the service READ on the group and on the topic"
+        }
+        CommitErrorKind::Rejected => "a right or a setting of the cluster is in the way",
+    }
 }
 
 impl Commits {
@@ -125,6 +154,9 @@ impl Commits {
             sent.retain(|(slot, _)| !slots.contains(slot));
         }
         self.refused.retain(|slot, _| !slots.contains(slot));
+        if self.refused.is_empty() {
+            self.trouble = None;
+        }
     }
 }
 
@@ -322,11 +354,12 @@ impl Flow {
                 return;
             }
             self.commits.rejections = BackOff::default();
-            if let Some(trouble) = self.commits.trouble.take()
-                && trouble.warned.is_some()
+            if let Some(refused) = self.commits.trouble.take()
+                && refused.logged
             {
+                let trouble = refused.trouble;
                 tracing::info!(
-                    refused = trouble.commits,
+                    refused = trouble.count,
                     seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000,
                     "commits are accepted again"
                 );
@@ -353,35 +386,63 @@ impl Flow {
         self.log_refusals(slot, first, refusals.len());
     }
 
-    /// One line for a commit however many partitions it names, and a warning once for each kind of refusal that lasts.
+    /// One line for a commit however many partitions it names: a warning at first and once a minute while it lasts.
     fn log_refusals(&mut self, slot: Slot, first: &CommitError, partitions: usize) {
         let now_ms = self.now_ms;
         let at = &self.assignments[slot.0 as usize].at;
-        let trouble = self.commits.trouble.get_or_insert(Trouble {
-            since_ms: now_ms,
-            commits: 0,
-            warned: None,
+        let cause = match partitions {
+            1 => format!("{at}: {}", first.reason),
+            _ => format!(
+                "{at} and {} more partitions: {}",
+                partitions - 1,
+                first.reason
+            ),
+        };
+        let remedy = remedy_of(first);
+        let refused = self.commits.trouble.get_or_insert_with(|| Refused {
+            kind: first.kind,
+            benign_until_ms: now_ms + PERSISTS_MS,
+            trouble: Trouble {
+                count: 0,
+                ..Trouble::new(&cause, remedy, now_ms)
+            },
+            logged: false,
         });
-        trouble.commits += 1;
-        let since_ms = now_ms.saturating_sub(trouble.since_ms);
-        let benign = first.kind == CommitErrorKind::Rebalancing && since_ms < PERSISTS_MS;
-        if benign || trouble.warned == Some(first.kind) {
-            tracing::debug!(
-                partitions,
-                first = %at,
-                error = first.reason,
-                "commit refused; it is sent again"
-            );
+        refused.kind = first.kind;
+        refused.trouble.again(&cause, remedy, now_ms);
+        if refused.is_benign(now_ms) {
+            tracing::debug!(cause, "commit refused; it is sent again");
             return;
         }
-        trouble.warned = Some(first.kind);
+        let limit = self.commits.log.entry(first.kind).or_default();
+        let Some(refusals) = limit.count(now_ms) else {
+            tracing::debug!(cause, "commit refused; it is sent again");
+            return;
+        };
+        refused.logged = true;
         tracing::warn!(
             partitions,
             first = %at,
             error = first.reason,
-            refused = trouble.commits,
-            seconds = since_ms / 1_000,
-            "commit refused; it is sent again until it is accepted, further refusals are logged at debug level"
+            refusals,
+            seconds = now_ms.saturating_sub(refused.trouble.since_ms) / 1_000,
+            remedy,
+            "commit refused; it is sent again until it is accepted"
         );
+    }
+
+    /// What keeps commits from being accepted, if anything does.
+    pub(super) fn commit_problem(&self, clock: WallClock) -> Option<ServiceProblem> {
+        let refused = self.commits.trouble.as_ref();
+        let refused = refused.filter(|refused| !refused.is_benign(self.now_ms))?;
+        let what = format!("group {} does not take commits", self.settings.group);
+        let kind = ProblemKind::CommitsRefused;
+        Some(refused.trouble.problem(kind, what, clock))
+    }
+
+    /// The same for one partition, as a sentence.
+    pub(super) fn why_not_committed(&self, slot: Slot, clock: WallClock) -> Option<String> {
+        self.commits.refused.get(&slot)?;
+        Some(self.commit_problem(clock)?.sentence())
     }
 }

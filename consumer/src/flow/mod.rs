@@ -36,6 +36,7 @@ mod refusals;
 pub mod report;
 mod rest;
 pub mod slab;
+mod standstill;
 mod tasks;
 #[cfg(test)]
 // Lists of one range are meant.
@@ -260,6 +261,8 @@ impl Flow {
             paused: false,
             stopped: None,
             unreadable: None,
+            end: None,
+            awaited: None,
             entries: 0,
             delivered: 0,
             repeats: 0,

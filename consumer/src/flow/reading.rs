@@ -1,9 +1,10 @@
 //! What keeps a partition from being read or handled, and how it goes on from another offset (G12, G13).
 
 use super::Flow;
-use crate::assignment::{AssignmentState, LeaderEpochs, Trouble};
+use crate::assignment::{AssignmentState, LeaderEpochs};
 use crate::ledger::Ledger;
 use crate::source::{Slot, TopicPartition};
+use crate::trouble::Trouble;
 
 impl Flow {
     /// Stops a partition: nothing more of it starts, its frontier stays (G12, G13).
@@ -28,22 +29,13 @@ impl Flow {
 
     /// A partition cannot be read at present. `true`: that is news, or has another cause than before.
     pub fn unreadable(&mut self, slot: Slot, cause: &str, remedy: &str) -> bool {
-        let now_ms = self.now_ms;
         let unreadable = &mut self.assignments[slot.0 as usize].unreadable;
-        let since_ms = unreadable.as_ref().map_or(now_ms, |known| known.since_ms);
-        let news = unreadable
-            .as_ref()
-            .is_none_or(|known| *known.cause != *cause);
-        if news {
-            *unreadable = Some(Trouble::new(cause, remedy, since_ms));
-        }
-        news
+        Trouble::note(unreadable, cause, remedy, self.now_ms)
     }
 
-    /// A partition can be read again. `true`: it could not before.
-    pub fn readable(&mut self, slot: Slot) -> bool {
-        let unreadable = &mut self.assignments[slot.0 as usize].unreadable;
-        unreadable.take().is_some()
+    /// A partition can be read again. Gives what was in the way, if anything was.
+    pub fn readable(&mut self, slot: Slot) -> Option<Trouble> {
+        self.assignments[slot.0 as usize].unreadable.take()
     }
 
     /// Whether a partition is ours, and neither given back nor stopped.

@@ -59,6 +59,8 @@ pub(super) struct HeldRecords<'a> {
     pub(super) records: u64,
     /// On the flow's clock.
     pub(super) since_ms: u64,
+    /// Refusals since then.
+    pub(super) refused: u64,
     /// The last refusal.
     pub(super) failure: &'a EmitFailure,
 }
@@ -198,6 +200,7 @@ impl Refusals {
                 topic,
                 records: target.held,
                 since_ms: target.since_ms,
+                refused: target.refused,
                 failure,
             })
         })

@@ -7,8 +7,8 @@ use super::refusals::ProduceKind;
 use super::tasks::{Stage, Task};
 use crate::admin::{
     CommitCounts, Explanation, HandlerFlowReport, HeldBy, OutcomeCounts, PartitionReport,
-    PartitionState, PauseReason, ProduceRefusal, PumpReport, RecordStatus, ServiceProblem,
-    TopicReport, WaitsFor,
+    PartitionState, PauseReason, ProblemKind, ProduceRefusal, PumpReport, RecordStatus,
+    ServiceProblem, TopicReport, WaitsFor,
 };
 use crate::assignment::{Assignment, AssignmentState};
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
@@ -22,7 +22,8 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    fn at(self, flow_ms: u64) -> i64 {
+    /// A time of the flow's clock in milliseconds since the epoch.
+    pub fn at(self, flow_ms: u64) -> i64 {
         self.epoch_ms + flow_ms as i64
     }
 }
@@ -68,6 +69,7 @@ impl Flow {
                 refused: self.commits.counts.refused,
                 failed: self.commits.counts.failed,
             },
+            problems: self.commit_problem(clock).into_iter().collect(),
             ..PumpReport::default()
         }
     }
@@ -120,16 +122,20 @@ impl Flow {
     fn problems_of(&self, ix: HandlerIx, name: &str, clock: WallClock) -> Vec<ServiceProblem> {
         let held = self.refusals.of(ix);
         held.map(|held| {
-            let what = match held.what {
-                ProduceKind::Emits => "emit to",
-                ProduceKind::DeadLetter => "write dead letters to",
+            let (kind, what) = match held.what {
+                ProduceKind::Emits => (ProblemKind::EmitsRefused, "emit to"),
+                ProduceKind::DeadLetter => {
+                    (ProblemKind::DeadLettersRefused, "write dead letters to")
+                }
             };
             ServiceProblem {
+                kind,
                 what: format!(
                     "handler `{name}` cannot {what} topic {}: {} records wait",
                     held.topic, held.records
                 ),
                 since_ms: clock.at(held.since_ms),
+                count: held.refused,
                 cause: held.failure.error.to_string(),
                 remedy: held.failure.remedy.to_string(),
             }
@@ -167,6 +173,7 @@ impl Flow {
             PartitionState::Running
         };
         let trouble = assignment.trouble();
+        let stalled = self.stalled(slot);
         PartitionReport {
             topic: at.topic.to_string(),
             partition: at.partition,
@@ -175,18 +182,21 @@ impl Flow {
             delivered: assignment.ledger.next(),
             in_flight: assignment.ledger.unsettled(),
             parked,
-            lag: end_offset.map(|end| (end - frontier).max(0)),
+            lag: end_offset
+                .or(assignment.end)
+                .map(|end| (end - frontier).max(0)),
             state,
             reason: trouble
                 .map(|trouble| trouble.cause.to_string())
-                .or_else(|| self.why_not_read(slot)),
+                .or_else(|| self.why_not_read(slot))
+                .or_else(|| self.awaited(slot)),
             paused_for: pause_reason(assignment),
             remedy: trouble.map(|trouble| trouble.remedy.to_string()),
             since_ms: trouble.map(|trouble| clock.at(trouble.since_ms)),
+            count: trouble.map_or(0, |trouble| trouble.count),
             gone: self.gone(at),
-            stalled: waits
-                && self.now_ms.saturating_sub(assignment.moved_ms)
-                    >= self.settings.stall_timeout_ms,
+            stalled: stalled.is_some(),
+            stalled_since_ms: stalled.map(|stalled| clock.at(stalled.since_ms)),
             held_by: if waits {
                 self.held_by(slot, frontier, clock).into_iter().next()
             } else {
@@ -208,6 +218,7 @@ impl Flow {
         let delivered = assignment.ledger.next();
         let asked = offset.unwrap_or(frontier);
         let held_by = self.held_by(slot, asked, clock);
+        let awaited = self.awaited(slot);
         let status = if !held_by.is_empty() {
             RecordStatus::InFlight
         } else if assignment.stopped.is_some() {
@@ -215,7 +226,7 @@ impl Flow {
         } else if assignment.unreadable.is_some() && asked >= delivered {
             RecordStatus::Unreadable
         } else if asked >= delivered {
-            if offset.is_some() {
+            if offset.is_some() || awaited.is_some() {
                 RecordStatus::NotDelivered
             } else {
                 RecordStatus::Idle
@@ -232,7 +243,11 @@ impl Flow {
             status,
             reason: self
                 .why_not_read(slot)
-                .or_else(|| self.why_nothing_is_read()),
+                .or_else(|| self.why_nothing_is_read())
+                .or(awaited)
+                .into_iter()
+                .chain(self.why_not_committed(slot, clock))
+                .reduce(|all, more| format!("{all}\n{more}")),
             held_by,
         })
     }
@@ -241,7 +256,11 @@ impl Flow {
     fn why_not_read(&self, slot: Slot) -> Option<String> {
         let assignment = self.assignment(slot);
         if let Some(trouble) = assignment.trouble() {
-            return Some(format!("{}; {}", trouble.cause, trouble.remedy));
+            let seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000;
+            return Some(format!(
+                "{}; {} (for {seconds} s, met {} times)",
+                trouble.cause, trouble.remedy, trouble.count
+            ));
         }
         let (held, budget) = (assignment.held_bytes(), self.settings.budget_bytes);
         match pause_reason(assignment) {

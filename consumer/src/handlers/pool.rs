@@ -21,6 +21,7 @@ use super::crew::Crew;
 use super::restart::RestartPolicy;
 use super::seats::Claim;
 use super::stats::HandlerStats;
+use crate::admin::view::now_ms;
 use crate::dispatch::{Batch, Inbox, OwnedPartition, PoolState, WorkerPool};
 use crate::emit::Emitter;
 
@@ -51,7 +52,7 @@ pub(super) struct Tenant {
     pub(super) id: u64,
     pub(super) setup: HandlerSetup,
     tripped: AtomicBool,
-    why_tripped: Mutex<Option<Arc<str>>>,
+    why_tripped: Mutex<Option<Since>>,
     departure: Mutex<Departure>,
     left: Condvar,
     /// What each pump has said of its partitions.
@@ -59,7 +60,22 @@ pub(super) struct Tenant {
     /// Who was refused since it is tripped.
     shut_out: Mutex<Vec<Weak<Inbox>>>,
     /// What instances say is wrong with them, by seat.
-    ill: Mutex<BTreeMap<usize, Arc<str>>>,
+    ill: Mutex<BTreeMap<usize, Since>>,
+}
+
+/// Why something is so, and since when in milliseconds since the epoch.
+struct Since {
+    why: Arc<str>,
+    since_ms: i64,
+}
+
+impl Since {
+    fn now(why: &str) -> Self {
+        Self {
+            why: why.into(),
+            since_ms: now_ms(),
+        }
+    }
 }
 
 /// The config of a handler, which [`HandlerPool::reconfigure`] exchanges.
@@ -146,7 +162,8 @@ impl Tenant {
         match why {
             Some(why) => {
                 self.setup.stats.failed(&format!("not well: {why}"));
-                ill.insert(seat, why.into());
+                let since = ill.entry(seat).or_insert_with(|| Since::now(&why));
+                since.why = why.into();
             }
             None => {
                 ill.remove(&seat);
@@ -186,7 +203,7 @@ impl Tenant {
     }
 
     pub(super) fn set_tripped(&self, why: Option<&str>) {
-        *relock(&self.why_tripped) = why.map(Arc::from);
+        *relock(&self.why_tripped) = why.map(Since::now);
         self.tripped.store(why.is_some(), Ordering::Release);
     }
 
@@ -337,12 +354,24 @@ impl HandlerPool {
 
     /// Why it was tripped, if it was.
     pub fn failure(&self) -> Option<Arc<str>> {
-        relock(&self.tenant.why_tripped).clone()
+        let why = relock(&self.tenant.why_tripped);
+        why.as_ref().map(|since| since.why.clone())
     }
 
     /// What one of its instances says is wrong with it, if so.
     pub fn illness(&self) -> Option<Arc<str>> {
-        relock(&self.tenant.ill).values().next().cloned()
+        let ill = relock(&self.tenant.ill);
+        ill.values().next().map(|since| since.why.clone())
+    }
+
+    /// Since when it is tripped, or else some instance says that it is not healthy; in milliseconds since the epoch.
+    pub fn failing_since_ms(&self) -> Option<i64> {
+        let tripped = relock(&self.tenant.why_tripped);
+        if let Some(since) = &*tripped {
+            return Some(since.since_ms);
+        }
+        let ill = relock(&self.tenant.ill);
+        ill.values().map(|since| since.since_ms).min()
     }
 
     /// Number of threads in a call of it just now.

@@ -32,6 +32,7 @@ fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) ->
         panics: counts.panics,
         restarts: counts.restarts,
         last_error,
+        since_ms: None,
         durations: counts.durations,
         emitted: entry.tally.stats.emitted().counts(),
         metrics: entry.tally.metrics.snapshot(),
@@ -41,6 +42,7 @@ fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) ->
         report.workers = generation.pool.workers();
         report.busy = generation.pool.busy();
         report.state = HandlerState::Active;
+        report.since_ms = generation.pool.failing_since_ms();
         if let Some(why) = generation.pool.illness() {
             report.state = HandlerState::Unhealthy;
             report.last_error = Some(why.to_string());

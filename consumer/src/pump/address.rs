@@ -98,14 +98,6 @@ impl PumpAddress {
         self.ask(deadline, move |pump| pump.explain(&at, offset, pump.clock))?
     }
 
-    /// Whether it waits for nothing: Kafka has given it an assignment, if an empty one, and it has taken it, or no handler
-    /// wants any topic. `None`: no answer in time.
-    pub fn is_assigned(&self, deadline: Duration) -> Option<bool> {
-        self.ask(deadline, |pump| {
-            pump.topics.is_empty() || (pump.was_assigned && pump.starting.is_empty())
-        })
-    }
-
     /// Begins to stop; [`PumpHandle::join_until`] waits for the end.
     pub fn stop(&self) {
         self.inbox.push(PumpMessage::Control(Box::new(Request(

@@ -33,6 +33,10 @@ impl Pump {
     /// The group takes partitions away, or has taken them already (`lost`).
     pub(super) fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         self.starting.forget(&partitions);
+        if lost {
+            let now_ms = self.now_ms();
+            self.client.lost(now_ms);
+        }
         let slots: Vec<Slot> = partitions
             .iter()
             .filter_map(|at| self.flow.slot(at))

@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::Pump;
-use crate::source::{Slot, SourceError, StartAt, StartPartition, TopicPartition};
+use crate::source::{
+    FetchState, PartitionFault, Slot, SourceError, StartAt, StartPartition, TopicPartition,
+};
 
 /// First pause before the bounds of a log are asked for again, or an offset is read again; it doubles.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -21,6 +23,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 const STOPPED_REFRESH: Duration = Duration::from_mins(1);
 /// A fault that is not repeated for so long is over.
 const QUIET: Duration = Duration::from_mins(1);
+/// A fetch that is refused is repeated within this: none is refused any more when the last one was not for so long.
+const DENIED_QUIET: Duration = Duration::from_secs(3);
 
 /// An offset that the client could not read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,8 +124,22 @@ pub(super) struct Unreadable {
     slot: Slot,
     /// What was read of it before.
     next: i64,
-    /// When the fault is over if it is not repeated; `None`: when something is read.
-    until: Option<Instant>,
+    /// When it was heard of last.
+    heard: Instant,
+    /// When it is over.
+    fault: PartitionFault,
+}
+
+impl Unreadable {
+    /// Whether it is over although nothing was read.
+    fn is_over(&self, now: Instant, fetch: impl FnOnce() -> FetchState) -> bool {
+        let quiet = now.duration_since(self.heard);
+        match self.fault {
+            PartitionFault::Damaged => false,
+            PartitionFault::Denied => quiet >= DENIED_QUIET && fetch() == FetchState::Fetching,
+            PartitionFault::Passing => quiet >= QUIET,
+        }
+    }
 }
 
 impl Pump {
@@ -274,7 +292,7 @@ impl Pump {
                 };
                 missing.due = Instant::now() + QUIET;
                 self.cannot_read(slot, &cause, "it is read again from there");
-                self.watch(slot, false);
+                self.watch(slot, PartitionFault::Passing);
             }
             Err(error) => {
                 missing.again_later();
@@ -344,13 +362,26 @@ impl Pump {
         );
     }
 
-    /// Something is wrong with reading a partition. `lasting`: until something is read.
-    pub(super) fn partition_error(&mut self, at: &TopicPartition, reason: &str, lasting: bool) {
+    /// Something is wrong with reading a partition.
+    pub(super) fn partition_error(
+        &mut self,
+        at: &TopicPartition,
+        reason: &str,
+        fault: PartitionFault,
+    ) {
         let Some(slot) = self.read_slot(at) else {
             return;
         };
-        self.cannot_read(slot, reason, "the client goes on trying; see the cause");
-        self.watch(slot, lasting);
+        let remedy = match fault {
+            PartitionFault::Denied => "grant the service READ on the topic",
+            PartitionFault::Damaged => {
+                "it is read again with growing pauses: another replica may have it whole; to pass it over, commit an \
+                 offset behind it while the service is stopped"
+            }
+            PartitionFault::Passing => "the client goes on trying; see the cause",
+        };
+        self.cannot_read(slot, reason, remedy);
+        self.watch(slot, fault);
     }
 
     fn read_slot(&self, at: &TopicPartition) -> Option<Slot> {
@@ -358,27 +389,30 @@ impl Pump {
         self.flow.is_read(at, slot).then_some(slot)
     }
 
-    /// Shows that a partition cannot be read; said in the log once for each cause.
-    fn cannot_read(&mut self, slot: Slot, cause: &str, remedy: &str) {
-        if self.flow.unreadable(slot, cause, remedy) {
-            let at = &self.flow.assignment(slot).at;
+    /// Shows that a partition cannot be read; said in the log at first and once a minute for its topic.
+    pub(super) fn cannot_read(&mut self, slot: Slot, cause: &str, remedy: &str) {
+        self.flow.unreadable(slot, cause, remedy);
+        let at = self.flow.assignment(slot).at.clone();
+        if let Some(times) = self.count_for_log(&at.topic, "unreadable") {
             tracing::warn!(
                 topic = &*at.topic,
                 partition = at.partition,
                 cause,
                 remedy,
+                times,
                 "partition cannot be read"
             );
         }
     }
 
     /// Looks out for the end of a fault.
-    fn watch(&mut self, slot: Slot, lasting: bool) {
+    pub(super) fn watch(&mut self, slot: Slot, fault: PartitionFault) {
         self.unreadable.retain(|other| other.slot != slot);
         self.unreadable.push(Unreadable {
             slot,
             next: self.flow.assignment(slot).ledger.next(),
-            until: (!lasting).then(|| Instant::now() + QUIET),
+            heard: Instant::now(),
+            fault,
         });
     }
 
@@ -388,26 +422,34 @@ impl Pump {
             return;
         }
         let now = Instant::now();
-        let flow = &mut self.flow;
+        let (flow, source) = (&mut self.flow, &self.source);
+        let mut over = Vec::new();
         self.unreadable.retain(|fault| {
             let assignment = flow.assignment(fault.slot);
             if !flow.is_read(&assignment.at, fault.slot) {
                 return false;
             }
             let read = assignment.ledger.next() > fault.next;
-            if !read && fault.until.is_none_or(|until| now < until) {
+            if !read && !fault.is_over(now, || source.fetch_state(fault.slot)) {
                 return true;
             }
             let at = assignment.at.clone();
-            if flow.readable(fault.slot) {
+            over.extend(flow.readable(fault.slot).map(|trouble| (at, trouble)));
+            false
+        });
+        let now_ms = self.now_ms();
+        for (at, trouble) in over {
+            if let Some(times) = self.count_for_log(&at.topic, "readable") {
                 tracing::info!(
                     topic = &*at.topic,
                     partition = at.partition,
+                    errors = trouble.count,
+                    seconds = now_ms.saturating_sub(trouble.since_ms) / 1_000,
+                    times,
                     "partition can be read again"
                 );
             }
-            false
-        });
+        }
     }
 
     /// The end of a partition, as far as it is known: of one that is not read, when it was asked for last.

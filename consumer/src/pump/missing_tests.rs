@@ -7,16 +7,17 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use super::*;
-use crate::admin::{PartitionReport, PartitionState};
+use crate::admin::{PartitionReport, PartitionState, ProblemKind, RecordStatus};
 use crate::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
 use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
-use crate::flow::FlowSettings;
 use crate::flow::handler::{HandlerSettings, OnFailure, Order};
+use crate::flow::report::WallClock;
+use crate::flow::{Flow, FlowSettings};
 use crate::pump::PumpSettings;
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::memory::MemoryKafka;
-use crate::source::{Source, SourceError, SourceEvent};
+use crate::source::{CommitErrorKind, Source, SourceError, SourceEvent};
 
 /// Keeps what it is given until the test finishes it.
 #[derive(Default)]
@@ -310,7 +311,7 @@ fn a_fault_of_reading_shows_until_something_is_read() {
     harness.kafka.tell(SourceEvent::PartitionError {
         at: at(),
         reason: "Broker: Topic authorization failed".into(),
-        lasting: true,
+        fault: PartitionFault::Denied,
     });
     harness.turn();
     let report = harness.report();
@@ -323,4 +324,167 @@ fn a_fault_of_reading_shows_until_something_is_read() {
         (report.state, report.problem()),
         (PartitionState::Running, None)
     );
+}
+
+/// Puts the clock of what was heard of unreadable partitions back.
+fn age(harness: &mut Harness, by: Duration) {
+    for fault in &mut harness.pump.unreadable {
+        fault.heard -= by;
+    }
+}
+
+#[test]
+fn a_right_that_is_given_back_shows_although_nothing_is_read() {
+    let mut harness = Harness::with_five_in_flight(None);
+    let denied = || SourceEvent::PartitionError {
+        at: at(),
+        reason: "Broker: Topic authorization failed".into(),
+        fault: PartitionFault::Denied,
+    };
+    harness.kafka.set_fetch_state("t", 0, FetchState::Refused);
+    harness.kafka.tell(denied());
+    harness.kafka.tell(denied());
+    harness.turn();
+    let problem = harness.report().problem().expect("it is one");
+    assert_eq!(
+        (problem.count, problem.kind),
+        (2, ProblemKind::PartitionUnreadable)
+    );
+    assert!(problem.remedy.contains("READ"), "{}", problem.remedy);
+    age(&mut harness, DENIED_QUIET);
+    harness.turn();
+    assert!(
+        harness.report().problem().is_some(),
+        "the last fetch was refused"
+    );
+    harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
+    harness.turn();
+    assert_eq!(harness.report().problem(), None);
+}
+
+#[test]
+fn damage_is_not_over_because_a_fetch_succeeds() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
+    harness.kafka.tell(SourceEvent::PartitionError {
+        at: at(),
+        reason: "data at offset 5 cannot be read".into(),
+        fault: PartitionFault::Damaged,
+    });
+    harness.turn();
+    age(&mut harness, 10 * QUIET);
+    harness.turn();
+    assert_eq!(harness.report().state, PartitionState::Unreadable);
+}
+
+#[test]
+fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.kafka.create_topic("t", 2);
+    harness.kafka.set_leaderless("t", 1, true);
+    harness.kafka.assign("t", &[1]);
+    harness.turn();
+    let starting = |harness: &Harness| {
+        let report = harness.pump.report();
+        let row = report.partitions.iter().find(|row| row.partition == 1);
+        row.cloned().expect("it is ours")
+    };
+    let problem = starting(&harness).problem().expect("it is one");
+    assert_eq!(problem.kind, ProblemKind::PartitionStarting);
+    assert!(
+        problem.cause.contains("the partition has no leader"),
+        "{}",
+        problem.cause
+    );
+    assert!(
+        harness.pump.report().joined,
+        "it waits for one partition alone"
+    );
+    harness.kafka.set_leaderless("t", 1, false);
+    harness.turn();
+    assert_eq!(starting(&harness).problem(), None);
+}
+
+#[test]
+fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.kafka.refuse_next_commit(
+        CommitErrorKind::Rejected,
+        "Broker: Group authorization failed",
+    );
+    harness.run_all(true);
+    harness.turn();
+    let problems = harness.pump.report().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].kind, ProblemKind::CommitsRefused);
+    assert!(problems[0].cause.contains("Group authorization failed"));
+    let why = harness.pump.explain(&at(), None, harness.pump.clock);
+    let why = why.and_then(|why| why.reason).expect("a reason");
+    assert!(why.contains("group g does not take commits"), "{why}");
+    let waited = Instant::now();
+    while !harness.pump.report().problems.is_empty() {
+        assert!(
+            waited.elapsed() < Duration::from_secs(20),
+            "they were not sent again"
+        );
+        harness.turn();
+    }
+    assert_eq!(harness.committed(), Some(5));
+}
+
+#[test]
+fn a_record_that_the_log_has_and_that_does_not_come_is_a_stall() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.run_all(true);
+    harness.turn();
+    let slot = harness.pump.flow.slot(&at()).expect("it is ours");
+    let flow = &mut harness.pump.flow;
+    let stalled = |flow: &Flow| {
+        let report = flow.report(WallClock { epoch_ms: 0 }, |_| None);
+        report.partitions[0].clone()
+    };
+    flow.tick(100_000);
+    flow.note_end(slot, Some(5));
+    flow.tick(500_000);
+    flow.note_end(slot, Some(6));
+    assert!(!stalled(flow).stalled, "the log has it for a moment only");
+    flow.tick(559_999);
+    flow.note_end(slot, None);
+    assert!(!stalled(flow).stalled);
+    flow.tick(560_000);
+    let row = stalled(flow);
+    assert_eq!(
+        (row.stalled, row.stalled_since_ms, row.lag),
+        (true, Some(500_000), Some(1))
+    );
+    let problem = row.problem().expect("it is one");
+    assert_eq!(problem.kind, ProblemKind::PartitionStalled);
+    assert!(
+        problem.cause.contains("none of it arrives"),
+        "{}",
+        problem.cause
+    );
+    let why = flow.explain(&at(), None, WallClock { epoch_ms: 0 });
+    let why = why.expect("it is ours");
+    assert_eq!(why.status, RecordStatus::NotDelivered);
+    harness.produce(1);
+    harness.turn();
+    assert_eq!(harness.report().problem(), None);
+}
+
+#[test]
+fn a_partition_without_a_leader_is_a_problem_once_an_election_takes_too_long() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.kafka.set_fetch_state("t", 0, FetchState::NoLeader);
+    let slot = harness.pump.flow.slot(&at()).expect("it is ours");
+    harness.pump.look_for_leader(slot, 1_000);
+    harness.pump.look_for_leader(slot, 5_999);
+    assert_eq!(harness.report().problem(), None);
+    harness.pump.look_for_leader(slot, 6_000);
+    let problem = harness.report().problem().expect("it is one");
+    assert_eq!(problem.cause, "the partition has no leader");
+    harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
+    age(&mut harness, DENIED_QUIET);
+    harness.turn();
+    assert_eq!(harness.report().problem(), None);
 }

@@ -77,7 +77,9 @@ impl Pump {
         let failed = |error: SourceError| PumpError::Source(error.to_string());
         self.renewing = false;
         self.stopping = None;
-        self.was_assigned = false;
+        let now_ms = self.now_ms();
+        self.client.renew(now_ms);
+        self.attention.clear();
         self.starting.forget_all();
         self.missing.clear();
         self.unreadable.clear();

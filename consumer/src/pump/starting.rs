@@ -7,20 +7,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::Pump;
-use crate::admin::{Explanation, PartitionReport, PartitionState, RecordStatus};
+use crate::admin::{Explanation, PartitionReport, PartitionState, RecordStatus, ServiceProblem};
 use crate::assignment::NewAssignment;
 use crate::commit::{CommitNote, TopicUuid, next_epoch};
 use crate::flow::report::WallClock;
 use crate::source::{Found, Membership, Origin, StartAt, StartPartition, TopicPartition};
+use crate::trouble::Trouble;
 
 /// A partition of ours whose beginning is not known yet.
 struct Pending {
-    since: Instant,
-    reason: Option<String>,
+    /// On the flow's clock.
+    since_ms: u64,
+    /// Why not, once that was told.
+    trouble: Option<Trouble>,
 }
+
+/// A beginning that is not found within this is told, whether the source says why or not.
+const TOLD_MS: u64 = 10_000;
 
 /// Ids of one topic that are remembered, so that one that is made anew all the time costs no memory.
 const IDS_OF_A_TOPIC: usize = 8;
@@ -35,8 +40,11 @@ pub(super) struct Starting {
 }
 
 impl Starting {
-    pub(super) fn is_empty(&self) -> bool {
-        self.pending.is_empty()
+    /// Whether of each partition either the beginning is known, or what is in the way.
+    pub(super) fn is_told(&self) -> bool {
+        self.pending
+            .values()
+            .all(|pending| pending.trouble.is_some())
     }
 
     /// Partitions of a topic that was created again since this process met it begin at its beginning, whatever
@@ -82,13 +90,19 @@ impl Starting {
     }
 
     /// They show as partitions of ours, with what they wait for.
-    pub(super) fn reports(&self) -> impl Iterator<Item = PartitionReport> {
-        self.pending.iter().map(|(at, pending)| PartitionReport {
-            topic: at.topic.to_string(),
-            partition: at.partition,
-            state: PartitionState::Starting,
-            reason: Some(pending.in_words()),
-            ..PartitionReport::default()
+    pub(super) fn reports(&self, clock: WallClock) -> impl Iterator<Item = PartitionReport> {
+        self.pending.iter().map(move |(at, pending)| {
+            let trouble = pending.trouble.as_ref();
+            PartitionReport {
+                topic: at.topic.to_string(),
+                partition: at.partition,
+                state: PartitionState::Starting,
+                reason: Some(pending.in_words()),
+                remedy: trouble.map(|trouble| trouble.remedy.to_string()),
+                since_ms: trouble.map(|_| clock.at(pending.since_ms)),
+                count: trouble.map_or(0, |trouble| trouble.count),
+                ..PartitionReport::default()
+            }
         })
     }
 
@@ -105,16 +119,22 @@ impl Starting {
             held_by: Vec::new(),
         })
     }
+
+    /// Partitions of which nothing was heard for a while.
+    fn overdue(&self, now_ms: u64) -> Vec<TopicPartition> {
+        let overdue = |pending: &Pending| {
+            pending.trouble.is_none() && now_ms.saturating_sub(pending.since_ms) >= TOLD_MS
+        };
+        let all = self.pending.iter().filter(|(_, pending)| overdue(pending));
+        all.map(|(at, _)| at.clone()).collect()
+    }
 }
 
 impl Pending {
     fn in_words(&self) -> String {
-        let seconds = self.since.elapsed().as_secs();
-        match &self.reason {
-            None => format!("where it begins is being looked up, for {seconds} s"),
-            Some(reason) => format!(
-                "where it begins is not known for {seconds} s: {reason}; it is asked again until the cluster answers"
-            ),
+        match &self.trouble {
+            None => "where it begins is being looked up".to_owned(),
+            Some(trouble) => format!("where it begins is not known: {}", trouble.cause),
         }
     }
 }
@@ -125,10 +145,11 @@ impl Pump {
         if self.stopping.is_some() {
             return;
         }
+        let since_ms = self.now_ms();
         let pending = partitions.iter().map(|at| {
             let pending = Pending {
-                since: Instant::now(),
-                reason: None,
+                since_ms,
+                trouble: None,
             };
             (at.clone(), pending)
         });
@@ -136,18 +157,29 @@ impl Pump {
         self.source.find(partitions, self.settings.start);
     }
 
-    /// It is not known where a partition begins; said once for each reason.
-    pub(super) fn not_found(&mut self, at: &TopicPartition, reason: String) {
-        if let Some(pending) = self.starting.pending.get_mut(at)
-            && pending.reason.as_ref() != Some(&reason)
-        {
+    /// It is not known where a partition begins; said at first and once a minute for its topic.
+    pub(super) fn not_found(&mut self, at: &TopicPartition, reason: &str) {
+        let now_ms = self.now_ms();
+        let Some(pending) = self.starting.pending.get_mut(at) else {
+            return;
+        };
+        let remedy = "it is asked again until the cluster answers; see the cause";
+        Trouble::note(&mut pending.trouble, reason, remedy, now_ms);
+        if let Some(times) = self.count_for_log(&at.topic, "not found") {
             tracing::warn!(
                 topic = &*at.topic,
                 partition = at.partition,
                 reason,
+                times,
                 "it is not known where the partition begins; the others are read meanwhile"
             );
-            pending.reason = Some(reason);
+        }
+    }
+
+    /// Tells of partitions of which the source has not said anything for a while.
+    pub(super) fn look_after_starting(&mut self, now_ms: u64) {
+        for at in self.starting.overdue(now_ms) {
+            self.not_found(&at, "the cluster has not answered yet");
         }
     }
 
@@ -220,7 +252,12 @@ impl Pump {
         clock: WallClock,
     ) -> Option<Explanation> {
         let running = self.flow.explain(at, offset, clock);
-        running.or_else(|| self.starting.explain(at))
+        let mut explanation = running.or_else(|| self.starting.explain(at))?;
+        let of_client = self.client.problems(self.now_ms(), clock);
+        let reasons = explanation.reason.into_iter();
+        let all = reasons.chain(of_client.iter().map(ServiceProblem::sentence));
+        explanation.reason = all.reduce(|all, more| format!("{all}\n{more}"));
+        Some(explanation)
     }
 }
 

@@ -176,6 +176,7 @@ impl Service {
     /// Why a pump did not end well. What it had not committed is read again by the next owner.
     pub fn stop(mut self) -> Result<(), PumpError> {
         self.stopping.store(true, Ordering::Relaxed);
+        self.view.note_stopping();
         for pump in &self.pumps {
             pump.address().stop();
         }

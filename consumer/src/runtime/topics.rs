@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 use sluicegate_config::spec::DeadLetter;
 
-use crate::admin::ServiceProblem;
 use crate::admin::view::now_ms;
+use crate::admin::{ProblemKind, ServiceProblem};
 use crate::dispatch::HandlerIx;
 use crate::emit::topics::{ClusterTopics, LazyTopicAdmin, NeededTopic, TopicError, listed};
 use crate::handlers::Plan;
@@ -33,8 +33,6 @@ const WITHOUT_PATTERNS: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait while something is missing.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// Most problems that are shown one by one.
-const MAX_PROBLEMS: usize = 100;
 
 /// What is read and given up, as far as the cluster's topics matter.
 pub(super) struct Wanted {
@@ -324,41 +322,38 @@ impl Looker {
             .found
             .faults
             .iter()
-            .take(MAX_PROBLEMS)
             .map(|((handler, topic), fault)| {
                 let since_ms = self.since_ms.get(&(handler.clone(), topic.clone()));
-                let (what, cause, remedy) = match fault {
+                let (kind, what, cause, remedy) = match fault {
                     Fault::NoTopic => (
+                        ProblemKind::TopicMissing,
                         format!("handler `{handler}` reads topic {topic}, which does not exist"),
                         "the cluster has no such topic, or the service may not see it".to_owned(),
                         "create the topic, or grant the service DESCRIBE and READ on it",
                     ),
                     Fault::NoDeadLetterTopic(error) => (
+                        ProblemKind::DeadLetterTopicMissing,
                         format!("handler `{handler}` has no dead-letter topic {topic}"),
                         error.cause(),
                         error.remedy(),
                     ),
                 };
                 ServiceProblem {
+                    kind,
                     what,
                     since_ms: since_ms.copied().unwrap_or_default(),
+                    count: 1,
                     cause,
                     remedy: remedy.to_owned(),
                 }
             })
             .collect();
-        if let Some(more) = self.found.faults.len().checked_sub(MAX_PROBLEMS + 1) {
-            problems.push(ServiceProblem {
-                what: format!("{} more topics are missing", more + 1),
-                since_ms: now_ms(),
-                cause: "as above".to_owned(),
-                remedy: "as above".to_owned(),
-            });
-        }
         if let Some(reason) = &self.found.unreachable {
             problems.push(ServiceProblem {
+                kind: ProblemKind::TopicsUnlisted,
                 what: "the cluster's topics cannot be listed; new topics are not found".to_owned(),
                 since_ms: self.unreachable_since_ms,
+                count: 1,
                 cause: reason.clone(),
                 remedy: "see that the brokers can be reached".to_owned(),
             });

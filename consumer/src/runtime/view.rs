@@ -1,7 +1,7 @@
 //! The service as the admin side sees it: reports of pumps and pools put together with what the specs declare.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 use super::control::{Order, named};
 use crate::admin::view::now_ms;
 use crate::admin::{
-    DeclaredHandler, Explanation, Gate, GateError, HandlerReport, HandlerState, PumpReport,
+    DeclaredHandler, Explanation, Gate, GateError, HandlerState, ProblemKind, PumpReport,
     ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
 };
 use crate::handlers::{Applied, Plan, Registry, RestartRefusal, RestartState};
@@ -28,7 +28,11 @@ pub(super) struct View {
     group_id: String,
     started_ms: i64,
     budget_bytes: u64,
+    stall_timeout_ms: i64,
     allow_unsigned: bool,
+    /// Which pumps have joined the group; a pump that does not answer just now has not left it for that.
+    joined: Vec<AtomicBool>,
+    stopping: AtomicBool,
     rejections: AtomicU64,
     repairs: AtomicU64,
     standing: Mutex<Standing>,
@@ -43,12 +47,63 @@ struct Standing {
     declared: Vec<DeclaredHandler>,
     last_rejection: Option<String>,
     /// Each refusal that stands.
-    refused: BTreeSet<String>,
+    refused: BTreeMap<String, RefusedSpec>,
+    /// The last update that was refused as a whole, and when.
+    refused_update: Option<(String, i64)>,
     unreachable: Option<String>,
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
     switches: Switches,
-    problems: Vec<ServiceProblem>,
+    /// What the watch of topics has found.
+    of_topics: Vec<ServiceProblem>,
+}
+
+/// A refusal that stands.
+#[derive(Clone, Copy)]
+struct RefusedSpec {
+    /// Since when, in milliseconds since the epoch.
+    since_ms: i64,
+    /// It is about the spec, rather than about a handler that is not healthy.
+    of_spec: bool,
+}
+
+impl Standing {
+    /// What the control side has to tell.
+    fn problems(&self) -> Vec<ServiceProblem> {
+        let refused = |what: &str, why: &String, since_ms: i64| ServiceProblem {
+            kind: ProblemKind::SpecRefused,
+            what: what.to_owned(),
+            since_ms,
+            count: 1,
+            cause: why.clone(),
+            remedy: "correct it where it stands; what was in force before stays".to_owned(),
+        };
+        let specs = self
+            .refused
+            .iter()
+            .filter(|(_, one)| one.of_spec)
+            .map(|(why, one)| refused(&summary(why), why, one.since_ms));
+        let update = self.refused_update.iter();
+        let update = update.map(|(why, since_ms)| refused("an update is refused", why, *since_ms));
+        let away = self.unreachable.as_ref().map(|why| ServiceProblem {
+            kind: ProblemKind::SpecsUnreachable,
+            what: "handler specs cannot be read".to_owned(),
+            since_ms: self.unreachable_since_ms.unwrap_or_default(),
+            count: 1,
+            cause: why.clone(),
+            remedy: "look after the store or folder; the last good specs stay in force".to_owned(),
+        });
+        let mut problems: Vec<ServiceProblem> = specs.chain(update).chain(away).collect();
+        problems.extend(self.of_topics.iter().cloned());
+        problems
+    }
+}
+
+/// What is refused, in a few words: its cause follows.
+fn summary(why: &str) -> String {
+    let first = why.lines().next().unwrap_or(why);
+    let place = first.split(": ").next().unwrap_or(first);
+    format!("a handler's spec is refused: {place}")
 }
 
 /// The route as the spec writes it.
@@ -67,7 +122,11 @@ impl View {
         registry: Arc<Registry>,
         gates: Arc<dyn GateWriter>,
     ) -> Self {
+        let joined = pumps.iter().map(|_| AtomicBool::new(false)).collect();
         Self {
+            joined,
+            stall_timeout_ms: config.processing.stall_timeout.as_millis() as i64,
+            stopping: AtomicBool::new(false),
             pumps,
             registry,
             gates,
@@ -87,6 +146,11 @@ impl View {
         let _ = self.control.set(orders);
     }
 
+    /// The service was told to stop.
+    pub(super) fn note_stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn pumps(&self) -> &[PumpAddress] {
         &self.pumps
     }
@@ -94,6 +158,8 @@ impl View {
     /// Takes note of a snapshot and of what became of it.
     pub(super) fn note_snapshot(&self, snapshot: &Snapshot, applied: &Applied) {
         let mut refused: Vec<String> = Vec::new();
+        // Refused only for being ill: the handler's own problem says so.
+        let mut ill: BTreeSet<String> = BTreeSet::new();
         for rejection in &snapshot.rejections {
             refused.push(rejection.problems.to_string());
         }
@@ -106,11 +172,14 @@ impl View {
                     .iter()
                     .find(|refusal| refusal.handler == spec.name);
                 let rejected = refusal.map(|refusal| refusal.reason.clone());
-                refused.extend(refusal.map(named));
+                let gate = gate_of(spec, &applied.plan);
+                let why = refusal.map(named);
+                ill.extend(why.clone().filter(|_| gate == Gate::Held));
+                refused.extend(why);
                 DeclaredHandler {
                     name: spec.name.clone(),
                     plugin: spec.plugin.clone(),
-                    gate: gate_of(spec, &applied.plan),
+                    gate,
                     route: route_of(&spec.route),
                     rejected,
                 }
@@ -120,7 +189,7 @@ impl View {
         // What is refused stays so through many a gate's change, and is said once.
         for why in refused
             .iter()
-            .filter(|&why| !standing.refused.contains(why))
+            .filter(|&why| !standing.refused.contains_key(why))
         {
             tracing::error!(revision = snapshot.revision, "{why}");
         }
@@ -132,16 +201,25 @@ impl View {
             self.rejections.fetch_add(1, Ordering::Relaxed);
         }
         standing.last_rejection = last;
-        standing.refused = refused.into_iter().collect();
+        let now = now_ms();
+        let before = std::mem::take(&mut standing.refused);
+        standing.refused = refused
+            .into_iter()
+            .map(|why| {
+                let since_ms = before.get(&why).map_or(now, |known| known.since_ms);
+                let of_spec = !ill.contains(&why);
+                (why, RefusedSpec { since_ms, of_spec })
+            })
+            .collect();
+        standing.refused_update = None;
     }
 
     /// Takes note of an update that was refused as a whole.
     pub(super) fn note_rejection(&self, why: &str) {
         self.rejections.fetch_add(1, Ordering::Relaxed);
-        self.standing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .last_rejection = Some(why.to_owned());
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.last_rejection = Some(why.to_owned());
+        standing.refused_update = Some((why.to_owned(), now_ms()));
     }
 
     /// Takes note of whether specs can be read. Gives since when they could not, if that is over.
@@ -157,7 +235,7 @@ impl View {
     /// Takes note of what the watch of topics has found wrong.
     pub(super) fn note_problems(&self, problems: Vec<ServiceProblem>) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.problems = problems;
+        standing.of_topics = problems;
     }
 
     /// Takes note of keys whose change the watch had missed.
@@ -176,34 +254,43 @@ fn gate_of(spec: &HandlerSpec, plan: &Plan) -> Gate {
     }
 }
 
-/// What a handler that is switched off or removed holds although it has failed or hangs, as a sentence.
-fn holds(handler: &HandlerReport) -> Option<String> {
-    let since_ms = handler.held_since_ms?;
-    let failed = handler.state == HandlerState::Failed;
-    if !failed && now_ms().saturating_sub(since_ms) < HELD_FOR.as_millis() as i64 {
-        return None;
-    }
-    let HandlerReport {
-        name, in_flight, ..
-    } = handler;
-    let off = match handler.removed {
-        true => "deleted",
-        false => "switched off",
-    };
-    Some(format!(
-        "handler `{name}` is {off} and still holds {in_flight} records; what it does not finish within processing.drain_timeout is skipped"
-    ))
-}
-
-/// How long nothing of a handler that is switched off may settle before it counts as one that hangs.
-const HELD_FOR: Duration = Duration::from_secs(5);
 /// How long whoever restarts a handler waits for its new generation.
 const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
 /// How long whoever opens a gate waits for the handler to serve.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
+/// Pumps that do not answer.
+fn silent(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
+    pumps.iter().map(|pump| ServiceProblem {
+        kind: ProblemKind::Pump,
+        what: format!("pump {pump} does not answer"),
+        since_ms: now_ms(),
+        count: 1,
+        cause: "its thread was busy or did not get to run; what its partitions do is not known".to_owned(),
+        remedy: "look after the processor time of the process; if it lasts, take a stack trace and restart it"
+            .to_owned(),
+    })
+}
+
 impl View {
+    /// The pumps' reports, and the pumps that did not answer.
+    fn ask_pumps(&self, deadline: Duration) -> (Vec<PumpReport>, Vec<u32>) {
+        let mut silent = Vec::new();
+        let mut reports = Vec::new();
+        for (pump, joined) in self.pumps.iter().zip(&self.joined) {
+            match pump.report(deadline) {
+                Some(report) => {
+                    // A service that has nothing to join for now may have later.
+                    joined.store(report.joined, Ordering::Relaxed);
+                    reports.push(report);
+                }
+                None => silent.push((reports.len() + silent.len()) as u32),
+            }
+        }
+        (reports, silent)
+    }
+
     /// Why a handler of this name cannot be told anything: it is deleted and finishes what it has, or there is none.
     fn unknown(&self, name: String) -> GateError {
         let handlers = self.report(READY_ANSWER).handlers;
@@ -289,14 +376,9 @@ enum Serves {
 
 impl ServiceView for View {
     fn report(&self, deadline: Duration) -> ServiceReport {
-        let mut silent_pumps = Vec::new();
-        let mut pumps: Vec<PumpReport> = Vec::new();
-        for (number, pump) in self.pumps.iter().enumerate() {
-            match pump.report(deadline) {
-                Some(report) => pumps.push(report),
-                None => silent_pumps.push(number as u32),
-            }
-        }
+        let (pumps, silent_pumps) = self.ask_pumps(deadline);
+        let not_joined = (0..).zip(&self.joined);
+        let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
         let (facts, declared) = {
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ServiceFacts {
@@ -313,43 +395,18 @@ impl ServiceView for View {
                     .clone()
                     .or_else(|| standing.unreachable.clone()),
                 budget_bytes: self.budget_bytes,
+                problems: silent(&silent_pumps).chain(standing.problems()).collect(),
                 silent_pumps,
                 allow_unsigned: self.allow_unsigned,
-                problems: standing.problems.clone(),
+                not_joined: not_joined.map(|(pump, _)| pump).collect(),
+                // The pumps tell.
+                kafka_unreachable_since_ms: None,
+                stall_timeout_ms: self.stall_timeout_ms,
+                stopping: self.stopping.load(Ordering::Relaxed),
             };
             (facts, standing.declared.clone())
         };
         ServiceReport::assemble(facts, pumps, self.registry.report(), declared)
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        for (number, pump) in self.pumps.iter().enumerate() {
-            match pump.is_assigned(READY_ANSWER) {
-                Some(true) => {}
-                Some(false) => return Err(format!("pump {number} waits for its partitions")),
-                None => return Err(format!("pump {number} does not answer")),
-            }
-        }
-        let report = self.report(READY_ANSWER);
-        for handler in &report.handlers {
-            if handler.gate == Gate::Shut {
-                match holds(handler) {
-                    Some(held) => return Err(held),
-                    None => continue,
-                }
-            }
-            if handler.state != HandlerState::Active {
-                let why = handler
-                    .last_error
-                    .as_deref()
-                    .unwrap_or("no reason given yet");
-                return Err(format!(
-                    "handler `{}` is {}: {why}",
-                    handler.name, handler.state
-                ));
-            }
-        }
-        Ok(())
     }
 
     fn explain(

@@ -9,6 +9,8 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientContext, TopicPartitionList};
 
+use super::client_errors::judge;
+use super::client_log::log;
 use super::raw::{describe, list_entries};
 use super::{CommitError, CommitErrorKind, CommitResult, SourceEvent, TopicPartition};
 
@@ -94,10 +96,13 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal);
+        let code = error.rdkafka_error_code();
+        let (kind, remedy) = judge(code);
         self.record(Seen::Other(SourceEvent::ClientError {
+            kind,
             reason: reason.to_owned(),
-            fatal,
+            remedy,
+            fatal: code == Some(RDKafkaErrorCode::Fatal),
         }));
     }
 }
@@ -197,21 +202,6 @@ fn kind_of(code: i32) -> CommitErrorKind {
         code if NOT_MEMBER.contains(&code) => CommitErrorKind::NotMember,
         code if REJECTED.contains(&code) => CommitErrorKind::Rejected,
         _ => CommitErrorKind::Unavailable,
-    }
-}
-
-/// Passes a line of librdkafka's log on.
-pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg
-        | RDKafkaLogLevel::Alert
-        | RDKafkaLogLevel::Critical
-        | RDKafkaLogLevel::Error => tracing::error!(target: "librdkafka", facility, "{text}"),
-        RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{text}"),
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-            tracing::info!(target: "librdkafka", facility, "{text}");
-        }
-        RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
     }
 }
 

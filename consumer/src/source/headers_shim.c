@@ -54,6 +54,27 @@ int32_t sluicegate_leader(const rd_kafka_topic_t *app_topic, int32_t partition) 
         return leader;
 }
 
+/* The error of a partition's last fetch, 0 when it succeeded or there was none. librdkafka tells of a refusal once, and of
+ * its end never. */
+int sluicegate_fetch_error(const rd_kafka_topic_t *app_topic,
+                           int32_t partition) {
+        rd_kafka_topic_t *topic =
+            rd_kafka_topic_proper((rd_kafka_topic_t *)app_topic);
+        rd_kafka_toppar_t *toppar;
+        int error = 0;
+
+        rd_kafka_topic_rdlock(topic);
+        toppar = rd_kafka_toppar_get(topic, partition, 0);
+        rd_kafka_topic_rdunlock(topic);
+        if (toppar) {
+                rd_kafka_toppar_lock(toppar);
+                error = (int)toppar->rktp_last_error;
+                rd_kafka_toppar_unlock(toppar);
+                rd_kafka_toppar_destroy(toppar);
+        }
+        return error;
+}
+
 /* Whether the library that runs is the one whose headers this was compiled with. */
 int sluicegate_headers_shim_fits(void) {
         return rd_kafka_version() == RD_KAFKA_VERSION;

@@ -34,13 +34,14 @@ use super::raw::{Connection, set_leader_epochs};
 use super::rebalance::{Begin, Rebalance};
 use super::wake::WakeUp;
 use super::{
-    CommitEntry, CommitError, CommitResult, Delivery, Membership, Slot, Source, SourceError,
-    SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitError, CommitResult, Delivery, FetchState, Membership, Slot, Source,
+    SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 use bounds::Bounds;
 use find::{Context, Finder};
 use identity::Topics;
 
+use crate::trouble::LogLimit;
 use leave::Leaving;
 
 /// Records taken from the queue in one call; more gain nothing.
@@ -82,6 +83,9 @@ pub struct KafkaSource {
     moved: Vec<(Slot, i64)>,
     request_timeout: Duration,
     leaving: Leaving,
+    made: Instant,
+    /// Lines about assignments that are refused for the moment, on the time since `made`.
+    unassigned_log: LogLimit,
 }
 
 impl KafkaSource {
@@ -119,6 +123,8 @@ impl KafkaSource {
             moved: Vec::new(),
             request_timeout: settings.request_timeout,
             leaving: Leaving::of(&config),
+            made: Instant::now(),
+            unassigned_log: LogLimit::default(),
         })
     }
 
@@ -279,6 +285,7 @@ impl Source for KafkaSource {
         Membership {
             generation: self.connection.as_ref().and_then(Connection::generation),
             is_static: self.is_static,
+            assigned_by_broker: self.leaving.assigned_by_broker,
         }
     }
 
@@ -376,6 +383,14 @@ impl Source for KafkaSource {
         let admitted = self.admission.get(slot)?;
         let connection = self.connection.as_ref()?;
         connection.end_offset(admitted.topic, admitted.at.partition)
+    }
+
+    fn fetch_state(&self, slot: Slot) -> FetchState {
+        let (Some(admitted), Some(connection)) = (self.admission.get(slot), &self.connection)
+        else {
+            return FetchState::Unknown;
+        };
+        connection.fetch_state(admitted.topic, admitted.at.partition)
     }
 
     fn wait(&mut self, timeout: Duration) {

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use super::starts::{Commit, Evidence, decide};
 use super::{
-    CommitEntry, CommitError, CommitErrorKind, CommitResult, Delivery, Found, Lease, Membership,
-    Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
+    CommitEntry, CommitError, CommitErrorKind, CommitResult, Delivery, FetchState, Found, Lease,
+    Membership, Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
+    Wake,
 };
 use crate::commit::TopicUuid;
 
@@ -47,6 +48,8 @@ struct Script {
     /// What was asked for and could not be found.
     unfound: Vec<(TopicPartition, StartAt)>,
     generation: i32,
+    /// What the client is to say of fetches; unknown where nothing is scripted.
+    fetches: BTreeMap<TopicPartition, FetchState>,
     commit_log: Vec<CommitEntry>,
     refusals: VecDeque<Refusal>,
     held: Option<Vec<SourceEvent>>,
@@ -190,6 +193,13 @@ impl MemoryKafka {
         });
     }
 
+    /// Scripts what the client says of a partition's fetches.
+    pub fn set_fetch_state(&self, topic: &str, partition: i32, state: FetchState) {
+        self.change(|script| {
+            script.fetches.insert(at(topic, partition), state);
+        });
+    }
+
     /// Gives partitions to the member, in a new generation of the group.
     pub fn assign(&self, topic: &str, partitions: &[i32]) {
         let list = partitions.iter().map(|&p| at(topic, p)).collect();
@@ -300,7 +310,7 @@ impl Source for MemorySource {
     fn membership(&mut self) -> Membership {
         Membership {
             generation: Some(self.kafka.script().generation),
-            is_static: false,
+            ..Membership::default()
         }
     }
 
@@ -396,6 +406,14 @@ impl Source for MemorySource {
         let mut running = script.running.iter();
         let (at, _) = running.find(|(_, running)| running.slot == slot)?;
         Some(script.topics.get(at)?.end)
+    }
+
+    fn fetch_state(&self, slot: Slot) -> FetchState {
+        let script = self.kafka.script();
+        let mut running = script.running.iter();
+        let found = running.find(|(_, running)| running.slot == slot);
+        let state = found.and_then(|(at, _)| script.fetches.get(at));
+        state.copied().unwrap_or_default()
     }
 
     fn wait(&mut self, timeout: Duration) {

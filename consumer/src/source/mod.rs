@@ -12,6 +12,8 @@ mod admission;
 pub(crate) mod callbacks;
 mod client_check;
 pub mod client_config;
+mod client_errors;
+pub(crate) mod client_log;
 pub mod kafka;
 pub mod lease;
 pub mod memory;
@@ -123,6 +125,50 @@ pub struct Membership {
     pub generation: Option<i32>,
     /// Whether it keeps its partitions, and the generation, over a restart (`group.instance.id`).
     pub is_static: bool,
+    /// Whether the broker assigns partitions (KIP-848): a member without any is then not told so by an event.
+    pub assigned_by_broker: bool,
+}
+
+/// What a client's error is about: what clears it, and what helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientErrorKind {
+    /// No broker is connected any more.
+    AllBrokersDown,
+    /// A broker cannot be reached or does not answer.
+    Connection,
+    /// The brokers refuse the login, or the encryption fails.
+    Login,
+    /// The group does not take the member.
+    Group,
+    /// A subscribed topic is missing or may not be read.
+    Topic,
+    /// Anything else.
+    Other,
+}
+
+/// When the trouble of a partition is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionFault {
+    /// What stands in the log cannot be read as it is: when something is read.
+    Damaged,
+    /// The client may not read it: when something is read, or a fetch succeeds.
+    Denied,
+    /// Anything else: when it is not repeated.
+    Passing,
+}
+
+/// How the client fares with the fetching of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FetchState {
+    /// That is not known.
+    #[default]
+    Unknown,
+    /// Nothing is known against it.
+    Fetching,
+    /// The last fetch was refused.
+    Refused,
+    /// The partition has no leader to fetch from.
+    NoLeader,
 }
 
 /// A partition whose reading begins.
@@ -176,7 +222,7 @@ pub struct CommitError {
 }
 
 /// What helps against the refusal of a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CommitErrorKind {
     /// The group has another generation by now or is agreeing on one: the same commit is accepted after that.
     Rebalancing,
@@ -257,13 +303,17 @@ pub enum SourceEvent {
         at: TopicPartition,
         /// The broker's words.
         reason: String,
-        /// It is not over before something is read; else it is when it is not repeated.
-        lasting: bool,
+        /// When it is over.
+        fault: PartitionFault,
     },
     /// Something is wrong with the client or its connection.
     ClientError {
+        /// What it is about.
+        kind: ClientErrorKind,
         /// The client's words.
         reason: String,
+        /// What helps.
+        remedy: &'static str,
         /// Only a new client can go on.
         fatal: bool,
     },
@@ -343,6 +393,12 @@ pub trait Source {
 
     /// One past the newest offset of a partition, as far as the client knows.
     fn end_offset(&self, slot: Slot) -> Option<i64>;
+
+    /// How the client fares with the fetching of a partition, as far as it knows. Does not ask the broker.
+    fn fetch_state(&self, slot: Slot) -> FetchState {
+        let _ = slot;
+        FetchState::Unknown
+    }
 
     /// Sleeps until there is something to do, a [`Wake::wake`], or the timeout.
     fn wait(&mut self, timeout: Duration);

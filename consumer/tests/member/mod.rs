@@ -224,7 +224,7 @@ impl Member {
                 self.partition_errors += 1;
                 self.error_reasons.push(reason);
             }
-            SourceEvent::ClientError { fatal, reason } => assert!(!fatal, "{reason}"),
+            SourceEvent::ClientError { fatal, reason, .. } => assert!(!fatal, "{reason}"),
             SourceEvent::Bounds { at, bounds } => self.bounds.push((at, bounds)),
             SourceEvent::Statistics(_) => {}
         }

@@ -10,6 +10,11 @@ pub enum Acl {
         /// The topic.
         topic: String,
     },
+    /// The user may not be a member of this group.
+    DenyGroup {
+        /// The group.
+        group: String,
+    },
     /// The user may not write this topic.
     DenyWrite {
         /// The topic.
@@ -19,9 +24,10 @@ pub enum Acl {
 
 impl Acl {
     pub(super) fn arguments(&self, add: bool) -> Vec<String> {
-        let (operation, topic) = match self {
-            Self::DenyRead { topic } => ("Read", topic),
-            Self::DenyWrite { topic } => ("Write", topic),
+        let (operation, kind, name) = match self {
+            Self::DenyRead { topic } => ("Read", "--topic", topic),
+            Self::DenyGroup { group } => ("Read", "--group", group),
+            Self::DenyWrite { topic } => ("Write", "--topic", topic),
         };
         let mut arguments: Vec<String> = if add {
             vec!["--add".into()]
@@ -32,8 +38,8 @@ impl Acl {
         arguments.extend([
             "--operation".into(),
             operation.into(),
-            "--topic".into(),
-            topic.clone(),
+            kind.into(),
+            name.clone(),
         ]);
         arguments
     }

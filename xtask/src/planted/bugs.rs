@@ -16,6 +16,7 @@ const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
 const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
+const ADMIN: &[&str] = &["-p", "sluicegate", "--lib", "admin::"];
 const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
@@ -408,5 +409,20 @@ pub(super) const BUGS: &[Bug] = &[
         name: "restart-undone",
         what: "a restart is forgotten because the spec needs no new generation",
         suite: HANDLERS,
+    },
+    Bug {
+        name: "awaited-record-not-stalled",
+        what: "a record that the log has and that does not come is no stall (G8)",
+        suite: PUMP,
+    },
+    Bug {
+        name: "refused-right-never-over",
+        what: "a partition whose topic may be read again stays unreadable until a record comes (G8)",
+        suite: PUMP,
+    },
+    Bug {
+        name: "one-held-handler-unready",
+        what: "one handler that does not run makes the service unready",
+        suite: ADMIN,
     },
 ];

@@ -15,8 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use super::answer::Refusal;
+use super::answer::{ErrorDetail, Refusal};
 use super::origin;
+use crate::admin::view::now_ms;
 use crate::admin::{
     CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceFacts,
     ServiceProblem, ServiceReport, ServiceView, TopicReport, metrics, openapi,
@@ -24,6 +25,8 @@ use crate::admin::{
 
 /// How long pumps have to answer.
 const REPORT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long they have when readiness is asked: probes give up after a second.
+const READY_DEADLINE: Duration = Duration::from_millis(500);
 /// How long a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The largest request body in bytes; the only body there is holds one boolean.
@@ -62,6 +65,20 @@ impl Admin {
             .map_err(|_| Refusal::failed("the service could not answer; its log says why"))
     }
 
+    /// Where the service stands, by its report alone.
+    async fn readiness(&self) -> Result<Readiness, Refusal> {
+        let report = self.ask(|view| view.report(READY_DEADLINE)).await?;
+        let error = report.readiness(now_ms()).err().map(|message| ErrorDetail {
+            code: "not_ready".to_owned(),
+            message,
+        });
+        Ok(Readiness {
+            ready: error.is_none(),
+            error,
+            problems: report.facts.problems,
+        })
+    }
+
     async fn report(&self) -> Result<ServiceReport, Refusal> {
         self.ask(|view| view.report(REPORT_DEADLINE)).await
     }
@@ -73,9 +90,9 @@ pub struct StatusReport {
     /// Version, group, snapshot.
     #[serde(flatten)]
     pub facts: ServiceFacts,
-    /// Partitions are assigned and every enabled handler is healthy.
+    /// As `/readyz` says: the group was joined, Kafka is not away for long, and some enabled handler takes records.
     pub ready: bool,
-    /// What is missing, if not ready.
+    /// Why it is not ready.
     pub reason: Option<String>,
     /// Bytes of records in flight.
     pub in_flight_bytes: u64,
@@ -93,12 +110,15 @@ pub struct StatusReport {
     pub stalled: Vec<String>,
 }
 
-/// The answer of `/readyz` while the service is ready.
+/// The answer of `/readyz`, with 200 or 503.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Readiness {
-    /// Always `true`; what is not ready is answered as an error.
+    /// Whether it is ready.
     pub ready: bool,
-    /// What an operator should mend, such as partitions that are stopped or cannot be read.
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorDetail>,
+    /// What does not progress, and what else an operator should mend. Most of it makes nobody unready.
     pub problems: Vec<ServiceProblem>,
 }
 
@@ -187,21 +207,13 @@ async fn limit_time(request: Request, next: Next) -> Response {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> Result<Json<Readiness>, Refusal> {
-    let (ready, report) = admin
-        .ask(|view| (view.ready(), view.report(REPORT_DEADLINE)))
-        .await?;
-    match ready {
-        Ok(()) => Ok(Json(Readiness {
-            ready: true,
-            problems: report.facts.problems,
-        })),
-        Err(reason) => Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not_ready",
-            reason,
-        )),
-    }
+async fn ready(State(admin): State<Admin>) -> Result<(StatusCode, Json<Readiness>), Refusal> {
+    let readiness = admin.readiness().await?;
+    let status = match readiness.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Ok((status, Json(readiness)))
 }
 
 async fn prometheus(State(admin): State<Admin>) -> Result<Response, Refusal> {
@@ -210,9 +222,8 @@ async fn prometheus(State(admin): State<Admin>) -> Result<Response, Refusal> {
 }
 
 async fn status(State(admin): State<Admin>) -> Result<Json<StatusReport>, Refusal> {
-    let (report, ready) = admin
-        .ask(|view| (view.report(REPORT_DEADLINE), view.ready()))
-        .await?;
+    let report = admin.report().await?;
+    let ready = report.readiness(now_ms());
     let stalled = report
         .partitions
         .iter()
@@ -275,12 +286,24 @@ async fn explain(
     partition: i32,
     offset: Option<i64>,
 ) -> Result<Json<Explanation>, Refusal> {
-    let message =
-        format!("{topic}/{partition} is not assigned to this process; see /api/v1/partitions");
-    let found = admin
-        .ask(move |view| view.explain(&topic, partition, offset, REPORT_DEADLINE))
-        .await?;
-    found.map(Json).ok_or_else(|| Refusal::not_found(message))
+    let place = format!("{topic}/{partition}");
+    let asked = move |view: &dyn ServiceView| {
+        let found = view.explain(&topic, partition, offset, REPORT_DEADLINE);
+        found.ok_or_else(|| not_ours(&place, &view.report(REPORT_DEADLINE)))
+    };
+    let found = admin.ask(asked).await?;
+    found.map(Json).map_err(Refusal::not_found)
+}
+
+/// That a partition is not ours, and what of the client or the group may be the reason.
+fn not_ours(place: &str, report: &ServiceReport) -> String {
+    let mut text = format!("{place} is not assigned to this process; see /api/v1/partitions");
+    let of_client = report.facts.problems.iter();
+    for problem in of_client.filter(|problem| problem.kind.is_of_client()) {
+        text.push_str("; ");
+        text.push_str(&problem.sentence());
+    }
+    text
 }
 
 fn bad_place(rejection: PathRejection) -> Refusal {

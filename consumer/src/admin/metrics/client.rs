@@ -154,8 +154,9 @@ pub(super) fn add(pump: u32, statistics: &str, families: &mut Families) {
     }
     for (topic, detail) in objects(&statistics["topics"]) {
         for (number, partition) in objects(&detail["partitions"]) {
-            // -1 collects what has no partition yet.
-            if number != "-1" {
+            // -1 collects what has no partition yet; a partition that is not fetched went to another member.
+            let fetched = !matches!(partition["fetch_state"].as_str(), Some("none" | "stopped"));
+            if number != "-1" && fetched {
                 let labels = [client[0], ("topic", topic), ("partition", number)];
                 fields(&PARTITION, partition, &labels, families);
             }
@@ -173,7 +174,8 @@ fn objects(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
 
 fn fields(table: &[Field], object: &Value, labels: &[(&str, &str)], families: &mut Families) {
     for (field, name, help, grows) in table {
-        let Some(value) = object[field].as_f64() else {
+        // Negative numbers stand for "not known".
+        let Some(value) = object[field].as_f64().filter(|value| *value >= 0.0) else {
             continue;
         };
         let name = format!("sluicegate_kafka_client_{name}");
@@ -209,7 +211,8 @@ mod tests {
                 "localhost:9092/1": { "nodeid": 1, "connects": 3, "rtt": { "p50": 1500, "p99": 9000 } }
             },
             "topics": { "flights": { "partitions": {
-                "0": { "fetchq_cnt": 42, "fetchq_size": 4200 }, "-1": { "fetchq_cnt": 1 } } } },
+                "0": { "fetchq_cnt": 42, "fetchq_size": 4200, "committed_offset": -1001, "fetch_state": "active" },
+                "1": { "fetchq_cnt": 7, "fetch_state": "none" }, "-1": { "fetchq_cnt": 1 } } } },
             "cgrp": { "rebalance_cnt": 4 }
         }"#;
         let mut families = Families::default();
@@ -230,7 +233,9 @@ mod tests {
             );
         }
         assert!(
-            !text.contains("bootstrap") && !text.contains("-1"),
+            !text.contains("bootstrap")
+                && !text.contains("-1")
+                && !text.contains(r#"partition="1""#),
             "{text}"
         );
     }

@@ -12,7 +12,7 @@ use family::{Families, seconds_histogram};
 use sluicegate_config::MetricsLevel;
 
 use super::view::now_ms;
-use super::{HandlerReport, ServiceReport};
+use super::{HandlerReport, PartitionState, ProblemKind, ServiceReport};
 
 /// The content type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -23,6 +23,7 @@ pub fn encode(report: &ServiceReport) -> String {
     let level = report.facts.metrics_level;
     identity(report, &mut families);
     control_plane(report, &mut families);
+    problems(report, &mut families);
     if level >= MetricsLevel::Basic {
         flow(report, &mut families);
         topics(report, &mut families);
@@ -94,6 +95,33 @@ fn control_plane(report: &ServiceReport, families: &mut Families) {
         &[],
         away_ms as f64 / 1e3,
     );
+}
+
+/// At every level: what does not progress must be seen.
+fn problems(report: &ServiceReport, families: &mut Families) {
+    let facts = &report.facts;
+    let away_ms = facts
+        .kafka_unreachable_since_ms
+        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
+    families.gauge(
+        "sluicegate_kafka_unreachable_seconds",
+        "How long no Kafka broker answers; 0 while one does",
+        &[],
+        away_ms as f64 / 1e3,
+    );
+    for kind in ProblemKind::ALL {
+        let count = facts
+            .problems
+            .iter()
+            .filter(|one| one.kind == *kind)
+            .count();
+        families.gauge(
+            "sluicegate_problems",
+            "Problems that stand, by kind; /readyz and the status tell them",
+            &[("kind", kind.name())],
+            count as f64,
+        );
+    }
 }
 
 fn flow(report: &ServiceReport, families: &mut Families) {
@@ -171,13 +199,16 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
     for partition in &report.partitions {
         let number = partition.partition.to_string();
         let labels = [("topic", partition.topic.as_str()), ("partition", &number)];
-        let help = "One past the highest contiguous settled offset";
-        families.gauge(
-            "sluicegate_partition_frontier",
-            help,
-            &labels,
-            partition.frontier as f64,
-        );
+        // Where one begins that is starting is not known yet.
+        if partition.state != PartitionState::Starting {
+            let help = "One past the highest contiguous settled offset";
+            families.gauge(
+                "sluicegate_partition_frontier",
+                help,
+                &labels,
+                partition.frontier as f64,
+            );
+        }
         if let Some(lag) = partition.lag {
             let help = "Offsets between the frontier and the partition's end";
             families.gauge(
@@ -329,7 +360,7 @@ fn outcomes(handler: &HandlerReport, families: &mut Families) {
 mod tests {
     use super::*;
     use crate::admin::report::*;
-    use crate::admin::{DurationCounts, Durations};
+    use crate::admin::{DurationCounts, Durations, ServiceProblem};
 
     fn durations() -> DurationCounts {
         let durations = Durations::new();
@@ -369,6 +400,14 @@ mod tests {
                 version: "0.1.0".into(),
                 revision: 4,
                 rejections: 2,
+                problems: vec![ServiceProblem {
+                    kind: ProblemKind::PartitionStopped,
+                    what: "partition flights/3 is stopped".into(),
+                    since_ms: 1,
+                    count: 1,
+                    cause: "gone".into(),
+                    remedy: "commit another offset".into(),
+                }],
                 ..ServiceFacts::default()
             },
             in_flight_bytes: 4096,
@@ -419,6 +458,9 @@ mod tests {
             r#"sluicegate_partition_state{topic="flights",partition="3",state="running"} 1"#,
             r#"sluicegate_records_gone_total{topic="flights",partition="3"} 40"#,
             "sluicegate_in_flight_bytes 4096",
+            "sluicegate_kafka_unreachable_seconds 0",
+            r#"sluicegate_problems{kind="partition_stopped"} 1"#,
+            r#"sluicegate_problems{kind="group"} 0"#,
             r#"sluicegate_commits_total{result="ok"} 8"#,
             r#"sluicegate_commits_total{result="refused"} 1"#,
             r#"sluicegate_commits_total{result="failed"} 0"#,

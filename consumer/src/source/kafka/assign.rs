@@ -7,7 +7,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::raw::{describe, list_entries, set_leader_epochs};
 use super::super::rebalance::{Answer, Begin};
-use super::super::{Slot, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition};
+use super::super::{
+    ClientErrorKind, Slot, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
+};
 use super::{KafkaSource, START_RETRY, list_of};
 
 impl KafkaSource {
@@ -159,12 +161,21 @@ impl KafkaSource {
         match done {
             Ok(()) => {}
             Err(SourceError::Retryable(reason)) => {
-                tracing::warn!(reason, "partitions cannot be assigned yet; trying again");
+                let now_ms = self.made.elapsed().as_millis() as u64;
+                if let Some(times) = self.unassigned_log.count(now_ms) {
+                    tracing::warn!(
+                        reason,
+                        times,
+                        "partitions cannot be assigned yet; trying again"
+                    );
+                }
                 self.answer_due = Some(Instant::now() + START_RETRY);
             }
             Err(SourceError::Terminal(reason)) => {
                 self.pending.push(SourceEvent::ClientError {
+                    kind: ClientErrorKind::Other,
                     reason: format!("the assignment was refused: {reason}"),
+                    remedy: "restart the service",
                     fatal: true,
                 });
             }

@@ -12,7 +12,7 @@ use super::super::admission::{Admission, Verdict};
 use super::super::callbacks::Callbacks;
 use super::super::lease::Lease;
 use super::super::raw::{Connection, Message, TopicId, describe};
-use super::super::{Delivery, Slot, SourceEvent, TopicPartition};
+use super::super::{Delivery, PartitionFault, Slot, SourceEvent, TopicPartition};
 use super::KafkaSource;
 
 impl KafkaSource {
@@ -90,7 +90,7 @@ impl KafkaSource {
                 self.pending.push(SourceEvent::PartitionError {
                     at,
                     reason: format!("cannot read offset {to} again: {error}"),
-                    lasting: false,
+                    fault: PartitionFault::Passing,
                 });
             }
         }
@@ -134,18 +134,21 @@ impl KafkaSource {
                 if let Some(slot) = slot {
                     self.rest_or_fetch(slot);
                 }
-                let reason = format!("data at offset {offset} cannot be read: {reason}");
-                let lasting = true;
                 SourceEvent::PartitionError {
                     at,
-                    reason,
-                    lasting,
+                    reason: format!("data at offset {offset} cannot be read: {reason}"),
+                    fault: PartitionFault::Damaged,
                 }
             }
-            FaultKind::Denied | FaultKind::Other => SourceEvent::PartitionError {
+            FaultKind::Denied => SourceEvent::PartitionError {
                 at,
                 reason,
-                lasting: kind == FaultKind::Denied,
+                fault: PartitionFault::Denied,
+            },
+            FaultKind::Other => SourceEvent::PartitionError {
+                at,
+                reason,
+                fault: PartitionFault::Passing,
             },
         };
         self.pending.push(event);

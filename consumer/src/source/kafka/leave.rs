@@ -27,7 +27,7 @@ pub(super) struct Leaving {
     /// It was a member when it unsubscribed: it leaves by that, and hears of no first membership.
     pub(super) unsubscribed: bool,
     /// The broker assigns (KIP-848): the client makes its own id, and is a member from its first epoch on.
-    assigned_by_broker: bool,
+    pub(super) assigned_by_broker: bool,
     /// A static member keeps its partitions while it restarts: it does not leave (KIP-345).
     is_static: bool,
 }

@@ -11,6 +11,7 @@ use rdkafka_sys as sys;
 use super::sluicegate_headers_shim_fits;
 use super::{Connection, TopicId};
 use crate::commit::TopicUuid;
+use crate::source::FetchState;
 
 #[cfg(raw_headers)]
 unsafe extern "C" {
@@ -21,6 +22,7 @@ unsafe extern "C" {
         partitions: *mut i32,
     ) -> c_int;
     fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
+    fn sluicegate_fetch_error(topic: *const sys::rd_kafka_topic_t, partition: i32) -> c_int;
 }
 
 /// What a client's metadata says of a topic.
@@ -95,5 +97,25 @@ impl<C: ConsumerContext> Connection<C> {
         }
         let _ = (id, partition);
         Ok(None)
+    }
+
+    /// How the fetching of a partition goes; unknown where the shim is not built.
+    pub(in crate::source) fn fetch_state(&self, id: TopicId, partition: i32) -> FetchState {
+        #[cfg(raw_headers)]
+        if sluicegate_headers_shim_fits() != 0
+            && let Some(known) = self.known(id)
+        {
+            if self.leader(id, partition) == Err(NoLeader) {
+                return FetchState::NoLeader;
+            }
+            // SAFETY: the topic is kept alive by `known`; the shim takes the locks.
+            let error = unsafe { sluicegate_fetch_error(known.handle.as_ptr(), partition) };
+            return match error {
+                0 => FetchState::Fetching,
+                _ => FetchState::Refused,
+            };
+        }
+        let _ = (id, partition);
+        FetchState::Unknown
     }
 }

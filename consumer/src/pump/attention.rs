@@ -1,0 +1,77 @@
+//! What the pump looks after about once a second: the ends of logs, partitions without a leader, the membership, and what
+//! is over.
+
+use std::collections::BTreeMap;
+
+use super::Pump;
+use crate::source::{FetchState, PartitionFault, Slot};
+
+/// Between two rounds, in milliseconds.
+const INTERVAL_MS: u64 = 1_000;
+/// An election of a leader may take so long.
+const ELECTION_MS: u64 = 5_000;
+
+/// When the pump looked last, and what it saw.
+#[derive(Default)]
+pub(super) struct Attention {
+    looked_ms: Option<u64>,
+    /// Partitions without a leader, and since when.
+    leaderless: BTreeMap<Slot, u64>,
+}
+
+impl Attention {
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn is_due(&mut self, now_ms: u64) -> bool {
+        let due = |last_ms: u64| now_ms.saturating_sub(last_ms) >= INTERVAL_MS;
+        if !self.looked_ms.is_none_or(due) {
+            return false;
+        }
+        self.looked_ms = Some(now_ms);
+        true
+    }
+}
+
+impl Pump {
+    /// One round, if it is due.
+    pub(super) fn look_after(&mut self) {
+        let now_ms = self.now_ms();
+        if self.client.asks_for_membership(now_ms) {
+            let membership = self.source.membership();
+            self.client.membership(membership, now_ms);
+        }
+        self.has_joined |= self.client.is_member() && self.starting.is_told();
+        if !self.attention.is_due(now_ms) {
+            return;
+        }
+        self.client.forget_old(now_ms);
+        self.look_after_starting(now_ms);
+        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        for &slot in &slots {
+            let end = self.end_offset(slot);
+            self.flow.note_end(slot, end);
+            self.look_for_leader(slot, now_ms);
+        }
+        self.attention
+            .leaderless
+            .retain(|slot, _| slots.contains(slot));
+    }
+
+    /// librdkafka says nothing of a partition whose leader is gone: it is just not read.
+    pub(super) fn look_for_leader(&mut self, slot: Slot, now_ms: u64) {
+        if self.source.fetch_state(slot) != FetchState::NoLeader {
+            self.attention.leaderless.remove(&slot);
+            return;
+        }
+        let since_ms = *self.attention.leaderless.entry(slot).or_insert(now_ms);
+        let at = &self.flow.assignment(slot).at;
+        if now_ms.saturating_sub(since_ms) >= ELECTION_MS && self.flow.is_read(at, slot) {
+            let remedy = "bring back the brokers that hold it";
+            self.cannot_read(slot, "the partition has no leader", remedy);
+            // A leader that is found again clears it like a right that is given back.
+            self.watch(slot, PartitionFault::Denied);
+        }
+    }
+}

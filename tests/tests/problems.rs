@@ -1,0 +1,509 @@
+//! Situation: everything that can keep records from progressing: rights that are taken away, a group that is lost or refuses the
+//! member, dead letters and emits that cannot be written, handlers that fail or are held, refused specs, missing topics,
+//! a cluster that is away; and a member that has nothing to do.
+//! Property: each shows in `/readyz`, the status, the metrics and `explain` with cause, remedy, since when and how often; it makes
+//! the service unready only before the first join, beyond `stall_timeout` without Kafka, without any handler that runs, and
+//! during a stop; the log has few lines about it; and all of it goes when it heals (G7, G8, G12).
+//! Needs: Kafka of its own.
+//! Command: `cargo xtask test --scenario problems`
+
+mod showing;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::{Acl, Kafka, KafkaOptions};
+use e2e::process::Signal;
+use e2e::service::{Service, run_binary};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use showing::{Shown, heals, minute, readyz, shows, warnings};
+
+const SOON: Duration = Duration::from_secs(90);
+
+/// A cluster with rights that can be taken away.
+fn guarded() -> &'static Kafka {
+    static GUARDED: OnceLock<Kafka> = OnceLock::new();
+    GUARDED.get_or_init(|| {
+        let options = KafkaOptions {
+            secured: true,
+            authorizer: true,
+            extra: vec![("group.min.session.timeout.ms".to_owned(), "1000".to_owned())],
+            ..KafkaOptions::default()
+        };
+        Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"))
+    })
+}
+
+/// The user whose rights are taken away; topics that come are seen soon.
+const LOGIN: &str = "security.protocol: SASL_PLAINTEXT, sasl.mechanism: PLAIN, sasl.username: service, sasl.password: \
+                     service-secret, topic.metadata.refresh.interval.ms: 2000";
+
+struct Scene {
+    client: Client,
+    topic: String,
+    group: String,
+    workdir: Workdir,
+}
+
+impl Scene {
+    /// A topic of three partitions on the guarded cluster, and a relay that copies it.
+    fn new(client_keys: &str, more: &str) -> Self {
+        let kafka = guarded();
+        let client = Client::new(kafka.bootstrap());
+        let (topic, group) = (unique("problems"), unique("group"));
+        client.create_topic(&topic, 3);
+        client.create_topic(&format!("{topic}.copy"), 3);
+        let workdir = Workdir::empty();
+        workdir.write(
+            "sluicegate.yaml",
+            &format!(
+                "kafka:\n  bootstrap_servers: \"{}\"\n  group_id: {group}\n  client: {{ {client_keys}{LOGIN} }}\n\
+                 handlers:\n  file: {{ folder: handlers.d }}\n\
+                 plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
+                 processing:\n  commit_interval: 200ms\n{more}",
+                kafka.login(),
+            ),
+        );
+        workdir.plugins(&["relay", "misbehave"]);
+        let scene = Self {
+            client,
+            topic,
+            group,
+            workdir,
+        };
+        scene.spec(
+            "copy",
+            "relay",
+            "",
+            &format!("{{ topic: {}.copy }}", scene.topic),
+        );
+        scene
+    }
+
+    /// Members that lose their group hear of it soon.
+    fn impatient() -> Self {
+        Self::new("session.timeout.ms: 6000, heartbeat.interval.ms: 500, ", "")
+    }
+
+    fn spec(&self, name: &str, plugin: &str, more: &str, config: &str) {
+        self.workdir.spec(
+            name,
+            &format!(
+                "plugin: {plugin}\nversion: \"*\"\nroute: {{ topics: [{}] }}\n{more}config: {config}\n",
+                self.topic
+            ),
+        );
+    }
+
+    fn produce(&self, count: u64) {
+        self.client.produce(
+            &self.topic,
+            (0..count).map(|number| Outgoing::new(&format!("k{number}"), number.to_string())),
+        );
+    }
+
+    fn settled(&self) {
+        self.client.wait_committed(&self.group, &self.topic, SOON);
+    }
+}
+
+fn change(acl: &Acl, deny: bool) {
+    let changed = guarded().change_acl(acl, deny);
+    changed.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn a_right_to_read_that_is_missing_shows_and_heals_without_a_record() {
+    let scene = Scene::impatient();
+    let mut service = Service::ready(&scene.workdir, &[]);
+    scene.produce(90);
+    scene.settled();
+    heals(&mut service);
+    let lag = |service: &Service| {
+        let metrics = service.metrics().expect("metrics");
+        let of_topic = [("topic", scene.topic.as_str())];
+        metrics
+            .matching("sluicegate_partition_lag_records", &of_topic)
+            .count()
+    };
+    assert_eq!(lag(&service), 3);
+    let (began, before) = (Instant::now(), warnings(&mut service));
+    let rule = Acl::DenyRead {
+        topic: scene.topic.clone(),
+    };
+    change(&rule, true);
+    let place = format!("{}/0", scene.topic);
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "partition_unreadable",
+            status: 200,
+            words: &["authorization failed", "grant the service READ", &place],
+            explain: (&place, "authorization failed"),
+        },
+    );
+    let unreadable = [("topic", scene.topic.as_str()), ("state", "unreadable")];
+    let metrics = service.metrics().expect("metrics");
+    assert_eq!(metrics.sum("sluicegate_partition_state", &unreadable), 3.0);
+    assert_eq!(lag(&service), 3, "the series stay");
+    minute(&mut service, began, before, "a right to read");
+    change(&rule, false);
+    heals(&mut service);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_group_that_takes_the_member_no_more_shows_and_heals() {
+    let scene = Scene::impatient();
+    let mut service = Service::ready(&scene.workdir, &[]);
+    scene.produce(30);
+    scene.settled();
+    let (began, before) = (Instant::now(), warnings(&mut service));
+    let rule = Acl::DenyGroup {
+        group: scene.group.clone(),
+    };
+    change(&rule, true);
+    scene.produce(30);
+    let place = format!("{}/0", scene.topic);
+    let group = format!("group {}", scene.group);
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "group",
+            status: 200,
+            words: &[
+                &group,
+                "group authorization failed",
+                "grant the service READ on the group",
+            ],
+            explain: (&place, "authorization failed"),
+        },
+    );
+    minute(&mut service, began, before, "a right to the group");
+    change(&rule, false);
+    heals(&mut service);
+    scene.settled();
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn dead_letters_without_a_right_and_emits_without_a_topic_show_and_heal() {
+    let scene = Scene::impatient();
+    let letters = format!("{}.dlt", scene.topic);
+    scene.client.create_topic(&letters, 3);
+    let more = "retry: { max_attempts: 1 }\ndead_letter: { create: false }\n";
+    scene.spec(
+        "bad",
+        "misbehave",
+        more,
+        "{ rules: [ { when: { one_in: 1 }, do: error, class: terminal } ] }",
+    );
+    let rule = Acl::DenyWrite { topic: letters };
+    change(&rule, true);
+    let mut service = Service::ready(&scene.workdir, &[]);
+    let before = warnings(&mut service);
+    scene.produce(30);
+    let place = format!("{}/0", scene.topic);
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "dead_letters_refused",
+            status: 200,
+            words: &[
+                "handler `bad` cannot write dead letters",
+                "authorization failed",
+                "grant",
+            ],
+            explain: (&place, "authorization failed"),
+        },
+    );
+    change(&rule, false);
+    scene.settled();
+    heals(&mut service);
+
+    let missing = format!("{}.missing", scene.topic);
+    scene.spec("bad", "relay", more, &format!("{{ topic: {missing} }}"));
+    let before = warnings(&mut service);
+    wait_for("the spec to be taken", SOON, || {
+        let handler = service.api("handlers/bad")?;
+        match handler["plugin"] == "relay" && handler["state"] == "ACTIVE" {
+            true => Ok(()),
+            false => Err(handler.to_string()),
+        }
+    });
+    scene.produce(30);
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "emits_refused",
+            status: 200,
+            words: &["handler `bad` cannot emit to", &missing, "create the topic"],
+            explain: (&place, &missing),
+        },
+    );
+    scene.client.create_topic(&missing, 1);
+    scene.settled();
+    heals(&mut service);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn one_handler_of_several_makes_nobody_unready() {
+    let scene = Scene::new("", "  max_uncommitted: 1000\n");
+    let illness = scene.workdir.path().join("illness");
+    let ill = format!("{{ ill_while: {} }}", illness.display());
+    scene.spec("ill", "misbehave", "", &ill);
+    scene.spec(
+        "bad",
+        "misbehave",
+        "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
+        "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }",
+    );
+    let mut service = Service::ready(&scene.workdir, &[]);
+    let before = warnings(&mut service);
+    scene.produce(30);
+    let place = format!("{}/0", scene.topic);
+    let explained = |words| (place.as_str(), words);
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "handler_failed",
+            status: 200,
+            words: &["handler `bad` has failed", "handlers restart bad"],
+            explain: explained("failed_handler"),
+        },
+    );
+    let restart = |service: &Service| {
+        let arguments = ["handlers", "restart", "bad", "--admin", service.admin()];
+        run_binary(scene.workdir.path(), &arguments)
+            .status
+            .success()
+    };
+    assert!(restart(&service));
+    scene.settled();
+    heals(&mut service);
+
+    std::fs::write(&illness, "").expect("a file");
+    let healthy = |kind, words| Shown {
+        kind,
+        status: 200,
+        words,
+        explain: (place.as_str(), "idle"),
+    };
+    let unhealthy = healthy("handler_unhealthy", &["handler `ill`", "ill on purpose"]);
+    shows(&mut service, before, &unhealthy);
+    let gate = |to: &str| {
+        let arguments = ["handlers", to, "ill", "--admin", service.admin()];
+        run_binary(scene.workdir.path(), &arguments)
+            .status
+            .success()
+    };
+    assert!(gate("off"));
+    assert!(!gate("on"), "it says why it is not open");
+    let held = healthy(
+        "handler_held",
+        &["the gate of handler `ill` is held", "ill on purpose"],
+    );
+    shows(&mut service, before, &held);
+    std::fs::remove_file(&illness).expect("it was there");
+    heals(&mut service);
+
+    // One team's mistake, and a topic that nobody has made yet.
+    let bad = format!(
+        "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{}] }}\nworkers: many\n",
+        scene.topic
+    );
+    scene.workdir.spec("mistyped", &bad);
+    let refused = healthy("spec_refused", &["mistyped.yaml", "workers"]);
+    shows(&mut service, before, &refused);
+    scene.workdir.remove("handlers.d/mistyped.yaml");
+    heals(&mut service);
+    let later = format!("{}.later", scene.topic);
+    scene.workdir.spec(
+        "later",
+        &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{later}] }}\nconfig: {{ topic: {}.copy }}\n", scene.topic),
+    );
+    let missing = healthy(
+        "topic_missing",
+        &["handler `later` reads topic", "create the topic"],
+    );
+    shows(&mut service, before, &missing);
+    scene.client.create_topic(&later, 1);
+    heals(&mut service);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
+    let scene = Scene::new("", "  drain_timeout: 30s\n");
+    scene.spec(
+        "copy",
+        "misbehave",
+        "timeout: 1m\nrestart: { max_restarts: 3, restart_window: 1m }\n\
+         retry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
+        "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 }, { when: { one_in: 1 }, do: sleep, for: 15s } ] }",
+    );
+    let mut service = Service::ready(&scene.workdir, &[]);
+    scene.produce(1);
+    let unready = |service: &Service, words: &str| {
+        wait_for(words, SOON, || {
+            let (status, body) = readyz(service)?;
+            let reason = body["error"]["message"].as_str().unwrap_or_default();
+            match status == 503 && reason.contains(words) {
+                true => Ok(()),
+                false => Err(format!("{status}: {body}")),
+            }
+        });
+    };
+    unready(
+        &service,
+        "no enabled handler takes records; handler `copy` is FAILED",
+    );
+    let arguments = ["handlers", "restart", "copy", "--admin", service.admin()];
+    assert!(
+        run_binary(scene.workdir.path(), &arguments)
+            .status
+            .success()
+    );
+    wait_for("the record to be in a call", SOON, || {
+        let (status, body) = readyz(&service)?;
+        let busy = service.api("handlers/copy")?["busy"].as_u64();
+        match status == 200 && busy == Some(1) {
+            true => Ok(()),
+            false => Err(format!("{busy:?} busy, {status}: {body}")),
+        }
+    });
+    service.process().signal(Signal::TERM);
+    unready(&service, "the service stops");
+    let ended = service.process().wait(SOON);
+    assert!(ended.unwrap_or_else(|error| panic!("{error:#}")).success());
+}
+
+#[test]
+fn a_cluster_that_is_away_shows_and_makes_unready_beyond_the_stall_timeout() {
+    let mut kafka =
+        Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
+    let client = Client::new(kafka.bootstrap());
+    let (topic, group) = (unique("away"), unique("group"));
+    client.create_topic(&topic, 3);
+    let workdir = Workdir::new(kafka.bootstrap(), &group, "  stall_timeout: 20s\n");
+    workdir.plugins(&["misbehave"]);
+    workdir.spec(
+        "quiet",
+        &format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ rules: [] }}\n"),
+    );
+    let mut service = Service::ready(&workdir, &[]);
+    let records = || (0..30).map(|number| Outgoing::new(&format!("k{number}"), "v"));
+    client.produce(&topic, records());
+    client.wait_committed(&group, &topic, SOON);
+    heals(&mut service);
+    let (began, before) = (Instant::now(), warnings(&mut service));
+    kafka
+        .stop_node(0, Signal::KILL)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let place = format!("{topic}/0");
+    shows(
+        &mut service,
+        before,
+        &Shown {
+            kind: "kafka_unreachable",
+            status: 200,
+            words: &["no Kafka broker answers", "refused", "see that the broker"],
+            explain: (&place, "no Kafka broker answers"),
+        },
+    );
+    wait_for("the service to be unready", SOON, || {
+        let (status, body) = readyz(&service)?;
+        match status {
+            503 => Ok(()),
+            _ => Err(body.to_string()),
+        }
+    });
+    assert!(
+        began.elapsed() >= Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    let away = service.metrics().expect("metrics");
+    assert!(away.sum("sluicegate_kafka_unreachable_seconds", &[]) >= 20.0);
+    minute(&mut service, began, before, "a cluster that is away");
+    kafka
+        .start_node(0)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    heals(&mut service);
+    client.produce(&topic, records());
+    client.wait_committed(&group, &topic, SOON);
+    heals(&mut service);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_group_of_another_assignor_keeps_the_service_unready_and_says_why() {
+    let first = Scene::new("partition.assignment.strategy: range, ", "");
+    let mut other = Service::ready(&first.workdir, &[]);
+    let config = std::fs::read_to_string(first.workdir.config()).expect("a config");
+    let config = config.replace("partition.assignment.strategy: range, ", "");
+    first.workdir.write("sluicegate.yaml", &config);
+    let mut service = Service::start(&first.workdir, &[]);
+    let reason = wait_for("the reason to be told", SOON, || {
+        let (status, body) = readyz(&service)?;
+        let reason = body["error"]["message"].as_str().unwrap_or_default();
+        match status == 503 && reason.contains("nconsistent group protocol") {
+            true => Ok(reason.to_owned()),
+            false => Err(format!("{status}: {body}")),
+        }
+    });
+    assert!(
+        reason.contains(&first.group) && reason.contains("kafka.group_id"),
+        "{reason}"
+    );
+    println!("    {reason}");
+    assert!(other.stop(SOON).success());
+    service.wait_ready();
+    heals(&mut service);
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_member_without_partitions_is_ready_under_either_protocol() {
+    for protocol in ["classic", "consumer"] {
+        let scene = Scene::new(&format!("group.protocol: {protocol}, "), "");
+        // The consumer protocol has no assignor on the client's side.
+        let mut members = vec![Service::ready(&scene.workdir, &[])];
+        for _ in 0..4 {
+            let began = Instant::now();
+            members.push(Service::ready(&scene.workdir, &[]));
+            let took = began.elapsed();
+            assert!(
+                took < Duration::from_secs(30),
+                "{protocol}: ready after {took:?}"
+            );
+        }
+        let owned = wait_for("the partitions to be spread", SOON, || {
+            let counts: Result<Vec<u64>, String> = members
+                .iter()
+                .map(|member| Ok(member.api("status")?["partitions"].as_u64().unwrap_or(0)))
+                .collect();
+            let counts = counts?;
+            match counts.iter().sum::<u64>() == 3 && counts.contains(&0) {
+                true => Ok(counts),
+                false => Err(format!("{counts:?}")),
+            }
+        });
+        println!("    {protocol}: partitions by member {owned:?}");
+        for member in &mut members {
+            heals(member);
+        }
+        for mut member in members {
+            assert!(member.stop(SOON).success());
+        }
+    }
+}
