@@ -96,10 +96,7 @@ impl View {
         // A delete's revision is not known of every store; the watch brings it.
         if let Some(entry) = entry {
             let revision = entry.stamp.revision;
-            let change = TreeChange {
-                key: key.clone(),
-                entry: Some(entry),
-            };
+            let change = TreeChange::put(key.clone(), entry);
             self.tree.apply(vec![change], revision);
         }
     }

@@ -84,17 +84,11 @@ fn put(name: &str, value: &str, revision: u64) -> TreeChange {
         value: value.as_bytes().into(),
         stamp,
     };
-    TreeChange {
-        key: gate(name),
-        entry: Some(entry),
-    }
+    TreeChange::put(gate(name), entry)
 }
 
-fn gone(name: &str) -> TreeChange {
-    TreeChange {
-        key: gate(name),
-        entry: None,
-    }
+fn gone(name: &str, revision: u64) -> TreeChange {
+    TreeChange::delete(gate(name), revision)
 }
 
 fn event(change: TreeChange, revision: u64) -> Step {
@@ -205,7 +199,7 @@ fn events_follow_the_first_reading_and_older_ones_are_dropped() {
             event(put("a", "false", 6), 6),
             event(put("a", "true", 6), 6),
             event(put("a", "true", 5), 7),
-            event(gone("a"), 8),
+            event(gone("a", 8), 8),
             event(put("a", "false", 6), 9),
         ],
     );

@@ -237,9 +237,9 @@ impl Shared {
     }
 
     fn change(&mut self, key: &ControlKey, entry: Option<Entry>, revision: u64) {
-        let change = TreeChange {
-            key: key.clone(),
-            entry,
+        let change = match entry {
+            Some(entry) => TreeChange::put(key.clone(), entry),
+            None => TreeChange::delete(key.clone(), revision),
         };
         self.tree.apply(vec![change], revision);
         if !self.deaf {

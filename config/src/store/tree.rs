@@ -52,8 +52,32 @@ pub struct Tree {
 pub struct TreeChange {
     /// The key.
     pub key: ControlKey,
+    /// The store's revision of this change itself: several changes can arrive together under a later one.
+    pub revision: u64,
     /// What stands there now; `None` when it was deleted.
     pub entry: Option<Entry>,
+}
+
+impl TreeChange {
+    /// A value that was written.
+    #[must_use]
+    pub fn put(key: ControlKey, entry: Entry) -> Self {
+        Self {
+            key,
+            revision: entry.stamp.revision,
+            entry: Some(entry),
+        }
+    }
+
+    /// A key that was deleted at `revision`, or was seen to be gone by then.
+    #[must_use]
+    pub fn delete(key: ControlKey, revision: u64) -> Self {
+        Self {
+            key,
+            revision,
+            entry: None,
+        }
+    }
 }
 
 impl Tree {
@@ -63,26 +87,23 @@ impl Tree {
         self.entries.get(key)
     }
 
-    /// Takes over the events of one revision, or what was read after a notice. Returns those that changed anything;
-    /// what is older than what is known of its key does not.
+    /// Takes over events in their order, or what was read after a notice; `revision` is the newest that they bring word of.
+    /// Returns those that changed anything; what is older than what is known of its key does not. Each change counts by its
+    /// own revision: a delete that arrives together with later changes must not hide a write that followed it.
     pub fn apply(&mut self, changes: Vec<TreeChange>, revision: u64) -> Vec<TreeChange> {
         let applied: Vec<TreeChange> = changes
             .into_iter()
-            .filter(|change| self.apply_one(change, revision))
+            .filter(|change| self.apply_one(change))
             .collect();
         self.revision = self.revision.max(revision);
         applied
     }
 
-    fn apply_one(&mut self, change: &TreeChange, revision: u64) -> bool {
+    fn apply_one(&mut self, change: &TreeChange) -> bool {
         let known = self.entries.get(&change.key);
         let known = known.map(|entry| entry.stamp.revision);
         let newest = known.or_else(|| self.deleted.get(&change.key).copied());
-        let news = change
-            .entry
-            .as_ref()
-            .map_or(revision, |entry| entry.stamp.revision);
-        if news <= newest.unwrap_or(self.floor) {
+        if change.revision <= newest.unwrap_or(self.floor) {
             return false;
         }
         match &change.entry {
@@ -94,7 +115,7 @@ impl Tree {
                 true
             }
             None => {
-                self.deleted.insert(change.key.clone(), revision);
+                self.deleted.insert(change.key.clone(), change.revision);
                 self.entries.remove(&change.key).is_some()
             }
         }
@@ -115,9 +136,10 @@ impl Tree {
         for key in gone {
             if let Some(entry) = self.entries.remove(&key) {
                 // A later write of the key has a later revision than this.
-                self.deleted.insert(key.clone(), entry.stamp.revision + 1);
+                let revision = entry.stamp.revision + 1;
+                self.deleted.insert(key.clone(), revision);
+                changes.push(TreeChange::delete(key, revision));
             }
-            changes.push(TreeChange { key, entry: None });
         }
         let mut written: Vec<TreeChange> = Vec::new();
         for (key, entry) in listing.entries {
@@ -126,11 +148,10 @@ impl Tree {
             if newest.is_none_or(|newest| entry.stamp.revision > newest) {
                 self.deleted.remove(&key);
                 self.entries.insert(key.clone(), entry.clone());
-                let entry = Some(entry);
-                written.push(TreeChange { key, entry });
+                written.push(TreeChange::put(key, entry));
             }
         }
-        written.sort_by_key(|change| change.entry.as_ref().map(|entry| entry.stamp.revision));
+        written.sort_by_key(|change| change.revision);
         changes.append(&mut written);
         self.deleted.retain(|_, revision| *revision > listing.floor);
         self.floor = self.floor.max(listing.floor);
@@ -147,21 +168,18 @@ impl Tree {
             .keys()
             .filter(|key| !newer.entries.contains_key(*key));
         let mut changes: Vec<TreeChange> = gone
-            .map(|key| TreeChange {
-                key: key.clone(),
-                entry: None,
+            .map(|key| {
+                let deleted = newer.deleted.get(key).copied();
+                TreeChange::delete(key.clone(), deleted.unwrap_or(newer.revision))
             })
             .collect();
         let mut written: Vec<TreeChange> = newer
             .entries
             .iter()
             .filter(|(key, entry)| self.entries.get(*key) != Some(*entry))
-            .map(|(key, entry)| TreeChange {
-                key: key.clone(),
-                entry: Some(entry.clone()),
-            })
+            .map(|(key, entry)| TreeChange::put(key.clone(), entry.clone()))
             .collect();
-        written.sort_by_key(|change| change.entry.as_ref().map(|entry| entry.stamp.revision));
+        written.sort_by_key(|change| change.revision);
         changes.append(&mut written);
         changes
     }
@@ -184,17 +202,30 @@ mod tests {
             value: value.as_bytes().into(),
             stamp,
         };
-        TreeChange {
-            key: gate(),
-            entry: Some(entry),
-        }
+        TreeChange::put(gate(), entry)
     }
 
-    fn delete() -> TreeChange {
-        TreeChange {
-            key: gate(),
-            entry: None,
-        }
+    fn delete(revision: u64) -> TreeChange {
+        TreeChange::delete(gate(), revision)
+    }
+
+    #[test]
+    fn a_delete_and_a_put_of_one_batch_both_count_whatever_revision_the_batch_has() {
+        let mut tree = Tree::default();
+        tree.apply(vec![put("true", 10)], 10);
+        // A watcher that is behind gets many revisions in one response, whose header is the store's present one.
+        let batch = vec![delete(11), put("false", 12)];
+        assert_eq!(tree.apply(batch.clone(), 50), batch);
+        assert_eq!(
+            tree.get(&gate()).map(|entry| entry.stamp.revision),
+            Some(12)
+        );
+        // A key that was put again behind the batch is not dropped by the listing that brings it.
+        assert_eq!(tree.apply(vec![delete(60)], 90).len(), 1);
+        let mut listing = Tree::default();
+        listing.apply(vec![put("true", 61)], 95);
+        listing.floor = 95;
+        assert_eq!(tree.catch_up(listing), [put("true", 61)]);
     }
 
     #[test]
@@ -207,8 +238,8 @@ mod tests {
         assert!(tree.apply(vec![put("true", 9)], 9).is_empty(), "history");
         assert_eq!(tree.apply(vec![put("true", 12)], 12).len(), 1);
         assert!(tree.apply(vec![put("false", 11)], 11).is_empty());
-        assert!(tree.apply(vec![delete()], 11).is_empty());
-        assert_eq!(tree.apply(vec![delete()], 13).len(), 1);
+        assert!(tree.apply(vec![delete(11)], 11).is_empty());
+        assert_eq!(tree.apply(vec![delete(13)], 13).len(), 1);
         assert!(
             tree.apply(vec![put("true", 12)], 14).is_empty(),
             "resurrected"
@@ -230,7 +261,7 @@ mod tests {
         assert_eq!(tree.catch_up(listing(&[put("false", 12)], 12)).len(), 1);
         tree.apply(vec![put("true", 20)], 20);
         assert!(tree.catch_up(listing(&[], 15)).is_empty(), "it is newer");
-        assert_eq!(tree.catch_up(listing(&[], 25)), [delete()]);
+        assert_eq!(tree.catch_up(listing(&[], 25)), [delete(21)]);
         assert!(tree.apply(vec![put("true", 20)], 26).is_empty());
         assert!(tree.entries.is_empty());
         assert_eq!((tree.floor, tree.revision), (25, 26));
@@ -244,6 +275,6 @@ mod tests {
         assert!(older.changes_to(&newer).is_empty());
         newer.apply(vec![put("false", 2)], 2);
         assert_eq!(older.changes_to(&newer), [put("false", 2)]);
-        assert_eq!(newer.changes_to(&Tree::default()), [delete()]);
+        assert_eq!(newer.changes_to(&Tree::default()), [delete(0)]);
     }
 }

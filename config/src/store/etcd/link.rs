@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{Entry, Stamp, Tree, TreeChange, bounded};
+use super::super::{ControlKey, Entry, Stamp, Tree, TreeChange, bounded};
 use super::Shared;
 use super::client::failure;
 
@@ -117,6 +117,15 @@ fn entry_of(kv: &KeyValue) -> Entry {
     }
 }
 
+/// An event of a watch, at its own revision: the response that brings it may be of a later one.
+fn change_of(key: ControlKey, kv: &KeyValue, is_put: bool) -> TreeChange {
+    let entry = entry_of(kv);
+    match is_put {
+        true => TreeChange::put(key, entry),
+        false => TreeChange::delete(key, entry.stamp.revision),
+    }
+}
+
 /// A watch on the prefix, on a stream of its own.
 pub(super) struct EtcdLink {
     shared: Arc<Shared>,
@@ -163,13 +172,13 @@ impl EtcdLink {
                 continue;
             };
             let path = path_of(kv.key(), &prefix);
-            let entry = (event.event_type() == EventType::Put).then(|| entry_of(kv));
+            let is_put = event.event_type() == EventType::Put;
             match self.shared.settings.paths.key(&path) {
                 Ok(key) => {
                     strangers.push((path, None));
-                    changes.push(TreeChange { key, entry });
+                    changes.push(change_of(key, kv, is_put));
                 }
-                Err(reason) => strangers.push((path, entry.map(|_| reason))),
+                Err(reason) => strangers.push((path, is_put.then_some(reason))),
             }
         }
         let revision = answer.header().map_or(0, |header| header.revision());

@@ -58,7 +58,7 @@ pub(super) async fn read_all(
                     below.push(path.clone());
                 }
                 match place(shared, &path, &data, &stat) {
-                    Ok(Some(TreeChange { key, entry })) => {
+                    Ok(Some(TreeChange { key, entry, .. })) => {
                         tree.entries.extend(entry.map(|entry| (key, entry)));
                     }
                     Ok(None) => {}
@@ -155,11 +155,14 @@ fn place(
         Err(_) if data.is_empty() => return Ok(None),
         Err(reason) => return Err(reason),
     };
-    let entry = (!data.is_empty()).then(|| Entry {
-        value: bounded(data),
-        stamp: stamp(stat),
-    });
-    Ok(Some(TreeChange { key, entry }))
+    let stamp = stamp(stat);
+    Ok(Some(match data.is_empty() {
+        true => TreeChange::delete(key, stamp.revision),
+        false => {
+            let value = bounded(data);
+            TreeChange::put(key, Entry { value, stamp })
+        }
+    }))
 }
 
 /// The stamp of a node's data.
@@ -247,7 +250,8 @@ impl ZooKeeperLink {
                 Some((data, stat)) => place(&self.shared, &path, data, stat),
                 None => {
                     let key = self.shared.settings.paths.key(&path).ok();
-                    Ok(key.map(|key| TreeChange { key, entry: None }))
+                    // What is read is not older than any notice that has come.
+                    Ok(key.map(|key| TreeChange::delete(key, revision)))
                 }
             };
             match found {
