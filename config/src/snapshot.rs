@@ -15,7 +15,8 @@ use crate::spec::HandlerSpec;
 pub struct Snapshot {
     /// The source's number for it; a lower one is never applied after a higher one (G10).
     pub revision: u64,
-    /// Specs by handler name. Where the newest text of one is bad, its last good version stands here.
+    /// Specs by handler name. Where the newest text of one is refused, its last good version stands here; its gate is shut
+    /// if that text says so.
     pub handlers: BTreeMap<String, Arc<HandlerSpec>>,
     /// What the source holds but is not applied, and why; sorted by origin.
     pub rejections: Vec<Rejection>,
@@ -79,8 +80,6 @@ pub enum RejectionEffect {
     LastGoodSpec,
     /// There was no good version: the handler does not run.
     NotRunning,
-    /// The texts contradict each other, so the whole last good snapshot runs on.
-    LastGoodSnapshot,
     /// It changes nothing.
     Ignored,
 }

@@ -162,21 +162,156 @@ fn a_bad_file_keeps_its_handlers_last_good_version_until_it_is_mended() {
 }
 
 #[test]
-fn two_files_of_one_name_keep_the_last_good_snapshot() {
+fn two_files_of_one_name_keep_the_last_good_version_of_it() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
     watched.write("z.yaml", &spec("a", "two"));
     let torn = watched.until("the rejection", |now| !now.rejections.is_empty());
     assert_eq!(topic_of(&torn, "a").as_deref(), Some("one"));
-    assert_eq!(torn.rejections[0].effect, RejectionEffect::LastGoodSnapshot);
-    let text = torn.rejections[0].problems.to_string();
-    assert!(
-        text.contains("a.yaml:2:7: name: `a` is also the name in"),
-        "{text}"
-    );
-    assert!(text.contains("z.yaml:2:7"), "{text}");
+    let [of_a, of_z] = torn.rejections.as_slice() else {
+        panic!("{:?}", torn.rejections)
+    };
+    for (rejection, file, other) in [(of_a, "a.yaml", "z.yaml"), (of_z, "z.yaml", "a.yaml")] {
+        assert_eq!(rejection.effect, RejectionEffect::LastGoodSpec);
+        assert_eq!(rejection.handlers, ["a"]);
+        assert!(rejection.origin.ends_with(file), "{}", rejection.origin);
+        let text = rejection.problems.to_string();
+        let says = format!("{file}:2:7: name: `a` is also the name in");
+        assert!(text.contains(&says) && text.contains(other), "{text}");
+    }
     watched.remove("a.yaml");
     let healed = watched.until("the end of the rejection", |now| now.rejections.is_empty());
     assert_eq!(topic_of(&healed, "a").as_deref(), Some("two"));
+}
+
+#[test]
+fn files_at_odds_freeze_only_the_handlers_that_they_name() {
+    let pooled = |name: &str, workers: u32| {
+        format!("{}pool: small\nworkers: {workers}\n", spec(name, "one"))
+    };
+    let files = [
+        ("a.yaml", spec("a", "one")),
+        ("b.yaml", spec("b", "one")),
+        ("p.yaml", pooled("p", 2)),
+        ("q.yaml", pooled("q", 2)),
+    ];
+    let mut watched = Watched::start(&files, NO_RESCAN);
+    watched.write("z.yaml", &spec("a", "two"));
+    watched.write("q.yaml", &pooled("q", 3));
+    watched.write("r.yaml", &pooled("r", 2));
+    let dead = |name: &str, topics: &str, dead: &str| {
+        format!(
+            "name: {name}\nplugin: relay\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: {dead} }}\n"
+        )
+    };
+    watched.write("x.yaml", &dead("x", "x.in, y.dead", "x.dead"));
+    watched.write("y.yaml", &dead("y", "x.dead", "y.dead"));
+    watched.write("b.yaml", &spec("b", "two"));
+    let now = watched.until("b's change and r", |now| {
+        topic_of(now, "b").as_deref() == Some("two")
+            && now.handlers.contains_key("r")
+            && now.rejections.len() >= 4
+    });
+    assert_eq!(topic_of(&now, "a").as_deref(), Some("one"));
+    assert_eq!(now.handlers["q"].workers, 2);
+    let circle = ["x", "y"].map(|name| now.handlers.contains_key(name));
+    assert_ne!(circle, [true, true], "dead letters go round");
+    let of: Vec<&str> = now
+        .rejections
+        .iter()
+        .flat_map(|one| &one.handlers)
+        .map(String::as_str)
+        .collect();
+    assert!(
+        of.iter().all(|name| ["a", "q", "x", "y"].contains(name)),
+        "{of:?}"
+    );
+
+    // Gates act meanwhile, also that of a handler whose files are at odds.
+    watched.gates.set_gate("b", false).unwrap();
+    watched.until("b's gate", |now| !now.handlers["b"].enabled);
+    let written = watched.gates.set_gate("a", false).unwrap();
+    assert!(written.origin.contains("a.yaml") && written.origin.contains("z.yaml"));
+    let now = watched.until("a's gate", |now| !now.handlers["a"].enabled);
+    assert_eq!(topic_of(&now, "a").as_deref(), Some("one"));
+    let text = std::fs::read_to_string(watched.folder.path().join("q.yaml")).unwrap();
+    watched.write("q.yaml", &format!("{text}enabled: false\n"));
+    let now = watched.until("q's gate", |now| !now.handlers["q"].enabled);
+    assert_eq!(now.handlers["q"].workers, 2);
+}
+
+#[test]
+fn a_refused_file_shuts_its_gate_and_opens_none() {
+    let files = [("a.yaml", spec("a", "one")), ("b.yaml", spec("b", "one"))];
+    let mut watched = Watched::start(&files, NO_RESCAN);
+    for bad in [
+        format!("{}enabled: false\nwrokers: 3\n", spec("a", "two")),
+        format!(
+            "{}enabled: false # off\nconfig: {{ x: [1 }}\n",
+            spec("a", "two")
+        ),
+    ] {
+        watched.write("a.yaml", &bad);
+        let now = watched.until("the shut gate", |now| !now.handlers["a"].enabled);
+        assert_eq!(
+            topic_of(&now, "a").as_deref(),
+            Some("one"),
+            "the rest is as it was"
+        );
+        assert!(now.handlers["b"].enabled);
+        assert_eq!(now.rejections.len(), 1);
+        // Without the word, the gate of the last good version counts again.
+        watched.write("a.yaml", &bad.replace("enabled: false", "enabled: true"));
+        watched.until("the open gate", |now| now.handlers["a"].enabled);
+    }
+    // What was good and shut is not opened by a text that is refused.
+    watched.write("a.yaml", &format!("{}enabled: false\n", spec("a", "one")));
+    watched.until("the end of the rejection", |now| now.rejections.is_empty());
+    watched.write(
+        "a.yaml",
+        &format!("{}enabled: true\nwrokers: 3\n", spec("a", "one")),
+    );
+    let now = watched.until("the rejection", |now| !now.rejections.is_empty());
+    assert!(!now.handlers["a"].enabled);
+}
+
+#[test]
+fn a_gate_is_written_into_a_refused_file_and_acts() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    watched.write("a.yaml", &format!("{}wrokers: 3\n", spec("a", "two")));
+    watched.until("the rejection", |now| !now.rejections.is_empty());
+    watched.gates.set_gate("a", false).unwrap();
+    watched.until("the shut gate", |now| !now.handlers["a"].enabled);
+    watched.gates.set_gate("a", true).unwrap();
+    watched.until("the open gate", |now| now.handlers["a"].enabled);
+    // No YAML at all: the gate cannot be written, and the answer names the file and not a missing handler.
+    watched.write(
+        "a.yaml",
+        &format!("{}config: {{ x: [1 }}\n", spec("a", "one")),
+    );
+    let refused = watched.gates.set_gate("a", false).unwrap_err();
+    assert!(
+        matches!(&refused, GateError::NotWritable { .. }),
+        "{refused}"
+    );
+    assert!(
+        refused
+            .to_string()
+            .contains("a.yaml: it is no valid YAML; mend it first"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_file_that_is_moved_and_broken_at_once_keeps_its_handler() {
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    watched.write("b.yaml", &format!("{}wrokers: 3\n", spec("a", "two")));
+    watched.remove("a.yaml");
+    let now = watched.until("the rejection", |now| {
+        now.rejections.len() == 1 && now.rejections[0].handlers == ["a"]
+    });
+    assert_eq!(topic_of(&now, "a").as_deref(), Some("one"));
+    watched.remove("b.yaml");
+    watched.until("a's end", |now| now.handlers.is_empty());
 }
 
 #[test]

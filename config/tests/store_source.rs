@@ -244,6 +244,157 @@ fn handlers_of_a_pool_that_disagree_keep_their_bounds_and_their_gates() {
 }
 
 #[test]
+fn a_refused_spec_shuts_its_gate_and_opens_none() {
+    let mut scene = Scene::with_a();
+    let open = |now: Arc<Snapshot>| now.handlers["a"].enabled;
+    let bad = |more: &str| spec("a", &format!("wrokers: 3\n{more}"));
+    let shut = "enabled: false\n";
+    assert!(open(scene.put(&spec_key("a"), bad(""))));
+    let now = scene.put(&spec_key("a"), bad(shut));
+    assert_eq!(
+        now.handlers["a"].config.declared()["x"],
+        1,
+        "the rest is as it was"
+    );
+    assert!(!open(now));
+    // No YAML at all.
+    assert!(open(scene.put(&spec_key("a"), bad("enabled: true\n"))));
+    assert!(!open(
+        scene.put(&spec_key("a"), "name: a\nenabled: false\nroute: [")
+    ));
+    // A gate key says more than any spec.
+    assert!(open(scene.put(&gate("a"), "true")));
+    assert!(!open(scene.delete(&gate("a"))));
+    // What was good and shut is not opened by a spec that is refused.
+    assert!(!open(scene.put(&spec_key("a"), spec("a", shut))));
+    assert!(!open(scene.put(&spec_key("a"), bad("enabled: true\n"))));
+    assert!(open(scene.put(&spec_key("a"), spec("a", ""))));
+
+    // A roll-out for this member, and one for another.
+    let key = ControlKey::rollout("a").unwrap();
+    let rollout = |member: &str| {
+        let rollout = Rollout {
+            id: "r".into(),
+            spec: Some(bad(shut)),
+            members: vec![member.to_owned()],
+            ..Rollout::default()
+        };
+        rollout.to_json()
+    };
+    assert!(open(scene.put(&key, rollout("other-1"))));
+    assert!(!open(scene.put(&key, rollout("host-1"))));
+    assert!(open(scene.delete(&key)));
+}
+
+#[test]
+fn a_spec_that_is_at_odds_with_others_shuts_its_gate_and_opens_none() {
+    let store = MemoryStore::new();
+    for name in ["a", "b", "c"] {
+        put(&store, &spec_key(name), spec(name, "pool: p\nworkers: 2\n"));
+    }
+    let mut scene = Scene::new(store, settings(None));
+    let odd = |more: &str| spec("b", &format!("pool: p\nworkers: 4\n{more}"));
+    let open = |now: Arc<Snapshot>| now.handlers["b"].enabled;
+    assert!(open(scene.put(&spec_key("b"), odd(""))));
+    let now = scene.put(&spec_key("b"), odd("enabled: false\n"));
+    assert_eq!(now.handlers["b"].workers, 2);
+    assert!(!open(now));
+    assert!(open(scene.put(&gate("b"), "true")));
+    assert!(!open(scene.delete(&gate("b"))));
+    assert!(open(scene.put(&spec_key("b"), odd(""))));
+    let shut = spec("b", "pool: p\nworkers: 2\nenabled: false\n");
+    assert!(!open(scene.put(&spec_key("b"), shut)));
+    assert!(!open(scene.put(&spec_key("b"), odd(""))), "it was shut");
+    // A spec that was deleted is not brought back by one that is refused.
+    scene.delete(&spec_key("b"));
+    let now = scene.put(&spec_key("b"), odd(""));
+    assert!(!now.handlers.contains_key("b"));
+}
+
+#[test]
+fn a_gate_that_a_refused_spec_has_shut_stays_shut_over_a_start_from_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("handlers.cache");
+    let store = MemoryStore::new();
+    put(&store, &spec_key("a"), spec("a", ""));
+    let mut scene = Scene::new(store.clone(), settings(Some(&cache)));
+    scene.put(&spec_key("a"), "name: a\nenabled: false\nroute: [");
+    drop(scene);
+    store.handle().set_away(true);
+    let source = || StoreSource::new(Arc::new(store.clone()), settings(Some(&cache)));
+    assert!(!source().snapshot().unwrap().handlers["a"].enabled);
+    store.handle().set_away(false);
+    put(&store, &spec_key("a"), spec("a", ""));
+    assert!(source().snapshot().unwrap().handlers["a"].enabled);
+    // A handler that is refused and shut keeps no service from starting.
+    put(
+        &store,
+        &spec_key("b"),
+        spec("b", "enabled: false\nwrokers: 3\n"),
+    );
+    let started = source().snapshot().unwrap();
+    assert!(started.handlers.contains_key("a") && !started.handlers.contains_key("b"));
+    put(&store, &spec_key("b"), spec("b", "wrokers: 3\n"));
+    assert!(source().snapshot().is_err());
+}
+
+#[test]
+fn a_gate_of_a_handler_that_is_rolled_out_is_written_whatever_its_spec_says() {
+    let store = MemoryStore::new();
+    put(&store, &spec_key("a"), spec("a", "enabled: false\n"));
+    let mut scene = Scene::new(store.clone(), settings(None));
+    let rollout = Rollout {
+        id: "r".into(),
+        spec: Some(spec("a", "enabled: true\n")),
+        members: vec!["host-1".to_owned()],
+        ..Rollout::default()
+    };
+    let now = scene.put(&ControlKey::rollout("a").unwrap(), rollout.to_json());
+    assert!(now.handlers["a"].enabled);
+    let gates = StoreSource::new(Arc::new(store), settings(None)).gates();
+    assert!(gates.set_gate("a", false).unwrap().changed);
+    assert!(!scene.now().handlers["a"].enabled);
+}
+
+#[test]
+fn a_member_that_takes_another_id_leaves_the_roll_outs_of_the_first() {
+    let store = MemoryStore::new();
+    put(&store, &spec_key("a"), spec("a", ""));
+    let rollout = Rollout {
+        id: "r".into(),
+        spec: Some(spec("a", "workers: 2\n")),
+        members: vec!["host-1".to_owned()],
+        ..Rollout::default()
+    };
+    put(
+        &store,
+        &ControlKey::rollout("a").unwrap(),
+        rollout.to_json(),
+    );
+    let mut source = Box::new(StoreSource::new(Arc::new(store), settings(None)));
+    let own = source.own_id().expect("a store's source has one");
+    assert_eq!(source.snapshot().unwrap().handlers["a"].workers, 2);
+    let (sender, updates) = channel();
+    let _watch = source
+        .watch(Box::new(move |update| sender.send(update).unwrap()))
+        .unwrap();
+    let workers = || {
+        let last = updates.try_iter().last();
+        last.map(|update| match update {
+            Update::Snapshot(now) => now.handlers["a"].workers,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(workers(), None);
+    own.set("host-1-0badcafe");
+    assert_eq!(workers(), Some(4));
+    own.set("host-1-0badcafe");
+    assert_eq!(workers(), None);
+    own.set("host-1");
+    assert_eq!(workers(), Some(2));
+}
+
+#[test]
 fn a_spec_that_would_let_dead_letters_go_round_leaves_the_earlier_one_in_effect() {
     let text = |name: &str, topics: &str, dead: &str| {
         format!(

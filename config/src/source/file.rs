@@ -16,7 +16,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::folder::{Folder, spec_files};
-use super::gate_edit::{compare_and_write, name_in, with_gate};
+use super::gate_edit::{RefusedText, compare_and_write, with_gate};
 use super::{
     GateError, GateWrite, GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink,
     WatchHandle,
@@ -33,9 +33,9 @@ const LONGEST_BURST: Duration = Duration::from_millis(500);
 
 /// A folder of `*.yaml`, `*.yml` and `*.json`, one spec a file.
 ///
-/// A file that turns bad leaves the last good version of its handler running. Files that contradict each other (one
-/// name twice, one pool with two bounds) leave the whole last good snapshot running. Both are reported as rejections
-/// and clear when mended.
+/// A file that turns bad leaves the last good version of its handler running, and so do files that contradict each other (one
+/// name twice, one pool with two bounds) with the handlers that they name; only `enabled: false` of a refused file acts. Both
+/// are reported as rejections and clear when mended.
 pub struct FileSource {
     folder: Folder,
     rescan: Duration,
@@ -245,8 +245,8 @@ struct FileGates {
 }
 
 impl FileGates {
-    /// The file whose spec has this name, with its text.
-    fn find(&self, handler: &str) -> Result<(PathBuf, String), GateError> {
+    /// The files whose spec, good or bad, has this name, with their texts.
+    fn find(&self, handler: &str) -> Result<Vec<(PathBuf, String)>, GateError> {
         let unlisted = |reason| GateError::NotWritable {
             origin: self.folder.display().to_string(),
             reason,
@@ -255,23 +255,22 @@ impl FileGates {
         let mut names = Vec::new();
         for file in spec_files(&self.folder).map_err(unlisted)? {
             let Ok(text) = read_text(&file) else { continue };
-            let Some(name) = name_in(&text) else { continue };
+            let Some(name) = RefusedText::read(&text).name else {
+                continue;
+            };
             if name == handler {
                 found.push((file, text));
             } else {
                 names.push(name);
             }
         }
-        if found.len() > 1 {
-            return Err(GateError::NotWritable {
-                origin: listed(&found),
-                reason: format!("both declare `{handler}`; keep one"),
+        if found.is_empty() {
+            return Err(GateError::UnknownHandler {
+                name: handler.to_owned(),
+                hint: did_you_mean(handler, names.iter().map(String::as_str)),
             });
         }
-        found.pop().ok_or_else(|| GateError::UnknownHandler {
-            name: handler.to_owned(),
-            hint: did_you_mean(handler, names.iter().map(String::as_str)),
-        })
+        Ok(found)
     }
 }
 
@@ -289,29 +288,49 @@ impl GateWriter for FileGates {
             .writing
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (file, text) = self.find(handler)?;
-        let origin = file.display().to_string();
-        let refused = |reason| GateError::NotWritable {
-            origin: origin.clone(),
-            reason,
-        };
-        let Some(edited) = with_gate(&text, open).map_err(refused)? else {
-            return Ok(GateWrite {
-                origin,
-                changed: false,
+        let files = self.find(handler)?;
+        if open && files.len() > 1 {
+            return Err(GateError::NotWritable {
+                origin: listed(&files),
+                reason: format!("both declare `{handler}`; keep one"),
             });
-        };
-        match write(&file, &text, &edited) {
-            Ok(true) => Ok(GateWrite {
-                origin,
-                changed: true,
+        }
+        // Each of several that declare it: the one that is kept must not open the gate again.
+        let mut done = Vec::new();
+        let mut changed = false;
+        let mut failed = None;
+        for (file, text) in files {
+            match set_gate_in(&file, &text, open) {
+                Ok(written) => {
+                    changed |= written;
+                    done.push((file, text));
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if done.is_empty() => Err(error),
+            _ => Ok(GateWrite {
+                origin: listed(&done),
+                changed,
             }),
-            Ok(false) => Err(GateError::Conflict { origin }),
-            Err(reason) => Err(refused(reason)),
         }
     }
 }
 
-fn write(file: &Path, expected: &str, text: &str) -> Result<bool, String> {
-    compare_and_write(file, expected, text).map_err(|error| error.to_string())
+/// Whether the file had the other state before.
+fn set_gate_in(file: &Path, text: &str, open: bool) -> Result<bool, GateError> {
+    let origin = file.display().to_string();
+    let refused = |reason| GateError::NotWritable {
+        origin: origin.clone(),
+        reason,
+    };
+    let Some(edited) = with_gate(text, open).map_err(refused)? else {
+        return Ok(false);
+    };
+    match compare_and_write(file, text, &edited) {
+        Ok(true) => Ok(true),
+        Ok(false) => Err(GateError::Conflict { origin }),
+        Err(error) => Err(refused(error.to_string())),
+    }
 }

@@ -1,20 +1,25 @@
 //! A folder of specs at one moment, and what it becomes beside the last good one.
 //!
 //! ```text
-//!  list + read ─► each file: spec or problems ─► conflicts between files? ─► last good snapshot stays
-//!                                               └► none: good specs, and for bad files their last good version
+//!  list + read ─► each file: spec or problems ─► at odds with other files? ─┬► no: it is in effect
+//!                      └────────────────────────────────────────────────────┴► refused: the last good version of that
+//!                                                                                 handler stays, with its gate shut if
+//!                                                                                 the refused text says so
 //! ```
+//!
+//! A mistake concerns the handlers that it names, and no others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dead_letters::circle_problem;
+use super::dead_letters::{circle_problem, closing};
+use super::gate_edit::RefusedText;
 use super::pools::{Declared, at_odds, problem};
 use crate::document::read_text;
 use crate::environment::Environment;
-use crate::problem::Problems;
-use crate::snapshot::{Rejection, RejectionEffect, Snapshot, Switches};
+use crate::problem::{Problem, Problems};
+use crate::snapshot::{Rejection, Snapshot, Switches};
 use crate::spec::{HandlerSpec, LocatedSpec, circles, read_located};
 
 /// Most spec files that a folder may hold.
@@ -63,6 +68,38 @@ struct Reading {
     text: String,
     /// Shared between scans as long as the text stays the same.
     result: Result<Arc<LocatedSpec>, Problems>,
+    /// What a refused text tells all the same.
+    refused: RefusedText,
+}
+
+/// What is in effect of a handler.
+#[derive(Clone)]
+struct InEffect {
+    /// Where it came from, or what is refused in its place.
+    file: PathBuf,
+    /// The last good version.
+    good: Arc<HandlerSpec>,
+    /// The same, or with a gate that a refused text shuts.
+    spec: Arc<HandlerSpec>,
+}
+
+impl InEffect {
+    /// It stays, while what `file` says of it is refused.
+    fn kept(&self, file: &Path, shut: bool) -> Self {
+        let enabled = self.good.enabled && !shut;
+        let spec = match self.spec.enabled == enabled {
+            true => Arc::clone(&self.spec),
+            false => Arc::new(HandlerSpec {
+                enabled,
+                ..HandlerSpec::clone(&self.good)
+            }),
+        };
+        Self {
+            file: file.to_path_buf(),
+            good: Arc::clone(&self.good),
+            spec,
+        }
+    }
 }
 
 /// A watched folder: what was read last, and what is in effect.
@@ -70,8 +107,8 @@ pub(crate) struct Folder {
     path: PathBuf,
     environment: Environment,
     readings: BTreeMap<PathBuf, Reading>,
-    /// The specs in effect, by the file that they came from.
-    in_effect: BTreeMap<PathBuf, Arc<HandlerSpec>>,
+    /// What is in effect, by handler.
+    in_effect: BTreeMap<String, InEffect>,
     last: Arc<Snapshot>,
 }
 
@@ -145,6 +182,7 @@ impl Folder {
                     let reading = Reading {
                         text: String::new(),
                         result: Err(problems),
+                        refused: RefusedText::default(),
                     };
                     readings.insert(file, reading);
                     continue;
@@ -155,68 +193,179 @@ impl Folder {
                 Some(same) if same.text == text && !text.contains("${") && same.is_of_text() => {
                     same
                 }
-                _ => Reading {
-                    result: read_located(&text, Some(&file), &self.environment).map(Arc::new),
-                    text,
-                },
+                _ => {
+                    let read = read_located(&text, Some(&file), &self.environment);
+                    Reading {
+                        refused: match &read {
+                            Ok(_) => RefusedText::default(),
+                            Err(_) => RefusedText::read(&text),
+                        },
+                        result: read.map(Arc::new),
+                        text,
+                    }
+                }
             };
             readings.insert(file, reading);
         }
         self.readings = readings;
         Ok(self
             .in_effect
-            .keys()
-            .any(|file| !self.readings.contains_key(file)))
+            .values()
+            .any(|one| !self.readings.contains_key(&one.file)))
     }
 
     /// The specs that are in effect after this scan, and what is not.
     fn settle(&mut self) -> (BTreeMap<String, Arc<HandlerSpec>>, Vec<Rejection>) {
-        let conflicts = self.conflicts();
-        let conflicted = !conflicts.is_empty();
         let mut rejections = Vec::new();
-        if conflicted {
-            rejections.push(Rejection {
-                origin: self.path.display().to_string(),
-                handlers: self.last.handlers.keys().cloned().collect(),
-                effect: RejectionEffect::LastGoodSnapshot,
-                problems: conflicts,
-            });
-        }
-        let mut next = BTreeMap::new();
-        for (file, reading) in &self.readings {
-            let before = self.in_effect.get(file);
-            match &reading.result {
-                Ok(located) => {
-                    let same = before.filter(|spec| ***spec == located.spec);
-                    let spec = same.map_or_else(|| Arc::new(located.spec.clone()), Arc::clone);
-                    next.insert(file.clone(), spec);
-                }
-                Err(problems) => {
-                    let kept = before.filter(|spec| !self.is_declared(&spec.name));
-                    rejections.push(Rejection::of_one(
-                        file.display().to_string(),
-                        kept.map(|spec| spec.name.as_str()),
-                        kept.is_some(),
-                        problems.clone(),
-                    ));
-                    if let Some(kept) = kept {
-                        next.insert(file.clone(), Arc::clone(kept));
-                    }
-                }
-            }
-        }
+        let mut next = self.accept(&self.odd(), &mut rejections);
+        self.keep_of_bad_files(&mut next, &mut rejections);
         rejections.sort_by(|a, b| a.origin.cmp(&b.origin));
-        if !conflicted {
-            self.in_effect = next;
-        }
-        let handlers = self.in_effect.values();
-        let handlers = handlers.map(|spec| (spec.name.clone(), Arc::clone(spec)));
+        self.in_effect = next;
+        let handlers = self.in_effect.iter();
+        let handlers = handlers.map(|(name, one)| (name.clone(), Arc::clone(&one.spec)));
         (handlers.collect(), rejections)
     }
 
-    /// Whether a good file declares the handler.
-    fn is_declared(&self, name: &str) -> bool {
-        self.good().any(|(_, located)| located.spec.name == name)
+    /// Good files: what they say is in effect, unless it is at odds with other files.
+    fn accept(
+        &self,
+        odd: &BTreeMap<String, Vec<Problem>>,
+        rejections: &mut Vec<Rejection>,
+    ) -> BTreeMap<String, InEffect> {
+        let mut next: BTreeMap<String, InEffect> = BTreeMap::new();
+        let mut shut: BTreeMap<&str, bool> = BTreeMap::new();
+        for (file, located) in self.good() {
+            let name = &located.spec.name;
+            let before = self.in_effect.get(name);
+            if odd.contains_key(name) {
+                let shut = shut.entry(name).or_default();
+                *shut |= !located.spec.enabled;
+                if let Some(before) = before {
+                    // The file that it came from, if that is still there.
+                    let known = next.get(name).map_or(&before.file, |one| &one.file);
+                    let from = if self.readings.contains_key(known) {
+                        known
+                    } else {
+                        file
+                    };
+                    let kept = before.kept(from, *shut);
+                    next.insert(name.clone(), kept);
+                }
+                continue;
+            }
+            let same = before.filter(|before| *before.good == located.spec);
+            let good = same.map_or_else(
+                || Arc::new(located.spec.clone()),
+                |before| Arc::clone(&before.good),
+            );
+            let one = InEffect {
+                file: file.to_path_buf(),
+                spec: Arc::clone(&good),
+                good,
+            };
+            next.insert(name.clone(), one);
+        }
+        for (name, problems) in odd {
+            for problem in problems {
+                let file = problem.file.as_deref().unwrap_or(&self.path);
+                let origin = file.display().to_string();
+                let runs_on = next.contains_key(name);
+                let problems = Problems::from(problem.clone());
+                rejections.push(Rejection::of_one(origin, Some(name), runs_on, problems));
+            }
+        }
+        next
+    }
+
+    /// Bad files: what came from them or has the name that they give runs on.
+    fn keep_of_bad_files(
+        &self,
+        next: &mut BTreeMap<String, InEffect>,
+        rejections: &mut Vec<Rejection>,
+    ) {
+        let declared: BTreeSet<&str> = self.good().map(|(_, good)| &*good.spec.name).collect();
+        let mut by_file: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
+        for (name, one) in &self.in_effect {
+            by_file.entry(&one.file).or_default().push(name);
+        }
+        for (file, reading) in &self.readings {
+            let Err(problems) = &reading.result else {
+                continue;
+            };
+            let RefusedText { name: named, shuts } = &reading.refused;
+            let named = named.as_deref();
+            let from_file = by_file.get(file.as_path()).into_iter().flatten().copied();
+            let concerned: BTreeSet<&str> = from_file.chain(named).collect();
+            let mut kept = Vec::new();
+            for name in concerned.difference(&declared) {
+                if let Some(before) = self.in_effect.get(*name) {
+                    // Another bad file may have its name too.
+                    let shut = next.get(*name).is_some_and(|one| !one.spec.enabled);
+                    next.insert((*name).to_owned(), before.kept(file, *shuts || shut));
+                    kept.push((*name).to_owned());
+                }
+            }
+            let runs_on = !kept.is_empty();
+            if let Some(name) = named.filter(|name| !runs_on && !declared.contains(name)) {
+                kept.push(name.to_owned());
+            }
+            let origin = file.display().to_string();
+            rejections.push(Rejection {
+                handlers: kept,
+                ..Rejection::of_one(origin, None, runs_on, problems.clone())
+            });
+        }
+    }
+
+    /// Handlers whose good files are at odds with each other or with those of other handlers, and why: names given twice,
+    /// pools with different bounds, dead letters that would go round.
+    fn odd(&self) -> BTreeMap<String, Vec<Problem>> {
+        let names = self.by_name();
+        let mut odd = BTreeMap::new();
+        for (name, declared) in &names {
+            if declared.len() > 1 {
+                odd.insert((*name).to_owned(), given_twice(declared));
+            }
+        }
+        let single = || {
+            let single = names.values().filter(|declared| declared.len() == 1);
+            single.flatten().copied()
+        };
+        for (one, at_odds) in at_odds(single()) {
+            odd.insert(one.located.spec.name.clone(), vec![at_odds]);
+        }
+        let before: BTreeMap<String, Arc<HandlerSpec>> = self
+            .in_effect
+            .iter()
+            .map(|(name, one)| (name.clone(), Arc::clone(&one.spec)))
+            .collect();
+        let mut wanted = before.clone();
+        wanted.retain(|name, _| odd.contains_key(name));
+        for one in single() {
+            let name = &one.located.spec.name;
+            if !odd.contains_key(name) {
+                wanted.insert(name.clone(), Arc::new(one.located.spec.clone()));
+            }
+        }
+        for (name, circle) in closing(wanted, &before) {
+            if let Some(declared) = names.get(name.as_str()).and_then(|all| all.first()) {
+                let problem = circle_problem(&circle, declared.file, *declared);
+                odd.entry(name).or_insert_with(|| vec![problem]);
+            }
+        }
+        odd
+    }
+
+    fn by_name(&self) -> BTreeMap<&str, Vec<Declared<'_>>> {
+        let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
+        for (file, located) in self.good() {
+            let name = &located.spec.name;
+            names
+                .entry(name)
+                .or_default()
+                .push(Declared { file, located });
+        }
+        names
     }
 
     fn good(&self) -> impl Iterator<Item = (&Path, &LocatedSpec)> {
@@ -225,28 +374,16 @@ impl Folder {
             .filter_map(|(file, reading)| Some((file.as_path(), reading.result.as_deref().ok()?)))
     }
 
-    /// What the files say against each other: names given twice, pools with different bounds, dead letters that go round.
+    /// What the files say against each other, all of it: names given twice, pools with different bounds, dead letters that
+    /// go round.
     fn conflicts(&self) -> Problems {
-        let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
-        let all = || {
-            self.good()
-                .map(|(file, located)| Declared { file, located })
-        };
-        for declared in all() {
-            let name = &declared.located.spec.name;
-            names.entry(name).or_default().push(declared);
-        }
+        let names = self.by_name();
+        let all = || names.values().flatten().copied();
         let mut problems = Problems::new();
         for declared in names.values().filter(|declared| declared.len() > 1) {
-            for (index, one) in declared.iter().enumerate() {
-                let other = &declared[usize::from(index == 0)];
-                let message = format!(
-                    "`{}` is also the name in {}; handler names are unique",
-                    one.located.spec.name,
-                    other.at()
-                );
-                problems.push(problem(one.file, &one.located.name_place, "name", message));
-            }
+            given_twice(declared)
+                .into_iter()
+                .for_each(|one| problems.push(one));
         }
         for (_, at_odds) in at_odds(all()) {
             problems.push(at_odds);
@@ -259,6 +396,20 @@ impl Folder {
         }
         problems
     }
+}
+
+/// A problem for each of the files that declare one handler.
+fn given_twice(declared: &[Declared<'_>]) -> Vec<Problem> {
+    let of = |(index, one): (usize, &Declared<'_>)| {
+        let other = &declared[usize::from(index == 0)];
+        let message = format!(
+            "`{}` is also the name in {}; handler names are unique",
+            one.located.spec.name,
+            other.at()
+        );
+        problem(one.file, &one.located.name_place, "name", message)
+    };
+    declared.iter().enumerate().map(of).collect()
 }
 
 impl Reading {

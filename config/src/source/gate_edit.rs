@@ -7,11 +7,59 @@ use crate::whole_file;
 
 /// The name that a spec's text gives, as far as it can be read.
 pub(crate) fn name_in(text: &str) -> Option<String> {
-    let root = parse(text, None).root?;
-    let entry = entry(&root, "name")?;
-    match &entry.value.value {
+    name_of(&parse(text, None).root?)
+}
+
+fn name_of(root: &Node) -> Option<String> {
+    match &entry(root, "name")?.value.value {
         Value::Scalar(scalar) => Some(scalar.text.clone()),
         _ => None,
+    }
+}
+
+/// Of a text that is refused as a spec: whose it is, and whether it says that the gate is shut. What is no YAML is read by
+/// its lines: a mistake below must not keep a gate open that an operator has shut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RefusedText {
+    pub(super) name: Option<String>,
+    /// `enabled: false` stands there, and nothing else of the gate. The opposite opens nothing.
+    pub(super) shuts: bool,
+}
+
+impl RefusedText {
+    pub(super) fn read(text: &str) -> Self {
+        let parsed = parse(text, None);
+        let Some(root) = parsed.root else {
+            return Self::by_lines(text);
+        };
+        let twice = parsed.problems.iter().any(|one| one.path == "enabled");
+        let enabled = entry(&root, "enabled").map(|entry| &entry.value.value);
+        let is_false = matches!(enabled, Some(Value::Scalar(scalar)) if matches!(scalar.plain(), Plain::Flag(false)));
+        Self {
+            name: name_of(&root),
+            shuts: is_false && !twice,
+        }
+    }
+
+    fn by_lines(text: &str) -> Self {
+        // Only what begins a line can be a key of the document itself.
+        let values = |key: &str| -> Vec<&str> {
+            let behind = |line: &'_ str| line.strip_prefix(key)?.strip_prefix(':').map(str::len);
+            text.lines()
+                .filter_map(|line| {
+                    let value = &line[line.len() - behind(line)?..];
+                    Some(value.split('#').next().unwrap_or_default().trim())
+                })
+                .collect()
+        };
+        let name = match values("name")[..] {
+            [name] if !name.is_empty() => Some(name.trim_matches(['"', '\'']).to_owned()),
+            _ => None,
+        };
+        Self {
+            name,
+            shuts: values("enabled") == ["false"],
+        }
     }
 }
 
@@ -187,6 +235,37 @@ mod tests {
             "{ enabled: false, name: a, plugin: p }"
         );
         assert_eq!(with_gate("name: a\n", true).unwrap(), None);
+    }
+
+    #[test]
+    fn a_refused_text_tells_its_name_and_whether_it_shuts_the_gate() {
+        let of = |text: &str| {
+            let RefusedText { name, shuts } = RefusedText::read(text);
+            (name.unwrap_or_default(), shuts)
+        };
+        let named = |shuts| ("a".to_owned(), shuts);
+        for text in [
+            "name: a\nenabled: false\nroutes: 1\n",
+            "name: a\nenabled: false # off\nroute: { topics: [t }\n",
+            "{\"name\": \"a\", \"enabled\": false, \"x\": 1}",
+            "enabled:   false\r\nname: \"a\"\r\nroute: [\r\n",
+        ] {
+            assert_eq!(of(text), named(true), "{text}");
+        }
+        for text in [
+            "name: a\nenabled: true\nroutes: 1\n",
+            "name: a\nenabled: \"false\"\nroutes: 1\n",
+            "name: a\nenabled: false\nenabled: true\n",
+            "name: a\nenabled: true\nenabled: false\n",
+            "name: a\nenabled: false\nenabled: true\nroute: [\n",
+            "name: a\nconfig:\n  enabled: false\nroute: [\n",
+            "name: a\nenabled: falsehood\nroute: [\n",
+            "name: a\nroute: [\n",
+        ] {
+            assert_eq!(of(text), named(false), "{text}");
+        }
+        assert_eq!(of(""), (String::new(), false));
+        assert_eq!(of("- enabled: false\n"), (String::new(), false));
     }
 
     #[test]

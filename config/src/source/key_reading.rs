@@ -62,6 +62,11 @@ impl<T> KeyReading<T> {
         }
     }
 
+    /// The next reading is made in any case.
+    pub(super) fn forget(&mut self) {
+        self.seen = None;
+    }
+
     /// Whether the key has a value, good or bad.
     pub(super) fn has_value(&self) -> bool {
         matches!(self.seen, Some(Some(_)))

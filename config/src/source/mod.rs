@@ -15,6 +15,7 @@ mod gate_edit;
 mod key_reading;
 mod memory;
 mod open;
+mod own_id;
 mod pools;
 mod spec_cache;
 mod store;
@@ -28,6 +29,7 @@ pub(crate) use folder::spec_files;
 pub(crate) use gate_edit::{compare_and_write, name_in as name_in_spec};
 pub use memory::{MemoryHandle, MemorySource};
 pub use open::host;
+pub use own_id::OwnId;
 pub use store::{StoreSource, StoreSourceSettings};
 
 use crate::problem::Problems;
@@ -59,6 +61,11 @@ pub trait SpecSource: Send {
 
     /// The store that it reads, where members of a fleet meet; `None` for a source that is no store.
     fn store(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// The member id by which it takes roll-outs; `None` for a source that has none.
+    fn own_id(&self) -> Option<OwnId> {
         None
     }
 }

@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use super::spec_cache::{CacheWriter, SpecCache};
 use super::store_gates::StoreGates;
 use super::store_map::StoreMap;
-use super::{GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle};
+use super::{
+    GateWriter, OwnId, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
+};
 use crate::environment::Environment;
 use crate::snapshot::Snapshot;
 use crate::store::{Cause, ControlKey, Store, StoreError, StoreUpdate, StoreWatch, Tree};
@@ -38,6 +40,7 @@ pub struct StoreSourceSettings {
 pub struct StoreSource {
     store: Arc<dyn Store>,
     map: StoreMap,
+    own: OwnId,
     cache: Option<SpecCache>,
     require_fresh: bool,
     given: Option<Arc<Snapshot>>,
@@ -51,6 +54,7 @@ impl StoreSource {
             .cache
             .map(|path| SpecCache::new(path, store.describe()));
         Self {
+            own: OwnId::new(settings.member.as_str()),
             map: StoreMap::new(settings.environment, settings.base, settings.member),
             cache,
             require_fresh: settings.require_fresh,
@@ -152,12 +156,19 @@ impl SpecSource for StoreSource {
         let desk = Arc::new(Mutex::new(Desk {
             store: Arc::clone(&self.store),
             map: self.map,
+            own: self.own.clone(),
             tree: None,
             given: self.given,
             reachable: true,
             writer,
             sink,
         }));
+        let renamed = Arc::downgrade(&desk);
+        self.own.on_change(move || {
+            if let Some(desk) = renamed.upgrade() {
+                lock(&desk).settle();
+            }
+        });
         let taker = Arc::clone(&desk);
         let watch = self
             .store
@@ -175,6 +186,10 @@ impl SpecSource for StoreSource {
     fn store(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::clone(&self.store))
     }
+
+    fn own_id(&self) -> Option<OwnId> {
+        Some(self.own.clone())
+    }
 }
 
 fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
@@ -185,6 +200,7 @@ fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
 struct Desk {
     store: Arc<dyn Store>,
     map: StoreMap,
+    own: OwnId,
     tree: Option<Arc<Tree>>,
     /// What was handed out last.
     given: Option<Arc<Snapshot>>,
@@ -228,6 +244,7 @@ impl Desk {
         let Some(tree) = &self.tree else {
             return;
         };
+        self.map.be_member(&self.own.get());
         let snapshot = settle(&mut self.map, tree, &self.store);
         if let Some(writer) = &self.writer {
             writer.keep(tree.revision, self.map.good_values());

@@ -6,6 +6,9 @@
 //!                        (none: refused)       + config key + gate key ─► HandlerSpec
 //! ```
 //!
+//! A refused spec, or one that is at odds with others, leaves its handler as it was, apart from the gate: that is shut if the
+//! refused text says so and no gate key says otherwise.
+//!
 //! A value is read once and kept with what was read of it, so that one changed key costs no reading of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::dead_letters::{circle_problem, closing};
+use super::gate_edit::RefusedText;
 use super::key_reading::KeyReading;
 use super::pools::{Declared, at_odds};
 use crate::environment::Environment;
@@ -47,6 +51,12 @@ struct HandlerKeys {
     gate: KeyReading<bool>,
     rollout: KeyReading<Arc<Staged>>,
     canary: KeyReading<()>,
+    /// Whether the spec that stands there is refused and shuts the gate.
+    spec_shuts: bool,
+    /// The same of the spec of a roll-out for this member.
+    rollout_shuts: bool,
+    /// What ran last that was not at odds with others, and whether its spec opened its gate.
+    accepted: Option<(Arc<HandlerSpec>, bool)>,
     /// All of them put together; `None` when it does not run.
     combined: Option<Arc<HandlerSpec>>,
 }
@@ -70,6 +80,16 @@ impl StoreMap {
         }
     }
 
+    /// The own id from now on: the next tree reads again which roll-outs are for this process.
+    pub(super) fn be_member(&mut self, id: &str) {
+        if self.member != id {
+            id.clone_into(&mut self.member);
+            for keys in self.handlers.values_mut() {
+                keys.rollout.forget();
+            }
+        }
+    }
+
     /// What is in effect.
     pub(super) fn last(&self) -> Arc<Snapshot> {
         Arc::clone(&self.last)
@@ -82,12 +102,11 @@ impl StoreMap {
         let mut odd = self.odd_specs(locate);
         self.refuse_circles(&mut odd, locate);
         let mut handlers = BTreeMap::new();
-        for (name, keys) in &self.handlers {
-            let before = self.last.handlers.get(name);
+        for (name, keys) in &mut self.handlers {
             let spec = match odd.get(name) {
                 // The others of its pool or circle are as they were; so is it.
-                Some(_) => before.map(|before| keys.gated(before)),
-                None => keys.combined.clone(),
+                Some(_) => keys.as_accepted(self.last.handlers.get(name)),
+                None => keys.accept(),
             };
             if let Some(spec) = spec {
                 handlers.insert(name.clone(), spec);
@@ -130,9 +149,7 @@ impl StoreMap {
         for rejection in &self.last.rejections {
             let left_out = |name: &String| {
                 let keys = self.handlers.get(name);
-                keys.is_some_and(|keys| {
-                    keys.spec.has_value() && keys.gate.in_effect() != Some(&false)
-                })
+                keys.is_some_and(|keys| keys.spec.has_value() && !keys.is_shut())
             };
             if rejection.effect == RejectionEffect::NotRunning
                 && rejection.handlers.iter().any(left_out)
@@ -154,7 +171,13 @@ impl StoreMap {
         for (name, keys) in &self.handlers {
             add(ControlKey::Spec(name.clone()), keys.spec.good_value());
             add(ControlKey::Config(name.clone()), keys.config.good_value());
-            add(ControlKey::Enabled(name.clone()), keys.gate.good_value());
+            let shut: Arc<[u8]> = b"false".as_slice().into();
+            let gate = match keys.gate.in_effect() {
+                // The text that shuts it is not kept.
+                None if keys.is_shut() => Some(&shut),
+                _ => keys.gate.good_value(),
+            };
+            add(ControlKey::Enabled(name.clone()), gate);
             add(ControlKey::Rollout(name.clone()), keys.rollout.good_value());
         }
         add(ControlKey::Logging, self.record_log.good_value());
@@ -294,7 +317,7 @@ impl HandlerKeys {
             .in_effect()
             .and_then(|staged| staged.config.as_ref());
         let config = staged.or(self.config.in_effect()).unwrap_or(&spec.config);
-        let enabled = self.gate.in_effect().copied().unwrap_or(spec.enabled);
+        let enabled = self.gate(spec.enabled);
         if let Some(before) = before
             && before.enabled == enabled
             && before.config == *config
@@ -309,15 +332,50 @@ impl HandlerKeys {
         }))
     }
 
-    /// `before` with the present gate.
-    fn gated(&self, before: &Arc<HandlerSpec>) -> Arc<HandlerSpec> {
-        match self.gate.in_effect() {
-            Some(&enabled) if enabled != before.enabled => Arc::new(HandlerSpec {
-                enabled,
-                ..HandlerSpec::clone(before)
-            }),
-            _ => Arc::clone(before),
+    /// The gate, where the spec in effect says `declared` of it.
+    fn gate(&self, declared: bool) -> bool {
+        let key = self.gate.in_effect().copied();
+        key.unwrap_or(declared && !self.shuts())
+    }
+
+    /// Whether a refused text that is meant for this member shuts the gate.
+    fn shuts(&self) -> bool {
+        let staged = self.rollout.in_effect();
+        let is_staged = staged.is_some_and(|staged| staged.spec.is_some());
+        self.rollout_shuts || (self.spec_shuts && !is_staged)
+    }
+
+    /// Whether the gate is known to be shut, whatever its spec says.
+    fn is_shut(&self) -> bool {
+        !self.gate(true)
+    }
+
+    /// Everything put together is in effect.
+    fn accept(&mut self) -> Option<Arc<HandlerSpec>> {
+        let declared = self.located().is_some_and(|located| located.spec.enabled);
+        let accepted = self.combined.clone().map(|combined| (combined, declared));
+        self.accepted = accepted;
+        self.combined.clone()
+    }
+
+    /// What was accepted last, with the gate that the keys give it now; the same allocation as `before` where that is so.
+    fn as_accepted(&self, before: Option<&Arc<HandlerSpec>>) -> Option<Arc<HandlerSpec>> {
+        let (accepted, declared) = self.accepted.as_ref()?;
+        // The spec that stands there is refused for others' sake, but what it says of its gate is plain.
+        let wants = self.located().is_none_or(|located| located.spec.enabled);
+        let enabled = self.gate(*declared && wants);
+        let same = |one: &&Arc<HandlerSpec>| {
+            one.enabled == enabled
+                && is_same_apart_from_keys(one, accepted)
+                && one.config == accepted.config
+        };
+        if let Some(before) = before.filter(same) {
+            return Some(Arc::clone(before));
         }
+        Some(Arc::new(HandlerSpec {
+            enabled,
+            ..HandlerSpec::clone(accepted)
+        }))
     }
 }
 
@@ -349,6 +407,10 @@ impl Reader<'_> {
         let mut changed = keys.spec.read(value(&key), |value| {
             read_spec_of(name, value, self.origin(Path::new(&place(&key)))).map(Arc::new)
         });
+        if changed {
+            let refused = keys.spec.problems().and(value(&key));
+            keys.spec_shuts = refused.is_some_and(|value| shuts(value));
+        }
         let key = ControlKey::Config(name.to_owned());
         changed |= keys.config.read(value(&key), |value| {
             let place = place(&key);
@@ -359,11 +421,16 @@ impl Reader<'_> {
             .gate
             .read(value(&key), |value| read_switch(value, &place(&key)));
         let key = ControlKey::Rollout(name.to_owned());
-        changed |= keys.rollout.read(value(&key), |value| {
+        let staged = keys.rollout.read(value(&key), |value| {
             let place = place(&key);
             let rollout = read_rollout(value, &place)?;
             self.staged(name, &rollout, Path::new(&place)).map(Arc::new)
         });
+        if staged {
+            let refused = keys.rollout.problems().and(value(&key));
+            keys.rollout_shuts = refused.is_some_and(|value| self.shuts_here(value));
+        }
+        changed |= staged;
         let key = ControlKey::Canary(name.to_owned());
         keys.canary.read(value(&key), |_| {
             let message = "canaries are not available yet; delete the key";
@@ -391,6 +458,14 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether a refused roll-out has a spec for this member that shuts the gate.
+    fn shuts_here(&self, value: &[u8]) -> bool {
+        let rollout = read_rollout(value, "").ok();
+        let rollout = rollout.filter(|rollout| rollout.is_for(self.member));
+        let spec = rollout.and_then(|rollout| rollout.spec);
+        spec.is_some_and(|text| shuts(text.as_bytes()))
+    }
+
     fn origin<'o>(&'o self, place: &'o Path) -> Origin<'o> {
         Origin {
             place: Some(place),
@@ -403,6 +478,11 @@ impl Reader<'_> {
 
 fn value_at<'t>(tree: &'t Tree, key: &ControlKey) -> Option<&'t Arc<[u8]>> {
     tree.get(key).map(|Entry { value, .. }| value)
+}
+
+/// Whether a spec that is refused says that its gate is shut.
+fn shuts(value: &[u8]) -> bool {
+    read_text(value, "").is_ok_and(|text| RefusedText::read(text).shuts)
 }
 
 fn ignored(origin: String, problems: Problems) -> Rejection {
