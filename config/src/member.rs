@@ -1,12 +1,31 @@
-//! What a member of the fleet says of itself under its member key, as JSON.
+//! What a member of the fleet says of itself under its member key, as JSON of at most [`MAX_REPORT`] bytes.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+
+/// Longest report that is written, in bytes. A store refuses a value that is too long, and a member whose report is
+/// refused would vanish from its fleet.
+pub const MAX_REPORT: usize = 64 * 1024;
+/// What a report that is cut keeps free for reasons, in bytes; names come first, since whoever waits asks by name.
+const FOR_REASONS: usize = 24 * 1024;
+/// Room for counts that become longer, in bytes.
+const FOR_COUNTS: usize = 256;
+/// Longest text of a report that is cut, in bytes.
+const MAX_TEXT: usize = 400;
+/// Rejected keys of no handler that a report which is cut lists.
+const MAX_KEYS: usize = 20;
 
 /// A member's report. Fields that a newer member adds are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberReport {
-    /// Its id: `{host}-{pid}` unless `handlers.member_id` is set.
+    /// Its id: `handlers.member_id`, or `{host}-{instance}`; followed by a random part while another process holds it.
     pub id: String,
+    /// Tells this process from every other one, also one of the same id.
+    #[serde(default)]
+    pub instance: String,
     /// The machine that it runs on.
     pub host: String,
     /// Its process.
@@ -15,14 +34,35 @@ pub struct MemberReport {
     pub version: String,
     /// When it started, RFC 3339.
     pub started: String,
-    /// The store's revision that is in force in all of its pumps.
+    /// The store's revision that is in force in all of its pumps, except for the handlers of `preparing`.
     pub applied_revision: u64,
+    /// Handlers whose newest spec is still being prepared: their gates are in force, the rest is as it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preparing: Vec<String>,
     /// Handlers that are refused, failed or not well; the others are not listed.
     #[serde(default)]
     pub handlers: Vec<MemberHandler>,
     /// Keys that it refused.
     #[serde(default)]
     pub rejections: Vec<MemberRejection>,
+    /// What is not listed, since the report would be too long.
+    #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
+}
+
+/// How much a report leaves out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Omitted {
+    /// Entries that concern handlers: being prepared, refused, failed, or with a rejected key.
+    pub handlers: usize,
+    /// Rejected keys that concern no handler.
+    pub keys: usize,
+}
+
+impl Omitted {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A handler that does not run as its spec asks.
@@ -52,6 +92,18 @@ pub struct MemberRejection {
     pub handlers: Vec<String>,
 }
 
+/// What tells this process from every other one, as 8 hexadecimal digits. Host and process id do not: in containers
+/// every process has the id 1, and containers of a host network have one name.
+#[must_use]
+pub fn instance() -> &'static str {
+    static INSTANCE: OnceLock<String> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        // Its keys are the system's random bytes.
+        let random = RandomState::new().hash_one(std::process::id());
+        format!("{:08x}", random >> 32)
+    })
+}
+
 impl MemberReport {
     /// Reads a report.
     ///
@@ -61,22 +113,172 @@ impl MemberReport {
         serde_json::from_slice(bytes).map_err(|error| format!("it is no member report: {error}"))
     }
 
-    /// The report as it is written.
+    /// The report as it is written: at most [`MAX_REPORT`] bytes, with what does not fit cut or counted.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // Plain data with text keys always has a JSON form.
-        serde_json::to_vec(self).unwrap_or_default()
+        let whole = json(self);
+        match whole.len() {
+            ..=MAX_REPORT => whole,
+            _ => json(&self.cut()),
+        }
+    }
+
+    /// Who and where it is and what it has applied, with everything else counted: for a store that takes no more.
+    #[must_use]
+    pub fn minimal(&self) -> Self {
+        let omitted = Omitted {
+            handlers: self.omitted.handlers
+                + self.preparing.len()
+                + self.handlers.len()
+                + self.rejections.iter().filter(concerns_handlers).count(),
+            keys: self.omitted.keys
+                + self
+                    .rejections
+                    .iter()
+                    .filter(|rejection| !concerns_handlers(rejection))
+                    .count(),
+        };
+        Self {
+            preparing: Vec::new(),
+            handlers: Vec::new(),
+            rejections: Vec::new(),
+            omitted,
+            id: self.id.clone(),
+            instance: self.instance.clone(),
+            host: self.host.clone(),
+            version: self.version.clone(),
+            started: self.started.clone(),
+            ..*self
+        }
+    }
+
+    /// As much of it as fits: every name that can be told, then reasons, then keys of no handler.
+    fn cut(&self) -> Self {
+        let (of_handlers, others): (Vec<&MemberRejection>, Vec<&MemberRejection>) =
+            self.rejections.iter().partition(concerns_handlers);
+        let mut cut = self.minimal();
+        let mut left = MAX_REPORT.saturating_sub(json(&cut).len() + FOR_COUNTS);
+        let mut names = left.saturating_sub(FOR_REASONS);
+        left -= names;
+        for handler in &self.handlers {
+            let name = MemberHandler {
+                reason: String::new(),
+                ..handler.clone()
+            };
+            if !fits(&mut names, &name) {
+                break;
+            }
+            cut.handlers.push(name);
+        }
+        for rejection in &of_handlers {
+            let name = MemberRejection {
+                key: short(&rejection.key),
+                path: None,
+                reason: String::new(),
+                handlers: rejection.handlers.clone(),
+            };
+            if !fits(&mut names, &name) {
+                break;
+            }
+            cut.rejections.push(name);
+        }
+        for name in &self.preparing {
+            if !fits(&mut names, name) {
+                break;
+            }
+            cut.preparing.push(name.clone());
+        }
+        cut.omitted.handlers -= cut.handlers.len() + cut.rejections.len() + cut.preparing.len();
+        left += names;
+        self.add_reasons(&mut cut, &of_handlers, &mut left);
+        for other in others.into_iter().take(MAX_KEYS) {
+            let other = MemberRejection {
+                key: short(&other.key),
+                path: other.path.as_deref().map(short),
+                reason: short(&other.reason),
+                handlers: Vec::new(),
+            };
+            if fits(&mut left, &other) {
+                cut.rejections.push(other);
+                cut.omitted.keys -= 1;
+            }
+        }
+        cut
+    }
+
+    /// Fills in why, as far as there is room; what `cut` lists are the first ones of what there is.
+    fn add_reasons(&self, cut: &mut Self, of_handlers: &[&MemberRejection], left: &mut usize) {
+        for (listed, whole) in cut.handlers.iter_mut().zip(&self.handlers) {
+            let reason = short(&whole.reason);
+            if fits(left, &reason) {
+                listed.reason = reason;
+            }
+        }
+        for (listed, whole) in cut.rejections.iter_mut().zip(of_handlers) {
+            let (path, reason) = (whole.path.as_deref().map(short), short(&whole.reason));
+            if fits(left, &(&path, &reason)) {
+                (listed.path, listed.reason) = (path, reason);
+            }
+        }
+    }
+
+    /// What it says against a handler, a line each.
+    #[must_use]
+    pub fn complaints(&self, handler: &str) -> Vec<String> {
+        let of_handlers = self.handlers.iter().filter(|listed| listed.name == handler);
+        let of_handlers = of_handlers.map(|listed| match listed.reason.is_empty() {
+            true => listed.state.clone(),
+            false => format!("{}: {}", listed.state, listed.reason),
+        });
+        let of_keys = self
+            .rejections
+            .iter()
+            .filter(|rejection| rejection.handlers.iter().any(|name| name == handler));
+        let of_keys = of_keys.map(|rejection| match &rejection.path {
+            Some(path) => format!("{}: {path}: {}", rejection.key, rejection.reason),
+            None => format!("{}: {}", rejection.key, rejection.reason),
+        });
+        of_handlers.chain(of_keys).collect()
     }
 
     /// Whether it lists something against `handler`: a refusal, a failure or a rejected key.
     #[must_use]
     pub fn complains_of(&self, handler: &str) -> bool {
-        self.handlers.iter().any(|listed| listed.name == handler)
-            || self
-                .rejections
-                .iter()
-                .any(|rejection| rejection.handlers.iter().any(|name| name == handler))
+        !self.complaints(handler).is_empty()
     }
+}
+
+fn concerns_handlers(rejection: &&MemberRejection) -> bool {
+    !rejection.handlers.is_empty()
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Plain data with text keys always has a JSON form.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Takes the bytes of `value` from what is left, if there are as many.
+fn fits(left: &mut usize, value: &impl Serialize) -> bool {
+    // Names of fields and separators of what is filled in later.
+    const AROUND: usize = 32;
+    let bytes = json(value).len() + AROUND;
+    let fits = bytes <= *left;
+    if fits {
+        *left -= bytes;
+    }
+    fits
+}
+
+/// The beginning of a text.
+fn short(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned();
+    }
+    let mut end = MAX_TEXT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
 }
 
 #[cfg(test)]
@@ -87,7 +289,9 @@ mod tests {
     fn a_report_survives_its_json_and_a_newer_members_fields() {
         let report = MemberReport {
             id: "a-1".into(),
+            instance: instance().to_owned(),
             applied_revision: 7,
+            preparing: vec!["slow".into()],
             rejections: vec![MemberRejection {
                 key: "/plugins/x/spec".into(),
                 path: Some("workers".into()),
@@ -106,5 +310,76 @@ mod tests {
             3
         );
         assert!(MemberReport::from_json(b"[]").is_err());
+    }
+
+    /// Refusals of `handlers` handlers, and as many rejected keys of handlers and of nobody, with texts of `length` bytes.
+    fn crowded(handlers: usize, keys: usize, length: usize) -> MemberReport {
+        let text = "é\"".repeat(length / 3);
+        let rejection = |key: String, handlers: Vec<String>| MemberRejection {
+            key,
+            path: Some(text.clone()),
+            reason: text.clone(),
+            handlers,
+        };
+        let of_handlers = (0..handlers).map(|n| {
+            let name = format!("odd-{n}");
+            rejection(format!("/plugins/{name}/spec"), vec![name])
+        });
+        let others = (0..keys).map(|n| rejection(format!("/plugins/stranger-{n}"), Vec::new()));
+        MemberReport {
+            id: "i".repeat(255),
+            instance: "0123abcd".into(),
+            applied_revision: 7,
+            preparing: (0..handlers).map(|n| format!("slow-{n}")).collect(),
+            handlers: (0..handlers)
+                .map(|n| MemberHandler {
+                    name: format!("bad-{n}"),
+                    state: "REFUSED".into(),
+                    reason: text.clone(),
+                })
+                .collect(),
+            rejections: others.chain(of_handlers).collect(),
+            ..MemberReport::default()
+        }
+    }
+
+    #[test]
+    fn a_report_stays_within_its_bound_and_counts_what_it_leaves_out() {
+        for (handlers, keys, length) in [
+            (1, 0, 2_000_000),
+            (0, 6_000, 100),
+            (40, 6_000, 9_000),
+            (300, 10, 30),
+            (5_000, 5_000, 3),
+            (3, 3, 30_000),
+        ] {
+            let report = crowded(handlers, keys, length);
+            let json = report.to_json();
+            assert!(json.len() <= MAX_REPORT, "{handlers}: {} bytes", json.len());
+            let read = MemberReport::from_json(&json).unwrap();
+            assert_eq!(read.applied_revision, 7);
+            let listed = read.preparing.len()
+                + read.handlers.len()
+                + read.rejections.iter().filter(concerns_handlers).count();
+            assert_eq!(listed + read.omitted.handlers, 3 * handlers);
+            let strangers = read.rejections.iter().filter(|one| !concerns_handlers(one));
+            assert_eq!(strangers.count() + read.omitted.keys, keys);
+        }
+    }
+
+    #[test]
+    fn names_come_before_reasons_and_handlers_before_keys_of_nobody() {
+        let report = MemberReport::from_json(&crowded(60, 6_000, 9_000).to_json()).unwrap();
+        assert_eq!(report.omitted.handlers, 0);
+        assert!(report.omitted.keys > 5_000);
+        assert!(report.complains_of("bad-59") && report.complains_of("odd-59"));
+        assert!(report.complaints("bad-0")[0].starts_with("REFUSED: é"));
+    }
+
+    #[test]
+    fn a_minimal_report_counts_everything() {
+        let minimal = crowded(3, 4, 9).minimal();
+        assert_eq!((minimal.omitted.handlers, minimal.omitted.keys), (9, 4));
+        assert_eq!(minimal.minimal(), minimal);
     }
 }

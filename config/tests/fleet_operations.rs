@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::fleet::{
-    FleetError, MemberState, Staged, StagedSettings, StagedStep, abort, apply_spec, await_members,
-    begin, delete_handler, parse_waves, resume, set_gate,
+    Awaited, FleetError, MemberState, Staged, StagedSettings, StagedStep, abort, apply_spec,
+    await_members, await_shut, begin, delete_handler, parse_waves, resume, set_gate,
 };
-use sluicegate_config::member::{MemberHandler, MemberReport};
+use sluicegate_config::member::{MemberHandler, MemberReport, Omitted};
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store, StoreWatch};
 use sluicegate_config::{Rollout, rollout};
 
@@ -67,10 +67,7 @@ impl Fleet {
                 id: id.clone(),
                 ..MemberReport::default()
             };
-            let membership = fleet
-                .store
-                .join(&id, report.to_json())
-                .expect("the id is fine");
+            let membership = fleet.store.join(report).expect("the id is fine");
             let (tell, told) = channel();
             let watch = fleet.store.watch(Box::new(move |update| {
                 // A member that has ended hears nothing more.
@@ -99,7 +96,7 @@ impl Fleet {
                         let mut applied = applied.lock().expect("nobody panics with it");
                         applied.push((id.clone(), spec));
                     }
-                    membership.report(report.to_json());
+                    membership.report(report);
                 }
             }));
         }
@@ -211,8 +208,11 @@ fn waiting_names_the_member_that_does_not_answer() {
 #[test]
 fn a_member_that_goes_away_meanwhile_is_named() {
     let fleet = Fleet::start(&["m1"], &[], &[]);
-    let behind = MemberReport::default().to_json();
-    let mut membership = Some(fleet.store.join("m2", behind).unwrap());
+    let behind = MemberReport {
+        id: "m2".into(),
+        ..MemberReport::default()
+    };
+    let mut membership = Some(fleet.store.join(behind).unwrap());
     let revision = set_gate(&fleet.store, "a", false).unwrap();
     let awaited = await_members(&fleet.store, "a", revision, None, soon(600), &mut |now| {
         if now.members.len() == 2 {
@@ -222,6 +222,66 @@ fn a_member_that_goes_away_meanwhile_is_named() {
     let awaited = awaited.unwrap();
     assert!(!awaited.everywhere);
     assert_eq!(awaited.members[1].state, MemberState::Gone);
+}
+
+/// A member that says only this.
+fn says(store: &MemoryStore, report: MemberReport) -> Awaited {
+    let report = MemberReport {
+        id: "m1".into(),
+        applied_revision: 9,
+        ..report
+    };
+    let _membership = store.join(report).expect("the id is fine");
+    await_members(store, "a", 7, None, soon(150), &mut |_| {}).expect("the store is there")
+}
+
+#[test]
+fn a_foreign_handler_that_takes_long_holds_up_nobody() {
+    let store = MemoryStore::new();
+    let preparing = |name: &str| MemberReport {
+        preparing: vec![name.to_owned()],
+        ..MemberReport::default()
+    };
+    assert!(says(&store, preparing("slow")).everywhere);
+    let own = says(&store, preparing("a"));
+    assert_eq!(own.members[0].state, MemberState::Preparing);
+    assert_eq!(own.missing().count(), 1);
+}
+
+#[test]
+fn a_report_that_leaves_out_handlers_is_no_consent() {
+    let store = MemoryStore::new();
+    let omitting = |handlers, keys| MemberReport {
+        omitted: Omitted { handlers, keys },
+        ..MemberReport::default()
+    };
+    assert!(says(&store, omitting(0, 6_000)).everywhere);
+    let unknown = says(&store, omitting(3, 0));
+    let MemberState::Unreadable { reason } = &unknown.members[0].state else {
+        panic!("{unknown:?}");
+    };
+    assert!(reason.contains("leaves out 3 entries"), "{reason}");
+}
+
+#[test]
+fn a_gate_is_shut_whatever_a_member_has_against_the_handler() {
+    let store = MemoryStore::new();
+    let report = MemberReport {
+        id: "m1".into(),
+        applied_revision: 9,
+        preparing: vec!["a".into()],
+        handlers: vec![MemberHandler {
+            name: "a".into(),
+            state: "REFUSED".into(),
+            reason: "its spec is refused".into(),
+        }],
+        ..MemberReport::default()
+    };
+    let _membership = store.join(report).unwrap();
+    assert!(await_shut(&store, "a", 9, soon(150)).unwrap().everywhere);
+    assert!(!await_shut(&store, "a", 10, soon(150)).unwrap().everywhere);
+    let open = await_members(&store, "a", 9, None, soon(150), &mut |_| {}).unwrap();
+    assert!(!open.everywhere);
 }
 
 #[test]

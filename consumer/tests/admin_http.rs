@@ -358,7 +358,7 @@ fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
     );
     assert_eq!(
         (status, &body["error"]["code"]),
-        (500, &json!("not_written"))
+        (409, &json!("not_written"))
     );
     let gates = service
         .view

@@ -1,7 +1,7 @@
 //! Situation: configs and specs with every kind of mistake, at the start and while the service runs.
 //! Property: at the start each ends with exit code 2 and names its place and the cure; while the service runs the last good
-//! snapshot keeps running, and log, metric and API say what was refused. (The wording of each message is held by snapshots in
-//! `config/tests`.)
+//! version of the handlers concerned keeps running, and log, metric and API say what was refused; gates act all the same, or the
+//! answer says why not. (The wording of each message is held by snapshots in `config/tests`.)
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario bad_configs`
 
@@ -258,5 +258,99 @@ fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
     });
     let status = service.api("status").expect("the status");
     assert!(status["last_rejection"].is_null(), "{status}");
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn gates_act_beside_bad_specs_and_an_answer_is_true() {
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
+    client.create_topic(&source, 1);
+    client.create_topic(&copy, 1);
+    let workdir = Workdir::new(kafka.bootstrap(), &group, "");
+    workdir.plugins(&["relay"]);
+    let spec = format!(
+        "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{source}] }}\nconfig: {{ topic: {copy} }}\n"
+    );
+    let names = ["good", "twice", "typo", "torn"];
+    for name in names {
+        workdir.spec(name, &spec);
+    }
+    let mut service = Service::ready(&workdir, &[]);
+    workdir.write("handlers.d/second.yaml", &format!("name: twice\n{spec}"));
+    workdir.spec("typo", &format!("{spec}wrokers: 3\n"));
+    workdir.spec("torn", &format!("{spec}retry: {{ max_attempts: [1 }}\n"));
+    wait_for("the refusals", SOON, || {
+        let last = service.api("status")?["last_rejection"].to_string();
+        let all = ["second.yaml", "typo.yaml", "torn.yaml"];
+        let told = all.iter().all(|file| last.contains(file));
+        told.then_some(()).ok_or(last)
+    });
+    let admin = service.admin().to_owned();
+    let off = |name: &str| {
+        let done = run_binary(
+            workdir.path(),
+            &["handlers", "off", name, "--admin", &admin],
+        );
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), said)
+    };
+    let gates = || {
+        names.map(|name| {
+            let handler = service.api(&format!("handlers/{name}"));
+            let handler = handler.unwrap_or_else(|error| panic!("{error}"));
+            (name, handler["gate"] == "shut")
+        })
+    };
+    for name in ["good", "twice", "typo"] {
+        let (code, said) = off(name);
+        assert_eq!(code, Some(0), "{name}: {said}");
+        assert!(
+            gates().contains(&(name, true)),
+            "it is said to be shut: {:?}",
+            gates()
+        );
+    }
+    let (code, said) = off("torn");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("torn.yaml") && said.contains("no valid YAML"),
+        "{said}"
+    );
+    assert!(gates().contains(&("torn", false)));
+    // By hand it acts in a text that is no YAML.
+    workdir.spec(
+        "torn",
+        &format!("enabled: false\n{spec}retry: {{ max_attempts: [1 }}\n"),
+    );
+    wait_for("the gate", SOON, || {
+        gates()
+            .contains(&("torn", true))
+            .then_some(())
+            .ok_or("open".to_owned())
+    });
+    client.produce(&source, [Outgoing::new("k", "v")]);
+    for name in names {
+        service.wait_outcomes(name, "skipped", 1, SOON);
+    }
+    // A gate that stays shut is not said to be open.
+    workdir.spec("good", &format!("enabled: false\n{spec}"));
+    workdir.spec("good", &format!("enabled: false\n{spec}wrokers: 3\n"));
+    wait_for("the refusal", SOON, || {
+        let last = service.api("status")?["last_rejection"].to_string();
+        last.contains("good.yaml").then_some(()).ok_or(last)
+    });
+    let done = run_binary(
+        workdir.path(),
+        &["handlers", "on", "good", "--admin", &admin],
+    );
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("good.yaml") && said.contains("wrokers"),
+        "{said}"
+    );
+    assert!(gates().contains(&("good", true)));
     assert!(service.stop(SOON).success());
 }

@@ -290,7 +290,7 @@ fn two_thousand_specs_start_and_one_of_them_changes_at_once() {
         let report = wait_for("the change to be in force", SOON, || {
             let report = member(&*store)?;
             let applied = report.applied_revision;
-            (applied >= revision)
+            (applied >= revision && report.preparing.is_empty())
                 .then_some(report)
                 .ok_or(format!("{applied}"))
         });

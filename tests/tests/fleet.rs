@@ -1,6 +1,7 @@
 //! Situation: three members of a fleet take their handlers from one real etcd, and an operator writes from the command line.
 //! Property: `--wait` returns after the last member has it, and names the one that does not answer; a roll-out whose second wave
-//! refuses restores the earlier spec everywhere, says so and exits with 1; one that nobody refuses reaches everybody.
+//! refuses restores the earlier spec everywhere, says so and exits with 1; one that nobody refuses reaches everybody. A member
+//! whose id another one has works all the same, and takes another id aloud.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario fleet`
 
@@ -16,6 +17,8 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
+use sluicegate_config::MemberReport;
+use sluicegate_config::store::{EtcdSettings, Store};
 
 const SOON: Duration = Duration::from_secs(60);
 const MEMBERS: [&str; 3] = ["m1", "m2", "m3"];
@@ -27,7 +30,7 @@ struct Fleet {
     source: String,
     copies: String,
     client: Client,
-    _etcd: Etcd,
+    etcd: Etcd,
 }
 
 impl Fleet {
@@ -65,7 +68,7 @@ impl Fleet {
             source,
             copies,
             client,
-            _etcd: etcd,
+            etcd,
         };
         fleet.write_relay("copy.yaml", 1);
         let applied = fleet.sluicegate(&["handlers", "apply", "copy.yaml"]);
@@ -148,6 +151,88 @@ fn waiting_returns_after_the_last_member_and_names_the_one_that_is_silent() {
             other => Err(format!("{other}")),
         }
     });
+}
+
+#[test]
+fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
+    let mut fleet = Fleet::start(&[]);
+    let store = EtcdSettings::new(&[fleet.etcd.endpoint()]).open();
+    let store = store.unwrap_or_else(|error| panic!("{error}"));
+    let members = || -> Vec<(String, MemberReport)> {
+        let members = store.members().unwrap_or_else(|error| panic!("{error}"));
+        let read = |(id, report): (String, Vec<u8>)| {
+            (id, MemberReport::from_json(&report).expect("a report"))
+        };
+        members.into_iter().map(read).collect()
+    };
+    let first = members()[0].1.instance.clone();
+    // The same config on another machine.
+    let workdir = Workdir::empty();
+    let config = fleet.workdirs[0].config();
+    let config = std::fs::read_to_string(config).expect("the first member's config");
+    workdir.write("sluicegate.yaml", &config);
+    workdir.plugins(&["relay"]);
+    let mut second = Service::ready(&workdir, &[]);
+    assert_eq!(members().len(), 3, "it works before it is listed");
+    let taken = wait_for("another id", SOON, || {
+        let ids: Vec<String> = members().into_iter().map(|(id, _)| id).collect();
+        let taken = ids.iter().find(|id| id.starts_with("m1-"));
+        taken.cloned().ok_or_else(|| ids.join(", "))
+    });
+    let now = members();
+    assert_eq!(now.len(), 4);
+    assert_eq!(
+        (&*now[0].0, &now[0].1.instance),
+        ("m1", &first),
+        "the first one keeps its id"
+    );
+    let problems = wait_for("a word in the status", SOON, || {
+        let problems = second.api("status")?["problems"].to_string();
+        let told = problems.contains(&taken) && problems.contains("handlers.member_id");
+        told.then(|| problems.clone()).ok_or(problems)
+    });
+    assert!(problems.contains("member id `m1`"), "{problems}");
+    let log = second.process().log();
+    assert!(log.contains("two processes have one member id"), "{log}");
+
+    // Whoever waits hears of each of them.
+    second.process().signal(Signal::STOP);
+    let off = ["handlers", "off", "copy", "--wait", "--timeout", "3s"];
+    let silent = fleet.sluicegate(&off);
+    second.process().signal(Signal::CONT);
+    assert_eq!(silent.status.code(), Some(1), "{silent:?}");
+    assert!(
+        told(&silent).contains(&format!("{taken} does not answer")),
+        "{}",
+        told(&silent)
+    );
+    let all = fleet.sluicegate(&off[..4]);
+    assert!(all.status.success(), "{}", told(&all));
+    assert_eq!(
+        json(&all)["awaited"]["members"].as_array().map(Vec::len),
+        Some(4)
+    );
+    assert!(second.stop(SOON).success());
+    wait_for("its key to go, and no other", SOON, || {
+        match members().len() {
+            3 => Ok(()),
+            other => Err(format!("{other} members")),
+        }
+    });
+    assert_eq!(members()[0].1.instance, first);
+
+    // One that was killed has its id again as soon as its old key lapses, and works meanwhile.
+    fleet.services[0].process().signal(Signal::KILL);
+    let mut again = Service::ready(&fleet.workdirs[0], &[]);
+    wait_for("its id", SOON, || {
+        let (id, report) = members().swap_remove(0);
+        let is_new = id == "m1" && report.instance != first;
+        is_new
+            .then_some(())
+            .ok_or(format!("{id} of {}", report.instance))
+    });
+    assert_eq!(members().len(), 3);
+    assert!(again.stop(SOON).success());
 }
 
 #[test]

@@ -24,6 +24,7 @@ impl Bench for EtcdBench {
         let mut settings = EtcdSettings::new(&self.0.borrow().endpoints());
         settings.request_timeout = Duration::from_secs(2);
         settings.keep_alive = Duration::from_secs(1);
+        settings.member_ttl = Duration::from_secs(2);
         settings.open().unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -18,9 +18,10 @@ use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use serde_json::json;
+use sluicegate_config::MemberReport;
 use sluicegate_config::store::conformance::Record;
 use sluicegate_config::store::{Cause, EtcdSettings, Store};
-use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
+use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 
 fn own(nodes: usize) -> Etcd {
     let options = EtcdOptions {
@@ -115,6 +116,36 @@ fn compacted_behind_the_watchs_back() {
 }
 
 #[test]
+fn a_delete_and_a_put_behind_the_watchs_back() {
+    let etcd = own(1);
+    let (proxy, reader, writer) = proxied(&etcd);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*reader, &key);
+    proxy.set(Traffic::Cut);
+    record.until_away(NOTICED);
+    // The re-list is answered, and the watch that starts after it arrives when its start is long past: etcd sends what it
+    // missed in one response, whose header is of the present revision.
+    proxy.set(Traffic::HoldingRequests);
+    wait_for("the re-list", NOTICED, || match proxy.answered() {
+        0 => Err("no answer yet".to_owned()),
+        _ => Ok(()),
+    });
+    for _ in 0..3 {
+        delete(&*writer, &key);
+        put(&*writer, &key, "false");
+        put(&*writer, &gate("busy"), "true");
+    }
+    proxy.set(Traffic::Flowing);
+    record.until_value(&gate("busy"), Some("true"), HEALED);
+    record.until_value(&key, Some("false"), HEALED);
+    assert_eq!(
+        record.count(Cause::Repair),
+        0,
+        "it did not wait for the re-list"
+    );
+}
+
+#[test]
 fn a_member_is_removed() {
     let etcd = own(3);
     let endpoints = etcd.endpoints();
@@ -188,7 +219,7 @@ fn a_members_lease_expires() {
     settings.member_ttl = Duration::from_secs(2);
     let store = open_with(&settings);
     let member = store
-        .join("host-1", b"applied 1".to_vec())
+        .join(stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
         wait_for("the member's key", NOTICED, || match other.members() {
@@ -199,9 +230,50 @@ fn a_members_lease_expires() {
     until(1);
     proxy.set(Traffic::Cut);
     until(0);
-    member.report(b"applied 2".to_vec());
+    member.report(stores::report("host-1", 2));
     proxy.set(Traffic::Flowing);
-    assert_eq!(until(1)[0].1, b"applied 2", "the newest report is written");
+    let told = MemberReport::from_json(&until(1)[0].1).expect("a report");
+    assert_eq!(told.applied_revision, 2, "the newest report is written");
+}
+
+#[test]
+fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_deleted() {
+    let etcd = own(1);
+    let mut settings = EtcdSettings::new(&[etcd.endpoint()]);
+    settings.member_ttl = Duration::from_secs(2);
+    let store = open_with(&settings);
+    let member = store
+        .join(stores::report("host-1", 1))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let listed = || {
+        let members = store.members().unwrap_or_else(|error| panic!("{error}"));
+        members.len()
+    };
+    let key_is = |wanted: usize| {
+        wait_for("the member's key", settings.member_ttl, || match listed() {
+            listed if listed == wanted => Ok(()),
+            listed => Err(format!("{listed} members")),
+        });
+    };
+    key_is(1);
+    // Each change of the control plane makes a report: a gate that is written ten times a second makes ten.
+    let mut revision = 1;
+    stays("the member's key", 4 * settings.member_ttl, || {
+        revision += 1;
+        member.report(stores::report("host-1", revision));
+        match listed() {
+            1 => Ok(()),
+            listed => Err(format!("{listed} members after {revision} reports")),
+        }
+    });
+    let deleted = json!({ "key": base64(b"/sluicegate/members/host-1") });
+    for _ in 0..3 {
+        etcd.ask(0, "/v3/kv/deleterange", &deleted, None)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        key_is(1);
+    }
+    drop(member);
+    key_is(0);
 }
 
 #[test]

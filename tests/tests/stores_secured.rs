@@ -54,7 +54,7 @@ fn works(store: &dyn Store) {
     put(store, &key, "true");
     record.until_value(&key, Some("true"), NOTICED);
     let member = store
-        .join("host-1", b"started".to_vec())
+        .join(stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     e2e::wait::wait_for("the member", NOTICED, || match store.members() {
         Ok(members) if members.len() == 1 => Ok(()),

@@ -17,6 +17,7 @@ use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use sluicegate_config::MemberReport;
 use sluicegate_config::store::{Cause, Store, StoreError, ZooKeeperSettings};
 use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 
@@ -82,7 +83,7 @@ fn the_session_expires() {
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
     let member = reader
-        .join("host-1", b"applied 1".to_vec())
+        .join(stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
         wait_for("the member's node", NOTICED, || match writer.members() {
@@ -95,11 +96,12 @@ fn the_session_expires() {
     // The server takes the node away with the session.
     until(0);
     record.until_away(NOTICED);
-    member.report(b"applied 2".to_vec());
+    member.report(stores::report("host-1", 2));
     change_meanwhile(&*writer, &key, "false");
     proxy.set(Traffic::Flowing);
     assert_healed(&record, &key, "false");
-    assert_eq!(until(1)[0].1, b"applied 2", "the newest report is written");
+    let told = MemberReport::from_json(&until(1)[0].1).expect("a report");
+    assert_eq!(told.applied_revision, 2, "the newest report is written");
     drop(member);
     until(0);
 }

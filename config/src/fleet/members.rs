@@ -28,6 +28,8 @@ pub enum MemberState {
         /// What it has applied.
         applied: u64,
     },
+    /// It has the revision, and is still building and checking what the handler needs.
+    Preparing,
     /// Its report cannot be read.
     Unreadable {
         /// Why.
@@ -74,6 +76,15 @@ impl Awaited {
     }
 }
 
+/// What members are waited for to have.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'w> {
+    handler: &'w str,
+    revision: u64,
+    /// A gate that is shut: members follow it whatever they have against the handler.
+    shut: bool,
+}
+
 /// Waits until every member (of `only`, if given) has applied `revision`, or `deadline`. A member that was seen and goes
 /// away counts as one that does not answer: it may still run what was before. `tell` hears each new state of the fleet.
 ///
@@ -87,6 +98,40 @@ pub fn await_members(
     deadline: Instant,
     tell: &mut dyn FnMut(&Awaited),
 ) -> Result<Awaited, FleetError> {
+    let wanted = Wanted {
+        handler,
+        revision,
+        shut: false,
+    };
+    await_wanted(store, wanted, only, deadline, tell)
+}
+
+/// Waits until every member has shut the gate that was written at `revision`, or `deadline`. A spec that a member refuses
+/// or still prepares keeps no gate open.
+///
+/// # Errors
+/// As [`await_members`].
+pub fn await_shut(
+    store: &dyn Store,
+    handler: &str,
+    revision: u64,
+    deadline: Instant,
+) -> Result<Awaited, FleetError> {
+    let wanted = Wanted {
+        handler,
+        revision,
+        shut: true,
+    };
+    await_wanted(store, wanted, None, deadline, &mut |_| {})
+}
+
+fn await_wanted(
+    store: &dyn Store,
+    wanted: Wanted<'_>,
+    only: Option<&[String]>,
+    deadline: Instant,
+    tell: &mut dyn FnMut(&Awaited),
+) -> Result<Awaited, FleetError> {
     let mut seen: BTreeMap<String, MemberState> = BTreeMap::new();
     for member in only.unwrap_or_default() {
         seen.insert(member.clone(), MemberState::Gone);
@@ -94,7 +139,7 @@ pub fn await_members(
     let mut told = None;
     loop {
         match store.members() {
-            Ok(members) => look(&mut seen, members, handler, revision, only),
+            Ok(members) => look(&mut seen, members, wanted, only),
             Err(error) if error.is_retryable() && Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
@@ -115,8 +160,7 @@ pub fn await_members(
 fn look(
     seen: &mut BTreeMap<String, MemberState>,
     members: Vec<(String, Vec<u8>)>,
-    handler: &str,
-    revision: u64,
+    wanted: Wanted<'_>,
     only: Option<&[String]>,
 ) {
     for state in seen.values_mut() {
@@ -124,47 +168,40 @@ fn look(
     }
     for (id, report) in members {
         if only.is_none_or(|only| only.contains(&id)) {
-            seen.insert(id, state(&report, handler, revision));
+            seen.insert(id, state(&report, wanted));
         }
     }
 }
 
-fn state(report: &[u8], handler: &str, revision: u64) -> MemberState {
-    let report = match MemberReport::from_json(report) {
-        Ok(report) => report,
-        Err(reason) => return MemberState::Unreadable { reason },
-    };
-    if report.applied_revision < revision {
-        return MemberState::Behind {
+fn state(report: &[u8], wanted: Wanted<'_>) -> MemberState {
+    match MemberReport::from_json(report) {
+        Ok(report) if report.applied_revision < wanted.revision => MemberState::Behind {
             applied: report.applied_revision,
-        };
-    }
-    let reasons = complaints(&report, handler);
-    match reasons.is_empty() {
-        true => MemberState::Applied,
-        false => MemberState::Refused { reasons },
+        },
+        Ok(_) if wanted.shut => MemberState::Applied,
+        Ok(report) => standing(&report, wanted.handler),
+        Err(reason) => MemberState::Unreadable { reason },
     }
 }
 
-/// What a member says against a handler, a line each.
-pub(super) fn complaints(report: &MemberReport, handler: &str) -> Vec<String> {
-    let of_handlers = report
-        .handlers
-        .iter()
-        .filter(|listed| listed.name == handler);
-    let of_handlers = of_handlers.map(|listed| match listed.reason.is_empty() {
-        true => listed.state.clone(),
-        false => format!("{}: {}", listed.state, listed.reason),
-    });
-    let of_keys = report
-        .rejections
-        .iter()
-        .filter(|rejection| rejection.handlers.iter().any(|name| name == handler));
-    let of_keys = of_keys.map(|rejection| match &rejection.path {
-        Some(path) => format!("{}: {path}: {}", rejection.key, rejection.reason),
-        None => format!("{}: {}", rejection.key, rejection.reason),
-    });
-    of_handlers.chain(of_keys).collect()
+/// Where a handler stands at a member, by the revision that the member has.
+pub(super) fn standing(report: &MemberReport, handler: &str) -> MemberState {
+    // What it says against the handler may be of what ran before.
+    if report.preparing.iter().any(|name| name == handler) {
+        return MemberState::Preparing;
+    }
+    let reasons = report.complaints(handler);
+    if !reasons.is_empty() {
+        return MemberState::Refused { reasons };
+    }
+    match report.omitted.handlers {
+        0 => MemberState::Applied,
+        omitted => MemberState::Unreadable {
+            reason: format!(
+                "its report leaves out {omitted} entries of handlers that are refused, failed or being prepared, and `{handler}` may be among them; ask it with `sluicegate handlers show {handler}`"
+            ),
+        },
+    }
 }
 
 fn awaited(seen: &BTreeMap<String, MemberState>) -> Awaited {

@@ -20,7 +20,7 @@ use crate::store::{KeyNameError, StoreError};
 
 pub use edit::{Deleted, SpecWrite, apply_spec, delete_handler, name_of_spec, set_gate};
 pub use folder::{apply_file, delete_file};
-pub use members::{Awaited, MemberState, Verdict, await_members};
+pub use members::{Awaited, MemberState, Verdict, await_members, await_shut};
 pub use staged::{Staged, StagedSettings, StagedStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::edit::{expected, in_progress, is_conflict, name_of_spec};
-use super::members::complaints;
+use super::members::standing;
 use super::{Awaited, FleetError, MemberState, Verdict, Wave, await_members, parse_waves};
 use crate::document::{format_duration, parse_duration};
 use crate::member::MemberReport;
@@ -285,10 +285,7 @@ impl<'d> Drive<'d> {
             let state = match report.map(|(_, report)| MemberReport::from_json(report)) {
                 None => MemberState::Gone,
                 Some(Err(reason)) => MemberState::Unreadable { reason },
-                Some(Ok(report)) => match complaints(&report, &self.name) {
-                    none if none.is_empty() => MemberState::Applied,
-                    reasons => MemberState::Refused { reasons },
-                },
+                Some(Ok(report)) => standing(&report, &self.name),
             };
             let member = id.clone();
             reasons.extend(reason(&Verdict { member, state }));
@@ -394,6 +391,7 @@ fn reason(verdict: &Verdict) -> Option<String> {
         MemberState::Behind { applied } => Some(format!(
             "{member} does not answer; it has revision {applied}"
         )),
+        MemberState::Preparing => Some(format!("{member} is still preparing it")),
         MemberState::Unreadable { reason } => Some(format!("{member}: {reason}")),
         MemberState::Gone => Some(format!(
             "{member} is gone: it has stopped, or is cut off from the store"

@@ -237,7 +237,7 @@ static HANDLERS: Object = Object {
         },
         Field {
             name: "member_id",
-            doc: "The own id among the members of a fleet; {host}-{pid} when it is left out.",
+            doc: "The own id among the members of a fleet; {host}-{random} when it is left out, another at each start.",
             kind: Kind::Text(&MEMBER),
             need: Need::Optional,
         },

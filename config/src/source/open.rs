@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use super::{FileSource, SpecSource, StoreSource, StoreSourceSettings};
 use crate::environment::Environment;
+use crate::member::instance;
 use crate::service::{HandlersConfig, HandlersFrom};
 use crate::store::{Store, StoreError};
 
 impl HandlersConfig {
-    /// The id under which this process is a member.
+    /// The id under which this process joins its fleet; the same at each call.
     #[must_use]
     pub fn member(&self) -> String {
         self.member_id
             .clone()
-            .unwrap_or_else(|| format!("{}-{}", host(), std::process::id()))
+            .unwrap_or_else(|| format!("{}-{}", host(), instance()))
     }
 
     /// The store that it names; `None` when specs come from a folder. Nothing is asked of the store yet.

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{
-    Cause, ControlKey, Expected, Stamp, Store, StoreError, StoreSink, StoreUpdate, StoreWatch, Tree,
+    Cause, ControlKey, Expected, Membership, Stamp, Store, StoreError, StoreSink, StoreUpdate,
+    StoreWatch, Tree,
 };
+use crate::member::MemberReport;
 
 /// How long a change may take to be seen while the store is well.
 const SOON: Duration = Duration::from_secs(5);
@@ -29,7 +31,7 @@ pub trait Bench {
 pub type Check = fn(&dyn Bench);
 
 /// Every check with its name.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 10] = [
     ("list", list),
     ("change", change),
     ("delete", delete),
@@ -37,6 +39,7 @@ pub const CHECKS: [(&str, Check); 9] = [
     ("compare and set", compare_and_set),
     ("reorder", reorder),
     ("members", members),
+    ("one id twice", one_id_twice),
     ("outage", outage),
     ("restart", restart),
 ];
@@ -379,48 +382,91 @@ fn reorder(bench: &dyn Bench) {
     assert_eq!(record.count(Cause::Repair), 0, "nothing was lost");
 }
 
+/// The members that are listed, each with what it has applied.
+fn listed(store: &dyn Store) -> Vec<(String, u64)> {
+    let members = store.members().unwrap_or_else(|error| panic!("{error}"));
+    let read = |(id, report): (String, Vec<u8>)| {
+        let report = MemberReport::from_json(&report).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(report.id, id, "a report has the id of its key");
+        (id, report.applied_revision)
+    };
+    members.into_iter().map(read).collect()
+}
+
+fn until_listed(store: &dyn Store, wanted: &[(&str, u64)]) {
+    let end = Instant::now() + SOON;
+    loop {
+        let seen = listed(store);
+        let pairs = seen.iter().map(|(id, applied)| (id.as_str(), *applied));
+        if pairs.eq(wanted.iter().copied()) {
+            return;
+        }
+        assert!(Instant::now() < end, "wanted {wanted:?}, saw {seen:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn reporting(id: &str, instance: &str, applied_revision: u64) -> MemberReport {
+    MemberReport {
+        id: id.to_owned(),
+        instance: instance.to_owned(),
+        applied_revision,
+        ..MemberReport::default()
+    }
+}
+
+fn join(store: &dyn Store, id: &str, instance: &str) -> Box<dyn Membership> {
+    let joined = store.join(reporting(id, instance, 1));
+    joined.unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn members(bench: &dyn Bench) {
     let (one, two) = (bench.open(), bench.open());
-    let ids = |store: &dyn Store| -> Vec<(String, String)> {
-        let members = store.members().unwrap_or_else(|error| panic!("{error}"));
-        members
-            .into_iter()
-            .map(|(id, report)| (id, String::from_utf8_lossy(&report).into_owned()))
-            .collect()
-    };
-    let until = |wanted: &[(&str, &str)]| {
-        let end = Instant::now() + SOON;
-        loop {
-            let seen = ids(&*two);
-            let pairs = seen
-                .iter()
-                .map(|(id, report)| (id.as_str(), report.as_str()));
-            if pairs.eq(wanted.iter().copied()) {
-                return;
-            }
-            assert!(Instant::now() < end, "wanted {wanted:?}, saw {seen:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
-    let join = |store: &dyn Store, id: &str| {
-        store
-            .join(id, b"started".to_vec())
-            .unwrap_or_else(|error| panic!("{error}"))
-    };
-    until(&[]);
-    let a = join(&*one, "host-1");
-    let b = join(&*two, "host-2");
-    until(&[("host-1", "started"), ("host-2", "started")]);
-    a.report(b"applied 7".to_vec());
-    until(&[("host-1", "applied 7"), ("host-2", "started")]);
+    until_listed(&*two, &[]);
+    let a = join(&*one, "host-1", "a");
+    let b = join(&*two, "host-2", "b");
+    until_listed(&*two, &[("host-1", 1), ("host-2", 1)]);
+    a.report(reporting("host-1", "a", 7));
+    until_listed(&*two, &[("host-1", 7), ("host-2", 1)]);
     drop(a);
-    until(&[("host-2", "started")]);
+    until_listed(&*two, &[("host-2", 1)]);
     assert!(
         read(&*one).entries.is_empty(),
         "members are no control keys"
     );
     drop(b);
-    until(&[]);
+    until_listed(&*two, &[]);
+    assert!(one.join(reporting("a/b", "a", 1)).is_err());
+}
+
+fn one_id_twice(bench: &dyn Bench) {
+    let (one, two) = (bench.open(), bench.open());
+    let first = join(&*one, "host-1", "a");
+    until_listed(&*two, &[("host-1", 1)]);
+    let second = join(&*two, "host-1", "b");
+    let end = Instant::now() + NOTICED;
+    while second.status().id == "host-1" {
+        let of_second = listed(&*two).iter().any(|(_, applied)| *applied > 1);
+        assert!(!of_second, "the second one's report stands for the first");
+        second.report(reporting("host-1", "b", 2));
+        assert!(Instant::now() < end, "{:?}", second.status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    second.report(reporting("host-1", "b", 2));
+    let status = second.status();
+    assert!(status.id.starts_with("host-1-"), "{status:?}");
+    assert!(status.clash.is_some(), "it is told");
+    assert_eq!(first.status().clash, None);
+    until_listed(&*two, &[("host-1", 1), (&status.id, 2)]);
+    // Whoever leaves takes only its own key.
+    drop(second);
+    until_listed(&*two, &[("host-1", 1)]);
+    let third = join(&*two, "host-2", "c");
+    until_listed(&*one, &[("host-1", 1), ("host-2", 1)]);
+    drop(first);
+    until_listed(&*one, &[("host-2", 1)]);
+    drop(third);
+    until_listed(&*two, &[]);
 }
 
 fn outage(bench: &dyn Bench) {

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use super::claim::Claim;
 use super::{
-    Cause, ControlKey, Entry, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
-    StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
+    Cause, ControlKey, Entry, Expected, MAX_VALUE, MemberStatus, Membership, Past, Stamp, Store,
+    StoreError, StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
+    check_member_id,
 };
+use crate::member::MemberReport;
 
 /// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
 #[derive(Clone, Default)]
@@ -196,12 +200,21 @@ impl Store for MemoryStore {
         Ok(stamp)
     }
 
-    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
-        lock(&self.shared).members.insert(id.to_owned(), report);
-        Ok(Box::new(MemoryMember {
+    fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
+        check_member_id(&self.describe(), &report.id)?;
+        // A process in memory is never killed, so that nothing is waited for.
+        let mut claim = Claim::new(&report, Duration::ZERO);
+        let mut shared = lock(&self.shared);
+        while let Some(there) = shared.members.get(claim.id()) {
+            claim.taken(there, tokio::time::Instant::now());
+        }
+        let member = MemoryMember {
             shared: Arc::clone(&self.shared),
-            id: id.to_owned(),
-        }))
+            status: claim.status(),
+        };
+        shared.write_report(&member.status, report);
+        drop(shared);
+        Ok(Box::new(member))
     }
 
     fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -219,6 +232,15 @@ impl Store for MemoryStore {
 }
 
 impl Shared {
+    fn write_report(&mut self, status: &MemberStatus, report: MemberReport) {
+        let id = status.id.clone();
+        let report = MemberReport {
+            id: id.clone(),
+            ..report
+        };
+        self.members.insert(id, report.to_json());
+    }
+
     fn delete(&mut self, key: &ControlKey, there: Option<Stamp>) -> Stamp {
         let Some(stamp) = there else {
             return Stamp {
@@ -267,17 +289,21 @@ impl Drop for MemoryWatch {
 
 struct MemoryMember {
     shared: Arc<Mutex<Shared>>,
-    id: String,
+    status: MemberStatus,
 }
 
 impl Membership for MemoryMember {
-    fn report(&self, report: Vec<u8>) {
-        lock(&self.shared).members.insert(self.id.clone(), report);
+    fn report(&self, report: MemberReport) {
+        lock(&self.shared).write_report(&self.status, report);
+    }
+
+    fn status(&self) -> MemberStatus {
+        self.status.clone()
     }
 }
 
 impl Drop for MemoryMember {
     fn drop(&mut self) {
-        lock(&self.shared).members.remove(&self.id);
+        lock(&self.shared).members.remove(&self.status.id);
     }
 }

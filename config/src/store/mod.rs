@@ -10,6 +10,7 @@
 //! Stores speak [`ControlKey`]s; where a key stands in a store is its own business ([`Store::locate`] says it to people).
 //! Above them: the spec source of the service, the bridge between two stores, and the commands that edit keys.
 
+mod claim;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod driver;
@@ -18,6 +19,7 @@ mod failure;
 mod follow;
 #[cfg(test)]
 mod follow_tests;
+mod keeper;
 mod key;
 mod memory;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
@@ -31,6 +33,8 @@ pub(crate) mod value;
 mod zookeeper;
 
 use std::sync::Arc;
+
+use crate::member::MemberReport;
 
 pub use etcd::EtcdStore;
 pub use key::{ControlKey, KeyNameError};
@@ -80,12 +84,13 @@ pub trait Store: Send + Sync {
         expected: Expected,
     ) -> Result<Stamp, StoreError>;
 
-    /// Announces a member under `id` with `report`; its key lives as long as the value and the process, and is written
-    /// again by itself after an outage that outlived it.
+    /// Announces a member under the id of `report`; its key lives as long as the value and the process, and is written
+    /// again by itself after an outage that outlived it, or when somebody deletes it. While another process holds the id the
+    /// key is awaited for as long as that of a killed process may stand; then another id is taken ([`Membership::status`]).
     ///
     /// # Errors
     /// [`StoreError`] when the id is not usable. An unreachable store is not an error: the key comes later.
-    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError>;
+    fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError>;
 
     /// The members that are alive, as (id, report), sorted by id.
     ///
@@ -176,8 +181,20 @@ pub trait StoreWatch: Send + Sync {
 
 /// A member key; dropping it deletes the key.
 pub trait Membership: Send + Sync {
-    /// Replaces the report; it is written soon, the newest one wins.
-    fn report(&self, report: Vec<u8>);
+    /// Replaces the report; it is written soon under the present id, the newest one wins.
+    fn report(&self, report: MemberReport);
+
+    /// Under which id, and what stands in the way of the wanted one.
+    fn status(&self) -> MemberStatus;
+}
+
+/// How a membership stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// The id under which the member is listed, or will be.
+    pub id: String,
+    /// Why it is not the wanted one, or not listed yet: a sentence that names the process which holds the id.
+    pub clash: Option<String>,
 }
 
 /// What a writer expects to stand at a key.

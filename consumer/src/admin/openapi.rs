@@ -115,13 +115,12 @@ fn writes() -> Vec<Endpoint> {
                 (404, "No such handler"),
                 (
                     409,
-                    "The handler does not serve, or is deleted and finishes what it has",
+                    "The control plane did not take the write, the gate is not shut, the handler does not serve, or it is deleted and finishes what it has",
                 ),
-                (500, "The control plane did not take the write"),
             ],
             ..read(
                 "/api/v1/handlers/{name}/gate",
-                "Writes the handler's gate into its control plane",
+                "Writes the handler's gate into its control plane, and answers once the service runs by it",
                 Answer::Json(schema::<GateChange>),
             )
         },

@@ -83,6 +83,8 @@ kinds! {
     SpecRefused = "spec_refused",
     /// The source of specs cannot be read.
     SpecsUnreachable = "specs_unreachable",
+    /// Another process has the member id.
+    MemberId = "member_id",
     /// A topic that a route names does not exist.
     TopicMissing = "topic_missing",
     /// A dead-letter topic does not exist.

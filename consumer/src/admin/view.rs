@@ -33,6 +33,14 @@ pub enum GateError {
         /// The control plane's words, with what to do.
         reason: String,
     },
+    /// It is written, but the gate is not shut.
+    #[error("the gate of `{name}` is not shut: {reason}")]
+    NotShut {
+        /// The handler.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// What was asked for is noted, but the handler does not serve.
     #[error("handler `{name}` does not serve: {reason}")]
     NotServing {
@@ -58,7 +66,7 @@ pub trait ServiceView: Send + Sync + 'static {
         deadline: Duration,
     ) -> Option<Explanation>;
 
-    /// Writes a handler's gate into its control plane (key or file).
+    /// Writes a handler's gate into its control plane (key or file), and returns when the running service follows it.
     ///
     /// # Errors
     /// [`GateError`].

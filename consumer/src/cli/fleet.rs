@@ -204,6 +204,18 @@ fn finish<W: Serialize>(
     let deadline = Instant::now() + waiting.timeout;
     let awaited = operate::await_members(store, name, revision, None, deadline, &mut |_| {})
         .map_err(failure)?;
+    told(done, said, name, awaited, waiting, output)
+}
+
+/// Prints what was done and who has it; fails when somebody has it not.
+fn told<W: Serialize>(
+    done: W,
+    said: &str,
+    name: &str,
+    awaited: Awaited,
+    waiting: &Waiting,
+    output: Output,
+) -> Result<(), Failure> {
     let failed = (!awaited.everywhere).then(|| not_everywhere(name, &awaited, waiting.timeout));
     let outcome = Outcome {
         done,
@@ -240,6 +252,7 @@ fn why(state: &MemberState) -> String {
         MemberState::Applied => "has it".to_owned(),
         MemberState::Refused { reasons } => format!("refuses it: {}", reasons.join("; ")),
         MemberState::Behind { applied } => format!("does not answer (it has revision {applied})"),
+        MemberState::Preparing => "is still preparing it".to_owned(),
         MemberState::Unreadable { reason } => format!("cannot be understood: {reason}"),
         MemberState::Gone => "is gone: it has stopped, or is cut off from the store".to_owned(),
     }
@@ -262,12 +275,15 @@ pub(super) fn gate(
     output: Output,
 ) -> Result<(), Failure> {
     let gate = if open { "open" } else { "shut" };
-    let said = format!("gate of `{name}` is {gate}");
+    // Nobody is asked whether it acts.
+    let written = |place: &str| {
+        format!("gate of `{name}` is written as {gate} to {place}; services that run by it follow")
+    };
     match Plane::of(config)? {
         Plane::Folder(folder) if !waiting.wait => {
             let source = FileSource::new(folder, Duration::from_secs(5), Environment::of_process());
-            let written = source.gates().set_gate(name, open);
-            written.map_err(Failure::other)?;
+            let done = source.gates().set_gate(name, open);
+            let place = done.map_err(Failure::other)?.origin;
             let revision = None;
             output.print(
                 &GateDone {
@@ -275,7 +291,7 @@ pub(super) fn gate(
                     gate,
                     revision,
                 },
-                |_| said,
+                |_| written(&place),
             )
         }
         plane => {
@@ -286,7 +302,25 @@ pub(super) fn gate(
                 gate,
                 revision: Some(revision),
             };
-            finish(done, &said, (&*store, name, revision), waiting, output)
+            if !waiting.wait {
+                let key = ControlKey::enabled(name).map_err(Failure::bad_input)?;
+                let awaited = None;
+                let said = written(&store.locate(&key));
+                return output.print(&Outcome { done, awaited }, |_| said);
+            }
+            let deadline = Instant::now() + waiting.timeout;
+            let awaited = match open {
+                true => {
+                    operate::await_members(&*store, name, revision, None, deadline, &mut |_| {})
+                }
+                false => operate::await_shut(&*store, name, revision, deadline),
+            };
+            let awaited = awaited.map_err(failure)?;
+            let said = match awaited.everywhere {
+                true => format!("gate of `{name}` is {gate}"),
+                false => format!("gate of `{name}` is written as {gate}"),
+            };
+            told(done, &said, name, awaited, waiting, output)
         }
     }
 }

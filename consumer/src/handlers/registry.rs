@@ -72,13 +72,15 @@ pub struct Applied {
     pub refusals: Vec<Refusal>,
     /// Names of the handlers whose generation changed.
     pub changed: Vec<String>,
+    /// The revision of the snapshot that the plan follows, apart from what is being prepared.
+    pub settled: u64,
+    /// Names of the handlers of which only the gate follows it yet.
+    pub preparing: Vec<String>,
 }
 
 /// The live handlers.
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
-    /// Held by whoever prepares a generation; never waited for with `inner` held.
-    preparing: Mutex<()>,
     catalogue: Catalogue,
     workshop: Workshop,
     pub(super) releaser: Releaser,
@@ -94,6 +96,32 @@ pub(super) struct Inner {
     changed: BTreeSet<String>,
     /// The last revision of which nothing was or is still being prepared.
     in_force: u64,
+    /// What is being prepared now, each by a thread of its own.
+    in_hand: Vec<InHand>,
+}
+
+/// A generation that is being prepared. Of one handler and of one shared pool there is one at a time: the instances of a
+/// pool take configs in the order in which they were wanted.
+struct InHand {
+    handler: String,
+    pool: Option<(String, String)>,
+}
+
+impl InHand {
+    fn of(spec: &HandlerSpec) -> Self {
+        let pool = spec.pool.clone();
+        Self {
+            handler: spec.name.clone(),
+            pool: pool.map(|pool| (spec.plugin.clone(), pool)),
+        }
+    }
+
+    fn excludes(&self, spec: &HandlerSpec) -> bool {
+        let pools = self.pool.as_ref().zip(spec.pool.as_ref());
+        let same_pool =
+            pools.is_some_and(|((plugin, pool), other)| *plugin == spec.plugin && pool == other);
+        self.handler == spec.name || same_pool
+    }
 }
 
 /// Counts of a handler in one version, and which generation of it came last.
@@ -122,8 +150,8 @@ impl Registry {
                 tallies: BTreeMap::new(),
                 changed: BTreeSet::new(),
                 in_force: 0,
+                in_hand: Vec::new(),
             }),
-            preparing: Mutex::default(),
             catalogue,
             workshop,
             releaser,
@@ -173,39 +201,53 @@ impl Registry {
         true
     }
 
+    /// Whether as many generations are wanted that could be prepared now.
+    pub fn has_waiting(&self, count: usize) -> bool {
+        relock(&self.inner).wanted().take(count).count() == count
+    }
+
     /// Prepares one generation that is wanted, and lets it serve if it still is when it is ready. Blocks while it loads
-    /// and its instance is built and checked. `false` when none is wanted.
+    /// and its instance is built and checked; other threads can prepare others meanwhile. `false` when none is wanted that
+    /// nobody prepares.
     pub fn prepare_next(&self) -> bool {
-        let _one_at_a_time = relock(&self.preparing);
         let Some((job, name)) = self.take_wanted() else {
             return false;
         };
-        if let Some(pool) = self.pool_that_takes_config(&name, &job) {
-            match self.workshop.reconfigure(&pool, &job) {
+        // Also when a plugin's panic gets through.
+        let _out_of_hand = OutOfHand {
+            inner: &self.inner,
+            handler: &name,
+        };
+        self.prepare(&job, &name);
+        true
+    }
+
+    fn prepare(&self, job: &PrepareJob, name: &str) {
+        if let Some(pool) = self.pool_that_takes_config(name, job) {
+            match self.workshop.reconfigure(&pool, job) {
                 // A new generation need not wait for the calls of the old one.
                 Err(ConfigNotTaken::Busy) => {}
                 Err(ConfigNotTaken::Refused(reason)) => {
-                    refuse(&mut relock(&self.inner), &name, &job, reason);
-                    return true;
+                    refuse(&mut relock(&self.inner), name, job, reason);
+                    return;
                 }
                 Ok(()) => {
-                    self.take_config(&name, &job);
-                    return true;
+                    self.take_config(name, job);
+                    return;
                 }
             }
         }
-        let prepared = self.workshop.prepare(&job);
+        let prepared = self.workshop.prepare(job);
         let mut inner = relock(&self.inner);
         match prepared {
-            Ok(generation) => self.install(&mut inner, &name, generation, &job),
+            Ok(generation) => self.install(&mut inner, name, generation, job),
             Err(unfit) => {
                 if let Some(remains) = unfit.remains {
                     self.releaser.follow(remains);
                 }
-                refuse(&mut inner, &name, &job, unfit.reason);
+                refuse(&mut inner, name, job, unfit.reason);
             }
         }
-        true
     }
 
     /// The pool that serves the handler, when all that is wanted is another config and its instances take one.
@@ -245,6 +287,8 @@ impl Registry {
             plan: plan(&mut inner),
             refusals: refusals(&inner),
             changed: std::mem::take(&mut inner.changed).into_iter().collect(),
+            settled: inner.snapshot.revision,
+            preparing: inner.preparing(),
         }
     }
 
@@ -348,11 +392,8 @@ impl Registry {
     /// The next generation to prepare, and whose it is.
     fn take_wanted(&self) -> Option<(PrepareJob, String)> {
         let mut inner = relock(&self.inner);
-        let wants = |(name, live): (&String, &Live)| match &live.next {
-            Next::Wanted(wanted) => Some((name.clone(), wanted.clone())),
-            _ => None,
-        };
-        let (name, wanted) = inner.live.iter().find_map(wants)?;
+        let (name, wanted) = inner.wanted().next()?;
+        let (name, wanted) = (name.clone(), wanted.clone());
         let spec = &wanted.spec;
         let key = (name.clone(), wanted.artefact.version.to_string());
         let tally = inner
@@ -373,6 +414,7 @@ impl Registry {
             tally: tally.unwrap_or_default(),
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
         };
+        inner.in_hand.push(InHand::of(&job.spec));
         if let Some(live) = inner.live.get_mut(&name) {
             live.next = Next::Preparing(wanted, job.number);
         }
@@ -405,6 +447,41 @@ impl Registry {
         if let Some(generation) = generation {
             self.releaser.follow(generation.retire());
         }
+    }
+}
+
+/// Ends that a handler is in hand.
+struct OutOfHand<'r> {
+    inner: &'r Mutex<Inner>,
+    handler: &'r str,
+}
+
+impl Drop for OutOfHand<'_> {
+    fn drop(&mut self) {
+        let mut inner = relock(self.inner);
+        inner.in_hand.retain(|one| one.handler != self.handler);
+    }
+}
+
+impl Inner {
+    /// What is wanted and can be prepared now, by handler.
+    fn wanted(&self) -> impl Iterator<Item = (&String, &Wanted)> {
+        self.live.iter().filter_map(|(name, live)| {
+            let Next::Wanted(wanted) = &live.next else {
+                return None;
+            };
+            let excludes = |in_hand: &InHand| in_hand.excludes(&wanted.spec);
+            let is_free = !self.in_hand.iter().any(excludes);
+            is_free.then_some((name, wanted))
+        })
+    }
+
+    /// Handlers that are not as the snapshot wants them yet.
+    fn preparing(&self) -> Vec<String> {
+        let waits = |(name, live): (&String, &Live)| {
+            (!matches!(live.next, Next::Nothing)).then(|| name.clone())
+        };
+        self.live.iter().filter_map(waits).collect()
     }
 }
 

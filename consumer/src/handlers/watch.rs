@@ -1,14 +1,16 @@
 //! Tells when a folder may have changed: by the system's notices, and now and then for those that never come.
 
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher};
 
 /// A copy of a file makes many notices; they are over when it has been quiet for this long.
 const QUIET: Duration = Duration::from_millis(400);
+/// However busy the folder is, it is looked at after this long.
+const LONGEST_BURST: Duration = Duration::from_secs(5);
 /// How often a folder whose notices cannot be had is looked at.
 const WITHOUT_NOTICES: Duration = Duration::from_secs(2);
 
@@ -65,13 +67,11 @@ impl FolderWatch {
                         watch_packages(watcher, &folder);
                     }
                     match inbox.recv_timeout(every) {
-                        Ok(Notice::Changed) => loop {
-                            match inbox.recv_timeout(QUIET) {
-                                Ok(Notice::Changed) => {}
-                                Err(RecvTimeoutError::Timeout) => break,
-                                Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                        Ok(Notice::Changed) => {
+                            if !await_quiet(&inbox, QUIET, LONGEST_BURST) {
+                                return;
                             }
-                        },
+                        }
                         Err(RecvTimeoutError::Timeout) => {}
                         Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                     }
@@ -83,6 +83,19 @@ impl FolderWatch {
             thread: Some(thread),
         })
     }
+}
+
+/// Waits for the end of a burst, but not for ever; `false` when the watch is to stop.
+fn await_quiet(inbox: &Receiver<Notice>, quiet: Duration, longest: Duration) -> bool {
+    let end = Instant::now() + longest;
+    while Instant::now() < end {
+        match inbox.recv_timeout(quiet) {
+            Ok(Notice::Changed) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+            Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+    true
 }
 
 /// Watches the packages in the folder as well; watching one again changes nothing.
@@ -103,5 +116,31 @@ impl Drop for FolderWatch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_changes_all_the_time_is_looked_at_all_the_same() {
+        let (notices, inbox) = channel();
+        let (quiet, longest) = (Duration::from_millis(200), Duration::from_millis(600));
+        let writer = std::thread::spawn(move || {
+            let end = Instant::now() + Duration::from_secs(30);
+            while Instant::now() < end && notices.send(Notice::Changed).is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let begun = Instant::now();
+        assert!(await_quiet(&inbox, quiet, longest));
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            begun.elapsed()
+        );
+        drop(inbox);
+        writer.join().expect("it ends with its receiver");
     }
 }

@@ -2,22 +2,24 @@
 //!
 //! ```text
 //!  update ─► registry.settle ─► routing index ─► every pump: routes and handlers at once
-//!                 └─► preparer thread: verify, load, create, health ─► the same again, with the new generations
+//!                 └─► preparer threads: verify, load, create, health ─► the same again, with the new generations
 //! ```
 //!
 //! A handler that takes long to start holds up no gate. What is refused stays as it was; the reason goes to log, metric and API.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::source::{Update, UpdateSink};
+use sluicegate_config::source::{OwnId, Update, UpdateSink};
 use sluicegate_config::store::{Store, StoreError};
 use sluicegate_config::{Snapshot, diff};
 
+use super::every::Every;
 use super::members::{Member, Standing};
+use super::preparer::Preparer;
 use super::topics::{Looker, Sight, TopicWatch, Wanted};
 use super::view::View;
 use super::{StartError, settings};
@@ -28,8 +30,6 @@ use crate::source::ClientSettings;
 
 /// Between two looks at the plugin folder when nobody tells of changes.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How often the pumps get what is ready while more is being prepared.
-const SHARE_READY: Duration = Duration::from_millis(200);
 /// Longest wait for a pump to take a plan; it takes it in any case.
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
@@ -66,9 +66,26 @@ pub(super) struct Desk {
     view: Arc<View>,
     snapshot: Arc<Snapshot>,
     topics: Topics,
-    /// The revision that every pump runs by.
-    in_force: u64,
+    /// What every pump runs by.
+    in_force: InForce,
     member: Option<Member>,
+}
+
+/// What every pump runs by.
+#[derive(Clone, Debug, Default)]
+pub(super) struct InForce {
+    /// The revision of the snapshot that is in force.
+    pub(super) revision: u64,
+    /// Handlers of which only the gate is: the rest is being prepared.
+    pub(super) preparing: Vec<String>,
+}
+
+/// How far the pumps have a plan.
+struct Handed {
+    /// All of them run by its routes, handlers and gates.
+    taken: bool,
+    /// None of them was refused its topics.
+    subscribed: bool,
 }
 
 /// What the cluster's topics are, who watches them, and what the pumps were told to read of them.
@@ -102,7 +119,7 @@ impl Desk {
                 there: Arc::default(),
                 subscription: Subscription::default(),
             },
-            in_force: 0,
+            in_force: InForce::default(),
             member: None,
         }
     }
@@ -115,15 +132,16 @@ impl Desk {
         &mut self,
         store: &Arc<dyn Store>,
         config: &HandlersConfig,
+        own: Option<OwnId>,
     ) -> Result<(), StoreError> {
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
         let standing = Standing {
-            in_force: self.in_force,
+            in_force: &self.in_force,
             snapshot: &self.snapshot,
             refusals: &refusals,
             pools: &pools,
         };
-        self.member = Some(Member::join(store, config, standing)?);
+        self.member = Some(Member::join(store, config, own, standing)?);
         Ok(())
     }
 
@@ -134,11 +152,12 @@ impl Desk {
         };
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
         member.tell(Standing {
-            in_force: self.in_force,
+            in_force: &self.in_force,
             snapshot: &self.snapshot,
             refusals: &refusals,
             pools: &pools,
         });
+        self.view.note_member(member.problem());
     }
 
     /// Puts the first snapshot in force, whole.
@@ -177,13 +196,12 @@ impl Desk {
     }
 
     /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
-    fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &SyncSender<()>) {
+    fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &Preparer) {
         for change in diff(&self.snapshot, &snapshot) {
             tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed");
         }
         if self.registry.settle(&snapshot) {
-            // A full channel means that it is told already.
-            let _ = preparer.try_send(());
+            preparer.wake();
         }
         self.put_current_in_force(snapshot);
     }
@@ -217,8 +235,15 @@ impl Desk {
         }
         self.topics.wanted = Some(wanted);
         self.topics.subscription = subscription;
-        if self.hand_out(plan, &index, &self.topics.names()) {
-            self.in_force = plan.revision;
+        let handed = self.hand_out(plan, &index, &self.topics.names());
+        if handed.taken {
+            self.view.note_in_force(plan);
+        }
+        if handed.taken && handed.subscribed {
+            self.in_force = InForce {
+                revision: applied.settled,
+                preparing: applied.preparing.clone(),
+            };
         }
         tracing::info!(
             revision = plan.revision,
@@ -258,9 +283,12 @@ impl Desk {
         }
     }
 
-    /// Gives the plan to every pump; `true` when all of them run by it.
-    fn hand_out(&self, plan: &Plan, index: &Arc<RoutingIndex>, topics: &[String]) -> bool {
-        let mut everywhere = true;
+    /// Gives the plan to every pump.
+    fn hand_out(&self, plan: &Plan, index: &Arc<RoutingIndex>, topics: &[String]) -> Handed {
+        let mut handed = Handed {
+            taken: true,
+            subscribed: true,
+        };
         for pump in self.view.pumps() {
             let handlers = plan
                 .handlers
@@ -272,15 +300,15 @@ impl Desk {
                 Some(Err(error)) => {
                     tracing::error!(%error, "subscription refused");
                     self.view.note_rejection(&error.to_string());
-                    everywhere = false;
+                    handed.subscribed = false;
                 }
                 None => {
                     tracing::warn!("a pump has not taken the plan yet");
-                    everywhere = false;
+                    handed.taken = false;
                 }
             }
         }
-        everywhere
+        handed
     }
 
     /// Starts the thread; the sink feeds it.
@@ -294,7 +322,11 @@ impl Desk {
             })?;
             self.topics.watch = Some(watch);
         }
-        let preparer = spawn_preparer(self.registry.clone(), orders.clone())?;
+        let ready = orders.clone();
+        let preparer = Preparer::new(self.registry.clone(), move || {
+            // After the stop nobody takes them any more.
+            let _ = ready.send(Order::Prepared);
+        });
         self.view.set_control(orders.clone());
         let changes = orders.clone();
         let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
@@ -317,48 +349,49 @@ impl Desk {
         Ok((control, sink))
     }
 
-    fn run(mut self, inbox: &Receiver<Order>, preparer: &SyncSender<()>) {
+    fn run(mut self, inbox: &Receiver<Order>, preparer: &Preparer) {
+        let mut clock = Every::new(LOOK_AFTER_HANDLERS, Instant::now());
         loop {
-            let order = match inbox.recv_timeout(LOOK_AFTER_HANDLERS) {
-                Ok(order) => order,
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.registry.recover() {
-                        self.put_current_in_force(self.snapshot.clone());
-                    }
-                    self.tell_fleet();
-                    continue;
-                }
+            match inbox.recv_timeout(clock.left(Instant::now())) {
+                Ok(Order::Stop(deadline)) => return self.end(deadline),
+                Ok(order) => self.order(order, preparer),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            match order {
-                Order::Update(update) => self.update(update, preparer),
-                Order::Rescan => {
-                    if self.registry.rescan() {
-                        // A full channel means that it is told already.
-                        let _ = preparer.try_send(());
-                        self.put_current_in_force(self.snapshot.clone());
-                    }
-                }
-                Order::Prepare => {
-                    // A full channel means that it is told already.
-                    let _ = preparer.try_send(());
-                }
-                Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
-                Order::Topics(sight) => self.topics(sight),
-                Order::Stop(deadline) => {
-                    // A member that is gone is not waited for.
-                    self.member = None;
-                    if !self.registry.shutdown(deadline) {
-                        tracing::warn!("some handler instances did not end in time");
-                    }
-                    return;
-                }
+            }
+            // Orders that come all the time must not keep the gates of handlers shut that are well again.
+            if clock.take(LOOK_AFTER_HANDLERS, Instant::now()) && self.registry.recover() {
+                self.put_current_in_force(self.snapshot.clone());
             }
             self.tell_fleet();
         }
     }
 
-    fn update(&mut self, update: Update, preparer: &SyncSender<()>) {
+    fn order(&mut self, order: Order, preparer: &Preparer) {
+        match order {
+            Order::Update(update) => self.update(update, preparer),
+            Order::Rescan => {
+                if self.registry.rescan() {
+                    preparer.wake();
+                    self.put_current_in_force(self.snapshot.clone());
+                }
+            }
+            Order::Prepare => preparer.wake(),
+            Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
+            Order::Topics(sight) => self.topics(sight),
+            // It ends the loop.
+            Order::Stop(_) => {}
+        }
+    }
+
+    fn end(mut self, deadline: Instant) {
+        // A member that is gone is not waited for.
+        self.member = None;
+        if !self.registry.shutdown(deadline) {
+            tracing::warn!("some handler instances did not end in time");
+        }
+    }
+
+    fn update(&mut self, update: Update, preparer: &Preparer) {
         match update {
             Update::Snapshot(snapshot) => self.apply(snapshot, preparer),
             Update::Unreachable { reason } => {
@@ -454,28 +487,4 @@ impl Control {
             tracing::error!("the control thread panicked");
         }
     }
-}
-
-/// Starts the thread that prepares generations whenever it is told that some are wanted. It ends with its sender.
-fn spawn_preparer(
-    registry: Arc<Registry>,
-    orders: Sender<Order>,
-) -> std::io::Result<SyncSender<()>> {
-    let (wake, wanted) = sync_channel(1);
-    std::thread::Builder::new()
-        .name("prepare".to_owned())
-        .spawn(move || {
-            while wanted.recv().is_ok() {
-                let mut told = Instant::now();
-                while registry.prepare_next() {
-                    if told.elapsed() >= SHARE_READY {
-                        told = Instant::now();
-                        // After the stop nobody takes them any more.
-                        let _ = orders.send(Order::Prepared);
-                    }
-                }
-                let _ = orders.send(Order::Prepared);
-            }
-        })?;
-    Ok(wake)
 }

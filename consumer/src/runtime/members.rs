@@ -2,19 +2,26 @@
 
 use std::sync::Arc;
 
-use sluicegate_config::member::{MemberHandler, MemberRejection};
+use sluicegate_config::member::{MemberHandler, MemberRejection, instance};
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::source::host;
-use sluicegate_config::store::{Membership, Store, StoreError};
+use sluicegate_config::source::{OwnId, host};
+use sluicegate_config::store::{MemberStatus, Membership, Store, StoreError};
 use sluicegate_config::{MemberReport, Rejection, Snapshot};
 
-use crate::admin::{HandlerState, PoolReport};
+use super::control::InForce;
+use crate::admin::view::now_ms;
+use crate::admin::{HandlerState, PoolReport, ProblemKind, ServiceProblem};
 use crate::handlers::Refusal;
 
 /// The own member key.
 pub(super) struct Member {
     membership: Box<dyn Membership>,
     told: MemberReport,
+    /// By which the source of specs knows the roll-outs of this process.
+    own: Option<OwnId>,
+    wanted: String,
+    status: MemberStatus,
+    clash_since_ms: i64,
 }
 
 impl Member {
@@ -25,38 +32,76 @@ impl Member {
     pub(super) fn join(
         store: &Arc<dyn Store>,
         config: &HandlersConfig,
+        own: Option<OwnId>,
         standing: Standing<'_>,
     ) -> Result<Self, StoreError> {
         let told = standing.report(MemberReport {
             id: config.member(),
+            instance: instance().to_owned(),
             host: host(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: jiff::Timestamp::now().to_string(),
             ..MemberReport::default()
         });
-        let membership = store.join(&told.id, told.to_json())?;
-        Ok(Self { membership, told })
+        let membership = store.join(told.clone())?;
+        let status = membership.status();
+        if let Some(own) = &own {
+            own.set(&status.id);
+        }
+        Ok(Self {
+            status,
+            membership,
+            own,
+            wanted: told.id.clone(),
+            told,
+            clash_since_ms: now_ms(),
+        })
     }
 
-    /// Tells how things stand, if that is news.
+    /// Tells how things stand, if that is news, and hears under which id.
     pub(super) fn tell(&mut self, standing: Standing<'_>) {
+        let status = self.membership.status();
+        if status != self.status {
+            if status.clash.is_some() && self.status.clash.is_none() {
+                self.clash_since_ms = now_ms();
+            }
+            if let Some(own) = &self.own {
+                own.set(&status.id);
+            }
+            self.status = status;
+        }
         let report = standing.report(MemberReport {
+            id: self.status.id.clone(),
+            preparing: Vec::new(),
             handlers: Vec::new(),
             rejections: Vec::new(),
             ..self.told.clone()
         });
         if report != self.told {
-            self.membership.report(report.to_json());
+            self.membership.report(report.clone());
             self.told = report;
         }
+    }
+
+    /// What stands in the way of the wanted id.
+    pub(super) fn problem(&self) -> Option<ServiceProblem> {
+        Some(ServiceProblem {
+            kind: ProblemKind::MemberId,
+            count: 1,
+            what: format!("another process has the member id `{}`", self.wanted),
+            since_ms: self.clash_since_ms,
+            cause: self.status.clash.clone()?,
+            remedy: "give each process a `handlers.member_id` of its own, or leave it out, and restart this one"
+                .to_owned(),
+        })
     }
 }
 
 /// How things stand here.
 pub(super) struct Standing<'a> {
-    /// The revision that all pumps run by.
-    pub(super) in_force: u64,
+    /// What all pumps run by.
+    pub(super) in_force: &'a InForce,
     pub(super) snapshot: &'a Snapshot,
     pub(super) refusals: &'a [Refusal],
     pub(super) pools: &'a [PoolReport],
@@ -78,7 +123,8 @@ impl Standing<'_> {
             })
         });
         MemberReport {
-            applied_revision: self.in_force,
+            applied_revision: self.in_force.revision,
+            preparing: self.in_force.preparing.clone(),
             handlers: refused.chain(ill).collect(),
             rejections: self.snapshot.rejections.iter().flat_map(told).collect(),
             ..whose

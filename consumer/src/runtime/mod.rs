@@ -9,7 +9,9 @@
 //! pump, both at once.
 
 mod control;
+mod every;
 mod members;
+mod preparer;
 mod settings;
 mod topics;
 mod view;
@@ -124,7 +126,7 @@ impl Service {
         let mut desk = Desk::new(registry, view.clone(), client);
         desk.start(Arc::new(snapshot))?;
         if let Some(store) = source.store() {
-            desk.join(&store, &config.handlers)
+            desk.join(&store, &config.handlers, source.own_id())
                 .map_err(|error| StartError::part("member key")(error.to_string()))?;
         }
         let (admin_stop, admin_address) = start_admin(&tokio, listener, &view)?;

@@ -446,7 +446,7 @@ fn watch(
                 let newer = inbox.try_iter().last().unwrap_or(newer);
                 let known = looker.knows(&wanted, &newer);
                 wanted = newer;
-                if known {
+                if known && Instant::now() < due {
                     continue;
                 }
                 looker.retry = FIRST_RETRY;

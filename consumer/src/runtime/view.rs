@@ -1,5 +1,7 @@
 //! The service as the admin side sees it: reports of pumps and pools put together with what the specs declare.
 
+mod gates;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -13,8 +15,8 @@ use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 use super::control::{Order, named};
 use crate::admin::view::now_ms;
 use crate::admin::{
-    DeclaredHandler, Explanation, Gate, GateError, HandlerState, ProblemKind, PumpReport,
-    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
+    DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, ServiceFacts,
+    ServiceProblem, ServiceReport, ServiceView,
 };
 use crate::handlers::{Applied, Plan, Registry, RestartRefusal, RestartState};
 use crate::pump::PumpAddress;
@@ -50,10 +52,16 @@ struct Standing {
     refused: BTreeMap<String, RefusedSpec>,
     /// The last update that was refused as a whole, and when.
     refused_update: Option<(String, i64)>,
+    /// Each text that is refused: the handlers that it concerns, and why.
+    rejected: Vec<(Vec<String>, String)>,
+    /// The handlers of the plan that every pump runs by, and whether their gates are open there.
+    in_force: BTreeMap<Arc<str>, bool>,
     unreachable: Option<String>,
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
     switches: Switches,
+    /// What is wrong with the own membership.
+    member: Option<ServiceProblem>,
     /// What the watch of topics has found.
     of_topics: Vec<ServiceProblem>,
 }
@@ -94,7 +102,7 @@ impl Standing {
             remedy: "look after the store or folder; the last good specs stay in force".to_owned(),
         });
         let mut problems: Vec<ServiceProblem> = specs.chain(update).chain(away).collect();
-        problems.extend(self.of_topics.iter().cloned());
+        problems.extend(self.member.iter().chain(&self.of_topics).cloned());
         problems
     }
 }
@@ -160,8 +168,13 @@ impl View {
         let mut refused: Vec<String> = Vec::new();
         // Refused only for being ill: the handler's own problem says so.
         let mut ill: BTreeSet<String> = BTreeSet::new();
+        let mut rejected = Vec::new();
         for rejection in &snapshot.rejections {
-            refused.push(rejection.problems.to_string());
+            let why = rejection.problems.to_string();
+            if !rejection.handlers.is_empty() {
+                rejected.push((rejection.handlers.clone(), why.clone()));
+            }
+            refused.push(why);
         }
         let declared = snapshot
             .handlers
@@ -195,6 +208,7 @@ impl View {
         }
         standing.revision = applied.plan.revision;
         standing.switches = snapshot.switches;
+        standing.rejected = rejected;
         standing.declared = declared;
         let last = (!refused.is_empty()).then(|| refused.join("\n"));
         if last.is_some() && last != standing.last_rejection {
@@ -212,6 +226,15 @@ impl View {
             })
             .collect();
         standing.refused_update = None;
+    }
+
+    /// Takes note of a plan that every pump runs by.
+    pub(super) fn note_in_force(&self, plan: &Plan) {
+        let gates = plan.handlers.iter();
+        let gates = gates.map(|one| (Arc::clone(&one.name), one.spec.enabled));
+        let gates = gates.collect();
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.in_force = gates;
     }
 
     /// Takes note of an update that was refused as a whole.
@@ -238,6 +261,12 @@ impl View {
         standing.of_topics = problems;
     }
 
+    /// Takes note of what is wrong with the own membership.
+    pub(super) fn note_member(&self, problem: Option<ServiceProblem>) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.member = problem;
+    }
+
     /// Takes note of keys whose change the watch had missed.
     pub(super) fn note_repairs(&self, keys: u64) {
         self.repairs.fetch_add(keys, Ordering::Relaxed);
@@ -256,8 +285,6 @@ fn gate_of(spec: &HandlerSpec, plan: &Plan) -> Gate {
 
 /// How long whoever restarts a handler waits for its new generation.
 const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
-/// How long whoever opens a gate waits for the handler to serve.
-const OPENS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 /// Pumps that do not answer.
@@ -303,75 +330,6 @@ impl View {
         let known = known.join(", ");
         GateError::Unknown { name, known }
     }
-
-    /// Waits until an opened handler serves.
-    ///
-    /// # Errors
-    /// Why it does not.
-    fn await_open(&self, handler: &str) -> Result<(), GateError> {
-        let deadline = Instant::now() + OPENS_WITHIN;
-        loop {
-            let late = Instant::now() >= deadline;
-            match self.serves(handler) {
-                Serves::Well => return Ok(()),
-                Serves::Not(reason) => {
-                    return Err(GateError::NotServing {
-                        name: handler.to_owned(),
-                        reason,
-                    });
-                }
-                Serves::NotYet(Some(reason)) if late => {
-                    return Err(GateError::NotServing {
-                        name: handler.to_owned(),
-                        reason,
-                    });
-                }
-                // The gate is written; it opens when the store says so.
-                Serves::NotYet(None) if late => return Ok(()),
-                Serves::NotYet(_) => std::thread::sleep(LOOK_AGAIN),
-            }
-        }
-    }
-
-    fn serves(&self, handler: &str) -> Serves {
-        let gate = {
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            let declared = standing.declared.iter().find(|one| one.name == handler);
-            declared.map(|one| one.gate)
-        };
-        match gate {
-            None | Some(Gate::Shut) => return Serves::NotYet(None),
-            Some(Gate::Open | Gate::Held) => {}
-        }
-        let pools = self.registry.report();
-        let serving = pools
-            .into_iter()
-            .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
-        match serving {
-            Some(pool) if pool.state == HandlerState::Active => match gate {
-                Some(Gate::Held) => Serves::NotYet(Some("its gate is about to open".to_owned())),
-                _ => Serves::Well,
-            },
-            Some(pool) => {
-                let why = pool.last_error.unwrap_or_default();
-                Serves::NotYet(Some(format!("it is {}: {why}", pool.state)))
-            }
-            None => {
-                let refusals = self.registry.refusals();
-                let refusal = refusals.into_iter().find(|one| one.handler == handler);
-                refusal.map_or(Serves::NotYet(None), |one| Serves::Not(one.reason))
-            }
-        }
-    }
-}
-
-/// Whether an opened handler serves.
-enum Serves {
-    Well,
-    /// It may yet; what keeps it, if that is known.
-    NotYet(Option<String>),
-    /// It is refused.
-    Not(String),
 }
 
 impl ServiceView for View {
@@ -428,8 +386,8 @@ impl ServiceView for View {
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
         use sluicegate_config::source::GateError as Refused;
         match self.gates.set_gate(handler, open) {
-            Ok(_) if open => self.await_open(handler),
-            Ok(_) => Ok(()),
+            Ok(written) if open => self.await_open(handler, &written.origin),
+            Ok(written) => self.await_shut(handler, &written.origin),
             Err(Refused::UnknownHandler { name, .. }) => Err(self.unknown(name)),
             Err(refused) => Err(GateError::NotWritten {
                 name: handler.to_owned(),

@@ -5,6 +5,7 @@ mod put;
 use std::time::{Duration, Instant};
 
 pub(crate) use put::put;
+use sluicegate_config::MemberReport;
 use sluicegate_config::store::conformance::Record;
 use sluicegate_config::store::{ControlKey, Expected, Stamp, Store, StoreWatch};
 
@@ -15,6 +16,17 @@ pub(crate) const NOTICED: Duration = Duration::from_secs(15);
 
 pub(crate) fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
+}
+
+/// What a member tells that has applied `revision`.
+#[allow(dead_code, reason = "not every scenario has members")]
+pub(crate) fn report(id: &str, revision: u64) -> MemberReport {
+    MemberReport {
+        id: id.to_owned(),
+        instance: "0123abcd".to_owned(),
+        applied_revision: revision,
+        ..MemberReport::default()
+    }
 }
 
 pub(crate) fn delete(store: &dyn Store, key: &ControlKey) -> Stamp {

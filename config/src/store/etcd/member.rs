@@ -1,63 +1,63 @@
-//! A member's key under a lease: kept alive, written again after an expiry, deleted with the membership.
+//! A member's key under a lease: created only if nobody else's stands there, and looked at with each renewal.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use etcd_client::PutOptions;
-use tokio::sync::watch;
-use tokio::time::sleep;
+use etcd_client::{Compare, CompareOp, Error, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 
 use super::super::Membership;
-use super::super::driver::{Driver, RunningTask};
+use super::super::driver::Driver;
 use super::super::failure::Failure;
+use super::super::keeper::{self, Life, MemberLink, Written};
 use super::Shared;
-use crate::chance::backoff;
+use crate::member::MemberReport;
 
 /// Longest wait for the key's deletion when a member leaves.
 const LEAVING: Duration = Duration::from_secs(1);
-/// First and longest wait between attempts to keep the key; what is waited is a random part of it.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
+/// Leases that have lapsed are looked for every half second, and removed through the log.
+const REMOVAL: Duration = Duration::from_secs(2);
+/// Most attempts of one write while others write the same key.
+const ATTEMPTS: u32 = 5;
 
-struct EtcdMember {
-    reports: watch::Sender<Vec<u8>>,
-    lease: watch::Receiver<i64>,
+/// A lease and what stands under it.
+struct Lease {
     shared: Arc<Shared>,
-    task: RunningTask,
+    /// 0: there is none. Shared with whoever leaves.
+    id: Arc<AtomicI64>,
+    /// What this process wrote last and nobody has changed since, as far as it is known.
+    wrote: Option<Wrote>,
+}
+
+struct Wrote {
+    key: String,
+    report: Vec<u8>,
+    revision: i64,
+    lease: i64,
 }
 
 pub(super) fn join(
     driver: &Arc<Driver>,
     shared: Arc<Shared>,
-    key: String,
-    report: Vec<u8>,
+    report: MemberReport,
 ) -> Box<dyn Membership> {
-    let (reports, newest) = watch::channel(report);
-    let (lease_told, lease) = watch::channel(0);
-    let task = driver.task(keep(Arc::clone(&shared), key, newest, lease_told));
-    Box::new(EtcdMember {
-        reports,
-        lease,
-        shared,
-        task,
-    })
-}
-
-impl Membership for EtcdMember {
-    fn report(&self, report: Vec<u8>) {
-        // The task lives as long as the value.
-        let _ = self.reports.send(report);
-    }
-}
-
-impl Drop for EtcdMember {
-    fn drop(&mut self) {
-        self.task.end();
-        let lease = *self.lease.borrow();
+    let life = Life {
+        ttl: shared.settings.member_ttl,
+        removal: REMOVAL,
+    };
+    let id = Arc::new(AtomicI64::new(0));
+    let link = Lease {
+        shared: Arc::clone(&shared),
+        id: Arc::clone(&id),
+        wrote: None,
+    };
+    // Whoever holds the id by now: their key hangs on another lease.
+    let leave = move |driver: &Driver, _| {
+        let lease = id.load(Ordering::Relaxed);
         if lease == 0 {
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        let left = self.task.driver().call(async move {
+        let left = driver.call(async move {
             let revoked = shared
                 .endpoints
                 .once(|mut client| async move { client.lease_revoke(lease).await });
@@ -66,74 +66,127 @@ impl Drop for EtcdMember {
         if !matches!(left, Some(Ok(Ok(_)))) {
             tracing::info!("the member's key is left to expire");
         }
-    }
+    };
+    keeper::join(driver, link, life, report, Box::new(leave))
 }
 
-/// Keeps the key for ever.
-async fn keep(
-    shared: Arc<Shared>,
-    key: String,
-    mut reports: watch::Receiver<Vec<u8>>,
-    lease_told: watch::Sender<i64>,
-) {
-    let beat = shared.settings.member_ttl / 3;
-    let mut failures = 0u32;
-    loop {
-        let Err(failure) = live(&shared, &key, &mut reports, &lease_told, beat).await else {
-            return;
-        };
-        let reason = failure.reason();
-        tracing::debug!(key, reason, "a member's key is not kept; trying again");
-        failures = failures.saturating_add(1);
-        let (first, longest) = BACKOFF;
-        sleep(backoff(first, longest.min(beat), failures)).await;
+impl Lease {
+    /// Whether the lease lives on.
+    async fn keep_alive(&self, lease: i64) -> Result<bool, Failure> {
+        // The stream is given up after its first answer, which this waits for.
+        self.shared
+            .endpoints
+            .call(|mut client| async move {
+                match client.lease_keep_alive(lease).await {
+                    Ok(_) => Ok(true),
+                    Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
     }
-}
 
-/// One lease's life; ends with the failure that ended it.
-async fn live(
-    shared: &Shared,
-    key: &str,
-    reports: &mut watch::Receiver<Vec<u8>>,
-    lease_told: &watch::Sender<i64>,
-    beat: Duration,
-) -> Result<(), Failure> {
-    let ttl = i64::try_from(shared.settings.member_ttl.as_secs()).unwrap_or(i64::MAX);
-    let granted = shared
-        .endpoints
-        .call(|mut client| async move { client.lease_grant(ttl.max(1), None).await })
-        .await?;
-    let lease = granted.id();
-    lease_told.send_replace(lease);
-    loop {
-        let report = reports.borrow_and_update().clone();
-        let options = PutOptions::new().with_lease(lease);
-        shared
+    async fn grant(&self) -> Result<(), Failure> {
+        let ttl = i64::try_from(self.shared.settings.member_ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = self
+            .shared
+            .endpoints
+            .call(|mut client| async move { client.lease_grant(ttl.max(1), None).await })
+            .await?;
+        self.id.store(granted.id(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes, or only looks where there is nothing to write, if the key is as it was at `known` (0 for none). Else what
+    /// stands there.
+    async fn attempt(
+        &self,
+        key: &str,
+        report: Option<&[u8]>,
+        known: i64,
+        lease: i64,
+    ) -> Result<Result<i64, Option<KeyValue>>, Failure> {
+        let as_known = Compare::mod_revision(key, CompareOp::Equal, known);
+        let put = report.map(|report| {
+            let options = PutOptions::new().with_lease(lease);
+            TxnOp::put(key, report, Some(options))
+        });
+        let transaction = Txn::new()
+            .when([as_known])
+            .and_then(put.into_iter().collect::<Vec<_>>())
+            .or_else([TxnOp::get(key, None)]);
+        // One that arrives twice finds what it wrote, which is this process's.
+        let answer = self
+            .shared
             .endpoints
             .call(|mut client| {
-                let (report, options) = (report.clone(), options.clone());
-                async move { client.put(key, report, Some(options)).await }
+                let transaction = transaction.clone();
+                async move { client.txn(transaction).await }
             })
             .await?;
-        // Nobody reports any more: the member is leaving.
-        loop {
-            tokio::select! {
-                changed = reports.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return Ok(()),
-                },
-                () = sleep(beat) => beat_once(shared, lease).await?,
-            }
+        if answer.succeeded() {
+            let revision = answer.header().map_or(0, |header| header.revision());
+            return Ok(Ok(if report.is_some() { revision } else { known }));
         }
+        let there = answer.op_responses().into_iter().find_map(|one| match one {
+            TxnOpResponse::Get(mut got) => got.take_kvs().pop(),
+            _ => None,
+        });
+        Ok(Err(there))
     }
 }
 
-async fn beat_once(shared: &Shared, lease: i64) -> Result<(), Failure> {
-    // The stream is given up after its first answer, which this waits for; an expired lease is an error.
-    let beaten = shared
-        .endpoints
-        .call(|mut client| async move { client.lease_keep_alive(lease).await })
-        .await?;
-    drop(beaten);
-    Ok(())
+impl MemberLink for Lease {
+    async fn renew(&mut self) -> Result<(), Failure> {
+        let lease = self.id.load(Ordering::Relaxed);
+        if lease == 0 || !self.keep_alive(lease).await? {
+            self.id.store(0, Ordering::Relaxed);
+            self.grant().await?;
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &mut self,
+        id: &str,
+        report: &[u8],
+        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<Written, Failure> {
+        let key = format!("{}{id}", self.shared.members_prefix());
+        let lease = self.id.load(Ordering::Relaxed);
+        if lease == 0 {
+            // A key without a lease would stay for ever.
+            return Err(Failure::away("there is no lease"));
+        }
+        let wrote = self.wrote.take().filter(|wrote| wrote.key == key);
+        let mut known = wrote.as_ref().map_or(0, |wrote| wrote.revision);
+        let same = |wrote: &Wrote| wrote.report == report && wrote.lease == lease;
+        let mut new = (!wrote.as_ref().is_some_and(same)).then_some(report);
+        for _ in 0..ATTEMPTS {
+            match self.attempt(&key, new, known, lease).await? {
+                Ok(revision) => {
+                    self.wrote = Some(Wrote {
+                        key,
+                        report: report.to_vec(),
+                        revision,
+                        lease,
+                    });
+                    return Ok(Written::Done);
+                }
+                Err(None) => known = 0,
+                // What no lease holds belongs to nobody that lives.
+                Err(Some(there)) if there.lease() == 0 || is_own(there.value()) => {
+                    known = there.mod_revision();
+                }
+                Err(Some(there)) => return Ok(Written::Taken(there.value().to_vec())),
+            }
+            new = Some(report);
+        }
+        Err(Failure::away("others write the same key all the time"))
+    }
+
+    async fn disturbed(&mut self) {
+        // A lease outlives connections.
+        std::future::pending().await
+    }
 }

@@ -18,6 +18,7 @@ use super::{
     ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
     StoreSink, StoreWatch, Tree, check_length, check_member_id,
 };
+use crate::member::MemberReport;
 
 /// An etcd cluster. Made by [`EtcdStore::open`]; clones share connections.
 #[derive(Clone)]
@@ -125,15 +126,9 @@ impl Store for EtcdStore {
         written.ok_or(StoreError::Conflict { place })
     }
 
-    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
-        check_member_id(&self.describe(), id)?;
-        let key = format!("{}{id}", self.shared.members_prefix());
-        Ok(member::join(
-            &self.driver,
-            Arc::clone(&self.shared),
-            key,
-            report,
-        ))
+    fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
+        check_member_id(&self.describe(), &report.id)?;
+        Ok(member::join(&self.driver, Arc::clone(&self.shared), report))
     }
 
     fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {

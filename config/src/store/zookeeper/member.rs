@@ -1,70 +1,61 @@
-//! A member's ephemeral node: made again after an expired session, deleted with the membership.
+//! A member's ephemeral node: made only if nobody else's stands there, looked at by the clock, made again after an expired
+//! session, deleted with the membership.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
-use zookeeper_client::{Client, CreateMode, Error, SessionState};
+use tokio::time::timeout;
+use zookeeper_client::{Client, CreateMode, Error, SessionState, StateWatcher};
 
-use super::super::Membership;
-use super::super::driver::{Driver, RunningTask};
+use super::super::driver::Driver;
 use super::super::failure::Failure;
+use super::super::keeper::{self, Life, MemberLink, Written};
+use super::super::{Membership, ZooKeeperSettings};
 use super::failure;
 use super::session::Sessions;
-use crate::chance::backoff;
+use crate::member::MemberReport;
 
 /// Longest wait for the node's deletion when a member leaves.
 const LEAVING: Duration = Duration::from_secs(1);
-/// First and longest wait between attempts to keep the node; what is waited is a random part of it.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
+/// Servers look for sessions that have expired once a tick, and give none less than two ticks; a tick is 2 s as they come.
+const REMOVAL: Duration = Duration::from_secs(4);
+/// Most attempts of one write while others write the same node.
+const ATTEMPTS: u32 = 5;
 
-struct ZooKeeperMember {
-    reports: watch::Sender<Vec<u8>>,
+/// A session and the node that hangs on it.
+struct Node {
     sessions: Arc<Sessions>,
-    path: String,
-    task: RunningTask,
+    root: String,
+    held: Option<(Client, StateWatcher)>,
 }
 
 pub(super) fn join(
     driver: &Arc<Driver>,
     sessions: Arc<Sessions>,
-    path: String,
-    check: Duration,
-    report: Vec<u8>,
+    settings: &ZooKeeperSettings,
+    report: MemberReport,
 ) -> Box<dyn Membership> {
-    let (reports, newest) = watch::channel(report);
-    let task = driver.task(keep(Arc::clone(&sessions), path.clone(), newest, check));
-    Box::new(ZooKeeperMember {
-        reports,
-        sessions,
-        path,
-        task,
-    })
-}
-
-impl Membership for ZooKeeperMember {
-    fn report(&self, report: Vec<u8>) {
-        // The task lives as long as the value.
-        let _ = self.reports.send(report);
-    }
-}
-
-impl Drop for ZooKeeperMember {
-    fn drop(&mut self) {
-        self.task.end();
-        let Some(client) = self.sessions.current() else {
+    let life = Life {
+        ttl: settings.session_timeout,
+        removal: REMOVAL,
+    };
+    let root = settings.members_root.clone();
+    let link = Node {
+        sessions: Arc::clone(&sessions),
+        root: root.clone(),
+        held: None,
+    };
+    let leave = move |driver: &Driver, id| {
+        let Some(client) = sessions.current() else {
             return;
         };
-        let path = self.path.clone();
-        let left = self
-            .task
-            .driver()
-            .call(async move { timeout(LEAVING, leave(&client, &path)).await });
+        let path = format!("{root}/{id}");
+        let left = driver.call(async move { timeout(LEAVING, leave(&client, &path)).await });
         if !matches!(left, Some(Ok(Ok(())))) {
             tracing::info!("the member's node is left to expire");
         }
-    }
+    };
+    keeper::join(driver, link, life, report, Box::new(leave))
 }
 
 /// Deletes the node if it is this session's.
@@ -103,125 +94,123 @@ pub(super) async fn read_all(
     Ok(members)
 }
 
-/// Keeps the node for ever.
-async fn keep(
-    sessions: Arc<Sessions>,
-    path: String,
-    mut reports: watch::Receiver<Vec<u8>>,
-    check: Duration,
-) {
-    let mut failures = 0u32;
-    loop {
-        match live(&sessions, &path, &mut reports, check, &mut failures).await {
-            Ok(()) => return,
-            Err(failure) => {
-                let reason = failure.reason();
-                tracing::debug!(path, reason, "a member's node is not kept; trying again");
-            }
+impl Node {
+    /// The session, once it is connected. One that is only disconnected still holds the node; the client itself tries to
+    /// reconnect until it expires.
+    async fn connected(&mut self) -> Result<Client, Failure> {
+        self.renew().await?;
+        let Some((client, states)) = &mut self.held else {
+            return Err(Failure::away("there is no session"));
+        };
+        let mut state = client.state();
+        while state == SessionState::Disconnected {
+            tracing::debug!("a member's session is disconnected");
+            state = states.changed().await;
         }
-        failures = failures.saturating_add(1);
-        let (first, longest) = BACKOFF;
-        sleep(backoff(first, longest, failures)).await;
-    }
-}
-
-/// Keeps the node as long as its session lives; ends with the failure that ended it.
-async fn live(
-    sessions: &Sessions,
-    path: &str,
-    reports: &mut watch::Receiver<Vec<u8>>,
-    check: Duration,
-    failures: &mut u32,
-) -> Result<(), Failure> {
-    // A session that is only disconnected still holds the node; the client itself tries to reconnect until it expires.
-    let held = sessions.current().filter(|client| {
-        let state = client.state();
-        !state.is_terminated()
-    });
-    let client = match held {
-        Some(client) => client,
-        None => sessions.connected().await?,
-    };
-    let mut states = client.state_watcher();
-    loop {
-        let report = reports.borrow_and_update().clone();
-        put(sessions, &client, path, &report).await?;
-        *failures = 0;
-        tokio::select! {
-            changed = reports.changed() => if changed.is_err() {
-                // Nobody reports any more: the member is leaving.
-                return Ok(());
-            },
-            state = states.changed() => match state {
-                SessionState::SyncConnected => {}
-                SessionState::Disconnected => await_connection(&mut states, path).await?,
-                state => return Err(Failure::Away(format!("the session is {state}"))),
-            },
-            () = sleep(check) => {}
+        match state {
+            SessionState::SyncConnected => Ok(client.clone()),
+            state => Err(Failure::Away(format!("the session is {state}"))),
         }
     }
-}
 
-async fn await_connection(
-    states: &mut zookeeper_client::StateWatcher,
-    path: &str,
-) -> Result<(), Failure> {
-    tracing::debug!(path, "a member's session is disconnected");
-    loop {
-        match states.changed().await {
-            SessionState::SyncConnected => return Ok(()),
-            SessionState::Disconnected => {}
-            state => return Err(Failure::Away(format!("the session is {state}"))),
-        }
-    }
-}
-
-/// Makes the node, or writes the report into it; one that an earlier session left is replaced.
-async fn put(
-    sessions: &Sessions,
-    client: &Client,
-    path: &str,
-    report: &[u8],
-) -> Result<(), Failure> {
-    let parent = path.rsplit_once('/').map_or("/", |(parent, _)| parent);
-    loop {
-        let ephemeral = sessions.options(CreateMode::Ephemeral);
-        let created = sessions.answer(client.create(path, report, &ephemeral));
-        match created.await? {
-            Ok(_) => return Ok(()),
-            Err(Error::NoNode) => {
-                let persistent = sessions.options(CreateMode::Persistent);
-                let made = sessions.answer(client.mkdir(parent, &persistent));
-                made.await?.map_err(|error| failure(&error))?;
-                continue;
-            }
-            Err(Error::NodeExists) => {}
-            Err(error) => return Err(failure(&error)),
-        }
-        let there = sessions.answer(client.get_data(path)).await?;
-        let (data, stat) = match there {
+    /// What stands at `path` after one attempt to have `report` there; `None` when it is to be tried again.
+    async fn attempt(
+        &self,
+        client: &Client,
+        path: &str,
+        report: &[u8],
+        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<Option<Written>, Failure> {
+        let sessions = &self.sessions;
+        let (data, stat) = match sessions.answer(client.get_data(path)).await? {
             Ok(node) => node,
-            Err(Error::NoNode) => continue,
+            Err(Error::NoNode) => return self.create(client, path, report).await,
             Err(error) => return Err(failure(&error)),
         };
         let own = stat.ephemeral_owner == client.session_id().0;
         if own && data == report {
-            return Ok(());
+            return Ok(Some(Written::Done));
         }
         let answer = match own {
             true => {
-                let set = client.set_data(path, report, None);
-                sessions.answer(set).await?.map(drop)
+                let set = client.set_data(path, report, Some(stat.version));
+                sessions.answer(set).await?.map(|_| Some(Written::Done))
             }
-            false => {
+            // What no session holds belongs to nobody that lives; what an earlier session of this process left is replaced.
+            false if stat.ephemeral_owner == 0 || is_own(&data) => {
                 let deleted = client.delete(path, Some(stat.version));
-                sessions.answer(deleted).await?
+                sessions.answer(deleted).await?.map(|()| None)
             }
+            false => return Ok(Some(Written::Taken(data))),
         };
         match answer {
-            Ok(()) if own => return Ok(()),
-            Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
-            Err(error) => return Err(failure(&error)),
+            Err(Error::NoNode | Error::BadVersion) => Ok(None),
+            answer => answer.map_err(|error| failure(&error)),
+        }
+    }
+
+    async fn create(
+        &self,
+        client: &Client,
+        path: &str,
+        report: &[u8],
+    ) -> Result<Option<Written>, Failure> {
+        let sessions = &self.sessions;
+        let ephemeral = sessions.options(CreateMode::Ephemeral);
+        let created = sessions.answer(client.create(path, report, &ephemeral));
+        match created.await? {
+            Ok(_) => Ok(Some(Written::Done)),
+            Err(Error::NoNode) => {
+                let persistent = sessions.options(CreateMode::Persistent);
+                let made = sessions.answer(client.mkdir(&self.root, &persistent));
+                made.await?.map_err(|error| failure(&error))?;
+                Ok(None)
+            }
+            Err(Error::NodeExists) => Ok(None),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+}
+
+impl MemberLink for Node {
+    /// Sessions renew themselves; one that has ended is followed by another.
+    async fn renew(&mut self) -> Result<(), Failure> {
+        let held = self.held.as_ref().map(|(client, _)| client);
+        let current = self.sessions.current();
+        let lives = held.is_some_and(|client| {
+            // A session that was silent is given up.
+            let same = current.is_some_and(|now| now.session_id() == client.session_id());
+            same && !client.state().is_terminated()
+        });
+        if !lives {
+            self.held = None;
+            let client = self.sessions.connected().await?;
+            let states = client.state_watcher();
+            self.held = Some((client, states));
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &mut self,
+        id: &str,
+        report: &[u8],
+        is_own: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<Written, Failure> {
+        let client = self.connected().await?;
+        let path = format!("{}/{id}", self.root);
+        for _ in 0..ATTEMPTS {
+            if let Some(written) = self.attempt(&client, &path, report, is_own).await? {
+                return Ok(written);
+            }
+        }
+        Err(Failure::away("others write the same node all the time"))
+    }
+
+    async fn disturbed(&mut self) {
+        match &mut self.held {
+            Some((_, states)) => drop(states.changed().await),
+            None => std::future::pending().await,
         }
     }
 }

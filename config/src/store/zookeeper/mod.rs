@@ -19,6 +19,7 @@ use super::{
     ControlKey, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink, StoreWatch, Tree,
     ZooKeeperSettings, check_length, check_member_id,
 };
+use crate::member::MemberReport;
 
 /// Longest value, in bytes: a server closes the connection at a packet of 1 MiB, which holds the path and the rights too.
 const MAX_VALUE: usize = 1024 * 1024 - 4096;
@@ -128,14 +129,12 @@ impl Store for ZooKeeperStore {
         written.ok_or(StoreError::Conflict { place })
     }
 
-    fn join(&self, id: &str, report: Vec<u8>) -> Result<Box<dyn Membership>, StoreError> {
-        check_member_id(&self.describe(), id)?;
+    fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
+        check_member_id(&self.describe(), &report.id)?;
         let settings = &self.shared.settings;
-        let path = format!("{}/{id}", settings.members_root);
         // A session of its own: it outlives short losses, which the watch does not wait for.
         let sessions = Arc::new(sessions(settings)?);
-        let check = settings.relist;
-        Ok(member::join(&self.driver, sessions, path, check, report))
+        Ok(member::join(&self.driver, sessions, settings, report))
     }
 
     fn members(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {

@@ -17,7 +17,7 @@ pub struct ErrorBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDetail {
     /// For programs: `not_found`, `method_not_allowed`, `bad_request`, `forbidden`, `not_ready`, `busy`, `timeout`,
-    /// `not_written`, `not_serving`, `removed`, `failed`.
+    /// `not_written`, `not_shut`, `not_serving`, `removed`, `failed`.
     pub code: String,
     /// For people, with what to do.
     pub message: String,

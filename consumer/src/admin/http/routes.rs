@@ -130,12 +130,12 @@ pub struct GateBody {
     pub open: bool,
 }
 
-/// What a gate change did: the control plane holds the new value.
+/// What a gate change did: the control plane holds the new value, and the service runs by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GateChange {
     /// The handler.
     pub name: String,
-    /// Its gate as it was written.
+    /// Its gate as it is.
     pub gate: Gate,
 }
 
@@ -356,7 +356,8 @@ fn refused(error: GateError) -> Refusal {
     let (status, code) = match error {
         GateError::Unknown { .. } => (StatusCode::NOT_FOUND, "not_found"),
         GateError::Removed { .. } => (StatusCode::CONFLICT, "removed"),
-        GateError::NotWritten { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "not_written"),
+        GateError::NotWritten { .. } => (StatusCode::CONFLICT, "not_written"),
+        GateError::NotShut { .. } => (StatusCode::CONFLICT, "not_shut"),
         GateError::NotServing { .. } => (StatusCode::CONFLICT, "not_serving"),
     };
     Refusal::new(status, code, error.to_string())

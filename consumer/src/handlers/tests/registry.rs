@@ -523,6 +523,40 @@ fn gates_act_while_another_handler_takes_long_to_start() {
 }
 
 #[test]
+fn a_handler_that_takes_long_to_start_holds_up_no_other() {
+    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    shop.apply(&[spec("quick", "*", "a")]);
+    let registry = &shop.registry;
+    let slow = |config: &str| spec("a-slow", "*", config);
+    std::thread::scope(|scope| {
+        let specs = [slow("hang-create"), spec("quick", "*", "b")];
+        assert!(registry.settle(&Snapshot::new(2, specs)));
+        let preparing = scope.spawn(|| registry.prepare_next());
+        until("the slow one is being built", || {
+            registry.has_waiting(1) && !registry.has_waiting(2)
+        });
+        assert!(registry.prepare_next());
+        let now = registry.current();
+        assert_eq!(now.settled, 2);
+        assert_eq!(now.preparing, ["a-slow"]);
+        let quick = now.plan.handler("quick").expect("it serves");
+        assert_eq!(quick.spec.config.expose()["is"], "b");
+        // Of one handler nothing is prepared twice at the same time.
+        let specs = [slow("other"), spec("quick", "*", "b")];
+        assert!(registry.settle(&Snapshot::new(3, specs)));
+        assert!(!registry.has_waiting(1) && !registry.prepare_next());
+        shop.runtime.script.open("create");
+        assert!(preparing.join().unwrap());
+    });
+    assert!(registry.prepare_next(), "what was wanted meanwhile");
+    let now = registry.current();
+    assert_eq!((now.settled, now.plan.revision), (3, 3));
+    assert!(now.preparing.is_empty());
+    let slow = now.plan.handler("a-slow").expect("it serves");
+    assert_eq!(slow.spec.config.expose()["is"], "other");
+}
+
+#[test]
 fn code_that_was_loaded_only_to_be_refused_is_ended() {
     let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
     let applied = shop.apply(&[spec("one", "*", "refuse")]);

@@ -1,0 +1,134 @@
+//! Waiting until a gate that was written is as it was written, or saying why it is not.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::{LOOK_AGAIN, View};
+use crate::admin::{Gate, GateError, HandlerState};
+
+/// How long whoever opens a gate waits for the handler to serve, and whoever shuts one for its records to pass it by.
+const MOVES_WITHIN: Duration = Duration::from_secs(5);
+
+/// Whether an opened handler serves.
+enum Serves {
+    Well,
+    /// It may yet; what keeps it, if that is known.
+    NotYet(Option<String>),
+    /// It is refused.
+    Not(String),
+}
+
+impl View {
+    /// Waits until an opened handler serves. `origin` is where the gate was written.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(super) fn await_open(&self, handler: &str, origin: &str) -> Result<(), GateError> {
+        let deadline = Instant::now() + MOVES_WITHIN;
+        loop {
+            let late = Instant::now() >= deadline;
+            let reason = match self.serves(handler) {
+                Serves::Well => return Ok(()),
+                Serves::Not(reason) => reason,
+                Serves::NotYet(reason) if late => {
+                    reason.unwrap_or_else(|| self.why_not(handler, origin))
+                }
+                Serves::NotYet(_) => {
+                    std::thread::sleep(LOOK_AGAIN);
+                    continue;
+                }
+            };
+            return Err(GateError::NotServing {
+                name: handler.to_owned(),
+                reason,
+            });
+        }
+    }
+
+    /// Waits until no pump gives the handler records any more. `origin` is where the gate was written.
+    ///
+    /// # Errors
+    /// Why some do.
+    pub(super) fn await_shut(&self, handler: &str, origin: &str) -> Result<(), GateError> {
+        let deadline = Instant::now() + MOVES_WITHIN;
+        while !self.is_shut(handler) {
+            if Instant::now() >= deadline {
+                return Err(GateError::NotShut {
+                    name: handler.to_owned(),
+                    reason: self.why_not(handler, origin),
+                });
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Whether the gate is shut by the spec and in every pump. A handler that is not there has none that is open.
+    fn is_shut(&self, handler: &str) -> bool {
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let declared = standing.declared.iter().find(|one| one.name == handler);
+        declared.is_none_or(|one| one.gate == Gate::Shut)
+            && standing.in_force.get(handler) != Some(&true)
+    }
+
+    fn serves(&self, handler: &str) -> Serves {
+        let (gate, in_force) = {
+            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            let declared = standing.declared.iter().find(|one| one.name == handler);
+            let in_force = standing.in_force.get(handler).copied();
+            (declared.map(|one| one.gate), in_force)
+        };
+        match gate {
+            None | Some(Gate::Shut) => return Serves::NotYet(None),
+            Some(Gate::Open | Gate::Held) => {}
+        }
+        let pools = self.registry.report();
+        let serving = pools
+            .into_iter()
+            .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
+        match serving {
+            Some(pool) if pool.state == HandlerState::Active => match gate {
+                Some(Gate::Held) => Serves::NotYet(Some("its gate is about to open".to_owned())),
+                _ if in_force != Some(true) => Serves::NotYet(None),
+                _ => Serves::Well,
+            },
+            Some(pool) => {
+                let why = pool.last_error.unwrap_or_default();
+                Serves::NotYet(Some(format!("it is {}: {why}", pool.state)))
+            }
+            None => {
+                let refusals = self.registry.refusals();
+                let refusal = refusals.into_iter().find(|one| one.handler == handler);
+                refusal.map_or(Serves::NotYet(None), |one| Serves::Not(one.reason))
+            }
+        }
+    }
+
+    /// What keeps a gate that was written from acting, as far as it is known.
+    fn why_not(&self, handler: &str, origin: &str) -> String {
+        let mut whys = Vec::new();
+        {
+            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = &standing.unreachable {
+                whys.push(format!("handler specs cannot be read: {reason}"));
+            }
+            let of_handler = |names: &[String]| names.iter().any(|name| name == handler);
+            let rejected = standing.rejected.iter();
+            let rejected = rejected.filter(|(names, _)| of_handler(names));
+            whys.extend(rejected.map(|(_, why)| why.clone()));
+        }
+        let refusals = self.registry.refusals().into_iter();
+        let refusals = refusals.filter(|refusal| refusal.handler == handler);
+        whys.extend(refusals.map(|refusal| refusal.reason));
+        let seconds = MOVES_WITHIN.as_secs();
+        match whys.is_empty() {
+            true => format!(
+                "it is written to {origin}, and after {seconds} s not every pump runs by it; it acts as soon as they do"
+            ),
+            false => format!(
+                "it is written to {origin}, and does not act: {}",
+                whys.join("; ")
+            ),
+        }
+    }
+}
