@@ -311,6 +311,26 @@ pub(super) const BUGS: &[Bug] = &[
         suite: STORES,
     },
     Bug {
+        name: "delete-filed-by-response",
+        what: "a delete counts as made at the revision of the response that brings it, so that it hides the write behind it",
+        suite: STORES,
+    },
+    Bug {
+        name: "delete-at-the-headers-revision",
+        what: "the watch of etcd takes the revision of a delete from the response's header",
+        suite: ETCD,
+    },
+    Bug {
+        name: "lease-clock-restarted",
+        what: "each report of a member restarts the clock by which its lease is kept alive",
+        suite: STORES,
+    },
+    Bug {
+        name: "foreign-member-overwritten",
+        what: "a member writes over the key of another process with its id",
+        suite: STORES,
+    },
+    Bug {
         name: "watch-resumed-at-r",
         what: "a watch of etcd begins with the listing's own revision",
         suite: STORES,
