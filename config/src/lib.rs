@@ -19,6 +19,7 @@ pub mod diff;
 mod digest;
 mod document;
 mod environment;
+pub mod escape;
 pub mod fleet;
 pub mod member;
 pub mod problem;

@@ -1,9 +1,11 @@
 //! What is wrong with a document: all of it at once, each with its place and what to do.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::escape::Escaping;
 
 /// One mistake in a document, where it stands and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -21,8 +23,10 @@ pub struct Problem {
     pub message: String,
 }
 
+/// One line, whatever stands in the document.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = Escaping(f);
         if let Some(file) = &self.file {
             write!(f, "{}:", file.display())?;
             if self.line > 0 {

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sluicegate_config::escape::escape;
 
 /// What one handler's share of a record waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -208,11 +209,14 @@ impl Explanation {
                 .max(0);
             text.push_str(&format!(
                 "\nhandler `{}`, attempt {}, waits since {} ms for {}",
-                held.handler, held.attempt, waited_ms, held.waits_for
+                held.handler,
+                held.attempt,
+                waited_ms,
+                escape(&held.waits_for.to_string())
             ));
         }
         if let Some(reason) = &self.reason {
-            text.push_str(&format!("\n{reason}"));
+            text.push_str(&format!("\n{}", escape(reason)));
         }
         text
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sluicegate_config::escape::escape;
 
 use super::failure::Failure;
 use crate::admin::http::ErrorBody;
@@ -84,7 +85,7 @@ impl Admin {
             });
         }
         let message = match serde_json::from_str::<ErrorBody>(&text) {
-            Ok(body) => body.error.message,
+            Ok(body) => escape(&body.error.message).into_owned(),
             Err(_) => format!("{at} answers {status}; is it a sluicegate service?"),
         };
         Err(Failure::other(message))

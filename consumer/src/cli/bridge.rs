@@ -6,6 +6,7 @@ use sluicegate_config::Environment;
 use sluicegate_config::bridge::{
     BridgeConfig, BridgeReport, Rehearsed, RehearsedStep, Side, load_bridge_config, rehearse,
 };
+use sluicegate_config::escape::escape;
 
 use super::admin_client::Admin;
 use super::failure::Failure;
@@ -128,7 +129,7 @@ fn show(report: &BridgeReport) -> String {
     for (name, store) in ["etcd", "zookeeper", "notes"].iter().zip(stores) {
         let state = match &store.reason {
             None => "reachable".to_owned(),
-            Some(reason) => format!("away: {reason}"),
+            Some(reason) => format!("away: {}", escape(reason)),
         };
         text.push_str(&format!(
             "{name:<10} {}: {state}, {} keys at revision {}\n",
@@ -159,14 +160,17 @@ fn show(report: &BridgeReport) -> String {
         ));
     }
     for refused in &report.refused {
-        let problems = refused.problems.join("; ");
-        text.push_str(&format!("refused    {}: {problems}\n", refused.place));
+        let problems = escape(&refused.problems.join("; ")).into_owned();
+        text.push_str(&format!(
+            "refused    {}: {problems}\n",
+            escape(&refused.place)
+        ));
     }
     for conflict in &report.conflicts {
         text.push_str(&format!(
             "conflict   {} {}: {} won over revision {} of {}\n",
             conflict.at,
-            conflict.key,
+            escape(&conflict.key),
             conflict.winner,
             conflict.overruled_revision,
             conflict.winner.other(),

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use sluicegate_config::escape::escape;
+
 use super::admin_client::{Admin, segment};
 use super::failure::Failure;
 use super::fleet;
@@ -202,7 +204,7 @@ fn show(handler: &HandlerReport) -> String {
     lines.push(("route", handler.route.to_string()));
     let lines = lines
         .into_iter()
-        .map(|(name, value)| format!("{name:<14} {value}\n"));
+        .map(|(name, value)| format!("{name:<14} {}\n", escape(&value)));
     lines.collect()
 }
 
@@ -250,7 +252,7 @@ mod tests {
                 skipped: 2,
                 ..OutcomeCounts::default()
             },
-            last_error: Some("the sea is rough".into()),
+            last_error: Some("the sea\nis rough\u{1b}".into()),
             ..HandlerReport::default()
         };
         let text = list(std::slice::from_ref(&handler));
@@ -271,6 +273,9 @@ mod tests {
             text.contains("outcomes       ack 41, retry 0, dead_letter 0, drop 0, skipped 2\n"),
             "{text}"
         );
-        assert!(text.contains("last error     the sea is rough\n"), "{text}");
+        assert!(
+            text.contains("last error     the sea\\nis rough\\u{1b}\n"),
+            "{text}"
+        );
     }
 }

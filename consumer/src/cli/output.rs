@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
+use sluicegate_config::escape::escape_lines;
 
 use super::failure::Failure;
 
@@ -47,7 +48,7 @@ impl Output {
         table: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
         match self.form() {
-            Form::Table => print(&table(value)),
+            Form::Table => show(&table(value)),
             Form::Json => {
                 let text = serde_json::to_string_pretty(value);
                 print(
@@ -60,7 +61,12 @@ impl Output {
     }
 }
 
-/// Prints a text and a line end. A reader that has gone away (`| head`) is no failure.
+/// Prints what people read: lines whose texts can come from anywhere, and cannot act on the terminal.
+pub(super) fn show(text: &str) -> Result<(), Failure> {
+    print(&escape_lines(text))
+}
+
+/// Prints a text as it is, and a line end. A reader that has gone away (`| head`) is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout

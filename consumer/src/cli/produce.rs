@@ -70,7 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         bar.finish_and_clear();
     }
     match result {
-        Ok(summary) => output::print(&summary_line(&job.topic, &summary)),
+        Ok(summary) => output::show(&summary_line(&job.topic, &summary)),
         Err(error @ (ProduceError::UnknownField { .. } | ProduceError::Input(_))) => {
             Err(Failure::bad_input(error))
         }

@@ -1,4 +1,6 @@
-//! Columns of text, aligned: texts to the left, numbers to the right.
+//! Columns of text, aligned: texts to the left, numbers to the right. A row is one line, whatever its cells hold.
+
+use sluicegate_config::escape::escape;
 
 /// A table under construction.
 pub(crate) struct Table {
@@ -20,7 +22,8 @@ impl Table {
 
     /// Adds a row; it has as many cells as there are headings.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+        let cells = cells.iter().map(|cell| escape(cell).into_owned());
+        self.rows.push(cells.collect());
     }
 
     /// The table's text, a line a row.
@@ -62,6 +65,14 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_stays_a_cell_whatever_it_holds() {
+        let mut table = Table::new(&["NAME", "WHY"]);
+        table.row(["a\nevil".to_owned(), "\u{1b}]0;title\u{7}".to_owned()]);
+        let lines = ["NAME     WHY", "a\\nevil  \\u{1b}]0;title\\u{7}", ""];
+        assert_eq!(table.render(), lines.join("\n"));
+    }
 
     #[test]
     fn texts_stand_left_and_numbers_right() {

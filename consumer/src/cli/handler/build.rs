@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             ))
         })?,
     };
-    output::print(&place.display().to_string())
+    output::show(&place.display().to_string())
 }
 
 /// Copies by way of a temporary name, so that nobody sees half a file.

@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Failure::other(format!("cannot copy `{}`: {error}", lock.display()))
         })?;
     }
-    output::print(&format!(
+    output::show(&format!(
         "made `{name}`\n\
          next:\n  \
            cd {name}\n  \

@@ -33,13 +33,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         options.configs.insert(handler.into(), json.into());
     }
     let report = conformance::run(&built, &options);
-    output::print(report.to_string().trim_end())?;
+    output::show(report.to_string().trim_end())?;
     if !report.passed() {
         return Err(Failure::other(
             "the plugin breaks its contract; see the lines marked FAILED",
         ));
     }
-    output::print(&format!(
+    output::show(&format!(
         "`{}` {} passes its tests and is a plugin for this service\n{}",
         identity.name,
         identity.version,
