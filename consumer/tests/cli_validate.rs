@@ -138,3 +138,39 @@ fn the_schemas_are_printed_with_their_defaults() {
         assert_eq!(schema["properties"][field]["default"].to_string(), default);
     }
 }
+
+/// What stands in a document cannot forge a line of the errors, or act on the terminal.
+#[test]
+fn a_problem_is_one_line_whatever_the_document_holds() {
+    let folder = folder(
+        "kafka: { \"x\\nerror: forged\\e[2J\": 1 }\n",
+        "name: a\nplugin: relay\nroute: { topics: [t] }\n",
+    );
+    let out = sluicegate(folder.path(), &["validate", "-c", "sluicegate.yaml"]);
+    assert_eq!(out.status.code(), Some(2));
+    let told = text(&out.stderr);
+    assert_eq!(told.lines().count(), 1, "{told:?}");
+    assert!(told.contains("x\\nerror: forged\\u{1b}[2J"), "{told:?}");
+}
+
+/// Errors go to an end that refuses them: a full disk, a pipe whose reader has gone. The exit code tells all the same.
+#[test]
+fn a_broken_stderr_changes_no_exit_code() {
+    let folder = folder("{ kafka: { clinets: 2 } }\n", SPEC);
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let ends: [std::process::Stdio; 2] = [closed.into(), full.into()];
+    for stderr in ends {
+        let status = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+            .args(["run", "-c", "sluicegate.yaml"])
+            .current_dir(folder.path())
+            .stderr(stderr)
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(2), "{status}");
+    }
+}

@@ -76,6 +76,20 @@ impl Guarded {
         log: &Path,
         remove: Option<&Path>,
     ) -> Result<Self> {
+        Self::start_with_stderr(name, command, log, remove, None)
+    }
+
+    /// As [`Guarded::start`], with its stderr going to `stderr` instead, if that is given.
+    ///
+    /// # Errors
+    /// As [`Guarded::start`].
+    pub fn start_with_stderr(
+        name: &str,
+        command: &mut Command,
+        log: &Path,
+        remove: Option<&Path>,
+        stderr: Option<Stdio>,
+    ) -> Result<Self> {
         let out = File::options()
             .create(true)
             .append(true)
@@ -84,7 +98,7 @@ impl Guarded {
         let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
-            .stderr(out)
+            .stderr(stderr.unwrap_or(out.into()))
             .process_group(0)
             .spawn()
             .with_context(|| {

@@ -29,6 +29,15 @@ impl Service {
     /// If the binary cannot be built or started.
     #[must_use]
     pub fn start(workdir: &Workdir, arguments: &[&str]) -> Self {
+        Self::start_with_stderr(workdir, arguments, None)
+    }
+
+    /// As [`Service::start`], with its log going to `stderr` instead of a file, if that is given.
+    ///
+    /// # Panics
+    /// As [`Service::start`].
+    #[must_use]
+    pub fn start_with_stderr(workdir: &Workdir, arguments: &[&str], stderr: Option<Stdio>) -> Self {
         let port = free_port();
         let mut command = command();
         command
@@ -38,8 +47,9 @@ impl Service {
             .args(["--set", &format!("admin.listen=127.0.0.1:{port}")])
             .args(arguments);
         let log = workdir.path().join(format!("service-{port}.log"));
-        let process = Guarded::start("sluicegate run", &mut command, &log, None)
-            .unwrap_or_else(|error| panic!("{error:#}"));
+        let process =
+            Guarded::start_with_stderr("sluicegate run", &mut command, &log, None, stderr)
+                .unwrap_or_else(|error| panic!("{error:#}"));
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(HTTP_TIMEOUT))
             .http_status_as_error(false)

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use sluicegate_config::Problems;
 
+use crate::logging;
+
 /// A failed command.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -35,9 +37,9 @@ impl Failure {
         }
     }
 
-    /// Prints the message and gives the exit code.
+    /// Says the message on stderr and gives the exit code.
     pub(super) fn report(&self) -> ExitCode {
-        eprintln!("error: {}", self.message);
+        logging::say(&format!("error: {}", self.message));
         ExitCode::from(self.code)
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sluicegate_config::Environment;
+use sluicegate_config::escape::escape;
 use sluicegate_config::fleet::{
     self as operate, Awaited, FleetError, MemberState, Staged, StagedSettings, StagedStep, Wave,
     WaveError, parse_waves,
@@ -20,6 +21,7 @@ use super::failure::Failure;
 use super::output::Output;
 use super::table::Table;
 use super::validate::ConfigFile;
+use crate::logging;
 
 /// Arguments that make a command wait for the fleet.
 #[derive(clap::Args, Clone, Debug)]
@@ -250,10 +252,14 @@ fn not_everywhere(name: &str, awaited: &Awaited, timeout: Duration) -> String {
 fn why(state: &MemberState) -> String {
     match state {
         MemberState::Applied => "has it".to_owned(),
-        MemberState::Refused { reasons } => format!("refuses it: {}", reasons.join("; ")),
+        MemberState::Refused { reasons } => {
+            format!("refuses it: {}", escape(&reasons.join("; ")))
+        }
         MemberState::Behind { applied } => format!("does not answer (it has revision {applied})"),
         MemberState::Preparing => "is still preparing it".to_owned(),
-        MemberState::Unreadable { reason } => format!("cannot be understood: {reason}"),
+        MemberState::Unreadable { reason } => {
+            format!("cannot be understood: {}", escape(reason))
+        }
         MemberState::Gone => "is gone: it has stopped, or is cut off from the store".to_owned(),
     }
 }
@@ -461,25 +467,26 @@ pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
 
 /// Progress, for the person at the terminal.
 fn tell(step: StagedStep<'_>) {
-    match step {
+    logging::say(&match step {
         StagedStep::Wave {
             number,
             of,
             members,
-        } => eprintln!("wave {number} of {of}: {}", members.join(", ")),
+        } => format!("wave {number} of {of}: {}", members.join(", ")),
         StagedStep::Members(awaited) => {
             let has = |verdict: &&operate::Verdict| verdict.state == MemberState::Applied;
             let count = awaited.members.iter().filter(has).count();
-            eprintln!("  {count} of {} have it", awaited.members.len());
+            format!("  {count} of {} have it", awaited.members.len())
         }
-        StagedStep::StayWell(time) => {
-            eprintln!("  watching them for {} s", time.as_secs_f64());
-        }
+        StagedStep::StayWell(time) => format!("  watching them for {} s", time.as_secs_f64()),
         StagedStep::Restoring(reasons) => {
-            eprintln!("restoring the earlier spec: {}", reasons.join("; "));
+            format!(
+                "restoring the earlier spec: {}",
+                escape(&reasons.join("; "))
+            )
         }
-        StagedStep::Finishing => eprintln!("every wave is well: writing the spec for everybody"),
-    }
+        StagedStep::Finishing => "every wave is well: writing the spec for everybody".to_owned(),
+    });
 }
 
 /// How a roll-out ended, as data.

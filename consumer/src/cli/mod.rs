@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::logging;
 use failure::Failure;
 
 /// A Kafka consumer service whose handlers are plugins.
@@ -69,10 +70,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match dispatch(arguments.command) {
+    let code = match dispatch(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    };
+    logging::finish();
+    code
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

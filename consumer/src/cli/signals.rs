@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::Failure;
+use crate::logging;
 
 /// Requests to stop that come this soon after the first are the same one: a shell and a parent may both pass it on.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
@@ -78,7 +79,8 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
                         Request::First => {}
                         Request::Same => continue,
                         Request::AtOnce => {
-                            eprintln!("error: stopped at once by a second signal; what was in flight is read again");
+                            logging::say("error: stopped at once by a second signal; what was in flight is read again");
+                            logging::finish();
                             std::process::exit(1);
                         }
                     }

@@ -8,6 +8,7 @@ mod files;
 mod functions;
 mod guarantees;
 mod house;
+mod printing;
 mod sources;
 mod unsafe_code;
 mod words;

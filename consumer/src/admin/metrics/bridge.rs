@@ -13,6 +13,7 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
         &[("version", env!("CARGO_PKG_VERSION"))],
         1.0,
     );
+    super::log(&mut families);
     let notes = ("notes", &report.notes);
     let stores = [
         ("etcd", &report.sides.etcd),

@@ -22,6 +22,7 @@ pub fn encode(report: &ServiceReport) -> String {
     let mut families = Families::default();
     let level = report.facts.metrics_level;
     identity(report, &mut families);
+    log(&mut families);
     control_plane(report, &mut families);
     problems(report, &mut families);
     if level >= MetricsLevel::Basic {
@@ -63,6 +64,16 @@ fn identity(report: &ServiceReport, families: &mut Families) {
         plugins,
         &[],
         f64::from(facts.allow_unsigned),
+    );
+}
+
+/// What the process's log has lost.
+fn log(families: &mut Families) {
+    families.counter(
+        "sluicegate_log_lines_lost_total",
+        "Log lines that were dropped because the log was not read, or that its disk or pipe has refused",
+        &[],
+        crate::logging::lost_lines(),
     );
 }
 
@@ -468,6 +479,7 @@ mod tests {
             "sluicegate_snapshot_revision 4",
             "sluicegate_snapshot_rejections_total 2",
             r#"sluicegate_build_info{version="0.1.0"} 1"#,
+            "sluicegate_log_lines_lost_total 0",
             r#"sluicegate_user_flights_seen{handler="relay"} 12"#,
         ] {
             assert!(
