@@ -81,6 +81,8 @@ kinds! {
     HandlerClosing = "handler_closing",
     /// A spec, or a part of one, is refused.
     SpecRefused = "spec_refused",
+    /// The plugins folder cannot be read.
+    PluginsUnread = "plugins_unread",
     /// The source of specs cannot be read.
     SpecsUnreachable = "specs_unreachable",
     /// Another process has the member id.

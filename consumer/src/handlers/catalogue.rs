@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use semver::Version;
 use sluicegate_config::spec::VersionRequirement;
-use sluicegate_runtime::{HandlerRuntime, PluginIdentity};
+use sluicegate_runtime::{HandlerRuntime, LoadError, PluginIdentity};
 
 use super::pool::relock;
+use crate::admin::view::now_ms;
+use crate::admin::{ProblemKind, ServiceProblem};
 
 /// What makes a folder a package.
 const MANIFEST: &str = "plugin.yaml";
@@ -25,12 +27,34 @@ pub struct Catalogue {
     allow_unsigned: bool,
     runtimes: Vec<Arc<dyn HandlerRuntime>>,
     files: Mutex<BTreeMap<PathBuf, File>>,
+    /// Why the last scan could not read the folder, or a package in it, and since when that is so.
+    unreadable: Mutex<Option<Unreadable>>,
 }
 
 /// A file and what is known of it.
 struct File {
     stamp: Stamp,
     content: Result<Arc<Artefact>, String>,
+    /// It could not be read, which says nothing of what it is: the next scan tries again.
+    again: bool,
+}
+
+/// A folder that cannot be read.
+#[derive(Clone, Debug)]
+struct Unreadable {
+    why: String,
+    since_ms: i64,
+    /// Files that are known from before stay in use.
+    keeps: bool,
+}
+
+/// What a look at the folder has found.
+#[derive(Default)]
+struct Listing {
+    /// Files, each with its stamp if that could be had.
+    files: Vec<(PathBuf, Option<Stamp>)>,
+    /// Folders that could not be read, and why.
+    unreadable: Vec<(PathBuf, String)>,
 }
 
 /// Tells whether a file has changed.
@@ -155,6 +179,7 @@ impl Catalogue {
             allow_unsigned,
             runtimes,
             files: Mutex::default(),
+            unreadable: Mutex::default(),
         }
     }
 
@@ -163,23 +188,31 @@ impl Catalogue {
         &self.folder
     }
 
-    /// Reads the folder again; files that have not changed are not opened. A folder that cannot be read is empty.
+    /// Reads the folder again; files that have not changed are not opened. What cannot be read at present (the folder, a
+    /// package in it, a file) stays as it was known before: that it cannot be read does not mean that it is gone.
     pub fn scan(&self) -> Scan {
         let now = SystemTime::now();
         let mut found = Scan::default();
         let mut files = relock(&self.files);
         let mut before = std::mem::take(&mut *files);
-        for (path, stamp) in self.list() {
-            let Some(runtime) = self.runtimes.iter().find(|r| r.recognises(&path)) else {
+        let had_files = !before.is_empty();
+        let listing = self.list();
+        for (path, stamp) in listing.files {
+            let known = before.remove(&path);
+            let Some(stamp) = stamp else {
+                files.extend(known.map(|file| (path, file)));
                 continue;
             };
-            let known = before.remove(&path);
             let known = match known {
-                Some(file) if file.stamp == stamp => {
+                Some(file) if file.stamp == stamp && !file.again => {
                     files.insert(path, file);
                     continue;
                 }
                 known => known,
+            };
+            let Some(runtime) = self.runtimes.iter().find(|r| r.recognises(&path)) else {
+                found.changed |= known.is_some();
+                continue;
             };
             // A time in the future says nothing of when the file was written.
             let age = now.duration_since(stamp.modified).unwrap_or(SETTLES_IN);
@@ -189,50 +222,125 @@ impl Catalogue {
                 files.extend(known.map(|file| (path, file)));
                 continue;
             }
-            found.changed = true;
-            let file = self.read(&path, stamp, runtime);
+            let (file, changed) = self.read(&path, stamp, runtime, known);
+            found.changed |= changed;
             files.insert(path, file);
         }
-        found.changed |= !before.is_empty();
+        for (path, file) in before {
+            match listing
+                .unreadable
+                .iter()
+                .any(|(at, _)| path.starts_with(at))
+            {
+                true => {
+                    files.insert(path, file);
+                }
+                false => found.changed = true,
+            }
+        }
+        drop(files);
+        self.note_unreadable(&listing.unreadable, had_files);
         found
     }
 
     /// The files of the folder and of the packages in it (folders with a manifest).
-    fn list(&self) -> Vec<(PathBuf, Stamp)> {
-        let mut files = Vec::new();
-        let mut folders = Vec::new();
-        list_folder(&self.folder, &mut files, &mut folders);
-        for package in folders {
+    fn list(&self) -> Listing {
+        let mut listing = Listing::default();
+        for package in list_folder(&self.folder, &mut listing) {
             if package.join(MANIFEST).is_file() {
-                list_folder(&package, &mut files, &mut Vec::new());
+                list_folder(&package, &mut listing);
             }
         }
-        files.sort_by(|(a, _), (b, _)| a.cmp(b));
-        files
+        listing.files.sort_by(|(a, _), (b, _)| a.cmp(b));
+        listing
     }
 
-    fn read(&self, path: &Path, stamp: Stamp, runtime: &Arc<dyn HandlerRuntime>) -> File {
-        let content = runtime
-            .inspect(path)
-            .map_err(|error| error.to_string())
-            .and_then(|identity| {
-                let version = Version::parse(&identity.version).map_err(|error| {
-                    let (path, version) = (path.display(), &identity.version);
-                    format!("plugin `{path}` has the version `{version}`, which is no semantic version: {error}")
-                })?;
-                Ok(Arc::new(Artefact {
-                    path: path.to_owned(),
-                    identity,
-                    version,
-                    runtime: Arc::clone(runtime),
-                    modified: stamp.modified,
-                }))
-            });
-        match &content {
-            Ok(artefact) => tracing::info!(plugin = ?artefact, "plugin found"),
-            Err(reason) => tracing::warn!(%reason, "plugin not usable"),
+    /// Takes note of what cannot be read, and says when that begins and ends. `keeps`: plugins are known from before.
+    fn note_unreadable(&self, found: &[(PathBuf, String)], keeps: bool) {
+        let why: Vec<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
+        let why = why.join("; ");
+        let mut noted = relock(&self.unreadable);
+        let before = noted.take();
+        let was_told = before.as_ref().is_some_and(|before| before.keeps);
+        if why.is_empty() {
+            if was_told {
+                tracing::info!("the plugins folder can be read again");
+            }
+            return;
         }
-        File { stamp, content }
+        if keeps && !was_told {
+            tracing::warn!(
+                why,
+                "the plugins folder cannot be read; the plugins that are known stay in use"
+            );
+        }
+        *noted = Some(Unreadable {
+            why,
+            since_ms: before.map_or_else(now_ms, |before| before.since_ms),
+            keeps,
+        });
+    }
+
+    /// What keeps the folder from being read although plugins of it are in use.
+    pub fn problem(&self) -> Option<ServiceProblem> {
+        let noted = relock(&self.unreadable).clone();
+        let Unreadable { why, since_ms, .. } = noted.filter(|noted| noted.keeps)?;
+        Some(ServiceProblem {
+            kind: ProblemKind::PluginsUnread,
+            count: 1,
+            what: "the plugins folder cannot be read".to_owned(),
+            since_ms,
+            cause: why,
+            remedy: "make it readable for the service; the plugins that are known stay in use, and new ones are found once \
+                     it can be read"
+                .to_owned(),
+        })
+    }
+
+    /// Reads a file, and tells whether that makes a difference. One that was usable and cannot be read at present stays
+    /// what it was.
+    fn read(
+        &self,
+        path: &Path,
+        stamp: Stamp,
+        runtime: &Arc<dyn HandlerRuntime>,
+        known: Option<File>,
+    ) -> (File, bool) {
+        let inspected = runtime.inspect(path);
+        let again = matches!(inspected, Err(LoadError::Unreadable { .. }));
+        let content = inspected.map_err(|error| error.to_string());
+        let content = content.and_then(|identity| artefact(path, stamp, runtime, identity));
+        match (&content, known) {
+            (Err(reason), Some(known)) if again => {
+                let told = known.again || known.content.as_ref().err() == Some(reason);
+                if !told {
+                    tracing::warn!(%reason, "a plugin cannot be read; what is known of it stays in use");
+                }
+                (File { again, ..known }, false)
+            }
+            (Err(reason), _) => {
+                tracing::warn!(%reason, "plugin not usable");
+                (
+                    File {
+                        stamp,
+                        content,
+                        again,
+                    },
+                    true,
+                )
+            }
+            (Ok(artefact), _) => {
+                tracing::info!(plugin = ?artefact, "plugin found");
+                (
+                    File {
+                        stamp,
+                        content,
+                        again,
+                    },
+                    true,
+                )
+            }
+        }
     }
 
     /// The newest artefact that serves `plugin` (its name, or that of a handler that it exports) in a version that
@@ -256,9 +364,14 @@ impl Catalogue {
         if named.is_empty() {
             let known = artefacts()
                 .flat_map(|a| std::iter::once(&a.identity.name).chain(&a.identity.handlers));
-            let broken: Vec<_> = files
+            let unreadable = relock(&self.unreadable).clone();
+            let broken = files
                 .values()
-                .filter_map(|file| file.content.as_ref().err().map(String::as_str))
+                .filter_map(|file| file.content.as_ref().err().cloned());
+            let broken: Vec<_> = unreadable
+                .map(|it| it.why)
+                .into_iter()
+                .chain(broken)
                 .collect();
             return Err(FindError::Unknown {
                 folder: self.folder.display().to_string(),
@@ -292,26 +405,62 @@ impl Catalogue {
     }
 }
 
-/// Adds the files of `folder`, and its folders. Links are followed: plugins are often links into a build's output.
-fn list_folder(folder: &Path, files: &mut Vec<(PathBuf, Stamp)>, folders: &mut Vec<PathBuf>) {
+/// Adds the files of `folder`, and gives its folders. Links are followed: plugins are often links into a build's output.
+fn list_folder(folder: &Path, listing: &mut Listing) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
     let stamp_of = |path: &Path| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.is_file(), Stamp::of(&metadata)?))
+        let metadata = std::fs::metadata(path)?;
+        Ok((metadata.is_file(), Stamp::of(&metadata)))
     };
-    let manifest = stamp_of(&folder.join(MANIFEST)).map(|(_, stamp)| stamp);
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return;
-    };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        match stamp_of(&path) {
-            Some((true, stamp)) => {
-                let stamp = manifest.map_or(stamp, |manifest| stamp.with(manifest));
-                files.push((path, stamp));
-            }
-            Some((false, _)) => folders.push(path),
-            None => {}
+    let manifest = stamp_of(&folder.join(MANIFEST)).ok();
+    let manifest = manifest.and_then(|(_, stamp)| stamp);
+    let mut add = |path: PathBuf| match stamp_of(&path) {
+        Ok((true, stamp)) => {
+            let with_manifest =
+                |stamp: Stamp| manifest.map_or(stamp, |manifest| stamp.with(manifest));
+            listing.files.push((path, stamp.map(with_manifest)));
         }
+        Ok((false, _)) => folders.push(path),
+        Err(error) => {
+            let error: std::io::Error = error;
+            // A link that leads nowhere is no file; of another error it is not known what is behind it.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                listing.files.push((path, None));
+            }
+        }
+    };
+    let read = std::fs::read_dir(folder).and_then(|entries| {
+        for entry in entries {
+            add(entry?.path());
+        }
+        Ok(())
+    });
+    if let Err(error) = read {
+        let why = format!("`{}` cannot be read: {error}", folder.display());
+        listing.unreadable.push((folder.to_owned(), why));
     }
+    folders
+}
+
+fn artefact(
+    path: &Path,
+    stamp: Stamp,
+    runtime: &Arc<dyn HandlerRuntime>,
+    identity: PluginIdentity,
+) -> Result<Arc<Artefact>, String> {
+    let version = Version::parse(&identity.version).map_err(|error| {
+        let (path, version) = (path.display(), &identity.version);
+        format!(
+            "plugin `{path}` has the version `{version}`, which is no semantic version: {error}"
+        )
+    })?;
+    Ok(Arc::new(Artefact {
+        path: path.to_owned(),
+        identity,
+        version,
+        runtime: Arc::clone(runtime),
+        modified: stamp.modified,
+    }))
 }
 
 fn exported_handler(identity: &PluginIdentity, plugin: &str) -> Result<String, FindError> {

@@ -338,6 +338,7 @@ impl ServiceView for View {
         let not_joined = (0..).zip(&self.joined);
         let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
         let (facts, declared) = {
+            let unread = self.registry.catalogue().problem();
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ServiceFacts {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -353,7 +354,10 @@ impl ServiceView for View {
                     .clone()
                     .or_else(|| standing.unreachable.clone()),
                 budget_bytes: self.budget_bytes,
-                problems: silent(&silent_pumps).chain(standing.problems()).collect(),
+                problems: silent(&silent_pumps)
+                    .chain(standing.problems())
+                    .chain(unread)
+                    .collect(),
                 silent_pumps,
                 allow_unsigned: self.allow_unsigned,
                 not_joined: not_joined.map(|(pump, _)| pump).collect(),

@@ -11,5 +11,6 @@ mod reconfigure;
 mod registry;
 mod restarting;
 mod sharing;
+mod unread;
 
 pub(super) use doubles::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};

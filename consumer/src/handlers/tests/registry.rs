@@ -35,7 +35,10 @@ impl HandlerRuntime for TextRuntime {
     }
 
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError> {
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = std::fs::read_to_string(path).map_err(|error| LoadError::Unreadable {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        })?;
         let mut words = text.split_whitespace();
         let refused = || LoadError::Refused {
             path: path.display().to_string(),
@@ -124,7 +127,7 @@ impl Shop {
     }
 
     /// As the control side does when the folder has changed; `None` when nothing came of it.
-    fn rescan(&self) -> Option<Applied> {
+    pub(super) fn rescan(&self) -> Option<Applied> {
         self.registry.rescan().then(|| {
             while self.registry.prepare_next() {}
             self.registry.current()
@@ -137,10 +140,16 @@ impl Shop {
 }
 
 /// Writes a file that looks settled.
-fn put(folder: &Path, file: &str, text: &str) {
+pub(super) fn put(folder: &Path, file: &str, text: &str) {
     let path = folder.join(file);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, text).unwrap();
-    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    age(&path);
+}
+
+/// Makes a file old enough to count as written.
+pub(super) fn age(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_modified(std::time::SystemTime::now() - Duration::from_secs(5))
         .unwrap();
 }

@@ -1,0 +1,73 @@
+//! The plugins folder while it cannot be read.
+
+use sluicegate_config::HandlerSpec;
+
+use super::registry::{Shop, age, put, spec};
+use crate::handlers::Applied;
+
+/// A folder that is away for a moment (an unmounted volume, no descriptor left to open it with) has not lost its plugins.
+#[test]
+fn plugins_that_cannot_be_read_at_present_stay_known() {
+    let mut shop = Shop::new(&[
+        ("liba.so", "copy 1.0.0 copy"),
+        ("pack/libb.so", "other 1.0.0 other"),
+    ]);
+    let folder = shop.folder.path().to_owned();
+    put(&folder, "pack/plugin.yaml", "name: other");
+    let both = |name: &str| {
+        [
+            spec("one", "*", "a"),
+            HandlerSpec {
+                plugin: "other".into(),
+                ..spec(name, "*", "a")
+            },
+        ]
+    };
+    let well = |applied: &Applied| assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
+    well(&shop.apply(&both("two")));
+    assert!(shop.registry.catalogue().problem().is_none());
+
+    let away = folder.with_extension("away");
+    std::fs::rename(&folder, &away).unwrap();
+    assert!(shop.rescan().is_none(), "nothing is gone");
+    let problem = shop.registry.catalogue().problem().unwrap();
+    assert!(problem.cause.contains("cannot be read"), "{problem:?}");
+    // A file in its place cannot be listed either.
+    std::fs::write(&folder, "").unwrap();
+    assert!(shop.rescan().is_none());
+    let known = |plugin: &str| {
+        shop.registry
+            .catalogue()
+            .find(plugin, &"*".parse().unwrap())
+    };
+    assert!(known("copy").is_ok() && known("other").is_ok());
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+    assert!(shop.rescan().is_none());
+    assert!(shop.registry.catalogue().problem().is_none());
+
+    // Of a file that cannot be read it is not known what it is; it is read once it can be.
+    std::fs::write(folder.join("liba.so"), [0xff]).unwrap();
+    age(&folder.join("liba.so"));
+    assert!(shop.rescan().is_none());
+    well(&shop.apply(&both("two")));
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    std::os::unix::fs::symlink("liba.so", folder.join("liba.so")).unwrap();
+    assert!(shop.rescan().is_none());
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    put(&folder, "liba.so", "copy 1.1.0 copy");
+    let next = shop.rescan().unwrap();
+    assert_eq!(&*next.plan.handlers[0].version, "1.1.0");
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    let gone = shop.rescan().unwrap();
+    assert_eq!(
+        &*gone.plan.handlers[0].version, "1.1.0",
+        "what runs goes on"
+    );
+    assert!(
+        shop.registry
+            .catalogue()
+            .find("copy", &"*".parse().unwrap())
+            .is_err()
+    );
+}
