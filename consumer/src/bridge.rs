@@ -49,7 +49,7 @@ impl RunningBridge {
             .build()
             .map_err(BridgeError::Thread)?;
         let listener = tokio.block_on(http::bind(config.admin))?;
-        let address = listener.local_addr().map_err(AdminError::Broken)?;
+        let address = listener.local_addr().map_err(AdminError::Address)?;
         let bridge = Bridge::start(config.open()?, config.settings())?;
         let (stop, stopped) = oneshot::channel::<()>();
         let reporter = Arc::new(bridge.reporter());
@@ -57,9 +57,7 @@ impl RunningBridge {
             let stop = async {
                 let _ = stopped.await;
             };
-            if let Err(error) = http::serve_bridge(listener, reporter, stop).await {
-                tracing::error!(%error, "admin server of the bridge ended");
-            }
+            http::serve_bridge(listener, reporter, stop).await;
         });
         Ok(Self {
             bridge: Some(bridge),

@@ -1,21 +1,26 @@
 //! The admin HTTP server over a scripted service: every route of its OpenAPI document, errors, and who may change gates.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluicegate::admin::http;
 use sluicegate::admin::{
     Explanation, GateError, HandlerReport, PartitionReport, ProblemKind, RecordStatus,
-    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
+    ServiceFacts, ServiceProblem, ServiceReport, ServiceSlot, ServiceView,
 };
 
 #[derive(Default)]
 struct Scripted {
     stopping: AtomicBool,
     gates: Mutex<Vec<(String, bool)>>,
+    /// Explanations of the topic `slow` wait for it.
+    slow: Mutex<Option<Receiver<()>>>,
+    /// Explanations that wait.
+    waiting: AtomicUsize,
 }
 
 impl ServiceView for Scripted {
@@ -51,6 +56,11 @@ impl ServiceView for Scripted {
         offset: Option<i64>,
         _: Duration,
     ) -> Option<Explanation> {
+        if topic == "slow" {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let held = self.slow.lock().expect("no panic while it was held");
+            let _ = held.as_ref().map(Receiver::recv);
+        }
         (topic == "flights" && partition == 2).then(|| Explanation {
             topic: topic.to_owned(),
             partition,
@@ -123,13 +133,17 @@ struct Running {
 }
 
 fn start() -> Running {
+    let view = Arc::new(Scripted::default());
+    let slot = ServiceSlot::of(view.clone());
+    start_with(view, Arc::new(slot))
+}
+
+fn start_with(view: Arc<Scripted>, slot: Arc<ServiceSlot>) -> Running {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     let listener = runtime.block_on(http::bind(any)).expect("a free port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
-    let view = Arc::new(Scripted::default());
-    let served: Arc<dyn ServiceView> = view.clone();
-    runtime.spawn(http::serve(listener, served, std::future::pending()));
+    runtime.spawn(http::serve_starting(listener, slot, std::future::pending()));
     let config = ureq::Agent::config_builder().http_status_as_error(false);
     Running {
         view,
@@ -412,4 +426,61 @@ fn a_restart_says_which_generation_serves_or_why_none_does() {
     let page = [("origin", "http://elsewhere.example")];
     let (status, body) = service.post("/api/v1/handlers/relay/restart", &page);
     assert_eq!((status, &body["error"]["code"]), (403, &json!("forbidden")));
+}
+
+#[test]
+fn it_lives_before_there_is_a_service_and_says_that_there_is_none() {
+    let (view, slot) = (
+        Arc::new(Scripted::default()),
+        Arc::new(ServiceSlot::default()),
+    );
+    let running = start_with(view.clone(), Arc::clone(&slot));
+    assert_eq!(running.get("/livez"), (200, "alive\n".to_owned()));
+    for path in ["/readyz", "/metrics", "/api/v1/status", "/api/v1/handlers"] {
+        let (status, body) = running.get(path);
+        assert_eq!(status, 503, "{path}: {body}");
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(body["error"]["code"], "not_ready", "{path}");
+    }
+    slot.fill(view);
+    assert_eq!(running.get("/readyz").0, 200);
+    running.json("/api/v1/status");
+}
+
+/// Slow questions take every permit; probes pass them by.
+#[test]
+fn probes_are_answered_while_questions_wait() {
+    let running = start();
+    let (release, held) = channel();
+    *running.view.slow.lock().expect("not poisoned") = Some(held);
+    let path = format!("{}/api/v1/explain/slow/0", running.base);
+    let questions: Vec<_> = (0..16)
+        .map(|_| {
+            let (agent, path) = (running.agent.clone(), path.clone());
+            std::thread::spawn(move || agent.get(path).call().expect("an answer").status().as_u16())
+        })
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while running.view.waiting.load(Ordering::SeqCst) < 16 {
+        assert!(Instant::now() < deadline, "the questions do not arrive");
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        running.get("/api/v1/status").0,
+        503,
+        "every permit is taken"
+    );
+    assert_eq!(running.get("/livez").0, 200);
+    std::thread::scope(|scope| {
+        let probes: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| running.get("/readyz").0))
+            .collect();
+        for probe in probes {
+            assert_eq!(probe.join().expect("a probe"), 200);
+        }
+    });
+    drop(release);
+    for question in questions {
+        assert_eq!(question.join().expect("a question"), 404);
+    }
 }

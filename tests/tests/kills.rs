@@ -228,8 +228,8 @@ fn a_right_to_read_that_goes_and_comes_back_loses_nothing() {
         produce(1_000);
         // A member that comes and goes while reading is denied: each rebalance pauses what the others read.
         let mut other = Service::start(&workdir, &[]);
-        wait_for("the other member to answer", SOON, || {
-            other.get("/livez").map(drop)
+        wait_for("the other member to start", SOON, || {
+            other.api("status").map(drop)
         });
         wait_for("the denial to be seen", SOON, || {
             let log = first.process().log().to_lowercase();

@@ -1,7 +1,7 @@
 //! Situation: a member of a group is told to stop in the middle of its first join, while it owns nothing, while its broker is
-//! away, and while calls run that last longer than its time to drain.
+//! away, while calls run that last longer than its time to drain, and while its plugins load.
 //! Property: it leaves the group before it ends, so that nobody waits for its session to end, a stop ends by its deadline, and
-//! what a call has finished by then is not handled again (G3).
+//! what a call has finished by then is not handled again (G3). While plugins load it says that it lives and is not ready.
 //! Needs: Kafka of its own.
 //! Command: `cargo xtask test --scenario stopping`
 
@@ -156,4 +156,33 @@ fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
     done.sort_unstable();
     assert!(done.iter().copied().eq(0..RECORDS), "each once: {done:?}");
     stop(&mut next);
+}
+
+#[test]
+fn a_service_whose_plugins_load_slowly_lives_and_stops() {
+    let (kafka, _client) = start();
+    let workdir = workdir(&kafka, "slow");
+    workdir.plugins(&["misbehave"]);
+    workdir.spec(
+        "copy",
+        "plugin: misbehave\nversion: \"*\"\nroute: { topics: [source] }\nconfig: { slow_start: 25s }\n",
+    );
+    let mut service = Service::start(&workdir, &[]);
+    wait_for("the plugin to be found", SOON, || {
+        match service.process().log().contains("plugin found") {
+            true => Ok(()),
+            false => Err("not in the log".to_owned()),
+        }
+    });
+    assert_eq!(service.get("/livez").expect("an answer").0, 200);
+    let (status, body) = service.get("/readyz").expect("an answer");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("starting"), "{body}");
+    let asked = Instant::now();
+    assert!(service.stop(SOON).success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        asked.elapsed()
+    );
 }

@@ -1,5 +1,6 @@
 //! The running service as the admin side sees it; the service's assembly implements it, tests script it.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Explanation, ServiceReport};
@@ -78,6 +79,27 @@ pub trait ServiceView: Send + Sync + 'static {
     /// # Errors
     /// [`GateError`]; the earlier generation stays then.
     fn restart(&self, handler: &str) -> Result<u64, GateError>;
+}
+
+/// Where the admin side finds the service: empty while it starts.
+#[derive(Default)]
+pub struct ServiceSlot(OnceLock<Arc<dyn ServiceView>>);
+
+impl ServiceSlot {
+    /// A slot that holds a service already.
+    pub fn of(view: Arc<dyn ServiceView>) -> Self {
+        Self(OnceLock::from(view))
+    }
+
+    /// The service has started; a second one is not taken.
+    pub fn fill(&self, view: Arc<dyn ServiceView>) {
+        let _ = self.0.set(view);
+    }
+
+    /// The service, once it has started.
+    pub fn get(&self) -> Option<&Arc<dyn ServiceView>> {
+        self.0.get()
+    }
 }
 
 /// Milliseconds since the epoch.

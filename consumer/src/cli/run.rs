@@ -101,6 +101,7 @@ fn start(
             Ok(service) => {
                 let service = service.map_err(start_failed)?;
                 if reread {
+                    tracing::info!("reading specs again");
                     service.reread();
                 }
                 let stop = stop_by.is_some();

@@ -1,7 +1,8 @@
 //! Assembles the service in order, and owns the order in which it ends.
 //!
 //! ```text
-//!  start: specs ─► emitter ─► admin address ─► pumps ─► registry: first plan ─► admin HTTP ─► watch of specs and plugins
+//!  start: admin HTTP (`/livez`) ─► specs ─► emitter ─► pumps ─► registry: first plan ─► the rest of HTTP ─► watch of specs
+//!         and plugins
 //!  stop:  pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP, all by one deadline
 //! ```
 //!
@@ -25,7 +26,7 @@ use sluicegate_config::{Environment, Problems, ServiceConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::admin::http;
+use crate::admin::{ServiceSlot, http};
 use crate::emit::KafkaEmitter;
 use crate::handlers::Registry;
 use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle};
@@ -95,6 +96,12 @@ impl Service {
         environment: &Environment,
         join_gate: &Arc<JoinGate>,
     ) -> Result<Self, StartError> {
+        let tokio = start_tokio()?;
+        // Before anything else: a second service with the same config ends here, and this one says that it lives however long
+        // stores, plugins or the cluster let it wait.
+        let listener = listen(&tokio, config.admin.listen)?;
+        let slot = Arc::new(ServiceSlot::default());
+        let (admin_stop, admin_address) = start_admin(&tokio, listener, &slot)?;
         let mut source = config
             .handlers
             .open(environment)
@@ -109,9 +116,6 @@ impl Service {
         let emitter = KafkaEmitter::new(&client)
             .map(Arc::new)
             .map_err(|error| StartError::part("kafka producer")(error.to_string()))?;
-        let tokio = start_tokio()?;
-        // Before anything joins the group: a second service with the same config ends here.
-        let listener = listen(&tokio, config.admin.listen)?;
         let pumps = start_pumps(config, &client, &emitter, join_gate)?;
         let registry = Registry::new(settings::registry(config, emitter.clone()))
             .map(Arc::new)
@@ -129,7 +133,7 @@ impl Service {
             desk.join(&store, &config.handlers, source.own_id())
                 .map_err(|error| StartError::part("member key")(error.to_string()))?;
         }
-        let (admin_stop, admin_address) = start_admin(&tokio, listener, &view)?;
+        slot.fill(view.clone());
         let (control, sink) = desk
             .spawn()
             .map_err(|e| StartError::part("control thread")(e.to_string()))?;
@@ -251,20 +255,18 @@ type Admin = (oneshot::Sender<()>, std::net::SocketAddr);
 fn start_admin(
     tokio: &tokio::runtime::Runtime,
     listener: TcpListener,
-    view: &Arc<View>,
+    slot: &Arc<ServiceSlot>,
 ) -> Result<Admin, StartError> {
     let address = listener
         .local_addr()
         .map_err(|error| StartError::part("admin server")(error.to_string()))?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let view = view.clone();
+    let slot = Arc::clone(slot);
     tokio.spawn(async move {
         let stop = async {
             let _ = stopped.await;
         };
-        if let Err(error) = http::serve(listener, view, stop).await {
-            tracing::error!(%error, "admin server ended");
-        }
+        http::serve_starting(listener, slot, stop).await;
     });
     Ok((stop, address))
 }

@@ -34,6 +34,8 @@ pub struct Config {
     pub emit_first: bool,
     /// It is not well as long as a file is there.
     pub ill_while: Option<PathBuf>,
+    /// How long building it takes, such as `20s`.
+    pub slow_start: Option<String>,
 }
 
 /// What to do to which records.
@@ -217,6 +219,9 @@ impl Handler for Misbehave {
     const TAKES_CONFIG: bool = true;
 
     fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+        if let Some(time) = &config.slow_start {
+            std::thread::sleep(parse_duration(time).map_err(HandlerError::terminal)?);
+        }
         Self::ready(config)
     }
 

@@ -10,26 +10,20 @@ use axum::{Json, Router};
 use sluicegate_config::bridge::BridgeReport;
 use tokio::net::TcpListener;
 
-use super::AdminError;
 use super::answer::Refusal;
+use super::server;
 use crate::admin::metrics;
 
 /// Asks a bridge for its report.
 pub type BridgeReporter = Arc<dyn Fn() -> BridgeReport + Send + Sync>;
 
 /// Answers requests about a bridge until `stop` is done, then finishes those under way.
-///
-/// # Errors
-/// [`AdminError::Broken`].
 pub async fn serve_bridge(
     listener: TcpListener,
     report: BridgeReporter,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), AdminError> {
-    axum::serve(listener, bridge_router(report))
-        .with_graceful_shutdown(stop)
-        .await
-        .map_err(AdminError::Broken)
+) {
+    server::serve(listener, bridge_router(report), stop).await;
 }
 
 /// The routes over a bridge.

@@ -12,17 +12,18 @@ mod answer;
 mod bridge;
 mod origin;
 mod routes;
+mod server;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use super::ServiceView;
+use super::{ServiceSlot, ServiceView};
 
 pub use answer::{ErrorBody, ErrorDetail};
 pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
-pub use routes::{GateBody, GateChange, HandlerRestart, Readiness, StatusReport, router};
+pub use routes::{GateBody, GateChange, HandlerRestart, Readiness, StatusReport};
 
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +38,9 @@ pub enum AdminError {
         /// The system's words.
         reason: std::io::Error,
     },
-    /// The server broke.
-    #[error("the admin HTTP server stopped: {0}")]
-    Broken(std::io::Error),
+    /// The address that was taken cannot be told.
+    #[error("the admin HTTP address cannot be told: {0}")]
+    Address(std::io::Error),
 }
 
 /// Takes the address, so that a second service on it fails at start.
@@ -52,18 +53,21 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener, AdminError> {
         .map_err(|reason| AdminError::Listen { listen, reason })
 }
 
-/// Answers requests until `stop` is done, then finishes those under way.
-///
-/// # Errors
-/// [`AdminError::Broken`].
+/// Answers requests about `view` until `stop` is done, then finishes those under way.
 pub async fn serve(
     listener: TcpListener,
     view: Arc<dyn ServiceView>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), AdminError> {
-    let service = router(view).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service)
-        .with_graceful_shutdown(stop)
-        .await
-        .map_err(AdminError::Broken)
+) {
+    serve_starting(listener, Arc::new(ServiceSlot::of(view)), stop).await;
+}
+
+/// As [`serve`], for a service that is still starting: until `slot` holds it, `/livez` says that the process lives, and
+/// everything else that there is no service yet.
+pub async fn serve_starting(
+    listener: TcpListener,
+    slot: Arc<ServiceSlot>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) {
+    server::serve(listener, routes::router(slot), stop).await;
 }

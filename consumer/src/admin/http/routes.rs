@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
@@ -20,7 +20,7 @@ use super::origin;
 use crate::admin::view::now_ms;
 use crate::admin::{
     CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceFacts,
-    ServiceProblem, ServiceReport, ServiceView, TopicReport, metrics, openapi,
+    ServiceProblem, ServiceReport, ServiceSlot, ServiceView, TopicReport, metrics, openapi,
 };
 
 /// How long pumps have to answer.
@@ -36,11 +36,48 @@ const MAX_ASKING: usize = 16;
 
 #[derive(Clone)]
 struct Admin {
-    view: Arc<dyn ServiceView>,
+    service: Arc<ServiceSlot>,
     asking: Arc<Semaphore>,
+    /// Readiness has its own way past the others: however many of them there are, a probe is answered.
+    probe: Arc<Probe>,
 }
 
+/// The last answer to readiness, and when it was begun.
+#[derive(Default)]
+struct Probe(tokio::sync::Mutex<Option<(Instant, Readiness)>>);
+
+const STARTING: &str =
+    "the service is starting: specs are read and plugins are loaded; its log says how that goes";
+
 impl Admin {
+    fn service(&self) -> Result<Arc<dyn ServiceView>, Refusal> {
+        self.service
+            .get()
+            .cloned()
+            .ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", STARTING))
+    }
+
+    /// Where the service stands, by its report alone. At most one question at a time goes to it, however many ask here;
+    /// whoever has waited for one that was begun after they came is content with its answer.
+    async fn readiness(&self) -> Result<Readiness, Refusal> {
+        let came = Instant::now();
+        let Some(view) = self.service.get().cloned() else {
+            return Ok(Readiness::of(Err(STARTING.to_owned()), Vec::new()));
+        };
+        let mut last = self.probe.0.lock().await;
+        if let Some((begun, readiness)) = &*last
+            && *begun >= came
+        {
+            return Ok(readiness.clone());
+        }
+        let begun = Instant::now();
+        let asked = tokio::task::spawn_blocking(move || view.report(READY_DEADLINE));
+        let report = asked.await.map_err(|_| cannot_answer())?;
+        let readiness = Readiness::of(report.readiness(now_ms()), report.facts.problems);
+        *last = Some((begun, readiness.clone()));
+        Ok(readiness)
+    }
+
     /// Runs a question where blocking is allowed; refuses when too many are under way.
     async fn ask<T: Send + 'static>(
         &self,
@@ -54,29 +91,13 @@ impl Admin {
                 message,
             ));
         };
-        let view = Arc::clone(&self.view);
+        let view = self.service()?;
         let answer = tokio::task::spawn_blocking(move || {
             let answer = question(view.as_ref());
             drop(permit);
             answer
         });
-        answer
-            .await
-            .map_err(|_| Refusal::failed("the service could not answer; its log says why"))
-    }
-
-    /// Where the service stands, by its report alone.
-    async fn readiness(&self) -> Result<Readiness, Refusal> {
-        let report = self.ask(|view| view.report(READY_DEADLINE)).await?;
-        let error = report.readiness(now_ms()).err().map(|message| ErrorDetail {
-            code: "not_ready".to_owned(),
-            message,
-        });
-        Ok(Readiness {
-            ready: error.is_none(),
-            error,
-            problems: report.facts.problems,
-        })
+        answer.await.map_err(|_| cannot_answer())
     }
 
     async fn report(&self) -> Result<ServiceReport, Refusal> {
@@ -122,6 +143,20 @@ pub struct Readiness {
     pub problems: Vec<ServiceProblem>,
 }
 
+impl Readiness {
+    fn of(ready: Result<(), String>, problems: Vec<ServiceProblem>) -> Self {
+        let error = ready.err().map(|message| ErrorDetail {
+            code: "not_ready".to_owned(),
+            message,
+        });
+        Self {
+            ready: error.is_none(),
+            error,
+            problems,
+        }
+    }
+}
+
 /// The body of a gate change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -148,11 +183,12 @@ pub struct HandlerRestart {
     pub generation: u64,
 }
 
-/// The routes over `view`.
-pub fn router(view: Arc<dyn ServiceView>) -> Router {
+/// The routes over a service.
+pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
     let admin = Admin {
-        view,
+        service,
         asking: Arc::new(Semaphore::new(MAX_ASKING)),
+        probe: Arc::default(),
     };
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
@@ -195,6 +231,10 @@ pub fn router(view: Arc<dyn ServiceView>) -> Router {
         .layer(middleware::from_fn(limit_time))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(admin)
+}
+
+fn cannot_answer() -> Refusal {
+    Refusal::failed("the service could not answer; its log says why")
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {

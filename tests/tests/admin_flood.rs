@@ -1,0 +1,127 @@
+//! Situation: hundreds of half-open connections at the admin address of a service under load, and then not one file descriptor
+//! left in its process.
+//! Property: `/livez` and `/readyz` are answered all along, a running handler does not notice, and a change of the plugins folder
+//! that cannot be read takes no plugin away.
+//! Needs: Kafka
+//! Command: `cargo xtask test --scenario admin_flood`
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::Service;
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+const RECORDS: u64 = 300;
+const HALF_OPEN: usize = 500;
+const SOON: Duration = Duration::from_secs(60);
+/// What a probe may take on a busy machine; far less than a half-open connection lasts.
+const PROMPT: Duration = Duration::from_secs(3);
+
+fn probe(service: &Service) {
+    for path in ["/livez", "/readyz"] {
+        let asked = Instant::now();
+        let (status, body) = service.get(path).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(status, 200, "{path}: {body}");
+        assert!(
+            asked.elapsed() < PROMPT,
+            "{path} took {:?}",
+            asked.elapsed()
+        );
+    }
+}
+
+/// Connections that have sent a part of a request.
+fn half_open(service: &Service, count: usize) -> Vec<TcpStream> {
+    let address = service.admin().trim_start_matches("http://").to_owned();
+    let open = |_| {
+        let mut stream = TcpStream::connect(&address).expect("the listener takes connections");
+        // It may be closed already, for a later one.
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n");
+        stream
+    };
+    (0..count).map(open).collect()
+}
+
+/// From now on the process can open no file beyond those that it has.
+fn take_all_descriptors(pid: u32) {
+    let highest = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the process's files")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok())
+        .max()
+        .expect("it has files");
+    limit_descriptors(pid, Some(highest + 1));
+}
+
+/// Sets how many files the process may have; `None` is what this one may.
+fn limit_descriptors(pid: u32, most: Option<u64>) {
+    let own = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: most.or(own.current),
+        maximum: own.maximum,
+    };
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    prlimit(pid, Resource::Nofile, limit).expect("a limit of files");
+}
+
+#[test]
+fn probes_and_records_do_not_notice_a_flood_or_a_full_file_table() {
+    let bootstrap = Kafka::shared().bootstrap();
+    let client = Client::new(bootstrap);
+    let (topic, copy) = (unique("flooded"), unique("copy"));
+    client.create_topic(&topic, 2);
+    client.create_topic(&copy, 2);
+    let workdir = Workdir::new(bootstrap, &topic, "");
+    workdir.plugins(&["relay"]);
+    let spec = format!(
+        "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ topic: {copy} }}\n"
+    );
+    workdir.spec("copy", &spec);
+    let mut service = Service::ready(&workdir, &[]);
+    let mut sent = 0;
+    let mut records_flow = |service: &Service| {
+        client.produce(
+            &topic,
+            (0..RECORDS).map(|n| Outgoing::new(&n.to_string(), "v")),
+        );
+        sent += RECORDS;
+        service.wait_outcomes("copy", "ack", sent, SOON);
+    };
+    records_flow(&service);
+
+    let mut flood = half_open(&service, HALF_OPEN);
+    for _ in 0..10 {
+        probe(&service);
+    }
+    records_flow(&service);
+    probe(&service);
+
+    take_all_descriptors(service.process().pid());
+    // What is left below the limit is taken as well.
+    flood.extend(half_open(&service, HALF_OPEN));
+    for _ in 0..10 {
+        probe(&service);
+    }
+    // A new plugin makes the folder be read, which takes a descriptor that is not there.
+    workdir.plugins(&["flight-delays"]);
+    workdir.spec("second", &spec);
+    records_flow(&service);
+    probe(&service);
+    assert!(service.process().exited().is_none());
+
+    limit_descriptors(service.process().pid(), None);
+    drop(flood);
+    wait_for("the handler that came meanwhile", SOON, || {
+        match service.api("handlers/second")?["state"].as_str() {
+            Some("ACTIVE") => Ok(()),
+            state => Err(format!("{state:?}")),
+        }
+    });
+    records_flow(&service);
+    assert!(service.stop(SOON).success());
+}
