@@ -44,7 +44,10 @@ impl ClientRole {
     }
 }
 
-/// Keys that the service owns, with the sentence that goes on after the key.
+const NO_KERBEROS: &str = "needs Kerberos, which this build of librdkafka does not have; log in by SCRAM, PLAIN, \
+     OAUTHBEARER or a client's certificate";
+
+/// Keys that the service owns or cannot honour, with the sentence that goes on after the key.
 const OWNED: &[(&str, &str)] = &[
     (
         "acks",
@@ -151,10 +154,11 @@ const OWNED: &[(&str, &str)] = &[
         "request.required.acks",
         "is always `all`: a dead letter or an emitted record counts once every replica has it",
     ),
-    (
-        "sasl.kerberos.kinit.cmd",
-        "runs a command on this machine; renew the ticket outside of the service",
-    ),
+    ("sasl.kerberos.keytab", NO_KERBEROS),
+    ("sasl.kerberos.kinit.cmd", NO_KERBEROS),
+    ("sasl.kerberos.min.time.before.relogin", NO_KERBEROS),
+    ("sasl.kerberos.principal", NO_KERBEROS),
+    ("sasl.kerberos.service.name", NO_KERBEROS),
     (
         "ssl.engine.id",
         "loads code into the service; give the key by `ssl.key.location`",
@@ -224,7 +228,7 @@ fn is_sensitive(key: &str) -> bool {
 
 /// Whether a key names a file of this machine.
 fn is_path(key: &str) -> bool {
-    key.ends_with(".location") || key.ends_with(".file") || key == "sasl.kerberos.keytab"
+    key.ends_with(".location") || key.ends_with(".file")
 }
 
 /// Reads the map; relative file names are resolved against `base`.
@@ -257,7 +261,60 @@ pub(crate) fn read(
             _ => checker.refuse(&entry.value, "a text, number or flag", &path),
         }
     }
+    for (key, reason) in login_refusals(&client, role) {
+        if let Some(entry) = entries.iter().find(|entry| entry.key == key) {
+            checker.report(&entry.value.place, &join(path, key), reason);
+        }
+    }
     client
+}
+
+/// Why a login cannot work, as far as librdkafka does not say so when a client is made: it takes a mechanism whose tokens
+/// nobody would fetch, and waits for them for ever.
+fn login_refusals(
+    client: &BTreeMap<String, ClientValue>,
+    role: ClientRole,
+) -> Vec<(&'static str, String)> {
+    let given = |key: &'static str| Some((key, client.get(key)?.expose()));
+    let is = |value: &str, word: &str| value.trim().eq_ignore_ascii_case(word);
+    let mut refusals = Vec::new();
+    let mechanism = given("sasl.mechanism").or_else(|| given("sasl.mechanisms"));
+    match mechanism {
+        Some((key, value)) if is(value, "GSSAPI") => {
+            refusals.push((key, format!("`GSSAPI` {NO_KERBEROS}")));
+        }
+        Some((key, value)) if is(value, "OAUTHBEARER") => {
+            let method = given("sasl.oauthbearer.method");
+            if !method.is_some_and(|(_, method)| is(method, "oidc")) {
+                let reason = "`OAUTHBEARER` takes its tokens from an OpenID Connect endpoint: set \
+                              `sasl.oauthbearer.method: oidc`, `sasl.oauthbearer.token.endpoint.url`, \
+                              `sasl.oauthbearer.client.id` and `sasl.oauthbearer.client.secret`";
+                refusals.push((key, reason.to_owned()));
+            }
+        }
+        Some(_) => {}
+        None => {
+            let protocol = given("security.protocol").filter(|_| role == ClientRole::Consumer);
+            if let Some((key, value)) = protocol
+                && value.trim().to_ascii_lowercase().starts_with("sasl_")
+            {
+                let reason = "wants `sasl.mechanism` beside it: SCRAM-SHA-512, SCRAM-SHA-256, PLAIN or OAUTHBEARER";
+                refusals.push((key, reason.to_owned()));
+            }
+        }
+    }
+    if let Some((key, url)) = given("sasl.oauthbearer.token.endpoint.url")
+        && !["http://", "https://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme))
+    {
+        refusals.push((
+            key,
+            "is no address of a token endpoint; it looks like https://login.example.com/token"
+                .to_owned(),
+        ));
+    }
+    refusals
 }
 
 fn read_value(entry: &Entry, scalar: &Scalar, base: &Path) -> ClientValue {
@@ -310,6 +367,55 @@ mod tests {
         for key in CONSUMER_ONLY.iter().chain(PRODUCER_ONLY) {
             assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
             assert!(OWNED.iter().all(|(owned, _)| owned != key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_login_that_cannot_work_is_refused_by_its_key() {
+        let map = |keys: &[(&str, &str)]| -> BTreeMap<String, ClientValue> {
+            let plain = |text: &str| ClientValue::Plain(text.to_owned());
+            keys.iter()
+                .map(|(key, text)| ((*key).to_owned(), plain(text)))
+                .collect()
+        };
+        let sasl = ("security.protocol", "SASL_SSL");
+        let bearer = ("sasl.mechanism", "OAUTHBEARER");
+        let oidc = ("sasl.oauthbearer.method", "OIDC");
+        let url = |url| ("sasl.oauthbearer.token.endpoint.url", url);
+        for (keys, refused) in [
+            (&[][..], &[][..]),
+            (&[("security.protocol", "SSL")], &[]),
+            (&[sasl], &["security.protocol"]),
+            (&[sasl, ("sasl.mechanisms", "PLAIN")], &[]),
+            (&[sasl, ("sasl.mechanism", "gssapi")], &["sasl.mechanism"]),
+            (&[sasl, ("sasl.mechanisms", "GSSAPI")], &["sasl.mechanisms"]),
+            (&[sasl, bearer], &["sasl.mechanism"]),
+            (
+                &[sasl, bearer, ("sasl.oauthbearer.method", "default")],
+                &["sasl.mechanism"],
+            ),
+            (
+                &[
+                    sasl,
+                    bearer,
+                    ("enable.sasl.oauthbearer.unsecure.jwt", "true"),
+                ],
+                &["sasl.mechanism"],
+            ),
+            (&[sasl, bearer, oidc, url("https://a/token")], &[]),
+            (
+                &[sasl, bearer, oidc, url("a/token")],
+                &["sasl.oauthbearer.token.endpoint.url"],
+            ),
+        ] {
+            let found = login_refusals(&map(keys), ClientRole::Consumer);
+            let found: Vec<&str> = found.iter().map(|(key, _)| *key).collect();
+            assert_eq!(found, refused, "{keys:?}");
+        }
+        assert!(login_refusals(&map(&[sasl]), ClientRole::Producer).is_empty());
+        for role in [ClientRole::Consumer, ClientRole::Producer] {
+            let refused = refusal("sasl.kerberos.keytab", role).expect("it cannot be honoured");
+            assert!(refused.contains("Kerberos"), "{refused}");
         }
     }
 

@@ -103,7 +103,7 @@ static KAFKA: Object = Object {
         },
         Field {
             name: "clients",
-            doc: "Kafka clients, each with a pump thread of its own.",
+            doc: "Kafka clients, each with a pump thread of its own. With several, each has a `group.instance.id` of its own if one is set: the number of the client, from 0, is put behind it (`-0`, `-1`).",
             kind: Kind::Count { min: 1, max: 256 },
             need: Need::Default("1"),
         },

@@ -219,7 +219,7 @@ fn start_pumps(
 ) -> Result<Vec<PumpHandle>, StartError> {
     (0..config.kafka.clients)
         .map(|number| {
-            let client = client.clone();
+            let client = client.of_client(number, config.kafka.clients);
             let source = move || -> Result<Box<dyn Source>, SourceError> {
                 Ok(Box::new(KafkaSource::new(&client)?))
             };

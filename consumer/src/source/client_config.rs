@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use sluicegate_config::Secret;
 use sluicegate_config::service::{ClientValue, KafkaConfig};
 
 /// What one client needs to know.
@@ -123,6 +124,23 @@ impl ClientSettings {
             prefetch_bytes: memory / 8 / kafka.clients.max(1) as u64,
             request_timeout: Duration::from_secs(10),
         }
+    }
+
+    /// The settings of one of `clients` clients of a process. As a static member of its group, each has an id of its own:
+    /// two members of one id would take the group from each other.
+    pub fn of_client(&self, number: usize, clients: usize) -> Self {
+        const KEY: &str = "group.instance.id";
+        let mut settings = self.clone();
+        if clients > 1
+            && let Some(id) = settings.client.get_mut(KEY)
+        {
+            let own = format!("{}-{number}", id.expose());
+            *id = match id {
+                ClientValue::Plain(_) => ClientValue::Plain(own),
+                ClientValue::Secret(_) => ClientValue::Secret(Secret::new(own)),
+            };
+        }
+        settings
     }
 
     /// librdkafka's config for a consumer.
@@ -326,6 +344,27 @@ mod tests {
         let lone = producing(&client, &producer).lone_producer();
         assert_eq!(lone.get("batch.num.messages"), Some("1"));
         assert_eq!(lone.get("queue.buffering.max.ms"), None);
+    }
+
+    #[test]
+    fn each_of_several_clients_is_a_static_member_of_its_own() {
+        let secret = ClientValue::Secret(Secret::new("vm-1".to_owned()));
+        let mut settings = settings(&[("group.instance.id", "vm-1")]);
+        let id = |settings: ClientSettings| {
+            settings
+                .consumer()
+                .get("group.instance.id")
+                .map(str::to_owned)
+        };
+        assert_eq!(id(settings.of_client(0, 1)).as_deref(), Some("vm-1"));
+        assert_eq!(id(settings.of_client(0, 2)).as_deref(), Some("vm-1-0"));
+        assert_eq!(id(settings.of_client(1, 2)).as_deref(), Some("vm-1-1"));
+        settings.client.insert("group.instance.id".into(), secret);
+        let secret = settings.of_client(1, 2);
+        assert!(!format!("{secret:?}").contains("vm-1"), "{secret:?}");
+        assert_eq!(id(secret).as_deref(), Some("vm-1-1"));
+        settings.client.clear();
+        assert_eq!(id(settings.of_client(1, 2)), None);
     }
 
     #[test]
