@@ -47,9 +47,22 @@ impl ClientSettings {
 
 fn make(mut config: ClientConfig, kind: RDKafkaType) -> Result<(), KafkaError> {
     config.remove("bootstrap.servers");
+    if fetches_tokens(&config) {
+        // A client asks for its first token at once, and its end waits for the answer; it knows no way to this address.
+        config.set(TOKEN_ENDPOINT, "none:");
+    }
     config.set_log_level(RDKafkaLogLevel::Emerg);
     let native = config.create_native_config()?;
     Client::new(&config, native, kind, DefaultClientContext).map(drop)
+}
+
+const TOKEN_ENDPOINT: &str = "sasl.oauthbearer.token.endpoint.url";
+
+/// Whether a client of this config fetches tokens itself.
+fn fetches_tokens(config: &ClientConfig) -> bool {
+    let has = |key: &str| config.get(key).is_some();
+    // Without an address there is one by the kind of metadata service only; else its lack is to be told.
+    has(TOKEN_ENDPOINT) || has("sasl.oauthbearer.metadata.authentication.type")
 }
 
 /// The reason without the value, which may be secret.
@@ -154,6 +167,39 @@ mod tests {
             assert_eq!(found.len(), 1, "{found:?}");
             assert_eq!(found[0].0, path, "{found:?}");
             assert!(found[0].1.contains(word), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_login_by_tokens_is_checked_without_asking_for_one() {
+        use std::net::TcpListener;
+        use std::time::{Duration, Instant};
+        // Takes connections and answers nothing.
+        let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/token", endpoint.local_addr().unwrap());
+        let login = [
+            ("security.protocol", "sasl_ssl"),
+            ("sasl.mechanism", "OAUTHBEARER"),
+            ("sasl.oauthbearer.method", "oidc"),
+            ("sasl.oauthbearer.client.id", "service"),
+            ("sasl.oauthbearer.client.secret", "hunter2-hunter2"),
+            ("sasl.oauthbearer.token.endpoint.url", &url),
+        ];
+        let begun = Instant::now();
+        assert_eq!(refusals(&login, &[]), []);
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
+        endpoint.set_nonblocking(true).unwrap();
+        assert!(endpoint.accept().is_err(), "it has asked");
+        for missing in 3..login.len() {
+            let mut login = login.to_vec();
+            let (key, _) = login.remove(missing);
+            let found = refusals(&login, &[]);
+            assert_eq!(found.len(), 1, "{key}: {found:?}");
+            assert!(found[0].1.contains(key), "{key}: {found:?}");
         }
     }
 

@@ -56,7 +56,7 @@ pub struct KafkaOptions {
     pub nodes: u16,
     /// Heap of each node in MiB.
     pub heap_mb: u32,
-    /// Listeners with SASL (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), without and with TLS.
+    /// Listeners with SASL (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER), without and with TLS.
     pub secured: bool,
     /// An authorizer that denies what an [`Acl`] denies, and allows what none speaks of.
     pub authorizer: bool,

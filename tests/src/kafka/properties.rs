@@ -89,7 +89,7 @@ pub(super) fn server(
 fn secured_listeners(text: &mut String, certificates: &Certificates) {
     let _ = write!(
         text,
-        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
          ssl.keystore.type=PEM\n\
          ssl.keystore.location={}\n\
          ssl.truststore.type=PEM\n\
@@ -101,7 +101,14 @@ fn secured_listeners(text: &mut String, certificates: &Certificates) {
         "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
     );
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    // Takes tokens without a signature, as long as they are not over.
+    let bearer = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+                  unsecuredLoginStringClaim_sub=\"broker\";";
     for listener in ["login", "secure"] {
+        let _ = writeln!(
+            text,
+            "listener.name.{listener}.oauthbearer.sasl.jaas.config={bearer}"
+        );
         let _ = writeln!(
             text,
             "listener.name.{listener}.plain.sasl.jaas.config={plain}"

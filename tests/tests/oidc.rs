@@ -1,0 +1,240 @@
+//! Situation: a broker that takes OAUTHBEARER tokens, and an OpenID Connect token endpoint behind TLS that gives short ones to
+//! who knows the secret.
+//! Property: the service fetches tokens and renews them, records flow and are committed; with a wrong secret it says so, is not
+//! ready, and shows the secret nowhere.
+//! Needs: Kafka of its own.
+//! Command: `cargo xtask test --scenario oidc`
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use e2e::certificates::Certificates;
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::{Kafka, KafkaOptions};
+use e2e::service::Service;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+const RECORDS: u64 = 200;
+const SOON: Duration = Duration::from_secs(60);
+const SECRET: &str = "open-sesame-open";
+/// How long a token is good for; it is renewed when four fifths of that are over.
+const LIFETIME: Duration = Duration::from_secs(5);
+
+/// A token endpoint: `POST` with the client's id and secret, by TLS.
+struct Endpoint {
+    url: String,
+    given: Arc<AtomicUsize>,
+}
+
+impl Endpoint {
+    fn start(certificates: &Certificates) -> Self {
+        let tls = server_config(certificates);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let given = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&given);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (tls, count) = (Arc::clone(&tls), Arc::clone(&count));
+                // A client that breaks off is not waited for.
+                std::thread::spawn(move || answer(stream, tls, &count));
+            }
+        });
+        let url = format!("https://localhost:{port}/token");
+        Self { url, given }
+    }
+}
+
+fn server_config(certificates: &Certificates) -> Arc<ServerConfig> {
+    let chain = CertificateDer::pem_file_iter(&certificates.server_certificate)
+        .expect("certificates")
+        .collect::<Result<Vec<_>, _>>()
+        .expect("certificates");
+    let key = PrivateKeyDer::from_pem_file(&certificates.server_key).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a server");
+    Arc::new(config)
+}
+
+fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Option<()> {
+    stream.set_read_timeout(Some(SOON)).ok()?;
+    let connection = ServerConnection::new(tls).ok()?;
+    let mut reader = BufReader::new(StreamOwned::new(connection, stream));
+    let (mut length, mut authorization) = (0, String::new());
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let line = line.trim_end();
+        if line.is_empty() {
+            break;
+        }
+        match line.split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.parse().ok()?
+            }
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
+                authorization = value.to_owned()
+            }
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let known = format!("Basic {}", STANDARD.encode(format!("service:{SECRET}")));
+    let grants = String::from_utf8_lossy(&body).contains("grant_type=client_credentials");
+    let (status, body) = match authorization == known && grants {
+        true => {
+            given.fetch_add(1, Ordering::SeqCst);
+            (
+                "200 OK",
+                format!(
+                    "{{\"access_token\": \"{}\", \"token_type\": \"Bearer\"}}",
+                    token()
+                ),
+            )
+        }
+        false => (
+            "401 Unauthorized",
+            "{\"error\": \"invalid_client\", \"error_description\": \"who is that\"}".to_owned(),
+        ),
+    };
+    let stream = reader.get_mut();
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}").ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}
+
+/// A token without a signature, which the test's broker takes.
+fn token() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock")
+        .as_secs();
+    let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+    let claims = format!(
+        "{{\"sub\": \"service\", \"iat\": {now}, \"exp\": {}}}",
+        now + LIFETIME.as_secs()
+    );
+    format!(
+        "{}.{}.",
+        part("{\"alg\": \"none\"}".to_owned()),
+        part(claims)
+    )
+}
+
+fn workdir(
+    bootstrap: &str,
+    group: &str,
+    endpoint: &Endpoint,
+    authority: &Path,
+    secret: &str,
+) -> Workdir {
+    let workdir = Workdir::new(bootstrap, group, "");
+    let config = std::fs::read_to_string(workdir.config()).expect("the config");
+    let login = format!(
+        "  client:\n    security.protocol: SASL_PLAINTEXT\n    sasl.mechanism: OAUTHBEARER\n    \
+         sasl.oauthbearer.method: oidc\n    sasl.oauthbearer.client.id: service\n    \
+         sasl.oauthbearer.client.secret: \"${{file:secret}}\"\n    \
+         sasl.oauthbearer.token.endpoint.url: {}\n    https.ca.location: {}\nhandlers:\n",
+        endpoint.url,
+        authority.display()
+    );
+    workdir.write("sluicegate.yaml", &config.replace("handlers:\n", &login));
+    workdir.write("secret", secret);
+    workdir.plugins(&["relay"]);
+    workdir.spec(
+        "copy",
+        "plugin: relay\nversion: \"*\"\nroute: { topics: [guarded] }\nconfig: { topic: copied }\n",
+    );
+    workdir
+}
+
+#[test]
+fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_told() {
+    let kafka = Kafka::start(&KafkaOptions {
+        secured: true,
+        ..KafkaOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("{error:#}"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let certificates = Certificates::make(folder.path()).expect("certificates");
+    let endpoint = Endpoint::start(&certificates);
+    let client = Client::new(kafka.bootstrap());
+    client.create_topic("guarded", 2);
+    client.create_topic("copied", 2);
+
+    let good = workdir(
+        &kafka.login(),
+        "bearer",
+        &endpoint,
+        &certificates.authority,
+        SECRET,
+    );
+    let mut service = Service::ready(&good, &[]);
+    let produce = || {
+        client.produce(
+            "guarded",
+            (0..RECORDS).map(|n| Outgoing::new(&n.to_string(), "v")),
+        )
+    };
+    produce();
+    service.wait_outcomes("copy", "ack", RECORDS, SOON);
+    let first = endpoint.given.load(Ordering::SeqCst);
+    wait_for("renewed tokens", SOON, || {
+        match endpoint.given.load(Ordering::SeqCst) {
+            // The consumer and the producer, each twice more.
+            given if given >= first + 4 => Ok(()),
+            given => Err(format!("{given} tokens, {first} at first")),
+        }
+    });
+    produce();
+    service.wait_outcomes("copy", "ack", 2 * RECORDS, SOON);
+    client.wait_committed("bearer", "guarded", SOON);
+    assert!(service.stop(SOON).success());
+    assert_eq!(client.count("copied"), 2 * RECORDS);
+    assert!(
+        !service.process().log().contains(SECRET),
+        "the secret leaks"
+    );
+
+    let wrong = "not-the-secret-at-all";
+    let bad = workdir(
+        &kafka.login(),
+        "intruder",
+        &endpoint,
+        &certificates.authority,
+        wrong,
+    );
+    let mut service = Service::start(&bad, &[]);
+    wait_for("the refusal to be told", SOON, || {
+        match service.process().log().contains("who is that") {
+            true => Ok(()),
+            false => Err("not in the log".to_owned()),
+        }
+    });
+    if service.process().exited().is_none() {
+        assert_ne!(service.get("/readyz").map(|(status, _)| status), Ok(200));
+        let status = service
+            .get("/api/v1/status")
+            .map_or_else(|error| error, |(_, body)| body);
+        assert!(!status.contains(wrong), "the secret leaks");
+    }
+    assert!(!service.process().log().contains(wrong), "the secret leaks");
+    assert!(client.committed("intruder", "guarded").is_empty());
+}
