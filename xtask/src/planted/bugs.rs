@@ -21,6 +21,9 @@ const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
 const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
+/// The log's writer, and the connections of the admin HTTP.
+const LOGGING: &[&str] = &["-p", "sluicegate", "--lib", "logging::"];
+const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
 const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
 /// What specs say between each other.
 const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
@@ -444,5 +447,25 @@ pub(super) const BUGS: &[Bug] = &[
         name: "one-held-handler-unready",
         what: "one handler that does not run makes the service unready",
         suite: ADMIN,
+    },
+    Bug {
+        name: "log-waits-for-its-reader",
+        what: "who logs waits for room in the buffer of a log that nobody reads",
+        suite: LOGGING,
+    },
+    Bug {
+        name: "half-open-keeps-others-out",
+        what: "a connection that asks nothing makes no room for one that does",
+        suite: CONNECTIONS,
+    },
+    Bug {
+        name: "unread-folder-is-empty",
+        what: "a plugins folder that cannot be read has lost its plugins",
+        suite: HANDLERS,
+    },
+    Bug {
+        name: "static-id-shared",
+        what: "several clients of a process are static members of one id",
+        suite: BEGINNINGS,
     },
 ];
