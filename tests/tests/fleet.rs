@@ -18,7 +18,7 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
 use sluicegate_config::MemberReport;
-use sluicegate_config::store::{EtcdSettings, Store};
+use sluicegate_config::store::EtcdSettings;
 
 const SOON: Duration = Duration::from_secs(60);
 const MEMBERS: [&str; 3] = ["m1", "m2", "m3"];
