@@ -67,6 +67,29 @@ pub struct PumpSettings {
     pub join_gate: Arc<JoinGate>,
 }
 
+/// What a stop left to the next owners, which handle it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopReport {
+    /// Records that were begun and not finished when the time to drain was over.
+    pub unfinished: u64,
+    /// Partitions whose last commit was not accepted.
+    pub uncommitted: u64,
+}
+
+impl StopReport {
+    /// Nothing is handled again.
+    pub fn is_graceful(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::ops::AddAssign for StopReport {
+    fn add_assign(&mut self, other: Self) {
+        self.unfinished += other.unfinished;
+        self.uncommitted += other.uncommitted;
+    }
+}
+
 /// How a pump ended.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
@@ -113,6 +136,8 @@ pub struct Pump {
     /// It stops only to join again with a new client.
     renewing: bool,
     closed: bool,
+    /// What its stop leaves to the next owners.
+    left: StopReport,
     failed: Option<String>,
     statistics: Option<ClientStatistics>,
     topics: Vec<String>,
@@ -177,13 +202,14 @@ impl Pump {
             stopping: None,
             renewing: false,
             closed: false,
+            left: StopReport::default(),
             failed: None,
             statistics: None,
             topics: Vec::new(),
         })
     }
 
-    fn run(mut self) -> Result<(), PumpError> {
+    fn run(mut self) -> Result<StopReport, PumpError> {
         let mut records = Vec::with_capacity(POLL_RECORDS);
         let mut messages = Vec::new();
         let mut events = Vec::new();
@@ -199,7 +225,10 @@ impl Pump {
                 self.source.wait(self.sleep());
             }
         }
-        Ok(())
+        Ok(StopReport {
+            unfinished: self.flow.take_overrun(),
+            ..self.left
+        })
     }
 
     /// One round of everything. `false`: there was nothing to do.

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +19,8 @@ struct Run {
     child: Child,
     admin: String,
     log: Arc<Mutex<String>>,
+    /// Reads the log until the process closes it.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Run {
@@ -45,7 +48,7 @@ impl Run {
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, sink) = (child.stderr.take().unwrap(), Arc::clone(&log));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut log = sink.lock().unwrap();
                 log.push_str(&line);
@@ -56,6 +59,7 @@ impl Run {
             child,
             admin: format!("http://127.0.0.1:{port}"),
             log,
+            reader: Some(reader),
         }
     }
 
@@ -99,6 +103,8 @@ impl Run {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                // Its last lines may still be in the pipe.
+                self.reader.take().map(JoinHandle::join);
                 return status;
             }
             assert!(

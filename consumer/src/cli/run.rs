@@ -11,7 +11,7 @@ use super::signals::{self, Signal};
 use super::validate::{ConfigFile, refused_by_client};
 use crate::bridge::RunningBridge;
 use crate::logging;
-use crate::pump::JoinGate;
+use crate::pump::{JoinGate, StopReport};
 use crate::runtime::{STOP_GRACE, Service, StartError};
 
 /// How often a service that ended by itself is noticed.
@@ -54,12 +54,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let ended = service.stop();
     drop(bridge);
-    tracing::info!(graceful = ended.is_ok() && !failed, "service stopped");
+    let graceful = !failed && ended.as_ref().is_ok_and(StopReport::is_graceful);
+    tracing::info!(graceful, "service stopped");
     match ended {
-        Ok(()) if failed => Err(Failure::other(
+        Ok(_) if failed => Err(Failure::other(
             "a pump ended without being asked to; the log says why",
         )),
-        ended => ended.map_err(Failure::other),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::other(error)),
     }
 }
 

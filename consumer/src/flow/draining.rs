@@ -144,17 +144,24 @@ impl Flow {
         if !overdue.is_empty() {
             let begun = self.begun();
             let (records, handlers) = self.unfinished(&overdue, &begun);
+            let handlers = handlers.join(", ");
+            self.overrun += records as u64;
             if records > 0 {
                 tracing::warn!(
                     records,
                     partitions = overdue.len(),
-                    handlers = handlers.join(", "),
+                    handlers,
                     "the time to drain is over: records that were begun are handled again by the next owner; \
                      a longer processing.drain_timeout lets slow handlers finish"
                 );
             }
             self.fence(&overdue);
         }
+    }
+
+    /// How many records were begun and not finished at the ends of drains since this was asked last.
+    pub fn take_overrun(&mut self) -> u64 {
+        std::mem::take(&mut self.overrun)
     }
 
     /// Of these partitions, how many records are begun and not settled, and by which handlers.

@@ -30,9 +30,38 @@ impl GivenUp {
         *last_ms = now_ms;
         Some(std::mem::take(untold))
     }
+
+    /// What no line stands for yet, `all` of it or what has waited for an interval: handler, class, records. Cheap while there
+    /// is nothing.
+    fn untold(&mut self, now_ms: u64, all: bool) -> Vec<(HandlerIx, &'static str, u64)> {
+        let due = |last_ms: u64| all || now_ms.saturating_sub(last_ms) >= INTERVAL_MS;
+        let waiting = self
+            .last
+            .iter_mut()
+            .filter(|(_, (last_ms, untold))| *untold > 0 && due(*last_ms));
+        let told = waiting.map(|(&(ix, class), (last_ms, untold))| {
+            *last_ms = now_ms;
+            (ix, class, std::mem::take(untold))
+        });
+        told.collect()
+    }
 }
 
 impl Flow {
+    /// Tells of records that were given up since the last line about their handler and reason, and that no further one will
+    /// stand for: `all`, since this ends, or those that have waited long enough.
+    pub(crate) fn log_untold(&mut self, all: bool) {
+        for (ix, class, records) in self.given_up.untold(self.now_ms, all) {
+            let handler = self.handlers.get(ix.0 as usize).and_then(Option::as_ref);
+            tracing::warn!(
+                handler = handler.map_or("a removed one", |handler| &*handler.settings.name),
+                reason = class,
+                records,
+                "more records given up; they are in the dead-letter topic"
+            );
+        }
+    }
+
     /// The record's dead letter is acknowledged.
     pub(super) fn log_dead_letter(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
         let Some(records) = self.given_up.count(ix, task.class, self.now_ms) else {
@@ -70,5 +99,15 @@ mod tests {
         }
         assert_eq!(lines, [1, 100, 100]);
         assert_eq!(log.count(HandlerIx(0), "emit_refused", 30_000), Some(1));
+        let rest = (HandlerIx(0), "terminal", 99);
+        assert_eq!(
+            log.untold(29_999, false),
+            [],
+            "it may still come with the next"
+        );
+        assert_eq!(log.untold(30_000, false), [rest], "no other record came");
+        assert_eq!(log.untold(60_000, true), [], "it is told once");
+        assert_eq!(log.count(HandlerIx(0), "terminal", 30_100), None);
+        assert_eq!(log.untold(30_100, true), [(HandlerIx(0), "terminal", 1)]);
     }
 }

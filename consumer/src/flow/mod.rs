@@ -118,6 +118,8 @@ pub struct Flow {
     tasks: Tasks,
     refusals: Refusals,
     given_up: GivenUp,
+    /// Records that drains left behind.
+    overrun: u64,
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
@@ -165,6 +167,7 @@ impl Flow {
             tasks: Tasks::default(),
             refusals: Refusals::default(),
             given_up: GivenUp::default(),
+            overrun: 0,
             emitter,
             inbox,
             charged: 0,

@@ -185,7 +185,7 @@ impl Refusals {
                 topic = &**topic,
                 refused = target.refused,
                 after_ms = now_ms.saturating_sub(target.since_ms),
-                "no {what} is refused any more"
+                "nothing waits for a refused {what} any more"
             );
         }
     }

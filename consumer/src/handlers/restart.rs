@@ -11,7 +11,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// When a handler whose instances keep dying is tripped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartPolicy {
-    /// Deaths within the window, none of them followed by an acknowledged record, that trip the handler.
+    /// Deaths within the window, none of them followed by an acknowledged record, that are borne: one more trips the handler.
     pub max_restarts: u32,
     /// The window.
     pub restart_window: Duration,
@@ -65,7 +65,7 @@ impl Restarts {
         }
         self.deaths.push_back(now);
         self.streak = self.streak.saturating_add(1);
-        if self.deaths.len() >= policy.max_restarts.max(1) as usize {
+        if self.deaths.len() > policy.max_restarts as usize {
             return AfterDeath::Trip;
         }
         let doublings = match self.streak {
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     const POLICY: RestartPolicy = RestartPolicy {
-        max_restarts: 4,
+        max_restarts: 3,
         restart_window: Duration::from_secs(60),
     };
 

@@ -354,7 +354,7 @@ impl State {
                 }
             }
             AfterDeath::Trip => {
-                let deaths = policy.max_restarts.max(1);
+                let deaths = u64::from(policy.max_restarts) + 1;
                 self.trip(
                     tenant,
                     &format!(

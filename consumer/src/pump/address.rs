@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Pump, PumpError};
+use super::{Pump, PumpError, StopReport};
 use crate::admin::{Explanation, PumpReport};
 use crate::dispatch::inbox::ControlRequest;
 use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
@@ -26,7 +26,7 @@ pub struct PumpAddress {
 /// A pump's thread, for its owner.
 pub struct PumpHandle {
     pub(super) address: PumpAddress,
-    pub(super) thread: Option<JoinHandle<Result<(), PumpError>>>,
+    pub(super) thread: Option<JoinHandle<Result<StopReport, PumpError>>>,
 }
 
 struct Request<F>(F);
@@ -117,11 +117,11 @@ impl PumpHandle {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits for the end of the thread.
+    /// Waits for the end of the thread, and says what the next owners repeat.
     ///
     /// # Errors
     /// [`PumpError`] says why it did not end well, or that it has not ended by `deadline`.
-    pub fn join_until(&mut self, deadline: Instant) -> Result<(), PumpError> {
+    pub fn join_until(&mut self, deadline: Instant) -> Result<StopReport, PumpError> {
         while !self.is_finished() {
             if Instant::now() >= deadline {
                 return Err(PumpError::Overdue);
@@ -129,7 +129,7 @@ impl PumpHandle {
             std::thread::sleep(Duration::from_millis(5));
         }
         match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
+            None => Ok(StopReport::default()),
             Some(Ok(result)) => result,
             Some(Err(panic)) => Err(PumpError::Panicked(words_of(&*panic))),
         }

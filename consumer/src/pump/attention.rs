@@ -47,6 +47,7 @@ impl Pump {
             return;
         }
         self.client.forget_old(now_ms);
+        self.flow.log_untold(false);
         self.look_after_starting(now_ms);
         let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
         for &slot in &slots {

@@ -9,9 +9,10 @@
 //! deadline: a group that rebalances accepts it as soon as it has agreed on a generation. The pump goes on with
 //! everything else meanwhile, since the client needs its events served to get there (G3, G5).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::Pump;
+use super::{Pump, StopReport};
 use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
 use crate::source::{CommitError, CommitErrorKind, Slot, SourceError, TopicPartition};
 
@@ -41,13 +42,12 @@ impl Pump {
             .iter()
             .filter_map(|at| self.flow.slot(at))
             .collect();
+        let mut of_topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
         for at in &partitions {
-            tracing::info!(
-                topic = &*at.topic,
-                partition = at.partition,
-                lost,
-                "partition revoked"
-            );
+            of_topics.entry(&at.topic).or_default().push(at.partition);
+        }
+        for (topic, partitions) in of_topics {
+            tracing::info!(topic, ?partitions, lost, "partitions revoked");
         }
         if lost {
             self.flow.release(&slots);
@@ -82,11 +82,12 @@ impl Pump {
         }
     }
 
-    fn is_handed_over(&self, slots: &[Slot]) -> bool {
+    fn is_handed_over(&mut self, slots: &[Slot]) -> bool {
         match self.flow.hand_over(slots) {
             HandOver::Draining | HandOver::Committing => false,
             HandOver::Ready { uncommitted: 0 } => true,
             HandOver::Ready { uncommitted } => {
+                self.left.uncommitted += uncommitted as u64;
                 tracing::warn!(
                     partitions = uncommitted,
                     "last commit not accepted; the next owner repeats what it would have covered"
@@ -125,6 +126,9 @@ impl Pump {
             return;
         }
         self.stopping = Some(Instant::now() + self.settings.drain_timeout + LEAVE_GRACE);
+        // What earlier hand-overs left is not this stop's.
+        self.left = StopReport::default();
+        self.flow.take_overrun();
         // Their partitions go with all the others.
         self.revokes.clear();
         let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
@@ -140,6 +144,7 @@ impl Pump {
         if self.closed || self.waits_for_lent(deadline) || !self.is_handed_over(&slots) {
             return;
         }
+        self.flow.log_untold(true);
         self.flow.release(&slots);
         self.source.close(deadline);
         if !self.renewing {

@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 use crate::admin::{ServiceSlot, http};
 use crate::emit::KafkaEmitter;
 use crate::handlers::Registry;
-use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle};
+use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle, StopReport};
 use crate::source::client_config::ClientSettings;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError};
@@ -176,11 +176,12 @@ impl Service {
         !self.stopping.load(Ordering::Relaxed) && self.pumps.iter().any(PumpHandle::is_finished)
     }
 
-    /// Drains, commits, leaves the group and ends everything, within the drain timeout and [`STOP_GRACE`].
+    /// Drains, commits, leaves the group and ends everything, within the drain timeout and [`STOP_GRACE`]. Says what was not
+    /// finished or committed by then.
     ///
     /// # Errors
     /// Why a pump did not end well. What it had not committed is read again by the next owner.
-    pub fn stop(mut self) -> Result<(), PumpError> {
+    pub fn stop(mut self) -> Result<StopReport, PumpError> {
         self.stopping.store(true, Ordering::Relaxed);
         self.view.note_stopping();
         for pump in &self.pumps {
@@ -189,12 +190,16 @@ impl Service {
         let drained = Instant::now() + self.drain_timeout;
         let end = drained + STOP_GRACE;
         self.watch = None;
-        let mut result = Ok(());
+        let mut result = Ok(StopReport::default());
         for pump in &mut self.pumps {
             let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_END);
-            if result.is_ok() {
-                result = ended;
-            }
+            result = match (result, ended) {
+                (Ok(mut sum), Ok(report)) => {
+                    sum += report;
+                    Ok(sum)
+                }
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
         }
         self.emitter.flush(FLUSH);
         if let Some(control) = self.control.take() {

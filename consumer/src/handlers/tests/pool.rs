@@ -163,7 +163,7 @@ fn give(pool: &HandlerPool, home: &mut Home, mut batch: Box<Batch>) {
 fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
     let rig = Rig::new(&[(1, Deed::Panic)]);
     let mut setup = rig.setup("one");
-    setup.restart.max_restarts = 4;
+    setup.restart.max_restarts = 3;
     let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
     for flight in 0..4 {
         give(&pool, &mut home, batch(flight, &[1]));
@@ -186,7 +186,7 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
 fn who_is_refused_by_a_tripped_handler_hears_of_it_again_when_it_is_reset() {
     let rig = Rig::new(&[(1, Deed::Panic)]);
     let mut setup = rig.setup("one");
-    setup.restart.max_restarts = 1;
+    setup.restart.max_restarts = 0;
     let (crew, mut home) = (rig.crew(1), Home::new());
     let pool = crew.found(setup);
     give(&pool, &mut home, batch(0, &[1]));

@@ -432,7 +432,7 @@ fn a_tripped_handler_runs_again_when_its_gate_was_shut_and_opened() {
     let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[(1, Deed::Panic)], true);
     let spec = |open| {
         let mut spec = spec("one", "*", "a");
-        spec.restart.max_restarts = 1;
+        spec.restart.max_restarts = 0;
         spec.enabled = open;
         spec
     };

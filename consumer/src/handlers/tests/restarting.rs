@@ -16,7 +16,7 @@ const COPY: &[(&str, &str)] = &[("liba.so", "copy 1.0.0 copy hot")];
 fn tripped(deeds: &[(i64, Deed)]) -> Shop {
     let mut shop = Shop::with(COPY, deeds, true);
     let mut one = spec("one", "*", "a");
-    one.restart.max_restarts = 1;
+    one.restart.max_restarts = 0;
     let applied = shop.apply(&[one]);
     let pool = applied.plan.handlers[0].pool.clone().unwrap();
     let mut home = Home::new();
