@@ -81,7 +81,7 @@ impl Assignment {
         }
     }
 
-    fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         self.admits() && !self.paused
     }
 

@@ -46,6 +46,11 @@ impl Flow {
             && assignment.stopped.is_none()
     }
 
+    /// Whether the client fetches a partition: it is neither given back, stopped nor paused.
+    pub fn is_fetched(&self, slot: Slot) -> bool {
+        self.assignments[slot.0 as usize].is_read()
+    }
+
     /// Whether nothing of a partition is under way: it may go on from anywhere.
     pub fn is_unused(&self, slot: Slot) -> bool {
         let assignment = &self.assignments[slot.0 as usize];

@@ -10,6 +10,8 @@ use crate::source::{FetchState, PartitionFault, Slot};
 const INTERVAL_MS: u64 = 1_000;
 /// An election of a leader may take so long.
 const ELECTION_MS: u64 = 5_000;
+/// The client hears nothing of the ends of partitions that it does not fetch: they are asked for this often.
+const ENDS_MS: u64 = 10_000;
 
 /// When the pump looked last, and what it saw.
 #[derive(Default)]
@@ -17,6 +19,8 @@ pub(super) struct Attention {
     looked_ms: Option<u64>,
     /// Partitions without a leader, and since when.
     leaderless: BTreeMap<Slot, u64>,
+    /// Partitions that are not fetched, since when or since they were asked about, and their ends when these were told.
+    paused: BTreeMap<Slot, (u64, Option<i64>)>,
 }
 
 impl Attention {
@@ -58,6 +62,39 @@ impl Pump {
         self.attention
             .leaderless
             .retain(|slot, _| slots.contains(slot));
+        self.ask_for_ends(&slots, now_ms);
+    }
+
+    /// Lag goes on being true of partitions that are not fetched, which is when it matters.
+    fn ask_for_ends(&mut self, slots: &[Slot], now_ms: u64) {
+        let paused = &mut self.attention.paused;
+        paused.retain(|slot, _| slots.contains(slot) && !self.flow.is_fetched(*slot));
+        let mut due = Vec::new();
+        for &slot in slots {
+            if self.flow.is_fetched(slot) {
+                continue;
+            }
+            let (since_ms, _) = paused.entry(slot).or_insert((now_ms, None));
+            if now_ms.saturating_sub(*since_ms) >= ENDS_MS {
+                *since_ms = now_ms;
+                due.push(self.flow.assignment(slot).at.clone());
+            }
+        }
+        if !due.is_empty() {
+            self.source.ask_bounds(&due);
+        }
+    }
+
+    /// The end of a partition was told.
+    pub(super) fn note_asked_end(&mut self, slot: Slot, end: i64) {
+        if let Some((_, known)) = self.attention.paused.get_mut(&slot) {
+            *known = Some(end);
+        }
+    }
+
+    /// The end of a partition that is not fetched, when it was asked for last.
+    pub(super) fn asked_end(&self, slot: Slot) -> Option<i64> {
+        self.attention.paused.get(&slot)?.1
     }
 
     /// librdkafka says nothing of a partition whose leader is gone: it is just not read.

@@ -228,6 +228,9 @@ impl Pump {
 
     /// The bounds of a log, or why they are not to be had.
     pub(super) fn bounds(&mut self, at: &TopicPartition, bounds: Result<Range<i64>, String>) {
+        if let (Some(slot), Ok(log)) = (self.flow.slot(at), &bounds) {
+            self.note_asked_end(slot, log.end);
+        }
         let Some(index) = self.missing.iter().position(|missing| missing.at == *at) else {
             return;
         };
@@ -458,7 +461,8 @@ impl Pump {
             let missing = self.missing.iter().find(|missing| missing.slot == slot);
             missing.and_then(|missing| missing.end)
         };
-        self.source.end_offset(slot).or_else(asked)
+        let told = self.source.end_offset(slot).or_else(asked);
+        told.max(self.asked_end(slot))
     }
 }
 

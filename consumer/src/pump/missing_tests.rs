@@ -185,6 +185,25 @@ fn handler(pool: Arc<HeldPool>) -> HandlerSettings {
 }
 
 #[test]
+fn the_lag_of_a_partition_that_is_not_fetched_grows_with_its_log() {
+    let mut harness = Harness::with_five_in_flight(None);
+    harness.produce(150);
+    harness.turn();
+    harness.advance(Duration::from_secs(2));
+    harness.turn();
+    assert_eq!(harness.report().lag, Some(155), "and it is paused");
+    harness.produce(50);
+    harness.advance(Duration::from_secs(2));
+    harness.turn();
+    assert_eq!(harness.report().lag, Some(155), "the client hears of none");
+    for _ in 0..2 {
+        harness.advance(Duration::from_secs(11));
+        harness.turn();
+    }
+    assert_eq!(harness.report().lag, Some(205));
+}
+
+#[test]
 fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.overtake();

@@ -76,6 +76,8 @@ struct Running {
     /// The consumed position: what comes next is at this offset or beyond it.
     next: i64,
     paused: bool,
+    /// The end of its log when it was paused: what is not fetched is not heard of.
+    end_when_paused: i64,
     missing_told: bool,
 }
 
@@ -331,6 +333,7 @@ impl Source for MemorySource {
                 slot: wanted.slot,
                 next,
                 paused: false,
+                end_when_paused: 0,
                 missing_told: false,
             };
             script.running.insert(wanted.at.clone(), running);
@@ -363,8 +366,12 @@ impl Source for MemorySource {
 
     fn pause(&mut self, slot: Slot, paused: bool) {
         let mut script = self.kafka.script();
-        let mut running = script.running.values_mut();
-        if let Some(running) = running.find(|running| running.slot == slot) {
+        let script = &mut *script;
+        let mut running = script.running.iter_mut();
+        if let Some((at, running)) = running.find(|(_, running)| running.slot == slot) {
+            if paused && !running.paused {
+                running.end_when_paused = script.topics.get(at).map_or(0, |log| log.end);
+            }
             running.paused = paused;
         }
     }
@@ -404,8 +411,11 @@ impl Source for MemorySource {
     fn end_offset(&self, slot: Slot) -> Option<i64> {
         let script = self.kafka.script();
         let mut running = script.running.iter();
-        let (at, _) = running.find(|(_, running)| running.slot == slot)?;
-        Some(script.topics.get(at)?.end)
+        let (at, running) = running.find(|(_, running)| running.slot == slot)?;
+        match running.paused {
+            true => Some(running.end_when_paused),
+            false => Some(script.topics.get(at)?.end),
+        }
     }
 
     fn fetch_state(&self, slot: Slot) -> FetchState {
