@@ -136,12 +136,13 @@ fn good(bootstrap: &str, group: &str) -> Workdir {
     workdir
 }
 
+/// Nothing else on the machine has it.
+const ANY_PORT: &str = "admin.listen=127.0.0.1:0";
+
 /// Runs `validate` and `run`, both of which must refuse with exit code 2 and the same words.
 fn assert_refused(workdir: &Workdir, what: &str, words: &[&str]) {
-    for arguments in [
-        ["validate", "-c", "sluicegate.yaml"],
-        ["run", "-c", "sluicegate.yaml"],
-    ] {
+    for command in ["validate", "run"] {
+        let arguments = [command, "-c", "sluicegate.yaml", "--set", ANY_PORT];
         let done = run_binary(workdir.path(), &arguments);
         let said = format!(
             "{}{}",
@@ -194,7 +195,10 @@ fn a_bad_spec_ends_with_2_and_names_its_place() {
     assert_refused(&workdir, "two specs of one name", &["copy", "second.yaml"]);
     workdir.remove("handlers.d/second.yaml");
     workdir.spec("copy", &GOOD.replace("plugin: relay", "plugin: relai"));
-    let done = run_binary(workdir.path(), &["run", "-c", "sluicegate.yaml"]);
+    let done = run_binary(
+        workdir.path(),
+        &["run", "-c", "sluicegate.yaml", "--set", ANY_PORT],
+    );
     let said =
         String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
     assert_eq!(done.status.code(), Some(2), "{said}");

@@ -249,7 +249,16 @@ fn without_the_store_a_service_runs_on_and_starts_from_its_disk_or_refuses() {
 
 /// Runs the service with one more setting: it ends at once, with exit code 1 and the reason.
 fn start_is_refused(workdir: &Workdir, set: &str, reason: &str) {
-    let arguments = ["run", "-c", "sluicegate.yaml", "--set", set];
+    let any_port = "admin.listen=127.0.0.1:0";
+    let arguments = [
+        "run",
+        "-c",
+        "sluicegate.yaml",
+        "--set",
+        any_port,
+        "--set",
+        set,
+    ];
     let output = run_binary(workdir.path(), &arguments);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
