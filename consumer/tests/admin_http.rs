@@ -355,6 +355,7 @@ fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
             400,
         ),
         (vec![JSON], r#"{"open": "yes"}"#, 400),
+        (vec![JSON], "[true]", 400),
         (vec![JSON], r#"{"open": true, "shut": false}"#, 400),
         (vec![JSON], "", 400),
     ] {

@@ -9,6 +9,7 @@ use sluicegate_abi::plugin::{Host, Instance, Plugin, Refusal};
 
 use crate::adapter::{Batches, PerRecord};
 use crate::handler::{BatchHandler, Handler, Setup};
+use crate::objects;
 use crate::outcome::{ErrorClass, HandlerError};
 
 /// Exports handlers from a `cdylib`, once a crate:
@@ -157,9 +158,11 @@ pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal>
         ));
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let cause = error.into_inner();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let read = objects::read(tracked).and_then(|config| json.end().map(|()| config));
+    read.map_err(|cause: serde_json::Error| {
+        let path = track.path().to_string();
         Refusal::Config(if path == "." {
             cause.to_string()
         } else {

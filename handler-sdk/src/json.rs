@@ -1,10 +1,40 @@
-//! Reading JSON numbers that may come as numbers or as numeric strings.
+//! Reading JSON: structs from objects only, and numbers that may come as numbers or as numeric strings.
 //!
 //! Fields of a type: `#[serde(deserialize_with = "sluicegate_sdk::json::number")]`, or `optional_number` for fields
 //! that can be null, empty or missing (then with `#[serde(default)]`).
 
 use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::Value;
+
+use crate::objects;
+
+/// As `serde_json::from_slice`, but structs are read from objects only: serde takes a list for one too, its values for the
+/// fields in their order.
+///
+/// # Errors
+/// When it is not JSON, or not such a value.
+pub fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<T> {
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let value = objects::read(&mut from)?;
+    from.end()?;
+    Ok(value)
+}
+
+/// A value of any deserializer, with structs from objects only.
+///
+/// # Errors
+/// The deserializer's.
+pub fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    objects::read(from)
+}
+
+/// As `serde_json::from_value`, with structs from objects only.
+///
+/// # Errors
+/// When it is not such a value.
+pub fn from_value<'a, T: Deserialize<'a>>(value: &'a Value) -> serde_json::Result<T> {
+    objects::read(value)
+}
 
 /// A finite number, given as a number or as a numeric string.
 pub fn as_number(value: &Value) -> Option<f64> {

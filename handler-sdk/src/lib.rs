@@ -47,6 +47,7 @@ mod emit;
 mod export;
 mod handler;
 pub mod json;
+mod objects;
 mod outcome;
 mod record;
 pub mod template;

@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use sluicegate_abi::header_block::Headers;
 use sluicegate_abi::view::RecordView;
 
+use crate::json;
 use crate::outcome::HandlerError;
 
 /// One Kafka record; everything it gives is borrowed from the service for the time of the call.
@@ -73,7 +74,7 @@ impl<'a> Record<'a> {
             .and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// The value, read from JSON.
+    /// The value, read from JSON: structs from objects only, never from a list of their fields.
     ///
     /// # Errors
     /// Terminal when the value is null or not such JSON; the message says where, and never quotes the value.
@@ -81,7 +82,7 @@ impl<'a> Record<'a> {
         let value = self
             .value()
             .ok_or_else(|| HandlerError::terminal("the value is null, expected JSON"))?;
-        serde_json::from_slice(value).map_err(|error| {
+        json::from_slice(value).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             let what = match error.classify() {
                 serde_json::error::Category::Data => {

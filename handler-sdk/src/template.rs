@@ -24,11 +24,14 @@ const FILES: [(&str, &str); 6] = [
 /// `sluicegate-sdk = …` in its `Cargo.toml`, such as `"0.1"` (with the quotes) or `{ path = "…" }`.
 ///
 /// # Errors
-/// When `name` cannot be a crate's name; the text says why.
+/// When `name` cannot be the name of both a handler and a crate; the text says why.
 pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, String> {
     check_name(name)?;
     let library = name.replace('-', "_");
-    let type_name: String = name.split(['-', '_']).map(capitalised).collect();
+    let mut type_name: String = name.split('-').map(capitalised).collect();
+    if TAKEN_TYPES.contains(&type_name.as_str()) {
+        type_name.push_str("Handler");
+    }
     let fill = |text: &str| {
         text.replace("{{name}}", name)
             .replace("{{library}}", &library)
@@ -41,25 +44,120 @@ pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, String> {
         .collect())
 }
 
+/// Types that the template or Rust's prelude uses: the handler's own is named otherwise.
+const TAKEN_TYPES: [&str; 27] = [
+    "Box",
+    "Clone",
+    "Config",
+    "Context",
+    "Copy",
+    "Debug",
+    "Default",
+    "Deserialize",
+    "Drop",
+    "Emit",
+    "Err",
+    "Fn",
+    "From",
+    "Handler",
+    "HandlerError",
+    "Into",
+    "JsonSchema",
+    "Kit",
+    "None",
+    "Ok",
+    "Option",
+    "Outcome",
+    "Record",
+    "Result",
+    "Self",
+    "Setup",
+    "String",
+];
+
+/// Names that Cargo or Rust refuses, or that are those of the crate's own dependencies.
+const RESERVED: [&str; 61] = [
+    "abstract",
+    "alloc",
+    "as",
+    "async",
+    "await",
+    "become",
+    "box",
+    "break",
+    "const",
+    "continue",
+    "core",
+    "crate",
+    "do",
+    "dyn",
+    "else",
+    "enum",
+    "extern",
+    "false",
+    "final",
+    "fn",
+    "for",
+    "gen",
+    "if",
+    "impl",
+    "in",
+    "let",
+    "loop",
+    "macro",
+    "match",
+    "mod",
+    "move",
+    "mut",
+    "override",
+    "priv",
+    "proc-macro",
+    "pub",
+    "ref",
+    "return",
+    "schemars",
+    "self",
+    "serde",
+    "serde-json",
+    "sluicegate-sdk",
+    "static",
+    "std",
+    "struct",
+    "super",
+    "test",
+    "trait",
+    "true",
+    "try",
+    "type",
+    "typeof",
+    "unsafe",
+    "unsized",
+    "use",
+    "virtual",
+    "where",
+    "while",
+    "yield",
+    "some",
+];
+
+/// Names that no spec may have: their keys switch the service's own.
+const SERVICES_OWN: [&str; 2] = ["logging", "metrics"];
+
+/// What is both a handler's name in a spec and a crate's.
 fn check_name(name: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
-    let first = name
-        .chars()
-        .next()
-        .ok_or("a handler's name cannot be empty")?;
-    if !first.is_ascii_lowercase() || !name.chars().all(fits) || name.len() > 63 {
-        return Err(format!(
-            "`{name}` cannot be a handler's name: use up to 63 lower-case letters, digits, `-` and `_`, beginning \
-             with a letter"
-        ));
+    let refused = |why: &str| Err(format!("`{name}` cannot be a handler's name: {why}"));
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if !begins || name.ends_with('-') || !name.chars().all(fits) || name.len() > 63 {
+        return refused(
+            "use 1 to 63 lower-case letters, digits and `-`, beginning with a letter and not ending with `-`",
+        );
     }
-    if matches!(
-        name,
-        "test" | "core" | "std" | "alloc" | "proc-macro" | "self" | "super" | "crate"
-    ) {
-        return Err(format!(
-            "`{name}` cannot be a handler's name: it is reserved by Rust"
-        ));
+    if SERVICES_OWN.contains(&name) {
+        return refused("it is reserved for the service's own");
+    }
+    if RESERVED.contains(&name) {
+        return refused("it is reserved by Rust or one of the crate's dependencies");
     }
     Ok(())
 }
@@ -91,8 +189,38 @@ mod tests {
     }
 
     #[test]
+    fn no_name_makes_a_type_that_hides_another() {
+        for name in [
+            "record", "emit", "config", "result", "option", "string", "handler", "context", "setup",
+        ] {
+            let files = files(name, "\"0.1\"").unwrap();
+            let type_name = capitalised(name) + "Handler";
+            assert!(
+                files[1].1.contains(&format!("struct {type_name} ")),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn names_that_are_no_crate_names_are_refused() {
-        for bad in ["", "1st", "Big", "a b", "../up", "self", "ü"] {
+        let long = "x".repeat(64);
+        for bad in [
+            "",
+            "1st",
+            "Big",
+            "a b",
+            "../up",
+            "self",
+            "ü",
+            "my_handler",
+            "a-",
+            "-a",
+            "match",
+            "serde",
+            "logging",
+            &long,
+        ] {
             assert!(files(bad, "\"0.1\"").is_err(), "{bad}");
         }
     }

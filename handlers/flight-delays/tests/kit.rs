@@ -68,6 +68,10 @@ fn what_is_no_flight_is_given_up_without_quoting_it() {
         record("flights")
             .json(&flight(json!(1), Value::Null))
             .lane(4),
+        // Not the fields of a flight in their order.
+        record("flights")
+            .value("[2013, 1, 1, 517, 515, 90, \"N1\", \"UA\", \"EWR\", \"IAH\"]")
+            .lane(5),
     ]);
     for outcome in run.outcomes {
         let Outcome::DeadLetter(reason) = outcome else {

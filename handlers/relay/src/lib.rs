@@ -19,7 +19,8 @@ pub struct Config {
     /// Headers to leave out of the copy.
     #[serde(default)]
     pub drop_headers: Vec<String>,
-    /// Adds `sluicegate.source` (`topic/partition/offset`), `sluicegate.epoch` and `sluicegate.attempt`.
+    /// Adds `sluicegate.source` (`topic/partition/offset`), `sluicegate.handler` (`name@version`), `sluicegate.epoch` and
+    /// `sluicegate.attempt`, in place of any of the same names.
     #[serde(default)]
     pub provenance: bool,
 }
@@ -28,6 +29,8 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
+    /// `name@version`.
+    handler: String,
 }
 
 impl Config {
@@ -45,9 +48,10 @@ impl Handler for Relay {
     type Config = Config;
     const TAKES_CONFIG: bool = true;
 
-    fn new(config: Config, _setup: &mut Setup) -> Result<Self, HandlerError> {
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, HandlerError> {
         config.check()?;
-        Ok(Self { config })
+        let handler = format!("{}@{}", setup.instance(), env!("CARGO_PKG_VERSION"));
+        Ok(Self { config, handler })
     }
 
     fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
@@ -76,10 +80,14 @@ impl Handler for Relay {
                 record.offset()
             );
             let (epoch, attempt) = (record.epoch().to_string(), record.attempt().to_string());
-            let copy = copy
-                .header("sluicegate.source", source.as_bytes())
-                .header("sluicegate.epoch", epoch.as_bytes())
-                .header("sluicegate.attempt", attempt.as_bytes());
+            for (name, value) in [
+                ("sluicegate.source", &source),
+                ("sluicegate.handler", &self.handler),
+                ("sluicegate.epoch", &epoch),
+                ("sluicegate.attempt", &attempt),
+            ] {
+                copy = copy.without_header(name).header(name, value.as_bytes());
+            }
             ctx.emit(&copy);
         } else {
             ctx.emit(&copy);

@@ -50,6 +50,7 @@ fn headers_are_set_and_dropped_and_provenance_is_added() {
         .attempt(2)
         .header("a", "1")
         .header("b", "old")
+        .header("sluicegate.source", "earlier/0/1")
         .header("c", "")]);
     let headers: Vec<String> = run.emits[0]
         .headers
@@ -67,6 +68,7 @@ fn headers_are_set_and_dropped_and_provenance_is_added() {
             "c=",
             "b=new",
             "sluicegate.source=in/3/9",
+            concat!("sluicegate.handler=test-0@", env!("CARGO_PKG_VERSION")),
             "sluicegate.epoch=4",
             "sluicegate.attempt=2"
         ]

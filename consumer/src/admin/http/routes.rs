@@ -157,6 +157,15 @@ impl Readiness {
     }
 }
 
+/// A body that is an object: serde would take a list of its values too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        sluicegate_sdk::json::read(from).map(Self)
+    }
+}
+
 /// The body of a gate change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -359,10 +368,10 @@ async fn gate(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Result<Json<GateBody>, JsonRejection>,
+    body: Result<Json<Object<GateBody>>, JsonRejection>,
 ) -> Result<Json<GateChange>, Refusal> {
     origin::check(peer, &headers)?;
-    let Json(body) = body.map_err(|rejection| {
+    let Json(Object(body)) = body.map_err(|rejection| {
         Refusal::bad_request(format!(
             "{}; send {{\"open\": true}} as JSON",
             rejection.body_text()

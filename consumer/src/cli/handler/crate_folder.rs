@@ -26,7 +26,11 @@ impl CrateFolder {
             command.arg("--release");
         }
         command.args(["--lib", "--message-format", "json-render-diagnostics"]);
-        let output = command.stdout(Stdio::piped()).output();
+        // Progress and diagnostics are cargo's to show; its messages alone are read here.
+        let output = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .output();
         let output = output.map_err(no_cargo)?;
         if !output.status.success() {
             return Err(Failure::other(

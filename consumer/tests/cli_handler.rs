@@ -1,0 +1,79 @@
+//! `sluicegate handler` as an author runs it: which names it takes, and what is seen of a build that fails.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use sluicegate_config::{Environment, read_spec};
+
+fn handler(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluicegate"))
+        .arg("handler")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_new_handler_has_a_name_that_a_spec_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "late",
+        "late-2",
+        "record",
+        "my_handler",
+        "a-",
+        "-a",
+        "Late",
+        "1st",
+        "logging",
+        "metrics",
+        "match",
+        "a--b",
+        "../up",
+        "",
+        "a.b",
+    ] {
+        let made = handler(folder.path(), &["new", "--sdk", "0.1", "--", name]);
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        match made.status.code() {
+            Some(0) => {
+                let spec = std::fs::read_to_string(folder.path().join(name).join("handler.yaml"));
+                let read = read_spec(&spec.unwrap(), None, &Environment::default());
+                assert_eq!(read.map(|spec| spec.name), Ok(name.to_owned()));
+            }
+            code => {
+                assert_eq!(code, Some(2), "{name}: {said}");
+                assert!(
+                    said.contains("cannot be a handler's name"),
+                    "{name}: {said}"
+                );
+                assert!(!folder.path().join(name).join("Cargo.toml").exists());
+            }
+        }
+    }
+    assert!(folder.path().join("late-2").exists() && folder.path().join("record").exists());
+}
+
+#[test]
+fn a_build_that_fails_shows_what_the_compiler_says() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("src")).unwrap();
+    let manifest = "[package]\nname = \"typo\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n";
+    std::fs::write(folder.path().join("Cargo.toml"), manifest).unwrap();
+    let source = "pub fn wrong() -> u32 { let misspelt = 1; mispelt }\n";
+    std::fs::write(folder.path().join("src/lib.rs"), source).unwrap();
+    let built = handler(folder.path(), &["build", "--debug"]);
+    let said = String::from_utf8_lossy(&built.stderr).into_owned();
+    assert_eq!(built.status.code(), Some(1), "{said}");
+    for words in [
+        "Compiling typo",
+        "error[E0425]: cannot find value `mispelt`",
+        "src/lib.rs:1:43",
+        "the plugin does not build; cargo says why above",
+    ] {
+        assert!(said.contains(words), "no `{words}` in: {said}");
+    }
+    assert!(built.stdout.is_empty(), "stdout is for the plugin's path");
+}
