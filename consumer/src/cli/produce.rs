@@ -7,12 +7,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::failure::Failure;
 use super::output;
+use crate::logging;
 use crate::produce::input::Format;
 use crate::produce::{self, Job, ProduceError, Progress, Summary};
 
 /// Arguments of `produce`.
 ///
-/// A record's value is the row as a JSON object: numbers as numbers, empty cells and `NA` as null.
+/// A record's value is the row as a JSON object: numbers as numbers, empty cells and `NA` as null. Key and headers are
+/// written as the file has them.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
     /// CSV or NDJSON, also in gzip or zip; `-` is the standard input
@@ -20,12 +22,21 @@ pub(super) struct Arguments {
     /// Target topic
     #[arg(long)]
     topic: String,
+    /// Make the topic with so many partitions if it is missing
+    #[arg(long, value_name = "PARTITIONS", value_parser = clap::value_parser!(i32).range(1..=100_000))]
+    create_topic: Option<i32>,
     /// Field that is the record's key; the key is null where the field is
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
     /// Field that becomes a header of the same name, left out where it is null; can be repeated
     #[arg(long = "header", value_name = "FIELD")]
     headers: Vec<String>,
+    /// What stands between the fields of a CSV, one character or `tab`; a comma unless set
+    #[arg(long, value_name = "C", value_parser = delimiter)]
+    delimiter: Option<u8>,
+    /// Cell of a CSV that stands for null; an empty one and NA unless set; can be repeated
+    #[arg(long = "null", value_name = "TEXT")]
+    nulls: Vec<String>,
     /// Records a second; as fast as it goes unless set
     #[arg(long, value_name = "N", value_parser = positive)]
     rate: Option<f64>,
@@ -48,6 +59,15 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// One byte between fields.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"tab" | b"\\t" => Ok(b'\t'),
+        [byte] if !byte.is_ascii_alphanumeric() && !b"\"\r\n".contains(byte) => Ok(*byte),
+        _ => Err("one character such as ; or |, or `tab`, is needed".to_owned()),
+    }
+}
+
 /// Produces, with a progress bar on a terminal, and prints a summary line.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let job = Job {
@@ -55,13 +75,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         format: arguments.format,
         topic: arguments.topic.clone(),
         brokers: arguments.brokers.clone(),
+        create_topic: arguments.create_topic,
         key: arguments.key.clone(),
         headers: arguments.headers.clone(),
+        delimiter: arguments.delimiter,
+        nulls: (!arguments.nulls.is_empty()).then(|| arguments.nulls.clone()),
         rate: arguments.rate,
         limit: arguments.limit,
     };
     let bar = io::stderr().is_terminal().then(bar);
-    let result = produce::run(&job, &mut |progress| {
+    let result = produce::run(&job, logging::say, &mut |progress| {
         if let Some(bar) = &bar {
             show(bar, progress);
         }
@@ -71,9 +94,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match result {
         Ok(summary) => output::show(&summary_line(&job.topic, &summary)),
-        Err(error @ (ProduceError::UnknownField { .. } | ProduceError::Input(_))) => {
-            Err(Failure::bad_input(error))
-        }
+        Err(
+            error @ (ProduceError::UnknownField { .. }
+            | ProduceError::Input(_)
+            | ProduceError::NotCsv { .. }),
+        ) => Err(Failure::bad_input(error)),
         Err(error) => Err(Failure::other(error)),
     }
 }

@@ -49,7 +49,8 @@ impl Feed {
         let thread = std::thread::Builder::new()
             .name("feed".to_owned())
             .spawn(move || {
-                let sender = Sender::connect(&brokers, topic)?;
+                let sender =
+                    Sender::connect(&brokers, topic, None, |text| tracing::warn!("{text}"))?;
                 let mut pace = Pace::new(rate);
                 while !its_signals.stopped.load(Ordering::Relaxed) {
                     write_once(&file, &sender, &mut pace, &its_signals)?;
@@ -102,6 +103,7 @@ fn write_once(
     let fields = Fields {
         key: Some(KEY.to_owned()),
         headers: headers.to_vec(),
+        ..Fields::default()
     };
     input::open(file, None, |mut input| {
         let mut rows = produce::open_rows(&mut input, fields)?;
@@ -124,7 +126,7 @@ fn write_once(
                 }
             }
             pace.wait();
-            sender.send(row.key(), row.headers(&headers), &row.value)?;
+            sender.send(row.key(), row.headers(&headers), &row.value, rows.line())?;
             signals.written.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

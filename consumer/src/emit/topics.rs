@@ -10,6 +10,7 @@ use rdkafka::error::KafkaError;
 
 use crate::source::ClientSettings;
 use crate::source::raw::{NewTopic, create_topics};
+use crate::source::reach::{NoBroker, wait_for_broker};
 
 /// Longest topic name that Kafka takes.
 const MAX_NAME: usize = 249;
@@ -236,6 +237,16 @@ impl LazyTopicAdmin {
         let admin = Arc::new(TopicAdmin::new(&self.settings)?);
         self.admin = Some(admin.clone());
         Ok(admin)
+    }
+
+    /// Waits until the cluster answers: for a start, which is told soon that its address is wrong.
+    ///
+    /// # Errors
+    /// [`NoBroker`].
+    pub fn wait_for_broker(&self) -> Result<(), NoBroker> {
+        wait_for_broker(&self.settings.connection(), None, |text| {
+            tracing::warn!("{text}");
+        })
     }
 
     /// Ends the client's connections until it is needed again.

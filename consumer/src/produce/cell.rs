@@ -1,15 +1,12 @@
-//! A CSV cell as JSON: numbers as numbers, empty and `NA` as null, everything else as text.
+//! A CSV cell as JSON: numbers as numbers, what stands for null as null, everything else as text.
 
-/// Whether a cell stands for null.
-pub fn is_null(cell: &str) -> bool {
-    cell.is_empty() || cell == "NA"
-}
-
-/// Appends the cell as a JSON value.
-pub fn write_json(cell: &str, out: &mut Vec<u8>) {
-    if is_null(cell) {
+/// Appends the cell as a JSON value; `None` is null.
+pub fn write_json(cell: Option<&str>, out: &mut Vec<u8>) {
+    let Some(cell) = cell else {
         out.extend_from_slice(b"null");
-    } else if is_number(cell.as_bytes()) {
+        return;
+    };
+    if is_number(cell.as_bytes()) {
         out.extend_from_slice(cell.as_bytes());
     } else {
         write_string(cell, out);
@@ -61,16 +58,17 @@ mod tests {
 
     fn json(cell: &str) -> String {
         let mut out = Vec::new();
-        write_json(cell, &mut out);
+        write_json(Some(cell), &mut out);
         String::from_utf8(out).expect("JSON is UTF-8")
     }
 
     #[test]
-    fn cells_become_numbers_nulls_or_texts() {
+    fn cells_become_numbers_or_texts() {
         for (cell, expected) in [
-            ("", "null"),
-            ("NA", "null"),
-            ("na", r#""na""#),
+            ("", r#""""#),
+            ("NA", r#""NA""#),
+            ("1.50", "1.50"),
+            ("12345678901234567890", "12345678901234567890"),
             ("0", "0"),
             ("-0.5", "-0.5"),
             ("517", "517"),

@@ -27,10 +27,16 @@ pub struct Job {
     pub topic: String,
     /// Bootstrap servers, comma separated.
     pub brokers: String,
+    /// Makes the topic with so many partitions if it is missing.
+    pub create_topic: Option<i32>,
     /// Field that is the record's key.
     pub key: Option<String>,
     /// Fields that become headers of the same name; a null field is left out.
     pub headers: Vec<String>,
+    /// Between the fields of a CSV; `None` is a comma.
+    pub delimiter: Option<u8>,
+    /// Cells of a CSV that stand for null; `None` is an empty one and `NA`.
+    pub nulls: Option<Vec<String>>,
     /// Records a second; `None` is as fast as it goes.
     pub rate: Option<f64>,
     /// Stop after so many records.
@@ -89,6 +95,26 @@ pub enum ProduceError {
         /// Records acknowledged.
         written: u64,
     },
+    /// What is said of CSV goes with nothing else.
+    #[error("`{file}` is NDJSON, and {option} is for CSV; leave it out, or set --format csv")]
+    NotCsv {
+        /// The file.
+        file: String,
+        /// The option.
+        option: &'static str,
+    },
+    /// The cluster does not take a row.
+    #[error("{file}:{line}: {reason}; {written} other records are written")]
+    Refused {
+        /// The file.
+        file: String,
+        /// Line, from 1.
+        line: u64,
+        /// The client's or the cluster's words.
+        reason: String,
+        /// Records acknowledged.
+        written: u64,
+    },
     /// The cluster does not take the records.
     #[error("{0}")]
     Send(#[from] SendError),
@@ -110,35 +136,38 @@ impl ProduceError {
 /// Records between two reports of progress.
 const PROGRESS_EVERY: u64 = 2_048;
 
-/// Does the job; `progress` is called now and then.
+/// Does the job; `progress` is called now and then, `tell` with a sentence when no broker has answered for a while.
 ///
 /// # Errors
 /// [`ProduceError`]; what was handed over before is acknowledged, or else the error is that it was not.
-pub fn run(job: &Job, progress: &mut dyn FnMut(Progress)) -> Result<Summary, ProduceError> {
+pub fn run(
+    job: &Job,
+    tell: fn(&str),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Summary, ProduceError> {
     input::open(&job.file, job.format, |input| {
-        write_all(job, input, progress)
+        write_all(job, input, tell, progress)
     })?
 }
 
 fn write_all(
     job: &Job,
     mut input: Input<'_>,
+    tell: fn(&str),
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary, ProduceError> {
     let file = input.name.clone();
-    let fields = Fields {
-        key: job.key.clone(),
-        headers: job.headers.clone(),
-    };
+    let fields = fields(job, &input)?;
     let position = std::rc::Rc::clone(&input.position);
     let total_bytes = input.total_bytes;
     let mut rows = open_rows(&mut input, fields)?;
-    let sender = Sender::connect(&job.brokers, &job.topic)?;
+    let sender = Sender::connect(&job.brokers, &job.topic, job.create_topic, tell)?;
     let started = Instant::now();
     let mut summary = Summary::default();
     let mut row = Row::default();
     let limit = job.limit.unwrap_or(u64::MAX);
     let mut bad_row = None;
+    let mut refused = None;
     while summary.records < limit {
         match rows.next(&mut row) {
             Ok(true) => {}
@@ -149,7 +178,11 @@ fn write_all(
             }
         }
         pace(job.rate, summary.records, started);
-        sender.send(row.key(), row.headers(&job.headers), &row.value)?;
+        let headers = row.headers(&job.headers);
+        if let Err(error) = sender.send(row.key(), headers, &row.value, rows.line()) {
+            refused = Some(error);
+            break;
+        }
         summary.records += 1;
         summary.null_keys += u64::from(row.key().is_none());
         summary.bytes += row.value.len() as u64;
@@ -161,12 +194,43 @@ fn write_all(
             });
         }
     }
-    sender.finish()?;
+    // What was read before is written, whatever ends the job.
+    let finished = sender.finish();
     summary.elapsed = started.elapsed();
-    match bad_row {
-        None => Ok(summary),
-        Some(error) => Err(ProduceError::bad_row(file, error, summary.records)),
+    match refused.or(finished.err()) {
+        Some(SendError::Refused { line, reason, .. }) if line > 0 => Err(ProduceError::Refused {
+            file,
+            line,
+            reason,
+            written: sender.acknowledged(),
+        }),
+        Some(error) => Err(error.into()),
+        None => match bad_row {
+            None => Ok(summary),
+            Some(error) => Err(ProduceError::bad_row(file, error, summary.records)),
+        },
     }
+}
+
+/// What becomes of fields, as the job says.
+fn fields(job: &Job, input: &Input<'_>) -> Result<Fields, ProduceError> {
+    let given = [
+        ("--delimiter", job.delimiter.is_some()),
+        ("--null", job.nulls.is_some()),
+    ];
+    if input.format != Format::Csv
+        && let Some((option, _)) = given.iter().find(|(_, given)| *given)
+    {
+        let file = input.name.clone();
+        return Err(ProduceError::NotCsv { file, option });
+    }
+    let plain = Fields::default();
+    Ok(Fields {
+        key: job.key.clone(),
+        headers: job.headers.clone(),
+        delimiter: job.delimiter.unwrap_or(plain.delimiter),
+        nulls: job.nulls.clone().unwrap_or(plain.nulls),
+    })
 }
 
 /// Starts reading the rows of `input`.

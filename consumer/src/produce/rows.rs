@@ -1,19 +1,44 @@
 //! Rows of CSV or NDJSON as records: the row as a JSON object, and the fields that become key and headers.
 
-use std::io::{BufRead, Read};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::{BufRead, Chain, Cursor, Read};
+use std::rc::Rc;
 
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::cell;
 use super::input::Format;
 
-/// The fields that become key and headers.
-#[derive(Clone, Debug, Default)]
+/// Longest row that is read, in bytes.
+const LONGEST_ROW: usize = 16 << 20;
+/// Follows the input, so that a quote that is still open there shows.
+const END: &str = "\u{1}sluicegate: end of input\u{1}";
+/// What else than a comma people put between fields.
+const SEPARATORS: [(char, &str); 3] = [(';', "';'"), ('\t', "tab"), ('|', "'|'")];
+
+/// The fields that become key and headers, and how a CSV is written.
+#[derive(Clone, Debug)]
 pub struct Fields {
     /// The key's field.
     pub key: Option<String>,
     /// The headers' fields.
     pub headers: Vec<String>,
+    /// Between the fields of a CSV.
+    pub delimiter: u8,
+    /// Cells of a CSV that stand for null.
+    pub nulls: Vec<String>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self {
+            key: None,
+            headers: Vec::new(),
+            delimiter: b',',
+            nulls: vec![String::new(), "NA".to_owned()],
+        }
+    }
 }
 
 /// One row; its memory is used again for the next.
@@ -98,6 +123,9 @@ pub trait Rows {
     /// # Errors
     /// When the row is not what the format asks for; nothing can be read after that.
     fn next(&mut self, row: &mut Row) -> Result<bool, RowError>;
+
+    /// The line, from 1, at which the row begins that was read last.
+    fn line(&self) -> u64;
 }
 
 /// Starts reading rows of `format`.
@@ -110,7 +138,7 @@ pub fn open<'a>(
     fields: Fields,
 ) -> Result<Box<dyn Rows + 'a>, RowError> {
     Ok(match format {
-        Format::Csv => Box::new(CsvRows::open(reader, &fields)?),
+        Format::Csv => Box::new(CsvRows::open(reader, fields)?),
         Format::Ndjson => Box::new(NdjsonRows {
             reader,
             fields,
@@ -121,26 +149,52 @@ pub fn open<'a>(
 }
 
 struct CsvRows<R> {
-    reader: csv::Reader<R>,
+    reader: csv::Reader<Bounded<Chain<R, Cursor<String>>>>,
+    /// Bytes that may still be read for the present row.
+    left: Rc<Cell<usize>>,
     record: csv::StringRecord,
+    line: u64,
     /// `{"name":` or `,"name":` for each column.
     prefixes: Vec<Vec<u8>>,
     key: Option<usize>,
     headers: Vec<usize>,
+    nulls: Vec<String>,
 }
 
 impl<R: Read> CsvRows<R> {
-    fn open(reader: R, fields: &Fields) -> Result<Self, RowError> {
-        let mut reader = csv::Reader::from_reader(reader);
-        let header = reader.headers().map_err(bad_csv)?.clone();
+    fn open(reader: R, fields: Fields) -> Result<Self, RowError> {
+        let left = Rc::new(Cell::new(LONGEST_ROW));
+        let bounded = Bounded {
+            inner: reader.chain(Cursor::new(format!("\n{END}"))),
+            left: Rc::clone(&left),
+        };
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(fields.delimiter)
+            // The rows are counted here, so that the end and an open quote are told apart from a short row.
+            .flexible(true)
+            .from_reader(bounded);
+        let header = reader
+            .headers()
+            .map_err(|error| bad_csv(&error, 1))?
+            .clone();
+        let bad = |reason: String| RowError::Bad { line: 1, reason };
         let known: Vec<&str> = header.iter().collect();
-        if known.iter().all(|name| name.is_empty()) {
-            let reason = "no header line with the names of the fields".to_owned();
-            return Err(RowError::Bad { line: 1, reason });
+        if known.iter().all(|name| name.is_empty() || *name == END) {
+            return Err(bad("no header line with the names of the fields".to_owned()));
+        }
+        refuse_open_quote(&header, 1)?;
+        if let [only] = known[..]
+            && fields.delimiter == b','
+            && let Some((_, name)) = SEPARATORS
+                .iter()
+                .find(|(separator, _)| only.contains(*separator))
+        {
+            return Err(bad(format!(
+                "the header line is one field, `{only}`; if {name} stands between its fields, say so with --delimiter {name}"
+            )));
         }
         if let Some(name) = repeated(&known) {
-            let reason = format!("two fields are named `{name}`");
-            return Err(RowError::Bad { line: 1, reason });
+            return Err(bad(format!("two fields are named `{name}`")));
         }
         let place = |field: &String| {
             let found = known.iter().position(|name| name == field);
@@ -160,8 +214,46 @@ impl<R: Read> CsvRows<R> {
             headers: fields.headers.iter().map(place).collect::<Result<_, _>>()?,
             prefixes: prefixes.collect(),
             record: csv::StringRecord::new(),
+            line: 1,
+            nulls: fields.nulls,
+            left,
             reader,
         })
+    }
+}
+
+/// A reader that fails where a row is too long: what a quote that is never closed opens would take the whole file.
+struct Bounded<R> {
+    inner: R,
+    left: Rc<Cell<usize>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let left = self.left.get();
+        if count > left {
+            return Err(std::io::Error::other(too_long()));
+        }
+        self.left.set(left - count);
+        Ok(count)
+    }
+}
+
+fn too_long() -> String {
+    format!(
+        "the row is longer than {} MiB; is a quote open, or a line break missing?",
+        LONGEST_ROW >> 20
+    )
+}
+
+fn refuse_open_quote(record: &csv::StringRecord, line: u64) -> Result<(), RowError> {
+    match record.iter().next_back() {
+        Some(last) if last.ends_with(END) => Err(RowError::Bad {
+            line,
+            reason: "a quote that is opened in this row is never closed".to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -170,15 +262,12 @@ fn repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
     names.iter().enumerate().find(seen).map(|(_, name)| *name)
 }
 
-fn bad_csv(error: csv::Error) -> RowError {
-    let line = error.position().map_or(1, csv::Position::line);
+/// `line` stands for an error that has none of its own.
+fn bad_csv(error: &csv::Error, line: u64) -> RowError {
+    let line = error.position().map_or(line, csv::Position::line);
     let reason = match error.kind() {
-        csv::ErrorKind::UnequalLengths {
-            expected_len, len, ..
-        } => {
-            format!("{len} fields where the header line has {expected_len}")
-        }
         csv::ErrorKind::Utf8 { err, .. } => format!("field {} is not UTF-8", err.field() + 1),
+        csv::ErrorKind::Io(error) => error.to_string(),
         _ => error.to_string(),
     };
     RowError::Bad { line, reason }
@@ -186,22 +275,40 @@ fn bad_csv(error: csv::Error) -> RowError {
 
 impl<R: Read> Rows for CsvRows<R> {
     fn next(&mut self, row: &mut Row) -> Result<bool, RowError> {
-        if !self.reader.read_record(&mut self.record).map_err(bad_csv)? {
+        self.left.set(LONGEST_ROW);
+        let read = self.reader.read_record(&mut self.record);
+        let is_row = read.map_err(|error| bad_csv(&error, self.reader.position().line()))?;
+        if !is_row || (self.record.len() == 1 && &self.record[0] == END) {
             return Ok(false);
         }
+        let next = self.reader.position().line();
+        self.line = self.record.position().map_or(next, csv::Position::line);
+        refuse_open_quote(&self.record, self.line)?;
+        let (wanted, found) = (self.prefixes.len(), self.record.len());
+        if found != wanted {
+            return Err(RowError::Bad {
+                line: self.line,
+                reason: format!("{found} fields where the header line has {wanted}"),
+            });
+        }
+        let set = |text: &str| self.nulls.iter().all(|null| null != text);
         row.value.clear();
         for (prefix, text) in self.prefixes.iter().zip(&self.record) {
             row.value.extend_from_slice(prefix);
-            cell::write_json(text, &mut row.value);
+            cell::write_json(Some(text).filter(|text| set(text)), &mut row.value);
         }
         row.value.push(b'}');
-        let text = |column: usize| self.record.get(column).filter(|text| !cell::is_null(text));
+        let text = |column: usize| self.record.get(column).filter(|text| set(text));
         row.key.set(self.key.and_then(text));
         row.headers.resize_with(self.headers.len(), Slot::default);
         for (slot, column) in row.headers.iter_mut().zip(&self.headers) {
             slot.set(text(*column));
         }
         Ok(true)
+    }
+
+    fn line(&self) -> u64 {
+        self.line
     }
 }
 
@@ -217,32 +324,34 @@ impl Rows for NdjsonRows<'_> {
         let text = loop {
             self.buffer.clear();
             self.line += 1;
-            match self.reader.read_line(&mut self.buffer) {
+            let mut limited = (&mut *self.reader).take(LONGEST_ROW as u64 + 1);
+            match limited.read_line(&mut self.buffer) {
                 Ok(0) => return Ok(false),
+                Ok(count) if count > LONGEST_ROW => return Err(self.bad(too_long())),
                 Ok(_) if self.buffer.trim().is_empty() => {}
                 Ok(_) => break self.buffer.trim().trim_start_matches('\u{feff}'),
                 Err(error) => return Err(self.bad(error.to_string())),
             }
         };
-        let object: Map<String, Value> = match serde_json::from_str(text) {
+        let object: BTreeMap<String, &RawValue> = match serde_json::from_str(text) {
             Ok(object) => object,
             Err(error) => return Err(self.bad(format!("not a JSON object: {error}"))),
         };
         row.value.clear();
         row.value.extend_from_slice(text.as_bytes());
-        row.key.set(
-            self.fields
-                .key
-                .as_ref()
-                .and_then(|name| field_text(&object, name))
-                .as_deref(),
-        );
+        let field = |name: &String| field_text(object.get(name.as_str()).copied());
+        row.key
+            .set(self.fields.key.as_ref().and_then(field).as_deref());
         row.headers
             .resize_with(self.fields.headers.len(), Slot::default);
         for (slot, name) in row.headers.iter_mut().zip(&self.fields.headers) {
-            slot.set(field_text(&object, name).as_deref());
+            slot.set(field(name).as_deref());
         }
         Ok(true)
+    }
+
+    fn line(&self) -> u64 {
+        self.line
     }
 }
 
@@ -255,12 +364,14 @@ impl NdjsonRows<'_> {
     }
 }
 
-/// A field's text: a string as it is, anything else as JSON; `None` where it is null or missing.
-fn field_text(object: &Map<String, Value>, name: &str) -> Option<String> {
-    match object.get(name)? {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
+/// A field's text: what a string says, anything else as the file writes it, so that `1.50` and a number of 20 digits stay
+/// what they are; `None` where it is null or missing.
+fn field_text(value: Option<&RawValue>) -> Option<String> {
+    let text = value?.get();
+    match text.as_bytes().first() {
+        Some(b'n') => None,
+        Some(b'"') => serde_json::from_str(text).ok(),
+        _ => Some(text.to_owned()),
     }
 }
 
@@ -280,6 +391,7 @@ mod tests {
         let fields = Fields {
             key: Some(key.to_owned()),
             headers: names.clone(),
+            ..Fields::default()
         };
         let mut bytes = text.as_bytes();
         let mut rows = open(format, &mut bytes, fields).map_err(RowError::place)?;
@@ -321,6 +433,86 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_headers_are_written_as_the_file_has_them() {
+        let numbers = [
+            "1.50",
+            "9007199254740993",
+            "12345678901234567890",
+            "12345678901234567891",
+            "1e2",
+        ];
+        let pair = |text: &str| {
+            (
+                Some(text.to_owned()),
+                vec![("a".to_owned(), text.to_owned())],
+            )
+        };
+        let expected: Vec<_> = numbers.iter().map(|number| pair(number)).collect();
+        let csv: String = numbers
+            .iter()
+            .map(|number| format!("{number},x\n"))
+            .collect();
+        let json: String = numbers
+            .iter()
+            .map(|number| format!("{{ \"a\": {number} }}\n"))
+            .collect();
+        for (format, text) in [(Format::Csv, format!("a,b\n{csv}")), (Format::Ndjson, json)] {
+            let seen = all(format, &text, "a", &["a"]).expect("rows");
+            let seen: Vec<_> = seen
+                .into_iter()
+                .map(|(key, headers, _)| (key, headers))
+                .collect();
+            assert_eq!(seen, expected, "{format:?}");
+        }
+        let texts = "{\"a\": \"1.50\"}\n{\"a\": \"null\"}\n{\"a\": null}\n{\"a\": \"\\u00e4\"}\n";
+        let seen = all(Format::Ndjson, texts, "a", &[]).expect("rows");
+        let keys: Vec<_> = seen.iter().map(|(key, _, _)| key.as_deref()).collect();
+        assert_eq!(keys, [Some("1.50"), Some("null"), None, Some("ä")]);
+    }
+
+    #[test]
+    fn another_delimiter_and_other_nulls_are_taken_as_said() {
+        let fields = Fields {
+            key: Some("a".to_owned()),
+            delimiter: b';',
+            nulls: vec!["\\N".to_owned()],
+            ..Fields::default()
+        };
+        let mut bytes: &[u8] = b"a;b\nNA;\n\\N;1,5";
+        let mut rows = open(Format::Csv, &mut bytes, fields).expect("a header line");
+        let mut row = Row::default();
+        let mut seen = Vec::new();
+        while rows.next(&mut row).expect("a row") {
+            let value = String::from_utf8(row.value.clone()).expect("UTF-8");
+            seen.push((row.key().map(str::to_owned), value, rows.line()));
+        }
+        assert_eq!(
+            seen,
+            [
+                (Some("NA".to_owned()), r#"{"a":"NA","b":""}"#.to_owned(), 2),
+                (None, r#"{"a":null,"b":"1,5"}"#.to_owned(), 3),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_row_that_never_ends_is_refused_before_it_is_all_read() {
+        for (format, head) in [
+            (Format::Csv, "a\n1\n\""),
+            (Format::Ndjson, "{\"a\":1}\n{\"a\":\""),
+        ] {
+            let endless = std::io::repeat(b'x').take(1 << 40);
+            let mut input = std::io::BufReader::new(Cursor::new(head).chain(endless));
+            let mut rows = open(format, &mut input, Fields::default()).expect("a header line");
+            let mut row = Row::default();
+            assert!(rows.next(&mut row).expect("a row"));
+            let (line, reason) = rows.next(&mut row).expect_err("it is too long").place();
+            assert!(reason.contains("longer than 16 MiB"), "{reason}");
+            assert_eq!(line, if format == Format::Csv { 3 } else { 2 });
+        }
+    }
+
+    #[test]
     fn ndjson_rows_pass_as_they_are() {
         let text = "{\"id\": 7, \"at\": \"x\"}\n\n  {\"id\":null,\"b\":{\"c\":1}}\n";
         let seen = all(Format::Ndjson, text, "id", &["at", "b"]).expect("rows");
@@ -340,6 +532,15 @@ mod tests {
                 "1 fields where the header line has 2",
             ),
             (Format::Csv, "a,a\n1,2\n", 1, "two fields are named `a`"),
+            (
+                Format::Csv,
+                "a,b\n1,2\n3,\"4\n5,6\n",
+                3,
+                "a quote that is opened in this row is never closed",
+            ),
+            (Format::Csv, "a,\"b\n1,2\n", 1, "is never closed"),
+            (Format::Csv, "a;b\n1;2\n", 1, "--delimiter ';'"),
+            (Format::Csv, "a\tb\n1\t2\n", 1, "--delimiter tab"),
             (Format::Csv, "", 1, "no header line"),
             (
                 Format::Csv,
@@ -365,7 +566,7 @@ mod tests {
             assert!(reason.contains(words), "{text:?}: {reason}");
         }
         let mut latin: &[u8] = b"a,b\n1,caf\xe9\n";
-        let mut rows = CsvRows::open(&mut latin, &Fields::default()).expect("a header line");
+        let mut rows = CsvRows::open(&mut latin, Fields::default()).expect("a header line");
         let error = rows
             .next(&mut Row::default())
             .expect_err("it is not UTF-8")

@@ -1,17 +1,24 @@
 //! An idempotent producer for rows: every record is acknowledged, or the first refusal ends the job.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message};
 
+use crate::source::raw::{NewTopic, create_topics};
+use crate::source::reach::{NoBroker, wait_for_broker};
+
 /// How long the cluster has to answer at first.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest record that is sent, in bytes: the client's own default, which is below a broker's.
+const LARGEST: u32 = 1_000_000;
 /// How long a record may wait for its acknowledgement.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -22,26 +29,23 @@ pub enum SendError {
     #[error("the Kafka client cannot be set up: {0}")]
     Client(String),
     /// Nobody answers.
-    #[error("no broker answers at `{brokers}` within {} s ({reason}); check the address and that the cluster runs", CONNECT_TIMEOUT.as_secs())]
-    NoBroker {
-        /// Bootstrap servers.
-        brokers: String,
-        /// The client's words.
-        reason: String,
-    },
+    #[error(transparent)]
+    NoBroker(#[from] NoBroker),
     /// The topic is not there.
-    #[error("topic `{topic}` is not usable: {reason}; create it first")]
+    #[error("topic `{topic}` is not usable: {reason}; create it first, or with --create-topic")]
     NoTopic {
         /// The topic.
         topic: String,
         /// The cluster's words.
         reason: String,
     },
-    /// The cluster refused a record.
+    /// A record was refused.
     #[error("a record for `{topic}` was not written: {reason}")]
     Refused {
         /// The topic.
         topic: String,
+        /// The line of its row, from 1; 0 when it is not known.
+        line: u64,
         /// The cluster's words.
         reason: String,
     },
@@ -51,7 +55,9 @@ pub enum SendError {
 #[derive(Default)]
 struct Refusals {
     any: AtomicBool,
-    first: OnceLock<String>,
+    /// The line and the reason.
+    first: OnceLock<(u64, String)>,
+    acknowledged: AtomicU64,
 }
 
 impl ClientContext for Refusals {
@@ -61,14 +67,19 @@ impl ClientContext for Refusals {
 }
 
 impl ProducerContext for Refusals {
-    type DeliveryOpaque = ();
+    /// The line of the record's row.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, record)) = result {
-            let _ = self
-                .first
-                .set(format!("{error} (partition {})", record.partition()));
-            self.any.store(true, Ordering::Release);
+    fn delivery(&self, result: &DeliveryResult<'_>, line: usize) {
+        match result {
+            Ok(_) => {
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((error, record)) => {
+                let reason = format!("{error} (partition {})", record.partition());
+                let _ = self.first.set((line as u64, reason));
+                self.any.store(true, Ordering::Release);
+            }
         }
     }
 }
@@ -80,11 +91,17 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A sender to `topic`, once the cluster has said that the topic is there.
+    /// A sender to `topic`, once the cluster has said that the topic is there; `create` makes it first if it is missing,
+    /// with so many partitions. `tell` is told when no broker has answered for a while.
     ///
     /// # Errors
     /// [`SendError`] when no broker answers or the topic is not usable.
-    pub fn connect(brokers: &str, topic: &str) -> Result<Self, SendError> {
+    pub fn connect(
+        brokers: &str,
+        topic: &str,
+        create: Option<i32>,
+        tell: fn(&str),
+    ) -> Result<Self, SendError> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", brokers)
@@ -97,10 +114,17 @@ impl Sender {
             .set("linger.ms", "20")
             .set("batch.size", "1000000")
             .set("compression.type", "lz4")
+            .set("message.max.bytes", LARGEST.to_string())
             .set("queue.buffering.max.messages", "200000")
             .set("queue.buffering.max.kbytes", "131072")
             // The Java clients' default, so that a key has one partition whoever writes it.
             .set("partitioner", "murmur2_random");
+        if let Some(partitions) = create {
+            wait_for_broker(&config, None, tell)?;
+            make_topic(brokers, topic, partitions)?;
+        } else {
+            wait_for_broker(&config, Some(topic), tell)?;
+        }
         let created = config.create_with_context(Refusals::default());
         let producer: ThreadedProducer<Refusals> =
             created.map_err(|error| SendError::Client(error.to_string()))?;
@@ -111,7 +135,7 @@ impl Sender {
         })
     }
 
-    /// Queues a record, waiting for room.
+    /// Queues the record of the row at `line`, waiting for room.
     ///
     /// # Errors
     /// [`SendError::Refused`], also for an earlier record.
@@ -120,6 +144,7 @@ impl Sender {
         key: Option<&str>,
         headers: impl Iterator<Item = (&'a str, &'a str)>,
         value: &[u8],
+        line: u64,
     ) -> Result<(), SendError> {
         let mut all: Option<OwnedHeaders> = None;
         for (name, value) in headers {
@@ -132,7 +157,9 @@ impl Sender {
                     .insert(header),
             );
         }
-        let mut record = BaseRecord::<str, [u8]>::to(&self.topic).payload(value);
+        let opaque = usize::try_from(line).unwrap_or(0);
+        let mut record =
+            BaseRecord::<str, [u8], usize>::with_opaque_to(&self.topic, opaque).payload(value);
         record.key = key;
         record.headers = all;
         loop {
@@ -143,7 +170,14 @@ impl Sender {
                     record = back;
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                Err((error, _)) => return Err(self.refused(error.to_string())),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge), _)) => {
+                    let reason = format!(
+                        "the record, a value of {} bytes with its key and headers, is larger than {LARGEST} bytes, the most that is sent",
+                        value.len()
+                    );
+                    return Err(self.refused(line, reason));
+                }
+                Err((error, _)) => return Err(self.refused(line, error.to_string())),
             }
         }
     }
@@ -158,23 +192,53 @@ impl Sender {
             .producer
             .flush(DELIVERY_TIMEOUT + Duration::from_secs(5));
         self.check()?;
-        flushed.map_err(|error| self.refused(error.to_string()))
+        flushed.map_err(|error| self.refused(0, error.to_string()))
+    }
+
+    /// Records that the cluster has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.producer.context().acknowledged.load(Ordering::Relaxed)
     }
 
     fn check(&self) -> Result<(), SendError> {
         if !self.producer.context().any.load(Ordering::Acquire) {
             return Ok(());
         }
-        let reason = self.producer.context().first.get();
-        Err(self.refused(reason.cloned().unwrap_or_default()))
+        let first = self.producer.context().first.get();
+        let (line, reason) = first.cloned().unwrap_or_default();
+        Err(self.refused(line, reason))
     }
 
-    fn refused(&self, reason: String) -> SendError {
+    fn refused(&self, line: u64, reason: String) -> SendError {
         SendError::Refused {
             topic: self.topic.clone(),
+            line,
             reason,
         }
     }
+}
+
+/// Makes the topic, unless it is there.
+fn make_topic(brokers: &str, topic: &str, partitions: i32) -> Result<(), SendError> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("client.id", "sluicegate-produce");
+    let admin: AdminClient<DefaultClientContext> = config
+        .create()
+        .map_err(|error| SendError::Client(error.to_string()))?;
+    let wanted = [NewTopic {
+        name: topic.to_owned(),
+        partitions,
+    }];
+    let not_made = |reason: String| SendError::NoTopic {
+        topic: topic.to_owned(),
+        reason,
+    };
+    let answers = create_topics(admin.inner(), &wanted, CONNECT_TIMEOUT)
+        .map_err(|error| not_made(error.to_string()))?;
+    let answer = answers.into_iter().next().unwrap_or(Ok(false));
+    answer.map(drop).map_err(not_made)
 }
 
 /// Asks for the topic until it has a leader: a cluster may make it on being asked.
@@ -183,14 +247,16 @@ fn wait_for_topic(
     brokers: &str,
     topic: &str,
 ) -> Result<(), SendError> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let start = Instant::now();
+    let deadline = start + CONNECT_TIMEOUT;
     loop {
         let left = deadline
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(100));
         let metadata = producer.client().fetch_metadata(Some(topic), left);
-        let metadata = metadata.map_err(|error| SendError::NoBroker {
+        let metadata = metadata.map_err(|error| NoBroker {
             brokers: brokers.to_owned(),
+            within_s: start.elapsed().as_secs().max(1),
             reason: error.to_string(),
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);

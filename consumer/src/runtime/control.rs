@@ -183,6 +183,9 @@ impl Desk {
         let Some(looker) = &mut self.topics.looker else {
             return Ok(());
         };
+        looker
+            .wait_for_broker(wanted)
+            .map_err(|error| StartError::part("kafka")(error.to_string()))?;
         let found = looker
             .look(wanted)
             .map_err(|error| refused(format!("cannot ask the cluster for its topics: {error}")))?;

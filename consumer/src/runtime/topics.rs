@@ -26,6 +26,7 @@ use crate::emit::topics::{ClusterTopics, LazyTopicAdmin, NeededTopic, TopicError
 use crate::handlers::Plan;
 use crate::routing::{RoutingIndex, Subscription};
 use crate::source::ClientSettings;
+use crate::source::reach::NoBroker;
 
 /// Between two lists of topics while no pattern waits for new ones.
 const WITHOUT_PATTERNS: Duration = Duration::from_secs(300);
@@ -195,6 +196,17 @@ impl Looker {
             unreachable_since_ms: 0,
             retry: FIRST_RETRY,
             pattern_interval,
+        }
+    }
+
+    /// Waits until the cluster answers, if it is needed.
+    ///
+    /// # Errors
+    /// [`NoBroker`].
+    pub(super) fn wait_for_broker(&self, wanted: &Wanted) -> Result<(), NoBroker> {
+        match wanted.needs_cluster() {
+            true => self.admin.wait_for_broker(),
+            false => Ok(()),
         }
     }
 

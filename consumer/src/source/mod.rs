@@ -19,6 +19,7 @@ pub mod lease;
 pub mod memory;
 pub mod mock;
 pub(crate) mod raw;
+pub mod reach;
 mod rebalance;
 pub mod starts;
 #[cfg(test)]
