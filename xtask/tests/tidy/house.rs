@@ -88,6 +88,44 @@ fn files_that_the_compose_file_mounts_are_there() {
     assert_none("docker-compose.yml mounts what is missing:", &broken);
 }
 
+/// Whether a service of the compose file has a named volume at the folder.
+fn keeps(service: &Yaml<'_>, folder: &str) -> bool {
+    let volumes = service.as_mapping_get("volumes").and_then(Yaml::as_vec);
+    let mut volumes = volumes.into_iter().flatten().filter_map(Yaml::as_str);
+    volumes.any(|volume| {
+        let (from, to) = volume.split_once(':').unwrap_or((volume, ""));
+        !from.starts_with(['.', '/']) && to == folder
+    })
+}
+
+#[test]
+fn the_compose_files_volumes_hold_the_data() {
+    let compose = yaml("docker-compose.yml");
+    let service = |name: &str| &compose["services"][name];
+    // With any KAFKA_* variable the image drops its own settings, and with them where the data stands.
+    let logs = service("kafka")["environment"]["KAFKA_LOG_DIRS"].as_str();
+    let mut broken = Vec::new();
+    for (name, folder) in [
+        ("kafka", logs.unwrap_or("KAFKA_LOG_DIRS, which is not set")),
+        ("etcd", "/var/lib/etcd"),
+        ("zookeeper", "/data"),
+        ("zookeeper", "/datalog"),
+        ("prometheus", "/prometheus"),
+    ] {
+        if !keeps(service(name), folder) {
+            broken.push(format!("{name} has no named volume at {folder}"));
+        }
+    }
+    let command = service("etcd")["command"].as_vec().expect("a command");
+    if !command
+        .iter()
+        .any(|word| word.as_str() == Some("--data-dir=/var/lib/etcd"))
+    {
+        broken.push("etcd writes elsewhere than /var/lib/etcd".to_owned());
+    }
+    assert_none("docker-compose.yml loses data:", &broken);
+}
+
 #[test]
 fn the_image_is_built_in_stages_and_runs_without_root() {
     let dockerfile = read("Dockerfile");
