@@ -13,6 +13,7 @@
 //! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
+mod bounded_file;
 pub mod bridge;
 mod chance;
 pub mod diff;

@@ -110,7 +110,8 @@ impl MemberReport {
     /// # Errors
     /// A sentence when the bytes are no report.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map_err(|error| format!("it is no member report: {error}"))
+        crate::document::from_object(bytes)
+            .map_err(|error| format!("it is no member report: {error}"))
     }
 
     /// The report as it is written: at most [`MAX_REPORT`] bytes, with what does not fit cut or counted.

@@ -46,7 +46,7 @@ impl Rollout {
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let rollout: Self = serde_json::from_slice(bytes)
+        let rollout: Self = crate::document::from_object(bytes)
             .map_err(|error| format!("it is no roll-out: {error}; delete it to end it"))?;
         match rollout.config {
             Some(ref config) if !config.is_object() => {
@@ -88,6 +88,7 @@ mod tests {
         for bad in [
             "",
             "[]",
+            r#"["r1", "me", "", null, null, [], 0, [], null, 0]"#,
             r#"{"id":"x","config":3}"#,
             r#"{"id":"x","mood":1}"#,
         ] {

@@ -1,8 +1,11 @@
 //! Values that must not be shown: they are read where they are used, and print as `***` everywhere else.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 /// A text that never shows in `Debug`, `Display` or serialised output.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,5 +38,209 @@ impl fmt::Display for Secret {
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str("***")
+    }
+}
+
+/// Stands in the place of a secret.
+const MASK: &str = "***";
+/// A shorter value is masked only where it stands as a word of its own: within words it would be found everywhere.
+const SHORTEST_PART: usize = 4;
+/// A line of a secret of several lines is a secret too from this length.
+const SHORTEST_LINE: usize = 8;
+/// Most bytes of a secret's beginning that are looked for at the end of a text that was cut.
+const LONGEST_CUT: usize = 1_024;
+
+/// Takes secrets out of texts that may quote them: errors, reasons and log lines of plugins.
+///
+/// A value is found as it is, as a Rust or JSON text shows it, as a URL writes it, and by each of its lines.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Redactor {
+    /// Longest first, so that none is left with a part of another.
+    forms: Vec<String>,
+}
+
+impl Redactor {
+    /// A redactor of these values.
+    pub fn new<S: AsRef<str>>(secrets: &[S]) -> Self {
+        let forms: BTreeSet<String> = secrets
+            .iter()
+            .flat_map(|secret| forms(secret.as_ref()))
+            .collect();
+        let mut forms: Vec<String> = forms.into_iter().collect();
+        forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+        Self { forms }
+    }
+
+    /// Whether there is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        self.forms.is_empty()
+    }
+
+    /// Looks for what `other` looks for too.
+    pub fn merge(&mut self, other: &Self) {
+        for form in &other.forms {
+            if !self.forms.contains(form) {
+                self.forms.push(form.clone());
+            }
+        }
+        self.forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    }
+
+    /// `text` with `***` in the place of every secret.
+    pub fn redact<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut redacted = Cow::Borrowed(text);
+        for form in &self.forms {
+            if let Some(masked) = masked(&redacted, form) {
+                redacted = Cow::Owned(masked);
+            }
+        }
+        if let Some(kept) = self.before_cut(&redacted) {
+            redacted = Cow::Owned(format!("{}{MASK}", &redacted[..kept]));
+        }
+        redacted
+    }
+
+    /// Where a secret begins whose end was cut off with the end of the text.
+    fn before_cut(&self, text: &str) -> Option<usize> {
+        let begins = |form: &String| {
+            let longest = form
+                .len()
+                .saturating_sub(1)
+                .min(text.len())
+                .min(LONGEST_CUT);
+            (SHORTEST_LINE..=longest)
+                .rev()
+                .filter(|length| form.is_char_boundary(*length))
+                .find(|length| text.ends_with(&form[..*length]))
+                .map(|length| text.len() - length)
+        };
+        self.forms.iter().filter_map(begins).min()
+    }
+}
+
+/// Says how many forms there are, never which.
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Redactor({})", self.forms.len())
+    }
+}
+
+/// The ways in which a text may show a value.
+fn forms(secret: &str) -> Vec<String> {
+    let mut values = vec![secret, secret.trim()];
+    if secret.contains('\n') {
+        let lines = secret.lines().map(str::trim);
+        values.extend(lines.filter(|line| line.len() >= SHORTEST_LINE));
+    }
+    let shown = |value: &str| {
+        let rust = format!("{value:?}");
+        let json = Value::from(value).to_string();
+        let inside = |quoted: &str| quoted[1..quoted.len() - 1].to_owned();
+        [
+            value.to_owned(),
+            inside(&rust),
+            inside(&json),
+            in_url(value),
+        ]
+    };
+    let values = values.into_iter().filter(|value| !value.is_empty());
+    values.flat_map(shown).collect()
+}
+
+/// As a URL writes it.
+fn in_url(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                text.push(char::from(byte));
+            }
+            other => text.push_str(&format!("%{other:02X}")),
+        }
+    }
+    text
+}
+
+/// `text` with every `form` masked; `None` when there is none.
+fn masked(text: &str, form: &str) -> Option<String> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let stands_alone = |at: usize| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + form.len()..].chars().next();
+        !before.is_some_and(is_word) && !after.is_some_and(is_word)
+    };
+    let mut found = text
+        .match_indices(form)
+        .map(|(at, _)| at)
+        .filter(|at| form.len() >= SHORTEST_PART || stands_alone(*at))
+        .peekable();
+    found.peek()?;
+    let mut result = String::with_capacity(text.len());
+    let mut rest = 0;
+    for at in found {
+        result.push_str(&text[rest..at]);
+        result.push_str(MASK);
+        rest = at + form.len();
+    }
+    result.push_str(&text[rest..]);
+    Some(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_found_however_it_is_shown() {
+        let redactor = Redactor::new(&["p\"w\\d\u{1} ä", "plain-secret"]);
+        for (text, expected) in [
+            ("no secret here", "no secret here"),
+            ("bad plain-secret, plain-secret!", "bad ***, ***!"),
+            (
+                r#"invalid value: string "p\"w\\d\u{1} ä", expected f64"#,
+                r#"invalid value: string "***", expected f64"#,
+            ),
+            (r#"{"a":"p\"w\\d\u0001 ä"}"#, r#"{"a":"***"}"#),
+            ("url p%22w%5Cd%01%20%C3%A4@host", "url ***@host"),
+            ("cut off: plain-sec", "cut off: ***"),
+        ] {
+            assert_eq!(redactor.redact(text), expected);
+        }
+    }
+
+    #[test]
+    fn lines_are_secret_and_short_values_are_masked_as_words_only() {
+        let redactor = Redactor::new(&["-----BEGIN-----\nabcdefgh\nxy\n", "a"]);
+        assert_eq!(redactor.redact("line abcdefgh, xy"), "line ***, xy");
+        assert_eq!(
+            redactor.redact("value `a` is a flag"),
+            "value `***` is *** flag"
+        );
+        assert_eq!(
+            format!("{redactor:?}"),
+            format!("Redactor({})", redactor.forms.len())
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_of_a_useful_length_is_left(
+            secrets in prop::collection::vec("\\PC{4,12}", 1..4),
+            pieces in prop::collection::vec("\\PC{0,6}", 1..6),
+        ) {
+            let redactor = Redactor::new(&secrets);
+            let mut text = String::new();
+            for (index, piece) in pieces.iter().enumerate() {
+                text.push_str(piece);
+                text.push_str(&secrets[index % secrets.len()]);
+            }
+            let redacted = redactor.redact(&text);
+            for secret in secrets.iter().filter(|secret| !MASK.contains(secret.as_str())) {
+                // What is left may read like a secret only by a mask beside other text.
+                prop_assert!(!redacted.split(MASK).any(|part| part.contains(secret.as_str())));
+            }
+        }
     }
 }

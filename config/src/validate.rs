@@ -10,7 +10,7 @@ use crate::service::examine;
 ///
 /// Nothing is started and no plugin is loaded. Empty means that `run` would accept it all.
 pub fn validate_everything(file: &Path, environment: &Environment, sets: &[String]) -> Problems {
-    let text = match crate::document::read_text(file) {
+    let text = match crate::document::read_given_text(file) {
         Ok(text) => text,
         Err(problems) => return problems,
     };

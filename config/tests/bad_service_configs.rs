@@ -153,7 +153,7 @@ const CASES: &[Case] = &[
     ),
     (
         "text for a list",
-        "plugins: { trusted_keys: RWQabc }\n",
+        "handlers: { references: { env: TOKEN } }\n",
         &[],
         &[],
     ),
@@ -222,6 +222,30 @@ const CASES: &[Case] = &[
         "kafka: { clients: \"${env:SECRET}\", start: \"${env:SECRET}\" }\nprocessing: { memory: \"${env:SECRET}\", guarantee: \"${env:SECRET}\" }\nadmin: { listen: \"${env:SECRET}\" }\n",
         &[("SECRET", "hunter2")],
         &[],
+    ),
+    (
+        "signatures are not checked yet",
+        "plugins: { trusted_keys: [RWQabc] }\n",
+        &[],
+        &["plugins.trusted_keys=[RWQabc]"],
+    ),
+    (
+        "references that give away too much",
+        "handlers:\n  references: { env: [\"${env:A}\", B], folder: . }\n",
+        &[],
+        &[],
+    ),
+    (
+        "secrets on the command line",
+        "kafka: {}\n",
+        &[],
+        &[
+            "kafka.client.sasl.password=hunter2",
+            "kafka.client={ssl.key.pem: hunter2, linger.ms: 1}",
+            "handlers.etcd.password=hunter2",
+            "handlers.zookeeper={digest: {user: u, password: hunter2}}",
+            "kafka.client.ssl.key.password=${env:NOT_SET}",
+        ],
     ),
     (
         "bad overrides",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluicegate_config::service::{
-    ClientValue, Guarantee, HandlersFrom, LogFormat, MissingOffset, Start,
+    ClientValue, Guarantee, HandlersFrom, LogFormat, MissingOffset, References, Start,
 };
 use sluicegate_config::spec::{OnFailure, Order, PartitionTest, TopicPattern};
 use sluicegate_config::{
@@ -51,9 +51,9 @@ handlers:
 plugins:
   folder: /opt/plugins
   cache: .sluicegate/cache
-  trusted_keys: [RWQabc]
   allow_unsigned: true
 admin: { listen: "[::1]:0" }
+emit: { provenance: true }
 logging: { format: json, level: "info,sluicegate::dispatch=debug" }
 "#;
 
@@ -75,7 +75,8 @@ fn an_empty_document_gives_the_documented_defaults() {
     assert_eq!(config.handlers.from, HandlersFrom::File { folder, rescan });
     assert_eq!(config.plugins.folder, Path::new("etc/plugins"));
     assert_eq!(config.plugins.cache, Path::new("etc/.sluicegate/cache"));
-    assert!(!config.plugins.allow_unsigned && config.plugins.trusted_keys.is_empty());
+    assert_eq!(config.handlers.references, References::default());
+    assert!(!config.emit.provenance && !config.plugins.allow_unsigned);
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9600");
     assert_eq!(
         (config.logging.format, config.logging.level.as_str()),
@@ -112,7 +113,7 @@ fn every_value_of_a_full_service_config_lands_where_it_belongs() {
     );
     assert_eq!(config.processing.missing_offset, MissingOffset::Latest);
     assert_eq!(config.plugins.folder, Path::new("/opt/plugins"));
-    assert_eq!(config.plugins.trusted_keys, ["RWQabc"]);
+    assert!(config.emit.provenance);
     assert!(config.plugins.allow_unsigned);
     assert_eq!(config.admin.listen.to_string(), "[::1]:0");
     assert_eq!(config.logging.format, LogFormat::Json);
@@ -152,7 +153,7 @@ fn overrides_win_in_their_order() {
         ("SLUICEGATE__KAFKA__GROUP_ID", "5"),
         ("SLUICEGATE__KAFKA__CLIENTS", "3"),
         ("SLUICEGATE__KAFKA__CLIENT__SESSION_TIMEOUT_MS", "6000"),
-        ("SLUICEGATE__PLUGINS__TRUSTED_KEYS", "[a, b]"),
+        ("SLUICEGATE__HANDLERS__REFERENCES__ENV", "[a, b]"),
         ("SLUICEGATE__LOGGING__LEVEL", "debug"),
         ("UNRELATED", "x"),
     ];
@@ -166,7 +167,7 @@ fn overrides_win_in_their_order() {
     assert_eq!(config.kafka.clients, 4);
     assert_eq!(config.kafka.client["session.timeout.ms"].expose(), "6000");
     assert_eq!(config.kafka.client["fetch.min.bytes"].expose(), "10");
-    assert_eq!(config.plugins.trusted_keys, ["a", "b"]);
+    assert!(config.handlers.references.env.iter().eq(["a", "b"]));
     assert_eq!(config.logging.level, "debug");
     assert_eq!(config.processing.memory, 1 << 30);
 }

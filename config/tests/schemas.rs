@@ -124,6 +124,7 @@ fn the_reference_pages_names_are_all_there() {
         [
             "admin",
             "bridge",
+            "emit",
             "handlers",
             "kafka",
             "logging",
@@ -156,7 +157,7 @@ fn the_reference_pages_names_are_all_there() {
     );
     assert_eq!(
         names(&config, &["plugins"]),
-        ["allow_unsigned", "cache", "folder", "trusted_keys"]
+        ["allow_unsigned", "cache", "folder"]
     );
     let handler = handler_schema();
     assert_eq!(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use sluicegate_config::service::References;
 use sluicegate_config::source::{
     SnapshotError, SpecSource, StoreSource, StoreSourceSettings, Update, WatchHandle,
 };
@@ -23,6 +24,10 @@ fn spec(name: &str, more: &str) -> String {
 fn settings(cache: Option<&Path>) -> StoreSourceSettings {
     StoreSourceSettings {
         environment: Environment::from_iter([("SECRET", "hidden")]),
+        references: References {
+            env: ["SECRET".to_owned()].into(),
+            folder: None,
+        },
         member: "host-1".to_owned(),
         cache: cache.map(Path::to_path_buf),
         ..StoreSourceSettings::default()
@@ -446,11 +451,14 @@ fn a_re_read_looks_at_references_again() {
     let store = MemoryStore::new();
     let text = spec("a", "config: { p: \"${file:password}\" }\n");
     put(&store, &spec_key("a"), text);
-    let base = folder.path().to_path_buf();
+    let references = References {
+        folder: Some(folder.path().to_path_buf()),
+        ..References::default()
+    };
     let mut scene = Scene::new(
         store,
         StoreSourceSettings {
-            base,
+            references,
             ..settings(None)
         },
     );

@@ -82,6 +82,7 @@ impl Service {
             drain_timeout: DEADLINE,
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,
+            provenance: false,
         });
         Self {
             folder,

@@ -29,7 +29,7 @@ impl Service {
     /// If the binary cannot be built or started.
     #[must_use]
     pub fn start(workdir: &Workdir, arguments: &[&str]) -> Self {
-        Self::start_with_stderr(workdir, arguments, None)
+        Self::start_as(workdir, arguments, &[], None)
     }
 
     /// As [`Service::start`], with its log going to `stderr` instead of a file, if that is given.
@@ -38,9 +38,28 @@ impl Service {
     /// As [`Service::start`].
     #[must_use]
     pub fn start_with_stderr(workdir: &Workdir, arguments: &[&str], stderr: Option<Stdio>) -> Self {
+        Self::start_as(workdir, arguments, &[], stderr)
+    }
+
+    /// As [`Service::start`], with further environment variables.
+    ///
+    /// # Panics
+    /// As [`Service::start`].
+    #[must_use]
+    pub fn start_with(workdir: &Workdir, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_as(workdir, arguments, variables, None)
+    }
+
+    fn start_as(
+        workdir: &Workdir,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Self {
         let port = free_port();
         let mut command = command();
         command
+            .envs(variables.iter().copied())
             .current_dir(workdir.path())
             .args(["run", "-c", "sluicegate.yaml"]);
         command
@@ -226,8 +245,22 @@ impl Service {
 /// If the binary cannot be built or started.
 #[must_use]
 pub fn run_binary(folder: &std::path::Path, arguments: &[&str]) -> Output {
+    run_binary_with(folder, arguments, &[])
+}
+
+/// [`run_binary`] with further environment variables.
+///
+/// # Panics
+/// If the binary cannot be built or started.
+#[must_use]
+pub fn run_binary_with(
+    folder: &std::path::Path,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> Output {
     let mut command = command();
     command
+        .envs(variables.iter().copied())
         .current_dir(folder)
         .args(arguments)
         .stdin(Stdio::null());

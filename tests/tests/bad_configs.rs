@@ -208,6 +208,24 @@ fn a_bad_spec_ends_with_2_and_names_its_place() {
     );
 }
 
+/// The likeliest first mistake: nobody listens where the brokers should be.
+#[test]
+fn a_wrong_broker_address_is_told_soon_once_and_with_the_address() {
+    let workdir = good("127.0.0.1:1", "g");
+    workdir.spec("copy", GOOD);
+    let start = std::time::Instant::now();
+    let arguments = ["run", "-c", "sluicegate.yaml", "--set", ANY_PORT];
+    let done = run_binary(workdir.path(), &arguments);
+    let took = start.elapsed();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    // Loading the plugin comes before; the address itself is told within 3 s.
+    assert!(took < Duration::from_secs(6), "{took:?}: {said}");
+    let told = said.matches("no broker answers at `127.0.0.1:1`").count();
+    assert_eq!(told, 1, "{said}");
+    assert!(said.contains("check the address"), "{said}");
+}
+
 #[test]
 fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
     let kafka = Kafka::shared();

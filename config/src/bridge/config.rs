@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{BridgeSettings, BridgeStores, Pair, Side};
 use crate::document::{
-    Checker, Field, Kind, Need, Object, Section, TextRule, Word, parse, read_text, resolve, words,
+    Checker, Field, Kind, Lookup, Need, Object, Section, TextRule, Trail, Word, parse,
+    read_given_text, resolve, words,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
@@ -161,7 +162,7 @@ pub fn load_bridge_config(
     file: &Path,
     environment: &Environment,
 ) -> Result<(BridgeConfig, LoggingConfig), Problems> {
-    read_bridge_config(&read_text(file)?, Some(file), environment)
+    read_bridge_config(&read_given_text(file)?, Some(file), environment)
 }
 
 /// Reads the config of `sluicegate bridge` from its text; relative paths begin at the folder of `file`.
@@ -180,7 +181,8 @@ pub fn read_bridge_config(
         return Err(problems);
     };
     let mut checker = Checker::new(file, &BRIDGE_FILE);
-    resolve(&mut root, "", environment, base, &mut checker);
+    let lookup = Lookup::Anything { environment, base };
+    resolve(&mut root, &Trail::Root(""), lookup, &mut checker);
     let section = checker.section(&root, &BRIDGE_FILE, "");
     let config = BridgeConfig::read(&section, base, &mut checker);
     let logging = section.object("logging").and_then(read_logging);

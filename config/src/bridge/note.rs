@@ -57,7 +57,7 @@ impl Note {
     /// Reads a note; `None` when the bytes are none, as if nothing were known.
     #[must_use]
     pub fn from_json(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        crate::document::from_object(bytes).ok()
     }
 
     /// The note as it is written.

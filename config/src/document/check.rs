@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::quantity::{parse_duration, parse_size};
 use super::suggest::did_you_mean;
 use super::table::{Field, Kind, Need, Object, TextRule, Word};
-use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain};
+use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
 use crate::problem::{Problem, Problems};
 
 /// Collects what is wrong with one document.
@@ -65,6 +65,11 @@ impl<'a> Checker<'a> {
     /// What was found.
     pub(crate) fn into_problems(self) -> Problems {
         self.problems
+    }
+
+    /// Whether so much is wrong that further problems are only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.problems.is_full()
     }
 
     /// Adds a problem.
@@ -132,7 +137,12 @@ impl<'a> Checker<'a> {
     }
 
     fn unknown(&mut self, entry: &Entry, object: &'static Object, path: &str) {
-        let full = join(path, &entry.key);
+        let shown = shortened(&entry.key);
+        let full = join(path, &shown);
+        if self.is_full() {
+            // The nearest name takes time to find, and nobody will see it.
+            return self.report(&entry.key_place, &full, "is unknown");
+        }
         if let Some(later) = object.later.iter().find(|later| later.name == entry.key) {
             let message = format!("`{}` {}", entry.key, later.reason);
             self.report(&entry.key_place, &full, message);
@@ -148,8 +158,11 @@ impl<'a> Checker<'a> {
                 ),
             };
         }
-        let key: String = entry.key.chars().take(60).collect();
-        self.report(&entry.key_place, &full, format!("`{key}` is unknown{hint}"));
+        self.report(
+            &entry.key_place,
+            &full,
+            format!("`{shown}` is unknown{hint}"),
+        );
     }
 
     fn absent(&mut self, field: &'static Field, node: &Node, path: &str, section: &mut Section) {
@@ -215,7 +228,9 @@ impl<'a> Checker<'a> {
     ) -> Option<Checked> {
         let Value::List(items) = &node.value else {
             let hint = match &node.value {
-                Value::Scalar(scalar) if !node.is_null() => format!("; write [{}]", shown(scalar)),
+                Value::Scalar(scalar) if !node.is_null() => {
+                    format!("; write [{}]", shortened(shown(scalar)))
+                }
                 _ => String::new(),
             };
             let message = format!("wants a list of texts, found {}{hint}", node.describe());
@@ -229,6 +244,9 @@ impl<'a> Checker<'a> {
         let mut texts = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let path = format!("{path}[{index}]");
+            if self.unresolved.contains(&path) {
+                continue;
+            }
             match &item.value {
                 Value::Scalar(scalar) => match text(scalar, rule) {
                     Ok(text) => texts.push(ListedText {

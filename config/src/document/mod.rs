@@ -11,14 +11,18 @@ mod quantity;
 mod reference;
 mod suggest;
 mod table;
+mod trail;
 
 pub(crate) use check::{Checker, Section};
-pub(crate) use json::to_json;
-pub(crate) use parse::{MAX_BYTES, parse, read_text};
+pub(crate) use json::{from_object, read_json_object, to_json};
+pub(crate) use parse::{MAX_BYTES, parse, read_given_text, read_text};
+use parse::{MAX_DEPTH, MAX_NODES};
 pub(crate) use quantity::{format_duration, format_size, parse_duration};
-pub(crate) use reference::resolve;
+pub use reference::References;
+pub(crate) use reference::{Lookup, resolve, resolve_json};
 pub(crate) use suggest::{did_you_mean, nearest};
 pub(crate) use table::{Field, Kind, Later, Need, Object, TextRule, Word, words};
+pub(crate) use trail::Trail;
 
 use std::fmt;
 use std::ops::Range;
@@ -115,19 +119,14 @@ impl Scalar {
     /// What to call it in a message; never a resolved secret.
     pub(crate) fn describe(&self) -> String {
         if let Some(reference) = &self.reference {
-            return format!("the value of {reference}");
+            return format!("the value of {}", shortened(reference));
         }
-        let shown: String = self.text.chars().take(60).collect();
-        let dots = if shown.len() < self.text.len() {
-            "…"
-        } else {
-            ""
-        };
+        let shown = shortened(&self.text);
         match self.plain() {
             Plain::Null => "nothing".to_owned(),
             Plain::Flag(_) => format!("the flag {shown}"),
-            Plain::Integer(_) | Plain::Float(_) => format!("the number {shown}{dots}"),
-            Plain::Text => format!("the text `{shown}{dots}`"),
+            Plain::Integer(_) | Plain::Float(_) => format!("the number {shown}"),
+            Plain::Text => format!("the text `{shown}`"),
         }
     }
 }
@@ -213,4 +212,13 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     } else {
         format!("{path}.{key}")
     }
+}
+
+/// The beginning of a text that somebody wrote, for a message.
+pub(crate) fn shortened(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
 }

@@ -1,32 +1,36 @@
-//! YAML text to a node tree, within bounds: size, depth, and nodes after aliases are expanded.
+//! YAML text to a node tree, within bounds: size, depth, and nodes and bytes after aliases are expanded.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::{Entry, Node, Place, Scalar, Style, Value};
+use super::{Entry, Node, Place, Scalar, Style, Value, shortened};
+use crate::bounded_file::{self, ReadError};
 use crate::problem::{Problem, Problems};
 
 /// Longest text that is read, in bytes.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
 /// Deepest nesting.
-const MAX_DEPTH: usize = 64;
-/// Most nodes, with aliases expanded.
-const MAX_NODES: usize = 50_000;
+pub(super) const MAX_DEPTH: usize = 64;
+/// Most nodes, with aliases expanded and what they may refer to.
+pub(super) const MAX_NODES: usize = 50_000;
+/// Most bytes of keys and values, counted in the same way: an alias costs three bytes of the text and repeats any number.
+const MAX_EXPANDED: usize = 4 * MAX_BYTES;
 
-/// Reads a file as text.
+/// Reads a file of a folder as text. What its name leads to may be anything: a pipe is refused, not waited for.
 pub(crate) fn read_text(file: &Path) -> Result<String, Problems> {
+    as_text(file, bounded_file::read(file, MAX_BYTES))
+}
+
+/// Reads a file that a user names for one reading, which may be a pipe, as text.
+pub(crate) fn read_given_text(file: &Path) -> Result<String, Problems> {
+    as_text(file, bounded_file::read_given(file, MAX_BYTES))
+}
+
+fn as_text(file: &Path, bytes: Result<Vec<u8>, ReadError>) -> Result<String, Problems> {
     let whole = |message: String| Problems::of_file(Some(file), message);
-    let length = std::fs::metadata(file)
-        .map_err(|error| whole(format!("cannot be read: {error}")))?
-        .len();
-    if length > MAX_BYTES as u64 {
-        return Err(whole(format!(
-            "has {length} bytes; at most {MAX_BYTES} are read"
-        )));
-    }
-    let bytes = std::fs::read(file).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    let bytes = bytes.map_err(|reason| whole(reason.to_string()))?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..valid]
@@ -87,10 +91,20 @@ enum Open {
     },
     Map {
         entries: Vec<Entry>,
-        key: Option<(String, Place)>,
+        /// The lines in which its keys stand.
+        lines: HashMap<String, u32>,
+        key: Option<Key>,
         place: Place,
         anchor: usize,
     },
+}
+
+/// A key whose value has not come yet.
+struct Key {
+    text: String,
+    place: Place,
+    /// The map has it already; its value is left out.
+    repeated: bool,
 }
 
 struct Builder<'a> {
@@ -102,6 +116,8 @@ struct Builder<'a> {
     anchors: HashMap<usize, Node>,
     root: Option<Node>,
     nodes: usize,
+    /// Bytes of keys and values.
+    bytes: usize,
     documents: usize,
     problems: Problems,
 }
@@ -120,6 +136,7 @@ impl<'a> Builder<'a> {
             anchors: HashMap::new(),
             root: None,
             nodes: 0,
+            bytes: 0,
             documents: 0,
             problems: Problems::new(),
         }
@@ -189,6 +206,7 @@ impl<'a> Builder<'a> {
                 self.deepen(&place)?;
                 self.open.push(Open::Map {
                     entries: Vec::new(),
+                    lines: HashMap::new(),
                     key: None,
                     place,
                     anchor,
@@ -203,26 +221,34 @@ impl<'a> Builder<'a> {
 
     /// A scalar is a key where a map waits for one, else a value.
     fn scalar(&mut self, scalar: Scalar, place: Place, anchor: usize) -> Result<(), Problem> {
-        if let Some(Open::Map { entries, key, .. }) = self.open.last_mut()
-            && key.is_none()
-        {
-            let first = entries.iter().find(|entry| entry.key == scalar.text);
-            if let Some(first) = first {
-                let message = format!(
-                    "`{}` stands twice in this map, first in line {}; keep one",
-                    scalar.text, first.key_place.line
-                );
-                let mut problem = self.problem(&place, message);
-                problem.path = super::join(&problem.path, &scalar.text);
-                self.problems.push(problem);
-            }
-            if let Some(Open::Map { key, .. }) = self.open.last_mut() {
-                *key = Some((scalar.text, place));
-            }
-            return Ok(());
+        let Some(Open::Map {
+            lines,
+            key: key @ None,
+            ..
+        }) = self.open.last_mut()
+        else {
+            let value = Value::Scalar(scalar);
+            return self.add(Node { value, place }, anchor);
+        };
+        let text = scalar.text;
+        let first = lines.get(&text).copied();
+        if first.is_none() {
+            lines.insert(text.clone(), place.line);
         }
-        let value = Value::Scalar(scalar);
-        self.add(Node { value, place }, anchor)
+        self.bytes += text.len();
+        *key = Some(Key {
+            text: text.clone(),
+            place: place.clone(),
+            repeated: first.is_some(),
+        });
+        if let Some(line) = first {
+            let shown = shortened(&text);
+            let message =
+                format!("`{shown}` stands twice in this map, first in line {line}; keep one");
+            let problem = self.problem(&place, message);
+            self.problems.push(problem);
+        }
+        Ok(())
     }
 
     fn alias(&mut self, anchor: usize, place: Place) -> Result<(), Problem> {
@@ -231,11 +257,12 @@ impl<'a> Builder<'a> {
                 "is an alias of something that is not finished or not there; write the value out";
             return Err(self.problem(&place, message.to_owned()));
         };
-        let (nodes, depth) = measure(target);
-        self.nodes += nodes;
-        if self.nodes > MAX_NODES || self.open.len() + depth > MAX_DEPTH {
+        let size = Size::of(target);
+        self.nodes += size.nodes;
+        self.bytes += size.bytes;
+        if self.is_beyond_bounds() || self.open.len() + size.depth > MAX_DEPTH {
             let message = format!(
-                "has aliases that expand beyond {MAX_NODES} values or {MAX_DEPTH} levels; write fewer"
+                "has aliases that expand beyond {MAX_NODES} values, {MAX_EXPANDED} bytes or {MAX_DEPTH} levels; write fewer"
             );
             return Err(self.problem(&place, message));
         }
@@ -248,6 +275,10 @@ impl<'a> Builder<'a> {
             return self.scalar(scalar, place, 0);
         }
         self.add(node, 0)
+    }
+
+    fn is_beyond_bounds(&self) -> bool {
+        self.nodes > MAX_NODES || self.bytes > MAX_EXPANDED
     }
 
     fn deepen(&mut self, place: &Place) -> Result<(), Problem> {
@@ -284,8 +315,19 @@ impl<'a> Builder<'a> {
     /// Puts a finished node where it belongs.
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
         self.nodes += 1;
-        if self.nodes > MAX_NODES {
-            let message = format!("has more than {MAX_NODES} values; split it");
+        if let Value::Scalar(scalar) = &node.value {
+            self.bytes += scalar.text.len();
+        }
+        if anchor > 0 {
+            // What an alias may refer to is kept a second time.
+            let size = Size::of(&node);
+            self.nodes += size.nodes;
+            self.bytes += size.bytes;
+        }
+        if self.is_beyond_bounds() {
+            let message = format!(
+                "has more than {MAX_NODES} values or {MAX_EXPANDED} bytes of them; split it"
+            );
             return Err(self.problem(&node.place, message));
         }
         if anchor > 0 {
@@ -294,12 +336,12 @@ impl<'a> Builder<'a> {
         match self.open.last_mut() {
             Some(Open::List { items, .. }) => items.push(node),
             Some(Open::Map { entries, key, .. }) => {
-                if let Some((key, key_place)) = key.take()
-                    && !entries.iter().any(|entry| entry.key == key)
+                if let Some(key) = key.take()
+                    && !key.repeated
                 {
                     entries.push(Entry {
-                        key,
-                        key_place,
+                        key: key.text,
+                        key_place: key.place,
                         value: node,
                     });
                 }
@@ -329,14 +371,11 @@ impl<'a> Builder<'a> {
     }
 
     fn problem(&self, place: &Place, message: String) -> Problem {
-        let path: Vec<&str> = self
+        let path: Vec<String> = self
             .open
             .iter()
             .filter_map(|open| match open {
-                Open::Map {
-                    key: Some((key, _)),
-                    ..
-                } => Some(key.as_str()),
+                Open::Map { key: Some(key), .. } => Some(shortened(&key.text)),
                 _ => None,
             })
             .take(8)
@@ -351,18 +390,37 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Nodes and levels of a tree.
-fn measure(node: &Node) -> (usize, usize) {
-    let children = |nodes: &mut dyn Iterator<Item = &Node>| {
-        nodes
-            .map(measure)
-            .fold((1, 1), |(count, depth), (nodes, levels)| {
-                (count + nodes, depth.max(levels + 1))
-            })
-    };
-    match &node.value {
-        Value::Scalar(_) => (1, 1),
-        Value::List(items) => children(&mut items.iter()),
-        Value::Map(entries) => children(&mut entries.iter().map(|entry| &entry.value)),
+/// What a tree takes up.
+struct Size {
+    nodes: usize,
+    /// Of keys and values.
+    bytes: usize,
+    depth: usize,
+}
+
+impl Size {
+    fn of(node: &Node) -> Self {
+        let mut size = Self {
+            nodes: 1,
+            bytes: 0,
+            depth: 1,
+        };
+        match &node.value {
+            Value::Scalar(scalar) => size.bytes = scalar.text.len(),
+            Value::List(items) => items.iter().for_each(|item| size.add(item, 0)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    size.add(&entry.value, entry.key.len());
+                }
+            }
+        }
+        size
+    }
+
+    fn add(&mut self, child: &Node, key: usize) {
+        let child = Self::of(child);
+        self.nodes += child.nodes;
+        self.bytes += child.bytes + key;
+        self.depth = self.depth.max(child.depth + 1);
     }
 }

@@ -1,68 +1,154 @@
 //! `${env:NAME}` and `${file:PATH}`: values that stand elsewhere, so that secrets need not be written down.
+//!
+//! A file of the operator's own may refer to anything. A value of a store may be written by others, so it refers to what the
+//! service config lists for it and to nothing else ([`References`]): not even whether something else exists is told.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
 
-use super::{Checker, MAX_BYTES, Node, Style, Value};
+use serde_json::Value as Json;
+
+use super::{Checker, MAX_BYTES, Node, Style, Trail, Value};
+use crate::bounded_file;
 use crate::environment::Environment;
+
+/// Most bytes that the references of one document may bring in.
+const MAX_RESOLVED: usize = 4 * MAX_BYTES;
+
+/// What values of a store may refer to. Nothing, unless the service config lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// Names of environment variables.
+    pub env: BTreeSet<String>,
+    /// The folder below which `${file:…}` names files; `None`: no file.
+    pub folder: Option<PathBuf>,
+}
+
+/// Where references are looked up.
+#[derive(Clone, Copy)]
+pub(crate) enum Lookup<'a> {
+    /// They are left as they are: only their form is checked, as that of a store's value.
+    Form,
+    /// Any variable, and any file; relative paths begin at `base`.
+    Anything {
+        environment: &'a Environment,
+        base: &'a Path,
+    },
+    /// What is listed.
+    Listed {
+        environment: &'a Environment,
+        references: &'a References,
+    },
+}
 
 /// Replaces every reference in the values of `node`; what is missing is reported.
 ///
 /// A whole-value reference takes the type that its field wants. `$${` stands for `${`.
 pub(crate) fn resolve(
     node: &mut Node,
-    path: &str,
-    environment: &Environment,
-    base: &Path,
+    path: &Trail<'_>,
+    lookup: Lookup<'_>,
     checker: &mut Checker<'_>,
 ) {
-    match &mut node.value {
-        Value::Scalar(scalar) if scalar.text.contains("${") => {
-            let mut parts = Parts {
-                environment,
-                base,
-                referred: false,
-            };
-            match parts.substitute(&scalar.text) {
-                Ok(text) => {
-                    let written = std::mem::replace(&mut scalar.text, text);
-                    if parts.referred {
-                        scalar.reference = Some(written);
-                        scalar.style = Style::Untyped;
-                    }
-                }
-                Err(reason) => checker.report_unresolved(&node.place, path, reason),
-            }
-        }
-        Value::Scalar(_) => {}
-        Value::List(items) => {
-            for (index, item) in items.iter_mut().enumerate() {
-                resolve(
-                    item,
-                    &format!("{path}[{index}]"),
-                    environment,
-                    base,
-                    checker,
-                );
-            }
-        }
-        Value::Map(entries) => {
-            for entry in entries {
-                let path = super::join(path, &entry.key);
-                resolve(&mut entry.value, &path, environment, base, checker);
-            }
-        }
-    }
+    let mut resolver = Resolver::new(lookup);
+    resolver.node(node, path, checker);
 }
 
-struct Parts<'a> {
-    environment: &'a Environment,
-    base: &'a Path,
-    /// Whether anything but an escape was replaced.
+/// Replaces every reference in the texts of `value`, and gives what each of them stands for; `report` hears what is missing.
+pub(crate) fn resolve_json(
+    value: &mut Json,
+    path: &Trail<'_>,
+    lookup: Lookup<'_>,
+    report: &mut dyn FnMut(&Trail<'_>, String),
+) -> Vec<String> {
+    let mut resolver = Resolver::new(lookup);
+    resolver.json(value, path, report);
+    resolver.secrets
+}
+
+struct Resolver<'a> {
+    lookup: Lookup<'a>,
+    /// Bytes that references brought in.
+    brought: usize,
+    /// What stands behind the references, and the texts that they are parts of.
+    secrets: Vec<String>,
+    /// Whether the text at hand has anything but an escape replaced.
     referred: bool,
 }
 
-impl Parts<'_> {
+impl<'a> Resolver<'a> {
+    fn new(lookup: Lookup<'a>) -> Self {
+        Self {
+            lookup,
+            brought: 0,
+            secrets: Vec::new(),
+            referred: false,
+        }
+    }
+
+    fn node(&mut self, node: &mut Node, path: &Trail<'_>, checker: &mut Checker<'_>) {
+        match &mut node.value {
+            Value::Scalar(scalar) if scalar.text.contains("${") => {
+                match self.substitute(&scalar.text) {
+                    Ok(text) => {
+                        let written = std::mem::replace(&mut scalar.text, text);
+                        if self.referred {
+                            scalar.reference = Some(written);
+                            scalar.style = Style::Untyped;
+                        }
+                    }
+                    Err(reason) => {
+                        checker.report_unresolved(&node.place, &path.to_string(), reason);
+                    }
+                }
+            }
+            Value::Scalar(_) => {}
+            Value::List(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    self.node(item, &Trail::Index(path, index), checker);
+                }
+            }
+            Value::Map(entries) => {
+                for entry in entries {
+                    let path = Trail::Key(path, &entry.key);
+                    self.node(&mut entry.value, &path, checker);
+                }
+            }
+        }
+    }
+
+    fn json(
+        &mut self,
+        value: &mut Json,
+        path: &Trail<'_>,
+        report: &mut dyn FnMut(&Trail<'_>, String),
+    ) {
+        match value {
+            Json::String(text) if text.contains("${") => match self.substitute(text) {
+                Ok(resolved) => {
+                    if self.referred {
+                        self.secrets.push(resolved.clone());
+                    }
+                    *text = resolved;
+                }
+                Err(reason) => report(path, reason),
+            },
+            Json::Array(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    self.json(item, &Trail::Index(path, index), report);
+                }
+            }
+            Json::Object(members) => {
+                for (key, member) in members {
+                    self.json(member, &Trail::Key(path, key), report);
+                }
+            }
+            Json::String(_) | Json::Null | Json::Bool(_) | Json::Number(_) => {}
+        }
+    }
+
     fn substitute(&mut self, text: &str) -> Result<String, String> {
+        self.referred = false;
         let mut result = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find("${") {
@@ -77,48 +163,125 @@ impl Parts<'_> {
             let end = from.find('}').ok_or_else(|| {
                 "has a `${` without its `}`; write $${ for the characters themselves".to_owned()
             })?;
-            result.push_str(&self.look_up(&from[2..end])?);
+            self.look_up(&from[2..end], &mut result)?;
             rest = &from[end + 1..];
         }
         result.push_str(rest);
         Ok(result)
     }
 
-    fn look_up(&mut self, inside: &str) -> Result<String, String> {
+    fn look_up(&mut self, inside: &str, into: &mut String) -> Result<(), String> {
+        let found = match (inside.split_once(':'), self.lookup) {
+            (Some(("env", _)), Lookup::Form) => None,
+            (Some(("env", name)), Lookup::Anything { environment, .. }) => {
+                Some(variable(name, environment)?)
+            }
+            (
+                Some(("env", name)),
+                Lookup::Listed {
+                    environment,
+                    references,
+                },
+            ) => match references.env.contains(name) {
+                true => Some(variable(name, environment)?),
+                false => {
+                    return Err(not_listed(
+                        &format!("env:{name}"),
+                        "handlers.references.env",
+                    ));
+                }
+            },
+            (Some(("file", path)), Lookup::Form) => {
+                check_below(path)?;
+                None
+            }
+            (Some(("file", path)), Lookup::Anything { base, .. }) => {
+                Some(file(path, &base.join(path))?)
+            }
+            (Some(("file", path)), Lookup::Listed { references, .. }) => {
+                Some(listed_file(path, references)?)
+            }
+            _ => {
+                let inside = super::shortened(inside);
+                return Err(format!(
+                    "`${{{inside}}}` is no reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for the characters themselves"
+                ));
+            }
+        };
+        let Some(found) = found else {
+            into.push_str(&format!("${{{inside}}}"));
+            return Ok(());
+        };
+        self.brought += found.len();
+        if self.brought > MAX_RESOLVED {
+            return Err(format!(
+                "refers to more than {MAX_RESOLVED} bytes together with the references before it; refer to less"
+            ));
+        }
         self.referred = true;
-        match inside.split_once(':') {
-            Some(("env", name)) => self
-                .environment
-                .get(name)
-                .map(str::to_owned)
-                .ok_or_else(|| {
-                    format!(
-                        "the environment variable {name} is not set; `${{env:{name}}}` needs it"
-                    )
-                }),
-            Some(("file", path)) => self.read(path),
-            _ => Err(format!(
-                "`${{{inside}}}` is no reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for the characters themselves"
-            )),
-        }
+        into.push_str(&found);
+        self.secrets.push(found);
+        Ok(())
     }
+}
 
-    /// The file's text without the line break at its end.
-    fn read(&self, path: &str) -> Result<String, String> {
-        let file: PathBuf = self.base.join(path);
-        let refused =
-            |reason: String| format!("the file {} of `${{file:{path}}}` {reason}", file.display());
-        let length = std::fs::metadata(&file)
-            .map_err(|error| refused(format!("cannot be read: {error}")))?
-            .len();
-        if length > MAX_BYTES as u64 {
-            return Err(refused(format!(
-                "has {length} bytes; at most {MAX_BYTES} are read"
-            )));
-        }
-        let text = std::fs::read_to_string(&file)
-            .map_err(|error| refused(format!("cannot be read: {error}")))?;
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+fn variable(name: &str, environment: &Environment) -> Result<String, String> {
+    environment.get(name).map(str::to_owned).ok_or_else(|| {
+        let name = super::shortened(name);
+        format!("the environment variable {name} is not set; `${{env:{name}}}` needs it")
+    })
+}
+
+fn not_listed(inside: &str, key: &str) -> String {
+    let inside = super::shortened(inside);
+    format!(
+        "`${{{inside}}}` is not allowed in a store's keys: they may only refer to what the service config lists in `{key}`"
+    )
+}
+
+/// A file below the folder for references, by its name and by where it really is.
+fn listed_file(path: &str, references: &References) -> Result<String, String> {
+    let refused = || not_listed(&format!("file:{path}"), "handlers.references.folder");
+    let folder = references.folder.as_deref().ok_or_else(refused)?;
+    check_below(path)?;
+    let named = folder.join(path);
+    // A link may lead about inside the folder, as those of mounted secrets do, but not out of it. What stands outside is
+    // told like what is not there.
+    let missing = || {
+        format!(
+            "the file of `${{file:{}}}` is not there",
+            super::shortened(path)
+        )
+    };
+    let folder = folder.canonicalize().map_err(|_| missing())?;
+    let real = named.canonicalize().map_err(|_| missing())?;
+    if !real.starts_with(&folder) {
+        return Err(missing());
     }
+    file(path, &real)
+}
+
+/// Whether a path stays below the folder that it begins at, as far as its own words go.
+fn check_below(path: &str) -> Result<(), String> {
+    let below = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    match Path::new(path).components().all(below) {
+        true => Ok(()),
+        false => Err(
+            "has a `${file:…}` that is absolute or goes up; in a store's keys it names a file below the folder `handlers.references.folder`"
+                .to_owned(),
+        ),
+    }
+}
+
+/// The file's text without the line break at its end.
+fn file(path: &str, file: &Path) -> Result<String, String> {
+    let text = bounded_file::read_text(file, MAX_BYTES).map_err(|reason| {
+        format!(
+            "the file {} of `${{file:{}}}` {reason}",
+            file.display(),
+            super::shortened(path)
+        )
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }

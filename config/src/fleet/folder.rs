@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::edit::name_of_spec;
 use super::{Deleted, FleetError, SpecWrite};
-use crate::document::did_you_mean;
+use crate::document::{did_you_mean, read_text};
 use crate::source::{compare_and_write, name_in_spec, spec_files};
 use crate::store::StoreError;
 use crate::whole_file;
@@ -47,7 +47,7 @@ pub fn delete_file(folder: &Path, name: &str) -> Result<Deleted, FleetError> {
         let all = spec_files(folder).map_err(|reason| unreadable(folder, reason))?;
         let names: Vec<String> = all
             .iter()
-            .filter_map(|path| name_in_spec(&std::fs::read_to_string(path).ok()?))
+            .filter_map(|path| name_in_spec(&read_text(path).ok()?))
             .collect();
         return Err(FleetError::Unknown {
             name: name.to_owned(),
@@ -72,7 +72,7 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>, FleetError>
     let mut found = Vec::new();
     for path in files {
         // A file that cannot be read declares nothing; the service says what is wrong with it.
-        if let Ok(text) = std::fs::read_to_string(&path)
+        if let Ok(text) = read_text(&path)
             && name_in_spec(&text).as_deref() == Some(name)
         {
             found.push((path, text));

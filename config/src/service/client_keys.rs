@@ -213,7 +213,7 @@ fn refusal(key: &str, role: ClientRole) -> Option<String> {
 }
 
 /// Whether a key's value is secret whatever it is.
-fn is_sensitive(key: &str) -> bool {
+pub(super) fn is_sensitive(key: &str) -> bool {
     let marks = [
         "password",
         "secret",

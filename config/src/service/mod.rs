@@ -27,6 +27,7 @@ pub(crate) use rules::{ADDRESS, parse_address};
 pub(crate) use table::{LOGGING, SERVICE};
 
 use crate::bridge::BridgeConfig;
+pub use crate::document::References;
 use crate::secret::Secret;
 use crate::store::{EtcdSettings, ZooKeeperSettings};
 
@@ -39,10 +40,12 @@ pub struct ServiceConfig {
     pub processing: ProcessingConfig,
     /// Where handler specs come from.
     pub handlers: HandlersConfig,
-    /// Where plugins come from and who is trusted.
+    /// Where plugins come from and which of them are loaded.
     pub plugins: PluginsConfig,
     /// The admin HTTP server.
     pub admin: AdminConfig,
+    /// What emitted records carry.
+    pub emit: EmitConfig,
     /// The service's own log.
     pub logging: LoggingConfig,
     /// A bridge between etcd and ZooKeeper, beside the service.
@@ -165,8 +168,8 @@ pub struct HandlersConfig {
     pub require_fresh: bool,
     /// The own id among the members of a fleet; `None`: `{host}-{pid}`.
     pub member_id: Option<String>,
-    /// Folder of the service config: `${file:…}` in a store's specs stays below it.
-    pub references: PathBuf,
+    /// What a store's specs may refer to.
+    pub references: References,
 }
 
 /// The source of handler specs.
@@ -185,15 +188,13 @@ pub enum HandlersFrom {
     ZooKeeper(Box<ZooKeeperSettings>),
 }
 
-/// `plugins:` where plugins come from and who is trusted.
+/// `plugins:` where plugins come from and which of them are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginsConfig {
     /// Folder of artefacts.
     pub folder: PathBuf,
     /// Folder for private copies of what is loaded.
     pub cache: PathBuf,
-    /// minisign public keys whose signatures are accepted.
-    pub trusted_keys: Vec<String>,
     /// Load plugins without a signature; for development.
     pub allow_unsigned: bool,
 }
@@ -203,6 +204,13 @@ pub struct PluginsConfig {
 pub struct AdminConfig {
     /// Where it listens; port 0 takes any free one.
     pub listen: SocketAddr,
+}
+
+/// `emit:` what emitted records carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmitConfig {
+    /// Headers that say where each emitted record comes from.
+    pub provenance: bool,
 }
 
 /// `logging:` the service's own log.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::client_keys::is_sensitive;
 use super::table::SERVICE;
 use crate::document::{Checker, Entry, Kind, Node, Object, Place, Value, did_you_mean, parse};
 use crate::environment::Environment;
@@ -37,8 +38,39 @@ pub(crate) fn from_sets(root: &mut Node, sets: &[String], checker: &mut Checker<
             continue;
         }
         let segments: Vec<&str> = path.trim().split('.').collect();
+        if let Some(key) = shows_secret(path, value) {
+            let message = format!(
+                "shows the secret `{key}` to everybody who may list processes; refer to it by ${{env:NAME}} or ${{file:PATH}}, or set it in the file or by an environment variable"
+            );
+            checker.report(&place_of(&set_by), path, message);
+            continue;
+        }
         set(root, &segments, Rest::Dots, value, &set_by, checker);
     }
+}
+
+/// The secret key whose value stands in an argument as it is, not behind a reference.
+fn shows_secret(path: &str, value: &str) -> Option<String> {
+    let is_shown =
+        |text: &str| !text.is_empty() && !text.contains("${env:") && !text.contains("${file:");
+    if is_sensitive(path) {
+        return is_shown(value).then(|| path.to_owned());
+    }
+    let node = value_node(value, &Place::default()).ok()?;
+    fn within(node: &Node, is_shown: &dyn Fn(&str) -> bool) -> Option<String> {
+        match &node.value {
+            Value::Scalar(_) => None,
+            Value::List(items) => items.iter().find_map(|item| within(item, is_shown)),
+            Value::Map(entries) => entries.iter().find_map(|entry| match &entry.value.value {
+                Value::Scalar(scalar) => {
+                    let secret = is_sensitive(&entry.key) && is_shown(&scalar.text);
+                    secret.then(|| entry.key.clone())
+                }
+                Value::List(_) | Value::Map(_) => within(&entry.value, is_shown),
+            }),
+        }
+    }
+    within(&node, &is_shown)
 }
 
 /// How the segments behind a free map join to one key.

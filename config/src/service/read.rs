@@ -6,12 +6,13 @@ use super::client_keys::ClientRole;
 use super::rules::{parse_address, parse_start};
 use super::table::{DEFAULT_FOLDER, DEFAULT_RESCAN, SERVICE};
 use super::{
-    AdminConfig, HandlersConfig, HandlersFrom, KafkaConfig, LoggingConfig, PluginsConfig,
-    ProcessingConfig, ServiceConfig, client_keys, overrides,
+    AdminConfig, EmitConfig, HandlersConfig, HandlersFrom, KafkaConfig, LoggingConfig,
+    PluginsConfig, ProcessingConfig, ServiceConfig, client_keys, overrides,
 };
 use crate::bridge::BridgeConfig;
 use crate::document::{
-    Checker, Node, Place, Section, Word, parse, parse_duration, read_text, resolve,
+    Checker, Lookup, Node, Place, References, Section, Trail, Word, parse, parse_duration,
+    read_given_text, resolve,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
@@ -27,7 +28,7 @@ pub fn load_service_config(
     environment: &Environment,
     sets: &[String],
 ) -> Result<ServiceConfig, Problems> {
-    let text = read_text(file)?;
+    let text = read_given_text(file)?;
     read_service_config(&text, Some(file), environment, sets)
 }
 
@@ -74,7 +75,8 @@ pub(crate) fn examine(
     let mut checker = Checker::new(file, &SERVICE);
     overrides::from_environment(&mut root, environment, &mut checker);
     overrides::from_sets(&mut root, sets, &mut checker);
-    resolve(&mut root, "", environment, base, &mut checker);
+    let lookup = Lookup::Anything { environment, base };
+    resolve(&mut root, &Trail::Root(""), lookup, &mut checker);
     let section = checker.section(&root, &SERVICE, "");
     let handlers = handlers(&section, base, &mut checker);
     let config = build(&section, base, handlers.clone(), &mut checker);
@@ -106,15 +108,13 @@ fn build(
         plugins: PluginsConfig {
             folder: path(plugins, "folder", base)?,
             cache: path(plugins, "cache", base)?,
-            trusted_keys: plugins
-                .texts("trusted_keys")
-                .iter()
-                .map(|listed| listed.text.clone())
-                .collect(),
             allow_unsigned: plugins.flag("allow_unsigned"),
         },
         admin: AdminConfig {
             listen: parse_address(section.object("admin")?.text("listen")?).ok()?,
+        },
+        emit: EmitConfig {
+            provenance: section.object("emit")?.flag("provenance"),
         },
         logging: read_logging(logging)?,
         bridge: match section.object("bridge") {
@@ -166,8 +166,38 @@ fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option
         cache: path(handlers, "cache", base)?,
         require_fresh: handlers.flag("require_fresh"),
         member_id: handlers.text("member_id").map(str::to_owned),
-        references: base.to_path_buf(),
+        references: references(handlers, base, checker)?,
     })
+}
+
+/// What a store's specs may refer to: nothing unless it is listed.
+fn references(handlers: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<References> {
+    let Some(listed) = handlers.object("references") else {
+        return Some(References::default());
+    };
+    let folder = path(listed, "folder", base);
+    if let Some(folder) = &folder
+        && real(base).starts_with(real(folder))
+    {
+        let message = "holds the service config itself, whose secrets are nobody else's; name a folder of its own below it";
+        let place = listed.place_of("folder").clone();
+        checker.report(&place, &listed.path_of("folder"), message);
+        return None;
+    }
+    let env = listed.texts("env").iter();
+    Some(References {
+        env: env.map(|listed| listed.text.clone()).collect(),
+        folder,
+    })
+}
+
+/// Where a folder really is; by its words as long as it is not there.
+fn real(folder: &Path) -> PathBuf {
+    let named = Path::new(".").join(folder);
+    named
+        .canonicalize()
+        .or_else(|_| std::path::absolute(&named))
+        .unwrap_or(named)
 }
 
 fn kafka(kafka: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<KafkaConfig> {

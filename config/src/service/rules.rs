@@ -7,10 +7,15 @@ use jiff::Timestamp;
 use super::Start;
 use crate::document::TextRule;
 
-/// Any text that is not empty.
-pub(crate) static ANY: TextRule = TextRule {
-    check: |text| refuse_if(text.trim().is_empty(), "it is empty"),
-    pattern: Some(r"\S"),
+/// The name of an environment variable.
+pub(crate) static VARIABLE: TextRule = TextRule {
+    check: |text| {
+        refuse_if(
+            text.is_empty() || text.contains(['=', '\0', '{', '}', '$']),
+            "it is no name of an environment variable; write it without ${env:…}",
+        )
+    },
+    pattern: Some(r"^[^=${}]+$"),
     numbers: false,
 };
 

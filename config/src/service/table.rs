@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rules::{ADDRESS, ANY, BROKERS, GROUP, LEVEL, MEMBER, PATH, START};
+use super::rules::{ADDRESS, BROKERS, GROUP, LEVEL, MEMBER, PATH, START, VARIABLE};
 use super::{Guarantee, LogFormat, MissingOffset, client_keys};
 use crate::bridge::BRIDGE;
 use crate::document::{Field, Kind, Later, Need, Object, Word, words};
@@ -57,7 +57,7 @@ pub(crate) static SERVICE: Object = Object {
         },
         Field {
             name: "plugins",
-            doc: "Where plugins come from and who is trusted.",
+            doc: "Where plugins come from and which of them are loaded.",
             kind: Kind::Object(&PLUGINS),
             need: Need::Default("{}"),
         },
@@ -65,6 +65,12 @@ pub(crate) static SERVICE: Object = Object {
             name: "admin",
             doc: "The admin HTTP server.",
             kind: Kind::Object(&ADMIN),
+            need: Need::Default("{}"),
+        },
+        Field {
+            name: "emit",
+            doc: "What emitted records carry.",
+            kind: Kind::Object(&EMIT),
             need: Need::Default("{}"),
         },
         Field {
@@ -80,10 +86,7 @@ pub(crate) static SERVICE: Object = Object {
             need: Need::Optional,
         },
     ],
-    later: &[Later {
-        name: "emit",
-        reason: "is not available yet; the plugin `relay` adds where a record comes from with `provenance: true`",
-    }],
+    later: &[],
 };
 
 static KAFKA: Object = Object {
@@ -236,9 +239,38 @@ static HANDLERS: Object = Object {
             need: Need::Default("false"),
         },
         Field {
+            name: "references",
+            doc: "What `config` in a store's keys may refer to by ${env:NAME} and ${file:PATH}: whoever writes control keys can read it.",
+            kind: Kind::Object(&REFERENCES),
+            need: Need::Optional,
+        },
+        Field {
             name: "member_id",
             doc: "The own id among the members of a fleet; {host}-{random} when it is left out, another at each start.",
             kind: Kind::Text(&MEMBER),
+            need: Need::Optional,
+        },
+    ],
+    later: &[],
+};
+
+static REFERENCES: Object = Object {
+    doc: "What `config` in a store's keys may refer to by ${env:NAME} and ${file:PATH}; nothing when it is left out.",
+    fields: &[
+        Field {
+            name: "env",
+            doc: "Names of environment variables.",
+            kind: Kind::Texts {
+                rule: &VARIABLE,
+                min: 0,
+                max: 1_000,
+            },
+            need: Need::Default("[]"),
+        },
+        Field {
+            name: "folder",
+            doc: "Folder below which ${file:PATH} names files; it cannot be that of the service config.",
+            kind: Kind::Text(&PATH),
             need: Need::Optional,
         },
     ],
@@ -265,7 +297,7 @@ static FILE: Object = Object {
 };
 
 static PLUGINS: Object = Object {
-    doc: "Where plugins come from and who is trusted.",
+    doc: "Where plugins come from and which of them are loaded.",
     fields: &[
         Field {
             name: "folder",
@@ -280,22 +312,26 @@ static PLUGINS: Object = Object {
             need: Need::Default(".sluicegate/cache"),
         },
         Field {
-            name: "trusted_keys",
-            doc: "minisign public keys whose signatures are accepted.",
-            kind: Kind::Texts {
-                rule: &ANY,
-                min: 0,
-                max: 256,
-            },
-            need: Need::Default("[]"),
-        },
-        Field {
             name: "allow_unsigned",
-            doc: "Load plugins without a signature; for development.",
+            doc: "Load plugins without a signature. Signatures are not checked yet, so that no plugin is loaded without it.",
             kind: Kind::Flag,
             need: Need::Default("false"),
         },
     ],
+    later: &[Later {
+        name: "trusted_keys",
+        reason: "is not available yet: no signature is checked; leave it out",
+    }],
+};
+
+static EMIT: Object = Object {
+    doc: "What emitted records carry.",
+    fields: &[Field {
+        name: "provenance",
+        doc: "Adds to every emitted record the headers sluicegate.source (topic/partition/offset), sluicegate.handler (name@version), sluicegate.epoch and sluicegate.attempt.",
+        kind: Kind::Flag,
+        need: Need::Default("false"),
+    }],
     later: &[],
 };
 

@@ -63,7 +63,7 @@ impl HandlersConfig {
         };
         let settings = StoreSourceSettings {
             environment: environment.clone(),
-            base: self.references.clone(),
+            references: self.references.clone(),
             member: self.member(),
             cache: cached.then(|| self.cache.clone()),
             require_fresh: self.require_fresh,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::bounded_file;
 use crate::digest::sha256_hex;
 use crate::store::{ControlKey, Entry, KeyKind, Stamp, Tree};
 use crate::whole_file;
@@ -20,6 +21,9 @@ use crate::whole_file;
 const MAGIC: &str = "sluicegate-handlers-cache-1";
 /// Changes that follow each other within this time are written once.
 const SPACING: Duration = Duration::from_millis(300);
+
+/// Longest file that is read, in bytes.
+const LARGEST: usize = 1 << 30;
 
 /// The values that are good, by key.
 pub(super) type GoodValues = BTreeMap<ControlKey, Arc<[u8]>>;
@@ -68,7 +72,8 @@ impl SpecCache {
     /// # Errors
     /// A sentence that says why the file is not used.
     pub(super) fn load(&self) -> Result<Option<Cached>, String> {
-        let text = match std::fs::read_to_string(&self.path) {
+        let read = bounded_file::read_text(&self.path, LARGEST);
+        let text = match read.map_err(bounded_file::ReadError::into_io) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(format!("it cannot be read: {error}")),

@@ -17,6 +17,7 @@ use super::{
     GateWriter, OwnId, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
 };
 use crate::environment::Environment;
+use crate::service::References;
 use crate::snapshot::Snapshot;
 use crate::store::{Cause, ControlKey, Store, StoreError, StoreUpdate, StoreWatch, Tree};
 
@@ -25,8 +26,8 @@ use crate::store::{Cause, ControlKey, Store, StoreError, StoreUpdate, StoreWatch
 pub struct StoreSourceSettings {
     /// References are looked up here.
     pub environment: Environment,
-    /// Where `${file:…}` begins; references stay below it.
-    pub base: PathBuf,
+    /// What values may refer to.
+    pub references: References,
     /// The own member id, by which roll-outs are for this process or not.
     pub member: String,
     /// File that keeps the last good values for a start while the store is away.
@@ -55,7 +56,7 @@ impl StoreSource {
             .map(|path| SpecCache::new(path, store.describe()));
         Self {
             own: OwnId::new(settings.member.as_str()),
-            map: StoreMap::new(settings.environment, settings.base, settings.member),
+            map: StoreMap::new(settings.environment, settings.references, settings.member),
             cache,
             require_fresh: settings.require_fresh,
             given: None,

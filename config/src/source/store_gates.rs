@@ -1,10 +1,9 @@
 //! Writes gates into a store: one key, compared and set.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{GateError, GateWrite, GateWriter};
-use crate::document::did_you_mean;
+use crate::document::{Lookup, did_you_mean};
 use crate::spec::{Origin, read_from};
 use crate::store::value::{read_switch, read_text};
 use crate::store::{ControlKey, Expected, Store, StoreError, Tree};
@@ -65,9 +64,7 @@ fn declared(tree: &Tree, handler: &str) -> Option<Option<bool>> {
     let entry = tree.get(&ControlKey::Spec(handler.to_owned()))?;
     let origin = Origin {
         place: None,
-        base: Path::new(""),
-        confined: true,
-        environment: None,
+        lookup: Lookup::Form,
     };
     let text = read_text(&entry.value, "").ok();
     let spec = text.and_then(|text| read_from(text, origin).ok());

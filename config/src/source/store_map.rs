@@ -19,9 +19,11 @@ use super::dead_letters::{circle_problem, closing};
 use super::gate_edit::RefusedText;
 use super::key_reading::KeyReading;
 use super::pools::{Declared, at_odds};
+use crate::document::Lookup;
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
 use crate::rollout::Rollout;
+use crate::service::References;
 use crate::snapshot::{MetricsLevel, Rejection, RejectionEffect, Snapshot, Switches};
 use crate::spec::{HandlerConfig, HandlerSpec, LocatedSpec, Origin, read_config};
 use crate::store::value::{read_level, read_rollout, read_spec_of, read_switch, read_text};
@@ -33,8 +35,7 @@ pub(super) type Locate<'a> = &'a dyn Fn(&ControlKey) -> String;
 /// What trees become, one after the other.
 pub(super) struct StoreMap {
     environment: Environment,
-    /// Where `${file:…}` begins.
-    base: PathBuf,
+    references: References,
     /// The own id, for roll-outs.
     member: String,
     handlers: BTreeMap<String, HandlerKeys>,
@@ -68,10 +69,10 @@ struct Staged {
 }
 
 impl StoreMap {
-    pub(super) fn new(environment: Environment, base: PathBuf, member: String) -> Self {
+    pub(super) fn new(environment: Environment, references: References, member: String) -> Self {
         Self {
             environment,
-            base,
+            references,
             member,
             handlers: BTreeMap::new(),
             record_log: KeyReading::default(),
@@ -209,7 +210,7 @@ impl StoreMap {
             };
             let reader = Reader {
                 environment: &self.environment,
-                base: &self.base,
+                references: &self.references,
                 member: &self.member,
                 tree,
                 locate,
@@ -392,7 +393,7 @@ fn is_same_apart_from_keys(one: &HandlerSpec, two: &HandlerSpec) -> bool {
 /// Reads the keys of a handler.
 struct Reader<'a> {
     environment: &'a Environment,
-    base: &'a Path,
+    references: &'a References,
     member: &'a str,
     tree: &'a Tree,
     locate: Locate<'a>,
@@ -469,9 +470,10 @@ impl Reader<'_> {
     fn origin<'o>(&'o self, place: &'o Path) -> Origin<'o> {
         Origin {
             place: Some(place),
-            base: self.base,
-            confined: true,
-            environment: Some(self.environment),
+            lookup: Lookup::Listed {
+                environment: self.environment,
+                references: self.references,
+            },
         }
     }
 }

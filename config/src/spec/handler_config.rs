@@ -5,12 +5,16 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::secret::Redactor;
+
 /// A handler's own config. Debug and serialised output show it as declared, with `${env:…}` and `${file:…}` unresolved.
 #[derive(Clone, PartialEq)]
 pub struct HandlerConfig {
     declared: Value,
     /// `None` when there are no references.
     resolved: Option<Value>,
+    /// Takes what references stand for out of texts.
+    redactor: Redactor,
 }
 
 impl HandlerConfig {
@@ -19,13 +23,18 @@ impl HandlerConfig {
         Self {
             declared,
             resolved: None,
+            redactor: Redactor::default(),
         }
     }
 
-    /// A config whose references were resolved to `resolved`.
-    pub fn with_resolved(declared: Value, resolved: Value) -> Self {
+    /// A config whose references were resolved to `resolved`; they stand for `secrets`.
+    pub fn with_resolved(declared: Value, resolved: Value, secrets: &[String]) -> Self {
         let resolved = (resolved != declared).then_some(resolved);
-        Self { declared, resolved }
+        Self {
+            declared,
+            resolved,
+            redactor: Redactor::new(secrets),
+        }
     }
 
     /// As the spec declares it; may be shown.
@@ -36,6 +45,11 @@ impl HandlerConfig {
     /// With references resolved; may hold secrets: hand it to the handler and nowhere else.
     pub fn expose(&self) -> &Value {
         self.resolved.as_ref().unwrap_or(&self.declared)
+    }
+
+    /// Takes what the references stand for out of texts that a handler gives: it may quote its config.
+    pub fn redactor(&self) -> &Redactor {
+        &self.redactor
     }
 }
 

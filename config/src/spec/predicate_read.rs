@@ -1,8 +1,8 @@
 //! Reads the `when` tree of a route.
 
-use super::rules::check_regex;
+use super::rules::RegexBudget;
 use super::{PartitionTest, Predicate, Test};
-use crate::document::{Checker, Entry, Node, Plain, Scalar, Value, did_you_mean, join};
+use crate::document::{Checker, Entry, Node, Plain, Scalar, Value, did_you_mean, join, shortened};
 
 /// What an object of the tree is about; it names exactly one.
 const SUBJECTS: [&str; 6] = ["all", "any", "not", "header", "key", "partition"];
@@ -14,13 +14,23 @@ const PARTITION_TESTS: [&str; 6] = ["equals", "in", "lt", "le", "gt", "ge"];
 const MAX_VALUES: usize = 10_000;
 
 /// Reads the tree at `node`; `None` only where a problem was reported.
-pub(crate) fn read(node: &Node, path: &str, checker: &mut Checker<'_>) -> Option<Predicate> {
-    let mut reader = Reader { checker, nodes: 0 };
+pub(super) fn read(
+    node: &Node,
+    path: &str,
+    regexes: &mut RegexBudget,
+    checker: &mut Checker<'_>,
+) -> Option<Predicate> {
+    let mut reader = Reader {
+        checker,
+        regexes,
+        nodes: 0,
+    };
     reader.predicate(node, path, 1)
 }
 
 struct Reader<'c, 'a> {
     checker: &'c mut Checker<'a>,
+    regexes: &'c mut RegexBudget,
     nodes: usize,
 }
 
@@ -77,7 +87,9 @@ impl Reader<'_, '_> {
             if SUBJECTS.contains(&entry.key.as_str()) || (is_test && takes_tests) {
                 continue;
             }
+            let shown = shortened(&entry.key);
             let message = match subjects.first() {
+                _ if self.checker.is_full() => "is unknown".to_owned(),
                 Some(subject) if is_test => {
                     format!("`{}` does not go with `{}`", entry.key, subject.key)
                 }
@@ -89,11 +101,11 @@ impl Reader<'_, '_> {
                 }
                 _ => {
                     let hint = did_you_mean(&entry.key, SUBJECTS.into_iter().chain(TESTS));
-                    format!("`{}` is unknown{hint}", entry.key)
+                    format!("`{shown}` is unknown{hint}")
                 }
             };
             self.checker
-                .report(&entry.key_place, &join(path, &entry.key), message);
+                .report(&entry.key_place, &join(path, &shown), message);
         }
         match subjects.as_slice() {
             [subject] => Some(subject),
@@ -341,7 +353,7 @@ impl Reader<'_, '_> {
 
     fn regex(&mut self, node: &Node, path: &str) -> Option<String> {
         let scalar = self.scalar(node, "a regex", path)?;
-        match check_regex(&scalar.text) {
+        match self.regexes.check(&scalar.text) {
             Ok(()) => Some(scalar.text.clone()),
             Err(reason) => {
                 self.checker.report(&node.place, path, reason);

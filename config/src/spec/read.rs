@@ -1,17 +1,19 @@
 //! Spec text to [`HandlerSpec`].
 
-use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::path::Path;
 
-use super::rules::{MAX_TOPIC, parse_topic};
+use super::rules::{MAX_TOPIC, RegexBudget, parse_topic};
 use super::table::SPEC;
 use super::{
     Backoff, DeadLetter, DeadLetterSource, HandlerConfig, HandlerSpec, InFlightLimit, Predicate,
-    Restart, Retry, Route, TopicPattern, dead_letter_source, predicate_read,
+    Restart, Retry, Route, TopicMatcher, TopicPattern, dead_letter_source, predicate_read,
 };
-use crate::document::{Checker, Node, Place, Section, Value, parse, resolve, to_json};
+use crate::document::{
+    Checker, Lookup, Node, Place, Section, Trail, Value, parse, read_json_object, resolve_json,
+    to_json,
+};
 use crate::environment::Environment;
-use crate::problem::Problems;
+use crate::problem::{Problem, Problems};
 
 /// Reads one spec from YAML or JSON text. `file` is named in problems, and its folder is where `${file:…}` begins.
 ///
@@ -39,12 +41,8 @@ pub(crate) struct LocatedSpec {
 pub(crate) struct Origin<'a> {
     /// The file or key that problems name.
     pub(crate) place: Option<&'a Path>,
-    /// Where `${file:…}` begins.
-    pub(crate) base: &'a Path,
-    /// References must stay below `base`: whoever writes a store's keys must not read the machine's files.
-    pub(crate) confined: bool,
-    /// What references are looked up in; `None` leaves them as they are, for whoever only checks the form.
-    pub(crate) environment: Option<&'a Environment>,
+    /// What references are looked up in.
+    pub(crate) lookup: Lookup<'a>,
 }
 
 /// [`read_spec`], with places.
@@ -55,9 +53,10 @@ pub(crate) fn read_located(
 ) -> Result<LocatedSpec, Problems> {
     let origin = Origin {
         place: file,
-        base: file.and_then(Path::parent).unwrap_or(Path::new("")),
-        confined: false,
-        environment: Some(environment),
+        lookup: Lookup::Anything {
+            environment,
+            base: file.and_then(Path::parent).unwrap_or(Path::new("")),
+        },
     };
     read_from(text, origin)
 }
@@ -90,22 +89,27 @@ pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, P
 
 /// Reads a handler's own config from a text that holds nothing else: a JSON object.
 pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
-    let object = serde_json::from_str::<BTreeMap<String, serde::de::IgnoredAny>>(text);
-    if let Err(error) = object {
-        let message = format!("is no JSON object: {error}");
-        return Err(Problems::of_file(origin.place, message));
-    }
-    let parsed = parse(text, origin.place);
-    let mut problems = parsed.problems;
-    let Some(root) = parsed.root else {
-        return Err(problems);
+    let problem = |line, column, path: String, message| Problem {
+        file: origin.place.map(Path::to_path_buf),
+        line,
+        column,
+        path,
+        message,
     };
-    let mut checker = Checker::new(origin.place, &SPEC);
-    let config = config(&root, "", origin, &mut checker);
-    problems.merge(checker.into_problems());
-    match config {
-        Some(config) if problems.is_empty() => Ok(config),
-        _ => Err(problems),
+    let mut problems = Problems::new();
+    let declared = match read_json_object(text) {
+        Ok(object) => serde_json::Value::Object(object),
+        Err((line, column, message)) => {
+            problems.push(problem(line, column, String::new(), message));
+            return Err(problems);
+        }
+    };
+    let config = resolved(declared, &Trail::Root(""), origin, &mut |path, reason| {
+        problems.push(problem(0, 0, path.to_string(), reason));
+    });
+    match problems.is_empty() {
+        true => Ok(config),
+        false => Err(problems),
     }
 }
 
@@ -162,41 +166,47 @@ fn config(
         checker.refuse(node, "a map", path);
         return None;
     }
-    let declared = to_json(node, path, checker);
-    if origin.confined && !stays_below_base(&declared) {
-        let message = "has a `${file:…}` that is absolute or goes up; in a store's keys it names a file below the service config's folder";
-        checker.report(&node.place, path, message);
-        return None;
-    }
-    let Some(environment) = origin.environment else {
-        return Some(HandlerConfig::new(declared));
-    };
-    let mut resolved = node.clone();
-    resolve(&mut resolved, path, environment, origin.base, checker);
-    let resolved = to_json(&resolved, path, checker);
-    Some(HandlerConfig::with_resolved(declared, resolved))
+    let root = Trail::Root(path);
+    let declared = to_json(node, &root, checker);
+    let config = resolved(declared, &root, origin, &mut |path, reason| {
+        // Finding its place takes time, and nobody will see it.
+        let place = match checker.is_full() {
+            true => &node.place,
+            false => &path.find(node).place,
+        };
+        checker.report(place, &path.to_string(), reason);
+    });
+    Some(config)
 }
 
-/// Whether no file that a text refers to lies outside the folder at which references begin.
-fn stays_below_base(value: &serde_json::Value) -> bool {
-    use serde_json::Value as Json;
-    match value {
-        Json::String(text) => text.split("${file:").skip(1).all(|from| {
-            let named = Path::new(from.split('}').next().unwrap_or_default());
-            named
-                .components()
-                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-        }),
-        Json::Array(items) => items.iter().all(stays_below_base),
-        Json::Object(members) => members.values().all(stays_below_base),
-        Json::Null | Json::Bool(_) | Json::Number(_) => true,
+/// The config with its references looked up; `report` hears of those that cannot be.
+fn resolved(
+    declared: serde_json::Value,
+    root: &Trail<'_>,
+    origin: Origin<'_>,
+    report: &mut dyn FnMut(&Trail<'_>, String),
+) -> HandlerConfig {
+    let mut resolved = declared.clone();
+    let secrets = resolve_json(&mut resolved, root, origin.lookup, report);
+    match origin.lookup {
+        Lookup::Form => HandlerConfig::new(declared),
+        Lookup::Anything { .. } | Lookup::Listed { .. } => {
+            HandlerConfig::with_resolved(declared, resolved, &secrets)
+        }
     }
 }
 
 fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
+    let mut regexes = RegexBudget::new();
     let mut topics: Vec<TopicPattern> = Vec::new();
     for listed in route.texts("topics") {
         let pattern = parse_topic(&listed.text).ok()?;
+        if let TopicPattern::Regex(regex) = &pattern
+            && let Err(reason) = regexes.check(regex)
+        {
+            checker.report(&listed.place, &listed.path, reason);
+            return None;
+        }
         if topics.contains(&pattern) {
             let message = format!("`{}` is listed twice; keep one", listed.text);
             checker.report(&listed.place, &listed.path, message);
@@ -204,7 +214,7 @@ fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
         topics.push(pattern);
     }
     let when = match route.custom("when") {
-        Some(node) => predicate_read::read(node, &route.path_of("when"), checker)?,
+        Some(node) => predicate_read::read(node, &route.path_of("when"), &mut regexes, checker)?,
         None => Predicate::always(),
     };
     Some(Route { topics, when })
@@ -246,11 +256,10 @@ fn refuse_loop(
     dead_letter: &DeadLetter,
     checker: &mut Checker<'_>,
 ) {
+    let matcher = TopicMatcher::new(&route.topics);
     let gives_up = |source| match source {
         DeadLetterSource::Any => true,
-        DeadLetterSource::Topic(source) => {
-            route.topics.iter().any(|pattern| pattern.matches(source))
-        }
+        DeadLetterSource::Topic(source) => matcher.matching(source).next().is_some(),
     };
     let own = route.topics.iter().find_map(|pattern| match pattern {
         TopicPattern::Exact(name) => {

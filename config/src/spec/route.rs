@@ -32,13 +32,10 @@ impl TopicPattern {
     /// Whether it names the topic: an exact name itself, a glob or regex every topic that it fits, except internal ones
     /// ([`is_internal_topic`]). A regex that does not compile matches nothing; validated specs hold none.
     pub fn matches(&self, topic: &str) -> bool {
-        match self {
-            Self::Exact(name) => name == topic,
-            other => {
-                !is_internal_topic(topic)
-                    && regex::Regex::new(&other.to_regex()).is_ok_and(|regex| regex.is_match(topic))
-            }
-        }
+        TopicMatcher::new(std::slice::from_ref(self))
+            .matching(topic)
+            .next()
+            .is_some()
     }
 
     /// The pattern as a Rust regex for the whole of what it matches: anchored for exact names and globs.
@@ -59,6 +56,41 @@ impl TopicPattern {
             }
             Self::Regex(pattern) => pattern.clone(),
         }
+    }
+}
+
+/// Patterns that are compiled once, for many topics.
+#[derive(Debug)]
+pub struct TopicMatcher<'r> {
+    /// Each pattern with its regex; exact names have none.
+    patterns: Vec<(&'r TopicPattern, Option<regex::Regex>)>,
+}
+
+impl<'r> TopicMatcher<'r> {
+    /// A matcher of these patterns.
+    pub fn new(patterns: &'r [TopicPattern]) -> Self {
+        let compiled = patterns.iter().map(|pattern| {
+            let regex = match pattern {
+                TopicPattern::Exact(_) => None,
+                other => regex::Regex::new(&other.to_regex()).ok(),
+            };
+            (pattern, regex)
+        });
+        Self {
+            patterns: compiled.collect(),
+        }
+    }
+
+    /// The patterns that match the topic, as [`TopicPattern::matches`] says.
+    pub fn matching<'m>(&'m self, topic: &'m str) -> impl Iterator<Item = &'r TopicPattern> + 'm {
+        let matches = move |(pattern, regex): &&(&TopicPattern, Option<regex::Regex>)| match regex {
+            Some(regex) => !is_internal_topic(topic) && regex.is_match(topic),
+            None => matches!(pattern, TopicPattern::Exact(name) if name == topic),
+        };
+        self.patterns
+            .iter()
+            .filter(matches)
+            .map(|(pattern, _)| *pattern)
     }
 }
 

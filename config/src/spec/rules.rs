@@ -2,7 +2,7 @@
 
 use super::VersionRequirement;
 use super::route::TopicPattern;
-use crate::document::TextRule;
+use crate::document::{TextRule, format_size, shortened};
 
 /// Longest topic name that Kafka takes.
 pub(super) const MAX_TOPIC: usize = 249;
@@ -125,7 +125,7 @@ pub(crate) fn parse_topic(text: &str) -> Result<TopicPattern, String> {
             .strip_suffix('/')
             .filter(|pattern| !pattern.is_empty())
             .ok_or("a regex stands between two slashes, such as /^orders-[0-9]+$/")?;
-        check_regex(pattern)?;
+        check_syntax(pattern)?;
         return Ok(TopicPattern::Regex(pattern.to_owned()));
     }
     refuse_if(
@@ -140,22 +140,60 @@ pub(crate) fn parse_topic(text: &str) -> Result<TopicPattern, String> {
     Ok(TopicPattern::Exact(text.to_owned()))
 }
 
-/// Compiles a regex once, as the service will.
-pub(crate) fn check_regex(pattern: &str) -> Result<(), String> {
-    let compiled = regex::bytes::RegexBuilder::new(pattern)
-        .size_limit(1 << 20)
-        .build();
-    compiled.map(|_| ()).map_err(|error| match error {
-        regex::Error::CompiledTooBig(_) => {
-            "the regex is too big when compiled; make its repetitions smaller".to_owned()
+/// Whether the regex is one, without compiling it.
+fn check_syntax(pattern: &str) -> Result<(), String> {
+    let parsed = regex_syntax::ParserBuilder::new()
+        .utf8(false)
+        .build()
+        .parse(pattern);
+    parsed
+        .map(|_| ())
+        .map_err(|error| no_regex(&error.to_string()))
+}
+
+fn no_regex(error: &str) -> String {
+    let reason = error.lines().last().unwrap_or_default();
+    let reason = reason.trim_start_matches("error: ");
+    format!("the regex does not compile: {}", shortened(reason))
+}
+
+/// What the regexes of one spec may take, compiled: time and memory follow that size, not the text's.
+pub(super) struct RegexBudget {
+    left: usize,
+}
+
+impl RegexBudget {
+    /// Bytes for all regexes of a spec.
+    const ALL: usize = 8 << 20;
+    /// Sizes up to which one is tried, the smallest that it fits in is charged.
+    const STEPS: [usize; 4] = [8 << 10, 64 << 10, 256 << 10, 1 << 20];
+
+    pub(super) fn new() -> Self {
+        Self { left: Self::ALL }
+    }
+
+    /// Compiles a regex once, as the service will.
+    pub(super) fn check(&mut self, pattern: &str) -> Result<(), String> {
+        check_syntax(pattern)?;
+        for step in Self::STEPS {
+            if step > self.left {
+                return Err(format!(
+                    "the regexes of this spec take more than {} together when compiled; write fewer or smaller ones",
+                    format_size(Self::ALL as u64)
+                ));
+            }
+            let compiled = regex::bytes::RegexBuilder::new(pattern)
+                .size_limit(step)
+                .build();
+            match compiled {
+                Ok(_) => {
+                    self.left -= step;
+                    return Ok(());
+                }
+                Err(regex::Error::CompiledTooBig(_)) => {}
+                Err(error) => return Err(no_regex(&error.to_string())),
+            }
         }
-        error => {
-            let text = error.to_string();
-            let reason = text.lines().last().unwrap_or_default();
-            format!(
-                "the regex does not compile: {}",
-                reason.trim_start_matches("error: ")
-            )
-        }
-    })
+        Err("the regex is too big when compiled; make its repetitions smaller".to_owned())
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{ControlKey, MAX_VALUE};
-use crate::document::{Word, did_you_mean};
+use crate::document::{Lookup, Word, did_you_mean, read_json_object, shortened};
 use crate::problem::Problems;
 use crate::rollout::Rollout;
 use crate::snapshot::MetricsLevel;
@@ -17,9 +17,7 @@ use crate::spec::{Origin, read_config, read_from};
 pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Problems> {
     let origin = Origin {
         place: Some(Path::new(place)),
-        base: Path::new(""),
-        confined: true,
-        environment: None,
+        lookup: Lookup::Form,
     };
     match key {
         ControlKey::Enabled(_) | ControlKey::Logging => read_switch(value, place).map(|_| ()),
@@ -30,10 +28,13 @@ pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Pr
         }
         ControlKey::Rollout(name) => {
             let rollout = read_rollout(value, place)?;
-            let spec = rollout.spec.as_deref();
-            spec.map_or(Ok(()), |spec| {
-                read_spec_of(name, spec.as_bytes(), origin).map(|_| ())
-            })
+            if let Some(spec) = &rollout.spec {
+                read_spec_of(name, spec.as_bytes(), origin)?;
+            }
+            if let Some(config) = &rollout.config {
+                read_config(&config.to_string(), origin)?;
+            }
+            Ok(())
         }
         ControlKey::Canary(_) => read_object(value, place),
     }
@@ -117,22 +118,16 @@ pub(crate) fn read_rollout(value: &[u8], place: &str) -> Result<Rollout, Problem
 }
 
 fn read_object(value: &[u8], place: &str) -> Result<(), Problems> {
-    let text = read_text(value, place)?;
-    let refused = |message: String| Problems::of_file(Some(Path::new(place)), message);
-    match serde_json::from_str::<serde_json::Value>(text) {
-        Ok(serde_json::Value::Object(_)) => Ok(()),
-        Ok(_) => Err(refused("is no JSON object".to_owned())),
-        Err(error) => Err(refused(format!("is no JSON: {error}"))),
-    }
+    let read = read_json_object(read_text(value, place)?);
+    read.map(|_| ())
+        .map_err(|(_, _, message)| Problems::of_file(Some(Path::new(place)), message))
 }
 
 /// A refusal that shows the beginning of the text.
 fn refused(place: &str, text: &str, advice: &str) -> Problems {
-    let shown: String = text.chars().take(60).collect();
-    let dots = if shown.len() < text.len() { "…" } else { "" };
     let message = match text {
         "" => format!("is empty; {advice}"),
-        _ => format!("is `{}{dots}`; {advice}", shown.escape_debug()),
+        _ => format!("is `{}`; {advice}", shortened(text).escape_debug()),
     };
     Problems::of_file(Some(Path::new(place)), message)
 }

@@ -23,6 +23,8 @@ pub mod overrun;
 pub mod plan;
 pub mod pool;
 mod prepare;
+mod provenance;
+pub mod redaction;
 pub mod registry;
 pub mod release;
 mod report;

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 use sluicegate_config::HandlerSpec;
-use sluicegate_config::spec::{TopicPattern, dead_letter_source};
+use sluicegate_config::spec::{TopicMatcher, TopicPattern, dead_letter_source};
 use sluicegate_runtime::HandlerInfo;
 
 /// Marks a field of a config's schema whose text, or each text of its list, names a topic that the handler emits to.
@@ -28,8 +28,9 @@ pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> 
         0,
         &mut outputs,
     );
+    let matcher = TopicMatcher::new(&spec.route.topics);
     outputs.into_iter().find_map(|output| {
-        let pattern = (spec.route.topics.iter()).find(|pattern| reads(spec, pattern, output))?;
+        let pattern = matcher.matching(output).find(|pattern| reads(spec, pattern, output))?;
         // A topic that stands behind a reference may be a secret, and is not shown.
         let shown = spec.config.declared().to_string().contains(output);
         let output = if shown { format!("`{output}`") } else { "a topic of its config".to_owned() };
@@ -40,11 +41,12 @@ pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> 
     })
 }
 
-/// Whether `pattern` brings records of `topic` to the handler: globs and regexes take in no dead-letter topic.
+/// Whether `pattern`, which matches `topic`, brings its records to the handler: globs and regexes take in no dead-letter
+/// topic.
 fn reads(spec: &HandlerSpec, pattern: &TopicPattern, topic: &str) -> bool {
     let exact = matches!(pattern, TopicPattern::Exact(_));
     let is_dead_letter = || dead_letter_source(&spec.dead_letter.topic, topic).is_some();
-    pattern.matches(topic) && (exact || !is_dead_letter())
+    exact || !is_dead_letter()
 }
 
 /// Collects the marked texts of `config`, or the schema's default where there is none.

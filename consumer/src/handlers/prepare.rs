@@ -14,6 +14,7 @@ use super::generation::{Code, Generation, GenerationState, Retired, Standing, Ta
 use super::outputs;
 use super::overrun::OverrunWatch;
 use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
+use super::redaction::{Redacted, Redaction};
 use super::registry::RegistrySettings;
 use super::restart::RestartPolicy;
 use super::services::HandlerServices;
@@ -26,6 +27,7 @@ pub(super) struct Workshop {
     health_every: Duration,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
+    provenance: bool,
     watch: OverrunWatch,
     numbers: AtomicU64,
     shared: Mutex<Shared>,
@@ -73,6 +75,7 @@ impl Workshop {
             health_every: settings.health_every,
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
+            provenance: settings.provenance,
             watch: OverrunWatch::start()?,
             numbers: AtomicU64::new(1),
             shared: Mutex::default(),
@@ -155,6 +158,7 @@ impl Workshop {
     ) -> Result<(), ConfigNotTaken> {
         let patience = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
+        pool.redact(spec.config.redactor());
         let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
         taken.map_err(|not_taken| match not_taken {
             ConfigNotTaken::Busy => ConfigNotTaken::Busy,
@@ -172,11 +176,18 @@ impl Workshop {
     fn setup(&self, job: &PrepareJob, code: &Code, standing: &Standing) -> HandlerSetup {
         let (spec, tally) = (&job.spec, &job.tally);
         let services = HandlerServices::new(standing.handler(), Arc::clone(&tally.metrics));
+        let redaction = Arc::new(Redaction::new(spec.config.redactor().clone()));
+        let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
             name: standing.handler(),
             exported_as: job.handler.clone(),
-            plugin: Arc::clone(&code.plugin),
+            plugin: Arc::new(Redacted {
+                plugin: Arc::clone(&code.plugin),
+                redaction: Arc::clone(&redaction),
+            }),
             config: LiveConfig::new(spec.config.expose().to_string()),
+            redaction,
+            provenance: self.provenance.then(provenance),
             timeout: spec.timeout,
             restart: RestartPolicy {
                 max_restarts: spec.restart.max_restarts,

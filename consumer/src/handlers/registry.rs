@@ -50,6 +50,8 @@ pub struct RegistrySettings {
     pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
     /// Where emitted records go.
     pub emitter: Arc<dyn Emitter>,
+    /// Whether emitted records say where they come from.
+    pub provenance: bool,
 }
 
 /// A spec that is not applied.

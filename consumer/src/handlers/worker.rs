@@ -13,6 +13,7 @@ use super::crew::Crew;
 use super::emits;
 use super::handoff::{CallReport, Created, Ticket};
 use super::pool::{Config, Tenant};
+use super::provenance;
 use super::seats::{Job, Probe, Task};
 use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
 
@@ -191,6 +192,9 @@ impl Worker {
         let groups = match batch.output.emits.is_empty() {
             true => Vec::new(),
             false => {
+                if let Some(handler) = &setup.provenance {
+                    provenance::add(&mut batch, handler);
+                }
                 let counts = setup.stats.emitted();
                 emits::send(&mut batch, &home, &*setup.emitter, counts, setup.timeout)
             }

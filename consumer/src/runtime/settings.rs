@@ -62,6 +62,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
         drain_timeout: config.processing.drain_timeout,
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,
+        provenance: config.emit.provenance,
     }
 }
 

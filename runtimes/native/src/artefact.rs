@@ -39,10 +39,18 @@ pub(crate) struct Extent {
 pub(crate) fn looks_native(path: &Path) -> bool {
     let named = path.extension().is_some_and(|ext| ext == "so");
     let mut first = [0u8; 4];
-    match std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)) {
+    match open_regular(path).and_then(|mut file| file.read_exact(&mut first)) {
         Ok(()) => named || first == ELF_MAGIC,
         Err(_) => named,
     }
+}
+
+/// Opens a regular file. Anything else is refused before it is opened: a pipe would be waited for.
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    std::fs::File::open(path)
 }
 
 impl Artefact {
@@ -50,7 +58,10 @@ impl Artefact {
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
         let by_manifest = |reason: String| refused(path, "manifest", reason);
         let manifest = Manifest::beside(path).map_err(by_manifest)?;
-        let bytes = std::fs::read(path).map_err(|error| unreadable(path, error))?;
+        let mut bytes = Vec::new();
+        open_regular(path)
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(|error| unreadable(path, error))?;
         let no = |reason: String| refused(path, "descriptor", reason);
         if !bytes.starts_with(&ELF_MAGIC) {
             return Err(no(

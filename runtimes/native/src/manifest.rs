@@ -19,6 +19,8 @@ use saphyr_parser::{Event, Parser};
 use sluicegate_abi::descriptor::{ABI_MAJOR, ABI_MINOR};
 use sluicegate_runtime::PluginIdentity;
 
+use crate::artefact::open_regular;
+
 const NAME: &str = "plugin.yaml";
 const KEYS: [&str; 8] = [
     "name",
@@ -43,7 +45,8 @@ impl Manifest {
     /// The manifest of the library at `path`, if it has one; refuses one that cannot serve before the library is read.
     pub(crate) fn beside(path: &Path) -> Result<Option<Self>, String> {
         let file = path.with_file_name(NAME);
-        let text = match std::fs::read_to_string(&file) {
+        let read = open_regular(&file).and_then(std::io::read_to_string);
+        let text = match read {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(format!("`{}` cannot be read: {error}", file.display())),

@@ -243,3 +243,19 @@ fn a_library_without_the_function_for_new_configs_takes_none() {
     );
     assert!(!takes_config(&older));
 }
+
+/// Nobody writes to it: reading it would wait for ever, and with it whoever looks at the folder.
+#[test]
+fn a_pipe_in_the_folder_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["libpipe.so", "plugin.yaml"] {
+        let made = std::process::Command::new("mkfifo")
+            .arg(folder.path().join(name))
+            .status();
+        assert!(made.unwrap().success());
+    }
+    let pipe = folder.path().join("libpipe.so");
+    let refused = NativeRuntime.inspect(&pipe).unwrap_err().to_string();
+    assert!(refused.contains("not a regular file"), "{refused}");
+    assert!(!NativeRuntime.recognises(&folder.path().join("plugin.yaml")));
+}

@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluicegate_sdk::{
-    AsyncHandler, Batch, BatchContext, BatchHandler, Context, Emit, Handler, HandlerError, Outcome,
-    Record, Setup,
+    AsyncHandler, Batch, BatchContext, BatchHandler, Context, Emit, Handler, HandlerError, Level,
+    Outcome, Record, Setup,
 };
 
 use predicate::{Condition, When};
@@ -36,6 +36,9 @@ pub struct Config {
     pub ill_while: Option<PathBuf>,
     /// How long building it takes, such as `20s`.
     pub slow_start: Option<String>,
+    /// Said wherever a handler can say something: of each record in a log line and a metric's name, and in errors, panics,
+    /// drops and its health.
+    pub says: Option<String>,
 }
 
 /// What to do to which records.
@@ -96,6 +99,7 @@ pub struct Misbehave {
     emit_to: Option<String>,
     emit_first: bool,
     ill_while: Option<PathBuf>,
+    says: Option<String>,
 }
 
 struct ReadyRule {
@@ -114,7 +118,7 @@ static DONE: LazyLock<Mutex<HashMap<String, u64>>> = LazyLock::new(Mutex::defaul
 impl ReadyRule {
     fn new(index: usize, rule: &Rule) -> Result<Self, HandlerError> {
         let at = |text: String| HandlerError::terminal(format!("`rules[{index}]`: {text}"));
-        let when: When = serde_json::from_value(rule.when.clone())
+        let when: When = sluicegate_sdk::json::from_value(&rule.when)
             .map_err(|error| at(format!("`when`: {error}")))?;
         let condition = when
             .condition()
@@ -152,13 +156,16 @@ impl ReadyRule {
     }
 
     /// Does it; `None` goes on to the ack.
-    fn commit(&self, record: &Record<'_>) -> Option<Outcome> {
-        let place = format!(
+    fn commit(&self, record: &Record<'_>, says: Option<&str>) -> Option<Outcome> {
+        let mut place = format!(
             "{}/{}/{}",
             record.topic(),
             record.partition(),
             record.offset()
         );
+        if let Some(says) = says {
+            place.push_str(&format!(" says {says} and {says:?}"));
+        }
         match self.deed {
             Deed::Panic => panic!("panic on purpose at {place}"),
             Deed::Hang => match self.duration {
@@ -175,6 +182,7 @@ impl ReadyRule {
                     Class::Terminal => HandlerError::terminal(text).into(),
                 });
             }
+            Deed::Drop if says.is_some() => return Some(Outcome::drop(place)),
             Deed::Drop => return Some(Outcome::drop("dropped on purpose")),
             Deed::Abort => std::process::abort(),
             Deed::Leak => {
@@ -210,6 +218,7 @@ impl Misbehave {
             emit_to: config.emit_to,
             emit_first: config.emit_first,
             ill_while: config.ill_while,
+            says: config.says,
         })
     }
 }
@@ -236,8 +245,13 @@ impl Handler for Misbehave {
         {
             ctx.emit(&Emit::copy_of(record, topic));
         }
+        let says = self.says.as_deref();
+        if let Some(says) = says {
+            ctx.log(Level::Warn, &format!("it says {says}"));
+            ctx.counter(says, 1);
+        }
         let fitting = self.rules.iter().find(|rule| rule.fits(record));
-        if let Some(outcome) = fitting.and_then(|rule| rule.commit(record)) {
+        if let Some(outcome) = fitting.and_then(|rule| rule.commit(record, says)) {
             return outcome;
         }
         if !self.emit_first
@@ -250,7 +264,10 @@ impl Handler for Misbehave {
 
     fn health(&mut self) -> Result<(), HandlerError> {
         match &self.ill_while {
-            Some(path) if path.exists() => Err(HandlerError::retryable("ill on purpose")),
+            Some(path) if path.exists() => {
+                let says = self.says.as_deref().unwrap_or("on purpose");
+                Err(HandlerError::retryable(format!("ill {says}")))
+            }
             _ => Ok(()),
         }
     }

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 
 use super::super::failure::Failure;
 use super::super::{EtcdSettings, TlsFiles};
+use crate::bounded_file;
+use crate::document::MAX_BYTES;
 
 /// gRPC codes of what is refused for good.
 const REFUSALS: [i32; 4] = [3, 7, 9, 16];
@@ -185,7 +187,7 @@ fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
     let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+        bounded_file::read(path, MAX_BYTES).map_err(|error| format!("{} {error}", path.display()))
     };
     let mut options =
         TlsOptions::new().ca_certificate(Certificate::from_pem(read(&files.ca_file)?));

@@ -8,6 +8,8 @@ use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, SessionSt
 
 use super::super::failure::Failure;
 use super::super::{Acl, TlsFiles, ZooKeeperSettings};
+use crate::bounded_file;
+use crate::document::MAX_BYTES;
 
 /// What an error of the client means.
 pub(super) fn failure(error: &Error) -> Failure {
@@ -171,7 +173,8 @@ fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
     // Both stores' clients use rustls, each with another provider: one has to be named, and it stays if it is already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let read = |path: &std::path::Path| {
-        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+        bounded_file::read_text(path, MAX_BYTES)
+            .map_err(|error| format!("{} {error}", path.display()))
     };
     let told = |path: &std::path::Path| {
         let path = path.display().to_string();

@@ -63,6 +63,8 @@ impl Rig {
             exported_as: "scripted".to_owned(),
             plugin: ScriptedPlugin::new(&self.script),
             config: LiveConfig::new("{}"),
+            redaction: Arc::default(),
+            provenance: None,
             timeout: Duration::from_secs(20),
             restart: RestartPolicy::default(),
             services: Arc::new(Silent),

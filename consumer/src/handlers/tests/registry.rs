@@ -111,6 +111,7 @@ impl Shop {
             drain_timeout: Duration::from_secs(20),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),
+            provenance: false,
         });
         Self {
             folder,

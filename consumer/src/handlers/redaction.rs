@@ -1,0 +1,321 @@
+//! Keeps the secrets of a handler's config out of what its plugin says (G15): a refusal quotes the value that it refuses.
+//!
+//! ```text
+//!  plugin ─► errors, reasons, details, log lines, metric names ─► Redaction ─► logs, API, member keys, dead letters
+//! ```
+//!
+//! Emitted records pass as they are: what an allowed reference puts there is the handler's work.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+
+use sluicegate_config::secret::Redactor;
+use sluicegate_runtime::{
+    CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, HandlerInfo, HandlerInstance,
+    HostServices, LoadedPlugin, LogLevel, MetricKind, NotTaken, PluginIdentity, RawOutcome,
+};
+
+use super::pool::relock;
+
+/// The secrets of every config that a handler's instances have or had.
+#[derive(Debug, Default)]
+pub struct Redaction {
+    redactor: Mutex<Arc<Redactor>>,
+}
+
+impl Redaction {
+    /// The secrets of a config.
+    pub fn new(redactor: Redactor) -> Self {
+        Self {
+            redactor: Mutex::new(Arc::new(redactor)),
+        }
+    }
+
+    /// Those of another config too, from now on: what has the old one goes on speaking.
+    pub fn add(&self, redactor: &Redactor) {
+        if redactor.is_empty() {
+            return;
+        }
+        let mut both = relock(&self.redactor);
+        Arc::make_mut(&mut both).merge(redactor);
+    }
+
+    fn current(&self) -> Option<Arc<Redactor>> {
+        let redactor = relock(&self.redactor);
+        (!redactor.is_empty()).then(|| Arc::clone(&redactor))
+    }
+
+    fn of(&self, text: String) -> String {
+        match self.current() {
+            None => text,
+            Some(redactor) => match redactor.redact(&text) {
+                Cow::Borrowed(_) => text,
+                Cow::Owned(redacted) => redacted,
+            },
+        }
+    }
+}
+
+/// A plugin whose words are redacted.
+pub(super) struct Redacted {
+    pub(super) plugin: Arc<dyn LoadedPlugin>,
+    pub(super) redaction: Arc<Redaction>,
+}
+
+impl LoadedPlugin for Redacted {
+    fn identity(&self) -> &PluginIdentity {
+        self.plugin.identity()
+    }
+
+    fn handlers(&self) -> &[HandlerInfo] {
+        self.plugin.handlers()
+    }
+
+    fn create(
+        &self,
+        handler: &str,
+        instance_name: &str,
+        config_json: &str,
+        services: Arc<dyn HostServices>,
+    ) -> Result<Box<dyn HandlerInstance>, CreateError> {
+        let redaction = Arc::clone(&self.redaction);
+        let services = Arc::new(RedactedServices {
+            services,
+            redaction: Arc::clone(&redaction),
+        });
+        let created = self
+            .plugin
+            .create(handler, instance_name, config_json, services);
+        match created {
+            Ok(instance) => Ok(Box::new(RedactedInstance {
+                instance,
+                redaction,
+            })),
+            Err(CreateError::Config(text)) => Err(CreateError::Config(redaction.of(text))),
+            Err(CreateError::Failed(text)) => Err(CreateError::Failed(redaction.of(text))),
+            Err(unknown @ CreateError::Unknown { .. }) => Err(unknown),
+        }
+    }
+
+    fn shutdown(&self, deadline_ms: u64) {
+        self.plugin.shutdown(deadline_ms);
+    }
+}
+
+struct RedactedInstance {
+    instance: Box<dyn HandlerInstance>,
+    redaction: Arc<Redaction>,
+}
+
+impl HandlerInstance for RedactedInstance {
+    fn handle(
+        &mut self,
+        call: &CallRequest<'_>,
+        outcomes: &mut [RawOutcome],
+        output: &mut CallOutput,
+    ) -> CallStatus {
+        let before = output.details.len();
+        let status = self.instance.handle(call, outcomes, output);
+        if output.details.len() > before
+            && let Some(redactor) = self.redaction.current()
+        {
+            for detail in output.details.iter_mut().skip(before) {
+                if let Cow::Owned(redacted) = redactor.redact(detail) {
+                    *detail = redacted;
+                }
+            }
+        }
+        status
+    }
+
+    fn monitor(&self) -> Arc<dyn CallMonitor> {
+        self.instance.monitor()
+    }
+
+    fn health(&mut self) -> Result<(), String> {
+        let health = self.instance.health();
+        health.map_err(|why| self.redaction.of(why))
+    }
+
+    fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
+        let taken = self.instance.reconfigure(config_json);
+        taken.map_err(|refused| match refused {
+            NotTaken::Refused(why) => NotTaken::Refused(self.redaction.of(why)),
+            NotTaken::Spent(why) => NotTaken::Spent(self.redaction.of(why)),
+        })
+    }
+
+    fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.instance.assigned(topic, partition, epoch);
+    }
+
+    fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
+        self.instance.revoked(topic, partition, epoch);
+    }
+
+    fn drain(&mut self, deadline_ms: u64) {
+        self.instance.drain(deadline_ms);
+    }
+}
+
+struct RedactedServices {
+    services: Arc<dyn HostServices>,
+    redaction: Arc<Redaction>,
+}
+
+impl HostServices for RedactedServices {
+    fn log(&self, level: LogLevel, message: &str) {
+        match self.redaction.current() {
+            None => self.services.log(level, message),
+            Some(redactor) => self.services.log(level, &redactor.redact(message)),
+        }
+    }
+
+    fn metric(&self, kind: MetricKind, name: &str, value: f64) {
+        match self.redaction.current() {
+            None => self.services.metric(kind, name, value),
+            // A masked name is no name, and is refused as such.
+            Some(redactor) => self.services.metric(kind, &redactor.redact(name), value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluicegate_runtime::{RawRecord, outcome_code};
+
+    use super::*;
+
+    const SECRET: &str = "hunter2-very-secret";
+
+    /// Says its config wherever a plugin can say something.
+    struct Blabbing;
+
+    struct Blabber {
+        services: Arc<dyn HostServices>,
+        config: String,
+    }
+
+    impl LoadedPlugin for Blabbing {
+        fn identity(&self) -> &PluginIdentity {
+            unreachable!("nobody asks")
+        }
+
+        fn handlers(&self) -> &[HandlerInfo] {
+            &[]
+        }
+
+        fn create(
+            &self,
+            handler: &str,
+            _instance_name: &str,
+            config_json: &str,
+            services: Arc<dyn HostServices>,
+        ) -> Result<Box<dyn HandlerInstance>, CreateError> {
+            match handler {
+                "refuses" => Err(CreateError::Config(format!("bad: {config_json}"))),
+                "fails" => Err(CreateError::Failed(format!("panicked: {config_json}"))),
+                _ => Ok(Box::new(Blabber {
+                    services,
+                    config: config_json.to_owned(),
+                })),
+            }
+        }
+
+        fn shutdown(&self, _deadline_ms: u64) {}
+    }
+
+    impl HandlerInstance for Blabber {
+        fn handle(
+            &mut self,
+            _call: &CallRequest<'_>,
+            _outcomes: &mut [RawOutcome],
+            output: &mut CallOutput,
+        ) -> CallStatus {
+            output.details.push(format!("cannot use {}", self.config));
+            self.services.log(LogLevel::Error, &self.config);
+            self.services.metric(MetricKind::Counter, &self.config, 1.0);
+            CallStatus::Usable
+        }
+
+        fn monitor(&self) -> Arc<dyn CallMonitor> {
+            unreachable!("nobody asks")
+        }
+
+        fn health(&mut self) -> Result<(), String> {
+            Err(self.config.clone())
+        }
+
+        fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
+            self.config = config_json.to_owned();
+            match config_json.contains("spend") {
+                true => Err(NotTaken::Spent(config_json.to_owned())),
+                false => Err(NotTaken::Refused(config_json.to_owned())),
+            }
+        }
+
+        fn assigned(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+        fn revoked(&mut self, _topic: &str, _partition: i32, _epoch: u32) {}
+        fn drain(&mut self, _deadline_ms: u64) {}
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl HostServices for Heard {
+        fn log(&self, _level: LogLevel, message: &str) {
+            relock(&self.0).push(message.to_owned());
+        }
+
+        fn metric(&self, _kind: MetricKind, name: &str, _value: f64) {
+            relock(&self.0).push(name.to_owned());
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_plugin_says_shows_a_secret_of_its_config() {
+        let redaction = Arc::new(Redaction::new(Redactor::new(&[SECRET])));
+        let plugin = Redacted {
+            plugin: Arc::new(Blabbing),
+            redaction: Arc::clone(&redaction),
+        };
+        let heard = Arc::new(Heard::default());
+        let create = |name: &str| plugin.create(name, "a", SECRET, Arc::clone(&heard) as _);
+        let mut said: Vec<String> = ["refuses", "fails"]
+            .map(|name| create(name).err().expect("it refuses").to_string())
+            .to_vec();
+        let mut instance = create("runs").expect("an instance");
+        let mut output = CallOutput::default();
+        let records: [RawRecord; 0] = [];
+        let cancel = sluicegate_runtime::CancelFlag::default();
+        let call = CallRequest {
+            records: &records,
+            timeout_ms: 0,
+            cancel: &cancel,
+        };
+        let mut outcomes = [RawOutcome {
+            code: outcome_code::ACK,
+            ..RawOutcome::default()
+        }];
+        let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
+            instance.handle(&call, &mut outcomes, &mut output);
+            vec![instance.health().expect_err("it is ill")]
+        };
+        said.extend(ask(&mut instance));
+        // A config that comes later brings a secret of its own, and the old one is still told.
+        let newer = "second-secret-9";
+        redaction.add(&Redactor::new(&[newer]));
+        for config in [newer.to_owned(), format!("spend {newer} {SECRET}")] {
+            let refused = instance.reconfigure(&config).expect_err("it refuses");
+            said.push(refused.to_string());
+            said.extend(ask(&mut instance));
+        }
+        said.append(&mut output.details);
+        said.append(&mut relock(&heard.0));
+        assert!(said.len() > 12, "{said:?}");
+        for text in said {
+            let hidden = !text.contains(SECRET) && !text.contains(newer);
+            assert!(hidden && text.contains("***"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Situation: specs in etcd refer to secrets, in an environment variable and in a file, that the service config lists or does not
+//! list; plugins refuse them, panic with them, log them and name metrics after them; a bridge carries the keys to ZooKeeper.
+//! Property: no secret shows in a log of either format, an answer of the admin server, a metric, a member key, a dead letter, the
+//! bridge, the cache on disk, or what a command prints (G15); an emitted record has one only where the handler's own config
+//! puts an allowed one; what is not listed is not looked up.
+//! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Command: `cargo xtask test --scenario secrets`
+
+#[path = "stores/put.rs"]
+mod put;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use e2e::artefacts;
+use e2e::client::{Client, Outgoing, Read};
+use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::kafka::Kafka;
+use e2e::ports::free_port;
+use e2e::process::{Guarded, Signal};
+use e2e::service::{Service, run_binary_with};
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use put::put;
+use serde_json::{Value, json};
+use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Each is told from the others, is long enough to be found by chance nowhere, and holds what escaping changes.
+const LISTED: &str = "listed-Hunter2\"\\ä-7f3a";
+const IN_FILE: &str = "filed-Hunter3-9c41\nsecond-line-of-it-55e0";
+const UNLISTED: &str = "unlisted-Hunter4-1b77";
+const FOR_KAFKA: &str = "kafka-Hunter5-d00d";
+const VARIABLES: [(&str, &str); 3] = [
+    ("SECRETS_LISTED", LISTED),
+    ("SECRETS_UNLISTED", UNLISTED),
+    ("SECRETS_KAFKA", FOR_KAFKA),
+];
+
+/// What of a secret no output may hold: parts of it that no escaping changes.
+const MARKS: [&str; 5] = [
+    "listed-Hunter2",
+    "filed-Hunter3-9c41",
+    "second-line-of-it-55e0",
+    "unlisted-Hunter4",
+    "kafka-Hunter5",
+];
+
+/// Handlers that are refused: by their plugin, or for what they refer to.
+const REFUSED: [&str; 5] = [
+    "shows",
+    "shows-file",
+    "steals-env",
+    "steals-config",
+    "steals-file",
+];
+/// Those of them whose references no key may have, so that they do not cross a bridge.
+const NOT_CROSSING: usize = 2;
+
+/// Everything that was put out, by where.
+#[derive(Default)]
+struct Outputs(BTreeMap<String, String>);
+
+impl Outputs {
+    fn add(&mut self, place: impl Into<String>, text: impl Into<String>) {
+        self.0.insert(place.into(), text.into());
+    }
+
+    /// Runs a command, whatever comes of it.
+    fn run(&mut self, workdir: &Workdir, arguments: &[&str]) -> String {
+        let done = run_binary_with(workdir.path(), arguments, &VARIABLES);
+        let text = String::from_utf8_lossy(&done.stdout).into_owned()
+            + &String::from_utf8_lossy(&done.stderr);
+        self.add(arguments.join(" "), &text);
+        text
+    }
+
+    fn tree(&mut self, place: &str, store: &Arc<dyn Store>) {
+        let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+        for (key, entry) in &tree.entries {
+            let value = String::from_utf8_lossy(&entry.value).into_owned();
+            self.add(format!("{place} {key:?}"), value);
+        }
+    }
+}
+
+struct Scene {
+    client: Client,
+    workdir: Workdir,
+    etcd: Etcd,
+    store: Arc<dyn Store>,
+    source: String,
+    copies: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let kafka = Kafka::shared();
+        let client = Client::new(kafka.bootstrap());
+        let (source, copies, group) = (unique("source"), unique("copies"), unique("group"));
+        client.create_topic(&source, 1);
+        client.create_topic(&copies, 1);
+        let etcd = Etcd::start_own(&EtcdOptions::default());
+        let etcd = etcd.unwrap_or_else(|error| panic!("{error:#}"));
+        let workdir = Workdir::empty();
+        std::fs::create_dir(workdir.path().join("secrets.d")).expect("a folder");
+        workdir.write("secrets.d/token", IN_FILE);
+        workdir.write(
+            "sluicegate.yaml",
+            &format!(
+                "kafka:\n  bootstrap_servers: \"{}\"\n  group_id: {group}\n  \
+                 client: {{ ssl.key.password: \"${{env:SECRETS_KAFKA}}\" }}\n\
+                 handlers:\n  etcd: {{ endpoints: [\"{}\"] }}\n  member_id: one\n  \
+                 references: {{ env: [SECRETS_LISTED], folder: secrets.d }}\n\
+                 plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n",
+                kafka.bootstrap(),
+                etcd.endpoint()
+            ),
+        );
+        workdir.plugins(&["relay", "misbehave", "fraud-detector"]);
+        let store = EtcdSettings::new(&etcd.endpoints()).open();
+        Self {
+            client,
+            workdir,
+            store: store.unwrap_or_else(|error| panic!("{error}")),
+            etcd,
+            source,
+            copies,
+        }
+    }
+
+    fn spec(&self, name: &str, plugin: &str, config: &Value) {
+        let spec = json!({
+            "name": name, "plugin": plugin, "route": { "topics": [self.source] }, "workers": 1,
+            "retry": { "max_attempts": 1 }, "on_failure": "dead_letter",
+            "restart": { "max_restarts": 2 }, "config": config,
+            "dead_letter": { "topic": format!("{}.{name}.dlt", self.source) },
+        });
+        let key = ControlKey::spec(name).expect("a handler's name");
+        put(&*self.store, &key, &spec.to_string());
+    }
+
+    /// Those that run, and say what they know.
+    fn talkative(&self) {
+        let says = "${env:SECRETS_LISTED} ${file:token}";
+        for (name, deed, class) in [
+            ("errs", "error", "terminal"),
+            ("retries", "error", "retryable"),
+            ("panics", "panic", "terminal"),
+            ("drops", "drop", "terminal"),
+        ] {
+            let rules =
+                json!([{ "when": { "key": true, "exists": true }, "do": deed, "class": class }]);
+            self.spec(name, "misbehave", &json!({ "rules": rules, "says": says }));
+        }
+        let headers = json!({ "token": "${env:SECRETS_LISTED}" });
+        let relay = json!({ "topic": self.copies, "set_headers": headers });
+        self.spec("copies", "relay", &relay);
+    }
+
+    /// A service does not start with specs that it refuses.
+    fn withdraw(&self) {
+        for name in REFUSED {
+            let key = ControlKey::spec(name).expect("a handler's name");
+            wait_for("the delete", SOON, || {
+                let deleted = self.store.write(&key, None, Expected::Any);
+                deleted.map(drop).map_err(|error| error.to_string())
+            });
+        }
+    }
+
+    /// Those that are refused, by the plugin or before it.
+    fn refused(&self) {
+        let threshold = json!({ "topic": self.copies, "threshold": "${env:SECRETS_LISTED}" });
+        self.spec("shows", "fraud-detector", &threshold);
+        let file = json!({ "topic": self.copies, "threshold": "${file:token}" });
+        self.spec("shows-file", "fraud-detector", &file);
+        for (name, reference) in [
+            ("steals-env", "${env:SECRETS_UNLISTED}"),
+            ("steals-config", "${file:../sluicegate.yaml}"),
+            ("steals-file", "${file:/etc/hostname}"),
+        ] {
+            let headers = json!({ "stolen": reference });
+            self.spec(
+                name,
+                "relay",
+                &json!({ "topic": self.copies, "set_headers": headers }),
+            );
+        }
+    }
+}
+
+/// Every GET that the service's own document names, with its placeholders filled.
+fn answers(service: &Service, scene: &Scene, outputs: &mut Outputs) {
+    let document = service
+        .api("openapi.json")
+        .unwrap_or_else(|error| panic!("{error}"));
+    let paths = document["paths"].as_object().expect("paths");
+    assert!(paths.len() > 8, "{paths:?}");
+    for path in paths.keys() {
+        for name in ["errs", "panics", "copies", "shows", "steals-env"] {
+            let filled = path
+                .replace("{name}", name)
+                .replace("{topic}", &scene.source)
+                .replace("{partition}", "0")
+                .replace("{offset}", "0");
+            let (status, body) = service
+                .get(&filled)
+                .unwrap_or_else(|error| panic!("{error}"));
+            outputs.add(format!("GET {filled}"), format!("{status} {body}"));
+        }
+    }
+}
+
+/// Dead letters of every handler, and copies: whole records. The header that an allowed reference sets is looked at apart.
+fn records(scene: &Scene, outputs: &mut Outputs) {
+    for name in ["errs", "retries", "panics"] {
+        let topic = format!("{}.{name}.dlt", scene.source);
+        wait_for(&format!("dead letters of {name}"), SOON, || {
+            match scene.client.count(&topic) {
+                0 => Err("none".to_owned()),
+                _ => Ok(()),
+            }
+        });
+        let letters = scene.client.read(&topic);
+        let message = |record: &Read| record.header("__dlq.errors.message").unwrap_or_default();
+        // Once the handler that panics has failed, the service itself says why records are given up.
+        let says = letters.iter().any(|record| message(record).contains("***"));
+        let messages: Vec<String> = letters.iter().map(message).collect();
+        assert!(says, "{name} says nothing of what it knows: {messages:?}");
+        for (at, record) in letters.iter().enumerate() {
+            outputs.add(format!("{topic} {at}"), shown(record, ""));
+        }
+    }
+    for (at, record) in scene.client.read(&scene.copies).iter().enumerate() {
+        assert_eq!(record.header("token").as_deref(), Some(LISTED));
+        assert_eq!(record.header("stolen"), None);
+        outputs.add(format!("copy {at}"), shown(record, "token"));
+    }
+}
+
+/// A record as text, but for one header.
+fn shown(record: &Read, but: &str) -> String {
+    let headers = record.headers.iter().filter(|(name, _)| name != but);
+    let headers =
+        headers.map(|(name, value)| format!("{name}={}\n", String::from_utf8_lossy(value)));
+    let (key, value) = (record.key_text(), record.text());
+    headers.fold(format!("{key}\n{value}\n"), |all, header| all + &header)
+}
+
+/// Runs a bridge until everything has crossed, and gives what it says.
+fn bridge(scene: &Scene, outputs: &mut Outputs) {
+    let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let right = ZooKeeperSettings::new(zookeeper.connect()).open();
+    let right = right.unwrap_or_else(|error| panic!("{error}"));
+    let port = free_port();
+    let admin = format!("http://127.0.0.1:{port}");
+    scene.workdir.write(
+        "bridge.yaml",
+        &format!(
+            "etcd: {{ endpoints: [\"{}\"] }}\nzookeeper: {{ servers: \"{}\" }}\n\
+             admin: {{ listen: \"127.0.0.1:{port}\" }}\n",
+            scene.etcd.endpoint(),
+            zookeeper.connect()
+        ),
+    );
+    outputs.run(
+        &scene.workdir,
+        &[
+            "bridge",
+            "-c",
+            "bridge.yaml",
+            "--dry-run",
+            "--output",
+            "json",
+        ],
+    );
+    let mut command = Command::new(artefacts::binary());
+    command
+        .envs(VARIABLES)
+        .current_dir(scene.workdir.path())
+        .args(["bridge", "-c", "bridge.yaml"]);
+    let log = scene.workdir.path().join("bridge.log");
+    let mut bridge = Guarded::start("sluicegate bridge", &mut command, &log, None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let here = scene.store.list().unwrap_or_else(|error| panic!("{error}"));
+    wait_for("the specs to cross", SOON, || {
+        let there = right.list().map_err(|error| error.to_string())?;
+        match there.entries.len() {
+            all if all + NOT_CROSSING >= here.entries.len() => Ok(()),
+            some => Err(format!("{some} of {}", here.entries.len())),
+        }
+    });
+    outputs.run(&scene.workdir, &["bridge", "status", "--admin", &admin]);
+    outputs.tree("ZooKeeper", &right);
+    bridge.signal(Signal::TERM);
+    let ended = bridge
+        .wait(SOON)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(ended.success(), "{ended}");
+    outputs.add("bridge's log", bridge.log());
+}
+
+/// One run of the service with what it says and leaves behind.
+fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
+    scene.withdraw();
+    let set = format!("logging.format={format}");
+    let mut service = Service::start_with(&scene.workdir, &["--set", &set], &VARIABLES);
+    wait_for("the admin server", SOON, || service.api("status").map(drop));
+    scene.refused();
+    let copied = scene.client.count(&scene.copies);
+    let produced = (0..5).map(|n| Outgoing::new(&format!("k{n}"), "{\"amount\": 1}"));
+    scene.client.produce(&scene.source, produced);
+    wait_for("copies", SOON, || match scene.client.count(&scene.copies) {
+        count if count >= copied + 5 => Ok(()),
+        count => Err(format!("{count}")),
+    });
+    wait_for("every refusal in the member's key", SOON, || {
+        let keys = all_keys(&scene.etcd);
+        let member = keys.get(MEMBER).cloned().unwrap_or_default();
+        match REFUSED.iter().find(|name| !member.contains(*name)) {
+            None if member.contains("***") => Ok(()),
+            _ => Err(member),
+        }
+    });
+    records(scene, outputs);
+    answers(&service, scene, outputs);
+    let admin = service.admin().to_owned();
+    for output in ["table", "json"] {
+        for command in [
+            &["handlers", "list"][..],
+            &["handlers", "show", "errs"],
+            &["handlers", "show", "shows"],
+            &["handlers", "show", "panics"],
+            &["explain", &format!("{}/0", scene.source)],
+            &["explain", &format!("{}/0/0", scene.source)],
+        ] {
+            outputs.run(
+                &scene.workdir,
+                &[command, &["--admin", &admin, "--output", output][..]].concat(),
+            );
+        }
+        let validate = ["validate", "-c", "sluicegate.yaml", "--output", output];
+        let said = outputs.run(&scene.workdir, &validate);
+        assert!(said.contains("is not allowed in a store's keys"), "{said}");
+    }
+    outputs.run(&scene.workdir, &["handlers", "history", "errs"]);
+    outputs.tree("etcd", &scene.store);
+    for (key, value) in all_keys(&scene.etcd) {
+        outputs.add(format!("etcd's {key}"), value);
+    }
+    assert!(service.stop(SOON).success());
+    let log = service.process().log();
+    for said in ["shows", "steals-env", "it says ***"] {
+        assert!(log.contains(said), "no `{said}` in the log: {log}");
+    }
+    outputs.add(format!("log as {format}"), log);
+    let cache = scene.workdir.path().join(".sluicegate/handlers.cache");
+    outputs.add(
+        "cache",
+        std::fs::read_to_string(cache).expect("the cache of specs"),
+    );
+}
+
+const MEMBER: &str = "/sluicegate/members/one";
+
+/// Every key of the server with its value, member keys and notes included.
+fn all_keys(etcd: &Etcd) -> BTreeMap<String, String> {
+    let everything = json!({ "key": "AA==", "range_end": "AA==" });
+    let answer = etcd.ask(0, "/v3/kv/range", &everything, None);
+    let answer = answer.unwrap_or_else(|error| panic!("{error:#}"));
+    let pairs = answer["kvs"].as_array().expect("keys").iter();
+    let text = |pair: &Value, name: &str| decoded(pair[name].as_str().unwrap_or_default());
+    pairs
+        .map(|pair| (text(pair, "key"), text(pair, "value")))
+        .collect()
+}
+
+/// A text in base64, as etcd's gateway writes it.
+fn decoded(text: &str) -> String {
+    let bytes = STANDARD.decode(text).expect("base64");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn no_secret_shows_anywhere() {
+    let scene = Scene::new();
+    scene.talkative();
+    let mut outputs = Outputs::default();
+    for format in ["json", "text"] {
+        service(&scene, format, &mut outputs);
+    }
+    bridge(&scene, &mut outputs);
+    assert!(outputs.0.len() > 60, "{:?}", outputs.0.keys());
+    let mut leaks = Vec::new();
+    for (place, text) in &outputs.0 {
+        for mark in MARKS {
+            if let Some(at) = text.find(mark) {
+                let from = text.floor_char_boundary(at.saturating_sub(80));
+                let to = text.floor_char_boundary((at + 80).min(text.len()));
+                leaks.push(format!("{place}: …{}…", &text[from..to]));
+            }
+        }
+    }
+    assert!(leaks.is_empty(), "secrets show:\n{}", leaks.join("\n"));
+}
