@@ -27,6 +27,10 @@ const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
 const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
 /// What specs say between each other.
 const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
+/// What values of a store may refer to.
+const REFERENCES: &[&str] = &["-p", "sluicegate-config", "--test", "store_references"];
+/// What hostile specs cost.
+const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "hostile_specs"];
 /// Loading one plugin again and again.
 const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 
@@ -467,5 +471,25 @@ pub(super) const BUGS: &[Bug] = &[
         name: "static-id-shared",
         what: "several clients of a process are static members of one id",
         suite: BEGINNINGS,
+    },
+    Bug {
+        name: "references-not-listed",
+        what: "a store's value may refer to any environment variable",
+        suite: REFERENCES,
+    },
+    Bug {
+        name: "reference-leads-out",
+        what: "a link below the folder for references leads out of it",
+        suite: REFERENCES,
+    },
+    Bug {
+        name: "secrets-not-redacted",
+        what: "what a plugin says of its config is passed on with its secrets",
+        suite: HANDLERS,
+    },
+    Bug {
+        name: "aliases-without-bytes",
+        what: "what aliases repeat is bounded in values and not in bytes",
+        suite: HOSTILE,
     },
 ];
