@@ -144,13 +144,13 @@ impl Stage {
 }
 
 /// Every call of a record panics.
-const PANICS: &str = "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
+const PANICS: &str = "restart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
                       config: { rules: [ { when: { one_in: 1 }, do: panic } ] }\n";
 
 #[test]
 fn a_restart_lets_a_tripped_handler_go_on_with_what_it_has() {
     let stage = Stage::new(
-        "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
+        "restart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
          config: { rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }\n",
     );
     stage.produce(&stage.shared);

@@ -263,7 +263,7 @@ fn one_handler_of_several_makes_nobody_unready() {
     scene.spec(
         "bad",
         "misbehave",
-        "restart: { max_restarts: 3, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
+        "restart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
         "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }",
     );
     let mut service = Service::ready(&scene.workdir, &[]);
@@ -347,7 +347,7 @@ fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
     scene.spec(
         "copy",
         "misbehave",
-        "timeout: 1m\nrestart: { max_restarts: 3, restart_window: 1m }\n\
+        "timeout: 1m\nrestart: { max_restarts: 2, restart_window: 1m }\n\
          retry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
         "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 }, { when: { one_in: 1 }, do: sleep, for: 15s } ] }",
     );
