@@ -39,6 +39,9 @@ pub struct MemberReport {
     /// Handlers whose newest spec is still being prepared: their gates are in force, the rest is as it was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preparing: Vec<String>,
+    /// Why it applies nothing that stands in the store now, if it holds that back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// Handlers that are refused, failed or not well; the others are not listed.
     #[serde(default)]
     pub handlers: Vec<MemberHandler>,
@@ -149,6 +152,7 @@ impl MemberReport {
             host: self.host.clone(),
             version: self.version.clone(),
             started: self.started.clone(),
+            held: self.held.as_deref().map(short),
             ..*self
         }
     }

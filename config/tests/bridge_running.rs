@@ -13,6 +13,7 @@ use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
 struct Scene {
     sides: Pair<MemoryStore>,
     notes: MemoryStore,
+    allow_mass_delete: bool,
 }
 
 impl Scene {
@@ -20,6 +21,7 @@ impl Scene {
         Self {
             sides: Pair::from_fn(|_| MemoryStore::new()),
             notes: MemoryStore::new(),
+            allow_mass_delete: false,
         }
     }
 
@@ -37,6 +39,7 @@ impl Scene {
             id: id.to_owned(),
             authority,
             look_again: Duration::from_millis(300),
+            allow_mass_delete: self.allow_mass_delete,
         };
         Bridge::start(self.stores(), settings).expect("threads can be started")
     }
@@ -55,6 +58,7 @@ impl Scene {
     fn values(&self, side: Side) -> BTreeMap<String, String> {
         let tree = self.sides.of(side).list().expect("the store is there");
         let entries = tree.entries.iter();
+        let entries = entries.filter(|(key, _)| **key != ControlKey::Bridge);
         entries
             .map(|(key, entry)| {
                 let value = String::from_utf8_lossy(&entry.value).into_owned();
@@ -132,6 +136,8 @@ fn a_first_conflict_goes_to_the_authority_and_is_told() {
     scene.put(Side::Etcd, &gate("a"), "true");
     scene.put(Side::ZooKeeper, &gate("a"), "false");
     let planned = rehearse(&scene.stores(), Side::ZooKeeper).expect("both answer");
+    assert_eq!(planned.halt, None);
+    let planned = planned.steps;
     assert_eq!(planned.len(), 1);
     assert_eq!(planned[0].step, RehearsedStep::Write);
     assert!(planned[0].conflict && planned[0].side == Side::Etcd);
@@ -166,7 +172,9 @@ fn a_value_that_is_not_valid_stays_where_it_is() {
 
 #[test]
 fn three_bridges_agree_through_outages_and_deaf_watches() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    // Of six keys more than half are soon missing when a deaf watch hears again.
+    scene.allow_mass_delete = true;
     let bridges: Vec<Bridge> = ["one", "two", "three"]
         .iter()
         .map(|id| scene.bridge(id, Side::Etcd))
@@ -230,4 +238,159 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
                 fits(true) || fits(false)
             })
     });
+}
+
+impl Scene {
+    /// Gates on both sides, carried across by a bridge that then runs on.
+    fn with_gates(names: impl Iterator<Item = usize>) -> (Self, Bridge) {
+        let scene = Self::new();
+        for name in names {
+            scene.put(Side::Etcd, &gate(&format!("h{name}")), "true");
+        }
+        let bridge = scene.bridge("one", Side::Etcd);
+        scene.settle(&bridge);
+        (scene, bridge)
+    }
+
+    fn settle(&self, bridge: &Bridge) {
+        self.wait_until("both are equal and noted", |scene| {
+            let report = bridge.report();
+            let equal = scene.values(Side::Etcd) == scene.values(Side::ZooKeeper);
+            equal && report.unsettled == 0 && report.halted.is_none()
+        });
+    }
+
+    /// Waits until the bridge stands still, and gives the reason.
+    fn await_halt(&self, bridge: &Bridge) -> String {
+        self.wait_until("the bridge stands still", |_| {
+            bridge.report().halted.is_some()
+        });
+        bridge.report().halted.expect("it stands still").reason
+    }
+
+    /// For some looks of the bridge nothing is written.
+    fn stays(&self, etcd: usize, zookeeper: usize) {
+        let until = Instant::now() + Duration::from_millis(1_200);
+        while Instant::now() < until {
+            assert_eq!(self.values(Side::Etcd).len(), etcd);
+            assert_eq!(self.values(Side::ZooKeeper).len(), zookeeper);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn another_store_stops_the_bridge_and_nothing_is_deleted() {
+    for side in Side::BOTH {
+        let (scene, bridge) = Scene::with_gates(0..6);
+        drop(bridge);
+        let handle = scene.sides.of(side).handle();
+        let (backup, notes) = (handle.back_up(), scene.notes.handle().back_up());
+        handle.wipe();
+        let bridge = scene.bridge("two", side);
+        let reason = scene.await_halt(&bridge);
+        assert!(
+            reason.contains("is not the store that this pair"),
+            "{reason}"
+        );
+        assert!(reason.contains("delete the notes"), "{reason}");
+        let left = match side {
+            Side::Etcd => (0, 6),
+            Side::ZooKeeper => (6, 0),
+        };
+        scene.stays(left.0, left.1);
+        let planned = rehearse(&scene.stores(), side).expect("both answer");
+        assert!(planned.steps.is_empty());
+        assert_eq!(planned.halt.expect("why").to_string(), reason);
+
+        // The right store is there again: it goes on by itself.
+        handle.restore(&backup);
+        scene.put(side, &gate("h0"), "false");
+        scene.wait_for(side.other(), &gate("h0"), Some("false"));
+        scene.settle(&bridge);
+
+        // Or what is there is meant: then the sides are merged.
+        handle.wipe();
+        scene.await_halt(&bridge);
+        scene.notes.handle().wipe();
+        scene.settle(&bridge);
+        assert_eq!(scene.values(side).len(), 6);
+        drop((bridge, notes));
+    }
+}
+
+#[test]
+fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
+    let (scene, bridge) = Scene::with_gates(0..3);
+    let handle = scene.sides.zookeeper.handle();
+    let backup = handle.back_up();
+    drop(bridge);
+    // Marks the store anew, and so shows that the backup is older.
+    let bridge = scene.bridge("two", Side::Etcd);
+    for name in 3..30 {
+        scene.put(Side::Etcd, &gate(&format!("h{name}")), "true");
+    }
+    scene.settle(&bridge);
+    drop(bridge);
+    handle.restore(&backup);
+    // Its revision passes what was noted.
+    for round in 0..100 {
+        let value = if round % 2 == 0 { "false" } else { "true" };
+        scene.put(Side::ZooKeeper, &gate("h0"), value);
+    }
+    let bridge = scene.bridge("three", Side::Etcd);
+    scene.settle(&bridge);
+    assert_eq!(scene.values(Side::Etcd).len(), 30);
+    assert_eq!(bridge.report().counts.deletes, Pair::default());
+    scene.delete(Side::ZooKeeper, &gate("h7"));
+    scene.wait_for(Side::Etcd, &gate("h7"), None);
+}
+
+#[test]
+fn many_keys_that_a_listing_finds_missing_stop_the_bridge_until_it_is_allowed() {
+    for side in Side::BOTH {
+        let (mut scene, bridge) = Scene::with_gates(0..50);
+        let handle = scene.sides.of(side).handle();
+        let delete = |scene: &Scene, names: std::ops::Range<usize>| {
+            for name in names {
+                scene.delete(side, &gate(&format!("h{name}")));
+            }
+        };
+        // What the watch sees is meant, however much it is.
+        delete(&scene, 0..30);
+        scene.settle(&bridge);
+        // As is what a listing finds, as long as it is little.
+        handle.set_deaf(true);
+        delete(&scene, 30..36);
+        handle.set_deaf(false);
+        handle.relist();
+        scene.settle(&bridge);
+        assert_eq!(scene.values(side.other()).len(), 14);
+
+        drop(bridge);
+        delete(&scene, 36..44);
+        let planned = rehearse(&scene.stores(), Side::Etcd).expect("both answer");
+        assert!(planned.halt.is_some() && planned.steps.len() == 8);
+        let bridge = scene.bridge("two", Side::Etcd);
+        let reason = scene.await_halt(&bridge);
+        assert!(reason.starts_with("8 of 14 keys"), "{reason}");
+        assert!(reason.contains("--allow-mass-delete"), "{reason}");
+        let left = |here: usize, there: usize| match side {
+            Side::Etcd => (here, there),
+            Side::ZooKeeper => (there, here),
+        };
+        let (etcd, zookeeper) = left(6, 14);
+        scene.stays(etcd, zookeeper);
+        // Some are put back: the others are still not taken for deleted.
+        scene.put(side, &gate("h36"), "true");
+        scene.put(side, &gate("h37"), "true");
+        let (etcd, zookeeper) = left(8, 14);
+        scene.stays(etcd, zookeeper);
+        drop(bridge);
+
+        scene.allow_mass_delete = true;
+        let bridge = scene.bridge("three", Side::Etcd);
+        scene.settle(&bridge);
+        assert_eq!(scene.values(Side::Etcd).len(), 8);
+    }
 }

@@ -1,12 +1,22 @@
-//! Situation: users edit both sides while one to three bridges run, see the stores late, lose them, crash and start again.
+//! Situation: users edit both sides while one to three bridges run, see the stores late, lose them, crash and start again;
+//! either store is replaced by an older state of itself, by an empty one or by that of somebody else.
 //! Property: in the end both sides are equal; a key that is edited on one side only holds that side's last edit, however many
-//! bridges there are; any other key holds the last edit of one of the sides, so nothing comes back after its delete.
+//! bridges there are; any other key holds the last edit of one of the sides, so nothing comes back after its delete. What a
+//! side holds once it was replaced counts as edited. No key is ever deleted because the other side has lost it (G10); what is
+//! deleted from a side that went back, before the key was noted again, may come back for that.
 //! Every store call is a step of its own, and a seeded scheduler chooses the next one.
 
-use std::collections::BTreeMap;
+#[path = "bridge_simulation/replaced.rs"]
+mod replaced;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use sluicegate_config::bridge::{Crossing, Decision, Look, Note, Pair, Progress, Side, decide};
+use replaced::Backup;
+use sluicegate_config::bridge::{
+    Crossing, Decision, Known, Look, Note, Pair, PairCheck, PairRecord, Progress, Renewal, Side,
+    check_pair, decide,
+};
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, MemoryStoreHandle, Store, Tree};
 
 /// A small generator of its own, so that a seed means the same run for ever.
@@ -24,6 +34,9 @@ impl Dice {
 /// What a bridge is doing.
 enum Doing {
     Nothing,
+    /// Reading everything anew for a look at the pair, with what was read so far.
+    Pairing(u64, Tree, Pair<Option<Tree>>),
+    Renewing(Box<Renewal>),
     /// Reading both sides anew for a key, with what was read so far.
     Confirming(ControlKey, u64, Tree, Pair<Option<Tree>>),
     Crossing(Crossing),
@@ -33,6 +46,10 @@ struct SimBridge {
     id: String,
     views: Pair<Tree>,
     notes: Tree,
+    /// What it knows of the pair, while it does not doubt it.
+    pair: Option<PairRecord>,
+    /// Whether it has left its mark since it started.
+    marked: bool,
     doing: Doing,
 }
 
@@ -49,7 +66,18 @@ struct World {
     /// Writes of crashed bridges that are still on their way to a store.
     late: Vec<Crossing>,
     last: BTreeMap<ControlKey, Pair<Option<Option<Vec<u8>>>>>,
+    /// What may come back of keys that were deleted from a side that went back, before they were noted again.
+    risen: BTreeMap<ControlKey, Vec<Option<Vec<u8>>>>,
+    /// What each side held and does not hold since it was replaced.
+    lost: Pair<BTreeSet<ControlKey>>,
+    backups: Pair<Option<Backup>>,
+    /// How often stores are replaced, in 1,000 steps.
+    replacements: usize,
     crossed: u64,
+    /// How often each side was replaced by an older, an empty and a foreign state.
+    replaced: Pair<[u64; 3]>,
+    /// How often a side was found to be another store.
+    refused: u64,
 }
 
 const VALUES: [&str; 3] = ["{\"v\":1}", "{\"v\":2}", "{\"v\":3}"];
@@ -73,7 +101,7 @@ fn only(key: &ControlKey) -> Option<Side> {
 }
 
 impl World {
-    fn new(seed: u64, bridges: usize, authority: Side) -> Self {
+    fn new(seed: u64, bridges: usize, authority: Side, replacements: usize) -> Self {
         let sides = Pair::from_fn(|_| MemoryStore::new());
         let notes = MemoryStore::new();
         let handles = vec![
@@ -93,7 +121,13 @@ impl World {
             started: 0,
             late: Vec::new(),
             last: BTreeMap::new(),
+            risen: BTreeMap::new(),
+            lost: Pair::default(),
+            backups: Pair::from_fn(|_| None),
+            replacements,
             crossed: 0,
+            replaced: Pair::default(),
+            refused: 0,
         };
         for _ in 0..bridges {
             let bridge = world.fresh_bridge();
@@ -108,6 +142,8 @@ impl World {
             id: format!("bridge-{}", self.started),
             views: Pair::default(),
             notes: Tree::default(),
+            pair: None,
+            marked: false,
             doing: Doing::Nothing,
         }
     }
@@ -122,6 +158,14 @@ impl World {
             ControlKey::Config(_) => Some(VALUES[roll].as_bytes().to_vec()),
             _ => Some(["true", "false", " true"][roll].as_bytes().to_vec()),
         };
+        if value.is_none() && self.is_behind(side, key) {
+            let held = Pair::from_fn(|side| {
+                let held = self.sides.of(side).handle().held(key);
+                held.map(|value| value.to_vec())
+            });
+            let risen = self.risen.entry(key.clone()).or_default();
+            risen.extend([held.etcd, held.zookeeper]);
+        }
         let written = self
             .sides
             .of(side)
@@ -129,6 +173,7 @@ impl World {
         if written.is_ok() {
             let last = self.last.entry(key.clone()).or_default();
             *last.of_mut(side) = Some(value);
+            self.lost.of_mut(side).remove(key);
         }
     }
 
@@ -138,7 +183,11 @@ impl World {
         match which {
             0 => take(&mut bridge.views.etcd, self.sides.etcd.list()),
             1 => take(&mut bridge.views.zookeeper, self.sides.zookeeper.list()),
-            _ => take(&mut bridge.notes, self.notes.list()),
+            _ => {
+                if let Ok(notes) = self.notes.list() {
+                    bridge.see_notes(notes);
+                }
+            }
         }
     }
 
@@ -149,24 +198,48 @@ impl World {
                 let keys = keys();
                 let key = keys[self.dice.roll(keys.len())].clone();
                 let bridge = &self.bridges[index];
-                self.judge(bridge, &key, &bridge.views, &bridge.notes, None)
-            }
-            Doing::Confirming(key, began, notes, mut read) => {
-                let missing = Side::BOTH.into_iter().find(|side| read.of(*side).is_none());
-                match missing {
-                    Some(side) => match self.sides.of(side).list() {
-                        Ok(tree) => {
-                            *read.of_mut(side) = Some(tree);
-                            Doing::Confirming(key, began, notes, read)
-                        }
-                        Err(_) => Doing::Nothing,
-                    },
-                    None => {
-                        let views = Pair::from_fn(|side| read.of(side).clone().unwrap_or_default());
-                        self.judge(&self.bridges[index], &key, &views, &notes, Some(began))
+                match (&bridge.pair, self.notes.list()) {
+                    (Some(pair), _) => {
+                        self.judge(bridge, &key, &bridge.views, &bridge.notes, pair, None)
                     }
+                    (None, Ok(notes)) => Doing::Pairing(self.now_ms, notes, Pair::default()),
+                    (None, Err(_)) => Doing::Nothing,
                 }
             }
+            Doing::Pairing(began, notes, mut read) => match self.read_one(&mut read) {
+                Some(true) => Doing::Pairing(began, notes, read),
+                Some(false) => self.pair_up(index, began, notes, read),
+                None => Doing::Nothing,
+            },
+            Doing::Renewing(mut renewal) => {
+                let side = &self.sides.zookeeper;
+                match renewal.step(side, &self.notes, self.now_ms) {
+                    Progress::Going => Doing::Renewing(renewal),
+                    Progress::Done => {
+                        self.bridges[index].marked = true;
+                        Doing::Nothing
+                    }
+                    _ => Doing::Nothing,
+                }
+            }
+            Doing::Confirming(key, began, notes, mut read) => match self.read_one(&mut read) {
+                Some(true) => Doing::Confirming(key, began, notes, read),
+                Some(false) => {
+                    let views = whole(&read);
+                    let both = Pair::from_fn(|side| views.of(side));
+                    match check_pair(&notes, &both, false, began) {
+                        PairCheck::Fits(pair) => {
+                            let bridge = &self.bridges[index];
+                            self.judge(bridge, &key, &views, &notes, &pair, Some(began))
+                        }
+                        _ => {
+                            self.bridges[index].pair = None;
+                            Doing::Nothing
+                        }
+                    }
+                }
+                None => Doing::Nothing,
+            },
             Doing::Crossing(mut crossing) => match self.move_on(&mut crossing) {
                 Progress::Going => Doing::Crossing(crossing),
                 Progress::Done => {
@@ -184,9 +257,45 @@ impl World {
         }
     }
 
+    /// Reads the next side that was not read yet: whether there was one, or `None` if it is away.
+    fn read_one(&self, read: &mut Pair<Option<Tree>>) -> Option<bool> {
+        let missing = Side::BOTH.into_iter().find(|side| read.of(*side).is_none());
+        let Some(side) = missing else {
+            return Some(false);
+        };
+        *read.of_mut(side) = Some(self.sides.of(side).list().ok()?);
+        Some(true)
+    }
+
+    /// What a bridge does once it has read everything for a look at the pair.
+    fn pair_up(
+        &mut self,
+        index: usize,
+        began: u64,
+        notes: Tree,
+        read: Pair<Option<Tree>>,
+    ) -> Doing {
+        let views = whole(&read);
+        let both = Pair::from_fn(|side| views.of(side));
+        let bridge = &mut self.bridges[index];
+        match check_pair(&notes, &both, !bridge.marked, began) {
+            PairCheck::Fits(pair) => {
+                bridge.pair = Some(pair);
+                bridge.views = views;
+                bridge.notes = notes;
+                Doing::Nothing
+            }
+            PairCheck::Renew(renewal) => Doing::Renewing(renewal),
+            PairCheck::Replaced { .. } => {
+                self.refused += 1;
+                Doing::Nothing
+            }
+        }
+    }
+
     /// Does a crossing's next step. A write replaces what the bridge has read, or nothing: an edit that no bridge has read is
-    /// never overruled.
-    fn move_on(&self, crossing: &mut Crossing) -> Progress {
+    /// never overruled. It deletes nothing that the other side has only lost.
+    fn move_on(&mut self, crossing: &mut Crossing) -> Progress {
         let side = self.sides.of(crossing.to());
         let there = side.list().unwrap_or_default();
         let there = there.get(crossing.key());
@@ -200,6 +309,13 @@ impl World {
                 "{} overruled",
                 crossing.key()
             );
+            let (key, from) = (crossing.key(), crossing.to().other());
+            let lost = self.lost.of(from).contains(key);
+            assert!(
+                !(crossing.is_delete() && lost),
+                "{key} deleted, since {from} has lost it"
+            );
+            self.lost.of_mut(crossing.to()).remove(key);
         }
         progress
     }
@@ -210,6 +326,7 @@ impl World {
         key: &ControlKey,
         views: &Pair<Tree>,
         notes: &Tree,
+        pair: &PairRecord,
         began: Option<u64>,
     ) -> Doing {
         let fresh = began.is_some();
@@ -222,7 +339,11 @@ impl World {
             key,
             places: &Pair::from_fn(|side| self.sides.of(side).locate(key)),
             entries,
+            revisions: Pair::from_fn(|side| views.of(side).revision),
+            // It only reads: it never knows more of a delete than a listing shows.
+            deleted: Pair::default(),
             note: note.as_ref(),
+            pair,
             fresh,
             authority: self.authority,
             own: &bridge.id,
@@ -242,7 +363,11 @@ impl World {
                 to,
                 *entries.of(to.other()),
                 *entries.of(to),
-                (note.as_ref(), note_at),
+                Known {
+                    note: note.as_ref(),
+                    note_at,
+                    mark: pair.mark,
+                },
                 &bridge.id,
                 began,
             )),
@@ -264,6 +389,14 @@ impl World {
 
     fn step(&mut self, edits: bool) {
         let bridges = self.bridges.len();
+        if edits && self.dice.roll(1_000) < self.replacements && !self.away.contains(&true) {
+            match self.dice.roll(3) {
+                0 => self.back_up(),
+                1 => self.replace(),
+                _ => self.operate(),
+            }
+            return;
+        }
         match self.dice.roll(100) {
             0..8 if edits => self.edit(),
             8 if edits => {
@@ -302,6 +435,7 @@ impl World {
             handle.set_away(false);
         }
         self.away = vec![false; 3];
+        self.operate();
         for _ in 0..200 {
             for _ in 0..2_000 {
                 self.step(false);
@@ -318,18 +452,22 @@ impl World {
         let views = Pair::from_fn(|side| self.sides.of(side).list().expect("the store is back"));
         let notes = self.notes.list().expect("the store is back");
         let bridge = &self.bridges[0];
+        let Some(pair) = &bridge.pair else {
+            return false;
+        };
         values(&views.etcd) == values(&views.zookeeper)
             && keys().iter().all(|key| {
                 matches!(
-                    self.judge(bridge, key, &views, &notes, Some(self.now_ms)),
+                    self.judge(bridge, key, &views, &notes, pair, Some(self.now_ms)),
                     Doing::Nothing
                 )
             })
-            && notes.entries.values().all(|entry| {
-                Note::from_json(&entry.value)
-                    .expect("bridges write notes")
-                    .pending
-                    .is_empty()
+            && notes.entries.iter().all(|(key, entry)| {
+                *key == ControlKey::Bridge
+                    || Note::from_json(&entry.value)
+                        .expect("bridges write notes")
+                        .pending
+                        .is_empty()
             })
     }
 
@@ -344,7 +482,11 @@ impl World {
             let fits = Side::BOTH
                 .into_iter()
                 .any(|side| last.of(side).as_ref().is_some_and(|last| *last == now));
-            if !fits {
+            let rose = self
+                .risen
+                .get(key)
+                .is_some_and(|risen| risen.contains(&now));
+            if !fits && !rose {
                 return Err(format!("{key} holds {now:?}; last edits were {last:?}"));
             }
         }
@@ -358,15 +500,44 @@ fn take(view: &mut Tree, read: Result<Tree, sluicegate_config::store::StoreError
     }
 }
 
+impl SimBridge {
+    fn see_notes(&mut self, notes: Tree) {
+        if PairRecord::of(&notes) != self.pair {
+            self.pair = None;
+        }
+        self.notes = notes;
+    }
+}
+
+fn whole(read: &Pair<Option<Tree>>) -> Pair<Tree> {
+    Pair::from_fn(|side| read.of(side).clone().unwrap_or_default())
+}
+
+fn put(store: &MemoryStore, key: &ControlKey, value: &[u8]) {
+    let written = store.write(key, Some(value), Expected::Any);
+    written.expect("no store is away");
+}
+
 fn values(tree: &Tree) -> BTreeMap<ControlKey, Vec<u8>> {
     let entries = tree.entries.iter();
+    let entries = entries.filter(|(key, _)| **key != ControlKey::Bridge);
     entries
         .map(|(key, entry)| (key.clone(), entry.value.to_vec()))
         .collect()
 }
 
 fn run(seed: u64, bridges: usize, steps: usize, authority: Side) -> Result<World, String> {
-    let mut world = World::new(seed, bridges, authority);
+    run_replaced(seed, bridges, steps, authority, 0)
+}
+
+fn run_replaced(
+    seed: u64,
+    bridges: usize,
+    steps: usize,
+    authority: Side,
+    replacements: usize,
+) -> Result<World, String> {
+    let mut world = World::new(seed, bridges, authority, replacements);
     for _ in 0..steps {
         world.step(true);
     }
@@ -383,9 +554,10 @@ proptest! {
         bridges in 1usize..4,
         steps in 1usize..4_000,
         etcd_wins in any::<bool>(),
+        replacements in 0usize..20,
     ) {
         let authority = if etcd_wins { Side::Etcd } else { Side::ZooKeeper };
-        if let Err(wrong) = run(seed, bridges, steps, authority) {
+        if let Err(wrong) = run_replaced(seed, bridges, steps, authority, replacements) {
             return Err(TestCaseError::fail(wrong));
         }
     }

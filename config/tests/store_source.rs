@@ -14,6 +14,8 @@ use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store, check_v
 use sluicegate_config::{Environment, MetricsLevel, RejectionEffect, Rollout, Snapshot};
 
 mod garbage;
+#[path = "store_source/restored.rs"]
+mod restored;
 
 use garbage::GARBAGE;
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_config::bridge::{Bridge, BridgeConfig};
+use sluicegate_config::bridge::{Bridge, BridgeConfig, BridgeSettings};
 use sluicegate_config::store::StoreError;
 use tokio::sync::oneshot;
 
@@ -37,11 +37,12 @@ pub struct RunningBridge {
 const ADMIN_STOP: Duration = Duration::from_secs(1);
 
 impl RunningBridge {
-    /// Starts a bridge; stores that are away are waited for.
+    /// Starts a bridge; stores that are away are waited for. `allow_mass_delete` lets deletes cross however many keys are
+    /// found missing.
     ///
     /// # Errors
     /// [`BridgeError`]; nothing is left running then.
-    pub fn start(config: &BridgeConfig) -> Result<Self, BridgeError> {
+    pub fn start(config: &BridgeConfig, allow_mass_delete: bool) -> Result<Self, BridgeError> {
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("bridge-admin")
@@ -50,7 +51,11 @@ impl RunningBridge {
             .map_err(BridgeError::Thread)?;
         let listener = tokio.block_on(http::bind(config.admin))?;
         let address = listener.local_addr().map_err(AdminError::Address)?;
-        let bridge = Bridge::start(config.open()?, config.settings())?;
+        let settings = BridgeSettings {
+            allow_mass_delete,
+            ..config.settings()
+        };
+        let bridge = Bridge::start(config.open()?, settings)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let reporter = Arc::new(bridge.reporter());
         tokio.spawn(async move {

@@ -214,6 +214,7 @@ fn every_route_of_the_document_answers_as_it_says() {
         "/api/v1/handlers/{name}",
         "/api/v1/handlers/{name}/gate",
         "/api/v1/handlers/{name}/restart",
+        "/api/v1/control-plane/accept",
         "/api/v1/partitions",
         "/api/v1/explain/{topic}/{partition}",
         "/api/v1/explain/{topic}/{partition}/{offset}",

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::cache;
 use crate::certificates::Certificates;
-use crate::launcher::{run, works};
+use crate::launcher::{copy_folder, run, works};
 use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
 use crate::wait::{try_wait_for, wait_for};
@@ -56,6 +56,8 @@ struct Own {
     folder: TempDir,
     /// `name=url,…` of all peers.
     peers: Vec<String>,
+    /// How often it was set up anew: a cluster's id follows from its peers and its token.
+    lives: u32,
 }
 
 struct Node {
@@ -122,6 +124,7 @@ impl Etcd {
                 peers: ports()
                     .map(|port| format!("http://127.0.0.1:{port}"))
                     .collect(),
+                lives: 0,
             }),
         };
         // All of them before the first is waited for: one alone has no majority.
@@ -142,6 +145,7 @@ impl Etcd {
         command
             .arg(format!("--name=node-{at}"))
             .arg(format!("--data-dir={}", data.display()))
+            .arg(format!("--initial-cluster-token=cluster-{}", own.lives))
             .arg(format!("--listen-client-urls={endpoint}"))
             .arg(format!("--advertise-client-urls={endpoint}"))
             .arg(format!("--listen-peer-urls={peer}"))
@@ -209,6 +213,39 @@ impl Etcd {
     pub fn start_again(&mut self, at: usize) -> Result<()> {
         self.spawn(at)?;
         self.await_node(at)
+    }
+
+    /// Stops the only node of our own and gives a copy of its data, as a backup has it; then starts it again.
+    ///
+    /// # Errors
+    /// If the data cannot be copied, or it does not come up again.
+    pub fn back_up(&mut self) -> Result<TempDir> {
+        let copy = tempfile::tempdir()?;
+        self.kill(0);
+        copy_folder(&self.data()?, copy.path())?;
+        self.start_again(0)?;
+        Ok(copy)
+    }
+
+    /// Puts the data of a backup in the place of that of the only node of our own: the same cluster, at an earlier revision.
+    /// Without a backup another cluster begins, empty.
+    ///
+    /// # Errors
+    /// If the data cannot be replaced, or it does not come up again.
+    pub fn restore(&mut self, backup: Option<&TempDir>) -> Result<()> {
+        self.kill(0);
+        let data = self.data()?;
+        std::fs::remove_dir_all(&data)?;
+        match backup {
+            Some(backup) => copy_folder(backup.path(), &data)?,
+            None => self.own.as_mut().context("it is not ours")?.lives += 1,
+        }
+        self.start_again(0)
+    }
+
+    fn data(&self) -> Result<PathBuf> {
+        let own = self.own.as_ref().context("the server is not ours")?;
+        Ok(own.folder.path().join("data-0"))
     }
 
     /// Sends a signal to a node of our own.

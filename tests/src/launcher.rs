@@ -178,3 +178,20 @@ fn fetch(server: &JavaServer, folder: &Path) -> Result<()> {
         .with_context(|| format!("cannot fetch {} with Maven", server.name))
         .map(drop)
 }
+
+/// Copies a folder with everything in it into another one, which is made if it is not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_folder(&entry.path(), &target)?,
+            false => drop(std::fs::copy(entry.path(), target)?),
+        }
+    }
+    Ok(())
+}

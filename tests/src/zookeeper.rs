@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::certificates::Certificates;
-use crate::launcher::{JavaServer, Launcher};
+use crate::launcher::{JavaServer, Launcher, copy_folder};
 use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
@@ -147,6 +147,43 @@ impl ZooKeeper {
         let own = self.own.as_mut().expect("a server of our own");
         own.process.kill();
         own.launcher.clean_up(own.folder.path());
+        own.process = spawn(&own.launcher, own.folder.path())?;
+        self.await_answer()
+    }
+
+    /// Stops a server of our own and gives a copy of its data, as a backup has it; then starts it again.
+    ///
+    /// # Errors
+    /// If the data cannot be copied, or it does not come up again.
+    ///
+    /// # Panics
+    /// If it is not ours.
+    pub fn back_up(&mut self) -> Result<TempDir> {
+        let copy = tempfile::tempdir()?;
+        self.with_data(|data| copy_folder(data, copy.path()))?;
+        Ok(copy)
+    }
+
+    /// Puts the data of a backup in the place of that of a server of our own; without one it begins empty.
+    ///
+    /// # Errors
+    /// If the data cannot be replaced, or it does not come up again.
+    ///
+    /// # Panics
+    /// If it is not ours.
+    pub fn restore(&mut self, backup: Option<&TempDir>) -> Result<()> {
+        self.with_data(|data| {
+            std::fs::remove_dir_all(data)?;
+            backup.map_or(Ok(()), |backup| copy_folder(backup.path(), data))
+        })
+    }
+
+    /// Works on the data while the server is down.
+    fn with_data(&mut self, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let own = self.own.as_mut().expect("a server of our own");
+        own.process.kill();
+        own.launcher.clean_up(own.folder.path());
+        work(&own.folder.path().join("data"))?;
         own.process = spawn(&own.launcher, own.folder.path())?;
         self.await_answer()
     }

@@ -1,7 +1,7 @@
 //! Situation: two bridges between a real etcd and a real ZooKeeper; users edit both sides while both stores are killed and
-//! started again, and one bridge is stopped and another one started.
+//! started again, and one bridge is stopped and another one started; ZooKeeper loses its data, or is restored from a backup.
 //! Property: both sides end equal; a key that is edited on one side holds that side's last edit; nothing comes back after its
-//! delete; conflicts go to the authority and are counted.
+//! delete; conflicts go to the authority and are counted. What ZooKeeper has lost is deleted nowhere, and the advice is right (G10).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
-use e2e::wait::wait_for;
+use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use put::put;
 use sluicegate_config::bridge::{Bridge, BridgeConfig, Pair, RehearsedStep, Side, rehearse};
@@ -76,6 +76,7 @@ impl Scene {
     fn values(&self, side: Side) -> Result<BTreeMap<ControlKey, String>, String> {
         let tree = self.store(side).list().map_err(|error| error.to_string())?;
         let entries = tree.entries.into_iter();
+        let entries = entries.filter(|(key, _)| *key != ControlKey::Bridge);
         Ok(entries
             .map(|(key, entry)| (key, String::from_utf8_lossy(&entry.value).into_owned()))
             .collect())
@@ -118,6 +119,8 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
         .open()
         .unwrap_or_else(|error| panic!("{error}"));
     let planned = rehearse(&stores, Side::Etcd).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(planned.halt, None);
+    let planned = planned.steps;
     let steps: Vec<(&str, Side, RehearsedStep)> = planned
         .iter()
         .map(|one| (one.key.as_str(), one.side, one.step))
@@ -161,6 +164,106 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
     delete(scene.store(Side::Etcd), &gate("relay"));
     let _again = scene.bridge();
     scene.wait_value(Side::ZooKeeper, &gate("relay"), None);
+}
+
+impl Scene {
+    /// Gates on both sides, equal and noted.
+    fn put_gates(&self, bridge: &Bridge, names: std::ops::Range<usize>) {
+        for name in names {
+            put(self.store(Side::Etcd), &gate(&format!("h{name}")), "true");
+        }
+        self.settle(bridge);
+    }
+
+    fn settle(&self, bridge: &Bridge) {
+        wait_for("both sides to be equal", HEALED, || {
+            let (etcd, zookeeper) = (self.values(Side::Etcd)?, self.values(Side::ZooKeeper)?);
+            let report = bridge.report();
+            match etcd == zookeeper && report.unsettled == 0 && report.halted.is_none() {
+                true => Ok(()),
+                false => Err(format!("{} {report:?}", difference(&etcd, &zookeeper))),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
+    let mut scene = Scene::start();
+    let bridge = scene.bridge();
+    scene.put_gates(&bridge, 0..6);
+    drop(bridge);
+    let wiped = scene.zookeeper.restore(None);
+    wiped.unwrap_or_else(|error| panic!("{error:#}"));
+
+    let bridge = scene.bridge();
+    let reason = wait_for("the bridge to stand still", SOON, || {
+        let report = bridge.report();
+        let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
+        halted.ok_or_else(|| format!("{report:?}"))
+    });
+    println!("    {reason}");
+    assert!(reason.contains("is not the store that this pair was bridged with"));
+    let notes = format!("{}/{}/", scene.config.notes_prefix, scene.config.name);
+    assert!(reason.contains(&format!("etcdctl del --prefix {notes}`")));
+    stays("both sides", Duration::from_secs(6), || {
+        let counts = (
+            scene.values(Side::Etcd)?.len(),
+            scene.values(Side::ZooKeeper)?.len(),
+        );
+        match counts {
+            (6, 0) => Ok(()),
+            other => Err(format!("{other:?} keys")),
+        }
+    });
+    assert_eq!(bridge.report().counts.deletes, Pair::default());
+
+    // What the advice says; then ZooKeeper gets everything.
+    let stores = scene
+        .config
+        .open()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let noted = stores
+        .notes
+        .list()
+        .unwrap_or_else(|error| panic!("{error}"));
+    for key in noted.entries.keys() {
+        delete(&*stores.notes, key);
+    }
+    scene.settle(&bridge);
+    assert_eq!(scene.values(Side::ZooKeeper).map(|keys| keys.len()), Ok(6));
+}
+
+#[test]
+fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
+    let mut scene = Scene::start();
+    let bridge = scene.bridge();
+    scene.put_gates(&bridge, 0..3);
+    let backup = scene.zookeeper.back_up();
+    let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
+    // The start of a bridge marks ZooKeeper anew, which the backup does not have.
+    drop(bridge);
+    let bridge = scene.bridge();
+    scene.put_gates(&bridge, 3..30);
+    let restored = scene.zookeeper.restore(Some(&backup));
+    restored.unwrap_or_else(|error| panic!("{error:#}"));
+    scene.settle(&bridge);
+    assert_eq!(scene.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
+
+    // Again, while no bridge runs, and others write to it before one does.
+    drop(bridge);
+    let restored = scene.zookeeper.restore(Some(&backup));
+    restored.unwrap_or_else(|error| panic!("{error:#}"));
+    for round in 0..200 {
+        let value = if round % 2 == 0 { "false" } else { "true" };
+        put(scene.store(Side::ZooKeeper), &gate("h0"), value);
+    }
+    let bridge = scene.bridge();
+    scene.settle(&bridge);
+    assert_eq!(scene.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
+    assert_eq!(bridge.report().counts.deletes, Pair::default());
+    delete(scene.store(Side::ZooKeeper), &gate("h7"));
+    scene.wait_value(Side::Etcd, &gate("h7"), None);
 }
 
 /// The last edit of a key on each side that the store acknowledged, or may have taken.

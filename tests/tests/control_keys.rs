@@ -1,7 +1,8 @@
 //! Situation: specs and gates stand in real etcd and ZooKeeper; somebody writes garbage, the store or the service is away at the
-//! wrong time, two thousand specs stand there at once.
+//! wrong time, the store is restored or is another one, two thousand specs stand there at once.
 //! Property: garbage is refused by key, path and reason in log, metric, member key and API while the last good state runs on; a
-//! start without the store uses the last good specs on disk, or refuses; one changed spec of many acts at once (G10).
+//! start without the store uses the last good specs on disk, or refuses; one changed spec of many acts at once (G10). A restored
+//! store is followed again; what another one says is held back, told everywhere, and applied once it is accepted.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario control_keys`
 
@@ -324,5 +325,77 @@ fn two_thousand_specs_start_and_one_of_them_changes_at_once() {
         slowest < Duration::from_millis(300),
         "in force after {slowest:?}"
     );
+    assert!(service.stop(SOON).success());
+}
+
+#[test]
+fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
+    let (mut etcd, store, handlers) = own_etcd();
+    let (client, source, workdir) = set_up(&handlers);
+    for name in ["a", "b", "c"] {
+        write(&*store, &spec_key(name), spec(name, &source));
+    }
+    let mut service = Service::ready(&workdir, &[]);
+    let backup = etcd.back_up().unwrap_or_else(|error| panic!("{error:#}"));
+    write(&*store, &gate("a"), "false");
+    let counted = |outcome: &str| -> u64 {
+        client.produce(&source, [Outgoing::new("k", "v")]);
+        service.outcomes("a", outcome).unwrap_or_default()
+    };
+    wait_for("the gate to shut", SOON, || match counted("skipped") {
+        0 => Err("nothing skipped".to_owned()),
+        _ => Ok(()),
+    });
+    let acked = service.outcomes("a", "ack").unwrap_or_default();
+    etcd.restore(Some(&backup))
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    wait_for("the restored state to be in force", SOON, || {
+        let now = counted("ack");
+        (now > acked).then_some(()).ok_or(format!("{now} acked"))
+    });
+
+    // An empty one that is another cluster.
+    etcd.restore(None)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let said = "is another store than before";
+    wait_for("the other store to be held back", SOON, || {
+        let (status, text) = service.get("/readyz")?;
+        let held = service
+            .metrics()?
+            .sum("sluicegate_control_plane_held_seconds", &[]);
+        let shows = status == 200 && text.contains(said) && held > 0.0;
+        shows
+            .then_some(())
+            .ok_or(format!("{status}: {text}, {held} s"))
+    });
+    wait_for("the member key to say so", SOON, || {
+        let report = member(&*store)?;
+        let says = report
+            .held
+            .as_deref()
+            .is_some_and(|held| held.contains(said));
+        says.then_some(()).ok_or(format!("{report:?}"))
+    });
+    let before = service.outcomes("a", "ack").unwrap_or_default();
+    wait_for("records to flow by the last specs", SOON, || {
+        let now = counted("ack");
+        (now > before).then_some(()).ok_or(format!("{now} acked"))
+    });
+    assert_eq!(service.process().log().matches(said).count(), 1);
+
+    write(&*store, &spec_key("a"), spec("a", &source));
+    let accept = ["control-plane", "accept", "--admin", service.admin()];
+    let accepted = run_binary(workdir.path(), &accept);
+    assert!(accepted.status.success(), "{accepted:?}");
+    let printed = String::from_utf8_lossy(&accepted.stdout).into_owned();
+    assert!(printed.contains("\"accepted\": true"), "{printed}");
+    wait_for("what stands there to be in force", SOON, || {
+        let handlers = service.api("handlers")?;
+        let listed = handlers.as_array().map_or(0, Vec::len);
+        let (_, text) = service.get("/readyz")?;
+        let over = listed == 1 && !text.contains(said);
+        over.then_some(())
+            .ok_or(format!("{listed} handlers, {text}"))
+    });
     assert!(service.stop(SOON).success());
 }

@@ -1,6 +1,6 @@
 //! Situation: a watch of a real etcd, through everything that is known to make watches deaf.
 //! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
-//! lost without a word is repaired by the re-list and counted.
+//! lost without a word is repaired by the re-list and counted. A store that is restored from a backup is followed again.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_etcd_faults`; `--long` pauses for 40 s and cuts for 60 s.
@@ -309,4 +309,21 @@ fn more_keys_than_a_page_and_what_is_no_key() {
 fn base64(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[test]
+fn restored_from_a_backup() {
+    let mut etcd = own(1);
+    let store = open(&[etcd.endpoint()]);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    let backup = etcd.back_up();
+    let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
+    change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+    let restored = etcd.restore(Some(&backup));
+    restored.unwrap_or_else(|error| panic!("{error:#}"));
+    record.until_value(&key, Some("true"), HEALED);
+    put(&*open(&[etcd.endpoint()]), &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
 }

@@ -1,6 +1,6 @@
 //! Situation: a watch of a real ZooKeeper, through everything that is known to make watches deaf.
 //! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
-//! lost without a word is repaired by the re-list and counted.
+//! lost without a word is repaired by the re-list and counted. A store that is restored from a backup is followed again.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
@@ -183,4 +183,53 @@ fn a_gate_with_a_spec_is_emptied_and_history_is_not_kept() {
         matches!(refused, Err(StoreError::NotKept { .. })),
         "{refused:?}"
     );
+}
+
+/// Others keep their own nodes below the keys of handlers.
+#[test]
+fn nodes_that_are_too_deep_for_a_key_are_left_alone() {
+    let zookeeper = own();
+    let mut settings = ZooKeeperSettings::new(zookeeper.connect());
+    settings.relist = Duration::from_millis(500);
+    let store = open_with(&settings);
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    let mut below = ZooKeeperSettings::new(zookeeper.connect());
+    below.root = "/plugins/auditor/state".to_owned();
+    let below = open_with(&below);
+    let told = record.updates().len();
+    let mut rounds = 0;
+    stays("the watch", Duration::from_secs(6), || {
+        rounds += 1;
+        put(
+            &*below,
+            &gate("cursor"),
+            if rounds % 2 == 0 { "true" } else { "false" },
+        );
+        match record.updates().split_off(told) {
+            none if none.is_empty() => Ok(()),
+            told => Err(format!("{told:?}")),
+        }
+    });
+    delete(&*below, &gate("cursor"));
+    put(&*store, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+}
+
+#[test]
+fn restored_from_a_backup() {
+    let mut zookeeper = own();
+    let store = open(zookeeper.connect());
+    let key = gate("auditor");
+    let (record, _watch) = watched(&*store, &key);
+    let backup = zookeeper.back_up();
+    let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
+    let writer = open(zookeeper.connect());
+    change_meanwhile(&*writer, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+    let restored = zookeeper.restore(Some(&backup));
+    restored.unwrap_or_else(|error| panic!("{error:#}"));
+    record.until_value(&key, Some("true"), HEALED);
+    put(&*open(zookeeper.connect()), &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
 }

@@ -270,6 +270,7 @@ impl BridgeConfig {
             id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
             authority: self.authority,
             look_again: self.look_again,
+            allow_mass_delete: false,
         }
     }
 }

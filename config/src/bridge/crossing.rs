@@ -37,6 +37,17 @@ enum Stage {
     Note { note: Option<Note>, crossed: bool },
 }
 
+/// What a crossing rests on.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// What is noted of the key.
+    pub note: Option<&'a Note>,
+    /// At which stamp.
+    pub note_at: Option<Stamp>,
+    /// The mark that stands in ZooKeeper, as the pair's record has it.
+    pub mark: u64,
+}
+
 /// A key on its way.
 #[derive(Debug)]
 pub struct Crossing {
@@ -50,6 +61,10 @@ pub struct Crossing {
     replaces: u64,
     base: Note,
     note_at: Option<Stamp>,
+    /// The mark that stood in ZooKeeper.
+    mark: u64,
+    /// Whether a side holds neither what was seen of it nor anything later: until the note is renewed, it is of its old mark.
+    behind: bool,
     by: String,
     /// When reading for it began; from the announcement on, when that was.
     began_ms: u64,
@@ -63,8 +78,7 @@ pub struct Crossing {
 }
 
 impl Crossing {
-    /// Of what stands in `from`, if anything, to the side `to`, where `there` stands. `note` is what is noted and at which
-    /// stamp. `began_ms` is when the readings that it rests on began: a note that is not there must not have come and gone
+    /// Of what stands in `from`, if anything, to the side `to`, where `there` stands. `began_ms` is when the readings that it rests on began: a note that is not there must not have come and gone
     /// since then, which takes longer than a crossing may be held up.
     #[must_use]
     pub fn new(
@@ -72,10 +86,16 @@ impl Crossing {
         to: Side,
         from: Option<&Entry>,
         there: Option<&Entry>,
-        note: (Option<&Note>, Option<Stamp>),
+        known: Known<'_>,
         by: &str,
         began_ms: u64,
     ) -> Self {
+        let is_behind = |note: &Note, side: Side, entry: Option<&Entry>| {
+            entry.map_or(0, |entry| entry.stamp.revision) < note.seen_at(side)
+        };
+        let behind = known
+            .note
+            .is_some_and(|note| is_behind(note, to, there) || is_behind(note, to.other(), from));
         let value = from.map(|entry| Arc::clone(&entry.value));
         Self {
             key: key.clone(),
@@ -85,8 +105,10 @@ impl Crossing {
             read_at: from.map(|entry| entry.stamp.revision),
             expected: there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp)),
             replaces: there.map_or(0, |entry| entry.stamp.revision),
-            base: note.0.cloned().unwrap_or_default(),
-            note_at: note.1,
+            base: known.note.cloned().unwrap_or_default(),
+            note_at: known.note_at,
+            mark: known.mark,
+            behind,
             by: by.to_owned(),
             began_ms,
             refused: None,
@@ -106,7 +128,12 @@ impl Crossing {
         by: &str,
         began_ms: u64,
     ) -> Self {
-        let mut crossing = Self::new(key, Side::Etcd, None, None, (None, note_at), by, began_ms);
+        let known = Known {
+            note: None,
+            note_at,
+            mark: 0,
+        };
+        let mut crossing = Self::new(key, Side::Etcd, None, None, known, by, began_ms);
         crossing.stage = Stage::Note {
             note,
             crossed: true,
@@ -164,6 +191,9 @@ impl Crossing {
 
     fn announce(&mut self, notes: &dyn Store, now_ms: u64) -> Progress {
         let mut announced = self.base.clone();
+        if !self.behind {
+            announced.mark = self.mark;
+        }
         announced
             .pending
             .retain(|pending| pending.age_ms(now_ms) < FORGET_MS);
@@ -223,6 +253,7 @@ impl Crossing {
         let from = self.to.other();
         let mut note = self.base.clone();
         note.value.clone_from(&self.hash);
+        note.mark = self.mark;
         let written = note.revisions.of_mut(self.to);
         *written = match self.value {
             Some(_) => stamp.revision,

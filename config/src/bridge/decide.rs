@@ -10,12 +10,16 @@
 //!
 //! A side has changed when its revision is above the noted one. It holds an echo when it holds just what a bridge announced
 //! to write there. What would delete or overrule something, and whatever has no note, is decided on fresh readings only.
+//!
+//! A key that is noted and missing was deleted, unless its side has lost it (G10): the side as a whole is of an earlier
+//! revision than was noted, or went back since (`pair`). What was noted then says nothing, as if there were no note. A delete
+//! that a watch saw is one in any case.
 
 use crate::problem::Problems;
 use crate::store::{ControlKey, Entry, check_value};
 
 use super::note::{FORGET_MS, PATIENCE_MS};
-use super::{Note, Pair, Side, content_hash};
+use super::{Note, Pair, PairRecord, Side, content_hash};
 
 /// What is seen of one key.
 #[derive(Clone, Debug)]
@@ -26,8 +30,14 @@ pub struct Look<'v> {
     pub places: &'v Pair<String>,
     /// What stands on each side.
     pub entries: Pair<Option<&'v Entry>>,
+    /// The revisions of the sides as a whole.
+    pub revisions: Pair<u64>,
+    /// Whether a watch saw the key being deleted there.
+    pub deleted: Pair<bool>,
     /// What is noted.
     pub note: Option<&'v Note>,
+    /// What is known of the pair.
+    pub pair: &'v PairRecord,
     /// Whether both sides were read after the note.
     pub fresh: bool,
     /// Whose value wins a conflict.
@@ -133,9 +143,14 @@ fn agree(look: &Look<'_>) -> Decision {
             .map(|note| still_possible(look, note))
             .unwrap_or_default(),
         at_ms: look.now_ms,
+        mark: look.pair.mark,
     };
     match look.note {
-        Some(note) if note.says_as(&held) => Decision::Rest,
+        Some(note)
+            if note.says_as(&held) && Side::BOTH.iter().all(|side| counts(look, note, *side)) =>
+        {
+            Decision::Rest
+        }
         Some(note) if !look.fresh && is_behind(look, note) => Decision::Stale,
         _ => Decision::Agree(Some(held)),
     }
@@ -158,11 +173,17 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
     if note.value.is_none() && pending.is_empty() {
         return Decision::Agree(None);
     }
+    // What was read for an announced write may be lost since then: until none is left, the note is of its old mark.
+    let mark = match pending.is_empty() {
+        true => look.pair.mark,
+        false => note.mark,
+    };
     Decision::Agree(Some(Note {
         value: None,
         revisions: note.revisions,
         pending,
         at_ms: look.now_ms,
+        mark,
     }))
 }
 
@@ -216,27 +237,35 @@ fn differ(look: &Look<'_>, note: &Note) -> Decision {
 fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
     let noted = *note.revisions.of(side);
     // What was announced to the other side was read here: a value that is gone since then was deleted.
-    let was_read = note
-        .pending
-        .iter()
-        .any(|pending| pending.to != side && pending.read_at > noted);
+    let read_at = note.read_at(side);
+    let was_read = read_at > noted;
     match look.entries.of(side) {
         Some(entry) => {
             let revision = entry.stamp.revision;
+            // Of a side that went back since, the noted revision says nothing, but the announcement does.
+            let can_be_news = revision > noted || !counts(look, note, side);
             if revision == noted && note.value.is_some() {
                 Standing::Same
+            } else if can_be_news && note.announces(side, Some(&content_hash(&entry.value))) {
+                Standing::Echo
             } else if revision <= noted {
                 Standing::Stale
-            } else if note.announces(side, Some(&content_hash(&entry.value))) {
-                Standing::Echo
             } else {
                 Standing::Changed
             }
         }
         None if note.value.is_none() && !was_read => Standing::Same,
         None if note.announces(side, None) => Standing::Echo,
+        None if *look.deleted.of(side) => Standing::Changed,
+        None if *look.revisions.of(side) < noted.max(read_at) => Standing::Stale,
+        None if !counts(look, note, side) => Standing::Stale,
         None => Standing::Changed,
     }
+}
+
+/// Whether `side` has seen what was noted of it, and has not gone back since.
+fn counts(look: &Look<'_>, note: &Note, side: Side) -> bool {
+    note.mark >= *look.pair.trusted_from.of(side)
 }
 
 fn cross(look: &Look<'_>, to: Side, conflict: bool) -> Decision {
@@ -277,10 +306,22 @@ mod tests {
             revisions: Pair { etcd, zookeeper },
             pending: Vec::new(),
             at_ms: NOW,
+            mark: 1,
         })
     }
 
     fn decided(
+        etcd: Option<Entry>,
+        zookeeper: Option<Entry>,
+        note: Option<&Note>,
+        fresh: bool,
+    ) -> Decision {
+        let at_100 = Pair::from_fn(|_| 100);
+        decided_at(at_100, etcd, zookeeper, note, fresh)
+    }
+
+    fn decided_at(
+        revisions: Pair<u64>,
         etcd: Option<Entry>,
         zookeeper: Option<Entry>,
         note: Option<&Note>,
@@ -293,7 +334,17 @@ mod tests {
                 etcd: etcd.as_ref(),
                 zookeeper: zookeeper.as_ref(),
             },
+            revisions,
+            deleted: Pair::default(),
             note,
+            pair: &PairRecord {
+                mark: 1,
+                trusted_from: Pair {
+                    etcd: 0,
+                    zookeeper: 1,
+                },
+                ..PairRecord::default()
+            },
             fresh,
             authority: Side::Etcd,
             own: "me",
@@ -322,6 +373,22 @@ mod tests {
         let seen = |fresh| decided(None, at("true", 7), note.as_ref(), fresh);
         assert_eq!(seen(false), Decision::Confirm);
         assert_eq!(seen(true), crosses(Side::ZooKeeper, false));
+    }
+
+    #[test]
+    fn what_a_side_has_lost_is_no_delete() {
+        let mut note = noted(Some("true"), 5, 7).unwrap();
+        let at = |etcd, zookeeper| Pair { etcd, zookeeper };
+        let emptied = |revisions, note: &Note| {
+            decided_at(revisions, self::at("true", 5), None, Some(note), true)
+        };
+        let written_again = crosses(Side::ZooKeeper, false);
+        assert_eq!(emptied(at(9, 6), &note), written_again, "it is older");
+        assert_eq!(emptied(at(9, 8), &note), crosses(Side::Etcd, false));
+        note.mark = 0;
+        assert_eq!(emptied(at(9, 8), &note), written_again, "it went back");
+        let gone = decided_at(at(4, 9), None, self::at("true", 7), Some(&note), true);
+        assert_eq!(gone, crosses(Side::Etcd, false));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //!   etcd ──watch──┐                                   ┌─► announce the write in the note   (compare-and-set)
 //!   ZooKeeper ────┼─► views ─► decide (pure) ─► Crossing ─► write the other side           (compare-and-set)
 //!   notes ────────┘      ▲         │                  └─► note what both sides hold now    (compare-and-set)
-//!                        └ confirm: read both sides anew before anything is deleted or overruled
+//!                        └ confirm: read both sides anew before anything is deleted or overruled,
+//!                                    and stop where one is another store, or lacks so much that it looks lost
 //! ```
 //!
 //! A key's note says what both sides last held, by which revision on each, and which writes are under way. It stands in a
@@ -15,7 +16,9 @@
 mod config;
 mod crossing;
 mod decide;
+mod halt;
 mod note;
+mod pair;
 mod rehearse;
 mod report;
 mod running;
@@ -26,10 +29,12 @@ mod worker;
 pub(crate) use config::BRIDGE;
 pub(crate) use config::BRIDGE_FILE;
 pub use config::{BridgeConfig, load_bridge_config, read_bridge_config};
-pub use crossing::{Crossing, Progress};
+pub use crossing::{Crossing, Known, Progress};
 pub use decide::{Decision, Look, Refusal, decide};
+pub use halt::Halt;
 pub use note::{Note, Pending, content_hash};
-pub use rehearse::{Rehearsed, RehearsedStep, rehearse};
-pub use report::{BridgeReport, Collision, Counts, RefusedValue, StoreReport};
+pub use pair::{PairCheck, PairRecord, Renewal, check_pair};
+pub use rehearse::{Rehearsal, Rehearsed, RehearsedStep, rehearse};
+pub use report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue, StoreReport};
 pub use running::{Bridge, BridgeSettings, BridgeStores};
 pub use side::{Pair, Side};

@@ -26,6 +26,9 @@ pub struct Note {
     /// When it was noted, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub at_ms: u64,
+    /// The mark that ZooKeeper had seen by then (see `pair`).
+    #[serde(default)]
+    pub mark: u64,
 }
 
 /// An announced write.
@@ -72,6 +75,18 @@ impl Note {
         self.value == other.value
             && self.revisions == other.revisions
             && self.pending == other.pending
+    }
+
+    /// The latest revision at which a value was seen on `side`, be it for a write that was only announced; 0 for none.
+    pub(super) fn seen_at(&self, side: Side) -> u64 {
+        let noted = self.value.as_ref().map_or(0, |_| *self.revisions.of(side));
+        noted.max(self.read_at(side))
+    }
+
+    /// The latest revision at which a value was read on `side` for an announced write; 0 for none.
+    pub(super) fn read_at(&self, side: Side) -> u64 {
+        let read = self.pending.iter().filter(|pending| pending.to != side);
+        read.map(|pending| pending.read_at).max().unwrap_or(0)
     }
 
     /// Whether a write of `value` to `side` was announced.

@@ -6,8 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::decide::{Decision, Look, decide};
+use super::halt::{Absences, Halt};
+use super::pair::{PairCheck, PairRecord, check_pair};
 use super::{BridgeStores, Note, Pair, Side};
-use crate::store::{ControlKey, StoreError};
+use crate::store::{ControlKey, StoreError, Tree};
 
 /// What would happen to one key; keys that would be left as they are have none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,39 +41,114 @@ pub enum RehearsedStep {
     Refuse,
 }
 
-/// Reads both sides and says what a bridge would write, by key.
+/// What a bridge would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rehearsal {
+    /// What it would do to each key, by key. Where `halt` says why it would not: what it would do with `--allow-mass-delete`.
+    pub steps: Vec<Rehearsed>,
+    /// Why it would carry nothing across.
+    pub halt: Option<Halt>,
+}
+
+/// Reads both sides and says what a bridge would do.
 ///
 /// # Errors
 /// [`StoreError`] when a store does not answer.
-pub fn rehearse(stores: &BridgeStores, authority: Side) -> Result<Vec<Rehearsed>, StoreError> {
+pub fn rehearse(stores: &BridgeStores, authority: Side) -> Result<Rehearsal, StoreError> {
     let notes = stores.notes.list()?;
     let sides = Pair {
         etcd: stores.sides.etcd.list()?,
         zookeeper: stores.sides.zookeeper.list()?,
     };
-    let keys: BTreeSet<&ControlKey> = Side::BOTH
-        .iter()
-        .flat_map(|side| sides.of(*side).entries.keys())
-        .collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    let mut steps = Vec::new();
-    for key in keys {
-        let note = notes.get(key);
-        let note = note.and_then(|entry| Note::from_json(&entry.value));
-        let places = Pair::from_fn(|side| stores.sides.of(side).locate(key));
+    let both = Pair::from_fn(|side| sides.of(side));
+    let pair = match check_pair(&notes, &both, false, 0) {
+        PairCheck::Fits(record) => record,
+        PairCheck::Renew(renewal) => renewal.record().clone(),
+        replaced @ PairCheck::Replaced { .. } => {
+            let address = |side| stores.sides.of(side).address();
+            return Ok(Rehearsal {
+                steps: Vec::new(),
+                halt: Halt::of(&replaced, address, stores.notes.address()),
+            });
+        }
+    };
+    let rehearsing = Rehearsing {
+        stores,
+        authority,
+        notes,
+        sides,
+        pair,
+    };
+    Ok(rehearsing.run())
+}
+
+struct Rehearsing<'a> {
+    stores: &'a BridgeStores,
+    authority: Side,
+    notes: Tree,
+    sides: Pair<Tree>,
+    pair: PairRecord,
+}
+
+impl Rehearsing<'_> {
+    fn run(&self) -> Rehearsal {
+        let keys: BTreeSet<&ControlKey> = Side::BOTH
+            .iter()
+            .flat_map(|side| self.sides.of(*side).entries.keys())
+            .filter(|key| **key != ControlKey::Bridge)
+            .collect();
+        let mut steps = Vec::new();
+        let mut absences = Pair::<Absences>::default();
+        for key in keys {
+            let note = self.note(key);
+            if note.as_ref().is_some_and(|note| note.value.is_some()) {
+                absences.etcd.known += 1;
+                absences.zookeeper.known += 1;
+            }
+            let step = self.step(key, note.as_ref());
+            if let Some(step) = &step
+                && step.step == RehearsedStep::Delete
+            {
+                absences.of_mut(step.side.other()).absent += 1;
+            }
+            steps.extend(step);
+        }
+        let braked = Side::BOTH
+            .into_iter()
+            .find(|side| absences.of(*side).are_many());
+        let halt = braked.map(|side| Halt::MassDelete {
+            side,
+            store: self.stores.sides.of(side).address(),
+            absent: absences.of(side).absent,
+            known: absences.of(side).known,
+        });
+        Rehearsal { steps, halt }
+    }
+
+    fn note(&self, key: &ControlKey) -> Option<Note> {
+        let note = self.notes.get(key);
+        note.and_then(|entry| Note::from_json(&entry.value))
+    }
+
+    fn step(&self, key: &ControlKey, note: Option<&Note>) -> Option<Rehearsed> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let places = Pair::from_fn(|side| self.stores.sides.of(side).locate(key));
         let decision = decide(&Look {
             key,
             places: &places,
-            entries: Pair::from_fn(|side| sides.of(side).get(key)),
-            note: note.as_ref(),
+            entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
+            revisions: Pair::from_fn(|side| self.sides.of(side).revision),
+            deleted: Pair::default(),
+            note,
+            pair: &self.pair,
             fresh: true,
-            authority,
+            authority: self.authority,
             own: "",
             now_ms,
         });
         let (side, step, conflict, problems) = match decision {
-            Decision::Cross { to, conflict } => match sides.of(to.other()).get(key) {
+            Decision::Cross { to, conflict } => match self.sides.of(to.other()).get(key) {
                 Some(_) => (to, RehearsedStep::Write, conflict, Vec::new()),
                 None => (to, RehearsedStep::Delete, conflict, Vec::new()),
             },
@@ -81,16 +158,15 @@ pub fn rehearse(stores: &BridgeStores, authority: Side) -> Result<Vec<Rehearsed>
                 (refusal.side, RehearsedStep::Refuse, false, problems)
             }
             // Another bridge is at the key, or both sides are equal.
-            _ => continue,
+            _ => return None,
         };
-        steps.push(Rehearsed {
+        Some(Rehearsed {
             key: key.to_string(),
             side,
             place: places.of(side).clone(),
             step,
             conflict,
             problems,
-        });
+        })
     }
-    Ok(steps)
 }

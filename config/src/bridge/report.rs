@@ -16,6 +16,9 @@ pub struct BridgeReport {
     pub sides: Pair<StoreReport>,
     /// Where the notes stand.
     pub notes: StoreReport,
+    /// Why it carries nothing across although both stores answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<HaltReport>,
     /// Keys that stand on either side.
     pub keys: usize,
     /// Keys that are not known to be equal yet; those that are refused are not counted.
@@ -28,6 +31,15 @@ pub struct BridgeReport {
     pub refused: Vec<RefusedValue>,
     /// The newest conflicts, newest last.
     pub conflicts: Vec<Collision>,
+}
+
+/// Why a bridge stands still, with what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaltReport {
+    /// The cause and the remedy.
+    pub reason: String,
+    /// Since when, RFC 3339.
+    pub since: String,
 }
 
 /// One store of a bridge.

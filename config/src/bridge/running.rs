@@ -28,6 +28,8 @@ pub struct BridgeSettings {
     pub authority: Side,
     /// Every key is looked at again this often, give or take a fifth.
     pub look_again: Duration,
+    /// Carry deletes across however many keys a listing finds missing.
+    pub allow_mass_delete: bool,
 }
 
 /// A running bridge; dropping it finishes what is on its way and stops.

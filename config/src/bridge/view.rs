@@ -1,5 +1,7 @@
 //! What a bridge knows of one store: kept up to date by its watch, by fresh readings and by the bridge's own writes.
 
+use std::collections::BTreeSet;
+
 use crate::store::{Cause, ControlKey, Entry, StoreUpdate, Tree, TreeChange};
 
 use super::report::StoreReport;
@@ -11,6 +13,10 @@ pub(super) struct View {
     read: bool,
     away: Option<String>,
     store: String,
+    /// Keys that the watch saw being deleted, and that have not come back since.
+    deleted: BTreeSet<ControlKey>,
+    /// Whether a reading of an earlier state or of another store came since this was last asked.
+    broke: bool,
     /// Changes that only its re-list found.
     pub(super) repairs: u64,
 }
@@ -23,6 +29,8 @@ impl View {
             read: false,
             away: None,
             store,
+            deleted: BTreeSet::new(),
+            broke: false,
             repairs: 0,
         }
     }
@@ -32,9 +40,30 @@ impl View {
         self.tree.get(key)
     }
 
-    /// Every key that has a value.
+    /// Every key that has a value, but for the bridges' own.
     pub(super) fn keys(&self) -> impl Iterator<Item = &ControlKey> {
-        self.tree.entries.keys()
+        let keys = self.tree.entries.keys();
+        keys.filter(|key| **key != ControlKey::Bridge)
+    }
+
+    /// Everything as it was last seen.
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Whether the watch saw `key` being deleted from this store as it is, and not put back since.
+    pub(super) fn saw_deleted(&self, key: &ControlKey) -> bool {
+        self.deleted.contains(key)
+    }
+
+    /// A key that stands nowhere any more needs no remembering.
+    pub(super) fn forget_deleted(&mut self, key: &ControlKey) {
+        self.deleted.remove(key);
+    }
+
+    /// Whether a reading of an earlier state or of another store has come since this was last asked.
+    pub(super) fn take_broke(&mut self) -> bool {
+        std::mem::take(&mut self.broke)
     }
 
     /// Whether there is something to decide on.
@@ -58,15 +87,21 @@ impl View {
                 let keys = changes.iter().map(|change| change.key.clone()).collect();
                 if cause != Cause::Event {
                     // Also where it is older: then the store was replaced or restored, and what was known is of no use.
-                    self.tree = Tree::clone(&tree);
+                    self.read_whole(Tree::clone(&tree));
                 } else {
+                    for change in &changes {
+                        match change.entry {
+                            Some(_) => self.deleted.remove(&change.key),
+                            None => self.deleted.insert(change.key.clone()),
+                        };
+                    }
                     self.tree.apply(changes, tree.revision);
                     self.tree.strangers.clone_from(&tree.strangers);
                 }
                 keys
             }
             StoreUpdate::Unreachable { reason } => {
-                if self.away.is_none() {
+                if self.away.as_ref() != Some(&reason) {
                     tracing::warn!(
                         store = self.store,
                         reason,
@@ -84,17 +119,25 @@ impl View {
         }
     }
 
-    /// Takes over a fresh reading, unless the watch is further.
-    pub(super) fn adopt(&mut self, tree: &Tree) {
-        if tree.revision >= self.tree.revision {
-            self.tree = tree.clone();
+    /// Takes over a fresh reading. It is not behind what is known, unless the store went back.
+    pub(super) fn adopt(&mut self, tree: Tree) {
+        self.read_whole(tree);
+    }
+
+    fn read_whole(&mut self, tree: Tree) {
+        if tree.revision < self.tree.revision || tree.is_other_than(&self.tree) {
+            self.broke = true;
+            self.deleted.clear();
         }
+        self.deleted.retain(|key| !tree.entries.contains_key(key));
+        self.tree = tree;
     }
 
     /// Takes over what the bridge itself wrote.
     pub(super) fn wrote(&mut self, key: &ControlKey, entry: Option<Entry>) {
         // A delete's revision is not known of every store; the watch brings it.
         if let Some(entry) = entry {
+            self.deleted.remove(key);
             let revision = entry.stamp.revision;
             let change = TreeChange::put(key.clone(), entry);
             self.tree.apply(vec![change], revision);

@@ -1,13 +1,17 @@
 //! The bridge's thread: hears of changes on both sides, decides, and carries them across.
 
+mod guard;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::crossing::{Crossing, Progress};
+use super::crossing::{Crossing, Known, Progress};
 use super::decide::{Decision, Look, Refusal, decide};
-use super::report::{BridgeReport, Collision, Counts, RefusedValue};
+use super::halt::Halt;
+use super::pair::{PairCheck, PairRecord};
+use super::report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue};
 use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
 use super::view::View;
 use super::{Note, Pair, Side};
@@ -42,6 +46,13 @@ pub(super) struct Worker {
     /// Since when a key has not been known to be equal.
     unsettled: BTreeMap<ControlKey, Instant>,
     refused: BTreeMap<ControlKey, (u64, RefusedValue)>,
+    /// What is known of the pair; `None` until both stores are known to be those of the notes, and when that is in doubt.
+    pair: Option<PairRecord>,
+    /// When a new mark is due, if anything is noted by then.
+    mark_due: Instant,
+    /// Whether something was noted since the last mark.
+    noted: bool,
+    halt: Option<(Halt, HaltReport)>,
     failures_in_a_row: u32,
     not_before: Instant,
     next_look: Instant,
@@ -63,6 +74,7 @@ impl Worker {
             authority: settings.authority,
             sides: Pair::from_fn(|side| sides.of(side).report()),
             notes: notes.report(),
+            halted: None,
             keys: 0,
             unsettled: 0,
             lag_seconds: 0.0,
@@ -81,6 +93,10 @@ impl Worker {
             behind: BTreeSet::new(),
             unsettled: BTreeMap::new(),
             refused: BTreeMap::new(),
+            pair: None,
+            mark_due: now,
+            noted: true,
+            halt: None,
             failures_in_a_row: 0,
             not_before: now,
             next_look: now + settings.look_again,
@@ -95,7 +111,10 @@ impl Worker {
         while self.hear() {
             self.remind();
             if self.is_ready() {
-                self.pass();
+                match &self.pair {
+                    Some(pair) => self.pass(&pair.clone()),
+                    None => self.pair_up(),
+                }
             }
             self.publish();
         }
@@ -111,7 +130,7 @@ impl Worker {
         let now = Instant::now();
         let soonest = self.later.values().copied().min();
         let mut until = soonest.map_or(self.next_look, |soonest| soonest.min(self.next_look));
-        if !self.due.is_empty() {
+        if !self.due.is_empty() || self.pair.is_none() {
             let ready = self.is_ready() || now < self.not_before;
             until = if ready { self.not_before } else { until };
         }
@@ -136,7 +155,17 @@ impl Worker {
             Which::Notes => &mut self.notes,
         };
         let keys = view.update(update);
+        if view.take_broke() {
+            self.doubt();
+        }
         for key in keys {
+            if key == ControlKey::Bridge {
+                // Another bridge has left a new mark, or the record went with its store.
+                if matches!(which, Which::Notes) && PairRecord::of(self.notes.tree()) != self.pair {
+                    self.doubt();
+                }
+                continue;
+            }
             if matches!(which, Which::Side(_)) {
                 self.unsettled
                     .entry(key.clone())
@@ -165,10 +194,13 @@ impl Worker {
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
         }
+        if self.noted && now >= self.mark_due {
+            self.doubt();
+        }
     }
 
     /// Decides on a portion of what is due, and carries it across.
-    fn pass(&mut self) {
+    fn pass(&mut self, pair: &PairRecord) {
         let mut portion = BTreeSet::new();
         while portion.len() < PORTION
             && let Some(key) = self.due.pop_first()
@@ -182,7 +214,12 @@ impl Worker {
         let mut crossings = Vec::new();
         let began_ms = now_ms();
         for key in portion {
-            let decision = self.look(&key, false);
+            if self.halt.is_some() {
+                // Whether it may go on shows on fresh readings.
+                confirm.push(key);
+                continue;
+            }
+            let decision = self.look(&key, pair, false);
             match decision {
                 Decision::Confirm => confirm.push(key),
                 Decision::Stale if self.behind.remove(&key) => confirm.push(key),
@@ -190,12 +227,19 @@ impl Worker {
                     self.put_off(&key, CATCH_UP);
                     self.behind.insert(key);
                 }
-                decision => crossings.extend(self.act(&key, decision, began_ms)),
+                decision => crossings.extend(self.act(&key, pair, decision, began_ms)),
             }
         }
         if !confirm.is_empty() {
             match self.confirm(&confirm) {
-                Ok(confirmed) => crossings.extend(confirmed),
+                Ok(Some(confirmed)) => crossings.extend(confirmed),
+                Ok(None) => {
+                    // Nothing crosses, whatever it was decided on.
+                    self.due.extend(confirm);
+                    let held = crossings.iter().map(|crossing| crossing.key().clone());
+                    self.due.extend(held);
+                    return;
+                }
                 Err(error) => {
                     self.failed(&error);
                     self.due.extend(confirm);
@@ -206,28 +250,45 @@ impl Worker {
     }
 
     /// Reads both sides anew and decides on that. The notes were read before, which is what makes the readings fresh.
-    fn confirm(&mut self, keys: &[ControlKey]) -> Result<Vec<Crossing>, StoreError> {
+    /// `None`: nothing may cross.
+    fn confirm(&mut self, keys: &[ControlKey]) -> Result<Option<Vec<Crossing>>, StoreError> {
         let began_ms = now_ms();
-        for side in Side::BOTH {
-            let tree = self.stores.sides.of(side).list()?;
-            self.sides.of_mut(side).adopt(&tree);
+        self.read_sides()?;
+        let PairCheck::Fits(pair) = self.check_pair(false, began_ms) else {
+            self.doubt();
+            return Ok(None);
+        };
+        let decided: Vec<(&ControlKey, Decision)> = keys
+            .iter()
+            .map(|key| (key, self.look(key, &pair, true)))
+            .collect();
+        if let Some(halt) = self.brake(&decided, &pair) {
+            self.stand_still(halt);
+            return Ok(None);
         }
+        self.go_on();
         let mut crossings = Vec::new();
-        for key in keys {
-            let decision = self.look(key, true);
-            crossings.extend(self.act(key, decision, began_ms));
+        for (key, decision) in decided {
+            crossings.extend(self.act(key, &pair, decision, began_ms));
         }
-        Ok(crossings)
+        Ok(Some(crossings))
     }
 
-    fn look(&self, key: &ControlKey, fresh: bool) -> Decision {
+    fn note(&self, key: &ControlKey) -> Option<Note> {
         let note = self.notes.get(key);
-        let note = note.and_then(|entry| Note::from_json(&entry.value));
+        note.and_then(|entry| Note::from_json(&entry.value))
+    }
+
+    fn look(&self, key: &ControlKey, pair: &PairRecord, fresh: bool) -> Decision {
+        let note = self.note(key);
         decide(&Look {
             key,
             places: &Pair::from_fn(|side| self.stores.sides.of(side).locate(key)),
             entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
+            revisions: Pair::from_fn(|side| self.sides.of(side).tree().revision),
+            deleted: Pair::from_fn(|side| self.sides.of(side).saw_deleted(key)),
             note: note.as_ref(),
+            pair,
             fresh,
             authority: self.settings.authority,
             own: &self.settings.id,
@@ -236,7 +297,13 @@ impl Worker {
     }
 
     /// What a decision asks for at once; the rest is put down for later.
-    fn act(&mut self, key: &ControlKey, decision: Decision, began_ms: u64) -> Option<Crossing> {
+    fn act(
+        &mut self,
+        key: &ControlKey,
+        pair: &PairRecord,
+        decision: Decision,
+        began_ms: u64,
+    ) -> Option<Crossing> {
         if !matches!(decision, Decision::Refuse(_)) {
             self.refused.remove(key);
         }
@@ -245,6 +312,7 @@ impl Worker {
         match decision {
             Decision::Rest => {
                 self.unsettled.remove(key);
+                self.forget_deleted(key);
                 None
             }
             Decision::Confirm | Decision::Stale => {
@@ -274,7 +342,11 @@ impl Worker {
                     self.sides.of(to.other()).get(key),
                     self.sides.of(to).get(key),
                 );
-                let noted = (note.as_ref(), note_at);
+                let noted = Known {
+                    note: note.as_ref(),
+                    note_at,
+                    mark: pair.mark,
+                };
                 let by = &self.settings.id;
                 Some(Crossing::new(key, to, from, there, noted, by, began_ms))
             }
@@ -282,6 +354,17 @@ impl Worker {
                 self.refuse(key, &refusal);
                 None
             }
+        }
+    }
+
+    /// A key that stands on neither side and has no note is no news any more.
+    fn forget_deleted(&mut self, key: &ControlKey) {
+        let stands = |view: &View| view.get(key).is_some();
+        if Side::BOTH.iter().any(|side| stands(self.sides.of(*side))) || stands(&self.notes) {
+            return;
+        }
+        for side in Side::BOTH {
+            self.sides.of_mut(side).forget_deleted(key);
         }
     }
 
@@ -319,14 +402,24 @@ impl Worker {
         let key = crossing.key();
         let (wrote, wrote_note) = crossing.written();
         if let Some(note) = wrote_note {
+            self.noted = true;
             self.notes.wrote(key, note);
         }
         if let Some(entry) = wrote {
-            let counted = match entry {
-                Some(_) => &mut self.counts.writes,
-                None => &mut self.counts.deletes,
+            let (side, from) = (crossing.to(), crossing.to().other());
+            let (place, replaced) = (self.stores.sides.of(side).locate(key), crossing.replaces());
+            let counted = match &entry {
+                Some(entry) => {
+                    let revision = entry.stamp.revision;
+                    tracing::info!(%key, %side, place, revision, replaced, "written, as {from} has it");
+                    &mut self.counts.writes
+                }
+                None => {
+                    tracing::info!(%key, %side, place, replaced, "deleted, as {from} has it no more");
+                    &mut self.counts.deletes
+                }
             };
-            *counted.of_mut(crossing.to()) += 1;
+            *counted.of_mut(side) += 1;
             self.sides.of_mut(crossing.to()).wrote(key, entry);
         }
         match progress {
@@ -416,6 +509,7 @@ impl Worker {
         let mut report = lock(&self.report);
         report.sides = Pair::from_fn(|side| self.sides.of(side).report());
         report.notes = self.notes.report();
+        report.halted = self.halt.as_ref().map(|(_, report)| report.clone());
         report.keys = keys.len();
         report.unsettled = self.unsettled.len();
         report.lag_seconds = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());

@@ -175,6 +175,12 @@ fn look(
 
 fn state(report: &[u8], wanted: Wanted<'_>) -> MemberState {
     match MemberReport::from_json(report) {
+        // Its revision is that of a store that is there no more.
+        Ok(MemberReport {
+            held: Some(why), ..
+        }) => MemberState::Refused {
+            reasons: vec![format!("it holds back what stands in its store: {why}")],
+        },
         Ok(report) if report.applied_revision < wanted.revision => MemberState::Behind {
             applied: report.applied_revision,
         },

@@ -50,7 +50,7 @@ pub trait SpecSource: Send {
     /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
     ///
     /// The first update is what stands there now, unless [`SpecSource::snapshot`] gave just that. Revisions never go
-    /// backwards.
+    /// backwards, unless the source itself went back to an earlier state.
     ///
     /// # Errors
     /// [`SourceError`] when nothing can be watched at all.
@@ -111,13 +111,21 @@ pub type UpdateSink = Box<dyn FnMut(Update) + Send>;
 pub enum Update {
     /// What is meant to run from now on, with what is refused and why.
     Snapshot(Arc<Snapshot>),
-    /// The source cannot be read; the last snapshot stays in effect (G10).
+    /// The source cannot be read; the last snapshot stays in effect (G10). Told again when the reason changes.
     Unreachable {
         /// Why.
         reason: String,
     },
     /// The source can be read again; a snapshot follows if something changed meanwhile.
     Reachable,
+    /// The source can be read, but what stands there now looks like another store's or like a loss: it is not applied, and
+    /// the last snapshot stays in effect, until [`WatchHandle::accept`]. Told again when the reason changes.
+    Held {
+        /// Why.
+        reason: String,
+    },
+    /// Nothing is held back any more: it was accepted, or the store is again as it was.
+    Released,
     /// A full re-read found changes that the watch had not told of; the snapshot with them follows.
     Repaired {
         /// How many keys.
@@ -129,6 +137,11 @@ pub enum Update {
 pub trait WatchHandle: Send + Sync {
     /// Asks for a full re-read at once (SIGHUP); the sink gets what changed.
     fn reread(&self);
+
+    /// Takes over what is held back ([`Update::Held`]); whether there was something.
+    fn accept(&self) -> bool {
+        false
+    }
 }
 
 /// Writes gates back to a source.

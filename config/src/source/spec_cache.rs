@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded_file;
 use crate::digest::sha256_hex;
-use crate::store::{ControlKey, Entry, KeyKind, Stamp, Tree};
+use crate::store::{ControlKey, Entry, KeyKind, Stamp, StoreAddress, Tree};
 use crate::whole_file;
 
-const MAGIC: &str = "sluicegate-handlers-cache-1";
+const MAGIC: &str = "sluicegate-handlers-cache-2";
 /// Changes that follow each other within this time are written once.
 const SPACING: Duration = Duration::from_millis(300);
 
@@ -28,12 +28,26 @@ const LARGEST: usize = 1 << 30;
 /// The values that are good, by key.
 pub(super) type GoodValues = BTreeMap<ControlKey, Arc<[u8]>>;
 
+/// What is to be kept.
+pub(super) struct Kept {
+    pub(super) revision: u64,
+    /// [`Tree::identity`] of the store.
+    pub(super) identity: Option<Arc<str>>,
+    pub(super) values: GoodValues,
+}
+
+impl Kept {
+    fn says_as(&self, other: &Self) -> bool {
+        self.values == other.values && self.identity == other.identity
+    }
+}
+
 /// Where the cache of one store stands.
 #[derive(Clone, Debug)]
 pub(super) struct SpecCache {
     path: PathBuf,
-    /// The store that the values are from, as it describes itself: another store's values are not used.
-    store: String,
+    /// Where the store is that the values are from: another store's values are not used.
+    store: StoreAddress,
 }
 
 /// What was in the cache.
@@ -44,7 +58,10 @@ pub(super) struct Cached {
 
 #[derive(Serialize, Deserialize)]
 struct Body {
-    store: String,
+    store: StoreAddress,
+    /// [`Tree::identity`] of the store.
+    #[serde(default)]
+    identity: Option<String>,
     saved: String,
     revision: u64,
     values: Vec<Line>,
@@ -59,7 +76,7 @@ struct Line {
 }
 
 impl SpecCache {
-    pub(super) fn new(path: PathBuf, store: String) -> Self {
+    pub(super) fn new(path: PathBuf, store: StoreAddress) -> Self {
         Self { path, store }
     }
 
@@ -67,11 +84,12 @@ impl SpecCache {
         &self.path
     }
 
-    /// What it holds; `None` when there is no file yet.
+    /// What it holds; `None` when there is no file yet. It must be of the store of this `identity`; where that is not known,
+    /// since the store does not answer, of one with the same keys and a server in common.
     ///
     /// # Errors
     /// A sentence that says why the file is not used.
-    pub(super) fn load(&self) -> Result<Option<Cached>, String> {
+    pub(super) fn load(&self, identity: Option<&str>) -> Result<Option<Cached>, String> {
         let read = bounded_file::read_text(&self.path, LARGEST);
         let text = match read.map_err(bounded_file::ReadError::into_io) {
             Ok(text) => text,
@@ -86,7 +104,11 @@ impl SpecCache {
             return Err("its checksum is wrong: it was cut or edited; delete it".to_owned());
         }
         let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
-        if body.store != self.store {
+        let same = match (identity, body.identity.as_deref()) {
+            (Some(known), Some(kept)) => known == kept,
+            _ => self.store.may_be(&body.store),
+        };
+        if !same {
             return Err(format!(
                 "it is of another store ({}); delete it, or name another file in `handlers.cache`",
                 body.store
@@ -106,6 +128,7 @@ impl SpecCache {
         });
         let tree = Tree {
             revision: body.revision,
+            identity: body.identity.map(Arc::from),
             entries: entries.collect(),
             ..Tree::default()
         };
@@ -116,8 +139,8 @@ impl SpecCache {
     ///
     /// # Errors
     /// What the file system says.
-    fn save(&self, revision: u64, values: &GoodValues) -> std::io::Result<()> {
-        let lines = values.iter().map(|(key, value)| Line {
+    fn save(&self, kept: &Kept) -> std::io::Result<()> {
+        let lines = kept.values.iter().map(|(key, value)| Line {
             kind: KeyKind::of(key),
             name: key.handler().unwrap_or_default().to_owned(),
             // Good values are text.
@@ -125,8 +148,9 @@ impl SpecCache {
         });
         let body = Body {
             store: self.store.clone(),
+            identity: kept.identity.as_deref().map(str::to_owned),
             saved: Timestamp::now().to_string(),
-            revision,
+            revision: kept.revision,
             values: lines.collect(),
         };
         let body = serde_json::to_string(&body)?;
@@ -144,7 +168,7 @@ impl SpecCache {
 
 /// Writes a cache on a thread of its own; dropping it writes what is still to be written.
 pub(super) struct CacheWriter {
-    jobs: Option<Sender<(u64, GoodValues)>>,
+    jobs: Option<Sender<Kept>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -163,10 +187,10 @@ impl CacheWriter {
     }
 
     /// These are the good values from now on.
-    pub(super) fn keep(&self, revision: u64, values: GoodValues) {
+    pub(super) fn keep(&self, kept: Kept) {
         if let Some(jobs) = &self.jobs {
             // The thread ends only with the sender.
-            let _ = jobs.send((revision, values));
+            let _ = jobs.send(kept);
         }
     }
 }
@@ -181,8 +205,8 @@ impl Drop for CacheWriter {
     }
 }
 
-fn write_all(cache: &SpecCache, inbox: &Receiver<(u64, GoodValues)>) {
-    let mut last: Option<GoodValues> = None;
+fn write_all(cache: &SpecCache, inbox: &Receiver<Kept>) {
+    let mut last: Option<Kept> = None;
     while let Ok(mut newest) = inbox.recv() {
         let end = Instant::now() + SPACING;
         let mut more = true;
@@ -192,12 +216,11 @@ fn write_all(cache: &SpecCache, inbox: &Receiver<(u64, GoodValues)>) {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => more = false,
             }
         }
-        let (revision, values) = newest;
-        if last.as_ref() == Some(&values) {
+        if last.as_ref().is_some_and(|last| last.says_as(&newest)) {
             continue;
         }
-        match cache.save(revision, &values) {
-            Ok(()) => last = Some(values),
+        match cache.save(&newest) {
+            Ok(()) => last = Some(newest),
             Err(error) => tracing::warn!(
                 file = %cache.path().display(),
                 %error,
@@ -210,6 +233,14 @@ fn write_all(cache: &SpecCache, inbox: &Receiver<(u64, GoodValues)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn etcd(servers: &[&str]) -> StoreAddress {
+        StoreAddress {
+            kind: "etcd".to_owned(),
+            servers: servers.iter().map(|&server| server.to_owned()).collect(),
+            below: "/plugins".to_owned(),
+        }
+    }
 
     fn values() -> GoodValues {
         let text = |text: &str| Arc::from(text.as_bytes());
@@ -225,25 +256,32 @@ mod tests {
     fn what_is_kept_is_found_again_and_nothing_else_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/handlers.cache");
-        let cache = SpecCache::new(path.clone(), "etcd a".to_owned());
-        assert!(cache.load().unwrap().is_none());
+        let cache = SpecCache::new(path.clone(), etcd(&["a"]));
+        assert!(cache.load(None).unwrap().is_none());
         let writer = CacheWriter::start(cache.clone()).unwrap();
-        writer.keep(6, GoodValues::default());
-        writer.keep(7, values());
+        let kept = |revision, values| Kept {
+            revision,
+            identity: Some("cluster 1".into()),
+            values,
+        };
+        writer.keep(kept(6, GoodValues::default()));
+        writer.keep(kept(7, values()));
         drop(writer);
-        let cached = cache.load().unwrap().unwrap();
+        let cached = cache.load(None).unwrap().unwrap();
+        assert_eq!(cached.tree.identity.as_deref(), Some("cluster 1"));
         assert_eq!(cached.tree.revision, 7);
         let found = cached.tree.entries.into_iter();
         assert!(found.map(|(key, entry)| (key, entry.value)).eq(values()));
 
-        let other = SpecCache::new(path.clone(), "etcd b".to_owned());
-        assert!(
-            other
-                .load()
-                .err()
-                .unwrap()
-                .contains("of another store (etcd a)")
-        );
+        let refused = |cache: &SpecCache, identity| cache.load(identity).err().unwrap();
+        let other = SpecCache::new(path.clone(), etcd(&["b"]));
+        let of_another = "of another store (etcd a prefix /plugins)";
+        assert!(refused(&other, None).contains(of_another));
+        assert!(refused(&cache, Some("cluster 2")).contains(of_another));
+        // Addresses come and go; the cluster stays.
+        assert!(other.load(Some("cluster 1")).unwrap().is_some());
+        let larger = SpecCache::new(path.clone(), etcd(&["b", "a"]));
+        assert!(larger.load(None).unwrap().is_some());
         let text = std::fs::read_to_string(&path).unwrap();
         for bad in [
             text.replace("true", "false"),
@@ -252,7 +290,7 @@ mod tests {
             String::new(),
         ] {
             std::fs::write(&path, bad).unwrap();
-            assert!(cache.load().is_err());
+            assert!(cache.load(None).is_err());
         }
     }
 }

@@ -1,16 +1,21 @@
 //! Specs from a store of control keys: etcd, ZooKeeper, or a test's memory.
 //!
 //! ```text
-//!  store's watch ─► tree ─► StoreMap::settle ─► Update to the sink
-//!                                └──────────► good values ─► cache on disk
+//!  store's watch ─► tree ─► like the one before? ─► StoreMap::settle ─► Update to the sink
+//!                                │ no                     └──────────► good values ─► cache on disk
+//!                                ▼
+//!                              held, until somebody accepts it or the store is as it was
 //! ```
+//!
+//! A store that was restored is followed again. What another store says, and a reading that lacks most of the specs, would
+//! take handlers away from the whole fleet, and their records would pass by: an operator has to say so (G10).
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::spec_cache::{CacheWriter, SpecCache};
+use super::spec_cache::{CacheWriter, Kept, SpecCache};
 use super::store_gates::StoreGates;
 use super::store_map::StoreMap;
 use super::{
@@ -45,6 +50,8 @@ pub struct StoreSource {
     cache: Option<SpecCache>,
     require_fresh: bool,
     given: Option<Arc<Snapshot>>,
+    /// What `map` was settled by, once it was.
+    tree: Option<Arc<Tree>>,
 }
 
 impl StoreSource {
@@ -53,24 +60,26 @@ impl StoreSource {
     pub fn new(store: Arc<dyn Store>, settings: StoreSourceSettings) -> Self {
         let cache = settings
             .cache
-            .map(|path| SpecCache::new(path, store.describe()));
+            .map(|path| SpecCache::new(path, store.address()));
         Self {
             own: OwnId::new(settings.member.as_str()),
             map: StoreMap::new(settings.environment, settings.references, settings.member),
             cache,
             require_fresh: settings.require_fresh,
             given: None,
+            tree: None,
             store,
         }
     }
 
-    /// Takes over the cache; when it was written.
-    fn recall(&mut self) -> Option<Timestamp> {
+    /// Takes over the cache of the store, which is the one of this `identity` if that is known; when it was written.
+    fn recall(&mut self, identity: Option<&str>) -> Option<Timestamp> {
         let cache = self.cache.as_ref()?;
-        match cache.load() {
+        match cache.load(identity) {
             Ok(cached) => {
                 let cached = cached?;
                 settle(&mut self.map, &cached.tree, &self.store);
+                self.tree = Some(Arc::new(cached.tree));
                 Some(cached.saved)
             }
             Err(reason) => {
@@ -127,9 +136,15 @@ impl SpecSource for StoreSource {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, SnapshotError> {
-        let saved = self.recall();
-        let snapshot = match self.store.list() {
-            Ok(tree) => settle(&mut self.map, &tree, &self.store),
+        let listed = self.store.list();
+        let identity = listed.as_ref().ok().and_then(|tree| tree.identity.clone());
+        let saved = self.recall(identity.as_deref());
+        let snapshot = match listed {
+            Ok(tree) => {
+                let snapshot = settle(&mut self.map, &tree, &self.store);
+                self.tree = Some(Arc::new(tree));
+                snapshot
+            }
             Err(error) => {
                 self.without_store(saved, &error)?;
                 self.map.last()
@@ -158,7 +173,8 @@ impl SpecSource for StoreSource {
             store: Arc::clone(&self.store),
             map: self.map,
             own: self.own.clone(),
-            tree: None,
+            tree: self.tree,
+            held: None,
             given: self.given,
             reachable: true,
             writer,
@@ -202,7 +218,10 @@ struct Desk {
     store: Arc<dyn Store>,
     map: StoreMap,
     own: OwnId,
+    /// What is applied.
     tree: Option<Arc<Tree>>,
+    /// What stands in the store and is not applied, and why.
+    held: Option<(Arc<Tree>, String)>,
     /// What was handed out last.
     given: Option<Arc<Snapshot>>,
     reachable: bool,
@@ -223,8 +242,7 @@ impl Desk {
                     (self.sink)(Update::Repaired { keys });
                 }
                 self.be_reachable();
-                self.tree = Some(tree);
-                self.settle();
+                self.look_at(tree, cause);
             }
             StoreUpdate::Unreachable { reason } => {
                 self.reachable = false;
@@ -232,6 +250,78 @@ impl Desk {
             }
             StoreUpdate::Reachable => self.be_reachable(),
         }
+    }
+
+    /// Applies what stands in the store, or holds it back.
+    fn look_at(&mut self, tree: Arc<Tree>, cause: Cause) {
+        // What a watch of the same store tells piece by piece is meant.
+        let is_told = cause == Cause::Event && self.held.is_none();
+        let doubts = if is_told { None } else { self.doubts(&tree) };
+        if let Some(reason) = doubts {
+            let known = self
+                .held
+                .as_ref()
+                .is_some_and(|(_, known)| *known == reason);
+            self.held = Some((tree, reason.clone()));
+            if !known {
+                (self.sink)(Update::Held { reason });
+            }
+            return;
+        }
+        self.apply(tree);
+    }
+
+    fn apply(&mut self, tree: Arc<Tree>) {
+        if let Some(before) = &self.tree
+            && tree.revision < before.revision
+        {
+            tracing::warn!(
+                store = self.store.describe(),
+                before = before.revision,
+                now = tree.revision,
+                "the store went back to an earlier revision: it was restored, and is followed from there"
+            );
+        }
+        self.tree = Some(tree);
+        if self.held.take().is_some() {
+            (self.sink)(Update::Released);
+        }
+        self.settle();
+    }
+
+    /// Why `tree` is not to be applied without a word from an operator.
+    fn doubts(&self, tree: &Tree) -> Option<String> {
+        let before = self.tree.as_ref()?;
+        let store = self.store.address();
+        if tree.is_other_than(before) {
+            let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
+            return Some(format!(
+                "{store} is another store than before: it is {}, and was {}",
+                named(tree),
+                named(before)
+            ));
+        }
+        let specs = before.entries.keys();
+        let specs = specs.filter(|key| matches!(key, ControlKey::Spec(_)));
+        let (mut known, mut missing) = (0, 0);
+        for key in specs {
+            known += 1;
+            missing += usize::from(tree.get(key).is_none());
+        }
+        (missing * 2 > known).then(|| {
+            format!(
+                "{missing} of {known} handler specs are missing in {store}, and no watch saw them being deleted"
+            )
+        })
+    }
+
+    fn accept(&mut self) -> bool {
+        let Some((tree, reason)) = self.held.clone() else {
+            return false;
+        };
+        tracing::warn!(reason, "accepted: what stands in the store is applied");
+        self.apply(tree);
+        true
     }
 
     fn be_reachable(&mut self) {
@@ -248,7 +338,11 @@ impl Desk {
         self.map.be_member(&self.own.get());
         let snapshot = settle(&mut self.map, tree, &self.store);
         if let Some(writer) = &self.writer {
-            writer.keep(tree.revision, self.map.good_values());
+            writer.keep(Kept {
+                revision: tree.revision,
+                identity: tree.identity.clone(),
+                values: self.map.good_values(),
+            });
         }
         let same =
             |given: &Arc<Snapshot>| given.revision == snapshot.revision && *given == snapshot;
@@ -271,5 +365,9 @@ impl WatchHandle for SourceWatch {
         let mut desk = lock(&self.desk);
         desk.map.forget_references();
         desk.settle();
+    }
+
+    fn accept(&self) -> bool {
+        lock(&self.desk).accept()
     }
 }

@@ -1,7 +1,7 @@
 //! The watch loop that every store with a network shares: read all, listen, and never go deaf (G10).
 //!
 //! ```text
-//!            ┌───────────── backoff ◄── Unreachable ◄─┐ refused, silent, older than before
+//!            ┌───────────── backoff ◄── Unreachable ◄─┐ refused, silent
 //!            ▼                                        │
 //!  open: read all and listen ─────────────────────────┤
 //!            │ First | Resync                         │
@@ -11,6 +11,9 @@
 //!    │       ▼
 //!    └── read all ─► still different after `grace`? ─► Repair ──► open (the server forgot us)
 //! ```
+//!
+//! An opening that reads an older revision than before, or another store, is believed: it is a full linearised reading, so
+//! the store was restored or replaced. Its state is taken over whole; whoever listens decides what to make of that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +31,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub(super) struct Listing {
     /// What was read; its floor says up to which revision a missing key counts as deleted.
     pub(super) tree: Tree,
-    /// Which cluster answered; revisions of different ones cannot be compared. 0 where a store has no such thing.
-    pub(super) cluster: u64,
 }
 
 /// What a link hears.
@@ -49,7 +50,7 @@ pub(super) enum Heard {
 /// A store's connection as the loop needs it. Errors are reasons for people.
 pub(super) trait Link: Send {
     /// Reads everything and listens from there on, giving up whatever it listened to before.
-    /// `known` is the newest revision that is known.
+    /// `known` is the newest revision that is known; an older answer must be linearised, since the state goes back to it.
     fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
 
     /// Reads everything while it goes on listening.
@@ -103,8 +104,8 @@ pub(super) async fn follow<L: Link>(
         sink,
         rereads,
         tree: Tree::default(),
-        cluster: None,
-        away: false,
+        read: false,
+        away: None,
         failures: 0,
     };
     loop {
@@ -122,10 +123,10 @@ struct Follower<L> {
     sink: StoreSink,
     rereads: mpsc::UnboundedReceiver<()>,
     tree: Tree,
-    /// The cluster that was read from; `None` before the first reading.
-    cluster: Option<u64>,
-    /// Whether the sink was told that the store is away.
-    away: bool,
+    /// Whether the store has been read at all.
+    read: bool,
+    /// Why the store is away, as the sink was told.
+    away: Option<String>,
     /// Openings that failed since the last one that did not.
     failures: u32,
 }
@@ -144,12 +145,12 @@ impl<L: Link> Follower<L> {
         let known = self.tree.revision;
         let opened = timeout(self.pace.patience, self.link.open(known)).await;
         let opened = opened.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
-        match opened.and_then(|listing| self.accept(listing)) {
+        match opened {
             Ok(listing) => {
                 self.failures = 0;
-                let cause = match self.cluster {
-                    None => Cause::First,
-                    Some(_) => Cause::Resync,
+                let cause = match self.read {
+                    false => Cause::First,
+                    true => Cause::Resync,
                 };
                 self.settle(listing, cause);
                 true
@@ -161,37 +162,33 @@ impl<L: Link> Follower<L> {
         }
     }
 
-    /// Refuses what is older than what is known.
-    fn accept(&self, listing: Listing) -> Result<Listing, String> {
-        let same = self
-            .cluster
-            .is_none_or(|cluster| cluster == listing.cluster);
-        if same && listing.tree.revision < self.tree.revision {
-            return Err(format!(
-                "it answers with revision {} after revision {}: if it was restored from a backup, restart to accept that",
-                listing.tree.revision, self.tree.revision
-            ));
-        }
-        Ok(listing)
+    /// Whether a listing is of an earlier state, or of another store: nothing that is known leads on to it.
+    fn breaks_with(&self, listing: &Listing) -> bool {
+        listing.tree.revision < self.tree.revision || listing.tree.is_other_than(&self.tree)
     }
 
     /// Takes a listing over and tells what it changed; whether it changed anything.
     fn settle(&mut self, listing: Listing, cause: Cause) -> bool {
-        if self.away {
-            self.away = false;
+        if self.away.take().is_some() {
             (self.sink)(StoreUpdate::Reachable);
         }
         let strangers = self.tree.strangers.clone();
-        let changes = match self.cluster.replace(listing.cluster) {
-            Some(cluster) if cluster != listing.cluster => {
+        let breaks = self.breaks_with(&listing);
+        let changes = match breaks {
+            true => {
                 let changes = self.tree.changes_to(&listing.tree);
                 self.tree = listing.tree;
+                if self.tree.floor > self.tree.revision {
+                    // It is of the history that was known; of this one nothing was.
+                    self.tree.floor = 0;
+                }
                 changes
             }
-            _ => self.tree.catch_up(listing.tree),
+            false => self.tree.catch_up(listing.tree),
         };
+        self.read = true;
         let changed = !changes.is_empty();
-        if changed || cause == Cause::First || strangers != self.tree.strangers {
+        if changed || breaks || cause == Cause::First || strangers != self.tree.strangers {
             self.tell(changes, cause);
         }
         changed
@@ -207,8 +204,8 @@ impl<L: Link> Follower<L> {
 
     fn lost(&mut self, reason: String) {
         self.failures += 1;
-        if !self.away {
-            self.away = true;
+        if self.away.as_ref() != Some(&reason) {
+            self.away = Some(reason.clone());
             (self.sink)(StoreUpdate::Unreachable { reason });
         }
     }
@@ -289,13 +286,13 @@ impl<L: Link> Follower<L> {
         }
     }
 
-    /// A listing beside the events; `None` when the store does not answer as it should, or is another one.
+    /// A listing beside the events; `None` when the store does not answer as it should, or not as it did: an opening tells.
     async fn relist(&mut self) -> Option<Listing> {
         let known = self.tree.revision;
         let listed = timeout(self.pace.patience, self.link.list(known)).await;
         let listed = listed.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
-        match listed.and_then(|listing| self.accept(listing)) {
-            Ok(listing) if Some(listing.cluster) == self.cluster => Some(listing),
+        match listed {
+            Ok(listing) if !self.breaks_with(&listing) => Some(listing),
             Ok(_) => None,
             Err(reason) => {
                 tracing::debug!(reason, "the regular re-list failed; connecting again");

@@ -107,7 +107,8 @@ fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
     let mut tree = Tree::default();
     tree.apply(changes.to_vec(), revision);
     tree.floor = revision;
-    Listing { tree, cluster }
+    tree.identity = Some(format!("cluster {cluster}").into());
+    Listing { tree }
 }
 
 fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, String> {
@@ -264,22 +265,83 @@ fn a_store_that_is_silent_from_the_start_is_told_to_be_away() {
 }
 
 #[test]
-fn an_older_answer_is_refused_and_another_cluster_starts_anew() {
+fn a_store_that_was_restored_is_followed_again_and_so_is_another_cluster() {
+    let mut restored = listing_of(1, &[put("a", "false", 20)], 40);
+    // Where a listing is not of one moment, its floor is what was known before.
+    restored.tree.floor = 50;
+    let (told, asked) = play(
+        6,
+        vec![
+            listing(&[put("a", "true", 30)], 50),
+            Ok(restored),
+            Ok(listing_of(2, &[put("b", "true", 3)], 44)),
+        ],
+        vec![],
+        vec![
+            cancelled(),
+            event(put("b", "true", 41), 41),
+            event(put("a", "true", 43), 43),
+            cancelled(),
+            event(put("b", "false", 45), 45),
+        ],
+    );
+    assert_eq!(
+        told,
+        [
+            "first a=true @50",
+            "resync a=false @40",
+            "event b=true @41",
+            "event a=true @43",
+            "resync a=- b=true @44",
+            "event b=false @45"
+        ]
+    );
+    assert_eq!(asked, ["open", "open", "open"]);
+}
+
+#[test]
+fn that_only_the_revision_went_back_is_told_too() {
+    let (told, asked) = play(
+        2,
+        vec![
+            listing(&[put("a", "true", 3)], 50),
+            listing(&[put("a", "true", 3)], 40),
+        ],
+        vec![listing(&[put("a", "true", 3)], 40)],
+        vec![],
+    );
+    assert_eq!(told, ["first a=true @50", "resync  @40"]);
+    assert_eq!(
+        asked[..3],
+        ["open", "list", "open"],
+        "a listing is no proof"
+    );
+}
+
+#[test]
+fn why_a_store_is_away_is_told_again_when_it_changes() {
+    let away = |reason: &str| Err(reason.to_owned());
     let (told, _) = play(
         5,
         vec![
-            listing(&[put("a", "true", 30)], 50),
-            listing(&[put("a", "false", 20)], 40),
-            Ok(listing_of(2, &[put("b", "true", 3)], 4)),
+            away("connection refused"),
+            away("connection refused"),
+            away("permission denied"),
+            away("connection refused"),
+            listing(&[put("a", "true", 3)], 5),
         ],
         vec![],
-        vec![cancelled(), event(put("b", "false", 5), 5)],
+        vec![],
     );
-    assert_eq!(told[0], "first a=true @50");
-    assert!(told[1].starts_with("away: it answers with revision 40 after revision 50"));
     assert_eq!(
-        told[2..],
-        ["back", "resync a=- b=true @4", "event b=false @5"]
+        told,
+        [
+            "away: connection refused",
+            "away: permission denied",
+            "away: connection refused",
+            "back",
+            "first a=true @5"
+        ]
     );
 }
 

@@ -21,7 +21,12 @@ pub enum ControlKey {
     Logging,
     /// `metrics/level`: `off`, `basic`, `handler` or `partition`.
     MetricsLevel,
+    /// `.bridge`: by what bridges tell that a store has not gone back to an earlier state. Nobody else reads it.
+    Bridge,
 }
+
+/// Where [`ControlKey::Bridge`] stands in every store; no handler and no template can have the name.
+pub(super) const BRIDGE_PATH: &str = ".bridge";
 
 /// Why a text is no handler name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +48,7 @@ impl ControlKey {
             | Self::Config(name)
             | Self::Canary(name)
             | Self::Rollout(name) => Some(name),
-            Self::Logging | Self::MetricsLevel => None,
+            Self::Logging | Self::MetricsLevel | Self::Bridge => None,
         }
     }
 
@@ -109,6 +114,7 @@ impl fmt::Display for ControlKey {
             Self::Rollout(name) => write!(f, "{name}/rollout"),
             Self::Logging => f.write_str("logging/enabled"),
             Self::MetricsLevel => f.write_str("metrics/level"),
+            Self::Bridge => f.write_str(BRIDGE_PATH),
         }
     }
 }

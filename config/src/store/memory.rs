@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::claim::Claim;
 use super::{
     Cause, ControlKey, Entry, Expected, MAX_VALUE, MemberStatus, Membership, Past, Stamp, Store,
-    StoreError, StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
+    StoreAddress, StoreError, StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
     check_member_id,
 };
 use crate::member::MemberReport;
 
 /// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Mutex<Shared>>,
 }
@@ -35,6 +35,33 @@ struct Shared {
     next_watch: u64,
 }
 
+/// What a [`MemoryStore`] held at one moment, as a backup has it.
+#[derive(Clone)]
+pub struct MemoryBackup {
+    tree: Tree,
+    past: Vec<(ControlKey, Past)>,
+}
+
+/// An empty store that is no other one.
+fn empty() -> Tree {
+    Tree {
+        identity: Some(format!("memory {:016x}", fastrand::u64(..)).into()),
+        ..Tree::default()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        let shared = Shared {
+            tree: empty(),
+            ..Shared::default()
+        };
+        Self {
+            shared: Arc::new(Mutex::new(shared)),
+        }
+    }
+}
+
 struct Watch {
     known: Tree,
     sink: StoreSink,
@@ -45,7 +72,9 @@ impl Shared {
     fn publish(&mut self, cause: Cause) {
         for watch in self.watches.values_mut() {
             let changes = watch.known.changes_to(&self.tree);
-            if !changes.is_empty() {
+            let breaks =
+                self.tree.revision < watch.known.revision || self.tree.is_other_than(&watch.known);
+            if breaks || !changes.is_empty() {
                 watch.known = self.tree.clone();
                 (watch.sink)(StoreUpdate::Tree {
                     tree: Arc::new(self.tree.clone()),
@@ -115,6 +144,39 @@ impl MemoryStoreHandle {
         lock(&self.shared).deaf = deaf;
     }
 
+    /// The value at `key`, also while the store is away.
+    #[must_use]
+    pub fn held(&self, key: &ControlKey) -> Option<Arc<[u8]>> {
+        let shared = lock(&self.shared);
+        shared.tree.get(key).map(|entry| Arc::clone(&entry.value))
+    }
+
+    /// What stands there now.
+    #[must_use]
+    pub fn back_up(&self) -> MemoryBackup {
+        let shared = lock(&self.shared);
+        MemoryBackup {
+            tree: shared.tree.clone(),
+            past: shared.past.clone(),
+        }
+    }
+
+    /// Puts a backup in the place of what stands there, of this store or of another one, which it then is. Watches read again.
+    pub fn restore(&self, backup: &MemoryBackup) {
+        let mut shared = lock(&self.shared);
+        shared.tree = backup.tree.clone();
+        shared.past = backup.past.clone();
+        shared.publish(Cause::Resync);
+    }
+
+    /// Sets the store up anew: it is empty, begins its revisions again and is another one. Watches read again.
+    pub fn wipe(&self) {
+        self.restore(&MemoryBackup {
+            tree: empty(),
+            past: Vec::new(),
+        });
+    }
+
     /// What the regular re-list does: whatever watches have missed is repaired.
     pub fn relist(&self) {
         lock(&self.shared).publish(Cause::Repair);
@@ -122,8 +184,12 @@ impl MemoryStoreHandle {
 }
 
 impl Store for MemoryStore {
-    fn describe(&self) -> String {
-        "memory".to_owned()
+    fn address(&self) -> StoreAddress {
+        StoreAddress {
+            kind: "memory".to_owned(),
+            servers: Vec::new(),
+            below: String::new(),
+        }
     }
 
     fn locate(&self, key: &ControlKey) -> String {

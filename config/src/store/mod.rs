@@ -32,13 +32,16 @@ mod tree;
 pub(crate) mod value;
 mod zookeeper;
 
+use std::fmt;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::member::MemberReport;
 
 pub use etcd::EtcdStore;
 pub use key::{ControlKey, KeyNameError};
-pub use memory::{MemoryStore, MemoryStoreHandle};
+pub use memory::{MemoryBackup, MemoryStore, MemoryStoreHandle};
 pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub(crate) use table::{ETCD, ZOOKEEPER};
@@ -52,8 +55,13 @@ pub const MAX_VALUE: usize = 1024 * 1024;
 
 /// A store of control keys. Calls block up to the store's request timeout; a store runs its own threads.
 pub trait Store: Send + Sync {
-    /// What it is, for people, such as `etcd http://127.0.0.1:2379 prefix /plugins`; never with credentials.
-    fn describe(&self) -> String;
+    /// Where it is; never with credentials.
+    fn address(&self) -> StoreAddress;
+
+    /// Its address for people, such as `etcd http://127.0.0.1:2379 prefix /plugins`.
+    fn describe(&self) -> String {
+        self.address().to_string()
+    }
 
     /// Where `key` stands in this store, for people.
     fn locate(&self, key: &ControlKey) -> String;
@@ -61,7 +69,7 @@ pub trait Store: Send + Sync {
     /// Everything below the prefix, as of one moment that is not older than the call.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer, or answers with an older state than before.
+    /// [`StoreError`] when the store does not answer.
     fn list(&self) -> Result<Tree, StoreError>;
 
     /// Keeps a [`Tree`] equal to the store's and tells `sink` of each change, until the handle is dropped.
@@ -105,6 +113,41 @@ pub trait Store: Send + Sync {
     fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError>;
 }
 
+/// Where a store is. Which one it is tells [`Tree::identity`], once it is read: addresses come and go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreAddress {
+    /// `etcd`, `zookeeper` or `memory`.
+    pub kind: String,
+    /// Its servers, as the config names them.
+    pub servers: Vec<String>,
+    /// What all keys stand below.
+    pub below: String,
+}
+
+impl StoreAddress {
+    /// Whether both can be the same store: the same keys, and a server in common.
+    pub(crate) fn may_be(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.below == other.below
+            && (self.servers.is_empty()
+                || (self.servers.iter()).any(|server| other.servers.contains(server)))
+    }
+}
+
+impl fmt::Display for StoreAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        if !self.servers.is_empty() {
+            write!(f, " {}", self.servers.join(","))?;
+        }
+        match (self.kind.as_str(), self.below.as_str()) {
+            (_, "") => Ok(()),
+            ("zookeeper", root) => write!(f, " root {root}"),
+            (_, prefix) => write!(f, " prefix {prefix}"),
+        }
+    }
+}
+
 /// Refuses a value that is too long for `store`.
 fn check_length(
     store: &str,
@@ -146,12 +189,12 @@ pub enum StoreUpdate {
     Tree {
         /// Everything below the prefix.
         tree: Arc<Tree>,
-        /// The keys that changed, each once, in the order of their revisions.
+        /// The keys that changed, each once, in the order of their revisions; none where only the revision went back.
         changes: Vec<TreeChange>,
         /// How it was learned.
         cause: Cause,
     },
-    /// The store cannot be reached or does not answer; the last tree stays (G10).
+    /// The store cannot be reached or does not answer; the last tree stays (G10). Told again when the reason changes.
     Unreachable {
         /// Why.
         reason: String,
@@ -167,7 +210,8 @@ pub enum Cause {
     First,
     /// By an event of the watch.
     Event,
-    /// By reading again after an outage, a cancelled watch, a compaction or an expired session.
+    /// By reading again after an outage, a cancelled watch, a compaction or an expired session. A revision that is lower than
+    /// before, or another [`Tree::identity`], tells that the store was restored or replaced.
     Resync,
     /// By the regular re-list, though the watch seemed well: the store dropped events, and this repairs it.
     Repair,

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ControlKey;
+use super::key::BRIDGE_PATH;
 
 const NAME: &str = "{name}";
 
@@ -30,10 +31,13 @@ pub enum KeyKind {
     Logging,
     /// [`ControlKey::MetricsLevel`].
     MetricsLevel,
+    /// [`ControlKey::Bridge`]; it has one place everywhere, so that no config names it.
+    #[serde(skip)]
+    Bridge,
 }
 
 impl KeyKind {
-    /// Every kind with its word.
+    /// Every kind that a config places, with its word.
     pub const ALL: [(&'static str, Self); 7] = [
         ("enabled", Self::Enabled),
         ("spec", Self::Spec),
@@ -55,11 +59,12 @@ impl KeyKind {
             ControlKey::Rollout(_) => Self::Rollout,
             ControlKey::Logging => Self::Logging,
             ControlKey::MetricsLevel => Self::MetricsLevel,
+            ControlKey::Bridge => Self::Bridge,
         }
     }
 
     fn is_of_handler(self) -> bool {
-        !matches!(self, Self::Logging | Self::MetricsLevel)
+        !matches!(self, Self::Logging | Self::MetricsLevel | Self::Bridge)
     }
 
     /// The key of this kind; `name` counts for handlers' keys alone.
@@ -72,6 +77,7 @@ impl KeyKind {
             Self::Rollout => ControlKey::rollout(name),
             Self::Logging => Ok(ControlKey::Logging),
             Self::MetricsLevel => Ok(ControlKey::MetricsLevel),
+            Self::Bridge => Ok(ControlKey::Bridge),
         };
         key.map_err(|error| error.to_string())
     }
@@ -137,6 +143,12 @@ impl PathMap {
                 reason,
             };
             let read = Template::read(template(kind), kind.is_of_handler()).map_err(refused)?;
+            if read.meets(&Template::fixed(BRIDGE_PATH)) {
+                return Err(refused(format!(
+                    "`{}` can name the path {BRIDGE_PATH}, where bridges leave their mark; make it differ",
+                    read.text
+                )));
+            }
             let earlier = templates.iter().find(|(_, other)| other.meets(&read));
             if let Some((_, other)) = earlier {
                 return Err(refused(format!(
@@ -153,6 +165,9 @@ impl PathMap {
     #[must_use]
     pub fn path(&self, key: &ControlKey) -> String {
         let kind = KeyKind::of(key);
+        if kind == KeyKind::Bridge {
+            return BRIDGE_PATH.to_owned();
+        }
         let template = self.templates.iter().find(|(of, _)| *of == kind);
         let text = template.map_or("", |(_, template)| template.text.as_str());
         text.replace(NAME, key.handler().unwrap_or_default())
@@ -172,6 +187,9 @@ impl PathMap {
     /// # Errors
     /// A sentence that says why the path is no control key.
     pub fn key(&self, path: &str) -> Result<ControlKey, String> {
+        if path == BRIDGE_PATH {
+            return Ok(ControlKey::Bridge);
+        }
         let mut reason = None;
         for (kind, template) in &self.templates {
             let Some(name) = template.captures(path) else {
@@ -202,6 +220,7 @@ pub(super) fn etcd_template(kind: KeyKind) -> &'static str {
         KeyKind::Rollout => "{name}/rollout",
         KeyKind::Logging => "logging/enabled",
         KeyKind::MetricsLevel => "metrics/level",
+        KeyKind::Bridge => BRIDGE_PATH,
     }
 }
 
@@ -254,6 +273,14 @@ impl Template {
             text: text.to_owned(),
             segments,
         })
+    }
+
+    /// A path of its own, apart from the config.
+    fn fixed(path: &str) -> Self {
+        Self {
+            text: path.to_owned(),
+            segments: vec![Segment::Fixed(path.to_owned())],
+        }
     }
 
     /// What stands for `{name}` if `path` fits; empty for a template without a name.
@@ -323,7 +350,11 @@ mod tests {
                 .map(|(_, kind)| kind.key(name).expect("a name"))
         });
         of_handlers
-            .chain([ControlKey::Logging, ControlKey::MetricsLevel])
+            .chain([
+                ControlKey::Logging,
+                ControlKey::MetricsLevel,
+                ControlKey::Bridge,
+            ])
             .collect()
     }
 
@@ -381,6 +412,9 @@ mod tests {
             assert!(with(KeyKind::Spec, text).starts_with("spec: "), "{text}");
         }
         assert!(with(KeyKind::Logging, "{name}/x").contains("belongs to no handler"));
+        for (kind, text) in [(KeyKind::Logging, ".bridge"), (KeyKind::Spec, ".{name}")] {
+            assert!(with(kind, text).contains("bridges leave their mark"));
+        }
     }
 
     prop_compose! {

@@ -43,6 +43,9 @@ pub struct Tree {
     pub floor: u64,
     /// Keys that events have deleted since the last listing, and when.
     pub deleted: BTreeMap<ControlKey, u64>,
+    /// Which store this is, whatever its addresses: the same for every connection to it and after every restart of it, another
+    /// one for a store that was set up anew. `None` where nothing tells it yet.
+    pub identity: Option<Arc<str>>,
     /// Paths below the prefix that are no control keys, and why: reported, otherwise left alone. Sorted.
     pub strangers: BTreeMap<String, String>,
 }
@@ -85,6 +88,13 @@ impl Tree {
     #[must_use]
     pub fn get(&self, key: &ControlKey) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// Whether both are known to be of different stores.
+    #[must_use]
+    pub fn is_other_than(&self, other: &Self) -> bool {
+        let both = self.identity.as_ref().zip(other.identity.as_ref());
+        both.is_some_and(|(one, two)| one != two)
     }
 
     /// Takes over events in their order, or what was read after a notice; `revision` is the newest that they bring word of.
@@ -157,6 +167,7 @@ impl Tree {
         self.floor = self.floor.max(listing.floor);
         self.revision = self.revision.max(listing.revision);
         self.strangers = listing.strangers;
+        self.identity = listing.identity.or(self.identity.take());
         changes
     }
 

@@ -6,7 +6,10 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::http::{ErrorBody, GateBody, GateChange, HandlerRestart, Readiness, StatusReport};
+use super::http::{
+    ControlPlaneAcceptance, ErrorBody, GateBody, GateChange, HandlerRestart, Readiness,
+    StatusReport,
+};
 use super::{Explanation, HandlerReport, PartitionReport};
 
 /// What an endpoint answers with.
@@ -138,6 +141,15 @@ fn writes() -> Vec<Endpoint> {
                 "/api/v1/handlers/{name}/restart",
                 "Builds a new generation of the handler, in the place of the one that serves or has failed",
                 Answer::Json(schema::<HandlerRestart>),
+            )
+        },
+        Endpoint {
+            method: "post",
+            errors: &[(403, "The request does not come from this machine itself")],
+            ..read(
+                "/api/v1/control-plane/accept",
+                "Applies what stands in the control plane and is held back, since it looks like another store's or like a loss",
+                Answer::Json(schema::<ControlPlaneAcceptance>),
             )
         },
     ]

@@ -85,6 +85,8 @@ kinds! {
     PluginsUnread = "plugins_unread",
     /// The source of specs cannot be read.
     SpecsUnreachable = "specs_unreachable",
+    /// What stands in the store of specs is not applied: it looks like another store's, or like a loss.
+    SpecsHeld = "specs_held",
     /// Another process has the member id.
     MemberId = "member_id",
     /// A topic that a route names does not exist.

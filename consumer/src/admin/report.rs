@@ -534,6 +534,9 @@ pub struct ServiceFacts {
     pub repairs: u64,
     /// Since when the source of specs cannot be read, in milliseconds since the epoch; the last good ones stay in force.
     pub unreachable_since_ms: Option<i64>,
+    /// Since when what stands in the control plane is not applied, in milliseconds since the epoch; `problems` says why.
+    #[serde(default)]
+    pub held_since_ms: Option<i64>,
     /// How fine metrics are.
     pub metrics_level: MetricsLevel,
     /// Why the last one was refused; `None` once a later one was applied.

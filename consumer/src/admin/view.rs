@@ -73,6 +73,12 @@ pub trait ServiceView: Send + Sync + 'static {
     /// [`GateError`].
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError>;
 
+    /// Applies what stands in the control plane and is held back, since it looks like another store's or like a loss. Whether
+    /// there was something.
+    fn accept_control_plane(&self) -> bool {
+        false
+    }
+
     /// Builds a new generation of a handler from its spec and lets it take the place of the one that serves or has failed.
     /// Gives its number.
     ///

@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Print what it would write, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Carry deletes across however many keys are found missing
+    #[arg(long, conflicts_with = "dry_run")]
+    allow_mass_delete: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -67,10 +70,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let signals = signals::listen()?;
     logging::start(&log, None).map_err(Failure::bad_input)?;
-    let bridge = RunningBridge::start(&config).map_err(|error| match error {
-        BridgeError::Store(error) => Failure::bad_input(error),
-        error => Failure::other(error),
-    })?;
+    if arguments.allow_mass_delete {
+        tracing::warn!("deletes are carried across however many keys are found missing");
+    }
+    let bridge =
+        RunningBridge::start(&config, arguments.allow_mass_delete).map_err(
+            |error| match error {
+                BridgeError::Store(error) => Failure::bad_input(error),
+                error => Failure::other(error),
+            },
+        )?;
     tracing::info!(
         admin = %bridge.admin_address(),
         authority = %config.authority,
@@ -91,8 +100,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn dry_run(config: &BridgeConfig, output: Output) -> Result<(), Failure> {
     let stores = config.open().map_err(Failure::bad_input)?;
-    let steps = rehearse(&stores, config.authority).map_err(Failure::other)?;
-    output.print(&steps, |steps| plan(steps))
+    let rehearsal = rehearse(&stores, config.authority).map_err(Failure::other)?;
+    if let Some(halt) = &rehearsal.halt {
+        use std::io::Write;
+        // Whoever closed it does not want to know.
+        let _ = writeln!(std::io::stderr(), "the bridge would stand still: {halt}");
+    }
+    output.print(&rehearsal.steps, |steps| match steps.is_empty() {
+        true if rehearsal.halt.is_some() => "nothing: the bridge would stand still".to_owned(),
+        _ => plan(steps),
+    })
 }
 
 fn plan(steps: &[Rehearsed]) -> String {
@@ -141,6 +158,12 @@ fn show(report: &BridgeReport) -> String {
                 store.strangers
             ));
         }
+    }
+    if let Some(halted) = &report.halted {
+        text.push_str(&format!(
+            "STANDS STILL since {}: {}\n",
+            halted.since, halted.reason
+        ));
     }
     text.push_str(&match report.unsettled {
         0 => format!("{} keys, all settled\n", report.keys),

@@ -3,6 +3,7 @@
 mod admin_client;
 mod bridge;
 mod completions;
+mod control_plane;
 mod demo;
 mod explain;
 mod failure;
@@ -50,6 +51,9 @@ enum Command {
     Explain(explain::Arguments),
     /// Keep an etcd prefix and a ZooKeeper tree equal, or ask a running bridge
     Bridge(bridge::Arguments),
+    /// The control plane of the running service, such as after its store was restored
+    #[command(subcommand)]
+    ControlPlane(control_plane::Command),
     /// A handler's crate: make, build, test, inspect
     #[command(subcommand)]
     Handler(handler::Command),
@@ -87,6 +91,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Handlers(command) => handlers::run(&command),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Bridge(arguments) => bridge::run(&arguments),
+        Command::ControlPlane(command) => control_plane::run(&command),
         Command::Handler(command) => handler::run(&command),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -35,7 +35,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::problems(refused));
     }
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
-    let bridge = config.bridge.as_ref().map(RunningBridge::start);
+    let bridge = config.bridge.as_ref();
+    let bridge = bridge.map(|config| RunningBridge::start(config, false));
     let bridge = bridge.transpose().map_err(Failure::other)?;
     let config = Arc::new(config);
     let Some(Started { service, stop }) = start(&config, &signals)? else {

@@ -21,7 +21,7 @@ use super::every::Every;
 use super::members::{Member, Standing};
 use super::preparer::Preparer;
 use super::topics::{Looker, Sight, TopicWatch, Wanted};
-use super::view::View;
+use super::view::{HELD_REMEDY, View};
 use super::{StartError, settings};
 use crate::emit::topics::{ClusterTopics, listed};
 use crate::handlers::{Applied, FolderWatch, Plan, Refusal, Registry};
@@ -35,6 +35,9 @@ const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
 /// How often the fleet is told of handlers that have failed or are well again.
 const LOOK_AFTER_HANDLERS: Duration = Duration::from_secs(1);
+
+/// An outage whose reason changes is logged again no sooner than this.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Time between two looks at the thread while it ends.
 const JOIN_PAUSE: Duration = Duration::from_millis(5);
@@ -68,6 +71,10 @@ pub(super) struct Desk {
     topics: Topics,
     /// What every pump runs by.
     in_force: InForce,
+    /// Why what stands in the store is not applied.
+    held: Option<String>,
+    /// When it was last logged that the specs cannot be read.
+    away_logged: Option<Instant>,
     member: Option<Member>,
 }
 
@@ -120,6 +127,8 @@ impl Desk {
                 subscription: Subscription::default(),
             },
             in_force: InForce::default(),
+            held: None,
+            away_logged: None,
             member: None,
         }
     }
@@ -138,6 +147,7 @@ impl Desk {
         let standing = Standing {
             in_force: &self.in_force,
             snapshot: &self.snapshot,
+            held: self.held.as_deref(),
             refusals: &refusals,
             pools: &pools,
         };
@@ -154,6 +164,7 @@ impl Desk {
         member.tell(Standing {
             in_force: &self.in_force,
             snapshot: &self.snapshot,
+            held: self.held.as_deref(),
             refusals: &refusals,
             pools: &pools,
         });
@@ -398,11 +409,30 @@ impl Desk {
         match update {
             Update::Snapshot(snapshot) => self.apply(snapshot, preparer),
             Update::Unreachable { reason } => {
-                tracing::warn!(
-                    reason,
-                    "handler specs cannot be read; the last good ones stay in force"
-                );
+                // The reason can change with every attempt.
+                let logged = self.away_logged;
+                if logged.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                    self.away_logged = Some(Instant::now());
+                    tracing::warn!(
+                        reason,
+                        "handler specs cannot be read; the last good ones stay in force"
+                    );
+                }
                 self.view.note_unreachable(Some(reason));
+            }
+            Update::Held { reason } => {
+                tracing::error!(
+                    reason,
+                    remedy = HELD_REMEDY,
+                    "what stands in the control plane is not applied; the last specs stay in force"
+                );
+                self.view.note_held(Some(&reason));
+                self.held = Some(reason);
+            }
+            Update::Released => {
+                self.view.note_held(None);
+                self.held = None;
+                tracing::info!("what stands in the control plane is applied again");
             }
             Update::Repaired { keys } => {
                 tracing::warn!(
@@ -412,6 +442,7 @@ impl Desk {
                 self.view.note_repairs(keys as u64);
             }
             Update::Reachable => {
+                self.away_logged = None;
                 let away = self.view.note_unreachable(None).unwrap_or_default();
                 tracing::info!(
                     away_s = away.as_secs_f64(),

@@ -103,6 +103,8 @@ pub(super) struct Standing<'a> {
     /// What all pumps run by.
     pub(super) in_force: &'a InForce,
     pub(super) snapshot: &'a Snapshot,
+    /// Why what stands in the store is not applied.
+    pub(super) held: Option<&'a str>,
     pub(super) refusals: &'a [Refusal],
     pub(super) pools: &'a [PoolReport],
 }
@@ -125,6 +127,7 @@ impl Standing<'_> {
         MemberReport {
             applied_revision: self.in_force.revision,
             preparing: self.in_force.preparing.clone(),
+            held: self.held.map(str::to_owned),
             handlers: refused.chain(ill).collect(),
             rejections: self.snapshot.rejections.iter().flat_map(told).collect(),
             ..whose

@@ -67,7 +67,7 @@ pub struct Service {
     pumps: Vec<PumpHandle>,
     emitter: Arc<KafkaEmitter>,
     control: Option<Control>,
-    watch: Option<Box<dyn WatchHandle>>,
+    watch: Option<Arc<dyn WatchHandle>>,
     tokio: Option<tokio::runtime::Runtime>,
     admin_stop: Option<oneshot::Sender<()>>,
     admin_address: std::net::SocketAddr,
@@ -140,6 +140,8 @@ impl Service {
         let watch = source
             .watch(sink)
             .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
+        let watch: Arc<dyn WatchHandle> = Arc::from(watch);
+        view.set_watch(&watch);
         Ok(Self {
             view,
             pumps,

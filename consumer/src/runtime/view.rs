@@ -5,10 +5,10 @@ mod gates;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::source::GateWriter;
+use sluicegate_config::source::{GateWriter, WatchHandle};
 use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{ServiceConfig, Snapshot, Switches};
 
@@ -40,6 +40,8 @@ pub(super) struct View {
     standing: Mutex<Standing>,
     /// Where the control thread takes orders, once it runs.
     control: OnceLock<Sender<Order>>,
+    /// The watch of specs, while it runs.
+    watch: OnceLock<Weak<dyn WatchHandle>>,
 }
 
 /// What the last update left.
@@ -59,6 +61,8 @@ struct Standing {
     unreachable: Option<String>,
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
+    /// What stands in the control plane and is not applied.
+    held: Option<ServiceProblem>,
     switches: Switches,
     /// What is wrong with the own membership.
     member: Option<ServiceProblem>,
@@ -102,7 +106,8 @@ impl Standing {
             remedy: "look after the store or folder; the last good specs stay in force".to_owned(),
         });
         let mut problems: Vec<ServiceProblem> = specs.chain(update).chain(away).collect();
-        problems.extend(self.member.iter().chain(&self.of_topics).cloned());
+        let told = self.held.iter().chain(&self.member).chain(&self.of_topics);
+        problems.extend(told.cloned());
         problems
     }
 }
@@ -119,6 +124,9 @@ fn route_of(route: &Route) -> serde_json::Value {
     let topics: Vec<String> = route.topics.iter().map(ToString::to_string).collect();
     serde_json::json!({ "topics": topics, "when": route.when.to_document() })
 }
+
+/// What to do about a control plane that is held back.
+pub(super) const HELD_REMEDY: &str = "bring the store back as it was, or take over what it holds with `sluicegate control-plane accept`";
 
 /// Longest wait for a pump when readiness is asked.
 const READY_ANSWER: Duration = Duration::from_millis(500);
@@ -146,7 +154,13 @@ impl View {
             repairs: AtomicU64::new(0),
             standing: Mutex::default(),
             control: OnceLock::new(),
+            watch: OnceLock::new(),
         }
+    }
+
+    /// Says what watches the specs.
+    pub(super) fn set_watch(&self, watch: &Arc<dyn WatchHandle>) {
+        let _ = self.watch.set(Arc::downgrade(watch));
     }
 
     /// Says where the control thread takes orders.
@@ -255,6 +269,21 @@ impl View {
         Some(Duration::from_millis(now_ms().abs_diff(over)))
     }
 
+    /// Takes note of why what stands in the control plane is not applied, or that nothing is held back any more.
+    pub(super) fn note_held(&self, why: Option<&str>) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_ms = standing.held.as_ref().map(|held| held.since_ms);
+        standing.held = why.map(|why| ServiceProblem {
+            kind: ProblemKind::SpecsHeld,
+            count: 1,
+            what: "what stands in the control plane is not applied; the last specs stay in force"
+                .to_owned(),
+            since_ms: since_ms.unwrap_or_else(now_ms),
+            cause: why.to_owned(),
+            remedy: HELD_REMEDY.to_owned(),
+        });
+    }
+
     /// Takes note of what the watch of topics has found wrong.
     pub(super) fn note_problems(&self, problems: Vec<ServiceProblem>) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,6 +377,7 @@ impl ServiceView for View {
                 rejections: self.rejections.load(Ordering::Relaxed),
                 repairs: self.repairs.load(Ordering::Relaxed),
                 unreachable_since_ms: standing.unreachable_since_ms,
+                held_since_ms: standing.held.as_ref().map(|held| held.since_ms),
                 metrics_level: standing.switches.metrics,
                 last_rejection: standing
                     .last_rejection
@@ -398,6 +428,11 @@ impl ServiceView for View {
                 reason: refused.to_string(),
             }),
         }
+    }
+
+    fn accept_control_plane(&self) -> bool {
+        let watch = self.watch.get().and_then(Weak::upgrade);
+        watch.is_some_and(|watch| watch.accept())
     }
 
     fn restart(&self, handler: &str) -> Result<u64, GateError> {

@@ -95,10 +95,13 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
             Err(reason) => drop(tree.strangers.insert(path, reason)),
         }
     }
-    Ok(Listing {
-        tree,
-        cluster: read.cluster,
-    })
+    // A restore makes another cluster of it, and an address more or less does not.
+    let identity = format!(
+        "cluster {:016x} prefix {}",
+        read.cluster, shared.settings.prefix
+    );
+    tree.identity = Some(identity.into());
+    Ok(Listing { tree })
 }
 
 fn path_of(key: &[u8], prefix: &str) -> String {

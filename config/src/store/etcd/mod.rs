@@ -15,8 +15,8 @@ use super::driver::Driver;
 use super::failure::Failure;
 use super::follow::Pace;
 use super::{
-    ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreError,
-    StoreSink, StoreWatch, Tree, check_length, check_member_id,
+    ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreAddress,
+    StoreError, StoreSink, StoreWatch, Tree, check_length, check_member_id,
 };
 use crate::member::MemberReport;
 
@@ -39,7 +39,7 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Refused`] for TLS files that cannot be read or used.
     pub fn open(settings: EtcdSettings) -> Result<Self, StoreError> {
-        let name = describe(&settings);
+        let name = address(&settings).to_string();
         let endpoints = Endpoints::new(&settings).map_err(|reason| StoreError::Refused {
             store: name.clone(),
             what: "the TLS settings".to_owned(),
@@ -80,14 +80,17 @@ impl Shared {
     }
 }
 
-fn describe(settings: &EtcdSettings) -> String {
-    let endpoints = settings.endpoints.join(",");
-    format!("etcd {endpoints} prefix {}", settings.prefix)
+fn address(settings: &EtcdSettings) -> StoreAddress {
+    StoreAddress {
+        kind: "etcd".to_owned(),
+        servers: settings.endpoints.clone(),
+        below: settings.prefix.clone(),
+    }
 }
 
 impl Store for EtcdStore {
-    fn describe(&self) -> String {
-        describe(&self.shared.settings)
+    fn address(&self) -> StoreAddress {
+        address(&self.shared.settings)
     }
 
     fn locate(&self, key: &ControlKey) -> String {

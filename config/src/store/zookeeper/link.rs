@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use zookeeper_client::{
-    AddWatchMode, Client, Error, EventType, PersistentWatcher, SessionState, Stat, WatchedEvent,
+    AddWatchMode, Client, Error, EventType, MultiWriteError, PersistentWatcher, SessionState, Stat,
+    WatchedEvent,
 };
 
 use super::super::failure::Failure;
@@ -21,12 +22,38 @@ use super::{Shared, failure};
 const AT_ONCE: usize = 256;
 
 /// Everything below the root. It is not of one moment: only what was known before it began, which is `known`, and is
-/// missing in it counts as deleted.
+/// missing in it counts as deleted. One that is older than `known` is proved to be what the ensemble holds.
 pub(super) async fn read_all(
     shared: &Shared,
     client: &Client,
     known: u64,
 ) -> Result<Listing, Failure> {
+    let listing = read_synced(shared, client, known).await?;
+    if listing.tree.revision >= known {
+        return Ok(listing);
+    }
+    take_part(shared, client).await?;
+    read_synced(shared, client, known).await
+}
+
+/// Passes a check through the ensemble's majority: a leader that does not know yet that it leads no more answers a sync
+/// from what it has, but gets no such request through.
+async fn take_part(shared: &Shared, client: &Client) -> Result<(), Failure> {
+    let mut writer = client.new_multi_writer();
+    let added = writer.add_check_version(&shared.settings.root, 0);
+    added.map_err(|error| failure(&error))?;
+    let committed = writer.commit();
+    let answered = shared.sessions.answer(async {
+        match committed.await {
+            // Whether the root has this version does not matter.
+            Ok(_) | Err(MultiWriteError::OperationFailed { .. }) => Ok(()),
+            Err(MultiWriteError::RequestFailed { source }) => Err(source),
+        }
+    });
+    answered.await?.map_err(|error| failure(&error))
+}
+
+async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Listing, Failure> {
     let root = &shared.settings.root;
     let sessions = &shared.sessions;
     let synced = sessions.answer(client.sync(root)).await?;
@@ -38,6 +65,9 @@ pub(super) async fn read_all(
     let mut level = match sessions.answer(client.get_children(root)).await? {
         Ok((children, stat)) => {
             tree.revision = newest(&stat);
+            // A restored root is the same one; one that was made anew is not.
+            let (made, at) = (stat.czxid, stat.ctime);
+            tree.identity = Some(format!("root {root} made at {at} by {made:x}").into());
             children
         }
         Err(Error::NoNode) => {
@@ -68,7 +98,7 @@ pub(super) async fn read_all(
         }
         level = children(shared, client, &below).await?;
     }
-    Ok(Listing { tree, cluster: 0 })
+    Ok(Listing { tree })
 }
 
 /// The newest write that a node knows of: of its data, or of its list of children.
@@ -204,10 +234,15 @@ impl ZooKeeperLink {
         // Servers before 3.9 do not say which write a notice is of; only a full reading is safe then.
         let zxid = u64::try_from(event.zxid)
             .map_err(|_| "the server's notices have no revision; reading again".to_owned())?;
+        let settings = &self.shared.settings;
+        let below = event.path.strip_prefix(settings.root.as_str());
+        let below = below.and_then(|path| path.strip_prefix('/'));
+        // What is too deep for a control key no listing sees, so that it must not count as known either.
+        if below.is_some_and(|path| path.split('/').count() > settings.paths.depth()) {
+            return Ok(());
+        }
         self.noticed = self.noticed.max(zxid);
-        let root = &self.shared.settings.root;
-        let below = event.path.strip_prefix(root.as_str());
-        if let Some(path) = below.and_then(|path| path.strip_prefix('/')) {
+        if let Some(path) = below {
             self.dirty.insert(path.to_owned(), ());
         }
         Ok(())
@@ -275,6 +310,8 @@ impl Link for ZooKeeperLink {
     async fn open(&mut self, known: u64) -> Result<Listing, String> {
         self.watch = None;
         self.dirty.clear();
+        // Of another history, should the store have been restored meanwhile.
+        self.noticed = 0;
         let sessions = &self.shared.sessions;
         let client = sessions.connected().await.map_err(Failure::reason)?;
         let root = &self.shared.settings.root;

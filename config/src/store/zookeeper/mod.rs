@@ -16,8 +16,8 @@ use super::driver::Driver;
 use super::failure::Failure;
 use super::follow::Pace;
 use super::{
-    ControlKey, Expected, Membership, Past, Stamp, Store, StoreError, StoreSink, StoreWatch, Tree,
-    ZooKeeperSettings, check_length, check_member_id,
+    ControlKey, Expected, Membership, Past, Stamp, Store, StoreAddress, StoreError, StoreSink,
+    StoreWatch, Tree, ZooKeeperSettings, check_length, check_member_id,
 };
 use crate::member::MemberReport;
 
@@ -50,7 +50,7 @@ impl ZooKeeperStore {
     /// # Errors
     /// [`StoreError::Refused`] for TLS files that cannot be read or used.
     pub fn open(settings: ZooKeeperSettings) -> Result<Self, StoreError> {
-        let name = describe(&settings);
+        let name = address(&settings).to_string();
         let sessions = sessions(&settings)?;
         let driver = Driver::start(&name)?;
         let shared = Arc::new(Shared { settings, sessions });
@@ -70,19 +70,23 @@ impl ZooKeeperStore {
 
 fn sessions(settings: &ZooKeeperSettings) -> Result<Sessions, StoreError> {
     Sessions::new(settings).map_err(|reason| StoreError::Refused {
-        store: describe(settings),
+        store: address(settings).to_string(),
         what: "the TLS settings".to_owned(),
         reason,
     })
 }
 
-fn describe(settings: &ZooKeeperSettings) -> String {
-    format!("zookeeper {} root {}", settings.servers, settings.root)
+fn address(settings: &ZooKeeperSettings) -> StoreAddress {
+    StoreAddress {
+        kind: "zookeeper".to_owned(),
+        servers: settings.servers.split(',').map(str::to_owned).collect(),
+        below: settings.root.clone(),
+    }
 }
 
 impl Store for ZooKeeperStore {
-    fn describe(&self) -> String {
-        describe(&self.shared.settings)
+    fn address(&self) -> StoreAddress {
+        address(&self.shared.settings)
     }
 
     fn locate(&self, key: &ControlKey) -> String {

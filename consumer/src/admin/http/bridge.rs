@@ -45,7 +45,7 @@ pub fn bridge_router(report: BridgeReporter) -> Router {
 async fn ready(State(report): State<BridgeReporter>) -> Result<&'static str, Refusal> {
     let report = report();
     let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
-    let away: Vec<String> = stores
+    let mut away: Vec<String> = stores
         .iter()
         .filter(|store| !store.reachable)
         .map(|store| {
@@ -53,6 +53,7 @@ async fn ready(State(report): State<BridgeReporter>) -> Result<&'static str, Ref
             format!("{}: {reason}", store.store)
         })
         .collect();
+    away.extend(report.halted.as_ref().map(|halted| halted.reason.clone()));
     if away.is_empty() {
         return Ok("ready\n");
     }

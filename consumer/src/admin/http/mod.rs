@@ -4,6 +4,7 @@
 //!  GET  /livez /readyz /metrics
 //!  GET  /api/v1/status, handlers, handlers/{name}, partitions, explain/{topic}/{partition}[/{offset}], openapi.json
 //!  PUT  /api/v1/handlers/{name}/gate        only from this machine, and not from another site's page (see `origin`)
+//!  POST /api/v1/handlers/{name}/restart, control-plane/accept    the same
 //! ```
 //!
 //! Every answer under `/api` is JSON, errors too: `{"error": {"code": …, "message": …}}`.
@@ -23,7 +24,9 @@ use super::{ServiceSlot, ServiceView};
 
 pub use answer::{ErrorBody, ErrorDetail};
 pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
-pub use routes::{GateBody, GateChange, HandlerRestart, Readiness, StatusReport};
+pub use routes::{
+    ControlPlaneAcceptance, GateBody, GateChange, HandlerRestart, Readiness, StatusReport,
+};
 
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]

@@ -192,6 +192,13 @@ pub struct HandlerRestart {
     pub generation: u64,
 }
 
+/// What `control-plane/accept` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ControlPlaneAcceptance {
+    /// Whether something was held back, which is applied from now on.
+    pub accepted: bool,
+}
+
 /// The routes over a service.
 pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
     let admin = Admin {
@@ -208,6 +215,7 @@ pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
         .route("/api/v1/handlers/{name}", get(handler))
         .route("/api/v1/handlers/{name}/gate", put(gate))
         .route("/api/v1/handlers/{name}/restart", post(restart))
+        .route("/api/v1/control-plane/accept", post(accept))
         .route("/api/v1/partitions", get(partitions))
         .route("/api/v1/explain/{topic}/{partition}", get(explain_frontier))
         .route(
@@ -399,6 +407,16 @@ async fn restart(
     let restarted = admin.ask(move |view| view.restart(&handler)).await?;
     let generation = restarted.map_err(refused)?;
     Ok(Json(HandlerRestart { name, generation }))
+}
+
+async fn accept(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Result<Json<ControlPlaneAcceptance>, Refusal> {
+    origin::check(peer, &headers)?;
+    let accepted = admin.ask(|view| view.accept_control_plane()).await?;
+    Ok(Json(ControlPlaneAcceptance { accepted }))
 }
 
 fn refused(error: GateError) -> Refusal {

@@ -30,6 +30,12 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
         families.gauge("sluicegate_bridge_keys", help, &labels, keys);
     }
     families.gauge(
+        "sluicegate_bridge_halted",
+        "1 while the bridge carries nothing across, since a side is another store or lacks many keys",
+        &[],
+        f64::from(u8::from(report.halted.is_some())),
+    );
+    families.gauge(
         "sluicegate_bridge_unsettled_keys",
         "Keys that are not known to be equal on both sides yet",
         &[],

@@ -106,6 +106,15 @@ fn control_plane(report: &ServiceReport, families: &mut Families) {
         &[],
         away_ms as f64 / 1e3,
     );
+    let held_ms = facts
+        .held_since_ms
+        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
+    families.gauge(
+        "sluicegate_control_plane_held_seconds",
+        "How long what stands in the control plane is not applied, since it looks like another store's or like a loss; 0 while it is applied",
+        &[],
+        held_ms as f64 / 1e3,
+    );
 }
 
 /// At every level: what does not progress must be seen.
