@@ -36,6 +36,10 @@ const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations
 
 /// Bridges between two stores in memory, late and crashing.
 const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
+/// Running bridges between two stores in memory.
+const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_running"];
+/// What the keys of a store become.
+const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", "store_source"];
 /// The stores: their trees, and their watch loop on a scripted link.
 const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
 /// A watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
@@ -311,6 +315,26 @@ pub(super) const BUGS: &[Bug] = &[
         name: "bridge-overrules-unread",
         what: "the bridge writes without comparing with what it has read",
         suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-identity-not-compared",
+        what: "a bridge works on beside another store than its notes are about",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-mark-not-compared",
+        what: "a ZooKeeper that was restored, and written to since, counts as one that deleted what it lacks",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-brake-off",
+        what: "a listing that lacks most keys deletes them on the other side",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
+        name: "other-store-applied",
+        what: "a service applies what another store says without being told to",
+        suite: STORE_SOURCE,
     },
     Bug {
         name: "older-revision-applied",
