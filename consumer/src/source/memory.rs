@@ -75,9 +75,8 @@ struct Running {
     slot: Slot,
     /// The consumed position: what comes next is at this offset or beyond it.
     next: i64,
-    paused: bool,
-    /// The end of its log when it was paused: what is not fetched is not heard of.
-    end_when_paused: i64,
+    /// The end of its log when it was paused, while it is: what is not fetched is not heard of.
+    paused: Option<i64>,
     missing_told: bool,
 }
 
@@ -332,8 +331,7 @@ impl Source for MemorySource {
             let running = Running {
                 slot: wanted.slot,
                 next,
-                paused: false,
-                end_when_paused: 0,
+                paused: None,
                 missing_told: false,
             };
             script.running.insert(wanted.at.clone(), running);
@@ -369,10 +367,8 @@ impl Source for MemorySource {
         let script = &mut *script;
         let mut running = script.running.iter_mut();
         if let Some((at, running)) = running.find(|(_, running)| running.slot == slot) {
-            if paused && !running.paused {
-                running.end_when_paused = script.topics.get(at).map_or(0, |log| log.end);
-            }
-            running.paused = paused;
+            let end = script.topics.get(at).map_or(0, |log| log.end);
+            running.paused = paused.then(|| running.paused.unwrap_or(end));
         }
     }
 
@@ -412,10 +408,7 @@ impl Source for MemorySource {
         let script = self.kafka.script();
         let mut running = script.running.iter();
         let (at, running) = running.find(|(_, running)| running.slot == slot)?;
-        match running.paused {
-            true => Some(running.end_when_paused),
-            false => Some(script.topics.get(at)?.end),
-        }
+        running.paused.or(Some(script.topics.get(at)?.end))
     }
 
     fn fetch_state(&self, slot: Slot) -> FetchState {
@@ -538,7 +531,7 @@ impl Script {
                         ),
                     });
                 }
-            } else if !running.paused {
+            } else if running.paused.is_none() {
                 match log.records.range(running.next..).next() {
                     Some(_) => ready.push(at.clone()),
                     None => running.next = log.end,
