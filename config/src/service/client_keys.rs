@@ -261,7 +261,8 @@ pub(crate) fn read(
             _ => checker.refuse(&entry.value, "a text, number or flag", &path),
         }
     }
-    for (key, reason) in login_refusals(&client, role) {
+    let refusals = login_refusals(&client, role).into_iter();
+    for (key, reason) in refusals.chain(statistics_refusal(&client)) {
         if let Some(entry) = entries.iter().find(|entry| entry.key == key) {
             checker.report(&entry.value.place, &join(path, key), reason);
         }
@@ -317,6 +318,19 @@ fn login_refusals(
     refusals
 }
 
+/// Longest interval of the client's statistics, in milliseconds.
+const MOST_STATISTICS_MS: u64 = 60_000;
+
+/// Statistics tell that brokers answer again while no record comes: without them an idle service would stay unready for ever.
+fn statistics_refusal(client: &BTreeMap<String, ClientValue>) -> Option<(&'static str, String)> {
+    const KEY: &str = "statistics.interval.ms";
+    let wished: u64 = client.get(KEY)?.expose().trim().parse().ok()?;
+    let reason = format!(
+        "is from 1 to {MOST_STATISTICS_MS}: the service learns from the statistics that brokers answer again"
+    );
+    (!(1..=MOST_STATISTICS_MS).contains(&wished)).then_some((KEY, reason))
+}
+
 fn read_value(entry: &Entry, scalar: &Scalar, base: &Path) -> ClientValue {
     let text = if is_path(&entry.key) && scalar.text != "probe" {
         base.join(&scalar.text).to_string_lossy().into_owned()
@@ -368,6 +382,22 @@ mod tests {
             assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
             assert!(OWNED.iter().all(|(owned, _)| owned != key), "{key}");
         }
+    }
+
+    #[test]
+    fn statistics_can_neither_be_turned_off_nor_be_rare() {
+        for (wished, refused) in [
+            ("0", true),
+            ("1", false),
+            ("60000", false),
+            ("60001", true),
+            ("x", false),
+        ] {
+            let key = "statistics.interval.ms".to_owned();
+            let client = BTreeMap::from([(key, ClientValue::Plain(wished.to_owned()))]);
+            assert_eq!(statistics_refusal(&client).is_some(), refused, "{wished}");
+        }
+        assert!(statistics_refusal(&BTreeMap::new()).is_none());
     }
 
     #[test]

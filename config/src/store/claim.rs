@@ -90,6 +90,14 @@ impl Claim {
         true
     }
 
+    /// The store did not answer: leases outlive a change of its leader by up to their whole time, so that what was waited for
+    /// another process's key does not count.
+    pub(super) fn unseen(&mut self, now: Instant) {
+        if let Some(since) = &mut self.taken_since {
+            *since = now;
+        }
+    }
+
     /// The key at the own id is this process's.
     pub(super) fn held(&mut self) {
         if self.taken_since.take().is_some() {
@@ -185,6 +193,19 @@ mod tests {
         // A later clash is a new one.
         assert!(!claim.taken(b"x", start + Duration::from_secs(60)));
         assert_eq!(claim.id(), "m1");
+    }
+
+    #[test]
+    fn the_time_of_an_outage_does_not_count_as_waited() {
+        let patience = Duration::from_secs(12);
+        let mut claim = Claim::new(&report("m1", "b"), patience);
+        let start = Instant::now();
+        claim.taken(b"x", start);
+        claim.unseen(start + patience);
+        assert!(!claim.taken(b"x", start + patience * 2 - Duration::from_millis(1)));
+        assert!(claim.taken(b"x", start + patience * 2));
+        claim.unseen(start + patience * 3);
+        assert!(!claim.is_taken(), "nothing was waited for");
     }
 
     #[test]

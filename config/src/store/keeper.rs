@@ -152,7 +152,10 @@ async fn keep<L: MemberLink>(
         };
         match kept {
             Ok(()) => failures.over(),
-            Err(failure) => failures.note(claim.id(), failure),
+            Err(failure) => {
+                claim.unseen(Instant::now());
+                failures.note(claim.id(), failure);
+            }
         }
         told.send_if_modified(|status| {
             let now = claim.status();
@@ -170,12 +173,14 @@ async fn write<L: MemberLink>(
     report: &MemberReport,
     failures: &mut Failures,
 ) -> Result<(), Failure> {
+    let whole = report.to_json().len();
+    let mut short = failures.is_too_long(whole);
     loop {
         let mut report = MemberReport {
             id: claim.id().to_owned(),
             ..report.clone()
         };
-        if failures.short {
+        if short {
             report = report.minimal();
         }
         let is_own = |value: &[u8]| claim.is_own(value);
@@ -183,6 +188,7 @@ async fn write<L: MemberLink>(
         match written {
             Ok(Written::Done) => {
                 claim.held();
+                failures.written(whole, short);
                 return Ok(());
             }
             Ok(Written::Taken(by)) => {
@@ -191,13 +197,13 @@ async fn write<L: MemberLink>(
                 }
             }
             // A member that cannot tell all is still a member.
-            Err(Failure::Refused(reason)) if !failures.short => {
-                tracing::warn!(
+            Err(Failure::Refused(reason)) if !short => {
+                tracing::debug!(
                     member = claim.id(),
                     reason,
-                    "a member's report is refused; a short one is written"
+                    "a member's report is refused; a short one is tried"
                 );
-                failures.short = true;
+                short = true;
             }
             Err(failure) => return Err(failure),
         }
@@ -210,8 +216,8 @@ struct Failures {
     count: u32,
     /// Whether a refusal was told.
     told: bool,
-    /// Whether a whole report was refused; kept, since the next ones are much the same.
-    short: bool,
+    /// The length of a whole report that was refused where a short one was taken: those of that length are not tried again.
+    too_long: Option<usize>,
 }
 
 impl Failures {
@@ -228,6 +234,23 @@ impl Failures {
             );
         } else {
             tracing::debug!(member, reason, "a member's key is not kept; trying again");
+        }
+    }
+
+    /// Whether a report of this length was refused for its length.
+    fn is_too_long(&self, whole: usize) -> bool {
+        self.too_long.is_some_and(|too_long| whole >= too_long)
+    }
+
+    /// A report was taken. A short one that was taken where the whole one was not tells that this is a matter of length: what
+    /// is refused for another reason, such as a right, is refused whatever its length.
+    fn written(&mut self, whole: usize, short: bool) {
+        if short && !self.is_too_long(whole) {
+            tracing::warn!(
+                bytes = whole,
+                "a member's report is refused for its length; a short one is written"
+            );
+            self.too_long = Some(whole);
         }
     }
 
@@ -487,6 +510,31 @@ mod tests {
                 let told = store.keys.get("m1");
                 let told = told.map(|(_, value)| MemberReport::from_json(value).unwrap());
                 told.is_some_and(|told| (told.applied_revision, told.omitted.handlers) == (7, 100))
+            })
+            .await;
+        });
+    }
+
+    #[test]
+    fn a_refusal_that_is_over_leaves_nothing_out_of_the_next_report() {
+        run(async {
+            let store = Store::default();
+            // Whatever its length, as without a right.
+            lock(&store).longest = Some(0);
+            let member = start(&store, "a", 1, LONG);
+            let long = MemberReport {
+                preparing: vec!["a handler that is being prepared".into(); 100],
+                ..report("a", 7)
+            };
+            let _ = member.reports.send(Arc::new(long));
+            until("two refusals", || lock(&store).renewals > 1).await;
+            assert!(lock(&store).keys.is_empty());
+            lock(&store).longest = None;
+            until("the whole report", || {
+                let store = lock(&store);
+                let told = store.keys.get("m1");
+                let told = told.map(|(_, value)| MemberReport::from_json(value).unwrap());
+                told.is_some_and(|told| (told.preparing.len(), told.omitted.handlers) == (100, 0))
             })
             .await;
         });

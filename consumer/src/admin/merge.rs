@@ -9,6 +9,12 @@ use super::report::{
     PoolReport, PumpReport, ServiceFacts, ServiceReport, TopicReport, VersionReport,
 };
 
+/// Since when no pump reaches the cluster: one that does tells that brokers answer.
+fn all_away(pumps: &[PumpReport]) -> Option<u64> {
+    let away = pumps.iter().map(|pump| pump.kafka_unreachable_since_ms);
+    away.collect::<Option<Vec<u64>>>()?.into_iter().max()
+}
+
 impl ServiceReport {
     /// Merges the parts. `declared` are the handlers of the snapshot in force; a handler that is only known from
     /// counts (removed since) is listed as draining while it holds records, and left out after.
@@ -24,6 +30,8 @@ impl ServiceReport {
         };
         let mut topics: BTreeMap<String, TopicReport> = BTreeMap::new();
         let mut handlers = Handlers::declared(declared);
+        let away = all_away(&pumps);
+        report.facts.kafka_unreachable_since_ms = away.or(report.facts.kafka_unreachable_since_ms);
         for pump in pumps {
             report.in_flight_bytes += pump.in_flight_bytes;
             report.in_flight_records += pump.in_flight_records;
@@ -31,9 +39,6 @@ impl ServiceReport {
             report.commits.refused += pump.commits.refused;
             report.commits.failed += pump.commits.failed;
             report.partitions.extend(pump.partitions);
-            let away = report.facts.kafka_unreachable_since_ms.into_iter();
-            let away = away.chain(pump.kafka_unreachable_since_ms).min();
-            report.facts.kafka_unreachable_since_ms = away;
             report.facts.problems.extend(pump.problems);
             if let Some(client) = pump.client {
                 report.clients.push((pump.pump, client));

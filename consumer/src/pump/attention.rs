@@ -1,7 +1,7 @@
 //! What the pump looks after about once a second: the ends of logs, partitions without a leader, the membership, and what
 //! is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pump;
 use crate::source::{FetchState, PartitionFault, Slot};
@@ -53,7 +53,7 @@ impl Pump {
         self.client.forget_old(now_ms);
         self.flow.log_untold(false);
         self.look_after_starting(now_ms);
-        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        let slots: BTreeSet<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
         for &slot in &slots {
             let end = self.end_offset(slot);
             self.flow.note_end(slot, end);
@@ -66,7 +66,7 @@ impl Pump {
     }
 
     /// Lag goes on being true of partitions that are not fetched, which is when it matters.
-    fn ask_for_ends(&mut self, slots: &[Slot], now_ms: u64) {
+    fn ask_for_ends(&mut self, slots: &BTreeSet<Slot>, now_ms: u64) {
         let paused = &mut self.attention.paused;
         paused.retain(|slot, _| slots.contains(slot) && !self.flow.is_fetched(*slot));
         let mut due = Vec::new();

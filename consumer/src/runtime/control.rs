@@ -71,6 +71,8 @@ pub(super) struct Desk {
     topics: Topics,
     /// What every pump runs by.
     in_force: InForce,
+    /// A pump has not said that it runs by what was handed out last: it is handed out again.
+    unanswered: bool,
     /// Why what stands in the store is not applied.
     held: Option<String>,
     /// When it was last logged that the specs cannot be read.
@@ -127,6 +129,7 @@ impl Desk {
                 subscription: Subscription::default(),
             },
             in_force: InForce::default(),
+            unanswered: false,
             held: None,
             away_logged: None,
             member: None,
@@ -253,6 +256,7 @@ impl Desk {
         if handed.taken {
             self.view.note_in_force(plan);
         }
+        self.unanswered = !handed.taken;
         if handed.taken && handed.subscribed {
             self.in_force = InForce {
                 revision: applied.settled,
@@ -373,7 +377,9 @@ impl Desk {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Orders that come all the time must not keep the gates of handlers shut that are well again.
-            if clock.take(LOOK_AFTER_HANDLERS, Instant::now()) && self.registry.recover() {
+            if clock.take(LOOK_AFTER_HANDLERS, Instant::now())
+                && (self.registry.recover() || self.unanswered && self.view.pumps_answer())
+            {
                 self.put_current_in_force(self.snapshot.clone());
             }
             self.tell_fleet();

@@ -130,6 +130,8 @@ pub(super) const HELD_REMEDY: &str = "bring the store back as it was, or take ov
 
 /// Longest wait for a pump when readiness is asked.
 const READY_ANSWER: Duration = Duration::from_millis(500);
+/// What a pump has that answers at once.
+const ANSWERS_NOW: Duration = Duration::from_millis(100);
 
 impl View {
     pub(super) fn new(
@@ -330,12 +332,18 @@ fn silent(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
 }
 
 impl View {
-    /// The pumps' reports, and the pumps that did not answer.
+    /// Whether every pump answers just now.
+    pub(super) fn pumps_answer(&self) -> bool {
+        self.ask_pumps(ANSWERS_NOW).1.is_empty()
+    }
+
+    /// The pumps' reports, and the pumps that did not answer by the deadline, which is one for all.
     fn ask_pumps(&self, deadline: Duration) -> (Vec<PumpReport>, Vec<u32>) {
         let mut silent = Vec::new();
         let mut reports = Vec::new();
+        let end = Instant::now() + deadline;
         for (pump, joined) in self.pumps.iter().zip(&self.joined) {
-            match pump.report(deadline) {
+            match pump.report(end.saturating_duration_since(Instant::now())) {
                 Some(report) => {
                     // A service that has nothing to join for now may have later.
                     joined.store(report.joined, Ordering::Relaxed);

@@ -3,10 +3,10 @@
 //! ```text
 //!  accept ─► more than the limit open? ── the one that has waited longest without a request is closed for the new one
 //!         └► no descriptor left?       ── a kept one is given up for it, or such a connection is closed
-//!  each: header timeout ─► request ─► routes ─► answer ─► next request, within the same timeout
+//!  each: header timeout ─► body timeout ─► request ─► routes ─► answer ─► next request, within the same timeouts
 //! ```
 //!
-//! Connections that ask nothing (half open, slow, idle) therefore never keep one that does from being answered: a probe
+//! A request is under way once it is there whole. Connections that ask nothing (half open, slow, idle) therefore never keep one that does from being answered: a probe
 //! is answered among hundreds of them, and while the process has no file descriptor left.
 
 use std::fs::File;
@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{Request, StatusCode};
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -33,10 +34,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::answer::Refusal;
+
 /// How long a connection may take for the head of a request, from its opening or its last answer on.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head, and of what is read ahead.
 const MAX_HEAD: usize = 16 << 10;
+/// How long the body of a request may take from its head on.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a request's body: a gate's new state, or nothing.
+const MAX_BODY: usize = 64 << 10;
 /// Most connections at a time; fewer where the process may open few files.
 const MAX_CONNECTIONS: usize = 128;
 /// Least connections at a time.
@@ -232,15 +239,41 @@ impl Service<Request<Incoming>> for Routes {
         std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(self.peer));
-        let busy = Busy::begin(&self.activity);
-        let answer = self.routes.call(request);
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(ConnectInfo(self.peer));
+        let (routes, activity) = (self.routes.clone(), Arc::clone(&self.activity));
         Box::pin(async move {
-            let response = answer.await;
-            drop(busy);
-            response
+            let body = match whole(body).await {
+                Ok(body) => body,
+                Err(refusal) => return Ok(refusal.into_response()),
+            };
+            let _busy = Busy::begin(&activity);
+            routes.call(Request::from_parts(head, body)).await
         })
+    }
+}
+
+/// The body of a request, once it is there; until then its connection counts as one that waits.
+async fn whole(body: Incoming) -> Result<Body, Refusal> {
+    let refused = |status, code, message: String| Err(Refusal::new(status, code, message));
+    let body = axum::body::to_bytes(Body::new(body), MAX_BODY);
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(bytes)) => Ok(Body::from(bytes)),
+        Ok(Err(error)) => refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_refused",
+            format!(
+                "the request's body cannot be read, or has more than {MAX_BODY} bytes: {error}"
+            ),
+        ),
+        Err(_) => refused(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_timeout",
+            format!(
+                "the request's body did not come within {} s",
+                BODY_TIMEOUT.as_secs()
+            ),
+        ),
     }
 }
 

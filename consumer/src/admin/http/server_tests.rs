@@ -110,6 +110,43 @@ fn connections_that_ask_nothing_make_room_for_one_that_does() {
 }
 
 #[test]
+fn requests_whose_body_does_not_come_make_room_too_and_end() {
+    let (_release, released) = watch::channel(true);
+    let running = start(8, mpsc::channel().0, released);
+    let mut bodiless: Vec<TcpStream> = (0..50)
+        .map(|_| {
+            let mut stream = running.connect();
+            // It may be closed already, for a later one.
+            let _ =
+                stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
+            stream
+        })
+        .collect();
+    let begun = Instant::now();
+    assert!(answer_on(running.ask("/")).ends_with("here"));
+    assert!(
+        begun.elapsed() < BODY_TIMEOUT,
+        "it waited for others to time out"
+    );
+    let last = bodiless.pop().expect("one of 50");
+    let answer = answer_on(last);
+    assert!(
+        answer.contains("408") && answer.contains("did not come within 5 s"),
+        "{answer}"
+    );
+    let mut large = running.connect();
+    let head = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        MAX_BODY + 1
+    );
+    large.write_all(head.as_bytes()).expect("a head");
+    let _ = large.write_all(&vec![b'x'; MAX_BODY + 1]);
+    let mut seen = [0; 12];
+    large.read_exact(&mut seen).expect("an answer");
+    assert_eq!(&seen, b"HTTP/1.1 413");
+}
+
+#[test]
 fn a_request_under_way_is_not_closed_for_another_and_a_stop_waits_for_it() {
     let (release, released) = watch::channel(false);
     let (begin, begun) = mpsc::channel();

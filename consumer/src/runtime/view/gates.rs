@@ -112,6 +112,9 @@ impl View {
             if let Some(reason) = &standing.unreachable {
                 whys.push(format!("handler specs cannot be read: {reason}"));
             }
+            if let Some(held) = &standing.held {
+                whys.push(format!("{}: {}; {}", held.what, held.cause, held.remedy));
+            }
             let of_handler = |names: &[String]| names.iter().any(|name| name == handler);
             let rejected = standing.rejected.iter();
             let rejected = rejected.filter(|(names, _)| of_handler(names));
