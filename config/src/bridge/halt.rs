@@ -92,7 +92,8 @@ impl fmt::Display for Halt {
                     "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}; \
                      nothing is written or deleted. If the config names the wrong servers, mend it. If {side} was emptied, set up \
                      anew or moved, delete the notes (`etcdctl del --prefix {notes}/`): both sides are then merged as at a first \
-                     start, which deletes nothing. If this is another pair, give it a `name` of its own"
+                     start, which deletes nothing; where both hold different values, the authority's replaces the other's, so \
+                     look with `--dry-run` before, and set `authority` to the side that is right. If this is another pair, give it a `name` of its own"
                 )
             }
             Self::MassDelete {

@@ -115,7 +115,8 @@ pub fn check_pair(notes: &Tree, sides: &Pair<&Tree>, anew: bool, began_ms: u64) 
     };
     let none_went_back = went_back == Pair::default();
     if known.is_none() || anew || !none_went_back || record.next.is_some() {
-        let newest = parsed.values().map(|note| note.mark).max();
+        let marks = parsed.values().map(|note| note.mark);
+        let newest = marks.filter(|mark| *mark < MOST_MARK).max();
         let next = record.mark.max(mark).max(record.next.unwrap_or(0));
         let next = next.max(newest.unwrap_or(0)) + 1;
         let trusted_from = Pair::from_fn(|side| match *went_back.of(side) || known.is_none() {
@@ -145,12 +146,15 @@ fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, Note> {
         .collect()
 }
 
+/// No bridge comes to this mark: what is beyond it was not written by one.
+const MOST_MARK: u64 = 1 << 53;
+
 /// The mark, and from which one on absences there count; what is no number counts as none.
 fn read_mark(entry: &Entry) -> (u64, u64) {
     let text = std::str::from_utf8(&entry.value).unwrap_or_default();
     let mut numbers = text.split_whitespace();
     let mut number = || numbers.next().and_then(|number| number.parse().ok());
-    let mark = number().unwrap_or(0);
+    let mark = number().filter(|mark| *mark < MOST_MARK).unwrap_or(0);
     let since: u64 = number().unwrap_or(0);
     (mark, since.min(mark))
 }

@@ -171,6 +171,9 @@ impl<'a> Resolver<'a> {
     }
 
     fn look_up(&mut self, inside: &str, into: &mut String) -> Result<(), String> {
+        if self.brought > MAX_RESOLVED {
+            return Err(too_much());
+        }
         let found = match (inside.split_once(':'), self.lookup) {
             (Some(("env", _)), Lookup::Form) => None,
             (Some(("env", name)), Lookup::Anything { environment, .. }) => {
@@ -214,15 +217,19 @@ impl<'a> Resolver<'a> {
         };
         self.brought += found.len();
         if self.brought > MAX_RESOLVED {
-            return Err(format!(
-                "refers to more than {MAX_RESOLVED} bytes together with the references before it; refer to less"
-            ));
+            return Err(too_much());
         }
         self.referred = true;
         into.push_str(&found);
         self.secrets.push(found);
         Ok(())
     }
+}
+
+fn too_much() -> String {
+    format!(
+        "refers to more than {MAX_RESOLVED} bytes together with the references before it; refer to less"
+    )
 }
 
 fn variable(name: &str, environment: &Environment) -> Result<String, String> {

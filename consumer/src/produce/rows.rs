@@ -12,8 +12,8 @@ use super::input::Format;
 
 /// Longest row that is read, in bytes.
 const LONGEST_ROW: usize = 16 << 20;
-/// Follows the input, so that a quote that is still open there shows.
-const END: &str = "\u{1}sluicegate: end of input\u{1}";
+/// Follows the input, so that a quote that is still open there shows. Of letters and digits, which no delimiter is.
+const END: &str = "sluicegate0end0of0input0c3f1a97e5b";
 /// What else than a comma people put between fields.
 const SEPARATORS: [(char, &str); 3] = [(';', "';'"), ('\t', "tab"), ('|', "'|'")];
 
@@ -493,6 +493,25 @@ mod tests {
                 (None, r#"{"a":null,"b":"1,5"}"#.to_owned(), 3),
             ]
         );
+    }
+
+    #[test]
+    fn every_delimiter_ends_where_the_file_ends() {
+        let usable = |byte: &u8| !byte.is_ascii_alphanumeric() && !b"\"\r\n".contains(byte);
+        for delimiter in (1..=127u8).filter(usable) {
+            let fields = Fields {
+                delimiter,
+                ..Fields::default()
+            };
+            let between = char::from(delimiter);
+            let text = format!("id{between}name\nx{between}a\n");
+            let mut bytes = text.as_bytes();
+            let mut rows = open(Format::Csv, &mut bytes, fields).expect("a header line");
+            let mut row = Row::default();
+            assert!(rows.next(&mut row).expect("a row"), "{between:?}");
+            assert_eq!(row.value, br#"{"id":"x","name":"a"}"#, "{between:?}");
+            assert!(!rows.next(&mut row).expect("the end"), "{between:?}");
+        }
     }
 
     #[test]
