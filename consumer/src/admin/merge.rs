@@ -10,9 +10,9 @@ use super::report::{
 };
 
 /// Since when no pump reaches the cluster: one that does tells that brokers answer.
-fn all_away(pumps: &[PumpReport]) -> Option<u64> {
+fn all_away(pumps: &[PumpReport]) -> Option<i64> {
     let away = pumps.iter().map(|pump| pump.kafka_unreachable_since_ms);
-    away.collect::<Option<Vec<u64>>>()?.into_iter().max()
+    away.collect::<Option<Vec<i64>>>()?.into_iter().max()
 }
 
 impl ServiceReport {
