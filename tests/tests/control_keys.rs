@@ -115,7 +115,8 @@ fn garbage_in_zookeeper_is_refused_and_the_last_good_state_runs_on() {
 
 fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
     // As the tests of the config read the same values: what leads out of a listed folder is refused for that.
-    let (client, source, workdir) = set_up(&format!("references: {{ folder: . }}\n  {handlers}"));
+    let (client, source, workdir) =
+        set_up(&format!("references: {{ folder: plugins }}\n  {handlers}"));
     write(store, &spec_key("a"), spec("a", &source));
     let mut service = Service::ready(&workdir, &[]);
     let rejections = || -> Result<f64, String> {
