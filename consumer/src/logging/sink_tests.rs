@@ -65,6 +65,20 @@ fn sink(capacity: usize, script: impl IntoIterator<Item = Answer>) -> (Sink, See
     )
 }
 
+/// Logs `line` so many times; who logs does not wait for the reader.
+fn push_in_time(sink: &Sink, line: &[u8], times: usize) {
+    let (logs, logged) = sync_channel(1);
+    let (theirs, line) = (sink.clone(), line.to_vec());
+    std::thread::spawn(move || {
+        for _ in 0..times {
+            theirs.push(&line);
+        }
+        let _ = logs.send(());
+    });
+    let done = logged.recv_timeout(SOON);
+    done.expect("who logs does not wait for the reader");
+}
+
 fn blocked() -> (Answer, SyncSender<()>) {
     let (release, released) = sync_channel(1);
     (Answer::Block(released), release)
@@ -91,16 +105,7 @@ fn an_end_that_is_not_read_holds_up_nobody_and_what_has_no_room_is_counted_and_t
     while !sink.0.state().writing {
         std::thread::yield_now();
     }
-    let (logs, logged) = sync_channel(1);
-    let theirs = sink.clone();
-    std::thread::spawn(move || {
-        for _ in 0..10_000 {
-            theirs.push(&line);
-        }
-        let _ = logs.send(());
-    });
-    let done = logged.recv_timeout(SOON);
-    done.expect("who logs does not wait for the reader");
+    push_in_time(&sink, &line, 10_000);
     assert_eq!(sink.lost(), 9_998);
     sink.flush(Duration::from_millis(20));
     release.send(()).expect("the thread waits");
@@ -138,7 +143,7 @@ fn a_refusal_loses_lines_and_what_comes_after_it_begins_a_line() {
 #[test]
 fn a_line_beyond_the_capacity_is_dropped() {
     let (sink, seen, _tells) = sink(10, []);
-    sink.push(b"much too long\n");
+    push_in_time(&sink, b"much too long\n", 1);
     sink.push(b"short\n");
     sink.flush(SOON);
     assert_eq!((seen.text().as_str(), sink.lost()), ("short\n", 1));
