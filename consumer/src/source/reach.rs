@@ -89,9 +89,17 @@ pub fn wait_for_broker(
         .map_err(|error| no_broker(error.to_string()))?;
     let mut tell = Some(tell);
     loop {
-        let answer = client
-            .client()
-            .fetch_metadata(topic, patience(start.elapsed()));
+        // Before the question, which waits long from then on.
+        let passed = start.elapsed();
+        if passed >= SILENT_AFTER
+            && let Some(tell) = tell.take()
+        {
+            tell(&format!(
+                "no broker has answered at `{brokers}` yet; waiting up to {} s; check the address",
+                ANSWER_TIMEOUT.as_secs()
+            ));
+        }
+        let answer = client.client().fetch_metadata(topic, patience(passed));
         // Hands over what was met.
         client.poll(Duration::ZERO);
         let Err(error) = answer else {
@@ -104,14 +112,6 @@ pub fn wait_for_broker(
             let last = met.last_error.lock();
             let last = last.unwrap_or_else(PoisonError::into_inner).clone();
             return Err(no_broker(last.unwrap_or_else(|| error.to_string())));
-        }
-        if passed >= SILENT_AFTER
-            && let Some(tell) = tell.take()
-        {
-            tell(&format!(
-                "no broker has answered at `{brokers}` yet; waiting up to {} s; check the address",
-                ANSWER_TIMEOUT.as_secs()
-            ));
         }
     }
 }

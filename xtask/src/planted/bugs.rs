@@ -49,7 +49,7 @@ const ETCD: &[&str] = &[
     "--no-default-features",
     "--test",
     "stores_etcd_faults",
-    "compacted",
+    "behind_the_watchs_back",
 ];
 const ZOOKEEPER: &[&str] = &[
     "-p",
