@@ -69,7 +69,9 @@ impl Service {
         let process =
             Guarded::start_with_stderr("sluicegate run", &mut command, &log, None, stderr)
                 .unwrap_or_else(|error| panic!("{error:#}"));
+        // A connection that waits for its next question may be closed at any time: each question has its own, as probes do.
         let config = ureq::Agent::config_builder()
+            .max_idle_connections(0)
             .timeout_global(Some(HTTP_TIMEOUT))
             .http_status_as_error(false)
             .build();
