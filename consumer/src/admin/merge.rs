@@ -30,8 +30,7 @@ impl ServiceReport {
         };
         let mut topics: BTreeMap<String, TopicReport> = BTreeMap::new();
         let mut handlers = Handlers::declared(declared);
-        let away = all_away(&pumps);
-        report.facts.kafka_unreachable_since_ms = away.or(report.facts.kafka_unreachable_since_ms);
+        report.facts.kafka_unreachable_since_ms = all_away(&pumps);
         for pump in pumps {
             report.in_flight_bytes += pump.in_flight_bytes;
             report.in_flight_records += pump.in_flight_records;
@@ -305,6 +304,26 @@ mod tests {
             topic: topic.into(),
             partition,
             ..PartitionReport::default()
+        }
+    }
+
+    #[test]
+    fn brokers_are_away_only_if_no_pump_reaches_one() {
+        for (pumps, away) in [
+            (&[][..], None),
+            (&[None], None),
+            (&[Some(7)], Some(7)),
+            (&[Some(7), None], None),
+            (&[Some(7), Some(9)], Some(9)),
+        ] {
+            let of = |since_ms: &Option<i64>| PumpReport {
+                kafka_unreachable_since_ms: *since_ms,
+                ..PumpReport::default()
+            };
+            let reports = pumps.iter().map(of).collect();
+            let report =
+                ServiceReport::assemble(ServiceFacts::default(), reports, Vec::new(), Vec::new());
+            assert_eq!(report.facts.kafka_unreachable_since_ms, away, "{pumps:?}");
         }
     }
 

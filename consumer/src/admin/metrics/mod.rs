@@ -97,37 +97,33 @@ fn control_plane(report: &ServiceReport, families: &mut Families) {
         &[],
         facts.repairs,
     );
-    let away_ms = facts
-        .unreachable_since_ms
-        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
     families.gauge(
         "sluicegate_control_plane_unreachable_seconds",
         "How long the source of specs cannot be read; 0 while it can",
         &[],
-        away_ms as f64 / 1e3,
+        seconds_since(facts.unreachable_since_ms),
     );
-    let held_ms = facts
-        .held_since_ms
-        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
     families.gauge(
         "sluicegate_control_plane_held_seconds",
         "How long what stands in the control plane is not applied, since it looks like another store's or like a loss; 0 while it is applied",
         &[],
-        held_ms as f64 / 1e3,
+        seconds_since(facts.held_since_ms),
     );
+}
+
+/// How long something lasts that began then; 0 while it does not.
+fn seconds_since(since_ms: Option<i64>) -> f64 {
+    since_ms.map_or(0, |since_ms| now_ms().abs_diff(since_ms)) as f64 / 1e3
 }
 
 /// At every level: what does not progress must be seen.
 fn problems(report: &ServiceReport, families: &mut Families) {
     let facts = &report.facts;
-    let away_ms = facts
-        .kafka_unreachable_since_ms
-        .map_or(0, |since_ms| now_ms().abs_diff(since_ms));
     families.gauge(
         "sluicegate_kafka_unreachable_seconds",
         "How long no Kafka broker answers; 0 while one does",
         &[],
-        away_ms as f64 / 1e3,
+        seconds_since(facts.kafka_unreachable_since_ms),
     );
     for kind in ProblemKind::ALL {
         let count = facts
