@@ -81,20 +81,25 @@ fn paused() {
     assert_healed(&record, &key, "false");
 }
 
+/// The connection is cut; the re-list that follows is answered, and the watch after it is held until traffic flows.
+fn hold_the_watch_behind_the_re_list(proxy: &Proxy, record: &Record) {
+    proxy.set(Traffic::Cut);
+    record.until_away(NOTICED);
+    proxy.set(Traffic::HoldingRequests);
+    wait_for("the re-list", NOTICED, || match proxy.answered() {
+        0 => Err("no answer yet".to_owned()),
+        _ => Ok(()),
+    });
+}
+
 #[test]
 fn compacted_behind_the_watchs_back() {
     let etcd = own(1);
     let (proxy, reader, writer) = proxied(&etcd);
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
-    proxy.set(Traffic::Cut);
-    record.until_away(NOTICED);
-    // The re-list is answered, and the watch that starts after it arrives when its start is compacted already.
-    proxy.set(Traffic::HoldingRequests);
-    wait_for("the re-list", NOTICED, || match proxy.answered() {
-        0 => Err("no answer yet".to_owned()),
-        _ => Ok(()),
-    });
+    // The watch that starts after the re-list arrives when its start is compacted already.
+    hold_the_watch_behind_the_re_list(&proxy, &record);
     change_meanwhile(&*writer, &key, "true");
     let stamp = put(&*writer, &key, "false");
     etcd.compact(stamp.revision);
@@ -121,15 +126,9 @@ fn a_delete_and_a_put_behind_the_watchs_back() {
     let (proxy, reader, writer) = proxied(&etcd);
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
-    proxy.set(Traffic::Cut);
-    record.until_away(NOTICED);
-    // The re-list is answered, and the watch that starts after it arrives when its start is long past: etcd sends what it
-    // missed in one response, whose header is of the present revision.
-    proxy.set(Traffic::HoldingRequests);
-    wait_for("the re-list", NOTICED, || match proxy.answered() {
-        0 => Err("no answer yet".to_owned()),
-        _ => Ok(()),
-    });
+    // The watch that starts after the re-list arrives when its start is long past: etcd sends what it missed in one response,
+    // whose header is of the present revision.
+    hold_the_watch_behind_the_re_list(&proxy, &record);
     for _ in 0..3 {
         delete(&*writer, &key);
         put(&*writer, &key, "false");

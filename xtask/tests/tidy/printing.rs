@@ -4,7 +4,7 @@
 
 use syn::visit::{self, Visit};
 
-use crate::sources::{assert_none, rust};
+use crate::sources::{assert_none, is_test_module, rust};
 
 /// What runs inside the service or the command line.
 const HELD: &[&str] = &[
@@ -65,13 +65,7 @@ impl<'ast> Visit<'ast> for Printing {
     }
 
     fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        let is_test = module.attrs.iter().any(|attribute| {
-            attribute.path().is_ident("cfg")
-                && attribute
-                    .parse_args::<syn::Ident>()
-                    .is_ok_and(|name| name == "test")
-        });
-        if !is_test {
+        if !is_test_module(module) {
             visit::visit_item_mod(self, module);
         }
     }
