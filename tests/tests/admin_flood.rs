@@ -2,6 +2,7 @@
 //! left in its process.
 //! Property: `/livez` and `/readyz` are answered all along, a running handler does not notice, and a change of the plugins folder
 //! that cannot be read takes no plugin away.
+//! Alone: it takes up the connections of the machine.
 //! Needs: Kafka
 //! Command: `cargo xtask test --scenario admin_flood`
 

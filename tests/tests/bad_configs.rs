@@ -2,6 +2,7 @@
 //! Property: at the start each ends with exit code 2 and names its place and the cure; while the service runs the last good
 //! version of the handlers concerned keeps running, and log, metric and API say what was refused; gates act all the same, or the
 //! answer says why not. (The wording of each message is held by snapshots in `config/tests`.)
+//! Alone: faults are to be told within seconds.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario bad_configs`
 

@@ -1,6 +1,7 @@
 //! Situation: one topic, one handler that copies records, a fresh group.
 //! Property: every record is copied whole and committed; a graceful stop and a restart handle nothing twice (G1, G2, G3). A
 //! record that fails leaves no trace of its value in the log.
+//! Alone: the first record is timed.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario first_record`
 

@@ -1,6 +1,7 @@
 //! Situation: a handler stops for a long while with far more data waiting in Kafka than may be in memory.
 //! Property: resident memory stays under the byte budget and a tenth, polling goes on (the group does not rebalance), and
 //! everything is handled afterwards, once (G8).
+//! Alone: the memory of the process is measured under load.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario memory`, and with `--long` 3 GB and a minute
 

@@ -4,6 +4,7 @@
 //! Property: each shows in `/readyz`, the status, the metrics and `explain` with cause, remedy, since when and how often; it makes
 //! the service unready only before the first join, beyond `stall_timeout` without Kafka, without any handler that runs, and
 //! during a stop; the log has few lines about it; and all of it goes when it heals (G7, G8, G12).
+//! Alone: four of its tests run at once.
 //! Needs: Kafka of its own.
 //! At once: 4
 //! Command: `cargo xtask test --scenario problems`

@@ -5,6 +5,7 @@
 //! partition was without progress for longer than two heartbeat intervals and a second. Without a pause, each further stop may
 //! add a heartbeat interval, up to seven: a partition can go to several members in turn that are told to stop before they handle
 //! a record.
+//! Alone: its silences are measured in seconds.
 //! Needs: Kafka of its own.
 //! Command: `cargo xtask test --scenario rolling`, and with `--long` 200 stops each and 400,000 records
 

@@ -1,5 +1,6 @@
 //! Situation: a thousand handlers of one plugin in one process, in one shared pool, each routed by one of 500 header values.
 //! Property: the service is up in seconds and under 200 MiB, and every record reaches exactly its two handlers.
+//! Alone: it is measured in seconds.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario thousand_handlers`
 

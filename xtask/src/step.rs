@@ -1,4 +1,5 @@
-//! Running one step of a gate: its output is shown as it comes, its test results are counted, its time is taken.
+//! Running one step of a gate: its output is shown, as it comes or in one piece, its test results are counted, its time is
+//! taken.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -84,11 +85,29 @@ fn count_before(text: &str, word: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// When the output of a step is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Show {
+    AsItComes,
+    /// In one piece: other steps run beside it.
+    AtItsEnd,
+}
+
 /// Runs `command` to its end or to `limit` and reports it under `name`.
 pub(crate) fn run(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+    println!("\n==> {name}: {}", shown(command));
+    follow(name, command, limit, Show::AsItComes)
+}
+
+/// As [`run`], beside other steps.
+pub(crate) fn run_beside(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+    println!("\n==> {name} begins: {}", shown(command));
+    follow(name, command, limit, Show::AtItsEnd)
+}
+
+fn follow(name: &str, command: &mut Command, limit: Duration, show: Show) -> Result<Report> {
     let mut report = Report::new(name);
     let start = Instant::now();
-    println!("\n==> {name}: {}", shown(command));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -109,10 +128,14 @@ pub(crate) fn run(name: &str, command: &mut Command, limit: Duration) -> Result<
             }
         })
     };
+    let mut kept = String::new();
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
-        println!("{line}");
         report.read(&line);
+        match show {
+            Show::AsItComes => println!("{line}"),
+            Show::AtItsEnd => kept.extend([line.as_str(), "\n"]),
+        }
     }
     let status = child.wait()?;
     drop(finished);
@@ -126,6 +149,9 @@ pub(crate) fn run(name: &str, command: &mut Command, limit: Duration) -> Result<
         report.failed.push(format!("{name} ({status})"));
     }
     report.took = start.elapsed();
+    if show == Show::AtItsEnd {
+        println!("\n==> {name}: {}\n{kept}", report.verdict());
+    }
     Ok(report)
 }
 

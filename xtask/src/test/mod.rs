@@ -3,7 +3,7 @@
 //! ```text
 //! form       fmt, clippy, docs, tidy
 //! own code   unit (unit, model and property tests), doctest, loom, miri
-//! real       provision (servers), build (binary and plugins), e2e (one scenario after the other)
+//! real       provision (servers), build (binary and plugins), e2e (scenarios, a few at a time)
 //! ```
 //!
 //! A step that cannot run on this machine is skipped by name with its reason; a step that fails does not stop the others.

@@ -1,5 +1,8 @@
-//! The scenarios on real servers: provisions what they need, builds what they test, runs them one after the other.
+//! The scenarios on real servers: provisions what they need, builds what they test, and runs them: those whose header says
+//! `//! Alone: …` one after the other, the rest a few at a time, since they mostly wait.
 
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,6 +14,8 @@ use crate::step::{self, Report};
 
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LONG_LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
+/// Scenarios that run at a time.
+const LANES: usize = 2;
 
 /// What a scenario stands on; its header says so in a line `//! Needs: …`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,32 +101,98 @@ pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
     let Some(built) = built else {
         return Ok(reports);
     };
+    let mut beside = Vec::new();
     for (_, scenario) in scenarios {
-        let needs = Needs::of(&scenario)?;
+        let scenario = Scenario::of(scenario, &built, long)?;
+        match servers.missing(scenario.needs) {
+            Some(why) => reports.push(scenario.skipped(why)?),
+            None if scenario.alone || long => reports.push(scenario.run(step::run)?),
+            None => beside.push(scenario),
+        }
+    }
+    reports.extend(run_beside(beside)?);
+    Ok(reports)
+}
+
+/// Runs scenarios, as many at a time as there are lanes.
+fn run_beside(scenarios: Vec<Scenario>) -> Result<Vec<Report>> {
+    let waiting = Mutex::new(scenarios.into_iter());
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.next()
+    };
+    let lane = || {
+        let mut reports = Vec::new();
+        while let Some(scenario) = next() {
+            reports.push(scenario.run(step::run_beside)?);
+        }
+        Ok(reports)
+    };
+    let done: Vec<Result<Vec<Report>>> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        let ended = lanes.into_iter().map(|lane| match lane.join() {
+            Ok(reports) => reports,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        ended.collect()
+    });
+    let mut reports = Vec::new();
+    for of_lane in done {
+        reports.extend(of_lane?);
+    }
+    reports.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(reports)
+}
+
+/// A scenario, and what its header says of it.
+struct Scenario {
+    name: String,
+    needs: Needs,
+    /// What it measures or takes up bears no other one beside it.
+    alone: bool,
+    long: bool,
+    built: artefacts::Built,
+}
+
+impl Scenario {
+    fn of(name: String, built: &artefacts::Built, long: bool) -> Result<Self> {
+        Ok(Self {
+            needs: Needs::of(&name)?,
+            alone: header(&name, "Alone")?.is_some(),
+            long,
+            built: built.clone(),
+            name,
+        })
+    }
+
+    fn command(&self) -> Result<Command> {
         let mut command = cargo();
-        command.args(["test", "--workspace", "--test", &scenario, "--"]);
-        command.arg(format!("--test-threads={}", at_once(&scenario)?));
+        command.args(["test", "--workspace", "--test", &self.name, "--"]);
+        command.arg(format!("--test-threads={}", at_once(&self.name)?));
         command
-            .env(BINARY, &built.binary)
-            .env(PLUGINS, &built.plugins);
-        if long {
+            .env(BINARY, &self.built.binary)
+            .env(PLUGINS, &self.built.plugins);
+        if self.long {
             command.env("SLUICEGATE_TEST_LONG", "1");
         }
-        if let Some(why) = servers.missing(needs) {
-            reports.push(skipped(&scenario, command.arg("--list"), why));
-            continue;
-        }
-        let mut report = step::run(
-            &scenario,
-            &mut command,
-            if long { LONG_LIMIT } else { LIMIT },
-        )?;
-        if report.passed > 0 && needs != Needs::Nothing {
+        Ok(command)
+    }
+
+    fn run(
+        &self,
+        run: impl FnOnce(&str, &mut Command, Duration) -> Result<Report>,
+    ) -> Result<Report> {
+        let limit = if self.long { LONG_LIMIT } else { LIMIT };
+        let mut report = run(&self.name, &mut self.command()?, limit)?;
+        if report.passed > 0 && self.needs != Needs::Nothing {
             report.note = ON_KAFKA.to_owned();
         }
-        reports.push(report);
+        Ok(report)
     }
-    Ok(reports)
+
+    fn skipped(&self, why: &str) -> Result<Report> {
+        Ok(skipped(&self.name, self.command()?.arg("--list"), why))
+    }
 }
 
 /// The remark that the closing lines gather the scenarios by.
@@ -186,7 +257,7 @@ fn build() -> Result<(Report, Option<artefacts::Built>)> {
 }
 
 /// A scenario that cannot run here, with each of its tests named.
-fn skipped(scenario: &str, list: &mut std::process::Command, why: &str) -> Report {
+fn skipped(scenario: &str, list: &mut Command, why: &str) -> Report {
     println!("\n==> {scenario}: skipped: {why}");
     let mut report = Report::new(scenario);
     let printed = launcher::run(list).unwrap_or_default();
