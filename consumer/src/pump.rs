@@ -11,6 +11,7 @@ mod attention;
 mod client_state;
 mod closing;
 mod join_gate;
+mod last_rebalance;
 mod missing;
 mod position;
 mod renewal;
@@ -37,6 +38,7 @@ use crate::trouble::LogLimit;
 use attention::Attention;
 use client_state::ClientState;
 use closing::Revoke;
+use last_rebalance::LastRebalance;
 use missing::{Missing, Unreadable};
 use renewal::PumpWake;
 use starting::Starting;
@@ -131,6 +133,8 @@ pub struct Pump {
     /// Lines about the partitions of a topic: each kind for itself.
     log: BTreeMap<(Arc<str>, &'static str), LogLimit>,
     revokes: Vec<Revoke>,
+    /// What a stop waits for that was told during a rebalance.
+    last_rebalance: Option<LastRebalance>,
     /// When the group has to be left, once the pump was told to stop.
     stopping: Option<Instant>,
     /// It stops only to join again with a new client.
@@ -199,6 +203,7 @@ impl Pump {
             has_joined: false,
             log: BTreeMap::new(),
             revokes: Vec::new(),
+            last_rebalance: None,
             stopping: None,
             renewing: false,
             closed: false,
@@ -282,6 +287,7 @@ impl Pump {
             self.source.pause(slot, paused);
         }
         self.finish_revokes();
+        self.finish_rebalance();
         self.finish_stop();
         busy
     }
@@ -308,6 +314,9 @@ impl Pump {
             SourceEvent::Assigned(partitions) => {
                 self.client.assigned(now_ms);
                 self.flow.group_settled();
+                if let Some(last) = &mut self.last_rebalance {
+                    last.brought(&partitions);
+                }
                 self.assigned(&partitions);
             }
             SourceEvent::Found(found) => self.found(found),
@@ -390,7 +399,7 @@ impl Pump {
             return Ok(());
         }
         if topics != self.topics {
-            if self.stopping.is_some() || !self.settings.join_gate.pass() {
+            if self.is_stopping() || !self.settings.join_gate.pass() {
                 let reason = "the service stops: the group is not joined any more";
                 return Err(SourceError::Terminal(reason.to_owned()));
             }

@@ -180,6 +180,29 @@ fn a_member_leaves_the_group_whatever_it_has() {
     assert_eq!(left(), 3, "the owner left without a word");
 }
 
+/// The group waits for the owner to hear that another one joins; meanwhile the newcomer can only wait.
+#[test]
+fn a_member_knows_when_its_group_rebalances() {
+    let kafka = cluster();
+    let settings = settings(&kafka.bootstrap_servers(), &[]);
+    let mut owner = Member::join(&settings);
+    owner.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    owner.turn_until(|m| !m.source.is_rebalancing());
+    let mut newcomer = Member::join(&settings);
+    newcomer.turn_until(|m| m.source.is_rebalancing());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while owner.owned().len() != newcomer.owned().len()
+        || owner.source.is_rebalancing()
+        || newcomer.source.is_rebalancing()
+    {
+        assert!(Instant::now() < deadline, "the rebalance does not end");
+        owner.turn();
+        newcomer.turn();
+    }
+    newcomer.leave();
+    owner.leave();
+}
+
 /// With every gate shut nothing is read, and a stop has nothing to wait for.
 #[test]
 fn a_member_that_has_unsubscribed_ends_at_once() {

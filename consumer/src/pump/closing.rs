@@ -3,6 +3,7 @@
 //! ```text
 //!   revoke ─► drain ─► last commit ─► release: the group hears of it
 //!   stop ───► drain ─► last commit ─► close: a join that is under way is finished, and the group is left
+//!             (not before a rebalance that is under way is over: `last_rebalance`)
 //! ```
 //!
 //! A last commit that the group refuses is sent again while the partitions are ours, until shortly after the drain's
@@ -12,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::last_rebalance::LastRebalance;
 use super::{Pump, StopReport};
 use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
 use crate::source::{CommitError, CommitErrorKind, Slot, SourceError, TopicPartition};
@@ -60,13 +62,13 @@ impl Pump {
             self.release_source(&partitions);
             return;
         }
-        self.start_drain(&slots);
+        self.start_drain(&slots, self.now_ms());
         self.revokes.push(Revoke { partitions, slots });
     }
 
-    fn start_drain(&mut self, slots: &[Slot]) {
+    fn start_drain(&mut self, slots: &[Slot], told_ms: u64) {
         self.learn_positions_of(slots);
-        let deadline_ms = (self.started.elapsed() + self.settings.drain_timeout).as_millis() as u64;
+        let deadline_ms = told_ms + self.settings.drain_timeout.as_millis() as u64;
         self.flow.start_drain(slots, deadline_ms);
     }
 
@@ -119,20 +121,40 @@ impl Pump {
         }
     }
 
-    /// Begins to stop: everything assigned is drained, committed and given back.
+    /// Whether a stop was told.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.last_rebalance.is_some() || self.stopping.is_some()
+    }
+
+    /// Begins to stop; while the group rebalances, only once that is over.
     pub(super) fn stop(&mut self) {
         self.renewing = false;
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return;
         }
-        self.stopping = Some(Instant::now() + self.settings.drain_timeout + LEAVE_GRACE);
+        let told_ms = self.now_ms();
+        if self.source.is_rebalancing() {
+            tracing::info!(
+                "the group rebalances: the stop waits for it, and records are handled meanwhile"
+            );
+            self.last_rebalance = Some(LastRebalance::new(told_ms, self.settings.drain_timeout));
+        } else {
+            self.start_stop(told_ms);
+        }
+    }
+
+    /// Everything assigned is drained, committed and given back, in the time that a stop has which was told then.
+    pub(super) fn start_stop(&mut self, told_ms: u64) {
+        self.last_rebalance = None;
+        let told = self.started + Duration::from_millis(told_ms);
+        self.stopping = Some(told + self.settings.drain_timeout + LEAVE_GRACE);
         // What earlier hand-overs left is not this stop's.
         self.left = StopReport::default();
         self.flow.take_overrun();
         // Their partitions go with all the others.
         self.revokes.clear();
         let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
-        self.start_drain(&slots);
+        self.start_drain(&slots, told_ms);
     }
 
     /// Ends the pump once everything is drained and committed.

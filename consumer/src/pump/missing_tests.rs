@@ -123,9 +123,17 @@ impl Harness {
 
     pub(in crate::pump) fn turn(&mut self) {
         for _ in 0..5 {
+            if self.pump.closed {
+                return;
+            }
             self.pump
                 .turn(&mut Vec::new(), &mut Vec::new(), &mut Vec::new());
         }
+    }
+
+    pub(in crate::pump) fn stop(&mut self) {
+        self.pump.stop();
+        self.turn();
     }
 
     /// The offsets that the pool has; it finishes them if so wished.

@@ -67,8 +67,10 @@ impl Pump {
     fn join_anew_without(&mut self, slots: &[Slot]) {
         self.flow.release(slots);
         if self.stopping.is_none() {
-            self.stop();
-            self.renewing = true;
+            // A stop that was told already stays one.
+            let last = self.last_rebalance.take();
+            self.renewing = last.is_none();
+            self.start_stop(last.map_or_else(|| self.now_ms(), |last| last.told_ms()));
         }
     }
 

@@ -79,6 +79,11 @@ impl Starting {
         again
     }
 
+    /// Whether the beginning of a partition is still to be found.
+    pub(super) fn looks_for(&self, at: &TopicPartition) -> bool {
+        self.pending.contains_key(at)
+    }
+
     pub(super) fn forget_all(&mut self) {
         self.pending.clear();
     }
@@ -188,7 +193,7 @@ impl Pump {
         if self.stopping.is_some() {
             return;
         }
-        found.retain(|found| self.starting.pending.contains_key(&found.at));
+        found.retain(|found| self.starting.looks_for(&found.at));
         let again = self.starting.see_recreated(&mut found);
         self.source.find(&again, StartAt::Earliest);
         for one in &found {

@@ -37,11 +37,27 @@ pub(super) enum Seen {
 #[derive(Default)]
 pub(super) struct Callbacks {
     seen: Mutex<Vec<Seen>>,
+    joining: AtomicBool,
+    /// The user has asked for the client's debug lines.
+    shows_debug: bool,
     closing: AtomicBool,
     gave_up: AtomicBool,
 }
 
 impl Callbacks {
+    /// The context of a client, whose debug lines are passed on or only read.
+    pub(super) fn new(shows_debug: bool) -> Self {
+        Self {
+            shows_debug,
+            ..Self::default()
+        }
+    }
+
+    /// Whether a join is under way: from the request until the client has taken what it was given.
+    pub(super) fn is_joining(&self) -> bool {
+        self.joining.load(Ordering::Acquire)
+    }
+
     /// Takes what was recorded, in order.
     pub(super) fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
@@ -87,6 +103,14 @@ impl Callbacks {
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if matches!(level, RDKafkaLogLevel::Debug) {
+            if let Some(joining) = join_state(facility, text) {
+                self.joining.store(joining, Ordering::Release);
+            }
+            if !self.shows_debug {
+                return;
+            }
+        }
         log(level, facility, text);
     }
 
@@ -153,6 +177,24 @@ impl ConsumerContext for Callbacks {
     }
 }
 
+/// Whether a join is under way according to a debug line of the group's, if it is one that tells: `… changed join state
+/// steady -> init (state up)`. librdkafka says so nowhere else as it happens; its statistics do at their interval.
+fn join_state(facility: &str, text: &str) -> Option<bool> {
+    // As in rd_kafka_cgrp_join_state_names. The classic protocol alone joins.
+    const JOINING: [&str; 4] = [
+        "wait-join",
+        "wait-metadata",
+        "wait-sync",
+        "wait-assign-call",
+    ];
+    if facility != "CGRPJOINSTATE" {
+        return None;
+    }
+    let (_, state) = text.rsplit_once(" -> ")?;
+    let state = state.split(' ').next()?;
+    Some(JOINING.contains(&state))
+}
+
 /// A broker's or librdkafka's code for a commit, as what helps against it.
 fn refusal(code: i32) -> CommitError {
     CommitError {
@@ -208,6 +250,27 @@ fn kind_of(code: i32) -> CommitErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_join_is_under_way_until_the_client_has_taken_what_it_was_given() {
+        let line = |from: &str, to: &str| {
+            format!("[thrd:main]: Group \"a -> b\" changed join state {from} -> {to} (state up)")
+        };
+        for (from, to, joining) in [
+            ("init", "wait-join", true),
+            ("wait-join", "wait-metadata", true),
+            ("wait-metadata", "wait-sync", true),
+            ("wait-sync", "wait-assign-call", true),
+            ("wait-assign-call", "steady", false),
+            ("wait-sync", "wait-unassign-call", false),
+            ("wait-sync", "init", false),
+            ("steady", "init", false),
+        ] {
+            assert_eq!(join_state("CGRPJOINSTATE", &line(from, to)), Some(joining));
+        }
+        assert_eq!(join_state("HEARTBEAT", &line("init", "wait-join")), None);
+        assert_eq!(join_state("CGRPJOINSTATE", "changed"), None);
+    }
 
     #[test]
     fn refusals_of_a_rebalancing_group_are_told_from_those_that_stay() {

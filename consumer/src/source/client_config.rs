@@ -190,6 +190,28 @@ impl ClientSettings {
         config
     }
 
+    /// As [`ClientSettings::consumer`], for a client whose debug lines about its group are read: they alone tell when a join
+    /// is under way. Others come only if the user asks for them.
+    pub fn member(&self) -> ClientConfig {
+        let mut config = self.consumer();
+        let lines: Vec<&str> = self.debug().into_iter().chain(["cgrp"]).collect();
+        config
+            .set("debug", lines.join(","))
+            .set_log_level(RDKafkaLogLevel::Debug);
+        config
+    }
+
+    /// The debug lines of the client that the user asks for.
+    fn debug(&self) -> Option<&str> {
+        let lines = self.client.get("debug").map(ClientValue::expose);
+        lines.filter(|lines| !lines.is_empty())
+    }
+
+    /// Whether the client's debug lines are to be passed on.
+    pub fn shows_debug(&self) -> bool {
+        self.debug().is_some()
+    }
+
     /// How often the cluster is asked for topics that patterns could take in: the client's own interval.
     pub fn metadata_interval(&self) -> Duration {
         const KEY: &str = "topic.metadata.refresh.interval.ms";

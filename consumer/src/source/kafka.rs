@@ -96,9 +96,10 @@ impl KafkaSource {
     pub fn new(settings: &ClientSettings) -> Result<Self, SourceError> {
         let terminal = |error: &dyn std::fmt::Display| SourceError::Terminal(error.to_string());
         let wake = WakeUp::new().map_err(|error| terminal(&error))?;
-        let config = settings.consumer();
-        let consumer = BaseConsumer::from_config_and_context(&config, Callbacks::default())
-            .map_err(|error| terminal(&error))?;
+        let config = settings.member();
+        let consumer =
+            BaseConsumer::from_config_and_context(&config, Callbacks::new(settings.shows_debug()))
+                .map_err(|error| terminal(&error))?;
         let connection = Connection::new(consumer, wake.descriptor(), BATCH)
             .ok_or_else(|| SourceError::Terminal("librdkafka gives no queue".into()))?;
         Ok(Self {
@@ -245,6 +246,12 @@ impl KafkaSource {
 }
 
 impl Source for KafkaSource {
+    fn is_rebalancing(&self) -> bool {
+        let joins =
+            |connection: &Connection<Callbacks>| connection.consumer().context().is_joining();
+        !self.leaving.assigned_by_broker && self.connection.as_ref().is_some_and(joins)
+    }
+
     fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError> {
         if topics.is_empty() {
             self.leaving.unsubscribed |= self.is_member();

@@ -8,17 +8,16 @@
 //! The seed decides how the records of several partitions interleave and in what runs; the same seed and script give
 //! the same deliveries.
 
-use std::collections::{BTreeMap, VecDeque};
+mod script;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::starts::{Commit, Evidence, decide};
 use super::{
-    CommitEntry, CommitError, CommitErrorKind, CommitResult, Delivery, FetchState, Found, Lease,
-    Membership, Slot, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
-    Wake,
+    CommitEntry, CommitError, CommitErrorKind, Delivery, FetchState, Membership, Slot, Source,
+    SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
-use crate::commit::TopicUuid;
+use script::{Log, Refusal, Running, Script, Stored};
 
 /// The group that all members are in.
 pub const GROUP: &str = "g";
@@ -32,59 +31,6 @@ struct Shared {
     /// Whether a wait is to end; with its condition variable.
     woken: Mutex<bool>,
     wake: Condvar,
-}
-
-#[derive(Default)]
-struct Script {
-    seed: u64,
-    topics: BTreeMap<TopicPartition, Log>,
-    events: VecDeque<SourceEvent>,
-    running: BTreeMap<TopicPartition, Running>,
-    committed: BTreeMap<TopicPartition, Commit>,
-    /// Times that a topic was deleted and created again.
-    recreated: BTreeMap<String, u128>,
-    /// Partitions without a leader: nobody can say where they begin.
-    leaderless: Vec<TopicPartition>,
-    /// What was asked for and could not be found.
-    unfound: Vec<(TopicPartition, StartAt)>,
-    generation: i32,
-    /// What the client is to say of fetches; unknown where nothing is scripted.
-    fetches: BTreeMap<TopicPartition, FetchState>,
-    commit_log: Vec<CommitEntry>,
-    refusals: VecDeque<Refusal>,
-    held: Option<Vec<SourceEvent>>,
-    subscription: Vec<String>,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Log {
-    records: BTreeMap<i64, Stored>,
-    start: i64,
-    end: i64,
-}
-
-struct Stored {
-    timestamp_ms: i64,
-    key: Option<Vec<u8>>,
-    value: Option<Vec<u8>>,
-    headers: Vec<u8>,
-}
-
-struct Running {
-    slot: Slot,
-    /// The consumed position: what comes next is at this offset or beyond it.
-    next: i64,
-    /// The end of its log when it was paused, while it is: what is not fetched is not heard of.
-    paused: Option<i64>,
-    missing_told: bool,
-}
-
-enum Refusal {
-    /// One partition's commit is refused inside an answer that succeeds.
-    Partition(CommitError),
-    /// The request fails as a whole.
-    Whole(CommitError),
 }
 
 impl MemoryKafka {
@@ -208,6 +154,11 @@ impl MemoryKafka {
         self.tell(SourceEvent::Assigned(list));
     }
 
+    /// Has the group rebalance, or come to an end with it.
+    pub fn set_rebalancing(&self, rebalancing: bool) {
+        self.change(|script| script.rebalancing = rebalancing);
+    }
+
     /// Takes partitions away; `lost` without notice.
     pub fn revoke(&self, topic: &str, partitions: &[i32], lost: bool) {
         let partitions = partitions.iter().map(|&p| at(topic, p)).collect();
@@ -306,6 +257,10 @@ impl Source for MemorySource {
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
         out.extend(self.kafka.script().events.drain(..));
+    }
+
+    fn is_rebalancing(&self) -> bool {
+        self.kafka.script().rebalancing
     }
 
     fn membership(&mut self) -> Membership {
@@ -438,152 +393,6 @@ impl Source for MemorySource {
         script.closed = true;
         // Answers to a client that is gone.
         script.held.iter_mut().for_each(Vec::clear);
-    }
-}
-
-impl Log {
-    fn offset_of(&self, start: StartAt) -> i64 {
-        match start {
-            StartAt::Earliest => self.start,
-            StartAt::Latest => self.end,
-            StartAt::Offset(offset) => offset,
-            StartAt::Time(time) => {
-                let mut records = self.records.iter();
-                let found = records.find(|(_, record)| record.timestamp_ms >= time);
-                found.map_or(self.end, |(offset, _)| *offset)
-            }
-        }
-    }
-}
-
-impl Script {
-    /// Tells where the partitions begin that can be found.
-    fn find_again(&mut self) {
-        let mut found = Vec::new();
-        for (at, start) in std::mem::take(&mut self.unfound) {
-            if self.leaderless.contains(&at) && !self.committed.contains_key(&at) {
-                self.events.push_back(SourceEvent::NotFound {
-                    at: at.clone(),
-                    reason: "the partition has no leader".into(),
-                });
-                self.unfound.push((at, start));
-                continue;
-            }
-            found.push(self.find(&at, start));
-        }
-        if !found.is_empty() {
-            self.events.push_back(SourceEvent::Found(found));
-        }
-    }
-
-    fn find(&mut self, at: &TopicPartition, start: StartAt) -> Found {
-        let others: Vec<_> = self
-            .committed
-            .iter()
-            .filter(|(other, _)| other.topic == at.topic && *other != at)
-            .map(|(other, commit)| (other.clone(), commit.clone()))
-            .collect();
-        let recreated = self.recreated.get(&*at.topic).copied().unwrap_or(0);
-        let topic_id = TopicUuid(1 + recreated);
-        let decision = decide(
-            at,
-            &Evidence {
-                group: GROUP,
-                topic_id,
-                commit: self.committed.get(at),
-                others: &others,
-                generation: Some(self.generation),
-                is_static: false,
-                start,
-            },
-        );
-        let log = self.topics.entry(at.clone()).or_default();
-        let offset = log.offset_of(decision.start);
-        decision.found(at.clone(), topic_id, offset)
-    }
-
-    /// A number below `below`, by xorshift.
-    fn random(&mut self, below: usize) -> usize {
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        (self.seed % below.max(1) as u64) as usize
-    }
-
-    /// Partitions that have something to deliver. One whose offset is gone says so, once.
-    fn ready(&mut self) -> Vec<TopicPartition> {
-        let mut ready = Vec::new();
-        for (at, running) in &mut self.running {
-            let Some(log) = self.topics.get(at) else {
-                continue;
-            };
-            if running.next < log.start || running.next > log.end {
-                if !running.missing_told {
-                    running.missing_told = true;
-                    self.events.push_back(SourceEvent::OffsetMissing {
-                        at: at.clone(),
-                        asked: Some(running.next),
-                        fetched: Some(running.next),
-                        truncated: false,
-                        reason: format!(
-                            "offset {} is outside {}..{}",
-                            running.next, log.start, log.end
-                        ),
-                    });
-                }
-            } else if running.paused.is_none() {
-                match log.records.range(running.next..).next() {
-                    Some(_) => ready.push(at.clone()),
-                    None => running.next = log.end,
-                }
-            }
-        }
-        ready
-    }
-
-    fn deliver(&mut self, at: &TopicPartition, count: usize, out: &mut Vec<Delivery>) {
-        let (Some(running), Some(log)) = (self.running.get_mut(at), self.topics.get(at)) else {
-            return;
-        };
-        for (offset, record) in log.records.range(running.next..).take(count) {
-            running.next = offset + 1;
-            out.push(Delivery {
-                slot: running.slot,
-                offset: *offset,
-                timestamp_ms: record.timestamp_ms,
-                leader_epoch: 0,
-                lease: Lease::owned(
-                    record.key.as_deref(),
-                    record.value.as_deref(),
-                    &record.headers,
-                ),
-            });
-        }
-    }
-
-    fn commit(&mut self, entries: &[CommitEntry]) -> (Vec<CommitResult>, Option<CommitError>) {
-        let refused = match self.refusals.pop_front() {
-            Some(Refusal::Whole(reason)) => return (Vec::new(), Some(reason)),
-            Some(Refusal::Partition(reason)) => Some(reason),
-            None => None,
-        };
-        let results = entries.iter().map(|entry| {
-            if refused.is_none() {
-                let commit = Commit {
-                    offset: entry.offset,
-                    leader_epoch: entry.leader_epoch,
-                    metadata: entry.metadata.clone(),
-                };
-                self.committed.insert(entry.at.clone(), commit);
-                self.commit_log.push(entry.clone());
-            }
-            CommitResult {
-                at: entry.at.clone(),
-                offset: entry.offset,
-                error: refused.clone(),
-            }
-        });
-        (results.collect(), None)
     }
 }
 

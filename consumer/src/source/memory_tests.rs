@@ -1,6 +1,7 @@
 //! What tests rely on when they script a source.
 
 use super::*;
+use crate::commit::TopicUuid;
 
 fn started(kafka: &MemoryKafka, partitions: &[i32], start: StartAt) -> MemorySource {
     let mut source = kafka.source();

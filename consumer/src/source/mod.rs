@@ -350,6 +350,12 @@ pub trait Source {
     /// Appends what happened since the last call. Serves the client's callbacks until none is left.
     fn events(&mut self, out: &mut Vec<SourceEvent>);
 
+    /// Whether the group agrees on a new assignment just now, from this member's request to join until it has taken what it
+    /// was given. It cannot leave meanwhile. `false` where the client does not know.
+    fn is_rebalancing(&self) -> bool {
+        false
+    }
+
     /// As what the client is a member of its group just now.
     fn membership(&mut self) -> Membership;
 

@@ -292,6 +292,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: SOURCE,
     },
     Bug {
+        name: "stop-forsakes-a-rebalance",
+        what: "a stop gives back unread what a rebalance under way brings",
+        suite: PUMP,
+    },
+    Bug {
         name: "start-after-release",
         what: "a call that overruns after its partition was given back parks its record",
         suite: FLOW,
