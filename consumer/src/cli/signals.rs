@@ -12,6 +12,10 @@ use crate::logging;
 /// Requests to stop that come this soon after the first are the same one: a shell and a parent may both pass it on.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 
+/// Said before a second signal ends the process.
+const AT_ONCE: &str = "error: stopped at once by a second signal, without leaving the group: the partitions of a service rest \
+     until its session has ended (session.timeout.ms, 45 s unless set), then what was in flight is read again";
+
 /// What a signal asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
@@ -79,7 +83,7 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
                         Request::First => {}
                         Request::Same => continue,
                         Request::AtOnce => {
-                            logging::say("error: stopped at once by a second signal; what was in flight is read again");
+                            logging::say(AT_ONCE);
                             logging::finish();
                             std::process::exit(1);
                         }
