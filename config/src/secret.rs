@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -45,6 +46,8 @@ impl Serialize for Secret {
 const MASK: &str = "***";
 /// A shorter value is masked only where it stands as a word of its own: within words it would be found everywhere.
 const SHORTEST_PART: usize = 4;
+/// In a name, a shorter value is masked only where it stands between `_`: `prod` must not spoil `produced_total`.
+const SHORTEST_PART_OF_NAME: usize = 8;
 /// A line of a secret of several lines is a secret too from this length.
 const SHORTEST_LINE: usize = 8;
 /// Most bytes of a secret's beginning that are looked for at the end of a text that was cut.
@@ -101,6 +104,21 @@ impl Redactor {
         redacted
     }
 
+    /// Whether a name, such as a metric's, shows a secret. Values of less than 4 bytes are not looked for, those of less
+    /// than 8 only between `_`: a name is made up by an author, not by a config, and short values are in many words.
+    pub fn shows_in_name(&self, name: &str) -> bool {
+        let is_word = |c: &char| c.is_alphanumeric();
+        self.forms.iter().any(|form| {
+            form.len() >= SHORTEST_PART
+                && name.match_indices(form.as_str()).any(|(at, found)| {
+                    let (before, after) = (&name[..at], &name[at + found.len()..]);
+                    let inside = before.chars().next_back().is_some_and(|c| is_word(&c))
+                        || after.chars().next().is_some_and(|c| is_word(&c));
+                    found.len() >= SHORTEST_PART_OF_NAME || !inside
+                })
+        })
+    }
+
     /// Where a secret begins whose end was cut off with the end of the text.
     fn before_cut(&self, text: &str) -> Option<usize> {
         let begins = |form: &String| {
@@ -123,6 +141,50 @@ impl Redactor {
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Redactor({})", self.forms.len())
+    }
+}
+
+/// A redactor that is shared, and told of more secrets while it is in use: what has an older one goes on speaking.
+#[derive(Debug, Default)]
+pub struct Redaction {
+    redactor: Mutex<Arc<Redactor>>,
+}
+
+impl Redaction {
+    /// To begin with, these secrets.
+    pub fn new(redactor: Redactor) -> Self {
+        Self {
+            redactor: Mutex::new(Arc::new(redactor)),
+        }
+    }
+
+    /// These too, from now on.
+    pub fn add(&self, redactor: &Redactor) {
+        if redactor.is_empty() {
+            return;
+        }
+        Arc::make_mut(&mut self.lock()).merge(redactor);
+    }
+
+    /// What is looked for now; `None` when that is nothing.
+    pub fn current(&self) -> Option<Arc<Redactor>> {
+        let redactor = self.lock();
+        (!redactor.is_empty()).then(|| Arc::clone(&redactor))
+    }
+
+    /// `text` with `***` in the place of every secret.
+    pub fn redact<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        match self.current() {
+            None => Cow::Borrowed(text),
+            Some(redactor) => match redactor.redact(text) {
+                Cow::Borrowed(_) => Cow::Borrowed(text),
+                Cow::Owned(redacted) => Cow::Owned(redacted),
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Redactor>> {
+        self.redactor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -223,6 +285,23 @@ mod tests {
             format!("{redactor:?}"),
             format!("Redactor({})", redactor.forms.len())
         );
+    }
+
+    #[test]
+    fn short_values_spoil_no_name() {
+        let redactor = Redactor::new(&["en", "true", "prod", "hunter2_pass"]);
+        for (name, shows) in [
+            ("en", false),
+            ("seen_en_total", false),
+            ("produced_total", false),
+            ("prod", true),
+            ("seen_prod_total", true),
+            ("prod2_total", false),
+            ("xhunter2_passx_total", true),
+            ("hunter2_pas", false),
+        ] {
+            assert_eq!(redactor.shows_in_name(name), shows, "{name}");
+        }
     }
 
     proptest! {

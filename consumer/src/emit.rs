@@ -19,11 +19,12 @@ mod slot;
 pub mod topics;
 
 pub use failure::{EmitFailure, FailureKind};
-pub use group::{EmitCounts, EmitGroup, RefusedEmits, Ticket};
+pub use group::{EmitCounts, EmitGroup, RefusedEmits, ShownTopic, Ticket};
 pub use kafka::KafkaEmitter;
 
 use std::sync::Arc;
 
+use sluicegate_config::secret::Redactor;
 use sluicegate_runtime::Emit;
 
 /// A record to produce, borrowed.
@@ -79,6 +80,9 @@ pub enum Sent {
 pub trait Emitter: Send + Sync {
     /// Queues one record and answers its ticket, sooner or later, exactly once.
     fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent;
+
+    /// Some topic may be one of these secrets: the client's own words, which can name topics, show none of them from now on.
+    fn hide(&self, _secrets: &Redactor) {}
 }
 
 /// Sends the records of a group from `first` on, in order, up to one that is refused at once: what stands behind it would

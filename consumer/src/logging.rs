@@ -4,6 +4,8 @@
 //! value or headers. Who logs never waits for the log's other end (see `sink`), and a text from outside can neither end a
 //! line nor act on a terminal (see `fields`).
 
+#[cfg(test)]
+pub(crate) mod capture;
 mod fields;
 mod sink;
 
@@ -188,26 +190,8 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
+    use super::capture::Lines;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0
-                .lock()
-                .expect("no panic while it was held")
-                .write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn logged(format: LogFormat, level: &str, work: impl FnOnce()) -> String {
         let lines = Lines::default();
@@ -215,8 +199,7 @@ mod tests {
         let filter = filter(level).expect("a level");
         let subscriber = subscriber(format, filter, move || sink.clone(), false);
         tracing::subscriber::with_default(subscriber, work);
-        let bytes = lines.0.lock().expect("no panic while it was held").clone();
-        String::from_utf8(bytes).expect("a log is text")
+        lines.text()
     }
 
     fn one_of_each() {
@@ -273,7 +256,7 @@ mod tests {
     /// A failure with a cause, both with a line's end in their words.
     #[derive(Debug, thiserror::Error)]
     #[error("cannot\n2026-01-01T00:00:00Z  INFO forged")]
-    struct Failed(#[source] io::Error);
+    struct Failed(#[source] std::io::Error);
 
     #[test]
     fn a_text_from_outside_cannot_forge_a_line_or_act_on_a_terminal() {
@@ -281,7 +264,7 @@ mod tests {
             "a\n2026-01-01T00:00:00Z  INFO all is well\r\u{1b}[2J\u{7}\0\u{9b}2J\u{2028}\u{202e}b";
         let events = || {
             tracing::error!(text = hostile, shown = %hostile, "panicked: {hostile}");
-            let failed = Failed(io::Error::other(hostile));
+            let failed = Failed(std::io::Error::other(hostile));
             let error: &(dyn std::error::Error + 'static) = &failed;
             tracing::warn!(error, said = ?hostile);
         };

@@ -1,5 +1,6 @@
 //! Situation: specs in etcd refer to secrets, in an environment variable and in a file, that the service config lists or does not
-//! list; plugins refuse them, panic with them, log them and name metrics after them; a bridge carries the keys to ZooKeeper.
+//! list; plugins refuse them, panic with them, log them, name metrics after them, and emit to topics of that name, which are
+//! missing at first; a bridge carries the keys to ZooKeeper.
 //! Property: no secret shows in a log of either format, an answer of the admin server, a metric, a member key, a dead letter, the
 //! bridge, the cache on disk, or what a command prints (G15); an emitted record has one only where the handler's own config
 //! puts an allowed one; what is not listed is not looked up.
@@ -38,14 +39,17 @@ const LISTED: &str = "listed-Hunter2\"\\ä-7f3a";
 const IN_FILE: &str = "filed-Hunter3-9c41\nsecond-line-of-it-55e0";
 const UNLISTED: &str = "unlisted-Hunter4-1b77";
 const FOR_KAFKA: &str = "kafka-Hunter5-d00d";
-const VARIABLES: [(&str, &str); 3] = [
+const TOPIC: &str = "topic-Hunter6-77aa";
+const VARIABLES: [(&str, &str); 4] = [
     ("SECRETS_LISTED", LISTED),
+    ("SECRETS_TOPIC", TOPIC),
     ("SECRETS_UNLISTED", UNLISTED),
     ("SECRETS_KAFKA", FOR_KAFKA),
 ];
 
 /// What of a secret no output may hold: parts of it that no escaping changes.
-const MARKS: [&str; 5] = [
+const MARKS: [&str; 6] = [
+    "topic-Hunter6",
     "listed-Hunter2",
     "filed-Hunter3-9c41",
     "second-line-of-it-55e0",
@@ -118,7 +122,7 @@ impl Scene {
                 "kafka:\n  bootstrap_servers: \"{}\"\n  group_id: {group}\n  \
                  client: {{ ssl.key.password: \"${{env:SECRETS_KAFKA}}\" }}\n\
                  handlers:\n  etcd: {{ endpoints: [\"{}\"] }}\n  member_id: one\n  \
-                 references: {{ env: [SECRETS_LISTED], folder: secrets.d }}\n\
+                 references: {{ env: [SECRETS_LISTED, SECRETS_TOPIC], folder: secrets.d }}\n\
                  plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n",
                 kafka.bootstrap(),
                 etcd.endpoint()
@@ -160,6 +164,8 @@ impl Scene {
                 json!([{ "when": { "key": true, "exists": true }, "do": deed, "class": class }]);
             self.spec(name, "misbehave", &json!({ "rules": rules, "says": says }));
         }
+        let hidden = json!({ "rules": [], "emit_to": "${env:SECRETS_TOPIC}" });
+        self.spec("hidden", "misbehave", &hidden);
         let headers = json!({ "token": "${env:SECRETS_LISTED}" });
         let relay = json!({ "topic": self.copies, "set_headers": headers });
         self.spec("copies", "relay", &relay);
@@ -198,14 +204,14 @@ impl Scene {
 }
 
 /// Every GET that the service's own document names, with its placeholders filled.
-fn answers(service: &Service, scene: &Scene, outputs: &mut Outputs) {
+fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs) {
     let document = service
         .api("openapi.json")
         .unwrap_or_else(|error| panic!("{error}"));
     let paths = document["paths"].as_object().expect("paths");
     assert!(paths.len() > 8, "{paths:?}");
     for path in paths.keys() {
-        for name in ["errs", "panics", "copies", "shows", "steals-env"] {
+        for name in ["errs", "panics", "copies", "hidden", "shows", "steals-env"] {
             let filled = path
                 .replace("{name}", name)
                 .replace("{topic}", &scene.source)
@@ -214,9 +220,42 @@ fn answers(service: &Service, scene: &Scene, outputs: &mut Outputs) {
             let (status, body) = service
                 .get(&filled)
                 .unwrap_or_else(|error| panic!("{error}"));
-            outputs.add(format!("GET {filled}"), format!("{status} {body}"));
+            outputs.add(
+                format!("GET {filled} ({stage})"),
+                format!("{status} {body}"),
+            );
         }
     }
+}
+
+/// What a handler emits to a topic whose name is a secret: that it is missing at first, and then how much.
+fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
+    let missing = "cannot emit to topic ***";
+    wait_for("a refusal of what is emitted", SOON, || {
+        match service.api("status") {
+            Ok(status) if status.to_string().contains(missing) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    answers("while a topic is missing", service, scene, outputs);
+    let explain = format!("{}/0/0", scene.source);
+    let arguments = [
+        "explain",
+        &explain,
+        "--admin",
+        service.admin(),
+        "--output",
+        "table",
+    ];
+    let said = outputs.run(&scene.workdir, &arguments);
+    assert!(said.contains("*** refuses it since"), "{said}");
+    scene.client.create_topic(TOPIC, 1);
+    let counted = "handler=\"hidden\",topic=\"***\"";
+    wait_for("what is emitted to it", SOON, || {
+        let (_, metrics) = service.get("/metrics")?;
+        let line = metrics.lines().find(|line| line.contains(counted));
+        line.map(drop).ok_or(metrics.clone())
+    });
 }
 
 /// Dead letters of every handler, and copies: whole records. The header that an allowed reference sets is looked at apart.
@@ -332,7 +371,10 @@ fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
         }
     });
     records(scene, outputs);
-    answers(&service, scene, outputs);
+    if format == "json" {
+        hidden_topic(scene, &service, outputs);
+    }
+    answers(format, &service, scene, outputs);
     let admin = service.admin().to_owned();
     for output in ["table", "json"] {
         for command in [

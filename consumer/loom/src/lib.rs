@@ -9,8 +9,8 @@
 /// What the included files use of `crate::sync`, from loom.
 #[cfg(loom)]
 mod sync {
-    pub use loom::sync::Mutex;
     pub use loom::sync::atomic::AtomicU32;
+    pub use loom::sync::{Mutex, MutexGuard};
 }
 
 /// As in the service.

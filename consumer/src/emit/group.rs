@@ -8,38 +8,88 @@ use sluicegate_runtime::Emit;
 
 use super::failure::EmitFailure;
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
-use crate::sync::{AtomicU32, Mutex};
+use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Topics that are counted one by one for a handler; a handler can make up as many as it likes.
 const MAX_TOPICS: usize = 256;
 /// What further topics are counted as.
 const OTHER_TOPICS: &str = "(other)";
 
+/// How the name of a topic is shown: a handler's config may have it from a reference.
+pub type ShownTopic = dyn Fn(&str) -> String + Send + Sync;
+
 /// Acknowledged records of one handler by topic. Its lock is taken by the producer's thread and by who asks.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct EmitCounts {
-    by_topic: Mutex<BTreeMap<String, u64>>,
+    emitted: Mutex<Emitted>,
+}
+
+#[derive(Default)]
+struct Emitted {
+    /// By the name that the handler gave, with the one that is shown.
+    by_topic: BTreeMap<String, (Arc<str>, u64)>,
+    shown: Option<Arc<ShownTopic>>,
+}
+
+impl Emitted {
+    fn shown(&self, topic: &str) -> Arc<str> {
+        match (&self.shown, self.by_topic.get(topic)) {
+            (None, _) => topic.into(),
+            (Some(_), Some((known, _))) => Arc::clone(known),
+            (Some(shown), None) => shown(topic).into(),
+        }
+    }
+}
+
+impl std::fmt::Debug for EmitCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("EmitCounts").field(&self.counts()).finish()
+    }
 }
 
 impl EmitCounts {
+    fn lock(&self) -> MutexGuard<'_, Emitted> {
+        self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of topics are shown so from now on, those of before too.
+    pub fn show_by(&self, shown: Arc<ShownTopic>) {
+        let mut emitted = self.lock();
+        for (topic, (name, _)) in &mut emitted.by_topic {
+            *name = shown(topic).into();
+        }
+        emitted.shown = Some(shown);
+    }
+
+    /// The name of a topic as it is shown.
+    fn shown(&self, topic: &str) -> Arc<str> {
+        self.lock().shown(topic)
+    }
+
     fn add(&self, topic: &str) {
-        let mut by_topic = self.by_topic.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_topic.get_mut(topic) {
+        let mut emitted = self.lock();
+        if let Some((_, count)) = emitted.by_topic.get_mut(topic) {
             *count += 1;
             return;
         }
-        let name = if by_topic.len() < MAX_TOPICS {
-            topic
-        } else {
-            OTHER_TOPICS
+        let (topic, name) = match emitted.by_topic.len() < MAX_TOPICS {
+            true => (topic, emitted.shown(topic)),
+            false => (OTHER_TOPICS, OTHER_TOPICS.into()),
         };
-        *by_topic.entry(name.to_owned()).or_default() += 1;
+        let (_, count) = emitted
+            .by_topic
+            .entry(topic.to_owned())
+            .or_insert((name, 0));
+        *count += 1;
     }
 
-    /// The counts so far.
+    /// The counts so far, by the names that are shown.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let by_topic = self.by_topic.lock().unwrap_or_else(PoisonError::into_inner);
-        by_topic.clone()
+        let mut counts = BTreeMap::new();
+        for (name, count) in self.lock().by_topic.values() {
+            *counts.entry(name.to_string()).or_default() += count;
+        }
+        counts
     }
 }
 
@@ -125,7 +175,11 @@ impl EmitGroup {
         debug_assert_eq!(before, 0, "the round before is not over");
     }
 
-    fn refuse(&self, index: u32, failure: EmitFailure) {
+    fn refuse(&self, index: u32, mut failure: EmitFailure) {
+        // Here and not where it is shown: it goes to the log, reports, `explain` and headers of dead letters.
+        if let Some(counts) = &self.counts {
+            failure.topic = counts.shown(&failure.topic);
+        }
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused = Some(match refused.take() {
             None => (index, failure),
@@ -217,5 +271,53 @@ mod tests {
         let counts = counts.counts();
         assert_eq!(counts.len(), MAX_TOPICS + 1);
         assert_eq!((counts["t0"], counts[OTHER_TOPICS]), (2, 2));
+    }
+
+    #[test]
+    fn a_topic_that_is_a_secret_is_shown_in_no_count_and_no_failure() {
+        let counts = Arc::new(EmitCounts::default());
+        counts.add("later-secret");
+        let hides = |topic: &str| topic.replace("secret", "***");
+        counts.show_by(Arc::new(hides));
+        for topic in ["secret", "secret", "***", "plain"] {
+            counts.add(topic);
+        }
+        let shown: Vec<(String, u64)> = counts.counts().into_iter().collect();
+        let expected = [("***", 3), ("later-***", 1), ("plain", 1)];
+        assert_eq!(
+            shown,
+            expected.map(|(topic, count)| (topic.to_owned(), count))
+        );
+        let inbox = Arc::new(Inbox::new());
+        let key = EntryKey {
+            index: 0,
+            serial: 1,
+        };
+        let group = EmitGroup::new(
+            Arc::clone(&inbox),
+            HandlerIx(1),
+            key,
+            Vec::new(),
+            Some(counts),
+        );
+        let ticket = group.ticket(0);
+        ticket.failed(EmitFailure::no_room("my-secret"));
+        group.arm();
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        let [
+            PumpMessage::Produced {
+                refused: Some(refused),
+                ..
+            },
+        ] = &messages[..]
+        else {
+            panic!("one refusal is told");
+        };
+        let told = format!("{:?} {}", refused.failure, refused.failure);
+        assert!(
+            told.contains("my-***") && !told.contains("secret"),
+            "{told}"
+        );
     }
 }

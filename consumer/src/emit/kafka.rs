@@ -9,6 +9,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
+use sluicegate_config::secret::{Redaction, Redactor};
 
 use super::refusal::{self, Refused};
 use super::slot::Slot;
@@ -20,6 +21,8 @@ use crate::source::raw::produce;
 pub struct KafkaEmitter {
     batched: Arc<Slot>,
     alone: Arc<Slot>,
+    /// What no word of librdkafka may show: it names topics in some.
+    secrets: Arc<Redaction>,
 }
 
 impl KafkaEmitter {
@@ -28,11 +31,14 @@ impl KafkaEmitter {
     /// # Errors
     /// When librdkafka refuses the config, with its words.
     pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
-        let batched = Slot::new(settings.producer(), Way::Batched);
+        let secrets = Arc::new(Redaction::default());
+        let slot = |config, way| Slot::new(config, way, Arc::clone(&secrets));
+        let batched = slot(settings.producer(), Way::Batched);
         batched.prepare()?;
         Ok(Self {
             batched,
-            alone: Slot::new(settings.lone_producer(), Way::Alone),
+            alone: slot(settings.lone_producer(), Way::Alone),
+            secrets,
         })
     }
 
@@ -68,6 +74,7 @@ impl Emitter for KafkaEmitter {
         let fatal = client.client().fatal_error();
         ticket.failed(match fatal {
             Some((_, reason)) => {
+                let reason = self.secrets.redact(&reason);
                 let failure = refusal::no_producer(record.topic, &reason);
                 slot.retire(client, &reason);
                 failure
@@ -82,6 +89,10 @@ impl Emitter for KafkaEmitter {
             }
         });
         Sent::Refused
+    }
+
+    fn hide(&self, secrets: &Redactor) {
+        self.secrets.add(secrets);
     }
 }
 

@@ -11,6 +11,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientContext, Message};
+use sluicegate_config::secret::Redaction;
 
 use super::refusal::{self, Limits, Refused};
 use super::{Ticket, Way};
@@ -36,6 +37,7 @@ pub(super) struct Slot {
     client: ArcSwapOption<Client>,
     state: Mutex<State>,
     errors: Arc<ErrorLog>,
+    secrets: Arc<Redaction>,
 }
 
 #[derive(Default)]
@@ -50,8 +52,8 @@ struct State {
 }
 
 impl Slot {
-    /// An empty slot.
-    pub(super) fn new(config: ClientConfig, way: Way) -> Arc<Self> {
+    /// An empty slot whose producer's words show none of `secrets`.
+    pub(super) fn new(config: ClientConfig, way: Way, secrets: Arc<Redaction>) -> Arc<Self> {
         let number = |key: &str| config.get(key).and_then(|text| text.parse::<u64>().ok());
         let limits = Limits {
             record: number("message.max.bytes").unwrap_or(1_000_000),
@@ -64,6 +66,7 @@ impl Slot {
             client: ArcSwapOption::empty(),
             state: Mutex::default(),
             errors: Arc::default(),
+            secrets,
         })
     }
 
@@ -104,6 +107,7 @@ impl Slot {
         let answers = Answers {
             way: self.way,
             errors: Arc::clone(&self.errors),
+            secrets: Arc::clone(&self.secrets),
             fatal: OnceLock::new(),
         };
         let client = Arc::new(Client::from_config_and_context(&self.config, answers)?);
@@ -195,20 +199,22 @@ fn pause_after(broken: u32) -> Duration {
 pub(super) struct Answers {
     way: Way,
     errors: Arc<ErrorLog>,
+    secrets: Arc<Redaction>,
     fatal: OnceLock<String>,
 }
 
 impl ClientContext for Answers {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
+        log(level, facility, &self.secrets.redact(text));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
+        let reason = self.secrets.redact(reason);
         if code == Some(RDKafkaErrorCode::Fatal) {
-            let _ = self.fatal.set(reason.to_owned());
+            let _ = self.fatal.set(reason.clone().into_owned());
         }
-        self.errors.tell(code, &error, reason);
+        self.errors.tell(code, &error, &reason);
     }
 }
 

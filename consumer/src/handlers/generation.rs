@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use sluicegate_config::HandlerSpec;
+use sluicegate_config::secret::{Redaction, Redactor};
 use sluicegate_runtime::{HandlerInfo, LoadedPlugin};
 
 use super::pool::{HandlerPool, ReleaseWatch, relock};
@@ -121,6 +122,22 @@ pub struct Tally {
     pub stats: Arc<HandlerStats>,
     /// Its own metrics.
     pub metrics: Arc<UserMetrics>,
+    /// The secrets of every config that its instances have or had.
+    pub redaction: Arc<Redaction>,
+}
+
+impl Tally {
+    /// Shows these secrets nowhere from now on.
+    pub fn hide(&self, secrets: &Redactor) {
+        if secrets.is_empty() {
+            return;
+        }
+        self.redaction.add(secrets);
+        self.metrics.hide(secrets);
+        let redaction = Arc::clone(&self.redaction);
+        let shown = move |topic: &str| redaction.redact(topic).into_owned();
+        self.stats.emitted().show_by(Arc::new(shown));
+    }
 }
 
 /// A generation that serves or is about to.

@@ -215,7 +215,9 @@ impl Crew {
                     standing.hung += 1;
                     if standing.hung >= bound {
                         let why = format!(
-                            "too many hung calls: {bound} threads are stuck in it; fix the plugin and restart the service to get them back"
+                            "too many hung calls: {bound} threads are stuck in it, until the service ends; fix what they wait for, \
+                             then run `sluicegate handlers restart {}`",
+                            tenant.setup.name
                         );
                         state.trip(tenant, &why, notices);
                     }

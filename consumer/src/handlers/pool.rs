@@ -15,11 +15,9 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::secret::Redactor;
 use sluicegate_runtime::{HostServices, LoadedPlugin};
 
 use super::crew::Crew;
-use super::redaction::Redaction;
 use super::restart::RestartPolicy;
 use super::seats::Claim;
 use super::stats::HandlerStats;
@@ -37,8 +35,6 @@ pub struct HandlerSetup {
     pub plugin: Arc<dyn LoadedPlugin>,
     /// The config that its instances are to have.
     pub config: LiveConfig,
-    /// The secrets of that config, and of those before it.
-    pub redaction: Arc<Redaction>,
     /// `name@version`, when what it emits is to say where it comes from.
     pub provenance: Option<Arc<str>>,
     /// Longest time for one record, or for one call of a handler that takes batches.
@@ -351,11 +347,6 @@ impl HandlerPool {
                 "its worker ended during the health check".to_owned(),
             )),
         }
-    }
-
-    /// The secrets of a config that instances are about to be given: they show in nothing that is said of it.
-    pub(super) fn redact(&self, redactor: &Redactor) {
-        self.tenant.setup.redaction.add(redactor);
     }
 
     /// Lets a tripped handler run again.

@@ -14,7 +14,7 @@ use super::generation::{Code, Generation, GenerationState, Retired, Standing, Ta
 use super::outputs;
 use super::overrun::OverrunWatch;
 use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
-use super::redaction::{Redacted, Redaction};
+use super::redaction::Redacted;
 use super::registry::RegistrySettings;
 use super::restart::RestartPolicy;
 use super::services::HandlerServices;
@@ -158,7 +158,7 @@ impl Workshop {
     ) -> Result<(), ConfigNotTaken> {
         let patience = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
-        pool.redact(spec.config.redactor());
+        self.hide(job);
         let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
         taken.map_err(|not_taken| match not_taken {
             ConfigNotTaken::Busy => ConfigNotTaken::Busy,
@@ -173,20 +173,28 @@ impl Workshop {
         Ok(())
     }
 
+    /// The secrets of the config that instances are about to be given show in nothing that is said of them.
+    fn hide(&self, job: &PrepareJob) {
+        let secrets = job.spec.config.redactor();
+        job.tally.hide(secrets);
+        self.emitter.hide(secrets);
+    }
+
     fn setup(&self, job: &PrepareJob, code: &Code, standing: &Standing) -> HandlerSetup {
         let (spec, tally) = (&job.spec, &job.tally);
-        let services = HandlerServices::new(standing.handler(), Arc::clone(&tally.metrics));
-        let redaction = Arc::new(Redaction::new(spec.config.redactor().clone()));
+        self.hide(job);
+        let redaction = Arc::clone(&tally.redaction);
+        let metrics = Arc::clone(&tally.metrics);
+        let services = HandlerServices::new(standing.handler(), metrics, Arc::clone(&redaction));
         let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
             name: standing.handler(),
             exported_as: job.handler.clone(),
             plugin: Arc::new(Redacted {
                 plugin: Arc::clone(&code.plugin),
-                redaction: Arc::clone(&redaction),
+                redaction,
             }),
             config: LiveConfig::new(spec.config.expose().to_string()),
-            redaction,
             provenance: self.provenance.then(provenance),
             timeout: spec.timeout,
             restart: RestartPolicy {

@@ -1,60 +1,21 @@
 //! Keeps the secrets of a handler's config out of what its plugin says (G15): a refusal quotes the value that it refuses.
 //!
 //! ```text
-//!  plugin ─► errors, reasons, details, log lines, metric names ─► Redaction ─► logs, API, member keys, dead letters
+//!  plugin ─► errors, reasons, details ─► Redacted ────────────┐
+//!         ─► log lines, metric names ─► HandlerServices ───────┼─► Redaction ─► logs, API, metrics, member keys, dead letters
+//!         ─► topics of emitted records ─► EmitCounts, refusals ┘
 //! ```
 //!
 //! Emitted records pass as they are: what an allowed reference puts there is the handler's work.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use sluicegate_config::secret::Redactor;
+use sluicegate_config::secret::Redaction;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, HandlerInfo, HandlerInstance,
-    HostServices, LoadedPlugin, LogLevel, MetricKind, NotTaken, PluginIdentity, RawOutcome,
+    HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
 };
-
-use super::pool::relock;
-
-/// The secrets of every config that a handler's instances have or had.
-#[derive(Debug, Default)]
-pub struct Redaction {
-    redactor: Mutex<Arc<Redactor>>,
-}
-
-impl Redaction {
-    /// The secrets of a config.
-    pub fn new(redactor: Redactor) -> Self {
-        Self {
-            redactor: Mutex::new(Arc::new(redactor)),
-        }
-    }
-
-    /// Those of another config too, from now on: what has the old one goes on speaking.
-    pub fn add(&self, redactor: &Redactor) {
-        if redactor.is_empty() {
-            return;
-        }
-        let mut both = relock(&self.redactor);
-        Arc::make_mut(&mut both).merge(redactor);
-    }
-
-    fn current(&self) -> Option<Arc<Redactor>> {
-        let redactor = relock(&self.redactor);
-        (!redactor.is_empty()).then(|| Arc::clone(&redactor))
-    }
-
-    fn of(&self, text: String) -> String {
-        match self.current() {
-            None => text,
-            Some(redactor) => match redactor.redact(&text) {
-                Cow::Borrowed(_) => text,
-                Cow::Owned(redacted) => redacted,
-            },
-        }
-    }
-}
 
 /// A plugin whose words are redacted.
 pub(super) struct Redacted {
@@ -79,20 +40,17 @@ impl LoadedPlugin for Redacted {
         services: Arc<dyn HostServices>,
     ) -> Result<Box<dyn HandlerInstance>, CreateError> {
         let redaction = Arc::clone(&self.redaction);
-        let services = Arc::new(RedactedServices {
-            services,
-            redaction: Arc::clone(&redaction),
-        });
+        let redacted = |text: String| redaction.redact(&text).into_owned();
         let created = self
             .plugin
             .create(handler, instance_name, config_json, services);
         match created {
             Ok(instance) => Ok(Box::new(RedactedInstance {
                 instance,
-                redaction,
+                redaction: Arc::clone(&redaction),
             })),
-            Err(CreateError::Config(text)) => Err(CreateError::Config(redaction.of(text))),
-            Err(CreateError::Failed(text)) => Err(CreateError::Failed(redaction.of(text))),
+            Err(CreateError::Config(text)) => Err(CreateError::Config(redacted(text))),
+            Err(CreateError::Failed(text)) => Err(CreateError::Failed(redacted(text))),
             Err(unknown @ CreateError::Unknown { .. }) => Err(unknown),
         }
     }
@@ -134,14 +92,14 @@ impl HandlerInstance for RedactedInstance {
 
     fn health(&mut self) -> Result<(), String> {
         let health = self.instance.health();
-        health.map_err(|why| self.redaction.of(why))
+        health.map_err(|why| self.redacted(why))
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
         let taken = self.instance.reconfigure(config_json);
         taken.map_err(|refused| match refused {
-            NotTaken::Refused(why) => NotTaken::Refused(self.redaction.of(why)),
-            NotTaken::Spent(why) => NotTaken::Spent(self.redaction.of(why)),
+            NotTaken::Refused(why) => NotTaken::Refused(self.redacted(why)),
+            NotTaken::Spent(why) => NotTaken::Spent(self.redacted(why)),
         })
     }
 
@@ -158,35 +116,23 @@ impl HandlerInstance for RedactedInstance {
     }
 }
 
-struct RedactedServices {
-    services: Arc<dyn HostServices>,
-    redaction: Arc<Redaction>,
-}
-
-impl HostServices for RedactedServices {
-    fn log(&self, level: LogLevel, message: &str) {
-        match self.redaction.current() {
-            None => self.services.log(level, message),
-            Some(redactor) => self.services.log(level, &redactor.redact(message)),
-        }
-    }
-
-    fn metric(&self, kind: MetricKind, name: &str, value: f64) {
-        match self.redaction.current() {
-            None => self.services.metric(kind, name, value),
-            // A masked name is no name, and is refused as such.
-            Some(redactor) => self.services.metric(kind, &redactor.redact(name), value),
-        }
+impl RedactedInstance {
+    fn redacted(&self, text: String) -> String {
+        self.redaction.redact(&text).into_owned()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use sluicegate_runtime::{RawRecord, outcome_code};
+    use sluicegate_config::secret::Redactor;
+    use sluicegate_runtime::{LogLevel, MetricKind, RawRecord, outcome_code};
 
     use super::*;
+    use crate::handlers::services::{HandlerServices, UserMetrics};
+    use crate::logging::capture::captured;
 
     const SECRET: &str = "hunter2-very-secret";
+    const NEWER: &str = "second-secret-9";
 
     /// Says its config wherever a plugin can say something.
     struct Blabbing;
@@ -259,28 +205,29 @@ mod tests {
         fn drain(&mut self, _deadline_ms: u64) {}
     }
 
-    #[derive(Default)]
-    struct Heard(Mutex<Vec<String>>);
-
-    impl HostServices for Heard {
-        fn log(&self, _level: LogLevel, message: &str) {
-            relock(&self.0).push(message.to_owned());
-        }
-
-        fn metric(&self, _kind: MetricKind, name: &str, _value: f64) {
-            relock(&self.0).push(name.to_owned());
+    #[test]
+    fn nothing_that_a_plugin_says_shows_a_secret_of_its_config() {
+        let mut said = Vec::new();
+        let log = captured(|| said = say_everything());
+        said.extend(log.lines().map(str::to_owned));
+        assert!(said.len() > 12, "{said:?}");
+        for text in said {
+            let hidden = !text.contains(SECRET) && !text.contains(NEWER);
+            assert!(hidden && text.contains("***"), "{text}");
         }
     }
 
-    #[test]
-    fn nothing_that_a_plugin_says_shows_a_secret_of_its_config() {
+    fn say_everything() -> Vec<String> {
         let redaction = Arc::new(Redaction::new(Redactor::new(&[SECRET])));
         let plugin = Redacted {
             plugin: Arc::new(Blabbing),
             redaction: Arc::clone(&redaction),
         };
-        let heard = Arc::new(Heard::default());
-        let create = |name: &str| plugin.create(name, "a", SECRET, Arc::clone(&heard) as _);
+        let metrics = Arc::new(UserMetrics::default());
+        let services =
+            HandlerServices::new("a".into(), Arc::clone(&metrics), Arc::clone(&redaction));
+        let services: Arc<dyn HostServices> = Arc::new(services);
+        let create = |name: &str| plugin.create(name, "a", SECRET, Arc::clone(&services));
         let mut said: Vec<String> = ["refuses", "fails"]
             .map(|name| create(name).err().expect("it refuses").to_string())
             .to_vec();
@@ -303,19 +250,14 @@ mod tests {
         };
         said.extend(ask(&mut instance));
         // A config that comes later brings a secret of its own, and the old one is still told.
-        let newer = "second-secret-9";
-        redaction.add(&Redactor::new(&[newer]));
-        for config in [newer.to_owned(), format!("spend {newer} {SECRET}")] {
+        redaction.add(&Redactor::new(&[NEWER]));
+        for config in [NEWER.to_owned(), format!("spend {NEWER} {SECRET}")] {
             let refused = instance.reconfigure(&config).expect_err("it refuses");
             said.push(refused.to_string());
             said.extend(ask(&mut instance));
         }
         said.append(&mut output.details);
-        said.append(&mut relock(&heard.0));
-        assert!(said.len() > 12, "{said:?}");
-        for text in said {
-            let hidden = !text.contains(SECRET) && !text.contains(newer);
-            assert!(hidden && text.contains("***"), "{text}");
-        }
+        assert!(metrics.snapshot().is_empty());
+        said
     }
 }

@@ -1,9 +1,11 @@
 //! What the service does for a handler: its log lines, with a bound on their rate, and metrics of its own.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use sluicegate_config::secret::{Redaction, Redactor};
 use sluicegate_runtime::{HostServices, LogLevel, MetricKind};
 
 use super::pool::relock;
@@ -27,24 +29,29 @@ pub struct HandlerServices {
     handler: Arc<str>,
     lines: Mutex<LineBudget>,
     metrics: Arc<UserMetrics>,
+    redaction: Arc<Redaction>,
 }
 
 impl HandlerServices {
-    /// Services under the handler's name; its metrics go to `metrics`.
-    pub fn new(handler: Arc<str>, metrics: Arc<UserMetrics>) -> Self {
+    /// Services under the handler's name; its metrics go to `metrics`, and what it says shows none of the secrets.
+    pub fn new(handler: Arc<str>, metrics: Arc<UserMetrics>, redaction: Arc<Redaction>) -> Self {
         Self {
             handler,
             lines: Mutex::new(LineBudget::new(Instant::now())),
             metrics,
+            redaction,
         }
     }
 }
 
 impl HostServices for HandlerServices {
     fn log(&self, level: LogLevel, message: &str) {
-        let held_back = match relock(&self.lines).take(Instant::now()) {
-            Line::Write { held_back } => held_back,
-            Line::Hold => return,
+        if !is_written(level) {
+            return;
+        }
+        let line = relock(&self.lines).take(Instant::now());
+        let Some((held_back, message)) = admit(line, || self.redaction.redact(message)) else {
+            return;
         };
         let handler = &*self.handler;
         if held_back > 0 {
@@ -64,12 +71,32 @@ impl HostServices for HandlerServices {
     }
 
     fn metric(&self, kind: MetricKind, name: &str, value: f64) {
-        if let Err(why) = self.metrics.record(kind, name, value) {
+        if let Err(why) = self.metrics.record(kind, name, value, &self.redaction) {
             self.log(
                 LogLevel::Warn,
                 &format!("metric `{name}` is not recorded: {why}"),
             );
         }
+    }
+}
+
+/// Whether the log has lines of this level at all.
+fn is_written(level: LogLevel) -> bool {
+    match level {
+        LogLevel::Error => tracing::enabled!(tracing::Level::ERROR),
+        LogLevel::Warn => tracing::enabled!(tracing::Level::WARN),
+        LogLevel::Info => tracing::enabled!(tracing::Level::INFO),
+        LogLevel::Debug => tracing::enabled!(tracing::Level::DEBUG),
+        LogLevel::Trace => tracing::enabled!(tracing::Level::TRACE),
+    }
+}
+
+/// The text of a line that may be written, and how many were not before it. A line that is held back is not looked at: a
+/// flood costs no search for secrets.
+fn admit<'m>(line: Line, redact: impl FnOnce() -> Cow<'m, str>) -> Option<(u64, Cow<'m, str>)> {
+    match line {
+        Line::Write { held_back } => Some((held_back, redact())),
+        Line::Hold => None,
     }
 }
 
@@ -115,7 +142,8 @@ impl LineBudget {
 /// The metrics of one handler and version, by name.
 #[derive(Debug, Default)]
 pub struct UserMetrics {
-    by_name: Mutex<BTreeMap<String, UserMetricKind>>,
+    /// `None` for a name that shows a secret, which is so looked for once a name.
+    by_name: Mutex<BTreeMap<String, Option<UserMetricKind>>>,
 }
 
 impl UserMetrics {
@@ -123,7 +151,13 @@ impl UserMetrics {
     ///
     /// # Errors
     /// A sentence when the name or the value is not acceptable, or the handler has too many names.
-    pub fn record(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), String> {
+    pub fn record(
+        &self,
+        kind: MetricKind,
+        name: &str,
+        value: f64,
+        redaction: &Redaction,
+    ) -> Result<(), String> {
         if !value.is_finite() {
             return Err(format!("{value} is not a finite number"));
         }
@@ -133,10 +167,12 @@ impl UserMetrics {
             if by_name.len() >= MOST_METRICS {
                 return Err(format!("a handler may have {MOST_METRICS} metrics at most"));
             }
-            by_name.insert(name.to_owned(), new_metric(kind));
+            let secrets = redaction.current();
+            let shows = secrets.is_some_and(|secrets| secrets.shows_in_name(name));
+            by_name.insert(name.to_owned(), (!shows).then(|| new_metric(kind)));
         }
-        let Some(metric) = by_name.get_mut(name) else {
-            return Ok(());
+        let Some(metric) = by_name.get_mut(name).and_then(Option::as_mut) else {
+            return Err("its name shows what the config refers to".to_owned());
         };
         match (kind, metric) {
             (MetricKind::Counter, UserMetricKind::Counter { .. }) if value < 0.0 => {
@@ -169,13 +205,25 @@ impl UserMetrics {
         }
     }
 
+    /// Shows none from now on whose name shows one of these secrets.
+    pub fn hide(&self, secrets: &Redactor) {
+        let mut by_name = relock(&self.by_name);
+        for (name, metric) in &mut *by_name {
+            if metric.is_some() && secrets.shows_in_name(name) {
+                *metric = None;
+            }
+        }
+    }
+
     /// All of them now.
     pub fn snapshot(&self) -> Vec<UserMetric> {
-        let metric = |(name, kind): (&String, &UserMetricKind)| UserMetric {
-            name: name.clone(),
-            kind: kind.clone(),
+        let metric = |(name, kind): (&String, &Option<UserMetricKind>)| {
+            kind.as_ref().map(|kind| UserMetric {
+                name: name.clone(),
+                kind: kind.clone(),
+            })
         };
-        relock(&self.by_name).iter().map(metric).collect()
+        relock(&self.by_name).iter().filter_map(metric).collect()
     }
 }
 
@@ -206,23 +254,25 @@ fn new_metric(kind: MetricKind) -> UserMetricKind {
 mod tests {
     use super::*;
 
+    impl UserMetrics {
+        fn note(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), String> {
+            self.record(kind, name, value, &Redaction::default())
+        }
+    }
+
     #[test]
     fn metrics_add_set_and_observe_and_keep_their_kind() {
         let metrics = UserMetrics::default();
         for value in [1.0, 2.0] {
-            metrics.record(MetricKind::Counter, "seen", value).unwrap();
-            metrics.record(MetricKind::Gauge, "level", value).unwrap();
+            metrics.note(MetricKind::Counter, "seen", value).unwrap();
+            metrics.note(MetricKind::Gauge, "level", value).unwrap();
             metrics
-                .record(MetricKind::Histogram, "took", value * 6e3)
+                .note(MetricKind::Histogram, "took", value * 6e3)
                 .unwrap();
         }
-        assert!(metrics.record(MetricKind::Gauge, "seen", 1.0).is_err());
-        assert!(metrics.record(MetricKind::Counter, "seen", -1.0).is_err());
-        assert!(
-            metrics
-                .record(MetricKind::Gauge, "level", f64::NAN)
-                .is_err()
-        );
+        assert!(metrics.note(MetricKind::Gauge, "seen", 1.0).is_err());
+        assert!(metrics.note(MetricKind::Counter, "seen", -1.0).is_err());
+        assert!(metrics.note(MetricKind::Gauge, "level", f64::NAN).is_err());
         let all = metrics.snapshot();
         assert_eq!(all[0].kind, UserMetricKind::Gauge { value: 2.0 });
         assert_eq!(all[1].kind, UserMetricKind::Counter { value: 3.0 });
@@ -242,21 +292,17 @@ mod tests {
         let metrics = UserMetrics::default();
         for bad in ["", "1st", "with space", "a-b", &"x".repeat(129)] {
             assert!(
-                metrics.record(MetricKind::Counter, bad, 1.0).is_err(),
+                metrics.note(MetricKind::Counter, bad, 1.0).is_err(),
                 "{bad}"
             );
         }
         for n in 0..MOST_METRICS {
             metrics
-                .record(MetricKind::Counter, &format!("m{n}"), 1.0)
+                .note(MetricKind::Counter, &format!("m{n}"), 1.0)
                 .unwrap();
         }
-        assert!(
-            metrics
-                .record(MetricKind::Counter, "one_more", 1.0)
-                .is_err()
-        );
-        assert!(metrics.record(MetricKind::Counter, "m0", 1.0).is_ok());
+        assert!(metrics.note(MetricKind::Counter, "one_more", 1.0).is_err());
+        assert!(metrics.note(MetricKind::Counter, "m0", 1.0).is_ok());
     }
 
     #[test]
@@ -269,5 +315,39 @@ mod tests {
             panic!("a second earns lines");
         };
         assert_eq!(held_back, 500);
+    }
+
+    #[test]
+    fn a_line_that_is_held_back_costs_no_search_for_secrets() {
+        let start = Instant::now();
+        let mut budget = LineBudget::new(start);
+        let mut searched = 0;
+        for _ in 0..10_000 {
+            admit(budget.take(start), || {
+                searched += 1;
+                Cow::Borrowed("text")
+            });
+        }
+        assert_eq!(searched, LINES_SAVED);
+    }
+
+    #[test]
+    fn a_metric_is_not_shown_under_a_name_that_shows_a_secret() {
+        let metrics = UserMetrics::default();
+        let redaction = Redaction::new(Redactor::new(&["hunter2_pass", "en", "prod"]));
+        let record = |name: &str| metrics.record(MetricKind::Counter, name, 1.0, &redaction);
+        for name in ["seen", "en", "produced", "later_secret_9"] {
+            record(name).unwrap_or_else(|why| panic!("{name}: {why}"));
+        }
+        for _ in 0..2 {
+            assert!(record("for_hunter2_pass").is_err());
+        }
+        let more = Redactor::new(&["later_secret"]);
+        redaction.add(&more);
+        metrics.hide(&more);
+        assert!(record("later_secret_9").is_err());
+        let shown = metrics.snapshot();
+        let shown: Vec<&str> = shown.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(shown, ["en", "produced", "seen"]);
     }
 }

@@ -46,15 +46,13 @@ impl Rig {
     }
 
     pub(super) fn crew_with(&self, workers: u32, create_timeout: Duration) -> Arc<Crew> {
-        let settings = CrewSettings {
-            name: "test".to_owned(),
-            generation: 1,
-            workers,
-            create_timeout,
-            drain_timeout: Duration::from_secs(20),
-            health_every: Duration::from_millis(50),
-        };
-        Crew::new(settings, &self.watch)
+        Crew::new(settings(workers, create_timeout), &self.watch)
+    }
+
+    /// A crew that nobody looks at but the test.
+    pub(super) fn unwatched(&self, workers: u32) -> Arc<Crew> {
+        let ended = OverrunWatch::start().unwrap();
+        Crew::new(settings(workers, Duration::from_secs(20)), &ended)
     }
 
     pub(super) fn setup(&self, name: &str) -> HandlerSetup {
@@ -63,7 +61,6 @@ impl Rig {
             exported_as: "scripted".to_owned(),
             plugin: ScriptedPlugin::new(&self.script),
             config: LiveConfig::new("{}"),
-            redaction: Arc::default(),
             provenance: None,
             timeout: Duration::from_secs(20),
             restart: RestartPolicy::default(),
@@ -75,6 +72,17 @@ impl Rig {
 
     pub(super) fn pool(&self, workers: u32) -> Arc<HandlerPool> {
         self.crew(workers).found(self.setup("one"))
+    }
+}
+
+fn settings(workers: u32, create_timeout: Duration) -> CrewSettings {
+    CrewSettings {
+        name: "test".to_owned(),
+        generation: 1,
+        workers,
+        create_timeout,
+        drain_timeout: Duration::from_secs(20),
+        health_every: Duration::from_millis(50),
     }
 }
 
