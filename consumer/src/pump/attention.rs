@@ -92,6 +92,12 @@ impl Pump {
         }
     }
 
+    /// The end of a partition that is not fetched from now on: the next question is some time away.
+    pub(super) fn note_end_of_unfetched(&mut self, slot: Slot, end: i64) {
+        let now_ms = self.now_ms();
+        self.attention.paused.insert(slot, (now_ms, Some(end)));
+    }
+
     /// The end of a partition that is not fetched, when it was asked for last.
     pub(super) fn asked_end(&self, slot: Slot) -> Option<i64> {
         self.attention.paused.get(&slot)?.1

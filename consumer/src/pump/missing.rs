@@ -19,8 +19,6 @@ use crate::source::{
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest such pause.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// How often the bounds of a stopped partition are asked for, so that its lag stays true.
-const STOPPED_REFRESH: Duration = Duration::from_mins(1);
 /// A fault that is not repeated for so long is over.
 const QUIET: Duration = Duration::from_mins(1);
 /// A fetch that is refused is repeated within this: none is refused any more when the last one was not for so long.
@@ -93,8 +91,6 @@ enum Stage {
     Settling,
     /// It is read again, with so much delivered before.
     Reading { delivered: u64 },
-    /// It is stopped.
-    Stopped,
 }
 
 /// A partition with a lost offset.
@@ -107,8 +103,6 @@ pub(super) struct Missing {
     due: Instant,
     pause: Duration,
     asked: bool,
-    /// One past the last offset of its log, when that was asked last.
-    end: Option<i64>,
 }
 
 impl Missing {
@@ -161,9 +155,11 @@ impl Pump {
             truncated,
             reason,
         };
-        let cause = format!("offset {} cannot be read: {}", lost.asked, lost.reason);
-        let remedy = "whether the log has it is being asked";
-        self.flow.unreadable(slot, &cause, remedy);
+        if !self.is_damaged(slot) {
+            let cause = format!("offset {} cannot be read: {}", lost.asked, lost.reason);
+            let remedy = "whether the log has it is being asked";
+            self.flow.unreadable(slot, &cause, remedy);
+        }
         let now = Instant::now();
         let known = self.missing.iter_mut().find(|known| known.slot == slot);
         let Some(known) = known else {
@@ -175,7 +171,6 @@ impl Pump {
                 due: now,
                 pause: FIRST_RETRY,
                 asked: false,
-                end: None,
             });
             return;
         };
@@ -200,19 +195,13 @@ impl Pump {
         let now = Instant::now();
         let flow = &self.flow;
         self.missing.retain(|missing| {
-            let ours = flow.slot(&missing.at) == Some(missing.slot);
-            match missing.stage {
-                Stage::Stopped => ours,
-                Stage::Reading { .. } => {
-                    now < missing.due && flow.is_read(&missing.at, missing.slot)
-                }
-                _ => flow.is_read(&missing.at, missing.slot),
-            }
+            let over = matches!(missing.stage, Stage::Reading { .. }) && now >= missing.due;
+            !over && flow.is_read(&missing.at, missing.slot)
         });
         let mut asked = Vec::new();
         for missing in &mut self.missing {
             let ready = match missing.stage {
-                Stage::Asking | Stage::Stopped => true,
+                Stage::Asking => true,
                 Stage::Settling => flow.is_unused(missing.slot),
                 Stage::Reading { .. } => false,
             };
@@ -243,7 +232,8 @@ impl Pump {
             Ok(log) => log,
             Err(reason) => {
                 missing.again_later();
-                if matches!(missing.stage, Stage::Asking) {
+                if matches!(missing.stage, Stage::Asking) && !self.is_damaged(slot) {
+                    let missing = &self.missing[index];
                     let cause = format!(
                         "offset {asked} cannot be read ({}), and whether the log has it is not to be had: {reason}",
                         missing.lost.reason
@@ -253,19 +243,15 @@ impl Pump {
                 return;
             }
         };
-        missing.end = Some(log.end);
         match missing.lost.judge(&log) {
-            _ if matches!(missing.stage, Stage::Stopped) => {
-                missing.due = Instant::now() + STOPPED_REFRESH;
-            }
             Verdict::Within => self.read_again(index),
             Verdict::Missing(words) => match self.settings.missing_offset {
                 None => {
-                    missing.stage = Stage::Stopped;
-                    missing.due = Instant::now() + STOPPED_REFRESH;
+                    self.missing.swap_remove(index);
                     let remedy = "commit another offset for the group while it is stopped, or set \
                                   processing.missing_offset, and restart the service";
                     self.flow.stop_partition(slot, &words, remedy);
+                    self.note_end_of_unfetched(slot, log.end);
                 }
                 Some(policy) => self.restart_elsewhere(index, words, &log, policy),
             },
@@ -294,8 +280,10 @@ impl Pump {
                     delivered: self.flow.assignment(slot).delivered,
                 };
                 missing.due = Instant::now() + QUIET;
-                self.cannot_read(slot, &cause, "it is read again from there");
-                self.watch(slot, PartitionFault::Passing);
+                if !self.is_damaged(slot) {
+                    self.cannot_read(slot, &cause, "it is read again from there");
+                    self.watch(slot, PartitionFault::Passing);
+                }
             }
             Err(error) => {
                 missing.again_later();
@@ -339,9 +327,10 @@ impl Pump {
         if let Err(error) = self.source.start(std::slice::from_ref(&start)) {
             if let SourceError::Terminal(reason) = &error {
                 let cause = format!("{words}; continuing at offset {to} was refused: {reason}");
-                missing.stage = Stage::Stopped;
+                self.missing.swap_remove(index);
                 self.flow
                     .stop_partition(slot, &cause, "restart the service");
+                self.note_end_of_unfetched(slot, log.end);
                 return;
             }
             missing.again_later();
@@ -385,6 +374,13 @@ impl Pump {
         };
         self.cannot_read(slot, reason, remedy);
         self.watch(slot, fault);
+    }
+
+    /// Whether what is due is known to be damaged. Error entries of damaged data move the client's position, at the end of a log
+    /// out of it: what is then said of its offset is no cause of its own.
+    fn is_damaged(&self, slot: Slot) -> bool {
+        let mut faults = self.unreadable.iter();
+        faults.any(|fault| fault.slot == slot && fault.fault == PartitionFault::Damaged)
     }
 
     fn read_slot(&self, at: &TopicPartition) -> Option<Slot> {
@@ -457,12 +453,7 @@ impl Pump {
 
     /// The end of a partition, as far as it is known: of one that is not read, when it was asked for last.
     pub(super) fn end_offset(&self, slot: Slot) -> Option<i64> {
-        let asked = || {
-            let missing = self.missing.iter().find(|missing| missing.slot == slot);
-            missing.and_then(|missing| missing.end)
-        };
-        let told = self.source.end_offset(slot).or_else(asked);
-        told.max(self.asked_end(slot))
+        self.source.end_offset(slot).max(self.asked_end(slot))
     }
 }
 

@@ -405,6 +405,39 @@ fn damage_is_not_over_because_a_fetch_succeeds() {
 }
 
 #[test]
+fn damage_stays_the_cause_when_it_has_moved_the_client_out_of_the_log() {
+    let mut harness = Harness::with_five_in_flight(None);
+    let told = "data at offset 5 cannot be read: MessageSet at offset 5";
+    for event in [
+        SourceEvent::PartitionError {
+            at: at(),
+            reason: told.into(),
+            fault: PartitionFault::Damaged,
+        },
+        SourceEvent::OffsetMissing {
+            at: at(),
+            asked: Some(5),
+            fetched: Some(6),
+            truncated: false,
+            reason: "Broker: Offset out of range".into(),
+        },
+    ] {
+        harness.kafka.tell(event);
+        harness.turn();
+        let report = harness.report();
+        assert_eq!(report.state, PartitionState::Unreadable);
+        assert_eq!(report.reason.as_deref(), Some(told));
+    }
+    age(&mut harness, 10 * QUIET);
+    harness.turn();
+    let problem = harness.report().problem().expect("it stands");
+    assert_eq!(problem.cause, told);
+    harness.produce(1);
+    harness.turn();
+    assert_eq!(harness.report().problem(), None, "it was read");
+}
+
+#[test]
 fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.create_topic("t", 2);
