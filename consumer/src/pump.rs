@@ -19,6 +19,7 @@ mod starting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use address::{PumpAddress, PumpHandle};
@@ -33,7 +34,7 @@ use crate::flow::handler::HandlerSettings;
 use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
 use crate::routing::RoutingIndex;
-use crate::source::{Delivery, Source, SourceError, SourceEvent, StartAt};
+use crate::source::{ClientErrorKind, Delivery, Source, SourceError, SourceEvent, StartAt};
 use crate::trouble::LogLimit;
 use attention::Attention;
 use client_state::ClientState;
@@ -130,6 +131,8 @@ pub struct Pump {
     attention: Attention,
     /// The group was joined, and its first assignment taken up as far as it could be. It stays so.
     has_joined: bool,
+    /// Counts topics that were not there, for whoever looks after them.
+    missed: Arc<AtomicU64>,
     /// Lines about the partitions of a topic: each kind for itself.
     log: BTreeMap<(Arc<str>, &'static str), LogLimit>,
     revokes: Vec<Revoke>,
@@ -159,15 +162,18 @@ impl Pump {
     ) -> std::io::Result<PumpHandle> {
         let inbox = Arc::new(Inbox::new());
         let its_inbox = inbox.clone();
+        let missed = Arc::new(AtomicU64::new(0));
+        let its_missed = missed.clone();
         let thread = std::thread::Builder::new()
             .name(format!("pump-{}", settings.number))
             .spawn(move || {
-                Pump::new(settings, source, emitter, its_inbox)
-                    .map_err(|error| PumpError::Source(error.to_string()))?
-                    .run()
+                let pump = Pump::new(settings, source, emitter, its_inbox);
+                let mut pump = pump.map_err(|error| PumpError::Source(error.to_string()))?;
+                pump.missed = its_missed;
+                pump.run()
             })?;
         Ok(PumpHandle {
-            address: PumpAddress { inbox },
+            address: PumpAddress { inbox, missed },
             thread: Some(thread),
         })
     }
@@ -201,6 +207,7 @@ impl Pump {
             client,
             attention: Attention::default(),
             has_joined: false,
+            missed: Arc::default(),
             log: BTreeMap::new(),
             revokes: Vec::new(),
             last_rebalance: None,
@@ -278,6 +285,9 @@ impl Pump {
             if !full {
                 break;
             }
+        }
+        if self.flow.take_missed_target() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
         }
         self.look_for_readable();
         self.learn_positions();
@@ -360,6 +370,9 @@ impl Pump {
                 if fatal {
                     self.failed = Some(reason);
                 } else {
+                    if kind == ClientErrorKind::Topic {
+                        self.missed.fetch_add(1, Ordering::Relaxed);
+                    }
                     self.client.error(kind, &reason, remedy, now_ms);
                 }
             }

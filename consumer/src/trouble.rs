@@ -1,5 +1,7 @@
-//! What stands in the way of something, as state: why, since when and how often; and a bound on the lines that tell of it.
+//! What stands in the way of something, as state: why, since when and how often; a bound on the lines that tell of it; and what
+//! a panic says.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::admin::{ProblemKind, ServiceProblem};
@@ -90,6 +92,13 @@ impl LogLimit {
         self.logged_ms = Some(now_ms);
         Some(std::mem::take(&mut self.untold))
     }
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -128,6 +128,16 @@ pub struct ServiceProblem {
 }
 
 impl ServiceProblem {
+    /// What a handler misses that reads a topic which is not there.
+    pub fn reads_missing_topic(handler: &str, topic: &str) -> String {
+        format!("handler `{handler}`{}", without(topic))
+    }
+
+    /// Whether it is that this topic is not there.
+    pub fn is_missing_topic(&self, topic: &str) -> bool {
+        self.kind == ProblemKind::TopicMissing && self.what.ends_with(&without(topic))
+    }
+
     /// The problem in a line, for people.
     pub fn sentence(&self) -> String {
         let seconds = super::view::now_ms().saturating_sub(self.since_ms).max(0) / 1_000;
@@ -140,6 +150,10 @@ impl ServiceProblem {
             self.what, self.cause, self.remedy
         )
     }
+}
+
+fn without(topic: &str) -> String {
+    format!(" reads topic {topic}, which does not exist")
 }
 
 /// Problems by kind and age, no more than a reader can take in.

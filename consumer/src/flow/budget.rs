@@ -28,8 +28,6 @@ const FIRST_POLL: usize = 32;
 const WINDOW_MS: u64 = 500;
 /// A partition whose records stay for longer than this is slow.
 const SLOW_MS: u64 = 2_000;
-/// Between two lines of the log that say that partitions are paused for want of memory.
-const LOG_INTERVAL_MS: u64 = 60_000;
 
 /// Why the fetching of a partition is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,15 +246,21 @@ impl Flow {
             return;
         }
         assignment.usage.paused_at = Some(held);
-        if self.now_ms >= self.memory_logged_ms + LOG_INTERVAL_MS || self.memory_logged_ms == 0 {
-            self.memory_logged_ms = self.now_ms.max(1);
+        if let Some(pauses) = self.memory_log.count(self.now_ms) {
+            let now_paused = self.current.values().filter(|slot| {
+                let usage = &self.assignments[slot.0 as usize].usage;
+                usage.paused_at.is_some()
+            });
+            let partitions = now_paused.count();
+            let at = &self.assignments[slot.0 as usize].at;
             tracing::warn!(
-                topic = &*assignment.at.topic,
-                partition = assignment.at.partition,
+                partitions,
+                pauses,
+                largest = %at,
                 held_bytes = held,
                 budget_bytes = self.settings.budget_bytes,
-                "partition paused to leave memory to the others: its records are slow to settle; `sluicegate explain` \
-                 tells what holds it"
+                "partitions paused to leave memory to the others: their records are slow to settle; `sluicegate explain {at}` \
+                 tells what holds the largest; mend that, or raise processing.memory"
             );
         }
     }

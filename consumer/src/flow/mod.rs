@@ -53,6 +53,7 @@ use crate::emit::Emitter;
 use crate::ledger::Ledger;
 use crate::routing::{Router, RoutingIndex};
 use crate::source::{CommitEntry, Slot, TopicPartition};
+use crate::trouble::LogLimit;
 use commits::Commits;
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
@@ -117,6 +118,8 @@ pub struct Flow {
     resting: BTreeSet<(u64, HandlerIx)>,
     tasks: Tasks,
     refusals: Refusals,
+    /// A dead letter's topic was not there, or not to be written to.
+    missed_target: bool,
     given_up: GivenUp,
     /// Records that drains left behind.
     overrun: u64,
@@ -127,8 +130,8 @@ pub struct Flow {
     last_mean_bytes: u64,
     /// When the pace of partitions was measured last.
     measured_ms: u64,
-    /// When it was logged last that a partition is paused for want of memory; 0 for never.
-    memory_logged_ms: u64,
+    /// Lines that say that partitions are paused for want of memory.
+    memory_log: LogLimit,
     random: u64,
     topics: HashMap<Arc<str>, TopicCounts>,
     /// Offsets that were passed over because they are not in the log any more.
@@ -166,6 +169,7 @@ impl Flow {
             resting: BTreeSet::new(),
             tasks: Tasks::default(),
             refusals: Refusals::default(),
+            missed_target: false,
             given_up: GivenUp::default(),
             overrun: 0,
             emitter,
@@ -173,7 +177,7 @@ impl Flow {
             charged: 0,
             last_mean_bytes: 0,
             measured_ms: 0,
-            memory_logged_ms: 0,
+            memory_log: LogLimit::default(),
             random,
             topics: HashMap::new(),
             gone: HashMap::new(),

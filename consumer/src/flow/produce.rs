@@ -145,6 +145,9 @@ impl Flow {
             Some(_) => ProduceKind::Emits,
             None => ProduceKind::DeadLetter,
         };
+        // A dead-letter topic that was deleted is made again by who looks after topics, if it may be made.
+        self.missed_target |=
+            what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target;
         let handler = self.handlers[ix.0 as usize].as_mut();
         let Some(handler) = handler else { return };
         if !by_batch {
@@ -180,6 +183,11 @@ impl Flow {
                 ..task
             },
         );
+    }
+
+    /// Whether a dead letter's topic was not there, or not to be written to, since this was asked last.
+    pub fn take_missed_target(&mut self) -> bool {
+        std::mem::take(&mut self.missed_target)
     }
 
     /// Sends what was refused again, from the first refused record on. What a topic refused that a newer generation or

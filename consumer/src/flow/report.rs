@@ -267,12 +267,13 @@ impl Flow {
             Some(PauseReason::MaxUncommitted) => {
                 let uncommitted = assignment.uncommitted();
                 Some(format!(
-                    "paused: max_uncommitted; {uncommitted} records are delivered beyond the commit"
+                    "paused: max_uncommitted; {uncommitted} records are delivered beyond the commit; mend what holds the \
+                     frontier, or raise processing.max_uncommitted"
                 ))
             }
             Some(PauseReason::Memory) => Some(format!(
                 "paused: memory; its records are slow to settle and hold {held} of {budget} bytes, and it is read again \
-                 once half of them have settled"
+                 once half of them have settled; mend what holds them, or raise processing.memory"
             )),
             None => None,
         }
@@ -293,7 +294,8 @@ impl Flow {
             self.settings.budget_bytes,
         );
         Some(format!(
-            "nothing is read just now: records under way fill the memory; {at} holds {held} of {budget} bytes"
+            "nothing is read just now: records under way fill the memory; {at} holds {held} of {budget} bytes; mend what \
+             holds them, or raise processing.memory"
         ))
     }
 

@@ -13,6 +13,7 @@
 //! Settling never waits for a plugin, so that gates act in time while another handler takes long to start.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use super::release::Releaser;
 use super::restarting::reset_in_place;
 use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
+use crate::trouble::panic_text;
 
 /// What a registry is made with.
 pub struct RegistrySettings {
@@ -215,12 +217,22 @@ impl Registry {
         let Some((job, name)) = self.take_wanted() else {
             return false;
         };
-        // Also when a plugin's panic gets through.
-        let _out_of_hand = OutOfHand {
-            inner: &self.inner,
-            handler: &name,
-        };
-        self.prepare(&job, &name);
+        {
+            let _out_of_hand = OutOfHand {
+                inner: &self.inner,
+                handler: &name,
+            };
+            let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare(&job, &name)));
+            if let Err(panic) = prepared {
+                // Left as it is, it would be prepared for ever, and nothing would say so.
+                let said = job.tally.redaction.redact(panic_text(&*panic)).into_owned();
+                let reason = format!(
+                    "preparing it panicked: {said}; that is a fault of its plugin or of the service: report it. It is tried \
+                     again later, and at once by `sluicegate handlers restart {name}`"
+                );
+                refuse(&mut relock(&self.inner), &name, &job, reason);
+            }
+        }
         true
     }
 

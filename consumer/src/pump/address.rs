@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::flow::handler::HandlerSettings;
 use crate::routing::RoutingIndex;
 use crate::source::{SourceError, TopicPartition};
+use crate::trouble::panic_text;
 
 /// How long a pump that its owner drops may take to leave the group.
 const DROPPED: Duration = Duration::from_secs(5);
@@ -21,6 +23,7 @@ const DROPPED: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct PumpAddress {
     pub(super) inbox: Arc<Inbox>,
+    pub(super) missed: Arc<AtomicU64>,
 }
 
 /// A pump's thread, for its owner.
@@ -74,6 +77,12 @@ impl PumpAddress {
         deadline: Duration,
     ) -> Option<Result<(), SourceError>> {
         self.ask(deadline, move |pump| pump.subscribe(topics))
+    }
+
+    /// How often the pump has met a topic that is not there, or may not be written to: it grows when the cluster's topics
+    /// are worth a look.
+    pub fn missed_topics(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Switches the log line a record on or off, between two turns.
@@ -131,7 +140,7 @@ impl PumpHandle {
         match self.thread.take().map(JoinHandle::join) {
             None => Ok(StopReport::default()),
             Some(Ok(result)) => result,
-            Some(Err(panic)) => Err(PumpError::Panicked(words_of(&*panic))),
+            Some(Err(panic)) => Err(PumpError::Panicked(panic_text(&*panic).to_owned())),
         }
     }
 }
@@ -146,16 +155,4 @@ impl Drop for PumpHandle {
             }
         }
     }
-}
-
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| {
-            panic
-                .downcast_ref::<&str>()
-                .map(|words| (*words).to_owned())
-        })
-        .unwrap_or_else(|| "no message".to_owned())
 }

@@ -25,8 +25,9 @@ use super::view::{HELD_REMEDY, View};
 use super::{StartError, settings};
 use crate::emit::topics::{ClusterTopics, listed};
 use crate::handlers::{Applied, FolderWatch, Plan, Refusal, Registry};
+use crate::pump::PumpAddress;
 use crate::routing::{LeftOut, RoutingIndex, Subscription};
-use crate::source::ClientSettings;
+use crate::source::{ClientSettings, SourceError};
 
 /// Between two looks at the plugin folder when nobody tells of changes.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -73,6 +74,12 @@ pub(super) struct Desk {
     in_force: InForce,
     /// A pump has not said that it runs by what was handed out last: it is handed out again.
     unanswered: bool,
+    /// A pump was refused its topics: they are asked for again with each look at the cluster's topics.
+    refused_topics: bool,
+    /// How long a pump may take to take a plan.
+    pump_answer: Duration,
+    /// Revision and number of handlers of the plan that the log has told last.
+    told: Option<(u64, usize)>,
     /// Why what stands in the store is not applied.
     held: Option<String>,
     /// When it was last logged that the specs cannot be read.
@@ -106,6 +113,8 @@ struct Topics {
     /// Empty as long as nobody has looked.
     there: Arc<ClusterTopics>,
     subscription: Subscription,
+    /// How often pumps had met one that is not there when they were looked at last.
+    missed: u64,
 }
 
 /// The control thread.
@@ -127,9 +136,13 @@ impl Desk {
                 wanted: None,
                 there: Arc::default(),
                 subscription: Subscription::default(),
+                missed: 0,
             },
             in_force: InForce::default(),
             unanswered: false,
+            refused_topics: false,
+            pump_answer: PUMP_ANSWER,
+            told: None,
             held: None,
             away_logged: None,
             member: None,
@@ -256,18 +269,28 @@ impl Desk {
         if handed.taken {
             self.view.note_in_force(plan);
         }
-        self.unanswered = !handed.taken;
+        self.note(&handed);
         if handed.taken && handed.subscribed {
             self.in_force = InForce {
                 revision: applied.settled,
                 preparing: applied.preparing.clone(),
             };
+            self.tell_plan(plan);
         }
-        tracing::info!(
-            revision = plan.revision,
-            handlers = plan.handlers.len(),
-            "plan in force"
-        );
+    }
+
+    /// What the pumps have not taken is handed out again.
+    fn note(&mut self, handed: &Handed) {
+        self.unanswered = !handed.taken;
+        self.refused_topics = !handed.subscribed;
+    }
+
+    /// Says which plan is in force, once a plan: the pumps are given the same one again for many a reason.
+    fn tell_plan(&mut self, plan: &Plan) {
+        let (revision, handlers) = (plan.revision, plan.handlers.len());
+        if self.told.replace((revision, handlers)) != Some((revision, handlers)) {
+            tracing::info!(revision, handlers, "plan in force");
+        }
     }
 
     /// What the watch has seen: other names may be to subscribe to.
@@ -275,6 +298,10 @@ impl Desk {
         self.view.note_problems(sight.problems);
         if let Some(there) = sight.topics {
             self.topics.there = there;
+        }
+        if self.refused_topics {
+            // Also what of the plan hangs on it.
+            return self.put_current_in_force(self.snapshot.clone());
         }
         let Some(wanted) = &self.topics.wanted else {
             return;
@@ -289,42 +316,60 @@ impl Desk {
         if same {
             return;
         }
-        for pump in self.view.pumps() {
-            match pump.subscribe(self.topics.names(), PUMP_ANSWER) {
-                Some(Ok(())) => {}
-                Some(Err(error)) => {
-                    tracing::error!(%error, "subscription refused");
-                    self.view.note_rejection(&error.to_string());
-                }
-                None => tracing::warn!("a pump has not taken its topics yet"),
-            }
-        }
+        let topics = self.topics.names();
+        let handed = self.ask_pumps(|pump, wait| pump.subscribe(topics.clone(), wait));
+        // Who is behind with a plan stays so.
+        let unanswered = self.unanswered;
+        self.note(&handed);
+        self.unanswered |= unanswered;
     }
 
     /// Gives the plan to every pump.
     fn hand_out(&self, plan: &Plan, index: &Arc<RoutingIndex>, topics: &[String]) -> Handed {
-        let mut handed = Handed {
-            taken: true,
-            subscribed: true,
-        };
-        for pump in self.view.pumps() {
+        self.ask_pumps(|pump, wait| {
             let handlers = plan
                 .handlers
                 .iter()
                 .map(|plan| (plan.ix, settings::handler(plan)))
                 .collect();
-            match pump.apply(index.clone(), handlers, topics.to_vec(), PUMP_ANSWER) {
-                Some(Ok(())) => pump.set_record_log(self.snapshot.switches.record_log),
+            let taken = pump.apply(index.clone(), handlers, topics.to_vec(), wait);
+            if let Some(Ok(())) = taken {
+                pump.set_record_log(self.snapshot.switches.record_log);
+            }
+            taken
+        })
+    }
+
+    /// Asks every pump to take something, and takes note of the topics that it is refused.
+    fn ask_pumps(
+        &self,
+        ask: impl Fn(&PumpAddress, Duration) -> Option<Result<(), SourceError>>,
+    ) -> Handed {
+        let mut handed = Handed {
+            taken: true,
+            subscribed: true,
+        };
+        let mut refused = None;
+        for pump in self.view.pumps() {
+            match ask(pump, self.pump_answer) {
+                Some(Ok(())) => {}
                 Some(Err(error)) => {
-                    tracing::error!(%error, "subscription refused");
-                    self.view.note_rejection(&error.to_string());
+                    if !self.refused_topics {
+                        tracing::error!(%error, "subscription refused; it is tried again");
+                    }
+                    refused = Some(error.to_string());
                     handed.subscribed = false;
                 }
                 None => {
-                    tracing::warn!("a pump has not taken the plan yet");
+                    if !self.unanswered {
+                        tracing::warn!("a pump has not taken its plan or topics yet");
+                    }
                     handed.taken = false;
                 }
             }
+        }
+        if refused.is_some() || handed.taken {
+            self.view.note_subscription(refused.as_deref());
         }
         handed
     }
@@ -377,12 +422,33 @@ impl Desk {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Orders that come all the time must not keep the gates of handlers shut that are well again.
-            if clock.take(LOOK_AFTER_HANDLERS, Instant::now())
-                && (self.registry.recover() || self.unanswered && self.view.pumps_answer())
-            {
-                self.put_current_in_force(self.snapshot.clone());
+            if clock.take(LOOK_AFTER_HANDLERS, Instant::now()) {
+                self.look_again();
+                self.look_for_missed_topics();
             }
             self.tell_fleet();
+        }
+    }
+
+    /// Has the cluster's topics looked at when a pump has met one that is not there.
+    fn look_for_missed_topics(&mut self) {
+        let missed: u64 = self
+            .view
+            .pumps()
+            .iter()
+            .map(PumpAddress::missed_topics)
+            .sum();
+        if std::mem::replace(&mut self.topics.missed, missed) != missed
+            && let Some(watch) = &self.topics.watch
+        {
+            watch.look();
+        }
+    }
+
+    /// Opens the gates of handlers that are well again, and hands out what pumps have not taken.
+    fn look_again(&mut self) {
+        if self.registry.recover() || self.unanswered && self.view.pumps_answer() {
+            self.put_current_in_force(self.snapshot.clone());
         }
     }
 
@@ -528,3 +594,7 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

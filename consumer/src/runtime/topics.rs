@@ -28,8 +28,13 @@ use crate::routing::{RoutingIndex, Subscription};
 use crate::source::ClientSettings;
 use crate::source::reach::NoBroker;
 
-/// Between two lists of topics while no pattern waits for new ones.
+/// The longest time between two lists of topics while no pattern waits for new ones.
 const WITHOUT_PATTERNS: Duration = Duration::from_secs(300);
+/// Partitions of a cluster whose topics are listed as often as the client renews what it knows of its own. A larger one is
+/// asked less often, in proportion, unless patterns wait for new topics: every member lists all of it.
+const CHEAP_LIST: u64 = 10_000;
+/// Between two looks that are asked for because a topic was not there: what refuses a record does so again and again.
+const ASKED_FOR: Duration = Duration::from_secs(5);
 /// The first wait while something is missing; doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait while something is missing.
@@ -182,12 +187,13 @@ pub(super) struct Looker {
     since_ms: BTreeMap<FaultKey, i64>,
     unreachable_since_ms: i64,
     retry: Duration,
-    pattern_interval: Duration,
+    refresh_interval: Duration,
+    asked_for: Duration,
 }
 
 impl Looker {
     pub(super) fn new(client: ClientSettings) -> Self {
-        let pattern_interval = client.metadata_interval();
+        let refresh_interval = client.metadata_interval();
         Self {
             admin: LazyTopicAdmin::new(client),
             vanished: BTreeSet::new(),
@@ -195,7 +201,8 @@ impl Looker {
             since_ms: BTreeMap::new(),
             unreachable_since_ms: 0,
             retry: FIRST_RETRY,
-            pattern_interval,
+            refresh_interval,
+            asked_for: ASKED_FOR,
         }
     }
 
@@ -314,7 +321,7 @@ impl Looker {
             );
         }
         for (handler, topics) in absent {
-            tracing::warn!(handler, topics = %listed(&topics), "topics of the route do not exist (yet)");
+            tracing::warn!(handler, topics = %listed(&topics), "topics of the route do not exist (yet, or any more)");
         }
         let healed = before.keys().filter(|key| !faults.contains_key(*key));
         let healed: Vec<String> = healed.map(|(_, topic)| topic.clone()).collect();
@@ -339,7 +346,7 @@ impl Looker {
                 let (kind, what, cause, remedy) = match fault {
                     Fault::NoTopic => (
                         ProblemKind::TopicMissing,
-                        format!("handler `{handler}` reads topic {topic}, which does not exist"),
+                        ServiceProblem::reads_missing_topic(handler, topic),
                         "the cluster has no such topic, or the service may not see it".to_owned(),
                         "create the topic, or grant the service DESCRIBE and READ on it",
                     ),
@@ -388,17 +395,35 @@ impl Looker {
                 .all(|name| topics.contains_key(name))
     }
 
+    /// Between two looks while all is well: a topic that is deleted is missed by the handlers that name it.
+    fn interval(&self, wanted: &Wanted) -> Duration {
+        if wanted.index.has_patterns() {
+            return self.refresh_interval;
+        }
+        if !wanted.needs_cluster() {
+            return WITHOUT_PATTERNS;
+        }
+        let topics = self.found.topics.iter().flat_map(|topics| topics.values());
+        let partitions: u64 = topics.map(|count| u64::from(count.unsigned_abs())).sum();
+        let times = u32::try_from(partitions / CHEAP_LIST).unwrap_or(u32::MAX);
+        let interval = self.refresh_interval.saturating_mul(times.max(1));
+        interval.min(WITHOUT_PATTERNS.max(self.refresh_interval))
+    }
+
+    /// Whether nothing is missing as far as it is known; otherwise the next look comes soon by itself.
+    fn is_at_rest(&self) -> bool {
+        self.found.is_well() && self.vanished.is_empty()
+    }
+
     /// How long to wait before the next look, if nobody tells of a change.
     fn wait(&mut self, wanted: &Wanted) -> Duration {
-        if self.found.is_well() && self.vanished.is_empty() {
+        if self.is_at_rest() {
             self.retry = FIRST_RETRY;
-            return match wanted.index.has_patterns() {
-                true => self.pattern_interval,
-                false => {
-                    self.admin.rest();
-                    WITHOUT_PATTERNS
-                }
-            };
+            let interval = self.interval(wanted);
+            if interval >= WITHOUT_PATTERNS {
+                self.admin.rest();
+            }
+            return interval;
         }
         let wait = self.retry;
         self.retry = (wait * 2).min(LONGEST_RETRY);
@@ -414,9 +439,17 @@ pub(super) struct Sight {
     pub(super) problems: Vec<ServiceProblem>,
 }
 
+/// What the watch's thread is told.
+enum Order {
+    /// Other routes or handlers are in force.
+    Want(Arc<Wanted>),
+    /// A client has met a topic that is not there.
+    Look,
+}
+
 /// The watch's thread; it ends when this is dropped, without waiting for a call that is under way.
 pub(super) struct TopicWatch {
-    orders: Sender<Arc<Wanted>>,
+    orders: Sender<Order>,
     _thread: JoinHandle<()>,
 }
 
@@ -440,24 +473,42 @@ impl TopicWatch {
     /// Other routes or handlers are in force.
     pub(super) fn want(&self, wanted: Arc<Wanted>) {
         // A thread that panicked has said so.
-        let _ = self.orders.send(wanted);
+        let _ = self.orders.send(Order::Want(wanted));
+    }
+
+    /// A client has met a topic that is not there: one that was deleted is missed, and a dead-letter topic made again.
+    pub(super) fn look(&self) {
+        let _ = self.orders.send(Order::Look);
     }
 }
 
 fn watch(
     looker: &mut Looker,
     mut wanted: Arc<Wanted>,
-    inbox: &Receiver<Arc<Wanted>>,
+    inbox: &Receiver<Order>,
     tell: impl Fn(Sight),
 ) {
     // Orders that tell nothing new do not put the next look off.
-    let mut due = Instant::now() + looker.wait(&wanted);
+    let mut looked = Instant::now();
+    let mut due = looked + looker.wait(&wanted);
     loop {
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
-            Ok(newer) => {
-                let newer = inbox.try_iter().last().unwrap_or(newer);
-                let known = looker.knows(&wanted, &newer);
-                wanted = newer;
+            Ok(order) => {
+                let mut asked = false;
+                let mut newest = None;
+                for order in std::iter::once(order).chain(inbox.try_iter()) {
+                    match order {
+                        Order::Want(newer) => newest = Some(newer),
+                        Order::Look => asked = true,
+                    }
+                }
+                if asked && looker.is_at_rest() {
+                    due = due.min(looked + looker.asked_for);
+                }
+                let known = newest
+                    .as_ref()
+                    .is_none_or(|newer| looker.knows(&wanted, newer));
+                wanted = newest.unwrap_or(wanted);
                 if known && Instant::now() < due {
                     continue;
                 }
@@ -472,7 +523,8 @@ fn watch(
             topics: looker.found.topics.clone(),
             problems: looker.problems(),
         });
-        due = Instant::now() + looker.wait(&wanted);
+        looked = Instant::now();
+        due = looked + looker.wait(&wanted);
     }
 }
 

@@ -127,13 +127,14 @@ fn a_gate_that_moves_asks_nobody_for_topics() {
 #[test]
 fn orders_that_tell_nothing_new_do_not_put_the_next_look_off() {
     let mut looker = looker();
-    looker.pattern_interval = Duration::from_millis(50);
+    looker.refresh_interval = Duration::from_millis(50);
     let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
     looker.found.topics = Some(Arc::new(topics));
-    let order = || Arc::new(wanted(&[("\"orders-*\"", ""), ("x", "")]));
+    let newest = || Arc::new(wanted(&[("\"orders-*\"", ""), ("x", "")]));
+    let order = || Order::Want(newest());
     let (orders, inbox) = channel();
     let (looked, seen) = channel();
-    let first = order();
+    let first = newest();
     let thread = std::thread::spawn(move || {
         watch(&mut looker, first, &inbox, move |_| {
             let _ = looked.send(());
@@ -175,5 +176,66 @@ fn what_stands_is_shown_with_cause_and_remedy_and_goes_when_it_heals() {
     looker.tell(&BTreeMap::new());
     looker.found.faults.clear();
     assert!(looker.problems().is_empty() && looker.since_ms.is_empty());
-    assert_eq!(looker.wait(&empty), WITHOUT_PATTERNS);
+    assert_eq!(looker.wait(&empty), WITHOUT_PATTERNS, "its gate is shut");
+}
+
+#[test]
+fn a_topic_that_is_deleted_is_missed_within_a_metadata_refresh() {
+    let mut looker = looker();
+    let refresh = Duration::from_secs(30);
+    assert_eq!(looker.refresh_interval, refresh);
+    let there = cluster(&[("a", 3), ("a.dlt", 3)]);
+    looker.found.topics = Some(Arc::new(there));
+    let wanted = wanted(&[("a", ""), ("x", "")]);
+    assert_eq!(looker.wait(&wanted), refresh);
+    // The look then.
+    let mut topics = cluster(&[("a.dlt", 3)]);
+    looker.keep_vanished(&mut topics);
+    looker.found.topics = Some(Arc::new(topics));
+    assert_eq!(looker.wait(&wanted), FIRST_RETRY, "it is asked once more");
+    let mut topics = cluster(&[("a.dlt", 3)]);
+    looker.keep_vanished(&mut topics);
+    let faults = wanted.without_topic(&topics);
+    looker.tell(&faults);
+    looker.found.faults = faults;
+    let problem = looker.problems().remove(0);
+    let what = "handler `h0` reads topic a, which does not exist";
+    assert_eq!(problem.what, what);
+    assert!(problem.is_missing_topic("a") && !problem.is_missing_topic("b"));
+    // The list of a large cluster costs more, and is asked for less often.
+    looker.found.faults.clear();
+    looker.vanished.clear();
+    for (partitions, seconds) in [(19_999, 30), (20_000, 60), (1_000_000, 300)] {
+        looker.found.topics = Some(Arc::new(cluster(&[("a", partitions)])));
+        assert_eq!(looker.wait(&wanted), Duration::from_secs(seconds));
+    }
+}
+
+#[test]
+fn a_topic_that_a_client_misses_is_looked_for_soon_and_not_for_each_time() {
+    let mut looker = looker();
+    looker.asked_for = Duration::from_millis(300);
+    let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
+    looker.found.topics = Some(Arc::new(topics));
+    let (orders, inbox) = channel();
+    let (looked, seen) = channel();
+    let first = Arc::new(wanted(&[("orders-a", ""), ("x", "")]));
+    let thread = std::thread::spawn(move || {
+        watch(&mut looker, first, &inbox, move |_| {
+            let _ = looked.send(Instant::now());
+        });
+    });
+    let asked = Instant::now();
+    for _ in 0..1_000 {
+        orders.send(Order::Look).expect("it listens");
+    }
+    let first = seen.recv_timeout(Duration::from_secs(20)).expect("a look");
+    assert!(
+        first - asked >= Duration::from_millis(250),
+        "a flood waits its time"
+    );
+    drop(orders);
+    thread.join().expect("it ends");
+    // Nobody answers there, so that the look was not followed by one a time that it was asked for.
+    assert!(seen.try_iter().count() < 3);
 }

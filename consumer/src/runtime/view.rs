@@ -68,6 +68,8 @@ struct Standing {
     member: Option<ServiceProblem>,
     /// What the watch of topics has found.
     of_topics: Vec<ServiceProblem>,
+    /// The client does not take the topics that routes name.
+    subscription: Option<ServiceProblem>,
 }
 
 /// A refusal that stands.
@@ -107,6 +109,7 @@ impl Standing {
         });
         let mut problems: Vec<ServiceProblem> = specs.chain(update).chain(away).collect();
         let told = self.held.iter().chain(&self.member).chain(&self.of_topics);
+        let told = told.chain(&self.subscription);
         problems.extend(told.cloned());
         problems
     }
@@ -292,6 +295,29 @@ impl View {
         standing.of_topics = problems;
     }
 
+    /// Takes note of why a client does not take the topics that it is to read, or that all of them have.
+    pub(super) fn note_subscription(&self, refused: Option<&str>) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = standing.subscription.take();
+        let Some(why) = refused else {
+            return;
+        };
+        if before.is_none() {
+            self.rejections.fetch_add(1, Ordering::Relaxed);
+        }
+        let (since_ms, count) = before.map_or((now_ms(), 0), |one| (one.since_ms, one.count));
+        standing.subscription = Some(ServiceProblem {
+            kind: ProblemKind::Topic,
+            what: "the topics of the routes are not subscribed to; those of before are read"
+                .to_owned(),
+            since_ms,
+            count: count + 1,
+            cause: why.to_owned(),
+            remedy: "see the cause; it is tried again with each look at the cluster's topics"
+                .to_owned(),
+        });
+    }
+
     /// Takes note of what is wrong with the own membership.
     pub(super) fn note_member(&self, problem: Option<ServiceProblem>) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -358,13 +384,17 @@ impl View {
     /// Why a handler of this name cannot be told anything: it is deleted and finishes what it has, or there is none.
     fn unknown(&self, name: String) -> GateError {
         let handlers = self.report(READY_ANSWER).handlers;
-        if let Some(removed) = handlers.iter().find(|one| one.removed && one.name == name) {
+        // One whose spec is gone is listed as before until that has come round.
+        if let Some(removed) = handlers.iter().find(|one| one.name == name) {
             let in_flight = removed.in_flight;
             return GateError::Removed { name, in_flight };
         }
         let declared = handlers.iter().filter(|handler| !handler.removed);
         let known: Vec<&str> = declared.map(|handler| handler.name.as_str()).collect();
-        let known = known.join(", ");
+        let known = match known.is_empty() {
+            true => "none".to_owned(),
+            false => known.join(", "),
+        };
         GateError::Unknown { name, known }
     }
 }
@@ -420,9 +450,19 @@ impl ServiceView for View {
             topic: topic.into(),
             partition,
         };
-        self.pumps
+        let mut found = self
+            .pumps
             .iter()
-            .find_map(|pump| pump.explain(at.clone(), offset, deadline))
+            .find_map(|pump| pump.explain(at.clone(), offset, deadline))?;
+        // The pump may not have heard yet that there is nothing to read any more.
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in &standing.of_topics {
+            if problem.is_missing_topic(topic) {
+                let told = found.reason.into_iter().chain([problem.sentence()]);
+                found.reason = Some(told.collect::<Vec<_>>().join("\n"));
+            }
+        }
+        Some(found)
     }
 
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {

@@ -24,6 +24,7 @@ const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
 /// The log's writer, and the connections of the admin HTTP.
 const LOGGING: &[&str] = &["-p", "sluicegate", "--lib", "logging::"];
 const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
+const EMIT: &[&str] = &["-p", "sluicegate", "--lib", "emit::"];
 const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
 /// What specs say between each other.
 const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
@@ -515,6 +516,16 @@ pub(super) const BUGS: &[Bug] = &[
         name: "secrets-not-redacted",
         what: "what a plugin says of its config is passed on with its secrets",
         suite: HANDLERS,
+    },
+    Bug {
+        name: "emit-topic-shown",
+        what: "a topic to emit to that is a secret is told with what is refused",
+        suite: EMIT,
+    },
+    Bug {
+        name: "deleted-letters-not-missed",
+        what: "nobody looks after a dead-letter topic that was deleted in use",
+        suite: FLOW,
     },
     Bug {
         name: "aliases-without-bytes",

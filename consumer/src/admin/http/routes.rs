@@ -346,17 +346,18 @@ async fn explain(
     let place = format!("{topic}/{partition}");
     let asked = move |view: &dyn ServiceView| {
         let found = view.explain(&topic, partition, offset, REPORT_DEADLINE);
-        found.ok_or_else(|| not_ours(&place, &view.report(REPORT_DEADLINE)))
+        found.ok_or_else(|| not_ours(&place, &topic, &view.report(REPORT_DEADLINE)))
     };
     let found = admin.ask(asked).await?;
     found.map(Json).map_err(Refusal::not_found)
 }
 
-/// That a partition is not ours, and what of the client or the group may be the reason.
-fn not_ours(place: &str, report: &ServiceReport) -> String {
+/// That a partition is not ours, and what of the client, the group or the topic may be the reason.
+fn not_ours(place: &str, topic: &str, report: &ServiceReport) -> String {
     let mut text = format!("{place} is not assigned to this process; see /api/v1/partitions");
-    let of_client = report.facts.problems.iter();
-    for problem in of_client.filter(|problem| problem.kind.is_of_client()) {
+    let may_be_why =
+        |problem: &&ServiceProblem| problem.kind.is_of_client() || problem.is_missing_topic(topic);
+    for problem in report.facts.problems.iter().filter(may_be_why) {
         text.push_str("; ");
         text.push_str(&problem.sentence());
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::admin::{PartitionReport, PauseReason};
 use crate::assignment::NewAssignment;
 use crate::flow::report::WallClock;
+use crate::logging::capture::captured;
 use crate::source::Slot;
 
 /// Bytes of a record's value; with what a record costs besides, about 2 KB.
@@ -87,7 +88,15 @@ fn the_largest_slow_partition_is_paused_and_the_other_has_the_rest() {
     assert!((300..600).contains(&filled), "{filled}");
     assert_eq!(two.bench.flow.read_quota(1), 0, "a quarter is kept");
     let first = two.bench.slot;
-    assert_eq!(two.pass(1_100, 2_200), vec![(first, true)]);
+    let log = captured(|| assert_eq!(two.pass(1_100, 2_200), vec![(first, true)]));
+    assert_eq!(log.lines().count(), 1, "{log}");
+    for said in [
+        "partitions=1 pauses=1 largest=t/0",
+        "`sluicegate explain t/0`",
+        "processing.memory",
+    ] {
+        assert!(log.contains(said), "{log}");
+    }
     let report = two.report(0);
     assert_eq!(report.paused_for, Some(PauseReason::Memory));
     assert!(report.reason.unwrap().starts_with("paused: memory; "));

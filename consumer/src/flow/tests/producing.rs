@@ -327,3 +327,20 @@ fn a_handler_that_is_off_waits_for_refused_emits_as_long_as_a_drain_and_for_dead
     }
     assert_eq!((bench.frontier(), bench.flow.held_records()), (3, 0));
 }
+
+#[test]
+fn only_a_dead_letter_whose_topic_is_missing_has_topics_looked_at() {
+    for (kind, missed) in [
+        (FailureKind::Target, true),
+        (FailureKind::Cluster, false),
+        (FailureKind::Record, false),
+    ] {
+        let mut bench = Bench::new(1);
+        bench.deliver(0..1, |_| Some("k".to_owned()));
+        bench.finish_emitting(outcome_code::DEAD_LETTER, 1);
+        bench.answer_producer();
+        bench.answer(|_, _| Some(kind));
+        assert_eq!(bench.flow.take_missed_target(), missed, "{kind:?}");
+        assert!(!bench.flow.take_missed_target(), "it is told once");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::spec::{
@@ -23,6 +23,8 @@ use crate::handlers::{Applied, FolderWatch, HandlerPlan, Registry, RegistrySetti
 pub(super) struct TextRuntime {
     pub(super) script: Arc<Script>,
     loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
+    /// Loads still to panic.
+    pub(super) panics: AtomicU32,
 }
 
 impl HandlerRuntime for TextRuntime {
@@ -61,6 +63,9 @@ impl HandlerRuntime for TextRuntime {
         _cache: &Path,
         _generation: u64,
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError> {
+        let panics = &self.panics;
+        let left = panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        assert!(left.is_err(), "the loader's panic");
         let identity = self.inspect(path)?;
         let mut plugin = Arc::into_inner(ScriptedPlugin::new(&self.script)).unwrap();
         let info = plugin.infos.remove(0);
@@ -101,6 +106,7 @@ impl Shop {
         let runtime = Arc::new(TextRuntime {
             script: Script::new(deeds),
             loaded: std::sync::Mutex::default(),
+            panics: AtomicU32::new(0),
         });
         let registry = Registry::new(RegistrySettings {
             folder: folder.path().to_owned(),

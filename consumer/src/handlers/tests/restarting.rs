@@ -120,3 +120,22 @@ fn what_is_not_there_or_does_not_run_is_not_restarted() {
         Err(RestartRefusal::Unknown("nobody".to_owned()))
     );
 }
+
+#[test]
+fn a_panic_while_a_handler_is_prepared_holds_it_with_the_reason_until_a_restart() {
+    let mut shop = Shop::new(COPY);
+    shop.runtime.panics.store(1, Ordering::SeqCst);
+    let held = shop.apply(&[spec("one", "*", "a")]);
+    assert_eq!((held.preparing.len(), held.plan.handlers.len()), (0, 0));
+    let [refusal] = &held.refusals[..] else {
+        panic!("not held: {held:?}");
+    };
+    for said in ["the loader's panic", "`sluicegate handlers restart one`"] {
+        assert!(refusal.reason.contains(said), "{}", refusal.reason);
+    }
+    assert_eq!(shop.registry.restart("one"), Ok(0));
+    while shop.registry.prepare_next() {}
+    let applied = shop.registry.current();
+    assert!(applied.refusals.is_empty(), "{applied:?}");
+    assert_eq!(run_one(&applied.plan.handlers[0]), [outcome_code::ACK]);
+}

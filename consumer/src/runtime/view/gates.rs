@@ -105,7 +105,7 @@ impl View {
     }
 
     /// What keeps a gate that was written from acting, as far as it is known.
-    fn why_not(&self, handler: &str, origin: &str) -> String {
+    pub(in crate::runtime) fn why_not(&self, handler: &str, origin: &str) -> String {
         let mut whys = Vec::new();
         {
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);

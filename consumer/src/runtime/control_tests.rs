@@ -1,0 +1,271 @@
+//! What the control side does when pumps are slow to take a plan or are refused their topics, and what it says meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+
+use sluicegate_config::service::read_service_config;
+use sluicegate_config::source::{MemorySource, SpecSource};
+use sluicegate_config::{Environment, HandlerSpec, read_spec};
+
+use super::*;
+use crate::admin::{ProblemKind, ServiceView};
+use crate::dispatch::HandlerIx;
+use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::flow::FlowSettings;
+use crate::handlers::{HandlerPlan, RegistrySettings};
+use crate::logging::capture::captured;
+use crate::pump::{JoinGate, Pump, PumpHandle, PumpSettings};
+use crate::source::memory::MemoryKafka;
+use crate::source::{Source, StartAt};
+
+struct NoEmitter;
+
+impl Emitter for NoEmitter {
+    fn send(&self, _: &Outgoing<'_>, _: Way, _: Ticket) -> Sent {
+        panic!("nothing is emitted here")
+    }
+}
+
+/// A desk over real pumps, which do not get to run before they are let go.
+struct Harness {
+    desk: Desk,
+    view: Arc<View>,
+    gate: Arc<JoinGate>,
+    held: Vec<Sender<()>>,
+    _pumps: Vec<PumpHandle>,
+    _folder: tempfile::TempDir,
+}
+
+impl Harness {
+    fn with_pumps(count: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let registry = Registry::new(RegistrySettings {
+            folder: folder.path().to_owned(),
+            cache: folder.path().join("cache"),
+            allow_unsigned: true,
+            create_timeout: Duration::from_secs(1),
+            health_every: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(1),
+            runtimes: Vec::new(),
+            emitter: Arc::new(NoEmitter),
+            provenance: false,
+        });
+        let registry = Arc::new(registry.expect("threads"));
+        let gate = Arc::new(JoinGate::default());
+        let (held, pumps): (Vec<_>, Vec<_>) = (0..count).map(|n| held_pump(n, &gate)).unzip();
+        let addresses = pumps.iter().map(|pump| pump.address().clone()).collect();
+        let text = "kafka: { bootstrap_servers: \"127.0.0.1:1\", group_id: g }\nhandlers: { file: { folder: h.d } }\n";
+        let config = read_service_config(text, None, &Environment::default(), &[]);
+        let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+        let (specs, _) = MemorySource::new(Vec::new());
+        let view = Arc::new(View::new(
+            &config,
+            addresses,
+            Arc::clone(&registry),
+            specs.gates(),
+        ));
+        let client = ClientSettings {
+            bootstrap_servers: String::new(),
+            group_id: "g".into(),
+            client: BTreeMap::new(),
+            producer: Default::default(),
+            prefetch_bytes: 0,
+            request_timeout: Duration::ZERO,
+        };
+        let mut desk = Desk::new(registry, Arc::clone(&view), client);
+        desk.pump_answer = Duration::from_millis(20);
+        Self {
+            desk,
+            view,
+            gate,
+            held,
+            _pumps: pumps,
+            _folder: folder,
+        }
+    }
+
+    /// Lets the pumps run, and waits until they do.
+    fn let_go(&mut self) {
+        self.held.clear();
+        self.desk.pump_answer = PUMP_ANSWER;
+        let deadline = Instant::now() + PUMP_ANSWER;
+        while !self.view.pumps_answer() {
+            assert!(Instant::now() < deadline, "the pumps run");
+        }
+    }
+
+    fn problems(&self) -> Vec<ProblemKind> {
+        let report = self.view.report(Duration::from_millis(1));
+        let problems = report.facts.problems.iter().map(|problem| problem.kind);
+        problems.filter(|kind| *kind != ProblemKind::Pump).collect()
+    }
+}
+
+/// A pump whose client is not made before its sender is dropped.
+fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
+    let (sender, held) = channel::<()>();
+    let held = Mutex::new(held);
+    let make_source = move || -> Result<Box<dyn Source>, SourceError> {
+        // It ends with the sender.
+        let _ = held.lock().expect("nobody panics").recv();
+        Ok(Box::new(MemoryKafka::new(1).source()))
+    };
+    let settings = PumpSettings {
+        number,
+        flow: FlowSettings {
+            max_uncommitted: 100,
+            budget_bytes: 1 << 20,
+            stall_timeout_ms: 60_000,
+            commit_interval_ms: 0,
+            drain_timeout_ms: 1_000,
+            group: "g".into(),
+            seed: 1,
+        },
+        start: StartAt::Earliest,
+        missing_offset: None,
+        drain_timeout: Duration::from_secs(1),
+        join_gate: Arc::clone(gate),
+    };
+    let pump = Pump::spawn(settings, Box::new(make_source), Arc::new(NoEmitter));
+    (sender, pump.expect("a thread"))
+}
+
+fn spec(topics: &str) -> HandlerSpec {
+    let text = format!("name: h\nplugin: p\nroute: {{ topics: [{topics}] }}\n");
+    read_spec(&text, None, &Environment::default()).expect("a good spec")
+}
+
+/// Revision 7 with one handler.
+fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
+    let plan = Plan {
+        revision: 7,
+        handlers: vec![HandlerPlan {
+            ix: HandlerIx(0),
+            name: "h".into(),
+            generation: 1,
+            version: "1.0.0".into(),
+            spec: Arc::new(spec.clone()),
+            pool: None,
+            takes_batches: false,
+            keeps_key_state: false,
+        }],
+    };
+    let applied = Applied {
+        plan,
+        settled: 7,
+        ..Applied::default()
+    };
+    (Arc::new(Snapshot::new(7, [spec.clone()])), applied)
+}
+
+fn sight(topics: &[&str]) -> Sight {
+    let topics = topics.iter().map(|name| ((*name).to_owned(), 1));
+    Sight {
+        topics: Some(Arc::new(topics.collect())),
+        problems: Vec::new(),
+    }
+}
+
+#[test]
+fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
+    let mut harness = Harness::with_pumps(1);
+    let (snapshot, applied) = applied(&spec("t"));
+    harness.desk.put_in_force(snapshot, &applied);
+    assert!(harness.desk.unanswered);
+    assert_eq!(
+        (harness.desk.in_force.revision, harness.desk.told),
+        (0, None)
+    );
+    harness.desk.look_again();
+    assert!(harness.desk.unanswered, "it does not answer yet");
+    harness.let_go();
+    harness.desk.look_again();
+    assert!(!harness.desk.unanswered);
+    assert!(harness.desk.told.is_some(), "some plan is in force");
+}
+
+#[test]
+fn topics_that_a_pump_has_not_taken_are_handed_out_again() {
+    let mut harness = Harness::with_pumps(1);
+    let index = compile(&applied(&spec("\"a-*\"")).1.plan).expect("routes");
+    let plan = applied(&spec("\"a-*\"")).1.plan;
+    harness.desk.topics.wanted = Some(Arc::new(Wanted::new(index, &plan)));
+    harness.desk.topics(sight(&["a-1"]));
+    assert!(harness.desk.unanswered, "nobody has taken them");
+    harness.let_go();
+    harness.desk.look_again();
+    assert!(!harness.desk.unanswered);
+}
+
+#[test]
+fn refused_topics_are_a_problem_until_they_are_taken() {
+    let mut harness = Harness::with_pumps(1);
+    harness.let_go();
+    assert!(harness.gate.shut());
+    let (snapshot, applied) = applied(&spec("t"));
+    harness.desk.put_in_force(snapshot, &applied);
+    assert_eq!(harness.problems(), [ProblemKind::Topic]);
+    assert_eq!(harness.desk.in_force.revision, 0);
+    harness.desk.topics(sight(&["t"]));
+    assert_eq!(harness.problems(), [], "it was asked again, and taken");
+    assert!(!harness.desk.refused_topics);
+}
+
+#[test]
+fn a_plan_is_told_once_however_often_it_is_handed_out() {
+    let mut harness = Harness::with_pumps(1);
+    harness.let_go();
+    let (snapshot, applied) = applied(&spec("t"));
+    let log = captured(|| {
+        for _ in 0..3 {
+            harness.desk.put_in_force(Arc::clone(&snapshot), &applied);
+        }
+    });
+    let told = log.lines().filter(|line| line.contains("plan in force"));
+    assert_eq!(told.count(), 1, "{log}");
+}
+
+#[test]
+fn probes_of_several_silent_pumps_have_one_deadline() {
+    let harness = Harness::with_pumps(6);
+    let deadline = Duration::from_secs(1);
+    let asked = Instant::now();
+    let report = harness.view.report(deadline);
+    assert_eq!(report.facts.silent_pumps, [0, 1, 2, 3, 4, 5]);
+    let took = asked.elapsed();
+    assert!(took >= deadline && took < 4 * deadline, "{took:?}");
+}
+
+#[test]
+fn a_gate_that_does_not_act_names_the_store_that_is_held_back() {
+    let harness = Harness::with_pumps(0);
+    harness.view.note_held(Some("it is another store"));
+    let why = harness.view.why_not("h", "etcd key /gates/h");
+    for said in [
+        "written to etcd key /gates/h",
+        "does not act",
+        "it is another store",
+        "sluicegate control-plane accept",
+    ] {
+        assert!(why.contains(said), "{why}");
+    }
+    harness.view.note_held(None);
+    assert!(!harness.view.why_not("h", "x").contains("another store"));
+}
+
+#[test]
+fn a_handler_whose_spec_is_gone_is_said_to_be_deleted_while_it_is_still_listed() {
+    let harness = Harness::with_pumps(0);
+    let (snapshot, applied) = applied(&spec("t"));
+    harness.view.note_snapshot(&snapshot, &applied);
+    for refused in [
+        harness.view.set_gate("h", false).map(|()| 0),
+        harness.view.restart("h"),
+    ] {
+        let told = refused.expect_err("its spec is gone").to_string();
+        assert!(told.contains("handler `h` is deleted"), "{told}");
+    }
+    let told = harness.view.restart("x").expect_err("there is none");
+    assert_eq!(told.to_string(), "no handler `x`; there are: h");
+}

@@ -1,0 +1,98 @@
+//! Situation: topics are deleted while a service uses them: one that a handler names, and one for dead letters.
+//! Property: the first shows in `/readyz` and `explain`, and once in the log, within a metadata refresh; the second is made again,
+//! and what waited for it is written, so that nothing is lost and nobody has to act (G7).
+//! Needs: Kafka.
+//! Command: `cargo xtask test --scenario deleted_topics`
+
+use std::time::{Duration, Instant};
+
+use e2e::client::{Client, Outgoing};
+use e2e::kafka::Kafka;
+use e2e::service::Service;
+use e2e::unique;
+use e2e::wait::wait_for;
+use e2e::workdir::Workdir;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(90);
+/// The service's metadata refresh, and a look to be sure.
+const REFRESH: Duration = Duration::from_secs(30 + 15);
+
+fn problems(service: &Service) -> Result<Vec<Value>, String> {
+    let (_, body) = service.get("/readyz")?;
+    let body: Value = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+    let all = body["problems"].as_array();
+    all.cloned().ok_or_else(|| body.to_string())
+}
+
+#[test]
+fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
+    let kafka = Kafka::shared();
+    let client = Client::new(kafka.bootstrap());
+    let (source, read, group) = (unique("source"), unique("read"), unique("group"));
+    let (letters, copies) = (format!("{source}.fails"), format!("{read}.copies"));
+    for topic in [&source, &read, &copies] {
+        client.create_topic(topic, 1);
+    }
+    let workdir = Workdir::new(kafka.bootstrap(), &group, "");
+    workdir.plugins(&["relay", "misbehave"]);
+    workdir.spec(
+        "fails",
+        &format!(
+            "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\ndead_letter: {{ topic: \"{letters}\" }}\n\
+             config: {{ rules: [ {{ when: {{ one_in: 1 }}, do: error, class: terminal }} ] }}\n"
+        ),
+    );
+    workdir.spec(
+        "copy",
+        &format!(
+            "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{read}] }}\nconfig: {{ topic: {copies} }}\n"
+        ),
+    );
+    let mut service = Service::ready(&workdir, &[]);
+    let three = || (0..3).map(|number| Outgoing::new("k", number.to_string()));
+    client.produce(&source, three());
+    client.wait_committed(&group, &source, SOON);
+    assert_eq!(client.count(&letters), 3);
+
+    client.delete_topic(&letters);
+    client.produce(&source, three());
+    client.wait_committed(&group, &source, SOON);
+    assert_eq!(
+        client.count(&letters),
+        3,
+        "the ones of before went with their topic"
+    );
+
+    client.delete_topic(&read);
+    let deleted = Instant::now();
+    let what = format!("handler `copy` reads topic {read}, which does not exist");
+    wait_for("the deleted topic to be missed", REFRESH, || {
+        let problems = problems(&service)?;
+        match problems.iter().any(|one| one["what"] == what.as_str()) {
+            true => Ok(()),
+            false => Err(format!("{problems:?}")),
+        }
+    });
+    println!("    missed after {:?}", deleted.elapsed());
+    let (_, said) = service
+        .get(&format!("/api/v1/explain/{read}/0"))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert!(said.contains("which does not exist"), "{said}");
+    client.create_topic(&read, 1);
+    wait_for("everything to heal", SOON, || match problems(&service)? {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("{some:?}")),
+    });
+    client.produce(&read, three());
+    wait_for("copies", SOON, || match client.count(&copies) {
+        3 => Ok(()),
+        count => Err(count.to_string()),
+    });
+    let log = service.process().log();
+    let told = log
+        .lines()
+        .filter(|line| line.contains("topics of the route do not exist") && line.contains(&read));
+    assert_eq!(told.count(), 1, "{log}");
+    assert!(service.stop(SOON).success());
+}
