@@ -7,6 +7,7 @@
 //!            │ First | Resync                         │
 //!            ▼                                        │
 //!  next: events ─► Tree::apply ─► Event ──── lost: cancelled, compacted, disconnected, expired ──► open
+//!    ▲       │ notices that do not number their writes ─► read all: what they named is Event, the rest Resync
 //!    ▲       │ every `relist`
 //!    │       ▼
 //!    └── read all ─► still different after `grace`? ─► Repair ──► open (the server forgot us)
@@ -15,13 +16,14 @@
 //! An opening that reads an older revision than before, or another store, is believed: it is a full linearised reading, so
 //! the store was restored or replaced. Its state is taken over whole; whoever listens decides what to make of that.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Cause, StoreSink, StoreUpdate, Tree, TreeChange};
+use super::{Cause, ControlKey, StoreSink, StoreUpdate, Tree, TreeChange};
 use crate::chance::{about, backoff};
 
 /// First and longest wait between attempts to reach a store; what is waited is a random part of it.
@@ -31,6 +33,31 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub(super) struct Listing {
     /// What was read; its floor says up to which revision a missing key counts as deleted.
     pub(super) tree: Tree,
+    /// Keys of which a watch has told, before this was read, that they were deleted or emptied: where they are missing here,
+    /// that was no loss.
+    pub(super) told_deleted: BTreeSet<ControlKey>,
+}
+
+impl From<Tree> for Listing {
+    /// A reading of a store whose watch tells of each delete by itself.
+    fn from(tree: Tree) -> Self {
+        Self {
+            tree,
+            told_deleted: BTreeSet::new(),
+        }
+    }
+}
+
+impl Listing {
+    /// The deletes that a watch has told and that this shows, against what is `known`.
+    fn seen_deletes(&self, known: &Tree) -> Vec<TreeChange> {
+        let gone = self.told_deleted.iter().filter_map(|key| {
+            let revision = known.get(key)?.stamp.revision;
+            let is_gone = self.tree.get(key).is_none() && revision <= self.tree.floor;
+            is_gone.then(|| TreeChange::delete(key.clone(), revision + 1))
+        });
+        gone.collect()
+    }
 }
 
 /// What a link hears.
@@ -43,6 +70,8 @@ pub(super) enum Heard {
         strangers: Vec<(String, Option<String>)>,
         revision: u64,
     },
+    /// Something changed, and the server does not say by which write: only a full reading tells. The subscription stands.
+    Unnumbered,
     /// The subscription is over; what happened since is not known.
     Lost(String),
 }
@@ -174,6 +203,12 @@ impl<L: Link> Follower<L> {
         }
         let strangers = self.tree.strangers.clone();
         let breaks = self.breaks_with(&listing);
+        let seen = match breaks {
+            // What was told is of another history.
+            true => Vec::new(),
+            false => self.tree.apply(listing.seen_deletes(&self.tree), 0),
+        };
+        let between = (!seen.is_empty()).then(|| Arc::new(self.tree.clone()));
         let changes = match breaks {
             true => {
                 let changes = self.tree.changes_to(&listing.tree);
@@ -187,9 +222,21 @@ impl<L: Link> Follower<L> {
             false => self.tree.catch_up(listing.tree),
         };
         self.read = true;
-        let changed = !changes.is_empty();
-        if changed || breaks || cause == Cause::First || strangers != self.tree.strangers {
-            self.tell(changes, cause);
+        let changed = !changes.is_empty() || !seen.is_empty();
+        let news = !changes.is_empty() || breaks || strangers != self.tree.strangers;
+        match between {
+            None if news || cause == Cause::First => self.tell(changes, cause),
+            None => {}
+            // That everything was read is no reason to doubt what a watch told.
+            Some(_) if changes.is_empty() => self.tell(seen, Cause::Event),
+            Some(tree) => {
+                (self.sink)(StoreUpdate::Tree {
+                    tree,
+                    changes: seen,
+                    cause: Cause::Event,
+                });
+                self.tell(changes, cause);
+            }
         }
         changed
     }
@@ -238,6 +285,12 @@ impl<L: Link> Follower<L> {
                     strangers,
                     revision,
                 }) => self.heard(changes, strangers, revision),
+                Next::Heard(Heard::Unnumbered) => {
+                    let Some(listing) = self.relist().await else {
+                        return;
+                    };
+                    self.settle(listing, Cause::Resync);
+                }
                 Next::Heard(Heard::Lost(reason)) => {
                     tracing::debug!(reason, "a watch is over; reading everything again");
                     return;

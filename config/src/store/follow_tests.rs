@@ -108,7 +108,7 @@ fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
     tree.apply(changes.to_vec(), revision);
     tree.floor = revision;
     tree.identity = Some(format!("cluster {cluster}").into());
-    Listing { tree }
+    tree.into()
 }
 
 fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, String> {
@@ -410,4 +410,65 @@ fn a_relist_that_fails_leads_to_a_new_connection() {
     );
     assert_eq!(told, ["first a=true @5", "resync a=false @6"]);
     assert_eq!(asked[..3], ["open", "list", "open"]);
+}
+
+/// A reading after the watch has told of deletes.
+fn listing_told(deleted: &[&str], listing: Result<Listing, String>) -> Result<Listing, String> {
+    let told_deleted = deleted.iter().map(|name| gate(name)).collect();
+    listing.map(|listing| Listing {
+        told_deleted,
+        ..listing
+    })
+}
+
+#[test]
+fn a_delete_that_a_notice_told_without_a_number_was_seen_by_the_watch() {
+    let all = [
+        put("a", "true", 3),
+        put("b", "true", 3),
+        put("c", "true", 3),
+    ];
+    let (told, asked) = play(
+        4,
+        vec![listing(&all, 5)],
+        vec![
+            listing_told(&["a"], listing(&all[1..], 6)),
+            // `c` is missing too, and nobody told why.
+            listing_told(&["b"], listing(&[put("d", "true", 8)], 9)),
+        ],
+        vec![Step::Hear(Heard::Unnumbered), Step::Hear(Heard::Unnumbered)],
+    );
+    assert_eq!(
+        told,
+        [
+            "first a=true b=true c=true @5",
+            "event a=- @6",
+            "event b=- @6",
+            "resync c=- d=true @9"
+        ]
+    );
+    assert_eq!(asked[..3], ["open", "list", "list"], "the watch goes on");
+}
+
+#[test]
+fn what_a_lost_watch_has_told_counts_and_not_of_a_store_that_went_back() {
+    let (told, _) = play(
+        4,
+        vec![
+            listing(&[put("a", "true", 3), put("b", "true", 3)], 5),
+            listing_told(&["a", "b"], listing(&[put("b", "true", 3)], 7)),
+            listing_told(&["b"], listing(&[], 4)),
+        ],
+        vec![],
+        vec![cancelled(), cancelled(), event(put("b", "true", 5), 5)],
+    );
+    assert_eq!(
+        told,
+        [
+            "first a=true b=true @5",
+            "event a=- @7",
+            "resync b=- @4",
+            "event b=true @5"
+        ]
+    );
 }

@@ -101,7 +101,7 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
         read.cluster, shared.settings.prefix
     );
     tree.identity = Some(identity.into());
-    Ok(Listing { tree })
+    Ok(tree.into())
 }
 
 fn path_of(key: &[u8], prefix: &str) -> String {

@@ -2,8 +2,11 @@
 //!
 //! The watch is set before the first reading, so that nothing falls between. It is given up at any loss of the connection:
 //! ZooKeeper does not tell what happened meanwhile, and the client does not set it again.
+//!
+//! Servers before 3.9 do not say which write a notice is of. Everything is read again then, beside the watch, which goes on: a
+//! client hears of a delete before any answer shows it, so that each delete is known to have been told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -15,7 +18,7 @@ use zookeeper_client::{
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{Entry, Stamp, Tree, TreeChange, bounded};
+use super::super::{ControlKey, Entry, Stamp, Tree, TreeChange, bounded};
 use super::{Shared, failure};
 
 /// Most nodes that are asked for at once, and most notices that are taken together.
@@ -98,7 +101,7 @@ async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Lis
         }
         level = children(shared, client, &below).await?;
     }
-    Ok(Listing { tree })
+    Ok(tree.into())
 }
 
 /// The newest write that a node knows of: of its data, or of its list of children.
@@ -211,6 +214,10 @@ pub(super) struct ZooKeeperLink {
     dirty: BTreeMap<String, ()>,
     /// The newest write that a notice named.
     noticed: u64,
+    /// A notice did not say of which write it is.
+    unnumbered: bool,
+    /// Keys that notices told to be deleted or emptied, and that no reading has shown to be so yet.
+    deleted: BTreeSet<ControlKey>,
 }
 
 impl ZooKeeperLink {
@@ -220,6 +227,8 @@ impl ZooKeeperLink {
             watch: None,
             dirty: BTreeMap::new(),
             noticed: 0,
+            unnumbered: false,
+            deleted: BTreeSet::new(),
         }
     }
 
@@ -231,63 +240,94 @@ impl ZooKeeperLink {
                 state => Err(format!("the session is {state}")),
             };
         }
-        // Servers before 3.9 do not say which write a notice is of; only a full reading is safe then.
-        let zxid = u64::try_from(event.zxid)
-            .map_err(|_| "the server's notices have no revision; reading again".to_owned())?;
+        self.note_node(event.event_type, &event.path, event.zxid);
+        Ok(())
+    }
+
+    /// Takes in a notice of the node at `path`, of the write `zxid` if that is not negative.
+    fn note_node(&mut self, event_type: EventType, path: &str, zxid: i64) {
         let settings = &self.shared.settings;
-        let below = event.path.strip_prefix(settings.root.as_str());
+        let below = path.strip_prefix(settings.root.as_str());
         let below = below.and_then(|path| path.strip_prefix('/'));
         // What is too deep for a control key no listing sees, so that it must not count as known either.
         if below.is_some_and(|path| path.split('/').count() > settings.paths.depth()) {
-            return Ok(());
+            return;
         }
+        if matches!(
+            event_type,
+            EventType::NodeDeleted | EventType::NodeDataChanged
+        ) {
+            let key = below.and_then(|path| settings.paths.key(path).ok());
+            self.deleted.extend(key);
+        }
+        // Servers before 3.9 do not say which write a notice is of; only a full reading is safe then.
+        let Ok(zxid) = u64::try_from(zxid) else {
+            self.unnumbered = true;
+            return;
+        };
         self.noticed = self.noticed.max(zxid);
         if let Some(path) = below {
             self.dirty.insert(path.to_owned(), ());
         }
-        Ok(())
     }
 
     /// Waits for a notice, and takes what has come with it.
     async fn wait(&mut self) -> Result<(), String> {
-        loop {
-            let Some((_, watcher)) = &mut self.watch else {
-                return Err("there is no watch".to_owned());
-            };
-            let event = match self.dirty.is_empty() {
-                true => watcher.changed().await,
-                false => {
-                    let polled =
-                        pin!(watcher.changed()).poll(&mut Context::from_waker(Waker::noop()));
-                    match polled {
-                        Poll::Ready(event) => event,
-                        Poll::Pending => return Ok(()),
-                    }
-                }
+        while self.dirty.is_empty() && !self.unnumbered {
+            let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
+            let event = watcher.changed().await;
+            self.note(&event)?;
+        }
+        self.take_in(AT_ONCE)
+    }
+
+    /// Takes in the notices that have come, until so many nodes are to be read.
+    fn take_in(&mut self, most: usize) -> Result<(), String> {
+        while self.dirty.len() < most {
+            let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
+            let polled = pin!(watcher.changed()).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(event) = polled else {
+                return Ok(());
             };
             self.note(&event)?;
-            if self.dirty.len() >= AT_ONCE {
-                return Ok(());
-            }
         }
+        Ok(())
+    }
+
+    /// Reads everything, and takes in what the watch has told by then.
+    async fn read(&mut self, known: u64) -> Result<Listing, String> {
+        let (client, _) = self.watch.as_ref().ok_or(NO_WATCH)?;
+        let listing = read_all(&self.shared, client, known).await;
+        let listing = listing.map_err(Failure::reason)?;
+        // The notice of a delete arrives before any answer that shows it.
+        self.take_in(usize::MAX)?;
+        Ok(Listing {
+            told_deleted: std::mem::take(&mut self.deleted),
+            ..listing
+        })
     }
 
     /// Reads what notices named. They stay named until it is read, so that a dropped future loses nothing.
     async fn read_dirty(&mut self) -> Result<Heard, Failure> {
         let Some((client, _)) = &self.watch else {
-            return Err(Failure::away("there is no watch"));
+            return Err(Failure::away(NO_WATCH));
         };
         let revision = self.noticed;
         let paths: Vec<String> = self.dirty.keys().cloned().collect();
+        let mut nodes = Vec::with_capacity(paths.len());
+        for paths in paths.chunks(AT_ONCE) {
+            nodes.append(&mut read_nodes(&self.shared, client, paths).await?);
+        }
         let (mut changes, mut strangers) = (Vec::new(), Vec::new());
-        for (path, node) in read_nodes(&self.shared, client, &paths).await? {
+        for (path, node) in nodes {
+            let key = self.shared.settings.paths.key(&path).ok();
+            if let Some(key) = &key {
+                self.deleted.remove(key);
+            }
             let found = match &node {
                 Some((data, stat)) => place(&self.shared, &path, data, stat),
-                None => {
-                    let key = self.shared.settings.paths.key(&path).ok();
-                    // What is read is not older than any notice that has come.
-                    Ok(key.map(|key| TreeChange::delete(key, revision)))
-                }
+                // What is read is not older than any notice that has come.
+                None => Ok(key.map(|key| TreeChange::delete(key, revision))),
             };
             match found {
                 Ok(change) => {
@@ -306,10 +346,16 @@ impl ZooKeeperLink {
     }
 }
 
+/// Why nothing is heard.
+const NO_WATCH: &str = "there is no watch";
+
 impl Link for ZooKeeperLink {
     async fn open(&mut self, known: u64) -> Result<Listing, String> {
+        // What a watch that is lost has told still counts; why it is lost does not matter any more.
+        let _ = self.take_in(usize::MAX);
         self.watch = None;
         self.dirty.clear();
+        self.unnumbered = false;
         // Of another history, should the store have been restored meanwhile.
         self.noticed = 0;
         let sessions = &self.shared.sessions;
@@ -318,28 +364,55 @@ impl Link for ZooKeeperLink {
         let watching = client.watch(root, AddWatchMode::PersistentRecursive);
         let watcher = sessions.answer(watching).await.map_err(Failure::reason)?;
         let watcher = watcher.map_err(|error| failure(&error).reason())?;
-        let listing = read_all(&self.shared, &client, known).await;
-        let listing = listing.map_err(Failure::reason)?;
         self.watch = Some((client, watcher));
-        Ok(listing)
+        self.read(known).await
     }
 
     async fn list(&mut self, known: u64) -> Result<Listing, String> {
-        let Some((client, _)) = &self.watch else {
-            return Err("there is no watch".to_owned());
-        };
-        let listing = read_all(&self.shared, client, known).await;
-        listing.map_err(Failure::reason)
+        self.read(known).await
     }
 
     async fn next(&mut self) -> Heard {
         let heard = match self.wait().await {
+            Ok(()) if std::mem::take(&mut self.unnumbered) => Ok(Heard::Unnumbered),
             Ok(()) => self.read_dirty().await.map_err(Failure::reason),
             Err(reason) => Err(reason),
         };
-        heard.unwrap_or_else(|reason| {
-            self.watch = None;
-            Heard::Lost(reason)
-        })
+        // The next opening takes in what a lost watch has told.
+        heard.unwrap_or_else(Heard::Lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sessions;
+    use super::*;
+    use crate::store::ZooKeeperSettings;
+
+    fn link() -> ZooKeeperLink {
+        let settings = ZooKeeperSettings::new("127.0.0.1:1");
+        let sessions = sessions(&settings).expect("no files are read");
+        ZooKeeperLink::new(Arc::new(Shared { settings, sessions }))
+    }
+
+    #[test]
+    fn notices_without_a_number_tell_which_keys_were_deleted_and_ask_for_a_reading() {
+        let mut link = link();
+        link.note_node(EventType::NodeDeleted, "/plugins/auditor/spec", -1);
+        link.note_node(EventType::NodeDataChanged, "/plugins/auditor", -1);
+        link.note_node(EventType::NodeCreated, "/plugins/other/spec", -1);
+        let spec = ControlKey::Spec("auditor".to_owned());
+        let gate = ControlKey::Enabled("auditor".to_owned());
+        assert_eq!(link.deleted, [spec.clone(), gate].into());
+        assert!(link.unnumbered && link.dirty.is_empty());
+        assert_eq!(link.noticed, 0, "no revision is made up");
+
+        let mut link = self::link();
+        link.note_node(EventType::NodeDeleted, "/plugins/auditor/state/cursor", -1);
+        assert!(!link.unnumbered, "no listing sees so deep");
+        link.note_node(EventType::NodeDeleted, "/plugins/auditor/spec", 7);
+        assert_eq!(link.deleted, [spec].into());
+        assert!(!link.unnumbered && link.dirty.contains_key("auditor/spec"));
+        assert_eq!(link.noticed, 7);
     }
 }
