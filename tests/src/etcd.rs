@@ -243,6 +243,16 @@ impl Etcd {
         self.start_again(0)
     }
 
+    /// Empties the only node of our own and sets it up anew with the same flags: a cluster of the same id, empty.
+    ///
+    /// # Errors
+    /// If the data cannot be removed, or it does not come up again.
+    pub fn set_up_anew(&mut self) -> Result<()> {
+        self.kill(0);
+        std::fs::remove_dir_all(self.data()?)?;
+        self.start_again(0)
+    }
+
     fn data(&self) -> Result<PathBuf> {
         let own = self.own.as_ref().context("the server is not ours")?;
         Ok(own.folder.path().join("data-0"))

@@ -2,7 +2,8 @@
 //! wrong time, the store is restored or is another one, two thousand specs stand there at once.
 //! Property: garbage is refused by key, path and reason in log, metric, member key and API while the last good state runs on; a
 //! start without the store uses the last good specs on disk, or refuses; one changed spec of many acts at once (G10). A restored
-//! store is followed again; what another one says is held back, told everywhere, and applied once it is accepted.
+//! store is followed again; what another one says is held back, told everywhere, and applied once it is accepted, also if that
+//! has the same cluster id, and after a restart.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario control_keys`
 
@@ -396,6 +397,55 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
         let listed = handlers.as_array().map_or(0, Vec::len);
         let (_, text) = service.get("/readyz")?;
         let over = listed == 1 && !text.contains(said);
+        over.then_some(())
+            .ok_or(format!("{listed} handlers, {text}"))
+    });
+    assert!(service.stop(SOON).success());
+}
+
+/// etcd makes its cluster id of the first members' flags.
+#[test]
+fn an_etcd_that_was_set_up_anew_with_the_same_flags_is_held_back_also_after_a_restart() {
+    let (mut etcd, store, handlers) = own_etcd();
+    let (_, source, workdir) = set_up(&handlers);
+    for name in ["a", "b", "c"] {
+        write(&*store, &spec_key(name), spec(name, &source));
+    }
+    let mut service = Service::ready(&workdir, &[]);
+    etcd.set_up_anew()
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let shows = |service: &Service, said: &str| {
+        wait_for("the store to be held back", SOON, || {
+            let (status, text) = service.get("/readyz")?;
+            let handlers = service.api("handlers")?;
+            let listed = handlers.as_array().map_or(0, Vec::len);
+            let shows = status == 200 && text.contains(said) && listed == 3;
+            shows
+                .then_some(())
+                .ok_or(format!("{status}, {listed} handlers: {text}"))
+        });
+    };
+    shows(&service, "3 of 3 handler specs are missing");
+    // It is filled again from somewhere, and its revision passes what was known.
+    for name in ["a", "b"] {
+        write(&*store, &spec_key(name), spec(name, &source));
+    }
+    for open in ["false", "true", "false", "true", "false", "true"] {
+        write(&*store, &gate("a"), open);
+    }
+    shows(&service, "went back behind revision");
+    assert!(service.stop(SOON).success());
+
+    let mut service = Service::ready(&workdir, &[]);
+    shows(&service, "went back behind revision");
+    let accept = ["control-plane", "accept", "--admin", service.admin()];
+    let accepted = run_binary(workdir.path(), &accept);
+    assert!(accepted.status.success(), "{accepted:?}");
+    wait_for("what stands there to be in force", SOON, || {
+        let handlers = service.api("handlers")?;
+        let listed = handlers.as_array().map_or(0, Vec::len);
+        let (_, text) = service.get("/readyz")?;
+        let over = listed == 2 && !text.contains("went back");
         over.then_some(())
             .ok_or(format!("{listed} handlers, {text}"))
     });

@@ -234,7 +234,7 @@ static HANDLERS: Object = Object {
         },
         Field {
             name: "require_fresh",
-            doc: "Refuse to start from that file.",
+            doc: "Refuse to start from that file, also while what stands in the store is held back.",
             kind: Kind::Flag,
             need: Need::Default("false"),
         },

@@ -9,6 +9,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod dead_letters;
+mod doubt;
 mod file;
 mod folder;
 mod gate_edit;

@@ -1,7 +1,8 @@
 //! The last good values of a store on disk, for a start while the store is away.
 //!
 //! The first line names the format and the SHA-256 of the rest, which is JSON: a file that was cut or edited is not used.
-//! It holds texts as the store has them, with references unresolved.
+//! It holds texts as the store has them, with references unresolved. What is held back is never in it: a start compares what it
+//! has with what stands in the store.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,12 +34,16 @@ pub(super) struct Kept {
     pub(super) revision: u64,
     /// [`Tree::identity`] of the store.
     pub(super) identity: Option<Arc<str>>,
+    /// The store was read at a lower revision than this since, and what it holds was not taken over.
+    pub(super) went_back: bool,
     pub(super) values: GoodValues,
 }
 
 impl Kept {
     fn says_as(&self, other: &Self) -> bool {
-        self.values == other.values && self.identity == other.identity
+        self.values == other.values
+            && self.identity == other.identity
+            && self.went_back == other.went_back
     }
 }
 
@@ -53,6 +58,8 @@ pub(super) struct SpecCache {
 /// What was in the cache.
 pub(super) struct Cached {
     pub(super) saved: Timestamp,
+    /// As of [`Kept`].
+    pub(super) went_back: bool,
     pub(super) tree: Tree,
 }
 
@@ -62,6 +69,8 @@ struct Body {
     /// [`Tree::identity`] of the store.
     #[serde(default)]
     identity: Option<String>,
+    #[serde(default)]
+    went_back: bool,
     saved: String,
     revision: u64,
     values: Vec<Line>,
@@ -84,8 +93,9 @@ impl SpecCache {
         &self.path
     }
 
-    /// What it holds; `None` when there is no file yet. It must be of the store of this `identity`; where that is not known,
-    /// since the store does not answer, of one with the same keys and a server in common.
+    /// What it holds; `None` when there is no file yet. It must be of the store of this `identity`, or of one with the same keys
+    /// and a server in common: where that is another store now, it is for the caller to tell. A config that names other servers of
+    /// another store means that one.
     ///
     /// # Errors
     /// A sentence that says why the file is not used.
@@ -104,11 +114,9 @@ impl SpecCache {
             return Err("its checksum is wrong: it was cut or edited; delete it".to_owned());
         }
         let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
-        let same = match (identity, body.identity.as_deref()) {
-            (Some(known), Some(kept)) => known == kept,
-            _ => self.store.may_be(&body.store),
-        };
-        if !same {
+        let both = identity.zip(body.identity.as_deref());
+        let same = both.is_some_and(|(known, kept)| known == kept);
+        if !same && !self.store.may_be(&body.store) {
             return Err(format!(
                 "it is of another store ({}); delete it, or name another file in `handlers.cache`",
                 body.store
@@ -132,7 +140,11 @@ impl SpecCache {
             entries: entries.collect(),
             ..Tree::default()
         };
-        Ok(Some(Cached { saved, tree }))
+        Ok(Some(Cached {
+            saved,
+            went_back: body.went_back,
+            tree,
+        }))
     }
 
     /// Replaces the file, in one step that readers see whole or not at all.
@@ -149,6 +161,7 @@ impl SpecCache {
         let body = Body {
             store: self.store.clone(),
             identity: kept.identity.as_deref().map(str::to_owned),
+            went_back: kept.went_back,
             saved: Timestamp::now().to_string(),
             revision: kept.revision,
             values: lines.collect(),
@@ -262,6 +275,7 @@ mod tests {
         let kept = |revision, values| Kept {
             revision,
             identity: Some("cluster 1".into()),
+            went_back: revision == 7,
             values,
         };
         writer.keep(kept(6, GoodValues::default()));
@@ -269,7 +283,7 @@ mod tests {
         drop(writer);
         let cached = cache.load(None).unwrap().unwrap();
         assert_eq!(cached.tree.identity.as_deref(), Some("cluster 1"));
-        assert_eq!(cached.tree.revision, 7);
+        assert_eq!((cached.tree.revision, cached.went_back), (7, true));
         let found = cached.tree.entries.into_iter();
         assert!(found.map(|(key, entry)| (key, entry.value)).eq(values()));
 
@@ -277,7 +291,9 @@ mod tests {
         let other = SpecCache::new(path.clone(), etcd(&["b"]));
         let of_another = "of another store (etcd a prefix /plugins)";
         assert!(refused(&other, None).contains(of_another));
-        assert!(refused(&cache, Some("cluster 2")).contains(of_another));
+        assert!(refused(&other, Some("cluster 2")).contains(of_another));
+        // That another store answers at the same address is a matter of doubt.
+        assert!(cache.load(Some("cluster 2")).unwrap().is_some());
         // Addresses come and go; the cluster stays.
         assert!(other.load(Some("cluster 1")).unwrap().is_some());
         let larger = SpecCache::new(path.clone(), etcd(&["b", "a"]));

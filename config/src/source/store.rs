@@ -7,14 +7,17 @@
 //!                              held, until somebody accepts it or the store is as it was
 //! ```
 //!
-//! A store that was restored is followed again. What another store says, and a reading that lacks most of the specs, would
-//! take handlers away from the whole fleet, and their records would pass by: an operator has to say so (G10).
+//! A store that was restored with the specs as they are known is followed again. What another store says, a reading that lacks
+//! most of the specs, and an earlier state that lacks one or has another one, would take handlers away from the whole fleet, and
+//! their records would pass by: an operator has to say so (G10). A start compares with the cache, so that what was held before
+//! it is held after it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+use super::doubt::Known;
 use super::spec_cache::{CacheWriter, Kept, SpecCache};
 use super::store_gates::StoreGates;
 use super::store_map::StoreMap;
@@ -37,7 +40,7 @@ pub struct StoreSourceSettings {
     pub member: String,
     /// File that keeps the last good values for a start while the store is away.
     pub cache: Option<PathBuf>,
-    /// Refuse such a start.
+    /// Refuse such a start, and one while what stands in the store is held back.
     pub require_fresh: bool,
 }
 
@@ -52,7 +55,13 @@ pub struct StoreSource {
     given: Option<Arc<Snapshot>>,
     /// What `map` was settled by, once it was.
     tree: Option<Arc<Tree>>,
+    /// As of [`Known`].
+    went_back: bool,
+    held: Option<Held>,
 }
+
+/// What stands in the store and is not applied, and why.
+type Held = (Arc<Tree>, String);
 
 impl StoreSource {
     /// A source over `store`; nothing is read yet.
@@ -68,11 +77,13 @@ impl StoreSource {
             require_fresh: settings.require_fresh,
             given: None,
             tree: None,
+            went_back: false,
+            held: None,
             store,
         }
     }
 
-    /// Takes over the cache of the store, which is the one of this `identity` if that is known; when it was written.
+    /// Takes over the cache of the store, which is of this `identity` now if that is known; when it was written.
     fn recall(&mut self, identity: Option<&str>) -> Option<Timestamp> {
         let cache = self.cache.as_ref()?;
         match cache.load(identity) {
@@ -80,6 +91,7 @@ impl StoreSource {
                 let cached = cached?;
                 settle(&mut self.map, &cached.tree, &self.store);
                 self.tree = Some(Arc::new(cached.tree));
+                self.went_back = cached.went_back;
                 Some(cached.saved)
             }
             Err(reason) => {
@@ -88,6 +100,44 @@ impl StoreSource {
                 None
             }
         }
+    }
+
+    /// Applies what stands in the store, or holds it back where the cache is reason to doubt it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unreachable`] where a start from the cache is forbidden.
+    fn take_first(&mut self, tree: Tree) -> Result<Arc<Snapshot>, SnapshotError> {
+        let tree = Arc::new(tree);
+        let known = self.tree.as_ref().map(|applied| Known {
+            applied,
+            went_back: self.went_back,
+        });
+        let doubt = known
+            .as_ref()
+            .and_then(|known| known.doubt(&tree, &self.store.address()));
+        let Some(reason) = doubt else {
+            self.tree = Some(Arc::clone(&tree));
+            self.went_back = false;
+            return Ok(settle(&mut self.map, &tree, &self.store));
+        };
+        let cache = self.cache.as_ref().map(SpecCache::path);
+        let cache = cache.unwrap_or(std::path::Path::new("")).display();
+        if self.require_fresh {
+            return Err(SnapshotError::Unreachable {
+                what: self.store.describe(),
+                reason: format!(
+                    "{reason}; and `handlers.require_fresh` forbids to start from the cache; if what stands in the store is meant, delete {cache}"
+                ),
+            });
+        }
+        tracing::warn!(
+            reason,
+            %cache,
+            "what stands in the store is not applied: starting from the last good specs on disk"
+        );
+        self.went_back = known.is_some_and(|known| known.is_behind(&tree));
+        self.held = Some((tree, reason));
+        Ok(self.map.last())
     }
 
     /// What a start runs by while the store does not answer.
@@ -140,11 +190,7 @@ impl SpecSource for StoreSource {
         let identity = listed.as_ref().ok().and_then(|tree| tree.identity.clone());
         let saved = self.recall(identity.as_deref());
         let snapshot = match listed {
-            Ok(tree) => {
-                let snapshot = settle(&mut self.map, &tree, &self.store);
-                self.tree = Some(Arc::new(tree));
-                snapshot
-            }
+            Ok(tree) => self.take_first(tree)?,
             Err(error) => {
                 self.without_store(saved, &error)?;
                 self.map.last()
@@ -158,7 +204,7 @@ impl SpecSource for StoreSource {
         Ok(Snapshot::clone(&snapshot))
     }
 
-    fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
+    fn watch(self: Box<Self>, mut sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
         let what = self.describe();
         let failed = |reason: String| SourceError {
             what: what.clone(),
@@ -169,17 +215,27 @@ impl SpecSource for StoreSource {
             .map(CacheWriter::start)
             .transpose()
             .map_err(|error| failed(format!("no thread can be started: {error}")))?;
-        let desk = Arc::new(Mutex::new(Desk {
+        if let Some((_, reason)) = &self.held {
+            let reason = reason.clone();
+            sink(Update::Held { reason });
+        }
+        let desk = Desk {
             store: Arc::clone(&self.store),
             map: self.map,
             own: self.own.clone(),
             tree: self.tree,
-            held: None,
+            went_back: self.went_back,
+            held: self.held,
             given: self.given,
             reachable: true,
             writer,
             sink,
-        }));
+        };
+        if desk.went_back {
+            // A later start finds the store further on.
+            desk.keep();
+        }
+        let desk = Arc::new(Mutex::new(desk));
         let renamed = Arc::downgrade(&desk);
         self.own.on_change(move || {
             if let Some(desk) = renamed.upgrade() {
@@ -220,8 +276,9 @@ struct Desk {
     own: OwnId,
     /// What is applied.
     tree: Option<Arc<Tree>>,
-    /// What stands in the store and is not applied, and why.
-    held: Option<(Arc<Tree>, String)>,
+    /// As of [`Known`].
+    went_back: bool,
+    held: Option<Held>,
     /// What was handed out last.
     given: Option<Arc<Snapshot>>,
     reachable: bool,
@@ -256,19 +313,30 @@ impl Desk {
     fn look_at(&mut self, tree: Arc<Tree>, cause: Cause) {
         // What a watch of the same store tells piece by piece is meant.
         let is_told = cause == Cause::Event && self.held.is_none();
-        let doubts = if is_told { None } else { self.doubts(&tree) };
-        if let Some(reason) = doubts {
-            let known = self
-                .held
-                .as_ref()
-                .is_some_and(|(_, known)| *known == reason);
-            self.held = Some((tree, reason.clone()));
-            if !known {
-                (self.sink)(Update::Held { reason });
-            }
+        let known = self.tree.as_ref().filter(|_| !is_told);
+        let known = known.map(|applied| Known {
+            applied,
+            went_back: self.went_back,
+        });
+        let doubt = known
+            .as_ref()
+            .and_then(|known| known.doubt(&tree, &self.store.address()));
+        let Some(reason) = doubt else {
+            self.apply(tree);
             return;
+        };
+        let went_back = known.is_some_and(|known| known.is_behind(&tree));
+        if went_back != self.went_back {
+            self.went_back = went_back;
+            // A later start finds the store further on.
+            self.keep();
         }
-        self.apply(tree);
+        let told = self.held.as_ref().map(|(_, told)| told);
+        let news = told != Some(&reason);
+        self.held = Some((tree, reason.clone()));
+        if news {
+            (self.sink)(Update::Held { reason });
+        }
     }
 
     fn apply(&mut self, tree: Arc<Tree>) {
@@ -283,36 +351,11 @@ impl Desk {
             );
         }
         self.tree = Some(tree);
+        self.went_back = false;
         if self.held.take().is_some() {
             (self.sink)(Update::Released);
         }
         self.settle();
-    }
-
-    /// Why `tree` is not to be applied without a word from an operator.
-    fn doubts(&self, tree: &Tree) -> Option<String> {
-        let before = self.tree.as_ref()?;
-        let store = self.store.address();
-        if tree.is_other_than(before) {
-            let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
-            return Some(format!(
-                "{store} is another store than before: it is {}, and was {}",
-                named(tree),
-                named(before)
-            ));
-        }
-        let specs = before.entries.keys();
-        let specs = specs.filter(|key| matches!(key, ControlKey::Spec(_)));
-        let (mut known, mut missing) = (0, 0);
-        for key in specs {
-            known += 1;
-            missing += usize::from(tree.get(key).is_none());
-        }
-        (missing * 2 > known).then(|| {
-            format!(
-                "{missing} of {known} handler specs are missing in {store}, and no watch saw them being deleted"
-            )
-        })
     }
 
     fn accept(&mut self) -> bool {
@@ -337,18 +380,26 @@ impl Desk {
         };
         self.map.be_member(&self.own.get());
         let snapshot = settle(&mut self.map, tree, &self.store);
-        if let Some(writer) = &self.writer {
-            writer.keep(Kept {
-                revision: tree.revision,
-                identity: tree.identity.clone(),
-                values: self.map.good_values(),
-            });
-        }
+        self.keep();
         let same =
             |given: &Arc<Snapshot>| given.revision == snapshot.revision && *given == snapshot;
         if !self.given.as_ref().is_some_and(same) {
             self.given = Some(Arc::clone(&snapshot));
             (self.sink)(Update::Snapshot(snapshot));
+        }
+    }
+}
+
+impl Desk {
+    /// Has what is applied kept for the next start.
+    fn keep(&self) {
+        if let Some((writer, tree)) = self.writer.as_ref().zip(self.tree.as_ref()) {
+            writer.keep(Kept {
+                revision: tree.revision,
+                identity: tree.identity.clone(),
+                went_back: self.went_back,
+                values: self.map.good_values(),
+            });
         }
     }
 }

@@ -1,0 +1,124 @@
+//! Whether what a store shows when it is read as a whole may be a loss, rather than what somebody wants. Pure.
+//!
+//! A store that lost its keys, another one in its place, and one that went back look like one in which handlers were deleted.
+//! What a watch of the same store has told piece by piece is meant; what only a reading shows is compared with what is applied.
+
+use crate::store::{ControlKey, StoreAddress, Tree};
+
+/// What is compared with a reading.
+pub(super) struct Known<'k> {
+    /// What is applied, or what the cache has of it.
+    pub(super) applied: &'k Tree,
+    /// The store was read at a lower revision than what is applied, and what it holds since then was not taken over.
+    pub(super) went_back: bool,
+}
+
+impl Known<'_> {
+    /// Whether the store went back behind what is applied. Later writes raise its revision again and do not undo that.
+    pub(super) fn is_behind(&self, now: &Tree) -> bool {
+        let is_it = !now.is_other_than(self.applied);
+        self.went_back || is_it && now.revision < self.applied.revision
+    }
+
+    /// Why `now`, which was read from `store`, is not to be applied without a word from an operator.
+    pub(super) fn doubt(&self, now: &Tree, store: &StoreAddress) -> Option<String> {
+        let applied = self.applied;
+        if now.is_other_than(applied) {
+            let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
+            return Some(format!(
+                "{store} is another store than before: it is {}, and was {}",
+                named(now),
+                named(applied)
+            ));
+        }
+        let (mut known, mut missing, mut other) = (0_usize, 0_usize, 0_usize);
+        for (key, entry) in &applied.entries {
+            if !matches!(key, ControlKey::Spec(_)) {
+                continue;
+            }
+            known += 1;
+            match now.get(key) {
+                None => missing += 1,
+                Some(there) => other += usize::from(there.value != entry.value),
+            }
+        }
+        if missing * 2 > known {
+            return Some(format!(
+                "{missing} of {known} handler specs are missing in {store}, and no watch saw them being deleted"
+            ));
+        }
+        // Clusters that were set up alike have one identity, and their revisions begin anew.
+        let lacks = missing + other > 0 && self.is_behind(now);
+        lacks.then(|| {
+            format!(
+                "{store} went back behind revision {}: it was restored, or is another store; of {known} handler specs {missing} are missing there, and {other} are other ones",
+                applied.revision
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Entry, Stamp, TreeChange};
+
+    fn tree(identity: &str, revision: u64, specs: &[(&str, &str)]) -> Tree {
+        let mut tree = Tree {
+            identity: Some(identity.into()),
+            ..Tree::default()
+        };
+        let changes = specs.iter().map(|(name, text)| {
+            let stamp = Stamp {
+                revision: 1,
+                version: 1,
+            };
+            let value = text.as_bytes().into();
+            TreeChange::put(ControlKey::Spec((*name).into()), Entry { value, stamp })
+        });
+        tree.apply(changes.collect(), revision);
+        tree
+    }
+
+    #[test]
+    fn a_loss_is_doubted_by_what_shows_it_and_a_change_is_not() {
+        const ALL: &[(&str, &str)] = &[("a", "1"), ("b", "1"), ("c", "1")];
+        const CHANGED: &[(&str, &str)] = &[("a", "2"), ("b", "1"), ("c", "1")];
+        let store = StoreAddress {
+            kind: "etcd".to_owned(),
+            servers: Vec::new(),
+            below: String::new(),
+        };
+        let applied = tree("x", 10, ALL);
+        for (now, went_back, said) in [
+            (tree("x", 11, &ALL[..2]), false, None),
+            (tree("x", 11, CHANGED), false, None),
+            (tree("x", 9, ALL), false, None),
+            (tree("x", 9, &ALL[1..]), false, Some("1 are missing")),
+            (tree("x", 9, CHANGED), false, Some("1 are other ones")),
+            // It was read further back before.
+            (tree("x", 11, CHANGED), true, Some("behind revision 10")),
+            (tree("x", 11, ALL), true, None),
+            (tree("x", 11, &ALL[2..]), false, Some("2 of 3")),
+            (tree("y", 11, ALL), false, Some("another store")),
+        ] {
+            let known = Known {
+                applied: &applied,
+                went_back,
+            };
+            let doubt = known.doubt(&now, &store);
+            let as_said = match (&doubt, said) {
+                (Some(doubt), Some(said)) => doubt.contains(said),
+                (doubt, said) => doubt.is_none() && said.is_none(),
+            };
+            assert!(as_said, "{now:?}: {doubt:?}, not {said:?}");
+        }
+        let known = Known {
+            applied: &applied,
+            went_back: false,
+        };
+        assert!(known.is_behind(&tree("x", 9, ALL)));
+        // Revisions of another store say nothing of this one.
+        assert!(!known.is_behind(&tree("y", 9, ALL)));
+    }
+}
