@@ -173,18 +173,20 @@ async fn write<L: MemberLink>(
     report: &MemberReport,
     failures: &mut Failures,
 ) -> Result<(), Failure> {
-    let whole = report.to_json().len();
-    let mut short = failures.is_too_long(whole);
+    let mut short = false;
     loop {
-        let mut report = MemberReport {
+        let report = MemberReport {
             id: claim.id().to_owned(),
             ..report.clone()
         };
+        let mut value = report.to_json();
+        let whole = value.len();
+        short |= failures.is_too_long(whole);
         if short {
-            report = report.minimal();
+            value = report.minimal().to_json();
         }
         let is_own = |value: &[u8]| claim.is_own(value);
-        let written = link.write(claim.id(), &report.to_json(), &is_own).await;
+        let written = link.write(claim.id(), &value, &is_own).await;
         match written {
             Ok(Written::Done) => {
                 claim.held();
