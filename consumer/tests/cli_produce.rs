@@ -209,7 +209,7 @@ fn what_cannot_be_done_is_said_in_a_line() {
             &[][..],
             "a\n1\n",
             1,
-            "no broker answers at `127.0.0.1:1` within 2 s",
+            "no broker answers at `127.0.0.1:1` within 10 s",
         ),
     ] {
         let output = produce(&[&[first], &nobody[..], more].concat(), stdin);

@@ -12,8 +12,8 @@ use rdkafka::types::RDKafkaErrorCode;
 
 /// How long the cluster has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it has when every address of it has refused a connection. Not at once: a name can have several addresses.
-const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
+/// When it is told that every address of it has refused a connection. Not at once: a name can have several addresses.
+const REFUSED_AFTER: Duration = Duration::from_secs(2);
 /// When it is told that nothing has answered yet: an address of another server takes the connection and says nothing, and a
 /// network may drop what is sent to it.
 const SILENT_AFTER: Duration = Duration::from_millis(2_500);
@@ -66,9 +66,13 @@ impl ProducerContext for Met {
     fn delivery(&self, _result: &DeliveryResult<'_>, (): ()) {}
 }
 
-/// Waits until a broker of `config` tells of `topic`, or of all topics: 10 s, or 2 s if every address refuses. A cluster that
-/// has said nothing after 2.5 s is told of in a sentence, once: what is far away or large may still answer. Uses a client of
-/// its own, so that what it meets is told here and nowhere else.
+/// Longest time between two attempts to connect, in milliseconds: a broker that comes up while it is waited for is found. The
+/// client's own grows to the whole wait.
+const RECONNECT_MS: (&str, &str) = ("100", "1000");
+
+/// Waits until a broker of `config` tells of `topic`, or of all topics, for 10 s. That every address has refused after 2 s, or
+/// that nothing has answered after 2.5 s, is told in a sentence, once: a broker may be starting, or be far away. Uses a client
+/// of its own, so that what it meets is told here and nowhere else.
 ///
 /// # Errors
 /// [`NoBroker`]; also when librdkafka refuses the config.
@@ -85,45 +89,65 @@ pub fn wait_for_broker(
         reason,
     };
     let client: BaseProducer<Met> = config
+        .clone()
+        .set("reconnect.backoff.ms", RECONNECT_MS.0)
+        .set("reconnect.backoff.max.ms", RECONNECT_MS.1)
         .create_with_context(Met::default())
         .map_err(|error| no_broker(error.to_string()))?;
     let mut tell = Some(tell);
     loop {
         // Before the question, which waits long from then on.
         let passed = start.elapsed();
-        if passed >= SILENT_AFTER
+        if let Some(said) = client.context().said(passed)
             && let Some(tell) = tell.take()
         {
             tell(&format!(
-                "no broker has answered at `{brokers}` yet; waiting up to {} s; check the address",
+                "no broker at `{brokers}` {said}; waiting up to {} s; check the address and that the cluster runs",
                 ANSWER_TIMEOUT.as_secs()
             ));
         }
-        let answer = client.client().fetch_metadata(topic, patience(passed));
+        let answer = client
+            .client()
+            .fetch_metadata(topic, patience(passed, tell.is_none()));
         // Hands over what was met.
         client.poll(Duration::ZERO);
         let Err(error) = answer else {
             return Ok(());
         };
-        let met = client.context();
-        let passed = start.elapsed();
-        let refused = met.all_down.load(Ordering::Acquire) && passed >= REFUSED_TIMEOUT;
-        if refused || passed >= ANSWER_TIMEOUT {
-            let last = met.last_error.lock();
-            let last = last.unwrap_or_else(PoisonError::into_inner).clone();
+        if start.elapsed() >= ANSWER_TIMEOUT {
+            let last = client.context().last_error();
             return Err(no_broker(last.unwrap_or_else(|| error.to_string())));
         }
     }
 }
 
+impl Met {
+    fn last_error(&self) -> Option<String> {
+        let last = self.last_error.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is to be told after so long a wait, once there is something.
+    fn said(&self, passed: Duration) -> Option<String> {
+        if self.all_down.load(Ordering::Acquire) && passed >= REFUSED_AFTER {
+            let last = self.last_error();
+            return Some(format!(
+                "can be connected to yet ({})",
+                last.unwrap_or_else(|| "every address refuses".to_owned())
+            ));
+        }
+        (passed >= SILENT_AFTER).then(|| "has answered yet".to_owned())
+    }
+}
+
 /// How long one question waits: a large cluster, or one far away, takes longer for its answer than a refusal does.
-fn patience(passed: Duration) -> Duration {
-    if passed < REFUSED_TIMEOUT {
-        POLL_INTERVAL
-    } else if passed < SILENT_AFTER {
-        SILENT_AFTER - passed
-    } else {
+fn patience(passed: Duration, told: bool) -> Duration {
+    if told {
         ANSWER_TIMEOUT.saturating_sub(passed)
+    } else if passed < REFUSED_AFTER {
+        POLL_INTERVAL
+    } else {
+        SILENT_AFTER.saturating_sub(passed)
     }
 }
 
@@ -136,23 +160,37 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_refuses_is_told_soon_and_one_that_answers_is_found() {
+    fn an_address_that_refuses_is_told_of_once_within_three_seconds() {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
         let start = Instant::now();
-        let refused = wait_for_broker(&config, None, silent).expect_err("nobody listens");
-        assert!(start.elapsed() < Duration::from_secs(3), "{refused}");
+        let mut told = None;
+        let tell = |text: &str| told = Some((start.elapsed(), text.to_owned()));
+        let refused = wait_for_broker(&config, None, tell).expect_err("nobody listens");
+        let (after, text) = told.expect("it is told before the wait ends");
+        assert!(after < Duration::from_secs(3), "told after {after:?}");
+        let ended = start.elapsed();
+        assert!(ended > Duration::from_secs(9), "ended after {ended:?}");
+        assert!(ended < Duration::from_secs(12), "ended after {ended:?}");
         let said = refused.to_string();
-        for words in [
-            "at `127.0.0.1:1` within 2 s",
-            "refused",
-            "check the address",
-        ] {
+        for words in ["at `127.0.0.1:1` ", "efused", "check the address"] {
+            assert!(text.contains(words), "no `{words}` in: {text}");
             assert!(said.contains(words), "no `{words}` in: {said}");
         }
+    }
+
+    /// Brokers and services are often started together.
+    #[test]
+    fn a_broker_that_comes_up_after_it_refused_is_found() {
         let cluster = rdkafka::mocking::MockCluster::new(1).expect("an in-process cluster");
+        let mut config = ClientConfig::new();
         config.set("bootstrap.servers", cluster.bootstrap_servers());
         assert_eq!(wait_for_broker(&config, None, silent), Ok(()));
+        cluster.broker_down(1).expect("the broker is there");
+        let start = Instant::now();
+        let comes_up = |_: &str| cluster.broker_up(1).expect("the broker is there");
+        assert_eq!(wait_for_broker(&config, None, comes_up), Ok(()));
+        assert!(start.elapsed() >= REFUSED_AFTER, "it was told first");
     }
 
     #[test]
