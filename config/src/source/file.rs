@@ -313,6 +313,7 @@ impl GateWriter for FileGates {
             _ => Ok(GateWrite {
                 origin: listed(&done),
                 changed,
+                revision: None,
             }),
         }
     }

@@ -137,6 +137,7 @@ impl GateWriter for MemoryHandle {
         Ok(GateWrite {
             origin: "memory".to_owned(),
             changed,
+            revision: Some(shared.snapshot.revision),
         })
     }
 }

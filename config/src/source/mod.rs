@@ -161,6 +161,9 @@ pub struct GateWrite {
     pub origin: String,
     /// Whether it had the other state before.
     pub changed: bool,
+    /// The [`Snapshot::revision`] from which on the gate is as it was written: a snapshot of an earlier one says nothing of it.
+    /// `None` for a source whose revisions are not those of its writes.
+    pub revision: Option<u64>,
 }
 
 /// Why a source cannot be watched.

@@ -42,19 +42,23 @@ impl GateWriter for StoreGates {
         let declared = declared.filter(|_| !rolls_out);
         let now = there.map_or(declared, |entry| read_switch(&entry.value, &origin).ok());
         if now == Some(open) {
+            // Whoever has not seen these writes yet may still have the other state.
+            let spec = tree.get(&ControlKey::Spec(handler.to_owned()));
+            let seen = [spec, there].into_iter().flatten();
             return Ok(GateWrite {
                 origin,
                 changed: false,
+                revision: seen.map(|entry| entry.stamp.revision).max(),
             });
         }
         let value: &[u8] = if open { b"true" } else { b"false" };
         let expected = there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp));
-        self.store
-            .write(&key, Some(value), expected)
-            .map_err(failed)?;
+        let written = self.store.write(&key, Some(value), expected);
+        let written = written.map_err(failed)?;
         Ok(GateWrite {
             origin,
             changed: true,
+            revision: Some(written.revision),
         })
     }
 }

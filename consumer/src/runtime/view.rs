@@ -48,6 +48,10 @@ pub(super) struct View {
 #[derive(Default)]
 struct Standing {
     revision: u64,
+    /// The revision of the snapshot that was noted last, whatever of it is still being prepared.
+    noted: u64,
+    /// The same of the last one whose gates every pump runs by.
+    gates_as_of: u64,
     declared: Vec<DeclaredHandler>,
     last_rejection: Option<String>,
     /// Each refusal that stands.
@@ -226,6 +230,7 @@ impl View {
             tracing::error!(revision = snapshot.revision, "{why}");
         }
         standing.revision = applied.plan.revision;
+        standing.noted = snapshot.revision;
         standing.switches = snapshot.switches;
         standing.rejected = rejected;
         standing.declared = declared;
@@ -254,6 +259,7 @@ impl View {
         let gates = gates.collect();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing.in_force = gates;
+        standing.gates_as_of = standing.noted;
     }
 
     /// Takes note of an update that was refused as a whole.
@@ -468,8 +474,8 @@ impl ServiceView for View {
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
         use sluicegate_config::source::GateError as Refused;
         match self.gates.set_gate(handler, open) {
-            Ok(written) if open => self.await_open(handler, &written.origin),
-            Ok(written) => self.await_shut(handler, &written.origin),
+            Ok(written) if open => self.await_open(handler, &written),
+            Ok(written) => self.await_shut(handler, &written),
             Err(Refused::UnknownHandler { name, .. }) => Err(self.unknown(name)),
             Err(refused) => Err(GateError::NotWritten {
                 name: handler.to_owned(),

@@ -3,7 +3,9 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::{LOOK_AGAIN, View};
+use sluicegate_config::source::GateWrite;
+
+use super::{LOOK_AGAIN, Standing, View};
 use crate::admin::{Gate, GateError, HandlerState};
 
 /// How long whoever opens a gate waits for the handler to serve, and whoever shuts one for its records to pass it by.
@@ -18,20 +20,39 @@ enum Serves {
     Not(String),
 }
 
+impl Standing {
+    /// Whether every pump runs by the state in which the gate was written, or by a later one.
+    fn knows_of(&self, written: &GateWrite) -> bool {
+        let revision = written.revision;
+        revision.is_none_or(|revision| self.gates_as_of >= revision)
+    }
+
+    /// Whether the gate is shut by the spec and in every pump. A handler that is not there has none that is open.
+    fn is_shut(&self, handler: &str) -> bool {
+        let declared = self.declared.iter().find(|one| one.name == handler);
+        declared.is_none_or(|one| one.gate == Gate::Shut)
+            && self.in_force.get(handler) != Some(&true)
+    }
+}
+
 impl View {
-    /// Waits until an opened handler serves. `origin` is where the gate was written.
+    /// Waits until an opened handler serves, by a standing that knows of the write.
     ///
     /// # Errors
     /// Why it does not.
-    pub(super) fn await_open(&self, handler: &str, origin: &str) -> Result<(), GateError> {
+    pub(super) fn await_open(&self, handler: &str, written: &GateWrite) -> Result<(), GateError> {
         let deadline = Instant::now() + MOVES_WITHIN;
         loop {
             let late = Instant::now() >= deadline;
-            let reason = match self.serves(handler) {
+            let serves = match self.look(|standing| standing.knows_of(written)) {
+                true => self.serves(handler),
+                false => Serves::NotYet(None),
+            };
+            let reason = match serves {
                 Serves::Well => return Ok(()),
                 Serves::Not(reason) => reason,
                 Serves::NotYet(reason) if late => {
-                    reason.unwrap_or_else(|| self.why_not(handler, origin))
+                    reason.unwrap_or_else(|| self.why_not(handler, &written.origin))
                 }
                 Serves::NotYet(_) => {
                     std::thread::sleep(LOOK_AGAIN);
@@ -45,17 +66,18 @@ impl View {
         }
     }
 
-    /// Waits until no pump gives the handler records any more. `origin` is where the gate was written.
+    /// Waits until no pump gives the handler records any more, by a standing that knows of the write: while a watch lags, one
+    /// from before an earlier write may look the same.
     ///
     /// # Errors
     /// Why some do.
-    pub(super) fn await_shut(&self, handler: &str, origin: &str) -> Result<(), GateError> {
+    pub(super) fn await_shut(&self, handler: &str, written: &GateWrite) -> Result<(), GateError> {
         let deadline = Instant::now() + MOVES_WITHIN;
-        while !self.is_shut(handler) {
+        while !self.look(|standing| standing.knows_of(written) && standing.is_shut(handler)) {
             if Instant::now() >= deadline {
                 return Err(GateError::NotShut {
                     name: handler.to_owned(),
-                    reason: self.why_not(handler, origin),
+                    reason: self.why_not(handler, &written.origin),
                 });
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -63,12 +85,9 @@ impl View {
         Ok(())
     }
 
-    /// Whether the gate is shut by the spec and in every pump. A handler that is not there has none that is open.
-    fn is_shut(&self, handler: &str) -> bool {
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let declared = standing.declared.iter().find(|one| one.name == handler);
-        declared.is_none_or(|one| one.gate == Gate::Shut)
-            && standing.in_force.get(handler) != Some(&true)
+    /// What the control side knows, for a look at it.
+    fn look<T>(&self, look: impl FnOnce(&Standing) -> T) -> T {
+        look(&self.standing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn serves(&self, handler: &str) -> Serves {
@@ -133,5 +152,38 @@ impl View {
                 whys.join("; ")
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::DeclaredHandler;
+
+    #[test]
+    fn a_standing_from_before_a_write_does_not_answer_for_it() {
+        let mut standing = Standing {
+            declared: vec![DeclaredHandler {
+                name: "copy".to_owned(),
+                plugin: "relay".to_owned(),
+                gate: Gate::Shut,
+                route: serde_json::Value::Null,
+                rejected: None,
+            }],
+            in_force: [("copy".into(), false)].into(),
+            gates_as_of: 4,
+            ..Standing::default()
+        };
+        // It was opened at 5 and shut at 6, and the watch has told of neither: it is about to open.
+        let written = |revision| GateWrite {
+            origin: "/plugins/copy/enabled".to_owned(),
+            changed: true,
+            revision,
+        };
+        assert!(standing.is_shut("copy"));
+        assert!(!standing.knows_of(&written(Some(6))));
+        standing.gates_as_of = 6;
+        assert!(standing.knows_of(&written(Some(6))));
+        assert!(standing.knows_of(&written(None)), "a folder has no such");
     }
 }
