@@ -343,6 +343,21 @@ pub(super) const BUGS: &[Bug] = &[
         suite: STORE_SOURCE,
     },
     Bug {
+        name: "alike-cluster-believed",
+        what: "a store that went back and lacks specs is followed where its identity is the same",
+        suite: STORE_SOURCE,
+    },
+    Bug {
+        name: "restart-takes-what-is-held",
+        what: "a start takes what stands in the store, and its cache, whatever was held back before it",
+        suite: STORE_SOURCE,
+    },
+    Bug {
+        name: "unnumbered-delete-doubted",
+        what: "a delete that a notice without a number told of counts as seen by nobody",
+        suite: STORES,
+    },
+    Bug {
         name: "older-revision-applied",
         what: "a store's event that is older than what is known of its key is applied",
         suite: STORES,
