@@ -7,6 +7,7 @@ use std::time::Duration;
 use sluicegate_config::bridge::{Bridge, BridgeConfig, BridgeSettings};
 use sluicegate_config::store::StoreError;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::admin::http::{self, AdminError};
 
@@ -29,6 +30,7 @@ pub struct RunningBridge {
     // Before the admin server: what it says last can still be asked while it stops.
     bridge: Option<Bridge>,
     stop: Option<oneshot::Sender<()>>,
+    admin: JoinHandle<()>,
     tokio: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
 }
@@ -37,12 +39,11 @@ pub struct RunningBridge {
 const ADMIN_STOP: Duration = Duration::from_secs(1);
 
 impl RunningBridge {
-    /// Starts a bridge; stores that are away are waited for. `allow_mass_delete` lets deletes cross however many keys are
-    /// found missing.
+    /// Starts a bridge that works as `settings` say; stores that are away are waited for.
     ///
     /// # Errors
     /// [`BridgeError`]; nothing is left running then.
-    pub fn start(config: &BridgeConfig, allow_mass_delete: bool) -> Result<Self, BridgeError> {
+    pub fn start(config: &BridgeConfig, settings: BridgeSettings) -> Result<Self, BridgeError> {
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("bridge-admin")
@@ -51,14 +52,10 @@ impl RunningBridge {
             .map_err(BridgeError::Thread)?;
         let listener = tokio.block_on(http::bind(config.admin))?;
         let address = listener.local_addr().map_err(AdminError::Address)?;
-        let settings = BridgeSettings {
-            allow_mass_delete,
-            ..config.settings()
-        };
         let bridge = Bridge::start(config.open()?, settings)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let reporter = Arc::new(bridge.reporter());
-        tokio.spawn(async move {
+        let admin = tokio.spawn(async move {
             let stop = async {
                 let _ = stopped.await;
             };
@@ -67,9 +64,17 @@ impl RunningBridge {
         Ok(Self {
             bridge: Some(bridge),
             stop: Some(stop),
+            admin,
             tokio: Some(tokio),
             address,
         })
+    }
+
+    /// Why it will not work any more, if that is so: one of its threads has ended without being asked to.
+    pub fn failure(&self) -> Option<String> {
+        let failed = self.bridge.as_ref().and_then(Bridge::failure);
+        let is_mute = self.admin.is_finished();
+        failed.or_else(|| is_mute.then(|| "the bridge's admin HTTP has ended".to_owned()))
     }
 
     /// Where its admin HTTP listens.

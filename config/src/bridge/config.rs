@@ -271,6 +271,7 @@ impl BridgeConfig {
             authority: self.authority,
             look_again: self.look_again,
             allow_mass_delete: false,
+            accept: Pair::default(),
         }
     }
 }

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use super::note::{FORGET_MS, LATE_MS};
-use super::{Note, Pair, Pending, Side, content_hash};
+use super::{Ages, Note, Pair, PairRecord, Pending, Side, content_hash};
 use crate::store::{ControlKey, Entry, Expected, Stamp, Store, StoreError};
 
 /// What comes of a step.
@@ -44,8 +44,10 @@ pub struct Known<'a> {
     pub note: Option<&'a Note>,
     /// At which stamp.
     pub note_at: Option<Stamp>,
-    /// The mark that stands in ZooKeeper, as the pair's record has it.
-    pub mark: u64,
+    /// How long that has been known.
+    pub ages: &'a Ages,
+    /// What is known of the pair.
+    pub pair: &'a PairRecord,
 }
 
 /// A key on its way.
@@ -63,7 +65,8 @@ pub struct Crossing {
     note_at: Option<Stamp>,
     /// The mark that stood in ZooKeeper.
     mark: u64,
-    /// Whether a side holds neither what was seen of it nor anything later: until the note is renewed, it is of its old mark.
+    /// Whether a side holds neither what was seen of it nor anything later, or was taken over: until the note is renewed, it is
+    /// of its old mark.
     behind: bool,
     by: String,
     /// When reading for it began; from the announcement on, when that was.
@@ -93,6 +96,10 @@ impl Crossing {
         let is_behind = |note: &Note, side: Side, entry: Option<&Entry>| {
             entry.map_or(0, |entry| entry.stamp.revision) < note.seen_at(side)
         };
+        let unknown = |side| known.pair.unknown(side, known.note);
+        let was_taken = Side::BOTH
+            .into_iter()
+            .any(|side| unknown(side).is_some_and(|taken| taken.yields || known.note.is_some()));
         let behind = known
             .note
             .is_some_and(|note| is_behind(note, to, there) || is_behind(note, to.other(), from));
@@ -105,10 +112,13 @@ impl Crossing {
             read_at: from.map(|entry| entry.stamp.revision),
             expected: there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp)),
             replaces: there.map_or(0, |entry| entry.stamp.revision),
-            base: known.note.cloned().unwrap_or_default(),
+            base: known
+                .note
+                .map(|note| base(note, &known))
+                .unwrap_or_default(),
             note_at: known.note_at,
-            mark: known.mark,
-            behind,
+            mark: known.pair.mark,
+            behind: behind || was_taken,
             by: by.to_owned(),
             began_ms,
             refused: None,
@@ -131,7 +141,8 @@ impl Crossing {
         let known = Known {
             note: None,
             note_at,
-            mark: 0,
+            ages: &Ages::default(),
+            pair: &PairRecord::default(),
         };
         let mut crossing = Self::new(key, Side::Etcd, None, None, known, by, began_ms);
         crossing.stage = Stage::Note {
@@ -194,9 +205,6 @@ impl Crossing {
         if !self.behind {
             announced.mark = self.mark;
         }
-        announced
-            .pending
-            .retain(|pending| pending.age_ms(now_ms) < FORGET_MS);
         announced.pending.push(Pending {
             to: self.to,
             value: self.hash.clone(),
@@ -268,9 +276,8 @@ impl Crossing {
             *there.of_mut(self.to) = stamp.revision;
             *there.of_mut(from) = self.read_at.unwrap_or(0);
         }
-        note.pending.retain(|pending| {
-            pending.replaces == *there.of(pending.to) && pending.age_ms(now_ms) < FORGET_MS
-        });
+        note.pending
+            .retain(|pending| pending.replaces == *there.of(pending.to));
         note.at_ms = now_ms;
         note
     }
@@ -295,6 +302,17 @@ impl Crossing {
 
     fn note_expected(&self) -> Expected {
         self.note_at.map_or(Expected::Absent, Expected::At)
+    }
+}
+
+/// The note without the announced writes that will not come any more, and without revisions of other stores.
+fn base(note: &Note, known: &Known<'_>) -> Note {
+    let pending = known.ages.of_pending(note);
+    let pending = pending.filter(|(_, age)| *age < FORGET_MS);
+    Note {
+        pending: pending.map(|(pending, _)| pending.clone()).collect(),
+        revisions: known.pair.known_revisions(note),
+        ..note.clone()
     }
 }
 

@@ -14,12 +14,19 @@
 //! A key that is noted and missing was deleted, unless its side has lost it (G10): the side as a whole is of an earlier
 //! revision than was noted, or went back since (`pair`). What was noted then says nothing, as if there were no note. A delete
 //! that a watch saw is one in any case.
+//!
+//! What stood on a side when it was taken over for one that the notes do not know is no change: its revisions have nothing to do
+//! with those that are noted. It is as noted where it is the same value; otherwise it is as if there were no note, and it gives
+//! way if that is how it was taken over.
+
+use std::cmp::Ordering;
 
 use crate::problem::Problems;
 use crate::store::{ControlKey, Entry, check_value};
 
 use super::note::{FORGET_MS, PATIENCE_MS};
-use super::{Note, Pair, PairRecord, Side, content_hash};
+use super::pair::TakenOver;
+use super::{Ages, Note, Pair, PairRecord, Side, content_hash};
 
 /// What is seen of one key.
 #[derive(Clone, Debug)]
@@ -36,6 +43,8 @@ pub struct Look<'v> {
     pub deleted: Pair<bool>,
     /// What is noted.
     pub note: Option<&'v Note>,
+    /// How long that has been known.
+    pub ages: &'v Ages,
     /// What is known of the pair.
     pub pair: &'v PairRecord,
     /// Whether both sides were read after the note.
@@ -44,7 +53,7 @@ pub struct Look<'v> {
     pub authority: Side,
     /// This bridge's id: its own announcements hold it up no longer.
     pub own: &'v str,
-    /// Milliseconds since the Unix epoch.
+    /// This bridge's clock, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
 
@@ -123,14 +132,9 @@ pub fn decide(look: &Look<'_>) -> Decision {
 
 /// Until when another bridge's announced write is left alone.
 fn busy_until(look: &Look<'_>, note: &Note) -> Option<u64> {
-    let others = note
-        .pending
-        .iter()
-        .filter(|pending| pending.by != look.own && pending.age_ms(look.now_ms) < PATIENCE_MS);
-    // A clock that is ahead of this one does not make anybody wait longer.
-    others
-        .map(|pending| pending.at_ms.min(look.now_ms) + PATIENCE_MS)
-        .max()
+    let others = look.ages.of_pending(note);
+    let others = others.filter(|(pending, age)| pending.by != look.own && *age < PATIENCE_MS);
+    others.map(|(_, age)| look.now_ms + PATIENCE_MS - age).max()
 }
 
 fn agree(look: &Look<'_>) -> Decision {
@@ -162,8 +166,8 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
     let Some(note) = look.note else {
         return Decision::Rest;
     };
-    let until_ms = note.at_ms.min(look.now_ms) + FORGET_MS;
-    if note.value.is_none() && look.now_ms < until_ms {
+    if note.value.is_none() && look.ages.note < FORGET_MS {
+        let until_ms = look.now_ms + FORGET_MS - look.ages.note;
         return Decision::Wait { until_ms };
     }
     if !look.fresh {
@@ -180,7 +184,7 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
     };
     Decision::Agree(Some(Note {
         value: None,
-        revisions: note.revisions,
+        revisions: look.pair.known_revisions(note),
         pending,
         at_ms: look.now_ms,
         mark,
@@ -189,12 +193,12 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
 
 /// The announced writes that can still take place: what they replace stands there, and they are not too old.
 fn still_possible(look: &Look<'_>, note: &Note) -> Vec<super::Pending> {
-    let possible = note.pending.iter().filter(|pending| {
+    let possible = look.ages.of_pending(note).filter(|(pending, age)| {
         let there = look.entries.of(pending.to);
         let there = there.map_or(0, |entry| entry.stamp.revision);
-        there == pending.replaces && pending.age_ms(look.now_ms) < FORGET_MS
+        there == pending.replaces && *age < FORGET_MS
     });
-    possible.cloned().collect()
+    possible.map(|(pending, _)| pending.clone()).collect()
 }
 
 fn is_behind(look: &Look<'_>, note: &Note) -> bool {
@@ -211,7 +215,29 @@ fn first(look: &Look<'_>) -> Decision {
     match (look.entries.etcd, look.entries.zookeeper) {
         (Some(_), None) => cross(look, Side::ZooKeeper, false),
         (None, Some(_)) => cross(look, Side::Etcd, false),
-        _ => cross(look, look.authority.other(), true),
+        _ => cross(look, prevailing(look).other(), true),
+    }
+}
+
+/// Whose value stands where both sides hold something of their own.
+fn prevailing(look: &Look<'_>) -> Side {
+    yielding(look).map_or(look.authority, Side::other)
+}
+
+/// The side that was taken over and holds what it held then, if that gives way to what the other one holds. Of two it is the
+/// one that was taken over later.
+fn yielding(look: &Look<'_>) -> Option<Side> {
+    let yields = |side: Side| {
+        let taken = look.pair.unknown(side, look.note);
+        let entry = *look.entries.of(side);
+        let held = taken.zip(entry);
+        let held = held.filter(|(taken, entry)| taken.yields && entry.stamp.revision <= taken.at);
+        held.map(|(taken, _)| taken.mark)
+    };
+    match yields(Side::Etcd).cmp(&yields(Side::ZooKeeper)) {
+        Ordering::Greater => Some(Side::Etcd),
+        Ordering::Less => Some(Side::ZooKeeper),
+        Ordering::Equal => None,
     }
 }
 
@@ -227,14 +253,22 @@ fn differ(look: &Look<'_>, note: &Note) -> Decision {
         };
     }
     use Standing::{Changed, Echo, Same};
+    if let Some(side) = yielding(look)
+        && look.entries.of(side.other()).is_some()
+    {
+        return cross(look, side, *standing.of(side) != Same);
+    }
     match (etcd, zookeeper) {
         (Changed, Same | Echo) | (Same, Echo) => cross(look, Side::ZooKeeper, false),
         (Same | Echo, Changed) | (Echo, Same) => cross(look, Side::Etcd, false),
-        _ => cross(look, look.authority.other(), true),
+        _ => cross(look, prevailing(look).other(), true),
     }
 }
 
 fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
+    if let Some(taken) = look.pair.unknown(side, Some(note)) {
+        return standing_of_unknown(look, note, side, taken);
+    }
     let noted = *note.revisions.of(side);
     // What was announced to the other side was read here: a value that is gone since then was deleted.
     let read_at = note.read_at(side);
@@ -242,11 +276,13 @@ fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
     match look.entries.of(side) {
         Some(entry) => {
             let revision = entry.stamp.revision;
+            let hash = content_hash(&entry.value);
             // Of a side that went back since, the noted revision says nothing, but the announcement does.
             let can_be_news = revision > noted || !counts(look, note, side);
-            if revision == noted && note.value.is_some() {
+            let is_held = note.value.as_ref() == Some(&hash);
+            if revision == noted && note.value.is_some() && (is_held || counts(look, note, side)) {
                 Standing::Same
-            } else if can_be_news && note.announces(side, Some(&content_hash(&entry.value))) {
+            } else if can_be_news && note.announces(side, Some(&hash)) {
                 Standing::Echo
             } else if revision <= noted {
                 Standing::Stale
@@ -260,6 +296,23 @@ fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
         None if *look.revisions.of(side) < noted.max(read_at) => Standing::Stale,
         None if !counts(look, note, side) => Standing::Stale,
         None => Standing::Changed,
+    }
+}
+
+/// How a side stands that was taken over since the note was written: its revisions say nothing there.
+fn standing_of_unknown(look: &Look<'_>, note: &Note, side: Side, taken: &TakenOver) -> Standing {
+    let Some(entry) = look.entries.of(side) else {
+        return match look.deleted.of(side) {
+            true => Standing::Changed,
+            false => Standing::Stale,
+        };
+    };
+    let hash = content_hash(&entry.value);
+    match &note.value {
+        Some(noted) if *noted == hash => Standing::Same,
+        _ if note.announces(side, Some(&hash)) => Standing::Echo,
+        _ if entry.stamp.revision <= taken.at => Standing::Stale,
+        _ => Standing::Changed,
     }
 }
 
@@ -327,6 +380,25 @@ mod tests {
         note: Option<&Note>,
         fresh: bool,
     ) -> Decision {
+        let pair = PairRecord {
+            mark: 1,
+            trusted_from: Pair {
+                etcd: 0,
+                zookeeper: 1,
+            },
+            ..PairRecord::default()
+        };
+        decided_of(&pair, revisions, etcd, zookeeper, note, fresh)
+    }
+
+    fn decided_of(
+        pair: &PairRecord,
+        revisions: Pair<u64>,
+        etcd: Option<Entry>,
+        zookeeper: Option<Entry>,
+        note: Option<&Note>,
+        fresh: bool,
+    ) -> Decision {
         decide(&Look {
             key: &ControlKey::Logging,
             places: &Pair::default(),
@@ -337,14 +409,8 @@ mod tests {
             revisions,
             deleted: Pair::default(),
             note,
-            pair: &PairRecord {
-                mark: 1,
-                trusted_from: Pair {
-                    etcd: 0,
-                    zookeeper: 1,
-                },
-                ..PairRecord::default()
-            },
+            ages: &Ages::as_told(note, NOW),
+            pair,
             fresh,
             authority: Side::Etcd,
             own: "me",
@@ -408,6 +474,50 @@ mod tests {
     }
 
     #[test]
+    fn what_a_side_held_when_it_was_taken_over_gives_way_and_an_edit_since_does_not() {
+        let taken = TakenOver {
+            at: 50,
+            mark: 2,
+            yields: true,
+        };
+        let pair = PairRecord {
+            mark: 2,
+            trusted_from: Pair {
+                etcd: 2,
+                zookeeper: 0,
+            },
+            taken_over: Pair {
+                etcd: Some(taken),
+                zookeeper: None,
+            },
+            ..PairRecord::default()
+        };
+        let seen = |etcd: Option<Entry>, zookeeper: Option<Entry>, note: Option<&Note>| {
+            let revisions = Pair::from_fn(|_| 100);
+            decided_of(&pair, revisions, etcd, zookeeper, note, true)
+        };
+        let to_etcd = crosses(Side::Etcd, true);
+        // etcd is the authority; its revisions have nothing to do with the noted ones.
+        let note = noted(Some("true"), 5, 7);
+        assert_eq!(seen(at("false", 40), at("true", 7), None), to_etcd);
+        assert_eq!(seen(at("false", 5), at("true", 7), note.as_ref()), to_etcd);
+        assert_eq!(
+            seen(at("false", 40), at(" true", 8), note.as_ref()),
+            to_etcd
+        );
+        let newer = seen(at("true", 40), at("false", 8), note.as_ref());
+        assert_eq!(newer, crosses(Side::Etcd, false), "zookeeper changed it");
+        let deleted = seen(at("true", 40), None, note.as_ref());
+        assert_eq!(deleted, crosses(Side::Etcd, false), "zookeeper deleted it");
+        let lost = seen(None, at("true", 7), note.as_ref());
+        assert_eq!(lost, crosses(Side::Etcd, false), "written again");
+        let extra = seen(at("false", 40), None, None);
+        assert_eq!(extra, crosses(Side::ZooKeeper, false), "copied");
+        let edited = seen(at("false", 51), at("true", 7), None);
+        assert_eq!(edited, crosses(Side::ZooKeeper, true), "the authority's");
+    }
+
+    #[test]
     fn a_reading_that_is_older_than_the_note_decides_nothing() {
         let note = noted(Some("true"), 5, 7);
         let older = decided(at("false", 4), at("true", 7), note.as_ref(), false);
@@ -425,7 +535,10 @@ mod tests {
             by: "another".to_owned(),
             at_ms: NOW,
         });
-        let echo = |note: &Note| decided(at("true", 9), at("false", 8), Some(note), true);
+        // What the announcement says of the time does not count, only how long it is known here.
+        let at_100 = Pair::from_fn(|_| 100);
+        let echo =
+            |note: &Note| decided_at(at_100, at("true", 9), at("false", 8), Some(note), true);
         let until_ms = NOW + PATIENCE_MS;
         assert_eq!(echo(&note), Decision::Wait { until_ms });
         note.pending[0].at_ms = NOW - PATIENCE_MS;

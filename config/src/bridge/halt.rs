@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{PairCheck, Side};
+use super::pair::Foreign;
+use super::{Pair, PairCheck, Side};
 use crate::store::StoreAddress;
 
 /// More keys than this that a listing finds missing stop the bridge.
@@ -13,18 +14,12 @@ const HALF_OF: usize = 4;
 /// Why a bridge stands still.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Halt {
-    /// A side is another store than the notes are about.
-    Replaced {
-        /// The side.
-        side: Side,
-        /// Where it is.
-        store: StoreAddress,
-        /// Where the notes are.
-        notes: StoreAddress,
-        /// Which store the notes are about.
-        noted: String,
-        /// Which one it is.
-        found: Option<String>,
+    /// A side is not the one that the notes are about.
+    Foreign {
+        /// What differs, and on which side.
+        foreign: Foreign,
+        /// Where the sides are.
+        stores: Pair<StoreAddress>,
     },
     /// A listing found so many keys missing that they look lost and not deleted.
     MassDelete {
@@ -56,21 +51,70 @@ impl Absences {
 }
 
 impl Halt {
-    /// Of a pair whose store was replaced; `None` for any other finding.
-    pub(super) fn of(
-        check: &PairCheck,
-        addresses: impl Fn(Side) -> StoreAddress,
-        notes: StoreAddress,
-    ) -> Option<Self> {
+    /// Of a pair with a side that is foreign; `None` for any other finding.
+    pub(super) fn of(check: &PairCheck, addresses: impl Fn(Side) -> StoreAddress) -> Option<Self> {
         match check {
-            PairCheck::Replaced { side, noted, found } => Some(Self::Replaced {
-                side: *side,
-                store: addresses(*side),
-                notes,
-                noted: noted.clone(),
-                found: found.clone(),
+            PairCheck::Foreign(foreign) => Some(Self::Foreign {
+                foreign: foreign.clone(),
+                stores: Pair::from_fn(addresses),
             }),
             PairCheck::Fits(_) | PairCheck::Renew(_) => None,
+        }
+    }
+}
+
+/// What to do about a side that is not the one of the notes.
+fn answer(side: Side) -> String {
+    let other = side.other();
+    format!(
+        "If {side} was emptied, restored, set up anew or moved, run `sluicegate bridge --accept-store {side}` until `bridge \
+         status` says that all is settled: what {other} holds then travels to {side}, what {side} lacks is deleted nowhere, \
+         and what only {side} has is copied; with `--dry-run` it shows what it would write"
+    )
+}
+
+fn write_foreign(
+    f: &mut fmt::Formatter<'_>,
+    foreign: &Foreign,
+    stores: &Pair<StoreAddress>,
+) -> fmt::Result {
+    const STANDS: &str = "nothing is written or deleted. If the config names the wrong servers";
+    match foreign {
+        Foreign::Store { side, noted, found } => {
+            let store = stores.of(*side);
+            let found = found.as_deref().unwrap_or("empty, without its root");
+            let answer = answer(*side);
+            write!(
+                f,
+                "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}; \
+                 {STANDS}, mend it. {answer}. If this is another pair, give it a `name` of its own"
+            )
+        }
+        Foreign::Unmarked { side, pair } => {
+            let store = stores.of(*side);
+            let answer = answer(*side);
+            write!(
+                f,
+                "{store} does not carry the mark of this pair any more, {pair} at `.bridge`: it was emptied, is of a time before \
+                 the pair was joined, or the mark was deleted; {STANDS}, mend it. {answer}"
+            )
+        }
+        Foreign::Apart { zookeeper, etcd } => {
+            let marked = match zookeeper {
+                Some(pair) => format!("carries the mark of the pair {pair}"),
+                None => "carries the mark of a pair".to_owned(),
+            };
+            let noted = match etcd {
+                Some(pair) => format!("the notes in etcd are those of the pair {pair}"),
+                None => "there are no notes of it in etcd".to_owned(),
+            };
+            let (restored, moved) = (answer(Side::Etcd), answer(Side::ZooKeeper));
+            write!(
+                f,
+                "{} and {} do not belong together: the first {marked} at `.bridge`, and {noted}; {STANDS}, or another bridge has \
+                 the same root, mend that. {restored}. {moved}",
+                stores.zookeeper, stores.etcd
+            )
         }
     }
 }
@@ -78,24 +122,7 @@ impl Halt {
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Replaced {
-                side,
-                store,
-                notes,
-                noted,
-                found,
-            } => {
-                let found = found.as_deref().unwrap_or("empty, without its root");
-                let notes = &notes.below;
-                write!(
-                    f,
-                    "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}; \
-                     nothing is written or deleted. If the config names the wrong servers, mend it. If {side} was emptied, set up \
-                     anew or moved, delete the notes (`etcdctl del --prefix {notes}/`): both sides are then merged as at a first \
-                     start, which deletes nothing; where both hold different values, the authority's replaces the other's, so \
-                     look with `--dry-run` before, and set `authority` to the side that is right. If this is another pair, give it a `name` of its own"
-                )
-            }
+            Self::Foreign { foreign, stores } => write_foreign(f, foreign, stores),
             Self::MassDelete {
                 side,
                 store,

@@ -1,16 +1,20 @@
 //! A key's note: what both sides last held, and the writes that are under way. Shared by all bridges of a pair.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Side};
 use crate::digest::sha256_hex;
+use crate::store::ControlKey;
 
-/// A live bridge is done with an announced write long before this, in milliseconds; afterwards others take over.
+/// A live bridge is done with an announced write this long after another one has seen the announcement, in milliseconds;
+/// afterwards others take over.
 pub(super) const PATIENCE_MS: u64 = 10_000;
 /// A bridge that was held up this long since it announced a write does not begin it, in milliseconds.
 pub(super) const LATE_MS: u64 = 3_000;
-/// After this long an announced write that nobody has seen will not come any more, and the note of a deleted key may go,
-/// in milliseconds.
+/// This long after a bridge has seen the announcement, a write that nobody has seen will not come any more, and the note of a
+/// deleted key may go, in milliseconds.
 pub(super) const FORGET_MS: u64 = 60_000;
 
 /// What is known of one key.
@@ -45,14 +49,101 @@ pub struct Pending {
     pub read_at: u64,
     /// The bridge that announced it.
     pub by: String,
-    /// When, in milliseconds since the Unix epoch.
+    /// When by that bridge's clock, in milliseconds since the Unix epoch: for people, and to tell announcements apart. Clocks
+    /// differ, so nobody goes by it (see [`Sightings`]).
     pub at_ms: u64,
 }
 
-impl Pending {
-    /// How old it is at `now_ms`; clocks that differ make it no older than new.
-    pub(super) fn age_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.at_ms)
+/// How long a bridge has known a note as it is, and each of its announced writes, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ages {
+    /// Of the note.
+    pub note: u64,
+    /// Of each announced write, in their order.
+    pub pending: Vec<u64>,
+}
+
+impl Ages {
+    /// Each announced write of `note` with its age.
+    pub(super) fn of_pending<'n>(
+        &'n self,
+        note: &'n Note,
+    ) -> impl Iterator<Item = (&'n Pending, u64)> {
+        let ages = self.pending.iter().copied().chain(std::iter::repeat(0));
+        note.pending.iter().zip(ages)
+    }
+
+    /// By what `note` says of itself: for one look, which has not seen it before and writes nothing.
+    pub(super) fn as_told(note: Option<&Note>, now_ms: u64) -> Self {
+        note.map_or_else(Self::default, |note| Self {
+            note: now_ms.saturating_sub(note.at_ms),
+            pending: (note.pending.iter())
+                .map(|pending| now_ms.saturating_sub(pending.at_ms))
+                .collect(),
+        })
+    }
+}
+
+/// When a bridge first saw what is under way, by its own clock that nobody sets. What others say of the time does not count:
+/// a clock that is ahead of all others would hold up a key until they have caught up with it.
+#[derive(Clone, Debug, Default)]
+pub struct Sightings {
+    seen: BTreeMap<ControlKey, Seen>,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    /// Which note: when it was noted, and when it was first seen.
+    note: (u64, u64),
+    pending: Vec<(Pending, u64)>,
+}
+
+impl Sightings {
+    /// Takes down what `note`, which is that of `key`, says is under way, if it was not seen before. What is settled is
+    /// forgotten.
+    pub fn see(&mut self, key: &ControlKey, note: Option<&Note>, clock_ms: u64) {
+        let before = self.seen.remove(key);
+        let Some(note) = note.filter(|note| note.value.is_none() || !note.pending.is_empty())
+        else {
+            return;
+        };
+        let first = before.as_ref().filter(|seen| seen.note.0 == note.at_ms);
+        let pending = note.pending.iter().map(|pending| {
+            let known = before.iter().flat_map(|seen| &seen.pending);
+            let mut known = known.filter(|(known, _)| known == pending);
+            let at = known.next().map_or(clock_ms, |(_, at)| *at);
+            (pending.clone(), at)
+        });
+        let seen = Seen {
+            note: (note.at_ms, first.map_or(clock_ms, |seen| seen.note.1)),
+            pending: pending.collect(),
+        };
+        self.seen.insert(key.clone(), seen);
+    }
+
+    /// Forgets what is not of `keys`, which are sorted.
+    pub(super) fn forget_others(&mut self, keys: &[ControlKey]) {
+        self.seen.retain(|key, _| keys.binary_search(key).is_ok());
+    }
+
+    /// How long what `note` says has been known; what was not seen before is new.
+    #[must_use]
+    pub fn ages(&self, key: &ControlKey, note: Option<&Note>, clock_ms: u64) -> Ages {
+        let (Some(seen), Some(note)) = (self.seen.get(key), note) else {
+            return Ages::default();
+        };
+        let age = |at: u64| clock_ms.saturating_sub(at);
+        let pending = note.pending.iter().map(|pending| {
+            let known = seen.pending.iter().find(|(known, _)| known == pending);
+            known.map_or(0, |(_, at)| age(*at))
+        });
+        Ages {
+            note: match seen.note.0 == note.at_ms {
+                true => age(seen.note.1),
+                false => 0,
+            },
+            pending: pending.collect(),
+        }
     }
 }
 
@@ -101,4 +192,47 @@ impl Note {
 #[must_use]
 pub fn content_hash(value: &[u8]) -> String {
     sha256_hex(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_announcement_grows_old_from_when_it_was_seen_whatever_it_says_of_the_time() {
+        let announced = |at_ms| Pending {
+            to: Side::Etcd,
+            value: None,
+            replaces: 1,
+            read_at: 0,
+            by: "another".to_owned(),
+            at_ms,
+        };
+        let far_ahead = 1_000_000_000;
+        let mut note = Note {
+            pending: vec![announced(far_ahead)],
+            at_ms: far_ahead,
+            ..Note::default()
+        };
+        let key = ControlKey::Logging;
+        let mut sightings = Sightings::default();
+        assert_eq!(sightings.ages(&key, Some(&note), 5), Ages::default());
+        sightings.see(&key, Some(&note), 10);
+        sightings.see(&key, Some(&note), 20);
+        note.pending.push(announced(0));
+        sightings.see(&key, Some(&note), 30);
+        let ages = sightings.ages(&key, Some(&note), 40);
+        assert_eq!((ages.note, ages.pending), (30, vec![30, 10]));
+        note.at_ms += 1;
+        assert_eq!(
+            sightings.ages(&key, Some(&note), 40).note,
+            0,
+            "it is another one"
+        );
+        sightings.see(&key, None, 50);
+        assert_eq!(sightings.ages(&key, Some(&note), 60), Ages::default());
+        sightings.see(&key, Some(&note), 60);
+        sightings.forget_others(&[]);
+        assert_eq!(sightings.ages(&key, Some(&note), 90), Ages::default());
+    }
 }

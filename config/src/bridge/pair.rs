@@ -1,8 +1,9 @@
 //! Whether the two stores are still those that the notes are about, and whether one of them went back to an earlier state.
 //!
 //! ```text
-//!  record, in etcd beside the notes:  which stores, mark 7, absences in ZooKeeper count from mark 5 on
-//!  mark, in ZooKeeper:                7 5    lower: ZooKeeper went back    higher: etcd did, with record and notes
+//!  record, in etcd beside the notes:  pair ID, which stores, mark 7, absences in ZooKeeper count from mark 5 on
+//!  mark, in ZooKeeper:                7 5 ID lower: ZooKeeper went back    higher: etcd did, with record and notes
+//!  mark, in etcd beside the keys:     ID     another ID, or none: the sides do not belong together
 //!  a note:                            mark 6: when it was written, ZooKeeper had seen mark 6
 //! ```
 //!
@@ -11,22 +12,33 @@
 //! remember it in etcd. Where both differ, one of them went back to an earlier state; then no absence there is a delete until
 //! its key was noted again. The notes stand in the etcd that is kept equal, and go back with it. What the record says of
 //! ZooKeeper goes back with them, so ZooKeeper has that too: the second number.
+//!
+//! Which store it is, a side says by its identity, and to which pair it belongs by its mark. Where either is not as noted,
+//! nothing crosses until somebody says which side is to be taken over ([`Foreign::is_answered_by`]). A side that is taken over
+//! counts as gone back: what stands there is no edit and gives way to what the other side holds, and what it lacks was not
+//! deleted.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::crossing::Progress;
-use super::note::LATE_MS;
+use super::mark::{MOST_MARK, Mark, new_id, pairs_of};
+use super::renewal::Renewal;
 use super::{Note, Pair, Side};
-use crate::store::{ControlKey, Entry, Expected, Stamp, Store, StoreError, Tree};
+use crate::store::{ControlKey, Tree};
 
-/// The side that is marked: the one where the notes do not stand.
+/// The side that is marked with numbers: the one where the notes do not stand.
 pub(super) const MARKED: Side = Side::ZooKeeper;
 
 /// What the bridges of a pair know of its stores.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairRecord {
+    /// The pair's id, which both sides carry; `None` until it was first joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The id that is about to be written to both sides: until that is done they may carry either or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_id: Option<String>,
     /// Which stores the notes are about, as [`Tree::identity`] names them; `None` where nothing told yet.
     pub stores: Pair<Option<String>>,
     /// The mark that stands in ZooKeeper.
@@ -36,6 +48,20 @@ pub struct PairRecord {
     pub next: Option<u64>,
     /// A key that is missing on a side was deleted there only if its note has this mark or a later one.
     pub trusted_from: Pair<u64>,
+    /// How a side stood when it was taken over for one that the notes do not know.
+    #[serde(default)]
+    pub taken_over: Pair<Option<TakenOver>>,
+}
+
+/// A side as it was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    /// Its revision then: what is no later is no edit.
+    pub at: u64,
+    /// Notes of an earlier mark know another store.
+    pub mark: u64,
+    /// Whether that gives way to what the other side holds, whoever is the authority.
+    pub yields: bool,
 }
 
 impl PairRecord {
@@ -46,9 +72,76 @@ impl PairRecord {
         serde_json::from_slice(&entry.value).ok()
     }
 
-    fn to_json(&self) -> Vec<u8> {
+    pub(super) fn to_json(&self) -> Vec<u8> {
         // Plain data with text keys always has a JSON form.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// How `side` was taken over, unless `note` is from after that: what an earlier one, or none, says of revisions there is
+    /// about another store.
+    pub(super) fn unknown(&self, side: Side, note: Option<&Note>) -> Option<&TakenOver> {
+        let taken = self.taken_over.of(side).as_ref();
+        taken.filter(|taken| note.is_none_or(|note| note.mark < taken.mark))
+    }
+
+    /// The revisions of `note` that are about the stores of this record; 0 for the others.
+    pub(super) fn known_revisions(&self, note: &Note) -> Pair<u64> {
+        Pair::from_fn(|side| match self.unknown(side, Some(note)) {
+            Some(_) => 0,
+            None => *note.revisions.of(side),
+        })
+    }
+
+    /// Whether `side`, as `tree` has it, carries this pair's id.
+    #[must_use]
+    pub fn is_carried_by(&self, side: Side, tree: &Tree) -> bool {
+        let Some(id) = &self.id else {
+            return false;
+        };
+        match side {
+            Side::Etcd => pairs_of(tree).contains(id),
+            Side::ZooKeeper => Mark::of(tree).pair.as_ref() == Some(id),
+        }
+    }
+}
+
+/// Why nothing crosses: a side is not the one that the notes are about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// A side is another store.
+    Store {
+        /// The side.
+        side: Side,
+        /// Which store the notes are about.
+        noted: String,
+        /// Which one it is; `None` where nothing is left that would tell.
+        found: Option<String>,
+    },
+    /// A side does not carry the pair's mark any more.
+    Unmarked {
+        /// The side.
+        side: Side,
+        /// The pair.
+        pair: String,
+    },
+    /// ZooKeeper belongs to another pair than etcd.
+    Apart {
+        /// The pair of ZooKeeper; `None` where its mark is from before pairs had ids.
+        zookeeper: Option<String>,
+        /// The pair of the notes in etcd; `None` without notes.
+        etcd: Option<String>,
+    },
+}
+
+impl Foreign {
+    /// Whether `accepted` says which side is to be taken over: the one that is foreign; where two sides do not belong
+    /// together, either of them.
+    #[must_use]
+    pub fn is_answered_by(&self, accepted: Pair<bool>) -> bool {
+        match self {
+            Self::Store { side, .. } | Self::Unmarked { side, .. } => *accepted.of(*side),
+            Self::Apart { .. } => accepted != Pair::default(),
+        }
     }
 }
 
@@ -57,84 +150,205 @@ impl PairRecord {
 pub enum PairCheck {
     /// Both stores are as the record says: keys may cross.
     Fits(PairRecord),
-    /// The record or the mark is to be renewed first.
+    /// The record or the marks are to be renewed first.
     Renew(Box<Renewal>),
-    /// A side is another store than the notes are about.
-    Replaced {
-        /// The side.
-        side: Side,
-        /// Which store the notes are about.
-        noted: String,
-        /// Which one it is; `None` where nothing is left that would tell.
-        found: Option<String>,
-    },
+    /// A side is not the one that the notes are about.
+    Foreign(Foreign),
 }
 
 /// Checks fresh readings of both sides against `notes`, which were read before them. `anew` asks for a new mark even if
-/// nothing else does.
+/// nothing else does; `accepted` are the sides that an operator lets be taken over, if they are found to be foreign.
 #[must_use]
-pub fn check_pair(notes: &Tree, sides: &Pair<&Tree>, anew: bool, began_ms: u64) -> PairCheck {
+pub fn check_pair(
+    notes: &Tree,
+    sides: &Pair<&Tree>,
+    anew: bool,
+    accepted: Pair<bool>,
+    began_ms: u64,
+) -> PairCheck {
     let known = PairRecord::of(notes);
     let record = known.clone().unwrap_or_default();
+    let mark = Mark::of(sides.of(MARKED));
+    let foreign = find_foreign(known.as_ref(), sides, &mark);
+    if let Some(open) = foreign.iter().find(|one| !one.is_answered_by(accepted)) {
+        return PairCheck::Foreign(open.clone());
+    }
+    let found = Found {
+        // Which sides the notes know, and which are taken over.
+        fits: Pair::from_fn(|side| known.is_some() && foreign.iter().all(|one| one.spares(side))),
+        accepted: Pair::from_fn(|side| !foreign.is_empty() && *accepted.of(side)),
+        is_new: known.is_none(),
+        mark,
+        sides: *sides,
+        notes: notes_of(notes),
+    };
+    let went_back = found.went_back(&record);
+    let next_id = found.next_id(&record);
+    let none_went_back = went_back == Pair::default();
+    let stores = Pair::from_fn(|side| sides.of(side).identity.as_deref().map(str::to_owned));
+    let renewed = if next_id.is_some() || anew || !none_went_back || record.next.is_some() {
+        found.renewed(record, went_back, next_id, stores)
+    } else if record.stores == stores {
+        return PairCheck::Fits(record);
+    } else {
+        // The first mark has made the root that names its store.
+        PairRecord { stores, ..record }
+    };
+    let taken_over = found.accepted;
+    let renewal = Renewal::new(renewed, notes, sides, began_ms);
+    PairCheck::Renew(Box::new(renewal.because(went_back, taken_over)))
+}
+
+impl Foreign {
+    /// Whether it says nothing of `side`.
+    fn spares(&self, side: Side) -> bool {
+        match self {
+            Self::Store { side: of, .. } | Self::Unmarked { side: of, .. } => *of != side,
+            Self::Apart { .. } => false,
+        }
+    }
+}
+
+/// Everything that keeps the sides from being those of the notes.
+fn find_foreign(known: Option<&PairRecord>, sides: &Pair<&Tree>, mark: &Mark) -> Vec<Foreign> {
+    let mut foreign = Vec::new();
+    let ids = known.map(|record| [&record.id, &record.next_id]);
+    let belongs = match (known, &mark.pair) {
+        (Some(_), None) => true,
+        (Some(_), Some(pair)) => ids.iter().flatten().any(|id| id.as_ref() == Some(pair)),
+        // The notes are gone: then both sides say that they belong together, or one says it of another one.
+        (None, Some(pair)) => pairs_of(sides.of(Side::Etcd)).contains(pair),
+        (None, None) => !mark.is_there(),
+    };
+    if !belongs {
+        foreign.push(Foreign::Apart {
+            zookeeper: mark.pair.clone(),
+            etcd: known.and_then(|record| record.id.clone().or_else(|| record.next_id.clone())),
+        });
+        // Which stores such notes are about does not matter any more.
+        return foreign;
+    }
+    let Some(record) = known else {
+        return foreign;
+    };
     for side in Side::BOTH {
         let found = sides.of(side).identity.as_deref();
         if let Some(noted) = record.stores.of(side)
             && found != Some(noted)
         {
-            return PairCheck::Replaced {
+            foreign.push(Foreign::Store {
                 side,
                 noted: noted.clone(),
                 found: found.map(str::to_owned),
-            };
+            });
         }
     }
-    let parsed = notes_of(notes);
-    let mark_entry = sides.of(MARKED).get(&ControlKey::Bridge);
-    let (mark, since) = mark_entry.map_or((0, 0), read_mark);
-    let mut trusted_from = record.trusted_from;
-    let of_marked = trusted_from.of_mut(MARKED);
-    *of_marked = since.max(*of_marked);
-    let of_marked = *of_marked;
-    let behind = is_behind_notes(sides.of(MARKED), &parsed, of_marked);
-    let is_back = Pair {
-        etcd: mark > record.mark.max(record.next.unwrap_or(0)),
-        zookeeper: mark < record.mark || behind,
-    };
-    // Both can have gone back, one after the other.
-    let went_back = Pair::from_fn(|side| known.is_some() && *is_back.of(side));
-    let stores = Pair::from_fn(|side| sides.of(side).identity.as_deref().map(str::to_owned));
-    let renewal = |record: PairRecord, stage: Stage| {
-        PairCheck::Renew(Box::new(Renewal {
-            went_back,
-            record,
-            record_at: notes.get(&ControlKey::Bridge).map(|entry| entry.stamp),
-            mark_at: mark_entry.map_or(Expected::Absent, |entry| Expected::At(entry.stamp)),
-            stage,
-            began_ms,
-        }))
-    };
-    let none_went_back = went_back == Pair::default();
-    if known.is_none() || anew || !none_went_back || record.next.is_some() {
-        let marks = parsed.values().map(|note| note.mark);
+    if let Some(pair) = &record.id
+        && record.next_id.is_none()
+    {
+        let carries = Pair {
+            etcd: record.is_carried_by(Side::Etcd, sides.of(Side::Etcd)),
+            // One from before pairs had ids gets the id.
+            zookeeper: mark.is_there(),
+        };
+        let bare = Side::BOTH.into_iter().filter(|side| !*carries.of(*side));
+        foreign.extend(bare.map(|side| Foreign::Unmarked {
+            side,
+            pair: pair.clone(),
+        }));
+    }
+    foreign
+}
+
+/// What a check has found of sides that may be worked with.
+struct Found<'a> {
+    /// Whether the notes are about this side.
+    fits: Pair<bool>,
+    /// Whether this side is to be taken over, and gives way.
+    accepted: Pair<bool>,
+    /// Whether nothing is noted of the pair.
+    is_new: bool,
+    mark: Mark,
+    sides: Pair<&'a Tree>,
+    notes: BTreeMap<&'a ControlKey, Note>,
+}
+
+impl Found<'_> {
+    /// The sides that went back to an earlier state. Both can have, one after the other.
+    fn went_back(&self, record: &PairRecord) -> Pair<bool> {
+        let trusted_from = self.mark.since.max(*record.trusted_from.of(MARKED));
+        let marked = self.sides.of(MARKED);
+        let behind = is_behind_notes(marked, &self.notes, trusted_from);
+        let is_back = Pair {
+            // Another ZooKeeper's mark says nothing of etcd.
+            etcd: *self.fits.of(MARKED)
+                && self.mark.number > record.mark.max(record.next.unwrap_or(0)),
+            zookeeper: self.mark.number < record.mark || behind,
+        };
+        Pair::from_fn(|side| *self.fits.of(side) && *is_back.of(side))
+    }
+
+    /// The id that both sides are to carry, if they are to be given one.
+    fn next_id(&self, record: &PairRecord) -> Option<String> {
+        // Whoever was a side of this pair before must find that it is none any more.
+        if self.is_new || self.accepted != Pair::default() {
+            return Some(new_id());
+        }
+        match (&record.id, &record.next_id) {
+            (_, Some(next)) => Some(next.clone()),
+            (None, None) => Some(new_id()),
+            // The mark is from before pairs had ids.
+            (Some(id), None) => self.mark.pair.is_none().then(|| id.clone()),
+        }
+    }
+
+    /// The record with a new mark.
+    fn renewed(
+        &self,
+        record: PairRecord,
+        went_back: Pair<bool>,
+        next_id: Option<String>,
+        stores: Pair<Option<String>>,
+    ) -> PairRecord {
+        let marks = self.notes.values().map(|note| note.mark);
         let newest = marks.filter(|mark| *mark < MOST_MARK).max();
-        let next = record.mark.max(mark).max(record.next.unwrap_or(0));
-        let next = next.max(newest.unwrap_or(0)) + 1;
-        let trusted_from = Pair::from_fn(|side| match *went_back.of(side) || known.is_none() {
-            true => next,
-            false => *trusted_from.of(side),
-        });
-        let renewed = PairRecord {
+        let known = record.mark.max(record.next.unwrap_or(0));
+        let next = known.max(self.mark.number).max(newest.unwrap_or(0)) + 1;
+        let mut trusted_from = record.trusted_from;
+        let of_marked = trusted_from.of_mut(MARKED);
+        *of_marked = self.mark.since.max(*of_marked);
+        let mut taken_over = record.taken_over;
+        for side in Side::BOTH {
+            let revision = self.sides.of(side).revision;
+            let accepted = *self.accepted.of(side);
+            let taken = taken_over.of_mut(side);
+            if accepted || !*self.fits.of(side) {
+                *taken = Some(TakenOver {
+                    at: revision,
+                    mark: next,
+                    yields: accepted,
+                });
+            } else if let Some(taken) = taken {
+                // Of a side that went back since, what is later is an edit.
+                taken.at = taken.at.min(revision);
+            }
+            if *went_back.of(side) || accepted || !*self.fits.of(side) {
+                *trusted_from.of_mut(side) = next;
+            }
+        }
+        PairRecord {
+            // What ZooKeeper carries until the new one is written, also if that breaks off.
+            id: match next_id.is_some() {
+                true => self.mark.pair.clone().or(record.id),
+                false => record.id,
+            },
+            next_id,
             next: Some(next),
             trusted_from,
+            taken_over,
             stores,
             ..record
-        };
-        return renewal(renewed, Stage::Announce);
-    }
-    match record.stores == stores {
-        true => PairCheck::Fits(record),
-        // The first mark has made the root that names its store.
-        false => renewal(PairRecord { stores, ..record }, Stage::Settle),
+        }
     }
 }
 
@@ -144,19 +358,6 @@ fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, Note> {
     entries
         .filter_map(|(key, entry)| Some((key, Note::from_json(&entry.value)?)))
         .collect()
-}
-
-/// No bridge comes to this mark: what is beyond it was not written by one.
-const MOST_MARK: u64 = 1 << 53;
-
-/// The mark, and from which one on absences there count; what is no number counts as none.
-fn read_mark(entry: &Entry) -> (u64, u64) {
-    let text = std::str::from_utf8(&entry.value).unwrap_or_default();
-    let mut numbers = text.split_whitespace();
-    let mut number = || numbers.next().and_then(|number| number.parse().ok());
-    let mark = number().filter(|mark| *mark < MOST_MARK).unwrap_or(0);
-    let since: u64 = number().unwrap_or(0);
-    (mark, since.min(mark))
 }
 
 /// Whether a side is of a time before some of the notes that count: then it was restored.
@@ -169,75 +370,4 @@ fn is_behind_notes(tree: &Tree, notes: &BTreeMap<&ControlKey, Note>, trusted_fro
         let there = tree.get(key).map(|entry| entry.stamp.revision);
         tree.revision < noted || there.is_some_and(|there| there < noted)
     })
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Announce,
-    Mark,
-    Settle,
-}
-
-/// A new mark on its way: announced in the record, written, noted. A store call a step, each compared and set.
-#[derive(Debug)]
-pub struct Renewal {
-    record: PairRecord,
-    record_at: Option<Stamp>,
-    mark_at: Expected,
-    stage: Stage,
-    went_back: Pair<bool>,
-    began_ms: u64,
-}
-
-impl Renewal {
-    /// The sides that went back to an earlier state, if that is why it is needed.
-    pub fn went_back(&self) -> impl Iterator<Item = Side> {
-        let sides = Side::BOTH.into_iter();
-        sides.filter(|side| *self.went_back.of(*side))
-    }
-
-    /// The record as it is to be.
-    pub(super) fn record(&self) -> &PairRecord {
-        &self.record
-    }
-
-    /// Does the next step; `side` is the ZooKeeper side. One that was held up since the readings begins nothing: the store
-    /// that it has read may not be there any more.
-    pub fn step(&mut self, side: &dyn Store, notes: &dyn Store, now_ms: u64) -> Progress {
-        if now_ms.saturating_sub(self.began_ms) > LATE_MS {
-            return Progress::Late;
-        }
-        let done = match self.stage {
-            Stage::Announce => self.write_record(notes).map(|()| Stage::Mark),
-            Stage::Mark => {
-                let mark = self.record.next.unwrap_or_default();
-                let text = format!("{mark} {}", self.record.trusted_from.of(MARKED));
-                let written = side.write(&ControlKey::Bridge, Some(text.as_bytes()), self.mark_at);
-                written.map(|_| {
-                    self.record.mark = mark;
-                    self.record.next = None;
-                    Stage::Settle
-                })
-            }
-            Stage::Settle => match self.write_record(notes) {
-                Ok(()) => return Progress::Done,
-                Err(error) => Err(error),
-            },
-        };
-        match done {
-            Ok(stage) => {
-                self.stage = stage;
-                Progress::Going
-            }
-            Err(StoreError::Conflict { .. }) => Progress::Overtaken,
-            Err(error) => Progress::Failed(error),
-        }
-    }
-
-    fn write_record(&mut self, notes: &dyn Store) -> Result<(), StoreError> {
-        let expected = self.record_at.map_or(Expected::Absent, Expected::At);
-        let json = self.record.to_json();
-        self.record_at = Some(notes.write(&ControlKey::Bridge, Some(&json), expected)?);
-        Ok(())
-    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::decide::{Decision, Look, decide};
 use super::halt::{Absences, Halt};
 use super::pair::{PairCheck, PairRecord, check_pair};
-use super::{BridgeStores, Note, Pair, Side};
+use super::{Ages, BridgeStores, Note, Pair, Side};
 use crate::store::{ControlKey, StoreError, Tree};
 
 /// What would happen to one key; keys that would be left as they are have none.
@@ -50,25 +50,29 @@ pub struct Rehearsal {
     pub halt: Option<Halt>,
 }
 
-/// Reads both sides and says what a bridge would do.
+/// Reads both sides and says what a bridge would do that may take over the sides `accepted`, if they are foreign.
 ///
 /// # Errors
 /// [`StoreError`] when a store does not answer.
-pub fn rehearse(stores: &BridgeStores, authority: Side) -> Result<Rehearsal, StoreError> {
+pub fn rehearse(
+    stores: &BridgeStores,
+    authority: Side,
+    accepted: Pair<bool>,
+) -> Result<Rehearsal, StoreError> {
     let notes = stores.notes.list()?;
     let sides = Pair {
         etcd: stores.sides.etcd.list()?,
         zookeeper: stores.sides.zookeeper.list()?,
     };
     let both = Pair::from_fn(|side| sides.of(side));
-    let pair = match check_pair(&notes, &both, false, 0) {
+    let pair = match check_pair(&notes, &both, false, accepted, 0) {
         PairCheck::Fits(record) => record,
         PairCheck::Renew(renewal) => renewal.record().clone(),
-        replaced @ PairCheck::Replaced { .. } => {
+        foreign @ PairCheck::Foreign(_) => {
             let address = |side| stores.sides.of(side).address();
             return Ok(Rehearsal {
                 steps: Vec::new(),
-                halt: Halt::of(&replaced, address, stores.notes.address()),
+                halt: Halt::of(&foreign, address),
             });
         }
     };
@@ -141,6 +145,7 @@ impl Rehearsing<'_> {
             revisions: Pair::from_fn(|side| self.sides.of(side).revision),
             deleted: Pair::default(),
             note,
+            ages: &Ages::as_told(note, now_ms),
             pair: &self.pair,
             fresh: true,
             authority: self.authority,

@@ -19,6 +19,9 @@ pub struct BridgeReport {
     /// Why it carries nothing across although both stores answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<HaltReport>,
+    /// Why it will never carry anything across again: it has to be started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<HaltReport>,
     /// Keys that stand on either side.
     pub keys: usize,
     /// Keys that are not known to be equal yet; those that are refused are not counted.
@@ -31,6 +34,21 @@ pub struct BridgeReport {
     pub refused: Vec<RefusedValue>,
     /// The newest conflicts, newest last.
     pub conflicts: Vec<Collision>,
+}
+
+impl BridgeReport {
+    /// Everything that keeps it from carrying keys across, with what to do; none of a bridge that is ready.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let stores = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+        let away = stores.iter().filter(|store| !store.reachable).map(|store| {
+            let reason = store.reason.as_deref().unwrap_or("it does not answer");
+            format!("{}: {reason}", store.store)
+        });
+        let halts = [&self.failed, &self.halted].into_iter().flatten();
+        let halts = halts.map(|halt| halt.reason.clone());
+        halts.chain(away).collect()
+    }
 }
 
 /// Why a bridge stands still, with what to do.

@@ -1,11 +1,15 @@
 //! A running bridge, as its owner holds it.
+//!
+//! Its threads are the worker, what the worker begins and ends with each pass, and the watches of the three stores. Where one
+//! of them ends without being asked to, the bridge has failed and says so: it would hear of nothing any more.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::report::BridgeReport;
+use super::report::{BridgeReport, HaltReport};
 use super::worker::Worker;
 use super::{Pair, Side};
 use crate::store::{Store, StoreError, StoreUpdate, StoreWatch};
@@ -30,6 +34,9 @@ pub struct BridgeSettings {
     pub look_again: Duration,
     /// Carry deletes across however many keys a listing finds missing.
     pub allow_mass_delete: bool,
+    /// Sides that may be taken over as they are, if they are found to be foreign at the start: what the other side holds
+    /// travels there.
+    pub accept: Pair<bool>,
 }
 
 /// A running bridge; dropping it finishes what is on its way and stops.
@@ -49,7 +56,22 @@ pub(super) enum Which {
 
 pub(super) enum News {
     Of(Which, StoreUpdate),
+    /// The watch of this store tells nothing any more.
+    Deaf(Which),
     Stop,
+}
+
+/// What a watch tells its bridge by; going away tells that the watch is over.
+struct Ear {
+    news: Sender<News>,
+    which: Which,
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        // A bridge that has stopped needs no news.
+        let _ = self.news.send(News::Deaf(self.which));
+    }
 }
 
 impl Bridge {
@@ -60,10 +82,14 @@ impl Bridge {
     pub fn start(stores: BridgeStores, settings: BridgeSettings) -> Result<Self, StoreError> {
         let (news, inbox) = channel();
         let watch = |store: &dyn Store, which: Which| {
-            let news = news.clone();
+            let ear = Ear {
+                news: news.clone(),
+                which,
+            };
             store.watch(Box::new(move |update| {
+                let ear = &ear;
                 // A bridge that has stopped needs no news.
-                let _ = news.send(News::Of(which, update));
+                let _ = ear.news.send(News::Of(ear.which, update));
             }))
         };
         let watches = vec![
@@ -73,9 +99,10 @@ impl Bridge {
         ];
         let worker = Worker::new(stores, settings, inbox);
         let report = Arc::clone(&worker.report);
+        let told = Arc::clone(&report);
         let thread = std::thread::Builder::new()
             .name("bridge".to_owned())
-            .spawn(move || worker.run())
+            .spawn(move || work(worker, &told))
             .map_err(|error| StoreError::Unreachable {
                 store: "the bridge".to_owned(),
                 reason: format!("no thread can be started: {error}"),
@@ -94,6 +121,13 @@ impl Bridge {
         lock(&self.report).clone()
     }
 
+    /// Why it will never carry anything across again, if that is so; it has to be started anew.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        let failed = lock(&self.report).failed.clone();
+        failed.map(|failed| failed.reason)
+    }
+
     /// A way to ask for [`Bridge::report`] from elsewhere.
     pub fn reporter(&self) -> impl Fn() -> BridgeReport + Clone + Send + Sync + 'static {
         let report = Arc::clone(&self.report);
@@ -103,14 +137,34 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        self.watches.clear();
-        // A thread that is gone needs no command.
+        // Before the watches, whose end it would take for a fault. A thread that is gone needs no command.
         let _ = lock(&self.news).send(News::Stop);
+        self.watches.clear();
         if let Some(thread) = self.thread.take() {
-            // A panic has said what it was.
+            // A panic does not come this far.
             let _ = thread.join();
         }
     }
+}
+
+/// Runs the worker to its end; one that is not what it was told is a failure of the bridge.
+fn work(worker: Worker, report: &Mutex<BridgeReport>) {
+    // Whatever the worker was about is dropped with it; its report is only ever replaced field by field.
+    let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+        Ok(Ok(())) => return,
+        Ok(Err(why)) => why,
+        // The panic's own words are in the log already.
+        Err(_) => "its thread has panicked".to_owned(),
+    };
+    let reason = format!(
+        "the bridge has failed and carries nothing across any more: {why}; start it again, and report the lines of its log that \
+         stand before this"
+    );
+    tracing::error!("{reason}");
+    lock(report).failed = Some(HaltReport {
+        reason,
+        since: jiff::Timestamp::now().to_string(),
+    });
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -14,7 +14,7 @@ use super::pair::{PairCheck, PairRecord};
 use super::report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue};
 use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
 use super::view::View;
-use super::{Note, Pair, Side};
+use super::{Note, Pair, Side, Sightings};
 use crate::chance::{about, backoff};
 use crate::store::{ControlKey, StoreError, StoreUpdate};
 
@@ -46,6 +46,9 @@ pub(super) struct Worker {
     /// Since when a key has not been known to be equal.
     unsettled: BTreeMap<ControlKey, Instant>,
     refused: BTreeMap<ControlKey, (u64, RefusedValue)>,
+    /// Since when it knows what is under way, by the clock that began with it.
+    sightings: Sightings,
+    clock: Instant,
     /// What is known of the pair; `None` until both stores are known to be those of the notes, and when that is in doubt.
     pair: Option<PairRecord>,
     /// When a new mark is due, if anything is noted by then.
@@ -75,6 +78,7 @@ impl Worker {
             sides: Pair::from_fn(|side| sides.of(side).report()),
             notes: notes.report(),
             halted: None,
+            failed: None,
             keys: 0,
             unsettled: 0,
             lag_seconds: 0.0,
@@ -93,6 +97,8 @@ impl Worker {
             behind: BTreeSet::new(),
             unsettled: BTreeMap::new(),
             refused: BTreeMap::new(),
+            sightings: Sightings::default(),
+            clock: now,
             pair: None,
             mark_due: now,
             noted: true,
@@ -107,8 +113,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn run(mut self) {
-        while self.hear() {
+    /// Works until it is told to stop.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub(super) fn run(mut self) -> Result<(), String> {
+        while self.hear()? {
             self.remind();
             if self.is_ready() {
                 match &self.pair {
@@ -118,6 +128,7 @@ impl Worker {
             }
             self.publish();
         }
+        Ok(())
     }
 
     fn is_ready(&self) -> bool {
@@ -126,7 +137,7 @@ impl Worker {
     }
 
     /// Waits for news or for the next thing to do; `false` ends it.
-    fn hear(&mut self) -> bool {
+    fn hear(&mut self) -> Result<bool, String> {
         let now = Instant::now();
         let soonest = self.later.values().copied().min();
         let mut until = soonest.map_or(self.next_look, |soonest| soonest.min(self.next_look));
@@ -141,12 +152,19 @@ impl Worker {
         let mut news = self.inbox.recv_timeout(wait).ok();
         while let Some(one) = news {
             match one {
-                News::Stop => return false,
+                News::Stop => return Ok(false),
+                News::Deaf(which) => {
+                    let store = match which {
+                        Which::Side(side) => self.stores.sides.of(side),
+                        Which::Notes => &self.stores.notes,
+                    };
+                    return Err(format!("the watch of {} has ended", store.describe()));
+                }
                 News::Of(which, update) => self.take(which, update),
             }
             news = self.inbox.try_recv().ok();
         }
-        true
+        Ok(true)
     }
 
     fn take(&mut self, which: Which, update: StoreUpdate) {
@@ -160,19 +178,48 @@ impl Worker {
         }
         for key in keys {
             if key == ControlKey::Bridge {
-                // Another bridge has left a new mark, or the record went with its store.
-                if matches!(which, Which::Notes) && PairRecord::of(self.notes.tree()) != self.pair {
-                    self.doubt();
-                }
+                self.look_at_mark(which);
                 continue;
             }
-            if matches!(which, Which::Side(_)) {
-                self.unsettled
-                    .entry(key.clone())
-                    .or_insert_with(Instant::now);
+            match which {
+                Which::Side(_) => {
+                    let unsettled = self.unsettled.entry(key.clone());
+                    unsettled.or_insert_with(Instant::now);
+                }
+                Which::Notes => self.see_note(&key),
             }
             self.due.insert(key);
         }
+    }
+
+    /// Another bridge has left a new mark, the record went with its store, or a side is one of another pair.
+    fn look_at_mark(&mut self, which: Which) {
+        let stands = match (which, &self.pair) {
+            (Which::Notes, pair) => PairRecord::of(self.notes.tree()) == *pair,
+            (Which::Side(side), Some(pair)) => pair.is_carried_by(side, self.sides.of(side).tree()),
+            (Which::Side(_), None) => true,
+        };
+        if !stands {
+            self.doubt();
+        }
+    }
+
+    fn see_note(&mut self, key: &ControlKey) {
+        let note = self.note(key);
+        self.sightings.see(key, note.as_ref(), self.clock_ms());
+    }
+
+    fn see_notes(&mut self) {
+        let keys: Vec<ControlKey> = self.notes.keys().cloned().collect();
+        self.sightings.forget_others(&keys);
+        for key in keys {
+            self.see_note(&key);
+        }
+    }
+
+    /// Milliseconds on the clock that nobody sets.
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Moves what is due by now.
@@ -288,6 +335,7 @@ impl Worker {
             revisions: Pair::from_fn(|side| self.sides.of(side).tree().revision),
             deleted: Pair::from_fn(|side| self.sides.of(side).saw_deleted(key)),
             note: note.as_ref(),
+            ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
             pair,
             fresh,
             authority: self.settings.authority,
@@ -345,7 +393,8 @@ impl Worker {
                 let noted = Known {
                     note: note.as_ref(),
                     note_at,
-                    mark: pair.mark,
+                    ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
+                    pair,
                 };
                 let by = &self.settings.id;
                 Some(Crossing::new(key, to, from, there, noted, by, began_ms))
@@ -404,6 +453,7 @@ impl Worker {
         if let Some(note) = wrote_note {
             self.noted = true;
             self.notes.wrote(key, note);
+            self.see_note(key);
         }
         if let Some(entry) = wrote {
             let (side, from) = (crossing.to(), crossing.to().other());
@@ -486,7 +536,7 @@ impl Worker {
         let overruled_revision = overruled.map_or(0, |entry| entry.stamp.revision);
         tracing::warn!(
             key = %key, winner = %loser.other(), overruled_revision,
-            "both sides changed; the authority's value stands"
+            "both sides hold different values; the winner's stands"
         );
         if self.conflicts.len() == REMEMBERED {
             self.conflicts.remove(0);

@@ -42,6 +42,15 @@ pub struct MemoryBackup {
     past: Vec<(ControlKey, Past)>,
 }
 
+impl MemoryBackup {
+    /// The same as the backup of another store, as a restore under a new cluster id makes it.
+    #[must_use]
+    pub fn as_another(mut self) -> Self {
+        self.tree.identity = empty().identity;
+        self
+    }
+}
+
 /// An empty store that is no other one.
 fn empty() -> Tree {
     Tree {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sluicegate_config::bridge::{Note, Pair, PairRecord, Side};
-use sluicegate_config::store::{ControlKey, Expected, MemoryBackup, MemoryStore, Store};
+use sluicegate_config::bridge::{Foreign, Note, Pair, PairCheck, PairRecord, Side, check_pair};
+use sluicegate_config::store::{ControlKey, MemoryBackup, MemoryStore, Store};
 
-use super::{Doing, VALUES, World, keys, put, run_replaced, values};
+use super::bridges::Doing;
+use super::{VALUES, World, keys, put, run_replaced, values};
 
 /// What was backed up: a side, and the notes where they stand beside it.
 pub(super) struct Backup {
@@ -15,9 +16,27 @@ pub(super) struct Backup {
     mark: u64,
 }
 
+/// The other pair that has the same ZooKeeper: its etcd and its notes there.
+pub(super) struct Rival {
+    pub(super) etcd: MemoryStore,
+    pub(super) notes: MemoryStore,
+}
+
+impl Rival {
+    pub(super) fn new() -> Self {
+        let etcd = MemoryStore::new();
+        put(&etcd, &ControlKey::Enabled("a".into()), b"true");
+        put(&etcd, &ControlKey::Config("c".into()), b"{\"v\":9}");
+        Self {
+            etcd,
+            notes: MemoryStore::new(),
+        }
+    }
+}
+
 impl World {
-    /// Whether `side` went back, and what is noted of `key` is from before.
-    pub(super) fn is_behind(&self, side: Side, key: &ControlKey) -> bool {
+    /// Whether what is noted of `key` is from before a side went back or was taken over, or a side is about to be.
+    pub(super) fn is_behind(&self, key: &ControlKey) -> bool {
         if !self.was_replaced() || self.away.contains(&true) {
             return self.was_replaced();
         }
@@ -25,17 +44,42 @@ impl World {
         let record = PairRecord::of(&notes).unwrap_or_default();
         let note = notes.get(key).and_then(|note| Note::from_json(&note.value));
         let (mark, since) = marks_of(&self.sides.zookeeper);
-        let (differs, since) = match side {
-            Side::Etcd => (mark > record.mark.max(record.next.unwrap_or(0)), 0),
-            Side::ZooKeeper => (mark < record.mark, since),
-        };
-        let trusted_from = since.max(*record.trusted_from.of(side));
-        differs || note.is_some_and(|note| note.mark < trusted_from)
+        let differs = mark > record.mark.max(record.next.unwrap_or(0)) || mark < record.mark;
+        let trusted_from = record.trusted_from;
+        let trusted_from = trusted_from.etcd.max(trusted_from.zookeeper).max(since);
+        differs || note.is_none_or(|note| note.mark < trusted_from) || self.foreign().is_some()
     }
 
     fn was_replaced(&self) -> bool {
         let replaced = [&self.replaced.etcd, &self.replaced.zookeeper];
-        replaced.into_iter().flatten().any(|times| *times > 0)
+        let replaced = replaced.into_iter().flatten().any(|times| *times > 0);
+        // The other pair takes and gives ZooKeeper, as if it were replaced.
+        replaced || self.bridges.iter().any(|bridge| bridge.is_rival)
+    }
+
+    /// Whether ZooKeeper carries the mark of the other pair.
+    pub(super) fn is_rivals(&self) -> bool {
+        let record = record_of(&self.rival.notes).unwrap_or_default();
+        let zookeeper = self.sides.zookeeper.handle();
+        let mark = zookeeper.held(&ControlKey::Bridge).unwrap_or_default();
+        let mark = String::from_utf8_lossy(&mark).into_owned();
+        let ids = [record.id, record.next_id].into_iter().flatten();
+        ids.into_iter().any(|id| mark.contains(&id))
+    }
+
+    /// What keeps the two sides apart, if anything does.
+    fn foreign(&self) -> Option<Foreign> {
+        self.foreign_despite(Pair::default())
+    }
+
+    fn foreign_despite(&self, accepted: Pair<bool>) -> Option<Foreign> {
+        let notes = self.notes.list().expect("no store is away");
+        let trees = Pair::from_fn(|side| self.sides.of(side).list().expect("no store is away"));
+        let both = Pair::from_fn(|side| trees.of(side));
+        match check_pair(&notes, &both, false, accepted, self.now_ms) {
+            PairCheck::Foreign(foreign) => Some(foreign),
+            _ => None,
+        }
     }
 
     pub(super) fn back_up(&mut self) {
@@ -57,7 +101,17 @@ impl World {
         let side = Side::BOTH[self.dice.roll(2)];
         let before = Pair::from_fn(|side| contents(self.sides.of(side)));
         let handle = self.sides.of(side).handle();
-        let state = self.dice.roll(3);
+        // Whether the other side or the notes will tell that what stands here now is none of this pair.
+        let is_told = match side {
+            Side::Etcd => self
+                .sides
+                .zookeeper
+                .handle()
+                .held(&ControlKey::Bridge)
+                .is_some(),
+            Side::ZooKeeper => record_of(&self.notes).is_some(),
+        };
+        let state = self.dice.roll(4);
         match state {
             0 => {
                 let noted = record_of(&self.notes).map_or(0, |record| record.mark);
@@ -84,32 +138,47 @@ impl World {
                 }
             }
             _ => {
-                handle.restore(&self.foreign().handle().back_up());
+                let store = self.foreign_store();
+                let notes = MemoryStore::new();
+                if state == 3 {
+                    self.mark_foreign(side, &store, &notes);
+                }
+                handle.restore(&store.handle().back_up());
                 if side == Side::Etcd {
-                    self.notes.handle().wipe();
+                    self.notes.handle().restore(&notes.handle().back_up());
                 }
             }
         }
         self.replaced.of_mut(side)[state] += 1;
+        *self.strange.of_mut(side) = state > 0 && is_told;
+        *self.strange.of_mut(side.other()) &= is_told && self.foreign().is_some();
+        self.last_replaced = side;
         self.now_ms += 4_000;
-        self.late.clear();
+        self.late.retain(|late| late.is_rival);
         self.rebase(side, &before);
-        for bridge in &mut self.bridges {
+        if side == Side::ZooKeeper && self.dice.roll(2) == 0 {
+            self.rival = Rival::new();
+        }
+        self.look_again(side);
+    }
+
+    /// What every bridge is about is over, and its watches tell it what stands there now.
+    fn look_again(&mut self, side: Side) {
+        for index in 0..self.bridges.len() {
+            let is_rival = self.bridges[index].is_rival;
+            let tree = self.side(is_rival, side).list().expect("no store is away");
+            let notes = self.notes(is_rival).list().expect("no store is away");
+            let now_ms = self.now_ms;
+            let bridge = &mut self.bridges[index];
             bridge.doing = Doing::Nothing;
-            let tree = self.sides.of(side).list().expect("no store is away");
-            let seen = bridge.views.of_mut(side);
-            if tree.revision < seen.revision || tree.is_other_than(seen) {
-                bridge.pair = None;
-            }
-            *seen = tree;
-            if side == Side::Etcd {
-                bridge.see_notes(self.notes.list().expect("no store is away"));
-            }
+            bridge.accepted = Pair::default();
+            bridge.see_side(side, tree);
+            bridge.see_notes(notes, now_ms);
         }
     }
 
-    /// Somebody else's store, with keys, a history and maybe a mark of its own.
-    fn foreign(&mut self) -> MemoryStore {
+    /// Somebody else's store, with keys and a history.
+    fn foreign_store(&mut self) -> MemoryStore {
         let store = MemoryStore::new();
         for _ in 0..self.dice.roll(200) {
             put(&store, &ControlKey::Logging, b"true");
@@ -123,45 +192,112 @@ impl World {
                 put(&store, &key, value);
             }
         }
-        if self.dice.roll(2) == 0 {
-            let mark = self.dice.roll(20).to_string();
-            put(&store, &ControlKey::Bridge, mark.as_bytes());
-        }
         store
     }
 
-    /// What both sides hold now counts as their last edits; what `side` held `before` and does not now is lost.
+    /// Leaves the marks of another pair in somebody else's store, from before pairs had ids or with one; in etcd maybe also
+    /// that pair's notes.
+    fn mark_foreign(&mut self, side: Side, store: &MemoryStore, notes: &MemoryStore) {
+        let id = format!("{:032x}", 1 + self.dice.roll(1_000_000));
+        let number = 1 + self.dice.roll(20);
+        let text = match side {
+            Side::Etcd => id.clone(),
+            Side::ZooKeeper if self.dice.roll(2) == 0 => format!("{number}"),
+            Side::ZooKeeper => format!("{number} 0 {id}"),
+        };
+        put(store, &ControlKey::Bridge, text.as_bytes());
+        if self.dice.roll(2) == 0 {
+            return;
+        }
+        let identity = store.list().expect("no store is away").identity;
+        let record = PairRecord {
+            id: Some(id),
+            mark: number as u64,
+            stores: Pair {
+                etcd: identity.as_deref().map(str::to_owned),
+                zookeeper: Some("another ensemble".to_owned()),
+            },
+            ..PairRecord::default()
+        };
+        let record = serde_json::to_vec(&record).expect("plain data");
+        put(notes, &ControlKey::Bridge, &record);
+        // Its notes say of every key there that it stood on both sides.
+        for key in contents(store).into_keys() {
+            let note = Note {
+                value: Some(sluicegate_config::bridge::content_hash(b"false")),
+                revisions: Pair {
+                    etcd: 1 + self.dice.roll(100) as u64,
+                    zookeeper: 1 + self.dice.roll(100) as u64,
+                },
+                mark: number as u64,
+                ..Note::default()
+            };
+            put(notes, &key, &note.to_json());
+        }
+    }
+
+    /// What both sides hold now counts as their last edits, but for what a side that is none of this pair holds beside a value
+    /// of the other one; what `side` held `before` and does not now is lost.
     fn rebase(&mut self, side: Side, before: &Pair<BTreeMap<ControlKey, Vec<u8>>>) {
-        let now = Pair::from_fn(|side| contents(self.sides.of(side)));
-        self.risen.clear();
+        let now = contents(self.sides.of(side));
         for key in keys() {
             let lost = self.lost.of_mut(side);
-            if now.of(side).contains_key(&key) {
+            if now.contains_key(&key) {
                 lost.remove(&key);
             } else if before.of(side).contains_key(&key) {
                 lost.insert(key.clone());
             }
-            let last = Pair::from_fn(|side| Some(now.of(side).get(&key).cloned()));
+        }
+        self.count_edits(self.strange);
+    }
+
+    /// What both sides hold now counts as their last edits, but for what stands on a side that `yields`.
+    fn count_edits(&mut self, yields: Pair<bool>) {
+        let now = Pair::from_fn(|side| contents(self.sides.of(side)));
+        self.risen.clear();
+        for key in keys() {
+            let last = Pair::from_fn(|side| {
+                let other = side.other();
+                let gives_way = *yields.of(side) && !*yields.of(other);
+                let gives_way = gives_way && now.of(other).contains_key(&key);
+                (!gives_way).then(|| now.of(side).get(&key).cloned())
+            });
             self.last.insert(key, last);
         }
     }
 
-    /// Where the stores are not those of the notes, an operator deletes the notes, as the bridge's advice says.
+    /// Where a bridge stands still, an operator starts one that accepts the store that was replaced, as its advice says.
     pub(super) fn operate(&mut self) {
-        let Some(record) = record_of(&self.notes) else {
-            return;
-        };
-        let is_other = |side: &Side| {
-            let tree = self.sides.of(*side).list().expect("no store is away");
-            let noted = record.stores.of(*side);
-            noted.is_some() && tree.identity.as_deref() != noted.as_deref()
-        };
-        if Side::BOTH.iter().any(is_other) {
-            for key in self.notes.list().expect("no store is away").entries.keys() {
-                let deleted = self.notes.write(key, None, Expected::Any);
-                deleted.expect("no store is away");
-            }
+        let mut accepted = Pair::default();
+        while let Some(foreign) = self.foreign_despite(accepted) {
+            let side = match foreign {
+                Foreign::Store { side, .. } | Foreign::Unmarked { side, .. } => side,
+                // The other pair's bridge was faster, and ZooKeeper is this pair's.
+                Foreign::Apart { .. } if !self.strange.etcd && self.is_rivals() => Side::ZooKeeper,
+                Foreign::Apart { .. } if self.strange.etcd != self.strange.zookeeper => {
+                    match self.strange.etcd {
+                        true => Side::Etcd,
+                        false => Side::ZooKeeper,
+                    }
+                }
+                Foreign::Apart { .. } => self.last_replaced,
+            };
+            assert!(!*accepted.of(side), "{side} is accepted and still foreign");
+            *accepted.of_mut(side) = true;
         }
+        let own = self.bridges.iter().filter(|bridge| !bridge.is_rival);
+        let is_asked = own.clone().any(|bridge| bridge.accepted == accepted);
+        if accepted == Pair::default() || is_asked {
+            return;
+        }
+        let index = self.dice.roll(own.count());
+        self.crash(index);
+        self.bridges[index].accepted = accepted;
+        // What was on its way before the other pair's bridge came is an edit.
+        self.count_edits(match accepted.etcd && accepted.zookeeper {
+            true => Pair::default(),
+            false => Pair::from_fn(|side| *accepted.of(side) && *self.strange.of(side)),
+        });
     }
 }
 
@@ -188,10 +324,11 @@ fn contents(store: &MemoryStore) -> BTreeMap<ControlKey, Vec<u8>> {
     values(&store.list().expect("no store is away"))
 }
 
-/// Older, empty and foreign states of either store, at random moments: nothing is deleted for what a side has lost.
+/// Older, empty and foreign states of either store, with and without marks, at random moments, and another pair's bridge:
+/// nothing is deleted for what a side has lost, and nothing is overruled by what is none of this pair.
 #[test]
 fn a_store_that_is_replaced_takes_nothing_from_the_other() {
-    let (mut replaced, mut refused) = (Pair::<[u64; 3]>::default(), 0);
+    let (mut replaced, mut met) = (Pair::<[u64; 4]>::default(), [0; 6]);
     for seed in 1..300 {
         let bridges = 1 + seed as usize % 3;
         let authority = Side::BOTH[seed as usize % 2];
@@ -203,7 +340,16 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
                 .zip(world.replaced.of(side))
                 .for_each(|(all, one)| *all += one);
         }
-        refused += world.refused;
+        let one = world.met;
+        let one = [
+            one.other_store,
+            one.unmarked,
+            one.apart,
+            one.rival_stopped,
+            one.stopped_by_rival,
+            one.accepted,
+        ];
+        met.iter_mut().zip(one).for_each(|(all, one)| *all += one);
     }
     let every = replaced.etcd.iter().chain(&replaced.zookeeper);
     assert!(every.clone().sum::<u64>() > 1_000, "{replaced:?} replaced");
@@ -211,5 +357,10 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
         every.min().is_some_and(|least| *least > 100),
         "{replaced:?} replaced"
     );
-    assert!(refused > 1_000, "{refused} refused");
+    let [store, unmarked, apart, rival, by_rival, accepted] = met;
+    assert!(
+        store > 500 && apart > 500 && rival > 500 && by_rival > 100 && accepted > 500,
+        "{met:?} met"
+    );
+    assert!(unmarked > 10, "{met:?} met");
 }

@@ -1,10 +1,13 @@
 //! `sluicegate bridge -c FILE [--dry-run]` and `sluicegate bridge status`.
 
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use sluicegate_config::Environment;
 use sluicegate_config::bridge::{
-    BridgeConfig, BridgeReport, Rehearsed, RehearsedStep, Side, load_bridge_config, rehearse,
+    BridgeConfig, BridgeReport, BridgeSettings, Pair, Rehearsed, RehearsedStep, Side,
+    load_bridge_config, rehearse,
 };
 use sluicegate_config::escape::escape;
 
@@ -15,6 +18,9 @@ use super::signals::{self, Signal};
 use super::table::Table;
 use crate::bridge::{BridgeError, RunningBridge};
 use crate::logging;
+
+/// How often a bridge that ended by itself is noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Arguments of `bridge`.
 #[derive(clap::Args, Debug)]
@@ -36,8 +42,30 @@ pub(super) struct Arguments {
     /// Carry deletes across however many keys are found missing
     #[arg(long, conflicts_with = "dry_run")]
     allow_mass_delete: bool,
+    /// Take over this side, which was emptied, restored or replaced: what the other side holds travels to it, and nothing is
+    /// deleted for what it lacks
+    #[arg(long, value_name = "SIDE")]
+    accept_store: Vec<AcceptedSide>,
     #[command(flatten)]
     output: Output,
+}
+
+/// A side, as `--accept-store` names it.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum AcceptedSide {
+    /// The etcd prefix
+    Etcd,
+    /// The ZooKeeper tree
+    Zookeeper,
+}
+
+impl From<AcceptedSide> for Side {
+    fn from(side: AcceptedSide) -> Self {
+        match side {
+            AcceptedSide::Etcd => Self::Etcd,
+            AcceptedSide::Zookeeper => Self::ZooKeeper,
+        }
+    }
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -65,42 +93,56 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let environment = Environment::of_process();
     let (config, log) =
         load_bridge_config(&arguments.file, &environment).map_err(Failure::problems)?;
+    let accepted = |side: Side| (arguments.accept_store.iter()).any(|one| Side::from(*one) == side);
+    let accept = Pair::from_fn(accepted);
     if arguments.dry_run {
-        return dry_run(&config, arguments.output);
+        return dry_run(&config, accept, arguments.output);
     }
     let signals = signals::listen()?;
     logging::start(&log, None).map_err(Failure::bad_input)?;
     if arguments.allow_mass_delete {
         tracing::warn!("deletes are carried across however many keys are found missing");
     }
-    let bridge =
-        RunningBridge::start(&config, arguments.allow_mass_delete).map_err(
-            |error| match error {
-                BridgeError::Store(error) => Failure::bad_input(error),
-                error => Failure::other(error),
-            },
-        )?;
+    let settings = BridgeSettings {
+        allow_mass_delete: arguments.allow_mass_delete,
+        accept,
+        ..config.settings()
+    };
+    let bridge = RunningBridge::start(&config, settings).map_err(|error| match error {
+        BridgeError::Store(error) => Failure::bad_input(error),
+        error => Failure::other(error),
+    })?;
     tracing::info!(
         admin = %bridge.admin_address(),
         authority = %config.authority,
         version = env!("CARGO_PKG_VERSION"),
         "bridge started"
     );
-    while let Ok(signal) = signals.recv() {
-        match signal {
-            Signal::Stop => break,
-            // Its config is read once; the stores are watched.
-            Signal::Reread => tracing::info!("a bridge has no files to read again"),
-        }
-    }
+    let failure = wait_for_end(&signals, &bridge);
     drop(bridge);
     tracing::info!("bridge stopped");
-    Ok(())
+    failure.map_or(Ok(()), |why| Err(Failure::other(why)))
 }
 
-fn dry_run(config: &BridgeConfig, output: Output) -> Result<(), Failure> {
+/// Waits until it is told to stop, or the bridge cannot go on: then it says why.
+fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<String> {
+    loop {
+        match signals.recv_timeout(LOOK_EVERY) {
+            Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+            // Its config is read once; the stores are watched.
+            Ok(Signal::Reread) => tracing::info!("a bridge has no files to read again"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let failure = bridge.failure();
+        if failure.is_some() {
+            return failure;
+        }
+    }
+}
+
+fn dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
     let stores = config.open().map_err(Failure::bad_input)?;
-    let rehearsal = rehearse(&stores, config.authority).map_err(Failure::other)?;
+    let rehearsal = rehearse(&stores, config.authority, accept).map_err(Failure::other)?;
     if let Some(halt) = &rehearsal.halt {
         use std::io::Write;
         // Whoever closed it does not want to know.
@@ -121,11 +163,11 @@ fn plan(steps: &[Rehearsed]) -> String {
         let from = step.side.other();
         let (word, why) = match step.step {
             RehearsedStep::Write if step.conflict => {
-                ("write", format!("both differ; {from} is the authority"))
+                ("write", format!("both differ; the value of {from} stands"))
             }
             RehearsedStep::Write => ("write", format!("{from} has it")),
             RehearsedStep::Delete if step.conflict => {
-                ("delete", format!("both changed; {from} is the authority"))
+                ("delete", format!("both changed; what {from} did stands"))
             }
             RehearsedStep::Delete => ("delete", format!("{from} deleted it")),
             RehearsedStep::Refuse => ("refuse", step.problems.join("; ")),
@@ -158,6 +200,9 @@ fn show(report: &BridgeReport) -> String {
                 store.strangers
             ));
         }
+    }
+    if let Some(failed) = &report.failed {
+        text.push_str(&format!("FAILED at {}: {}\n", failed.since, failed.reason));
     }
     if let Some(halted) = &report.halted {
         text.push_str(&format!(

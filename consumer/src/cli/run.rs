@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
     let bridge = config.bridge.as_ref();
-    let bridge = bridge.map(|config| RunningBridge::start(config, false));
+    let bridge = bridge.map(|config| RunningBridge::start(config, config.settings()));
     let bridge = bridge.transpose().map_err(Failure::other)?;
     let config = Arc::new(config);
     let Some(Started { service, stop }) = start(&config, &signals)? else {

@@ -328,6 +328,16 @@ pub(super) const BUGS: &[Bug] = &[
         suite: BRIDGE,
     },
     Bug {
+        name: "bridge-pair-not-compared",
+        what: "an etcd without the notes of a ZooKeeper that was bridged counts as a first start, and overrules it",
+        suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-accepted-store-wins",
+        what: "a side that is accepted as one that went back overrules what is newer, since it is the authority",
+        suite: BRIDGE,
+    },
+    Bug {
         name: "bridge-mark-not-compared",
         what: "a ZooKeeper that was restored, and written to since, counts as one that deleted what it lacks",
         suite: BRIDGE,

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::halt::{Absences, Halt};
-use super::super::pair::{MARKED, PairCheck, PairRecord, check_pair};
+use super::super::pair::{PairCheck, PairRecord, check_pair};
 use super::super::report::HaltReport;
 use super::super::{Pair, Progress, Side};
 use super::{Decision, OVERTAKEN, Worker, now_ms};
@@ -39,21 +39,26 @@ impl Worker {
     fn try_pair_up(&mut self) -> Result<Progress, StoreError> {
         let began_ms = now_ms();
         self.notes.adopt(self.stores.notes.list()?);
+        self.see_notes();
         self.read_sides()?;
         let anew = self.noted && Instant::now() >= self.mark_due;
         let mut renewal = match self.check_pair(anew, began_ms) {
             PairCheck::Fits(pair) => {
                 self.failures_in_a_row = 0;
                 self.pair = Some(pair);
-                if matches!(self.halt, Some((Halt::Replaced { .. }, _))) {
+                if matches!(self.halt, Some((Halt::Foreign { .. }, _))) {
                     self.go_on();
+                }
+                // It was an answer to what stood there then, not to what will.
+                if std::mem::take(&mut self.settings.accept) != Pair::default() {
+                    tracing::info!("both sides are those of the pair: no store is left to accept");
                 }
                 return Ok(Progress::Done);
             }
             PairCheck::Renew(renewal) => renewal,
-            replaced @ PairCheck::Replaced { .. } => {
+            foreign @ PairCheck::Foreign(_) => {
                 let address = |side| self.stores.sides.of(side).address();
-                if let Some(halt) = Halt::of(&replaced, address, self.stores.notes.address()) {
+                if let Some(halt) = Halt::of(&foreign, address) {
                     self.stand_still(halt);
                 }
                 return Ok(Progress::Done);
@@ -65,13 +70,23 @@ impl Worker {
                 "the store went back to an earlier state: keys that are missing there are written again, none is deleted for it"
             );
         }
-        let (side, notes) = (self.stores.sides.of(MARKED), &self.stores.notes);
+        for side in renewal.taken_over() {
+            tracing::warn!(
+                store = %self.stores.sides.of(side).address(),
+                "the store is accepted as one that went back: what {} holds travels to it, and nothing is deleted for what it lacks",
+                side.other()
+            );
+        }
+        let sides = Pair::from_fn(|side| &**self.stores.sides.of(side));
         loop {
-            match renewal.step(&**side, &**notes, now_ms()) {
+            match renewal.step(sides, &*self.stores.notes, now_ms()) {
                 Progress::Going => {}
                 Progress::Done => {
                     self.mark_due = Instant::now() + about(MARK_INTERVAL);
                     self.noted = false;
+                    if renewal.taken_over().next().is_some() {
+                        self.settings.accept = Pair::default();
+                    }
                     return Ok(Progress::Done);
                 }
                 Progress::Failed(error) => return Err(error),
@@ -92,7 +107,13 @@ impl Worker {
 
     pub(super) fn check_pair(&self, anew: bool, began_ms: u64) -> PairCheck {
         let sides = Pair::from_fn(|side| self.sides.of(side).tree());
-        check_pair(self.notes.tree(), &sides, anew, began_ms)
+        check_pair(
+            self.notes.tree(),
+            &sides,
+            anew,
+            self.settings.accept,
+            began_ms,
+        )
     }
 
     pub(super) fn stand_still(&mut self, halt: Halt) {

@@ -43,22 +43,12 @@ pub fn bridge_router(report: BridgeReporter) -> Router {
 }
 
 async fn ready(State(report): State<BridgeReporter>) -> Result<&'static str, Refusal> {
-    let report = report();
-    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
-    let mut away: Vec<String> = stores
-        .iter()
-        .filter(|store| !store.reachable)
-        .map(|store| {
-            let reason = store.reason.as_deref().unwrap_or("it does not answer");
-            format!("{}: {reason}", store.store)
-        })
-        .collect();
-    away.extend(report.halted.as_ref().map(|halted| halted.reason.clone()));
-    if away.is_empty() {
+    let problems = report().problems();
+    if problems.is_empty() {
         return Ok("ready\n");
     }
     let status = StatusCode::SERVICE_UNAVAILABLE;
-    Err(Refusal::new(status, "not_ready", away.join("; ")))
+    Err(Refusal::new(status, "not_ready", problems.join("; ")))
 }
 
 async fn prometheus(State(report): State<BridgeReporter>) -> Response {

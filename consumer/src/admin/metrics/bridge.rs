@@ -31,9 +31,9 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
     }
     families.gauge(
         "sluicegate_bridge_halted",
-        "1 while the bridge carries nothing across, since a side is another store or lacks many keys",
+        "1 while the bridge carries nothing across, since a side is another store or lacks many keys, or the bridge has failed",
         &[],
-        f64::from(u8::from(report.halted.is_some())),
+        f64::from(u8::from(report.halted.is_some() || report.failed.is_some())),
     );
     families.gauge(
         "sluicegate_bridge_unsettled_keys",

@@ -1,0 +1,75 @@
+//! The marks that bridges leave on both sides, so that each side tells to which pair it belongs.
+//!
+//! | side | at `.bridge` |
+//! |---|---|
+//! | ZooKeeper | `7 5 ID`: the mark, from which one on absences there count, and the one pair that it belongs to |
+//! | etcd | an ID a line: the pairs that it belongs to. It can be a side of several, each with notes of its own |
+//!
+//! What is none of this counts as nothing.
+
+use crate::store::{ControlKey, Tree};
+
+/// No bridge comes to this mark: what is beyond it was not written by one.
+pub(super) const MOST_MARK: u64 = 1 << 53;
+
+/// What stands in ZooKeeper.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The number; 0 for none.
+    pub(super) number: u64,
+    /// From which number on absences there count.
+    pub(super) since: u64,
+    /// The pair; `None` also for a mark that is from before pairs had ids.
+    pub(super) pair: Option<String>,
+}
+
+impl Mark {
+    /// The mark in ZooKeeper's tree.
+    pub(super) fn of(tree: &Tree) -> Self {
+        let mut words = text(tree).split_whitespace();
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+        let mark = number().filter(|mark| *mark < MOST_MARK).unwrap_or(0);
+        let since = number().unwrap_or(0).min(mark);
+        Self {
+            number: mark,
+            since,
+            pair: words.next().filter(|word| is_id(word)).map(str::to_owned),
+        }
+    }
+
+    /// Whether a bridge has left it.
+    pub(super) fn is_there(&self) -> bool {
+        self.number > 0 || self.pair.is_some()
+    }
+
+    /// As it is written.
+    pub(super) fn to_text(&self) -> String {
+        let pair = self.pair.as_deref().unwrap_or_default();
+        format!("{} {} {pair}", self.number, self.since)
+    }
+}
+
+/// The pairs that etcd's tree belongs to.
+pub(super) fn pairs_of(tree: &Tree) -> Vec<String> {
+    let words = text(tree).split_whitespace();
+    words
+        .filter(|word| is_id(word))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A new pair's id.
+pub(super) fn new_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+fn is_id(word: &str) -> bool {
+    word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn text(tree: &Tree) -> &str {
+    let entry = tree.get(&ControlKey::Bridge);
+    entry.map_or("", |entry| {
+        std::str::from_utf8(&entry.value).unwrap_or_default()
+    })
+}

@@ -1,0 +1,394 @@
+//! What the bridges of the simulation do, a store call at a time.
+
+use sluicegate_config::bridge::{
+    Crossing, Decision, Foreign, Known, Look, Note, Pair, PairCheck, PairRecord, Progress, Renewal,
+    Side, Sightings, check_pair, decide,
+};
+use sluicegate_config::store::{ControlKey, MemoryStore, Store, Tree};
+
+use super::{World, keys};
+
+/// What a bridge is doing.
+pub(super) enum Doing {
+    Nothing,
+    /// Reading everything anew for a look at the pair, with what was read so far.
+    Pairing(u64, Tree, Pair<Option<Tree>>),
+    Renewing(Box<Renewal>),
+    /// Reading both sides anew for a key, with what was read so far.
+    Confirming(ControlKey, u64, Tree, Pair<Option<Tree>>),
+    Crossing(Crossing),
+}
+
+pub(super) struct SimBridge {
+    pub(super) id: String,
+    /// Whether it is one of the other pair that has the same ZooKeeper.
+    pub(super) is_rival: bool,
+    /// How far its clock is ahead of the others.
+    pub(super) ahead_ms: u64,
+    pub(super) sightings: Sightings,
+    /// The sides that an operator lets it take over.
+    pub(super) accepted: Pair<bool>,
+    pub(super) views: Pair<Tree>,
+    pub(super) notes: Tree,
+    /// What it knows of the pair, while it does not doubt it.
+    pub(super) pair: Option<PairRecord>,
+    /// Whether it has left its mark since it started.
+    pub(super) marked: bool,
+    pub(super) doing: Doing,
+}
+
+/// A crashed bridge's write.
+pub(super) struct Late {
+    pub(super) crossing: Crossing,
+    pub(super) is_rival: bool,
+    pub(super) ahead_ms: u64,
+}
+
+/// How often bridges were stopped, and for what.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Met {
+    /// A side was another store.
+    pub(super) other_store: u64,
+    /// A side did not carry the mark any more.
+    pub(super) unmarked: u64,
+    /// The sides belonged to different pairs, or the notes were gone.
+    pub(super) apart: u64,
+    /// The other pair's bridge was stopped by this one's mark, and the other way round.
+    pub(super) rival_stopped: u64,
+    pub(super) stopped_by_rival: u64,
+    /// A store was taken over as an operator wanted.
+    pub(super) accepted: u64,
+}
+
+impl World {
+    pub(super) fn fresh_bridge(&mut self, is_rival: bool) -> SimBridge {
+        self.started += 1;
+        SimBridge {
+            id: format!("bridge-{}", self.started),
+            is_rival,
+            ahead_ms: match self.dice.roll(4) {
+                0 => 3_600_000,
+                _ => 0,
+            },
+            sightings: Sightings::default(),
+            accepted: Pair::default(),
+            views: Pair::default(),
+            notes: Tree::default(),
+            pair: None,
+            marked: false,
+            doing: Doing::Nothing,
+        }
+    }
+
+    pub(super) fn observe(&mut self, bridge: usize) {
+        let which = self.dice.roll(3);
+        let is_rival = self.bridges[bridge].is_rival;
+        let now_ms = self.now_ms;
+        let read = match which {
+            0 => self.side(is_rival, Side::Etcd).list(),
+            1 => self.side(is_rival, Side::ZooKeeper).list(),
+            _ => self.notes(is_rival).list(),
+        };
+        let (bridge, Ok(tree)) = (&mut self.bridges[bridge], read) else {
+            return;
+        };
+        match which {
+            0 => bridge.see_side(Side::Etcd, tree),
+            1 => bridge.see_side(Side::ZooKeeper, tree),
+            _ => bridge.see_notes(tree, now_ms),
+        }
+    }
+
+    /// A side as the pair of a bridge has it.
+    pub(super) fn side(&self, is_rival: bool, side: Side) -> &MemoryStore {
+        match side {
+            Side::Etcd if is_rival => &self.rival.etcd,
+            _ => self.sides.of(side),
+        }
+    }
+
+    pub(super) fn notes(&self, is_rival: bool) -> &MemoryStore {
+        match is_rival {
+            true => &self.rival.notes,
+            false => &self.notes,
+        }
+    }
+
+    pub(super) fn act(&mut self, index: usize) {
+        let doing = std::mem::replace(&mut self.bridges[index].doing, Doing::Nothing);
+        let is_rival = self.bridges[index].is_rival;
+        let now_ms = self.now_ms + self.bridges[index].ahead_ms;
+        self.bridges[index].doing = match doing {
+            Doing::Nothing => {
+                let keys = keys();
+                let key = keys[self.dice.roll(keys.len())].clone();
+                let bridge = &self.bridges[index];
+                match (&bridge.pair, self.notes(is_rival).list()) {
+                    (Some(pair), _) => {
+                        self.judge(bridge, &key, &bridge.views, &bridge.notes, pair, None)
+                    }
+                    (None, Ok(notes)) => Doing::Pairing(now_ms, notes, Pair::default()),
+                    (None, Err(_)) => Doing::Nothing,
+                }
+            }
+            Doing::Pairing(began, notes, mut read) => match self.read_one(is_rival, &mut read) {
+                Some(true) => Doing::Pairing(began, notes, read),
+                Some(false) => self.pair_up(index, began, notes, read),
+                None => Doing::Nothing,
+            },
+            Doing::Renewing(renewal) => self.renew(index, renewal),
+            Doing::Confirming(key, began, notes, mut read) => {
+                match self.read_one(is_rival, &mut read) {
+                    Some(true) => Doing::Confirming(key, began, notes, read),
+                    Some(false) => {
+                        let views = whole(&read);
+                        let both = Pair::from_fn(|side| views.of(side));
+                        match check_pair(&notes, &both, false, Pair::default(), began) {
+                            PairCheck::Fits(pair) => {
+                                let bridge = &self.bridges[index];
+                                self.judge(bridge, &key, &views, &notes, &pair, Some(began))
+                            }
+                            _ => {
+                                self.bridges[index].pair = None;
+                                Doing::Nothing
+                            }
+                        }
+                    }
+                    None => Doing::Nothing,
+                }
+            }
+            Doing::Crossing(mut crossing) => match self.move_on(&mut crossing, is_rival, now_ms) {
+                Progress::Going => Doing::Crossing(crossing),
+                Progress::Done => {
+                    self.crossed += 1;
+                    Doing::Nothing
+                }
+                Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
+            },
+        };
+        if let Doing::Crossing(crossing) = &self.bridges[index].doing
+            && crossing.writes_next()
+            && self.dice.roll(12) == 0
+        {
+            self.crash(index);
+        }
+    }
+
+    fn renew(&mut self, index: usize, mut renewal: Box<Renewal>) -> Doing {
+        let bridge = &self.bridges[index];
+        let (is_rival, now_ms) = (bridge.is_rival, self.now_ms + bridge.ahead_ms);
+        let sides = Pair::from_fn(|side| self.side(is_rival, side) as &dyn Store);
+        match renewal.step(sides, self.notes(is_rival), now_ms) {
+            Progress::Going => Doing::Renewing(renewal),
+            Progress::Done => {
+                self.bridges[index].marked = true;
+                if renewal.taken_over().next().is_some() {
+                    self.met.accepted += 1;
+                    self.bridges[index].accepted = Pair::default();
+                }
+                Doing::Nothing
+            }
+            _ => Doing::Nothing,
+        }
+    }
+
+    /// Reads the next side that was not read yet: whether there was one, or `None` if it is away.
+    pub(super) fn read_one(&self, is_rival: bool, read: &mut Pair<Option<Tree>>) -> Option<bool> {
+        let missing = Side::BOTH.into_iter().find(|side| read.of(*side).is_none());
+        let Some(side) = missing else {
+            return Some(false);
+        };
+        *read.of_mut(side) = Some(self.side(is_rival, side).list().ok()?);
+        Some(true)
+    }
+
+    /// What a bridge does once it has read everything for a look at the pair.
+    pub(super) fn pair_up(
+        &mut self,
+        index: usize,
+        began: u64,
+        notes: Tree,
+        read: Pair<Option<Tree>>,
+    ) -> Doing {
+        let views = whole(&read);
+        let both = Pair::from_fn(|side| views.of(side));
+        let now_ms = self.now_ms;
+        let bridge = &mut self.bridges[index];
+        match check_pair(&notes, &both, !bridge.marked, bridge.accepted, began) {
+            PairCheck::Fits(pair) => {
+                bridge.see_notes(notes, now_ms);
+                bridge.pair = Some(pair);
+                bridge.views = views;
+                bridge.accepted = Pair::default();
+                if !bridge.is_rival {
+                    self.strange = Pair::default();
+                }
+                Doing::Nothing
+            }
+            PairCheck::Renew(renewal) => Doing::Renewing(renewal),
+            PairCheck::Foreign(foreign) => {
+                let is_rival = bridge.is_rival;
+                self.stopped(is_rival, &foreign);
+                Doing::Nothing
+            }
+        }
+    }
+
+    pub(super) fn stopped(&mut self, is_rival: bool, foreign: &Foreign) {
+        let by_rival = self.is_rivals();
+        let met = &mut self.met;
+        let apart = matches!(foreign, Foreign::Apart { .. });
+        *match foreign {
+            _ if is_rival && apart => &mut met.rival_stopped,
+            _ if is_rival => return,
+            Foreign::Apart { .. } if by_rival => &mut met.stopped_by_rival,
+            Foreign::Apart { .. } => &mut met.apart,
+            Foreign::Store { .. } => &mut met.other_store,
+            Foreign::Unmarked { .. } => &mut met.unmarked,
+        } += 1;
+    }
+
+    /// Does a crossing's next step. A write replaces what the bridge has read, or nothing: an edit that no bridge has read is
+    /// never overruled. It deletes nothing that the other side has only lost.
+    pub(super) fn move_on(
+        &mut self,
+        crossing: &mut Crossing,
+        is_rival: bool,
+        now_ms: u64,
+    ) -> Progress {
+        let side = self.side(is_rival, crossing.to());
+        let there = side.list().unwrap_or_default();
+        let there = there.get(crossing.key());
+        let writes = crossing.writes_next();
+        let progress = crossing.step(side, self.notes(is_rival), now_ms);
+        if writes && let Some(wrote) = crossing.written().0 {
+            let replaced = there.map_or(0, |entry| entry.stamp.revision);
+            assert_eq!(
+                replaced,
+                crossing.replaces(),
+                "{} overruled",
+                crossing.key()
+            );
+            if is_rival {
+                if crossing.to() == Side::ZooKeeper {
+                    let value = wrote.map(|entry| entry.value.to_vec());
+                    self.edited(crossing.key(), Side::ZooKeeper, value);
+                }
+                return progress;
+            }
+            let (key, from) = (crossing.key(), crossing.to().other());
+            let lost = self.lost.of(from).contains(key);
+            assert!(
+                !(crossing.is_delete() && lost),
+                "{key} deleted, since {from} has lost it"
+            );
+            self.lost.of_mut(crossing.to()).remove(key);
+        }
+        progress
+    }
+
+    pub(super) fn judge(
+        &self,
+        bridge: &SimBridge,
+        key: &ControlKey,
+        views: &Pair<Tree>,
+        notes: &Tree,
+        pair: &PairRecord,
+        began: Option<u64>,
+    ) -> Doing {
+        let fresh = began.is_some();
+        let now_ms = self.now_ms + bridge.ahead_ms;
+        let began = began.unwrap_or(now_ms);
+        let entries = Pair::from_fn(|side| views.of(side).get(key));
+        let noted = notes.get(key);
+        let note = noted.and_then(|entry| Note::from_json(&entry.value));
+        let note_at = noted.map(|entry| entry.stamp);
+        let ages = bridge.sightings.ages(key, note.as_ref(), self.now_ms);
+        let decision = decide(&Look {
+            key,
+            places: &Pair::from_fn(|side| self.sides.of(side).locate(key)),
+            entries,
+            revisions: Pair::from_fn(|side| views.of(side).revision),
+            // It only reads: it never knows more of a delete than a listing shows.
+            deleted: Pair::default(),
+            note: note.as_ref(),
+            ages: &ages,
+            pair,
+            fresh,
+            authority: self.authority,
+            own: &bridge.id,
+            now_ms,
+        });
+        match decision {
+            Decision::Rest | Decision::Wait { .. } => Doing::Nothing,
+            Decision::Confirm | Decision::Stale => {
+                assert!(!fresh, "{decision:?} on fresh readings of {key}");
+                Doing::Confirming(key.clone(), now_ms, notes.clone(), Pair::default())
+            }
+            Decision::Agree(agreed) => {
+                Doing::Crossing(Crossing::of_note(key, agreed, note_at, &bridge.id, began))
+            }
+            Decision::Cross { to, .. } => Doing::Crossing(Crossing::new(
+                key,
+                to,
+                *entries.of(to.other()),
+                *entries.of(to),
+                Known {
+                    note: note.as_ref(),
+                    note_at,
+                    ages: &ages,
+                    pair,
+                },
+                &bridge.id,
+                began,
+            )),
+            Decision::Refuse(refusal) => panic!("{key} is valid: {refusal:?}"),
+        }
+    }
+
+    /// The bridge is gone; the write that it was about to make may still reach the store, soon.
+    pub(super) fn crash(&mut self, index: usize) {
+        let fresh = self.fresh_bridge(self.bridges[index].is_rival);
+        let gone = std::mem::replace(&mut self.bridges[index], fresh);
+        let (is_rival, ahead_ms) = (gone.is_rival, gone.ahead_ms);
+        if let Doing::Crossing(crossing) = gone.doing
+            && crossing.writes_next()
+            && self.dice.roll(2) == 0
+        {
+            self.late.push(Late {
+                crossing,
+                is_rival,
+                ahead_ms,
+            });
+        }
+    }
+}
+
+impl SimBridge {
+    pub(super) fn see_notes(&mut self, notes: Tree, clock_ms: u64) {
+        if PairRecord::of(&notes) != self.pair {
+            self.pair = None;
+        }
+        for key in keys() {
+            let note = notes.get(&key);
+            let note = note.and_then(|entry| Note::from_json(&entry.value));
+            self.sightings.see(&key, note.as_ref(), clock_ms);
+        }
+        self.notes = notes;
+    }
+
+    /// As the watch of a side does: another store, an older state and another pair's mark are looked into.
+    pub(super) fn see_side(&mut self, side: Side, tree: Tree) {
+        let seen = self.views.of(side);
+        let broke = tree.revision < seen.revision || tree.is_other_than(seen);
+        let carried = (self.pair.as_ref()).is_none_or(|pair| pair.is_carried_by(side, &tree));
+        if broke || !carried {
+            self.pair = None;
+        }
+        *self.views.of_mut(side) = tree;
+    }
+}
+
+fn whole(read: &Pair<Option<Tree>>) -> Pair<Tree> {
+    Pair::from_fn(|side| read.of(side).clone().unwrap_or_default())
+}
