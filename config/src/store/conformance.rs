@@ -290,6 +290,14 @@ fn delete(bench: &dyn Bench) {
     // What is not there is deleted already.
     delete_key(&*writer, &key);
     record.assert_never_backwards();
+    // Only a reading that nothing led to leaves open whether somebody wanted a delete.
+    for update in record.updates() {
+        if let StoreUpdate::Tree { changes, cause, .. } = update
+            && let Some(gone) = changes.iter().find(|change| change.entry.is_none())
+        {
+            assert_eq!(cause, Cause::Event, "{} is deleted", gone.key);
+        }
+    }
 }
 
 fn burst(bench: &dyn Bench) {

@@ -49,9 +49,9 @@ impl From<Tree> for Listing {
 }
 
 impl Listing {
-    /// The deletes that a watch has told and that this shows, against what is `known`.
-    fn seen_deletes(&self, known: &Tree) -> Vec<TreeChange> {
-        let gone = self.told_deleted.iter().filter_map(|key| {
+    /// The deletes that a watch has `told` and that this shows, against what is `known`.
+    fn seen_deletes(&self, told: &BTreeSet<ControlKey>, known: &Tree) -> Vec<TreeChange> {
+        let gone = told.iter().filter_map(|key| {
             let revision = known.get(key)?.stamp.revision;
             let is_gone = self.tree.get(key).is_none() && revision <= self.tree.floor;
             is_gone.then(|| TreeChange::delete(key.clone(), revision + 1))
@@ -136,6 +136,7 @@ pub(super) async fn follow<L: Link>(
         read: false,
         away: None,
         failures: 0,
+        told_deleted: BTreeSet::new(),
     };
     loop {
         if loop_.open().await {
@@ -158,6 +159,8 @@ struct Follower<L> {
     away: Option<String>,
     /// Openings that failed since the last one that did not.
     failures: u32,
+    /// Of the listings that are not taken over yet: as of [`Listing`].
+    told_deleted: BTreeSet<ControlKey>,
 }
 
 /// Why a period of listening ends.
@@ -175,8 +178,9 @@ impl<L: Link> Follower<L> {
         let opened = timeout(self.pace.patience, self.link.open(known)).await;
         let opened = opened.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
         match opened {
-            Ok(listing) => {
+            Ok(mut listing) => {
                 self.failures = 0;
+                self.told_deleted.append(&mut listing.told_deleted);
                 let cause = match self.read {
                     false => Cause::First,
                     true => Cause::Resync,
@@ -203,10 +207,14 @@ impl<L: Link> Follower<L> {
         }
         let strangers = self.tree.strangers.clone();
         let breaks = self.breaks_with(&listing);
+        let told = std::mem::take(&mut self.told_deleted);
         let seen = match breaks {
             // What was told is of another history.
             true => Vec::new(),
-            false => self.tree.apply(listing.seen_deletes(&self.tree), 0),
+            false => {
+                let seen = listing.seen_deletes(&told, &self.tree);
+                self.tree.apply(seen, 0)
+            }
         };
         let between = (!seen.is_empty()).then(|| Arc::new(self.tree.clone()));
         let changes = match breaks {
@@ -345,7 +353,10 @@ impl<L: Link> Follower<L> {
         let listed = timeout(self.pace.patience, self.link.list(known)).await;
         let listed = listed.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
         match listed {
-            Ok(listing) if !self.breaks_with(&listing) => Some(listing),
+            Ok(mut listing) if !self.breaks_with(&listing) => {
+                self.told_deleted.append(&mut listing.told_deleted);
+                Some(listing)
+            }
             Ok(_) => None,
             Err(reason) => {
                 tracing::debug!(reason, "the regular re-list failed; connecting again");

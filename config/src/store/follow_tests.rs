@@ -472,3 +472,20 @@ fn what_a_lost_watch_has_told_counts_and_not_of_a_store_that_went_back() {
         ]
     );
 }
+
+#[test]
+fn what_was_told_before_a_relist_counts_for_the_reading_that_is_taken_over() {
+    let all = [put("a", "true", 3), put("b", "true", 3)];
+    let (told, asked) = play(
+        2,
+        vec![listing(&all, 5)],
+        vec![
+            // The difference has to last before it is a repair, and the notice comes meanwhile.
+            listing_told(&["a"], listing(&all[1..], 6)),
+            listing(&all[1..], 6),
+        ],
+        vec![Step::UntilListed, Step::Hear(Heard::Unnumbered)],
+    );
+    assert_eq!(told, ["first a=true b=true @5", "event a=- @6"]);
+    assert_eq!(asked[..3], ["open", "list", "list"]);
+}

@@ -218,6 +218,8 @@ pub(super) struct ZooKeeperLink {
     unnumbered: bool,
     /// Keys that notices told to be deleted or emptied, and that no reading has shown to be so yet.
     deleted: BTreeSet<ControlKey>,
+    /// Those of them that were told before the reading under way began.
+    asked: BTreeSet<ControlKey>,
 }
 
 impl ZooKeeperLink {
@@ -229,6 +231,7 @@ impl ZooKeeperLink {
             noticed: 0,
             unnumbered: false,
             deleted: BTreeSet::new(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -296,13 +299,18 @@ impl ZooKeeperLink {
 
     /// Reads everything, and takes in what the watch has told by then.
     async fn read(&mut self, known: u64) -> Result<Listing, String> {
+        self.asked.append(&mut self.deleted);
         let (client, _) = self.watch.as_ref().ok_or(NO_WATCH)?;
         let listing = read_all(&self.shared, client, known).await;
         let listing = listing.map_err(Failure::reason)?;
         // The notice of a delete arrives before any answer that shows it.
         self.take_in(usize::MAX)?;
+        let mut told_deleted = std::mem::take(&mut self.asked);
+        told_deleted.extend(self.deleted.iter().cloned());
+        // What was deleted behind the reading shows in the next one.
+        self.deleted.retain(|key| listing.tree.get(key).is_some());
         Ok(Listing {
-            told_deleted: std::mem::take(&mut self.deleted),
+            told_deleted,
             ..listing
         })
     }
