@@ -215,6 +215,10 @@ fn find_foreign(known: Option<&PairRecord>, sides: &Pair<&Tree>, mark: &Mark) ->
     let ids = known.map(|record| [&record.id, &record.next_id]);
     let belongs = match (known, &mark.pair) {
         (Some(_), None) => true,
+        // A bridge from before pairs had ids has written the record: both sides say that they belong together.
+        (Some(record), Some(pair)) if record.id.is_none() && record.next_id.is_none() => {
+            pairs_of(sides.of(Side::Etcd)).contains(pair)
+        }
         (Some(_), Some(pair)) => ids.iter().flatten().any(|id| id.as_ref() == Some(pair)),
         // The notes are gone: then both sides say that they belong together, or one says it of another one.
         (None, Some(pair)) => pairs_of(sides.of(Side::Etcd)).contains(pair),
@@ -296,7 +300,7 @@ impl Found<'_> {
         }
         match (&record.id, &record.next_id) {
             (_, Some(next)) => Some(next.clone()),
-            (None, None) => Some(new_id()),
+            (None, None) => Some(self.mark.pair.clone().unwrap_or_else(new_id)),
             // The mark is from before pairs had ids.
             (Some(id), None) => self.mark.pair.is_none().then(|| id.clone()),
         }

@@ -13,6 +13,8 @@ pub(super) struct View {
     read: bool,
     away: Option<String>,
     store: String,
+    /// Which store it was when that was last told: one whose root is gone does not tell.
+    identity: Option<String>,
     /// Keys that the watch saw being deleted, and that have not come back since.
     deleted: BTreeSet<ControlKey>,
     /// Whether a reading of an earlier state or of another store came since this was last asked.
@@ -29,6 +31,7 @@ impl View {
             read: false,
             away: None,
             store,
+            identity: None,
             deleted: BTreeSet::new(),
             broke: false,
             repairs: 0,
@@ -59,6 +62,11 @@ impl View {
     /// A key that stands nowhere any more needs no remembering.
     pub(super) fn forget_deleted(&mut self, key: &ControlKey) {
         self.deleted.remove(key);
+    }
+
+    /// The sides belong together as they did not before: what the watch saw until now was not done to this pair.
+    pub(super) fn forget_all_deleted(&mut self) {
+        self.deleted.clear();
     }
 
     /// Whether a reading of an earlier state or of another store has come since this was last asked.
@@ -125,9 +133,15 @@ impl View {
     }
 
     fn read_whole(&mut self, tree: Tree) {
-        if tree.revision < self.tree.revision || tree.is_other_than(&self.tree) {
+        let known = self.identity.as_deref();
+        let is_other = (tree.identity.as_deref())
+            .is_some_and(|found| known.is_some_and(|known| known != found));
+        if tree.revision < self.tree.revision || is_other {
             self.broke = true;
             self.deleted.clear();
+        }
+        if let Some(found) = &tree.identity {
+            self.identity = Some(found.to_string());
         }
         self.deleted.retain(|key| !tree.entries.contains_key(key));
         self.tree = tree;

@@ -51,6 +51,8 @@ pub(super) struct Worker {
     clock: Instant,
     /// What is known of the pair; `None` until both stores are known to be those of the notes, and when that is in doubt.
     pair: Option<PairRecord>,
+    /// The id of the pair when both stores last were those of the notes.
+    joined: Option<String>,
     /// When a new mark is due, if anything is noted by then.
     mark_due: Instant,
     /// Whether something was noted since the last mark.
@@ -100,6 +102,7 @@ impl Worker {
             sightings: Sightings::default(),
             clock: now,
             pair: None,
+            joined: None,
             mark_due: now,
             noted: true,
             halt: None,
@@ -502,7 +505,7 @@ impl Worker {
         }
     }
 
-    fn failed(&mut self, error: &StoreError) {
+    fn failed(&mut self, error: &dyn std::fmt::Display) {
         self.counts.failures += 1;
         if Instant::now() < self.not_before {
             // Another crossing of the same pass has said so.

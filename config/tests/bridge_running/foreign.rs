@@ -79,6 +79,32 @@ fn another_store_stops_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
     }
 }
 
+/// Bridges of the pair go on by themselves once one of them was told; what they saw while they stood still was no edit.
+#[test]
+fn what_a_standing_bridge_saw_being_emptied_is_not_deleted_once_the_side_is_accepted() {
+    for side in Side::BOTH {
+        let (mut scene, standing) = Scene::with_gates(0..300);
+        scene.delete(side, &ControlKey::Bridge);
+        scene.await_halt(&standing);
+        for name in 0..300 {
+            scene.delete(side, &gate(&format!("h{name}")));
+        }
+        scene.wait_until("the watch has told", |_| {
+            standing.report().sides.of(side).keys == 0
+        });
+        scene.accept = only(side);
+        let accepting = scene.bridge("accepting", side.other());
+        scene.settle(&accepting);
+        scene.settle(&standing);
+        for side in Side::BOTH {
+            assert_eq!(scene.values(side).len(), 300, "{side}");
+        }
+        for bridge in [&accepting, &standing] {
+            assert_eq!(bridge.report().counts.deletes, Pair::default());
+        }
+    }
+}
+
 /// A restore under a new cluster id keeps everything but the store's identity, with the notes of that time.
 #[test]
 fn an_etcd_that_was_restored_as_another_one_gets_what_is_newer_once_it_is_accepted() {

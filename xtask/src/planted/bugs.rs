@@ -333,6 +333,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: BRIDGE,
     },
     Bug {
+        name: "bridge-standing-deletes",
+        what: "what a bridge that stood still saw being emptied is deleted once the side is accepted",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
         name: "bridge-accepted-store-wins",
         what: "a side that is accepted as one that went back overrules what is newer, since it is the authority",
         suite: BRIDGE,

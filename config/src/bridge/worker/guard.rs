@@ -27,6 +27,9 @@ impl Worker {
     pub(super) fn pair_up(&mut self) {
         match self.try_pair_up() {
             Ok(Progress::Going | Progress::Done) => {}
+            Ok(Progress::Late) => {
+                self.failed(&"reading both stores and the notes takes longer than 3 s, too long to know what stands there");
+            }
             Ok(_) => {
                 // Another bridge is at it.
                 self.counts.overtaken += 1;
@@ -45,6 +48,13 @@ impl Worker {
         let mut renewal = match self.check_pair(anew, began_ms) {
             PairCheck::Fits(pair) => {
                 self.failures_in_a_row = 0;
+                if self.joined != pair.id {
+                    // A side was emptied, accepted, and given back what it lacks: another bridge may have done that.
+                    for side in Side::BOTH {
+                        self.sides.of_mut(side).forget_all_deleted();
+                    }
+                    self.joined.clone_from(&pair.id);
+                }
                 self.pair = Some(pair);
                 if matches!(self.halt, Some((Halt::Foreign { .. }, _))) {
                     self.go_on();
@@ -57,6 +67,11 @@ impl Worker {
             }
             PairCheck::Renew(renewal) => renewal,
             foreign @ PairCheck::Foreign(_) => {
+                let now = self.stores.notes.list()?;
+                if PairRecord::of(&now) != PairRecord::of(self.notes.tree()) {
+                    // Another bridge joins the sides between the readings.
+                    return Ok(Progress::Overtaken);
+                }
                 let address = |side| self.stores.sides.of(side).address();
                 if let Some(halt) = Halt::of(&foreign, address) {
                     self.stand_still(halt);
