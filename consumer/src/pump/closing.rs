@@ -132,6 +132,8 @@ impl Pump {
         if self.is_stopping() {
             return;
         }
+        // What earlier hand-overs left is not this stop's.
+        self.forget_what_was_left();
         let told_ms = self.now_ms();
         if self.source.is_rebalancing() {
             tracing::info!(
@@ -143,14 +145,17 @@ impl Pump {
         }
     }
 
+    /// Counts from now on what is left to the next owners.
+    pub(super) fn forget_what_was_left(&mut self) {
+        self.left = StopReport::default();
+        self.flow.take_overrun();
+    }
+
     /// Everything assigned is drained, committed and given back, in the time that a stop has which was told then.
     pub(super) fn start_stop(&mut self, told_ms: u64) {
         self.last_rebalance = None;
         let told = self.started + Duration::from_millis(told_ms);
         self.stopping = Some(told + self.settings.drain_timeout + LEAVE_GRACE);
-        // What earlier hand-overs left is not this stop's.
-        self.left = StopReport::default();
-        self.flow.take_overrun();
         // Their partitions go with all the others.
         self.revokes.clear();
         let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();

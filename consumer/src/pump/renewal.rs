@@ -70,6 +70,9 @@ impl Pump {
             // A stop that was told already stays one.
             let last = self.last_rebalance.take();
             self.renewing = last.is_none();
+            if self.renewing {
+                self.forget_what_was_left();
+            }
             self.start_stop(last.map_or_else(|| self.now_ms(), |last| last.told_ms()));
         }
     }

@@ -491,6 +491,8 @@ fn watch(
     // Orders that tell nothing new do not put the next look off.
     let mut looked = Instant::now();
     let mut due = looked + looker.wait(&wanted);
+    // A client can go on asking for what no look mends, as where it may not write: then looks become rare.
+    let mut asked_for = looker.asked_for;
     loop {
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(order) => {
@@ -503,7 +505,7 @@ fn watch(
                     }
                 }
                 if asked && looker.is_at_rest() {
-                    due = due.min(looked + looker.asked_for);
+                    due = due.min(looked + asked_for);
                 }
                 let known = newest
                     .as_ref()
@@ -523,8 +525,14 @@ fn watch(
             topics: looker.found.topics.clone(),
             problems: looker.problems(),
         });
+        let since = looked.elapsed();
         looked = Instant::now();
-        due = looked + looker.wait(&wanted);
+        let wait = looker.wait(&wanted);
+        due = looked + wait;
+        asked_for = match looker.is_at_rest() && since < wait {
+            true => (asked_for * 2).min(wait),
+            false => looker.asked_for,
+        };
     }
 }
 

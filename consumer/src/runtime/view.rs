@@ -387,9 +387,20 @@ impl View {
         (reports, silent)
     }
 
-    /// Why a handler of this name cannot be told anything: it is deleted and finishes what it has, or there is none.
+    /// Why a handler of this name cannot be told anything: what the store says is held back, or it is deleted and finishes
+    /// what it has, or there is none.
     fn unknown(&self, name: String) -> GateError {
         let handlers = self.report(READY_ANSWER).handlers;
+        let held = {
+            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            standing.held.as_ref().map(ServiceProblem::sentence)
+        };
+        if let Some(reason) = held
+            && handlers.iter().any(|one| one.name == name && !one.removed)
+        {
+            // It goes on without a spec in the store.
+            return GateError::NotWritten { name, reason };
+        }
         // One whose spec is gone is listed as before until that has come round.
         if let Some(removed) = handlers.iter().find(|one| one.name == name) {
             let in_flight = removed.in_flight;
