@@ -16,6 +16,7 @@ use sluicegate_config::bridge::{
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
 
 struct Scene {
+    name: &'static str,
     sides: Pair<MemoryStore>,
     notes: MemoryStore,
     allow_mass_delete: bool,
@@ -25,6 +26,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         Self {
+            name: "pair",
             sides: Pair::from_fn(|_| MemoryStore::new()),
             notes: MemoryStore::new(),
             allow_mass_delete: false,
@@ -34,6 +36,7 @@ impl Scene {
 
     fn stores(&self) -> BridgeStores {
         BridgeStores {
+            name: self.name.to_owned(),
             sides: Pair::from_fn(|side| -> Arc<dyn Store> {
                 Arc::new(self.sides.of(side).clone())
             }),
@@ -320,6 +323,46 @@ fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
     assert_eq!(bridge.report().counts.deletes, Pair::default());
     scene.delete(Side::ZooKeeper, &gate("h7"));
     scene.wait_for(Side::Etcd, &gate("h7"), None);
+}
+
+/// Also when the backup is younger than the last mark, and when the keys were many.
+#[test]
+fn what_was_deleted_since_the_backup_does_not_come_back_with_a_restored_zookeeper() {
+    for marked_since in [false, true] {
+        let (scene, mut bridge) = Scene::with_gates(0..40);
+        let handle = scene.sides.zookeeper.handle();
+        let backup = handle.back_up();
+        if marked_since {
+            drop(bridge);
+            bridge = scene.bridge("two", Side::Etcd);
+            scene.settle(&bridge);
+        }
+        for name in 10..40 {
+            scene.delete(Side::BOTH[name % 2], &gate(&format!("h{name}")));
+        }
+        scene.settle(&bridge);
+        drop(bridge);
+        handle.restore(&backup);
+        // A key that is written there since is an edit, whatever it was before.
+        for _ in 0..100 {
+            scene.put(Side::ZooKeeper, &gate("h39"), "false");
+        }
+        let planned = rehearse(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
+        let deletes = |one: &&sluicegate_config::bridge::Rehearsed| {
+            one.step == RehearsedStep::Delete && one.side == Side::ZooKeeper
+        };
+        assert_eq!(planned.halt, None);
+        assert_eq!(planned.steps.iter().filter(deletes).count(), 29);
+        let bridge = scene.bridge("three", Side::Etcd);
+        scene.settle(&bridge);
+        for side in Side::BOTH {
+            let values = scene.values(side);
+            assert_eq!(values.len(), 11, "{side}: {values:?}");
+            assert_eq!(values["h39/enabled"], "false");
+        }
+        assert_eq!(bridge.report().counts.deletes.zookeeper, 29);
+        assert_eq!(bridge.report().counts.deletes.etcd, 0);
+    }
 }
 
 #[test]

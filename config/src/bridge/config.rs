@@ -255,6 +255,7 @@ impl BridgeConfig {
         };
         let notes: Arc<dyn Store> = notes.open()?;
         Ok(BridgeStores {
+            name: self.name.clone(),
             sides: Pair {
                 etcd: self.etcd.open()?,
                 zookeeper: self.zookeeper.open()?,

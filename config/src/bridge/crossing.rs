@@ -94,7 +94,9 @@ impl Crossing {
         began_ms: u64,
     ) -> Self {
         let is_behind = |note: &Note, side: Side, entry: Option<&Entry>| {
-            entry.map_or(0, |entry| entry.stamp.revision) < note.seen_at(side)
+            let revision = entry.map_or(0, |entry| entry.stamp.revision);
+            revision < note.seen_at(side)
+                || (revision > 0 && note.was_deleted_after(side, revision))
         };
         let unknown = |side| known.pair.unknown(side, known.note);
         let was_taken = Side::BOTH

@@ -13,7 +13,8 @@
 //!
 //! A key that is noted and missing was deleted, unless its side has lost it (G10): the side as a whole is of an earlier
 //! revision than was noted, or went back since (`pair`). What was noted then says nothing, as if there were no note. A delete
-//! that a watch saw is one in any case.
+//! that a watch saw is one in any case. Where a side that went back holds a key that was deleted on both sides since, it is
+//! deleted there again: notes of deleted keys are kept for that.
 //!
 //! What stood on a side when it was taken over for one that the notes do not know is no change: its revisions have nothing to do
 //! with those that are noted. It is as noted where it is the same value; otherwise it is as if there were no note, and it gives
@@ -45,6 +46,8 @@ pub struct Look<'v> {
     pub note: Option<&'v Note>,
     /// How long that has been known.
     pub ages: &'v Ages,
+    /// The note of a key that was deleted before this may go, in milliseconds since the Unix epoch.
+    pub forget_before_ms: u64,
     /// What is known of the pair.
     pub pair: &'v PairRecord,
     /// Whether both sides were read after the note.
@@ -170,11 +173,15 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
         let until_ms = look.now_ms + FORGET_MS - look.ages.note;
         return Decision::Wait { until_ms };
     }
+    if note.value.is_none() && note.pending.is_empty() && note.at_ms >= look.forget_before_ms {
+        return Decision::Rest;
+    }
     if !look.fresh {
         return Decision::Confirm;
     }
     let pending = still_possible(look, note);
-    if note.value.is_none() && pending.is_empty() {
+    let is_old = note.value.is_none() && note.at_ms < look.forget_before_ms;
+    if is_old && pending.is_empty() {
         return Decision::Agree(None);
     }
     // What was read for an announced write may be lost since then: until none is left, the note is of its old mark.
@@ -246,10 +253,10 @@ fn differ(look: &Look<'_>, note: &Note) -> Decision {
     let (etcd, zookeeper) = (standing.etcd, standing.zookeeper);
     if etcd == Standing::Stale || zookeeper == Standing::Stale {
         // A store that went back behind the note was restored or replaced: what was noted is of another one.
-        return if look.fresh {
-            first(look)
-        } else {
-            Decision::Stale
+        return match risen(look, note) {
+            _ if !look.fresh => Decision::Stale,
+            Some(side) => cross(look, side, false),
+            None => first(look),
         };
     }
     use Standing::{Changed, Echo, Same};
@@ -263,6 +270,20 @@ fn differ(look: &Look<'_>, note: &Note) -> Decision {
         (Same | Echo, Changed) | (Echo, Same) => cross(look, Side::Etcd, false),
         _ => cross(look, prevailing(look).other(), true),
     }
+}
+
+/// The side where a value stands again that was deleted on both sides: the side went back to an earlier state since.
+fn risen(look: &Look<'_>, note: &Note) -> Option<Side> {
+    let known = Note {
+        revisions: look.pair.known_revisions(note),
+        ..note.clone()
+    };
+    Side::BOTH.into_iter().find(|side| {
+        let entry = *look.entries.of(*side);
+        look.entries.of(side.other()).is_none()
+            && !counts(look, note, *side)
+            && entry.is_some_and(|entry| known.was_deleted_after(*side, entry.stamp.revision))
+    })
 }
 
 fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
@@ -344,6 +365,7 @@ mod tests {
     use crate::store::Stamp;
 
     const NOW: u64 = 1_000_000;
+    const FORGET_BEFORE: u64 = 500_000;
 
     fn at(value: &str, revision: u64) -> Option<Entry> {
         let version = i64::try_from(revision).unwrap();
@@ -410,6 +432,7 @@ mod tests {
             deleted: Pair::default(),
             note,
             ages: &Ages::as_told(note, NOW),
+            forget_before_ms: FORGET_BEFORE,
             pair,
             fresh,
             authority: Side::Etcd,
@@ -439,6 +462,53 @@ mod tests {
         let seen = |fresh| decided(None, at("true", 7), note.as_ref(), fresh);
         assert_eq!(seen(false), Decision::Confirm);
         assert_eq!(seen(true), crosses(Side::ZooKeeper, false));
+    }
+
+    #[test]
+    fn what_was_deleted_on_both_sides_is_deleted_again_where_a_side_went_back_to_it() {
+        let went_back = |side: Side| PairRecord {
+            mark: 2,
+            trusted_from: Pair::from_fn(|one| if one == side { 2 } else { 0 }),
+            ..PairRecord::default()
+        };
+        let deleted = noted(None, 5, 7);
+        let at_100 = || Pair::from_fn(|_| 100);
+        for side in Side::BOTH {
+            let seen = |pair: &PairRecord, revision, fresh| {
+                let there = |one| at("true", revision).filter(|_| one == side);
+                let (etcd, zookeeper) = (there(Side::Etcd), there(Side::ZooKeeper));
+                decided_of(pair, at_100(), etcd, zookeeper, deleted.as_ref(), fresh)
+            };
+            let noted_at = *deleted.as_ref().unwrap().revisions.of(side);
+            let pair = went_back(side);
+            assert_eq!(seen(&pair, noted_at, false), Decision::Confirm);
+            assert_eq!(seen(&pair, noted_at, true), crosses(side, false));
+            let written_since = seen(&pair, noted_at + 1, true);
+            assert_eq!(written_since, crosses(side.other(), false));
+            let another_store = PairRecord {
+                taken_over: Pair::from_fn(|one| {
+                    (one == side).then_some(TakenOver {
+                        at: 50,
+                        mark: 2,
+                        yields: true,
+                    })
+                }),
+                ..pair
+            };
+            let copied = seen(&another_store, noted_at, true);
+            assert_eq!(copied, crosses(side.other(), false));
+        }
+    }
+
+    #[test]
+    fn the_note_of_a_deleted_key_stays_until_it_is_old() {
+        let mut note = noted(None, 5, 7).unwrap();
+        let seen = |note: &Note| decided(None, None, Some(note), true);
+        assert!(matches!(seen(&note), Decision::Wait { .. }));
+        note.at_ms = NOW - FORGET_MS;
+        assert_eq!(seen(&note), Decision::Rest);
+        note.at_ms = FORGET_BEFORE - 1;
+        assert_eq!(seen(&note), Decision::Agree(None));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Halt {
     /// A side is not the one that the notes are about.
     Foreign {
         /// What differs, and on which side.
-        foreign: Foreign,
+        foreign: Vec<Foreign>,
         /// Where the sides are.
         stores: Pair<StoreAddress>,
     },
@@ -73,30 +73,63 @@ fn answer(side: Side) -> String {
     )
 }
 
+/// What to do where neither side is that of the notes.
+const ANSWER_BOTH: &str = "If that is so because both were emptied, restored, set up anew or moved, run `sluicegate bridge \
+                           --accept-store etcd --accept-store zookeeper` until `bridge status` says that all is settled: nothing \
+                           is deleted, what one side lacks is copied to it, and where both hold a key the authority's value \
+                           stands; with `--dry-run` it shows what it would write";
+
+/// All that differs, and what to do about the whole of it.
 fn write_foreign(
+    f: &mut fmt::Formatter<'_>,
+    foreign: &[Foreign],
+    stores: &Pair<StoreAddress>,
+) -> fmt::Result {
+    for one in foreign {
+        write_difference(f, one, stores)?;
+        f.write_str("; ")?;
+    }
+    f.write_str("nothing is written or deleted. If the config names the wrong servers")?;
+    let is_either = |one: &Foreign| matches!(one, Foreign::Apart { .. } | Foreign::Named { .. });
+    if foreign.iter().any(is_either) {
+        f.write_str(", or another bridge has the same root, mend that. ")?;
+        let (restored, moved) = (answer(Side::Etcd), answer(Side::ZooKeeper));
+        return write!(f, "{restored}. {moved}");
+    }
+    f.write_str(", mend it. ")?;
+    let sides = Side::BOTH.into_iter().filter(|side| {
+        (foreign.iter()).any(|one| one.is_answered_by(Pair::from_fn(|of| of == *side)))
+    });
+    match sides.collect::<Vec<_>>()[..] {
+        [side] => f.write_str(&answer(side))?,
+        _ => f.write_str(ANSWER_BOTH)?,
+    }
+    if (foreign.iter()).any(|one| matches!(one, Foreign::Store { .. })) {
+        f.write_str(". If this is another pair, give it a `name` of its own")?;
+    }
+    Ok(())
+}
+
+fn write_difference(
     f: &mut fmt::Formatter<'_>,
     foreign: &Foreign,
     stores: &Pair<StoreAddress>,
 ) -> fmt::Result {
-    const STANDS: &str = "nothing is written or deleted. If the config names the wrong servers";
     match foreign {
         Foreign::Store { side, noted, found } => {
             let store = stores.of(*side);
             let found = found.as_deref().unwrap_or("empty, without its root");
-            let answer = answer(*side);
             write!(
                 f,
-                "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}; \
-                 {STANDS}, mend it. {answer}. If this is another pair, give it a `name` of its own"
+                "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}"
             )
         }
         Foreign::Unmarked { side, pair } => {
             let store = stores.of(*side);
-            let answer = answer(*side);
             write!(
                 f,
                 "{store} does not carry the mark of this pair any more, {pair} at `.bridge`: it was emptied, is of a time before \
-                 the pair was joined, or the mark was deleted; {STANDS}, mend it. {answer}"
+                 the pair was joined, or the mark was deleted"
             )
         }
         Foreign::Apart { zookeeper, etcd } => {
@@ -108,14 +141,18 @@ fn write_foreign(
                 Some(pair) => format!("the notes in etcd are those of the pair {pair}"),
                 None => "there are no notes of it in etcd".to_owned(),
             };
-            let (restored, moved) = (answer(Side::Etcd), answer(Side::ZooKeeper));
             write!(
                 f,
-                "{} and {} do not belong together: the first {marked} at `.bridge`, and {noted}; {STANDS}, or another bridge has \
-                 the same root, mend that. {restored}. {moved}",
+                "{} and {} do not belong together: the first {marked} at `.bridge`, and {noted}",
                 stores.zookeeper, stores.etcd
             )
         }
+        Foreign::Named { pair, name } => write!(
+            f,
+            "{} and {} are already bridged with each other, as the pair {pair} with the name {name:?}, which this config does not \
+             give: `name: {name}` makes this a bridge of that pair",
+            stores.zookeeper, stores.etcd
+        ),
     }
 }
 

@@ -3,7 +3,7 @@
 //! | side | at `.bridge` |
 //! |---|---|
 //! | ZooKeeper | `7 5 ID`: the mark, from which one on absences there count, and the one pair that it belongs to |
-//! | etcd | an ID a line: the pairs that it belongs to. It can be a side of several, each with notes of its own |
+//! | etcd | `ID NAME` a line: the pairs that it belongs to. It can be a side of several, each with notes of its own below its name |
 //!
 //! What is none of this counts as nothing.
 
@@ -49,13 +49,41 @@ impl Mark {
     }
 }
 
-/// The pairs that etcd's tree belongs to.
-pub(super) fn pairs_of(tree: &Tree) -> Vec<String> {
-    let words = text(tree).split_whitespace();
-    words
-        .filter(|word| is_id(word))
-        .map(str::to_owned)
-        .collect()
+/// A pair that an etcd belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Membership {
+    /// The pair.
+    pub(super) id: String,
+    /// What its notes stand below; `None` where that was not written down yet.
+    pub(super) name: Option<String>,
+}
+
+impl Membership {
+    /// The pairs that etcd's tree belongs to.
+    pub(super) fn all_of(tree: &Tree) -> Vec<Self> {
+        let lines = text(tree).lines().map(str::split_whitespace);
+        lines
+            .filter_map(|mut words| {
+                Some(Self {
+                    id: words.next().filter(|word| is_id(word))?.to_owned(),
+                    name: words.next().map(str::to_owned),
+                })
+            })
+            .collect()
+    }
+
+    /// That of the pair `id` in etcd's tree.
+    pub(super) fn of(tree: &Tree, id: &str) -> Option<Self> {
+        Self::all_of(tree).into_iter().find(|one| one.id == id)
+    }
+
+    /// Its line.
+    pub(super) fn to_text(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{} {name}", self.id),
+            None => self.id.clone(),
+        }
+    }
 }
 
 /// A new pair's id.

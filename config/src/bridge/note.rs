@@ -17,6 +17,12 @@ pub(super) const LATE_MS: u64 = 3_000;
 /// deleted key may go, in milliseconds.
 pub(super) const FORGET_MS: u64 = 60_000;
 
+/// The notes of this many deleted keys are kept, those of the latest, so that an earlier state of a store that is restored does
+/// not bring the keys back.
+const DELETED_KEPT: usize = 1_000;
+/// They are kept this long, in milliseconds: 30 days.
+const DELETED_KEPT_MS: u64 = 30 * 24 * 3_600 * 1_000;
+
 /// What is known of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
@@ -180,12 +186,29 @@ impl Note {
         read.map(|pending| pending.read_at).max().unwrap_or(0)
     }
 
+    /// Whether it is about a key that was deleted on both sides since its value on `side` was of `revision`.
+    pub(super) fn was_deleted_after(&self, side: Side, revision: u64) -> bool {
+        self.value.is_none() && revision <= *self.revisions.of(side)
+    }
+
     /// Whether a write of `value` to `side` was announced.
     pub(super) fn announces(&self, side: Side, value: Option<&str>) -> bool {
         self.pending
             .iter()
             .any(|pending| pending.to == side && pending.value.as_deref() == value)
     }
+}
+
+/// Notes of deleted keys that were noted before this are forgotten, of `notes` and at `now_ms`, both in milliseconds since the
+/// Unix epoch: the latest are kept, for some time. That is by the clocks of those who noted it, which decides nothing but this.
+pub(super) fn forget_deleted_before<'n>(notes: impl Iterator<Item = &'n [u8]>, now_ms: u64) -> u64 {
+    let notes = notes.filter_map(Note::from_json);
+    let deleted = notes.filter(|note| note.value.is_none());
+    let mut times: Vec<u64> = deleted.map(|note| note.at_ms).collect();
+    times.sort_unstable_by(|one, other| other.cmp(one));
+    let oldest = now_ms.saturating_sub(DELETED_KEPT_MS);
+    let surplus = times.get(DELETED_KEPT);
+    surplus.map_or(oldest, |at_ms| oldest.max(at_ms.saturating_add(1)))
 }
 
 /// What a value is known by: values themselves may be large, and are nobody's business but their key's.
@@ -197,6 +220,29 @@ pub fn content_hash(value: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thousand_deleted_keys_are_remembered_for_thirty_days() {
+        let day = 24 * 3_600 * 1_000;
+        let now_ms = 100 * day;
+        let note = |at_ms: u64, value: Option<String>| Note {
+            value,
+            at_ms,
+            ..Note::default()
+        };
+        let before = |notes: Vec<Note>| {
+            let texts: Vec<Vec<u8>> = notes.iter().map(Note::to_json).collect();
+            forget_deleted_before(texts.iter().map(Vec::as_slice), now_ms)
+        };
+        assert_eq!(before(Vec::new()), 70 * day);
+        let deleted = |number: u64| note(90 * day + number, None);
+        assert_eq!(before((0..1_000).map(deleted).collect()), 70 * day);
+        assert_eq!(before((0..1_003).map(deleted).collect()), 90 * day + 3);
+        let held = |number| note(90 * day + number, Some("held".to_owned()));
+        assert_eq!(before((0..1_003).map(held).collect()), 70 * day);
+        let at_once = |_| note(95 * day, None);
+        assert_eq!(before((0..1_001).map(at_once).collect()), 95 * day + 1);
+    }
 
     #[test]
     fn an_announcement_grows_old_from_when_it_was_seen_whatever_it_says_of_the_time() {

@@ -3,7 +3,7 @@
 //! ```text
 //!  record, in etcd beside the notes:  pair ID, which stores, mark 7, absences in ZooKeeper count from mark 5 on
 //!  mark, in ZooKeeper:                7 5 ID lower: ZooKeeper went back    higher: etcd did, with record and notes
-//!  mark, in etcd beside the keys:     ID     another ID, or none: the sides do not belong together
+//!  mark, in etcd beside the keys:     ID NAME  another ID, or none: the sides do not belong together
 //!  a note:                            mark 6: when it was written, ZooKeeper had seen mark 6
 //! ```
 //!
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::mark::{MOST_MARK, Mark, new_id, pairs_of};
+use super::mark::{MOST_MARK, Mark, Membership, new_id};
 use super::renewal::Renewal;
 use super::{Note, Pair, Side};
 use crate::store::{ControlKey, Tree};
@@ -99,7 +99,7 @@ impl PairRecord {
             return false;
         };
         match side {
-            Side::Etcd => pairs_of(tree).contains(id),
+            Side::Etcd => Membership::of(tree, id).is_some(),
             Side::ZooKeeper => Mark::of(tree).pair.as_ref() == Some(id),
         }
     }
@@ -131,6 +131,13 @@ pub enum Foreign {
         /// The pair of the notes in etcd; `None` without notes.
         etcd: Option<String>,
     },
+    /// Both belong to a pair that is bridged under another name.
+    Named {
+        /// The pair.
+        pair: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Foreign {
@@ -140,7 +147,7 @@ impl Foreign {
     pub fn is_answered_by(&self, accepted: Pair<bool>) -> bool {
         match self {
             Self::Store { side, .. } | Self::Unmarked { side, .. } => *accepted.of(*side),
-            Self::Apart { .. } => accepted != Pair::default(),
+            Self::Apart { .. } | Self::Named { .. } => accepted != Pair::default(),
         }
     }
 }
@@ -152,14 +159,16 @@ pub enum PairCheck {
     Fits(PairRecord),
     /// The record or the marks are to be renewed first.
     Renew(Box<Renewal>),
-    /// A side is not the one that the notes are about.
-    Foreign(Foreign),
+    /// Everything that keeps the sides from being those that the notes are about: not all of it is answered by what an operator
+    /// lets be taken over.
+    Foreign(Vec<Foreign>),
 }
 
-/// Checks fresh readings of both sides against `notes`, which were read before them. `anew` asks for a new mark even if
-/// nothing else does; `accepted` are the sides that an operator lets be taken over, if they are found to be foreign.
+/// Checks fresh readings of both sides against the `notes` of the pair `name`, which were read before them. `anew` asks for a
+/// new mark even if nothing else does; `accepted` are the sides that an operator lets be taken over, if they are found to be foreign.
 #[must_use]
 pub fn check_pair(
+    name: &str,
     notes: &Tree,
     sides: &Pair<&Tree>,
     anew: bool,
@@ -169,9 +178,9 @@ pub fn check_pair(
     let known = PairRecord::of(notes);
     let record = known.clone().unwrap_or_default();
     let mark = Mark::of(sides.of(MARKED));
-    let foreign = find_foreign(known.as_ref(), sides, &mark);
-    if let Some(open) = foreign.iter().find(|one| !one.is_answered_by(accepted)) {
-        return PairCheck::Foreign(open.clone());
+    let foreign = find_foreign(name, known.as_ref(), sides, &mark);
+    if !foreign.iter().all(|one| one.is_answered_by(accepted)) {
+        return PairCheck::Foreign(foreign);
     }
     let found = Found {
         // Which sides the notes know, and which are taken over.
@@ -195,7 +204,7 @@ pub fn check_pair(
         PairRecord { stores, ..record }
     };
     let taken_over = found.accepted;
-    let renewal = Renewal::new(renewed, notes, sides, began_ms);
+    let renewal = Renewal::new(name, renewed, notes, sides, began_ms);
     PairCheck::Renew(Box::new(renewal.because(went_back, taken_over)))
 }
 
@@ -204,24 +213,42 @@ impl Foreign {
     fn spares(&self, side: Side) -> bool {
         match self {
             Self::Store { side: of, .. } | Self::Unmarked { side: of, .. } => *of != side,
-            Self::Apart { .. } => false,
+            Self::Apart { .. } | Self::Named { .. } => false,
         }
     }
 }
 
 /// Everything that keeps the sides from being those of the notes.
-fn find_foreign(known: Option<&PairRecord>, sides: &Pair<&Tree>, mark: &Mark) -> Vec<Foreign> {
+fn find_foreign(
+    name: &str,
+    known: Option<&PairRecord>,
+    sides: &Pair<&Tree>,
+    mark: &Mark,
+) -> Vec<Foreign> {
     let mut foreign = Vec::new();
     let ids = known.map(|record| [&record.id, &record.next_id]);
+    let membership = mark.pair.as_ref();
+    let membership = membership.and_then(|pair| Membership::of(sides.of(Side::Etcd), pair));
     let belongs = match (known, &mark.pair) {
         (Some(_), None) => true,
         // A bridge from before pairs had ids has written the record: both sides say that they belong together.
         (Some(record), Some(pair)) if record.id.is_none() && record.next_id.is_none() => {
-            pairs_of(sides.of(Side::Etcd)).contains(pair)
+            membership.is_some_and(|of| of.id == *pair)
         }
         (Some(_), Some(pair)) => ids.iter().flatten().any(|id| id.as_ref() == Some(pair)),
         // The notes are gone: then both sides say that they belong together, or one says it of another one.
-        (None, Some(pair)) => pairs_of(sides.of(Side::Etcd)).contains(pair),
+        (None, Some(_)) => match membership {
+            Some(Membership {
+                id,
+                name: Some(other),
+            }) if other != name => {
+                return vec![Foreign::Named {
+                    pair: id,
+                    name: other,
+                }];
+            }
+            membership => membership.is_some(),
+        },
         (None, None) => !mark.is_there(),
     };
     if !belongs {
@@ -366,12 +393,11 @@ fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, Note> {
 
 /// Whether a side is of a time before some of the notes that count: then it was restored.
 fn is_behind_notes(tree: &Tree, notes: &BTreeMap<&ControlKey, Note>, trusted_from: u64) -> bool {
-    let counted = notes
-        .iter()
-        .filter(|(_, note)| note.value.is_some() && note.mark >= trusted_from);
+    let counted = notes.iter().filter(|(_, note)| note.mark >= trusted_from);
     counted.into_iter().any(|(key, note)| {
         let noted = *note.revisions.of(MARKED);
         let there = tree.get(key).map(|entry| entry.stamp.revision);
-        tree.revision < noted || there.is_some_and(|there| there < noted)
+        tree.revision < noted
+            || there.is_some_and(|there| there < noted || note.was_deleted_after(MARKED, there))
     })
 }

@@ -65,7 +65,7 @@ pub fn rehearse(
         zookeeper: stores.sides.zookeeper.list()?,
     };
     let both = Pair::from_fn(|side| sides.of(side));
-    let pair = match check_pair(&notes, &both, false, accepted, 0) {
+    let pair = match check_pair(&stores.name, &notes, &both, false, accepted, 0) {
         PairCheck::Fits(record) => record,
         PairCheck::Renew(renewal) => renewal.record().clone(),
         foreign @ PairCheck::Foreign(_) => {
@@ -105,13 +105,15 @@ impl Rehearsing<'_> {
         let mut absences = Pair::<Absences>::default();
         for key in keys {
             let note = self.note(key);
-            if note.as_ref().is_some_and(|note| note.value.is_some()) {
+            let was_held = note.as_ref().is_some_and(|note| note.value.is_some());
+            if was_held {
                 absences.etcd.known += 1;
                 absences.zookeeper.known += 1;
             }
             let step = self.step(key, note.as_ref());
             if let Some(step) = &step
                 && step.step == RehearsedStep::Delete
+                && was_held
             {
                 absences.of_mut(step.side.other()).absent += 1;
             }
@@ -146,6 +148,7 @@ impl Rehearsing<'_> {
             deleted: Pair::default(),
             note,
             ages: &Ages::as_told(note, now_ms),
+            forget_before_ms: 0,
             pair: &self.pair,
             fresh: true,
             authority: self.authority,

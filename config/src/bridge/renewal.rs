@@ -8,7 +8,7 @@
 //! One that breaks off leaves its announcement in the record; whoever comes next begins anew with that.
 
 use super::crossing::Progress;
-use super::mark::{Mark, pairs_of};
+use super::mark::{Mark, Membership};
 use super::note::LATE_MS;
 use super::pair::MARKED;
 use super::{Pair, PairRecord, Side};
@@ -30,7 +30,9 @@ pub struct Renewal {
     /// What stands at the marks' places on both sides.
     marks_at: Pair<Expected>,
     /// The other pairs that etcd is a side of.
-    others: Vec<String>,
+    others: Vec<Membership>,
+    /// This pair's name.
+    name: String,
     stage: Stage,
     went_back: Pair<bool>,
     taken_over: Pair<bool>,
@@ -38,18 +40,19 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// To `record`, from what was read of `notes` and `sides`.
+    /// Of the pair `name` to `record`, from what was read of `notes` and `sides`.
     pub(super) fn new(
+        name: &str,
         record: PairRecord,
         notes: &Tree,
         sides: &Pair<&Tree>,
         began_ms: u64,
     ) -> Self {
         let at = |tree: &Tree| tree.get(&ControlKey::Bridge).map(|entry| entry.stamp);
-        let mut others = pairs_of(sides.of(MARKED.other()));
+        let mut others = Membership::all_of(sides.of(MARKED.other()));
         let before = PairRecord::of(notes).unwrap_or_default();
         let own = [before.id, before.next_id, record.id.clone()];
-        others.retain(|other| !own.iter().flatten().any(|own| own == other));
+        others.retain(|other| !own.iter().flatten().any(|own| *own == other.id));
         Self {
             stage: match record.next {
                 Some(_) => Stage::Announce,
@@ -61,6 +64,7 @@ impl Renewal {
                 at(sides.of(side)).map_or(Expected::Absent, Expected::At)
             }),
             others,
+            name: name.to_owned(),
             went_back: Pair::default(),
             taken_over: Pair::default(),
             began_ms,
@@ -143,9 +147,13 @@ impl Renewal {
     }
 
     fn join(&self, side: &dyn Store) -> Result<(), StoreError> {
-        let mut pairs = self.others.clone();
-        pairs.extend(self.record.next_id.clone());
-        let text = pairs.join("\n");
+        let own = self.record.next_id.clone().map(|id| Membership {
+            id,
+            name: Some(self.name.clone()),
+        });
+        let pairs = self.others.iter().chain(&own);
+        let lines: Vec<String> = pairs.map(Membership::to_text).collect();
+        let text = lines.join("\n");
         let at = *self.marks_at.of(MARKED.other());
         side.write(&ControlKey::Bridge, Some(text.as_bytes()), at)?;
         Ok(())

@@ -17,6 +17,8 @@ use crate::store::{Store, StoreError, StoreUpdate, StoreWatch};
 /// The stores of a bridge.
 #[derive(Clone)]
 pub struct BridgeStores {
+    /// The pair's name, below which its notes stand.
+    pub name: String,
     /// The two that are kept equal.
     pub sides: Pair<Arc<dyn Store>>,
     /// Where the notes stand, at the keys that they are about. Every bridge of the pair has the same.

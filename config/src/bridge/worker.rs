@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::crossing::{Crossing, Known, Progress};
 use super::decide::{Decision, Look, Refusal, decide};
 use super::halt::Halt;
+use super::note::forget_deleted_before;
 use super::pair::{PairCheck, PairRecord};
 use super::report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue};
 use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
@@ -63,6 +64,8 @@ pub(super) struct Worker {
     next_look: Instant,
     counts: Counts,
     conflicts: Vec<Collision>,
+    /// Notes of keys that were deleted before this may go.
+    forget_before_ms: u64,
     pub(super) report: Arc<Mutex<BridgeReport>>,
 }
 
@@ -112,6 +115,7 @@ impl Worker {
             settings,
             counts: Counts::default(),
             conflicts: Vec::new(),
+            forget_before_ms: 0,
             report: Arc::new(Mutex::new(report)),
         }
     }
@@ -243,6 +247,9 @@ impl Worker {
             let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
+            let notes = self.notes.keys().filter_map(|key| self.notes.get(key));
+            self.forget_before_ms =
+                forget_deleted_before(notes.map(|entry| &*entry.value), now_ms());
         }
         if self.noted && now >= self.mark_due {
             self.doubt();
@@ -339,6 +346,7 @@ impl Worker {
             deleted: Pair::from_fn(|side| self.sides.of(side).saw_deleted(key)),
             note: note.as_ref(),
             ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
+            forget_before_ms: self.forget_before_ms,
             pair,
             fresh,
             authority: self.settings.authority,

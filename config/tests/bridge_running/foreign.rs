@@ -1,6 +1,8 @@
 //! Sides that are not those of the notes: the bridge stands still until an operator says which one is to be taken over.
 
-use sluicegate_config::bridge::{Pair, PairRecord, Side, rehearse};
+use sluicegate_config::bridge::{
+    Pair, PairCheck, PairRecord, Progress, Side, check_pair, rehearse,
+};
 use sluicegate_config::store::{ControlKey, Expected, Store};
 
 use super::{Scene, gate};
@@ -105,6 +107,37 @@ fn what_a_standing_bridge_saw_being_emptied_is_not_deleted_once_the_side_is_acce
     }
 }
 
+/// As above, of a bridge that comes to the pair while nothing was given back yet.
+#[test]
+fn what_a_standing_bridge_saw_being_emptied_is_given_back_by_it() {
+    for side in Side::BOTH {
+        let (scene, standing) = Scene::with_gates(0..30);
+        scene.delete(side, &ControlKey::Bridge);
+        scene.await_halt(&standing);
+        for name in 0..30 {
+            scene.delete(side, &gate(&format!("h{name}")));
+        }
+        scene.wait_until("the watch has told", |_| {
+            standing.report().sides.of(side).keys == 0
+        });
+        let notes = scene.notes.list().expect("the store is there");
+        let trees = Pair::from_fn(|side| scene.sides.of(side).list().expect("the store is there"));
+        let both = Pair::from_fn(|side| trees.of(side));
+        let PairCheck::Renew(mut renewal) =
+            check_pair(scene.name, &notes, &both, false, only(side), 0)
+        else {
+            panic!("it is accepted");
+        };
+        let sides = Pair::from_fn(|side| scene.sides.of(side) as &dyn Store);
+        while let Progress::Going = renewal.step(sides, &scene.notes, 0) {}
+        scene.settle(&standing);
+        for side in Side::BOTH {
+            assert_eq!(scene.values(side).len(), 30, "{side}");
+        }
+        assert_eq!(standing.report().counts.deletes, Pair::default());
+    }
+}
+
 /// A restore under a new cluster id keeps everything but the store's identity, with the notes of that time.
 #[test]
 fn an_etcd_that_was_restored_as_another_one_gets_what_is_newer_once_it_is_accepted() {
@@ -183,6 +216,56 @@ fn an_etcd_can_be_a_side_of_two_pairs() {
     second.put(Side::ZooKeeper, &gate("h1"), "false");
     scene.wait_for(Side::ZooKeeper, &gate("h1"), Some("false"));
     scene.settle(&bridge);
+}
+
+#[test]
+fn a_bridge_with_another_name_between_bridged_stores_stops_and_the_first_one_works_on() {
+    let (mut scene, bridge) = Scene::with_gates(0..3);
+    let notes = std::mem::take(&mut scene.notes);
+    scene.name = "renamed";
+    let renamed = scene.bridge("two", Side::ZooKeeper);
+    let reason = scene.await_halt(&renamed);
+    assert!(reason.contains("with the name \"pair\""), "{reason}");
+    assert!(reason.contains("`name: pair`"), "{reason}");
+    let renamed_notes = std::mem::replace(&mut scene.notes, notes);
+    assert_eq!(renamed_notes.list().expect("it is there").entries.len(), 0);
+    scene.put(Side::Etcd, &gate("h1"), "false");
+    scene.wait_for(Side::ZooKeeper, &gate("h1"), Some("false"));
+    scene.settle(&bridge);
+
+    // Told to, it takes the pair over.
+    scene.notes = renamed_notes;
+    scene.accept = only(Side::ZooKeeper);
+    let accepting = scene.bridge("three", Side::Etcd);
+    scene.settle(&accepting);
+    scene.settle(&renamed);
+    scene.await_halt(&bridge);
+}
+
+#[test]
+fn what_is_wrong_with_both_sides_is_told_and_answered_at_once() {
+    let (mut scene, bridge) = Scene::with_gates(0..4);
+    for side in Side::BOTH {
+        scene.delete(side, &ControlKey::Bridge);
+    }
+    scene.await_halt(&bridge);
+    drop(bridge);
+    let both = "--accept-store etcd --accept-store zookeeper`";
+    for accepted in Side::BOTH {
+        // Whoever answers one half is told of the whole again.
+        let planned = rehearse(&scene.stores(), Side::Etcd, only(accepted)).expect("both answer");
+        let reason = planned.halt.expect("why").to_string();
+        assert!(reason.contains(both), "{reason}");
+        let twice = reason.matches("does not carry the mark").count();
+        assert_eq!(twice, 2, "{reason}");
+    }
+    scene.put(Side::ZooKeeper, &gate("h0"), "false");
+    scene.delete(Side::ZooKeeper, &gate("h1"));
+    scene.accept = Pair::from_fn(|_| true);
+    let accepting = scene.bridge("two", Side::Etcd);
+    scene.settle(&accepting);
+    assert_eq!(scene.values(Side::ZooKeeper).len(), 4);
+    assert_eq!(scene.values(Side::ZooKeeper)["h0/enabled"], "true");
 }
 
 #[test]

@@ -44,6 +44,14 @@ pub(super) struct Late {
     pub(super) ahead_ms: u64,
 }
 
+/// The name of a pair.
+pub(super) fn name_of(is_rival: bool) -> &'static str {
+    match is_rival {
+        true => "rival",
+        false => "pair",
+    }
+}
+
 /// How often bridges were stopped, and for what.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Met {
@@ -143,7 +151,14 @@ impl World {
                     Some(false) => {
                         let views = whole(&read);
                         let both = Pair::from_fn(|side| views.of(side));
-                        match check_pair(&notes, &both, false, Pair::default(), began) {
+                        match check_pair(
+                            name_of(is_rival),
+                            &notes,
+                            &both,
+                            false,
+                            Pair::default(),
+                            began,
+                        ) {
                             PairCheck::Fits(pair) => {
                                 let bridge = &self.bridges[index];
                                 self.judge(bridge, &key, &views, &notes, &pair, Some(began))
@@ -214,7 +229,8 @@ impl World {
         let both = Pair::from_fn(|side| views.of(side));
         let now_ms = self.now_ms;
         let bridge = &mut self.bridges[index];
-        match check_pair(&notes, &both, !bridge.marked, bridge.accepted, began) {
+        let name = name_of(bridge.is_rival);
+        match check_pair(name, &notes, &both, !bridge.marked, bridge.accepted, began) {
             PairCheck::Fits(pair) => {
                 bridge.see_notes(notes, now_ms);
                 bridge.pair = Some(pair);
@@ -227,8 +243,9 @@ impl World {
             }
             PairCheck::Renew(renewal) => Doing::Renewing(renewal),
             PairCheck::Foreign(foreign) => {
-                let is_rival = bridge.is_rival;
-                self.stopped(is_rival, &foreign);
+                let (is_rival, accepted) = (bridge.is_rival, bridge.accepted);
+                let open = foreign.iter().find(|one| !one.is_answered_by(accepted));
+                self.stopped(is_rival, open.expect("it is why nothing crosses"));
                 Doing::Nothing
             }
         }
@@ -242,7 +259,7 @@ impl World {
             _ if is_rival && apart => &mut met.rival_stopped,
             _ if is_rival => return,
             Foreign::Apart { .. } if by_rival => &mut met.stopped_by_rival,
-            Foreign::Apart { .. } => &mut met.apart,
+            Foreign::Apart { .. } | Foreign::Named { .. } => &mut met.apart,
             Foreign::Store { .. } => &mut met.other_store,
             Foreign::Unmarked { .. } => &mut met.unmarked,
         } += 1;
@@ -313,6 +330,8 @@ impl World {
             deleted: Pair::default(),
             note: note.as_ref(),
             ages: &ages,
+            // Some are forgotten within a run.
+            forget_before_ms: now_ms.saturating_sub(120_000),
             pair,
             fresh,
             authority: self.authority,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sluicegate_config::bridge::{Foreign, Note, Pair, PairCheck, PairRecord, Side, check_pair};
 use sluicegate_config::store::{ControlKey, MemoryBackup, MemoryStore, Store};
 
-use super::bridges::Doing;
+use super::bridges::{Doing, name_of};
 use super::{VALUES, World, keys, put, run_replaced, values};
 
 /// What was backed up: a side, and the notes where they stand beside it.
@@ -76,8 +76,13 @@ impl World {
         let notes = self.notes.list().expect("no store is away");
         let trees = Pair::from_fn(|side| self.sides.of(side).list().expect("no store is away"));
         let both = Pair::from_fn(|side| trees.of(side));
-        match check_pair(&notes, &both, false, accepted, self.now_ms) {
-            PairCheck::Foreign(foreign) => Some(foreign),
+        match check_pair(name_of(false), &notes, &both, false, accepted, self.now_ms) {
+            PairCheck::Foreign(foreign) => {
+                let mut open = foreign
+                    .into_iter()
+                    .filter(|one| !one.is_answered_by(accepted));
+                open.next()
+            }
             _ => None,
         }
     }
@@ -280,7 +285,7 @@ impl World {
                         false => Side::ZooKeeper,
                     }
                 }
-                Foreign::Apart { .. } => self.last_replaced,
+                Foreign::Apart { .. } | Foreign::Named { .. } => self.last_replaced,
             };
             assert!(!*accepted.of(side), "{side} is accepted and still foreign");
             *accepted.of_mut(side) = true;

@@ -333,6 +333,16 @@ pub(super) const BUGS: &[Bug] = &[
         suite: BRIDGE,
     },
     Bug {
+        name: "bridge-name-not-compared",
+        what: "a bridge of another name takes bridged stores over, as if only the notes were gone",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
+        name: "bridge-deleted-comes-back",
+        what: "a key that was deleted on both sides comes back with a side that is restored",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
         name: "bridge-standing-deletes",
         what: "what a bridge that stood still saw being emptied is deleted once the side is accepted",
         suite: BRIDGE_RUNNING,

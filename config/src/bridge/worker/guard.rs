@@ -123,6 +123,7 @@ impl Worker {
     pub(super) fn check_pair(&self, anew: bool, began_ms: u64) -> PairCheck {
         let sides = Pair::from_fn(|side| self.sides.of(side).tree());
         check_pair(
+            &self.stores.name,
             self.notes.tree(),
             &sides,
             anew,
