@@ -18,6 +18,7 @@ mod renewal;
 mod starting;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -77,12 +78,45 @@ pub struct StopReport {
     pub unfinished: u64,
     /// Partitions whose last commit was not accepted.
     pub uncommitted: u64,
+    /// Members of the group that it goes on counting on until their sessions end, since it did not hear of their leaving.
+    pub members: u64,
 }
 
 impl StopReport {
-    /// Nothing is handled again.
+    /// Nothing is handled again, and nobody waits for this member.
     pub fn is_graceful(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What was left, and what becomes of it.
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_graceful() {
+            return f.write_str("nothing was left");
+        }
+        if self.unfinished + self.uncommitted > 0 {
+            write!(
+                f,
+                "records begun and not finished: {}, partitions whose last commit was not accepted: {}; the next owners \
+                 read these records again",
+                self.unfinished, self.uncommitted
+            )?;
+        }
+        if self.members > 0 {
+            let separator = if self.unfinished + self.uncommitted > 0 {
+                "; "
+            } else {
+                ""
+            };
+            write!(
+                f,
+                "{separator}members that the group has not heard leave: {}; their partitions rest until their sessions end \
+                 (session.timeout.ms, 45 s unless set)",
+                self.members
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +124,7 @@ impl std::ops::AddAssign for StopReport {
     fn add_assign(&mut self, other: Self) {
         self.unfinished += other.unfinished;
         self.uncommitted += other.uncommitted;
+        self.members += other.members;
     }
 }
 

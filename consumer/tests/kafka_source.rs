@@ -127,7 +127,7 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
             source.events(&mut events);
         }
         let started = Instant::now();
-        source.close(Instant::now() + Duration::from_secs(10));
+        let _ = source.close(Instant::now() + Duration::from_secs(10));
         assert!(
             started.elapsed() < Duration::from_secs(8),
             "the close hangs"
@@ -196,6 +196,29 @@ fn a_member_leaves_the_group_whatever_it_has() {
     let before = left();
     owner.leave();
     assert_eq!(left() - before, 1, "the owner left without a word");
+}
+
+/// With an eager assignor the client takes an answer for the close that was meant for the join, unless the close waits.
+#[test]
+fn a_member_that_closes_within_its_first_join_leaves_as_soon_as_the_join_is_over() {
+    let kafka = cluster();
+    kafka.count_requests();
+    for assignor in ["range", "cooperative-sticky"] {
+        let strategy = [("partition.assignment.strategy", assignor)];
+        let settings = settings(&kafka.bootstrap_servers(), &strategy);
+        for _ in 0..3 {
+            let before = kafka.requests(RDKafkaApiKey::LeaveGroup);
+            let mut member = Member::join(&settings);
+            member.turn_until(|m| m.source.is_rebalancing());
+            let started = Instant::now();
+            let has_left = member.source.close(started + Duration::from_secs(15));
+            let took = started.elapsed();
+            assert!(has_left, "{assignor}: not left after {took:?}");
+            assert!(took < Duration::from_secs(10), "{assignor}: {took:?}");
+            let left = kafka.requests(RDKafkaApiKey::LeaveGroup) - before;
+            assert_eq!(left, 1, "{assignor}");
+        }
+    }
 }
 
 /// The group waits for the owner to hear that another one joins; meanwhile the newcomer can only wait.

@@ -1,7 +1,9 @@
-//! Situation: a member of a group is told to stop in the middle of its first join, while it owns nothing, while its broker is
-//! away, while calls run that last longer than its time to drain, and while its plugins load.
+//! Situation: a member of a group is told to stop in the middle of its first join, alone and with others, with an eager and a
+//! cooperative assignor, while it owns nothing, while its broker is away, while calls run that last longer than its time to
+//! drain, with one client and with two, twice, and while its plugins load.
 //! Property: it leaves the group before it ends, so that nobody waits for its session to end, a stop ends by its deadline, and
-//! what a call has finished by then is not handled again (G3). While plugins load it says that it lives and is not ready.
+//! what a call has finished by then is not handled again (G3). A stop that leaves anything behind says so and fails; one that
+//! leaves nothing succeeds. While plugins load it says that it lives and is not ready.
 //! Needs: Kafka of its own.
 //! Command: `cargo xtask test --scenario stopping`
 
@@ -34,11 +36,16 @@ fn start() -> (Kafka, Client) {
 }
 
 fn workdir(kafka: &Kafka, group: &str) -> Workdir {
+    workdir_with(kafka, group, "cooperative-sticky")
+}
+
+fn workdir_with(kafka: &Kafka, group: &str, assignor: &str) -> Workdir {
     let workdir = Workdir::empty();
     workdir.write(
         "sluicegate.yaml",
         &format!(
-            "kafka:\n  bootstrap_servers: {}\n  group_id: {group}\n\
+            "kafka:\n  bootstrap_servers: {}\n  group_id: {group}\n  \
+             client: {{ partition.assignment.strategy: {assignor} }}\n\
              handlers:\n  file: {{ folder: handlers.d }}\n\
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
              processing: {{ drain_timeout: {}s }}\n",
@@ -84,6 +91,44 @@ fn a_member_that_stops_while_it_joins_leaves_the_group() {
     assert_eq!(client.members("joined"), 0, "the member has not left");
 }
 
+/// Three members that are told to stop at one moment of their first join, as when a deployment is taken back at once.
+fn stop_three_within_their_join(kafka: &Kafka, client: &Client, assignor: &str, after: Duration) {
+    let group = format!("{assignor}-{}", after.as_millis());
+    let workdir = workdir_with(kafka, &group, assignor);
+    let mut members: Vec<Service> = (0..3).map(|_| Service::start(&workdir, &[])).collect();
+    await_members(client, &group, 3);
+    std::thread::sleep(after);
+    let told = Instant::now();
+    for member in &mut members {
+        member.process().signal(Signal::TERM);
+    }
+    for member in &mut members {
+        let ended = member.process().wait(DRAIN + GRACE);
+        let status = ended.unwrap_or_else(|error| panic!("{error:#}"));
+        let took = told.elapsed();
+        println!("{group}: ended with {status} after {took:?}");
+        let log = member.process().log();
+        assert!(status.success(), "a stop ended with {status}:\n{log}");
+        assert!(log.contains("graceful=true"), "{log}");
+        assert!(!log.contains("left behind"), "{log}");
+        // Every member that comes prolongs the join once.
+        assert!(took < 2 * COLLECTS + DRAIN / 3, "after {took:?}:\n{log}");
+    }
+    assert_eq!(client.members(&group), 0, "{group}: a member has not left");
+}
+
+#[test]
+fn members_that_stop_within_their_first_join_leave_the_group() {
+    let (kafka, client) = start();
+    client.create_topic("source", 6);
+    client.create_topic("copy", 1);
+    for assignor in ["range", "cooperative-sticky"] {
+        for ms in [0, 300, 600, 1_000, 1_500, 1_900] {
+            stop_three_within_their_join(&kafka, &client, assignor, Duration::from_millis(ms));
+        }
+    }
+}
+
 #[test]
 fn a_member_without_partitions_leaves_the_group() {
     let (kafka, client) = start();
@@ -117,7 +162,116 @@ fn a_stop_ends_by_its_deadline_while_the_broker_is_away() {
     let ended = member.process().wait(DRAIN + GRACE);
     let took = told.elapsed();
     println!("a stop without a broker took {took:?}");
-    ended.unwrap_or_else(|error| panic!("{error:#}"));
+    let status = ended.unwrap_or_else(|error| panic!("{error:#}"));
+    let log = member.process().log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let told = "members that the group has not heard leave: 1;";
+    assert!(error_of(&log).contains(told), "{log}");
+}
+
+/// A member that has read and committed everything leaves only itself behind.
+#[test]
+fn a_stop_without_a_broker_is_no_success_for_an_idle_member_either() {
+    let (mut kafka, client) = start();
+    client.create_topic("source", 1);
+    client.create_topic("copy", 1);
+    let workdir = workdir(&kafka, "quiet");
+    let mut member = Service::ready(&workdir, &[]);
+    wait_for("the partition", SOON, || member.partitions().map(drop));
+    kafka
+        .stop_node(0, Signal::KILL)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let status = member.stop(DRAIN + GRACE);
+    let log = member.process().log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(error_of(&log).contains("heard leave: 1;"), "{log}");
+}
+
+/// The line with which a stop ended that left something.
+fn error_of(log: &str) -> String {
+    let line = log
+        .lines()
+        .find(|line| line.contains("ERROR") && line.contains("service stopped"));
+    line.unwrap_or_default().to_owned()
+}
+
+/// A handler whose calls last longer than the drain and heed no request to end; each client has such a call.
+fn within_long_calls(
+    kafka: &Kafka,
+    client: &Client,
+    group: &str,
+    clients: u64,
+) -> (Workdir, Service) {
+    let topic = format!("long-{group}");
+    client.create_topic(&topic, 2);
+    let workdir = workdir(kafka, group);
+    workdir.plugins(&["misbehave"]);
+    let spec = "plugin: misbehave\nversion: \"*\"\nworkers: 4\ntimeout: 1m\n\
+         config: { rules: [{ when: { one_in: 1 }, do: sleep, for: 30s }] }\n";
+    workdir.spec("copy", &format!("route: {{ topics: [{topic}] }}\n{spec}"));
+    let service = Service::ready(&workdir, &["--set", &format!("kafka.clients={clients}")]);
+    wait_for("both partitions", SOON, || {
+        match service.partitions()?.len() {
+            2 => Ok(()),
+            some => Err(some.to_string()),
+        }
+    });
+    let records = (0..2).map(|at| Outgoing::new("k", "v").partition(at));
+    client.produce(&topic, records);
+    wait_for("both calls", SOON, || {
+        let running = |row: &serde_json::Value| row["in_flight"] == 1;
+        match service.partitions()?.iter().all(running) {
+            true => Ok(()),
+            false => Err("not yet".to_owned()),
+        }
+    });
+    (workdir, service)
+}
+
+#[test]
+fn a_stop_that_leaves_calls_unfinished_says_so_fails_and_leaves_the_group() {
+    let (kafka, client) = start();
+    for clients in [1, 2] {
+        let group = format!("clients-{clients}");
+        let (_workdir, mut member) = within_long_calls(&kafka, &client, &group, clients);
+        let told = Instant::now();
+        let status = member.stop(DRAIN + GRACE);
+        println!("a stop with {clients} clients took {:?}", told.elapsed());
+        let log = member.process().log();
+        assert_eq!(status.code(), Some(1), "{log}");
+        let left =
+            "records begun and not finished: 2, partitions whose last commit was not accepted: 0;";
+        let line = error_of(&log);
+        assert!(
+            line.contains(left) && line.contains("graceful=false"),
+            "{log}"
+        );
+        assert!(!line.contains("members that"), "{line}");
+        assert_eq!(client.members(&group), 0, "{log}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
+    let (kafka, client) = start();
+    let (_workdir, mut member) = within_long_calls(&kafka, &client, "twice", 1);
+    member.process().signal(Signal::TERM);
+    wait_for("the stop", SOON, || match member.process().log() {
+        log if log.contains("stopping: what was begun") => Ok(()),
+        log => Err(log),
+    });
+    // Within a second it would be the same request.
+    std::thread::sleep(Duration::from_millis(1_100));
+    let again = Instant::now();
+    let status = member.stop(DRAIN);
+    assert!(
+        again.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        again.elapsed()
+    );
+    let log = member.process().log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("stopped at once by a second signal"), "{log}");
 }
 
 #[test]

@@ -177,7 +177,7 @@ static PROCESSING: Object = Object {
         },
         Field {
             name: "drain_timeout",
-            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do.",
+            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do (let a supervisor wait as long: `TimeoutStopSec`, `stop_grace_period`, `terminationGracePeriodSeconds`). One that leaves records, commits or its place in the group behind says so and ends with exit code 1.",
             kind: millis(0, HOUR_MS),
             need: Need::Default("20s"),
         },

@@ -36,7 +36,9 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the service until a signal ends it: SIGTERM and SIGINT drain and stop, SIGHUP reads specs again
+    /// Run the service until a signal ends it: SIGTERM and SIGINT drain and stop, SIGHUP reads specs again. Exit code 0: it
+    /// stopped and left nothing behind; 2: bad arguments, config or specs; 1: anything else, such as a stop that left
+    /// records to be handled again
     Run(run::Arguments),
     /// Run the service on a Kafka inside the process, with real flights flowing
     Demo(demo::Arguments),

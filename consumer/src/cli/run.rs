@@ -55,15 +55,36 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let ended = service.stop();
     drop(bridge);
-    let graceful = !failed && ended.as_ref().is_ok_and(StopReport::is_graceful);
-    tracing::info!(graceful, "service stopped");
     match ended {
-        Ok(_) if failed => Err(Failure::other(
-            "a pump ended without being asked to; the log says why",
-        )),
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::other(error)),
+        Ok(left) if !failed => tell_end(left),
+        Ok(_) => {
+            tracing::info!(graceful = false, "service stopped");
+            let reason = "a pump ended without being asked to; the log says why";
+            Err(Failure::other(reason))
+        }
+        Err(error) => {
+            tracing::info!(graceful = false, "service stopped");
+            Err(Failure::other(error))
+        }
     }
+}
+
+/// The last line of a stop that was asked for. Whoever stops one member after the other must notice that one has left
+/// something behind: it ends as a failure then.
+fn tell_end(left: StopReport) -> Result<(), Failure> {
+    if left.is_graceful() {
+        tracing::info!(graceful = true, "service stopped");
+        return Ok(());
+    }
+    tracing::error!(
+        graceful = false,
+        unfinished = left.unfinished,
+        uncommitted = left.uncommitted,
+        members = left.members,
+        "service stopped: {left}"
+    );
+    let reason = "the stop was not graceful; the log says what it has left";
+    Err(Failure::other(reason))
 }
 
 /// A service that has started, and whether it was told to stop meanwhile.
@@ -146,4 +167,32 @@ fn wait_for_end(signals: &Receiver<Signal>, service: &Service) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_leaves_anything_fails_and_says_what() {
+        assert!(tell_end(StopReport::default()).is_ok());
+        let some = |unfinished, uncommitted, members| StopReport {
+            unfinished,
+            uncommitted,
+            members,
+        };
+        for (left, words) in [
+            (some(3, 0, 0), "records begun and not finished: 3,"),
+            (some(0, 2, 0), "last commit was not accepted: 2;"),
+            (
+                some(0, 0, 1),
+                "members that the group has not heard leave: 1;",
+            ),
+            (some(3, 2, 1), "read these records again; members"),
+        ] {
+            assert!(left.to_string().contains(words), "{left}");
+            let failure = tell_end(left).expect_err("not graceful");
+            assert_eq!(failure.report(), std::process::ExitCode::from(1));
+        }
+    }
 }

@@ -173,7 +173,9 @@ impl Pump {
         }
         self.flow.log_untold(true);
         self.flow.release(&slots);
-        self.source.close(deadline);
+        if !self.source.close(deadline) {
+            self.left.members += 1;
+        }
         if !self.renewing {
             self.closed = true;
         } else if let Err(error) = self.renew() {

@@ -180,6 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_whose_leaving_the_group_has_not_heard_of_leaves_a_member() {
+        for refused in [false, true] {
+            let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+            if refused {
+                harness.kafka.refuse_leave();
+            }
+            harness.run_all(true);
+            harness.stop();
+            assert!(harness.kafka.is_closed());
+            assert_eq!(harness.left().members, u64::from(refused));
+            assert_eq!(harness.left().is_graceful(), !refused);
+        }
+    }
+
+    #[test]
     fn a_stop_stays_one_if_the_client_is_given_up_meanwhile() {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
         harness.kafka.set_rebalancing(true);

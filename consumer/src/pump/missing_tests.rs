@@ -13,7 +13,7 @@ use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
 use crate::flow::handler::{HandlerSettings, OnFailure, Order};
 use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
-use crate::pump::PumpSettings;
+use crate::pump::{PumpSettings, StopReport};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::memory::MemoryKafka;
@@ -129,6 +129,11 @@ impl Harness {
             self.pump
                 .turn(&mut Vec::new(), &mut Vec::new(), &mut Vec::new());
         }
+    }
+
+    /// What its stop has left.
+    pub(in crate::pump) fn left(&self) -> StopReport {
+        self.pump.left
     }
 
     pub(in crate::pump) fn stop(&mut self) {

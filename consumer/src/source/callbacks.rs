@@ -38,6 +38,8 @@ pub(super) enum Seen {
 pub(super) struct Callbacks {
     seen: Mutex<Vec<Seen>>,
     joining: AtomicBool,
+    /// The last answer to leaving the group was a refusal, or there was none.
+    leave_refused: AtomicBool,
     /// The user has asked for the client's debug lines.
     shows_debug: bool,
     closing: AtomicBool,
@@ -56,6 +58,11 @@ impl Callbacks {
     /// Whether a join is under way: from the request until the client has taken what it was given.
     pub(super) fn is_joining(&self) -> bool {
         self.joining.load(Ordering::Acquire)
+    }
+
+    /// Whether the client has told its group that it leaves, and the coordinator has not said that it heard of it.
+    pub(super) fn is_leave_refused(&self) -> bool {
+        self.leave_refused.load(Ordering::Acquire)
     }
 
     /// Takes what was recorded, in order.
@@ -106,6 +113,9 @@ impl ClientContext for Callbacks {
         if matches!(level, RDKafkaLogLevel::Debug) {
             if let Some(joining) = join_state(facility, text) {
                 self.joining.store(joining, Ordering::Release);
+            }
+            if let Some(refused) = leave_refused(facility, text) {
+                self.leave_refused.store(refused, Ordering::Release);
             }
             if !self.shows_debug {
                 return;
@@ -195,6 +205,26 @@ fn join_state(facility: &str, text: &str) -> Option<bool> {
     Some(JOINING.contains(&state))
 }
 
+/// Whether the coordinator has refused to let the member go, or has not been reached, according to a debug line of the
+/// group's, if it is one that tells: `LeaveGroup response error in state up: Local: Timed out`. librdkafka ends the same
+/// in any case and says so nowhere else.
+fn leave_refused(facility: &str, text: &str) -> Option<bool> {
+    if facility != "LEAVEGROUP" {
+        return None;
+    }
+    if text.contains(" response received in state ") {
+        return Some(false);
+    }
+    let (_, answer) = text.split_once(" response error in state ")?;
+    // Such a member is gone already.
+    let gone = [
+        RDKafkaErrorCode::UnknownMemberId,
+        RDKafkaErrorCode::GroupIdNotFound,
+    ];
+    let is_gone = |code: RDKafkaErrorCode| answer.ends_with(&describe(code as i32));
+    Some(!gone.into_iter().any(is_gone))
+}
+
 /// A broker's or librdkafka's code for a commit, as what helps against it.
 fn refusal(code: i32) -> CommitError {
     CommitError {
@@ -270,6 +300,41 @@ mod tests {
         }
         assert_eq!(join_state("HEARTBEAT", &line("init", "wait-join")), None);
         assert_eq!(join_state("CGRPJOINSTATE", "changed"), None);
+    }
+
+    #[test]
+    fn a_leave_is_refused_unless_the_coordinator_has_heard_of_it_or_knows_no_such_member() {
+        for (answer, refused) in [
+            ("LeaveGroup response received in state up", false),
+            (
+                "ConsumerGroupHeartbeat response received in state up",
+                false,
+            ),
+            (
+                "LeaveGroup response error in state up: Broker: Unknown member",
+                false,
+            ),
+            (
+                "LeaveGroup response error in state up: Local: Timed out",
+                true,
+            ),
+            (
+                "LeaveGroup response error in state wait-coord: Local: Waiting for coordinator",
+                true,
+            ),
+        ] {
+            let text = format!("[thrd:main]: {answer}");
+            assert_eq!(
+                leave_refused("LEAVEGROUP", &text),
+                Some(refused),
+                "{answer}"
+            );
+        }
+        assert_eq!(leave_refused("LEAVE", "Leaving group"), None);
+        assert_eq!(
+            leave_refused("LEAVEGROUP", "words of another version"),
+            None
+        );
     }
 
     #[test]

@@ -410,8 +410,8 @@ impl Source for KafkaSource {
         Arc::new(self.wake.clone())
     }
 
-    fn close(&mut self, deadline: Instant) {
-        self.leave(deadline);
+    fn close(&mut self, deadline: Instant) -> bool {
+        self.leave(deadline)
     }
 }
 

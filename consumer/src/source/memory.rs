@@ -231,6 +231,11 @@ impl MemoryKafka {
         self.script().subscription.clone()
     }
 
+    /// The group does not hear of the member's leaving.
+    pub fn refuse_leave(&self) {
+        self.script().refuses_leave = true;
+    }
+
     /// Whether the member has left.
     pub fn is_closed(&self) -> bool {
         self.script().closed
@@ -387,12 +392,13 @@ impl Source for MemorySource {
         Arc::new(self.kafka.clone())
     }
 
-    fn close(&mut self, _deadline: Instant) {
+    fn close(&mut self, _deadline: Instant) -> bool {
         let mut script = self.kafka.script();
         script.running.clear();
         script.closed = true;
         // Answers to a client that is gone.
         script.held.iter_mut().for_each(Vec::clear);
+        !script.refuses_leave
     }
 }
 

@@ -414,6 +414,7 @@ pub trait Source {
     fn waker(&self) -> Arc<dyn Wake>;
 
     /// Leaves the group, by `deadline` at the latest. A join that is under way is finished first, else the group would
-    /// wait for this member until its session ends. Everything assigned was released before, or is lost.
-    fn close(&mut self, deadline: Instant);
+    /// wait for this member until its session ends. Everything assigned was released before, or is lost. `false`: it is not certain that the group
+    /// was left, so that the partitions may have no owner until the session ends.
+    fn close(&mut self, deadline: Instant) -> bool;
 }

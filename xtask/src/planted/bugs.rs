@@ -17,6 +17,7 @@ const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
 const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
 const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
 const ADMIN: &[&str] = &["-p", "sluicegate", "--lib", "admin::"];
+const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
 const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
 /// The Kafka source against an in-process cluster.
 const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
@@ -43,7 +44,7 @@ const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_r
 const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", "store_source"];
 /// The stores: their trees, and their watch loop on a scripted link.
 const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
-/// A watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
+/// Members of a real Kafka's group; a watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
 const ETCD: &[&str] = &[
     "-p",
     "e2e",
@@ -51,6 +52,14 @@ const ETCD: &[&str] = &[
     "--test",
     "stores_etcd_faults",
     "behind_the_watchs_back",
+];
+const FIRST_JOIN: &[&str] = &[
+    "-p",
+    "e2e",
+    "--no-default-features",
+    "--test",
+    "stopping",
+    "within_their_first_join",
 ];
 const ZOOKEEPER: &[&str] = &[
     "-p",
@@ -291,6 +300,21 @@ pub(super) const BUGS: &[Bug] = &[
         name: "leave-not-sent",
         what: "a member that joins or owns nothing ends without leaving its group",
         suite: SOURCE,
+    },
+    Bug {
+        name: "ungraceful-stop-exits-zero",
+        what: "a stop that leaves records to be handled again ends as a success",
+        suite: CLI,
+    },
+    Bug {
+        name: "unheard-leave-is-graceful",
+        what: "a stop whose leaving the group has not heard of counts as graceful",
+        suite: PUMP,
+    },
+    Bug {
+        name: "close-overtakes-unsubscribe",
+        what: "a member that stops within its first join hangs until its deadline, by an eager assignor",
+        suite: FIRST_JOIN,
     },
     Bug {
         name: "stop-forsakes-a-rebalance",

@@ -3,7 +3,8 @@
 //! librdkafka 2.12.1 sends a LeaveGroup only when it has partitions to unassign: not while a join is under way that has
 //! brought none yet, and not from a member whose share is empty (`rd_kafka_cgrp_terminate0`). The group then waits for the
 //! member until its session ends, and every rebalance meanwhile waits as long. An unsubscribe leaves in those cases: it is
-//! put off until the join is over and is done then (`rd_kafka_cgrp_apply_next_subscribe`).
+//! put off until the join is over and is done then (`rd_kafka_cgrp_apply_next_subscribe`). The close must not overtake one that
+//! is put off: it would take up the answer that stands ready for the close, and end by asking for a second one.
 
 use std::time::{Duration, Instant};
 
@@ -46,11 +47,14 @@ impl Leaving {
 }
 
 impl KafkaSource {
-    /// Leaves the group and ends the client.
-    pub(super) fn leave(&mut self, deadline: Instant) {
+    /// Leaves the group and ends the client. `false`: the group goes on counting on this member until its session ends, as
+    /// far as the client knows.
+    pub(super) fn leave(&mut self, deadline: Instant) -> bool {
+        let was_member = self.is_member();
         self.finish_join(deadline);
+        let is_member = self.is_member();
         let Some(mut connection) = self.connection.take() else {
-            return;
+            return true;
         };
         let consumer = connection.consumer();
         consumer.context().set_closing();
@@ -67,7 +71,15 @@ impl KafkaSource {
             Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
             Ok(()) => wait_until_closed(consumer, deadline),
         }
-        if consumer.closed() || consumer.client().fatal_error().is_some() {
+        let is_fatal = consumer.client().fatal_error().is_some();
+        let has_ended = consumer.closed() || is_fatal;
+        // A client ends whether or not the coordinator has heard that it leaves. A static member tells it nothing (KIP-345).
+        let has_left = has_ended
+            && (is_fatal
+                || self.leaving.is_static
+                || !(was_member || is_member)
+                || !consumer.context().is_leave_refused());
+        if has_ended {
             connection.set_left_group();
         }
         self.strays.clear();
@@ -75,10 +87,11 @@ impl KafkaSource {
         self.finder = Finder::default();
         self.late.clear();
         self.answer_due = None;
+        has_left
     }
 
     /// Lets a join come to its end and leaves, if the close would not: afterwards the client is no member, or it has
-    /// partitions, with which the close leaves.
+    /// partitions already, with which the close leaves.
     fn finish_join(&mut self, deadline: Instant) {
         self.serve_events(Duration::ZERO);
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
@@ -91,12 +104,15 @@ impl KafkaSource {
         {
             self.serve_events(PAUSE);
         }
-        if let Some(connection) = &self.connection
-            && !self.leaves_by_closing()
-        {
+        if self.leaves_by_closing() {
+            return;
+        }
+        if let Some(connection) = &self.connection {
             connection.consumer().unsubscribe();
         }
-        while self.is_member() && !self.leaves_by_closing() {
+        // What the join has brought is taken unread: only then does the client do the unsubscribe.
+        while self.is_member() && !self.has_failed() {
+            self.take_unread();
             if Instant::now() >= deadline {
                 tracing::warn!(
                     "a join was not over in time: the group waits for this member until its session ends"
@@ -107,14 +123,24 @@ impl KafkaSource {
         }
     }
 
-    /// Whether the close sends a LeaveGroup: there are partitions to unassign, or a rebalance waits for its answer.
-    fn leaves_by_closing(&self) -> bool {
+    /// Accepts an assignment without reading any of its partitions. They are given back when the unsubscribe takes hold.
+    fn take_unread(&mut self) {
+        if self.rebalance.owes_assign() {
+            self.rebalance.defer(|_| true);
+            self.answer_empty();
+        }
+    }
+
+    fn has_failed(&self) -> bool {
         let fatal = |connection: &Connection<Callbacks>| {
             connection.consumer().client().fatal_error().is_some()
         };
-        self.rebalance.owns_any()
-            || self.rebalance.is_owed()
-            || self.connection.as_ref().is_none_or(fatal)
+        self.connection.as_ref().is_none_or(fatal)
+    }
+
+    /// Whether the close sends a LeaveGroup: there are partitions to unassign, or a rebalance waits for its answer.
+    fn leaves_by_closing(&self) -> bool {
+        self.rebalance.owns_any() || self.rebalance.is_owed() || self.has_failed()
     }
 
     /// A client that has never reached the cluster has not asked it for anything.

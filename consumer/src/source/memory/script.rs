@@ -33,6 +33,8 @@ pub(super) struct Script {
     pub(super) held: Option<Vec<SourceEvent>>,
     pub(super) subscription: Vec<String>,
     pub(super) closed: bool,
+    /// The group does not hear of the client's leaving.
+    pub(super) refuses_leave: bool,
 }
 
 #[derive(Default)]
