@@ -157,7 +157,7 @@ pub trait GateWriter: Send + Sync {
 /// What a gate write did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GateWrite {
-    /// The file or key that holds the gate.
+    /// The file or key that holds the gate: where it was written, or else what says so already.
     pub origin: String,
     /// Whether it had the other state before.
     pub changed: bool,

@@ -45,8 +45,12 @@ impl GateWriter for StoreGates {
             // Whoever has not seen these writes yet may still have the other state.
             let spec = tree.get(&ControlKey::Spec(handler.to_owned()));
             let seen = [spec, there].into_iter().flatten();
+            let says = match there {
+                Some(_) => origin,
+                None => self.store.locate(&ControlKey::Spec(handler.to_owned())),
+            };
             return Ok(GateWrite {
-                origin,
+                origin: says,
                 changed: false,
                 revision: seen.map(|entry| entry.stamp.revision).max(),
             });

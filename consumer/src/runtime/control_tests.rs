@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
 use sluicegate_config::service::read_service_config;
-use sluicegate_config::source::{MemorySource, SpecSource};
+use sluicegate_config::source::{GateWrite, MemorySource, SpecSource};
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
 
 use super::*;
@@ -241,7 +241,17 @@ fn probes_of_several_silent_pumps_have_one_deadline() {
 fn a_gate_that_does_not_act_names_the_store_that_is_held_back() {
     let harness = Harness::with_pumps(0);
     harness.view.note_held(Some("it is another store"));
-    let why = harness.view.why_not("h", "etcd key /gates/h");
+    let written = |changed| GateWrite {
+        origin: "etcd key /gates/h".to_owned(),
+        changed,
+        revision: Some(3),
+    };
+    let nothing_new = harness.view.why_not("h", &written(false));
+    assert!(
+        nothing_new.starts_with("etcd key /gates/h says so already, and does not act: "),
+        "{nothing_new}"
+    );
+    let why = harness.view.why_not("h", &written(true));
     for said in [
         "written to etcd key /gates/h",
         "does not act",
@@ -251,7 +261,8 @@ fn a_gate_that_does_not_act_names_the_store_that_is_held_back() {
         assert!(why.contains(said), "{why}");
     }
     harness.view.note_held(None);
-    assert!(!harness.view.why_not("h", "x").contains("another store"));
+    let why = harness.view.why_not("h", &written(true));
+    assert!(!why.contains("another store"), "{why}");
 }
 
 #[test]
@@ -266,6 +277,15 @@ fn a_handler_whose_spec_is_gone_is_said_to_be_deleted_while_it_is_still_listed()
         let told = refused.expect_err("its spec is gone").to_string();
         assert!(told.contains("handler `h` is deleted"), "{told}");
     }
+    // A store that is held back may lack it: it goes on.
+    harness.view.note_held(Some("it is another store"));
+    let refused = harness.view.set_gate("h", false);
+    let told = refused.expect_err("its spec is not there").to_string();
+    assert!(
+        !told.contains("deleted") && told.contains("it is another store"),
+        "{told}"
+    );
+    harness.view.note_held(None);
     let told = harness.view.restart("x").expect_err("there is none");
     assert_eq!(told.to_string(), "no handler `x`; there are: h");
 }

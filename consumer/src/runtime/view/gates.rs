@@ -52,7 +52,7 @@ impl View {
                 Serves::Well => return Ok(()),
                 Serves::Not(reason) => reason,
                 Serves::NotYet(reason) if late => {
-                    reason.unwrap_or_else(|| self.why_not(handler, &written.origin))
+                    reason.unwrap_or_else(|| self.why_not(handler, written))
                 }
                 Serves::NotYet(_) => {
                     std::thread::sleep(LOOK_AGAIN);
@@ -77,7 +77,7 @@ impl View {
             if Instant::now() >= deadline {
                 return Err(GateError::NotShut {
                     name: handler.to_owned(),
-                    reason: self.why_not(handler, &written.origin),
+                    reason: self.why_not(handler, written),
                 });
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -124,9 +124,9 @@ impl View {
     }
 
     /// What keeps a gate that was written from acting, as far as it is known.
-    pub(in crate::runtime) fn why_not(&self, handler: &str, origin: &str) -> String {
+    pub(in crate::runtime) fn why_not(&self, handler: &str, written: &GateWrite) -> String {
         let mut whys = Vec::new();
-        {
+        let in_force = {
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(reason) = &standing.unreachable {
                 whys.push(format!("handler specs cannot be read: {reason}"));
@@ -138,19 +138,27 @@ impl View {
             let rejected = standing.rejected.iter();
             let rejected = rejected.filter(|(names, _)| of_handler(names));
             whys.extend(rejected.map(|(_, why)| why.clone()));
-        }
+            standing.in_force.get(handler).copied()
+        };
         let refusals = self.registry.refusals().into_iter();
         let refusals = refusals.filter(|refusal| refusal.handler == handler);
         whys.extend(refusals.map(|refusal| refusal.reason));
         let seconds = MOVES_WITHIN.as_secs();
+        let origin = &written.origin;
+        let stands = match written.changed {
+            true => format!("it is written to {origin}"),
+            false => format!("{origin} says so already"),
+        };
+        let acts = match in_force {
+            Some(true) => "; the gate in force is open",
+            Some(false) => "; the gate in force is shut",
+            None => "",
+        };
         match whys.is_empty() {
             true => format!(
-                "it is written to {origin}, and after {seconds} s not every pump runs by it; it acts as soon as they do"
+                "{stands}, and after {seconds} s not every pump runs by it; it acts as soon as they do{acts}"
             ),
-            false => format!(
-                "it is written to {origin}, and does not act: {}",
-                whys.join("; ")
-            ),
+            false => format!("{stands}, and does not act: {}{acts}", whys.join("; ")),
         }
     }
 }
