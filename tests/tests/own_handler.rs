@@ -29,6 +29,13 @@ fn run(folder: &Path, arguments: &[&str]) -> Duration {
         "sluicegate {}:\n{out}{errors}",
         arguments.join(" ")
     );
+    if arguments[1] == "test" {
+        // It takes minutes at first.
+        assert!(
+            errors.contains("building and running the crate's tests"),
+            "{errors}"
+        );
+    }
     begun.elapsed()
 }
 

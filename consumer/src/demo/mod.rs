@@ -201,6 +201,13 @@ fn catch_up(service: &Service, written: u64) -> ServiceReport {
     }
 }
 
+/// The folder of this program, unless a shell finds it there by itself.
+fn own_folder() -> Option<PathBuf> {
+    let folder = std::env::current_exe().ok()?.parent()?.to_path_buf();
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    (!std::env::split_paths(&search).any(|known| known == folder)).then_some(folder)
+}
+
 fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
     let admin = format!("http://{}", service.admin_address());
     let specs = scene.specs();
@@ -211,6 +218,12 @@ fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
             names.join(", ")
         ),
     };
+    let path = own_folder().map_or_else(String::new, |folder| {
+        format!(
+            "  export PATH=\"{}:$PATH\"     so that `sluicegate` is found\n",
+            folder.display()
+        )
+    });
     let end = match options.run_for {
         Some(time) => format!(
             "It ends by itself after {} s; Ctrl-C ends it sooner.",
@@ -226,7 +239,8 @@ fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
            log        {}\n  \
            admin      {admin}\n\
          {left_out}\
-         Try next, in another terminal:\n  \
+         Try next, in another terminal:\n\
+         {path}  \
            sluicegate handlers off late --admin {admin}     switch a handler off while records flow\n  \
            edit {}     another threshold, applied at once\n  \
            open {admin}/api/v1/handlers or {admin}/metrics\n  \

@@ -172,9 +172,19 @@ impl Registry {
     }
 
     /// Takes over what needs no new generation: gates, routes, removals. `true` when something else is wanted, for
-    /// [`Registry::prepare_next`]. Does not wait for plugins.
+    /// [`Registry::prepare_next`]. Does not wait for plugins, but half a second at most for a file that has only just come
+    /// where a spec names a plugin that is not there: it may be that one.
     pub fn settle(&self, snapshot: &Snapshot) -> bool {
-        self.catalogue.scan();
+        for _ in 0..5 {
+            let scan = self.catalogue.scan();
+            let finds = |spec: &Arc<HandlerSpec>| {
+                !spec.enabled || self.catalogue.find(&spec.plugin, &spec.version).is_ok()
+            };
+            if !scan.unsettled || snapshot.handlers.values().all(finds) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let mut inner = relock(&self.inner);
         inner.snapshot = snapshot.clone();
         self.converge(&mut inner)

@@ -30,6 +30,20 @@ fn every_yaml_file_parses() {
 }
 
 #[test]
+fn the_readme_shows_the_handler_that_handler_new_makes() {
+    let readme = read("README.md");
+    let (_, block) = readme.split_once("```rust\n").expect("a handler");
+    let (block, _) = block.split_once("```").expect("its end");
+    let made = read("handler-sdk/templates/rust/lib.rs.in")
+        .replace("{{type}}", "MyHandler")
+        .replace("{{name}}", "my-handler");
+    assert!(
+        made.contains(block.trim_end()),
+        "the README's handler is not the template's:\n{block}"
+    );
+}
+
+#[test]
 fn the_compose_file_starts_everything_pinned_and_watched() {
     let compose = yaml("docker-compose.yml");
     let services = compose["services"].as_mapping().expect("services");

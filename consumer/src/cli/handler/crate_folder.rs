@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::cli::failure::Failure;
+use crate::logging;
 
 /// The argument that names the crate.
 #[derive(clap::Args, Clone, Debug)]
@@ -27,6 +28,13 @@ impl CrateFolder {
         }
         command.args(["--lib", "--message-format", "json-render-diagnostics"]);
         // Progress and diagnostics are cargo's to show; its messages alone are read here.
+        let way = match self.debug {
+            true => "",
+            false => " with optimisation",
+        };
+        logging::say(&format!(
+            "building the plugin{way}; the first build compiles the SDK and what it depends on, which can take minutes"
+        ));
         let output = command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -49,6 +57,10 @@ impl CrateFolder {
 
     /// Runs the crate's own tests.
     pub(super) fn test(&self) -> Result<(), Failure> {
+        logging::say(
+            "building and running the crate's tests; the first build compiles the SDK and what it depends on, which can take \
+             minutes",
+        );
         let status = self.cargo("test")?.status().map_err(no_cargo)?;
         if status.success() {
             return Ok(());

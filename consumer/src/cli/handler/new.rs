@@ -60,8 +60,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         "made `{name}`\n\
          next:\n  \
            cd {name}\n  \
-           sluicegate handler build          # builds the plugin and prints its path\n  \
-           sluicegate handler test           # its tests, then the plugin contract\n  \
+           sluicegate handler test           # builds it, runs its tests, then the plugin contract\n  \
            sluicegate handler build --into FOLDER   # puts it into the service's `plugins.folder`\n  \
            cp handler.yaml FOLDER            # into the service's folder of specs; edit `route.topics` first"
     ))

@@ -7,6 +7,7 @@ use sluicegate_runtime::HandlerRuntime;
 use super::crate_folder::CrateFolder;
 use crate::cli::failure::Failure;
 use crate::cli::output;
+use crate::logging;
 
 /// Arguments of `handler test`.
 #[derive(clap::Args, Debug)]
@@ -32,6 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         })?;
         options.configs.insert(handler.into(), json.into());
     }
+    logging::say("checking the plugin contract on what was built");
     let report = conformance::run(&built, &options);
     output::show(report.to_string().trim_end())?;
     if !report.passed() {

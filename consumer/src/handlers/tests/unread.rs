@@ -71,3 +71,19 @@ fn plugins_that_cannot_be_read_at_present_stay_known() {
             .is_err()
     );
 }
+
+/// `handler build --into` and the copy of a spec follow one another within milliseconds.
+#[test]
+fn a_plugin_that_has_only_just_come_is_waited_for_and_not_refused() {
+    let mut shop = Shop::new(&[]);
+    std::fs::write(shop.folder.path().join("liba.so"), "copy 1.0.0 copy").unwrap();
+    let applied = shop.apply(&[spec("one", "*", "a")]);
+    assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
+    assert_eq!(&*applied.plan.handlers[0].version, "1.0.0");
+    // One that is not there is refused at once.
+    let missing = HandlerSpec {
+        plugin: "other".into(),
+        ..spec("two", "*", "a")
+    };
+    assert_eq!(shop.apply(&[missing]).refusals.len(), 1);
+}
