@@ -30,6 +30,18 @@ const CASES: &[Case] = &[
     ),
     ("a key unlike any other", "xylophone: 1\n", &[], &[]),
     (
+        "a key without a colon",
+        "kafka:\n  group_id x\n  clients: 2\n",
+        &[],
+        &[],
+    ),
+    (
+        "a bracket that is not closed for lines",
+        "kafka:\n  group_id: [x\n\n  clients: 2\n",
+        &[],
+        &[],
+    ),
+    (
         "key twice",
         "kafka:\n  group_id: a\n  clients: 2\n  group_id: b\n",
         &[],

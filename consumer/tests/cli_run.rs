@@ -161,6 +161,22 @@ fn an_interrupt_ends_it_too_and_without_a_broker() {
     assert_eq!(run.end().code(), Some(0), "{}", run.log());
 }
 
+/// The likeliest first mistake: each client tries every address, and librdkafka, its errors and ours say the same.
+#[test]
+fn an_address_that_refuses_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = Run::start(folder.path(), "127.0.0.1:1");
+    run.wait_for("line about the address", |run| {
+        run.log().contains("kafka client error")
+    });
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().code(), Some(0), "{}", run.log());
+    let about = |line: &&str| line.contains("127.0.0.1:1/") || line.contains("brokers are down");
+    let log = run.log();
+    assert_eq!(log.lines().filter(about).count(), 1, "{log}");
+    assert!(log.contains("see that the broker runs"), "{log}");
+}
+
 /// A shell and a parent may both pass a signal on.
 #[test]
 fn a_signal_that_comes_twice_at_once_is_one_request() {

@@ -79,7 +79,8 @@ fn a_value_that_librdkafka_refuses_is_told_by_validate_and_at_the_start_of_run()
             let out = sluicegate(folder.path(), &[command, "-c", "sluicegate.yaml"]);
             assert_eq!(out.status.code(), Some(2), "{command}: {key}");
             let told = text(&out.stderr);
-            let place = format!("error: sluicegate.yaml: kafka.{map}: ");
+            let column = 1 + config.find(value).unwrap();
+            let place = format!("error: sluicegate.yaml:1:{column}: kafka.{map}: ");
             assert!(told.contains(&place) && told.contains(key), "{told}");
         }
     }

@@ -155,9 +155,10 @@ impl<'a> Builder<'a> {
                 } else {
                     ""
                 };
+                let cause = self.cause_above(place.line).unwrap_or_default();
                 self.problem(
                     &place,
-                    format!("is no valid YAML here: {}{hint}", error.info()),
+                    format!("is no valid YAML here: {}{hint}{cause}", error.info()),
                 )
             })?;
             if matches!(event, Event::StreamEnd) {
@@ -166,6 +167,31 @@ impl<'a> Builder<'a> {
             self.event(event, &span)?;
         }
         Ok(())
+    }
+
+    /// What stands above the line in which the text stopped to make sense, and is the likelier mistake: a bracket that is
+    /// not closed, or a line that is no key.
+    fn cause_above(&self, line: u32) -> Option<String> {
+        let bracket = self.open.iter().rev().find_map(|open| {
+            let (Open::List { place, .. } | Open::Map { place, .. }) = open;
+            let first = self.text.get(place.span.start..)?.chars().next()?;
+            (place.line < line && matches!(first, '[' | '{')).then_some((first, place.line))
+        });
+        if let Some((bracket, line)) = bracket {
+            return Some(format!(
+                "; the `{bracket}` of line {line} is not closed before it"
+            ));
+        }
+        let above = self.text.lines().take((line as usize).saturating_sub(1));
+        let lines = above.enumerate().filter(|(_, text)| {
+            let text = text.trim_start();
+            !text.is_empty() && !text.starts_with('#')
+        });
+        let (number, text) = lines.last()?;
+        let is_key = text.trim_end().ends_with(':') || text.contains(": ");
+        let is_item = text.trim_start().starts_with('-');
+        (!is_key && !is_item)
+            .then(|| format!("; line {} has no key with `: ` behind it", number + 1))
     }
 
     fn event(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {

@@ -6,6 +6,7 @@
 
 mod client_key_names;
 mod client_keys;
+mod locate;
 mod overrides;
 mod read;
 mod rules;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub(crate) use client_keys::owned_client_keys;
+pub use locate::place_in;
 pub(crate) use read::examine;
 pub(crate) use read::read_logging;
 pub use read::{load_service_config, read_service_config};

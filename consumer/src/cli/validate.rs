@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sluicegate_config::service::place_in;
 use sluicegate_config::{
     Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
 };
@@ -13,7 +14,7 @@ use sluicegate_native::NativeRuntime;
 use super::failure::Failure;
 use super::output::Output;
 use crate::handlers::Catalogue;
-use crate::source::ClientSettings;
+use crate::source::{ClientSettings, ConfigRefusal};
 
 /// The arguments that name a config.
 #[derive(clap::Args, Clone, Debug)]
@@ -94,16 +95,35 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// What librdkafka has against the config of its clients.
 pub(super) fn refused_by_client(config: &ServiceConfig, file: Option<&Path>) -> Problems {
     let mut problems = Problems::new();
-    for (path, message) in ClientSettings::new(&config.kafka, config.processing.memory).refusals() {
+    for refusal in ClientSettings::new(&config.kafka, config.processing.memory).refusals() {
+        let (path, (line, column)) = locate(&refusal, file);
         problems.push(Problem {
             file: file.map(Path::to_path_buf),
-            line: 0,
-            column: 0,
-            path: path.to_owned(),
-            message,
+            line,
+            column,
+            path,
+            message: refusal.reason,
         });
     }
     problems
+}
+
+/// Path and place of what librdkafka refuses. What stands in `kafka.client` goes for producers too.
+fn locate(refusal: &ConfigRefusal, file: Option<&Path>) -> (String, (u32, u32)) {
+    let place = |map: &str, key: &str| place_in(file?, &["kafka", map, key]);
+    if let Some(key) = &refusal.key {
+        for map in ["producer", "client"] {
+            let path = format!("kafka.{map}");
+            if (map == "client" || path == refusal.path)
+                && let Some(place) = place(map, key)
+            {
+                return (path, place);
+            }
+        }
+    }
+    let map: Vec<&str> = refusal.path.split('.').collect();
+    let place = file.and_then(|file| place_in(file, &map));
+    (refusal.path.to_owned(), place.unwrap_or_default())
 }
 
 /// Longest wait for plugin files that are just being written.

@@ -247,6 +247,14 @@ impl ProducerContext for Answers {
     }
 }
 
+fn is_of_connection(code: Option<RDKafkaErrorCode>) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
+    matches!(
+        code,
+        Some(AllBrokersDown | BrokerTransportFailure | Resolve)
+    )
+}
+
 /// Client errors, one line a kind and minute: they come again with every try to connect.
 #[derive(Default)]
 struct ErrorLog {
@@ -255,6 +263,11 @@ struct ErrorLog {
 
 impl ErrorLog {
     fn tell(&self, code: Option<RDKafkaErrorCode>, error: &KafkaError, reason: &str) {
+        // The pump's own client meets the same brokers, and says so with what helps.
+        if is_of_connection(code) {
+            tracing::debug!(%error, reason, "producer");
+            return;
+        }
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = code.map(|code| code as i32);

@@ -121,6 +121,13 @@ impl ClientState {
                     .insert(kind, Trouble::new(reason, remedy, now_ms));
             }
         }
+        // That no broker is left says nothing beside why the last one is gone.
+        let is_told = kind == ClientErrorKind::AllBrokersDown
+            && self.errors.contains_key(&ClientErrorKind::Connection);
+        if is_told {
+            self.told_unreachable = true;
+            return;
+        }
         if let Some(times) = self.log.entry(kind).or_default().count(now_ms) {
             self.told_unreachable |= self.unreachable_ms.is_some();
             tracing::warn!(

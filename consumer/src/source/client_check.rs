@@ -9,10 +9,21 @@ use rdkafka::types::RDKafkaType;
 
 use super::ClientSettings;
 
+/// What librdkafka says against a client's config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigRefusal {
+    /// The map that it is about, such as `kafka.client`.
+    pub path: &'static str,
+    /// The key, if it is about one.
+    pub key: Option<String>,
+    /// Its words.
+    pub reason: String,
+}
+
 impl ClientSettings {
     /// What librdkafka says against the config of each client, with the path of the map that it is about. The clients that
     /// are made for it know no broker, and are ended at once.
-    pub fn refusals(&self) -> Vec<(&'static str, String)> {
+    pub fn refusals(&self) -> Vec<ConfigRefusal> {
         let checks = [
             (
                 "kafka.client",
@@ -30,15 +41,19 @@ impl ClientSettings {
                 RDKafkaType::RD_KAFKA_PRODUCER,
             ),
         ];
-        let mut refusals: Vec<(&'static str, String)> = Vec::new();
+        let mut refusals: Vec<ConfigRefusal> = Vec::new();
         for (path, config, kind) in checks {
             let Err(error) = make(config, kind) else {
                 continue;
             };
             // What is wrong with the connection is wrong with every client; it is told once.
             let reason = words(&error);
-            if refusals.iter().all(|(_, told)| *told != reason) {
-                refusals.push((path, reason));
+            if refusals.iter().all(|told| told.reason != reason) {
+                let key = match &error {
+                    KafkaError::ClientConfig(_, _, key, _) => Some(key.clone()),
+                    _ => None,
+                };
+                refusals.push(ConfigRefusal { path, key, reason });
             }
         }
         refusals
@@ -69,8 +84,9 @@ fn fetches_tokens(config: &ClientConfig) -> bool {
 fn words(error: &KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, reason, key, value) => {
+            let reason = reason.trim_end();
             let reason = match value.is_empty() {
-                true => reason.clone(),
+                true => reason.to_owned(),
                 false => reason.replace(value.as_str(), "…"),
             };
             format!("`{key}` is refused by librdkafka: {reason}")
@@ -99,7 +115,8 @@ mod tests {
             producer: map(producer),
             ..settings("127.0.0.1:1")
         };
-        settings.refusals()
+        let refusals = settings.refusals().into_iter();
+        refusals.map(|one| (one.path, one.reason)).collect()
     }
 
     #[test]

@@ -53,6 +53,11 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
             tracing::debug!(target: "librdkafka", facility, "{text}");
             return;
         }
+        // Of a connection that failed the client's error callback is told in the same words.
+        Level::Error if facility == "FAIL" => {
+            tracing::debug!(target: "librdkafka", facility, "{text}");
+            return;
+        }
         _ => {}
     }
     let lines = &*LINES;

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use crate::commit::{ReadNote, TopicUuid};
 
+pub use client_check::ConfigRefusal;
 pub use client_config::ClientSettings;
 pub use kafka::KafkaSource;
 pub use lease::Lease;
