@@ -364,6 +364,23 @@ fn a_gate_of_a_handler_that_is_rolled_out_is_written_whatever_its_spec_says() {
 }
 
 #[test]
+fn a_gate_that_is_as_wished_names_what_says_so() {
+    let store = MemoryStore::new();
+    put(&store, &spec_key("a"), spec("a", ""));
+    let key = ControlKey::enabled("a").unwrap();
+    let gates = StoreSource::new(Arc::new(store.clone()), settings(None)).gates();
+    for (open, changed, says) in [
+        (true, false, &spec_key("a")),
+        (false, true, &key),
+        (false, false, &key),
+    ] {
+        let done = gates.set_gate("a", open).unwrap();
+        assert_eq!((done.changed, done.origin), (changed, store.locate(says)));
+        assert_eq!(store.list().unwrap().get(&key).is_some(), !open);
+    }
+}
+
+#[test]
 fn a_member_that_takes_another_id_leaves_the_roll_outs_of_the_first() {
     let store = MemoryStore::new();
     put(&store, &spec_key("a"), spec("a", ""));

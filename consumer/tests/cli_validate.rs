@@ -120,7 +120,7 @@ fn a_spec_that_no_plugin_serves_is_told_where_there_is_a_folder_of_plugins() {
     let told = text(&out.stderr);
     assert!(
         told.starts_with(
-            "error: handler `a`: no plugin in `plugins` has or exports `relay`; there is: "
+            "error: handlers.d/a.yaml:2:9: handler `a`: no plugin in `plugins` has or exports `relay`; there is: "
         ),
         "{told}"
     );

@@ -244,6 +244,16 @@ struct FileGates {
     writing: Mutex<()>,
 }
 
+/// The file of a folder whose spec has this name.
+#[must_use]
+pub fn spec_file(folder: &Path, handler: &str) -> Option<PathBuf> {
+    let mut files = spec_files(folder).ok()?.into_iter();
+    files.find(|file| {
+        let text = read_text(file).unwrap_or_default();
+        RefusedText::read(&text).name.as_deref() == Some(handler)
+    })
+}
+
 impl FileGates {
     /// The files whose spec, good or bad, has this name, with their texts.
     fn find(&self, handler: &str) -> Result<Vec<(PathBuf, String)>, GateError> {

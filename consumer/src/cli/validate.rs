@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sluicegate_config::service::place_in;
+use sluicegate_config::service::{HandlersFrom, place_in};
+use sluicegate_config::source::spec_file;
 use sluicegate_config::{
     Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
 };
@@ -157,10 +158,16 @@ fn unserved(config: &ServiceConfig) -> Problems {
     }
     for spec in snapshot.handlers.values() {
         if let Err(error) = catalogue.find(&spec.plugin, &spec.version) {
+            let file = match &config.handlers.from {
+                HandlersFrom::File { folder, .. } => spec_file(folder, &spec.name),
+                _ => None,
+            };
+            let place = file.as_deref().and_then(|file| place_in(file, &["plugin"]));
+            let (line, column) = place.unwrap_or_default();
             problems.push(Problem {
-                file: None,
-                line: 0,
-                column: 0,
+                file,
+                line,
+                column,
                 path: format!("handler `{}`", spec.name),
                 message: error.to_string(),
             });

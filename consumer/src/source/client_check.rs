@@ -51,12 +51,20 @@ impl ClientSettings {
             if refusals.iter().all(|told| told.reason != reason) {
                 let key = match &error {
                     KafkaError::ClientConfig(_, _, key, _) => Some(key.clone()),
-                    _ => None,
+                    // How keys fit together is told without saying which one was set.
+                    _ => self.set_key_in(&reason),
                 };
                 refusals.push(ConfigRefusal { path, key, reason });
             }
         }
         refusals
+    }
+
+    /// The longest key of the user's that stands in a text.
+    fn set_key_in(&self, text: &str) -> Option<String> {
+        let keys = self.client.keys().chain(self.producer.keys());
+        let named = keys.filter(|key| text.contains(key.as_str()));
+        named.max_by_key(|key| key.len()).cloned()
     }
 }
 
