@@ -44,7 +44,14 @@ fn proxied(etcd: &Etcd) -> (Proxy, Arc<dyn Store>, Arc<dyn Store>) {
     let target = etcd.endpoint().trim_start_matches("http://");
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
     let reader = open(&[&format!("http://{}", proxy.address())]);
-    (proxy, reader, open(&[etcd.endpoint()]))
+    let direct = open(&[etcd.endpoint()]);
+    let identity = |store: &Arc<dyn Store>| {
+        let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
+        tree.identity
+    };
+    // Another address is no other store.
+    assert_eq!(identity(&reader), identity(&direct));
+    (proxy, reader, direct)
 }
 
 #[test]

@@ -377,6 +377,15 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_kerberos_is_refused_by_name() {
+        let keys: Vec<_> = KNOWN.iter().filter(|key| key.contains("kerberos")).collect();
+        assert_eq!(keys.len(), 5);
+        for key in keys {
+            assert!(OWNED.contains(&(key, NO_KERBEROS)), "{key} is taken");
+        }
+    }
+
+    #[test]
     fn every_key_of_one_role_is_known_and_not_owned() {
         for key in CONSUMER_ONLY.iter().chain(PRODUCER_ONLY) {
             assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
