@@ -378,7 +378,10 @@ mod tests {
 
     #[test]
     fn every_key_of_kerberos_is_refused_by_name() {
-        let keys: Vec<_> = KNOWN.iter().filter(|key| key.contains("kerberos")).collect();
+        let keys: Vec<_> = KNOWN
+            .iter()
+            .filter(|key| key.contains("kerberos"))
+            .collect();
         assert_eq!(keys.len(), 5);
         for key in keys {
             assert!(OWNED.contains(&(key, NO_KERBEROS)), "{key} is taken");

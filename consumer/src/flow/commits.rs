@@ -137,6 +137,9 @@ fn remedy_of(error: &CommitError) -> &'static str {
         CommitErrorKind::Rejected if error.reason.to_lowercase().contains("authoriz") => {
             "grant the service READ on the group and on the topic"
         }
+        CommitErrorKind::Rejected if error.reason.to_lowercase().contains("unknown topic") => {
+            "the topic seems to be deleted: take it out of the routes, or create it again, if that was not meant"
+        }
         CommitErrorKind::Rejected => "a right or a setting of the cluster is in the way",
     }
 }

@@ -324,7 +324,7 @@ impl ClientState {
             Trouble::new(
                 "the member waits for its coordinator and for the group to agree",
                 "a rebalance waits for every member, for max.poll.interval.ms at most: look after the brokers and the \
-                 other members",
+                 other members. A member none of whose topics exists is in no group until one of them does",
                 since_ms,
             )
         };

@@ -13,6 +13,7 @@ mod control;
 mod every;
 mod members;
 mod preparer;
+mod problem_log;
 mod settings;
 mod topics;
 mod view;
@@ -34,6 +35,7 @@ use crate::source::client_config::ClientSettings;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError};
 use control::{Control, Desk};
+use problem_log::ProblemWatch;
 use view::View;
 
 /// Why the service did not start.
@@ -67,6 +69,7 @@ pub struct Service {
     pumps: Vec<PumpHandle>,
     emitter: Arc<KafkaEmitter>,
     control: Option<Control>,
+    problems: Option<ProblemWatch>,
     watch: Option<Arc<dyn WatchHandle>>,
     tokio: Option<tokio::runtime::Runtime>,
     admin_stop: Option<oneshot::Sender<()>>,
@@ -137,6 +140,8 @@ impl Service {
         let (control, sink) = desk
             .spawn()
             .map_err(|e| StartError::part("control thread")(e.to_string()))?;
+        let problems = ProblemWatch::start(view.clone())
+            .map_err(|error| StartError::part("problems thread")(error.to_string()))?;
         let watch = source
             .watch(sink)
             .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
@@ -147,6 +152,7 @@ impl Service {
             pumps,
             emitter,
             control: Some(control),
+            problems: Some(problems),
             watch: Some(watch),
             tokio: Some(tokio),
             admin_stop: Some(admin_stop),
@@ -192,6 +198,7 @@ impl Service {
         let drained = Instant::now() + self.drain_timeout;
         let end = drained + STOP_GRACE;
         self.watch = None;
+        self.problems = None;
         let mut result = Ok(StopReport::default());
         for pump in &mut self.pumps {
             let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_END);

@@ -421,6 +421,7 @@ impl ServiceView for View {
         let (pumps, silent_pumps) = self.ask_pumps(deadline);
         let not_joined = (0..).zip(&self.joined);
         let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
+        let stopping = self.stopping.load(Ordering::Relaxed);
         let (facts, declared) = {
             let unread = self.registry.catalogue().problem();
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -440,6 +441,8 @@ impl ServiceView for View {
                     .or_else(|| standing.unreachable.clone()),
                 budget_bytes: self.budget_bytes,
                 problems: silent(&silent_pumps)
+                    // One that drains or leaves has no time for questions.
+                    .filter(|_| !stopping)
                     .chain(standing.problems())
                     .chain(unread)
                     .collect(),
@@ -449,7 +452,7 @@ impl ServiceView for View {
                 // The pumps tell.
                 kafka_unreachable_since_ms: None,
                 stall_timeout_ms: self.stall_timeout_ms,
-                stopping: self.stopping.load(Ordering::Relaxed),
+                stopping,
             };
             (facts, standing.declared.clone())
         };

@@ -107,6 +107,14 @@ pub(crate) fn heals(service: &mut Service) {
             false => Err(format!("{status}, {left} in metrics: {body}")),
         }
     });
+    wait_for("the log to tell of the end", SOON, || {
+        let log = service.process().log();
+        let ends = log.lines().filter(|line| line.contains(" over: "));
+        match ends.last() {
+            Some(_) => Ok(()),
+            None => Err(service.process().log_tail()),
+        }
+    });
 }
 
 /// The rest of a minute since `began` passes, in which the log stays short.
