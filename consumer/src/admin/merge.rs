@@ -185,6 +185,7 @@ impl Handlers {
                         None => HandlerState::Starting,
                     },
                     last_error: spec.rejected,
+                    refused_spec: spec.refused_spec,
                     ..HandlerReport::default()
                 };
                 (spec.name, (report, true))

@@ -83,6 +83,8 @@ kinds! {
     SpecRefused = "spec_refused",
     /// The plugins folder cannot be read.
     PluginsUnread = "plugins_unread",
+    /// A file in the plugins folder is no plugin that can be used.
+    PluginRefused = "plugin_refused",
     /// The source of specs cannot be read.
     SpecsUnreachable = "specs_unreachable",
     /// What stands in the store of specs is not applied: it looks like another store's, or like a loss.

@@ -442,6 +442,9 @@ pub struct DeclaredHandler {
     pub route: serde_json::Value,
     /// Why it is not served, if it was refused.
     pub rejected: Option<String>,
+    /// Why what stands in the source of specs is not what is served.
+    #[serde(default)]
+    pub refused_spec: Option<String>,
 }
 
 /// A handler, everything together.
@@ -496,6 +499,9 @@ pub struct HandlerReport {
     pub emitted: BTreeMap<String, u64>,
     /// Its last error.
     pub last_error: Option<String>,
+    /// Why what stands in the source of specs is refused, while an earlier spec is in force.
+    #[serde(default)]
+    pub refused_spec: Option<String>,
     /// Its route, as in the spec.
     pub route: serde_json::Value,
     /// Counts by version.

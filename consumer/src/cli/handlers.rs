@@ -201,6 +201,10 @@ fn show(handler: &HandlerReport) -> String {
         "last error",
         handler.last_error.clone().unwrap_or_else(|| "-".to_owned()),
     ));
+    if let Some(why) = &handler.refused_spec {
+        let told = format!("{why}; what was in force before stays");
+        lines.push(("refused spec", told));
+    }
     lines.push(("route", handler.route.to_string()));
     let lines = lines
         .into_iter()
@@ -253,6 +257,7 @@ mod tests {
                 ..OutcomeCounts::default()
             },
             last_error: Some("the sea\nis rough\u{1b}".into()),
+            refused_spec: Some("handlers.d/relay.yaml: no route".into()),
             ..HandlerReport::default()
         };
         let text = list(std::slice::from_ref(&handler));
@@ -271,6 +276,12 @@ mod tests {
         let text = show(&handler);
         assert!(
             text.contains("outcomes       ack 41, retry 0, dead_letter 0, drop 0, skipped 2\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "refused spec   handlers.d/relay.yaml: no route; what was in force before stays\n"
+            ),
             "{text}"
         );
         assert!(

@@ -62,6 +62,25 @@ impl Flow {
         }
     }
 
+    /// A call hangs on the record. Each costs the handler a thread, so that its bound on those bounds the lines as well.
+    pub(super) fn log_hung(&self, ix: HandlerIx, key: EntryKey, attempt: u32, reason: &str) {
+        let (Some(entry), Some(handler)) =
+            (self.slab.get(key), self.handlers[ix.0 as usize].as_ref())
+        else {
+            return;
+        };
+        let at = &self.assignments[entry.slot.0 as usize].at;
+        tracing::warn!(
+            topic = &*at.topic,
+            partition = at.partition,
+            offset = entry.offset(),
+            handler = &*handler.settings.name,
+            attempt,
+            reason,
+            "a call hangs on this record: the attempt has failed"
+        );
+    }
+
     /// The record's dead letter is acknowledged.
     pub(super) fn log_dead_letter(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
         let Some(records) = self.given_up.count(ix, task.class, self.now_ms) else {

@@ -296,9 +296,10 @@ impl Flow {
                     self.outcome(ix, key, lane, attempt, *outcome, false, None);
                 }
                 None if i == completed.len() && !self.is_over(key) => {
-                    let reason =
+                    let reason: Arc<str> =
                         format!("the call overran its timeout and still hung after {seconds:.1} s")
                             .into();
+                    self.log_hung(ix, key, attempt, &reason);
                     self.failed_attempt(ix, key, lane, attempt, reason, 0);
                 }
                 _ => back.push((lane, key, attempt)),

@@ -34,9 +34,16 @@ pub struct Catalogue {
 /// A file and what is known of it.
 struct File {
     stamp: Stamp,
-    content: Result<Arc<Artefact>, String>,
+    content: Result<Arc<Artefact>, Refused>,
     /// It could not be read, which says nothing of what it is: the next scan tries again.
     again: bool,
+}
+
+/// Why a file cannot be used, and since when, in milliseconds since the epoch.
+#[derive(Clone, Debug)]
+struct Refused {
+    why: String,
+    since_ms: i64,
 }
 
 /// A folder that cannot be read.
@@ -281,8 +288,26 @@ impl Catalogue {
         });
     }
 
+    /// What is wrong with the folder and with files in it.
+    pub fn problems(&self) -> Vec<ServiceProblem> {
+        let files = relock(&self.files);
+        let refused = files.iter().filter_map(|(path, file)| {
+            let refused = file.content.as_ref().err()?;
+            Some(ServiceProblem {
+                kind: ProblemKind::PluginRefused,
+                count: 1,
+                what: format!("`{}` is no plugin that can be used", path.display()),
+                since_ms: refused.since_ms,
+                cause: refused.why.clone(),
+                remedy: "build it anew against this version of the SDK and put it there again, or take the file away"
+                    .to_owned(),
+            })
+        });
+        self.unread_problem().into_iter().chain(refused).collect()
+    }
+
     /// What keeps the folder from being read although plugins of it are in use.
-    pub fn problem(&self) -> Option<ServiceProblem> {
+    fn unread_problem(&self) -> Option<ServiceProblem> {
         let noted = relock(&self.unreadable).clone();
         let Unreadable { why, since_ms, .. } = noted.filter(|noted| noted.keeps)?;
         Some(ServiceProblem {
@@ -310,15 +335,21 @@ impl Catalogue {
         let again = matches!(inspected, Err(LoadError::Unreadable { .. }));
         let content = inspected.map_err(|error| error.to_string());
         let content = content.and_then(|identity| artefact(path, stamp, runtime, identity));
+        let before = known
+            .as_ref()
+            .and_then(|known| known.content.as_ref().err());
+        let since_ms = before.map_or_else(now_ms, |before| before.since_ms);
+        let content = content.map_err(|why| Refused { why, since_ms });
         match (&content, known) {
-            (Err(reason), Some(known)) if again => {
-                let told = known.again || known.content.as_ref().err() == Some(reason);
+            (Err(Refused { why: reason, .. }), Some(known)) if again => {
+                let told = (known.content.as_ref().err()).is_some_and(|known| known.why == *reason);
+                let told = known.again || told;
                 if !told {
                     tracing::warn!(%reason, "a plugin cannot be read; what is known of it stays in use");
                 }
                 (File { again, ..known }, false)
             }
-            (Err(reason), _) => {
+            (Err(Refused { why: reason, .. }), _) => {
                 tracing::warn!(%reason, "plugin not usable");
                 (
                     File {
@@ -367,7 +398,7 @@ impl Catalogue {
             let unreadable = relock(&self.unreadable).clone();
             let broken = files
                 .values()
-                .filter_map(|file| file.content.as_ref().err().cloned());
+                .filter_map(|file| Some(file.content.as_ref().err()?.why.clone()));
             let broken: Vec<_> = unreadable
                 .map(|it| it.why)
                 .into_iter()

@@ -212,11 +212,14 @@ impl View {
                 let why = refusal.map(named);
                 ill.extend(why.clone().filter(|_| gate == Gate::Held));
                 refused.extend(why);
+                let of_it = |names: &[String]| names.contains(&spec.name);
+                let newer = snapshot.rejections.iter().find(|one| of_it(&one.handlers));
                 DeclaredHandler {
                     name: spec.name.clone(),
                     plugin: spec.plugin.clone(),
                     gate,
                     route: route_of(&spec.route),
+                    refused_spec: newer.map(|one| one.problems.to_string()),
                     rejected,
                 }
             })
@@ -423,7 +426,7 @@ impl ServiceView for View {
         let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
         let stopping = self.stopping.load(Ordering::Relaxed);
         let (facts, declared) = {
-            let unread = self.registry.catalogue().problem();
+            let unread = self.registry.catalogue().problems();
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ServiceFacts {
                 version: env!("CARGO_PKG_VERSION").to_owned(),

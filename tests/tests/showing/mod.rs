@@ -109,10 +109,9 @@ pub(crate) fn heals(service: &mut Service) {
     });
     wait_for("the log to tell of the end", SOON, || {
         let log = service.process().log();
-        let ends = log.lines().filter(|line| line.contains(" over: "));
-        match ends.last() {
-            Some(_) => Ok(()),
-            None => Err(service.process().log_tail()),
+        match log.contains(" over: ") {
+            true => Ok(()),
+            false => Err(service.process().log_tail()),
         }
     });
 }

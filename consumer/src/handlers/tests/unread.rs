@@ -3,6 +3,7 @@
 use sluicegate_config::HandlerSpec;
 
 use super::registry::{Shop, age, put, spec};
+use crate::admin::ProblemKind;
 use crate::handlers::Applied;
 
 /// A folder that is away for a moment (an unmounted volume, no descriptor left to open it with) has not lost its plugins.
@@ -25,12 +26,12 @@ fn plugins_that_cannot_be_read_at_present_stay_known() {
     };
     let well = |applied: &Applied| assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
     well(&shop.apply(&both("two")));
-    assert!(shop.registry.catalogue().problem().is_none());
+    assert!(shop.registry.catalogue().problems().is_empty());
 
     let away = folder.with_extension("away");
     std::fs::rename(&folder, &away).unwrap();
     assert!(shop.rescan().is_none(), "nothing is gone");
-    let problem = shop.registry.catalogue().problem().unwrap();
+    let problem = shop.registry.catalogue().problems().remove(0);
     assert!(problem.cause.contains("cannot be read"), "{problem:?}");
     // A file in its place cannot be listed either.
     std::fs::write(&folder, "").unwrap();
@@ -44,7 +45,7 @@ fn plugins_that_cannot_be_read_at_present_stay_known() {
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&away, &folder).unwrap();
     assert!(shop.rescan().is_none());
-    assert!(shop.registry.catalogue().problem().is_none());
+    assert!(shop.registry.catalogue().problems().is_empty());
 
     // Of a file that cannot be read it is not known what it is; it is read once it can be.
     std::fs::write(folder.join("liba.so"), [0xff]).unwrap();
@@ -86,4 +87,30 @@ fn a_plugin_that_has_only_just_come_is_waited_for_and_not_refused() {
         ..spec("two", "*", "a")
     };
     assert_eq!(shop.apply(&[missing]).refusals.len(), 1);
+}
+
+#[test]
+fn a_file_that_is_no_plugin_shows_until_it_is_replaced_or_gone() {
+    let shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = shop.folder.path().to_owned();
+    let shown = || shop.registry.catalogue().problems();
+    for mended in [true, false] {
+        put(&folder, "libbroken.so", "?");
+        shop.registry.catalogue().scan();
+        let since_ms = shown()[0].since_ms;
+        shop.registry.catalogue().scan();
+        let [problem] = &shown()[..] else {
+            panic!("{:?}", shown());
+        };
+        assert_eq!(problem.kind, ProblemKind::PluginRefused);
+        assert_eq!(problem.since_ms, since_ms);
+        assert!(problem.what.contains("libbroken.so"), "{problem:?}");
+        assert!(!problem.cause.is_empty() && !problem.remedy.is_empty());
+        match mended {
+            true => put(&folder, "libbroken.so", "b 1.0.0 b"),
+            false => std::fs::remove_file(folder.join("libbroken.so")).unwrap(),
+        }
+        shop.registry.catalogue().scan();
+        assert!(shown().is_empty(), "{:?}", shown());
+    }
 }

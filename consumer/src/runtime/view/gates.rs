@@ -177,6 +177,7 @@ mod tests {
                 gate: Gate::Shut,
                 route: serde_json::Value::Null,
                 rejected: None,
+                refused_spec: None,
             }],
             in_force: [("copy".into(), false)].into(),
             gates_as_of: 4,
