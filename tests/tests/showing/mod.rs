@@ -1,6 +1,6 @@
 //! What the scenario `problems` asks of each cause: where it must show, how few lines it may cost, and that it goes.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use e2e::service::Service;
 use e2e::wait::wait_for;
@@ -91,8 +91,20 @@ pub(crate) fn shows(service: &mut Service, before: usize, shown: &Shown<'_>) {
     );
 }
 
-/// Waits until nothing stands any more.
+/// Waits until nothing stands any more. The log tells of the end of what stood for some looks.
 pub(crate) fn heals(service: &mut Service) {
+    let kinds = |body: &Value| -> Vec<String> {
+        let problems = body["problems"].as_array().into_iter().flatten();
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ms = now_ms.map_or(0, |now| now.as_millis() as i64);
+        let stood = problems.filter(|one| {
+            let since_ms = one["since_ms"].as_i64();
+            since_ms.is_some_and(|since_ms| now_ms - since_ms > 3_000)
+        });
+        let kinds = stood.filter_map(|one| one["kind"].as_str());
+        kinds.map(str::to_owned).collect()
+    };
+    let stood = readyz(service).map_or_else(|_| Vec::new(), |(_, body)| kinds(&body));
     wait_for("everything to heal", SOON, || {
         let (status, body) = readyz(service)?;
         let none = body["problems"].as_array().is_some_and(Vec::is_empty);
@@ -109,9 +121,14 @@ pub(crate) fn heals(service: &mut Service) {
     });
     wait_for("the log to tell of the end", SOON, || {
         let log = service.process().log();
-        match log.contains(" over: ") {
+        let told = |kind: &String| {
+            let kind = format!("kind={kind}");
+            let mut ends = log.lines().filter(|line| line.contains(" over: "));
+            ends.any(|line| line.contains(&kind))
+        };
+        match stood.iter().all(told) {
             true => Ok(()),
-            false => Err(service.process().log_tail()),
+            false => Err(format!("{stood:?}: {}", service.process().log_tail())),
         }
     });
 }
