@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 
 use super::super::callbacks::{Callbacks, Seen};
 use super::find::Finder;
@@ -69,7 +69,7 @@ impl KafkaSource {
         match closing {
             // After a fatal error there is no group to leave.
             Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
-            Ok(()) => wait_until_closed(consumer, deadline),
+            Ok(()) => wait_until_closed(&connection, deadline),
         }
         let is_fatal = consumer.client().fatal_error().is_some();
         let has_ended = consumer.closed() || is_fatal;
@@ -161,8 +161,13 @@ impl KafkaSource {
     }
 }
 
-fn wait_until_closed(consumer: &BaseConsumer<Callbacks>, deadline: Instant) {
+fn wait_until_closed(connection: &Connection<Callbacks>, deadline: Instant) {
+    let consumer = connection.consumer();
     while !consumer.closed() && Instant::now() < deadline {
         drop(consumer.poll(PAUSE));
+    }
+    // The client ends on a thread of its own. What it said last, such as how the coordinator answered, may still be queued.
+    while consumer.closed() && connection.events_waiting() > 0 && Instant::now() < deadline {
+        drop(consumer.poll(Duration::ZERO));
     }
 }
