@@ -105,6 +105,26 @@ pub(crate) fn run_beside(name: &str, command: &mut Command, limit: Duration) -> 
     follow(name, command, limit, Show::AtItsEnd)
 }
 
+/// How a step is run: [`run`], [`run_beside`] or [`run_behind`].
+pub(crate) type Run = fn(&str, &mut Command, Duration) -> Result<Report>;
+
+/// As [`run_beside`], with what processor time the others leave.
+pub(crate) fn run_behind(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+    let mut behind = Command::new("nice");
+    behind.args(["-n", "10"]).arg(command.get_program());
+    behind.args(command.get_args());
+    for (variable, value) in command.get_envs() {
+        match value {
+            Some(value) => behind.env(variable, value),
+            None => behind.env_remove(variable),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        behind.current_dir(folder);
+    }
+    run_beside(name, &mut behind, limit)
+}
+
 fn follow(name: &str, command: &mut Command, limit: Duration, show: Show) -> Result<Report> {
     let mut report = Report::new(name);
     let start = Instant::now();

@@ -64,7 +64,7 @@ pub(super) fn unit() -> Result<Report> {
 }
 
 /// What threads share, under every interleaving: the tests that stand behind `--cfg loom`.
-pub(super) fn loom() -> Result<Report> {
+pub(super) fn loom(run: step::Run) -> Result<Report> {
     let mut names = String::new();
     let mut find = Command::new("git");
     find.current_dir(workspace()).args([
@@ -95,13 +95,13 @@ pub(super) fn loom() -> Result<Report> {
         command.args(["--package", package]);
     }
     command.arg("loom");
-    step::run("loom", &mut command, LIMIT)
+    run("loom", &mut command, LIMIT)
 }
 
 /// What touches memory that others own, under Miri: the ABI crate's unit tests, and a pump that ends under a call which
 /// hangs. Leaks are no fault here: what a panic throws is given up on purpose, since dropping it can panic again, and so
 /// is a record that a call still reads.
-pub(super) fn miri() -> Result<Report> {
+pub(super) fn miri(run: step::Run) -> Result<Report> {
     let nightly = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
         command.args(arguments);
@@ -126,14 +126,15 @@ pub(super) fn miri() -> Result<Report> {
             "the nightly toolchain has no miri, and rustup could not add it",
         ));
     }
-    let mut report = under_miri(&["--package", "sluicegate-abi", "--lib"])?;
-    let calls = under_miri(&[
+    let mut report = under_miri(&["--package", "sluicegate-abi", "--lib"], run)?;
+    let calls = [
         "--package",
         "sluicegate",
         "--lib",
         "--",
         "handlers::tests::ending",
-    ])?;
+    ];
+    let calls = under_miri(&calls, run)?;
     report.took += calls.took;
     report.passed += calls.passed;
     report.failed.extend(calls.failed);
@@ -144,7 +145,7 @@ pub(super) fn miri() -> Result<Report> {
 /// The C libraries that the service is linked with, by their `links` keys. Miri runs no C.
 const C_LIBRARIES: [&str; 5] = ["rdkafka", "openssl", "curl", "z", "zstd"];
 
-fn under_miri(tests: &[&str]) -> Result<Report> {
+fn under_miri(tests: &[&str], run: step::Run) -> Result<Report> {
     let host = launcher::run(Command::new("rustc").arg("-vV"))?;
     let host = host.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc -vV names no host")?;
@@ -165,7 +166,7 @@ fn under_miri(tests: &[&str]) -> Result<Report> {
         .env("MIRIFLAGS", "-Zmiri-ignore-leaks -Zmiri-disable-isolation")
         .env_remove("RUSTUP_TOOLCHAIN")
         .env_remove("CARGO");
-    step::run("miri", &mut command, LIMIT)
+    run("miri", &mut command, LIMIT)
 }
 
 /// Every integration test of the workspace as (package, test).

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! form       fmt, clippy, docs, tidy
-//! own code   unit (unit, model and property tests), doctest, loom, miri
-//! real       provision (servers), build (binary and plugins), e2e (scenarios, a few at a time)
+//! own code   unit (unit, model and property tests), doctest
+//! real       provision (servers), build (binary and plugins), e2e (scenarios, a few at a time) │ behind them: loom, miri
 //! ```
 //!
 //! A step that cannot run on this machine is skipped by name with its reason; a step that fails does not stop the others.
@@ -27,6 +27,12 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// The steps in their order.
 const STEPS: [&str; 9] = [
     "fmt", "clippy", "docs", "tidy", "unit", "doctest", "loom", "miri", "e2e",
+];
+
+/// Steps that build in folders of their own: they use the processor time that scenarios leave, which mostly wait.
+const BEHIND: [scenarios::Behind; 2] = [
+    ("loom", || code::loom(step::run_behind)),
+    ("miri", || code::miri(step::run_behind)),
 ];
 
 #[derive(clap::Args)]
@@ -60,7 +66,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         (false, _) => arguments.only.iter().any(|name| name == step),
     };
     let mut reports = Vec::new();
-    for step in STEPS.into_iter().filter(|step| wanted(step)) {
+    let behind: Vec<scenarios::Behind> = match wanted("e2e") {
+        true => BEHIND
+            .into_iter()
+            .filter(|(step, _)| wanted(step))
+            .collect(),
+        false => Vec::new(),
+    };
+    let is_behind = |step: &str| behind.iter().any(|(name, _)| *name == step);
+    let steps = STEPS.into_iter();
+    for step in steps.filter(|step| wanted(step) && !is_behind(step)) {
         let mut add = |done: Result<Report>| {
             reports.push(done.unwrap_or_else(|error| {
                 eprintln!("{step}: {error:#}");
@@ -84,9 +99,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 cargo().args(["test", "--workspace", "--doc"]),
                 LIMIT,
             )),
-            "loom" => add(code::loom()),
-            "miri" => add(code::miri()),
-            _ => match scenarios::run(&arguments.scenario, arguments.long) {
+            "loom" => add(code::loom(step::run)),
+            "miri" => add(code::miri(step::run)),
+            _ => match scenarios::run(&arguments.scenario, arguments.long, &behind) {
                 Ok(done) => reports.extend(done),
                 Err(error) => add(Err(error)),
             },

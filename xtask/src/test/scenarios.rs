@@ -83,8 +83,12 @@ impl Servers {
     }
 }
 
-/// Runs the scenarios named in `only`, or all; `long` asks for their long forms.
-pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
+/// A step by name that runs behind the scenarios.
+pub(super) type Behind = (&'static str, fn() -> Result<Report>);
+
+/// Runs the scenarios named in `only`, or all; `long` asks for their long forms. `behind` runs one after the other while
+/// scenarios run that bear others beside them.
+pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Result<Vec<Report>> {
     let mut scenarios = test_targets()?;
     scenarios
         .retain(|(package, test)| package == "e2e" && (only.is_empty() || only.contains(test)));
@@ -99,6 +103,7 @@ pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
     let (build, built) = build()?;
     reports.push(build);
     let Some(built) = built else {
+        reports.extend(run_behind(behind));
         return Ok(reports);
     };
     let mut beside = Vec::new();
@@ -110,12 +115,24 @@ pub(super) fn run(only: &[String], long: bool) -> Result<Vec<Report>> {
             None => beside.push(scenario),
         }
     }
-    reports.extend(run_beside(beside)?);
+    reports.extend(run_beside(beside, behind)?);
     Ok(reports)
 }
 
-/// Runs scenarios, as many at a time as there are lanes.
-fn run_beside(scenarios: Vec<Scenario>) -> Result<Vec<Report>> {
+/// Runs steps one after the other; what cannot be run has failed.
+fn run_behind(steps: &[Behind]) -> Vec<Report> {
+    let done = steps.iter().map(|(name, step)| {
+        step().unwrap_or_else(|error| {
+            let mut failed = Report::new(name);
+            failed.failed.push(format!("{name} ({error:#})"));
+            failed
+        })
+    });
+    done.collect()
+}
+
+/// Runs scenarios, as many at a time as there are lanes, and the other steps behind them.
+fn run_beside(scenarios: Vec<Scenario>, behind: &[Behind]) -> Result<Vec<Report>> {
     let waiting = Mutex::new(scenarios.into_iter());
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,8 +146,10 @@ fn run_beside(scenarios: Vec<Scenario>) -> Result<Vec<Report>> {
         Ok(reports)
     };
     let done: Vec<Result<Vec<Report>>> = std::thread::scope(|scope| {
+        let behind = scope.spawn(|| Ok(run_behind(behind)));
         let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
-        let ended = lanes.into_iter().map(|lane| match lane.join() {
+        let ended = lanes.into_iter().chain([behind]);
+        let ended = ended.map(|lane| match lane.join() {
             Ok(reports) => reports,
             Err(panic) => std::panic::resume_unwind(panic),
         });
