@@ -20,6 +20,7 @@ use sluicegate_config::{Snapshot, diff};
 use super::every::Every;
 use super::members::{Member, Standing};
 use super::preparer::Preparer;
+use super::told::Told;
 use super::topics::{Looker, Sight, TopicWatch, Wanted};
 use super::view::{HELD_REMEDY, View};
 use super::{StartError, settings};
@@ -78,8 +79,8 @@ pub(super) struct Desk {
     refused_topics: bool,
     /// How long a pump may take to take a plan.
     pump_answer: Duration,
-    /// Revision and number of handlers of the plan that the log has told last.
-    told: Option<(u64, usize)>,
+    /// The plan that the log has told last.
+    told: Told,
     /// Why what stands in the store is not applied.
     held: Option<String>,
     /// When it was last logged that the specs cannot be read.
@@ -142,7 +143,7 @@ impl Desk {
             unanswered: false,
             refused_topics: false,
             pump_answer: PUMP_ANSWER,
-            told: None,
+            told: Told::default(),
             held: None,
             away_logged: None,
             member: None,
@@ -228,7 +229,7 @@ impl Desk {
     /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
     fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &Preparer) {
         for change in diff(&self.snapshot, &snapshot) {
-            tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed");
+            tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed in the source");
         }
         if self.registry.settle(&snapshot) {
             preparer.wake();
@@ -275,7 +276,7 @@ impl Desk {
                 revision: applied.settled,
                 preparing: applied.preparing.clone(),
             };
-            self.tell_plan(plan);
+            self.told.plan(applied);
         }
     }
 
@@ -283,14 +284,6 @@ impl Desk {
     fn note(&mut self, handed: &Handed) {
         self.unanswered = !handed.taken;
         self.refused_topics = !handed.subscribed;
-    }
-
-    /// Says which plan is in force, once a plan: the pumps are given the same one again for many a reason.
-    fn tell_plan(&mut self, plan: &Plan) {
-        let (revision, handlers) = (plan.revision, plan.handlers.len());
-        if self.told.replace((revision, handlers)) != Some((revision, handlers)) {
-            tracing::info!(revision, handlers, "plan in force");
-        }
     }
 
     /// What the watch has seen: other names may be to subscribe to.

@@ -174,7 +174,7 @@ fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
     harness.desk.put_in_force(snapshot, &applied);
     assert!(harness.desk.unanswered);
     assert_eq!(
-        (harness.desk.in_force.revision, harness.desk.told),
+        (harness.desk.in_force.revision, harness.desk.told.0),
         (0, None)
     );
     harness.desk.look_again();
@@ -182,7 +182,7 @@ fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
     harness.let_go();
     harness.desk.look_again();
     assert!(!harness.desk.unanswered);
-    assert!(harness.desk.told.is_some(), "some plan is in force");
+    assert!(harness.desk.told.0.is_some(), "some plan is in force");
 }
 
 #[test]
@@ -224,6 +224,32 @@ fn a_plan_is_told_once_however_often_it_is_handed_out() {
     });
     let told = log.lines().filter(|line| line.contains("plan in force"));
     assert_eq!(told.count(), 1, "{log}");
+}
+
+#[test]
+fn a_plan_is_not_said_to_be_in_force_with_what_is_refused_of_it() {
+    let mut harness = Harness::with_pumps(1);
+    harness.let_go();
+    let (snapshot, mut applied) = applied(&spec("t"));
+    applied.refusals.push(crate::handlers::Refusal {
+        handler: "h".to_owned(),
+        reason: "its config is no good".to_owned(),
+        effect: sluicegate_config::RejectionEffect::LastGoodSpec,
+    });
+    let refused = captured(|| {
+        for _ in 0..2 {
+            harness.desk.put_in_force(Arc::clone(&snapshot), &applied);
+        }
+    });
+    let told = refused.matches("plan in force");
+    assert_eq!(told.count(), 1, "{refused}");
+    assert!(refused.contains("refused=1"), "{refused}");
+    applied.refusals.clear();
+    let mended = captured(|| harness.desk.put_in_force(snapshot, &applied));
+    assert!(
+        mended.contains("plan in force") && mended.contains("refused=0"),
+        "{mended}"
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod members;
 mod preparer;
 mod problem_log;
 mod settings;
+mod told;
 mod topics;
 mod view;
 
