@@ -69,6 +69,14 @@ fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
     let what = format!("handler `copy` reads topic {read}, which does not exist");
     wait_for("the deleted topic to be missed", REFRESH, || {
         let problems = problems(&service)?;
+        for problem in &problems {
+            let kind = &problem["kind"];
+            // Whatever it is that shows first says what has happened.
+            if kind == "commits_refused" || kind == "partition_unreadable" {
+                let remedy = problem["remedy"].to_string();
+                assert!(remedy.contains("deleted"), "{problem}");
+            }
+        }
         match problems.iter().any(|one| one["what"] == what.as_str()) {
             true => Ok(()),
             false => Err(format!("{problems:?}")),

@@ -143,7 +143,10 @@ fn list(handlers: &[HandlerReport]) -> String {
             handler.name.clone(),
             handler.version.clone(),
             handler.generation.to_string(),
-            handler.state.to_string(),
+            match handler.refused_spec {
+                Some(_) => format!("{}, newer spec refused", handler.state),
+                None => handler.state.to_string(),
+            },
             handler.gate.to_string(),
             handler.in_flight.to_string(),
             handler.parked.to_string(),
@@ -270,7 +273,8 @@ mod tests {
         assert_eq!(
             row,
             [
-                "relay", "1.2.0", "0", "ACTIVE", "open", "0", "0", "41", "0", "0", "0", "2", "3"
+                "relay", "1.2.0", "0", "ACTIVE,", "newer", "spec", "refused", "open", "0", "0",
+                "41", "0", "0", "0", "2", "3"
             ]
         );
         let text = show(&handler);

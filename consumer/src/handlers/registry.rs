@@ -513,7 +513,6 @@ impl Inner {
 fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
     let live = inner.live.get_mut(name);
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
-        tracing::error!(handler = name, %reason, "handler refused");
         live.next = Next::Nothing;
         live.end_restart(Some(&reason));
         let sha256 = job.artefact.identity.sha256.clone();
