@@ -365,6 +365,39 @@ fn what_was_deleted_since_the_backup_does_not_come_back_with_a_restored_zookeepe
     }
 }
 
+/// Its revisions count on from the backup, and are below what was noted for long.
+#[test]
+fn what_is_made_anew_in_a_restored_zookeeper_stays_whatever_it_was_before() {
+    let (scene, bridge) = Scene::with_gates(0..4);
+    let handle = scene.sides.zookeeper.handle();
+    let backup = handle.back_up();
+    for _ in 0..500 {
+        scene.put(Side::ZooKeeper, &gate("h0"), "true");
+    }
+    scene.put(Side::ZooKeeper, &gate("late"), "true");
+    scene.settle(&bridge);
+    scene.delete(Side::ZooKeeper, &gate("late"));
+    scene.settle(&bridge);
+    drop(bridge);
+    handle.restore(&backup);
+    let bridge = scene.bridge("two", Side::Etcd);
+    scene.wait_until("the bridge has seen it", |scene| {
+        let notes = scene.notes.list().expect("the store is there");
+        let record = PairRecord::of(&notes).expect("it was joined");
+        record.next.is_none() && record.went_back_at.zookeeper > 0
+    });
+    for value in ["false", "true"] {
+        scene.put(Side::ZooKeeper, &gate("late"), value);
+        scene.wait_for(Side::Etcd, &gate("late"), Some(value));
+        scene.settle(&bridge);
+        scene.delete(Side::Etcd, &gate("late"));
+        scene.wait_for(Side::ZooKeeper, &gate("late"), None);
+        scene.settle(&bridge);
+    }
+    assert_eq!(bridge.report().counts.deletes.etcd, 0);
+    assert_eq!(scene.values(Side::Etcd).len(), 4);
+}
+
 #[test]
 fn many_keys_that_a_listing_finds_missing_stop_the_bridge_until_it_is_allowed() {
     for side in Side::BOTH {

@@ -9,6 +9,7 @@
 
 mod bugs;
 mod scratch;
+mod suites;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -248,14 +248,16 @@ impl BridgeConfig {
     /// # Errors
     /// [`StoreError`] for TLS files that cannot be used.
     pub fn open(&self) -> Result<BridgeStores, StoreError> {
+        let below = format!("{}/{}", self.notes_prefix, self.name);
         let notes = EtcdSettings {
-            prefix: format!("{}/{}", self.notes_prefix, self.name),
+            prefix: below.clone(),
             paths: PathMap::etcd(),
             ..self.etcd.clone()
         };
         let notes: Arc<dyn Store> = notes.open()?;
         Ok(BridgeStores {
-            name: self.name.clone(),
+            // A mark has it as one word.
+            name: below.replace(char::is_whitespace, "_"),
             sides: Pair {
                 etcd: self.etcd.open()?,
                 zookeeper: self.zookeeper.open()?,

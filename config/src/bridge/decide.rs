@@ -46,8 +46,8 @@ pub struct Look<'v> {
     pub note: Option<&'v Note>,
     /// How long that has been known.
     pub ages: &'v Ages,
-    /// The note of a key that was deleted before this may go, in milliseconds since the Unix epoch.
-    pub forget_before_ms: u64,
+    /// The note may go if it is about a key that was deleted.
+    pub forget: bool,
     /// What is known of the pair.
     pub pair: &'v PairRecord,
     /// Whether both sides were read after the note.
@@ -173,15 +173,14 @@ fn agree_on_nothing(look: &Look<'_>) -> Decision {
         let until_ms = look.now_ms + FORGET_MS - look.ages.note;
         return Decision::Wait { until_ms };
     }
-    if note.value.is_none() && note.pending.is_empty() && note.at_ms >= look.forget_before_ms {
+    if note.value.is_none() && note.pending.is_empty() && !look.forget {
         return Decision::Rest;
     }
     if !look.fresh {
         return Decision::Confirm;
     }
     let pending = still_possible(look, note);
-    let is_old = note.value.is_none() && note.at_ms < look.forget_before_ms;
-    if is_old && pending.is_empty() {
+    if note.value.is_none() && look.forget && pending.is_empty() {
         return Decision::Agree(None);
     }
     // What was read for an announced write may be lost since then: until none is left, the note is of its old mark.
@@ -280,9 +279,13 @@ fn risen(look: &Look<'_>, note: &Note) -> Option<Side> {
     };
     Side::BOTH.into_iter().find(|side| {
         let entry = *look.entries.of(*side);
+        let was_there = |revision: u64| {
+            revision <= *look.pair.went_back_at.of(*side)
+                && known.was_deleted_after(*side, revision)
+        };
         look.entries.of(side.other()).is_none()
             && !counts(look, note, *side)
-            && entry.is_some_and(|entry| known.was_deleted_after(*side, entry.stamp.revision))
+            && entry.is_some_and(|entry| was_there(entry.stamp.revision))
     })
 }
 
@@ -365,7 +368,6 @@ mod tests {
     use crate::store::Stamp;
 
     const NOW: u64 = 1_000_000;
-    const FORGET_BEFORE: u64 = 500_000;
 
     fn at(value: &str, revision: u64) -> Option<Entry> {
         let version = i64::try_from(revision).unwrap();
@@ -421,6 +423,18 @@ mod tests {
         note: Option<&Note>,
         fresh: bool,
     ) -> Decision {
+        decided_if(false, pair, revisions, etcd, zookeeper, note, fresh)
+    }
+
+    fn decided_if(
+        forget: bool,
+        pair: &PairRecord,
+        revisions: Pair<u64>,
+        etcd: Option<Entry>,
+        zookeeper: Option<Entry>,
+        note: Option<&Note>,
+        fresh: bool,
+    ) -> Decision {
         decide(&Look {
             key: &ControlKey::Logging,
             places: &Pair::default(),
@@ -432,7 +446,7 @@ mod tests {
             deleted: Pair::default(),
             note,
             ages: &Ages::as_told(note, NOW),
-            forget_before_ms: FORGET_BEFORE,
+            forget,
             pair,
             fresh,
             authority: Side::Etcd,
@@ -469,6 +483,7 @@ mod tests {
         let went_back = |side: Side| PairRecord {
             mark: 2,
             trusted_from: Pair::from_fn(|one| if one == side { 2 } else { 0 }),
+            went_back_at: Pair::from_fn(|one| if one == side { 50 } else { 0 }),
             ..PairRecord::default()
         };
         let deleted = noted(None, 5, 7);
@@ -485,6 +500,12 @@ mod tests {
             assert_eq!(seen(&pair, noted_at, true), crosses(side, false));
             let written_since = seen(&pair, noted_at + 1, true);
             assert_eq!(written_since, crosses(side.other(), false));
+            let earlier = PairRecord {
+                went_back_at: Pair::from_fn(|_| noted_at - 1),
+                ..pair.clone()
+            };
+            let made_anew = seen(&earlier, noted_at, true);
+            assert_eq!(made_anew, crosses(side.other(), false));
             let another_store = PairRecord {
                 taken_over: Pair::from_fn(|one| {
                     (one == side).then_some(TakenOver {
@@ -507,8 +528,13 @@ mod tests {
         assert!(matches!(seen(&note), Decision::Wait { .. }));
         note.at_ms = NOW - FORGET_MS;
         assert_eq!(seen(&note), Decision::Rest);
-        note.at_ms = FORGET_BEFORE - 1;
-        assert_eq!(seen(&note), Decision::Agree(None));
+        let went_back_at = Pair::default();
+        let pair = PairRecord {
+            went_back_at,
+            ..PairRecord::default()
+        };
+        let forgotten = decided_if(true, &pair, went_back_at, None, None, Some(&note), true);
+        assert_eq!(forgotten, Decision::Agree(None));
     }
 
     #[test]

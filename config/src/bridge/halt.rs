@@ -149,8 +149,8 @@ fn write_difference(
         }
         Foreign::Named { pair, name } => write!(
             f,
-            "{} and {} are already bridged with each other, as the pair {pair} with the name {name:?}, which this config does not \
-             give: `name: {name}` makes this a bridge of that pair",
+            "{} and {} are already bridged with each other, as the pair {pair} whose notes stand below {name:?}; `name` and \
+             `notes_prefix` of this config lead elsewhere: with those of the others this is a bridge of that pair",
             stores.zookeeper, stores.etcd
         ),
     }

@@ -3,7 +3,7 @@
 //! | side | at `.bridge` |
 //! |---|---|
 //! | ZooKeeper | `7 5 ID`: the mark, from which one on absences there count, and the one pair that it belongs to |
-//! | etcd | `ID NAME` a line: the pairs that it belongs to. It can be a side of several, each with notes of its own below its name |
+//! | etcd | `ID NAME` a line: the pairs that it belongs to, and what their notes stand below. It can be a side of several |
 //!
 //! What is none of this counts as nothing.
 

@@ -20,8 +20,6 @@ pub(super) const FORGET_MS: u64 = 60_000;
 /// The notes of this many deleted keys are kept, those of the latest, so that an earlier state of a store that is restored does
 /// not bring the keys back.
 const DELETED_KEPT: usize = 1_000;
-/// They are kept this long, in milliseconds: 30 days.
-const DELETED_KEPT_MS: u64 = 30 * 24 * 3_600 * 1_000;
 
 /// What is known of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,16 +197,15 @@ impl Note {
     }
 }
 
-/// Notes of deleted keys that were noted before this are forgotten, of `notes` and at `now_ms`, both in milliseconds since the
-/// Unix epoch: the latest are kept, for some time. That is by the clocks of those who noted it, which decides nothing but this.
-pub(super) fn forget_deleted_before<'n>(notes: impl Iterator<Item = &'n [u8]>, now_ms: u64) -> u64 {
-    let notes = notes.filter_map(Note::from_json);
-    let deleted = notes.filter(|note| note.value.is_none());
-    let mut times: Vec<u64> = deleted.map(|note| note.at_ms).collect();
-    times.sort_unstable_by(|one, other| other.cmp(one));
-    let oldest = now_ms.saturating_sub(DELETED_KEPT_MS);
-    let surplus = times.get(DELETED_KEPT);
-    surplus.map_or(oldest, |at_ms| oldest.max(at_ms.saturating_add(1)))
+/// Notes of deleted keys that were written at an earlier revision than this are forgotten: the latest are kept. `notes` are the
+/// revisions and the texts of all. Revisions, and not times: a clock that is ahead would have every other note forgotten.
+pub(super) fn forget_deleted_before<'n>(notes: impl Iterator<Item = (u64, &'n [u8])>) -> u64 {
+    let is_deleted = |text: &[u8]| Note::from_json(text).is_some_and(|note| note.value.is_none());
+    let deleted = notes.filter(|(_, text)| is_deleted(text));
+    let mut revisions: Vec<u64> = deleted.map(|(revision, _)| revision).collect();
+    revisions.sort_unstable_by(|one, other| other.cmp(one));
+    let surplus = revisions.get(DELETED_KEPT);
+    surplus.map_or(0, |revision| revision.saturating_add(1))
 }
 
 /// What a value is known by: values themselves may be large, and are nobody's business but their key's.
@@ -222,26 +219,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thousand_deleted_keys_are_remembered_for_thirty_days() {
-        let day = 24 * 3_600 * 1_000;
-        let now_ms = 100 * day;
-        let note = |at_ms: u64, value: Option<String>| Note {
-            value,
-            at_ms,
-            ..Note::default()
+    fn the_latest_thousand_deleted_keys_are_remembered() {
+        let before = |count: u64, value: Option<String>| {
+            let note = Note {
+                value,
+                ..Note::default()
+            };
+            let text = note.to_json();
+            forget_deleted_before((1..=count).map(|revision| (revision, text.as_slice())))
         };
-        let before = |notes: Vec<Note>| {
-            let texts: Vec<Vec<u8>> = notes.iter().map(Note::to_json).collect();
-            forget_deleted_before(texts.iter().map(Vec::as_slice), now_ms)
-        };
-        assert_eq!(before(Vec::new()), 70 * day);
-        let deleted = |number: u64| note(90 * day + number, None);
-        assert_eq!(before((0..1_000).map(deleted).collect()), 70 * day);
-        assert_eq!(before((0..1_003).map(deleted).collect()), 90 * day + 3);
-        let held = |number| note(90 * day + number, Some("held".to_owned()));
-        assert_eq!(before((0..1_003).map(held).collect()), 70 * day);
-        let at_once = |_| note(95 * day, None);
-        assert_eq!(before((0..1_001).map(at_once).collect()), 95 * day + 1);
+        assert_eq!(before(0, None), 0);
+        assert_eq!(before(1_000, None), 0);
+        assert_eq!(before(1_003, None), 4);
+        assert_eq!(before(1_003, Some("held".to_owned())), 0);
     }
 
     #[test]

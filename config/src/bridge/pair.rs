@@ -48,6 +48,9 @@ pub struct PairRecord {
     pub next: Option<u64>,
     /// A key that is missing on a side was deleted there only if its note has this mark or a later one.
     pub trusted_from: Pair<u64>,
+    /// The revision of a side when it was last found to have gone back: what is no later stood in its earlier state.
+    #[serde(default)]
+    pub went_back_at: Pair<u64>,
     /// How a side stood when it was taken over for one that the notes do not know.
     #[serde(default)]
     pub taken_over: Pair<Option<TakenOver>>,
@@ -328,8 +331,12 @@ impl Found<'_> {
         match (&record.id, &record.next_id) {
             (_, Some(next)) => Some(next.clone()),
             (None, None) => Some(self.mark.pair.clone().unwrap_or_else(new_id)),
-            // The mark is from before pairs had ids.
-            (Some(id), None) => self.mark.pair.is_none().then(|| id.clone()),
+            // The mark is from before pairs had ids, or names.
+            (Some(id), None) => {
+                let membership = Membership::of(self.sides.of(Side::Etcd), id);
+                let is_unnamed = membership.is_some_and(|of| of.name.is_none());
+                (self.mark.pair.is_none() || is_unnamed).then(|| id.clone())
+            }
         }
     }
 
@@ -349,8 +356,12 @@ impl Found<'_> {
         let of_marked = trusted_from.of_mut(MARKED);
         *of_marked = self.mark.since.max(*of_marked);
         let mut taken_over = record.taken_over;
+        let mut went_back_at = record.went_back_at;
         for side in Side::BOTH {
             let revision = self.sides.of(side).revision;
+            if *went_back.of(side) {
+                *went_back_at.of_mut(side) = revision;
+            }
             let accepted = *self.accepted.of(side);
             let taken = taken_over.of_mut(side);
             if accepted || !*self.fits.of(side) {
@@ -376,6 +387,7 @@ impl Found<'_> {
             next_id,
             next: Some(next),
             trusted_from,
+            went_back_at,
             taken_over,
             stores,
             ..record

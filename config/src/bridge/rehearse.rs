@@ -148,7 +148,7 @@ impl Rehearsing<'_> {
             deleted: Pair::default(),
             note,
             ages: &Ages::as_told(note, now_ms),
-            forget_before_ms: 0,
+            forget: false,
             pair: &self.pair,
             fresh: true,
             authority: self.authority,

@@ -17,7 +17,7 @@ use crate::store::{Store, StoreError, StoreUpdate, StoreWatch};
 /// The stores of a bridge.
 #[derive(Clone)]
 pub struct BridgeStores {
-    /// The pair's name, below which its notes stand.
+    /// What the pair is known by among those of one etcd: what its notes stand below.
     pub name: String,
     /// The two that are kept equal.
     pub sides: Pair<Arc<dyn Store>>,

@@ -52,8 +52,8 @@ pub(super) struct Worker {
     clock: Instant,
     /// What is known of the pair; `None` until both stores are known to be those of the notes, and when that is in doubt.
     pair: Option<PairRecord>,
-    /// The id of the pair when both stores last were those of the notes.
-    joined: Option<String>,
+    /// The id of the pair, and since when absences count, when both stores last were those of the notes.
+    joined: Option<(Option<String>, Pair<u64>)>,
     /// When a new mark is due, if anything is noted by then.
     mark_due: Instant,
     /// Whether something was noted since the last mark.
@@ -64,8 +64,8 @@ pub(super) struct Worker {
     next_look: Instant,
     counts: Counts,
     conflicts: Vec<Collision>,
-    /// Notes of keys that were deleted before this may go.
-    forget_before_ms: u64,
+    /// Notes of deleted keys that were written at an earlier revision may go.
+    forget_before: u64,
     pub(super) report: Arc<Mutex<BridgeReport>>,
 }
 
@@ -115,7 +115,7 @@ impl Worker {
             settings,
             counts: Counts::default(),
             conflicts: Vec::new(),
-            forget_before_ms: 0,
+            forget_before: 0,
             report: Arc::new(Mutex::new(report)),
         }
     }
@@ -248,8 +248,8 @@ impl Worker {
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
             let notes = self.notes.keys().filter_map(|key| self.notes.get(key));
-            self.forget_before_ms =
-                forget_deleted_before(notes.map(|entry| &*entry.value), now_ms());
+            let notes = notes.map(|entry| (entry.stamp.revision, &*entry.value));
+            self.forget_before = forget_deleted_before(notes);
         }
         if self.noted && now >= self.mark_due {
             self.doubt();
@@ -346,7 +346,8 @@ impl Worker {
             deleted: Pair::from_fn(|side| self.sides.of(side).saw_deleted(key)),
             note: note.as_ref(),
             ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
-            forget_before_ms: self.forget_before_ms,
+            forget: (self.notes.get(key))
+                .is_some_and(|entry| entry.stamp.revision < self.forget_before),
             pair,
             fresh,
             authority: self.settings.authority,
@@ -417,10 +418,11 @@ impl Worker {
         }
     }
 
-    /// A key that stands on neither side and has no note is no news any more.
+    /// A key that stands on neither side and of which no value is noted is no news any more.
     fn forget_deleted(&mut self, key: &ControlKey) {
-        let stands = |view: &View| view.get(key).is_some();
-        if Side::BOTH.iter().any(|side| stands(self.sides.of(*side))) || stands(&self.notes) {
+        let stands = |side: &Side| self.sides.of(*side).get(key).is_some();
+        let is_noted = self.note(key).is_some_and(|note| note.value.is_some());
+        if Side::BOTH.iter().any(stands) || is_noted {
             return;
         }
         for side in Side::BOTH {

@@ -5,7 +5,7 @@ use sluicegate_config::bridge::{
 };
 use sluicegate_config::store::{ControlKey, Expected, Store};
 
-use super::{Scene, gate};
+use super::{MemoryStore, Scene, gate};
 
 /// An answer of an operator.
 fn only(side: Side) -> Pair<bool> {
@@ -225,8 +225,7 @@ fn a_bridge_with_another_name_between_bridged_stores_stops_and_the_first_one_wor
     scene.name = "renamed";
     let renamed = scene.bridge("two", Side::ZooKeeper);
     let reason = scene.await_halt(&renamed);
-    assert!(reason.contains("with the name \"pair\""), "{reason}");
-    assert!(reason.contains("`name: pair`"), "{reason}");
+    assert!(reason.contains("notes stand below \"pair\""), "{reason}");
     let renamed_notes = std::mem::replace(&mut scene.notes, notes);
     assert_eq!(renamed_notes.list().expect("it is there").entries.len(), 0);
     scene.put(Side::Etcd, &gate("h1"), "false");
@@ -240,6 +239,28 @@ fn a_bridge_with_another_name_between_bridged_stores_stops_and_the_first_one_wor
     scene.settle(&accepting);
     scene.settle(&renamed);
     scene.await_halt(&bridge);
+}
+
+/// One that was joined before marks had names gets its name at the next look.
+#[test]
+fn a_mark_without_a_name_gets_one() {
+    let (mut scene, bridge) = Scene::with_gates(0..3);
+    drop(bridge);
+    let mark = scene.sides.etcd.handle().held(&ControlKey::Bridge);
+    let mark = String::from_utf8(mark.expect("a mark").to_vec()).expect("a text");
+    let id = mark.split(' ').next().expect("an id").to_owned();
+    scene.put(Side::Etcd, &ControlKey::Bridge, &id);
+    let bridge = scene.bridge("two", Side::Etcd);
+    scene.settle(&bridge);
+    scene.wait_until("the mark has a name", |scene| {
+        let mark = scene.sides.etcd.handle().held(&ControlKey::Bridge);
+        mark.is_some_and(|mark| *mark == *format!("{id} pair").as_bytes())
+    });
+    scene.settle(&bridge);
+    scene.notes = MemoryStore::new();
+    scene.name = "renamed";
+    let renamed = scene.bridge("three", Side::Etcd);
+    scene.await_halt(&renamed);
 }
 
 #[test]

@@ -331,7 +331,7 @@ impl World {
             note: note.as_ref(),
             ages: &ages,
             // Some are forgotten within a run.
-            forget_before_ms: now_ms.saturating_sub(120_000),
+            forget: note_at.is_some_and(|stamp| stamp.revision % 4 == 0),
             pair,
             fresh,
             authority: self.authority,

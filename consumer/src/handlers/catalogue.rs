@@ -27,6 +27,8 @@ pub struct Catalogue {
     allow_unsigned: bool,
     runtimes: Vec<Arc<dyn HandlerRuntime>>,
     files: Mutex<BTreeMap<PathBuf, File>>,
+    /// Files that cannot be used, as of the last scan; apart, since a scan can take long.
+    refused: Mutex<Vec<ServiceProblem>>,
     /// Why the last scan could not read the folder, or a package in it, and since when that is so.
     unreadable: Mutex<Option<Unreadable>>,
 }
@@ -186,6 +188,7 @@ impl Catalogue {
             allow_unsigned,
             runtimes,
             files: Mutex::default(),
+            refused: Mutex::default(),
             unreadable: Mutex::default(),
         }
     }
@@ -245,6 +248,7 @@ impl Catalogue {
                 false => found.changed = true,
             }
         }
+        *relock(&self.refused) = refused(&files);
         drop(files);
         self.note_unreadable(&listing.unreadable, had_files);
         found
@@ -290,19 +294,7 @@ impl Catalogue {
 
     /// What is wrong with the folder and with files in it.
     pub fn problems(&self) -> Vec<ServiceProblem> {
-        let files = relock(&self.files);
-        let refused = files.iter().filter_map(|(path, file)| {
-            let refused = file.content.as_ref().err()?;
-            Some(ServiceProblem {
-                kind: ProblemKind::PluginRefused,
-                count: 1,
-                what: format!("`{}` is no plugin that can be used", path.display()),
-                since_ms: refused.since_ms,
-                cause: refused.why.clone(),
-                remedy: "build it anew against this version of the SDK and put it there again, or take the file away"
-                    .to_owned(),
-            })
-        });
+        let refused = relock(&self.refused).clone();
         self.unread_problem().into_iter().chain(refused).collect()
     }
 
@@ -434,6 +426,33 @@ impl Catalogue {
         let handler = exported_handler(&newest.identity, plugin)?;
         Ok((Arc::clone(newest), handler))
     }
+}
+
+/// The files that cannot be used.
+fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
+    let refused = files.iter().filter_map(|(path, file)| {
+        let refused = file.content.as_ref().err()?;
+        let path = path.display();
+        let (what, remedy) = match file.again {
+            true => (
+                format!("`{path}` cannot be read"),
+                "make it readable for the service; it is tried again with each look at the folder",
+            ),
+            false => (
+                format!("`{path}` is no plugin that can be used"),
+                "build it anew against this version of the SDK and put it there again, or take the file away",
+            ),
+        };
+        Some(ServiceProblem {
+            kind: ProblemKind::PluginRefused,
+            count: 1,
+            what,
+            since_ms: refused.since_ms,
+            cause: refused.why.clone(),
+            remedy: remedy.to_owned(),
+        })
+    });
+    refused.collect()
 }
 
 /// Adds the files of `folder`, and gives its folders. Links are followed: plugins are often links into a build's output.

@@ -192,6 +192,7 @@ impl Service {
     /// Why a pump did not end well. What it had not committed is read again by the next owner.
     pub fn stop(mut self) -> Result<StopReport, PumpError> {
         self.stopping.store(true, Ordering::Relaxed);
+        self.problems = None;
         self.view.note_stopping();
         for pump in &self.pumps {
             pump.address().stop();
@@ -199,7 +200,6 @@ impl Service {
         let drained = Instant::now() + self.drain_timeout;
         let end = drained + STOP_GRACE;
         self.watch = None;
-        self.problems = None;
         let mut result = Ok(StopReport::default());
         for pump in &mut self.pumps {
             let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_END);

@@ -1,43 +1,42 @@
-//! The log of what stands: a line a minute for each kind of problem that goes on, and one when it is over.
+//! The log of what stands: a line a minute for each kind of problem that goes on, and one when none of the kind is left.
 //!
-//! Where a problem begins is logged where it is met, with its particulars; that it still stands an hour later is known here alone.
+//! Where a problem begins is logged where it is met, with its particulars; that it still stands an hour later is known here
+//! alone. It goes by kinds: the texts of single problems count records and name partitions, which come and go.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::view::View;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem, ServiceView};
 
-/// Between two looks at what stands.
-const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at what stands. A look costs the pumps as much as a question for readiness.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long the pumps are waited for at a look.
 const ANSWER: Duration = Duration::from_millis(500);
-/// Between two lines about what goes on, in milliseconds.
-const SAY_AGAIN_MS: i64 = 60_000;
+/// Between two lines about what goes on.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the log is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
     /// Problems of a kind go on.
     Stands {
-        /// How many of the kind.
+        /// How many are listed of the kind.
         problems: usize,
-        /// For how long the oldest of them has.
-        seconds: i64,
+        /// For how long there have been any.
+        seconds: u64,
         /// The oldest.
         oldest: ServiceProblem,
     },
-    /// Problems of a kind are over.
+    /// None of a kind is left.
     Over {
         kind: ProblemKind,
-        /// How many of the kind.
-        problems: usize,
-        /// For how long the first of them stood.
-        seconds: i64,
-        /// The first of them.
+        /// For how long there were any.
+        seconds: u64,
+        /// The oldest of those that were there last.
         what: String,
     },
 }
@@ -45,98 +44,81 @@ enum Line {
 /// What was standing at the last look.
 #[derive(Debug, Default)]
 struct ProblemLog {
-    standing: BTreeMap<(ProblemKind, String), Known>,
-    told_ms: BTreeMap<ProblemKind, i64>,
+    standing: BTreeMap<ProblemKind, Standing>,
 }
 
 #[derive(Clone, Debug)]
-struct Known {
-    since_ms: i64,
+struct Standing {
+    /// When it was met here.
+    met: Instant,
+    /// How old it was then.
+    age: Duration,
     what: String,
+    told: Instant,
+    /// Whether the log was told that it stands.
+    is_told: bool,
 }
 
 impl ProblemLog {
-    /// Takes note of what stands, and gives the lines that are due.
-    fn look(&mut self, problems: &[ServiceProblem], now_ms: i64) -> Vec<Line> {
-        let before = std::mem::take(&mut self.standing);
+    /// Takes note of what stands, oldest first of each kind, and gives the lines that are due. What is not there is over only
+    /// `if_complete`: if everybody was heard.
+    fn look(
+        &mut self,
+        problems: &[ServiceProblem],
+        if_complete: bool,
+        now: Instant,
+        wall_ms: i64,
+    ) -> Vec<Line> {
+        let mut by_kind: BTreeMap<ProblemKind, Vec<&ServiceProblem>> = BTreeMap::new();
         for problem in problems {
-            let key = key_of(problem);
-            let known = before.get(&key);
-            // What cannot tell since when it stands has stood since it was met here.
-            let since_ms = known.map_or(problem.since_ms, |known| known.since_ms);
-            let known = Known {
-                since_ms: since_ms.min(problem.since_ms),
-                what: problem.what.clone(),
-            };
-            self.standing.entry(key).or_insert(known);
+            by_kind.entry(problem.kind).or_default().push(problem);
         }
-        let mut lines = self.over(before, now_ms);
-        lines.extend(self.stands(problems, now_ms));
-        lines
-    }
-
-    fn over(&self, before: BTreeMap<(ProblemKind, String), Known>, now_ms: i64) -> Vec<Line> {
-        let mut over: BTreeMap<ProblemKind, Vec<Known>> = BTreeMap::new();
-        for ((kind, name), known) in before {
-            if !self.standing.contains_key(&(kind, name)) {
-                over.entry(kind).or_default().push(known);
-            }
-        }
-        let line = |(kind, known): (ProblemKind, Vec<Known>)| {
-            let first = known.iter().min_by_key(|known| known.since_ms)?;
-            Some(Line::Over {
-                kind,
-                problems: known.len(),
-                seconds: now_ms.saturating_sub(first.since_ms) / 1_000,
-                what: first.what.clone(),
-            })
-        };
-        over.into_iter().filter_map(line).collect()
-    }
-
-    fn stands(&mut self, problems: &[ServiceProblem], now_ms: i64) -> Vec<Line> {
-        let mut by_kind: BTreeMap<ProblemKind, Vec<(&ServiceProblem, i64)>> = BTreeMap::new();
-        for problem in problems {
-            let known = self.standing.get(&key_of(problem));
-            let since_ms = known.map_or(problem.since_ms, |known| known.since_ms);
-            let of_kind = by_kind.entry(problem.kind).or_default();
-            of_kind.push((problem, since_ms));
-        }
-        self.told_ms.retain(|kind, _| by_kind.contains_key(kind));
         let mut lines = Vec::new();
+        self.standing.retain(|kind, standing| {
+            let stays = by_kind.contains_key(kind) || !if_complete;
+            // That a pump does not answer has no line of its beginning: a short one is not told of at all.
+            if !stays && (standing.is_told || *kind != ProblemKind::Pump) {
+                lines.push(Line::Over {
+                    kind: *kind,
+                    seconds: standing.seconds(now),
+                    what: standing.what.clone(),
+                });
+            }
+            stays
+        });
         for (kind, of_kind) in by_kind {
-            let Some((oldest, since_ms)) = of_kind.iter().min_by_key(|(_, since_ms)| *since_ms)
-            else {
+            let Some(oldest) = of_kind.iter().min_by_key(|problem| problem.since_ms) else {
                 continue;
             };
-            let told_ms = *self.told_ms.entry(kind).or_insert(*since_ms);
-            if now_ms.saturating_sub(told_ms) < SAY_AGAIN_MS {
-                continue;
-            }
-            self.told_ms.insert(kind, now_ms);
-            lines.push(Line::Stands {
-                problems: of_kind.len(),
-                seconds: now_ms.saturating_sub(*since_ms) / 1_000,
-                oldest: (*oldest).clone(),
+            let standing = self.standing.entry(kind).or_insert_with(|| {
+                let age_ms = wall_ms.saturating_sub(oldest.since_ms);
+                Standing {
+                    met: now,
+                    age: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)),
+                    what: String::new(),
+                    told: now,
+                    is_told: false,
+                }
             });
+            standing.what.clone_from(&oldest.what);
+            if now.duration_since(standing.told) >= SAY_AGAIN {
+                standing.told = now;
+                standing.is_told = true;
+                lines.push(Line::Stands {
+                    problems: of_kind.len(),
+                    seconds: standing.seconds(now),
+                    oldest: (*oldest).clone(),
+                });
+            }
         }
         lines
     }
 }
 
-/// What makes it the same problem at the next look. The partitions of one are named in its text, and come and go.
-fn key_of(problem: &ServiceProblem) -> (ProblemKind, String) {
-    use ProblemKind as Kind;
-    let name = match problem.kind {
-        Kind::PartitionStopped
-        | Kind::PartitionUnreadable
-        | Kind::PartitionStarting
-        | Kind::PartitionStalled
-        | Kind::SpecRefused
-        | Kind::Group => String::new(),
-        _ => problem.what.clone(),
-    };
-    (problem.kind, name)
+impl Standing {
+    fn seconds(&self, now: Instant) -> u64 {
+        (self.age + now.duration_since(self.met)).as_secs()
+    }
 }
 
 impl Line {
@@ -157,10 +139,9 @@ impl Line {
             ),
             Self::Over {
                 kind,
-                problems,
                 seconds,
                 what,
-            } => tracing::info!(%kind, problems, seconds, "over: {what}"),
+            } => tracing::info!(%kind, seconds, "over: {what}"),
         }
     }
 }
@@ -180,8 +161,14 @@ impl ProblemWatch {
         let watch = move || {
             let mut log = ProblemLog::default();
             while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                let report = view.report(ANSWER);
-                for line in log.look(&report.facts.problems, now_ms()) {
+                let facts = view.report(ANSWER).facts;
+                if facts.stopping {
+                    // What pumps do not answer any more is not over.
+                    return;
+                }
+                let is_complete = facts.silent_pumps.is_empty();
+                let now = Instant::now();
+                for line in log.look(&facts.problems, is_complete, now, now_ms()) {
                     line.tell();
                 }
             }

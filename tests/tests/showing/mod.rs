@@ -99,7 +99,7 @@ pub(crate) fn heals(service: &mut Service) {
         let now_ms = now_ms.map_or(0, |now| now.as_millis() as i64);
         let stood = problems.filter(|one| {
             let since_ms = one["since_ms"].as_i64();
-            since_ms.is_some_and(|since_ms| now_ms - since_ms > 3_000)
+            since_ms.is_some_and(|since_ms| now_ms - since_ms > 8_000)
         });
         let kinds = stood.filter_map(|one| one["kind"].as_str());
         kinds.map(str::to_owned).collect()

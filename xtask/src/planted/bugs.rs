@@ -1,74 +1,12 @@
 //! The bugs, and the suite that must catch each.
 
 use super::Bug;
-
-/// The pump's core between scripted neighbours.
-const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
-/// The tests in the service's own modules, by module.
-const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
-const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
-const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
-const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"];
-const ENDING: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::ending"];
-const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
-/// What the SDK promises to authors.
-const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
-const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
-const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
-const ADMISSION: &[&str] = &["-p", "sluicegate", "--lib", "source::admission::"];
-const ADMIN: &[&str] = &["-p", "sluicegate", "--lib", "admin::"];
-const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
-const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
-/// The Kafka source against an in-process cluster.
-const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
-const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
-/// The log's writer, and the connections of the admin HTTP.
-const LOGGING: &[&str] = &["-p", "sluicegate", "--lib", "logging::"];
-const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
-const EMIT: &[&str] = &["-p", "sluicegate", "--lib", "emit::"];
-const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
-/// What specs say between each other.
-const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
-/// What values of a store may refer to.
-const REFERENCES: &[&str] = &["-p", "sluicegate-config", "--test", "store_references"];
-/// What hostile specs cost.
-const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "hostile_specs"];
-/// Loading one plugin again and again.
-const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
-
-/// Bridges between two stores in memory, late and crashing.
-const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
-/// Running bridges between two stores in memory.
-const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_running"];
-/// What the keys of a store become.
-const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", "store_source"];
-/// The stores: their trees, and their watch loop on a scripted link.
-const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
-/// Members of a real Kafka's group; a watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
-const ETCD: &[&str] = &[
-    "-p",
-    "e2e",
-    "--no-default-features",
-    "--test",
-    "stores_etcd_faults",
-    "behind_the_watchs_back",
-];
-const FIRST_JOIN: &[&str] = &[
-    "-p",
-    "e2e",
-    "--no-default-features",
-    "--test",
-    "stopping",
-    "within_their_first_join",
-];
-const ZOOKEEPER: &[&str] = &[
-    "-p",
-    "e2e",
-    "--no-default-features",
-    "--test",
-    "stores_zookeeper_faults",
-    "connection_is_lost",
-];
+use super::suites::{
+    ADMIN, ADMISSION, BEGINNINGS, BRIDGE, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD,
+    FIRST_JOIN, FLOW, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP, RAW, RECALL,
+    REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS, STORE_SOURCE, STORES,
+    ZOOKEEPER,
+};
 
 pub(super) const BUGS: &[Bug] = &[
     Bug {
@@ -364,6 +302,11 @@ pub(super) const BUGS: &[Bug] = &[
     Bug {
         name: "bridge-deleted-comes-back",
         what: "a key that was deleted on both sides comes back with a side that is restored",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
+        name: "bridge-new-key-risen",
+        what: "a key that is made anew in a restored side is deleted, as if it had come back with the restored state",
         suite: BRIDGE_RUNNING,
     },
     Bug {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::halt::{Absences, Halt};
 use super::super::pair::{PairCheck, PairRecord, check_pair};
+use super::super::renewal::Renewal;
 use super::super::report::HaltReport;
 use super::super::{Pair, Progress, Side};
 use super::{Decision, OVERTAKEN, Worker, now_ms};
@@ -48,12 +49,13 @@ impl Worker {
         let mut renewal = match self.check_pair(anew, began_ms) {
             PairCheck::Fits(pair) => {
                 self.failures_in_a_row = 0;
-                if self.joined != pair.id {
-                    // A side was emptied, accepted, and given back what it lacks: another bridge may have done that.
+                let joined = Some((pair.id.clone(), pair.trusted_from));
+                if self.joined != joined {
+                    // A side was emptied or went back, and is given back what it lacks: another bridge may have done that.
                     for side in Side::BOTH {
                         self.sides.of_mut(side).forget_all_deleted();
                     }
-                    self.joined.clone_from(&pair.id);
+                    self.joined = joined;
                 }
                 self.pair = Some(pair);
                 if matches!(self.halt, Some((Halt::Foreign { .. }, _))) {
@@ -79,19 +81,7 @@ impl Worker {
                 return Ok(Progress::Done);
             }
         };
-        for side in renewal.went_back() {
-            tracing::warn!(
-                store = %self.stores.sides.of(side).address(),
-                "the store went back to an earlier state: keys that are missing there are written again, none is deleted for it"
-            );
-        }
-        for side in renewal.taken_over() {
-            tracing::warn!(
-                store = %self.stores.sides.of(side).address(),
-                "the store is accepted as one that went back: what {} holds travels to it, and nothing is deleted for what it lacks",
-                side.other()
-            );
-        }
+        self.tell_of(&renewal);
         let sides = Pair::from_fn(|side| &**self.stores.sides.of(side));
         loop {
             match renewal.step(sides, &*self.stores.notes, now_ms()) {
@@ -107,6 +97,24 @@ impl Worker {
                 Progress::Failed(error) => return Err(error),
                 ended => return Ok(ended),
             }
+        }
+    }
+
+    /// Says why the pair is joined anew.
+    fn tell_of(&self, renewal: &Renewal) {
+        for side in renewal.went_back() {
+            tracing::warn!(
+                store = %self.stores.sides.of(side).address(),
+                "the store went back to an earlier state: keys that are missing there are written again, none is deleted for it; those \
+                 that were deleted on both sides since are deleted there again"
+            );
+        }
+        for side in renewal.taken_over() {
+            tracing::warn!(
+                store = %self.stores.sides.of(side).address(),
+                "the store is accepted as one that went back: what {} holds travels to it, and nothing is deleted for what it lacks",
+                side.other()
+            );
         }
     }
 

@@ -50,9 +50,7 @@ impl KafkaSource {
     /// Leaves the group and ends the client. `false`: the group goes on counting on this member until its session ends, as
     /// far as the client knows.
     pub(super) fn leave(&mut self, deadline: Instant) -> bool {
-        let was_member = self.is_member();
-        self.finish_join(deadline);
-        let is_member = self.is_member();
+        let was_member = self.finish_join(deadline) || self.is_member();
         let Some(mut connection) = self.connection.take() else {
             return true;
         };
@@ -77,7 +75,7 @@ impl KafkaSource {
         let has_left = has_ended
             && (is_fatal
                 || self.leaving.is_static
-                || !(was_member || is_member)
+                || !was_member
                 || !consumer.context().is_leave_refused());
         if has_ended {
             connection.set_left_group();
@@ -91,11 +89,14 @@ impl KafkaSource {
     }
 
     /// Lets a join come to its end and leaves, if the close would not: afterwards the client is no member, or it has
-    /// partitions already, with which the close leaves.
-    fn finish_join(&mut self, deadline: Instant) {
+    /// partitions already, with which the close leaves. Gives whether it was a member at any time: the client forgets that
+    /// once it has asked to leave, whatever the coordinator answers.
+    fn finish_join(&mut self, deadline: Instant) -> bool {
+        let was_member = self.is_member();
         self.serve_events(Duration::ZERO);
+        let was_member = was_member || self.is_member();
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
-            return;
+            return was_member;
         }
         let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
         while !(self.is_member() || self.leaving.unsubscribed)
@@ -104,8 +105,9 @@ impl KafkaSource {
         {
             self.serve_events(PAUSE);
         }
+        let was_member = was_member || self.is_member();
         if self.leaves_by_closing() {
-            return;
+            return was_member;
         }
         if let Some(connection) = &self.connection {
             connection.consumer().unsubscribe();
@@ -117,10 +119,11 @@ impl KafkaSource {
                 tracing::warn!(
                     "a join was not over in time: the group waits for this member until its session ends"
                 );
-                return;
+                return true;
             }
             self.serve_events(PAUSE);
         }
+        was_member
     }
 
     /// Accepts an assignment without reading any of its partitions. They are given back when the unsubscribe takes hold.
