@@ -51,14 +51,8 @@ pub(super) const ETCD: &[&str] = &[
     "stores_etcd_faults",
     "behind_the_watchs_back",
 ];
-pub(super) const FIRST_JOIN: &[&str] = &[
-    "-p",
-    "e2e",
-    "--no-default-features",
-    "--test",
-    "stopping",
-    "within_their_first_join",
-];
+pub(super) const FIRST_JOIN: &[&str] =
+    &["-p", "e2e", "--test", "stopping", "within_their_first_join"];
 pub(super) const ZOOKEEPER: &[&str] = &[
     "-p",
     "e2e",
