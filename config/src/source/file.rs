@@ -6,6 +6,7 @@
 //!  reread() ─────┘
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -244,14 +245,15 @@ struct FileGates {
     writing: Mutex<()>,
 }
 
-/// The file of a folder whose spec has this name.
+/// The files of a folder by the names of the specs in them. What cannot be read has none.
 #[must_use]
-pub fn spec_file(folder: &Path, handler: &str) -> Option<PathBuf> {
-    let mut files = spec_files(folder).ok()?.into_iter();
-    files.find(|file| {
-        let text = read_text(file).unwrap_or_default();
-        RefusedText::read(&text).name.as_deref() == Some(handler)
-    })
+pub fn spec_files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
+    let files = spec_files(folder).unwrap_or_default().into_iter();
+    let named = files.filter_map(|file| {
+        let name = RefusedText::read(&read_text(&file).ok()?).name?;
+        Some((name, file))
+    });
+    named.collect()
 }
 
 impl FileGates {

@@ -25,7 +25,7 @@ mod store_map;
 
 use std::sync::Arc;
 
-pub use file::{FileSource, spec_file};
+pub use file::{FileSource, spec_files_by_name};
 pub(crate) use folder::spec_files;
 pub(crate) use gate_edit::{compare_and_write, name_in as name_in_spec};
 pub use memory::{MemoryHandle, MemorySource};

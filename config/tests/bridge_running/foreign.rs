@@ -1,7 +1,7 @@
 //! Sides that are not those of the notes: the bridge stands still until an operator says which one is to be taken over.
 
 use sluicegate_config::bridge::{
-    Pair, PairCheck, PairRecord, Progress, Side, check_pair, rehearse,
+    Bridge, Pair, PairCheck, PairRecord, Progress, Side, check_pair, rehearse,
 };
 use sluicegate_config::store::{ControlKey, Expected, Store};
 
@@ -81,19 +81,25 @@ fn another_store_stops_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
     }
 }
 
+/// Gates on both sides, and a bridge that stands still, since `side` has lost its mark, while it is emptied.
+fn emptied_before_a_standing_bridge(side: Side, gates: usize) -> (Scene, Bridge) {
+    let (scene, standing) = Scene::with_gates(0..gates);
+    scene.delete(side, &ControlKey::Bridge);
+    scene.await_halt(&standing);
+    for name in 0..gates {
+        scene.delete(side, &gate(&format!("h{name}")));
+    }
+    scene.wait_until("the watch has told", |_| {
+        standing.report().sides.of(side).keys == 0
+    });
+    (scene, standing)
+}
+
 /// Bridges of the pair go on by themselves once one of them was told; what they saw while they stood still was no edit.
 #[test]
 fn what_a_standing_bridge_saw_being_emptied_is_not_deleted_once_the_side_is_accepted() {
     for side in Side::BOTH {
-        let (mut scene, standing) = Scene::with_gates(0..300);
-        scene.delete(side, &ControlKey::Bridge);
-        scene.await_halt(&standing);
-        for name in 0..300 {
-            scene.delete(side, &gate(&format!("h{name}")));
-        }
-        scene.wait_until("the watch has told", |_| {
-            standing.report().sides.of(side).keys == 0
-        });
+        let (mut scene, standing) = emptied_before_a_standing_bridge(side, 300);
         scene.accept = only(side);
         let accepting = scene.bridge("accepting", side.other());
         scene.settle(&accepting);
@@ -111,15 +117,7 @@ fn what_a_standing_bridge_saw_being_emptied_is_not_deleted_once_the_side_is_acce
 #[test]
 fn what_a_standing_bridge_saw_being_emptied_is_given_back_by_it() {
     for side in Side::BOTH {
-        let (scene, standing) = Scene::with_gates(0..30);
-        scene.delete(side, &ControlKey::Bridge);
-        scene.await_halt(&standing);
-        for name in 0..30 {
-            scene.delete(side, &gate(&format!("h{name}")));
-        }
-        scene.wait_until("the watch has told", |_| {
-            standing.report().sides.of(side).keys == 0
-        });
+        let (scene, standing) = emptied_before_a_standing_bridge(side, 30);
         let notes = scene.notes.list().expect("the store is there");
         let trees = Pair::from_fn(|side| scene.sides.of(side).list().expect("the store is there"));
         let both = Pair::from_fn(|side| trees.of(side));

@@ -55,18 +55,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let ended = service.stop();
     drop(bridge);
-    match ended {
-        Ok(left) if !failed => tell_end(left),
-        Ok(_) => {
-            tracing::info!(graceful = false, "service stopped");
-            let reason = "a pump ended without being asked to; the log says why";
-            Err(Failure::other(reason))
-        }
-        Err(error) => {
-            tracing::info!(graceful = false, "service stopped");
-            Err(Failure::other(error))
-        }
-    }
+    let why = match ended {
+        Ok(left) if !failed => return tell_end(left),
+        Ok(_) => "a pump ended without being asked to; the log says why".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::info!(graceful = false, "service stopped");
+    Err(Failure::other(why))
 }
 
 /// The last line of a stop that was asked for. Whoever stops one member after the other must notice that one has left

@@ -1,12 +1,13 @@
 //! `sluicegate validate -c FILE`: the config, every spec it reaches and whether plugins serve them, all mistakes at once.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use sluicegate_config::service::{HandlersFrom, place_in};
-use sluicegate_config::source::spec_file;
+use sluicegate_config::source::spec_files_by_name;
 use sluicegate_config::{
     Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
 };
@@ -152,20 +153,18 @@ fn unserved(config: &ServiceConfig) -> Problems {
         plugins.allow_unsigned,
         vec![Arc::new(NativeRuntime)],
     );
-    let deadline = Instant::now() + SETTLE;
-    while catalogue.scan().unsettled && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    catalogue.scan_settled(SETTLE, |_| false);
+    let files = match &config.handlers.from {
+        HandlersFrom::File { folder, .. } => spec_files_by_name(folder),
+        _ => BTreeMap::new(),
+    };
     for spec in snapshot.handlers.values() {
         if let Err(error) = catalogue.find(&spec.plugin, &spec.version) {
-            let file = match &config.handlers.from {
-                HandlersFrom::File { folder, .. } => spec_file(folder, &spec.name),
-                _ => None,
-            };
-            let place = file.as_deref().and_then(|file| place_in(file, &["plugin"]));
+            let file = files.get(&spec.name);
+            let place = file.and_then(|file| place_in(file, &["plugin"]));
             let (line, column) = place.unwrap_or_default();
             problems.push(Problem {
-                file,
+                file: file.cloned(),
                 line,
                 column,
                 path: format!("handler `{}`", spec.name),

@@ -255,20 +255,25 @@ fn is_of_connection(code: Option<RDKafkaErrorCode>) -> bool {
     )
 }
 
+/// Errors of a connection that come again for so long are told here too: the pump's client may need other brokers.
+const OF_PRODUCER_ALONE: Duration = Duration::from_secs(30);
+
 /// Client errors, one line a kind and minute: they come again with every try to connect.
 #[derive(Default)]
 struct ErrorLog {
     told: Mutex<BTreeMap<Option<i32>, (Instant, u64)>>,
+    /// When an error of a connection came first and last, without a minute's quiet between them.
+    connection: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl ErrorLog {
     fn tell(&self, code: Option<RDKafkaErrorCode>, error: &KafkaError, reason: &str) {
-        // The pump's own client meets the same brokers, and says so with what helps.
-        if is_of_connection(code) {
+        let now = Instant::now();
+        // The pump's own client meets the same brokers at the start, and says so with what helps.
+        if is_of_connection(code) && self.connection_fails_since(now) < OF_PRODUCER_ALONE {
             tracing::debug!(%error, reason, "producer");
             return;
         }
-        let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = code.map(|code| code as i32);
         let untold = match told.get_mut(&kind) {
@@ -281,6 +286,18 @@ impl ErrorLog {
         };
         told.insert(kind, (now, 0));
         tracing::warn!(%error, reason, untold, "producer");
+    }
+
+    /// Notes an error of a connection, and gives for how long they have come.
+    fn connection_fails_since(&self, now: Instant) -> Duration {
+        let mut noted = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = noted.filter(|(_, last)| now.duration_since(*last) < ERROR_LOG_INTERVAL);
+        let first = before.map_or(now, |(first, _)| first);
+        *noted = Some((first, now));
+        now.duration_since(first)
     }
 }
 

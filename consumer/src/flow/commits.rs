@@ -17,7 +17,7 @@ use super::Flow;
 use super::report::WallClock;
 use crate::admin::{ProblemKind, ServiceProblem};
 use crate::assignment::AssignmentState;
-use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Slot};
+use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection, Slot};
 use crate::trouble::{LogLimit, Trouble};
 
 /// Wait after the first refusal; it doubles with each further one.
@@ -134,13 +134,15 @@ fn remedy_of(error: &CommitError) -> &'static str {
             "the group's coordinator is away or busy: look after the brokers"
         }
         CommitErrorKind::NotMember => "the member joins the group again by itself",
-        CommitErrorKind::Rejected if error.reason.to_lowercase().contains("authoriz") => {
+        CommitErrorKind::Rejected(Rejection::Right) => {
             "grant the service READ on the group and on the topic"
         }
-        CommitErrorKind::Rejected if error.reason.to_lowercase().contains("unknown topic") => {
+        CommitErrorKind::Rejected(Rejection::NoTopic) => {
             "the topic seems to be deleted: take it out of the routes, or create it again, if that was not meant"
         }
-        CommitErrorKind::Rejected => "a right or a setting of the cluster is in the way",
+        CommitErrorKind::Rejected(Rejection::Other) => {
+            "a setting of the cluster or of the group is in the way"
+        }
     }
 }
 
@@ -201,7 +203,7 @@ impl Flow {
     fn rests(&self, slot: Slot) -> bool {
         let rejected = matches!(
             self.commits.refused.get(&slot),
-            Some((CommitErrorKind::Rejected, _))
+            Some((CommitErrorKind::Rejected(_), _))
         );
         rejected
             && self.assignments[slot.0 as usize].state == AssignmentState::Assigned
@@ -236,7 +238,7 @@ impl Flow {
     fn is_hopeless(&self, slot: Slot, entry: &CommitEntry) -> bool {
         match self.commits.refused.get(&slot) {
             Some((CommitErrorKind::NotMember, _)) => true,
-            Some((CommitErrorKind::Rejected, offset)) => {
+            Some((CommitErrorKind::Rejected(_), offset)) => {
                 // One that was sent after the refusal may still be accepted.
                 let mut sent = self.commits.in_flight.iter().flatten();
                 *offset == entry.offset && !sent.any(|(other, _)| *other == slot)
@@ -374,8 +376,9 @@ impl Flow {
             CommitErrorKind::NotMember => self.commits.forgotten_ms.or(Some(now_ms)),
             _ => None,
         };
-        let own =
-            |(_, _, error): &(Slot, i64, &CommitError)| error.kind == CommitErrorKind::Rejected;
+        let own = |(_, _, error): &(Slot, i64, &CommitError)| {
+            matches!(error.kind, CommitErrorKind::Rejected(_))
+        };
         if !whole && refusals.iter().all(own) {
             self.commits.refusals = BackOff::default();
             self.commits.rejections.refused(now_ms, jitter);

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::Flow;
 use super::tasks::Task;
 use crate::dispatch::{EntryKey, HandlerIx};
+use crate::source::TopicPartition;
 
 /// Between two lines about records that one handler gave up for one reason.
 const INTERVAL_MS: u64 = 10_000;
@@ -64,21 +65,26 @@ impl Flow {
 
     /// A call hangs on the record. Each costs the handler a thread, so that its bound on those bounds the lines as well.
     pub(super) fn log_hung(&self, ix: HandlerIx, key: EntryKey, attempt: u32, reason: &str) {
-        let (Some(entry), Some(handler)) =
-            (self.slab.get(key), self.handlers[ix.0 as usize].as_ref())
-        else {
+        let Some((at, offset, handler)) = self.place_of(ix, key) else {
             return;
         };
-        let at = &self.assignments[entry.slot.0 as usize].at;
         tracing::warn!(
             topic = &*at.topic,
             partition = at.partition,
-            offset = entry.offset(),
-            handler = &*handler.settings.name,
+            offset,
+            handler,
             attempt,
             reason,
             "a call hangs on this record: the attempt has failed"
         );
+    }
+
+    /// Where a record stands, and the name of a handler of it, while both are there.
+    fn place_of(&self, ix: HandlerIx, key: EntryKey) -> Option<(&TopicPartition, i64, &str)> {
+        let entry = self.slab.get(key)?;
+        let handler = self.handlers[ix.0 as usize].as_ref()?;
+        let at = &self.assignments[entry.slot.0 as usize].at;
+        Some((at, entry.offset(), &handler.settings.name))
     }
 
     /// The record's dead letter is acknowledged.
@@ -86,17 +92,14 @@ impl Flow {
         let Some(records) = self.given_up.count(ix, task.class, self.now_ms) else {
             return;
         };
-        let (Some(entry), Some(handler)) =
-            (self.slab.get(key), self.handlers[ix.0 as usize].as_ref())
-        else {
+        let Some((at, offset, handler)) = self.place_of(ix, key) else {
             return;
         };
-        let at = &self.assignments[entry.slot.0 as usize].at;
         tracing::warn!(
             topic = &*at.topic,
             partition = at.partition,
-            offset = entry.offset(),
-            handler = &*handler.settings.name,
+            offset,
+            handler,
             attempts = task.attempt,
             reason = task.class,
             records,

@@ -6,7 +6,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use semver::Version;
 use sluicegate_config::spec::VersionRequirement;
@@ -20,6 +20,8 @@ use crate::admin::{ProblemKind, ServiceProblem};
 const MANIFEST: &str = "plugin.yaml";
 /// A file that was changed more recently than this may still be written.
 const SETTLES_IN: Duration = Duration::from_millis(300);
+/// Between two scans while a file is too fresh.
+const SCAN_PAUSE: Duration = Duration::from_millis(50);
 
 /// The artefacts of a folder.
 pub struct Catalogue {
@@ -254,6 +256,14 @@ impl Catalogue {
         found
     }
 
+    /// Scans until no file is too fresh to be read, or that does not matter since this is `enough`; for `limit` at most.
+    pub fn scan_settled(&self, limit: Duration, enough: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + limit;
+        while self.scan().unsettled && !enough(self) && Instant::now() < deadline {
+            std::thread::sleep(SCAN_PAUSE);
+        }
+    }
+
     /// The files of the folder and of the packages in it (folders with a manifest).
     fn list(&self) -> Listing {
         let mut listing = Listing::default();
@@ -330,13 +340,14 @@ impl Catalogue {
         let before = known
             .as_ref()
             .and_then(|known| known.content.as_ref().err());
-        let since_ms = before.map_or_else(now_ms, |before| before.since_ms);
+        let (since_ms, was_so) = match (before, &content) {
+            (Some(before), Err(why)) => (before.since_ms, before.why == *why),
+            _ => (now_ms(), false),
+        };
         let content = content.map_err(|why| Refused { why, since_ms });
         match (&content, known) {
             (Err(Refused { why: reason, .. }), Some(known)) if again => {
-                let told = (known.content.as_ref().err()).is_some_and(|known| known.why == *reason);
-                let told = known.again || told;
-                if !told {
+                if !(known.again || was_so) {
                     tracing::warn!(%reason, "a plugin cannot be read; what is known of it stays in use");
                 }
                 (File { again, ..known }, false)

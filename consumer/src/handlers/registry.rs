@@ -34,6 +34,11 @@ use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
 use crate::trouble::panic_text;
 
+/// Longest wait of the first scan of the plugins folder for files that are just being written.
+const FIRST_SCAN: Duration = Duration::from_secs(2);
+/// Longest wait for a plugin that has only just come when a spec names it.
+const JUST_COME: Duration = Duration::from_millis(500);
+
 /// What a registry is made with.
 pub struct RegistrySettings {
     /// Folder of artefacts.
@@ -160,7 +165,8 @@ impl Registry {
             workshop,
             releaser,
         };
-        registry.scan_settled();
+        // It waits, but not for ever, for files that are too fresh to be read.
+        registry.catalogue.scan_settled(FIRST_SCAN, |_| false);
         Ok(registry)
     }
 
@@ -175,16 +181,12 @@ impl Registry {
     /// [`Registry::prepare_next`]. Does not wait for plugins, but half a second at most for a file that has only just come
     /// where a spec names a plugin that is not there: it may be that one.
     pub fn settle(&self, snapshot: &Snapshot) -> bool {
-        for _ in 0..5 {
-            let scan = self.catalogue.scan();
-            let finds = |spec: &Arc<HandlerSpec>| {
-                !spec.enabled || self.catalogue.find(&spec.plugin, &spec.version).is_ok()
+        self.catalogue.scan_settled(JUST_COME, |catalogue| {
+            let is_there = |spec: &Arc<HandlerSpec>| {
+                !spec.enabled || catalogue.find(&spec.plugin, &spec.version).is_ok()
             };
-            if !scan.unsettled || snapshot.handlers.values().all(finds) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            snapshot.handlers.values().all(is_there)
+        });
         let mut inner = relock(&self.inner);
         inner.snapshot = snapshot.clone();
         self.converge(&mut inner)
@@ -335,16 +337,6 @@ impl Registry {
         }
         drop(inner);
         self.releaser.wait(deadline)
-    }
-
-    /// The first scan waits, but not for ever, for files that are too fresh to be read.
-    fn scan_settled(&self) {
-        for _ in 0..20 {
-            if !self.catalogue.scan().unsettled {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
     }
 
     /// Brings every handler as near to its spec as can be without a new generation; `true` when one is wanted.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::last_rebalance::LastRebalance;
 use super::{Pump, StopReport};
 use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
-use crate::source::{CommitError, CommitErrorKind, Slot, SourceError, TopicPartition};
+use crate::source::{CommitError, CommitErrorKind, Rejection, Slot, SourceError, TopicPartition};
 
 /// Time beyond the drain that a stop may take for its last commit and for leaving the group.
 pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -114,7 +114,7 @@ impl Pump {
         if let Err(error) = self.source.commit(&entries) {
             let kind = match error {
                 SourceError::Retryable(_) => CommitErrorKind::Unavailable,
-                SourceError::Terminal(_) => CommitErrorKind::Rejected,
+                SourceError::Terminal(_) => CommitErrorKind::Rejected(Rejection::Other),
             };
             let reason = error.to_string();
             self.flow.commit_not_sent(&CommitError { kind, reason });

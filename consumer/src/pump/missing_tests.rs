@@ -17,7 +17,7 @@ use crate::pump::{PumpSettings, StopReport};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
 use crate::source::memory::MemoryKafka;
-use crate::source::{CommitErrorKind, Source, SourceError, SourceEvent};
+use crate::source::{CommitErrorKind, Rejection, Source, SourceError, SourceEvent};
 
 /// Keeps what it is given until the test finishes it.
 #[derive(Default)]
@@ -474,7 +474,7 @@ fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
 fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.refuse_next_commit(
-        CommitErrorKind::Rejected,
+        CommitErrorKind::Rejected(Rejection::Other),
         "Broker: Group authorization failed",
     );
     harness.run_all(true);

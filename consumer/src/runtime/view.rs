@@ -199,6 +199,7 @@ impl View {
             }
             refused.push(why);
         }
+        let newer = by_name(&rejected);
         let declared = snapshot
             .handlers
             .values()
@@ -212,14 +213,12 @@ impl View {
                 let why = refusal.map(named);
                 ill.extend(why.clone().filter(|_| gate == Gate::Held));
                 refused.extend(why);
-                let of_it = |names: &[String]| names.contains(&spec.name);
-                let newer = snapshot.rejections.iter().find(|one| of_it(&one.handlers));
                 DeclaredHandler {
                     name: spec.name.clone(),
                     plugin: spec.plugin.clone(),
                     gate,
                     route: route_of(&spec.route),
-                    refused_spec: newer.map(|one| one.problems.to_string()),
+                    refused_spec: newer.get(spec.name.as_str()).map(|why| (*why).to_owned()),
                     rejected,
                 }
             })
@@ -337,6 +336,15 @@ impl View {
     pub(super) fn note_repairs(&self, keys: u64) {
         self.repairs.fetch_add(keys, Ordering::Relaxed);
     }
+}
+
+/// Why what the source says of a handler is refused, by the handler's name.
+fn by_name(rejected: &[(Vec<String>, String)]) -> BTreeMap<&str, &str> {
+    let mut by_name = BTreeMap::new();
+    for (names, why) in rejected {
+        by_name.extend(names.iter().map(|name| (name.as_str(), why.as_str())));
+    }
+    by_name
 }
 
 /// What records meet at a handler: the spec says what is wanted, the plan what is so.

@@ -12,7 +12,7 @@ use rdkafka::{ClientContext, TopicPartitionList};
 use super::client_errors::judge;
 use super::client_log::log;
 use super::raw::{describe, list_entries};
-use super::{CommitError, CommitErrorKind, CommitResult, SourceEvent, TopicPartition};
+use super::{CommitError, CommitErrorKind, CommitResult, Rejection, SourceEvent, TopicPartition};
 
 /// What a callback recorded.
 #[derive(Debug)]
@@ -259,11 +259,13 @@ fn kind_of(code: i32) -> CommitErrorKind {
         Code::AssignmentLost as i32,
         Code::Fatal as i32,
     ];
-    const REJECTED: [i32; 8] = [
+    const NO_RIGHT: [i32; 3] = [
         Code::TopicAuthorizationFailed as i32,
         Code::GroupAuthorizationFailed as i32,
         Code::ClusterAuthorizationFailed as i32,
-        Code::UnknownTopicOrPartition as i32,
+    ];
+    const NO_TOPIC: i32 = Code::UnknownTopicOrPartition as i32;
+    const REJECTED: [i32; 4] = [
         Code::OffsetMetadataTooLarge as i32,
         Code::InvalidCommitOffsetSize as i32,
         Code::InvalidGroupId as i32,
@@ -272,7 +274,9 @@ fn kind_of(code: i32) -> CommitErrorKind {
     match code {
         code if REBALANCING.contains(&code) => CommitErrorKind::Rebalancing,
         code if NOT_MEMBER.contains(&code) => CommitErrorKind::NotMember,
-        code if REJECTED.contains(&code) => CommitErrorKind::Rejected,
+        code if NO_RIGHT.contains(&code) => CommitErrorKind::Rejected(Rejection::Right),
+        NO_TOPIC => CommitErrorKind::Rejected(Rejection::NoTopic),
+        code if REJECTED.contains(&code) => CommitErrorKind::Rejected(Rejection::Other),
         _ => CommitErrorKind::Unavailable,
     }
 }
@@ -348,11 +352,11 @@ mod tests {
             (82, CommitErrorKind::NotMember),
             (110, CommitErrorKind::NotMember),
             (-142, CommitErrorKind::NotMember),
-            (12, CommitErrorKind::Rejected),
-            (28, CommitErrorKind::Rejected),
-            (29, CommitErrorKind::Rejected),
-            (30, CommitErrorKind::Rejected),
-            (3, CommitErrorKind::Rejected),
+            (12, CommitErrorKind::Rejected(Rejection::Other)),
+            (28, CommitErrorKind::Rejected(Rejection::Other)),
+            (29, CommitErrorKind::Rejected(Rejection::Right)),
+            (30, CommitErrorKind::Rejected(Rejection::Right)),
+            (3, CommitErrorKind::Rejected(Rejection::NoTopic)),
             (7, CommitErrorKind::Unavailable),
             (14, CommitErrorKind::Unavailable),
             (16, CommitErrorKind::Unavailable),

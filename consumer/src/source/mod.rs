@@ -232,8 +232,19 @@ pub enum CommitErrorKind {
     Unavailable,
     /// The client is not a member of the group any more: its partitions are gone (G5).
     NotMember,
-    /// A change of rights or configuration.
-    Rejected,
+    /// Something other than the group has to change.
+    Rejected(Rejection),
+}
+
+/// What has to change before a commit is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rejection {
+    /// The rights of the service.
+    Right,
+    /// The topic is not there.
+    NoTopic,
+    /// The commit is not to the cluster's liking: its configuration, or ours.
+    Other,
 }
 
 /// What happened to the source since it was last asked.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use sluicegate::flow::commits::{HandOver, LAST_COMMIT_MS};
 use sluicegate::source::starts::Commit;
-use sluicegate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Slot};
+use sluicegate::source::{
+    CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection, Slot,
+};
 
 use super::met::Met;
 use super::model::{Check, Committed};
@@ -89,7 +91,7 @@ impl World {
             left += usize::from(in_time && self.model.uncommitted(slot, true).is_some());
             let hopeless = matches!(
                 self.group.refused.get(&slot),
-                Some(CommitErrorKind::NotMember | CommitErrorKind::Rejected)
+                Some(CommitErrorKind::NotMember | CommitErrorKind::Rejected(_))
             );
             if in_time
                 && !hopeless
@@ -186,7 +188,7 @@ impl World {
         let kinds = [
             CommitErrorKind::Unavailable,
             CommitErrorKind::Rebalancing,
-            CommitErrorKind::Rejected,
+            CommitErrorKind::Rejected(Rejection::Other),
         ];
         self.random.chance(fails).then(|| *self.random.pick(&kinds))
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
-use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult};
+use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection};
 
 const DEADLINE_MS: u64 = 20_000;
 
@@ -104,7 +104,10 @@ fn the_commit_in_flight_is_awaited_before_the_last_one() {
 
 #[test]
 fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
-    for kind in [CommitErrorKind::NotMember, CommitErrorKind::Rejected] {
+    for kind in [
+        CommitErrorKind::NotMember,
+        CommitErrorKind::Rejected(Rejection::Other),
+    ] {
         let mut bench = Bench::drained();
         let entries = bench.flow.commits_due();
         bench.answer_commit(&entries, Some(kind));
@@ -149,7 +152,7 @@ fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_se
     for _ in 0..12 {
         let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
         sent_ms.push(now_ms);
-        bench.answer_commit(&entries, Some(CommitErrorKind::Rejected));
+        bench.answer_commit(&entries, Some(CommitErrorKind::Rejected(Rejection::Other)));
     }
     let waits: Vec<u64> = sent_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits[0] < waits[3] && waits[3] < waits[8], "{waits:?}");
@@ -195,7 +198,8 @@ fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() 
             .map(|entry| CommitResult {
                 at: entry.at.clone(),
                 offset: entry.offset,
-                error: (entry.at == refused).then(|| refusal(CommitErrorKind::Rejected)),
+                error: (entry.at == refused)
+                    .then(|| refusal(CommitErrorKind::Rejected(Rejection::Other))),
             })
             .collect();
         bench.flow.committed(&results, None);

@@ -92,9 +92,9 @@ impl KafkaSource {
     /// partitions already, with which the close leaves. Gives whether it was a member at any time: the client forgets that
     /// once it has asked to leave, whatever the coordinator answers.
     fn finish_join(&mut self, deadline: Instant) -> bool {
-        let was_member = self.is_member();
+        let mut was_member = self.is_member();
         self.serve_events(Duration::ZERO);
-        let was_member = was_member || self.is_member();
+        was_member |= self.is_member();
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
             return was_member;
         }
@@ -105,7 +105,7 @@ impl KafkaSource {
         {
             self.serve_events(PAUSE);
         }
-        let was_member = was_member || self.is_member();
+        was_member |= self.is_member();
         if self.leaves_by_closing() {
             return was_member;
         }
