@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::bridge::{
-    Bridge, BridgeSettings, BridgeStores, Pair, PairRecord, RehearsedStep, Side, rehearse,
+    Bridge, BridgeSettings, BridgeStores, Note, Pair, PairRecord, RehearsedStep, Side, rehearse,
 };
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
 
@@ -396,6 +396,50 @@ fn what_is_made_anew_in_a_restored_zookeeper_stays_whatever_it_was_before() {
     }
     assert_eq!(bridge.report().counts.deletes.etcd, 0);
     assert_eq!(scene.values(Side::Etcd).len(), 4);
+}
+
+/// Deleted by two: with the state that ZooKeeper lost, and in etcd.
+#[test]
+fn what_is_made_anew_stays_also_if_the_restored_zookeeper_never_had_it() {
+    let (scene, bridge) = Scene::with_gates(0..4);
+    let handle = scene.sides.zookeeper.handle();
+    let backup = handle.back_up();
+    for _ in 0..500 {
+        scene.put(Side::ZooKeeper, &gate("h0"), "true");
+    }
+    scene.put(Side::ZooKeeper, &gate("late"), "true");
+    scene.settle(&bridge);
+    scene.wait_for(Side::Etcd, &gate("late"), Some("true"));
+    scene.settle(&bridge);
+    drop(bridge);
+    handle.restore(&backup);
+    scene.delete(Side::Etcd, &gate("late"));
+    let bridge = scene.bridge("two", Side::Etcd);
+    let record = |scene: &Scene| {
+        let notes = scene.notes.list().expect("the store is there");
+        PairRecord::of(&notes).expect("it was joined")
+    };
+    let noted_as_gone = |scene: &Scene| {
+        let notes = scene.notes.list().expect("the store is there");
+        let note = notes.get(&gate("late"));
+        let note = note.and_then(|note| Note::from_json(&note.value));
+        note.is_some_and(|note| note.value.is_none() && note.pending.is_empty())
+    };
+    scene.wait_until("the bridge has noted it", |scene| {
+        record(scene).went_back_at.zookeeper > 0 && noted_as_gone(scene)
+    });
+    let known = record(&scene);
+    scene.put(Side::ZooKeeper, &gate("late"), "true");
+    scene.wait_for(Side::Etcd, &gate("late"), Some("true"));
+    // Whoever comes next does not take ZooKeeper for one that went back once more.
+    drop(bridge);
+    let bridge = scene.bridge("three", Side::Etcd);
+    scene.wait_until("the next one has looked", |scene| {
+        record(scene).mark > known.mark
+    });
+    scene.settle(&bridge);
+    assert_eq!(record(&scene).went_back_at, known.went_back_at);
+    assert_eq!(scene.values(Side::ZooKeeper).len(), 5);
 }
 
 #[test]

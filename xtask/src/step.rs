@@ -122,7 +122,8 @@ pub(crate) fn run_behind(name: &str, command: &mut Command, limit: Duration) -> 
     if let Some(folder) = command.get_current_dir() {
         behind.current_dir(folder);
     }
-    run_beside(name, &mut behind, limit)
+    // It gets what the others leave.
+    run_beside(name, &mut behind, 2 * limit)
 }
 
 fn follow(name: &str, command: &mut Command, limit: Duration, show: Show) -> Result<Report> {

@@ -267,7 +267,6 @@ impl Crossing {
         let written = note.revisions.of_mut(self.to);
         *written = match self.value {
             Some(_) => stamp.revision,
-            None if self.behind => self.replaces,
             None => self.replaces.max(*written),
         };
         if let Some(revision) = self.read_at {

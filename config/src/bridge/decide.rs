@@ -273,18 +273,13 @@ fn differ(look: &Look<'_>, note: &Note) -> Decision {
 
 /// The side where a value stands again that was deleted on both sides: the side went back to an earlier state since.
 fn risen(look: &Look<'_>, note: &Note) -> Option<Side> {
+    let known = look.pair.known_revisions(note);
     Side::BOTH.into_iter().find(|side| {
-        let (taken, entry) = (
-            look.pair.unknown(*side, Some(note)),
-            *look.entries.of(*side),
-        );
-        let was_there = |revision: u64| {
-            revision <= *look.pair.went_back_at.of(*side) && note.was_deleted_after(*side, revision)
-        };
-        taken.is_none()
+        let entry = *look.entries.of(*side);
+        note.value.is_none()
             && look.entries.of(side.other()).is_none()
             && !counts(look, note, *side)
-            && entry.is_some_and(|entry| was_there(entry.stamp.revision))
+            && entry.is_some_and(|entry| entry.stamp.revision <= *known.of(*side))
     })
 }
 

@@ -87,11 +87,18 @@ impl PairRecord {
         taken.filter(|taken| note.is_none_or(|note| note.mark < taken.mark))
     }
 
-    /// The revisions of `note` that are about the stores of this record; 0 for the others.
+    /// The revisions of `note` that are about the stores of this record, as they are: 0 for the others, and none that is later
+    /// than the state to which a side went back since.
     pub(super) fn known_revisions(&self, note: &Note) -> Pair<u64> {
-        Pair::from_fn(|side| match self.unknown(side, Some(note)) {
-            Some(_) => 0,
-            None => *note.revisions.of(side),
+        Pair::from_fn(|side| {
+            let noted = *note.revisions.of(side);
+            match self.unknown(side, Some(note)) {
+                Some(_) => 0,
+                None if note.mark < *self.trusted_from.of(side) => {
+                    noted.min(*self.went_back_at.of(side))
+                }
+                None => noted,
+            }
         })
     }
 
@@ -186,6 +193,7 @@ pub fn check_pair(
         return PairCheck::Foreign(foreign);
     }
     let found = Found {
+        name,
         // Which sides the notes know, and which are taken over.
         fits: Pair::from_fn(|side| known.is_some() && foreign.iter().all(|one| one.spares(side))),
         accepted: Pair::from_fn(|side| !foreign.is_empty() && *accepted.of(side)),
@@ -296,6 +304,8 @@ fn find_foreign(
 
 /// What a check has found of sides that may be worked with.
 struct Found<'a> {
+    /// What the pair is known by.
+    name: &'a str,
     /// Whether the notes are about this side.
     fits: Pair<bool>,
     /// Whether this side is to be taken over, and gives way.
@@ -331,10 +341,11 @@ impl Found<'_> {
         match (&record.id, &record.next_id) {
             (_, Some(next)) => Some(next.clone()),
             (None, None) => Some(self.mark.pair.clone().unwrap_or_else(new_id)),
-            // The mark is from before pairs had ids, or names.
+            // The mark is from before pairs had ids, or has another name: that of the config is what counts.
             (Some(id), None) => {
                 let membership = Membership::of(self.sides.of(Side::Etcd), id);
-                let is_unnamed = membership.is_some_and(|of| of.name.is_none());
+                let is_named = |of: Membership| of.name.as_deref() == Some(self.name);
+                let is_unnamed = membership.is_some_and(|of| !is_named(of));
                 (self.mark.pair.is_none() || is_unnamed).then(|| id.clone())
             }
         }
@@ -360,7 +371,14 @@ impl Found<'_> {
         for side in Side::BOTH {
             let revision = self.sides.of(side).revision;
             if *went_back.of(side) {
-                *went_back_at.of_mut(side) = revision;
+                // One that was announced before is about the same state: what was written meanwhile is later.
+                let is_announced = record.next == Some(*record.trusted_from.of(side));
+                let at = went_back_at.of_mut(side);
+                *at = if is_announced {
+                    revision.min(*at)
+                } else {
+                    revision
+                };
             }
             let accepted = *self.accepted.of(side);
             let taken = taken_over.of_mut(side);

@@ -310,4 +310,16 @@ mod tests {
         let seconds = [1, 2, 3, 5, 6, 60].map(|broken| pause_after(broken).as_secs());
         assert_eq!(seconds, [1, 2, 4, 16, 30, 30]);
     }
+
+    #[test]
+    fn a_connection_that_fails_again_and_again_is_counted_from_its_first_failure() {
+        let (log, start) = (ErrorLog::default(), Instant::now());
+        let after = |seconds| log.connection_fails_since(start + Duration::from_secs(seconds));
+        let waited = [0, 20, 40, 95, 200].map(|seconds| after(seconds).as_secs());
+        assert_eq!(
+            waited,
+            [0, 20, 40, 95, 0],
+            "a minute's quiet is a new beginning"
+        );
+    }
 }

@@ -39,8 +39,8 @@ pub struct Catalogue {
 struct File {
     stamp: Stamp,
     content: Result<Arc<Artefact>, Refused>,
-    /// It could not be read, which says nothing of what it is: the next scan tries again.
-    again: bool,
+    /// Why it could not be read at the last scan, which says nothing of what it is: the next one tries again.
+    unread: Option<Refused>,
 }
 
 /// Why a file cannot be used, and since when, in milliseconds since the epoch.
@@ -48,6 +48,14 @@ struct File {
 struct Refused {
     why: String,
     since_ms: i64,
+}
+
+impl Refused {
+    /// For this reason, and since `before` if it was so then.
+    fn since(before: Option<&Self>, why: String) -> Self {
+        let since_ms = before.map_or_else(now_ms, |before| before.since_ms);
+        Self { why, since_ms }
+    }
 }
 
 /// A folder that cannot be read.
@@ -216,7 +224,7 @@ impl Catalogue {
                 continue;
             };
             let known = match known {
-                Some(file) if file.stamp == stamp && !file.again => {
+                Some(file) if file.stamp == stamp && file.unread.is_none() => {
                     files.insert(path, file);
                     continue;
                 }
@@ -333,46 +341,49 @@ impl Catalogue {
         runtime: &Arc<dyn HandlerRuntime>,
         known: Option<File>,
     ) -> (File, bool) {
-        let inspected = runtime.inspect(path);
-        let again = matches!(inspected, Err(LoadError::Unreadable { .. }));
-        let content = inspected.map_err(|error| error.to_string());
-        let content = content.and_then(|identity| artefact(path, stamp, runtime, identity));
-        let before = known
-            .as_ref()
-            .and_then(|known| known.content.as_ref().err());
-        let (since_ms, was_so) = match (before, &content) {
-            (Some(before), Err(why)) => (before.since_ms, before.why == *why),
-            _ => (now_ms(), false),
+        let before = known.as_ref();
+        let refused = before.and_then(|known| known.content.as_ref().err());
+        let content = match runtime.inspect(path) {
+            Err(error @ LoadError::Unreadable { .. }) => {
+                let unread = before.and_then(|known| known.unread.as_ref());
+                let reason = Refused::since(unread, error.to_string());
+                return Self::unread(stamp, known, reason);
+            }
+            Err(error) => Err(error.to_string()),
+            Ok(identity) => artefact(path, stamp, runtime, identity),
         };
-        let content = content.map_err(|why| Refused { why, since_ms });
-        match (&content, known) {
-            (Err(Refused { why: reason, .. }), Some(known)) if again => {
-                if !(known.again || was_so) {
-                    tracing::warn!(%reason, "a plugin cannot be read; what is known of it stays in use");
+        let content = content.map_err(|why| Refused::since(refused, why));
+        match &content {
+            Err(Refused { why: reason, .. }) => tracing::warn!(%reason, "plugin not usable"),
+            Ok(artefact) => tracing::info!(plugin = ?artefact, "plugin found"),
+        }
+        let file = File {
+            stamp,
+            content,
+            unread: None,
+        };
+        (file, true)
+    }
+
+    /// A file that cannot be read at present: it is what it was, if anything is known of it.
+    fn unread(stamp: Stamp, known: Option<File>, reason: Refused) -> (File, bool) {
+        let why = &reason.why;
+        match known {
+            Some(known) => {
+                if known.unread.is_none() {
+                    tracing::warn!(reason = %why, "a plugin cannot be read; what is known of it stays in use");
                 }
-                (File { again, ..known }, false)
+                let unread = Some(reason);
+                (File { unread, ..known }, false)
             }
-            (Err(Refused { why: reason, .. }), _) => {
-                tracing::warn!(%reason, "plugin not usable");
-                (
-                    File {
-                        stamp,
-                        content,
-                        again,
-                    },
-                    true,
-                )
-            }
-            (Ok(artefact), _) => {
-                tracing::info!(plugin = ?artefact, "plugin found");
-                (
-                    File {
-                        stamp,
-                        content,
-                        again,
-                    },
-                    true,
-                )
+            None => {
+                tracing::warn!(reason = %why, "plugin not usable");
+                let file = File {
+                    stamp,
+                    content: Err(reason.clone()),
+                    unread: Some(reason),
+                };
+                (file, true)
             }
         }
     }
@@ -442,17 +453,22 @@ impl Catalogue {
 /// The files that cannot be used.
 fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
     let refused = files.iter().filter_map(|(path, file)| {
-        let refused = file.content.as_ref().err()?;
         let path = path.display();
-        let (what, remedy) = match file.again {
-            true => (
-                format!("`{path}` cannot be read"),
+        let (refused, what, remedy) = match (&file.unread, &file.content) {
+            (Some(unread), content) => (
+                unread,
+                match content {
+                    Ok(_) => format!("`{path}` cannot be read; what is known of it stays in use"),
+                    Err(_) => format!("`{path}` cannot be read"),
+                },
                 "make it readable for the service; it is tried again with each look at the folder",
             ),
-            false => (
+            (None, Err(refused)) => (
+                refused,
                 format!("`{path}` is no plugin that can be used"),
                 "build it anew against this version of the SDK and put it there again, or take the file away",
             ),
+            (None, Ok(_)) => return None,
         };
         Some(ServiceProblem {
             kind: ProblemKind::PluginRefused,

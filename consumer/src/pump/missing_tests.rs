@@ -474,7 +474,7 @@ fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
 fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.refuse_next_commit(
-        CommitErrorKind::Rejected(Rejection::Other),
+        CommitErrorKind::Rejected(Rejection::Right),
         "Broker: Group authorization failed",
     );
     harness.run_all(true);
@@ -483,6 +483,7 @@ fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert_eq!(problems[0].kind, ProblemKind::CommitsRefused);
     assert!(problems[0].cause.contains("Group authorization failed"));
+    assert!(problems[0].remedy.contains("grant the service READ"));
     let why = harness.pump.explain(&at(), None, harness.pump.clock);
     let why = why.and_then(|why| why.reason).expect("a reason");
     assert!(why.contains("group g does not take commits"), "{why}");

@@ -276,7 +276,7 @@ impl Desk {
                 revision: applied.settled,
                 preparing: applied.preparing.clone(),
             };
-            self.told.plan(applied);
+            self.told.plan(&self.snapshot, applied);
         }
     }
 

@@ -244,6 +244,15 @@ fn a_plan_is_not_said_to_be_in_force_with_what_is_refused_of_it() {
     let told = refused.matches("plan in force");
     assert_eq!(told.count(), 1, "{refused}");
     assert!(refused.contains("refused=1"), "{refused}");
+    let mut declined = Snapshot::clone(&snapshot);
+    declined.rejections.push(sluicegate_config::Rejection {
+        origin: "handlers.d/h.yaml".to_owned(),
+        handlers: vec!["h".to_owned()],
+        effect: sluicegate_config::RejectionEffect::LastGoodSpec,
+        problems: sluicegate_config::Problems::of_file(None, "it has no route".to_owned()),
+    });
+    let both = captured(|| harness.desk.put_in_force(Arc::new(declined), &applied));
+    assert!(both.contains("refused=2"), "{both}");
     applied.refusals.clear();
     let mended = captured(|| harness.desk.put_in_force(snapshot, &applied));
     assert!(

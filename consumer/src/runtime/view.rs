@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::source::{GateWriter, WatchHandle};
 use sluicegate_config::spec::{HandlerSpec, Route};
-use sluicegate_config::{ServiceConfig, Snapshot, Switches};
+use sluicegate_config::{RejectionEffect, ServiceConfig, Snapshot, Switches};
 
 use super::control::{Order, named};
 use crate::admin::view::now_ms;
@@ -18,7 +18,7 @@ use crate::admin::{
     DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, ServiceFacts,
     ServiceProblem, ServiceReport, ServiceView,
 };
-use crate::handlers::{Applied, Plan, Registry, RestartRefusal, RestartState};
+use crate::handlers::{Applied, Plan, Refusal, Registry, RestartRefusal, RestartState};
 use crate::pump::PumpAddress;
 use crate::source::TopicPartition;
 
@@ -218,7 +218,7 @@ impl View {
                     plugin: spec.plugin.clone(),
                     gate,
                     route: route_of(&spec.route),
-                    refused_spec: newer.get(spec.name.as_str()).map(|why| (*why).to_owned()),
+                    refused_spec: newer_spec(&newer, refusal, &spec.name),
                     rejected,
                 }
             })
@@ -345,6 +345,18 @@ fn by_name(rejected: &[(Vec<String>, String)]) -> BTreeMap<&str, &str> {
         by_name.extend(names.iter().map(|name| (name.as_str(), why.as_str())));
     }
     by_name
+}
+
+/// Why what the source says of a handler is not what serves: its text is refused, or its plugin does not take it.
+fn newer_spec(
+    texts: &BTreeMap<&str, &str>,
+    refusal: Option<&Refusal>,
+    name: &str,
+) -> Option<String> {
+    let refusal = refusal.filter(|one| one.effect == RejectionEffect::LastGoodSpec);
+    let text = texts.get(name).copied();
+    let why = text.or_else(|| refusal.map(|one| one.reason.as_str()));
+    why.map(str::to_owned)
 }
 
 /// What records meet at a handler: the spec says what is wanted, the plan what is so.

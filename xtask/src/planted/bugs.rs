@@ -310,6 +310,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: BRIDGE_RUNNING,
     },
     Bug {
+        name: "bridge-lost-revision-trusted",
+        what: "a revision that a side lost with its state counts in what is noted of it since",
+        suite: BRIDGE_RUNNING,
+    },
+    Bug {
         name: "bridge-standing-deletes",
         what: "what a bridge that stood still saw being emptied is deleted once the side is accepted",
         suite: BRIDGE_RUNNING,

@@ -101,10 +101,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             )),
             "loom" => add(code::loom(step::run)),
             "miri" => add(code::miri(step::run)),
-            _ => match scenarios::run(&arguments.scenario, arguments.long, &behind) {
-                Ok(done) => reports.extend(done),
-                Err(error) => add(Err(error)),
-            },
+            _ => reports.extend(scenarios::run(&arguments.scenario, arguments.long, &behind)),
         }
     }
     Ok(closing::print(&reports))

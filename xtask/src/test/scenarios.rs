@@ -87,8 +87,26 @@ impl Servers {
 pub(super) type Behind = (&'static str, fn() -> Result<Report>);
 
 /// Runs the scenarios named in `only`, or all; `long` asks for their long forms. `behind` runs one after the other while
-/// scenarios run that bear others beside them.
-pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Result<Vec<Report>> {
+/// scenarios run that bear others beside them, or at the end.
+pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Vec<Report> {
+    let mut reports = Vec::new();
+    let mut waiting = Some(behind);
+    if let Err(error) = run_all(only, long, &mut waiting, &mut reports) {
+        eprintln!("e2e: {error:#}");
+        reports.push(failed("e2e", &error));
+    }
+    if let Some(behind) = waiting {
+        reports.extend(run_behind(behind));
+    }
+    reports
+}
+
+fn run_all(
+    only: &[String],
+    long: bool,
+    behind: &mut Option<&[Behind]>,
+    reports: &mut Vec<Report>,
+) -> Result<()> {
     let mut scenarios = test_targets()?;
     scenarios
         .retain(|(package, test)| package == "e2e" && (only.is_empty() || only.contains(test)));
@@ -99,12 +117,11 @@ pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Result<Vec<
         anyhow::bail!("there is no scenario {unknown} under tests/tests");
     }
     let (provisioned, servers) = provision();
-    let mut reports = vec![provisioned];
+    reports.push(provisioned);
     let (build, built) = build()?;
     reports.push(build);
     let Some(built) = built else {
-        reports.extend(run_behind(behind));
-        return Ok(reports);
+        return Ok(());
     };
     let mut beside = Vec::new();
     for (_, scenario) in scenarios {
@@ -115,24 +132,20 @@ pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Result<Vec<
             None => beside.push(scenario),
         }
     }
-    reports.extend(run_beside(beside, behind)?);
-    Ok(reports)
+    reports.extend(run_beside(beside, behind.take().unwrap_or_default()));
+    Ok(())
 }
 
 /// Runs steps one after the other; what cannot be run has failed.
 fn run_behind(steps: &[Behind]) -> Vec<Report> {
-    let done = steps.iter().map(|(name, step)| {
-        step().unwrap_or_else(|error| {
-            let mut failed = Report::new(name);
-            failed.failed.push(format!("{name} ({error:#})"));
-            failed
-        })
-    });
+    let done = steps
+        .iter()
+        .map(|(name, step)| step().unwrap_or_else(|error| failed(name, &error)));
     done.collect()
 }
 
 /// Runs scenarios, as many at a time as there are lanes, and the other steps behind them.
-fn run_beside(scenarios: Vec<Scenario>, behind: &[Behind]) -> Result<Vec<Report>> {
+fn run_beside(scenarios: Vec<Scenario>, behind: &[Behind]) -> Vec<Report> {
     let waiting = Mutex::new(scenarios.into_iter());
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,26 +154,30 @@ fn run_beside(scenarios: Vec<Scenario>, behind: &[Behind]) -> Result<Vec<Report>
     let lane = || {
         let mut reports = Vec::new();
         while let Some(scenario) = next() {
-            reports.push(scenario.run(step::run_beside)?);
+            let done = scenario.run(step::run_beside);
+            reports.push(done.unwrap_or_else(|error| failed(&scenario.name, &error)));
         }
-        Ok(reports)
+        reports
     };
-    let done: Vec<Result<Vec<Report>>> = std::thread::scope(|scope| {
-        let behind = scope.spawn(|| Ok(run_behind(behind)));
+    let mut reports: Vec<Report> = std::thread::scope(|scope| {
+        let behind = scope.spawn(|| run_behind(behind));
         let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
         let ended = lanes.into_iter().chain([behind]);
-        let ended = ended.map(|lane| match lane.join() {
+        let ended = ended.flat_map(|lane| match lane.join() {
             Ok(reports) => reports,
             Err(panic) => std::panic::resume_unwind(panic),
         });
         ended.collect()
     });
-    let mut reports = Vec::new();
-    for of_lane in done {
-        reports.extend(of_lane?);
-    }
     reports.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(reports)
+    reports
+}
+
+/// The report of what could not be run.
+fn failed(name: &str, error: &anyhow::Error) -> Report {
+    let mut failed = Report::new(name);
+    failed.failed.push(format!("{name} ({error:#})"));
+    failed
 }
 
 /// A scenario, and what its header says of it.

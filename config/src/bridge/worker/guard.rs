@@ -22,6 +22,8 @@ impl Worker {
     /// What is known of the pair is to be looked at again before anything crosses.
     pub(super) fn doubt(&mut self) {
         self.pair = None;
+        // The notes may be those of an earlier state, whose revisions are lower.
+        self.forget_before = 0;
     }
 
     /// Reads everything anew, looks whether the stores are those of the notes, and leaves a new mark if one is due.

@@ -90,6 +90,31 @@ fn a_plugin_that_has_only_just_come_is_waited_for_and_not_refused() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_shows_as_that_whatever_is_known_of_it() {
+    for known in ["copy 1.0.0 copy", "?"] {
+        let shop = Shop::new(&[("liba.so", known)]);
+        let file = shop.folder.path().join("liba.so");
+        let shown = || {
+            shop.registry.catalogue().scan();
+            shop.registry.catalogue().problems()
+        };
+        assert_eq!(shown().len(), usize::from(known == "?"));
+        // It is no text, so that the runtime of these tests cannot read it.
+        std::fs::write(&file, [0xff]).unwrap();
+        age(&file);
+        let [problem] = &shown()[..] else {
+            panic!("{:?}", shown());
+        };
+        assert!(problem.what.contains("cannot be read"), "{problem:?}");
+        let stays = problem.what.contains("stays in use");
+        assert_eq!(stays, known != "?", "{problem:?}");
+        assert!(problem.cause.contains("UTF-8"), "{problem:?}");
+        std::fs::remove_file(&file).unwrap();
+        assert!(shown().is_empty());
+    }
+}
+
+#[test]
 fn a_file_that_is_no_plugin_shows_until_it_is_replaced_or_gone() {
     let shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
     let folder = shop.folder.path().to_owned();

@@ -92,7 +92,8 @@ impl KafkaSource {
     /// partitions already, with which the close leaves. Gives whether it was a member at any time: the client forgets that
     /// once it has asked to leave, whatever the coordinator answers.
     fn finish_join(&mut self, deadline: Instant) -> bool {
-        let mut was_member = self.is_member();
+        // One that has unsubscribed was one, and knows it no more.
+        let mut was_member = self.is_member() || self.leaving.unsubscribed;
         self.serve_events(Duration::ZERO);
         was_member |= self.is_member();
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
@@ -114,6 +115,7 @@ impl KafkaSource {
         }
         // What the join has brought is taken unread: only then does the client do the unsubscribe.
         while self.is_member() && !self.has_failed() {
+            was_member = true;
             self.take_unread();
             if Instant::now() >= deadline {
                 tracing::warn!(
