@@ -2,9 +2,15 @@
 
 use super::USER;
 
-/// A rule about what the test's user may not do.
+/// A rule about what the test's user may do, or not.
 #[derive(Clone, Debug)]
 pub enum Acl {
+    /// The user may do everything with this topic that no other rule forbids. Without it, any rule about a topic takes away
+    /// everything else too.
+    AllowTopic {
+        /// The topic.
+        topic: String,
+    },
     /// The user may not read this topic.
     DenyRead {
         /// The topic.
@@ -25,6 +31,7 @@ pub enum Acl {
 impl Acl {
     pub(super) fn arguments(&self, add: bool) -> Vec<String> {
         let (operation, kind, name) = match self {
+            Self::AllowTopic { topic } => ("All", "--topic", topic),
             Self::DenyRead { topic } => ("Read", "--topic", topic),
             Self::DenyGroup { group } => ("Read", "--group", group),
             Self::DenyWrite { topic } => ("Write", "--topic", topic),
@@ -34,7 +41,11 @@ impl Acl {
         } else {
             vec!["--remove".into(), "--force".into()]
         };
-        arguments.extend(["--deny-principal".into(), format!("User:{USER}")]);
+        let principal = match self {
+            Self::AllowTopic { .. } => "--allow-principal",
+            _ => "--deny-principal",
+        };
+        arguments.extend([principal.into(), format!("User:{USER}")]);
         arguments.extend([
             "--operation".into(),
             operation.into(),
