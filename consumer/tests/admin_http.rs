@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sluicegate::admin::http;
 use sluicegate::admin::{
-    Explanation, GateError, HandlerReport, PartitionReport, ProblemKind, RecordStatus,
+    Explanation, GateError, HandlerReport, PartitionReport, ProblemKind, RecordStatus, Restarted,
     ServiceFacts, ServiceProblem, ServiceReport, ServiceSlot, ServiceView,
 };
 
@@ -91,7 +91,7 @@ impl ServiceView for Scripted {
         }
     }
 
-    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+    fn restart(&self, handler: &str) -> Result<Restarted, GateError> {
         self.restarted(handler)
     }
 }
@@ -108,10 +108,13 @@ fn lost_group() -> ServiceProblem {
 }
 
 impl Scripted {
-    fn restarted(&self, handler: &str) -> Result<u64, GateError> {
+    fn restarted(&self, handler: &str) -> Result<Restarted, GateError> {
         let name = handler.to_owned();
         match handler {
-            "relay" => Ok(7),
+            "relay" => Ok(Restarted {
+                generation: 7,
+                rebuilt: true,
+            }),
             "gone" => Err(GateError::Removed { name, in_flight: 3 }),
             "broken" => Err(GateError::NotServing {
                 name,
@@ -408,7 +411,7 @@ fn a_taken_address_is_refused_with_the_key_to_change() {
 fn a_restart_says_which_generation_serves_or_why_none_does() {
     let service = start();
     let restart = |name: &str| service.post(&format!("/api/v1/handlers/{name}/restart"), &[]);
-    let done = json!({ "name": "relay", "generation": 7 });
+    let done = json!({ "name": "relay", "generation": 7, "rebuilt": true });
     assert_eq!(restart("relay"), (200, done));
     for (name, status, code, words) in [
         ("nobody", 404, "not_found", "there are: relay"),

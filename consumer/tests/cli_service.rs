@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluicegate::admin::http;
 use sluicegate::admin::{
-    Explanation, GateError, HandlerReport, HeldBy, RecordStatus, ServiceReport, ServiceView,
-    WaitsFor,
+    Explanation, GateError, HandlerReport, HeldBy, RecordStatus, Restarted, ServiceReport,
+    ServiceView, WaitsFor,
 };
 
 #[derive(Default)]
@@ -70,9 +70,16 @@ impl ServiceView for Scripted {
         Ok(())
     }
 
-    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+    fn restart(&self, handler: &str) -> Result<Restarted, GateError> {
         match handler {
-            "relay" => Ok(3),
+            "relay" => Ok(Restarted {
+                generation: 3,
+                rebuilt: true,
+            }),
+            "fileless" => Ok(Restarted {
+                generation: 2,
+                rebuilt: false,
+            }),
             _ => Err(GateError::Removed {
                 name: handler.to_owned(),
                 in_flight: 2,
@@ -246,6 +253,12 @@ fn a_restart_tells_the_generation_that_serves_or_why_there_is_none() {
     let said = text(&done.stdout);
     assert!(
         said.contains("`relay` is restarted: generation 3 serves"),
+        "{said}"
+    );
+    let reset = service.run(&["handlers", "restart", "fileless", "--output", "table"]);
+    let said = String::from_utf8_lossy(&reset.stdout).into_owned();
+    assert!(
+        said.contains("runs again as it is loaded, generation 2: no plugin in the plugins folder"),
         "{said}"
     );
     let gone = service.run(&["handlers", "restart", "gone"]);

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sluicegate_config::escape::escape;
+use sluicegate_config::escape::{escape, escape_lines};
 
 /// What one handler's share of a record waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -208,15 +208,15 @@ impl Explanation {
                 .saturating_sub(held.since_ms)
                 .max(0);
             text.push_str(&format!(
-                "\nhandler `{}`, attempt {}, waits since {} ms for {}",
+                "\nhandler `{}`, attempt {}, has waited {:.1} s for {}",
                 held.handler,
                 held.attempt,
-                waited_ms,
+                waited_ms as f64 / 1_000.0,
                 escape(&held.waits_for.to_string())
             ));
         }
         if let Some(reason) = &self.reason {
-            text.push_str(&format!("\n{}", escape(reason)));
+            text.push_str(&format!("\n{}", escape_lines(reason)));
         }
         text
     }
@@ -259,7 +259,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("handler `auditor`, attempt 2, waits since "),
+            text.contains("handler `auditor`, attempt 2, has waited "),
             "{text}"
         );
         assert!(

@@ -28,4 +28,4 @@ pub use report::{
     PumpReport, ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind,
     VersionReport,
 };
-pub use view::{GateError, ServiceSlot, ServiceView};
+pub use view::{GateError, Restarted, ServiceSlot, ServiceView};

@@ -80,11 +80,19 @@ pub trait ServiceView: Send + Sync + 'static {
     }
 
     /// Builds a new generation of a handler from its spec and lets it take the place of the one that serves or has failed.
-    /// Gives its number.
     ///
     /// # Errors
     /// [`GateError`]; the earlier generation stays then.
-    fn restart(&self, handler: &str) -> Result<u64, GateError>;
+    fn restart(&self, handler: &str) -> Result<Restarted, GateError>;
+}
+
+/// What came of a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restarted {
+    /// The generation that serves from now on.
+    pub generation: u64,
+    /// Whether it was built anew. Otherwise the one that is loaded was reset, since its plugin is not in the folder any more.
+    pub rebuilt: bool,
 }
 
 /// Where the admin side finds the service: empty while it starts.

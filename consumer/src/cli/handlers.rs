@@ -109,11 +109,16 @@ fn set_gate(gate: &Gate, open: bool) -> Result<(), Failure> {
 fn restart(one: &One) -> Result<(), Failure> {
     let path = format!("/api/v1/handlers/{}/restart", segment(&one.name));
     let restart: HandlerRestart = one.admin.post(&path)?;
-    one.output.print(&restart, |restart| {
-        format!(
+    one.output.print(&restart, |restart| match restart.rebuilt {
+        true => format!(
             "`{}` is restarted: generation {} serves",
             restart.name, restart.generation
-        )
+        ),
+        false => format!(
+            "`{}` runs again as it is loaded, generation {}: no plugin in the plugins folder serves its spec any more; put it \
+             back before the service starts anew",
+            restart.name, restart.generation
+        ),
     })
 }
 

@@ -42,7 +42,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the service on a Kafka inside the process, with real flights flowing
     Demo(demo::Arguments),
-    /// Check a service config and every spec it reaches
+    /// Check a service config and every spec it reaches; what a handler says of its own `config` is known once it runs
     Validate(validate::Arguments),
     /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
     Produce(produce::Arguments),

@@ -67,7 +67,10 @@ impl Flow {
                 counts.metadata_dropped += 1;
             }
         }
+        let was_settled = assignment.ledger.is_settled();
         match assignment.ledger.deliver(delivery.offset) {
+            // The frontier has had nothing to wait for until now.
+            Delivered::New if was_settled => assignment.moved_ms = self.now_ms,
             Delivered::New => {}
             Delivered::Done => {
                 assignment.delivered += 1;

@@ -307,7 +307,7 @@ impl Flow {
         else {
             return Vec::new();
         };
-        // Nobody notes when a record was queued; the frontier has stood before it since it last moved, at least.
+        // Nobody notes when a record was queued; the frontier has stood since it last moved, or began to wait.
         let queued_ms = self.assignment(slot).moved_ms;
         let places = 0..self.handlers.len();
         places

@@ -532,3 +532,24 @@ fn records_of_a_later_leader_run_whatever_was_finished_at_their_offsets() {
     bench.flow.tick(2_000);
     assert_eq!(bench.flow.commits_due()[0].leader_epoch, Some(6));
 }
+
+/// Neither the partition nor the record has waited for the time in which there was nothing.
+#[test]
+fn what_comes_after_a_long_quiet_has_waited_only_since_it_came() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..1, |_| None);
+    bench.finish(0, |_| outcome_code::ACK);
+    bench.flow.tick(10_000);
+    bench.deliver(1..2, |_| None);
+    bench.flow.tick(10_500);
+    assert!(bench.flow.stalled(bench.slot).is_none());
+    let clock = super::report::WallClock { epoch_ms: 0 };
+    let explained = bench.flow.explain(&at(), None, clock).expect("it is ours");
+    assert_eq!(explained.held_by[0].since_ms, 10_000);
+    bench.flow.tick(11_000);
+    let stalled = bench
+        .flow
+        .stalled(bench.slot)
+        .expect("a second is its bound");
+    assert_eq!(stalled.since_ms, 10_000);
+}

@@ -258,6 +258,7 @@ fn wait_for_topic(
             brokers: brokers.to_owned(),
             within_s: start.elapsed().as_secs().max(1),
             reason: error.to_string(),
+            lets_nobody_in: false,
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let error = found

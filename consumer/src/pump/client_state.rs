@@ -121,9 +121,11 @@ impl ClientState {
                     .insert(kind, Trouble::new(reason, remedy, now_ms));
             }
         }
-        // That no broker is left says nothing beside why the last one is gone.
+        // That no broker is left says nothing beside why the last one is gone, or does not let us in.
         let is_told = kind == ClientErrorKind::AllBrokersDown
-            && self.errors.contains_key(&ClientErrorKind::Connection);
+            && [ClientErrorKind::Connection, ClientErrorKind::Login]
+                .iter()
+                .any(|kind| self.errors.contains_key(kind));
         if is_told {
             self.told_unreachable = true;
             return;
@@ -323,8 +325,8 @@ impl ClientState {
         let waiting = || {
             Trouble::new(
                 "the member waits for its coordinator and for the group to agree",
-                "a rebalance waits for every member, for max.poll.interval.ms at most: look after the brokers and the \
-                 other members. A member none of whose topics exists is in no group until one of them does",
+                "a rebalance waits for every member, for max.poll.interval.ms at most, and for one that is gone, such as this one \
+                 before an outage, until its session.timeout.ms: look after the brokers and the other members. A member none of whose topics exists is in no group until one of them does",
                 since_ms,
             )
         };

@@ -306,8 +306,8 @@ fn a_handler_whose_spec_is_gone_is_said_to_be_deleted_while_it_is_still_listed()
     let (snapshot, applied) = applied(&spec("t"));
     harness.view.note_snapshot(&snapshot, &applied);
     for refused in [
-        harness.view.set_gate("h", false).map(|()| 0),
-        harness.view.restart("h"),
+        harness.view.set_gate("h", false),
+        harness.view.restart("h").map(drop),
     ] {
         let told = refused.expect_err("its spec is gone").to_string();
         assert!(told.contains("handler `h` is deleted"), "{told}");

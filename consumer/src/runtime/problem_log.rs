@@ -1,6 +1,6 @@
 //! The log of what stands: a line a minute for each kind of problem that goes on, and one when none of the kind is left.
 //!
-//! Where a problem begins is logged where it is met, with its particulars; that it still stands an hour later is known here
+//! Where a problem begins is logged where it is met, with its particulars, if that has a place; that it still stands an hour later is known here
 //! alone. It goes by kinds: the texts of single problems count records and name partitions, which come and go.
 
 use std::collections::BTreeMap;
@@ -19,9 +19,18 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// Between two lines about what goes on.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
+/// Kinds whose beginning nobody else logs.
+const BEGUN_HERE: [ProblemKind; 3] = [
+    ProblemKind::Group,
+    ProblemKind::PartitionStalled,
+    ProblemKind::HandlerClosing,
+];
+
 /// What the log is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
+    /// There is one of a kind that has no line of its own.
+    Begins(ServiceProblem),
     /// Problems of a kind go on.
     Stands {
         /// How many are listed of the kind.
@@ -100,6 +109,9 @@ impl ProblemLog {
                     is_told: false,
                 }
             });
+            if standing.what.is_empty() && BEGUN_HERE.contains(&kind) {
+                lines.push(Line::Begins((*oldest).clone()));
+            }
             standing.what.clone_from(&oldest.what);
             if now.duration_since(standing.told) >= SAY_AGAIN {
                 standing.told = now;
@@ -124,6 +136,13 @@ impl Standing {
 impl Line {
     fn tell(&self) {
         match self {
+            Self::Begins(problem) => tracing::warn!(
+                kind = %problem.kind,
+                cause = problem.cause,
+                remedy = problem.remedy,
+                "{}",
+                problem.what
+            ),
             Self::Stands {
                 problems,
                 seconds,

@@ -105,8 +105,19 @@ fn what_does_not_say_since_when_stands_since_it_was_met() {
     }
     lines.extend(bench.look(70, &[]));
     let told = lines.iter().map(|line| match line {
+        Line::Begins(problem) => panic!("{problem:?}"),
         Line::Stands { seconds, .. } => ("still", *seconds),
         Line::Over { seconds, .. } => ("over", *seconds),
     });
     assert_eq!(told.collect::<Vec<_>>(), [("still", 60), ("over", 70)]);
+}
+
+#[test]
+fn what_has_no_line_of_its_own_has_one_here_when_it_begins() {
+    let mut bench = Bench::new();
+    let stalled = problem(ProblemKind::PartitionStalled, "partition t/0 is stalled", 0);
+    let failed = problem(ProblemKind::HandlerFailed, "a has failed", 0);
+    let both = [stalled.clone(), failed];
+    assert_eq!(bench.look(0, &both), [Line::Begins(stalled)]);
+    assert_eq!(bench.look(5, &both), []);
 }

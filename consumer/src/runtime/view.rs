@@ -15,8 +15,8 @@ use sluicegate_config::{RejectionEffect, ServiceConfig, Snapshot, Switches};
 use super::control::{Order, named};
 use crate::admin::view::now_ms;
 use crate::admin::{
-    DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, ServiceFacts,
-    ServiceProblem, ServiceReport, ServiceView,
+    DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, Restarted,
+    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
 };
 use crate::handlers::{Applied, Plan, Refusal, Registry, RestartRefusal, RestartState};
 use crate::pump::PumpAddress;
@@ -88,13 +88,17 @@ struct RefusedSpec {
 impl Standing {
     /// What the control side has to tell.
     fn problems(&self) -> Vec<ServiceProblem> {
-        let refused = |what: &str, why: &String, since_ms: i64| ServiceProblem {
+        let refused = |what: &str, why: &String, since_ms: i64| {
+            ServiceProblem {
             kind: ProblemKind::SpecRefused,
             what: what.to_owned(),
             since_ms,
             count: 1,
             cause: why.clone(),
-            remedy: "correct it where it stands; what was in force before stays".to_owned(),
+            remedy: "correct it where it stands; what was in force before stays while the service runs, but a start with a \
+                 declared handler that cannot be served is refused"
+                .to_owned(),
+        }
         };
         let specs = self
             .refused
@@ -526,7 +530,7 @@ impl ServiceView for View {
         watch.is_some_and(|watch| watch.accept())
     }
 
-    fn restart(&self, handler: &str) -> Result<u64, GateError> {
+    fn restart(&self, handler: &str) -> Result<Restarted, GateError> {
         let not_serving = |reason: String| GateError::NotServing {
             name: handler.to_owned(),
             reason,
@@ -545,7 +549,12 @@ impl ServiceView for View {
         let deadline = Instant::now() + RESTARTS_WITHIN;
         loop {
             match self.registry.restart_state(handler, before) {
-                RestartState::Done(generation) => return Ok(generation),
+                RestartState::Done(generation) => {
+                    return Ok(Restarted {
+                        generation,
+                        rebuilt: generation != before,
+                    });
+                }
                 RestartState::Refused(reason) => return Err(not_serving(reason)),
                 RestartState::UnderWay if Instant::now() >= deadline => {
                     let reason = format!(

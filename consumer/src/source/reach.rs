@@ -22,9 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// No broker answers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no broker answers at `{brokers}` within {within_s} s ({reason}); check the address and that the cluster runs"
-)]
+#[error("no broker {} `{brokers}` within {within_s} s ({reason}); {}", refusal(*.lets_nobody_in), remedy(*.lets_nobody_in))]
 pub struct NoBroker {
     /// The bootstrap servers.
     pub brokers: String,
@@ -32,6 +30,24 @@ pub struct NoBroker {
     pub within_s: u64,
     /// The last thing that the client said of a connection.
     pub reason: String,
+    /// A broker has answered, and refused the login.
+    pub lets_nobody_in: bool,
+}
+
+fn refusal(lets_nobody_in: bool) -> &'static str {
+    match lets_nobody_in {
+        true => "lets the service in at",
+        false => "answers at",
+    }
+}
+
+fn remedy(lets_nobody_in: bool) -> &'static str {
+    match lets_nobody_in {
+        true => {
+            "correct security.protocol, sasl.mechanism, sasl.username and sasl.password under kafka.client"
+        }
+        false => "check the address and that the cluster runs",
+    }
 }
 
 /// What a client meets while it connects.
@@ -39,6 +55,8 @@ pub struct NoBroker {
 struct Met {
     /// No address of a broker could be connected to.
     all_down: AtomicBool,
+    /// A login was refused.
+    refuses_login: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
@@ -51,6 +69,8 @@ impl ClientContext for Met {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.all_down.store(true, Ordering::Release);
         } else {
+            let refuses = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication);
+            self.refuses_login.fetch_or(refuses, Ordering::AcqRel);
             let mut last = self
                 .last_error
                 .lock()
@@ -83,17 +103,18 @@ pub fn wait_for_broker(
 ) -> Result<(), NoBroker> {
     let start = Instant::now();
     let brokers = config.get("bootstrap.servers").unwrap_or_default();
-    let no_broker = |reason: String| NoBroker {
+    let no_broker = |reason: String, lets_nobody_in: bool| NoBroker {
         brokers: brokers.to_owned(),
         within_s: start.elapsed().as_secs().max(1),
         reason,
+        lets_nobody_in,
     };
     let client: BaseProducer<Met> = config
         .clone()
         .set("reconnect.backoff.ms", RECONNECT_MS.0)
         .set("reconnect.backoff.max.ms", RECONNECT_MS.1)
         .create_with_context(Met::default())
-        .map_err(|error| no_broker(error.to_string()))?;
+        .map_err(|error| no_broker(error.to_string(), false))?;
     let mut tell = Some(tell);
     loop {
         // Before the question, which waits long from then on.
@@ -115,8 +136,10 @@ pub fn wait_for_broker(
             return Ok(());
         };
         if start.elapsed() >= ANSWER_TIMEOUT {
-            let last = client.context().last_error();
-            return Err(no_broker(last.unwrap_or_else(|| error.to_string())));
+            let met = client.context();
+            let reason = met.last_error().unwrap_or_else(|| error.to_string());
+            let refuses_login = met.refuses_login.load(Ordering::Acquire);
+            return Err(no_broker(reason, refuses_login));
         }
     }
 }

@@ -190,6 +190,8 @@ pub struct HandlerRestart {
     pub name: String,
     /// The generation that serves from now on.
     pub generation: u64,
+    /// Whether it was built anew. Otherwise what is loaded was reset: no plugin in the folder serves the spec any more.
+    pub rebuilt: bool,
 }
 
 /// What `control-plane/accept` did.
@@ -406,8 +408,12 @@ async fn restart(
     origin::check(peer, &headers)?;
     let handler = name.clone();
     let restarted = admin.ask(move |view| view.restart(&handler)).await?;
-    let generation = restarted.map_err(refused)?;
-    Ok(Json(HandlerRestart { name, generation }))
+    let restarted = restarted.map_err(refused)?;
+    Ok(Json(HandlerRestart {
+        name,
+        generation: restarted.generation,
+        rebuilt: restarted.rebuilt,
+    }))
 }
 
 async fn accept(
