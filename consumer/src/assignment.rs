@@ -158,6 +158,8 @@ pub struct Assignment {
     pub repeats: u64,
     /// When the frontier moved last, on the flow's clock.
     pub moved_ms: u64,
+    /// When a record came that was the only one to wait for, on the flow's clock.
+    pub begun_ms: u64,
     /// When it was assigned, on the flow's clock.
     pub assigned_ms: u64,
     /// What it takes of the byte budget.
@@ -165,6 +167,11 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// Since when the frontier has had something to wait for, where it has.
+    pub fn waits_since_ms(&self) -> u64 {
+        self.moved_ms.max(self.begun_ms)
+    }
+
     /// Whether its records may start.
     pub fn admits(&self) -> bool {
         self.state == AssignmentState::Assigned && self.stopped.is_none()

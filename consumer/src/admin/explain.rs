@@ -207,8 +207,12 @@ impl Explanation {
             let waited_ms = crate::admin::view::now_ms()
                 .saturating_sub(held.since_ms)
                 .max(0);
+            let at_most = match self.offset > self.frontier && held.attempt == 1 {
+                true => " at most",
+                false => "",
+            };
             text.push_str(&format!(
-                "\nhandler `{}`, attempt {}, has waited {:.1} s for {}",
+                "\nhandler `{}`, attempt {}, has waited {:.1} s{at_most} for {}",
                 held.handler,
                 held.attempt,
                 waited_ms as f64 / 1_000.0,

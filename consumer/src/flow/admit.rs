@@ -70,7 +70,7 @@ impl Flow {
         let was_settled = assignment.ledger.is_settled();
         match assignment.ledger.deliver(delivery.offset) {
             // The frontier has had nothing to wait for until now.
-            Delivered::New if was_settled => assignment.moved_ms = self.now_ms,
+            Delivered::New if was_settled => assignment.begun_ms = self.now_ms,
             Delivered::New => {}
             Delivered::Done => {
                 assignment.delivered += 1;
@@ -135,7 +135,10 @@ impl Flow {
             {
                 counts.unrouted += 1;
             }
-            if assignment.ledger.settle(delivery.offset) {
+            let before = assignment.ledger.frontier();
+            assignment.ledger.settle(delivery.offset);
+            // What passes by behind a record that is held moves nothing.
+            if assignment.ledger.frontier() != before {
                 assignment.moved_ms = self.now_ms;
             }
             return;

@@ -11,7 +11,7 @@
 //! an ordinary one that does not wait for the interval. A group that rebalances refuses commits until its members have
 //! agreed on a new generation; the same offsets are then accepted from it, as long as the partition is ours (G3, G5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Flow;
 use super::report::WallClock;
@@ -74,7 +74,7 @@ pub(super) struct Commits {
     /// Since when the group says that we are no member of it.
     forgotten_ms: Option<u64>,
     /// Why a partition's newest commit was refused, and its offset.
-    refused: BTreeMap<Slot, (CommitErrorKind, i64)>,
+    refused: BTreeMap<Slot, (CommitError, i64)>,
     /// Refusals without an acceptance between them.
     trouble: Option<Refused>,
     /// Lines about refusals, by kind.
@@ -201,11 +201,10 @@ impl Flow {
 
     /// Whether a partition's commit waits, since the group refuses it whatever becomes of the others.
     fn rests(&self, slot: Slot) -> bool {
-        let rejected = matches!(
-            self.commits.refused.get(&slot),
-            Some((CommitErrorKind::Rejected(_), _))
-        );
-        rejected
+        let refused = self.commits.refused.get(&slot);
+        let rejected =
+            |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
+        refused.is_some_and(rejected)
             && self.assignments[slot.0 as usize].state == AssignmentState::Assigned
             && self.now_ms < self.commits.rejections.due_ms(RETRY_MS)
     }
@@ -236,14 +235,17 @@ impl Flow {
 
     /// Whether sending the commit once more cannot help.
     fn is_hopeless(&self, slot: Slot, entry: &CommitEntry) -> bool {
-        match self.commits.refused.get(&slot) {
-            Some((CommitErrorKind::NotMember, _)) => true,
-            Some((CommitErrorKind::Rejected(_), offset)) => {
+        let Some((error, offset)) = self.commits.refused.get(&slot) else {
+            return false;
+        };
+        match error.kind {
+            CommitErrorKind::NotMember => true,
+            CommitErrorKind::Rejected(_) => {
                 // One that was sent after the refusal may still be accepted.
                 let mut sent = self.commits.in_flight.iter().flatten();
                 *offset == entry.offset && !sent.any(|(other, _)| *other == slot)
             }
-            Some((CommitErrorKind::Rebalancing | CommitErrorKind::Unavailable, _)) | None => false,
+            CommitErrorKind::Rebalancing | CommitErrorKind::Unavailable => false,
         }
     }
 
@@ -353,7 +355,7 @@ impl Flow {
 
     /// `whole`: the request failed, not what it said of these partitions.
     fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)], whole: bool) {
-        let Some(&(slot, _, first)) = refusals.first() else {
+        let Some(&(_, _, first)) = refusals.first() else {
             self.commits.refusals = BackOff::default();
             if !self.commits.refused.is_empty() {
                 return;
@@ -387,12 +389,22 @@ impl Flow {
         }
         let refused = refusals
             .iter()
-            .map(|(slot, offset, error)| (*slot, (error.kind, *offset)));
+            .map(|(slot, offset, error)| (*slot, ((*error).clone(), *offset)));
         self.commits.refused.extend(refused);
-        self.log_refusals(slot, first, refusals.len());
+        // Those of each kind by themselves; what comes first stands as the reason.
+        let mut told = BTreeSet::new();
+        let mut kinds: Vec<_> = refusals
+            .iter()
+            .filter(|(_, _, error)| told.insert(error.kind))
+            .collect();
+        kinds.reverse();
+        for (slot, _, error) in kinds {
+            let of_kind = |(_, _, other): &&(Slot, i64, &CommitError)| other.kind == error.kind;
+            self.log_refusals(*slot, error, refusals.iter().filter(of_kind).count());
+        }
     }
 
-    /// One line for a commit however many partitions it names: a warning at first and once a minute while it lasts.
+    /// One line for a commit however many partitions are refused in this way: a warning at first and once a minute while it lasts.
     fn log_refusals(&mut self, slot: Slot, first: &CommitError, partitions: usize) {
         let now_ms = self.now_ms;
         let at = &self.assignments[slot.0 as usize].at;
@@ -448,7 +460,11 @@ impl Flow {
 
     /// The same for one partition, as a sentence.
     pub(super) fn why_not_committed(&self, slot: Slot, clock: WallClock) -> Option<String> {
-        self.commits.refused.get(&slot)?;
-        Some(self.commit_problem(clock)?.sentence())
+        let (error, _) = self.commits.refused.get(&slot)?;
+        let mut problem = self.commit_problem(clock)?;
+        // The group may have something else against other partitions.
+        problem.cause.clone_from(&error.reason);
+        remedy_of(error).clone_into(&mut problem.remedy);
+        Some(problem.sentence())
     }
 }

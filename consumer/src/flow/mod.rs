@@ -274,6 +274,7 @@ impl Flow {
             delivered: 0,
             repeats: 0,
             moved_ms: self.now_ms,
+            begun_ms: self.now_ms,
             assigned_ms: self.now_ms,
             usage: Default::default(),
         });

@@ -307,8 +307,8 @@ impl Flow {
         else {
             return Vec::new();
         };
-        // Nobody notes when a record was queued; the frontier has stood since it last moved, or began to wait.
-        let queued_ms = self.assignment(slot).moved_ms;
+        // When a record was queued is not noted; what stands at the frontier has waited since that moved, and others less.
+        let queued_ms = self.assignment(slot).waits_since_ms();
         let places = 0..self.handlers.len();
         places
             .filter_map(|place| self.share(HandlerIx(place as u32), key, offset, queued_ms, clock))

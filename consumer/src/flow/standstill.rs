@@ -43,7 +43,7 @@ impl Flow {
         let stall_ms = self.settings.stall_timeout_ms;
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
         if waits {
-            let since_ms = assignment.moved_ms;
+            let since_ms = assignment.waits_since_ms();
             let stalled = self.now_ms.saturating_sub(since_ms) >= stall_ms;
             return stalled.then_some(Standstill {
                 since_ms,

@@ -553,3 +553,22 @@ fn what_comes_after_a_long_quiet_has_waited_only_since_it_came() {
         .expect("a second is its bound");
     assert_eq!(stalled.since_ms, 10_000);
 }
+
+/// Else records for a handler that is off would keep a partition that is held from ever being told of.
+#[test]
+fn what_nobody_wants_moves_no_frontier_that_is_held() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..1, |_| None);
+    bench.apply(|_, handler| {
+        handler.gate_open = false;
+        true
+    });
+    for now_ms in [500, 900] {
+        bench.flow.tick(now_ms);
+        let next = 1 + now_ms as i64 / 900;
+        bench.deliver(next..next + 1, |_| None);
+    }
+    bench.flow.tick(1_000);
+    let stalled = bench.flow.stalled(bench.slot);
+    assert_eq!(stalled.expect("a second is its bound").since_ms, 0);
+}

@@ -410,9 +410,10 @@ impl Catalogue {
             let known = artefacts()
                 .flat_map(|a| std::iter::once(&a.identity.name).chain(&a.identity.handlers));
             let unreadable = relock(&self.unreadable).clone();
-            let broken = files
-                .values()
-                .filter_map(|file| Some(file.content.as_ref().err()?.why.clone()));
+            let broken = files.values().filter_map(|file| {
+                let refused = file.unread.as_ref().or(file.content.as_ref().err())?;
+                Some(refused.why.clone())
+            });
             let broken: Vec<_> = unreadable
                 .map(|it| it.why)
                 .into_iter()

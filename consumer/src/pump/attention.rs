@@ -112,7 +112,7 @@ impl Pump {
         let since_ms = *self.attention.leaderless.entry(slot).or_insert(now_ms);
         let at = &self.flow.assignment(slot).at;
         if now_ms.saturating_sub(since_ms) >= ELECTION_MS && self.flow.is_read(at, slot) {
-            let remedy = "bring back the brokers that hold it; if they are all there, its topic was deleted: take it out of the routes, or create it again";
+            let remedy = "bring back the brokers that hold it, or look at their log folders; if its topic was deleted, take it out of the routes, or create it again";
             self.cannot_read(slot, "the partition has no leader", remedy);
             // A leader that is found again clears it like a right that is given back.
             self.watch(slot, PartitionFault::Denied);

@@ -230,9 +230,13 @@ impl ClientState {
     pub(super) fn forget_old(&mut self, now_ms: u64) {
         let unreachable = self.unreachable_ms.is_some();
         let joining = matches!(self.group, Group::Joining { .. });
+        let connection = self.errors.get(&ClientErrorKind::Connection);
+        let connection_ms = connection.map_or(0, |trouble| trouble.last_ms);
         self.errors.retain(|kind, trouble| {
             let quiet_ms = now_ms.saturating_sub(trouble.last_ms);
             match kind {
+                // Whoever refused the login is not reached any more.
+                ClientErrorKind::Login if trouble.last_ms + QUIET_MS < connection_ms => false,
                 ClientErrorKind::AllBrokersDown
                 | ClientErrorKind::Connection
                 | ClientErrorKind::Login
@@ -385,6 +389,22 @@ mod tests {
                 (vec![], None)
             );
         }
+    }
+
+    #[test]
+    fn a_refused_login_is_no_reason_any_more_once_nothing_is_connected_to() {
+        let mut state = joined();
+        state.error(Kind::Login, "b: wrong password", "correct it", 1_000);
+        state.error(Kind::AllBrokersDown, "1/1 brokers are down", "look", 1_000);
+        let cause = |state: &ClientState, now_ms| state.problems(now_ms, CLOCK)[0].cause.clone();
+        for now_ms in [31_000, 61_000, 91_000] {
+            state.error(Kind::Connection, "b: refused", "look", now_ms);
+            state.forget_old(now_ms);
+        }
+        assert_eq!(cause(&state, 91_000), "b: refused");
+        state.error(Kind::Login, "b: wrong password", "correct it", 95_000);
+        state.forget_old(95_000);
+        assert_eq!(cause(&state, 95_000), "b: wrong password");
     }
 
     #[test]

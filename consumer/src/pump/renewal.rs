@@ -92,6 +92,7 @@ impl Pump {
         self.flow.client_renewed();
         self.source = (self.make_source)().map_err(failed)?;
         self.wake.follow(self.source.waker());
+        self.client.subscribed(!self.topics.is_empty(), now_ms);
         self.source.subscribe(&self.topics).map_err(failed)
     }
 }

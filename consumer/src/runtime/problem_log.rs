@@ -20,10 +20,12 @@ const ANSWER: Duration = Duration::from_millis(500);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Kinds whose beginning nobody else logs.
-const BEGUN_HERE: [ProblemKind; 3] = [
+const BEGUN_HERE: [ProblemKind; 5] = [
     ProblemKind::Group,
     ProblemKind::PartitionStalled,
     ProblemKind::HandlerClosing,
+    ProblemKind::HandlerUnhealthy,
+    ProblemKind::MemberId,
 ];
 
 /// What the log is told.

@@ -222,7 +222,11 @@ impl View {
                     plugin: spec.plugin.clone(),
                     gate,
                     route: route_of(&spec.route),
-                    refused_spec: newer_spec(&newer, refusal, &spec.name),
+                    refused_spec: newer_spec(
+                        &newer,
+                        refusal.filter(|_| gate != Gate::Held),
+                        &spec.name,
+                    ),
                     rejected,
                 }
             })
@@ -351,7 +355,8 @@ fn by_name(rejected: &[(Vec<String>, String)]) -> BTreeMap<&str, &str> {
     by_name
 }
 
-/// Why what the source says of a handler is not what serves: its text is refused, or its plugin does not take it.
+/// Why what the source says of a handler is not what serves: its text is refused, or its plugin does not take it. A gate that
+/// is held is no such thing: the spec is in force.
 fn newer_spec(
     texts: &BTreeMap<&str, &str>,
     refusal: Option<&Refusal>,

@@ -254,7 +254,9 @@ impl Source for KafkaSource {
 
     fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError> {
         if topics.is_empty() {
-            self.leaving.unsubscribed |= self.is_member();
+            if self.is_member() {
+                self.leaving.unsubscribed = Some(Instant::now());
+            }
             self.connection()?.consumer().unsubscribe();
             return Ok(());
         }
@@ -269,7 +271,7 @@ impl Source for KafkaSource {
             .subscribe(&names)
             .map_err(|error| self.failed("cannot subscribe", &error))?;
         self.leaving.subscribed = true;
-        self.leaving.unsubscribed = false;
+        self.leaving.unsubscribed = None;
         Ok(())
     }
 

@@ -55,9 +55,16 @@ fn remedy(lets_nobody_in: bool) -> &'static str {
 struct Met {
     /// No address of a broker could be connected to.
     all_down: AtomicBool,
-    /// A login was refused.
-    refuses_login: AtomicBool,
-    last_error: Mutex<Option<String>>,
+    errors: Mutex<Errors>,
+}
+
+/// What was said last.
+#[derive(Clone, Debug, Default)]
+struct Errors {
+    /// Of a login that was refused.
+    login: Option<String>,
+    /// Of anything.
+    last: Option<String>,
 }
 
 impl ClientContext for Met {
@@ -69,13 +76,11 @@ impl ClientContext for Met {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.all_down.store(true, Ordering::Release);
         } else {
-            let refuses = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication);
-            self.refuses_login.fetch_or(refuses, Ordering::AcqRel);
-            let mut last = self
-                .last_error
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *last = Some(reason.to_owned());
+            let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication) {
+                errors.login = Some(reason.to_owned());
+            }
+            errors.last = Some(reason.to_owned());
         }
     }
 }
@@ -123,8 +128,9 @@ pub fn wait_for_broker(
             && let Some(tell) = tell.take()
         {
             tell(&format!(
-                "no broker at `{brokers}` {said}; waiting up to {} s; check the address and that the cluster runs",
-                ANSWER_TIMEOUT.as_secs()
+                "no broker at `{brokers}` {said}; waiting up to {} s; {}",
+                ANSWER_TIMEOUT.as_secs(),
+                remedy(client.context().errors().login.is_some())
             ));
         }
         let answer = client
@@ -136,28 +142,34 @@ pub fn wait_for_broker(
             return Ok(());
         };
         if start.elapsed() >= ANSWER_TIMEOUT {
-            let met = client.context();
-            let reason = met.last_error().unwrap_or_else(|| error.to_string());
-            let refuses_login = met.refuses_login.load(Ordering::Acquire);
+            let errors = client.context().errors();
+            let refuses_login = errors.login.is_some();
+            let reason = errors.login.or(errors.last);
+            let reason = reason.unwrap_or_else(|| error.to_string());
             return Err(no_broker(reason, refuses_login));
         }
     }
 }
 
 impl Met {
-    fn last_error(&self) -> Option<String> {
-        let last = self.last_error.lock();
-        last.unwrap_or_else(PoisonError::into_inner).clone()
+    fn errors(&self) -> Errors {
+        let errors = self.errors.lock();
+        errors.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is to be told after so long a wait, once there is something.
     fn said(&self, passed: Duration) -> Option<String> {
         if self.all_down.load(Ordering::Acquire) && passed >= REFUSED_AFTER {
-            let last = self.last_error();
-            return Some(format!(
-                "can be connected to yet ({})",
-                last.unwrap_or_else(|| "every address refuses".to_owned())
-            ));
+            let errors = self.errors();
+            return Some(match errors.login {
+                Some(refused) => format!("lets the service in ({refused})"),
+                None => format!(
+                    "can be connected to yet ({})",
+                    errors
+                        .last
+                        .unwrap_or_else(|| "every address refuses".to_owned())
+                ),
+            });
         }
         (passed >= SILENT_AFTER).then(|| "has answered yet".to_owned())
     }

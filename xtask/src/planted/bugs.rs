@@ -260,6 +260,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: PUMP,
     },
     Bug {
+        name: "delivered-is-served",
+        what: "a stop takes a partition for served whose first record has come, but was not handled",
+        suite: PUMP,
+    },
+    Bug {
         name: "start-after-release",
         what: "a call that overruns after its partition was given back parks its record",
         suite: FLOW,
@@ -483,6 +488,11 @@ pub(super) const BUGS: &[Bug] = &[
         name: "awaited-record-not-stalled",
         what: "a record that the log has and that does not come is no stall (G8)",
         suite: PUMP,
+    },
+    Bug {
+        name: "unwanted-records-hide-a-stall",
+        what: "records that no handler wants keep a partition that is held from being told as stalled (G8)",
+        suite: FLOW,
     },
     Bug {
         name: "refused-right-never-over",

@@ -191,7 +191,13 @@ pub struct HandlerRestart {
     /// The generation that serves from now on.
     pub generation: u64,
     /// Whether it was built anew. Otherwise what is loaded was reset: no plugin in the folder serves the spec any more.
+    #[serde(default = "rebuilt")]
     pub rebuilt: bool,
+}
+
+/// What a member of an earlier version does, which does not say it.
+fn rebuilt() -> bool {
+    true
 }
 
 /// What `control-plane/accept` did.

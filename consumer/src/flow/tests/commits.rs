@@ -212,6 +212,47 @@ fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() 
 }
 
 #[test]
+fn each_partition_says_what_the_group_has_against_its_own_commit() {
+    let mut bench = Bench::new(1);
+    let deleted = TopicPartition {
+        topic: "deleted".into(),
+        partition: 0,
+    };
+    let other = bench
+        .flow
+        .assign(NewAssignment::first(deleted.clone(), 0, 1));
+    bench.deliver(0..5, |_| None);
+    bench.finish(0, |_| ACK);
+    let entries = bench.next_commit(&mut 0).expect("it is due");
+    assert_eq!(entries.len(), 2);
+    let results: Vec<CommitResult> = entries
+        .iter()
+        .map(|entry| {
+            let rejection = match entry.at == deleted {
+                true => Rejection::NoTopic,
+                false => Rejection::Right,
+            };
+            CommitResult {
+                at: entry.at.clone(),
+                offset: entry.offset,
+                error: Some(refusal(CommitErrorKind::Rejected(rejection))),
+            }
+        })
+        .collect();
+    bench.flow.committed(&results, None);
+    let clock = crate::flow::report::WallClock { epoch_ms: 0 };
+    let why = |slot| {
+        bench
+            .flow
+            .why_not_committed(slot, clock)
+            .expect("it is refused")
+    };
+    assert!(why(bench.slot).contains("grant the service READ"));
+    assert!(why(other).contains("the topic seems to be deleted"));
+    assert!(why(other).contains("Rejected(NoTopic)"));
+}
+
+#[test]
 fn a_member_that_its_group_has_forgotten_is_told_from_one_that_hears_of_it() {
     let mut bench = Bench::new(1);
     bench.deliver(0..5, |_| None);

@@ -18,6 +18,8 @@ use super::{Connection, KafkaSource};
 /// How long a client that may have asked for its first membership is given to hear of it. It takes one round trip; brokers
 /// before 2.2 answer only when the join is over.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// Kafka's own `session.timeout.ms`.
+const SESSION: Duration = Duration::from_secs(45);
 /// Time between two looks at the client while it leaves.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -25,8 +27,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Leaving {
     /// The client has asked to be a member.
     pub(super) subscribed: bool,
-    /// It was a member when it unsubscribed: it leaves by that, and hears of no first membership.
-    pub(super) unsubscribed: bool,
+    /// It was a member when it unsubscribed, then: it leaves by that, and hears of no first membership.
+    pub(super) unsubscribed: Option<Instant>,
+    /// How long a member that is not heard of counts as one.
+    session: Duration,
     /// The broker assigns (KIP-848): the client makes its own id, and is a member from its first epoch on.
     pub(super) assigned_by_broker: bool,
     /// A static member keeps its partitions while it restarts: it does not leave (KIP-345).
@@ -37,7 +41,11 @@ impl Leaving {
     pub(super) fn of(config: &ClientConfig) -> Self {
         Self {
             subscribed: false,
-            unsubscribed: false,
+            unsubscribed: None,
+            session: config
+                .get("session.timeout.ms")
+                .and_then(|text| text.parse().ok())
+                .map_or(SESSION, Duration::from_millis),
             assigned_by_broker: config.get("group.protocol") == Some("consumer"),
             is_static: config
                 .get("group.instance.id")
@@ -92,15 +100,17 @@ impl KafkaSource {
     /// partitions already, with which the close leaves. Gives whether it was a member at any time: the client forgets that
     /// once it has asked to leave, whatever the coordinator answers.
     fn finish_join(&mut self, deadline: Instant) -> bool {
-        // One that has unsubscribed was one, and knows it no more.
-        let mut was_member = self.is_member() || self.leaving.unsubscribed;
+        // One that has unsubscribed was one, and knows it no more; the group has forgotten it when its session is over.
+        let unsubscribed = self.leaving.unsubscribed;
+        let counts = unsubscribed.is_some_and(|since| since.elapsed() < self.leaving.session);
+        let mut was_member = self.is_member() || counts;
         self.serve_events(Duration::ZERO);
         was_member |= self.is_member();
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
             return was_member;
         }
         let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
-        while !(self.is_member() || self.leaving.unsubscribed)
+        while !(self.is_member() || unsubscribed.is_some())
             && self.has_met_a_broker()
             && Instant::now() < first_answer
         {
