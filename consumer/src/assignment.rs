@@ -172,6 +172,15 @@ impl Assignment {
         self.moved_ms.max(self.begun_ms)
     }
 
+    /// Settles a record that no handler wants. Behind one that is held it moves nothing.
+    pub fn pass_by(&mut self, offset: i64, now_ms: u64) {
+        let before = self.ledger.frontier();
+        self.ledger.settle(offset);
+        if self.ledger.frontier() != before {
+            self.moved_ms = now_ms;
+        }
+    }
+
     /// Whether its records may start.
     pub fn admits(&self) -> bool {
         self.state == AssignmentState::Assigned && self.stopped.is_none()

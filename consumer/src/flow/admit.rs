@@ -135,12 +135,7 @@ impl Flow {
             {
                 counts.unrouted += 1;
             }
-            let before = assignment.ledger.frontier();
-            assignment.ledger.settle(delivery.offset);
-            // What passes by behind a record that is held moves nothing.
-            if assignment.ledger.frontier() != before {
-                assignment.moved_ms = self.now_ms;
-            }
+            assignment.pass_by(delivery.offset, self.now_ms);
             return;
         }
         debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
