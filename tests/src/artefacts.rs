@@ -74,7 +74,9 @@ pub fn workspace() -> PathBuf {
 fn built() -> &'static Built {
     static BUILT: OnceLock<Built> = OnceLock::new();
     BUILT.get_or_init(|| {
-        build(&[]).unwrap_or_else(|error| panic!("cannot build what is to be tested: {error:#}"))
+        let packages = plugin_packages();
+        let built = packages.and_then(|packages| build(&packages));
+        built.unwrap_or_else(|error| panic!("cannot build what is to be tested: {error:#}"))
     })
 }
 
@@ -100,21 +102,17 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds the binary and every plugin library of the workspace; `options` go to `cargo build` (`--release`).
-/// Cargo's own progress goes to standard error.
+/// Builds the binary and the plugin libraries of `plugins`, packages of the workspace. Cargo's own progress goes to standard
+/// error.
 ///
 /// # Errors
 /// If cargo fails or builds no `sluicegate` binary.
-pub fn build(options: &[&str]) -> Result<Built> {
+pub fn build(plugins: &[String]) -> Result<Built> {
     let mut command = cargo();
-    command
-        .args(["build", "--message-format=json-render-diagnostics"])
-        .args(options);
-    if !options.contains(&"--workspace") {
-        command.args(["--package", "sluicegate"]);
-        for plugin in plugin_packages()? {
-            command.args(["--package", &plugin]);
-        }
+    command.args(["build", "--message-format=json-render-diagnostics"]);
+    command.args(["--package", "sluicegate"]);
+    for plugin in plugins {
+        command.args(["--package", plugin]);
     }
     let output = command
         .stderr(Stdio::inherit())

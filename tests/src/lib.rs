@@ -1,4 +1,4 @@
-//! The service as a black box against real servers: the harness that every scenario under `tests/tests/` stands on.
+//! The service as a black box against real servers: the harness that every scenario under `tests/tests/scenarios/` stands on.
 //!
 //! ```text
 //!  cache, launcher   where servers come from: endpoints of the environment, Maven + Java, Docker

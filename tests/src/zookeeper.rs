@@ -69,6 +69,13 @@ pub fn provision() -> Result<String> {
     }
     let launcher = Launcher::find(&SERVER)
         .with_context(|| format!("no ZooKeeper: set {ENDPOINT}=host:port"))?;
+    let shared = Launcher::share_classes(&SERVER, |launcher| {
+        let mut zookeeper = ZooKeeper::start_with(launcher, &ZooKeeperOptions::default())?;
+        zookeeper.end()
+    });
+    if let Err(error) = shared {
+        println!("    without class archives, servers start slower: {error:#}");
+    }
     Ok(format!("ZooKeeper 3.9.5, {}", launcher.describe()))
 }
 
@@ -89,7 +96,10 @@ impl ZooKeeper {
     /// # Errors
     /// If none can be had or it does not come up; the message then ends with its log.
     pub fn start_own(options: &ZooKeeperOptions) -> Result<Self> {
-        let launcher = Launcher::find(&SERVER)?;
+        Self::start_with(Launcher::find(&SERVER)?, options)
+    }
+
+    fn start_with(launcher: Launcher, options: &ZooKeeperOptions) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-zookeeper-")
             .tempdir()?;
@@ -118,6 +128,13 @@ impl ZooKeeper {
         };
         zookeeper.await_answer()?;
         Ok(zookeeper)
+    }
+
+    /// Ends a server of our own gracefully.
+    fn end(&mut self) -> Result<()> {
+        let own = self.own.as_mut().context("a server of our own")?;
+        own.process.signal(Signal::TERM);
+        own.process.wait(Duration::from_secs(60)).map(drop)
     }
 
     fn own(&self) -> &Own {

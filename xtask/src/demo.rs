@@ -6,6 +6,14 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use e2e::artefacts;
 
+/// The plugins that the demo runs. The others would be compiled for nothing, the one with SQL above all.
+const PLUGINS: [&str; 4] = [
+    "sluicegate-handler-relay",
+    "sluicegate-handler-flight-delays",
+    "sluicegate-handler-fraud-detector",
+    "misbehave",
+];
+
 /// What `sluicegate demo` takes.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -17,7 +25,7 @@ pub(crate) struct Arguments {
 /// Builds, then becomes `sluicegate demo`, so that signals and the terminal are its own.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("Building the service and its handlers (the first time this takes some minutes) …");
-    let built = artefacts::build(&[])?;
+    let built = artefacts::build(&PLUGINS.map(str::to_owned))?;
     let error = Command::new(&built.binary)
         .arg("demo")
         .args(&arguments.rest)

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod instructions;
 mod planted;
 mod services;
 mod step;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Arguments),
     /// The service against a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
     Bench(bench::Arguments),
+    /// What a record costs in instructions, step by step, against `benches/instructions.json`
+    Instructions(instructions::Arguments),
     /// Plants bugs one by one and shows which suite catches each
     Planted(planted::Arguments),
     /// Servers for a developer
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Tidy => test::tidy(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Planted(arguments) => planted::run(&arguments),
         Command::Services(command) => services::run(&command),
     };

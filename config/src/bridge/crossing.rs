@@ -131,6 +131,11 @@ impl Crossing {
         }
     }
 
+    /// The revision of the value that it carries; 0 for none.
+    pub(super) fn reads(&self) -> u64 {
+        self.read_at.unwrap_or(0)
+    }
+
     /// Writes only the note: both sides hold the same already.
     #[must_use]
     pub fn of_note(

@@ -24,7 +24,7 @@ pub struct BridgeReport {
     pub failed: Option<HaltReport>,
     /// Keys that stand on either side.
     pub keys: usize,
-    /// Keys that are not known to be equal yet; those that are refused are not counted.
+    /// Keys that are not known to be equal yet; those whose value is refused are not counted.
     pub unsettled: usize,
     /// How long the oldest of them has been waiting, in seconds.
     pub lag_seconds: f64,

@@ -1,6 +1,7 @@
 //! The bridge's thread: hears of changes on both sides, decides, and carries them across.
 
 mod guard;
+mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Receiver;
@@ -8,16 +9,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::crossing::{Crossing, Known, Progress};
-use super::decide::{Decision, Look, Refusal, decide};
+use super::decide::{Decision, Look, decide};
 use super::halt::Halt;
 use super::note::forget_deleted_before;
 use super::pair::{PairCheck, PairRecord};
-use super::report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue};
+use super::report::{BridgeReport, Collision, Counts, HaltReport};
 use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
 use super::view::View;
 use super::{Note, Pair, Side, Sightings};
 use crate::chance::{about, backoff};
 use crate::store::{ControlKey, StoreError, StoreUpdate};
+use refusals::Refusals;
 
 /// Crossings that run side by side.
 const ABREAST: usize = 8;
@@ -46,7 +48,7 @@ pub(super) struct Worker {
     behind: BTreeSet<ControlKey>,
     /// Since when a key has not been known to be equal.
     unsettled: BTreeMap<ControlKey, Instant>,
-    refused: BTreeMap<ControlKey, (u64, RefusedValue)>,
+    refusals: Refusals,
     /// Since when it knows what is under way, by the clock that began with it.
     sightings: Sightings,
     clock: Instant,
@@ -101,7 +103,7 @@ impl Worker {
             later: BTreeMap::new(),
             behind: BTreeSet::new(),
             unsettled: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            refusals: Refusals::default(),
             sightings: Sightings::default(),
             clock: now,
             pair: None,
@@ -365,13 +367,18 @@ impl Worker {
         began_ms: u64,
     ) -> Option<Crossing> {
         if !matches!(decision, Decision::Refuse(_)) {
-            self.refused.remove(key);
+            self.refusals.value_is_well(key);
+        }
+        if let Some(wait) = self.refused_before(key, &decision) {
+            self.put_off(key, wait);
+            return None;
         }
         let note_entry = self.notes.get(key);
         let note_at = note_entry.map(|entry| entry.stamp);
         match decision {
             Decision::Rest => {
                 self.unsettled.remove(key);
+                self.refusals.write_is_over(key);
                 self.forget_deleted(key);
                 None
             }
@@ -489,6 +496,7 @@ impl Worker {
             Progress::Done => {
                 self.failures_in_a_row = 0;
                 self.unsettled.remove(key);
+                self.refusals.write_is_over(key);
             }
             Progress::Going | Progress::Overtaken | Progress::Late => {
                 self.counts.overtaken += 1;
@@ -499,18 +507,7 @@ impl Worker {
                 self.due.insert(key.clone());
             }
             Progress::Failed(error) => {
-                // Waiting changes nothing; it is looked at again with all the others.
-                tracing::error!(key = %key, "{error}");
-                self.counts.failures += 1;
-                let place = self.stores.sides.of(crossing.to()).locate(key);
-                let refused = RefusedValue {
-                    key: key.to_string(),
-                    side: crossing.to(),
-                    place,
-                    problems: vec![error.to_string()],
-                };
-                self.refused.insert(key.clone(), (0, refused));
-                self.unsettled.remove(key);
+                self.write_refused(crossing, &error);
             }
         }
     }
@@ -525,22 +522,6 @@ impl Worker {
         let (first, longest) = BACKOFF;
         self.not_before = Instant::now() + backoff(first, longest, self.failures_in_a_row);
         tracing::warn!("{error}; the bridge tries again");
-    }
-
-    fn refuse(&mut self, key: &ControlKey, refusal: &Refusal) {
-        let side = refusal.side;
-        self.unsettled.remove(key);
-        let revision = self.sides.of(side).get(key);
-        let revision = revision.map_or(0, |entry| entry.stamp.revision);
-        let place = self.stores.sides.of(side).locate(key);
-        let known = self.refused.get(key);
-        if known.is_some_and(|(at, known)| *at == revision && known.side == side) {
-            return;
-        }
-        *self.counts.refusals.of_mut(side) += 1;
-        tracing::error!(key = %key, %side, "value does not cross: {}", refusal.problems);
-        let refused = RefusedValue::new(key.to_string(), side, place, &refusal.problems);
-        self.refused.insert(key.clone(), (revision, refused));
     }
 
     fn collide(&mut self, key: &ControlKey, loser: Side) {
@@ -577,7 +558,7 @@ impl Worker {
         report.unsettled = self.unsettled.len();
         report.lag_seconds = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());
         report.counts = self.counts.clone();
-        report.refused = self.refused.values().map(|(_, one)| one.clone()).collect();
+        report.refused = self.refusals.report();
         report.conflicts.clone_from(&self.conflicts);
     }
 }

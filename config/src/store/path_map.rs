@@ -173,6 +173,23 @@ impl PathMap {
         text.replace(NAME, key.handler().unwrap_or_default())
     }
 
+    /// What this map places elsewhere than `usual`, as a part of a store's identity: with another map the same store holds other
+    /// keys, and those that it has no more were not deleted.
+    pub(super) fn differences(&self, usual: &Self) -> String {
+        let mut text = String::new();
+        for (word, kind) in KeyKind::ALL {
+            let template = |map: &Self| {
+                let found = map.templates.iter().find(|(of, _)| *of == kind);
+                found.map(|(_, template)| template.text.clone())
+            };
+            let own = template(self);
+            if own != template(usual) {
+                text.push_str(&format!(" {word}={}", own.unwrap_or_default()));
+            }
+        }
+        text
+    }
+
     /// Names in the longest path.
     pub(super) fn depth(&self) -> usize {
         let depths = self

@@ -152,7 +152,10 @@ fn an_etcd_that_was_restored_as_another_one_gets_what_is_newer_once_it_is_accept
 
     let bridge = scene.bridge("two", Side::Etcd);
     let reason = scene.await_halt(&bridge);
-    assert!(reason.contains("--accept-store etcd`"), "{reason}");
+    assert!(
+        reason.contains("--accept-store etcd` in the place"),
+        "{reason}"
+    );
     scene.accept = only(Side::Etcd);
     let accepting = scene.bridge("three", Side::Etcd);
     scene.settle(&accepting);

@@ -164,6 +164,18 @@ impl Flow {
         std::mem::take(&mut self.overrun)
     }
 
+    /// Counts what partitions leave that are lost during a stop: as overrun the records that were begun. Gives how many of them
+    /// have something that is not known to be committed.
+    pub fn count_lost(&mut self, slots: &[Slot]) -> usize {
+        let begun = self.begun();
+        let (records, _) = self.unfinished(slots, &begun);
+        self.overrun += records as u64;
+        let uncommitted = slots
+            .iter()
+            .filter(|&&slot| self.commit_entry(slot).is_some());
+        uncommitted.count()
+    }
+
     /// Of these partitions, how many records are begun and not settled, and by which handlers.
     fn unfinished(&self, slots: &[Slot], begun: &HashSet<EntryKey>) -> (usize, Vec<&str>) {
         let left = |key: &EntryKey| {

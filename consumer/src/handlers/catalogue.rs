@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,12 +10,11 @@ use semver::Version;
 use sluicegate_config::spec::VersionRequirement;
 use sluicegate_runtime::{HandlerRuntime, LoadError, PluginIdentity};
 
+use super::folder::{Listing, Stamp};
 use super::pool::relock;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem};
 
-/// What makes a folder a package.
-const MANIFEST: &str = "plugin.yaml";
 /// A file that was changed more recently than this may still be written.
 const SETTLES_IN: Duration = Duration::from_millis(300);
 /// Between two scans while a file is too fresh.
@@ -65,46 +62,6 @@ struct Unreadable {
     since_ms: i64,
     /// Files that are known from before stay in use.
     keeps: bool,
-}
-
-/// What a look at the folder has found.
-#[derive(Default)]
-struct Listing {
-    /// Files, each with its stamp if that could be had.
-    files: Vec<(PathBuf, Option<Stamp>)>,
-    /// Folders that could not be read, and why.
-    unreadable: Vec<(PathBuf, String)>,
-}
-
-/// Tells whether a file has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    modified: SystemTime,
-    /// When the system last changed anything of it: a copy may keep length and time of modification.
-    changed: (i64, i64),
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Option<Self> {
-        Some(Self {
-            bytes: metadata.len(),
-            modified: metadata.modified().ok()?,
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            inode: metadata.ino(),
-        })
-    }
-
-    /// The stamp of a file that is read together with another.
-    fn with(self, other: Self) -> Self {
-        Self {
-            bytes: self.bytes + other.bytes,
-            modified: self.modified.max(other.modified),
-            changed: self.changed.max(other.changed),
-            inode: self.inode ^ other.inode.rotate_left(32),
-        }
-    }
 }
 
 /// A plugin that can be loaded.
@@ -216,7 +173,7 @@ impl Catalogue {
         let mut files = relock(&self.files);
         let mut before = std::mem::take(&mut *files);
         let had_files = !before.is_empty();
-        let listing = self.list();
+        let listing = Listing::of(&self.folder);
         for (path, stamp) in listing.files {
             let known = before.remove(&path);
             let Some(stamp) = stamp else {
@@ -258,8 +215,12 @@ impl Catalogue {
                 false => found.changed = true,
             }
         }
-        *relock(&self.refused) = refused(&files);
+        let mut refused = refused(&files);
         drop(files);
+        let mut before = relock(&self.refused);
+        refused.extend(self.odd_ones(&listing.odd, &before));
+        *before = refused;
+        drop(before);
         self.note_unreadable(&listing.unreadable, had_files);
         found
     }
@@ -272,16 +233,33 @@ impl Catalogue {
         }
     }
 
-    /// The files of the folder and of the packages in it (folders with a manifest).
-    fn list(&self) -> Listing {
-        let mut listing = Listing::default();
-        for package in list_folder(&self.folder, &mut listing) {
-            if package.join(MANIFEST).is_file() {
-                list_folder(&package, &mut listing);
-            }
-        }
-        listing.files.sort_by(|(a, _), (b, _)| a.cmp(b));
-        listing
+    /// Whatever has a plugin's name and is no file; `before` are the problems of the scan before.
+    fn odd_ones(
+        &self,
+        odd: &[(PathBuf, &'static str)],
+        before: &[ServiceProblem],
+    ) -> Vec<ServiceProblem> {
+        let named = odd
+            .iter()
+            .filter(|(path, _)| self.runtimes.iter().any(|r| r.recognises(path)));
+        let problem = |(path, what): &(PathBuf, &'static str)| {
+            let what = format!("`{}` is {what}", path.display());
+            let known = before.iter().find(|problem| problem.what == what);
+            known.cloned().unwrap_or_else(|| {
+                tracing::warn!("{what}: it cannot be a plugin");
+                ServiceProblem {
+                    kind: ProblemKind::PluginRefused,
+                    what,
+                    since_ms: now_ms(),
+                    count: 1,
+                    cause: "a plugin is a file".to_owned(),
+                    remedy:
+                        "put the plugin there, or what holds it back in its place, or take it away"
+                            .to_owned(),
+                }
+            })
+        };
+        named.map(problem).collect()
     }
 
     /// Takes note of what cannot be read, and says when that begins and ends. `keeps`: plugins are known from before.
@@ -481,43 +459,6 @@ fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
         })
     });
     refused.collect()
-}
-
-/// Adds the files of `folder`, and gives its folders. Links are followed: plugins are often links into a build's output.
-fn list_folder(folder: &Path, listing: &mut Listing) -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    let stamp_of = |path: &Path| {
-        let metadata = std::fs::metadata(path)?;
-        Ok((metadata.is_file(), Stamp::of(&metadata)))
-    };
-    let manifest = stamp_of(&folder.join(MANIFEST)).ok();
-    let manifest = manifest.and_then(|(_, stamp)| stamp);
-    let mut add = |path: PathBuf| match stamp_of(&path) {
-        Ok((true, stamp)) => {
-            let with_manifest =
-                |stamp: Stamp| manifest.map_or(stamp, |manifest| stamp.with(manifest));
-            listing.files.push((path, stamp.map(with_manifest)));
-        }
-        Ok((false, _)) => folders.push(path),
-        Err(error) => {
-            let error: std::io::Error = error;
-            // A link that leads nowhere is no file; of another error it is not known what is behind it.
-            if error.kind() != std::io::ErrorKind::NotFound {
-                listing.files.push((path, None));
-            }
-        }
-    };
-    let read = std::fs::read_dir(folder).and_then(|entries| {
-        for entry in entries {
-            add(entry?.path());
-        }
-        Ok(())
-    });
-    if let Err(error) = read {
-        let why = format!("`{}` cannot be read: {error}", folder.display());
-        listing.unreadable.push((folder.to_owned(), why));
-    }
-    folders
 }
 
 fn artefact(

@@ -15,6 +15,7 @@
 pub mod catalogue;
 pub mod crew;
 mod emits;
+mod folder;
 pub mod generation;
 mod handoff;
 mod live;

@@ -51,6 +51,9 @@ impl Pump {
         for (topic, partitions) in of_topics {
             tracing::info!(topic, ?partitions, lost, "partitions revoked");
         }
+        if lost && self.is_stopping() {
+            self.left.uncommitted += self.flow.count_lost(&slots) as u64;
+        }
         if lost {
             self.flow.release(&slots);
         }

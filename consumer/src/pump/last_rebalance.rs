@@ -200,6 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_during_a_stop_is_left_by_it() {
+        for rebalancing in [false, true] {
+            let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
+            harness.kafka.set_rebalancing(rebalancing);
+            harness.stop();
+            harness.turn();
+            harness.kafka.revoke("t", &[0], true);
+            harness.turn();
+            harness.kafka.set_rebalancing(false);
+            harness.advance(Duration::from_secs(1));
+            harness.run_all(true);
+            assert!(harness.kafka.is_closed());
+            assert_eq!(harness.left().unfinished, 5);
+            assert!(!harness.left().is_graceful());
+        }
+    }
+
+    #[test]
     fn a_stop_stays_one_if_the_client_is_given_up_meanwhile() {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
         harness.kafka.set_rebalancing(true);

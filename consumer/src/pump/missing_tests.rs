@@ -132,7 +132,8 @@ impl Harness {
     }
 
     /// What its stop has left.
-    pub(in crate::pump) fn left(&self) -> StopReport {
+    pub(in crate::pump) fn left(&mut self) -> StopReport {
+        self.pump.left.unfinished += self.pump.flow.take_overrun();
         self.pump.left
     }
 

@@ -116,6 +116,12 @@ impl Service {
                 StartError::part("handler specs")(error.to_string())
             }
         })?;
+        if config.plugins.allow_unsigned {
+            tracing::warn!(
+                folder = %config.plugins.folder.display(),
+                "plugins run unsigned (plugins.allow_unsigned): who can write to the folder runs code in this process"
+            );
+        }
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
         let emitter = KafkaEmitter::new(&client)
             .map(Arc::new)

@@ -124,6 +124,13 @@ pub fn provision() -> Result<String> {
 pub fn provision_own() -> Result<String> {
     let launcher =
         Launcher::find(&SERVER).with_context(|| format!("no Kafka: set {ENDPOINT}=host:port"))?;
+    let shared = Launcher::share_classes(&SERVER, |launcher| {
+        let mut kafka = Kafka::start_with(launcher, &KafkaOptions::default())?;
+        kafka.stop_node(0, Signal::TERM)
+    });
+    if let Err(error) = shared {
+        println!("    without class archives, nodes start slower: {error:#}");
+    }
     Ok(format!("Kafka 4.3.1, {}", launcher.describe()))
 }
 
@@ -150,7 +157,10 @@ impl Kafka {
     /// # Errors
     /// If no Kafka can be had on this machine, or a node does not come up; the message then ends with its log.
     pub fn start(options: &KafkaOptions) -> Result<Self> {
-        let launcher = Launcher::find(&SERVER)?;
+        Self::start_with(Launcher::find(&SERVER)?, options)
+    }
+
+    fn start_with(launcher: Launcher, options: &KafkaOptions) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-kafka-")
             .tempdir()?;

@@ -2,10 +2,10 @@
 
 use super::Bug;
 use super::suites::{
-    ADMIN, ADMISSION, BEGINNINGS, BRIDGE, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD,
-    FIRST_JOIN, FLOW, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP, RAW, RECALL,
-    REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS, STORE_SOURCE, STORES,
-    ZOOKEEPER,
+    ADMIN, ADMISSION, BEGINNINGS, BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT,
+    ENDING, ETCD, FIRST_JOIN, FLOW, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP,
+    RAW, RECALL, REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS,
+    STORE_SOURCE, STORES, ZOOKEEPER,
 };
 
 pub(super) const BUGS: &[Bug] = &[
@@ -260,6 +260,11 @@ pub(super) const BUGS: &[Bug] = &[
         suite: PUMP,
     },
     Bug {
+        name: "lost-in-a-stop-forgotten",
+        what: "a stop that loses its partitions says that it left nothing (G3)",
+        suite: PUMP,
+    },
+    Bug {
         name: "delivered-is-served",
         what: "a stop takes a partition for served whose first record has come, but was not handled",
         suite: PUMP,
@@ -328,6 +333,11 @@ pub(super) const BUGS: &[Bug] = &[
         name: "bridge-accepted-store-wins",
         what: "a side that is accepted as one that went back overrules what is newer, since it is the authority",
         suite: BRIDGE,
+    },
+    Bug {
+        name: "bridge-paths-not-compared",
+        what: "a bridge with other paths takes keys that it does not see any more for deleted ones (G10)",
+        suite: BRIDGE_PATHS,
     },
     Bug {
         name: "bridge-mark-not-compared",

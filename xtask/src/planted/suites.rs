@@ -46,18 +46,22 @@ pub(super) const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store:
 pub(super) const ETCD: &[&str] = &[
     "-p",
     "e2e",
-    "--no-default-features",
     "--test",
-    "stores_etcd_faults",
-    "behind_the_watchs_back",
+    "scenarios",
+    "stores_etcd_faults::a_delete_and_a_put_behind_the_watchs_back",
 ];
-pub(super) const FIRST_JOIN: &[&str] =
-    &["-p", "e2e", "--test", "stopping", "within_their_first_join"];
-pub(super) const ZOOKEEPER: &[&str] = &[
+pub(super) const BRIDGE_PATHS: &[&str] = &[
     "-p",
     "e2e",
-    "--no-default-features",
     "--test",
-    "stores_zookeeper_faults",
-    "connection_is_lost",
+    "scenarios",
+    "a_bridge_with_other_paths",
 ];
+pub(super) const FIRST_JOIN: &[&str] = &[
+    "-p",
+    "e2e",
+    "--test",
+    "scenarios",
+    "within_their_first_join",
+];
+pub(super) const ZOOKEEPER: &[&str] = &["-p", "e2e", "--test", "scenarios", "connection_is_lost"];

@@ -1,16 +1,20 @@
 //! The steps that need no server: form, rules, unit tests, models, Miri.
-//!
-//! All of them select the whole workspace, so that one set of features is compiled once and shared.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use e2e::artefacts::{self, cargo, workspace};
+use e2e::artefacts::{cargo, workspace};
 use e2e::launcher;
 use serde_json::Value;
 
 use super::LIMIT;
+use super::lanes::Waiting;
+use super::programs::{Artefacts, Program};
 use crate::step::{self, Report};
+
+pub(super) fn fmt() -> Result<Report> {
+    step::run("fmt", cargo().args(["fmt", "--all", "--check"]), LIMIT)
+}
 
 pub(super) fn clippy() -> Result<Report> {
     let arguments = [
@@ -37,6 +41,7 @@ pub(super) fn docs() -> Result<Report> {
     step::run("docs", &mut command, LIMIT)
 }
 
+/// The rules of the repository alone.
 pub(super) fn tidy() -> Result<Report> {
     step::run(
         "tidy",
@@ -45,26 +50,28 @@ pub(super) fn tidy() -> Result<Report> {
     )
 }
 
-/// Unit, model and property tests of every crate, and the integration tests of every crate but the scenarios'.
-pub(super) fn unit() -> Result<Report> {
+/// The program that holds the rules of the repository.
+pub(super) const TIDY: &str = "xtask::tidy";
+
+/// A test program of a crate, as a step that waits for its turn.
+pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Waiting<'a> {
+    Waiting {
+        name: program.name.clone(),
+        run: Box::new(|| {
+            let mut command = artefacts.command(program);
+            step::run_beside(&program.name, &mut command, LIMIT)
+        }),
+    }
+}
+
+pub(super) fn doctest() -> Result<Report> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
-    // Its only binary is a measuring loop without tests, which `--bins` would run all the same.
-    command.args(["--exclude", "benches"]);
-    for (package, test) in test_targets()? {
-        if package != "e2e" && package != "xtask" {
-            command.args(["--test", &test]);
-        }
-    }
-    // Built with the features of the whole workspace, which the scenarios share; a failure shows in the tests that need one.
-    if let Ok(built) = artefacts::build(&["--workspace"]) {
-        command.env(artefacts::PLUGINS, built.plugins);
-    }
-    step::run("unit", &mut command, LIMIT)
+    command.args(["test", "--workspace", "--doc"]);
+    step::run_beside("doctest", &mut command, LIMIT)
 }
 
 /// What threads share, under every interleaving: the tests that stand behind `--cfg loom`.
-pub(super) fn loom(run: step::Run) -> Result<Report> {
+pub(super) fn loom() -> Result<Report> {
     let mut names = String::new();
     let mut find = Command::new("git");
     find.current_dir(workspace()).args([
@@ -95,13 +102,13 @@ pub(super) fn loom(run: step::Run) -> Result<Report> {
         command.args(["--package", package]);
     }
     command.arg("loom");
-    run("loom", &mut command, LIMIT)
+    step::run_behind("loom", &mut command, LIMIT)
 }
 
 /// What touches memory that others own, under Miri: the ABI crate's unit tests, and a pump that ends under a call which
 /// hangs. Leaks are no fault here: what a panic throws is given up on purpose, since dropping it can panic again, and so
 /// is a record that a call still reads.
-pub(super) fn miri(run: step::Run) -> Result<Report> {
+pub(super) fn miri() -> Result<Report> {
     let nightly = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
         command.args(arguments);
@@ -126,7 +133,7 @@ pub(super) fn miri(run: step::Run) -> Result<Report> {
             "the nightly toolchain has no miri, and rustup could not add it",
         ));
     }
-    let mut report = under_miri(&["--package", "sluicegate-abi", "--lib"], run)?;
+    let mut report = under_miri(&["--package", "sluicegate-abi", "--lib"])?;
     let calls = [
         "--package",
         "sluicegate",
@@ -134,7 +141,7 @@ pub(super) fn miri(run: step::Run) -> Result<Report> {
         "--",
         "handlers::tests::ending",
     ];
-    let calls = under_miri(&calls, run)?;
+    let calls = under_miri(&calls)?;
     report.took += calls.took;
     report.passed += calls.passed;
     report.failed.extend(calls.failed);
@@ -145,7 +152,7 @@ pub(super) fn miri(run: step::Run) -> Result<Report> {
 /// The C libraries that the service is linked with, by their `links` keys. Miri runs no C.
 const C_LIBRARIES: [&str; 5] = ["rdkafka", "openssl", "curl", "z", "zstd"];
 
-fn under_miri(tests: &[&str], run: step::Run) -> Result<Report> {
+fn under_miri(tests: &[&str]) -> Result<Report> {
     let host = launcher::run(Command::new("rustc").arg("-vV"))?;
     let host = host.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc -vV names no host")?;
@@ -166,24 +173,7 @@ fn under_miri(tests: &[&str], run: step::Run) -> Result<Report> {
         .env("MIRIFLAGS", "-Zmiri-ignore-leaks -Zmiri-disable-isolation")
         .env_remove("RUSTUP_TOOLCHAIN")
         .env_remove("CARGO");
-    run("miri", &mut command, LIMIT)
-}
-
-/// Every integration test of the workspace as (package, test).
-pub(super) fn test_targets() -> Result<Vec<(String, String)>> {
-    let metadata = metadata()?;
-    let mut found = Vec::new();
-    for package in metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?
-    {
-        for target in package["targets"].as_array().into_iter().flatten() {
-            if target["kind"][0] == "test" {
-                found.push((text(&package["name"]), text(&target["name"])));
-            }
-        }
-    }
-    Ok(found)
+    step::run_behind("miri", &mut command, LIMIT)
 }
 
 /// The packages that the files of `paths` (one a line, relative to the workspace) belong to.

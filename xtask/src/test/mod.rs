@@ -1,26 +1,33 @@
-//! `cargo xtask test`: every step of the gate in order, each timed, with a table and one line of counts at the end.
+//! `cargo xtask test`: every step of the gate, each timed, with a table and one line of counts at the end.
 //!
 //! ```text
-//! form       fmt, clippy, docs, tidy
-//! own code   unit (unit, model and property tests), doctest
-//! real       provision (servers), build (binary and plugins), e2e (scenarios, a few at a time) │ behind them: loom, miri
+//! form     fmt, clippy, docs
+//! build    the service, its plugins and every test, in one call of cargo
+//! side     unit (the programs of every crate: unit, model and property tests, tidy), doctest, and the scenarios on real
+//! by side  servers, a few at a time, since they mostly wait │ behind them, with what they leave: loom, miri
+//! alone    scenarios that measure
 //! ```
 //!
 //! A step that cannot run on this machine is skipped by name with its reason; a step that fails does not stop the others.
 
+mod changed;
 mod closing;
 mod code;
+mod lanes;
+mod programs;
 mod scenarios;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use e2e::artefacts::cargo;
+
+use lanes::Waiting;
+use programs::Program;
 
 use crate::step::{self, Report};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// A step is stopped after this long; the whole gate is meant to take less than 30 minutes on two cores.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
 
@@ -29,11 +36,19 @@ const STEPS: [&str; 9] = [
     "fmt", "clippy", "docs", "tidy", "unit", "doctest", "loom", "miri", "e2e",
 ];
 
-/// Steps that build in folders of their own: they use the processor time that scenarios leave, which mostly wait.
-const BEHIND: [scenarios::Behind; 2] = [
-    ("loom", || code::loom(step::run_behind)),
-    ("miri", || code::miri(step::run_behind)),
+/// A step by name.
+type Step = (&'static str, fn() -> Result<Report>);
+
+/// The steps that look at the sources.
+const FORM: [Step; 3] = [
+    ("fmt", code::fmt),
+    ("clippy", code::clippy),
+    ("docs", code::docs),
 ];
+/// What cargo alone can run.
+const OF_CARGO: [Step; 1] = [("doctest", code::doctest)];
+/// Steps that build in folders of their own.
+const BEHIND: [Step; 2] = [("loom", code::loom), ("miri", code::miri)];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -43,6 +58,17 @@ pub(crate) struct Arguments {
     /// Run these steps alone: fmt, clippy, docs, tidy, unit, doctest, loom, miri, e2e
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     only: Vec<String>,
+    /// Run what a change concerns: fmt, clippy, tidy, the tests of the crates that differ from this revision and of those
+    /// that stand on them, the scenarios that differ, and three short ones
+    #[arg(
+        long,
+        value_name = "REVISION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "HEAD",
+        conflicts_with_all = ["only", "scenario", "long"]
+    )]
+    changed: Option<String>,
     /// Of the scenarios run these alone
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     scenario: Vec<String>,
@@ -50,61 +76,135 @@ pub(crate) struct Arguments {
 
 /// Runs the steps asked for and prints what came of them.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if let Some(unknown) = arguments
-        .only
-        .iter()
-        .find(|name| !STEPS.contains(&name.as_str()))
-    {
-        bail!(
-            "there is no step {unknown}; the steps are {}",
-            STEPS.join(", ")
-        );
+    let wanted = Wanted::of(arguments)?;
+    let mut reports = wanted.each(&FORM, |name, step| lanes::done(name, step()));
+    let mut artefacts = None;
+    if wanted.runs_programs() {
+        let (report, built) = programs::build()?;
+        reports.push(report);
+        artefacts = built;
     }
-    let wanted = |step: &str| match (arguments.only.is_empty(), arguments.scenario.is_empty()) {
-        (true, true) => true,
-        (true, false) => step == "e2e",
-        (false, _) => arguments.only.iter().any(|name| name == step),
-    };
-    let mut reports = Vec::new();
-    let behind: Vec<scenarios::Behind> = match wanted("e2e") {
-        true => BEHIND
-            .into_iter()
-            .filter(|(step, _)| wanted(step))
-            .collect(),
-        false => Vec::new(),
-    };
-    let is_behind = |step: &str| behind.iter().any(|(name, _)| *name == step);
-    let steps = STEPS.into_iter();
-    for step in steps.filter(|step| wanted(step) && !is_behind(step)) {
-        let mut add = |done: Result<Report>| {
-            reports.push(done.unwrap_or_else(|error| {
-                eprintln!("{step}: {error:#}");
-                let mut failed = Report::new(step);
-                failed.failed.push(format!("{step} ({error})"));
-                failed
-            }));
-        };
-        match step {
-            "fmt" => add(step::run(
-                step,
-                cargo().args(["fmt", "--all", "--check"]),
-                MINUTE,
-            )),
-            "clippy" => add(code::clippy()),
-            "docs" => add(code::docs()),
-            "tidy" => add(code::tidy()),
-            "unit" => add(code::unit()),
-            "doctest" => add(step::run(
-                step,
-                cargo().args(["test", "--workspace", "--doc"]),
-                LIMIT,
-            )),
-            "loom" => add(code::loom(step::run)),
-            "miri" => add(code::miri(step::run)),
-            _ => reports.extend(scenarios::run(&arguments.scenario, arguments.long, &behind)),
+    let (mut steps, mut alone) = (Vec::new(), Vec::new());
+    if let Some(artefacts) = &artefacts {
+        if wanted.step("e2e") {
+            let (provisioned, servers) = scenarios::provision();
+            reports.push(provisioned);
+            match scenarios::find(&wanted.scenarios, arguments.long, artefacts, &servers) {
+                Ok(found) => {
+                    let beside = found.beside.into_iter();
+                    steps.extend(beside.map(|one| one.waiting(step::run_beside, artefacts)));
+                    let measured = found.alone.into_iter();
+                    alone.extend(measured.map(|one| one.waiting(step::run, artefacts)));
+                    reports.extend(found.skipped);
+                }
+                Err(error) => reports.push(lanes::done("e2e", Err(error))),
+            }
+        }
+        let own = artefacts.own().filter(|program| wanted.program(program));
+        steps.extend(own.map(|program| code::waiting(program, artefacts)));
+    }
+    steps.extend(wanted.each(&OF_CARGO, Waiting::of));
+    let behind = wanted.each(&BEHIND, Waiting::of);
+    let mut side_by_side = lanes::run(steps, behind);
+    side_by_side.sort_by(|one, other| one.name.cmp(&other.name));
+    reports.extend(side_by_side);
+    reports.extend(lanes::one_by_one(alone));
+    Ok(closing::print(&reports))
+}
+
+/// What is asked for.
+struct Wanted {
+    steps: Vec<&'static str>,
+    /// The scenarios by name; none is all of them.
+    scenarios: Vec<String>,
+    /// Whose programs are run; `None` is everybody's.
+    packages: Option<BTreeSet<String>>,
+}
+
+impl Wanted {
+    fn of(arguments: &Arguments) -> Result<Self> {
+        if let Some(unknown) = arguments
+            .only
+            .iter()
+            .find(|name| !STEPS.contains(&name.as_str()))
+        {
+            bail!(
+                "there is no step {unknown}; the steps are {}",
+                STEPS.join(", ")
+            );
+        }
+        if let Some(revision) = &arguments.changed {
+            return Ok(Self::by(changed::since(revision)?));
+        }
+        // A scenario by name asks for no other step.
+        let is_wanted =
+            |step: &&str| match (arguments.only.is_empty(), arguments.scenario.is_empty()) {
+                (true, true) => true,
+                (true, false) => *step == "e2e",
+                (false, _) => arguments.only.iter().any(|name| name == step),
+            };
+        Ok(Self {
+            steps: STEPS.into_iter().filter(is_wanted).collect(),
+            scenarios: arguments.scenario.clone(),
+            packages: None,
+        })
+    }
+
+    /// What a change concerns.
+    fn by(concerned: changed::Concerned) -> Self {
+        let mut steps = vec!["fmt", "clippy", "tidy"];
+        if !concerned.packages.is_empty() {
+            steps.push("unit");
+        }
+        if !concerned.scenarios.is_empty() {
+            steps.push("e2e");
+        }
+        let left_out = STEPS.into_iter().filter(|step| !steps.contains(step));
+        println!(
+            "packages concerned: {}\nscenarios: {}\nleft out: {}, and every other package and scenario",
+            join(&concerned.packages),
+            join(&concerned.scenarios),
+            left_out.collect::<Vec<_>>().join(", "),
+        );
+        Self {
+            steps,
+            scenarios: concerned.scenarios.into_iter().collect(),
+            packages: Some(concerned.packages),
         }
     }
-    Ok(closing::print(&reports))
+
+    fn step(&self, step: &str) -> bool {
+        self.steps.contains(&step)
+    }
+
+    fn runs_programs(&self) -> bool {
+        ["unit", "tidy", "e2e"].iter().any(|step| self.step(step))
+    }
+
+    fn program(&self, program: &Program) -> bool {
+        if program.name == code::TIDY {
+            return self.step("tidy");
+        }
+        let packages = self.packages.as_ref();
+        self.step("unit") && packages.is_none_or(|packages| packages.contains(&program.package))
+    }
+
+    /// What `take` makes of each of `steps` that is wanted.
+    fn each<T>(
+        &self,
+        steps: &[Step],
+        take: impl Fn(&'static str, fn() -> Result<Report>) -> T,
+    ) -> Vec<T> {
+        let wanted = steps.iter().filter(|(name, _)| self.step(name));
+        wanted.map(|&(name, step)| take(name, step)).collect()
+    }
+}
+
+fn join(names: &BTreeSet<String>) -> String {
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.iter().cloned().collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// The rules of the house alone.

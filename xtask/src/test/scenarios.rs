@@ -1,21 +1,20 @@
-//! The scenarios on real servers: provisions what they need, builds what they test, and runs them: those whose header says
-//! `//! Alone: …` one after the other, the rest a few at a time, since they mostly wait.
+//! The scenarios on real servers: what each needs and how it can run, as its header says.
 
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use e2e::artefacts::{self, BINARY, PLUGINS, cargo, workspace};
+use e2e::artefacts::workspace;
 use e2e::{etcd, kafka, launcher, zookeeper};
 
-use super::code::test_targets;
+use super::lanes::Waiting;
+use super::programs::Artefacts;
 use crate::step::{self, Report};
 
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LONG_LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
-/// Scenarios that run at a time.
-const LANES: usize = 2;
+/// Where they stand, one a file.
+const FOLDER: &str = "tests/tests/scenarios";
 
 /// What a scenario stands on; its header says so in a line `//! Needs: …`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,21 +41,22 @@ impl Needs {
     }
 }
 
-/// How many tests of a scenario run at once: one, unless its header says `//! At once: …` because they mostly wait.
-fn at_once(scenario: &str) -> Result<usize> {
-    match header(scenario, "At once")? {
-        None => Ok(1),
-        Some(number) => number
+/// A number that a scenario's header says, such as `//! At once: 4`: how many of its tests run side by side, since they mostly
+/// wait.
+fn number(scenario: &str, name: &str) -> Result<Option<u64>> {
+    let said = header(scenario, name)?;
+    said.map(|said| {
+        let digits = said.split_once(' ').map_or(&*said, |(digits, _)| digits);
+        digits
             .parse()
-            .with_context(|| format!("{scenario}: the header line `At once:` says {number}")),
-    }
+            .with_context(|| format!("{scenario}: the header line `{name}:` says {said}"))
+    })
+    .transpose()
 }
 
 /// What the header of a scenario says in its line of that name.
 fn header(scenario: &str, name: &str) -> Result<Option<String>> {
-    let path = workspace()
-        .join("tests/tests")
-        .join(format!("{scenario}.rs"));
+    let path = workspace().join(FOLDER).join(format!("{scenario}.rs"));
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
     let start = format!("//! {name}: ");
@@ -65,7 +65,7 @@ fn header(scenario: &str, name: &str) -> Result<Option<String>> {
 }
 
 /// Why each kind of server cannot be had here, if it cannot.
-struct Servers {
+pub(super) struct Servers {
     kafka: Result<String, String>,
     own_kafka: Result<String, String>,
     others: Result<String, String>,
@@ -83,158 +83,147 @@ impl Servers {
     }
 }
 
-/// A step by name that runs behind the scenarios.
-pub(super) type Behind = (&'static str, fn() -> Result<Report>);
-
-/// Runs the scenarios named in `only`, or all; `long` asks for their long forms. `behind` runs one after the other while
-/// scenarios run that bear others beside them, or at the end.
-pub(super) fn run(only: &[String], long: bool, behind: &[Behind]) -> Vec<Report> {
-    let mut reports = Vec::new();
-    let mut waiting = Some(behind);
-    if let Err(error) = run_all(only, long, &mut waiting, &mut reports) {
-        eprintln!("e2e: {error:#}");
-        reports.push(failed("e2e", &error));
-    }
-    if let Some(behind) = waiting {
-        reports.extend(run_behind(behind));
-    }
-    reports
+/// The scenarios that were asked for, ready to run, and those that cannot run here.
+pub(super) struct Scenarios {
+    /// They bear others beside them. The longest come first, so that none is left alone at the end.
+    pub(super) beside: Vec<Scenario>,
+    /// What they measure or take up bears nothing beside it.
+    pub(super) alone: Vec<Scenario>,
+    pub(super) skipped: Vec<Report>,
 }
 
-fn run_all(
+/// Sorts the scenarios named in `only`, or all, by how they can run; `long` asks for their long forms.
+pub(super) fn find(
     only: &[String],
     long: bool,
-    behind: &mut Option<&[Behind]>,
-    reports: &mut Vec<Report>,
-) -> Result<()> {
-    let mut scenarios = test_targets()?;
-    scenarios
-        .retain(|(package, test)| package == "e2e" && (only.is_empty() || only.contains(test)));
-    if let Some(unknown) = only
-        .iter()
-        .find(|name| !scenarios.iter().any(|(_, test)| test == *name))
-    {
-        anyhow::bail!("there is no scenario {unknown} under tests/tests");
+    artefacts: &Artefacts,
+    servers: &Servers,
+) -> Result<Scenarios> {
+    let names = names()?;
+    if let Some(unknown) = only.iter().find(|name| !names.contains(name)) {
+        anyhow::bail!("there is no scenario {unknown} under {FOLDER}");
     }
-    let (provisioned, servers) = provision();
-    reports.push(provisioned);
-    let (build, built) = build()?;
-    reports.push(build);
-    let Some(built) = built else {
-        return Ok(());
+    let mut found = Scenarios {
+        beside: Vec::new(),
+        alone: Vec::new(),
+        skipped: Vec::new(),
     };
-    let mut beside = Vec::new();
-    for (_, scenario) in scenarios {
-        let scenario = Scenario::of(scenario, &built, long)?;
+    let mut list = artefacts.command(artefacts.scenarios()?);
+    let tests = launcher::run(list.args(["--list", "--format=terse"]))?;
+    for name in names {
+        if !only.is_empty() && !only.contains(&name) {
+            continue;
+        }
+        let scenario = Scenario::of(name, &tests, long)?;
         match servers.missing(scenario.needs) {
-            Some(why) => reports.push(scenario.skipped(why)?),
-            None if scenario.alone || long => reports.push(scenario.run(step::run)?),
-            None => beside.push(scenario),
+            Some(why) => found.skipped.push(scenario.skipped(why)),
+            None if scenario.alone || long => found.alone.push(scenario),
+            None => found.beside.push(scenario),
         }
     }
-    reports.extend(run_beside(beside, behind.take().unwrap_or_default()));
-    Ok(())
+    found
+        .beside
+        .sort_by_key(|scenario| std::cmp::Reverse(scenario.takes));
+    Ok(found)
 }
 
-/// Runs steps one after the other; what cannot be run has failed.
-fn run_behind(steps: &[Behind]) -> Vec<Report> {
-    let done = steps
-        .iter()
-        .map(|(name, step)| step().unwrap_or_else(|error| failed(name, &error)));
-    done.collect()
-}
-
-/// Runs scenarios, as many at a time as there are lanes, and the other steps behind them.
-fn run_beside(scenarios: Vec<Scenario>, behind: &[Behind]) -> Vec<Report> {
-    let waiting = Mutex::new(scenarios.into_iter());
-    let next = || {
-        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.next()
-    };
-    let lane = || {
-        let mut reports = Vec::new();
-        while let Some(scenario) = next() {
-            let done = scenario.run(step::run_beside);
-            reports.push(done.unwrap_or_else(|error| failed(&scenario.name, &error)));
+/// Every scenario: a file each. What they share stands in folders.
+fn names() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let folder = workspace().join(FOLDER);
+    for entry in
+        std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        if let (true, Some(name)) = (path.extension().is_some_and(|it| it == "rs"), name)
+            && name != "main"
+        {
+            names.push(name.to_owned());
         }
-        reports
-    };
-    let mut reports: Vec<Report> = std::thread::scope(|scope| {
-        let behind = scope.spawn(|| run_behind(behind));
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
-        let ended = lanes.into_iter().chain([behind]);
-        let ended = ended.flat_map(|lane| match lane.join() {
-            Ok(reports) => reports,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        ended.collect()
-    });
-    reports.sort_by(|one, other| one.name.cmp(&other.name));
-    reports
-}
-
-/// The report of what could not be run.
-fn failed(name: &str, error: &anyhow::Error) -> Report {
-    let mut failed = Report::new(name);
-    failed.failed.push(format!("{name} ({error:#})"));
-    failed
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// A scenario, and what its header says of it.
-struct Scenario {
-    name: String,
+pub(super) struct Scenario {
+    pub(super) name: String,
+    /// Its tests, with their module.
+    tests: Vec<String>,
     needs: Needs,
-    /// What it measures or takes up bears no other one beside it.
     alone: bool,
+    at_once: u64,
+    /// Seconds, about; only what takes more than a minute says it.
+    takes: u64,
     long: bool,
-    built: artefacts::Built,
 }
 
 impl Scenario {
-    fn of(name: String, built: &artefacts::Built, long: bool) -> Result<Self> {
+    /// `tests` is what the program lists.
+    fn of(name: String, tests: &str, long: bool) -> Result<Self> {
+        let of_module = |line: &str| {
+            let test = line.strip_suffix(": test")?;
+            let (module, _) = test.split_once("::")?;
+            (module == name).then(|| test.to_owned())
+        };
+        let tests: Vec<String> = tests.lines().filter_map(of_module).collect();
+        anyhow::ensure!(
+            !tests.is_empty(),
+            "{name} has no tests: does main.rs name it?"
+        );
         Ok(Self {
+            tests,
             needs: Needs::of(&name)?,
             alone: header(&name, "Alone")?.is_some(),
+            at_once: number(&name, "At once")?.unwrap_or(1),
+            takes: number(&name, "Takes")?.unwrap_or(0),
             long,
-            built: built.clone(),
             name,
         })
     }
 
-    fn command(&self) -> Result<Command> {
-        let mut command = cargo();
-        command.args(["test", "--workspace", "--test", &self.name, "--"]);
-        command.arg(format!("--test-threads={}", at_once(&self.name)?));
-        command
-            .env(BINARY, &self.built.binary)
-            .env(PLUGINS, &self.built.plugins);
+    /// Its tests alone, in a process of their own.
+    fn command(&self, mut program: Command) -> Command {
+        program.args(&self.tests).arg("--exact");
+        program.arg(format!("--test-threads={}", self.at_once));
         if self.long {
-            command.env("SLUICEGATE_TEST_LONG", "1");
+            program.env("SLUICEGATE_TEST_LONG", "1");
         }
-        Ok(command)
+        program
     }
 
-    fn run(
-        &self,
-        run: impl FnOnce(&str, &mut Command, Duration) -> Result<Report>,
-    ) -> Result<Report> {
+    /// As a step that waits for its turn.
+    pub(super) fn waiting(self, run: step::Run, artefacts: &Artefacts) -> Waiting<'_> {
+        Waiting {
+            name: self.name.clone(),
+            run: Box::new(move || self.run(run, artefacts)),
+        }
+    }
+
+    fn run(&self, run: step::Run, artefacts: &Artefacts) -> Result<Report> {
         let limit = if self.long { LONG_LIMIT } else { LIMIT };
-        let mut report = run(&self.name, &mut self.command()?, limit)?;
+        let program = artefacts.command(artefacts.scenarios()?);
+        let mut report = run(&self.name, &mut self.command(program), limit)?;
         if report.passed > 0 && self.needs != Needs::Nothing {
             report.note = ON_KAFKA.to_owned();
         }
         Ok(report)
     }
 
-    fn skipped(&self, why: &str) -> Result<Report> {
-        Ok(skipped(&self.name, self.command()?.arg("--list"), why))
+    fn skipped(&self, why: &str) -> Report {
+        println!("\n==> {}: skipped: {why}", self.name);
+        let mut report = Report::new(&self.name);
+        let named = self.tests.iter().map(|test| (test.clone(), why.to_owned()));
+        report.skipped.extend(named);
+        report
     }
 }
 
 /// The remark that the closing lines gather the scenarios by.
 pub(super) const ON_KAFKA: &str = "on a real Kafka";
 
-fn provision() -> (Report, Servers) {
+pub(super) fn provision() -> (Report, Servers) {
     println!("\n==> provision: Kafka, ZooKeeper, etcd (fetched once for a machine)");
     let start = Instant::now();
     let mut report = Report::new("provision");
@@ -275,36 +264,4 @@ fn provision() -> (Report, Servers) {
             others,
         },
     )
-}
-
-fn build() -> Result<(Report, Option<artefacts::Built>)> {
-    println!("\n==> build: the service and its plugins");
-    let start = Instant::now();
-    let mut report = Report::new("build");
-    let built = match artefacts::build(&["--workspace"]) {
-        Ok(built) => Some(built),
-        Err(error) => {
-            report.failed.push(format!("build ({error})"));
-            None
-        }
-    };
-    report.took = start.elapsed();
-    Ok((report, built))
-}
-
-/// A scenario that cannot run here, with each of its tests named.
-fn skipped(scenario: &str, list: &mut Command, why: &str) -> Report {
-    println!("\n==> {scenario}: skipped: {why}");
-    let mut report = Report::new(scenario);
-    let printed = launcher::run(list).unwrap_or_default();
-    let names = printed
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"));
-    report.skipped = names
-        .map(|test| (format!("{scenario}::{test}"), why.to_owned()))
-        .collect();
-    if report.skipped.is_empty() {
-        report.skipped.push((scenario.to_owned(), why.to_owned()));
-    }
-    report
 }

@@ -10,5 +10,6 @@ mod guarantees;
 mod house;
 mod printing;
 mod sources;
+mod supply;
 mod unsafe_code;
 mod words;

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{ControlKey, Entry, Stamp, Tree, TreeChange, bounded};
+use super::super::{ControlKey, Entry, PathMap, Stamp, Tree, TreeChange, bounded};
 use super::Shared;
 use super::client::failure;
 
@@ -97,8 +97,10 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
     }
     // A restore makes another cluster of it, and an address more or less does not.
     let identity = format!(
-        "cluster {:016x} prefix {}",
-        read.cluster, shared.settings.prefix
+        "cluster {:016x} prefix {}{}",
+        read.cluster,
+        shared.settings.prefix,
+        shared.settings.paths.differences(&PathMap::etcd())
     );
     tree.identity = Some(identity.into());
     Ok(tree.into())

@@ -18,7 +18,7 @@ use zookeeper_client::{
 
 use super::super::failure::Failure;
 use super::super::follow::{Heard, Link, Listing};
-use super::super::{ControlKey, Entry, Stamp, Tree, TreeChange, bounded};
+use super::super::{ControlKey, Entry, PathMap, Stamp, Tree, TreeChange, bounded};
 use super::{Shared, failure};
 
 /// Most nodes that are asked for at once, and most notices that are taken together.
@@ -70,7 +70,8 @@ async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Lis
             tree.revision = newest(&stat);
             // A restored root is the same one; one that was made anew is not.
             let (made, at) = (stat.czxid, stat.ctime);
-            tree.identity = Some(format!("root {root} made at {at} by {made:x}").into());
+            let paths = shared.settings.paths.differences(&PathMap::zookeeper());
+            tree.identity = Some(format!("root {root} made at {at} by {made:x}{paths}").into());
             children
         }
         Err(Error::NoNode) => {

@@ -139,3 +139,36 @@ fn a_file_that_is_no_plugin_shows_until_it_is_replaced_or_gone() {
         assert!(shown().is_empty(), "{:?}", shown());
     }
 }
+
+#[test]
+fn what_has_a_plugins_name_and_is_no_file_shows_until_it_is_one() {
+    let shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = shop.folder.path().to_owned();
+    let shown = || {
+        shop.registry.catalogue().scan();
+        shop.registry.catalogue().problems()
+    };
+    let target = folder.join("not-there");
+    std::os::unix::fs::symlink(&target, folder.join("libgone.so")).unwrap();
+    std::os::unix::net::UnixListener::bind(folder.join("libsocket.so")).unwrap();
+    std::os::unix::fs::symlink(&target, folder.join("README")).unwrap();
+    let problems = shown();
+    let whats: Vec<&str> = problems.iter().map(|one| one.what.as_str()).collect();
+    assert_eq!(problems.len(), 2, "{whats:?}");
+    assert!(
+        whats
+            .iter()
+            .any(|what| what.ends_with("libgone.so` is a link that leads nowhere"))
+    );
+    assert!(
+        whats
+            .iter()
+            .any(|what| what.ends_with("libsocket.so` is no regular file"))
+    );
+    let since: Vec<i64> = problems.iter().map(|one| one.since_ms).collect();
+    let again: Vec<i64> = shown().iter().map(|one| one.since_ms).collect();
+    assert_eq!(since, again);
+    std::fs::remove_file(folder.join("libsocket.so")).unwrap();
+    put(&folder, "not-there", "b 1.0.0 b");
+    assert_eq!(shown(), []);
+}

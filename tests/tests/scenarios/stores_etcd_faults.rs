@@ -5,13 +5,10 @@
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_etcd_faults`; `--long` pauses for 40 s and cuts for 60 s.
 
-#[path = "stores/faults.rs"]
-mod faults;
-mod stores;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
 use e2e::process::Signal;
@@ -21,7 +18,6 @@ use serde_json::json;
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::conformance::Record;
 use sluicegate_config::store::{Cause, EtcdSettings, Store};
-use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 
 fn own(nodes: usize) -> Etcd {
     let options = EtcdOptions {
@@ -204,7 +200,7 @@ fn an_idle_watch_keeps_its_connection() {
 fn the_network_is_cut() {
     let etcd = own(1);
     let (proxy, reader, writer) = proxied(&etcd);
-    faults::cut_the_network(&proxy, &*reader, &*writer);
+    crate::stores::faults::cut_the_network(&proxy, &*reader, &*writer);
 }
 
 #[test]
@@ -213,8 +209,12 @@ fn events_are_swallowed() {
     let target = etcd.endpoint().trim_start_matches("http://");
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
     let mut settings = EtcdSettings::new(&[&format!("http://{}", proxy.address())]);
-    settings.relist = faults::RELIST;
-    faults::swallow_events(&proxy, &*open_with(&settings), &*open(&[etcd.endpoint()]));
+    settings.relist = crate::stores::faults::RELIST;
+    crate::stores::faults::swallow_events(
+        &proxy,
+        &*open_with(&settings),
+        &*open(&[etcd.endpoint()]),
+    );
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_members_lease_expires() {
     settings.member_ttl = Duration::from_secs(2);
     let store = open_with(&settings);
     let member = store
-        .join(stores::report("host-1", 1))
+        .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
         wait_for("the member's key", NOTICED, || match other.members() {
@@ -236,7 +236,7 @@ fn a_members_lease_expires() {
     until(1);
     proxy.set(Traffic::Cut);
     until(0);
-    member.report(stores::report("host-1", 2));
+    member.report(crate::stores::report("host-1", 2));
     proxy.set(Traffic::Flowing);
     let told = MemberReport::from_json(&until(1)[0].1).expect("a report");
     assert_eq!(told.applied_revision, 2, "the newest report is written");
@@ -249,7 +249,7 @@ fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_d
     settings.member_ttl = Duration::from_secs(2);
     let store = open_with(&settings);
     let member = store
-        .join(stores::report("host-1", 1))
+        .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let listed = || {
         let members = store.members().unwrap_or_else(|error| panic!("{error}"));
@@ -266,7 +266,7 @@ fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_d
     let mut revision = 1;
     stays("the member's key", 4 * settings.member_ttl, || {
         revision += 1;
-        member.report(stores::report("host-1", revision));
+        member.report(crate::stores::report("host-1", revision));
         match listed() {
             1 => Ok(()),
             listed => Err(format!("{listed} members after {revision} reports")),

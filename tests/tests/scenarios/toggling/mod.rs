@@ -1,9 +1,6 @@
 //! What the scenarios `toggles` and `outages` share: records at a rate through a handler whose gate moves, beside one that
 //! nobody touches, and the reckoning of where each move switched each partition.
 
-#[path = "../stores/put.rs"]
-mod put;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +13,9 @@ use e2e::service::Service;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::{control, unique};
-pub(crate) use put::put;
 use sluicegate_config::store::{ControlKey, Store};
+
+pub(crate) use crate::stores::put;
 
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 const PARTITIONS: u64 = 6;

@@ -4,11 +4,10 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario stores_secured`
 
-mod stores;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
 use base64::Engine;
 use e2e::certificates::Certificates;
 use e2e::etcd::{Etcd, EtcdOptions};
@@ -19,7 +18,6 @@ use sluicegate_config::store::conformance::Record;
 use sluicegate_config::store::{
     Acl, EtcdSettings, Expected, Login, Store, StoreError, TlsFiles, TlsIdentity, ZooKeeperSettings,
 };
-use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
 
 fn open_etcd(settings: &EtcdSettings) -> Arc<dyn Store> {
     settings.open().unwrap_or_else(|error| panic!("{error}"))
@@ -54,7 +52,7 @@ fn works(store: &dyn Store) {
     put(store, &key, "true");
     record.until_value(&key, Some("true"), NOTICED);
     let member = store
-        .join(stores::report("host-1", 1))
+        .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     e2e::wait::wait_for("the member", NOTICED, || match store.members() {
         Ok(members) if members.len() == 1 => Ok(()),

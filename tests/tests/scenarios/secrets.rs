@@ -7,14 +7,12 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario secrets`
 
-#[path = "stores/put.rs"]
-mod put;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stores::put;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use e2e::artefacts;
@@ -28,7 +26,6 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use put::put;
 use serde_json::{Value, json};
 use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
 

@@ -4,12 +4,10 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge_command`
 
-#[path = "stores/put.rs"]
-mod put;
-
 use std::process::Command;
 use std::time::Duration;
 
+use crate::stores::put;
 use e2e::artefacts;
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::metrics::Metrics;
@@ -19,7 +17,6 @@ use e2e::service::run_binary;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use put::put;
 use serde_json::Value;
 use sluicegate_config::store::{ControlKey, EtcdSettings, ZooKeeperSettings};
 

@@ -5,23 +5,20 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
 
-#[path = "stores/put.rs"]
-mod put;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::stores::put;
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use put::put;
 use sluicegate_config::bridge::{
     Bridge, BridgeConfig, BridgeSettings, Pair, RehearsedStep, Side, rehearse,
 };
 use sluicegate_config::store::{
-    ControlKey, EtcdSettings, Expected, Store, StoreError, ZooKeeperSettings,
+    ControlKey, EtcdSettings, Expected, KeyKind, PathMap, Store, StoreError, ZooKeeperSettings,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -217,7 +214,7 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     });
     println!("    {reason}");
     assert!(reason.contains("is not the store that this pair was bridged with"));
-    assert!(reason.contains("--accept-store zookeeper`"));
+    assert!(reason.contains("--accept-store zookeeper` in"));
     stays("both sides", Duration::from_secs(6), || {
         let counts = (
             scene.values(Side::Etcd)?.len(),
@@ -235,6 +232,76 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     scene.settle(&accepting);
     scene.settle(&bridge);
     assert_eq!(scene.values(Side::ZooKeeper).map(|keys| keys.len()), Ok(6));
+}
+
+/// With another map the same store holds other keys: those that it has no more were not deleted.
+#[test]
+fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
+    for side in Side::BOTH {
+        let mut scene = Scene::start();
+        let bridge = scene.bridge();
+        for name in 0..3 {
+            let gate = gate(&format!("h{name}"));
+            put(scene.store(Side::Etcd), &gate, "false");
+        }
+        scene.settle(&bridge);
+        let moved = PathMap::new(|kind| match kind {
+            KeyKind::Enabled => "{name}/gate",
+            KeyKind::Spec => "{name}/spec",
+            KeyKind::Config => "{name}/config",
+            KeyKind::Canary => "{name}/canary",
+            KeyKind::Rollout => "{name}/rollout",
+            KeyKind::Logging => "~logging",
+            _ => "~metrics",
+        });
+        let moved = moved.unwrap_or_else(|error| panic!("{error}"));
+        match side {
+            Side::Etcd => scene.config.etcd.paths = moved,
+            Side::ZooKeeper => scene.config.zookeeper.paths = moved,
+        }
+        // As while a config is rolled out: one bridge has it already.
+        let other = scene.bridge();
+        let reason = wait_for("the bridge to stand still", SOON, || {
+            let report = other.report();
+            let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
+            halted.ok_or_else(|| format!("{report:?}"))
+        });
+        println!("    {reason}");
+        assert!(reason.contains("enabled={name}/gate"), "{reason}");
+        assert!(reason.contains("or other `paths` are meant"), "{reason}");
+        let kept = |scene: &Scene| {
+            let gates = Pair::from_fn(|side| scene.values(side).map(|keys| keys.len()));
+            match (gates.etcd?, gates.zookeeper?) {
+                (3, 3) => Ok(()),
+                other => Err(format!("{other:?} gates")),
+            }
+        };
+        stays("both sides", Duration::from_secs(6), || kept(&scene));
+        assert_eq!(other.report().counts.deletes, Pair::default());
+        drop(other);
+
+        let accepting = scene.accepting_bridge(side);
+        let stores = scene
+            .config
+            .open()
+            .unwrap_or_else(|error| panic!("{error}"));
+        wait_for("the gates at their new places", SOON, || {
+            let tree = stores.sides.of(side).list();
+            let tree = tree.map_err(|error| error.to_string())?;
+            let closed = |name| {
+                let entry = tree.get(&gate(name));
+                entry.is_some_and(|entry| &*entry.value == b"false")
+            };
+            match ["h0", "h1", "h2"].into_iter().all(closed) {
+                true => Ok(()),
+                false => Err(format!("{:?}", tree.entries.keys())),
+            }
+        });
+        stays("both sides", Duration::from_secs(3), || kept(&scene));
+        for bridge in [&bridge, &accepting] {
+            assert_eq!(bridge.report().counts.deletes, Pair::default());
+        }
+    }
 }
 
 #[test]

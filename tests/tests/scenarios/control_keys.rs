@@ -21,9 +21,6 @@ use e2e::{control, unique};
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
 
-#[path = "../../config/tests/garbage/mod.rs"]
-mod garbage;
-
 const SOON: Duration = Duration::from_secs(60);
 
 fn own_etcd() -> (Etcd, Arc<dyn Store>, String) {
@@ -126,7 +123,7 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
             .sum("sluicegate_snapshot_rejections_total", &[]))
     };
     let mut fed = 0;
-    for (kind, value, reason) in garbage::GARBAGE {
+    for (kind, value, reason) in crate::garbage::GARBAGE {
         if value.is_empty() && !empty_is_a_value {
             continue;
         }

@@ -4,16 +4,15 @@
 //! Property: each shows in `/readyz`, the status, the metrics and `explain` with cause, remedy, since when and how often; it makes
 //! the service unready only before the first join, beyond `stall_timeout` without Kafka, without any handler that runs, and
 //! during a stop; the log has few lines about it; and all of it goes when it heals (G7, G8, G12).
-//! Alone: four of its tests run at once.
 //! Needs: Kafka of its own.
+//! Takes: 127 s.
 //! At once: 4
 //! Command: `cargo xtask test --scenario problems`
-
-mod showing;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::showing::{Shown, heals, minute, readyz, shows, warnings};
 use e2e::client::{Client, Outgoing};
 use e2e::kafka::{Acl, Kafka, KafkaOptions};
 use e2e::process::Signal;
@@ -21,7 +20,6 @@ use e2e::service::{Service, run_binary};
 use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
-use showing::{Shown, heals, minute, readyz, shows, warnings};
 
 const SOON: Duration = Duration::from_secs(90);
 

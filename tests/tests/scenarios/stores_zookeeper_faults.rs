@@ -5,13 +5,10 @@
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
 
-#[path = "stores/faults.rs"]
-mod faults;
-mod stores;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 use e2e::long;
 use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
@@ -19,7 +16,6 @@ use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::{Cause, Store, StoreError, ZooKeeperSettings};
-use stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
 
 fn own() -> ZooKeeper {
     ZooKeeper::start_own(&ZooKeeperOptions::default()).unwrap_or_else(|error| panic!("{error:#}"))
@@ -83,7 +79,7 @@ fn the_session_expires() {
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
     let member = reader
-        .join(stores::report("host-1", 1))
+        .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
         wait_for("the member's node", NOTICED, || match writer.members() {
@@ -96,7 +92,7 @@ fn the_session_expires() {
     // The server takes the node away with the session.
     until(0);
     record.until_away(NOTICED);
-    member.report(stores::report("host-1", 2));
+    member.report(crate::stores::report("host-1", 2));
     change_meanwhile(&*writer, &key, "false");
     proxy.set(Traffic::Flowing);
     assert_healed(&record, &key, "false");
@@ -154,7 +150,7 @@ fn the_network_is_cut() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
-    faults::cut_the_network(&proxy, &*reader, &*writer);
+    crate::stores::faults::cut_the_network(&proxy, &*reader, &*writer);
 }
 
 #[test]
@@ -162,8 +158,12 @@ fn events_are_swallowed() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let mut settings = ZooKeeperSettings::new(&proxy.address());
-    settings.relist = faults::RELIST;
-    faults::swallow_events(&proxy, &*open_with(&settings), &*open(zookeeper.connect()));
+    settings.relist = crate::stores::faults::RELIST;
+    crate::stores::faults::swallow_events(
+        &proxy,
+        &*open_with(&settings),
+        &*open(zookeeper.connect()),
+    );
 }
 
 #[test]

@@ -6,11 +6,10 @@
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario toggles`; `--long` moves each gate 1,000 times.
 
-mod toggling;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::toggling::{Flow, SOON, put};
 use e2e::client::{Client, Outgoing};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
@@ -21,7 +20,6 @@ use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, long, unique};
 use sluicegate_config::bridge::{Bridge, BridgeConfig};
 use sluicegate_config::store::{ControlKey, EtcdSettings, Store, ZooKeeperSettings};
-use toggling::{Flow, SOON, put};
 
 fn own_etcd() -> Etcd {
     Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"))

@@ -1,5 +1,6 @@
 //! What the scenarios `stores_*` share: keys, writes, and the bound that a healed store is held to.
 
+pub(crate) mod faults;
 mod put;
 
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ pub(crate) fn gate(name: &str) -> ControlKey {
 }
 
 /// What a member tells that has applied `revision`.
-#[allow(dead_code, reason = "not every scenario has members")]
 pub(crate) fn report(id: &str, revision: u64) -> MemberReport {
     MemberReport {
         id: id.to_owned(),

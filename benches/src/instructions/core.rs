@@ -1,0 +1,248 @@
+//! The pump's core between a scripted source and a pool that finishes what it is given.
+
+#![allow(clippy::vec_box, reason = "batches are boxes where pools take them")]
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sluicegate::assignment::NewAssignment;
+use sluicegate::dispatch::{
+    Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
+};
+use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use sluicegate::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate::flow::{Flow, FlowSettings};
+use sluicegate::routing::RoutingIndex;
+use sluicegate::settlement::RetryPolicy;
+use sluicegate::source::{Delivery, Lease, Slot, TopicPartition};
+use sluicegate_config::spec::{Predicate, Route, TopicPattern};
+use sluicegate_runtime::{RawOutcome, outcome_code};
+
+use crate::{RECORDS, measured};
+
+/// Keeps what it is given until it is asked.
+#[derive(Default)]
+struct Pool {
+    taken: Mutex<Vec<Box<Batch>>>,
+}
+
+impl WorkerPool for Pool {
+    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.push(batch);
+        Ok(())
+    }
+
+    fn own(&self, _home: &Arc<Inbox>, _partitions: &[OwnedPartition]) {}
+
+    fn workers(&self) -> u32 {
+        2
+    }
+
+    fn state(&self) -> PoolState {
+        PoolState::Active
+    }
+}
+
+/// Nothing is emitted here.
+struct NoEmitter;
+
+impl Emitter for NoEmitter {
+    fn send(&self, _record: &Outgoing<'_>, _way: Way, ticket: Ticket) -> Sent {
+        ticket.acknowledged();
+        Sent::Queued
+    }
+}
+
+struct Core {
+    flow: Flow,
+    pools: Vec<Arc<Pool>>,
+    slot: Slot,
+}
+
+fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
+    HandlerSettings {
+        name: format!("h{}", ix.0).into(),
+        version: "1.0.0".into(),
+        generation: 1,
+        config_digest: 1,
+        pool: Some(pool),
+        gate_open: true,
+        order: Order::Key,
+        retry: RetryPolicy {
+            max_attempts: 3,
+            delay: Duration::from_millis(100),
+            multiplier: 1.0,
+            max_delay: Duration::from_millis(100),
+            jitter: 0.0,
+        },
+        dead_letter_topic: "{topic}.dlt".into(),
+        on_failure: OnFailure::DeadLetter,
+        max_in_flight_records: RECORDS as u32,
+        max_in_flight_bytes: 1 << 30,
+        keeps_key_state: false,
+        takes_batches: false,
+    }
+}
+
+impl Core {
+    /// A core with one partition, all of whose records go to each of `handlers`.
+    fn new(handlers: u32) -> Self {
+        let inbox = Arc::new(Inbox::new());
+        let flow_settings = FlowSettings {
+            max_uncommitted: RECORDS,
+            budget_bytes: 1 << 30,
+            stall_timeout_ms: 300_000,
+            drain_timeout_ms: 20_000,
+            commit_interval_ms: 1_000,
+            group: "g".into(),
+            seed: 1,
+        };
+        let mut flow = Flow::new(flow_settings, Arc::new(NoEmitter), inbox);
+        let at = TopicPartition {
+            topic: "flights".into(),
+            partition: 0,
+        };
+        let slot = flow.assign(NewAssignment::first(at, 0, 1));
+        let pools: Vec<Arc<Pool>> = (0..handlers).map(|_| Arc::default()).collect();
+        let of_all = |place: usize| {
+            let topics = vec![TopicPattern::Exact("flights".into())];
+            let when = Predicate::always();
+            (HandlerIx(place as u32), Route { topics, when })
+        };
+        let routes = (0..pools.len()).map(of_all).collect();
+        let index = RoutingIndex::compile(1, routes).expect("the routes are valid");
+        let each = pools.iter().enumerate();
+        let each = each.map(|(place, pool)| {
+            let ix = HandlerIx(place as u32);
+            (ix, settings(ix, Arc::clone(pool)))
+        });
+        flow.apply(index, each.collect());
+        Self { flow, pools, slot }
+    }
+
+    fn deliveries(&self, offsets: std::ops::Range<i64>) -> Vec<Delivery> {
+        let one = |offset: i64| {
+            let key = format!("key-{}", offset % 1_000);
+            Delivery {
+                slot: self.slot,
+                offset,
+                timestamp_ms: 1_700_000_000_000 + offset,
+                leader_epoch: 1,
+                lease: Lease::owned(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
+            }
+        };
+        offsets.map(one).collect()
+    }
+
+    fn deliver(&mut self, deliveries: Vec<Delivery>) {
+        for delivery in deliveries {
+            self.flow.deliver(delivery);
+        }
+        self.flow.dispatch();
+    }
+
+    /// What the pools have, finished: every record is acknowledged, but where `fails` says that it is not.
+    fn finished(&self, fails: impl Fn(i64) -> bool) -> Vec<Box<Batch>> {
+        let mut finished = Vec::new();
+        for pool in &self.pools {
+            let mut taken = pool.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            for mut batch in taken.drain(..) {
+                let outcomes = batch.records.iter().map(|record| RawOutcome {
+                    code: match fails(record.offset) {
+                        true => outcome_code::RETRY,
+                        false => outcome_code::ACK,
+                    },
+                    ..RawOutcome::default()
+                });
+                batch.outcomes = outcomes.collect();
+                finished.push(batch);
+            }
+        }
+        finished
+    }
+
+    fn receive(&mut self, finished: Vec<Box<Batch>>) {
+        for batch in finished {
+            self.flow.receive(PumpMessage::Finished(batch));
+        }
+        self.flow.dispatch();
+    }
+
+    fn frontier(&self) -> i64 {
+        self.flow.assignment(self.slot).ledger.frontier()
+    }
+}
+
+/// Records of a thousand keys are let in, routed, laid into lanes and handed out in batches.
+pub(crate) fn dispatch() {
+    let mut core = Core::new(1);
+    let deliveries = core.deliveries(0..RECORDS);
+    measured(|| core.deliver(deliveries));
+    assert!(!core.finished(|_| false).is_empty());
+}
+
+/// Outcomes of records come back: each is settled, freed, and its lane goes on, until none is left.
+pub(crate) fn settlement() {
+    let mut core = Core::new(1);
+    let deliveries = core.deliveries(0..RECORDS);
+    core.deliver(deliveries);
+    loop {
+        let finished = core.finished(|_| false);
+        if finished.is_empty() {
+            break;
+        }
+        measured(|| core.receive(finished));
+    }
+    assert_eq!(core.frontier(), RECORDS);
+}
+
+/// Everything: three handlers, a record in fifty fails once and is tried again, commits in between.
+pub(crate) fn whole() {
+    let mut core = Core::new(3);
+    let mut now_ms = 0;
+    for start in (0..RECORDS).step_by(500) {
+        let deliveries = core.deliveries(start..start + 500);
+        now_ms += 10;
+        measured(|| {
+            core.flow.tick(now_ms);
+            core.deliver(deliveries);
+        });
+        let finished = core.finished(|offset| offset % 50 == 0);
+        measured(|| core.receive(finished));
+        loop {
+            let finished = core.finished(|_| false);
+            if finished.is_empty() {
+                break;
+            }
+            measured(|| core.receive(finished));
+        }
+        commit(&mut core);
+    }
+    while core.frontier() < RECORDS {
+        now_ms += 50;
+        measured(|| {
+            core.flow.tick(now_ms);
+            core.flow.dispatch();
+        });
+        let finished = core.finished(|_| false);
+        measured(|| core.receive(finished));
+    }
+    commit(&mut core);
+}
+
+/// Asks for what is to be committed, and has it accepted.
+fn commit(core: &mut Core) {
+    let due = measured(|| core.flow.commits_due());
+    let results: Vec<_> = due
+        .iter()
+        .map(|entry| sluicegate::source::CommitResult {
+            at: entry.at.clone(),
+            offset: entry.offset,
+            error: None,
+        })
+        .collect();
+    if !results.is_empty() {
+        measured(|| core.flow.committed(&results, None));
+    }
+}

@@ -1,0 +1,123 @@
+//! What comes from elsewhere, held to `deny.toml` without `cargo deny`: licences, sources, bans. The advisories are its own
+//! business, since their database cannot be had everywhere: `cargo xtask test` skips them by name.
+
+use serde_json::Value;
+use spdx::{Expression, ParseMode};
+
+use crate::dependencies::metadata;
+use crate::sources::{assert_none, read};
+
+const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+/// Crates that take long to compile, or whose state is one for the process: one version of each.
+const ONCE: [&str; 12] = [
+    "aws-lc-sys",
+    "axum",
+    "hyper",
+    "libsqlite3-sys",
+    "prometheus",
+    "rdkafka-sys",
+    "ring",
+    "rustls",
+    "sqlx-core",
+    "tokio",
+    "tonic",
+    "tracing-core",
+];
+
+/// What stands between `start` and `end` of `deny.toml`.
+fn part(start: &str, end: &str) -> String {
+    let deny = read("deny.toml");
+    let part = deny.split(start).nth(1);
+    let part = part.and_then(|rest| rest.split(end).next());
+    part.unwrap_or_else(|| panic!("deny.toml has {start:?} and then {end:?}"))
+        .to_owned()
+}
+
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('"').skip(1).step_by(2).collect()
+}
+
+/// Everything that is not ours.
+fn foreign() -> Vec<Value> {
+    let metadata = metadata(&["--locked"]);
+    let packages = metadata["packages"].as_array().expect("a list of packages");
+    let foreign = packages
+        .iter()
+        .filter(|package| !package["source"].is_null());
+    foreign.cloned().collect()
+}
+
+fn text<'a>(package: &'a Value, field: &str) -> &'a str {
+    package[field].as_str().unwrap_or_default()
+}
+
+/// Whether an expression can be met with licences of the list.
+fn is_met(expression: &str, allowed: &[&str]) -> bool {
+    let parsed = Expression::parse_mode(expression, ParseMode::LAX);
+    parsed.is_ok_and(|parsed| {
+        parsed.evaluate(|asked| {
+            let id = asked.license.id();
+            id.is_some_and(|id| allowed.contains(&id.name))
+        })
+    })
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_is_allowed() {
+    let (allowed, exceptions) = (part("\nallow = [", "]"), part("exceptions = [", "\n]"));
+    let allowed = quoted(&allowed);
+    let packages = foreign();
+    let named = |package: &&Value| exceptions.contains(&format!("\"{}\"", text(package, "name")));
+    let broken: Vec<String> = packages
+        .iter()
+        .filter(|package| !is_met(text(package, "license"), &allowed) && !named(package))
+        .map(|package| format!("{}: {:?}", text(package, "name"), text(package, "license")))
+        .collect();
+    assert_none("not allowed by deny.toml:", &broken);
+}
+
+#[test]
+fn licences_are_read_as_expressions() {
+    let is_met = |expression| is_met(expression, &["MIT", "Apache-2.0", "Unicode-3.0"]);
+    assert!(is_met("MIT OR GPL-3.0-only"));
+    assert!(is_met("MIT/GPL-3.0"));
+    assert!(is_met("(MIT OR GPL-3.0-only) AND Unicode-3.0"));
+    assert!(is_met("Apache-2.0 WITH LLVM-exception"));
+    assert!(!is_met("MIT AND GPL-3.0-only"));
+    assert!(!is_met("MPL-2.0"));
+    assert!(!is_met(""));
+}
+
+#[test]
+fn everything_foreign_comes_from_one_registry_and_nothing_that_is_banned_does() {
+    let bans = part("\ndeny = [", "\n]");
+    let packages = foreign();
+    let mut broken = Vec::new();
+    for package in &packages {
+        let name = text(package, "name");
+        if text(package, "source") != CRATES_IO {
+            broken.push(format!("{name} comes from {}", text(package, "source")));
+        }
+        // With wrappers it is allowed below those: who may depend on it has a rule of its own.
+        let is_banned = |line: &&str| {
+            line.contains(&format!("crate = \"{name}\"")) && !line.contains("wrappers")
+        };
+        if let Some(ban) = bans.lines().find(is_banned) {
+            broken.push(format!("{name} is banned: {}", ban.trim()));
+        }
+    }
+    for once in ONCE {
+        let of_it = packages
+            .iter()
+            .filter(|package| text(package, "name") == once);
+        let versions: Vec<&str> = of_it.map(|package| text(package, "version")).collect();
+        if versions.len() != 1 {
+            broken.push(format!(
+                "{once} in {} versions: {versions:?}",
+                versions.len()
+            ));
+        }
+    }
+    assert_none("sources, bans and single versions:", &broken);
+}
