@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::LIMIT;
 use super::lanes::Waiting;
-use super::programs::{Artefacts, Program};
+use super::programs::{self, Artefacts, Program};
 use crate::step::{self, Report};
 
 pub(super) fn fmt() -> Result<Report> {
@@ -25,11 +25,11 @@ pub(super) fn clippy() -> Result<Report> {
         "-D",
         "warnings",
     ];
-    step::run("clippy", cargo().args(arguments), LIMIT)
+    step::run_behind("clippy", programs::cargo().args(arguments), LIMIT)
 }
 
 pub(super) fn docs() -> Result<Report> {
-    let mut command = cargo();
+    let mut command = programs::cargo();
     command
         .args([
             "doc",
@@ -38,7 +38,7 @@ pub(super) fn docs() -> Result<Report> {
             "--document-private-items",
         ])
         .env("RUSTDOCFLAGS", "-D warnings");
-    step::run("docs", &mut command, LIMIT)
+    step::run_behind("docs", &mut command, LIMIT)
 }
 
 /// The rules of the repository alone.
@@ -65,7 +65,7 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
 }
 
 pub(super) fn doctest() -> Result<Report> {
-    let mut command = cargo();
+    let mut command = programs::cargo();
     command.args(["test", "--workspace", "--doc"]);
     step::run_beside("doctest", &mut command, LIMIT)
 }

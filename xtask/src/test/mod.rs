@@ -1,11 +1,11 @@
 //! `cargo xtask test`: every step of the gate, each timed, with a table and one line of counts at the end.
 //!
 //! ```text
-//! form     fmt, clippy, docs
-//! build    the service, its plugins and every test, in one call of cargo
-//! side     unit (the programs of every crate: unit, model and property tests, tidy), doctest, and the scenarios on real
-//! by side  servers, a few at a time, since they mostly wait │ behind them, with what they leave: loom, miri
-//! alone    scenarios that measure
+//! fmt
+//! build         the service, its plugins and every test, in one call of cargo
+//! side by side  the test programs of every crate (unit, model and property tests, tidy), doctest, and the scenarios on
+//!               real servers, several at a time, since they mostly wait │ behind them: clippy, docs, loom, miri
+//! alone         scenarios that measure
 //! ```
 //!
 //! A step that cannot run on this machine is skipped by name with its reason; a step that fails does not stop the others.
@@ -39,16 +39,17 @@ const STEPS: [&str; 9] = [
 /// A step by name.
 type Step = (&'static str, fn() -> Result<Report>);
 
-/// The steps that look at the sources.
-const FORM: [Step; 3] = [
-    ("fmt", code::fmt),
-    ("clippy", code::clippy),
-    ("docs", code::docs),
-];
+/// What is seen at once.
+const FORM: [Step; 1] = [("fmt", code::fmt)];
 /// What cargo alone can run.
 const OF_CARGO: [Step; 1] = [("doctest", code::doctest)];
-/// Steps that build in folders of their own.
-const BEHIND: [Step; 2] = [("loom", code::loom), ("miri", code::miri)];
+/// What needs the processor and nothing else. It gets what the others leave.
+const BEHIND: [Step; 4] = [
+    ("clippy", code::clippy),
+    ("docs", code::docs),
+    ("loom", code::loom),
+    ("miri", code::miri),
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
