@@ -37,6 +37,20 @@ enum Stage {
     Note { note: Option<Note>, crossed: bool },
 }
 
+/// What a crossing is to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// The note alone.
+    Note,
+    /// The value at this revision of the other side, or its delete.
+    Value {
+        /// The side that is written.
+        to: Side,
+        /// `None` for a delete.
+        revision: Option<u64>,
+    },
+}
+
 /// What a crossing rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
@@ -71,6 +85,8 @@ pub struct Crossing {
     by: String,
     /// When reading for it began; from the announcement on, when that was.
     began_ms: u64,
+    /// Whether nothing but the note is written.
+    of_note: bool,
     /// Why the side refused the write.
     refused: Option<StoreError>,
     /// Whether the other side has answered: then the note is brought up to date, however late.
@@ -123,6 +139,7 @@ impl Crossing {
             behind: behind || was_taken,
             by: by.to_owned(),
             began_ms,
+            of_note: false,
             refused: None,
             answered: false,
             wrote: None,
@@ -131,9 +148,15 @@ impl Crossing {
         }
     }
 
-    /// The revision of the value that it carries; 0 for none.
-    pub(super) fn reads(&self) -> u64 {
-        self.read_at.unwrap_or(0)
+    /// What it writes.
+    pub(super) fn writes(&self) -> Writes {
+        match self.of_note {
+            true => Writes::Note,
+            false => Writes::Value {
+                to: self.to,
+                revision: self.read_at,
+            },
+        }
     }
 
     /// Writes only the note: both sides hold the same already.
@@ -156,6 +179,7 @@ impl Crossing {
             note,
             crossed: true,
         };
+        crossing.of_note = true;
         crossing
     }
 

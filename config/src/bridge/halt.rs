@@ -68,14 +68,14 @@ fn answer(side: Side) -> String {
     let other = side.other();
     format!(
         "If {side} was emptied, restored, set up anew or moved, or other `paths` are meant, run `sluicegate bridge -c CONFIG \
-         --accept-store {side}` in the place of this bridge until `bridge status` says that all is settled: what {other} holds then travels to {side}, what {side} lacks is deleted nowhere, \
+         --accept-store {side}` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled: what {other} holds then travels to {side}, what {side} lacks is deleted nowhere, \
          and what only {side} has is copied; with `--dry-run` it shows what it would write"
     )
 }
 
 /// What to do where neither side is that of the notes.
-const ANSWER_BOTH: &str = "If that is so because both were emptied, restored, set up anew or moved, run `sluicegate bridge -c CONFIG \
-                           --accept-store etcd --accept-store zookeeper` in the place of this bridge until `bridge status` says that all is settled: nothing \
+const ANSWER_BOTH: &str = "If that is so because both were emptied, restored, set up anew or moved, or other `paths` are meant, run `sluicegate bridge -c CONFIG \
+                           --accept-store etcd --accept-store zookeeper` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled: nothing \
                            is deleted, what one side lacks is copied to it, and where both hold a key the authority's value \
                            stands; with `--dry-run` it shows what it would write";
 
@@ -169,7 +169,7 @@ impl fmt::Display for Halt {
                 f,
                 "{absent} of {known} keys that both sides held are missing in {store}, and no watch saw them being deleted: \
                  they look lost; nothing is written or deleted. Put them back there. If they were deleted on purpose, run \
-                 `sluicegate bridge -c CONFIG --allow-mass-delete` in the place of this bridge until `bridge status` says that all is settled; with `--dry-run` it \
+                 `sluicegate bridge -c CONFIG --allow-mass-delete` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled; with `--dry-run` it \
                  shows what would go from {}",
                 side.other()
             ),

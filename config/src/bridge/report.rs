@@ -87,7 +87,7 @@ pub struct Counts {
     pub deletes: Pair<u64>,
     /// Changes overruled, by the side that lost its change.
     pub conflicts: Pair<u64>,
-    /// Values that were refused, by the side where they stand; a value counts once.
+    /// Values that were refused, by the side where they stand, and writes, by the side that refused them; each counts once.
     pub refusals: Pair<u64>,
     /// Changes that a store's watch had missed and its re-list found.
     pub repairs: Pair<u64>,

@@ -103,7 +103,7 @@ impl Worker {
             later: BTreeMap::new(),
             behind: BTreeSet::new(),
             unsettled: BTreeMap::new(),
-            refusals: Refusals::default(),
+            refusals: Refusals::new(now),
             sightings: Sightings::default(),
             clock: now,
             pair: None,
@@ -369,6 +369,8 @@ impl Worker {
         if !matches!(decision, Decision::Refuse(_)) {
             self.refusals.value_is_well(key);
         }
+        // Counted and told when it was met first.
+        let refused_write = self.is_refused_write(key, &decision);
         if let Some(wait) = self.refused_before(key, &decision) {
             self.put_off(key, wait);
             return None;
@@ -402,7 +404,7 @@ impl Worker {
             }
             Decision::Cross { to, conflict } => {
                 let note = note_entry.and_then(|entry| Note::from_json(&entry.value));
-                if conflict {
+                if conflict && !refused_write {
                     self.collide(key, to);
                 }
                 let (from, there) = (

@@ -207,15 +207,16 @@ impl Explanation {
             let waited_ms = crate::admin::view::now_ms()
                 .saturating_sub(held.since_ms)
                 .max(0);
-            let at_most = match self.offset > self.frontier && held.attempt == 1 {
-                true => " at most",
-                false => "",
+            // When a record was queued is not noted; only the one at the frontier is known to have waited since that moved.
+            let queued = matches!(held.waits_for, WaitsFor::Lane { .. } | WaitsFor::Worker);
+            let waits = match queued && self.offset > self.frontier {
+                true => "waits".to_owned(),
+                false => format!("has waited {:.1} s", waited_ms as f64 / 1_000.0),
             };
             text.push_str(&format!(
-                "\nhandler `{}`, attempt {}, has waited {:.1} s{at_most} for {}",
+                "\nhandler `{}`, attempt {}, {waits} for {}",
                 held.handler,
                 held.attempt,
-                waited_ms as f64 / 1_000.0,
                 escape(&held.waits_for.to_string())
             ));
         }

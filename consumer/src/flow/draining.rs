@@ -170,10 +170,14 @@ impl Flow {
         let begun = self.begun();
         let (records, _) = self.unfinished(slots, &begun);
         self.overrun += records as u64;
-        let uncommitted = slots
-            .iter()
-            .filter(|&&slot| self.commit_entry(slot).is_some());
-        uncommitted.count()
+        let left = |slot: &&Slot| {
+            let ledger = &self.assignments[slot.0 as usize].ledger;
+            let committed = self.assignments[slot.0 as usize].committed;
+            // A token alone that is not committed lets nothing be handled again.
+            let handled = ledger.frontier() > committed || !ledger.settled_ahead().is_empty();
+            handled && self.commit_entry(**slot).is_some()
+        };
+        slots.iter().filter(left).count()
     }
 
     /// Of these partitions, how many records are begun and not settled, and by which handlers.

@@ -307,7 +307,7 @@ impl Flow {
         else {
             return Vec::new();
         };
-        // When a record was queued is not noted; what stands at the frontier has waited since that moved, and others less.
+        // When a record was queued is not noted; what stands at the frontier has waited since that moved.
         let queued_ms = self.assignment(slot).waits_since_ms();
         let places = 0..self.handlers.len();
         places

@@ -43,7 +43,13 @@ impl Flow {
         let stall_ms = self.settings.stall_timeout_ms;
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
         if waits {
-            let since_ms = assignment.waits_since_ms();
+            // What waits in hand over a settled ledger came when there was no room.
+            let in_hand_ms = assignment
+                .full_since_ms
+                .filter(|_| assignment.ledger.is_settled());
+            let since_ms = assignment
+                .waits_since_ms()
+                .max(in_hand_ms.unwrap_or_default());
             let stalled = self.now_ms.saturating_sub(since_ms) >= stall_ms;
             return stalled.then_some(Standstill {
                 since_ms,

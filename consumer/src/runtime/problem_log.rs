@@ -20,12 +20,11 @@ const ANSWER: Duration = Duration::from_millis(500);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Kinds whose beginning nobody else logs.
-const BEGUN_HERE: [ProblemKind; 5] = [
+const BEGUN_HERE: [ProblemKind; 4] = [
     ProblemKind::Group,
     ProblemKind::PartitionStalled,
     ProblemKind::HandlerClosing,
     ProblemKind::HandlerUnhealthy,
-    ProblemKind::MemberId,
 ];
 
 /// What the log is told.

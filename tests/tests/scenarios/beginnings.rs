@@ -3,6 +3,7 @@
 //! Property: an offset counts in its own topic alone and nothing of a new one is skipped (G2, G12); where a partition without a
 //! commit begins is decided once; a later owner's fencing token is higher (G4); one partition holds no other one up (G8).
 //! Needs: Kafka of its own.
+//! Mostly waits: for leaders and rebalances.
 //! Takes: 67 s.
 //! Command: `cargo xtask test --scenario beginnings`
 

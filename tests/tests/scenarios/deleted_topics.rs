@@ -2,6 +2,7 @@
 //! Property: the first shows in `/readyz` and `explain`, and once in the log, within a metadata refresh; the second is made again,
 //! and what waited for it is written, so that nothing is lost and nobody has to act (G7).
 //! Needs: Kafka.
+//! Mostly waits: for metadata.
 //! Command: `cargo xtask test --scenario deleted_topics`
 
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 //! Property: records flow and panics are contained; a switch takes effect while records flow; the demo ends by itself
 //! with a summary and exit code 0; where a handler hangs, a first signal waits for it and a second one ends at once.
 //! Needs: nothing.
+//! Mostly waits: for its end.
 //! Command: `cargo xtask test --scenario demo`
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 //! Property: a restart makes it handle what it has; switched off or deleted it lets go of its partitions within the drain
 //! timeout, counted, while other topics go on and readiness says how things stand (G1, G8, G14).
 //! Needs: Kafka.
+//! Mostly waits: for back-off.
 //! Command: `cargo xtask test --scenario failed_handlers`
 
 use std::time::{Duration, Instant};

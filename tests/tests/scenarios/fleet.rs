@@ -3,6 +3,7 @@
 //! refuses restores the earlier spec everywhere, says so and exits with 1; one that nobody refuses reaches everybody. A member
 //! whose id another one has works all the same, and takes another id aloud.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Mostly waits: for members to settle.
 //! Takes: 83 s.
 //! Command: `cargo xtask test --scenario fleet`
 

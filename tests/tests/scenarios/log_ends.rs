@@ -1,6 +1,7 @@
 //! Situation: whoever should read the service's log does not: a pipe without a reader, one whose reader has gone, a full disk.
 //! Property: records flow and are committed, the service is ready and stops gracefully, and what the log has lost is counted.
 //! Needs: Kafka
+//! Mostly waits: for readers.
 //! Command: `cargo xtask test --scenario log_ends`
 
 use std::fs::File;

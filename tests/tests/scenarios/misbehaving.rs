@@ -2,6 +2,7 @@
 //! Property: the good one sees everything at full pace, bad records get their attempts and their dead letters, counts,
 //! metrics and API agree, and the process stays up (G7, G14).
 //! Needs: Kafka.
+//! Mostly waits: for hung calls.
 //! Command: `cargo xtask test --scenario misbehaving`
 
 use std::collections::BTreeSet;

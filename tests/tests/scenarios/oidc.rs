@@ -3,6 +3,7 @@
 //! Property: the service fetches tokens and renews them, records flow and are committed; with a wrong secret it says so, is not
 //! ready, and shows the secret nowhere.
 //! Needs: Kafka of its own.
+//! Mostly waits: for tokens.
 //! Command: `cargo xtask test --scenario oidc`
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -2,6 +2,7 @@
 //! Property: internal topics are not even assigned, a topic has its dead-letter topic before it is read, what is missing is
 //! told once and shown until it heals, and no record goes round without end (G1, G7).
 //! Needs: Kafka of its own.
+//! Mostly waits: for topics to be found.
 //! Command: `cargo xtask test --scenario patterns`
 
 use std::collections::BTreeSet;

@@ -3,6 +3,7 @@
 //! Property: an idle partition has no lag and is committed to its end (G2); what is gone is told, counted and passed over
 //! as the policy says; damaged data holds its partition until it can be read (G12).
 //! Needs: Kafka.
+//! Mostly waits: for stall timeouts.
 //! Takes: 73 s.
 //! Command: `cargo xtask test --scenario positions`
 

@@ -5,6 +5,7 @@
 //! the service unready only before the first join, beyond `stall_timeout` without Kafka, without any handler that runs, and
 //! during a stop; the log has few lines about it; and all of it goes when it heals (G7, G8, G12).
 //! Needs: Kafka of its own.
+//! Mostly waits: for problems to clear.
 //! Takes: 127 s.
 //! At once: 4
 //! Command: `cargo xtask test --scenario problems`

@@ -2,6 +2,7 @@
 //! another panic strategy, a cut file, a text, a library without a descriptor.
 //! Property: each is refused with its reason before any of its code runs; a running service keeps serving the old one.
 //! Needs: Kafka.
+//! Mostly waits: for scans.
 //! Command: `cargo xtask test --scenario refused_plugins`, and with `--long` plugins that are really built with another panic
 //! strategy and another layout
 

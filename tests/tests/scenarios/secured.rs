@@ -2,6 +2,7 @@
 //! Property: with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 over TLS, and SCRAM without it, records flow and are committed; with a
 //! wrong password the service says so, is not ready, and commits nothing. The password is neither in the log nor in the API.
 //! Needs: Kafka of its own.
+//! Mostly waits: for logins.
 //! Command: `cargo xtask test --scenario secured`
 
 use std::time::Duration;

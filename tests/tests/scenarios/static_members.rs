@@ -1,6 +1,7 @@
 //! Situation: a service of two clients whose config names a `group.instance.id`, started, and started again.
 //! Property: both clients are members of the group and read their partitions; nobody fences the other.
 //! Needs: Kafka
+//! Mostly waits: for sessions.
 //! Command: `cargo xtask test --scenario static_members`
 
 use std::collections::BTreeSet;

@@ -5,6 +5,7 @@
 //! what a call has finished by then is not handled again (G3). A stop that leaves anything behind says so and fails; one that
 //! leaves nothing succeeds. While plugins load it says that it lives and is not ready.
 //! Needs: Kafka of its own.
+//! Mostly waits: for members that leave.
 //! Takes: 160 s.
 //! Command: `cargo xtask test --scenario stopping`
 

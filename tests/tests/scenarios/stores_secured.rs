@@ -2,6 +2,7 @@
 //! Property: the stores get in with the right certificates and passwords and say why they do not with wrong ones; a token that
 //! the server has forgotten is asked for anew.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
+//! Mostly waits: for tokens.
 //! Command: `cargo xtask test --scenario stores_secured`
 
 use std::sync::Arc;

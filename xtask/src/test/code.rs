@@ -8,7 +8,7 @@ use e2e::launcher;
 use serde_json::Value;
 
 use super::LIMIT;
-use super::lanes::Waiting;
+use super::lanes::{Load, Waiting};
 use super::programs::{self, Artefacts, Program};
 use crate::step::{self, Report};
 
@@ -53,10 +53,18 @@ pub(super) fn tidy() -> Result<Report> {
 /// The program that holds the rules of the repository.
 pub(super) const TIDY: &str = "xtask::tidy";
 
+/// Programs that wait for members of a group, and for hung handlers.
+const MOSTLY_WAIT: [&str; 2] = ["sluicegate::kafka_source", "sluicegate::native_handlers"];
+
 /// A test program of a crate, as a step that waits for its turn.
 pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Waiting<'a> {
+    let load = match MOSTLY_WAIT.contains(&program.name.as_str()) {
+        true => Load::Light,
+        false => Load::Full,
+    };
     Waiting {
         name: program.name.clone(),
+        load,
         run: Box::new(|| {
             let mut command = artefacts.command(program);
             step::run_beside(&program.name, &mut command, LIMIT)

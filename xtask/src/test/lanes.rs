@@ -1,14 +1,34 @@
-//! Steps side by side: most scenarios wait most of the time, so more of them run than there are cores.
+//! Steps side by side. A step keeps a core busy, or mostly waits; as many run as the cores can bear.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use anyhow::Result;
 
 use crate::step::Report;
 
-/// A step that waits for a lane.
+/// What a step takes of a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Load {
+    /// Half of one: it waits for servers, members and deadlines.
+    Light,
+    /// All of one, and what it times is right only if it has that.
+    Full,
+}
+
+impl Load {
+    fn halves(self) -> usize {
+        match self {
+            Self::Light => 1,
+            Self::Full => 2,
+        }
+    }
+}
+
+/// A step that waits for its turn.
 pub(super) struct Waiting<'a> {
     pub(super) name: String,
+    pub(super) load: Load,
     pub(super) run: Box<dyn FnOnce() -> Result<Report> + Send + 'a>,
 }
 
@@ -16,24 +36,84 @@ impl Waiting<'_> {
     pub(super) fn of(name: &str, run: fn() -> Result<Report>) -> Self {
         Self {
             name: name.to_owned(),
+            load: Load::Full,
             run: Box::new(run),
         }
     }
 }
 
-/// How many steps run at a time: twice the cores, since a scenario keeps half a core busy.
-pub(super) fn lanes() -> usize {
-    2 * std::thread::available_parallelism().map_or(2, usize::from)
+/// Steps that wait for half cores.
+struct Queue<'a> {
+    state: Mutex<State<'a>>,
+    freed: Condvar,
 }
 
-/// Runs `steps` in their order, [`lanes`] at a time, and those of `behind` one after the other beside them.
+struct State<'a> {
+    waiting: VecDeque<Waiting<'a>>,
+    free: usize,
+}
+
+impl<'a> Queue<'a> {
+    fn new(waiting: Vec<Waiting<'a>>, halves: usize) -> Self {
+        let state = State {
+            waiting: waiting.into(),
+            free: halves,
+        };
+        Self {
+            state: Mutex::new(state),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// The first step that fits into what is free, once one does; `None` when none is left.
+    fn next(&self) -> Option<Waiting<'a>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.waiting.is_empty() {
+                return None;
+            }
+            let free = state.free;
+            let fits = state
+                .waiting
+                .iter()
+                .position(|step| step.load.halves() <= free);
+            if let Some(step) = fits.and_then(|place| state.waiting.remove(place)) {
+                state.free -= step.load.halves();
+                return Some(step);
+            }
+            state = self
+                .freed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, load: Load) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.free += load.halves();
+        self.freed.notify_all();
+    }
+
+    fn work_off(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        while let Some(step) = self.next() {
+            reports.push(done(&step.name, (step.run)()));
+            self.give_back(step.load);
+        }
+        reports
+    }
+}
+
+/// Runs `steps` side by side, the first ones first, and those of `behind` one after the other beside them.
 pub(super) fn run(steps: Vec<Waiting<'_>>, behind: Vec<Waiting<'_>>) -> Vec<Report> {
-    let steps = Mutex::new(steps.into_iter());
-    let behind = Mutex::new(behind.into_iter());
+    let halves = 2 * std::thread::available_parallelism().map_or(2, usize::from);
+    let (steps, behind) = (Queue::new(steps, halves), Queue::new(behind, 2));
     std::thread::scope(|scope| {
-        let mut running: Vec<_> = (0..lanes()).map(|_| scope.spawn(|| lane(&steps))).collect();
-        running.push(scope.spawn(|| lane(&behind)));
-        let ended = running.into_iter().flat_map(|lane| match lane.join() {
+        let mut running: Vec<_> = (0..halves)
+            .map(|_| scope.spawn(|| steps.work_off()))
+            .collect();
+        running.push(scope.spawn(|| behind.work_off()));
+        let ended = running.into_iter().flat_map(|thread| match thread.join() {
             Ok(reports) => reports,
             Err(panic) => std::panic::resume_unwind(panic),
         });
@@ -43,19 +123,7 @@ pub(super) fn run(steps: Vec<Waiting<'_>>, behind: Vec<Waiting<'_>>) -> Vec<Repo
 
 /// Runs `steps` one after the other with nothing beside them.
 pub(super) fn one_by_one(steps: Vec<Waiting<'_>>) -> Vec<Report> {
-    lane(&Mutex::new(steps.into_iter()))
-}
-
-fn lane(steps: &Mutex<std::vec::IntoIter<Waiting<'_>>>) -> Vec<Report> {
-    let next = || {
-        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-        steps.next()
-    };
-    let mut reports = Vec::new();
-    while let Some(step) = next() {
-        reports.push(done(&step.name, (step.run)()));
-    }
-    reports
+    Queue::new(steps, 2).work_off()
 }
 
 /// The report of a step; one that could not be run has failed.
@@ -71,6 +139,8 @@ pub(super) fn done(name: &str, done: Result<Report>) -> Report {
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use anyhow::bail;
 
@@ -81,6 +151,7 @@ mod tests {
         let together = Barrier::new(2);
         let meets = |name: &str| Waiting {
             name: name.to_owned(),
+            load: Load::Full,
             run: Box::new(|| {
                 together.wait();
                 Ok(Report::new("met"))
@@ -88,6 +159,7 @@ mod tests {
         };
         let fails = Waiting {
             name: "fails".to_owned(),
+            load: Load::Light,
             run: Box::new(|| bail!("it cannot")),
         };
         let reports = run(vec![fails, meets("a")], vec![meets("b")]);
@@ -98,5 +170,25 @@ mod tests {
         failed.sort_unstable();
         assert_eq!(failed, ["fails (it cannot)"]);
         assert_eq!(reports.len(), 3);
+    }
+
+    #[test]
+    fn no_more_runs_than_the_cores_bear() {
+        let (busy, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let step = |load: Load| Waiting {
+            name: "step".to_owned(),
+            load,
+            run: Box::new(|| {
+                let now = busy.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(2));
+                busy.fetch_sub(1, Ordering::SeqCst);
+                Ok(Report::new("step"))
+            }),
+        };
+        let steps = (0..40).map(|_| step(Load::Full)).collect();
+        assert_eq!(run(steps, Vec::new()).len(), 40);
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        assert!(most.into_inner() <= cores);
     }
 }

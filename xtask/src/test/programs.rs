@@ -127,6 +127,10 @@ fn read(messages: &str) -> Result<Artefacts> {
         let target = &message["target"];
         let (name, kind) = (text(&target["name"]), text(&target["kind"][0]));
         if message["profile"]["test"] == true {
+            // A bench measures, and so is no test.
+            if target["test"] == false || kind == "bench" {
+                continue;
+            }
             programs.push(program(&message, name, kind, executable)?);
         } else if (name, kind) == ("sluicegate", "bin") {
             binary = Some(executable);

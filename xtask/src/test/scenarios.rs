@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use e2e::artefacts::workspace;
 use e2e::{etcd, kafka, launcher, zookeeper};
 
-use super::lanes::Waiting;
+use super::lanes::{Load, Waiting};
 use super::programs::Artefacts;
 use crate::step::{self, Report};
 
@@ -153,6 +153,7 @@ pub(super) struct Scenario {
     tests: Vec<String>,
     needs: Needs,
     alone: bool,
+    mostly_waits: bool,
     at_once: u64,
     /// Seconds, about; only what takes more than a minute says it.
     takes: u64,
@@ -176,6 +177,7 @@ impl Scenario {
             tests,
             needs: Needs::of(&name)?,
             alone: header(&name, "Alone")?.is_some(),
+            mostly_waits: header(&name, "Mostly waits")?.is_some(),
             at_once: number(&name, "At once")?.unwrap_or(1),
             takes: number(&name, "Takes")?.unwrap_or(0),
             long,
@@ -197,6 +199,10 @@ impl Scenario {
     pub(super) fn waiting(self, run: step::Run, artefacts: &Artefacts) -> Waiting<'_> {
         Waiting {
             name: self.name.clone(),
+            load: match self.mostly_waits {
+                true => Load::Light,
+                false => Load::Full,
+            },
             run: Box::new(move || self.run(run, artefacts)),
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::super::Side;
-use super::super::crossing::Crossing;
+use super::super::crossing::{Crossing, Writes};
 use super::super::decide::{Decision, Refusal};
 use super::super::report::RefusedValue;
 use super::Worker;
@@ -19,15 +19,17 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Between two log lines about one write.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
+/// Refused writes are tried again at multiples of this.
+const TRIED_EVERY: Duration = Duration::from_secs(5);
+
 pub(super) struct Refusals {
+    began: Instant,
     values: BTreeMap<ControlKey, (u64, RefusedValue)>,
     writes: BTreeMap<ControlKey, RefusedWrite>,
 }
 
 struct RefusedWrite {
-    /// The revision of the value that was to be written; 0 for none.
-    revision: u64,
+    what: Writes,
     tries: u32,
     due: Instant,
     told: Instant,
@@ -35,6 +37,14 @@ struct RefusedWrite {
 }
 
 impl Refusals {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            began: now,
+            values: BTreeMap::new(),
+            writes: BTreeMap::new(),
+        }
+    }
+
     /// Takes note of a value that is refused as it stands at `revision`; `false` if it is known.
     pub(super) fn value(&mut self, key: &ControlKey, revision: u64, refused: RefusedValue) -> bool {
         let known = self.values.get(key);
@@ -50,23 +60,23 @@ impl Refusals {
         self.values.remove(key);
     }
 
-    /// Takes note of a write of the value at `revision` that a store refuses; `true` if that is to be logged.
+    /// Takes note of a write that a store refuses; `true` if that is to be logged.
     pub(super) fn write(
         &mut self,
         key: &ControlKey,
-        revision: u64,
+        what: Writes,
         shown: RefusedValue,
         now: Instant,
     ) -> bool {
-        let known = self.writes.get(key).filter(|one| one.revision == revision);
+        let known = self.writes.get(key).filter(|one| one.what == what);
         let tries = known.map_or(1, |one| one.tries.saturating_add(1));
         let told = known
             .map(|one| one.told)
             .filter(|told| now.duration_since(*told) < SAY_AGAIN);
         let write = RefusedWrite {
-            revision,
+            what,
             tries,
-            due: now + backoff(RETRY.0, RETRY.1, tries),
+            due: self.together(now + backoff(RETRY.0, RETRY.1, tries)),
             told: told.unwrap_or(now),
             shown,
         };
@@ -74,14 +84,24 @@ impl Refusals {
         told.is_none()
     }
 
-    /// How long the write of the value at `revision` is not to be tried again; `None` for one that was not refused.
-    pub(super) fn wait(&self, key: &ControlKey, revision: u64, now: Instant) -> Option<Duration> {
-        let known = self
-            .writes
-            .get(key)
-            .filter(|one| one.revision == revision)?;
+    /// How long a write is not to be tried again; `None` for one that was not refused.
+    pub(super) fn wait(&self, key: &ControlKey, what: Writes, now: Instant) -> Option<Duration> {
+        let known = self.writes.get(key).filter(|one| one.what == what)?;
         let wait = known.due.saturating_duration_since(now);
         (wait > Duration::ZERO).then_some(wait)
+    }
+
+    /// Whether a write was refused before.
+    pub(super) fn knows(&self, key: &ControlKey, what: Writes) -> bool {
+        self.writes.get(key).is_some_and(|one| one.what == what)
+    }
+
+    /// The next time of those at which everything is tried again that is due until then: each try may need a listing of both
+    /// sides, and one serves all.
+    fn together(&self, due: Instant) -> Instant {
+        let step = TRIED_EVERY.as_secs_f64();
+        let steps = (due.duration_since(self.began).as_secs_f64() / step).ceil();
+        self.began + TRIED_EVERY.mul_f64(steps)
     }
 
     /// Nothing is to be written of a key, or it was.
@@ -117,28 +137,45 @@ impl Worker {
 
     /// How long what a decision asks for is put off, since a store has refused it.
     pub(super) fn refused_before(&self, key: &ControlKey, decision: &Decision) -> Option<Duration> {
-        let revision = match decision {
+        let what = self.writes(key, decision)?;
+        self.refusals.wait(key, what, Instant::now())
+    }
+
+    /// What a decision writes.
+    fn writes(&self, key: &ControlKey, decision: &Decision) -> Option<Writes> {
+        match decision {
             Decision::Cross { to, .. } => {
                 let from = self.sides.of(to.other()).get(key);
-                from.map_or(0, |entry| entry.stamp.revision)
+                Some(Writes::Value {
+                    to: *to,
+                    revision: from.map(|entry| entry.stamp.revision),
+                })
             }
-            Decision::Agree(_) => 0,
-            _ => return None,
-        };
-        self.refusals.wait(key, revision, Instant::now())
+            Decision::Agree(_) => Some(Writes::Note),
+            _ => None,
+        }
+    }
+
+    /// Whether a store has refused before what a decision writes.
+    pub(super) fn is_refused_write(&self, key: &ControlKey, decision: &Decision) -> bool {
+        let what = self.writes(key, decision);
+        what.is_some_and(|what| self.refusals.knows(key, what))
     }
 
     /// A store has refused what a crossing was to write.
     pub(super) fn write_refused(&mut self, crossing: &Crossing, error: &StoreError) {
         self.counts.failures += 1;
-        let (key, side, revision) = (crossing.key(), crossing.to(), crossing.reads());
+        let (key, side, what) = (crossing.key(), crossing.to(), crossing.writes());
         let place = self.stores.sides.of(side).locate(key);
         let now = Instant::now();
         let shown = shown(key, side, place, error);
-        if self.refusals.write(key, revision, shown, now) {
+        if !self.refusals.knows(key, what) {
+            *self.counts.refusals.of_mut(side) += 1;
+        }
+        if self.refusals.write(key, what, shown, now) {
             tracing::error!(key = %key, "{error}; it is tried again with growing pauses");
         }
-        let wait = self.refusals.wait(key, revision, now);
+        let wait = self.refusals.wait(key, what, now);
         self.put_off(key, wait.unwrap_or_default());
     }
 }
@@ -163,20 +200,27 @@ mod tests {
 
     #[test]
     fn a_refused_write_is_tried_again_with_growing_pauses_and_told_once_a_minute() {
-        let mut refusals = Refusals::default();
         let start = Instant::now();
+        let mut refusals = Refusals::new(start);
+        let value = |revision| Writes::Value {
+            to: Side::ZooKeeper,
+            revision,
+        };
+        let seven = value(Some(7));
         let (mut now, mut tries, mut lines) = (start, 0, 0);
         while now < start + Duration::from_secs(600) {
-            assert_eq!(refusals.wait(&key(), 7, now), None);
+            assert_eq!(refusals.wait(&key(), seven, now), None);
             let shown = shown(&key(), Side::ZooKeeper, "/p/h".to_owned(), &"no");
-            lines += u32::from(refusals.write(&key(), 7, shown, now));
+            lines += u32::from(refusals.write(&key(), seven, shown, now));
             tries += 1;
-            now += refusals.wait(&key(), 7, now).unwrap_or_default();
+            now += refusals.wait(&key(), seven, now).unwrap_or_default();
         }
         assert!((10..60).contains(&tries), "{tries} tries in ten minutes");
         assert!((5..=11).contains(&lines), "{lines} lines in ten minutes");
         assert_eq!(refusals.report().len(), 1);
-        assert_eq!(refusals.wait(&key(), 8, now), None, "another value");
+        for other in [value(Some(8)), value(None), Writes::Note] {
+            assert_eq!(refusals.wait(&key(), other, now), None, "{other:?}");
+        }
         refusals.write_is_over(&key());
         assert_eq!(refusals.report().len(), 0);
     }

@@ -49,7 +49,7 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
     );
     families.gauge(
         "sluicegate_bridge_refused_values",
-        "Values that do not cross, since they are not valid for their keys",
+        "What does not cross: values that are not valid for their keys, and writes that a store refuses",
         &[],
         report.refused.len() as f64,
     );
@@ -92,7 +92,7 @@ fn sides(report: &BridgeReport, families: &mut Families) {
             ),
             (
                 "sluicegate_bridge_refusals_total",
-                "Values that were refused, by the side where they stand",
+                "Values that were refused, by the side where they stand, and writes, by the side that refused them",
                 *counts.refusals.of(side),
             ),
             (
