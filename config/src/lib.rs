@@ -13,15 +13,16 @@
 //! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
 //! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
 
+mod atomic_file;
 mod bounded_file;
 pub mod bridge;
-mod chance;
 pub mod diff;
 mod digest;
 mod document;
 mod environment;
 pub mod escape;
 pub mod fleet;
+mod jitter;
 pub mod member;
 pub mod problem;
 pub mod reference;
@@ -34,7 +35,6 @@ pub mod source;
 pub mod spec;
 pub mod store;
 mod validate;
-mod whole_file;
 
 pub use diff::{Change, diff};
 pub use environment::Environment;
@@ -43,6 +43,6 @@ pub use problem::{Problem, Problems};
 pub use rollout::Rollout;
 pub use secret::Secret;
 pub use service::{ServiceConfig, load_service_config};
-pub use snapshot::{MetricsLevel, Rejection, RejectionEffect, Snapshot, Switches};
+pub use snapshot::{MetricsLevel, Rejection, RejectionEffect, RuntimeSettings, Snapshot};
 pub use spec::{HandlerSpec, Predicate, Test, read_spec};
 pub use validate::validate_everything;

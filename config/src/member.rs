@@ -229,7 +229,7 @@ impl MemberReport {
 
     /// What it says against a handler, a line each.
     #[must_use]
-    pub fn complaints(&self, handler: &str) -> Vec<String> {
+    pub fn problems_for(&self, handler: &str) -> Vec<String> {
         let of_handlers = self.handlers.iter().filter(|listed| listed.name == handler);
         let of_handlers = of_handlers.map(|listed| match listed.reason.is_empty() {
             true => listed.state.clone(),
@@ -248,8 +248,8 @@ impl MemberReport {
 
     /// Whether it lists something against `handler`: a refusal, a failure or a rejected key.
     #[must_use]
-    pub fn complains_of(&self, handler: &str) -> bool {
-        !self.complaints(handler).is_empty()
+    pub fn has_problems(&self, handler: &str) -> bool {
+        !self.problems_for(handler).is_empty()
     }
 }
 
@@ -306,7 +306,7 @@ mod tests {
             ..MemberReport::default()
         };
         assert_eq!(MemberReport::from_json(&report.to_json()).unwrap(), report);
-        assert!(report.complains_of("x") && !report.complains_of("y"));
+        assert!(report.has_problems("x") && !report.has_problems("y"));
         let newer = r#"{"id":"a","host":"h","pid":1,"version":"9","started":"","applied_revision":3,"mood":"fine"}"#;
         assert_eq!(
             MemberReport::from_json(newer.as_bytes())
@@ -377,8 +377,8 @@ mod tests {
         let report = MemberReport::from_json(&crowded(60, 6_000, 9_000).to_json()).unwrap();
         assert_eq!(report.omitted.handlers, 0);
         assert!(report.omitted.keys > 5_000);
-        assert!(report.complains_of("bad-59") && report.complains_of("odd-59"));
-        assert!(report.complaints("bad-0")[0].starts_with("REFUSED: é"));
+        assert!(report.has_problems("bad-59") && report.has_problems("odd-59"));
+        assert!(report.problems_for("bad-0")[0].starts_with("REFUSED: é"));
     }
 
     #[test]

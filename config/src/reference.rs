@@ -1,7 +1,7 @@
 //! The reference pages of the service config and of a handler's spec, made from the tables that reading follows.
 
 use crate::bridge::BRIDGE_FILE;
-use crate::document::{Kind, Need, Object, join};
+use crate::document::{FieldType, Presence, SectionType, join};
 use crate::service::{SERVICE, owned_client_keys};
 use crate::spec::SPEC;
 
@@ -96,23 +96,23 @@ pub fn handler_page() -> String {
     page
 }
 
-fn table(object: &'static Object) -> String {
+fn table(object: &'static SectionType) -> String {
     let mut rows = String::from("\n| field | wants | default | meaning |\n|---|---|---|---|\n");
     fill(object, "", &mut rows);
     rows
 }
 
-fn fill(object: &'static Object, path: &str, rows: &mut String) {
+fn fill(object: &'static SectionType, path: &str, rows: &mut String) {
     for field in object.fields {
         let path = join(path, field.name);
-        if let Kind::Object(inner) = &field.kind {
+        if let FieldType::Object(inner) = &field.kind {
             fill(inner, &path, rows);
             continue;
         }
         let default = match field.need {
-            Need::Required => "required".to_owned(),
-            Need::Optional => "none".to_owned(),
-            Need::Default(text) => format!("`{text}`"),
+            Presence::Required => "required".to_owned(),
+            Presence::Optional => "none".to_owned(),
+            Presence::Default(text) => format!("`{text}`"),
         };
         let wants = field.kind.wants();
         let meaning = field.doc.replace('*', "\\*").replace('<', "\\<");

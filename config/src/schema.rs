@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::document::{Field, Kind, Need, Object};
+use crate::document::{Field, FieldType, Presence, SectionType};
 use crate::service::SERVICE;
 use crate::spec::{SPEC, definitions};
 
@@ -33,7 +33,7 @@ fn head(schema: &mut Json, title: &str) {
 }
 
 /// `references`: whether `${…}` may stand for any value.
-fn object(object: &Object, references: bool) -> Json {
+fn object(object: &SectionType, references: bool) -> Json {
     let properties: Map<String, Json> = object
         .fields
         .iter()
@@ -42,7 +42,7 @@ fn object(object: &Object, references: bool) -> Json {
     let required: Vec<&str> = object
         .fields
         .iter()
-        .filter(|field| matches!(field.need, Need::Required))
+        .filter(|field| matches!(field.need, Presence::Required))
         .map(|field| field.name)
         .collect();
     let mut schema = json!({
@@ -61,40 +61,47 @@ fn property(field: &Field, references: bool) -> Json {
     let mut schema = value(&field.kind, references);
     let is_text = matches!(
         field.kind,
-        Kind::Text(_) | Kind::Object(_) | Kind::Custom { .. } | Kind::Texts { .. }
+        FieldType::Text(_)
+            | FieldType::Object(_)
+            | FieldType::Custom { .. }
+            | FieldType::Texts { .. }
     );
     if references && !is_text {
         schema = json!({ "anyOf": [schema, { "type": "string", "pattern": REFERENCE }] });
     }
     schema["description"] = json!(field.doc);
-    if let Need::Default(text) = field.need {
+    if let Presence::Default(text) = field.need {
         schema["default"] = default(&field.kind, text);
     }
     schema
 }
 
-fn value(kind: &Kind, references: bool) -> Json {
+fn value(kind: &FieldType, references: bool) -> Json {
     match kind {
-        Kind::Flag => json!({ "type": "boolean" }),
-        Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-        Kind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),
-        Kind::Text(rule) => text(rule.pattern, rule.numbers, references),
-        Kind::Choice { words, .. } => json!({ "enum": words() }),
-        Kind::Duration { .. } => json!({ "type": "string", "pattern": DURATION }),
-        Kind::Size { min, max } => json!({
+        FieldType::Flag => json!({ "type": "boolean" }),
+        FieldType::Count { min, max } => {
+            json!({ "type": "integer", "minimum": min, "maximum": max })
+        }
+        FieldType::Number { min, max } => {
+            json!({ "type": "number", "minimum": min, "maximum": max })
+        }
+        FieldType::Text(rule) => text(rule.pattern, rule.numbers, references),
+        FieldType::Choice { words, .. } => json!({ "enum": words() }),
+        FieldType::Duration { .. } => json!({ "type": "string", "pattern": DURATION }),
+        FieldType::Size { min, max } => json!({
             "anyOf": [
                 { "type": "integer", "minimum": min, "maximum": max },
                 { "type": "string", "pattern": SIZE },
             ],
         }),
-        Kind::Texts { rule, min, max } => json!({
+        FieldType::Texts { rule, min, max } => json!({
             "type": "array",
             "items": text(rule.pattern, rule.numbers, references),
             "minItems": min,
             "maxItems": max,
         }),
-        Kind::Object(inner) => object(inner, references),
-        Kind::Custom { schema } => schema(),
+        FieldType::Object(inner) => object(inner, references),
+        FieldType::Custom { schema } => schema(),
     }
 }
 
@@ -115,14 +122,17 @@ fn text(pattern: Option<&str>, numbers: bool, references: bool) -> Json {
 }
 
 /// The default as JSON; an object's is empty, since its fields have their own.
-fn default(kind: &Kind, text: &str) -> Json {
+fn default(kind: &FieldType, text: &str) -> Json {
     match kind {
-        Kind::Flag => json!(text == "true"),
-        Kind::Count { .. } => text.parse::<u64>().map_or(Json::Null, Json::from),
-        Kind::Number { .. } => text.parse::<f64>().map_or(Json::Null, Json::from),
-        Kind::Object(_) | Kind::Custom { .. } => json!({}),
-        Kind::Texts { .. } => json!([]),
-        Kind::Text(_) | Kind::Choice { .. } | Kind::Duration { .. } | Kind::Size { .. } => {
+        FieldType::Flag => json!(text == "true"),
+        FieldType::Count { .. } => text.parse::<u64>().map_or(Json::Null, Json::from),
+        FieldType::Number { .. } => text.parse::<f64>().map_or(Json::Null, Json::from),
+        FieldType::Object(_) | FieldType::Custom { .. } => json!({}),
+        FieldType::Texts { .. } => json!([]),
+        FieldType::Text(_)
+        | FieldType::Choice { .. }
+        | FieldType::Duration { .. }
+        | FieldType::Size { .. } => {
             json!(text)
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::document::Word;
+use crate::document::ChoiceValue;
 use crate::problem::Problems;
 use crate::spec::HandlerSpec;
 
@@ -21,12 +21,12 @@ pub struct Snapshot {
     /// What the source holds but is not applied, and why; sorted by origin.
     pub rejections: Vec<Rejection>,
     /// What the source says of the service itself.
-    pub switches: Switches,
+    pub switches: RuntimeSettings,
 }
 
 /// What a store's keys switch in the service itself; a source without such keys leaves the defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Switches {
+pub struct RuntimeSettings {
     /// Write a sampled, rate-limited log line a record.
     pub record_log: bool,
     /// How fine metrics are.
@@ -50,7 +50,7 @@ pub enum MetricsLevel {
     Partition,
 }
 
-impl Word for MetricsLevel {
+impl ChoiceValue for MetricsLevel {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("off", Self::Off),
         ("basic", Self::Basic),
@@ -114,7 +114,7 @@ impl Snapshot {
                 .map(|spec| (spec.name.clone(), Arc::new(spec)))
                 .collect(),
             rejections: Vec::new(),
-            switches: Switches::default(),
+            switches: RuntimeSettings::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::bridge::{
-    Bridge, BridgeSettings, BridgeStores, Note, Pair, PairRecord, RehearsedStep, Side, rehearse,
+    Bridge, BridgeSettings, BridgeStores, DryRunStep, Pair, PairRecord, Side, SyncState, dry_run,
 };
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
 
@@ -52,8 +52,8 @@ impl Scene {
     fn settings(&self, id: &str, authority: Side) -> BridgeSettings {
         BridgeSettings {
             id: id.to_owned(),
-            authority,
-            look_again: Duration::from_millis(300),
+            preferred_side: authority,
+            resync_interval: Duration::from_millis(300),
             allow_mass_delete: self.allow_mass_delete,
             accept: self.accept,
         }
@@ -150,11 +150,11 @@ fn a_first_conflict_goes_to_the_authority_and_is_told() {
     let scene = Scene::new();
     scene.put(Side::Etcd, &gate("a"), "true");
     scene.put(Side::ZooKeeper, &gate("a"), "false");
-    let planned = rehearse(&scene.stores(), Side::ZooKeeper, Pair::default()).expect("both answer");
+    let planned = dry_run(&scene.stores(), Side::ZooKeeper, Pair::default()).expect("both answer");
     assert_eq!(planned.halt, None);
     let planned = planned.steps;
     assert_eq!(planned.len(), 1);
-    assert_eq!(planned[0].step, RehearsedStep::Write);
+    assert_eq!(planned[0].step, DryRunStep::Write);
     assert!(planned[0].conflict && planned[0].side == Side::Etcd);
     assert_eq!(scene.values(Side::Etcd)["a/enabled"], "true", "only said");
     let bridge = scene.bridge("one", Side::ZooKeeper);
@@ -347,9 +347,9 @@ fn what_was_deleted_since_the_backup_does_not_come_back_with_a_restored_zookeepe
         for _ in 0..100 {
             scene.put(Side::ZooKeeper, &gate("h39"), "false");
         }
-        let planned = rehearse(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
-        let deletes = |one: &&sluicegate_config::bridge::Rehearsed| {
-            one.step == RehearsedStep::Delete && one.side == Side::ZooKeeper
+        let planned = dry_run(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
+        let deletes = |one: &&sluicegate_config::bridge::DryRun| {
+            one.step == DryRunStep::Delete && one.side == Side::ZooKeeper
         };
         assert_eq!(planned.halt, None);
         assert_eq!(planned.steps.iter().filter(deletes).count(), 29);
@@ -422,7 +422,7 @@ fn what_is_made_anew_stays_also_if_the_restored_zookeeper_never_had_it() {
     let noted_as_gone = |scene: &Scene| {
         let notes = scene.notes.list().expect("the store is there");
         let note = notes.get(&gate("late"));
-        let note = note.and_then(|note| Note::from_json(&note.value));
+        let note = note.and_then(|note| SyncState::from_json(&note.value));
         note.is_some_and(|note| note.value.is_none() && note.pending.is_empty())
     };
     scene.wait_until("the bridge has noted it", |scene| {
@@ -465,7 +465,7 @@ fn many_keys_that_a_listing_finds_missing_stop_the_bridge_until_it_is_allowed() 
 
         drop(bridge);
         delete(&scene, 36..44);
-        let planned = rehearse(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
+        let planned = dry_run(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
         assert!(planned.halt.is_some() && planned.steps.len() == 8);
         let bridge = scene.bridge("two", Side::Etcd);
         let reason = scene.await_halt(&bridge);

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bridges::{Doing, Late, Met, SimBridge};
 use proptest::prelude::*;
 use replaced::{Backup, Rival};
-use sluicegate_config::bridge::{Note, Pair, Side};
+use sluicegate_config::bridge::{Pair, Side, SyncState};
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, MemoryStoreHandle, Store, Tree};
 
 /// A small generator of its own, so that a seed means the same run for ever.
@@ -244,7 +244,7 @@ impl World {
             })
             && notes.entries.iter().all(|(key, entry)| {
                 *key == ControlKey::Bridge
-                    || Note::from_json(&entry.value)
+                    || SyncState::from_json(&entry.value)
                         .expect("bridges write notes")
                         .pending
                         .is_empty()

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::fleet::{
-    Awaited, FleetError, MemberState, Staged, StagedSettings, StagedStep, abort, apply_spec,
-    await_members, await_shut, begin, delete_handler, parse_waves, resume, set_gate,
+    FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep, WaitResult, abort,
+    apply_spec, await_closed, await_members, begin, delete_handler, parse_waves, resume, set_gate,
 };
 use sluicegate_config::member::{MemberHandler, MemberReport, Omitted};
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store, StoreWatch};
@@ -136,8 +136,8 @@ impl Drop for Fleet {
     }
 }
 
-fn settings(waves: &str) -> StagedSettings {
-    StagedSettings {
+fn settings(waves: &str) -> RolloutSettings {
+    RolloutSettings {
         waves: parse_waves(waves).expect("they are waves"),
         wait_healthy: Duration::from_millis(50),
         timeout: Duration::from_secs(2),
@@ -189,7 +189,7 @@ fn waiting_returns_when_the_last_member_has_it() {
     let awaited = await_members(&fleet.store, "a", revision, None, soon(5_000), &mut |_| {});
     let awaited = awaited.unwrap();
     assert!(
-        awaited.everywhere && awaited.members.len() == 3,
+        awaited.converged && awaited.members.len() == 3,
         "{awaited:?}"
     );
 }
@@ -200,7 +200,7 @@ fn waiting_names_the_member_that_does_not_answer() {
     let revision = set_gate(&fleet.store, "a", false).unwrap();
     let awaited = await_members(&fleet.store, "a", revision, None, soon(400), &mut |_| {});
     let awaited = awaited.unwrap();
-    assert!(!awaited.everywhere);
+    assert!(!awaited.converged);
     let missing: Vec<&str> = awaited.missing().map(|one| one.member.as_str()).collect();
     assert_eq!(missing, ["m2"]);
 }
@@ -220,12 +220,12 @@ fn a_member_that_goes_away_meanwhile_is_named() {
         }
     });
     let awaited = awaited.unwrap();
-    assert!(!awaited.everywhere);
+    assert!(!awaited.converged);
     assert_eq!(awaited.members[1].state, MemberState::Gone);
 }
 
 /// A member that says only this.
-fn says(store: &MemoryStore, report: MemberReport) -> Awaited {
+fn says(store: &MemoryStore, report: MemberReport) -> WaitResult {
     let report = MemberReport {
         id: "m1".into(),
         applied_revision: 9,
@@ -242,7 +242,7 @@ fn a_foreign_handler_that_takes_long_holds_up_nobody() {
         preparing: vec![name.to_owned()],
         ..MemberReport::default()
     };
-    assert!(says(&store, preparing("slow")).everywhere);
+    assert!(says(&store, preparing("slow")).converged);
     let own = says(&store, preparing("a"));
     assert_eq!(own.members[0].state, MemberState::Preparing);
     assert_eq!(own.missing().count(), 1);
@@ -255,7 +255,7 @@ fn a_report_that_leaves_out_handlers_is_no_consent() {
         omitted: Omitted { handlers, keys },
         ..MemberReport::default()
     };
-    assert!(says(&store, omitting(0, 6_000)).everywhere);
+    assert!(says(&store, omitting(0, 6_000)).converged);
     let unknown = says(&store, omitting(3, 0));
     let MemberState::Unreadable { reason } = &unknown.members[0].state else {
         panic!("{unknown:?}");
@@ -278,10 +278,10 @@ fn a_gate_is_shut_whatever_a_member_has_against_the_handler() {
         ..MemberReport::default()
     };
     let _membership = store.join(report).unwrap();
-    assert!(await_shut(&store, "a", 9, soon(150)).unwrap().everywhere);
-    assert!(!await_shut(&store, "a", 10, soon(150)).unwrap().everywhere);
+    assert!(await_closed(&store, "a", 9, soon(150)).unwrap().converged);
+    assert!(!await_closed(&store, "a", 10, soon(150)).unwrap().converged);
     let open = await_members(&store, "a", 9, None, soon(150), &mut |_| {}).unwrap();
-    assert!(!open.everywhere);
+    assert!(!open.converged);
 }
 
 #[test]
@@ -295,14 +295,14 @@ fn waves_reach_everybody() {
         None,
         &settings("1,50%,100%"),
         &mut |step| {
-            if let StagedStep::Wave { members, .. } = step {
+            if let RolloutStep::Wave { members, .. } = step {
                 sizes.push(members.len());
             }
         },
     );
     let staged = staged.unwrap();
     assert!(
-        matches!(&staged, Staged::Done { awaited, .. } if awaited.everywhere),
+        matches!(&staged, RolloutResult::Done { awaited, .. } if awaited.converged),
         "{staged:?}"
     );
     assert_eq!(sizes, [1, 2, 4]);
@@ -322,14 +322,14 @@ fn a_refusal_in_the_second_wave_restores_the_first() {
         &mut |_| {},
     );
     let staged = staged.unwrap();
-    let Staged::Restored { reasons, awaited } = staged else {
+    let RolloutResult::Restored { reasons, awaited } = staged else {
         panic!("{staged:?}");
     };
     assert_eq!(
         reasons,
         ["m2 refuses it: REFUSED: no plugin `relay` of version 2"]
     );
-    assert!(awaited.everywhere, "{awaited:?}");
+    assert!(awaited.converged, "{awaited:?}");
     assert_eq!(fleet.spec(), OLD);
     assert!(!fleet.has_rollout());
     assert!(fleet.had_new().contains("m1"), "the first wave had it");
@@ -378,11 +378,11 @@ fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted()
         Err(FleetError::InProgress { .. })
     ));
     let aborted = abort(&fleet.store, "a", Duration::from_secs(2), &mut |_| {}).unwrap();
-    assert!(matches!(aborted, Staged::Restored { .. }));
+    assert!(matches!(aborted, RolloutResult::Restored { .. }));
     assert_eq!(fleet.spec(), OLD);
     leave();
     let done = resume(&fleet.store, "a", Duration::from_secs(2), &mut |_| {}).unwrap();
-    assert!(matches!(done, Staged::Done { .. }), "{done:?}");
+    assert!(matches!(done, RolloutResult::Done { .. }), "{done:?}");
     assert_eq!(fleet.spec(), NEW);
     let none = resume(&fleet.store, "a", Duration::from_secs(2), &mut |_| {});
     assert!(matches!(none, Err(FleetError::NotInProgress { .. })));
@@ -400,7 +400,7 @@ fn a_spec_that_is_changed_beside_a_roll_out_stays() {
         None,
         &settings("100%"),
         &mut |step| {
-            if let StagedStep::StayWell(_) = step {
+            if let RolloutStep::AwaitingHealthy(_) = step {
                 let key = ControlKey::Spec("a".into());
                 store
                     .write(&key, Some(other.as_bytes()), Expected::Any)
@@ -410,7 +410,7 @@ fn a_spec_that_is_changed_beside_a_roll_out_stays() {
     );
     let staged = staged.unwrap();
     assert!(
-        matches!(&staged, Staged::Restored { reasons, .. } if reasons[0].contains("changed meanwhile")),
+        matches!(&staged, RolloutResult::Restored { reasons, .. } if reasons[0].contains("changed meanwhile")),
         "{staged:?}"
     );
     assert_eq!(fleet.spec(), other);

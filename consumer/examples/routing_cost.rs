@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use sluicegate::dispatch::HandlerIx;
-use sluicegate::routing::{PlanIx, Router, RoutingIndex};
+use sluicegate::routing::{Router, RoutingIndex, TopicPlanId};
 use sluicegate_abi::header_block;
 use sluicegate_config::spec::{Predicate, Route, Test, TopicPattern};
 
@@ -112,7 +112,7 @@ fn median(mut router: Router, records: &[Vec<u8>]) -> (f64, f64) {
     (rounds[ROUNDS / 2], matches as f64 / records.len() as f64)
 }
 
-fn route_all(router: &mut Router, plan: PlanIx, records: &[Vec<u8>]) -> usize {
+fn route_all(router: &mut Router, plan: TopicPlanId, records: &[Vec<u8>]) -> usize {
     records
         .iter()
         .map(|block| {

@@ -8,7 +8,7 @@ use sluicegate_runtime::RecordPlace;
 use crate::commit::{CommitNote, Place, TopicUuid};
 use crate::flow::budget::Usage;
 use crate::ledger::Ledger;
-use crate::routing::PlanIx;
+use crate::routing::TopicPlanId;
 use crate::source::{Delivery, TopicPartition};
 use crate::trouble::Trouble;
 
@@ -129,7 +129,7 @@ pub struct Assignment {
     /// Its offsets.
     pub ledger: Ledger,
     /// Which routes can match its topic.
-    pub plan: PlanIx,
+    pub plan: TopicPlanId,
     /// The offset that the group has committed, as far as acknowledged.
     pub committed: i64,
     /// Metadata of the last acknowledged commit.

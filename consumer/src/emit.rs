@@ -19,7 +19,7 @@ mod slot;
 pub mod topics;
 
 pub use failure::{EmitFailure, FailureKind};
-pub use group::{EmitCounts, EmitGroup, RefusedEmits, ShownTopic, Ticket};
+pub use group::{AckGroup, EmitCounts, RefusedEmits, ShownTopic, Ticket};
 pub use kafka::KafkaEmitter;
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use sluicegate_runtime::Emit;
 
 /// A record to produce, borrowed.
 #[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'a> {
+pub struct ProducerRecord<'a> {
     /// Target topic.
     pub topic: &'a str,
     /// Target partition; `None` lets the producer choose by key.
@@ -44,7 +44,7 @@ pub struct Outgoing<'a> {
     pub headers: &'a [u8],
 }
 
-impl<'a> From<&'a Emit> for Outgoing<'a> {
+impl<'a> From<&'a Emit> for ProducerRecord<'a> {
     fn from(emit: &'a Emit) -> Self {
         Self {
             topic: &emit.topic,
@@ -79,7 +79,7 @@ pub enum Sent {
 /// Hands records to a producer with `acks=all`. Called from workers and pumps; never blocks.
 pub trait Emitter: Send + Sync {
     /// Queues one record and answers its ticket, sooner or later, exactly once.
-    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent;
+    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent;
 
     /// Some topic may be one of these secrets: the client's own words, which can name topics, show none of them from now on.
     fn hide(&self, _secrets: &Redactor) {}
@@ -87,9 +87,9 @@ pub trait Emitter: Send + Sync {
 
 /// Sends the records of a group from `first` on, in order, up to one that is refused at once: what stands behind it would
 /// only be sent a second time.
-pub fn send_from(group: &Arc<EmitGroup>, first: u32, way: Way, emitter: &dyn Emitter) {
+pub fn send_from(group: &Arc<AckGroup>, first: u32, way: Way, emitter: &dyn Emitter) {
     for (index, emit) in group.records().iter().enumerate().skip(first as usize) {
-        let record = Outgoing::from(emit);
+        let record = ProducerRecord::from(emit);
         match emitter.send(&record, way, group.ticket(index as u32)) {
             Sent::Queued => {}
             Sent::Refused => return,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sluicegate::admin::http;
 use sluicegate::admin::{
     Explanation, GateError, HandlerReport, PartitionReport, ProblemKind, RecordStatus, Restarted,
-    ServiceFacts, ServiceProblem, ServiceReport, ServiceSlot, ServiceView,
+    ServiceInfo, ServiceProblem, ServiceReport, ServiceSlot, ServiceView,
 };
 
 #[derive(Default)]
@@ -36,10 +36,10 @@ impl ServiceView for Scripted {
             stalled: true,
             ..PartitionReport::default()
         };
-        let facts = ServiceFacts {
+        let facts = ServiceInfo {
             stopping: self.stopping.load(Ordering::Relaxed),
             problems: vec![lost_group()],
-            ..ServiceFacts::default()
+            ..ServiceInfo::default()
         };
         ServiceReport {
             facts,

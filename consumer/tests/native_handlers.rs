@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use sluicegate::admin::HandlerState;
 use sluicegate::dispatch::{Batch, EntryKey, FlightKey, Inbox, PumpMessage};
-use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use sluicegate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate::handlers::{HandlerPlan, Registry, RegistrySettings};
 use sluicegate_abi::view::RecordParts;
 use sluicegate_config::spec::{
@@ -56,7 +56,7 @@ fn misbehave() -> &'static Path {
 struct Acknowledging(Mutex<Vec<String>>);
 
 impl Emitter for Acknowledging {
-    fn send(&self, record: &Outgoing<'_>, _way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, record: &ProducerRecord<'_>, _way: Way, ticket: Ticket) -> Sent {
         self.0.lock().unwrap().push(record.topic.to_owned());
         ticket.acknowledged();
         Sent::Queued

@@ -9,12 +9,12 @@ use sluicegate::assignment::NewAssignment;
 use sluicegate::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use sluicegate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate::flow::{Flow, FlowSettings};
 use sluicegate::routing::RoutingIndex;
 use sluicegate::settlement::RetryPolicy;
-use sluicegate::source::{Delivery, Lease, Slot, TopicPartition};
+use sluicegate::source::{AssignmentId, Delivery, RecordBuf, TopicPartition};
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
@@ -48,7 +48,7 @@ impl WorkerPool for Pool {
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
-    fn send(&self, _record: &Outgoing<'_>, _way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, _record: &ProducerRecord<'_>, _way: Way, ticket: Ticket) -> Sent {
         ticket.acknowledged();
         Sent::Queued
     }
@@ -57,7 +57,7 @@ impl Emitter for NoEmitter {
 struct Core {
     flow: Flow,
     pools: Vec<Arc<Pool>>,
-    slot: Slot,
+    slot: AssignmentId,
 }
 
 fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
@@ -129,7 +129,7 @@ impl Core {
                 offset,
                 timestamp_ms: 1_700_000_000_000 + offset,
                 leader_epoch: 1,
-                lease: Lease::owned(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
+                lease: RecordBuf::owned(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
             }
         };
         offsets.map(one).collect()

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{BridgeSettings, BridgeStores, Pair, Side};
 use crate::document::{
-    Checker, Field, Kind, Lookup, Need, Object, Section, TextRule, Trail, Word, parse,
-    read_given_text, resolve, words,
+    Checker, ChoiceValue, Field, FieldType, Lookup, Presence, Section, SectionType, TextRule,
+    Trail, parse, read_given_text, resolve, words,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
@@ -35,7 +35,7 @@ pub struct BridgeConfig {
     pub admin: SocketAddr,
 }
 
-impl Word for Side {
+impl ChoiceValue for Side {
     const WORDS: &'static [(&'static str, Self)] =
         &[("etcd", Self::Etcd), ("zookeeper", Self::ZooKeeper)];
 }
@@ -52,13 +52,13 @@ static NAME: TextRule = TextRule {
     numbers: false,
 };
 
-static ADMIN: Object = Object {
+static ADMIN: SectionType = SectionType {
     doc: "The bridge's own admin HTTP: health, metrics and its report.",
     fields: &[Field {
         name: "listen",
         doc: "Address and port; port 0 takes any free one.",
-        kind: Kind::Text(&ADDRESS),
-        need: Need::Default("127.0.0.1:9601"),
+        kind: FieldType::Text(&ADDRESS),
+        need: Presence::Default("127.0.0.1:9601"),
     }],
     later: &[],
 };
@@ -66,60 +66,60 @@ static ADMIN: Object = Object {
 const ETCD_FIELD: Field = Field {
     name: "etcd",
     doc: "One side; the notes stand here too.",
-    kind: Kind::Object(&ETCD),
-    need: Need::Required,
+    kind: FieldType::Object(&ETCD),
+    need: Presence::Required,
 };
 
 const ZOOKEEPER_FIELD: Field = Field {
     name: "zookeeper",
     doc: "The other side.",
-    kind: Kind::Object(&ZOOKEEPER),
-    need: Need::Required,
+    kind: FieldType::Object(&ZOOKEEPER),
+    need: Presence::Required,
 };
 
 const AUTHORITY_FIELD: Field = Field {
     name: "authority",
     doc: "Whose value stands when both sides changed a key.",
-    kind: Kind::Choice {
+    kind: FieldType::Choice {
         words: words::<Side>,
         later: &[],
     },
-    need: Need::Default("etcd"),
+    need: Presence::Default("etcd"),
 };
 
 const NAME_FIELD: Field = Field {
     name: "name",
     doc: "What the pair's notes stand under: the same for every bridge of the pair, another for each pair. Made of prefix and root unless set.",
-    kind: Kind::Text(&NAME),
-    need: Need::Optional,
+    kind: FieldType::Text(&NAME),
+    need: Presence::Optional,
 };
 
 const NOTES_FIELD: Field = Field {
     name: "notes_prefix",
     doc: "What all notes stand below, in etcd.",
-    kind: Kind::Text(&ABSOLUTE),
-    need: Need::Default("/sluicegate/bridge"),
+    kind: FieldType::Text(&ABSOLUTE),
+    need: Presence::Default("/sluicegate/bridge"),
 };
 
 const LOOK_AGAIN_FIELD: Field = Field {
     name: "look_again",
     doc: "Every key is looked at again this often, give or take a fifth.",
-    kind: Kind::Duration {
+    kind: FieldType::Duration {
         min: Duration::from_millis(100),
         max: Duration::from_secs(3_600),
     },
-    need: Need::Default("30s"),
+    need: Presence::Default("30s"),
 };
 
 const ADMIN_FIELD: Field = Field {
     name: "admin",
     doc: "The bridge's own admin HTTP.",
-    kind: Kind::Object(&ADMIN),
-    need: Need::Default("{}"),
+    kind: FieldType::Object(&ADMIN),
+    need: Presence::Default("{}"),
 };
 
 /// `bridge:` of the service config.
-pub(crate) static BRIDGE: Object = Object {
+pub(crate) static BRIDGE: SectionType = SectionType {
     doc: "A bridge that keeps an etcd prefix and a ZooKeeper tree equal.",
     fields: &[
         ETCD_FIELD,
@@ -134,7 +134,7 @@ pub(crate) static BRIDGE: Object = Object {
 };
 
 /// The file of `sluicegate bridge -c FILE`.
-pub(crate) static BRIDGE_FILE: Object = Object {
+pub(crate) static BRIDGE_FILE: SectionType = SectionType {
     doc: "Config of `sluicegate bridge`.",
     fields: &[
         ETCD_FIELD,
@@ -147,8 +147,8 @@ pub(crate) static BRIDGE_FILE: Object = Object {
         Field {
             name: "logging",
             doc: "The bridge's own log.",
-            kind: Kind::Object(&LOGGING),
-            need: Need::Default("{}"),
+            kind: FieldType::Object(&LOGGING),
+            need: Presence::Default("{}"),
         },
     ],
     later: &[],
@@ -271,8 +271,8 @@ impl BridgeConfig {
     pub fn settings(&self) -> BridgeSettings {
         BridgeSettings {
             id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
-            authority: self.authority,
-            look_again: self.look_again,
+            preferred_side: self.authority,
+            resync_interval: self.look_again,
             allow_mass_delete: false,
             accept: Pair::default(),
         }

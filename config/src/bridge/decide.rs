@@ -25,13 +25,13 @@ use std::cmp::Ordering;
 use crate::problem::Problems;
 use crate::store::{ControlKey, Entry, check_value};
 
-use super::note::{FORGET_MS, PATIENCE_MS};
 use super::pair::TakenOver;
-use super::{Ages, Note, Pair, PairRecord, Side, content_hash};
+use super::sync_state::{FORGET_MS, PENDING_TIMEOUT_MS};
+use super::{Ages, Pair, PairRecord, Side, SyncState, content_hash};
 
 /// What is seen of one key.
 #[derive(Clone, Debug)]
-pub struct Look<'v> {
+pub struct KeyState<'v> {
     /// The key.
     pub key: &'v ControlKey,
     /// Where it stands on each side, for people.
@@ -43,7 +43,7 @@ pub struct Look<'v> {
     /// Whether a watch saw the key being deleted there.
     pub deleted: Pair<bool>,
     /// What is noted.
-    pub note: Option<&'v Note>,
+    pub note: Option<&'v SyncState>,
     /// How long that has been known.
     pub ages: &'v Ages,
     /// The note may go if it is about a key that was deleted.
@@ -64,7 +64,7 @@ pub struct Look<'v> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing.
-    Rest,
+    NoOp,
     /// Decide again on fresh readings.
     Confirm,
     /// A reading is older than the note: decide again when the watch has caught up, or on fresh readings.
@@ -75,9 +75,9 @@ pub enum Decision {
         until_ms: u64,
     },
     /// Both sides hold the same: note it; `None` takes the note away.
-    Agree(Option<Note>),
+    RecordInSync(Option<SyncState>),
     /// Write to one side what the other one holds.
-    Cross {
+    Copy {
         /// The side that is written.
         to: Side,
         /// Whether this overrules a change of that side.
@@ -98,7 +98,7 @@ pub struct Refusal {
 
 /// How a side stands against the note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum SideState {
     /// As noted.
     Same,
     /// It holds what a bridge announced to write there.
@@ -111,131 +111,135 @@ enum Standing {
 
 /// Decides.
 #[must_use]
-pub fn decide(look: &Look<'_>) -> Decision {
-    if let Some(until_ms) = look.note.and_then(|note| busy_until(look, note)) {
+pub fn decide(state: &KeyState<'_>) -> Decision {
+    if let Some(until_ms) = state.note.and_then(|note| busy_until(state, note)) {
         return Decision::Wait { until_ms };
     }
-    let values = Pair::from_fn(|side| look.entries.of(side).map(|entry| &entry.value));
+    let values = Pair::from_fn(|side| state.entries.of(side).map(|entry| &entry.value));
     if values.etcd.is_none() && values.zookeeper.is_none() {
-        return agree_on_nothing(look);
+        return agree_on_nothing(state);
     }
     // Without a note of values, or with writes under way, an old reading cannot be told from a new one.
-    let is_told = |note: &Note| note.value.is_some() && note.pending.is_empty();
-    if !look.fresh && !look.note.is_some_and(is_told) {
+    let is_told = |note: &SyncState| note.value.is_some() && note.pending.is_empty();
+    if !state.fresh && !state.note.is_some_and(is_told) {
         return Decision::Confirm;
     }
     if values.etcd == values.zookeeper {
-        return agree(look);
+        return agree(state);
     }
-    match look.note {
-        Some(note) => differ(look, note),
-        None => first(look),
+    match state.note {
+        Some(note) => differ(state, note),
+        None => first(state),
     }
 }
 
 /// Until when another bridge's announced write is left alone.
-fn busy_until(look: &Look<'_>, note: &Note) -> Option<u64> {
-    let others = look.ages.of_pending(note);
-    let others = others.filter(|(pending, age)| pending.by != look.own && *age < PATIENCE_MS);
-    others.map(|(_, age)| look.now_ms + PATIENCE_MS - age).max()
+fn busy_until(state: &KeyState<'_>, note: &SyncState) -> Option<u64> {
+    let others = state.ages.of_pending(note);
+    let others =
+        others.filter(|(pending, age)| pending.by != state.own && *age < PENDING_TIMEOUT_MS);
+    others
+        .map(|(_, age)| state.now_ms + PENDING_TIMEOUT_MS - age)
+        .max()
 }
 
-fn agree(look: &Look<'_>) -> Decision {
-    let revisions = Pair::from_fn(|side| look.entries.of(side).map(|entry| entry.stamp.revision));
-    let held = Note {
-        value: look.entries.etcd.map(|entry| content_hash(&entry.value)),
+fn agree(state: &KeyState<'_>) -> Decision {
+    let revisions = Pair::from_fn(|side| state.entries.of(side).map(|entry| entry.stamp.revision));
+    let held = SyncState {
+        value: state.entries.etcd.map(|entry| content_hash(&entry.value)),
         revisions: Pair::from_fn(|side| revisions.of(side).unwrap_or_default()),
-        pending: look
+        pending: state
             .note
-            .map(|note| still_possible(look, note))
+            .map(|note| still_possible(state, note))
             .unwrap_or_default(),
-        at_ms: look.now_ms,
-        mark: look.pair.mark,
+        at_ms: state.now_ms,
+        mark: state.pair.mark,
     };
-    match look.note {
+    match state.note {
         Some(note)
-            if note.says_as(&held) && Side::BOTH.iter().all(|side| counts(look, note, *side)) =>
+            if note.says_as(&held) && Side::BOTH.iter().all(|side| counts(state, note, *side)) =>
         {
-            Decision::Rest
+            Decision::NoOp
         }
-        Some(note) if !look.fresh && is_behind(look, note) => Decision::Stale,
-        _ => Decision::Agree(Some(held)),
+        Some(note) if !state.fresh && is_behind(state, note) => Decision::Stale,
+        _ => Decision::RecordInSync(Some(held)),
     }
 }
 
 /// Both sides have none. The note stays for a while: late writes can still come, and whoever has read the sides before
 /// the delete must find that something has happened since.
-fn agree_on_nothing(look: &Look<'_>) -> Decision {
-    let Some(note) = look.note else {
-        return Decision::Rest;
+fn agree_on_nothing(state: &KeyState<'_>) -> Decision {
+    let Some(note) = state.note else {
+        return Decision::NoOp;
     };
-    if note.value.is_none() && look.ages.note < FORGET_MS {
-        let until_ms = look.now_ms + FORGET_MS - look.ages.note;
+    if note.value.is_none() && state.ages.note < FORGET_MS {
+        let until_ms = state.now_ms + FORGET_MS - state.ages.note;
         return Decision::Wait { until_ms };
     }
-    if note.value.is_none() && note.pending.is_empty() && !look.forget {
-        return Decision::Rest;
+    if note.value.is_none() && note.pending.is_empty() && !state.forget {
+        return Decision::NoOp;
     }
-    if !look.fresh {
+    if !state.fresh {
         return Decision::Confirm;
     }
-    let pending = still_possible(look, note);
-    if note.value.is_none() && look.forget && pending.is_empty() {
-        return Decision::Agree(None);
+    let pending = still_possible(state, note);
+    if note.value.is_none() && state.forget && pending.is_empty() {
+        return Decision::RecordInSync(None);
     }
     // What was read for an announced write may be lost since then: until none is left, the note is of its old mark.
     let mark = match pending.is_empty() {
-        true => look.pair.mark,
+        true => state.pair.mark,
         false => note.mark,
     };
-    Decision::Agree(Some(Note {
+    Decision::RecordInSync(Some(SyncState {
         value: None,
-        revisions: look.pair.known_revisions(note),
+        revisions: state.pair.known_revisions(note),
         pending,
-        at_ms: look.now_ms,
+        at_ms: state.now_ms,
         mark,
     }))
 }
 
 /// The announced writes that can still take place: what they replace stands there, and they are not too old.
-fn still_possible(look: &Look<'_>, note: &Note) -> Vec<super::Pending> {
-    let possible = look.ages.of_pending(note).filter(|(pending, age)| {
-        let there = look.entries.of(pending.to);
+fn still_possible(state: &KeyState<'_>, note: &SyncState) -> Vec<super::Pending> {
+    let possible = state.ages.of_pending(note).filter(|(pending, age)| {
+        let there = state.entries.of(pending.to);
         let there = there.map_or(0, |entry| entry.stamp.revision);
         there == pending.replaces && *age < FORGET_MS
     });
     possible.map(|(pending, _)| pending.clone()).collect()
 }
 
-fn is_behind(look: &Look<'_>, note: &Note) -> bool {
+fn is_behind(state: &KeyState<'_>, note: &SyncState) -> bool {
     Side::BOTH.iter().any(|side| {
         let noted = *note.revisions.of(*side);
-        look.entries
+        state
+            .entries
             .of(*side)
             .is_some_and(|entry| entry.stamp.revision < noted)
     })
 }
 
 /// The sides differ and nothing is known of them.
-fn first(look: &Look<'_>) -> Decision {
-    match (look.entries.etcd, look.entries.zookeeper) {
-        (Some(_), None) => cross(look, Side::ZooKeeper, false),
-        (None, Some(_)) => cross(look, Side::Etcd, false),
-        _ => cross(look, prevailing(look).other(), true),
+fn first(state: &KeyState<'_>) -> Decision {
+    match (state.entries.etcd, state.entries.zookeeper) {
+        (Some(_), None) => cross(state, Side::ZooKeeper, false),
+        (None, Some(_)) => cross(state, Side::Etcd, false),
+        _ => cross(state, winner(state).other(), true),
     }
 }
 
 /// Whose value stands where both sides hold something of their own.
-fn prevailing(look: &Look<'_>) -> Side {
-    yielding(look).map_or(look.authority, Side::other)
+fn winner(state: &KeyState<'_>) -> Side {
+    loser(state).map_or(state.authority, Side::other)
 }
 
 /// The side that was taken over and holds what it held then, if that gives way to what the other one holds. Of two it is the
 /// one that was taken over later.
-fn yielding(look: &Look<'_>) -> Option<Side> {
+fn loser(state: &KeyState<'_>) -> Option<Side> {
     let yields = |side: Side| {
-        let taken = look.pair.unknown(side, look.note);
-        let entry = *look.entries.of(side);
+        let taken = state.pair.unknown(side, state.note);
+        let entry = *state.entries.of(side);
         let held = taken.zip(entry);
         let held = held.filter(|(taken, entry)| taken.yields && entry.stamp.revision <= taken.at);
         held.map(|(taken, _)| taken.mark)
@@ -247,110 +251,115 @@ fn yielding(look: &Look<'_>) -> Option<Side> {
     }
 }
 
-fn differ(look: &Look<'_>, note: &Note) -> Decision {
-    let standing = Pair::from_fn(|side| standing(look, note, side));
+fn differ(state: &KeyState<'_>, note: &SyncState) -> Decision {
+    let standing = Pair::from_fn(|side| standing(state, note, side));
     let (etcd, zookeeper) = (standing.etcd, standing.zookeeper);
-    if etcd == Standing::Stale || zookeeper == Standing::Stale {
+    if etcd == SideState::Stale || zookeeper == SideState::Stale {
         // A store that went back behind the note was restored or replaced: what was noted is of another one.
-        return match risen(look, note) {
-            _ if !look.fresh => Decision::Stale,
-            Some(side) => cross(look, side, false),
-            None => first(look),
+        return match resurrected(state, note) {
+            _ if !state.fresh => Decision::Stale,
+            Some(side) => cross(state, side, false),
+            None => first(state),
         };
     }
-    use Standing::{Changed, Echo, Same};
-    if let Some(side) = yielding(look)
-        && look.entries.of(side.other()).is_some()
+    use SideState::{Changed, Echo, Same};
+    if let Some(side) = loser(state)
+        && state.entries.of(side.other()).is_some()
     {
-        return cross(look, side, *standing.of(side) != Same);
+        return cross(state, side, *standing.of(side) != Same);
     }
     match (etcd, zookeeper) {
-        (Changed, Same | Echo) | (Same, Echo) => cross(look, Side::ZooKeeper, false),
-        (Same | Echo, Changed) | (Echo, Same) => cross(look, Side::Etcd, false),
-        _ => cross(look, prevailing(look).other(), true),
+        (Changed, Same | Echo) | (Same, Echo) => cross(state, Side::ZooKeeper, false),
+        (Same | Echo, Changed) | (Echo, Same) => cross(state, Side::Etcd, false),
+        _ => cross(state, winner(state).other(), true),
     }
 }
 
 /// The side where a value stands again that was deleted on both sides: the side went back to an earlier state since.
-fn risen(look: &Look<'_>, note: &Note) -> Option<Side> {
-    let known = look.pair.known_revisions(note);
+fn resurrected(state: &KeyState<'_>, note: &SyncState) -> Option<Side> {
+    let known = state.pair.known_revisions(note);
     Side::BOTH.into_iter().find(|side| {
-        let entry = *look.entries.of(*side);
+        let entry = *state.entries.of(*side);
         note.value.is_none()
-            && look.entries.of(side.other()).is_none()
-            && !counts(look, note, *side)
+            && state.entries.of(side.other()).is_none()
+            && !counts(state, note, *side)
             && entry.is_some_and(|entry| entry.stamp.revision <= *known.of(*side))
     })
 }
 
-fn standing(look: &Look<'_>, note: &Note, side: Side) -> Standing {
-    if let Some(taken) = look.pair.unknown(side, Some(note)) {
-        return standing_of_unknown(look, note, side, taken);
+fn standing(state: &KeyState<'_>, note: &SyncState, side: Side) -> SideState {
+    if let Some(taken) = state.pair.unknown(side, Some(note)) {
+        return standing_of_unknown(state, note, side, taken);
     }
     let noted = *note.revisions.of(side);
     // What was announced to the other side was read here: a value that is gone since then was deleted.
     let read_at = note.read_at(side);
     let was_read = read_at > noted;
-    match look.entries.of(side) {
+    match state.entries.of(side) {
         Some(entry) => {
             let revision = entry.stamp.revision;
             let hash = content_hash(&entry.value);
             // Of a side that went back since, the noted revision says nothing, but the announcement does.
-            let can_be_news = revision > noted || !counts(look, note, side);
+            let can_be_news = revision > noted || !counts(state, note, side);
             let is_held = note.value.as_ref() == Some(&hash);
-            if revision == noted && note.value.is_some() && (is_held || counts(look, note, side)) {
-                Standing::Same
+            if revision == noted && note.value.is_some() && (is_held || counts(state, note, side)) {
+                SideState::Same
             } else if can_be_news && note.announces(side, Some(&hash)) {
-                Standing::Echo
+                SideState::Echo
             } else if revision <= noted {
-                Standing::Stale
+                SideState::Stale
             } else {
-                Standing::Changed
+                SideState::Changed
             }
         }
-        None if note.value.is_none() && !was_read => Standing::Same,
-        None if note.announces(side, None) => Standing::Echo,
-        None if *look.deleted.of(side) => Standing::Changed,
-        None if *look.revisions.of(side) < noted.max(read_at) => Standing::Stale,
-        None if !counts(look, note, side) => Standing::Stale,
-        None => Standing::Changed,
+        None if note.value.is_none() && !was_read => SideState::Same,
+        None if note.announces(side, None) => SideState::Echo,
+        None if *state.deleted.of(side) => SideState::Changed,
+        None if *state.revisions.of(side) < noted.max(read_at) => SideState::Stale,
+        None if !counts(state, note, side) => SideState::Stale,
+        None => SideState::Changed,
     }
 }
 
 /// How a side stands that was taken over since the note was written: its revisions say nothing there.
-fn standing_of_unknown(look: &Look<'_>, note: &Note, side: Side, taken: &TakenOver) -> Standing {
-    let Some(entry) = look.entries.of(side) else {
-        return match look.deleted.of(side) {
-            true => Standing::Changed,
-            false => Standing::Stale,
+fn standing_of_unknown(
+    state: &KeyState<'_>,
+    note: &SyncState,
+    side: Side,
+    taken: &TakenOver,
+) -> SideState {
+    let Some(entry) = state.entries.of(side) else {
+        return match state.deleted.of(side) {
+            true => SideState::Changed,
+            false => SideState::Stale,
         };
     };
     let hash = content_hash(&entry.value);
     match &note.value {
-        Some(noted) if *noted == hash => Standing::Same,
-        _ if note.announces(side, Some(&hash)) => Standing::Echo,
-        _ if entry.stamp.revision <= taken.at => Standing::Stale,
-        _ => Standing::Changed,
+        Some(noted) if *noted == hash => SideState::Same,
+        _ if note.announces(side, Some(&hash)) => SideState::Echo,
+        _ if entry.stamp.revision <= taken.at => SideState::Stale,
+        _ => SideState::Changed,
     }
 }
 
 /// Whether `side` has seen what was noted of it, and has not gone back since.
-fn counts(look: &Look<'_>, note: &Note, side: Side) -> bool {
-    note.mark >= *look.pair.trusted_from.of(side)
+fn counts(state: &KeyState<'_>, note: &SyncState, side: Side) -> bool {
+    note.mark >= *state.pair.trusted_from.of(side)
 }
 
-fn cross(look: &Look<'_>, to: Side, conflict: bool) -> Decision {
+fn cross(state: &KeyState<'_>, to: Side, conflict: bool) -> Decision {
     let from = to.other();
-    match look.entries.of(from) {
-        Some(_) if conflict && !look.fresh => Decision::Confirm,
-        Some(entry) => match check_value(look.key, look.places.of(from), &entry.value) {
-            Ok(()) => Decision::Cross { to, conflict },
+    match state.entries.of(from) {
+        Some(_) if conflict && !state.fresh => Decision::Confirm,
+        Some(entry) => match check_value(state.key, state.places.of(from), &entry.value) {
+            Ok(()) => Decision::Copy { to, conflict },
             Err(problems) => Decision::Refuse(Refusal {
                 side: from,
                 problems,
             }),
         },
-        None if look.fresh => Decision::Cross { to, conflict },
+        None if state.fresh => Decision::Copy { to, conflict },
         None => Decision::Confirm,
     }
 }

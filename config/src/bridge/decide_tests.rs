@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bridge::Pending;
-use crate::store::Stamp;
+use crate::store::KeyVersion;
 
 const NOW: u64 = 1_000_000;
 
@@ -10,12 +10,12 @@ fn at(value: &str, revision: u64) -> Option<Entry> {
     let version = i64::try_from(revision).unwrap();
     Some(Entry {
         value: value.as_bytes().into(),
-        stamp: Stamp { revision, version },
+        stamp: KeyVersion { revision, version },
     })
 }
 
-fn noted(value: Option<&str>, etcd: u64, zookeeper: u64) -> Option<Note> {
-    Some(Note {
+fn noted(value: Option<&str>, etcd: u64, zookeeper: u64) -> Option<SyncState> {
+    Some(SyncState {
         value: value.map(|value| content_hash(value.as_bytes())),
         revisions: Pair { etcd, zookeeper },
         pending: Vec::new(),
@@ -27,7 +27,7 @@ fn noted(value: Option<&str>, etcd: u64, zookeeper: u64) -> Option<Note> {
 fn decided(
     etcd: Option<Entry>,
     zookeeper: Option<Entry>,
-    note: Option<&Note>,
+    note: Option<&SyncState>,
     fresh: bool,
 ) -> Decision {
     let at_100 = Pair::from_fn(|_| 100);
@@ -38,7 +38,7 @@ fn decided_at(
     revisions: Pair<u64>,
     etcd: Option<Entry>,
     zookeeper: Option<Entry>,
-    note: Option<&Note>,
+    note: Option<&SyncState>,
     fresh: bool,
 ) -> Decision {
     let pair = PairRecord {
@@ -57,10 +57,10 @@ fn decided_of(
     revisions: Pair<u64>,
     etcd: Option<Entry>,
     zookeeper: Option<Entry>,
-    note: Option<&Note>,
+    note: Option<&SyncState>,
     fresh: bool,
 ) -> Decision {
-    decide(&Look {
+    decide(&KeyState {
         key: &ControlKey::Logging,
         places: &Pair::default(),
         entries: Pair {
@@ -81,7 +81,7 @@ fn decided_of(
 }
 
 fn crosses(to: Side, conflict: bool) -> Decision {
-    Decision::Cross { to, conflict }
+    Decision::Copy { to, conflict }
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_change_of_one_side_crosses() {
     let changed = decided(at("true", 5), at("false", 8), note.as_ref(), false);
     assert_eq!(changed, crosses(Side::Etcd, false));
     let same = decided(at("true", 5), at("true", 7), note.as_ref(), false);
-    assert_eq!(same, Decision::Rest);
+    assert_eq!(same, Decision::NoOp);
 }
 
 #[test]
@@ -149,11 +149,11 @@ fn what_was_deleted_on_both_sides_is_deleted_again_where_a_side_went_back_to_it(
 #[test]
 fn the_note_of_a_deleted_key_stays_until_it_is_old() {
     let mut note = noted(None, 5, 7).unwrap();
-    let seen = |note: &Note| decided(None, None, Some(note), true);
+    let seen = |note: &SyncState| decided(None, None, Some(note), true);
     assert!(matches!(seen(&note), Decision::Wait { .. }));
     note.at_ms = NOW - FORGET_MS;
-    assert_eq!(seen(&note), Decision::Rest);
-    let forgotten = decide(&Look {
+    assert_eq!(seen(&note), Decision::NoOp);
+    let forgotten = decide(&KeyState {
         key: &ControlKey::Logging,
         places: &Pair::default(),
         entries: Pair::default(),
@@ -168,15 +168,16 @@ fn the_note_of_a_deleted_key_stays_until_it_is_old() {
         own: "me",
         now_ms: NOW,
     });
-    assert_eq!(forgotten, Decision::Agree(None));
+    assert_eq!(forgotten, Decision::RecordInSync(None));
 }
 
 #[test]
 fn what_a_side_has_lost_is_no_delete() {
     let mut note = noted(Some("true"), 5, 7).unwrap();
     let at = |etcd, zookeeper| Pair { etcd, zookeeper };
-    let emptied =
-        |revisions, note: &Note| decided_at(revisions, self::at("true", 5), None, Some(note), true);
+    let emptied = |revisions, note: &SyncState| {
+        decided_at(revisions, self::at("true", 5), None, Some(note), true)
+    };
     let written_again = crosses(Side::ZooKeeper, false);
     assert_eq!(emptied(at(9, 6), &note), written_again, "it is older");
     assert_eq!(emptied(at(9, 8), &note), crosses(Side::Etcd, false));
@@ -221,7 +222,7 @@ fn what_a_side_held_when_it_was_taken_over_gives_way_and_an_edit_since_does_not(
         },
         ..PairRecord::default()
     };
-    let seen = |etcd: Option<Entry>, zookeeper: Option<Entry>, note: Option<&Note>| {
+    let seen = |etcd: Option<Entry>, zookeeper: Option<Entry>, note: Option<&SyncState>| {
         let revisions = Pair::from_fn(|_| 100);
         decided_of(&pair, revisions, etcd, zookeeper, note, true)
     };
@@ -266,10 +267,11 @@ fn an_announced_write_is_left_alone_and_then_known_as_an_echo() {
     });
     // What the announcement says of the time does not count, only how long it is known here.
     let at_100 = Pair::from_fn(|_| 100);
-    let echo = |note: &Note| decided_at(at_100, at("true", 9), at("false", 8), Some(note), true);
-    let until_ms = NOW + PATIENCE_MS;
+    let echo =
+        |note: &SyncState| decided_at(at_100, at("true", 9), at("false", 8), Some(note), true);
+    let until_ms = NOW + PENDING_TIMEOUT_MS;
     assert_eq!(echo(&note), Decision::Wait { until_ms });
-    note.pending[0].at_ms = NOW - PATIENCE_MS;
+    note.pending[0].at_ms = NOW - PENDING_TIMEOUT_MS;
     assert_eq!(echo(&note), crosses(Side::ZooKeeper, false), "no conflict");
 }
 

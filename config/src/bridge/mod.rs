@@ -14,30 +14,30 @@
 //! both are alive; whoever finds an announcement that is too old takes over and takes the announced value for an echo.
 
 mod config;
-mod crossing;
 mod decide;
+mod dry_run;
 mod halt;
 mod mark;
-mod note;
 mod pair;
-mod rehearse;
 mod renewal;
 mod report;
 mod running;
 mod side;
+mod sync_state;
+mod transfer;
 mod view;
 mod worker;
 
 pub(crate) use config::BRIDGE;
 pub(crate) use config::BRIDGE_FILE;
 pub use config::{BridgeConfig, load_bridge_config, read_bridge_config};
-pub use crossing::{Crossing, Known, Progress};
-pub use decide::{Decision, Look, Refusal, decide};
+pub use decide::{Decision, KeyState, Refusal, decide};
+pub use dry_run::{DryRun, DryRunStep, Rehearsal, dry_run};
 pub use halt::Halt;
-pub use note::{Ages, Note, Pending, Sightings, content_hash};
 pub use pair::{Foreign, PairCheck, PairRecord, TakenOver, check_pair};
-pub use rehearse::{Rehearsal, Rehearsed, RehearsedStep, rehearse};
 pub use renewal::Renewal;
-pub use report::{BridgeReport, Collision, Counts, HaltReport, RefusedValue, StoreReport};
+pub use report::{BridgeReport, Conflict, Counts, HaltReport, RefusedValue, StoreReport};
 pub use running::{Bridge, BridgeSettings, BridgeStores};
 pub use side::{Pair, Side};
+pub use sync_state::{Ages, Pending, Sightings, SyncState, content_hash};
+pub use transfer::{Known, Progress, Transfer};

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mark::{MOST_MARK, Mark, Membership, new_id};
 use super::renewal::Renewal;
-use super::{Note, Pair, Side};
+use super::{Pair, Side, SyncState};
 use crate::store::{ControlKey, Tree};
 
 /// The side that is marked with numbers: the one where the notes do not stand.
@@ -82,14 +82,14 @@ impl PairRecord {
 
     /// How `side` was taken over, unless `note` is from after that: what an earlier one, or none, says of revisions there is
     /// about another store.
-    pub(super) fn unknown(&self, side: Side, note: Option<&Note>) -> Option<&TakenOver> {
+    pub(super) fn unknown(&self, side: Side, note: Option<&SyncState>) -> Option<&TakenOver> {
         let taken = self.taken_over.of(side).as_ref();
         taken.filter(|taken| note.is_none_or(|note| note.mark < taken.mark))
     }
 
     /// The revisions of `note` that are about the stores of this record, as they are: 0 for the others, and none that is later
     /// than the state to which a side went back since.
-    pub(super) fn known_revisions(&self, note: &Note) -> Pair<u64> {
+    pub(super) fn known_revisions(&self, note: &SyncState) -> Pair<u64> {
         Pair::from_fn(|side| {
             let noted = *note.revisions.of(side);
             match self.unknown(side, Some(note)) {
@@ -314,7 +314,7 @@ struct Found<'a> {
     is_new: bool,
     mark: Mark,
     sides: Pair<&'a Tree>,
-    notes: BTreeMap<&'a ControlKey, Note>,
+    notes: BTreeMap<&'a ControlKey, SyncState>,
 }
 
 impl Found<'_> {
@@ -413,16 +413,20 @@ impl Found<'_> {
     }
 }
 
-fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, Note> {
+fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, SyncState> {
     let entries = notes.entries.iter();
     let entries = entries.filter(|(key, _)| **key != ControlKey::Bridge);
     entries
-        .filter_map(|(key, entry)| Some((key, Note::from_json(&entry.value)?)))
+        .filter_map(|(key, entry)| Some((key, SyncState::from_json(&entry.value)?)))
         .collect()
 }
 
 /// Whether a side is of a time before some of the notes that count: then it was restored.
-fn is_behind_notes(tree: &Tree, notes: &BTreeMap<&ControlKey, Note>, trusted_from: u64) -> bool {
+fn is_behind_notes(
+    tree: &Tree,
+    notes: &BTreeMap<&ControlKey, SyncState>,
+    trusted_from: u64,
+) -> bool {
     let counted = notes.iter().filter(|(_, note)| note.mark >= trusted_from);
     counted.into_iter().any(|(key, note)| {
         let noted = *note.revisions.of(MARKED);

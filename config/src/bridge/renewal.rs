@@ -7,12 +7,12 @@
 //!
 //! One that breaks off leaves its announcement in the record; whoever comes next begins anew with that.
 
-use super::crossing::Progress;
 use super::mark::{Mark, Membership};
-use super::note::LATE_MS;
 use super::pair::MARKED;
+use super::sync_state::LATE_MS;
+use super::transfer::Progress;
 use super::{Pair, PairRecord, Side};
-use crate::store::{ControlKey, Expected, Stamp, Store, StoreError, Tree};
+use crate::store::{ControlKey, Expected, KeyVersion, Store, StoreError, Tree};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -26,7 +26,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Renewal {
     record: PairRecord,
-    record_at: Option<Stamp>,
+    record_at: Option<KeyVersion>,
     /// What stands at the marks' places on both sides.
     marks_at: Pair<Expected>,
     /// The other pairs that etcd is a side of.

@@ -33,7 +33,7 @@ pub struct BridgeReport {
     /// Values that do not cross, and why; sorted by key.
     pub refused: Vec<RefusedValue>,
     /// The newest conflicts, newest last.
-    pub conflicts: Vec<Collision>,
+    pub conflicts: Vec<Conflict>,
 }
 
 impl BridgeReport {
@@ -123,7 +123,7 @@ impl RefusedValue {
 
 /// A conflict that was settled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Collision {
+pub struct Conflict {
     /// The key.
     pub key: String,
     /// The side whose value stands now.

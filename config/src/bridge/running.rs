@@ -31,9 +31,9 @@ pub struct BridgeSettings {
     /// Tells it from every other bridge, also from those before it.
     pub id: String,
     /// Whose value wins a conflict.
-    pub authority: Side,
+    pub preferred_side: Side,
     /// Every key is looked at again this often, give or take a fifth.
-    pub look_again: Duration,
+    pub resync_interval: Duration,
     /// Carry deletes across however many keys a listing finds missing.
     pub allow_mass_delete: bool,
     /// Sides that may be taken over as they are, if they are found to be foreign at the start: what the other side holds
@@ -43,7 +43,7 @@ pub struct BridgeSettings {
 
 /// A running bridge; dropping it finishes what is on its way and stops.
 pub struct Bridge {
-    news: Mutex<Sender<News>>,
+    news: Mutex<Sender<Event>>,
     report: Arc<Mutex<BridgeReport>>,
     watches: Vec<Box<dyn StoreWatch>>,
     thread: Option<JoinHandle<()>>,
@@ -51,28 +51,28 @@ pub struct Bridge {
 
 /// Which of the three stores.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Which {
+pub(super) enum StoreRole {
     Side(Side),
     Notes,
 }
 
-pub(super) enum News {
-    Of(Which, StoreUpdate),
+pub(super) enum Event {
+    Of(StoreRole, StoreUpdate),
     /// The watch of this store tells nothing any more.
-    Deaf(Which),
+    Deaf(StoreRole),
     Stop,
 }
 
 /// What a watch tells its bridge by; going away tells that the watch is over.
-struct Ear {
-    news: Sender<News>,
-    which: Which,
+struct EventForwarder {
+    news: Sender<Event>,
+    which: StoreRole,
 }
 
-impl Drop for Ear {
+impl Drop for EventForwarder {
     fn drop(&mut self) {
         // A bridge that has stopped needs no news.
-        let _ = self.news.send(News::Deaf(self.which));
+        let _ = self.news.send(Event::Deaf(self.which));
     }
 }
 
@@ -83,21 +83,21 @@ impl Bridge {
     /// [`StoreError`] when a watch or the thread cannot be started.
     pub fn start(stores: BridgeStores, settings: BridgeSettings) -> Result<Self, StoreError> {
         let (news, inbox) = channel();
-        let watch = |store: &dyn Store, which: Which| {
-            let ear = Ear {
+        let watch = |store: &dyn Store, which: StoreRole| {
+            let ear = EventForwarder {
                 news: news.clone(),
                 which,
             };
             store.watch(Box::new(move |update| {
                 let ear = &ear;
                 // A bridge that has stopped needs no news.
-                let _ = ear.news.send(News::Of(ear.which, update));
+                let _ = ear.news.send(Event::Of(ear.which, update));
             }))
         };
         let watches = vec![
-            watch(&*stores.notes, Which::Notes)?,
-            watch(&*stores.sides.etcd, Which::Side(Side::Etcd))?,
-            watch(&*stores.sides.zookeeper, Which::Side(Side::ZooKeeper))?,
+            watch(&*stores.notes, StoreRole::Notes)?,
+            watch(&*stores.sides.etcd, StoreRole::Side(Side::Etcd))?,
+            watch(&*stores.sides.zookeeper, StoreRole::Side(Side::ZooKeeper))?,
         ];
         let worker = Worker::new(stores, settings, inbox);
         let report = Arc::clone(&worker.report);
@@ -140,7 +140,7 @@ impl Bridge {
 impl Drop for Bridge {
     fn drop(&mut self) {
         // Before the watches, whose end it would take for a fault. A thread that is gone needs no command.
-        let _ = lock(&self.news).send(News::Stop);
+        let _ = lock(&self.news).send(Event::Stop);
         self.watches.clear();
         if let Some(thread) = self.thread.take() {
             // A panic does not come this far.

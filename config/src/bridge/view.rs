@@ -89,7 +89,7 @@ impl View {
             } => {
                 self.away = None;
                 self.read = true;
-                if cause == Cause::Repair {
+                if cause == Cause::MissedUpdate {
                     self.repairs += changes.len() as u64;
                 }
                 let keys = changes.iter().map(|change| change.key.clone()).collect();
@@ -104,7 +104,9 @@ impl View {
                         };
                     }
                     self.tree.apply(changes, tree.revision);
-                    self.tree.strangers.clone_from(&tree.strangers);
+                    self.tree
+                        .unrecognized_keys
+                        .clone_from(&tree.unrecognized_keys);
                 }
                 keys
             }
@@ -169,7 +171,7 @@ impl View {
             },
             revision: self.tree.revision,
             keys: self.tree.entries.len(),
-            strangers: self.tree.strangers.len(),
+            strangers: self.tree.unrecognized_keys.len(),
         }
     }
 }

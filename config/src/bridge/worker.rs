@@ -8,23 +8,23 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::crossing::{Crossing, Known, Progress};
-use super::decide::{Decision, Look, decide};
+use super::decide::{Decision, KeyState, decide};
 use super::halt::Halt;
-use super::note::forget_deleted_before;
 use super::pair::{PairCheck, PairRecord};
-use super::report::{BridgeReport, Collision, Counts, HaltReport};
-use super::running::{BridgeSettings, BridgeStores, News, Which, lock};
+use super::report::{BridgeReport, Conflict, Counts, HaltReport};
+use super::running::{BridgeSettings, BridgeStores, Event, StoreRole, lock};
+use super::sync_state::forget_deleted_before;
+use super::transfer::{Known, Progress, Transfer};
 use super::view::View;
-use super::{Note, Pair, Side, Sightings};
-use crate::chance::{about, backoff};
+use super::{Pair, Side, Sightings, SyncState};
+use crate::jitter::{backoff, jittered};
 use crate::store::{ControlKey, StoreError, StoreUpdate};
 use refusals::Refusals;
 
 /// Crossings that run side by side.
-const ABREAST: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 /// Keys that are decided on at once, so that news is heard in between.
-const PORTION: usize = 256;
+const BATCH_SIZE: usize = 256;
 /// A view that is behind the note is given this long to catch up before both sides are read anew.
 const CATCH_UP: Duration = Duration::from_millis(300);
 /// Wait before a key that was overtaken is looked at again; a random part of it.
@@ -37,7 +37,7 @@ const REMEMBERED: usize = 32;
 pub(super) struct Worker {
     stores: BridgeStores,
     settings: BridgeSettings,
-    inbox: Receiver<News>,
+    inbox: Receiver<Event>,
     sides: Pair<View>,
     notes: View,
     /// Keys to decide on.
@@ -65,7 +65,7 @@ pub(super) struct Worker {
     not_before: Instant,
     next_look: Instant,
     counts: Counts,
-    conflicts: Vec<Collision>,
+    conflicts: Vec<Conflict>,
     /// Notes of deleted keys that were written at an earlier revision may go.
     forget_before: u64,
     pub(super) report: Arc<Mutex<BridgeReport>>,
@@ -75,13 +75,13 @@ impl Worker {
     pub(super) fn new(
         stores: BridgeStores,
         settings: BridgeSettings,
-        inbox: Receiver<News>,
+        inbox: Receiver<Event>,
     ) -> Self {
         let sides = Pair::from_fn(|side| View::new(stores.sides.of(side).describe()));
         let notes = View::new(stores.notes.describe());
         let report = BridgeReport {
             id: settings.id.clone(),
-            authority: settings.authority,
+            authority: settings.preferred_side,
             sides: Pair::from_fn(|side| sides.of(side).report()),
             notes: notes.report(),
             halted: None,
@@ -113,7 +113,7 @@ impl Worker {
             halt: None,
             failures_in_a_row: 0,
             not_before: now,
-            next_look: now + settings.look_again,
+            next_look: now + settings.resync_interval,
             settings,
             counts: Counts::default(),
             conflicts: Vec::new(),
@@ -127,11 +127,11 @@ impl Worker {
     /// # Errors
     /// Why it cannot go on.
     pub(super) fn run(mut self) -> Result<(), String> {
-        while self.hear()? {
-            self.remind();
+        while self.recv()? {
+            self.requeue_due();
             if self.is_ready() {
                 match &self.pair {
-                    Some(pair) => self.pass(&pair.clone()),
+                    Some(pair) => self.run_batch(&pair.clone()),
                     None => self.pair_up(),
                 }
             }
@@ -146,7 +146,7 @@ impl Worker {
     }
 
     /// Waits for news or for the next thing to do; `false` ends it.
-    fn hear(&mut self) -> Result<bool, String> {
+    fn recv(&mut self) -> Result<bool, String> {
         let now = Instant::now();
         let soonest = self.later.values().copied().min();
         let mut until = soonest.map_or(self.next_look, |soonest| soonest.min(self.next_look));
@@ -161,25 +161,25 @@ impl Worker {
         let mut news = self.inbox.recv_timeout(wait).ok();
         while let Some(one) = news {
             match one {
-                News::Stop => return Ok(false),
-                News::Deaf(which) => {
+                Event::Stop => return Ok(false),
+                Event::Deaf(which) => {
                     let store = match which {
-                        Which::Side(side) => self.stores.sides.of(side),
-                        Which::Notes => &self.stores.notes,
+                        StoreRole::Side(side) => self.stores.sides.of(side),
+                        StoreRole::Notes => &self.stores.notes,
                     };
                     return Err(format!("the watch of {} has ended", store.describe()));
                 }
-                News::Of(which, update) => self.take(which, update),
+                Event::Of(which, update) => self.take(which, update),
             }
             news = self.inbox.try_recv().ok();
         }
         Ok(true)
     }
 
-    fn take(&mut self, which: Which, update: StoreUpdate) {
+    fn take(&mut self, which: StoreRole, update: StoreUpdate) {
         let view = match which {
-            Which::Side(side) => self.sides.of_mut(side),
-            Which::Notes => &mut self.notes,
+            StoreRole::Side(side) => self.sides.of_mut(side),
+            StoreRole::Notes => &mut self.notes,
         };
         let keys = view.update(update);
         if view.take_broke() {
@@ -191,22 +191,24 @@ impl Worker {
                 continue;
             }
             match which {
-                Which::Side(_) => {
+                StoreRole::Side(_) => {
                     let unsettled = self.unsettled.entry(key.clone());
                     unsettled.or_insert_with(Instant::now);
                 }
-                Which::Notes => self.see_note(&key),
+                StoreRole::Notes => self.see_note(&key),
             }
             self.due.insert(key);
         }
     }
 
     /// Another bridge has left a new mark, the record went with its store, or a side is one of another pair.
-    fn look_at_mark(&mut self, which: Which) {
+    fn look_at_mark(&mut self, which: StoreRole) {
         let stands = match (which, &self.pair) {
-            (Which::Notes, pair) => PairRecord::of(self.notes.tree()) == *pair,
-            (Which::Side(side), Some(pair)) => pair.is_carried_by(side, self.sides.of(side).tree()),
-            (Which::Side(_), None) => true,
+            (StoreRole::Notes, pair) => PairRecord::of(self.notes.tree()) == *pair,
+            (StoreRole::Side(side), Some(pair)) => {
+                pair.is_carried_by(side, self.sides.of(side).tree())
+            }
+            (StoreRole::Side(_), None) => true,
         };
         if !stands {
             self.doubt();
@@ -232,7 +234,7 @@ impl Worker {
     }
 
     /// Moves what is due by now.
-    fn remind(&mut self) {
+    fn requeue_due(&mut self) {
         let now = Instant::now();
         let due: Vec<ControlKey> = self
             .later
@@ -245,7 +247,7 @@ impl Worker {
             self.due.insert(key);
         }
         if now >= self.next_look {
-            self.next_look = now + about(self.settings.look_again);
+            self.next_look = now + jittered(self.settings.resync_interval);
             let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
@@ -259,9 +261,9 @@ impl Worker {
     }
 
     /// Decides on a portion of what is due, and carries it across.
-    fn pass(&mut self, pair: &PairRecord) {
+    fn run_batch(&mut self, pair: &PairRecord) {
         let mut portion = BTreeSet::new();
-        while portion.len() < PORTION
+        while portion.len() < BATCH_SIZE
             && let Some(key) = self.due.pop_first()
         {
             portion.insert(key);
@@ -283,7 +285,7 @@ impl Worker {
                 Decision::Confirm => confirm.push(key),
                 Decision::Stale if self.behind.remove(&key) => confirm.push(key),
                 Decision::Stale => {
-                    self.put_off(&key, CATCH_UP);
+                    self.requeue_after(&key, CATCH_UP);
                     self.behind.insert(key);
                 }
                 decision => crossings.extend(self.act(&key, pair, decision, began_ms)),
@@ -305,12 +307,12 @@ impl Worker {
                 }
             }
         }
-        self.carry(crossings);
+        self.execute(crossings);
     }
 
     /// Reads both sides anew and decides on that. The notes were read before, which is what makes the readings fresh.
     /// `None`: nothing may cross.
-    fn confirm(&mut self, keys: &[ControlKey]) -> Result<Option<Vec<Crossing>>, StoreError> {
+    fn confirm(&mut self, keys: &[ControlKey]) -> Result<Option<Vec<Transfer>>, StoreError> {
         let began_ms = now_ms();
         self.read_sides()?;
         let PairCheck::Fits(pair) = self.check_pair(false, began_ms) else {
@@ -333,14 +335,14 @@ impl Worker {
         Ok(Some(crossings))
     }
 
-    fn note(&self, key: &ControlKey) -> Option<Note> {
+    fn note(&self, key: &ControlKey) -> Option<SyncState> {
         let note = self.notes.get(key);
-        note.and_then(|entry| Note::from_json(&entry.value))
+        note.and_then(|entry| SyncState::from_json(&entry.value))
     }
 
     fn look(&self, key: &ControlKey, pair: &PairRecord, fresh: bool) -> Decision {
         let note = self.note(key);
-        decide(&Look {
+        decide(&KeyState {
             key,
             places: &Pair::from_fn(|side| self.stores.sides.of(side).locate(key)),
             entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
@@ -352,7 +354,7 @@ impl Worker {
                 .is_some_and(|entry| entry.stamp.revision < self.forget_before),
             pair,
             fresh,
-            authority: self.settings.authority,
+            authority: self.settings.preferred_side,
             own: &self.settings.id,
             now_ms: now_ms(),
         })
@@ -365,32 +367,32 @@ impl Worker {
         pair: &PairRecord,
         decision: Decision,
         began_ms: u64,
-    ) -> Option<Crossing> {
+    ) -> Option<Transfer> {
         if !matches!(decision, Decision::Refuse(_)) {
-            self.refusals.value_is_well(key);
+            self.refusals.clear_value(key);
         }
         // Counted and told when it was met first.
         let refused_write = self.is_refused_write(key, &decision);
         if let Some(wait) = self.refused_before(key, &decision) {
-            self.put_off(key, wait);
+            self.requeue_after(key, wait);
             return None;
         }
         let note_entry = self.notes.get(key);
         let note_at = note_entry.map(|entry| entry.stamp);
         match decision {
-            Decision::Rest => {
+            Decision::NoOp => {
                 self.unsettled.remove(key);
-                self.refusals.write_is_over(key);
+                self.refusals.clear_write(key);
                 self.forget_deleted(key);
                 None
             }
             Decision::Confirm | Decision::Stale => {
-                self.put_off(key, CATCH_UP);
+                self.requeue_after(key, CATCH_UP);
                 None
             }
             Decision::Wait { until_ms } => {
                 let wait = Duration::from_millis(until_ms.saturating_sub(now_ms()) + 1);
-                self.put_off(key, wait.mul_f64(1.0 + 0.1 * fastrand::f64()));
+                self.requeue_after(key, wait.mul_f64(1.0 + 0.1 * fastrand::f64()));
                 let views = Pair::from_fn(|side| self.sides.of(side).get(key));
                 if views.etcd.map(|entry| &entry.value) == views.zookeeper.map(|entry| &entry.value)
                 {
@@ -398,14 +400,14 @@ impl Worker {
                 }
                 None
             }
-            Decision::Agree(note) => {
+            Decision::RecordInSync(note) => {
                 let by = &self.settings.id;
-                Some(Crossing::of_note(key, note, note_at, by, began_ms))
+                Some(Transfer::of_note(key, note, note_at, by, began_ms))
             }
-            Decision::Cross { to, conflict } => {
-                let note = note_entry.and_then(|entry| Note::from_json(&entry.value));
+            Decision::Copy { to, conflict } => {
+                let note = note_entry.and_then(|entry| SyncState::from_json(&entry.value));
                 if conflict && !refused_write {
-                    self.collide(key, to);
+                    self.record_conflict(key, to);
                 }
                 let (from, there) = (
                     self.sides.of(to.other()).get(key),
@@ -418,7 +420,7 @@ impl Worker {
                     pair,
                 };
                 let by = &self.settings.id;
-                Some(Crossing::new(key, to, from, there, noted, by, began_ms))
+                Some(Transfer::new(key, to, from, there, noted, by, began_ms))
             }
             Decision::Refuse(refusal) => {
                 self.refuse(key, &refusal);
@@ -439,21 +441,23 @@ impl Worker {
         }
     }
 
-    fn put_off(&mut self, key: &ControlKey, wait: Duration) {
+    fn requeue_after(&mut self, key: &ControlKey, wait: Duration) {
         self.later.insert(key.clone(), Instant::now() + wait);
     }
 
     /// Runs crossings to their ends.
-    fn carry(&mut self, mut crossings: Vec<Crossing>) {
-        let share = crossings.len().div_ceil(ABREAST).max(1);
+    fn execute(&mut self, mut crossings: Vec<Transfer>) {
+        let share = crossings.len().div_ceil(MAX_CONCURRENT).max(1);
         let stores = &self.stores;
-        let ended: Vec<(Crossing, Progress)> = std::thread::scope(|scope| {
+        let ended: Vec<(Transfer, Progress)> = std::thread::scope(|scope| {
             let mut running = Vec::new();
             while !crossings.is_empty() {
                 let rest = crossings.split_off(share.min(crossings.len()));
                 let mine = std::mem::replace(&mut crossings, rest);
                 running.push(scope.spawn(move || {
-                    let ended = mine.into_iter().map(|crossing| carry_one(crossing, stores));
+                    let ended = mine
+                        .into_iter()
+                        .map(|crossing| execute_one(crossing, stores));
                     ended.collect::<Vec<_>>()
                 }));
             }
@@ -465,11 +469,11 @@ impl Worker {
             ended.collect()
         });
         for (crossing, progress) in ended {
-            self.arrived(&crossing, progress);
+            self.transferred(&crossing, progress);
         }
     }
 
-    fn arrived(&mut self, crossing: &Crossing, progress: Progress) {
+    fn transferred(&mut self, crossing: &Transfer, progress: Progress) {
         let key = crossing.key();
         let (wrote, wrote_note) = crossing.written();
         if let Some(note) = wrote_note {
@@ -498,11 +502,11 @@ impl Worker {
             Progress::Done => {
                 self.failures_in_a_row = 0;
                 self.unsettled.remove(key);
-                self.refusals.write_is_over(key);
+                self.refusals.clear_write(key);
             }
             Progress::Going | Progress::Overtaken | Progress::Late => {
                 self.counts.overtaken += 1;
-                self.put_off(key, OVERTAKEN.mul_f64(0.2 + 0.8 * fastrand::f64()));
+                self.requeue_after(key, OVERTAKEN.mul_f64(0.2 + 0.8 * fastrand::f64()));
             }
             Progress::Failed(error) if error.is_retryable() => {
                 self.failed(&error);
@@ -526,7 +530,7 @@ impl Worker {
         tracing::warn!("{error}; the bridge tries again");
     }
 
-    fn collide(&mut self, key: &ControlKey, loser: Side) {
+    fn record_conflict(&mut self, key: &ControlKey, loser: Side) {
         *self.counts.conflicts.of_mut(loser) += 1;
         let overruled = self.sides.of(loser).get(key);
         let overruled_revision = overruled.map_or(0, |entry| entry.stamp.revision);
@@ -537,7 +541,7 @@ impl Worker {
         if self.conflicts.len() == REMEMBERED {
             self.conflicts.remove(0);
         }
-        self.conflicts.push(Collision {
+        self.conflicts.push(Conflict {
             key: key.to_string(),
             winner: loser.other(),
             overruled_revision,
@@ -565,7 +569,7 @@ impl Worker {
     }
 }
 
-fn carry_one(mut crossing: Crossing, stores: &BridgeStores) -> (Crossing, Progress) {
+fn execute_one(mut crossing: Transfer, stores: &BridgeStores) -> (Transfer, Progress) {
     let side = Arc::clone(stores.sides.of(crossing.to()));
     loop {
         match crossing.step(&*side, &*stores.notes, now_ms()) {

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::quantity::{parse_duration, parse_size};
 use super::suggest::did_you_mean;
-use super::table::{Field, Kind, Need, Object, TextRule, Word};
+use super::table::{ChoiceValue, Field, FieldType, Presence, SectionType, TextRule};
 use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
 use crate::problem::{Problem, Problems};
 
 /// Collects what is wrong with one document.
 pub(crate) struct Checker<'a> {
     file: Option<&'a Path>,
-    root: &'static Object,
+    root: &'static SectionType,
     problems: Problems,
     /// Paths of values whose references could not be resolved: there is nothing to check.
     unresolved: BTreeSet<String>,
@@ -25,10 +25,10 @@ pub(crate) struct Checker<'a> {
 pub(crate) struct Section {
     pub(crate) path: String,
     pub(crate) place: Place,
-    values: BTreeMap<&'static str, Held>,
+    values: BTreeMap<&'static str, CheckedValue>,
 }
 
-struct Held {
+struct CheckedValue {
     place: Place,
     value: Checked,
 }
@@ -53,7 +53,7 @@ enum Checked {
 
 impl<'a> Checker<'a> {
     /// For a document of `file` whose table is `root`.
-    pub(crate) fn new(file: Option<&'a Path>, root: &'static Object) -> Self {
+    pub(crate) fn new(file: Option<&'a Path>, root: &'static SectionType) -> Self {
         Self {
             file,
             root,
@@ -95,7 +95,12 @@ impl<'a> Checker<'a> {
     }
 
     /// Checks `node` against `object`.
-    pub(crate) fn section(&mut self, node: &Node, object: &'static Object, path: &str) -> Section {
+    pub(crate) fn section(
+        &mut self,
+        node: &Node,
+        object: &'static SectionType,
+        path: &str,
+    ) -> Section {
         let mut section = Section {
             path: path.to_owned(),
             place: node.place.clone(),
@@ -122,7 +127,9 @@ impl<'a> Checker<'a> {
                     let path = join(path, field.name);
                     if let Some(value) = self.value(&entry.value, field, &path) {
                         let place = entry.value.place.clone();
-                        section.values.insert(field.name, Held { place, value });
+                        section
+                            .values
+                            .insert(field.name, CheckedValue { place, value });
                     }
                 }
                 None => self.unknown(entry, object, path),
@@ -136,7 +143,7 @@ impl<'a> Checker<'a> {
         section
     }
 
-    fn unknown(&mut self, entry: &Entry, object: &'static Object, path: &str) {
+    fn unknown(&mut self, entry: &Entry, object: &'static SectionType, path: &str) {
         let shown = shortened(&entry.key);
         let full = join(path, &shown);
         if self.is_full() {
@@ -168,16 +175,18 @@ impl<'a> Checker<'a> {
     fn absent(&mut self, field: &'static Field, node: &Node, path: &str, section: &mut Section) {
         let full = join(path, field.name);
         match field.need {
-            Need::Optional => {}
-            Need::Required => {
+            Presence::Optional => {}
+            Presence::Required => {
                 let message = format!("is missing: {}", field.doc);
                 self.report(&node.place, &full, message);
             }
-            Need::Default(text) => {
+            Presence::Default(text) => {
                 let default = default_node(text, &node.place);
                 if let Some(value) = self.value(&default, field, &full) {
                     let place = node.place.clone();
-                    section.values.insert(field.name, Held { place, value });
+                    section
+                        .values
+                        .insert(field.name, CheckedValue { place, value });
                 }
             }
         }
@@ -188,9 +197,13 @@ impl<'a> Checker<'a> {
             return None;
         }
         match &field.kind {
-            Kind::Object(object) => return Some(Checked::Object(self.section(node, object, path))),
-            Kind::Custom { .. } => return Some(Checked::Custom(node.clone())),
-            Kind::Texts { rule, min, max } => return self.texts(node, rule, (*min, *max), path),
+            FieldType::Object(object) => {
+                return Some(Checked::Object(self.section(node, object, path)));
+            }
+            FieldType::Custom { .. } => return Some(Checked::Custom(node.clone())),
+            FieldType::Texts { rule, min, max } => {
+                return self.texts(node, rule, (*min, *max), path);
+            }
             _ => {}
         }
         let result = match &node.value {
@@ -274,11 +287,11 @@ fn type_hint(node: &Node, field: &Field) -> &'static str {
         return "";
     };
     match (&field.kind, scalar.style) {
-        _ if node.is_null() && matches!(field.need, Need::Default(_)) => {
+        _ if node.is_null() && matches!(field.need, Presence::Default(_)) => {
             " (leave the key out for its default)"
         }
-        (Kind::Text(_), Style::Plain) if !node.is_null() => "; quote it to make it a text",
-        (Kind::Flag | Kind::Count { .. } | Kind::Number { .. }, Style::Quoted)
+        (FieldType::Text(_), Style::Plain) if !node.is_null() => "; quote it to make it a text",
+        (FieldType::Flag | FieldType::Count { .. } | FieldType::Number { .. }, Style::Quoted)
             if read_plain(&scalar.text) != Plain::Text =>
         {
             "; write it without quotes"
@@ -299,21 +312,21 @@ fn default_node(text: &str, place: &Place) -> Node {
 }
 
 /// The value; an error without a message is a wrong type.
-fn scalar_value(scalar: &Scalar, kind: &Kind) -> Result<Checked, Option<String>> {
+fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Option<String>> {
     let outside = |reason: String| Some(format!("{} does not fit: {reason}", scalar.describe()));
     match kind {
-        Kind::Flag => match scalar.plain() {
+        FieldType::Flag => match scalar.plain() {
             Plain::Flag(flag) => Ok(Checked::Flag(flag)),
             _ => Err(None),
         },
-        Kind::Count { min, max } => match scalar.plain() {
+        FieldType::Count { min, max } => match scalar.plain() {
             Plain::Integer(integer) => match u64::try_from(integer) {
                 Ok(count) if (*min..=*max).contains(&count) => Ok(Checked::Count(count)),
                 _ => Err(None),
             },
             _ => Err(None),
         },
-        Kind::Number { min, max } => {
+        FieldType::Number { min, max } => {
             let number = match scalar.plain() {
                 #[expect(
                     clippy::cast_precision_loss,
@@ -326,18 +339,18 @@ fn scalar_value(scalar: &Scalar, kind: &Kind) -> Result<Checked, Option<String>>
             let fits = (*min..=*max).contains(&number);
             fits.then_some(Checked::Number(number)).ok_or(None)
         }
-        Kind::Duration { min, max } => {
+        FieldType::Duration { min, max } => {
             let duration = parse_duration(&scalar.text).map_err(outside)?;
             let fits = (*min..=*max).contains(&duration);
             fits.then_some(Checked::Duration(duration)).ok_or(None)
         }
-        Kind::Size { min, max } => {
+        FieldType::Size { min, max } => {
             let size = parse_size(&scalar.text).map_err(outside)?;
             let fits = (*min..=*max).contains(&size);
             fits.then_some(Checked::Count(size)).ok_or(None)
         }
-        Kind::Text(rule) => text(scalar, rule).map(Checked::Text),
-        Kind::Choice { words, later } => {
+        FieldType::Text(rule) => text(scalar, rule).map(Checked::Text),
+        FieldType::Choice { words, later } => {
             let words = words();
             if words.contains(&scalar.text.as_str()) {
                 return Ok(Checked::Text(scalar.text.clone()));
@@ -355,7 +368,7 @@ fn scalar_value(scalar: &Scalar, kind: &Kind) -> Result<Checked, Option<String>>
                 scalar.describe()
             )))
         }
-        Kind::Texts { .. } | Kind::Object(_) | Kind::Custom { .. } => Err(None),
+        FieldType::Texts { .. } | FieldType::Object(_) | FieldType::Custom { .. } => Err(None),
     }
 }
 
@@ -427,7 +440,7 @@ impl Section {
     }
 
     /// The value of a choice field's word; `None` only where it was refused.
-    pub(crate) fn word<T: Word>(&self, name: &str) -> Option<T> {
+    pub(crate) fn word<T: ChoiceValue>(&self, name: &str) -> Option<T> {
         T::of(self.text(name)?)
     }
 

@@ -21,7 +21,9 @@ pub(crate) use quantity::{format_duration, format_size, parse_duration};
 pub use reference::References;
 pub(crate) use reference::{Lookup, resolve, resolve_json};
 pub(crate) use suggest::{did_you_mean, nearest};
-pub(crate) use table::{Field, Kind, Later, Need, Object, TextRule, Word, words};
+pub(crate) use table::{
+    ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule, words,
+};
 pub(crate) use trail::Trail;
 
 use std::fmt;

@@ -8,23 +8,23 @@ use serde_json::Value as Json;
 use super::quantity::{format_duration, format_size};
 
 /// The fields that a map may have.
-pub(crate) struct Object {
+pub(crate) struct SectionType {
     pub(crate) doc: &'static str,
     pub(crate) fields: &'static [Field],
     /// Names that are designed and refused for now.
-    pub(crate) later: &'static [Later],
+    pub(crate) later: &'static [Reserved],
 }
 
 /// One field of a map.
 pub(crate) struct Field {
     pub(crate) name: &'static str,
     pub(crate) doc: &'static str,
-    pub(crate) kind: Kind,
-    pub(crate) need: Need,
+    pub(crate) kind: FieldType,
+    pub(crate) need: Presence,
 }
 
 /// What stands for a field that is not given.
-pub(crate) enum Need {
+pub(crate) enum Presence {
     Required,
     Optional,
     /// YAML text of the default; empty for objects, whose fields have their own.
@@ -32,14 +32,14 @@ pub(crate) enum Need {
 }
 
 /// A name or word that is designed and not built yet.
-pub(crate) struct Later {
+pub(crate) struct Reserved {
     pub(crate) name: &'static str,
     /// A sentence that goes on after the name.
     pub(crate) reason: &'static str,
 }
 
 /// What a field's value may be.
-pub(crate) enum Kind {
+pub(crate) enum FieldType {
     Flag,
     Count {
         min: u64,
@@ -52,7 +52,7 @@ pub(crate) enum Kind {
     Text(&'static TextRule),
     Choice {
         words: fn() -> Vec<&'static str>,
-        later: &'static [Later],
+        later: &'static [Reserved],
     },
     Duration {
         min: Duration,
@@ -67,7 +67,7 @@ pub(crate) enum Kind {
         min: usize,
         max: usize,
     },
-    Object(&'static Object),
+    Object(&'static SectionType),
     /// Read by code of its own.
     Custom {
         schema: fn() -> Json,
@@ -85,7 +85,7 @@ pub(crate) struct TextRule {
 }
 
 /// Values that have a word each.
-pub(crate) trait Word: Copy + PartialEq + 'static {
+pub(crate) trait ChoiceValue: Copy + PartialEq + 'static {
     /// Every value with its word.
     const WORDS: &'static [(&'static str, Self)];
 
@@ -107,11 +107,11 @@ pub(crate) trait Word: Copy + PartialEq + 'static {
 }
 
 /// Every word of `T`, for [`Kind::Choice`].
-pub(crate) fn words<T: Word>() -> Vec<&'static str> {
+pub(crate) fn words<T: ChoiceValue>() -> Vec<&'static str> {
     T::WORDS.iter().map(|(word, _)| *word).collect()
 }
 
-impl Object {
+impl SectionType {
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
@@ -128,14 +128,14 @@ impl Object {
                 return Some(here);
             }
             match &field.kind {
-                Kind::Object(object) => object.find_below(name, &here),
+                FieldType::Object(object) => object.find_below(name, &here),
                 _ => None,
             }
         })
     }
 }
 
-impl Kind {
+impl FieldType {
     /// What a value must be, for messages.
     pub(crate) fn wants(&self) -> String {
         match self {

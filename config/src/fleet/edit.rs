@@ -9,7 +9,7 @@ use crate::document::did_you_mean;
 use crate::problem::Problems;
 use crate::rollout::Rollout;
 use crate::source::name_in_spec;
-use crate::store::{ControlKey, Entry, Expected, Stamp, Store, StoreError, Tree, check_value};
+use crate::store::{ControlKey, Entry, Expected, KeyVersion, Store, StoreError, Tree, check_value};
 
 /// What a write of a spec did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,7 +127,7 @@ pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetErr
     let mut revision = 0;
     for key in std::iter::once(&spec).chain(others) {
         if let Some(entry) = tree.get(key) {
-            let stamp: Stamp = store.write(key, None, Expected::At(entry.stamp))?;
+            let stamp: KeyVersion = store.write(key, None, Expected::At(entry.stamp))?;
             revision = revision.max(stamp.revision);
             places.push(store.locate(key));
         }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::edit::name_of_spec;
 use super::{Deleted, FleetError, SpecWrite};
+use crate::atomic_file;
 use crate::document::{did_you_mean, read_text};
 use crate::source::{compare_and_write, name_in_spec, spec_files};
 use crate::store::StoreError;
-use crate::whole_file;
 
 /// Writes the spec `text` to the file of its handler, or to a new one.
 ///
@@ -83,7 +83,7 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>, FleetError>
 
 /// Writes a file that nobody must have made meanwhile; a watcher sees it whole.
 fn create(path: &Path, text: &str) -> std::io::Result<()> {
-    let new = whole_file::beside(path, text.as_bytes(), whole_file::SHARED)?;
+    let new = atomic_file::beside(path, text.as_bytes(), atomic_file::SHARED)?;
     new.persist_noclobber(path)?;
     Ok(())
 }

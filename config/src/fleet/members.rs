@@ -10,7 +10,7 @@ use crate::member::MemberReport;
 use crate::store::Store;
 
 /// How often members are asked.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where a member stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,7 +41,7 @@ pub enum MemberState {
 
 /// A member and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct MemberStatus {
     /// Its id.
     pub member: String,
     /// Where it stands.
@@ -51,22 +51,23 @@ pub struct Verdict {
 
 /// What came of waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Awaited {
+pub struct WaitResult {
     /// Whether every member has applied it and none refuses.
-    pub everywhere: bool,
+    pub converged: bool,
     /// Each member, by id.
-    pub members: Vec<Verdict>,
+    pub members: Vec<MemberStatus>,
 }
 
-impl Awaited {
+impl WaitResult {
     /// Those that refuse.
-    pub fn refusals(&self) -> impl Iterator<Item = &Verdict> {
-        let refuses = |verdict: &&Verdict| matches!(verdict.state, MemberState::Refused { .. });
+    pub fn refusals(&self) -> impl Iterator<Item = &MemberStatus> {
+        let refuses =
+            |verdict: &&MemberStatus| matches!(verdict.state, MemberState::Refused { .. });
         self.members.iter().filter(refuses)
     }
 
     /// Those that did not answer.
-    pub fn missing(&self) -> impl Iterator<Item = &Verdict> {
+    pub fn missing(&self) -> impl Iterator<Item = &MemberStatus> {
         self.members.iter().filter(|verdict| {
             !matches!(
                 verdict.state,
@@ -78,11 +79,11 @@ impl Awaited {
 
 /// What members are waited for to have.
 #[derive(Clone, Copy, Debug)]
-struct Wanted<'w> {
+struct WaitTarget<'w> {
     handler: &'w str,
     revision: u64,
     /// A gate that is shut: members follow it whatever they have against the handler.
-    shut: bool,
+    closed: bool,
 }
 
 /// Waits until every member (of `only`, if given) has applied `revision`, or `deadline`. A member that was seen and goes
@@ -96,12 +97,12 @@ pub fn await_members(
     revision: u64,
     only: Option<&[String]>,
     deadline: Instant,
-    tell: &mut dyn FnMut(&Awaited),
-) -> Result<Awaited, FleetError> {
-    let wanted = Wanted {
+    tell: &mut dyn FnMut(&WaitResult),
+) -> Result<WaitResult, FleetError> {
+    let wanted = WaitTarget {
         handler,
         revision,
-        shut: false,
+        closed: false,
     };
     await_wanted(store, wanted, only, deadline, tell)
 }
@@ -111,27 +112,27 @@ pub fn await_members(
 ///
 /// # Errors
 /// As [`await_members`].
-pub fn await_shut(
+pub fn await_closed(
     store: &dyn Store,
     handler: &str,
     revision: u64,
     deadline: Instant,
-) -> Result<Awaited, FleetError> {
-    let wanted = Wanted {
+) -> Result<WaitResult, FleetError> {
+    let wanted = WaitTarget {
         handler,
         revision,
-        shut: true,
+        closed: true,
     };
     await_wanted(store, wanted, None, deadline, &mut |_| {})
 }
 
 fn await_wanted(
     store: &dyn Store,
-    wanted: Wanted<'_>,
+    wanted: WaitTarget<'_>,
     only: Option<&[String]>,
     deadline: Instant,
-    tell: &mut dyn FnMut(&Awaited),
-) -> Result<Awaited, FleetError> {
+    tell: &mut dyn FnMut(&WaitResult),
+) -> Result<WaitResult, FleetError> {
     let mut seen: BTreeMap<String, MemberState> = BTreeMap::new();
     for member in only.unwrap_or_default() {
         seen.insert(member.clone(), MemberState::Gone);
@@ -153,14 +154,14 @@ fn await_wanted(
         if settled || Instant::now() >= deadline {
             return Ok(now);
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn look(
     seen: &mut BTreeMap<String, MemberState>,
     members: Vec<(String, Vec<u8>)>,
-    wanted: Wanted<'_>,
+    wanted: WaitTarget<'_>,
     only: Option<&[String]>,
 ) {
     for state in seen.values_mut() {
@@ -173,7 +174,7 @@ fn look(
     }
 }
 
-fn state(report: &[u8], wanted: Wanted<'_>) -> MemberState {
+fn state(report: &[u8], wanted: WaitTarget<'_>) -> MemberState {
     match MemberReport::from_json(report) {
         // Its revision is that of a store that is there no more.
         Ok(MemberReport {
@@ -184,7 +185,7 @@ fn state(report: &[u8], wanted: Wanted<'_>) -> MemberState {
         Ok(report) if report.applied_revision < wanted.revision => MemberState::Behind {
             applied: report.applied_revision,
         },
-        Ok(_) if wanted.shut => MemberState::Applied,
+        Ok(_) if wanted.closed => MemberState::Applied,
         Ok(report) => standing(&report, wanted.handler),
         Err(reason) => MemberState::Unreadable { reason },
     }
@@ -196,7 +197,7 @@ pub(super) fn standing(report: &MemberReport, handler: &str) -> MemberState {
     if report.preparing.iter().any(|name| name == handler) {
         return MemberState::Preparing;
     }
-    let reasons = report.complaints(handler);
+    let reasons = report.problems_for(handler);
     if !reasons.is_empty() {
         return MemberState::Refused { reasons };
     }
@@ -210,17 +211,17 @@ pub(super) fn standing(report: &MemberReport, handler: &str) -> MemberState {
     }
 }
 
-fn awaited(seen: &BTreeMap<String, MemberState>) -> Awaited {
-    let members: Vec<Verdict> = seen
+fn awaited(seen: &BTreeMap<String, MemberState>) -> WaitResult {
+    let members: Vec<MemberStatus> = seen
         .iter()
-        .map(|(member, state)| Verdict {
+        .map(|(member, state)| MemberStatus {
             member: member.clone(),
             state: state.clone(),
         })
         .collect();
-    let applied = |verdict: &Verdict| verdict.state == MemberState::Applied;
-    Awaited {
-        everywhere: !members.is_empty() && members.iter().all(applied),
+    let applied = |verdict: &MemberStatus| verdict.state == MemberState::Applied;
+    WaitResult {
+        converged: !members.is_empty() && members.iter().all(applied),
         members,
     }
 }

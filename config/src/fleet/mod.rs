@@ -20,8 +20,8 @@ use crate::store::{KeyNameError, StoreError};
 
 pub use edit::{Deleted, SpecWrite, apply_spec, delete_handler, name_of_spec, set_gate};
 pub use folder::{apply_file, delete_file};
-pub use members::{Awaited, MemberState, Verdict, await_members, await_shut};
-pub use staged::{Staged, StagedSettings, StagedStep, abort, begin, resume};
+pub use members::{MemberState, MemberStatus, WaitResult, await_closed, await_members};
+pub use staged::{RolloutResult, RolloutSettings, RolloutStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};
 
 /// Why an operator's step was not done.

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use super::edit::{expected, in_progress, is_conflict, name_of_spec};
 use super::members::standing;
-use super::{Awaited, FleetError, MemberState, Verdict, Wave, await_members, parse_waves};
+use super::{FleetError, MemberState, MemberStatus, WaitResult, Wave, await_members, parse_waves};
 use crate::document::{format_duration, parse_duration};
 use crate::member::MemberReport;
 use crate::rollout::Rollout;
-use crate::store::{ControlKey, Expected, Stamp, Store};
+use crate::store::{ControlKey, Expected, KeyVersion, Store};
 
 /// How often members are looked at while they should stay well.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a roll-out goes.
 #[derive(Clone, Debug)]
-pub struct StagedSettings {
+pub struct RolloutSettings {
     /// Its waves, the last one everybody.
     pub waves: Vec<Wave>,
     /// How long a wave must stay well before the next one.
@@ -29,7 +29,7 @@ pub struct StagedSettings {
 
 /// What a roll-out tells on its way.
 #[derive(Clone, Debug)]
-pub enum StagedStep<'s> {
+pub enum RolloutStep<'s> {
     /// A wave begins.
     Wave {
         /// Which, from 1.
@@ -40,9 +40,9 @@ pub enum StagedStep<'s> {
         members: &'s [String],
     },
     /// The wave's members moved on.
-    Members(&'s Awaited),
+    Members(&'s WaitResult),
     /// The wave has applied it; it must stay well for this long.
-    StayWell(Duration),
+    AwaitingHealthy(Duration),
     /// Something is wrong: the earlier revision is restored.
     Restoring(&'s [String]),
     /// Every wave is well: the spec is written for everybody.
@@ -51,20 +51,20 @@ pub enum StagedStep<'s> {
 
 /// How a roll-out ended.
 #[derive(Clone, Debug)]
-pub enum Staged {
+pub enum RolloutResult {
     /// Everybody has it.
     Done {
         /// The revision of the spec.
         revision: u64,
         /// Who has it; members that came meanwhile may still be on their way.
-        awaited: Awaited,
+        awaited: WaitResult,
     },
     /// It was ended, and the earlier revision is in effect again.
     Restored {
         /// Why.
         reasons: Vec<String>,
         /// Who runs the earlier revision again.
-        awaited: Awaited,
+        awaited: WaitResult,
     },
 }
 
@@ -78,9 +78,9 @@ pub fn begin(
     text: &str,
     file: Option<&Path>,
     expect: Option<u64>,
-    settings: &StagedSettings,
-    tell: &mut dyn FnMut(StagedStep<'_>),
-) -> Result<Staged, FleetError> {
+    settings: &RolloutSettings,
+    tell: &mut dyn FnMut(RolloutStep<'_>),
+) -> Result<RolloutResult, FleetError> {
     let name = name_of_spec(text, file)?;
     let spec = ControlKey::spec(&name)?;
     let found = store.list()?;
@@ -119,7 +119,7 @@ pub fn begin(
         }
         Err(error) => return Err(error.into()),
     };
-    let mut drive = Drive {
+    let mut drive = RolloutDriver {
         store,
         name,
         rollout,
@@ -138,9 +138,9 @@ pub fn resume(
     store: &dyn Store,
     name: &str,
     timeout: Duration,
-    tell: &mut dyn FnMut(StagedStep<'_>),
-) -> Result<Staged, FleetError> {
-    Drive::of(store, name, timeout, tell)?.run()
+    tell: &mut dyn FnMut(RolloutStep<'_>),
+) -> Result<RolloutResult, FleetError> {
+    RolloutDriver::of(store, name, timeout, tell)?.run()
 }
 
 /// Ends a roll-out that is in progress; the earlier revision is in effect again.
@@ -151,28 +151,28 @@ pub fn abort(
     store: &dyn Store,
     name: &str,
     timeout: Duration,
-    tell: &mut dyn FnMut(StagedStep<'_>),
-) -> Result<Staged, FleetError> {
-    Drive::of(store, name, timeout, tell)?.restore(vec!["an operator ended it".to_owned()])
+    tell: &mut dyn FnMut(RolloutStep<'_>),
+) -> Result<RolloutResult, FleetError> {
+    RolloutDriver::of(store, name, timeout, tell)?.restore(vec!["an operator ended it".to_owned()])
 }
 
 /// A roll-out under way.
-struct Drive<'d> {
+struct RolloutDriver<'d> {
     store: &'d dyn Store,
     name: String,
     rollout: Rollout,
-    stamp: Stamp,
+    stamp: KeyVersion,
     timeout: Duration,
-    tell: &'d mut dyn FnMut(StagedStep<'_>),
+    tell: &'d mut dyn FnMut(RolloutStep<'_>),
 }
 
-impl<'d> Drive<'d> {
+impl<'d> RolloutDriver<'d> {
     /// The one that stands in the store.
     fn of(
         store: &'d dyn Store,
         name: &str,
         timeout: Duration,
-        tell: &'d mut dyn FnMut(StagedStep<'_>),
+        tell: &'d mut dyn FnMut(RolloutStep<'_>),
     ) -> Result<Self, FleetError> {
         let tree = store.list()?;
         let Some(entry) = tree.get(&ControlKey::rollout(name)?) else {
@@ -194,13 +194,13 @@ impl<'d> Drive<'d> {
         })
     }
 
-    fn run(&mut self) -> Result<Staged, FleetError> {
+    fn run(&mut self) -> Result<RolloutResult, FleetError> {
         let waves = parse_waves(&self.rollout.waves.join(","));
         let waves = waves.map_err(|error| self.overtaken(&error.to_string()))?;
         let healthy = self.rollout.wait_healthy.as_deref().unwrap_or("0s");
         let healthy = parse_duration(healthy).map_err(|error| self.overtaken(&error))?;
         for number in self.rollout.wave..waves.len() {
-            self.grow(number, &waves)?;
+            self.extend_wave(number, &waves)?;
             let members = self.rollout.members.clone();
             let tell = &mut *self.tell;
             let awaited = await_members(
@@ -209,13 +209,13 @@ impl<'d> Drive<'d> {
                 self.stamp.revision,
                 Some(&members),
                 Instant::now() + self.timeout,
-                &mut |awaited| tell(StagedStep::Members(awaited)),
+                &mut |awaited| tell(RolloutStep::Members(awaited)),
             )?;
-            if !awaited.everywhere {
+            if !awaited.converged {
                 return self.restore(awaited.members.iter().filter_map(reason).collect());
             }
-            (self.tell)(StagedStep::StayWell(healthy));
-            let reasons = self.stay_well(&members, healthy)?;
+            (self.tell)(RolloutStep::AwaitingHealthy(healthy));
+            let reasons = self.await_healthy(&members, healthy)?;
             if !reasons.is_empty() {
                 return self.restore(reasons);
             }
@@ -224,7 +224,7 @@ impl<'d> Drive<'d> {
     }
 
     /// Gives the new revision to as many members as the wave has; those that have it keep it.
-    fn grow(&mut self, number: usize, waves: &[Wave]) -> Result<(), FleetError> {
+    fn extend_wave(&mut self, number: usize, waves: &[Wave]) -> Result<(), FleetError> {
         let mut alive: Vec<String> = self
             .store
             .members()?
@@ -245,7 +245,7 @@ impl<'d> Drive<'d> {
             }
         }
         rollout.members.sort();
-        (self.tell)(StagedStep::Wave {
+        (self.tell)(RolloutStep::Wave {
             number: number + 1,
             of: waves.len(),
             members: &self.rollout.members,
@@ -256,12 +256,12 @@ impl<'d> Drive<'d> {
     }
 
     /// What goes wrong on the members while `time` passes.
-    fn stay_well(&self, members: &[String], time: Duration) -> Result<Vec<String>, FleetError> {
+    fn await_healthy(&self, members: &[String], time: Duration) -> Result<Vec<String>, FleetError> {
         let until = Instant::now() + time;
         loop {
             match self.store.members() {
                 Ok(alive) => {
-                    let reasons = self.ailments(members, &alive);
+                    let reasons = self.problems_of(members, &alive);
                     if !reasons.is_empty() {
                         return Ok(reasons);
                     }
@@ -274,11 +274,11 @@ impl<'d> Drive<'d> {
             if left.is_zero() {
                 return Ok(Vec::new());
             }
-            std::thread::sleep(left.min(LOOK_EVERY));
+            std::thread::sleep(left.min(POLL_INTERVAL));
         }
     }
 
-    fn ailments(&self, members: &[String], alive: &[(String, Vec<u8>)]) -> Vec<String> {
+    fn problems_of(&self, members: &[String], alive: &[(String, Vec<u8>)]) -> Vec<String> {
         let mut reasons = Vec::new();
         for id in members {
             let report = alive.iter().find(|(alive, _)| alive == id);
@@ -288,14 +288,14 @@ impl<'d> Drive<'d> {
                 Some(Ok(report)) => standing(&report, &self.name),
             };
             let member = id.clone();
-            reasons.extend(reason(&Verdict { member, state }));
+            reasons.extend(reason(&MemberStatus { member, state }));
         }
         reasons
     }
 
     /// Writes the spec for everybody and ends the roll-out.
-    fn finish(&mut self) -> Result<Staged, FleetError> {
-        (self.tell)(StagedStep::Finishing);
+    fn finish(&mut self) -> Result<RolloutResult, FleetError> {
+        (self.tell)(RolloutStep::Finishing);
         let key = ControlKey::spec(&self.name)?;
         let tree = self.store.list()?;
         let there = tree.get(&key);
@@ -331,14 +331,14 @@ impl<'d> Drive<'d> {
             revision,
             None,
             Instant::now() + self.timeout,
-            &mut |awaited| tell(StagedStep::Members(awaited)),
+            &mut |awaited| tell(RolloutStep::Members(awaited)),
         )?;
-        Ok(Staged::Done { revision, awaited })
+        Ok(RolloutResult::Done { revision, awaited })
     }
 
     /// Takes the roll-out away, which restores the earlier revision, and waits for those that had the new one.
-    fn restore(&mut self, reasons: Vec<String>) -> Result<Staged, FleetError> {
-        (self.tell)(StagedStep::Restoring(&reasons));
+    fn restore(&mut self, reasons: Vec<String>) -> Result<RolloutResult, FleetError> {
+        (self.tell)(RolloutStep::Restoring(&reasons));
         let stamp = self.write(None)?;
         let alive = self.store.members()?;
         let had: Vec<String> = alive
@@ -347,8 +347,8 @@ impl<'d> Drive<'d> {
             .filter(|id| self.rollout.is_for(id))
             .collect();
         if had.is_empty() {
-            let awaited = Awaited::default();
-            return Ok(Staged::Restored { reasons, awaited });
+            let awaited = WaitResult::default();
+            return Ok(RolloutResult::Restored { reasons, awaited });
         }
         let tell = &mut *self.tell;
         let awaited = await_members(
@@ -357,13 +357,13 @@ impl<'d> Drive<'d> {
             stamp.revision,
             Some(&had),
             Instant::now() + self.timeout,
-            &mut |awaited| tell(StagedStep::Members(awaited)),
+            &mut |awaited| tell(RolloutStep::Members(awaited)),
         )?;
-        Ok(Staged::Restored { reasons, awaited })
+        Ok(RolloutResult::Restored { reasons, awaited })
     }
 
     /// Writes the roll-out's key, if nobody else has.
-    fn write(&self, value: Option<&[u8]>) -> Result<Stamp, FleetError> {
+    fn write(&self, value: Option<&[u8]>) -> Result<KeyVersion, FleetError> {
         let key = ControlKey::rollout(&self.name)?;
         let written = self.store.write(&key, value, Expected::At(self.stamp));
         written.map_err(|error| match is_conflict(&error) {
@@ -381,7 +381,7 @@ impl<'d> Drive<'d> {
 }
 
 /// What a member's state says against going on; `None` when it is well.
-fn reason(verdict: &Verdict) -> Option<String> {
+fn reason(verdict: &MemberStatus) -> Option<String> {
     let member = &verdict.member;
     match &verdict.state {
         MemberState::Applied => None,

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::client_keys::is_sensitive;
 use super::table::SERVICE;
-use crate::document::{Checker, Entry, Kind, Node, Object, Place, Value, did_you_mean, parse};
+use crate::document::{
+    Checker, Entry, FieldType, Node, Place, SectionType, Value, did_you_mean, parse,
+};
 use crate::environment::Environment;
 
 const PREFIX: &str = "SLUICEGATE__";
@@ -110,7 +112,7 @@ fn set(
 
 /// The keys from the root to the field, followed through the table so that misspelt ones are named.
 fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
-    let mut object: &'static Object = &SERVICE;
+    let mut object: &'static SectionType = &SERVICE;
     let mut keys = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
         let Some(field) = object.field(segment) else {
@@ -123,8 +125,8 @@ fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
         keys.push(field.name.to_owned());
         let behind = &segments[index + 1..];
         match &field.kind {
-            Kind::Object(inner) => object = inner,
-            Kind::Custom { .. } if !behind.is_empty() => {
+            FieldType::Object(inner) => object = inner,
+            FieldType::Custom { .. } if !behind.is_empty() => {
                 keys.push(match rest {
                     Rest::Dots => behind.join("."),
                     Rest::Underscores => behind.join("_").replace('_', "."),

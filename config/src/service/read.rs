@@ -11,7 +11,7 @@ use super::{
 };
 use crate::bridge::BridgeConfig;
 use crate::document::{
-    Checker, Lookup, Node, Place, References, Section, Trail, Word, parse, parse_duration,
+    Checker, ChoiceValue, Lookup, Node, Place, References, Section, Trail, parse, parse_duration,
     read_given_text, resolve,
 };
 use crate::environment::Environment;
@@ -225,7 +225,7 @@ fn kafka(kafka: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Kafk
 
 fn processing(processing: &Section) -> Option<ProcessingConfig> {
     Some(ProcessingConfig {
-        guarantee: Word::of(processing.text("guarantee")?)?,
+        guarantee: ChoiceValue::of(processing.text("guarantee")?)?,
         max_uncommitted: processing.count("max_uncommitted"),
         memory: processing.count("memory"),
         commit_interval: processing.duration("commit_interval"),

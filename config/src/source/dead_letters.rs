@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::pools::{Declared, problem};
+use super::pools::{DeclaredPool, problem};
 use crate::problem::Problem;
 use crate::spec::{Circle, HandlerSpec, circles};
 
 /// What is wrong with a spec of a circle.
-pub(super) fn circle_problem(circle: &Circle, file: &Path, declared: Declared<'_>) -> Problem {
+pub(super) fn circle_problem(circle: &Circle, file: &Path, declared: DeclaredPool<'_>) -> Problem {
     let message = format!(
         "dead letters would go round without end: {circle}; give one of these handlers another `dead_letter.topic`, or take \
          the topic out of a route"

@@ -61,7 +61,7 @@ impl Known<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Entry, Stamp, TreeChange};
+    use crate::store::{Entry, KeyVersion, TreeChange};
 
     fn tree(identity: &str, revision: u64, specs: &[(&str, &str)]) -> Tree {
         let mut tree = Tree {
@@ -69,7 +69,7 @@ mod tests {
             ..Tree::default()
         };
         let changes = specs.iter().map(|(name, text)| {
-            let stamp = Stamp {
+            let stamp = KeyVersion {
                 revision: 1,
                 version: 1,
             };

@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use super::dead_letters::{circle_problem, closing};
 use super::gate_edit::RefusedText;
-use super::pools::{Declared, at_odds, problem};
+use super::pools::{DeclaredPool, pool_conflicts, problem};
 use crate::document::read_text;
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
-use crate::snapshot::{Rejection, Snapshot, Switches};
+use crate::snapshot::{Rejection, RuntimeSettings, Snapshot};
 use crate::spec::{HandlerSpec, LocatedSpec, circles, read_located};
 
 /// Most spec files that a folder may hold.
@@ -154,7 +154,7 @@ impl Folder {
             revision: self.last.revision + 1,
             handlers,
             rejections,
-            switches: Switches::default(),
+            switches: RuntimeSettings::default(),
         });
         Ok(Some(Arc::clone(&self.last)))
     }
@@ -331,7 +331,7 @@ impl Folder {
             let single = names.values().filter(|declared| declared.len() == 1);
             single.flatten().copied()
         };
-        for (one, at_odds) in at_odds(single()) {
+        for (one, at_odds) in pool_conflicts(single()) {
             odd.insert(one.located.spec.name.clone(), vec![at_odds]);
         }
         let before: BTreeMap<String, Arc<HandlerSpec>> = self
@@ -356,14 +356,14 @@ impl Folder {
         odd
     }
 
-    fn by_name(&self) -> BTreeMap<&str, Vec<Declared<'_>>> {
-        let mut names: BTreeMap<&str, Vec<Declared<'_>>> = BTreeMap::new();
+    fn by_name(&self) -> BTreeMap<&str, Vec<DeclaredPool<'_>>> {
+        let mut names: BTreeMap<&str, Vec<DeclaredPool<'_>>> = BTreeMap::new();
         for (file, located) in self.good() {
             let name = &located.spec.name;
             names
                 .entry(name)
                 .or_default()
-                .push(Declared { file, located });
+                .push(DeclaredPool { file, located });
         }
         names
     }
@@ -385,7 +385,7 @@ impl Folder {
                 .into_iter()
                 .for_each(|one| problems.push(one));
         }
-        for (_, at_odds) in at_odds(all()) {
+        for (_, at_odds) in pool_conflicts(all()) {
             problems.push(at_odds);
         }
         for circle in circles(all().map(|declared| &declared.located.spec)) {
@@ -399,8 +399,8 @@ impl Folder {
 }
 
 /// A problem for each of the files that declare one handler.
-fn given_twice(declared: &[Declared<'_>]) -> Vec<Problem> {
-    let of = |(index, one): (usize, &Declared<'_>)| {
+fn given_twice(declared: &[DeclaredPool<'_>]) -> Vec<Problem> {
+    let of = |(index, one): (usize, &DeclaredPool<'_>)| {
         let other = &declared[usize::from(index == 0)];
         let message = format!(
             "`{}` is also the name in {}; handler names are unique",

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::document::{Entry, Node, Plain, Style, Value, parse};
-use crate::{bounded_file, whole_file};
+use crate::{atomic_file, bounded_file};
 
 /// The name that a spec's text gives, as far as it can be read.
 pub(crate) fn name_in(text: &str) -> Option<String> {
@@ -189,7 +189,7 @@ fn said(node: &Node) -> String {
 pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std::io::Result<bool> {
     // Behind a link stands the file that is meant.
     let file = file.canonicalize()?;
-    let new = whole_file::beside(&file, text.as_bytes(), whole_file::PRIVATE)?;
+    let new = atomic_file::beside(&file, text.as_bytes(), atomic_file::PRIVATE)?;
     new.as_file()
         .set_permissions(std::fs::metadata(&file)?.permissions())?;
     let there = bounded_file::read(&file, expected.len());

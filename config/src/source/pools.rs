@@ -9,12 +9,12 @@ use crate::spec::{HandlerSpec, LocatedSpec};
 
 /// A good spec with the file or key that declares it.
 #[derive(Clone, Copy)]
-pub(super) struct Declared<'f> {
+pub(super) struct DeclaredPool<'f> {
     pub(super) file: &'f Path,
     pub(super) located: &'f LocatedSpec,
 }
 
-impl Declared<'_> {
+impl DeclaredPool<'_> {
     fn bounds(&self) -> (usize, u64, u64) {
         let spec = &self.located.spec;
         (
@@ -31,10 +31,10 @@ impl Declared<'_> {
 }
 
 /// The specs whose pool has other bounds with most who share it, each with its problem.
-pub(super) fn at_odds<'f>(
-    declared: impl Iterator<Item = Declared<'f>>,
-) -> Vec<(Declared<'f>, Problem)> {
-    let mut pools: BTreeMap<(&str, &str, &str), Vec<Declared<'f>>> = BTreeMap::new();
+pub(super) fn pool_conflicts<'f>(
+    declared: impl Iterator<Item = DeclaredPool<'f>>,
+) -> Vec<(DeclaredPool<'f>, Problem)> {
+    let mut pools: BTreeMap<(&str, &str, &str), Vec<DeclaredPool<'f>>> = BTreeMap::new();
     for one in declared {
         let spec = &one.located.spec;
         if let Some(pool) = &spec.pool {
@@ -44,16 +44,16 @@ pub(super) fn at_odds<'f>(
     }
     let mut found = Vec::new();
     for ((_, _, pool), declared) in &pools {
-        odd_ones_out(pool, declared, &mut found);
+        minority(pool, declared, &mut found);
     }
     found
 }
 
 /// Reports the specs of a pool whose bounds are not those of most.
-fn odd_ones_out<'f>(
+fn minority<'f>(
     pool: &str,
-    declared: &[Declared<'f>],
-    found: &mut Vec<(Declared<'f>, Problem)>,
+    declared: &[DeclaredPool<'f>],
+    found: &mut Vec<(DeclaredPool<'f>, Problem)>,
 ) {
     let mut counts: BTreeMap<(usize, u64, u64), usize> = BTreeMap::new();
     for one in declared {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::atomic_file;
 use crate::bounded_file;
 use crate::digest::sha256_hex;
-use crate::store::{ControlKey, Entry, KeyKind, Stamp, StoreAddress, Tree};
-use crate::whole_file;
+use crate::store::{ControlKey, Entry, KeyKind, KeyVersion, StoreAddress, Tree};
 
 const MAGIC: &str = "sluicegate-handlers-cache-2";
 /// Changes that follow each other within this time are written once.
@@ -126,7 +126,7 @@ impl SpecCache {
             .saved
             .parse()
             .map_err(|error| format!("its time is none: {error}"))?;
-        let stamp = Stamp {
+        let stamp = KeyVersion {
             revision: body.revision,
             version: 0,
         };
@@ -173,7 +173,7 @@ impl SpecCache {
         }
         let sum = sha256_hex(body.as_bytes());
         let text = format!("{MAGIC} {sum}\n{body}");
-        let new = whole_file::beside(&self.path, text.as_bytes(), whole_file::PRIVATE)?;
+        let new = atomic_file::beside(&self.path, text.as_bytes(), atomic_file::PRIVATE)?;
         new.persist(&self.path)?;
         Ok(())
     }

@@ -57,11 +57,11 @@ pub struct StoreSource {
     tree: Option<Arc<Tree>>,
     /// As of [`Known`].
     went_back: bool,
-    held: Option<Held>,
+    held: Option<HeldBack>,
 }
 
 /// What stands in the store and is not applied, and why.
-type Held = (Arc<Tree>, String);
+type HeldBack = (Arc<Tree>, String);
 
 impl StoreSource {
     /// A source over `store`; nothing is read yet.
@@ -219,7 +219,7 @@ impl SpecSource for StoreSource {
             let reason = reason.clone();
             sink(Update::Held { reason });
         }
-        let desk = Desk {
+        let desk = SpecWatcher {
             store: Arc::clone(&self.store),
             map: self.map,
             own: self.own.clone(),
@@ -265,12 +265,12 @@ impl SpecSource for StoreSource {
     }
 }
 
-fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+fn lock(desk: &Mutex<SpecWatcher>) -> MutexGuard<'_, SpecWatcher> {
     desk.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the watch works on.
-struct Desk {
+struct SpecWatcher {
     store: Arc<dyn Store>,
     map: StoreMap,
     own: OwnId,
@@ -278,7 +278,7 @@ struct Desk {
     tree: Option<Arc<Tree>>,
     /// As of [`Known`].
     went_back: bool,
-    held: Option<Held>,
+    held: Option<HeldBack>,
     /// What was handed out last.
     given: Option<Arc<Snapshot>>,
     reachable: bool,
@@ -286,7 +286,7 @@ struct Desk {
     sink: UpdateSink,
 }
 
-impl Desk {
+impl SpecWatcher {
     fn take(&mut self, update: StoreUpdate) {
         match update {
             StoreUpdate::Tree {
@@ -294,7 +294,7 @@ impl Desk {
                 changes,
                 cause,
             } => {
-                if cause == Cause::Repair {
+                if cause == Cause::MissedUpdate {
                     let keys = changes.len();
                     (self.sink)(Update::Repaired { keys });
                 }
@@ -390,7 +390,7 @@ impl Desk {
     }
 }
 
-impl Desk {
+impl SpecWatcher {
     /// Has what is applied kept for the next start.
     fn keep(&self) {
         if let Some((writer, tree)) = self.writer.as_ref().zip(self.tree.as_ref()) {
@@ -407,7 +407,7 @@ impl Desk {
 /// The watch ends before what it works on.
 struct SourceWatch {
     watch: Box<dyn StoreWatch>,
-    desk: Arc<Mutex<Desk>>,
+    desk: Arc<Mutex<SpecWatcher>>,
 }
 
 impl WatchHandle for SourceWatch {

@@ -17,14 +17,14 @@ use std::sync::Arc;
 
 use super::dead_letters::{circle_problem, closing};
 use super::gate_edit::RefusedText;
-use super::key_reading::KeyReading;
-use super::pools::{Declared, at_odds};
+use super::parsed_key::ParsedKey;
+use super::pools::{DeclaredPool, pool_conflicts};
 use crate::document::Lookup;
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
 use crate::rollout::Rollout;
 use crate::service::References;
-use crate::snapshot::{MetricsLevel, Rejection, RejectionEffect, Snapshot, Switches};
+use crate::snapshot::{MetricsLevel, Rejection, RejectionEffect, RuntimeSettings, Snapshot};
 use crate::spec::{HandlerConfig, HandlerSpec, LocatedSpec, Origin, read_config};
 use crate::store::value::{read_level, read_rollout, read_spec_of, read_switch, read_text};
 use crate::store::{ControlKey, Entry, Tree};
@@ -39,19 +39,19 @@ pub(super) struct StoreMap {
     /// The own id, for roll-outs.
     member: String,
     handlers: BTreeMap<String, HandlerKeys>,
-    record_log: KeyReading<bool>,
-    metrics: KeyReading<MetricsLevel>,
+    record_log: ParsedKey<bool>,
+    metrics: ParsedKey<MetricsLevel>,
     last: Arc<Snapshot>,
 }
 
 /// The keys of one handler.
 #[derive(Default)]
 struct HandlerKeys {
-    spec: KeyReading<Arc<LocatedSpec>>,
-    config: KeyReading<HandlerConfig>,
-    gate: KeyReading<bool>,
-    rollout: KeyReading<Arc<Staged>>,
-    canary: KeyReading<()>,
+    spec: ParsedKey<Arc<LocatedSpec>>,
+    config: ParsedKey<HandlerConfig>,
+    gate: ParsedKey<bool>,
+    rollout: ParsedKey<Arc<RolloutState>>,
+    canary: ParsedKey<()>,
     /// Whether the spec that stands there is refused and shuts the gate.
     spec_shuts: bool,
     /// The same of the spec of a roll-out for this member.
@@ -63,7 +63,7 @@ struct HandlerKeys {
 }
 
 /// What a roll-out says for this member.
-struct Staged {
+struct RolloutState {
     spec: Option<Arc<LocatedSpec>>,
     config: Option<HandlerConfig>,
 }
@@ -75,8 +75,8 @@ impl StoreMap {
             references,
             member,
             handlers: BTreeMap::new(),
-            record_log: KeyReading::default(),
-            metrics: KeyReading::default(),
+            record_log: ParsedKey::default(),
+            metrics: ParsedKey::default(),
             last: Arc::default(),
         }
     }
@@ -100,7 +100,7 @@ impl StoreMap {
     pub(super) fn settle(&mut self, tree: &Tree, locate: Locate<'_>) -> Arc<Snapshot> {
         self.read(tree, locate);
         let mut rejections = self.refused(locate);
-        let mut odd = self.odd_specs(locate);
+        let mut odd = self.conflicting_specs(locate);
         self.refuse_circles(&mut odd, locate);
         let mut handlers = BTreeMap::new();
         for (name, keys) in &mut self.handlers {
@@ -135,7 +135,7 @@ impl StoreMap {
             revision: tree.revision,
             handlers,
             rejections,
-            switches: Switches {
+            switches: RuntimeSettings {
                 record_log: self.record_log.in_effect().copied().unwrap_or_default(),
                 metrics: self.metrics.in_effect().copied().unwrap_or_default(),
             },
@@ -251,7 +251,7 @@ impl StoreMap {
     }
 
     /// Good specs whose pool has other bounds with most who share it.
-    fn odd_specs(&self, locate: Locate<'_>) -> BTreeMap<String, Problem> {
+    fn conflicting_specs(&self, locate: Locate<'_>) -> BTreeMap<String, Problem> {
         let pooled: Vec<(PathBuf, &LocatedSpec)> = self
             .handlers
             .iter()
@@ -263,8 +263,8 @@ impl StoreMap {
             .collect();
         let declared = pooled
             .iter()
-            .map(|(file, located)| Declared { file, located });
-        at_odds(declared)
+            .map(|(file, located)| DeclaredPool { file, located });
+        pool_conflicts(declared)
             .into_iter()
             .map(|(one, problem)| (one.located.spec.name.clone(), problem))
             .collect()
@@ -285,7 +285,7 @@ impl StoreMap {
                 continue;
             };
             let file = PathBuf::from(locate(&ControlKey::Spec(name.clone())));
-            let declared = Declared {
+            let declared = DeclaredPool {
                 file: &file,
                 located,
             };
@@ -441,9 +441,14 @@ impl Reader<'_> {
     }
 
     /// What a roll-out says for this member.
-    fn staged(&self, name: &str, rollout: &Rollout, place: &Path) -> Result<Staged, Problems> {
+    fn staged(
+        &self,
+        name: &str,
+        rollout: &Rollout,
+        place: &Path,
+    ) -> Result<RolloutState, Problems> {
         if !rollout.is_for(self.member) {
-            return Ok(Staged {
+            return Ok(RolloutState {
                 spec: None,
                 config: None,
             });
@@ -453,7 +458,7 @@ impl Reader<'_> {
         let spec = spec.map(|text| read_spec_of(name, text.as_bytes(), origin).map(Arc::new));
         let config = rollout.config.as_ref();
         let config = config.map(|config| read_config(&config.to_string(), origin));
-        Ok(Staged {
+        Ok(RolloutState {
             spec: spec.transpose()?,
             config: config.transpose()?,
         })
@@ -498,7 +503,7 @@ fn ignored(origin: String, problems: Problems) -> Rejection {
 
 /// Paths that are no control keys.
 fn strangers(tree: &Tree) -> impl Iterator<Item = Rejection> + '_ {
-    tree.strangers.iter().map(|(path, why)| {
+    tree.unrecognized_keys.iter().map(|(path, why)| {
         let problems = Problems::of_file(Some(Path::new(path)), why.clone());
         ignored(path.clone(), problems)
     })

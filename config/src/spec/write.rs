@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json, json};
 
 use super::{HandlerSpec, PartitionTest, Predicate, Test};
-use crate::document::{Word, format_duration, format_size};
+use crate::document::{ChoiceValue, format_duration, format_size};
 
 impl HandlerSpec {
     /// The whole spec, defaults written out; read again it gives the same spec (secrets by their references).

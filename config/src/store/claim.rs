@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{MemberStatus, check_member_id};
+use super::{MembershipStatus, check_member_id};
 use crate::member::MemberReport;
 
 /// Longest part of the wanted id that another id keeps, in bytes: ids have an end.
@@ -108,7 +108,7 @@ impl Claim {
         }
     }
 
-    pub(super) fn status(&self) -> MemberStatus {
+    pub(super) fn status(&self) -> MembershipStatus {
         let (id, wanted) = (&self.id, &self.wanted);
         let clash = self.holder.as_ref().map(|holder| match id == wanted {
             true => format!(
@@ -118,7 +118,7 @@ impl Claim {
                 "the member id `{wanted}` is held by {holder}; this process is the member `{id}`"
             ),
         });
-        MemberStatus {
+        MembershipStatus {
             id: id.clone(),
             clash,
         }

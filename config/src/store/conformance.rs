@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{
-    Cause, ControlKey, Expected, Membership, Stamp, Store, StoreError, StoreSink, StoreUpdate,
+    Cause, ControlKey, Expected, KeyVersion, Membership, Store, StoreError, StoreSink, StoreUpdate,
     StoreWatch, Tree,
 };
 use crate::member::MemberReport;
@@ -192,13 +192,13 @@ fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn put(store: &dyn Store, key: &ControlKey, value: &str) -> Stamp {
+fn put(store: &dyn Store, key: &ControlKey, value: &str) -> KeyVersion {
     store
         .write(key, Some(value.as_bytes()), Expected::Any)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn delete_key(store: &dyn Store, key: &ControlKey) -> Stamp {
+fn delete_key(store: &dyn Store, key: &ControlKey) -> KeyVersion {
     store
         .write(key, None, Expected::Any)
         .unwrap_or_else(|error| panic!("{error}"))
@@ -316,21 +316,21 @@ fn burst(bench: &dyn Bench) {
         record.until_value(key, Some(&last), SOON);
     }
     assert_eq!(record.tree().map(|tree| tree.entries.len()), Some(KEYS));
-    assert_eq!(record.count(Cause::Repair), 0, "nothing was lost");
+    assert_eq!(record.count(Cause::MissedUpdate), 0, "nothing was lost");
     record.assert_never_backwards();
 }
 
 fn compare_and_set(bench: &dyn Bench) {
     let (one, two) = (bench.open(), bench.open());
     let key = gate("compared");
-    let conflict = |result: Result<Stamp, StoreError>| {
+    let conflict = |result: Result<KeyVersion, StoreError>| {
         assert!(
             matches!(result, Err(StoreError::Conflict { .. })),
             "{result:?}"
         );
     };
     let value = |text: &'static str| Some(text.as_bytes());
-    let nothing = Stamp {
+    let nothing = KeyVersion {
         revision: 1,
         version: 1,
     };
@@ -387,7 +387,7 @@ fn reorder(bench: &dyn Bench) {
         record.tree().is_some_and(|tree| same(&tree))
     });
     record.assert_never_backwards();
-    assert_eq!(record.count(Cause::Repair), 0, "nothing was lost");
+    assert_eq!(record.count(Cause::MissedUpdate), 0, "nothing was lost");
 }
 
 /// The members that are listed, each with what it has applied.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
-use super::follow::{Link, Pace, follow};
+use super::reflector::{WatchConnection, WatchTimings, follow};
 use super::{StoreError, StoreSink, StoreWatch};
 
 /// A store's own runtime; it ends with its last user, without waiting for what hangs.
@@ -74,10 +74,10 @@ impl Driver {
     }
 
     /// Starts a watch.
-    pub(super) fn watch<L: Link + 'static>(
+    pub(super) fn watch<L: WatchConnection + 'static>(
         self: &Arc<Self>,
         link: L,
-        pace: Pace,
+        pace: WatchTimings,
         sink: StoreSink,
     ) -> Box<dyn StoreWatch> {
         let (asks, rereads) = mpsc::unbounded_channel();

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::follow::{Heard, Link, Listing, Pace, follow};
-use super::{Cause, ControlKey, Entry, Stamp, StoreUpdate, Tree, TreeChange};
+use super::reflector::{Listing, WatchConnection, WatchEvent, WatchTimings, follow};
+use super::{Cause, ControlKey, Entry, KeyVersion, StoreUpdate, Tree, TreeChange};
 
 /// What happens when the loop asks for the next event.
 enum Step {
-    Hear(Heard),
+    Hear(WatchEvent),
     /// Nothing until a listing was asked for.
     UntilListed,
 }
@@ -40,7 +40,7 @@ impl Script {
     }
 }
 
-impl Link for Script {
+impl WatchConnection for Script {
     async fn open(&mut self, _known: u64) -> Result<Listing, String> {
         self.say("open");
         match self.openings.pop_front() {
@@ -57,7 +57,7 @@ impl Link for Script {
         }
     }
 
-    async fn next(&mut self) -> Heard {
+    async fn next(&mut self) -> WatchEvent {
         while matches!(self.steps.front(), Some(Step::UntilListed)) {
             tokio::time::sleep(Duration::from_millis(2)).await;
             if self.heard("list") {
@@ -76,7 +76,7 @@ fn gate(name: &str) -> ControlKey {
 }
 
 fn put(name: &str, value: &str, revision: u64) -> TreeChange {
-    let stamp = Stamp {
+    let stamp = KeyVersion {
         revision,
         version: i64::try_from(revision).expect("a small number"),
     };
@@ -92,7 +92,7 @@ fn gone(name: &str, revision: u64) -> TreeChange {
 }
 
 fn event(change: TreeChange, revision: u64) -> Step {
-    Step::Hear(Heard::Changes {
+    Step::Hear(WatchEvent::Changes {
         changes: vec![change],
         strangers: Vec::new(),
         revision,
@@ -100,7 +100,7 @@ fn event(change: TreeChange, revision: u64) -> Step {
 }
 
 fn cancelled() -> Step {
-    Step::Hear(Heard::Lost("cancelled by the server".to_owned()))
+    Step::Hear(WatchEvent::Lost("cancelled by the server".to_owned()))
 }
 
 fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
@@ -129,7 +129,7 @@ fn play(
         steps: steps.into(),
         asked: Arc::clone(&asked),
     };
-    let pace = Pace {
+    let pace = WatchTimings {
         patience: Duration::from_millis(300),
         relist: Duration::from_millis(1200),
     };
@@ -179,7 +179,7 @@ fn line(update: &StoreUpdate) -> String {
                 Cause::First => "first",
                 Cause::Event => "event",
                 Cause::Resync => "resync",
-                Cause::Repair => "repair",
+                Cause::MissedUpdate => "repair",
             };
             format!("{cause} {} @{}", changes.join(" "), tree.revision)
         }
@@ -383,7 +383,7 @@ fn an_event_that_comes_soon_after_the_relist_is_no_repair() {
 
 #[test]
 fn a_path_that_is_no_control_key_is_told_and_changes_nothing() {
-    let odd = Heard::Changes {
+    let odd = WatchEvent::Changes {
         changes: Vec::new(),
         strangers: vec![("odd".to_owned(), Some("it is no control key".to_owned()))],
         revision: 6,
@@ -436,7 +436,10 @@ fn a_delete_that_a_notice_told_without_a_number_was_seen_by_the_watch() {
             // `c` is missing too, and nobody told why.
             listing_told(&["b"], listing(&[put("d", "true", 8)], 9)),
         ],
-        vec![Step::Hear(Heard::Unnumbered), Step::Hear(Heard::Unnumbered)],
+        vec![
+            Step::Hear(WatchEvent::Unnumbered),
+            Step::Hear(WatchEvent::Unnumbered),
+        ],
     );
     assert_eq!(
         told,
@@ -484,7 +487,7 @@ fn what_was_told_before_a_relist_counts_for_the_reading_that_is_taken_over() {
             listing_told(&["a"], listing(&all[1..], 6)),
             listing(&all[1..], 6),
         ],
-        vec![Step::UntilListed, Step::Hear(Heard::Unnumbered)],
+        vec![Step::UntilListed, Step::Hear(WatchEvent::Unnumbered)],
     );
     assert_eq!(told, ["first a=true b=true @5", "event a=- @6"]);
     assert_eq!(asked[..3], ["open", "list", "list"]);

@@ -18,8 +18,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::claim::Claim;
 use super::driver::{Driver, RunningTask};
 use super::failure::Failure;
-use super::{MemberStatus, Membership};
-use crate::chance::backoff;
+use super::{Membership, MembershipStatus};
+use crate::jitter::backoff;
 use crate::member::MemberReport;
 
 /// First and longest wait between attempts to keep a key; what is waited is a random part of it.
@@ -59,7 +59,7 @@ pub(super) type Leave = Box<dyn FnOnce(&Driver, String) + Send + Sync>;
 
 struct KeptMember {
     reports: watch::Sender<Arc<MemberReport>>,
-    status: watch::Receiver<MemberStatus>,
+    status: watch::Receiver<MembershipStatus>,
     task: RunningTask,
     leave: Option<Leave>,
 }
@@ -99,7 +99,7 @@ impl Membership for KeptMember {
         let _ = self.reports.send(Arc::new(report));
     }
 
-    fn status(&self) -> MemberStatus {
+    fn status(&self) -> MembershipStatus {
         self.status.borrow().clone()
     }
 }
@@ -120,7 +120,7 @@ async fn keep<L: MemberLink>(
     mut claim: Claim,
     beat: Duration,
     mut reports: watch::Receiver<Arc<MemberReport>>,
-    told: watch::Sender<MemberStatus>,
+    told: watch::Sender<MembershipStatus>,
 ) {
     let mut clock = interval(beat);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -350,7 +350,7 @@ mod tests {
 
     struct Kept {
         reports: watch::Sender<Arc<MemberReport>>,
-        status: watch::Receiver<MemberStatus>,
+        status: watch::Receiver<MembershipStatus>,
         task: tokio::task::JoinHandle<()>,
     }
 

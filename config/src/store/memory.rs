@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::claim::Claim;
 use super::{
-    Cause, ControlKey, Entry, Expected, MAX_VALUE, MemberStatus, Membership, Past, Stamp, Store,
-    StoreAddress, StoreError, StoreSink, StoreUpdate, StoreWatch, Tree, TreeChange, check_length,
-    check_member_id,
+    Cause, ControlKey, Entry, Expected, HistoryEntry, KeyVersion, MAX_VALUE, Membership,
+    MembershipStatus, Store, StoreAddress, StoreError, StoreSink, StoreUpdate, StoreWatch, Tree,
+    TreeChange, check_length, check_member_id,
 };
 use crate::member::MemberReport;
 
@@ -27,7 +27,7 @@ pub struct MemoryStoreHandle {
 #[derive(Default)]
 struct Shared {
     tree: Tree,
-    past: Vec<(ControlKey, Past)>,
+    past: Vec<(ControlKey, HistoryEntry)>,
     members: BTreeMap<String, Vec<u8>>,
     away: bool,
     deaf: bool,
@@ -39,7 +39,7 @@ struct Shared {
 #[derive(Clone)]
 pub struct MemoryBackup {
     tree: Tree,
-    past: Vec<(ControlKey, Past)>,
+    past: Vec<(ControlKey, HistoryEntry)>,
 }
 
 impl MemoryBackup {
@@ -188,7 +188,7 @@ impl MemoryStoreHandle {
 
     /// What the regular re-list does: whatever watches have missed is repaired.
     pub fn relist(&self) {
-        lock(&self.shared).publish(Cause::Repair);
+        lock(&self.shared).publish(Cause::MissedUpdate);
     }
 }
 
@@ -242,7 +242,7 @@ impl Store for MemoryStore {
         key: &ControlKey,
         value: Option<&[u8]>,
         expected: Expected,
-    ) -> Result<Stamp, StoreError> {
+    ) -> Result<KeyVersion, StoreError> {
         check_length(&self.describe(), &self.locate(key), value, MAX_VALUE)?;
         let mut shared = lock(&self.shared);
         shared.check()?;
@@ -261,11 +261,11 @@ impl Store for MemoryStore {
             return Ok(shared.delete(key, there));
         };
         let revision = shared.tree.revision + 1;
-        let stamp = Stamp {
+        let stamp = KeyVersion {
             revision,
             version: revision as i64,
         };
-        let past = Past {
+        let past = HistoryEntry {
             revision,
             value: Some(value.to_vec()),
         };
@@ -298,7 +298,7 @@ impl Store for MemoryStore {
         Ok(shared.members.clone().into_iter().collect())
     }
 
-    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError> {
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let shared = lock(&self.shared);
         shared.check()?;
         let of_key = shared.past.iter().rev().filter(|(of, _)| of == key);
@@ -307,7 +307,7 @@ impl Store for MemoryStore {
 }
 
 impl Shared {
-    fn write_report(&mut self, status: &MemberStatus, report: MemberReport) {
+    fn write_report(&mut self, status: &MembershipStatus, report: MemberReport) {
         let id = status.id.clone();
         let report = MemberReport {
             id: id.clone(),
@@ -316,21 +316,21 @@ impl Shared {
         self.members.insert(id, report.to_json());
     }
 
-    fn delete(&mut self, key: &ControlKey, there: Option<Stamp>) -> Stamp {
+    fn delete(&mut self, key: &ControlKey, there: Option<KeyVersion>) -> KeyVersion {
         let Some(stamp) = there else {
-            return Stamp {
+            return KeyVersion {
                 revision: self.tree.revision,
                 version: 0,
             };
         };
         let revision = self.tree.revision + 1;
-        let past = Past {
+        let past = HistoryEntry {
             revision,
             value: None,
         };
         self.past.push((key.clone(), past));
         self.change(key, None, revision);
-        Stamp { revision, ..stamp }
+        KeyVersion { revision, ..stamp }
     }
 
     fn change(&mut self, key: &ControlKey, entry: Option<Entry>, revision: u64) {
@@ -364,7 +364,7 @@ impl Drop for MemoryWatch {
 
 struct MemoryMember {
     shared: Arc<Mutex<Shared>>,
-    status: MemberStatus,
+    status: MembershipStatus,
 }
 
 impl Membership for MemoryMember {
@@ -372,7 +372,7 @@ impl Membership for MemoryMember {
         lock(&self.shared).write_report(&self.status, report);
     }
 
-    fn status(&self) -> MemberStatus {
+    fn status(&self) -> MembershipStatus {
         self.status.clone()
     }
 }

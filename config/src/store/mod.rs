@@ -16,7 +16,6 @@ pub mod conformance;
 mod driver;
 mod etcd;
 mod failure;
-mod follow;
 #[cfg(test)]
 mod follow_tests;
 mod keeper;
@@ -24,6 +23,7 @@ mod key;
 mod memory;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
 mod path_map;
+mod reflector;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
 mod settings;
 #[allow(dead_code, reason = "the service's and the bridge's config name it")]
@@ -46,7 +46,7 @@ pub use path_map::{KeyKind, PathMap, PathMapError};
 pub use settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
 pub(crate) use table::{ETCD, ZOOKEEPER};
 use tree::bounded;
-pub use tree::{Entry, Stamp, Tree, TreeChange};
+pub use tree::{Entry, KeyVersion, Tree, TreeChange};
 pub use value::check_value;
 pub use zookeeper::ZooKeeperStore;
 
@@ -90,7 +90,7 @@ pub trait Store: Send + Sync {
         key: &ControlKey,
         value: Option<&[u8]>,
         expected: Expected,
-    ) -> Result<Stamp, StoreError>;
+    ) -> Result<KeyVersion, StoreError>;
 
     /// Announces a member under the id of `report`; its key lives as long as the value and the process, and is written
     /// again by itself after an outage that outlived it, or when somebody deletes it. While another process holds the id the
@@ -110,7 +110,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::NotKept`] when this kind of store keeps none.
-    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError>;
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<HistoryEntry>, StoreError>;
 }
 
 /// Where a store is. Which one it is tells [`Tree::identity`], once it is read: addresses come and go.
@@ -214,7 +214,7 @@ pub enum Cause {
     /// before, or another [`Tree::identity`], tells that the store was restored or replaced.
     Resync,
     /// By the regular re-list, though the watch seemed well: the store dropped events, and this repairs it.
-    Repair,
+    MissedUpdate,
 }
 
 /// A running watch; dropping it stops the watch and waits for the sink's last call to return.
@@ -229,12 +229,12 @@ pub trait Membership: Send + Sync {
     fn report(&self, report: MemberReport);
 
     /// Under which id, and what stands in the way of the wanted one.
-    fn status(&self) -> MemberStatus;
+    fn status(&self) -> MembershipStatus;
 }
 
 /// How a membership stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberStatus {
+pub struct MembershipStatus {
     /// The id under which the member is listed, or will be.
     pub id: String,
     /// Why it is not the wanted one, or not listed yet: a sentence that names the process which holds the id.
@@ -249,12 +249,12 @@ pub enum Expected {
     /// No value.
     Absent,
     /// The value of this stamp.
-    At(Stamp),
+    At(KeyVersion),
 }
 
 /// An earlier value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Past {
+pub struct HistoryEntry {
     /// The store's revision of that write.
     pub revision: u64,
     /// The value; `None` where the key was deleted.

@@ -302,11 +302,11 @@ fn paths(section: &Section, checker: &mut Checker<'_>) -> Option<PathMap> {
 mod tests {
     use super::super::table::{ETCD, ZOOKEEPER};
     use super::*;
-    use crate::document::{Object, parse};
+    use crate::document::{SectionType, parse};
 
     fn read<T>(
         text: &str,
-        table: &'static Object,
+        table: &'static SectionType,
         read: impl Fn(&Section, &Path, &mut Checker<'_>) -> Option<T>,
     ) -> Result<T, String> {
         let root = parse(text, None).root.expect("a document");

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use super::Acl;
 use super::path_map::check_template;
-use crate::document::{Field, Kind, Need, Object, TextRule, Word, words};
+use crate::document::{ChoiceValue, Field, FieldType, Presence, SectionType, TextRule, words};
 
-impl Word for Acl {
+impl ChoiceValue for Acl {
     const WORDS: &'static [(&'static str, Self)] =
         &[("open", Self::Open), ("creator", Self::Creator)];
 }
 
-const fn millis(min: u64, max: u64) -> Kind {
-    Kind::Duration {
+const fn millis(min: u64, max: u64) -> FieldType {
+    FieldType::Duration {
         min: Duration::from_millis(min),
         max: Duration::from_millis(max),
     }
@@ -22,187 +22,187 @@ const RELIST: Field = Field {
     name: "relist",
     doc: "Time between full re-reads, give or take a fifth; they repair events that a server lost.",
     kind: millis(100, 3_600_000),
-    need: Need::Default("30s"),
+    need: Presence::Default("30s"),
 };
 
 const REQUEST_TIMEOUT: Field = Field {
     name: "request_timeout",
     doc: "How long a read or a write may take.",
     kind: millis(100, 60_000),
-    need: Need::Default("5s"),
+    need: Presence::Default("5s"),
 };
 
 const TLS_FIELD: Field = Field {
     name: "tls",
     doc: "Speak TLS to the store.",
-    kind: Kind::Object(&TLS),
-    need: Need::Optional,
+    kind: FieldType::Object(&TLS),
+    need: Presence::Optional,
 };
 
 /// `etcd:` of the service's `handlers` and of the bridge.
-pub(crate) static ETCD: Object = Object {
+pub(crate) static ETCD: SectionType = SectionType {
     doc: "An etcd cluster, version 3.4 or later.",
     fields: &[
         Field {
             name: "endpoints",
             doc: "URLs of its members, such as http://127.0.0.1:2379.",
-            kind: Kind::Texts {
+            kind: FieldType::Texts {
                 rule: &ENDPOINT,
                 min: 1,
                 max: 64,
             },
-            need: Need::Required,
+            need: Presence::Required,
         },
         Field {
             name: "prefix",
             doc: "What control keys stand below.",
-            kind: Kind::Text(&ABSOLUTE),
-            need: Need::Default("/plugins"),
+            kind: FieldType::Text(&ABSOLUTE),
+            need: Presence::Default("/plugins"),
         },
         Field {
             name: "members_prefix",
             doc: "What the members' keys stand below.",
-            kind: Kind::Text(&ABSOLUTE),
-            need: Need::Default("/sluicegate/members"),
+            kind: FieldType::Text(&ABSOLUTE),
+            need: Presence::Default("/sluicegate/members"),
         },
         TLS_FIELD,
         Field {
             name: "username",
             doc: "User to log in as; needs a password.",
-            kind: Kind::Text(&WORD),
-            need: Need::Optional,
+            kind: FieldType::Text(&WORD),
+            need: Presence::Optional,
         },
         Field {
             name: "password",
             doc: "Password of the user; write ${file:…} or ${env:…}.",
-            kind: Kind::Text(&SECRET),
-            need: Need::Optional,
+            kind: FieldType::Text(&SECRET),
+            need: Presence::Optional,
         },
         REQUEST_TIMEOUT,
         Field {
             name: "keep_alive",
             doc: "Time between pings of an open connection; etcd closes one that pings more often than its --grpc-keepalive-min-time (5s).",
             kind: millis(1_000, 60_000),
-            need: Need::Default("6s"),
+            need: Presence::Default("6s"),
         },
         RELIST,
         Field {
             name: "member_ttl",
             doc: "How long a member's key outlives a member that is gone.",
             kind: millis(1_000, 600_000),
-            need: Need::Default("10s"),
+            need: Presence::Default("10s"),
         },
         Field {
             name: "paths",
             doc: "Where each control key stands below the prefix.",
-            kind: Kind::Object(&ETCD_PATHS),
-            need: Need::Default("{}"),
+            kind: FieldType::Object(&ETCD_PATHS),
+            need: Presence::Default("{}"),
         },
     ],
     later: &[],
 };
 
 /// `zookeeper:` of the service's `handlers` and of the bridge.
-pub(crate) static ZOOKEEPER: Object = Object {
+pub(crate) static ZOOKEEPER: SectionType = SectionType {
     doc: "A ZooKeeper ensemble, version 3.6 or later.",
     fields: &[
         Field {
             name: "servers",
             doc: "Comma-separated host:port list, without a path; the root says where keys stand.",
-            kind: Kind::Text(&SERVERS),
-            need: Need::Required,
+            kind: FieldType::Text(&SERVERS),
+            need: Presence::Required,
         },
         Field {
             name: "root",
             doc: "Node that control keys stand below.",
-            kind: Kind::Text(&ABSOLUTE),
-            need: Need::Default("/plugins"),
+            kind: FieldType::Text(&ABSOLUTE),
+            need: Presence::Default("/plugins"),
         },
         Field {
             name: "members_root",
             doc: "Node that the members' keys stand below.",
-            kind: Kind::Text(&ABSOLUTE),
-            need: Need::Default("/sluicegate/members"),
+            kind: FieldType::Text(&ABSOLUTE),
+            need: Presence::Default("/sluicegate/members"),
         },
         TLS_FIELD,
         Field {
             name: "digest",
             doc: "User and password of ZooKeeper's digest scheme.",
-            kind: Kind::Object(&DIGEST),
-            need: Need::Optional,
+            kind: FieldType::Object(&DIGEST),
+            need: Presence::Optional,
         },
         Field {
             name: "acl",
             doc: "Rights on nodes that are made: open to everybody, or the creator's alone (needs digest).",
-            kind: Kind::Choice {
+            kind: FieldType::Choice {
                 words: words::<Acl>,
                 later: &[],
             },
-            need: Need::Default("open"),
+            need: Presence::Default("open"),
         },
         REQUEST_TIMEOUT,
         Field {
             name: "session_timeout",
             doc: "How long a session, and with it a member's key, outlives a lost connection; the server has bounds of its own.",
             kind: millis(1_000, 600_000),
-            need: Need::Default("10s"),
+            need: Presence::Default("10s"),
         },
         RELIST,
         Field {
             name: "paths",
             doc: "Where each control key stands below the root.",
-            kind: Kind::Object(&ZOOKEEPER_PATHS),
-            need: Need::Default("{}"),
+            kind: FieldType::Object(&ZOOKEEPER_PATHS),
+            need: Presence::Default("{}"),
         },
     ],
     later: &[],
 };
 
-static TLS: Object = Object {
+static TLS: SectionType = SectionType {
     doc: "TLS, with a client certificate where the store asks for one.",
     fields: &[
         Field {
             name: "ca_file",
             doc: "Certificates of the authorities that are trusted, PEM.",
-            kind: Kind::Text(&FILE),
-            need: Need::Required,
+            kind: FieldType::Text(&FILE),
+            need: Presence::Required,
         },
         Field {
             name: "cert_file",
             doc: "Own certificate and its chain, PEM; needs key_file.",
-            kind: Kind::Text(&FILE),
-            need: Need::Optional,
+            kind: FieldType::Text(&FILE),
+            need: Presence::Optional,
         },
         Field {
             name: "key_file",
             doc: "Private key of the own certificate, PEM; needs cert_file.",
-            kind: Kind::Text(&FILE),
-            need: Need::Optional,
+            kind: FieldType::Text(&FILE),
+            need: Presence::Optional,
         },
         Field {
             name: "server_name",
             doc: "Name to look for in the server's certificate instead of the endpoint's host; etcd alone.",
-            kind: Kind::Text(&WORD),
-            need: Need::Optional,
+            kind: FieldType::Text(&WORD),
+            need: Presence::Optional,
         },
     ],
     later: &[],
 };
 
-static DIGEST: Object = Object {
+static DIGEST: SectionType = SectionType {
     doc: "User and password of ZooKeeper's digest scheme.",
     fields: &[
         Field {
             name: "user",
             doc: "User, without a colon.",
-            kind: Kind::Text(&USER),
-            need: Need::Required,
+            kind: FieldType::Text(&USER),
+            need: Presence::Required,
         },
         Field {
             name: "password",
             doc: "Password; write ${file:…} or ${env:…}.",
-            kind: Kind::Text(&SECRET),
-            need: Need::Required,
+            kind: FieldType::Text(&SECRET),
+            need: Presence::Required,
         },
     ],
     later: &[],
@@ -212,8 +212,8 @@ const fn path(name: &'static str, doc: &'static str, default: &'static str) -> F
     Field {
         name,
         doc,
-        kind: Kind::Text(&HANDLER_PATH),
-        need: Need::Default(default),
+        kind: FieldType::Text(&HANDLER_PATH),
+        need: Presence::Default(default),
     }
 }
 
@@ -221,8 +221,8 @@ const fn service_path(name: &'static str, doc: &'static str, default: &'static s
     Field {
         name,
         doc,
-        kind: Kind::Text(&SERVICE_PATH),
-        need: Need::Default(default),
+        kind: FieldType::Text(&SERVICE_PATH),
+        need: Presence::Default(default),
     }
 }
 
@@ -234,7 +234,7 @@ const ROLLOUT: Field = path("rollout", "A roll-out in progress.", "{name}/rollou
 const LOGGING: &str = "The built-in record log.";
 const METRICS: &str = "How fine metrics are.";
 
-static ETCD_PATHS: Object = Object {
+static ETCD_PATHS: SectionType = SectionType {
     doc: "Where each control key stands below the prefix; no two may meet.",
     fields: &[
         path("enabled", GATE, "{name}/enabled"),
@@ -248,7 +248,7 @@ static ETCD_PATHS: Object = Object {
     later: &[],
 };
 
-static ZOOKEEPER_PATHS: Object = Object {
+static ZOOKEEPER_PATHS: SectionType = SectionType {
     doc: "Where each control key stands below the root; no two may meet.",
     fields: &[
         path("enabled", GATE, "{name}"),

@@ -9,7 +9,7 @@ use super::ControlKey;
 
 /// Which write of a key a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stamp {
+pub struct KeyVersion {
     /// The store's number for the write: etcd's `mod_revision`, ZooKeeper's `mzxid`.
     pub revision: u64,
     /// The version of this key that a compare-and-set names: etcd's is the same as `revision`, ZooKeeper's is the node's data version.
@@ -22,7 +22,7 @@ pub struct Entry {
     /// The bytes.
     pub value: Arc<[u8]>,
     /// Its write.
-    pub stamp: Stamp,
+    pub stamp: KeyVersion,
 }
 
 /// A value as it is kept: of one that is too long only so much that whoever reads it can tell. It is there all the same,
@@ -47,7 +47,7 @@ pub struct Tree {
     /// one for a store that was set up anew. `None` where nothing tells it yet.
     pub identity: Option<Arc<str>>,
     /// Paths below the prefix that are no control keys, and why: reported, otherwise left alone. Sorted.
-    pub strangers: BTreeMap<String, String>,
+    pub unrecognized_keys: BTreeMap<String, String>,
 }
 
 /// A key that changed.
@@ -166,7 +166,7 @@ impl Tree {
         self.deleted.retain(|_, revision| *revision > listing.floor);
         self.floor = self.floor.max(listing.floor);
         self.revision = self.revision.max(listing.revision);
-        self.strangers = listing.strangers;
+        self.unrecognized_keys = listing.unrecognized_keys;
         self.identity = listing.identity.or(self.identity.take());
         changes
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn put(value: &str, revision: u64) -> TreeChange {
-        let stamp = Stamp {
+        let stamp = KeyVersion {
             revision,
             version: revision as i64,
         };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{ControlKey, MAX_VALUE};
-use crate::document::{Lookup, Word, did_you_mean, read_json_object, shortened};
+use crate::document::{ChoiceValue, Lookup, did_you_mean, read_json_object, shortened};
 use crate::problem::Problems;
 use crate::rollout::Rollout;
 use crate::snapshot::MetricsLevel;

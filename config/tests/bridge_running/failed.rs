@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use sluicegate_config::MemberReport;
 use sluicegate_config::bridge::{Bridge, Side};
 use sluicegate_config::store::{
-    ControlKey, Expected, Membership, MemoryStore, Past, Stamp, Store, StoreAddress, StoreError,
-    StoreSink, StoreWatch, Tree,
+    ControlKey, Expected, HistoryEntry, KeyVersion, Membership, MemoryStore, Store, StoreAddress,
+    StoreError, StoreSink, StoreWatch, Tree,
 };
 
 use super::{Scene, gate};
@@ -71,7 +71,7 @@ impl Store for Broken {
         key: &ControlKey,
         value: Option<&[u8]>,
         expected: Expected,
-    ) -> Result<Stamp, StoreError> {
+    ) -> Result<KeyVersion, StoreError> {
         assert!(!self.panics.load(Ordering::SeqCst), "a fault is planted");
         self.store.write(key, value, expected)
     }
@@ -84,7 +84,7 @@ impl Store for Broken {
         self.store.members()
     }
 
-    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError> {
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.history(key, limit)
     }
 }

@@ -1,7 +1,7 @@
 //! Sides that are not those of the notes: the bridge stands still until an operator says which one is to be taken over.
 
 use sluicegate_config::bridge::{
-    Bridge, Pair, PairCheck, PairRecord, Progress, Side, check_pair, rehearse,
+    Bridge, Pair, PairCheck, PairRecord, Progress, Side, check_pair, dry_run,
 };
 use sluicegate_config::store::{ControlKey, Expected, Store};
 
@@ -42,10 +42,10 @@ fn another_store_stops_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
             Side::ZooKeeper => (6, 0),
         };
         scene.stays(left.0, left.1);
-        let planned = rehearse(&scene.stores(), side, Pair::default()).expect("both answer");
+        let planned = dry_run(&scene.stores(), side, Pair::default()).expect("both answer");
         assert!(planned.steps.is_empty());
         assert_eq!(planned.halt.expect("why").to_string(), reason);
-        let planned = rehearse(&scene.stores(), side, only(side)).expect("both answer");
+        let planned = dry_run(&scene.stores(), side, only(side)).expect("both answer");
         assert!(planned.halt.is_none() && planned.steps.len() == 6);
 
         // The right store is there again: it goes on by itself.
@@ -276,7 +276,7 @@ fn what_is_wrong_with_both_sides_is_told_and_answered_at_once() {
     let both = "--accept-store etcd --accept-store zookeeper`";
     for accepted in Side::BOTH {
         // Whoever answers one half is told of the whole again.
-        let planned = rehearse(&scene.stores(), Side::Etcd, only(accepted)).expect("both answer");
+        let planned = dry_run(&scene.stores(), Side::Etcd, only(accepted)).expect("both answer");
         let reason = planned.halt.expect("why").to_string();
         assert!(reason.contains(both), "{reason}");
         let twice = reason.matches("does not carry the mark").count();

@@ -1,8 +1,8 @@
 //! What the bridges of the simulation do, a store call at a time.
 
 use sluicegate_config::bridge::{
-    Crossing, Decision, Foreign, Known, Look, Note, Pair, PairCheck, PairRecord, Progress, Renewal,
-    Side, Sightings, check_pair, decide,
+    Decision, Foreign, KeyState, Known, Pair, PairCheck, PairRecord, Progress, Renewal, Side,
+    Sightings, SyncState, Transfer, check_pair, decide,
 };
 use sluicegate_config::store::{ControlKey, MemoryStore, Store, Tree};
 
@@ -16,7 +16,7 @@ pub(super) enum Doing {
     Renewing(Box<Renewal>),
     /// Reading both sides anew for a key, with what was read so far.
     Confirming(ControlKey, u64, Tree, Pair<Option<Tree>>),
-    Crossing(Crossing),
+    Crossing(Transfer),
 }
 
 pub(super) struct SimBridge {
@@ -39,7 +39,7 @@ pub(super) struct SimBridge {
 
 /// A crashed bridge's write.
 pub(super) struct Late {
-    pub(super) crossing: Crossing,
+    pub(super) crossing: Transfer,
     pub(super) is_rival: bool,
     pub(super) ahead_ms: u64,
 }
@@ -269,7 +269,7 @@ impl World {
     /// never overruled. It deletes nothing that the other side has only lost.
     pub(super) fn move_on(
         &mut self,
-        crossing: &mut Crossing,
+        crossing: &mut Transfer,
         is_rival: bool,
         now_ms: u64,
     ) -> Progress {
@@ -318,10 +318,10 @@ impl World {
         let began = began.unwrap_or(now_ms);
         let entries = Pair::from_fn(|side| views.of(side).get(key));
         let noted = notes.get(key);
-        let note = noted.and_then(|entry| Note::from_json(&entry.value));
+        let note = noted.and_then(|entry| SyncState::from_json(&entry.value));
         let note_at = noted.map(|entry| entry.stamp);
         let ages = bridge.sightings.ages(key, note.as_ref(), self.now_ms);
-        let decision = decide(&Look {
+        let decision = decide(&KeyState {
             key,
             places: &Pair::from_fn(|side| self.sides.of(side).locate(key)),
             entries,
@@ -339,15 +339,15 @@ impl World {
             now_ms,
         });
         match decision {
-            Decision::Rest | Decision::Wait { .. } => Doing::Nothing,
+            Decision::NoOp | Decision::Wait { .. } => Doing::Nothing,
             Decision::Confirm | Decision::Stale => {
                 assert!(!fresh, "{decision:?} on fresh readings of {key}");
                 Doing::Confirming(key.clone(), now_ms, notes.clone(), Pair::default())
             }
-            Decision::Agree(agreed) => {
-                Doing::Crossing(Crossing::of_note(key, agreed, note_at, &bridge.id, began))
+            Decision::RecordInSync(agreed) => {
+                Doing::Crossing(Transfer::of_note(key, agreed, note_at, &bridge.id, began))
             }
-            Decision::Cross { to, .. } => Doing::Crossing(Crossing::new(
+            Decision::Copy { to, .. } => Doing::Crossing(Transfer::new(
                 key,
                 to,
                 *entries.of(to.other()),
@@ -390,7 +390,7 @@ impl SimBridge {
         }
         for key in keys() {
             let note = notes.get(&key);
-            let note = note.and_then(|entry| Note::from_json(&entry.value));
+            let note = note.and_then(|entry| SyncState::from_json(&entry.value));
             self.sightings.see(&key, note.as_ref(), clock_ms);
         }
         self.notes = notes;

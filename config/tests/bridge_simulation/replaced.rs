@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sluicegate_config::bridge::{Foreign, Note, Pair, PairCheck, PairRecord, Side, check_pair};
+use sluicegate_config::bridge::{
+    Foreign, Pair, PairCheck, PairRecord, Side, SyncState, check_pair,
+};
 use sluicegate_config::store::{ControlKey, MemoryBackup, MemoryStore, Store};
 
 use super::bridges::{Doing, name_of};
@@ -42,7 +44,9 @@ impl World {
         }
         let notes = self.notes.list().expect("no store is away");
         let record = PairRecord::of(&notes).unwrap_or_default();
-        let note = notes.get(key).and_then(|note| Note::from_json(&note.value));
+        let note = notes
+            .get(key)
+            .and_then(|note| SyncState::from_json(&note.value));
         let (mark, since) = marks_of(&self.sides.zookeeper);
         let differs = mark > record.mark.max(record.next.unwrap_or(0)) || mark < record.mark;
         let trusted_from = record.trusted_from;
@@ -228,14 +232,14 @@ impl World {
         put(notes, &ControlKey::Bridge, &record);
         // Its notes say of every key there that it stood on both sides.
         for key in contents(store).into_keys() {
-            let note = Note {
+            let note = SyncState {
                 value: Some(sluicegate_config::bridge::content_hash(b"false")),
                 revisions: Pair {
                     etcd: 1 + self.dice.roll(100) as u64,
                     zookeeper: 1 + self.dice.roll(100) as u64,
                 },
                 mark: number as u64,
-                ..Note::default()
+                ..SyncState::default()
             };
             put(notes, &key, &note.to_json());
         }

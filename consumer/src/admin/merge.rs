@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use super::problem::{ProblemKind, ServiceProblem, bounded, by_topic};
 use super::report::{
     DeclaredHandler, Gate, HandlerFlowReport, HandlerReport, HandlerState, PartitionReport,
-    PoolReport, PumpReport, ServiceFacts, ServiceReport, TopicReport, VersionReport,
+    PoolReport, PumpReport, ServiceInfo, ServiceReport, TopicReport, VersionReport,
 };
 
 /// Since when no pump reaches the cluster: one that does tells that brokers answer.
@@ -19,7 +19,7 @@ impl ServiceReport {
     /// Merges the parts. `declared` are the handlers of the snapshot in force; a handler that is only known from
     /// counts (removed since) is listed as draining while it holds records, and left out after.
     pub fn assemble(
-        facts: ServiceFacts,
+        facts: ServiceInfo,
         pumps: Vec<PumpReport>,
         pools: Vec<PoolReport>,
         declared: Vec<DeclaredHandler>,
@@ -323,7 +323,7 @@ mod tests {
             };
             let reports = pumps.iter().map(of).collect();
             let report =
-                ServiceReport::assemble(ServiceFacts::default(), reports, Vec::new(), Vec::new());
+                ServiceReport::assemble(ServiceInfo::default(), reports, Vec::new(), Vec::new());
             assert_eq!(report.facts.kafka_unreachable_since_ms, away, "{pumps:?}");
         }
     }
@@ -361,7 +361,7 @@ mod tests {
             ..DeclaredHandler::default()
         };
         let report = ServiceReport::assemble(
-            ServiceFacts::default(),
+            ServiceInfo::default(),
             vec![pump(0, "b"), pump(1, "c")],
             vec![pool(2, "1.1.0", 1), pool(1, "1.0.0", 3)],
             vec![declared],
@@ -401,7 +401,7 @@ mod tests {
             last_error: Some("a panic of yesterday".into()),
             ..PoolReport::default()
         };
-        let facts = ServiceFacts::default();
+        let facts = ServiceInfo::default();
         let report = ServiceReport::assemble(facts, Vec::new(), vec![pool], vec![declared]);
         let late = &report.handlers[0];
         assert_eq!((late.state, late.generation), (HandlerState::Active, 3));
@@ -422,7 +422,7 @@ mod tests {
             ..PumpReport::default()
         };
         let report = ServiceReport::assemble(
-            ServiceFacts::default(),
+            ServiceInfo::default(),
             vec![pump],
             Vec::new(),
             vec![declared],

@@ -25,7 +25,6 @@ pub use problem::{ProblemKind, ServiceProblem};
 pub use report::{
     ClientStatistics, CommitCounts, DeclaredHandler, Gate, HandlerFlowReport, HandlerReport,
     HandlerState, OutcomeCounts, PartitionReport, PartitionState, PauseReason, PoolReport,
-    PumpReport, ServiceFacts, ServiceReport, TopicReport, UserMetric, UserMetricKind,
-    VersionReport,
+    PumpReport, ServiceInfo, ServiceReport, TopicReport, UserMetric, UserMetricKind, VersionReport,
 };
 pub use view::{GateError, Restarted, ServiceSlot, ServiceView};

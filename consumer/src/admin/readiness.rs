@@ -82,7 +82,7 @@ fn is_held(handler: &HandlerReport) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{ProblemKind, ServiceFacts, ServiceProblem};
+    use crate::admin::{ProblemKind, ServiceInfo, ServiceProblem};
 
     fn handler(name: &str, gate: Gate, state: HandlerState) -> HandlerReport {
         HandlerReport {
@@ -96,10 +96,10 @@ mod tests {
 
     fn report(handlers: Vec<HandlerReport>) -> ServiceReport {
         ServiceReport {
-            facts: ServiceFacts {
+            facts: ServiceInfo {
                 group_id: "g".into(),
                 stall_timeout_ms: 300_000,
-                ..ServiceFacts::default()
+                ..ServiceInfo::default()
             },
             handlers,
             ..ServiceReport::default()

@@ -525,7 +525,7 @@ pub struct VersionReport {
 
 /// What belongs to the service as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ServiceFacts {
+pub struct ServiceInfo {
     /// Version of the service.
     pub version: String,
     /// Consumer group.
@@ -550,7 +550,7 @@ pub struct ServiceFacts {
     /// Bytes of records that may be in flight.
     pub budget_bytes: u64,
     /// Pumps that did not answer in time.
-    pub silent_pumps: Vec<u32>,
+    pub unresponsive_pumps: Vec<u32>,
     /// Unsigned plugins are accepted.
     pub allow_unsigned: bool,
     /// What does not progress, and what else an operator should mend; each entry goes when it heals.
@@ -575,7 +575,7 @@ pub struct ServiceFacts {
 pub struct ServiceReport {
     /// What belongs to the service as a whole.
     #[serde(flatten)]
-    pub facts: ServiceFacts,
+    pub facts: ServiceInfo,
     /// Bytes of records in flight.
     pub in_flight_bytes: u64,
     /// Records in flight.

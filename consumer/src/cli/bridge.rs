@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use sluicegate_config::Environment;
 use sluicegate_config::bridge::{
-    BridgeConfig, BridgeReport, BridgeSettings, Pair, Rehearsed, RehearsedStep, Side,
-    load_bridge_config, rehearse,
+    BridgeConfig, BridgeReport, BridgeSettings, DryRun, DryRunStep, Pair, Side, dry_run,
+    load_bridge_config,
 };
 use sluicegate_config::escape::escape;
 
@@ -96,7 +96,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let accepted = |side: Side| (arguments.accept_store.iter()).any(|one| Side::from(*one) == side);
     let accept = Pair::from_fn(accepted);
     if arguments.dry_run {
-        return dry_run(&config, accept, arguments.output);
+        return print_dry_run(&config, accept, arguments.output);
     }
     let signals = signals::listen()?;
     logging::start(&log, None).map_err(Failure::bad_input)?;
@@ -140,9 +140,9 @@ fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<St
     }
 }
 
-fn dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
+fn print_dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
     let stores = config.open().map_err(Failure::bad_input)?;
-    let rehearsal = rehearse(&stores, config.authority, accept).map_err(Failure::other)?;
+    let rehearsal = dry_run(&stores, config.authority, accept).map_err(Failure::other)?;
     if let Some(halt) = &rehearsal.halt {
         use std::io::Write;
         // Whoever closed it does not want to know.
@@ -154,7 +154,7 @@ fn dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<
     })
 }
 
-fn plan(steps: &[Rehearsed]) -> String {
+fn plan(steps: &[DryRun]) -> String {
     if steps.is_empty() {
         return "nothing to do: both sides are equal".to_owned();
     }
@@ -162,15 +162,15 @@ fn plan(steps: &[Rehearsed]) -> String {
     for step in steps {
         let from = step.side.other();
         let (word, why) = match step.step {
-            RehearsedStep::Write if step.conflict => {
+            DryRunStep::Write if step.conflict => {
                 ("write", format!("both differ; the value of {from} stands"))
             }
-            RehearsedStep::Write => ("write", format!("{from} has it")),
-            RehearsedStep::Delete if step.conflict => {
+            DryRunStep::Write => ("write", format!("{from} has it")),
+            DryRunStep::Delete if step.conflict => {
                 ("delete", format!("both changed; what {from} did stands"))
             }
-            RehearsedStep::Delete => ("delete", format!("{from} deleted it")),
-            RehearsedStep::Refuse => ("refuse", step.problems.join("; ")),
+            DryRunStep::Delete => ("delete", format!("{from} deleted it")),
+            DryRunStep::Refuse => ("refuse", step.problems.join("; ")),
         };
         table.row([
             word.to_owned(),

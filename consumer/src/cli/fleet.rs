@@ -9,8 +9,8 @@ use serde::Serialize;
 use sluicegate_config::Environment;
 use sluicegate_config::escape::escape;
 use sluicegate_config::fleet::{
-    self as operate, Awaited, FleetError, MemberState, Staged, StagedSettings, StagedStep, Wave,
-    WaveError, parse_waves,
+    self as operate, FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep,
+    WaitResult, Wave, WaveError, parse_waves,
 };
 use sluicegate_config::service::HandlersFrom;
 use sluicegate_config::source::{FileSource, SpecSource, host};
@@ -135,12 +135,12 @@ pub(super) struct Rollout {
 }
 
 /// Where a config's handler specs stand.
-enum Plane {
+enum SpecBackend {
     Folder(PathBuf),
     Store(Arc<dyn Store>),
 }
 
-impl Plane {
+impl SpecBackend {
     fn of(config: &ConfigFile) -> Result<Self, Failure> {
         let config = config.load().map_err(Failure::problems)?;
         if let HandlersFrom::File { folder, .. } = &config.handlers.from {
@@ -178,7 +178,7 @@ struct Outcome<W: Serialize> {
     #[serde(flatten)]
     done: W,
     #[serde(skip_serializing_if = "Option::is_none")]
-    awaited: Option<Awaited>,
+    awaited: Option<WaitResult>,
 }
 
 /// What was written to a gate.
@@ -214,11 +214,11 @@ fn told<W: Serialize>(
     done: W,
     said: &str,
     name: &str,
-    awaited: Awaited,
+    awaited: WaitResult,
     waiting: &Waiting,
     output: Output,
 ) -> Result<(), Failure> {
-    let failed = (!awaited.everywhere).then(|| not_everywhere(name, &awaited, waiting.timeout));
+    let failed = (!awaited.converged).then(|| not_everywhere(name, &awaited, waiting.timeout));
     let outcome = Outcome {
         done,
         awaited: Some(awaited),
@@ -230,7 +230,7 @@ fn told<W: Serialize>(
     failed.map_or(Ok(()), |failed| Err(Failure::other(failed)))
 }
 
-fn not_everywhere(name: &str, awaited: &Awaited, timeout: Duration) -> String {
+fn not_everywhere(name: &str, awaited: &WaitResult, timeout: Duration) -> String {
     let seconds = timeout.as_secs_f64();
     if awaited.members.is_empty() {
         return format!(
@@ -264,7 +264,7 @@ fn why(state: &MemberState) -> String {
     }
 }
 
-fn members(awaited: &Awaited) -> String {
+fn members(awaited: &WaitResult) -> String {
     let mut table = Table::new(&["MEMBER", "STATE"]);
     for verdict in &awaited.members {
         table.row([verdict.member.clone(), why(&verdict.state)]);
@@ -285,8 +285,8 @@ pub(super) fn gate(
     let written = |place: &str| {
         format!("gate of `{name}` is written as {gate} to {place}; services that run by it follow")
     };
-    match Plane::of(config)? {
-        Plane::Folder(folder) if !waiting.wait => {
+    match SpecBackend::of(config)? {
+        SpecBackend::Folder(folder) if !waiting.wait => {
             let source = FileSource::new(folder, Duration::from_secs(5), Environment::of_process());
             let done = source.gates().set_gate(name, open);
             let place = done.map_err(Failure::other)?.origin;
@@ -319,10 +319,10 @@ pub(super) fn gate(
                 true => {
                     operate::await_members(&*store, name, revision, None, deadline, &mut |_| {})
                 }
-                false => operate::await_shut(&*store, name, revision, deadline),
+                false => operate::await_closed(&*store, name, revision, deadline),
             };
             let awaited = awaited.map_err(failure)?;
-            let said = match awaited.everywhere {
+            let said = match awaited.converged {
                 true => format!("gate of `{name}` is {gate}"),
                 false => format!("gate of `{name}` is written as {gate}"),
             };
@@ -340,13 +340,13 @@ pub(super) fn apply(apply: &Apply) -> Result<(), Failure> {
             file.display()
         ))
     })?;
-    let plane = Plane::of(&apply.config)?;
+    let plane = SpecBackend::of(&apply.config)?;
     if let Some(Waves(waves)) = &apply.waves {
         let store = plane.store("members to roll out to")?;
         return staged(&*store, &text, apply, waves);
     }
     let wants_store = apply.waiting.wait || apply.expect.is_some();
-    if let Plane::Folder(folder) = &plane
+    if let SpecBackend::Folder(folder) = &plane
         && !wants_store
     {
         let done = operate::apply_file(folder, &text, Some(file)).map_err(failure)?;
@@ -377,8 +377,8 @@ fn written(done: &operate::SpecWrite) -> String {
 /// `delete NAME`.
 pub(super) fn delete(delete: &Delete) -> Result<(), Failure> {
     let said = |places: &[String]| format!("deleted {}", places.join(", "));
-    match Plane::of(&delete.config)? {
-        Plane::Folder(folder) if !delete.waiting.wait => {
+    match SpecBackend::of(&delete.config)? {
+        SpecBackend::Folder(folder) if !delete.waiting.wait => {
             let done = operate::delete_file(&folder, &delete.name).map_err(failure)?;
             delete.output.print(&done, |done| said(&done.places))
         }
@@ -402,7 +402,7 @@ struct Earlier {
 
 /// `history NAME`.
 pub(super) fn history(history: &History) -> Result<(), Failure> {
-    let store = Plane::of(&history.config)?.store("earlier values")?;
+    let store = SpecBackend::of(&history.config)?.store("earlier values")?;
     let name = &history.name;
     let key = match history.key {
         Key::Spec => ControlKey::spec(name),
@@ -437,7 +437,7 @@ pub(super) fn history(history: &History) -> Result<(), Failure> {
 /// `apply FILE --waves …`.
 fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Result<(), Failure> {
     let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
-    let settings = StagedSettings {
+    let settings = RolloutSettings {
         waves: waves.to_vec(),
         wait_healthy: apply.wait_healthy,
         timeout: apply.waiting.timeout,
@@ -450,11 +450,11 @@ fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Resul
 
 /// `rollout NAME --resume | --abort`.
 pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
-    let store = Plane::of(&rollout.config)?.store("roll-outs")?;
+    let store = SpecBackend::of(&rollout.config)?.store("roll-outs")?;
     let name = &rollout.name;
     if rollout.abort {
         let ended = operate::abort(&*store, name, rollout.timeout, &mut tell);
-        let Staged::Restored { awaited, .. } = ended.map_err(failure)? else {
+        let RolloutResult::Restored { awaited, .. } = ended.map_err(failure)? else {
             return Err(Failure::other("the roll-out went on to its end instead"));
         };
         return rollout.output.print(&awaited, |awaited| {
@@ -466,26 +466,28 @@ pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
 }
 
 /// Progress, for the person at the terminal.
-fn tell(step: StagedStep<'_>) {
+fn tell(step: RolloutStep<'_>) {
     logging::say(&match step {
-        StagedStep::Wave {
+        RolloutStep::Wave {
             number,
             of,
             members,
         } => format!("wave {number} of {of}: {}", members.join(", ")),
-        StagedStep::Members(awaited) => {
-            let has = |verdict: &&operate::Verdict| verdict.state == MemberState::Applied;
+        RolloutStep::Members(awaited) => {
+            let has = |verdict: &&operate::MemberStatus| verdict.state == MemberState::Applied;
             let count = awaited.members.iter().filter(has).count();
             format!("  {count} of {} have it", awaited.members.len())
         }
-        StagedStep::StayWell(time) => format!("  watching them for {} s", time.as_secs_f64()),
-        StagedStep::Restoring(reasons) => {
+        RolloutStep::AwaitingHealthy(time) => {
+            format!("  watching them for {} s", time.as_secs_f64())
+        }
+        RolloutStep::Restoring(reasons) => {
             format!(
                 "restoring the earlier spec: {}",
                 escape(&reasons.join("; "))
             )
         }
-        StagedStep::Finishing => "every wave is well: writing the spec for everybody".to_owned(),
+        RolloutStep::Finishing => "every wave is well: writing the spec for everybody".to_owned(),
     });
 }
 
@@ -496,12 +498,12 @@ struct StagedEnd<'e> {
     reasons: &'e [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
-    awaited: &'e Awaited,
+    awaited: &'e WaitResult,
 }
 
-fn ended_as(ended: Staged, output: Output) -> Result<(), Failure> {
+fn ended_as(ended: RolloutResult, output: Output) -> Result<(), Failure> {
     match &ended {
-        Staged::Done { revision, awaited } => {
+        RolloutResult::Done { revision, awaited } => {
             let end = StagedEnd {
                 result: "done",
                 reasons: &[],
@@ -512,7 +514,7 @@ fn ended_as(ended: Staged, output: Output) -> Result<(), Failure> {
                 format!("rolled out, revision {revision}\n{}", members(end.awaited))
             })
         }
-        Staged::Restored { reasons, awaited } => {
+        RolloutResult::Restored { reasons, awaited } => {
             let end = StagedEnd {
                 result: "restored",
                 reasons,
@@ -520,7 +522,7 @@ fn ended_as(ended: Staged, output: Output) -> Result<(), Failure> {
                 awaited,
             };
             output.print(&end, |end| members(end.awaited))?;
-            let again = match awaited.everywhere {
+            let again = match awaited.converged {
                 true => "the earlier spec is restored",
                 false => {
                     "the roll-out is taken away, and not everybody has said that the earlier spec is in effect again"

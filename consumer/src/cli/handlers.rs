@@ -18,15 +18,15 @@ use crate::admin::{DurationCounts, HandlerReport};
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Command {
     /// Every handler
-    List(All),
+    List(ListArgs),
     /// One handler
-    Show(One),
+    Show(NamedArgs),
     /// Open a handler's gate
     On(Gate),
     /// Shut a handler's gate: records pass it by and count as skipped
     Off(Gate),
     /// Build a handler's instances anew, such as of one that has failed; in the running service that is asked
-    Restart(One),
+    Restart(NamedArgs),
     /// Write a handler's spec to the control plane, for everybody or in waves
     Apply(fleet::Apply),
     /// Delete a handler's keys, or its file
@@ -41,7 +41,7 @@ pub(super) enum Command {
 #[derive(clap::Args, Debug)]
 pub(super) struct Gate {
     #[command(flatten)]
-    one: One,
+    one: NamedArgs,
     /// Write it to the control plane of this service config, instead of asking the running service
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -51,7 +51,7 @@ pub(super) struct Gate {
 
 /// Arguments of `list`.
 #[derive(clap::Args, Debug)]
-pub(super) struct All {
+pub(super) struct ListArgs {
     #[command(flatten)]
     admin: Admin,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub(super) struct All {
 
 /// Arguments of the others.
 #[derive(clap::Args, Debug)]
-pub(super) struct One {
+pub(super) struct NamedArgs {
     /// The handler's name
     name: String,
     #[command(flatten)]
@@ -106,7 +106,7 @@ fn set_gate(gate: &Gate, open: bool) -> Result<(), Failure> {
     })
 }
 
-fn restart(one: &One) -> Result<(), Failure> {
+fn restart(one: &NamedArgs) -> Result<(), Failure> {
     let path = format!("/api/v1/handlers/{}/restart", segment(&one.name));
     let restart: HandlerRestart = one.admin.post(&path)?;
     one.output.print(&restart, |restart| match restart.rebuilt {

@@ -10,9 +10,9 @@
 //! The mock cluster keeps 5 MiB a partition and forgets older records silently, so the feed is paced, and waits while
 //! the service is behind.
 
-mod feed;
-mod scene;
-mod screen;
+mod display;
+mod environment;
+mod load_generator;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -26,11 +26,11 @@ use crate::produce::ProduceError;
 use crate::pump::PumpError;
 use crate::runtime::{Service, StartError};
 use crate::source::mock::MockKafka;
-use feed::Feed;
-use scene::{PARTITIONS, Scene, TOPIC, TOPICS};
-use screen::{Moment, Screen};
+use display::{Moment, Screen};
+use environment::{DemoEnvironment, PARTITIONS, TOPIC, TOPICS};
+use load_generator::Feed;
 
-pub use scene::SceneError;
+pub use environment::SceneError;
 
 /// What the demo is asked.
 #[derive(Clone, Debug)]
@@ -99,10 +99,10 @@ pub fn run(
     options: &Options,
     stop_asked: &mut dyn FnMut(Duration) -> bool,
 ) -> Result<(), DemoError> {
-    let data = scene::find_data(options.data.as_deref())?;
-    let plugins = scene::find_plugins(options.plugins.as_deref());
+    let data = environment::find_data(options.data.as_deref())?;
+    let plugins = environment::find_plugins(options.plugins.as_deref());
     let cluster = start_cluster()?;
-    let scene = Scene::set_up(&plugins, &cluster.bootstrap_servers())?;
+    let scene = DemoEnvironment::set_up(&plugins, &cluster.bootstrap_servers())?;
     let environment = Environment::default();
     let config =
         load_service_config(&scene.config(), &environment, &[]).map_err(DemoError::Config)?;
@@ -110,7 +110,7 @@ pub fn run(
     let service = start_service(&scene, &config, &environment)?;
     let feed = Feed::start(data, cluster.bootstrap_servers(), TOPIC, options.rate)
         .map_err(DemoError::Thread)?;
-    screen::write(&welcome(&scene, &service, options));
+    display::write(&welcome(&scene, &service, options));
     let mut screen = Screen::new();
     let ends = options.run_for.map(|time| Instant::now() + time);
     while !service.has_failed() && !feed.has_failed() {
@@ -142,7 +142,7 @@ pub fn run(
 
 /// Starts the service; on any free admin address if somebody has taken the chosen one meanwhile, such as a second demo.
 fn start_service(
-    scene: &Scene,
+    scene: &DemoEnvironment,
     config: &ServiceConfig,
     environment: &Environment,
 ) -> Result<Service, DemoError> {
@@ -208,7 +208,7 @@ fn own_folder() -> Option<PathBuf> {
     (!std::env::split_paths(&search).any(|known| known == folder)).then_some(folder)
 }
 
-fn welcome(scene: &Scene, service: &Service, options: &Options) -> String {
+fn welcome(scene: &DemoEnvironment, service: &Service, options: &Options) -> String {
     let admin = format!("http://{}", service.admin_address());
     let specs = scene.specs();
     let left_out = match scene.left_out[..] {

@@ -98,7 +98,7 @@ impl EmitCounts {
 ///
 /// It owns what a handler emitted, so that a refusal costs no second run. A dead letter keeps nothing here: its bytes are
 /// those of the record that it is made of.
-pub struct EmitGroup {
+pub struct AckGroup {
     inbox: Arc<Inbox>,
     handler: HandlerIx,
     entry: EntryKey,
@@ -111,7 +111,7 @@ pub struct EmitGroup {
 /// What became of a group of which not everything is acknowledged.
 pub struct RefusedEmits {
     /// The group; nothing of it is under way any more.
-    pub group: Arc<EmitGroup>,
+    pub group: Arc<AckGroup>,
     /// Index of the first record that was refused: what follows it is sent again too, so that the last copies stand in
     /// order.
     pub first: u32,
@@ -119,7 +119,7 @@ pub struct RefusedEmits {
     pub failure: EmitFailure,
 }
 
-impl EmitGroup {
+impl AckGroup {
     /// A group of `records`, which are counted in `counts` as they are acknowledged. Its maker holds one share, to be
     /// given up with [`EmitGroup::arm`].
     pub fn new(
@@ -165,8 +165,8 @@ impl EmitGroup {
     }
 
     /// Gives up the maker's share: from now on the last answer is reported.
-    pub fn arm(self: &Arc<Self>) {
-        self.answered();
+    pub fn seal(self: &Arc<Self>) {
+        self.complete();
     }
 
     /// Takes the maker's share again, for another round. Only once everything is answered.
@@ -192,7 +192,7 @@ impl EmitGroup {
         });
     }
 
-    fn answered(self: &Arc<Self>) {
+    fn complete(self: &Arc<Self>) {
         if self.unanswered.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
@@ -218,7 +218,7 @@ impl EmitGroup {
 /// The right, and the duty, to answer for one record of a group: exactly once, whatever happens to the producer.
 pub struct Ticket {
     /// `None` once it is answered.
-    group: Option<Arc<EmitGroup>>,
+    group: Option<Arc<AckGroup>>,
     index: u32,
 }
 
@@ -233,14 +233,14 @@ impl Ticket {
         {
             counts.add(&emit.topic);
         }
-        group.answered();
+        group.complete();
     }
 
     /// The record was not produced.
     pub fn failed(mut self, failure: EmitFailure) {
         if let Some(group) = self.group.take() {
             group.refuse(self.index, failure);
-            group.answered();
+            group.complete();
         }
     }
 }
@@ -252,7 +252,7 @@ impl Drop for Ticket {
             let failure =
                 EmitFailure::unanswered(emit.map_or("the dead-letter topic", |e| &e.topic));
             group.refuse(self.index, failure);
-            group.answered();
+            group.complete();
         }
     }
 }
@@ -293,7 +293,7 @@ mod tests {
             index: 0,
             serial: 1,
         };
-        let group = EmitGroup::new(
+        let group = AckGroup::new(
             Arc::clone(&inbox),
             HandlerIx(1),
             key,
@@ -302,7 +302,7 @@ mod tests {
         );
         let ticket = group.ticket(0);
         ticket.failed(EmitFailure::no_room("my-secret"));
-        group.arm();
+        group.seal();
         let mut messages = Vec::new();
         inbox.take(&mut messages);
         let [

@@ -13,7 +13,7 @@ use sluicegate_config::secret::{Redaction, Redactor};
 
 use super::refusal::{self, Refused};
 use super::slot::Slot;
-use super::{Emitter, Outgoing, Sent, Ticket, Way};
+use super::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::source::ClientSettings;
 use crate::source::raw::produce;
 
@@ -50,7 +50,7 @@ impl KafkaEmitter {
 }
 
 impl Emitter for KafkaEmitter {
-    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
         let slot = match way {
             Way::Batched => &self.batched,
             Way::Alone => &self.alone,

@@ -7,7 +7,7 @@ use sluicegate_runtime::Emit;
 
 use super::*;
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
-use crate::emit::{EmitGroup, FailureKind, RefusedEmits, send_from};
+use crate::emit::{AckGroup, FailureKind, RefusedEmits, send_from};
 use crate::source::mock::MockKafka;
 use crate::source::testing::{consume_all, settings};
 
@@ -16,8 +16,12 @@ const ENTRY: EntryKey = EntryKey {
     serial: 2,
 };
 
-fn record<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>, headers: &'a [u8]) -> Outgoing<'a> {
-    Outgoing {
+fn record<'a>(
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    headers: &'a [u8],
+) -> ProducerRecord<'a> {
+    ProducerRecord {
         topic: "out",
         partition: Some(0),
         timestamp_ms: Some(1_357_000_000_000),
@@ -27,7 +31,7 @@ fn record<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>, headers: &'a [u8])
     }
 }
 
-fn emit(record: &Outgoing<'_>) -> Emit {
+fn emit(record: &ProducerRecord<'_>) -> Emit {
     Emit {
         record: 0,
         topic: record.topic.to_owned(),
@@ -43,13 +47,13 @@ fn emit(record: &Outgoing<'_>) -> Emit {
 fn send_all(
     emitter: &KafkaEmitter,
     way: Way,
-    records: &[Outgoing<'_>],
+    records: &[ProducerRecord<'_>],
 ) -> Option<Box<RefusedEmits>> {
     let inbox = Arc::new(Inbox::new());
     let emits = records.iter().map(emit).collect();
-    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    let group = AckGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
     send_from(&group, 0, way, emitter);
-    group.arm();
+    group.seal();
     told(&inbox)
 }
 
@@ -59,7 +63,12 @@ fn send_again(
     way: Way,
     refused: &RefusedEmits,
 ) -> Option<Box<RefusedEmits>> {
-    let records: Vec<_> = refused.group.records().iter().map(Outgoing::from).collect();
+    let records: Vec<_> = refused
+        .group
+        .records()
+        .iter()
+        .map(ProducerRecord::from)
+        .collect();
     send_all(emitter, way, &records[refused.first as usize..])
 }
 
@@ -209,9 +218,9 @@ fn what_cannot_be_acknowledged_is_given_up_at_the_deadline() {
     kafka.cluster().unwrap().broker_down(1).unwrap();
     let inbox = Arc::new(Inbox::new());
     let emits = one.iter().map(emit).collect();
-    let group = EmitGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
+    let group = AckGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
     send_from(&group, 0, Way::Batched, &emitter);
-    group.arm();
+    group.seal();
     emitter.flush(Duration::from_millis(100));
     let refused = told(&inbox).expect("the group was told that its record is given up");
     assert_eq!(refused.failure.kind, FailureKind::Cluster);

@@ -8,7 +8,7 @@ use super::slab::NewEntry;
 use crate::assignment::InHand;
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
-use crate::source::{Delivery, Slot};
+use crate::source::{AssignmentId, Delivery};
 
 /// What a held record costs besides its bytes: the client's operation and our entry.
 const OVERHEAD: usize = 304 + 96;
@@ -32,7 +32,7 @@ impl Flow {
     }
 
     /// Takes the oldest record in hand.
-    fn take_in_hand(&mut self, slot: Slot) -> Option<Delivery> {
+    fn take_in_hand(&mut self, slot: AssignmentId) -> Option<Delivery> {
         let assignment = &mut self.assignments[slot.0 as usize];
         let InHand { delivery, charge } = assignment.overflow.pop_front()?;
         assignment.overflow_bytes -= charge;
@@ -177,7 +177,7 @@ impl Flow {
 
     /// Lets in the records that had to wait for room, in order.
     pub(super) fn admit_overflow(&mut self) {
-        let slots: smallvec::SmallVec<[Slot; 16]> = self
+        let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
             .current
             .values()
             .copied()
@@ -201,7 +201,7 @@ impl Flow {
     }
 
     /// Drops the records in hand of a partition that is given back.
-    pub(super) fn drop_overflow(&mut self, slot: Slot) {
+    pub(super) fn drop_overflow(&mut self, slot: AssignmentId) {
         while self.take_in_hand(slot).is_some() {}
     }
 }

@@ -14,7 +14,7 @@
 
 use super::Flow;
 use crate::assignment::{Assignment, AssignmentState};
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 /// Records of full partitions that are kept in hand; beyond it nothing is read until one has room, or is paused.
 const MAX_OVERFLOW: usize = 8 * 1024;
@@ -177,7 +177,7 @@ impl Flow {
     }
 
     /// Partitions whose fetching is to be stopped or resumed, with hysteresis: a pause throws away what was fetched.
-    pub fn pauses_due(&mut self) -> Vec<(Slot, bool)> {
+    pub fn pauses_due(&mut self) -> Vec<(AssignmentId, bool)> {
         self.measure();
         self.pause_for_memory();
         let mut due = Vec::new();

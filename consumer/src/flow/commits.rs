@@ -17,7 +17,9 @@ use super::Flow;
 use super::report::WallClock;
 use crate::admin::{ProblemKind, ServiceProblem};
 use crate::assignment::AssignmentState;
-use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection, Slot};
+use crate::source::{
+    AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection,
+};
 use crate::trouble::{LogLimit, Trouble};
 
 /// Wait after the first refusal; it doubles with each further one.
@@ -64,7 +66,7 @@ pub enum HandOver {
 #[derive(Default)]
 pub(super) struct Commits {
     /// What the commit in flight says of the partitions that are still ours.
-    in_flight: Option<Vec<(Slot, CommitEntry)>>,
+    in_flight: Option<Vec<(AssignmentId, CommitEntry)>>,
     /// When the last one was sent.
     sent_ms: u64,
     /// Refusals since the last commit that was accepted whole, or since the group settled.
@@ -74,7 +76,7 @@ pub(super) struct Commits {
     /// Since when the group says that we are no member of it.
     forgotten_ms: Option<u64>,
     /// Why a partition's newest commit was refused, and its offset.
-    refused: BTreeMap<Slot, (CommitError, i64)>,
+    refused: BTreeMap<AssignmentId, (CommitError, i64)>,
     /// Refusals without an acceptance between them.
     trouble: Option<Refused>,
     /// Lines about refusals, by kind.
@@ -148,12 +150,12 @@ fn remedy_of(error: &CommitError) -> &'static str {
 
 impl Commits {
     /// Partitions are to be given back: whatever was refused before, their last commit is tried.
-    pub(super) fn start_drain(&mut self, slots: &[Slot]) {
+    pub(super) fn start_drain(&mut self, slots: &[AssignmentId]) {
         self.refused.retain(|slot, _| !slots.contains(slot));
     }
 
     /// Forgets what was said of partitions that are not ours any more.
-    pub(super) fn release(&mut self, slots: &[Slot]) {
+    pub(super) fn release(&mut self, slots: &[AssignmentId]) {
         self.forgotten_ms = None;
         if let Some(sent) = &mut self.in_flight {
             sent.retain(|(slot, _)| !slots.contains(slot));
@@ -200,7 +202,7 @@ impl Flow {
     }
 
     /// Whether a partition's commit waits, since the group refuses it whatever becomes of the others.
-    fn rests(&self, slot: Slot) -> bool {
+    fn rests(&self, slot: AssignmentId) -> bool {
         let refused = self.commits.refused.get(&slot);
         let rejected =
             |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
@@ -215,13 +217,13 @@ impl Flow {
             && self.draining().any(|slot| self.waits_for_commit(slot))
     }
 
-    pub(super) fn draining(&self) -> impl Iterator<Item = Slot> {
+    pub(super) fn draining(&self) -> impl Iterator<Item = AssignmentId> {
         let ours = self.current.values().copied();
         ours.filter(|slot| self.assignments[slot.0 as usize].is_draining())
     }
 
     /// Whether a partition's drain is over and its last commit may still be accepted.
-    fn waits_for_commit(&self, slot: Slot) -> bool {
+    fn waits_for_commit(&self, slot: AssignmentId) -> bool {
         let AssignmentState::Draining { deadline_ms } = self.assignments[slot.0 as usize].state
         else {
             return false;
@@ -234,7 +236,7 @@ impl Flow {
     }
 
     /// Whether sending the commit once more cannot help.
-    fn is_hopeless(&self, slot: Slot, entry: &CommitEntry) -> bool {
+    fn is_hopeless(&self, slot: AssignmentId, entry: &CommitEntry) -> bool {
         let Some((error, offset)) = self.commits.refused.get(&slot) else {
             return false;
         };
@@ -250,7 +252,7 @@ impl Flow {
     }
 
     /// How far giving back these partitions has come. They were all given to [`Flow::start_drain`].
-    pub fn hand_over(&self, slots: &[Slot]) -> HandOver {
+    pub fn hand_over(&self, slots: &[AssignmentId]) -> HandOver {
         if !self.is_drained(slots) {
             return HandOver::Draining;
         }
@@ -273,7 +275,7 @@ impl Flow {
         waits.then(|| self.commits.refusals.due_ms(HAND_OVER_RETRY_MS))
     }
 
-    fn commit_entries(&self) -> Vec<(Slot, CommitEntry)> {
+    fn commit_entries(&self) -> Vec<(AssignmentId, CommitEntry)> {
         let ours = self.current.values().copied();
         ours.filter(|&slot| !self.rests(slot))
             .filter_map(|slot| Some((slot, self.commit_entry(slot)?)))
@@ -285,7 +287,7 @@ impl Flow {
         let Some(sent) = self.commits.in_flight.take() else {
             return;
         };
-        let mut refusals: Vec<(Slot, i64, &CommitError)> = Vec::new();
+        let mut refusals: Vec<(AssignmentId, i64, &CommitError)> = Vec::new();
         if let Some(error) = error {
             self.commits.counts.failed += sent.len() as u64;
             refusals.extend(
@@ -309,7 +311,7 @@ impl Flow {
         self.admit_overflow();
     }
 
-    fn accepted(&mut self, slot: Slot, entry: &CommitEntry) {
+    fn accepted(&mut self, slot: AssignmentId, entry: &CommitEntry) {
         self.commits.counts.ok += 1;
         self.commits.forgotten_ms = None;
         self.commits.refused.remove(&slot);
@@ -354,7 +356,7 @@ impl Flow {
     }
 
     /// `whole`: the request failed, not what it said of these partitions.
-    fn note_refusals(&mut self, refusals: &[(Slot, i64, &CommitError)], whole: bool) {
+    fn note_refusals(&mut self, refusals: &[(AssignmentId, i64, &CommitError)], whole: bool) {
         let Some(&(_, _, first)) = refusals.first() else {
             self.commits.refusals = BackOff::default();
             if !self.commits.refused.is_empty() {
@@ -378,7 +380,7 @@ impl Flow {
             CommitErrorKind::NotMember => self.commits.forgotten_ms.or(Some(now_ms)),
             _ => None,
         };
-        let own = |(_, _, error): &(Slot, i64, &CommitError)| {
+        let own = |(_, _, error): &(AssignmentId, i64, &CommitError)| {
             matches!(error.kind, CommitErrorKind::Rejected(_))
         };
         if !whole && refusals.iter().all(own) {
@@ -399,13 +401,14 @@ impl Flow {
             .collect();
         kinds.reverse();
         for (slot, _, error) in kinds {
-            let of_kind = |(_, _, other): &&(Slot, i64, &CommitError)| other.kind == error.kind;
+            let of_kind =
+                |(_, _, other): &&(AssignmentId, i64, &CommitError)| other.kind == error.kind;
             self.log_refusals(*slot, error, refusals.iter().filter(of_kind).count());
         }
     }
 
     /// One line for a commit however many partitions are refused in this way: a warning at first and once a minute while it lasts.
-    fn log_refusals(&mut self, slot: Slot, first: &CommitError, partitions: usize) {
+    fn log_refusals(&mut self, slot: AssignmentId, first: &CommitError, partitions: usize) {
         let now_ms = self.now_ms;
         let at = &self.assignments[slot.0 as usize].at;
         let cause = match partitions {
@@ -459,7 +462,7 @@ impl Flow {
     }
 
     /// The same for one partition, as a sentence.
-    pub(super) fn why_not_committed(&self, slot: Slot, clock: WallClock) -> Option<String> {
+    pub(super) fn why_not_committed(&self, slot: AssignmentId, clock: WallClock) -> Option<String> {
         let (error, _) = self.commits.refused.get(&slot)?;
         let mut problem = self.commit_problem(clock)?;
         // The group may have something else against other partitions.

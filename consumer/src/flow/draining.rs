@@ -12,12 +12,12 @@ use super::slab::Entry;
 use super::tasks::Stage;
 use crate::assignment::AssignmentState;
 use crate::dispatch::{EntryKey, FlightKey, HandlerIx};
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 impl Flow {
     /// Stops the admission of partitions; what was begun may finish until `deadline_ms` on the flow's clock. A partition
     /// that drains already keeps an earlier deadline.
-    pub fn start_drain(&mut self, slots: &[Slot], deadline_ms: u64) {
+    pub fn start_drain(&mut self, slots: &[AssignmentId], deadline_ms: u64) {
         for &slot in slots {
             self.drop_overflow(slot);
             let state = &mut self.assignments[slot.0 as usize].state;
@@ -36,7 +36,7 @@ impl Flow {
 
     /// Ends running calls that have records of these partitions, each after the record that it is at: what a slow handler
     /// was given at once may take longer than a drain.
-    fn stop_calls(&mut self, slots: &[Slot]) {
+    fn stop_calls(&mut self, slots: &[AssignmentId]) {
         let slab = &self.slab;
         let ours = |key: &EntryKey| {
             slab.get(*key)
@@ -52,7 +52,7 @@ impl Flow {
         if !stopped || self.flights.any_stopped() {
             return;
         }
-        let slots: Vec<Slot> = self.draining().collect();
+        let slots: Vec<AssignmentId> = self.draining().collect();
         if !slots.is_empty() {
             self.leave_unbegun(&slots);
         }
@@ -73,7 +73,7 @@ impl Flow {
     }
 
     /// Takes out of everything what lies beyond the last record that some handler has begun.
-    fn leave_unbegun(&mut self, slots: &[Slot]) {
+    fn leave_unbegun(&mut self, slots: &[AssignmentId]) {
         let begun = self.begun();
         let mut unbegun = Vec::new();
         for &slot in slots {
@@ -95,7 +95,7 @@ impl Flow {
     }
 
     /// Whether nothing of these partitions is under way any more, or the deadline has passed.
-    pub fn is_drained(&self, slots: &[Slot]) -> bool {
+    pub fn is_drained(&self, slots: &[AssignmentId]) -> bool {
         let overdue = slots
             .iter()
             .all(|slot| match self.assignments[slot.0 as usize].state {
@@ -111,7 +111,7 @@ impl Flow {
     }
 
     /// Gives partitions up: nothing of theirs starts, late outcomes are discarded, nothing is committed for them (G5).
-    pub fn release(&mut self, slots: &[Slot]) {
+    pub fn release(&mut self, slots: &[AssignmentId]) {
         self.fence(slots);
         for &slot in slots {
             let assignment = &mut self.assignments[slot.0 as usize];
@@ -129,7 +129,7 @@ impl Flow {
     /// Fences the partitions whose time to drain is over, before their last commit is sent: from then on nothing of them
     /// starts or counts.
     pub(super) fn end_overdue_drains(&mut self) {
-        let overdue: Vec<Slot> = self
+        let overdue: Vec<AssignmentId> = self
             .current
             .values()
             .copied()
@@ -166,11 +166,11 @@ impl Flow {
 
     /// Counts what partitions leave that are lost during a stop: as overrun the records that were begun. Gives how many of them
     /// have something that is not known to be committed.
-    pub fn count_lost(&mut self, slots: &[Slot]) -> usize {
+    pub fn count_lost(&mut self, slots: &[AssignmentId]) -> usize {
         let begun = self.begun();
         let (records, _) = self.unfinished(slots, &begun);
         self.overrun += records as u64;
-        let left = |slot: &&Slot| {
+        let left = |slot: &&AssignmentId| {
             let ledger = &self.assignments[slot.0 as usize].ledger;
             let committed = self.assignments[slot.0 as usize].committed;
             // A token alone that is not committed lets nothing be handled again.
@@ -181,7 +181,7 @@ impl Flow {
     }
 
     /// Of these partitions, how many records are begun and not settled, and by which handlers.
-    fn unfinished(&self, slots: &[Slot], begun: &HashSet<EntryKey>) -> (usize, Vec<&str>) {
+    fn unfinished(&self, slots: &[AssignmentId], begun: &HashSet<EntryKey>) -> (usize, Vec<&str>) {
         let left = |key: &EntryKey| {
             self.slab
                 .get(*key)
@@ -210,7 +210,7 @@ impl Flow {
 
     /// Takes partitions' records out of everything: what no worker has begun does not start, calls that have some of them
     /// stop after the record that they are at.
-    fn fence(&mut self, slots: &[Slot]) {
+    fn fence(&mut self, slots: &[AssignmentId]) {
         for &slot in slots {
             self.drop_overflow(slot);
             self.assignments[slot.0 as usize].fenced = true;
@@ -402,7 +402,10 @@ impl Flow {
     }
 
     /// The live records of a partition, for reports.
-    pub(super) fn entries_of(&self, slot: Slot) -> impl Iterator<Item = (EntryKey, &Entry)> {
+    pub(super) fn entries_of(
+        &self,
+        slot: AssignmentId,
+    ) -> impl Iterator<Item = (EntryKey, &Entry)> {
         self.slab
             .iter()
             .filter(move |(_, entry)| entry.slot == slot)

@@ -7,7 +7,7 @@ use super::closing::Closing;
 use crate::dispatch::lanes::Lanes;
 use crate::dispatch::{EntryKey, FlightKey, OwnedPartition, WorkerPool};
 use crate::settlement::RetryPolicy;
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 /// Which records of a handler may not overtake each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub struct HandlerFlow {
     /// The last thing that went wrong.
     pub last_error: Option<Arc<str>>,
     /// The partitions that its pool was told of last.
-    pub told: Vec<(Slot, OwnedPartition)>,
+    pub told: Vec<(AssignmentId, OwnedPartition)>,
     cost_ns: u64,
 }
 

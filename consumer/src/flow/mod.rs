@@ -52,7 +52,7 @@ use crate::dispatch::{HandlerIx, Inbox, PumpMessage};
 use crate::emit::Emitter;
 use crate::ledger::Ledger;
 use crate::routing::{Router, RoutingIndex};
-use crate::source::{CommitEntry, Slot, TopicPartition};
+use crate::source::{AssignmentId, CommitEntry, TopicPartition};
 use crate::trouble::LogLimit;
 use commits::Commits;
 use flights::Flights;
@@ -103,7 +103,7 @@ pub struct Flow {
     now_ms: u64,
     assignments: Vec<Assignment>,
     /// Ordered, as all that is walked through here: a seed must give the same run again.
-    current: BTreeMap<TopicPartition, Slot>,
+    current: BTreeMap<TopicPartition, AssignmentId>,
     router: Router,
     slab: Slab,
     flights: Flights,
@@ -236,8 +236,8 @@ impl Flow {
     }
 
     /// Takes a partition.
-    pub fn assign(&mut self, new: NewAssignment) -> Slot {
-        let slot = Slot(self.assignments.len() as u32);
+    pub fn assign(&mut self, new: NewAssignment) -> AssignmentId {
+        let slot = AssignmentId(self.assignments.len() as u32);
         let plan = self.router.plan(&new.at.topic);
         self.topics.entry(new.at.topic.clone()).or_default();
         self.current.insert(new.at.clone(), slot);
@@ -289,17 +289,17 @@ impl Flow {
     }
 
     /// The slot of a partition that is ours.
-    pub fn slot(&self, at: &TopicPartition) -> Option<Slot> {
+    pub fn slot(&self, at: &TopicPartition) -> Option<AssignmentId> {
         self.current.get(at).copied()
     }
 
     /// The assignment behind a slot.
-    pub fn assignment(&self, slot: Slot) -> &Assignment {
+    pub fn assignment(&self, slot: AssignmentId) -> &Assignment {
         &self.assignments[slot.0 as usize]
     }
 
     /// Every partition that is ours.
-    pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, Slot)> {
+    pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
         self.current.iter().map(|(at, slot)| (at, *slot))
     }
 
@@ -324,7 +324,7 @@ impl Flow {
     }
 
     /// What there is to commit for a partition that is ours, if that is news.
-    fn commit_entry(&self, slot: Slot) -> Option<CommitEntry> {
+    fn commit_entry(&self, slot: AssignmentId) -> Option<CommitEntry> {
         let assignment = &self.assignments[slot.0 as usize];
         let offset = assignment.ledger.frontier();
         let metadata = assignment.metadata(&self.settings.group);

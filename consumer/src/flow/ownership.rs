@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Flow;
 use crate::dispatch::{HandlerIx, OwnedPartition};
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 /// Between two looks at whether the last record of a partition is over that a handler's route no longer takes in.
 const LOOK_AGAIN_MS: u64 = 1_000;
@@ -13,7 +13,8 @@ impl Flow {
     /// Tells every pool of the partitions whose records its handler may want. Those that are being given back stay until
     /// their last record is finished, and so do those that a new route leaves out.
     pub(super) fn tell_ownership(&mut self) {
-        let mut owned: Vec<Vec<(Slot, OwnedPartition)>> = vec![Vec::new(); self.handlers.len()];
+        let mut owned: Vec<Vec<(AssignmentId, OwnedPartition)>> =
+            vec![Vec::new(); self.handlers.len()];
         for (at, &slot) in &self.current {
             let assignment = &self.assignments[slot.0 as usize];
             for ix in self.router.candidates(assignment.plan) {
@@ -47,11 +48,15 @@ impl Flow {
     }
 
     /// Adds what the handler was told of and has records of still, although its route leaves it out by now.
-    fn add_lingering(&self, ix: HandlerIx, owned: &mut Vec<(Slot, OwnedPartition)>) -> bool {
+    fn add_lingering(
+        &self,
+        ix: HandlerIx,
+        owned: &mut Vec<(AssignmentId, OwnedPartition)>,
+    ) -> bool {
         let Some(handler) = &self.handlers[ix.0 as usize] else {
             return false;
         };
-        let left_out = |(slot, _): &&(Slot, OwnedPartition)| {
+        let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
             !self.assignments[slot.0 as usize].fenced && !owned.iter().any(|(new, _)| new == slot)
         };
         let mut lingering: Vec<_> = handler.told.iter().filter(left_out).cloned().collect();
@@ -67,7 +72,7 @@ impl Flow {
     }
 
     /// The partitions whose records a handler has: queued, with a worker, parked, or with the producer.
-    fn slots_of(&self, ix: HandlerIx) -> BTreeSet<Slot> {
+    fn slots_of(&self, ix: HandlerIx) -> BTreeSet<AssignmentId> {
         let mut held = BTreeSet::new();
         let Some(handler) = &self.handlers[ix.0 as usize] else {
             return held;

@@ -6,23 +6,23 @@
 //! while records before them still wait in its queue.
 
 use super::Flow;
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 impl Flow {
     /// Partitions whose consumed position is to be asked for now, once in a commit interval: those that wait for nothing.
     /// The others learn of what they jumped over with their next record.
-    pub fn positions_due(&mut self) -> Vec<Slot> {
+    pub fn positions_due(&mut self) -> Vec<AssignmentId> {
         let since = self.now_ms.saturating_sub(self.positions_ms);
         if since < self.settings.commit_interval_ms {
             return Vec::new();
         }
         self.positions_ms = self.now_ms;
-        let idle = |slot: &Slot| self.assignments[slot.0 as usize].ledger.is_settled();
+        let idle = |slot: &AssignmentId| self.assignments[slot.0 as usize].ledger.is_settled();
         self.current.values().copied().filter(idle).collect()
     }
 
     /// The client has read everything before `position` and has given all records of it to [`Flow::deliver`].
-    pub fn consumed(&mut self, slot: Slot, position: i64) {
+    pub fn consumed(&mut self, slot: AssignmentId, position: i64) {
         let assignment = &mut self.assignments[slot.0 as usize];
         // What is read while nothing is admitted, or kept in hand, is not in the ledger.
         if !assignment.admits() || !assignment.overflow.is_empty() {

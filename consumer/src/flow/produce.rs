@@ -23,7 +23,7 @@ use super::handler::HandlerSettings;
 use super::refusals::ProduceKind;
 use super::tasks::{Ending, Refusal, Stage, Task};
 use crate::dispatch::{EntryKey, HandlerIx};
-use crate::emit::{EmitFailure, EmitGroup, FailureKind, RefusedEmits, Way, send_from};
+use crate::emit::{AckGroup, EmitFailure, FailureKind, RefusedEmits, Way, send_from};
 use crate::settlement::{RetryPolicy, dead_letter};
 
 /// The handler dead-lettered the record.
@@ -126,7 +126,7 @@ impl Flow {
         key: EntryKey,
         task: Task,
         failure: EmitFailure,
-        emits: Option<(Arc<EmitGroup>, u32)>,
+        emits: Option<(Arc<AckGroup>, u32)>,
     ) {
         let random = self.random();
         self.detach(key);
@@ -210,7 +210,7 @@ impl Flow {
         self.tasks.set(ix, key, Task { stage, ..task });
         group.reopen();
         send_from(&group, first, way, &*self.emitter);
-        group.arm();
+        group.seal();
     }
 
     fn run_again(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
@@ -293,9 +293,9 @@ impl Flow {
             message: message.as_deref().unwrap_or("unknown"),
             target: &target,
         };
-        let group = EmitGroup::new(self.inbox.clone(), ix, key, Vec::new(), None);
+        let group = AckGroup::new(self.inbox.clone(), ix, key, Vec::new(), None);
         dead_letter::send(lease, &provenance, &*self.emitter, way, group.ticket(0));
-        group.arm();
+        group.seal();
     }
 
     /// A refusal is over: what it was about is produced, given up, or sent again.

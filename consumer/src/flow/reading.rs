@@ -3,12 +3,12 @@
 use super::Flow;
 use crate::assignment::{AssignmentState, LeaderEpochs};
 use crate::ledger::Ledger;
-use crate::source::{Slot, TopicPartition};
+use crate::source::{AssignmentId, TopicPartition};
 use crate::trouble::Trouble;
 
 impl Flow {
     /// Stops a partition: nothing more of it starts, its frontier stays (G12, G13).
-    pub fn stop_partition(&mut self, slot: Slot, cause: &str, remedy: &str) {
+    pub fn stop_partition(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[slot.0 as usize];
         if assignment.stopped.is_none() {
@@ -28,18 +28,18 @@ impl Flow {
     }
 
     /// A partition cannot be read at present. `true`: that is news, or has another cause than before.
-    pub fn unreadable(&mut self, slot: Slot, cause: &str, remedy: &str) -> bool {
+    pub fn unreadable(&mut self, slot: AssignmentId, cause: &str, remedy: &str) -> bool {
         let unreadable = &mut self.assignments[slot.0 as usize].unreadable;
         Trouble::note(unreadable, cause, remedy, self.now_ms)
     }
 
     /// A partition can be read again. Gives what was in the way, if anything was.
-    pub fn readable(&mut self, slot: Slot) -> Option<Trouble> {
+    pub fn readable(&mut self, slot: AssignmentId) -> Option<Trouble> {
         self.assignments[slot.0 as usize].unreadable.take()
     }
 
     /// Whether a partition is ours, and neither given back nor stopped.
-    pub fn is_read(&self, at: &TopicPartition, slot: Slot) -> bool {
+    pub fn is_read(&self, at: &TopicPartition, slot: AssignmentId) -> bool {
         let assignment = &self.assignments[slot.0 as usize];
         self.slot(at) == Some(slot)
             && assignment.state == AssignmentState::Assigned
@@ -47,12 +47,12 @@ impl Flow {
     }
 
     /// Whether the client fetches a partition: it is neither given back, stopped nor paused.
-    pub fn is_fetched(&self, slot: Slot) -> bool {
+    pub fn is_fetched(&self, slot: AssignmentId) -> bool {
         self.assignments[slot.0 as usize].is_read()
     }
 
     /// Whether nothing of a partition is under way: it may go on from anywhere.
-    pub fn is_unused(&self, slot: Slot) -> bool {
+    pub fn is_unused(&self, slot: AssignmentId) -> bool {
         let assignment = &self.assignments[slot.0 as usize];
         assignment.entries == 0 && assignment.overflow.is_empty() && assignment.ledger.is_settled()
     }
@@ -60,7 +60,7 @@ impl Flow {
     /// Lets a partition go on from `to` under the same epoch; `gone` offsets are passed over by that. The new beginning
     /// is committed, whether it is before or behind the frontier. To be called while the partition is unused.
     /// `another_log`: what was finished beyond `to` says nothing of what stands there now.
-    pub fn restart(&mut self, slot: Slot, to: i64, gone: u64, another_log: bool) {
+    pub fn restart(&mut self, slot: AssignmentId, to: i64, gone: u64, another_log: bool) {
         debug_assert!(self.is_unused(slot), "what is in flight would be lost");
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[slot.0 as usize];

@@ -12,7 +12,7 @@ use crate::admin::{
 };
 use crate::assignment::{Assignment, AssignmentState};
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
-use crate::source::{Slot, TopicPartition};
+use crate::source::{AssignmentId, TopicPartition};
 
 /// Turns the flow's clock into wall-clock times.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,11 @@ fn pause_reason(assignment: &Assignment) -> Option<PauseReason> {
 
 impl Flow {
     /// Everything about partitions, handlers and topics. `end_offset` tells what the client knows of a partition's end.
-    pub fn report(&self, clock: WallClock, end_offset: impl Fn(Slot) -> Option<i64>) -> PumpReport {
+    pub fn report(
+        &self,
+        clock: WallClock,
+        end_offset: impl Fn(AssignmentId) -> Option<i64>,
+    ) -> PumpReport {
         let mut partitions: Vec<PartitionReport> = self
             .partitions()
             .map(|(at, slot)| self.partition_report(at, slot, clock, end_offset(slot)))
@@ -146,7 +150,7 @@ impl Flow {
     fn partition_report(
         &self,
         at: &TopicPartition,
-        slot: Slot,
+        slot: AssignmentId,
         clock: WallClock,
         end_offset: Option<i64>,
     ) -> PartitionReport {
@@ -253,7 +257,7 @@ impl Flow {
     }
 
     /// Why no record of a partition is read just now, if so.
-    fn why_not_read(&self, slot: Slot) -> Option<String> {
+    fn why_not_read(&self, slot: AssignmentId) -> Option<String> {
         let assignment = self.assignment(slot);
         if let Some(trouble) = assignment.trouble() {
             let seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000;
@@ -300,7 +304,7 @@ impl Flow {
     }
 
     /// The handlers that have not settled the record at `offset`.
-    fn held_by(&self, slot: Slot, offset: i64, clock: WallClock) -> Vec<HeldBy> {
+    fn held_by(&self, slot: AssignmentId, offset: i64, clock: WallClock) -> Vec<HeldBy> {
         let Some((key, _)) = self
             .entries_of(slot)
             .find(|(_, e)| e.offset() == offset && e.unsettled > 0)

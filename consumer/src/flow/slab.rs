@@ -4,16 +4,16 @@ use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
 
 use crate::dispatch::EntryKey;
-use crate::source::{Lease, Slot};
+use crate::source::{AssignmentId, RecordBuf};
 
 /// A record under way.
 #[derive(Debug)]
 pub struct Entry {
     /// Its bytes, lent to the batches that have it. What handlers get of it is made once, while the bytes are in the
     /// cache: later steps find everything here, and touch the client's memory again only to free it.
-    record: Option<Lent<Lease>>,
+    record: Option<Lent<RecordBuf>>,
     /// The assignment that it came in.
-    pub slot: Slot,
+    pub slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
     /// What it is charged with, in bytes.
@@ -39,7 +39,7 @@ impl Entry {
     }
 
     /// Its bytes.
-    pub fn lease(&self) -> Option<&Lease> {
+    pub fn lease(&self) -> Option<&RecordBuf> {
         self.record.as_ref().map(Lent::bytes)
     }
 
@@ -66,7 +66,7 @@ impl Entry {
         if let Some(record) = &mut self.record
             && record.bytes().pins_client_memory()
         {
-            record.exchange(Lease::detach);
+            record.exchange(RecordBuf::detach);
         }
     }
 }
@@ -187,9 +187,9 @@ impl Slab {
 #[derive(Debug)]
 pub struct NewEntry {
     /// Its bytes.
-    pub record: Lent<Lease>,
+    pub record: Lent<RecordBuf>,
     /// The assignment that it came in.
-    pub slot: Slot,
+    pub slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
     /// What it is charged with, in bytes.

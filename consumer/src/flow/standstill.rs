@@ -5,7 +5,7 @@
 //! that it cannot decode again and again without a word.
 
 use super::Flow;
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 /// How long the next record may stay away before `explain` tells of it.
 const TOLD_MS: u64 = 10_000;
@@ -19,7 +19,7 @@ pub(super) struct Standstill {
 
 impl Flow {
     /// What the client knows of the end of a partition's log. To be called about once a second.
-    pub fn note_end(&mut self, slot: Slot, end: Option<i64>) {
+    pub fn note_end(&mut self, slot: AssignmentId, end: Option<i64>) {
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[slot.0 as usize];
         assignment.end = end.or(assignment.end);
@@ -38,7 +38,7 @@ impl Flow {
     }
 
     /// Whether a partition has stood still for `stall_timeout`.
-    pub(super) fn stalled(&self, slot: Slot) -> Option<Standstill> {
+    pub(super) fn stalled(&self, slot: AssignmentId) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let stall_ms = self.settings.stall_timeout_ms;
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
@@ -60,11 +60,11 @@ impl Flow {
     }
 
     /// What is to be said of a record that is in the log and does not come.
-    pub(super) fn awaited(&self, slot: Slot) -> Option<String> {
+    pub(super) fn awaited(&self, slot: AssignmentId) -> Option<String> {
         self.awaited_for(slot, TOLD_MS)?.awaits
     }
 
-    fn awaited_for(&self, slot: Slot, least_ms: u64) -> Option<Standstill> {
+    fn awaited_for(&self, slot: AssignmentId, least_ms: u64) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let (due, since_ms) = assignment.awaited?;
         let waited_ms = self.now_ms.saturating_sub(since_ms);

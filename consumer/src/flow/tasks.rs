@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rapidhash::fast::RapidHasher;
 
 use crate::dispatch::{EntryKey, HandlerIx};
-use crate::emit::{EmitFailure, EmitGroup, Way};
+use crate::emit::{AckGroup, EmitFailure, Way};
 
 /// What a record waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub(super) struct Refusal {
     /// How it is sent next.
     pub(super) way: Way,
     /// What is kept, and the first of it to send again; `None` for a dead letter, which is made of the record.
-    pub(super) emits: Option<(Arc<EmitGroup>, u32)>,
+    pub(super) emits: Option<(Arc<AckGroup>, u32)>,
     /// Bytes of what is kept.
     pub(super) held_bytes: u64,
     /// The generation and config by which the handler emitted it.

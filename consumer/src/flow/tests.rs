@@ -21,10 +21,10 @@ use crate::commit::{CommitNote, Place};
 use crate::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
-use crate::source::{Delivery, Lease, Slot, TopicPartition};
+use crate::source::{AssignmentId, Delivery, RecordBuf, TopicPartition};
 
 #[derive(Default)]
 struct ScriptedPool {
@@ -72,7 +72,7 @@ struct ScriptedEmitter {
 }
 
 impl Emitter for ScriptedEmitter {
-    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
         let text = match record.value.and_then(|value| str::from_utf8(value).ok()) {
             Some(value) if record.topic == "out" => format!("out {value}"),
             _ => record.topic.to_owned(),
@@ -87,7 +87,7 @@ struct Bench {
     inbox: Arc<Inbox>,
     emitter: Arc<ScriptedEmitter>,
     pools: Vec<Arc<ScriptedPool>>,
-    slot: Slot,
+    slot: AssignmentId,
 }
 
 fn at() -> TopicPartition {
@@ -162,7 +162,8 @@ impl Bench {
 
     fn deliver(&mut self, offsets: std::ops::Range<i64>, key: impl Fn(i64) -> Option<String>) {
         for offset in offsets {
-            let lease = Lease::owned(key(offset).as_deref().map(str::as_bytes), Some(b"v"), &[]);
+            let lease =
+                RecordBuf::owned(key(offset).as_deref().map(str::as_bytes), Some(b"v"), &[]);
             self.flow.deliver(Delivery {
                 slot: self.slot,
                 offset,
@@ -524,7 +525,7 @@ fn records_of_a_later_leader_run_whatever_was_finished_at_their_offsets() {
             offset,
             timestamp_ms: 0,
             leader_epoch,
-            lease: Lease::owned(None, None, &[]),
+            lease: RecordBuf::owned(None, None, &[]),
         });
     }
     bench.flow.dispatch();

@@ -10,7 +10,7 @@ use semver::Version;
 use sluicegate_config::spec::VersionRequirement;
 use sluicegate_runtime::{HandlerRuntime, LoadError, PluginIdentity};
 
-use super::folder::{Listing, Stamp};
+use super::folder::{FileFingerprint, Listing};
 use super::pool::relock;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem};
@@ -34,7 +34,7 @@ pub struct Catalogue {
 
 /// A file and what is known of it.
 struct File {
-    stamp: Stamp,
+    stamp: FileFingerprint,
     content: Result<Arc<Artefact>, Refused>,
     /// Why it could not be read at the last scan, which says nothing of what it is: the next one tries again.
     unread: Option<Refused>,
@@ -315,7 +315,7 @@ impl Catalogue {
     fn read(
         &self,
         path: &Path,
-        stamp: Stamp,
+        stamp: FileFingerprint,
         runtime: &Arc<dyn HandlerRuntime>,
         known: Option<File>,
     ) -> (File, bool) {
@@ -344,7 +344,7 @@ impl Catalogue {
     }
 
     /// A file that cannot be read at present: it is what it was, if anything is known of it.
-    fn unread(stamp: Stamp, known: Option<File>, reason: Refused) -> (File, bool) {
+    fn unread(stamp: FileFingerprint, known: Option<File>, reason: Refused) -> (File, bool) {
         let why = &reason.why;
         match known {
             Some(known) => {
@@ -463,7 +463,7 @@ fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
 
 fn artefact(
     path: &Path,
-    stamp: Stamp,
+    stamp: FileFingerprint,
     runtime: &Arc<dyn HandlerRuntime>,
     identity: PluginIdentity,
 ) -> Result<Arc<Artefact>, String> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
 
 use crate::dispatch::{Batch, Inbox};
-use crate::emit::{EmitCounts, EmitFailure, EmitGroup, Emitter, Outgoing, Sent, Ticket, Way};
+use crate::emit::{AckGroup, EmitCounts, EmitFailure, Emitter, ProducerRecord, Sent, Ticket, Way};
 
 /// First pause when the producer's queue is full.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
@@ -23,7 +23,7 @@ pub(super) fn send(
     emitter: &dyn Emitter,
     counts: &Arc<EmitCounts>,
     patience: Duration,
-) -> Vec<Arc<EmitGroup>> {
+) -> Vec<Arc<AckGroup>> {
     let (mut by_record, order) = sort(batch);
     if order.is_empty() {
         return Vec::new();
@@ -41,7 +41,7 @@ pub(super) fn send(
             let (home, counts) = (Arc::clone(home), Arc::clone(counts));
             let emits = std::mem::take(&mut by_record[at]);
             Sending {
-                group: EmitGroup::new(home, batch.handler, batch.keys[at], emits, Some(counts)),
+                group: AckGroup::new(home, batch.handler, batch.keys[at], emits, Some(counts)),
                 stopped: false,
             }
         });
@@ -75,7 +75,7 @@ fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
 
 /// A group while it is handed over.
 struct Sending {
-    group: Arc<EmitGroup>,
+    group: Arc<AckGroup>,
     /// One of it was refused at once: what follows would be sent a second time, and is not sent a first time.
     stopped: bool,
 }
@@ -87,7 +87,7 @@ impl Sending {
         }
         let emit = &self.group.records()[index as usize];
         let ticket = self.group.ticket(index);
-        match waiting.send(emitter, &Outgoing::from(emit), ticket) {
+        match waiting.send(emitter, &ProducerRecord::from(emit), ticket) {
             Sent::Queued => {}
             Sent::Refused => self.stopped = true,
             Sent::NoRoom(ticket) => {
@@ -113,7 +113,12 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn send(&mut self, emitter: &dyn Emitter, record: &Outgoing<'_>, mut ticket: Ticket) -> Sent {
+    fn send(
+        &mut self,
+        emitter: &dyn Emitter,
+        record: &ProducerRecord<'_>,
+        mut ticket: Ticket,
+    ) -> Sent {
         let mut pause = FIRST_PAUSE;
         loop {
             match emitter.send(record, Way::Batched, ticket) {

@@ -12,7 +12,7 @@ const MANIFEST: &str = "plugin.yaml";
 #[derive(Default)]
 pub(super) struct Listing {
     /// Files, each with its stamp if that could be had.
-    pub(super) files: Vec<(PathBuf, Option<Stamp>)>,
+    pub(super) files: Vec<(PathBuf, Option<FileFingerprint>)>,
     /// What is neither file nor folder, and what it is.
     pub(super) odd: Vec<(PathBuf, &'static str)>,
     /// Folders that could not be read, and why.
@@ -36,13 +36,14 @@ impl Listing {
     fn add(&mut self, folder: &Path) -> Vec<PathBuf> {
         let mut folders = Vec::new();
         let manifest = std::fs::metadata(folder.join(MANIFEST)).ok();
-        let manifest = manifest.and_then(|metadata| Stamp::of(&metadata));
+        let manifest = manifest.and_then(|metadata| FileFingerprint::of(&metadata));
         let mut add = |path: PathBuf| match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => folders.push(path),
             Ok(metadata) if metadata.is_file() => {
-                let with_manifest =
-                    |stamp: Stamp| manifest.map_or(stamp, |manifest| stamp.with(manifest));
-                let stamp = Stamp::of(&metadata).map(with_manifest);
+                let with_manifest = |stamp: FileFingerprint| {
+                    manifest.map_or(stamp, |manifest| stamp.with(manifest))
+                };
+                let stamp = FileFingerprint::of(&metadata).map(with_manifest);
                 self.files.push((path, stamp));
             }
             Ok(_) => self.odd.push((path, "no regular file")),
@@ -74,7 +75,7 @@ impl Listing {
 
 /// Tells whether a file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct FileFingerprint {
     bytes: u64,
     pub(super) modified: SystemTime,
     /// When the system last changed anything of it: a copy may keep length and time of modification.
@@ -82,7 +83,7 @@ pub(super) struct Stamp {
     inode: u64,
 }
 
-impl Stamp {
+impl FileFingerprint {
     fn of(metadata: &Metadata) -> Option<Self> {
         Some(Self {
             bytes: metadata.len(),

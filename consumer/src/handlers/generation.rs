@@ -64,13 +64,13 @@ impl GenerationState {
 
 /// The state, as it moves.
 #[derive(Debug)]
-pub struct Standing {
+pub struct GenerationStatus {
     handler: Arc<str>,
     number: u64,
     state: Mutex<GenerationState>,
 }
 
-impl Standing {
+impl GenerationStatus {
     /// A generation that has just been discovered.
     pub fn new(handler: Arc<str>, number: u64) -> Self {
         Self {
@@ -117,7 +117,7 @@ pub struct Code {
 
 /// What is counted of a handler in one version, over all its generations of that version.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct VersionCounters {
     /// Its calls.
     pub stats: Arc<HandlerStats>,
     /// Its own metrics.
@@ -126,7 +126,7 @@ pub struct Tally {
     pub redaction: Arc<Redaction>,
 }
 
-impl Tally {
+impl VersionCounters {
     /// Shows these secrets nowhere from now on.
     pub fn hide(&self, secrets: &Redactor) {
         if secrets.is_empty() {
@@ -155,7 +155,7 @@ pub struct Generation {
     /// Who runs it.
     pub pool: Arc<HandlerPool>,
     /// Where it stands.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<GenerationStatus>,
 }
 
 impl fmt::Debug for Generation {
@@ -228,7 +228,7 @@ pub struct Retired {
     pub(super) watch: ReleaseWatch,
     pub(super) code: Arc<Code>,
     /// Where it stands.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<GenerationStatus>,
 }
 
 #[cfg(test)]

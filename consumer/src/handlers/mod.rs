@@ -12,18 +12,17 @@
 //!                      └─► release: drained, dropped, ended
 //! ```
 
+mod build;
 pub mod catalogue;
 pub mod crew;
 mod emits;
 mod folder;
 pub mod generation;
 mod handoff;
-mod live;
+mod managed;
 mod outputs;
 pub mod overrun;
-pub mod plan;
 pub mod pool;
-mod prepare;
 mod provenance;
 pub mod redaction;
 pub mod registry;
@@ -34,6 +33,7 @@ mod restarting;
 mod seats;
 pub mod services;
 pub mod stats;
+pub mod table;
 mod turns;
 pub mod watch;
 mod worker;
@@ -45,10 +45,10 @@ pub use catalogue::Catalogue;
 pub use crew::{Crew, CrewSettings};
 pub use generation::GenerationState;
 pub use overrun::OverrunWatch;
-pub use plan::{HandlerPlan, Plan};
 pub use pool::{HandlerPool, HandlerSetup, LiveConfig, Release, ReleaseWatch};
 pub use registry::{Applied, Refusal, Registry, RegistrySettings};
 pub use restart::RestartPolicy;
 pub use restarting::{RestartRefusal, RestartState};
 pub use stats::{HandlerCounts, HandlerStats};
+pub use table::{HandlerPlan, HandlerTable};
 pub use watch::FolderWatch;

@@ -21,15 +21,15 @@ use std::time::{Duration, Instant};
 use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
 use sluicegate_runtime::HandlerRuntime;
 
+use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
-use super::generation::{Generation, GenerationState, Tally};
-use super::live::{Live, Next, Wanted};
+use super::generation::{Generation, GenerationState, VersionCounters};
+use super::managed::{DesiredSpec, ManagedHandler, PendingChange};
 use super::outputs;
-use super::plan::{HandlerPlan, Plan};
 use super::pool::{ConfigNotTaken, HandlerPool, relock};
-use super::prepare::{PrepareJob, Workshop};
 use super::release::Releaser;
 use super::restarting::reset_in_place;
+use super::table::{HandlerPlan, HandlerTable};
 use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
 use crate::trouble::panic_text;
@@ -76,7 +76,7 @@ pub struct Refusal {
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// What pumps are to run by.
-    pub plan: Plan,
+    pub plan: HandlerTable,
     /// What is not in it, or not as declared.
     pub refusals: Vec<Refusal>,
     /// Names of the handlers whose generation changed.
@@ -91,16 +91,16 @@ pub struct Applied {
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
     catalogue: Catalogue,
-    workshop: Workshop,
+    workshop: GenerationBuilder,
     pub(super) releaser: Releaser,
 }
 
 pub(super) struct Inner {
     snapshot: Snapshot,
-    pub(super) live: BTreeMap<String, Live>,
+    pub(super) live: BTreeMap<String, ManagedHandler>,
     places: HashMap<String, HandlerIx>,
     /// By handler and version; kept when a generation goes, so that counters never go back.
-    pub(super) tallies: BTreeMap<(String, String), TallyEntry>,
+    pub(super) tallies: BTreeMap<(String, String), CountersEntry>,
     /// Handlers whose generation changed since somebody looked.
     changed: BTreeSet<String>,
     /// The last revision of which nothing was or is still being prepared.
@@ -134,8 +134,8 @@ impl InHand {
 }
 
 /// Counts of a handler in one version, and which generation of it came last.
-pub(super) struct TallyEntry {
-    pub(super) tally: Arc<Tally>,
+pub(super) struct CountersEntry {
+    pub(super) tally: Arc<VersionCounters>,
     /// The latest generation of that version.
     pub(super) generation: u64,
 }
@@ -150,7 +150,7 @@ impl Registry {
         let folder = settings.folder.clone();
         let catalogue = Catalogue::new(folder, settings.allow_unsigned, runtimes);
         let releaser = Releaser::start(settings.drain_timeout)?;
-        let workshop = Workshop::new(settings)?;
+        let workshop = GenerationBuilder::new(settings)?;
         let registry = Self {
             inner: Mutex::new(Inner {
                 snapshot: Snapshot::default(),
@@ -199,7 +199,8 @@ impl Registry {
         let changed = self.catalogue.scan().changed;
         let mut inner = relock(&self.inner);
         let now = Instant::now();
-        let due = |live: &Live| live.refused.as_ref().is_some_and(|old| old.again_at <= now);
+        let due =
+            |live: &ManagedHandler| live.refused.as_ref().is_some_and(|old| old.again_at <= now);
         if !changed && !inner.live.values().any(due) {
             return false;
         }
@@ -210,7 +211,7 @@ impl Registry {
     /// Opens the gates that were kept shut for an illness that is over; `true` when there are any.
     pub fn recover(&self) -> bool {
         let mut inner = relock(&self.inner);
-        if !inner.live.values().any(Live::is_well_again) {
+        if !inner.live.values().any(ManagedHandler::is_well_again) {
             return false;
         }
         self.converge(&mut inner);
@@ -297,7 +298,7 @@ impl Registry {
             generation.spec = Arc::clone(&job.spec);
         }
         if live.awaits(job.number) {
-            live.next = Next::Nothing;
+            live.next = PendingChange::Nothing;
             live.take_over(&job.spec);
             inner.changed.insert(name.to_owned());
             return;
@@ -356,19 +357,19 @@ impl Registry {
             let live = inner.live.entry(name).or_default();
             live.next = match (self.step(live, &spec), std::mem::take(&mut live.next)) {
                 // It is being prepared already.
-                (Some(new), Next::Preparing(old, number)) if new.is_same(&old) => {
-                    Next::Preparing(old, number)
+                (Some(new), PendingChange::Preparing(old, number)) if new.is_same(&old) => {
+                    PendingChange::Preparing(old, number)
                 }
-                (Some(new), _) => Next::Wanted(new),
-                (None, _) => Next::Nothing,
+                (Some(new), _) => PendingChange::Wanted(new),
+                (None, _) => PendingChange::Nothing,
             };
-            wanted |= matches!(live.next, Next::Wanted(_));
+            wanted |= matches!(live.next, PendingChange::Wanted(_));
         }
         wanted
     }
 
     /// Brings one handler to its spec, or says what it needs for that.
-    fn step(&self, live: &mut Live, spec: &Arc<HandlerSpec>) -> Option<Wanted> {
+    fn step(&self, live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) -> Option<DesiredSpec> {
         if !spec.enabled && live.generation.is_none() {
             live.take_over(spec);
             return None;
@@ -398,7 +399,7 @@ impl Registry {
         if live.was_just_refused(spec, sha256) {
             return None;
         }
-        Some(Wanted {
+        Some(DesiredSpec {
             spec: Arc::clone(spec),
             artefact,
             handler,
@@ -432,7 +433,7 @@ impl Registry {
         };
         inner.in_hand.push(InHand::of(&job.spec));
         if let Some(live) = inner.live.get_mut(&name) {
-            live.next = Next::Preparing(wanted, job.number);
+            live.next = PendingChange::Preparing(wanted, job.number);
         }
         Some((job, name))
     }
@@ -445,13 +446,13 @@ impl Registry {
             return;
         };
         generation.standing.advance(GenerationState::Active);
-        live.next = Next::Nothing;
+        live.next = PendingChange::Nothing;
         live.end_restart(None);
         let old = live.generation.replace(generation);
         live.take_over(&job.spec);
         self.retire(old);
         inner.changed.insert(name.to_owned());
-        let entry = TallyEntry {
+        let entry = CountersEntry {
             tally: Arc::clone(&job.tally),
             generation: job.number,
         };
@@ -481,9 +482,9 @@ impl Drop for OutOfHand<'_> {
 
 impl Inner {
     /// What is wanted and can be prepared now, by handler.
-    fn wanted(&self) -> impl Iterator<Item = (&String, &Wanted)> {
+    fn wanted(&self) -> impl Iterator<Item = (&String, &DesiredSpec)> {
         self.live.iter().filter_map(|(name, live)| {
-            let Next::Wanted(wanted) = &live.next else {
+            let PendingChange::Wanted(wanted) = &live.next else {
                 return None;
             };
             let excludes = |in_hand: &InHand| in_hand.excludes(&wanted.spec);
@@ -494,8 +495,8 @@ impl Inner {
 
     /// Handlers that are not as the snapshot wants them yet.
     fn preparing(&self) -> Vec<String> {
-        let waits = |(name, live): (&String, &Live)| {
-            (!matches!(live.next, Next::Nothing)).then(|| name.clone())
+        let waits = |(name, live): (&String, &ManagedHandler)| {
+            (!matches!(live.next, PendingChange::Nothing)).then(|| name.clone())
         };
         self.live.iter().filter_map(waits).collect()
     }
@@ -505,7 +506,7 @@ impl Inner {
 fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
     let live = inner.live.get_mut(name);
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
-        live.next = Next::Nothing;
+        live.next = PendingChange::Nothing;
         live.end_restart(Some(&reason));
         let sha256 = job.artefact.identity.sha256.clone();
         live.refuse(&job.spec, Some(sha256), reason);
@@ -513,7 +514,7 @@ fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
 }
 
 /// Takes over a spec that the generation which serves can run, unless its route brings back what the handler emits.
-fn take_over(live: &mut Live, spec: &Arc<HandlerSpec>) {
+fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
     // Gates move through here too: what has not changed is not looked at again.
     let same = live
         .applied
@@ -527,7 +528,7 @@ fn take_over(live: &mut Live, spec: &Arc<HandlerSpec>) {
 }
 
 fn refusals(inner: &Inner) -> Vec<Refusal> {
-    let refusal = |(name, live): (&String, &Live)| {
+    let refusal = |(name, live): (&String, &ManagedHandler)| {
         live.refused.as_ref().map(|refused| Refusal {
             handler: name.clone(),
             reason: refused.reason.clone(),
@@ -540,12 +541,12 @@ fn refusals(inner: &Inner) -> Vec<Refusal> {
     inner.live.iter().filter_map(refusal).collect()
 }
 
-fn plan(inner: &mut Inner) -> Plan {
-    let ready = |live: &Live| matches!(live.next, Next::Nothing);
+fn plan(inner: &mut Inner) -> HandlerTable {
+    let ready = |live: &ManagedHandler| matches!(live.next, PendingChange::Nothing);
     if inner.live.values().all(ready) {
         inner.in_force = inner.snapshot.revision;
     }
-    let mut plan = Plan {
+    let mut plan = HandlerTable {
         revision: inner.in_force,
         handlers: Vec::new(),
     };

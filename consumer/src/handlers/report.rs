@@ -1,8 +1,8 @@
 //! What the registry says of its pools, in the words of the admin API.
 
-use super::live::Live;
+use super::managed::ManagedHandler;
 use super::pool::relock;
-use super::registry::{Registry, TallyEntry};
+use super::registry::{CountersEntry, Registry};
 use crate::admin::{HandlerState, PoolReport};
 use crate::dispatch::WorkerPool;
 
@@ -10,7 +10,7 @@ impl Registry {
     /// One entry a handler and version that ever served; counters never go back.
     pub fn report(&self) -> Vec<PoolReport> {
         let inner = relock(&self.inner);
-        let entry = |(key, entry): (&(String, String), &TallyEntry)| {
+        let entry = |(key, entry): (&(String, String), &CountersEntry)| {
             let (handler, version) = key;
             one(handler, version, entry, inner.live.get(handler))
         };
@@ -18,7 +18,12 @@ impl Registry {
     }
 }
 
-fn one(handler: &str, version: &str, entry: &TallyEntry, live: Option<&Live>) -> PoolReport {
+fn one(
+    handler: &str,
+    version: &str,
+    entry: &CountersEntry,
+    live: Option<&ManagedHandler>,
+) -> PoolReport {
     let counts = entry.tally.stats.counts();
     let last_error = counts.last_error.map(|error| error.message.to_string());
     let mut report = PoolReport {

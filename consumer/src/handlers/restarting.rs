@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sluicegate_config::HandlerSpec;
 
-use super::live::Live;
+use super::managed::ManagedHandler;
 use super::pool::relock;
 use super::registry::Registry;
 
@@ -74,7 +74,7 @@ impl Registry {
     }
 }
 
-impl Live {
+impl ManagedHandler {
     /// The restart that was asked for, if one was, has taken place, or was refused.
     pub(super) fn end_restart(&mut self, refused: Option<&str>) {
         if std::mem::take(&mut self.restarting) {
@@ -84,7 +84,7 @@ impl Live {
 }
 
 /// A restart without the file that the code came from: the instances that there are may run again.
-pub(super) fn reset_in_place(live: &mut Live, spec: &Arc<HandlerSpec>) {
+pub(super) fn reset_in_place(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
     if std::mem::take(&mut live.restarting)
         && let Some(generation) = &live.generation
     {

@@ -202,7 +202,7 @@ impl Worker {
         setup.stats.gave_back(batch.records.len() as u64);
         home.push(PumpMessage::Finished(batch));
         for group in groups {
-            group.arm();
+            group.seal();
         }
         if let Some(why) = spent {
             tracing::warn!(handler = %setup.name, reason = %why, "instance died");

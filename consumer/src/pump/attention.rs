@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pump;
-use crate::source::{FetchState, PartitionFault, Slot};
+use crate::source::{AssignmentId, FetchState, PartitionFault};
 
 /// Between two rounds, in milliseconds.
 const INTERVAL_MS: u64 = 1_000;
@@ -18,9 +18,9 @@ const ENDS_MS: u64 = 10_000;
 pub(super) struct Attention {
     looked_ms: Option<u64>,
     /// Partitions without a leader, and since when.
-    leaderless: BTreeMap<Slot, u64>,
+    leaderless: BTreeMap<AssignmentId, u64>,
     /// Partitions that are not fetched, since when or since they were asked about, and their ends when these were told.
-    paused: BTreeMap<Slot, (u64, Option<i64>)>,
+    paused: BTreeMap<AssignmentId, (u64, Option<i64>)>,
 }
 
 impl Attention {
@@ -53,7 +53,7 @@ impl Pump {
         self.client.forget_old(now_ms);
         self.flow.log_untold(false);
         self.look_after_starting(now_ms);
-        let slots: BTreeSet<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        let slots: BTreeSet<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         for &slot in &slots {
             let end = self.end_offset(slot);
             self.flow.note_end(slot, end);
@@ -66,7 +66,7 @@ impl Pump {
     }
 
     /// Lag goes on being true of partitions that are not fetched, which is when it matters.
-    fn ask_for_ends(&mut self, slots: &BTreeSet<Slot>, now_ms: u64) {
+    fn ask_for_ends(&mut self, slots: &BTreeSet<AssignmentId>, now_ms: u64) {
         let paused = &mut self.attention.paused;
         paused.retain(|slot, _| slots.contains(slot) && !self.flow.is_fetched(*slot));
         let mut due = Vec::new();
@@ -86,25 +86,25 @@ impl Pump {
     }
 
     /// The end of a partition was told.
-    pub(super) fn note_asked_end(&mut self, slot: Slot, end: i64) {
+    pub(super) fn note_asked_end(&mut self, slot: AssignmentId, end: i64) {
         if let Some((_, known)) = self.attention.paused.get_mut(&slot) {
             *known = Some(end);
         }
     }
 
     /// The end of a partition that is not fetched from now on: the next question is some time away.
-    pub(super) fn note_end_of_unfetched(&mut self, slot: Slot, end: i64) {
+    pub(super) fn note_end_of_unfetched(&mut self, slot: AssignmentId, end: i64) {
         let now_ms = self.now_ms();
         self.attention.paused.insert(slot, (now_ms, Some(end)));
     }
 
     /// The end of a partition that is not fetched, when it was asked for last.
-    pub(super) fn asked_end(&self, slot: Slot) -> Option<i64> {
+    pub(super) fn asked_end(&self, slot: AssignmentId) -> Option<i64> {
         self.attention.paused.get(&slot)?.1
     }
 
     /// librdkafka says nothing of a partition whose leader is gone: it is just not read.
-    pub(super) fn look_for_leader(&mut self, slot: Slot, now_ms: u64) {
+    pub(super) fn look_for_leader(&mut self, slot: AssignmentId, now_ms: u64) {
         if self.source.fetch_state(slot) != FetchState::NoLeader {
             self.attention.leaderless.remove(&slot);
             return;

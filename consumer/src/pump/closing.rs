@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use super::last_rebalance::LastRebalance;
 use super::{Pump, StopReport};
 use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
-use crate::source::{CommitError, CommitErrorKind, Rejection, Slot, SourceError, TopicPartition};
+use crate::source::{
+    AssignmentId, CommitError, CommitErrorKind, Rejection, SourceError, TopicPartition,
+};
 
 /// Time beyond the drain that a stop may take for its last commit and for leaving the group.
 pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -29,7 +31,7 @@ const _: () = assert!(
 /// Partitions that are about to be given back.
 pub(super) struct Revoke {
     partitions: Vec<TopicPartition>,
-    slots: Vec<Slot>,
+    slots: Vec<AssignmentId>,
 }
 
 impl Pump {
@@ -40,7 +42,7 @@ impl Pump {
             let now_ms = self.now_ms();
             self.client.lost(now_ms);
         }
-        let slots: Vec<Slot> = partitions
+        let slots: Vec<AssignmentId> = partitions
             .iter()
             .filter_map(|at| self.flow.slot(at))
             .collect();
@@ -69,7 +71,7 @@ impl Pump {
         self.revokes.push(Revoke { partitions, slots });
     }
 
-    fn start_drain(&mut self, slots: &[Slot], told_ms: u64) {
+    fn start_drain(&mut self, slots: &[AssignmentId], told_ms: u64) {
         self.learn_positions_of(slots);
         let deadline_ms = told_ms + self.settings.drain_timeout.as_millis() as u64;
         self.flow.start_drain(slots, deadline_ms);
@@ -87,7 +89,7 @@ impl Pump {
         }
     }
 
-    fn is_handed_over(&mut self, slots: &[Slot]) -> bool {
+    fn is_handed_over(&mut self, slots: &[AssignmentId]) -> bool {
         match self.flow.hand_over(slots) {
             HandOver::Draining | HandOver::Committing => false,
             HandOver::Ready { uncommitted: 0 } => true,
@@ -161,7 +163,7 @@ impl Pump {
         self.stopping = Some(told + self.settings.drain_timeout + LEAVE_GRACE);
         // Their partitions go with all the others.
         self.revokes.clear();
-        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         self.start_drain(&slots, told_ms);
     }
 
@@ -170,7 +172,7 @@ impl Pump {
         let Some(deadline) = self.stopping else {
             return;
         };
-        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         if self.closed || self.waits_for_lent(deadline) || !self.is_handed_over(&slots) {
             return;
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Pump;
 use crate::source::{
-    FetchState, PartitionFault, Slot, SourceError, StartAt, StartPartition, TopicPartition,
+    AssignmentId, FetchState, PartitionFault, SourceError, StartAt, StartPartition, TopicPartition,
 };
 
 /// First pause before the bounds of a log are asked for again, or an offset is read again; it doubles.
@@ -96,7 +96,7 @@ enum Stage {
 /// A partition with a lost offset.
 #[derive(Debug)]
 pub(super) struct Missing {
-    slot: Slot,
+    slot: AssignmentId,
     at: TopicPartition,
     lost: Lost,
     stage: Stage,
@@ -115,7 +115,7 @@ impl Missing {
 /// A partition that cannot be read.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    slot: Slot,
+    slot: AssignmentId,
     /// What was read of it before.
     next: i64,
     /// When it was heard of last.
@@ -378,18 +378,18 @@ impl Pump {
 
     /// Whether what is due is known to be damaged. Error entries of damaged data move the client's position, at the end of a log
     /// out of it: what is then said of its offset is no cause of its own.
-    fn is_damaged(&self, slot: Slot) -> bool {
+    fn is_damaged(&self, slot: AssignmentId) -> bool {
         let mut faults = self.unreadable.iter();
         faults.any(|fault| fault.slot == slot && fault.fault == PartitionFault::Damaged)
     }
 
-    fn read_slot(&self, at: &TopicPartition) -> Option<Slot> {
+    fn read_slot(&self, at: &TopicPartition) -> Option<AssignmentId> {
         let slot = self.flow.slot(at)?;
         self.flow.is_read(at, slot).then_some(slot)
     }
 
     /// Shows that a partition cannot be read; said in the log at first and once a minute for its topic.
-    pub(super) fn cannot_read(&mut self, slot: Slot, cause: &str, remedy: &str) {
+    pub(super) fn cannot_read(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
         self.flow.unreadable(slot, cause, remedy);
         let at = self.flow.assignment(slot).at.clone();
         if let Some(times) = self.count_for_log(&at.topic, "unreadable") {
@@ -405,7 +405,7 @@ impl Pump {
     }
 
     /// Looks out for the end of a fault.
-    pub(super) fn watch(&mut self, slot: Slot, fault: PartitionFault) {
+    pub(super) fn watch(&mut self, slot: AssignmentId, fault: PartitionFault) {
         self.unreadable.retain(|other| other.slot != slot);
         self.unreadable.push(Unreadable {
             slot,
@@ -452,7 +452,7 @@ impl Pump {
     }
 
     /// The end of a partition, as far as it is known: of one that is not read, when it was asked for last.
-    pub(super) fn end_offset(&self, slot: Slot) -> Option<i64> {
+    pub(super) fn end_offset(&self, slot: AssignmentId) -> Option<i64> {
         self.source.end_offset(slot).max(self.asked_end(slot))
     }
 }

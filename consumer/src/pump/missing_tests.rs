@@ -9,7 +9,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code};
 use super::*;
 use crate::admin::{PartitionReport, PartitionState, ProblemKind, RecordStatus};
 use crate::dispatch::{Batch, HandlerIx, Inbox, PoolState, PumpMessage, WorkerPool};
-use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::flow::handler::{HandlerSettings, OnFailure, Order};
 use crate::flow::report::WallClock;
 use crate::flow::{Flow, FlowSettings};
@@ -44,7 +44,7 @@ impl WorkerPool for HeldPool {
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
-    fn send(&self, _: &Outgoing<'_>, _: Way, _: Ticket) -> Sent {
+    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
         panic!("nothing is emitted here")
     }
 }

@@ -1,7 +1,7 @@
 //! When the client is asked how far it has read: at each commit interval, and before a partition is given back.
 
 use super::Pump;
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 impl Pump {
     /// Moves frontiers of idle partitions past control records and aborted data (G2). To be called when everything
@@ -12,7 +12,7 @@ impl Pump {
     }
 
     /// As [`Self::learn_positions`]; from the start of a drain on, what is read is dropped, and the position passes it.
-    pub(super) fn learn_positions_of(&mut self, slots: &[Slot]) {
+    pub(super) fn learn_positions_of(&mut self, slots: &[AssignmentId]) {
         if slots.is_empty() {
             return;
         }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Pump, PumpError};
-use crate::source::{Slot, Source, SourceError, TopicPartition, Wake};
+use crate::source::{AssignmentId, Source, SourceError, TopicPartition, Wake};
 
 /// Wakes whichever client the pump has.
 pub(super) struct PumpWake(Mutex<Arc<dyn Wake>>);
@@ -34,7 +34,7 @@ pub type SourceFactory = Box<dyn Fn() -> Result<Box<dyn Source>, SourceError> + 
 impl Pump {
     /// A topic that is read was deleted and created again. Nothing of the old one is committed any more.
     pub(super) fn topic_recreated(&mut self, topic: &Arc<str>) {
-        let (partitions, slots): (Vec<TopicPartition>, Vec<Slot>) = self
+        let (partitions, slots): (Vec<TopicPartition>, Vec<AssignmentId>) = self
             .flow
             .partitions()
             .filter(|(at, _)| at.topic == *topic)
@@ -54,7 +54,7 @@ impl Pump {
         if self.stopping.is_some() || !self.flow.is_forgotten() {
             return;
         }
-        let slots: Vec<Slot> = self.flow.partitions().map(|(_, slot)| slot).collect();
+        let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         tracing::warn!(
             partitions = slots.len(),
             "the group does not know this member any more, as after it was deleted: what is not committed is handled again \
@@ -64,7 +64,7 @@ impl Pump {
     }
 
     /// Lets go of partitions that cannot be committed for, and joins the group again with a new client.
-    fn join_anew_without(&mut self, slots: &[Slot]) {
+    fn join_anew_without(&mut self, slots: &[AssignmentId]) {
         self.flow.release(slots);
         if self.stopping.is_none() {
             // A stop that was told already stays one.

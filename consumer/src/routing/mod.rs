@@ -28,5 +28,5 @@ mod topics;
 mod tests;
 
 pub use index::{RouteError, RoutingIndex};
-pub use router::{PlanIx, Router};
+pub use router::{Router, TopicPlanId};
 pub use topics::{LeftOut, Subscription};

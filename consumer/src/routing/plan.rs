@@ -14,7 +14,7 @@ use super::patterns::PatternMemo;
 use crate::dispatch::HandlerIx;
 
 /// What is to be done for the records of one topic.
-pub(super) enum Plan {
+pub(super) enum TopicPlan {
     /// These handlers want every record.
     Constant(Box<[HandlerIx]>),
     /// It depends on the record.
@@ -55,7 +55,7 @@ pub(super) struct Slot {
     patterns: Option<u32>,
 }
 
-impl Plan {
+impl TopicPlan {
     /// The plan of `topic` by `index`.
     pub(super) fn new(index: &RoutingIndex, topic: &str) -> Self {
         let mut always = Vec::new();

@@ -9,19 +9,19 @@ use super::atoms::AtomIx;
 use super::index::RoutingIndex;
 use super::memo::{Classes, Memo, RouteSets};
 use super::patterns::PatternMemo;
-use super::plan::{Conditional, Plan, Slot};
+use super::plan::{Conditional, Slot, TopicPlan};
 use crate::dispatch::HandlerIx;
 
 /// A topic's plan in one router; it stays valid across [`Router::swap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PlanIx(pub u32);
+pub struct TopicPlanId(pub u32);
 
 /// Routes the records of one pump by one index at a time.
 pub struct Router {
     index: Arc<RoutingIndex>,
     topics: Vec<Box<str>>,
-    by_topic: HashMap<Box<str>, PlanIx>,
-    plans: Vec<Plan>,
+    by_topic: HashMap<Box<str>, TopicPlanId>,
+    plans: Vec<TopicPlan>,
     memo: Memo,
     sets: RouteSets,
     patterns: Vec<PatternMemo>,
@@ -67,25 +67,25 @@ impl Router {
         self.plans = self
             .topics
             .iter()
-            .map(|topic| Plan::new(&self.index, topic))
+            .map(|topic| TopicPlan::new(&self.index, topic))
             .collect();
         self.forget();
     }
 
     /// The plan of `topic`, made when the topic is first seen.
-    pub fn plan(&mut self, topic: &str) -> PlanIx {
+    pub fn plan(&mut self, topic: &str) -> TopicPlanId {
         if let Some(&plan) = self.by_topic.get(topic) {
             return plan;
         }
-        let plan = PlanIx(self.plans.len() as u32);
-        self.plans.push(Plan::new(&self.index, topic));
+        let plan = TopicPlanId(self.plans.len() as u32);
+        self.plans.push(TopicPlan::new(&self.index, topic));
         self.topics.push(topic.into());
         self.by_topic.insert(topic.into(), plan);
         plan
     }
 
     /// The handlers that may want a record of the topic, some of them perhaps twice.
-    pub fn candidates(&self, plan: PlanIx) -> impl Iterator<Item = HandlerIx> + '_ {
+    pub fn candidates(&self, plan: TopicPlanId) -> impl Iterator<Item = HandlerIx> + '_ {
         self.plans[plan.0 as usize].handlers(&self.index)
     }
 
@@ -93,7 +93,7 @@ impl Router {
     #[inline]
     pub fn route<'r>(
         &mut self,
-        plan: PlanIx,
+        plan: TopicPlanId,
         partition: i32,
         key: Option<&[u8]>,
         headers: impl FnOnce() -> &'r [u8],
@@ -102,8 +102,8 @@ impl Router {
             self.forget();
         }
         let conditional = match &mut self.plans[plan.0 as usize] {
-            Plan::Constant(handlers) => return handlers,
-            Plan::Conditional(conditional) => conditional,
+            TopicPlan::Constant(handlers) => return handlers,
+            TopicPlan::Conditional(conditional) => conditional,
         };
         let headers = match conditional.headers.is_empty() {
             true => &[],

@@ -18,14 +18,14 @@ use sluicegate_config::store::{Store, StoreError};
 use sluicegate_config::{Snapshot, diff};
 
 use super::every::Every;
-use super::members::{Member, Standing};
+use super::members::{Member, MemberState};
 use super::preparer::Preparer;
 use super::told::Told;
 use super::topics::{Looker, Sight, TopicWatch, Wanted};
-use super::view::{HELD_REMEDY, View};
+use super::view::{HELD_REMEDY, ServiceStatus};
 use super::{StartError, settings};
 use crate::emit::topics::{ClusterTopics, listed};
-use crate::handlers::{Applied, FolderWatch, Plan, Refusal, Registry};
+use crate::handlers::{Applied, FolderWatch, HandlerTable, Refusal, Registry};
 use crate::pump::PumpAddress;
 use crate::routing::{LeftOut, RoutingIndex, Subscription};
 use crate::source::{ClientSettings, SourceError};
@@ -44,7 +44,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Time between two looks at the thread while it ends.
 const JOIN_PAUSE: Duration = Duration::from_millis(5);
 
-pub(super) enum Order {
+pub(super) enum ControlCommand {
     Update(Update),
     /// A generation is wanted that no update asked for.
     Prepare,
@@ -66,9 +66,9 @@ pub(super) fn named(refusal: &Refusal) -> String {
 }
 
 /// The control side before its thread is started.
-pub(super) struct Desk {
+pub(super) struct Controller {
     registry: Arc<Registry>,
-    view: Arc<View>,
+    view: Arc<ServiceStatus>,
     snapshot: Arc<Snapshot>,
     topics: Topics,
     /// What every pump runs by.
@@ -120,13 +120,17 @@ struct Topics {
 
 /// The control thread.
 pub(super) struct Control {
-    orders: Sender<Order>,
+    orders: Sender<ControlCommand>,
     thread: JoinHandle<()>,
     _plugins: FolderWatch,
 }
 
-impl Desk {
-    pub(super) fn new(registry: Arc<Registry>, view: Arc<View>, client: ClientSettings) -> Self {
+impl Controller {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        view: Arc<ServiceStatus>,
+        client: ClientSettings,
+    ) -> Self {
         Self {
             registry,
             view,
@@ -161,7 +165,7 @@ impl Desk {
         own: Option<OwnId>,
     ) -> Result<(), StoreError> {
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
-        let standing = Standing {
+        let standing = MemberState {
             in_force: &self.in_force,
             snapshot: &self.snapshot,
             held: self.held.as_deref(),
@@ -178,7 +182,7 @@ impl Desk {
             return;
         };
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
-        member.tell(Standing {
+        member.tell(MemberState {
             in_force: &self.in_force,
             snapshot: &self.snapshot,
             held: self.held.as_deref(),
@@ -198,7 +202,7 @@ impl Desk {
             let why = applied.refusals.iter().map(named);
             return Err(StartError::Handlers(why.collect()));
         }
-        let index = compile(&applied.plan).map_err(StartError::part("routes"))?;
+        let index = applied.plan.routes().map_err(StartError::part("routes"))?;
         self.look_first(&Wanted::new(index, &applied.plan))?;
         self.put_in_force(snapshot, &applied);
         Ok(())
@@ -246,7 +250,7 @@ impl Desk {
         self.view.note_snapshot(&snapshot, applied);
         self.snapshot = snapshot;
         let plan = &applied.plan;
-        let index = match compile(plan) {
+        let index = match plan.routes() {
             Ok(index) => index,
             Err(error) => {
                 tracing::error!(
@@ -318,7 +322,12 @@ impl Desk {
     }
 
     /// Gives the plan to every pump.
-    fn hand_out(&self, plan: &Plan, index: &Arc<RoutingIndex>, topics: &[String]) -> Handed {
+    fn hand_out(
+        &self,
+        plan: &HandlerTable,
+        index: &Arc<RoutingIndex>,
+        topics: &[String],
+    ) -> Handed {
         self.ask_pumps(|pump, wait| {
             let handlers = plan
                 .handlers
@@ -374,20 +383,20 @@ impl Desk {
             let seen = orders.clone();
             let watch = TopicWatch::start(looker, wanted.clone(), move |sight| {
                 // After the stop nobody asks any more.
-                let _ = seen.send(Order::Topics(sight));
+                let _ = seen.send(ControlCommand::Topics(sight));
             })?;
             self.topics.watch = Some(watch);
         }
         let ready = orders.clone();
         let preparer = Preparer::new(self.registry.clone(), move || {
             // After the stop nobody takes them any more.
-            let _ = ready.send(Order::Prepared);
+            let _ = ready.send(ControlCommand::Prepared);
         });
         self.view.set_control(orders.clone());
         let changes = orders.clone();
         let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
             // After the stop nobody scans any more.
-            let _ = changes.send(Order::Rescan);
+            let _ = changes.send(ControlCommand::Rescan);
         })?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
@@ -395,7 +404,7 @@ impl Desk {
         let updates = orders.clone();
         let sink: UpdateSink = Box::new(move |update| {
             // After the stop nobody takes updates any more.
-            let _ = updates.send(Order::Update(update));
+            let _ = updates.send(ControlCommand::Update(update));
         });
         let control = Control {
             orders,
@@ -405,11 +414,11 @@ impl Desk {
         Ok((control, sink))
     }
 
-    fn run(mut self, inbox: &Receiver<Order>, preparer: &Preparer) {
+    fn run(mut self, inbox: &Receiver<ControlCommand>, preparer: &Preparer) {
         let mut clock = Every::new(LOOK_AFTER_HANDLERS, Instant::now());
         loop {
             match inbox.recv_timeout(clock.left(Instant::now())) {
-                Ok(Order::Stop(deadline)) => return self.end(deadline),
+                Ok(ControlCommand::Stop(deadline)) => return self.end(deadline),
                 Ok(order) => self.order(order, preparer),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -445,20 +454,20 @@ impl Desk {
         }
     }
 
-    fn order(&mut self, order: Order, preparer: &Preparer) {
+    fn order(&mut self, order: ControlCommand, preparer: &Preparer) {
         match order {
-            Order::Update(update) => self.update(update, preparer),
-            Order::Rescan => {
+            ControlCommand::Update(update) => self.update(update, preparer),
+            ControlCommand::Rescan => {
                 if self.registry.rescan() {
                     preparer.wake();
                     self.put_current_in_force(self.snapshot.clone());
                 }
             }
-            Order::Prepare => preparer.wake(),
-            Order::Prepared => self.put_current_in_force(self.snapshot.clone()),
-            Order::Topics(sight) => self.topics(sight),
+            ControlCommand::Prepare => preparer.wake(),
+            ControlCommand::Prepared => self.put_current_in_force(self.snapshot.clone()),
+            ControlCommand::Topics(sight) => self.topics(sight),
             // It ends the loop.
-            Order::Stop(_) => {}
+            ControlCommand::Stop(_) => {}
         }
     }
 
@@ -554,25 +563,11 @@ fn tell<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'
     }
 }
 
-/// The routes of a plan as an index. Patterns of it match no dead-letter topic of its handlers.
-pub(super) fn compile(plan: &Plan) -> Result<Arc<RoutingIndex>, String> {
-    let routes = plan
-        .handlers
-        .iter()
-        .map(|handler| (handler.ix, handler.spec.route.clone()));
-    let dead_letters = plan
-        .handlers
-        .iter()
-        .map(|handler| handler.spec.dead_letter.topic.as_str());
-    RoutingIndex::compile_apart_from(plan.revision, routes.collect(), dead_letters)
-        .map_err(|error| error.to_string())
-}
-
 impl Control {
     /// Ends the thread and the handlers' pools. By `deadline` they are left behind: the thread may be at a broker or a store
     /// that is away, or at a plugin that loads.
     pub(super) fn stop(self, deadline: Instant) {
-        if self.orders.send(Order::Stop(deadline)).is_err() {
+        if self.orders.send(ControlCommand::Stop(deadline)).is_err() {
             return;
         }
         while !self.thread.is_finished() {

@@ -11,7 +11,7 @@ use sluicegate_config::{Environment, HandlerSpec, read_spec};
 use super::*;
 use crate::admin::{ProblemKind, ServiceView};
 use crate::dispatch::HandlerIx;
-use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::flow::FlowSettings;
 use crate::handlers::{HandlerPlan, RegistrySettings};
 use crate::logging::capture::captured;
@@ -22,15 +22,15 @@ use crate::source::{Source, StartAt};
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
-    fn send(&self, _: &Outgoing<'_>, _: Way, _: Ticket) -> Sent {
+    fn send(&self, _: &ProducerRecord<'_>, _: Way, _: Ticket) -> Sent {
         panic!("nothing is emitted here")
     }
 }
 
 /// A desk over real pumps, which do not get to run before they are let go.
 struct Harness {
-    desk: Desk,
-    view: Arc<View>,
+    desk: Controller,
+    view: Arc<ServiceStatus>,
     gate: Arc<JoinGate>,
     held: Vec<Sender<()>>,
     _pumps: Vec<PumpHandle>,
@@ -59,7 +59,7 @@ impl Harness {
         let config = read_service_config(text, None, &Environment::default(), &[]);
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         let (specs, _) = MemorySource::new(Vec::new());
-        let view = Arc::new(View::new(
+        let view = Arc::new(ServiceStatus::new(
             &config,
             addresses,
             Arc::clone(&registry),
@@ -73,7 +73,7 @@ impl Harness {
             prefetch_bytes: 0,
             request_timeout: Duration::ZERO,
         };
-        let mut desk = Desk::new(registry, Arc::clone(&view), client);
+        let mut desk = Controller::new(registry, Arc::clone(&view), client);
         desk.pump_answer = Duration::from_millis(20);
         Self {
             desk,
@@ -138,7 +138,7 @@ fn spec(topics: &str) -> HandlerSpec {
 
 /// Revision 7 with one handler.
 fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
-    let plan = Plan {
+    let plan = HandlerTable {
         revision: 7,
         handlers: vec![HandlerPlan {
             ix: HandlerIx(0),
@@ -188,7 +188,7 @@ fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
 #[test]
 fn topics_that_a_pump_has_not_taken_are_handed_out_again() {
     let mut harness = Harness::with_pumps(1);
-    let index = compile(&applied(&spec("\"a-*\"")).1.plan).expect("routes");
+    let index = applied(&spec("\"a-*\"")).1.plan.routes().expect("routes");
     let plan = applied(&spec("\"a-*\"")).1.plan;
     harness.desk.topics.wanted = Some(Arc::new(Wanted::new(index, &plan)));
     harness.desk.topics(sight(&["a-1"]));
@@ -267,7 +267,7 @@ fn probes_of_several_silent_pumps_have_one_deadline() {
     let deadline = Duration::from_secs(1);
     let asked = Instant::now();
     let report = harness.view.report(deadline);
-    assert_eq!(report.facts.silent_pumps, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(report.facts.unresponsive_pumps, [0, 1, 2, 3, 4, 5]);
     let took = asked.elapsed();
     assert!(took >= deadline && took < 4 * deadline, "{took:?}");
 }

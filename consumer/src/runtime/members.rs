@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluicegate_config::member::{MemberHandler, MemberRejection, instance};
 use sluicegate_config::service::HandlersConfig;
 use sluicegate_config::source::{OwnId, host};
-use sluicegate_config::store::{MemberStatus, Membership, Store, StoreError};
+use sluicegate_config::store::{Membership, MembershipStatus, Store, StoreError};
 use sluicegate_config::{MemberReport, Rejection, Snapshot};
 
 use super::control::InForce;
@@ -20,7 +20,7 @@ pub(super) struct Member {
     /// By which the source of specs knows the roll-outs of this process.
     own: Option<OwnId>,
     wanted: String,
-    status: MemberStatus,
+    status: MembershipStatus,
     clash_since_ms: i64,
 }
 
@@ -33,7 +33,7 @@ impl Member {
         store: &Arc<dyn Store>,
         config: &HandlersConfig,
         own: Option<OwnId>,
-        standing: Standing<'_>,
+        standing: MemberState<'_>,
     ) -> Result<Self, StoreError> {
         let told = standing.report(MemberReport {
             id: config.member(),
@@ -60,7 +60,7 @@ impl Member {
     }
 
     /// Tells how things stand, if that is news, and hears under which id.
-    pub(super) fn tell(&mut self, standing: Standing<'_>) {
+    pub(super) fn tell(&mut self, standing: MemberState<'_>) {
         let status = self.membership.status();
         if status != self.status {
             if status.clash.is_some() && self.status.clash.is_none() {
@@ -99,7 +99,7 @@ impl Member {
 }
 
 /// How things stand here.
-pub(super) struct Standing<'a> {
+pub(super) struct MemberState<'a> {
     /// What all pumps run by.
     pub(super) in_force: &'a InForce,
     pub(super) snapshot: &'a Snapshot,
@@ -109,7 +109,7 @@ pub(super) struct Standing<'a> {
     pub(super) pools: &'a [PoolReport],
 }
 
-impl Standing<'_> {
+impl MemberState<'_> {
     fn report(&self, whose: MemberReport) -> MemberReport {
         let refused = self.refusals.iter().map(|refusal| MemberHandler {
             name: refusal.handler.clone(),

@@ -35,9 +35,9 @@ use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle, StopReport
 use crate::source::client_config::ClientSettings;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError};
-use control::{Control, Desk};
+use control::{Control, Controller};
 use problem_log::ProblemWatch;
-use view::View;
+use view::ServiceStatus;
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ impl StartError {
 
 /// The running service.
 pub struct Service {
-    view: Arc<View>,
+    view: Arc<ServiceStatus>,
     pumps: Vec<PumpHandle>,
     emitter: Arc<KafkaEmitter>,
     control: Option<Control>,
@@ -131,13 +131,13 @@ impl Service {
             .map(Arc::new)
             .map_err(|error| StartError::part("worker threads")(error.to_string()))?;
         let addresses = pumps.iter().map(|pump| pump.address().clone()).collect();
-        let view = Arc::new(View::new(
+        let view = Arc::new(ServiceStatus::new(
             config,
             addresses,
             registry.clone(),
             source.gates(),
         ));
-        let mut desk = Desk::new(registry, view.clone(), client);
+        let mut desk = Controller::new(registry, view.clone(), client);
         desk.start(Arc::new(snapshot))?;
         if let Some(store) = source.store() {
             desk.join(&store, &config.handlers, source.own_id())

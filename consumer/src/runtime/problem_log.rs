@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::view::View;
+use super::view::ServiceStatus;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem, ServiceView};
 
@@ -54,11 +54,11 @@ enum Line {
 /// What was standing at the last look.
 #[derive(Debug, Default)]
 struct ProblemLog {
-    standing: BTreeMap<ProblemKind, Standing>,
+    standing: BTreeMap<ProblemKind, ActiveProblem>,
 }
 
 #[derive(Clone, Debug)]
-struct Standing {
+struct ActiveProblem {
     /// When it was met here.
     met: Instant,
     /// How old it was then.
@@ -102,7 +102,7 @@ impl ProblemLog {
             };
             let standing = self.standing.entry(kind).or_insert_with(|| {
                 let age_ms = wall_ms.saturating_sub(oldest.since_ms);
-                Standing {
+                ActiveProblem {
                     met: now,
                     age: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)),
                     what: String::new(),
@@ -128,7 +128,7 @@ impl ProblemLog {
     }
 }
 
-impl Standing {
+impl ActiveProblem {
     fn seconds(&self, now: Instant) -> u64 {
         (self.age + now.duration_since(self.met)).as_secs()
     }
@@ -176,7 +176,7 @@ impl ProblemWatch {
     ///
     /// # Errors
     /// Of the system, when there is no thread for it.
-    pub(super) fn start(view: Arc<View>) -> std::io::Result<Self> {
+    pub(super) fn start(view: Arc<ServiceStatus>) -> std::io::Result<Self> {
         let (stop, stopped) = channel::<()>();
         let watch = move || {
             let mut log = ProblemLog::default();
@@ -186,7 +186,7 @@ impl ProblemWatch {
                     // What pumps do not answer any more is not over.
                     return;
                 }
-                let is_complete = facts.silent_pumps.is_empty();
+                let is_complete = facts.unresponsive_pumps.is_empty();
                 let now = Instant::now();
                 for line in log.look(&facts.problems, is_complete, now, now_ms()) {
                     line.tell();

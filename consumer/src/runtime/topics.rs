@@ -23,7 +23,7 @@ use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem};
 use crate::dispatch::HandlerIx;
 use crate::emit::topics::{ClusterTopics, LazyTopicAdmin, NeededTopic, TopicError, listed};
-use crate::handlers::Plan;
+use crate::handlers::HandlerTable;
 use crate::routing::{RoutingIndex, Subscription};
 use crate::source::ClientSettings;
 use crate::source::reach::NoBroker;
@@ -53,7 +53,7 @@ struct OpenHandler {
 }
 
 impl Wanted {
-    pub(super) fn new(index: Arc<RoutingIndex>, plan: &Plan) -> Self {
+    pub(super) fn new(index: Arc<RoutingIndex>, plan: &HandlerTable) -> Self {
         let open = plan.handlers.iter().filter(|handler| handler.spec.enabled);
         let open = open.map(|handler| {
             let handler_of = OpenHandler {
@@ -440,7 +440,7 @@ pub(super) struct Sight {
 }
 
 /// What the watch's thread is told.
-enum Order {
+enum TopicCommand {
     /// Other routes or handlers are in force.
     Want(Arc<Wanted>),
     /// A client has met a topic that is not there.
@@ -449,7 +449,7 @@ enum Order {
 
 /// The watch's thread; it ends when this is dropped, without waiting for a call that is under way.
 pub(super) struct TopicWatch {
-    orders: Sender<Order>,
+    orders: Sender<TopicCommand>,
     _thread: JoinHandle<()>,
 }
 
@@ -473,19 +473,19 @@ impl TopicWatch {
     /// Other routes or handlers are in force.
     pub(super) fn want(&self, wanted: Arc<Wanted>) {
         // A thread that panicked has said so.
-        let _ = self.orders.send(Order::Want(wanted));
+        let _ = self.orders.send(TopicCommand::Want(wanted));
     }
 
     /// A client has met a topic that is not there: one that was deleted is missed, and a dead-letter topic made again.
     pub(super) fn look(&self) {
-        let _ = self.orders.send(Order::Look);
+        let _ = self.orders.send(TopicCommand::Look);
     }
 }
 
 fn watch(
     looker: &mut Looker,
     mut wanted: Arc<Wanted>,
-    inbox: &Receiver<Order>,
+    inbox: &Receiver<TopicCommand>,
     tell: impl Fn(Sight),
 ) {
     // Orders that tell nothing new do not put the next look off.
@@ -500,8 +500,8 @@ fn watch(
                 let mut newest = None;
                 for order in std::iter::once(order).chain(inbox.try_iter()) {
                     match order {
-                        Order::Want(newer) => newest = Some(newer),
-                        Order::Look => asked = true,
+                        TopicCommand::Want(newer) => newest = Some(newer),
+                        TopicCommand::Look => asked = true,
                     }
                 }
                 if asked && looker.is_at_rest() {

@@ -26,14 +26,11 @@ fn wanted(handlers: &[(&str, &str)]) -> Wanted {
             keeps_key_state: false,
         }
     };
-    let plan = Plan {
+    let plan = HandlerTable {
         revision: 1,
         handlers: handlers.iter().enumerate().map(plan).collect(),
     };
-    Wanted::new(
-        super::super::control::compile(&plan).expect("routes"),
-        &plan,
-    )
+    Wanted::new(plan.routes().expect("routes"), &plan)
 }
 
 fn cluster(topics: &[(&str, i32)]) -> ClusterTopics {
@@ -131,7 +128,7 @@ fn orders_that_tell_nothing_new_do_not_put_the_next_look_off() {
     let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
     looker.found.topics = Some(Arc::new(topics));
     let newest = || Arc::new(wanted(&[("\"orders-*\"", ""), ("x", "")]));
-    let order = || Order::Want(newest());
+    let order = || TopicCommand::Want(newest());
     let (orders, inbox) = channel();
     let (looked, seen) = channel();
     let first = newest();
@@ -227,7 +224,7 @@ fn a_topic_that_a_client_misses_is_looked_for_soon_and_not_for_each_time() {
     });
     let asked = Instant::now();
     for _ in 0..1_000 {
-        orders.send(Order::Look).expect("it listens");
+        orders.send(TopicCommand::Look).expect("it listens");
     }
     let first = seen.recv_timeout(Duration::from_secs(20)).expect("a look");
     assert!(

@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::source::{GateWriter, WatchHandle};
 use sluicegate_config::spec::{HandlerSpec, Route};
-use sluicegate_config::{RejectionEffect, ServiceConfig, Snapshot, Switches};
+use sluicegate_config::{RejectionEffect, RuntimeSettings, ServiceConfig, Snapshot};
 
-use super::control::{Order, named};
+use super::control::{ControlCommand, named};
 use crate::admin::view::now_ms;
 use crate::admin::{
-    DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, Restarted,
-    ServiceFacts, ServiceProblem, ServiceReport, ServiceView,
+    DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, Restarted, ServiceInfo,
+    ServiceProblem, ServiceReport, ServiceView,
 };
-use crate::handlers::{Applied, Plan, Refusal, Registry, RestartRefusal, RestartState};
+use crate::handlers::{Applied, HandlerTable, Refusal, Registry, RestartRefusal, RestartState};
 use crate::pump::PumpAddress;
 use crate::source::TopicPartition;
 
 /// What the pumps, the registry and the control side say, for whoever asks.
-pub(super) struct View {
+pub(super) struct ServiceStatus {
     pumps: Vec<PumpAddress>,
     registry: Arc<Registry>,
     gates: Arc<dyn GateWriter>,
@@ -37,16 +37,16 @@ pub(super) struct View {
     stopping: AtomicBool,
     rejections: AtomicU64,
     repairs: AtomicU64,
-    standing: Mutex<Standing>,
+    standing: Mutex<ControlStatus>,
     /// Where the control thread takes orders, once it runs.
-    control: OnceLock<Sender<Order>>,
+    control: OnceLock<Sender<ControlCommand>>,
     /// The watch of specs, while it runs.
     watch: OnceLock<Weak<dyn WatchHandle>>,
 }
 
 /// What the last update left.
 #[derive(Default)]
-struct Standing {
+struct ControlStatus {
     revision: u64,
     /// The revision of the snapshot that was noted last, whatever of it is still being prepared.
     noted: u64,
@@ -67,7 +67,7 @@ struct Standing {
     unreachable_since_ms: Option<i64>,
     /// What stands in the control plane and is not applied.
     held: Option<ServiceProblem>,
-    switches: Switches,
+    switches: RuntimeSettings,
     /// What is wrong with the own membership.
     member: Option<ServiceProblem>,
     /// What the watch of topics has found.
@@ -85,7 +85,7 @@ struct RefusedSpec {
     of_spec: bool,
 }
 
-impl Standing {
+impl ControlStatus {
     /// What the control side has to tell.
     fn problems(&self) -> Vec<ServiceProblem> {
         let refused = |what: &str, why: &String, since_ms: i64| {
@@ -144,7 +144,7 @@ const READY_ANSWER: Duration = Duration::from_millis(500);
 /// What a pump has that answers at once.
 const ANSWERS_NOW: Duration = Duration::from_millis(100);
 
-impl View {
+impl ServiceStatus {
     pub(super) fn new(
         config: &ServiceConfig,
         pumps: Vec<PumpAddress>,
@@ -177,7 +177,7 @@ impl View {
     }
 
     /// Says where the control thread takes orders.
-    pub(super) fn set_control(&self, orders: Sender<Order>) {
+    pub(super) fn set_control(&self, orders: Sender<ControlCommand>) {
         let _ = self.control.set(orders);
     }
 
@@ -263,7 +263,7 @@ impl View {
     }
 
     /// Takes note of a plan that every pump runs by.
-    pub(super) fn note_in_force(&self, plan: &Plan) {
+    pub(super) fn note_in_force(&self, plan: &HandlerTable) {
         let gates = plan.handlers.iter();
         let gates = gates.map(|one| (Arc::clone(&one.name), one.spec.enabled));
         let gates = gates.collect();
@@ -369,7 +369,7 @@ fn newer_spec(
 }
 
 /// What records meet at a handler: the spec says what is wanted, the plan what is so.
-fn gate_of(spec: &HandlerSpec, plan: &Plan) -> Gate {
+fn gate_of(spec: &HandlerSpec, plan: &HandlerTable) -> Gate {
     let in_force = plan.handler(&spec.name);
     match (spec.enabled, in_force) {
         (false, _) => Gate::Shut,
@@ -395,7 +395,7 @@ fn silent(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
     })
 }
 
-impl View {
+impl ServiceStatus {
     /// Whether every pump answers just now.
     pub(super) fn pumps_answer(&self) -> bool {
         self.ask_pumps(ANSWERS_NOW).1.is_empty()
@@ -448,7 +448,7 @@ impl View {
     }
 }
 
-impl ServiceView for View {
+impl ServiceView for ServiceStatus {
     fn report(&self, deadline: Duration) -> ServiceReport {
         let (pumps, silent_pumps) = self.ask_pumps(deadline);
         let not_joined = (0..).zip(&self.joined);
@@ -457,7 +457,7 @@ impl ServiceView for View {
         let (facts, declared) = {
             let unread = self.registry.catalogue().problems();
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            let facts = ServiceFacts {
+            let facts = ServiceInfo {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 group_id: self.group_id.clone(),
                 started_ms: self.started_ms,
@@ -478,7 +478,7 @@ impl ServiceView for View {
                     .chain(standing.problems())
                     .chain(unread)
                     .collect(),
-                silent_pumps,
+                unresponsive_pumps: silent_pumps,
                 allow_unsigned: self.allow_unsigned,
                 not_joined: not_joined.map(|(pump, _)| pump).collect(),
                 // The pumps tell.
@@ -549,7 +549,7 @@ impl ServiceView for View {
         };
         if let Some(control) = self.control.get() {
             // After the stop nobody takes orders any more; the state below says so.
-            let _ = control.send(Order::Prepare);
+            let _ = control.send(ControlCommand::Prepare);
         }
         let deadline = Instant::now() + RESTARTS_WITHIN;
         loop {

@@ -2,8 +2,8 @@
 
 use sluicegate_abi::header_block::{self, Headers};
 
-use crate::emit::{EmitFailure, Emitter, FailureKind, Outgoing, Sent, Ticket, Way};
-use crate::source::Lease;
+use crate::emit::{EmitFailure, Emitter, FailureKind, ProducerRecord, Sent, Ticket, Way};
+use crate::source::RecordBuf;
 
 /// What the headers say.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,7 @@ fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
 /// Hands the dead letter of a record to the producer; the ticket is answered once. A record that goes round is refused, so
 /// that it holds its lane as one whose dead letter cannot be written does (G7).
 pub fn send(
-    record: &Lease,
+    record: &RecordBuf,
     provenance: &Provenance<'_>,
     emitter: &dyn Emitter,
     way: Way,
@@ -108,7 +108,7 @@ pub fn send(
         ticket.failed(failure);
         return;
     }
-    let outgoing = Outgoing {
+    let outgoing = ProducerRecord {
         topic: provenance.target,
         partition: None,
         timestamp_ms: None,

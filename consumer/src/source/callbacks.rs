@@ -16,7 +16,7 @@ use super::{CommitError, CommitErrorKind, CommitResult, Rejection, SourceEvent, 
 
 /// What a callback recorded.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum CallbackEvent {
     /// The group gave us partitions; librdkafka waits for an assign.
     Assign(Vec<TopicPartition>),
     /// The group takes partitions; librdkafka waits for an unassign.
@@ -36,7 +36,7 @@ pub(super) enum Seen {
 /// The context of a source's client.
 #[derive(Default)]
 pub(super) struct Callbacks {
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Vec<CallbackEvent>>,
     joining: AtomicBool,
     /// The last answer to leaving the group was a refusal, or there was none.
     leave_refused: AtomicBool,
@@ -66,7 +66,7 @@ impl Callbacks {
     }
 
     /// Takes what was recorded, in order.
-    pub(super) fn take(&self) -> Vec<Seen> {
+    pub(super) fn take(&self) -> Vec<CallbackEvent> {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -94,7 +94,7 @@ impl Callbacks {
     pub(super) fn mark_fatal(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let last = seen.iter_mut().rev().find_map(|seen| match seen {
-            Seen::Other(SourceEvent::ClientError { fatal, .. }) => Some(fatal),
+            CallbackEvent::Other(SourceEvent::ClientError { fatal, .. }) => Some(fatal),
             _ => None,
         });
         if let Some(fatal) = last {
@@ -102,7 +102,7 @@ impl Callbacks {
         }
     }
 
-    fn record(&self, seen: Seen) {
+    fn record(&self, seen: CallbackEvent) {
         let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(seen);
     }
@@ -126,13 +126,15 @@ impl ClientContext for Callbacks {
 
     fn stats_raw(&self, statistics: &[u8]) {
         let json = String::from_utf8_lossy(statistics).into_owned();
-        self.record(Seen::Other(SourceEvent::Statistics(json.into_boxed_str())));
+        self.record(CallbackEvent::Other(SourceEvent::Statistics(
+            json.into_boxed_str(),
+        )));
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         let (kind, remedy) = judge(code);
-        self.record(Seen::Other(SourceEvent::ClientError {
+        self.record(CallbackEvent::Other(SourceEvent::ClientError {
             kind,
             reason: reason.to_owned(),
             remedy,
@@ -160,8 +162,10 @@ impl ConsumerContext for Callbacks {
             })
             .collect();
         self.record(match kind {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Seen::Assign(partitions),
-            _ => Seen::Revoke {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                CallbackEvent::Assign(partitions)
+            }
+            _ => CallbackEvent::Revoke {
                 partitions,
                 lost: consumer.assignment_lost(),
             },
@@ -180,7 +184,7 @@ impl ConsumerContext for Callbacks {
                 error: (entry.error_code != 0).then(|| refusal(entry.error_code)),
             })
             .collect();
-        self.record(Seen::Committed {
+        self.record(CallbackEvent::Committed {
             results,
             error: result.err().map(|error| as_refusal(&error)),
         });

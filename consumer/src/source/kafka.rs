@@ -27,14 +27,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::admission::Admission;
-use super::callbacks::{Callbacks, Seen};
+use super::callbacks::{CallbackEvent, Callbacks};
 use super::client_config::ClientSettings;
+use super::gap_detector::GapDetector;
 use super::raw::{Connection, set_leader_epochs};
 use super::rebalance::{Begin, Rebalance};
 use super::wake::WakeUp;
 use super::{
-    CommitEntry, CommitError, CommitResult, Delivery, FetchState, Membership, Slot, Source,
+    AssignmentId, CommitEntry, CommitError, CommitResult, Delivery, FetchState, Membership, Source,
     SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 use bounds::Bounds;
@@ -62,11 +62,11 @@ type CommitAnswer = (Vec<CommitResult>, Option<CommitError>);
 pub struct KafkaSource {
     connection: Option<Connection<Callbacks>>,
     wake: WakeUp,
-    admission: Admission,
+    admission: GapDetector,
     rebalance: Rebalance,
     pending: Vec<SourceEvent>,
     /// Records that came out of the consumer queue (before a forward took hold); copied.
-    strays: VecDeque<Delivery>,
+    main_queue_records: VecDeque<Delivery>,
     finder: Finder,
     bounds: Bounds,
     /// Partitions that were found after their rebalance was answered, and are not assigned yet.
@@ -80,7 +80,7 @@ pub struct KafkaSource {
     is_static: bool,
     read_committed: bool,
     /// Assignments that were moved: forwarded again until something comes.
-    moved: Vec<(Slot, i64)>,
+    moved: Vec<(AssignmentId, i64)>,
     request_timeout: Duration,
     leaving: Leaving,
     made: Instant,
@@ -105,10 +105,10 @@ impl KafkaSource {
         Ok(Self {
             connection: Some(connection),
             wake,
-            admission: Admission::default(),
+            admission: GapDetector::default(),
             rebalance: Rebalance::default(),
             pending: Vec::new(),
-            strays: VecDeque::new(),
+            main_queue_records: VecDeque::new(),
             finder: Finder::default(),
             bounds: Bounds::default(),
             late: Vec::new(),
@@ -164,7 +164,7 @@ impl KafkaSource {
             match connection.consumer().poll(wait) {
                 Some(Ok(message)) => {
                     let stray = connection.stray(&message, &mut self.admission);
-                    self.strays.extend(stray);
+                    self.main_queue_records.extend(stray);
                 }
                 Some(Err(KafkaError::MessageConsumptionFatal(_))) => {
                     connection.consumer().context().mark_fatal();
@@ -180,15 +180,15 @@ impl KafkaSource {
         }
     }
 
-    fn note(&mut self, seen: Seen) {
+    fn note(&mut self, seen: CallbackEvent) {
         match seen {
-            Seen::Assign(partitions) => {
+            CallbackEvent::Assign(partitions) => {
                 self.rebalance.assigned(partitions.clone());
                 self.rebalance_since = Some(Instant::now());
                 self.pending.push(SourceEvent::Assigned(partitions));
                 self.answer_empty();
             }
-            Seen::Revoke { partitions, lost } => {
+            CallbackEvent::Revoke { partitions, lost } => {
                 // What was found late and is not assigned yet is not known to librdkafka.
                 let told = partitions
                     .iter()
@@ -197,11 +197,11 @@ impl KafkaSource {
                 self.pending.push(SourceEvent::Revoked { partitions, lost });
                 self.answer_empty();
             }
-            Seen::Committed { results, error } => {
+            CallbackEvent::Committed { results, error } => {
                 let (results, error) = as_whole(results, error);
                 self.pending.push(SourceEvent::Committed { results, error });
             }
-            Seen::Other(event) => self.pending.push(event),
+            CallbackEvent::Other(event) => self.pending.push(event),
         }
     }
 
@@ -307,7 +307,7 @@ impl Source for KafkaSource {
         for wanted in partitions {
             self.begin(wanted)?;
         }
-        let begun: Vec<Slot> = partitions.iter().map(|wanted| wanted.slot).collect();
+        let begun: Vec<AssignmentId> = partitions.iter().map(|wanted| wanted.slot).collect();
         self.see_reset(&begun);
         let done = self.answer_rebalance().and_then(|()| self.assign_late());
         self.try_again_if_refused(done);
@@ -324,7 +324,7 @@ impl Source for KafkaSource {
                 self.tell_paused(slot, false);
             }
             self.admission.close(at);
-            self.strays
+            self.main_queue_records
                 .retain(|stray| self.admission.get(stray.slot).is_some());
             self.rebalance.release(at);
         }
@@ -335,7 +335,7 @@ impl Source for KafkaSource {
         let end = out.len() + max;
         self.forward_moved();
         while out.len() < end
-            && let Some(stray) = self.strays.pop_front()
+            && let Some(stray) = self.main_queue_records.pop_front()
         {
             out.push(stray);
         }
@@ -347,7 +347,7 @@ impl Source for KafkaSource {
         }
     }
 
-    fn pause(&mut self, slot: Slot, paused: bool) {
+    fn pause(&mut self, slot: AssignmentId, paused: bool) {
         if let Some(admitted) = self.admission.get_mut(slot) {
             admitted.paused = paused;
             self.rest_or_fetch(slot);
@@ -378,7 +378,7 @@ impl Source for KafkaSource {
             .map_err(|code| self.failed("cannot commit", &KafkaError::ConsumerCommit(code)))
     }
 
-    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
+    fn consumed(&mut self, slots: &[AssignmentId], out: &mut Vec<(AssignmentId, i64)>) {
         self.read_positions(slots, out);
     }
 
@@ -388,13 +388,13 @@ impl Source for KafkaSource {
         }
     }
 
-    fn end_offset(&self, slot: Slot) -> Option<i64> {
+    fn end_offset(&self, slot: AssignmentId) -> Option<i64> {
         let admitted = self.admission.get(slot)?;
         let connection = self.connection.as_ref()?;
         connection.end_offset(admitted.topic, admitted.at.partition)
     }
 
-    fn fetch_state(&self, slot: Slot) -> FetchState {
+    fn fetch_state(&self, slot: AssignmentId) -> FetchState {
         let (Some(admitted), Some(connection)) = (self.admission.get(slot), &self.connection)
         else {
             return FetchState::Unknown;
@@ -403,7 +403,7 @@ impl Source for KafkaSource {
     }
 
     fn wait(&mut self, timeout: Duration) {
-        if self.pending.is_empty() && self.strays.is_empty() {
+        if self.pending.is_empty() && self.main_queue_records.is_empty() {
             self.wake.sleep(timeout);
         }
     }

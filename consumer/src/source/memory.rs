@@ -14,8 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{
-    CommitEntry, CommitError, CommitErrorKind, Delivery, FetchState, Membership, Slot, Source,
-    SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
+    AssignmentId, CommitEntry, CommitError, CommitErrorKind, Delivery, FetchState, Membership,
+    Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 use script::{Log, Refusal, Running, Script, Stored};
 
@@ -322,7 +322,7 @@ impl Source for MemorySource {
         }
     }
 
-    fn pause(&mut self, slot: Slot, paused: bool) {
+    fn pause(&mut self, slot: AssignmentId, paused: bool) {
         let mut script = self.kafka.script();
         let script = &mut *script;
         let mut running = script.running.iter_mut();
@@ -344,7 +344,7 @@ impl Source for MemorySource {
         Ok(())
     }
 
-    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
+    fn consumed(&mut self, slots: &[AssignmentId], out: &mut Vec<(AssignmentId, i64)>) {
         let script = self.kafka.script();
         let running = script.running.values();
         let asked = running.filter(|running| slots.contains(&running.slot));
@@ -364,14 +364,14 @@ impl Source for MemorySource {
         });
     }
 
-    fn end_offset(&self, slot: Slot) -> Option<i64> {
+    fn end_offset(&self, slot: AssignmentId) -> Option<i64> {
         let script = self.kafka.script();
         let mut running = script.running.iter();
         let (at, running) = running.find(|(_, running)| running.slot == slot)?;
         running.paused.or(Some(script.topics.get(at)?.end))
     }
 
-    fn fetch_state(&self, slot: Slot) -> FetchState {
+    fn fetch_state(&self, slot: AssignmentId) -> FetchState {
         let script = self.kafka.script();
         let mut running = script.running.iter();
         let found = running.find(|(_, running)| running.slot == slot);

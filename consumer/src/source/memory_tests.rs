@@ -8,7 +8,7 @@ fn started(kafka: &MemoryKafka, partitions: &[i32], start: StartAt) -> MemorySou
     let starts: Vec<_> = partitions
         .iter()
         .map(|&partition| StartPartition {
-            slot: Slot(partition as u32),
+            slot: AssignmentId(partition as u32),
             at: at("t", partition),
             start,
             due: None,
@@ -23,7 +23,7 @@ fn started(kafka: &MemoryKafka, partitions: &[i32], start: StartAt) -> MemorySou
 fn offsets(source: &mut MemorySource, slot: u32) -> Vec<i64> {
     let mut out = Vec::new();
     source.poll(1000, &mut out);
-    let of_slot = out.iter().filter(|d| d.slot == Slot(slot));
+    let of_slot = out.iter().filter(|d| d.slot == AssignmentId(slot));
     of_slot.map(|delivery| delivery.offset).collect()
 }
 
@@ -35,11 +35,11 @@ fn gaps_repeats_and_pauses_come_as_scripted() {
     kafka.produce("t", 0, None, Some(b"v"), &[]);
     let mut source = started(&kafka, &[0], StartAt::Earliest);
     assert_eq!(offsets(&mut source, 0), [0, 3]);
-    assert_eq!(source.end_offset(Slot(0)), Some(4));
+    assert_eq!(source.end_offset(AssignmentId(0)), Some(4));
     kafka.repeat("t", 0, 1);
-    source.pause(Slot(0), true);
+    source.pause(AssignmentId(0), true);
     assert!(offsets(&mut source, 0).is_empty());
-    source.pause(Slot(0), false);
+    source.pause(AssignmentId(0), false);
     assert_eq!(offsets(&mut source, 0), [3]);
     source.release(&[at("t", 0)]).unwrap();
     kafka.produce("t", 0, None, None, &[]);

@@ -8,19 +8,19 @@
 //! the pump reads it with [`Source::events`] and acts. Implementations: `kafka` (the real client) and `memory`
 //! (scripted, for tests).
 
-mod admission;
 pub(crate) mod callbacks;
 mod client_check;
 pub mod client_config;
 mod client_errors;
 pub(crate) mod client_log;
+mod gap_detector;
 pub mod kafka;
-pub mod lease;
 pub mod memory;
 pub mod mock;
 pub(crate) mod raw;
 pub mod reach;
 mod rebalance;
+pub mod record_buf;
 pub mod starts;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,7 +35,7 @@ use crate::commit::{ReadNote, TopicUuid};
 pub use client_check::ConfigRefusal;
 pub use client_config::ClientSettings;
 pub use kafka::KafkaSource;
-pub use lease::Lease;
+pub use record_buf::RecordBuf;
 
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,13 +57,13 @@ impl std::fmt::Display for TopicPartition {
 /// A slot is never reused while a record of its assignment is alive, so a late record or outcome of a revoked
 /// assignment cannot be taken for one of its successor (G5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot(pub u32);
+pub struct AssignmentId(pub u32);
 
 /// One fetched record.
 #[derive(Debug)]
 pub struct Delivery {
     /// The assignment that it came in.
-    pub slot: Slot,
+    pub slot: AssignmentId,
     /// Kafka offset.
     pub offset: i64,
     /// Kafka timestamp in milliseconds, -1 when there is none.
@@ -71,7 +71,7 @@ pub struct Delivery {
     /// Epoch of the leader that took it, -1 when the broker gives none.
     pub leader_epoch: i32,
     /// Its bytes.
-    pub lease: Lease,
+    pub lease: RecordBuf,
 }
 
 /// Where reading starts.
@@ -177,7 +177,7 @@ pub enum FetchState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPartition {
     /// The slot under which its records are delivered.
-    pub slot: Slot,
+    pub slot: AssignmentId,
     /// The partition.
     pub at: TopicPartition,
     /// First offset.
@@ -394,7 +394,7 @@ pub trait Source {
     fn poll(&mut self, max: usize, out: &mut Vec<Delivery>);
 
     /// Stops or resumes the fetching of one partition.
-    fn pause(&mut self, slot: Slot, paused: bool);
+    fn pause(&mut self, slot: AssignmentId, paused: bool);
 
     /// Sends a commit; the answer comes as [`SourceEvent::Committed`]. The pump keeps one in flight at most.
     ///
@@ -405,16 +405,16 @@ pub trait Source {
     /// How far partitions were read in their present assignments, control records and aborted data included: one past
     /// the last of them that [`Self::poll`] has passed. Appends only what is certain, which is never beyond a record that
     /// `poll` has still to give. Does not ask the broker.
-    fn consumed(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>);
+    fn consumed(&mut self, slots: &[AssignmentId], out: &mut Vec<(AssignmentId, i64)>);
 
     /// Asks the cluster for the bounds of partitions' logs; each is answered by [`SourceEvent::Bounds`].
     fn ask_bounds(&mut self, partitions: &[TopicPartition]);
 
     /// One past the newest offset of a partition, as far as the client knows.
-    fn end_offset(&self, slot: Slot) -> Option<i64>;
+    fn end_offset(&self, slot: AssignmentId) -> Option<i64>;
 
     /// How the client fares with the fetching of a partition, as far as it knows. Does not ask the broker.
-    fn fetch_state(&self, slot: Slot) -> FetchState {
+    fn fetch_state(&self, slot: AssignmentId) -> FetchState {
         let _ = slot;
         FetchState::Unknown
     }

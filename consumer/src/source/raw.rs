@@ -29,8 +29,8 @@ use sluicegate_abi::header_block;
 use sluicegate_abi::lend::RecordBytes;
 use sluicegate_abi::record::Parts;
 
-use super::Lease;
-use crate::emit::{Outgoing, Ticket};
+use super::RecordBuf;
+use crate::emit::{ProducerRecord, Ticket};
 
 pub(super) use admin::{Answer, OffsetSpec};
 pub(crate) use create_topics::{NewTopic, create_topics};
@@ -58,7 +58,7 @@ unsafe extern "C" {
 
 // SAFETY: what a lease gives lies behind boxes that are boxed themselves, and so does not move with it, or in the fetch
 // buffer of a message, which librdkafka keeps as long as the message. Nothing writes to it.
-unsafe impl RecordBytes for Lease {
+unsafe impl RecordBytes for RecordBuf {
     fn parts(&self) -> Parts<'_> {
         (self.key(), self.value(), self.headers())
     }
@@ -405,7 +405,7 @@ impl<C: ConsumerContext> Drop for Connection<C> {
 /// librdkafka's code, with the ticket, which is not answered.
 pub(crate) fn produce<C>(
     client: &Client<C>,
-    record: &Outgoing<'_>,
+    record: &ProducerRecord<'_>,
     ticket: Box<Ticket>,
 ) -> Result<(), (RDKafkaErrorCode, Box<Ticket>)>
 where

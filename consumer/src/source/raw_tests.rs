@@ -222,7 +222,7 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
     let given = given();
     produce(&kafka.bootstrap_servers(), "none", &given);
     let (source, got) = consume_all(&kafka.bootstrap_servers(), "t", given.len());
-    let mut lent: Vec<Lent<Lease>> = got
+    let mut lent: Vec<Lent<RecordBuf>> = got
         .into_iter()
         .map(|delivery| {
             let place = RecordPlace {

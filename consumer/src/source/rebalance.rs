@@ -36,7 +36,7 @@ pub(super) enum Answer {
 /// The rebalance that is not answered yet, if any.
 #[derive(Debug, Default)]
 pub(super) struct Rebalance {
-    owed: Owed,
+    owed: PendingRebalance,
     /// Partitions of ours that were left out of the answer: nobody knows yet where they begin.
     deferred: Vec<TopicPartition>,
     /// What the group has given us and not taken back, answered or not.
@@ -44,7 +44,7 @@ pub(super) struct Rebalance {
 }
 
 #[derive(Debug, Default)]
-enum Owed {
+enum PendingRebalance {
     #[default]
     Nothing,
     Assign {
@@ -61,7 +61,7 @@ impl Rebalance {
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         self.deferred.retain(|at| !partitions.contains(at));
         self.owned.extend(partitions.iter().cloned());
-        self.owed = Owed::Assign {
+        self.owed = PendingRebalance::Assign {
             partitions,
             started: Vec::new(),
         };
@@ -73,7 +73,7 @@ impl Rebalance {
         }
         // librdkafka was never told of these, and refuses to unassign them.
         partitions.retain(|at| !self.deferred.contains(at));
-        self.owed = Owed::Unassign {
+        self.owed = PendingRebalance::Unassign {
             partitions,
             released: Vec::new(),
         };
@@ -81,7 +81,7 @@ impl Rebalance {
 
     /// Whether librdkafka waits for a call.
     pub(super) fn is_owed(&self) -> bool {
-        !matches!(self.owed, Owed::Nothing)
+        !matches!(self.owed, PendingRebalance::Nothing)
     }
 
     /// Whether the group has given us any partition that it has not asked back.
@@ -91,7 +91,7 @@ impl Rebalance {
 
     /// Whether the pending assignment has this partition.
     pub(super) fn waits_for_start(&self, at: &TopicPartition) -> bool {
-        matches!(&self.owed, Owed::Assign { partitions, .. } if partitions.contains(at))
+        matches!(&self.owed, PendingRebalance::Assign { partitions, .. } if partitions.contains(at))
     }
 
     /// The pump knows where a partition starts (the last word counts). Gives it back if it was deferred: it is to be
@@ -101,7 +101,7 @@ impl Rebalance {
             self.deferred.swap_remove(place);
             return Some(begin);
         }
-        if let Owed::Assign { started, .. } = &mut self.owed {
+        if let PendingRebalance::Assign { started, .. } = &mut self.owed {
             started.retain(|other| other.at != begin.at);
             started.push(begin);
         }
@@ -110,7 +110,7 @@ impl Rebalance {
 
     /// Leaves partitions out of the answer of which `is_unknown` says that nobody knows yet where they begin.
     pub(super) fn defer(&mut self, is_unknown: impl Fn(&TopicPartition) -> bool) {
-        if let Owed::Assign { partitions, .. } = &mut self.owed {
+        if let PendingRebalance::Assign { partitions, .. } = &mut self.owed {
             let (deferred, kept) = std::mem::take(partitions)
                 .into_iter()
                 .partition(|at| is_unknown(at));
@@ -121,7 +121,7 @@ impl Rebalance {
 
     /// Whether librdkafka waits for an assign.
     pub(super) fn owes_assign(&self) -> bool {
-        matches!(self.owed, Owed::Assign { .. })
+        matches!(self.owed, PendingRebalance::Assign { .. })
     }
 
     /// Whether a partition is ours without librdkafka having been told.
@@ -132,7 +132,7 @@ impl Rebalance {
     /// The pump has let go of a partition.
     pub(super) fn release(&mut self, at: &TopicPartition) {
         self.deferred.retain(|other| other != at);
-        if let Owed::Unassign {
+        if let PendingRebalance::Unassign {
             partitions,
             released,
         } = &mut self.owed
@@ -146,11 +146,11 @@ impl Rebalance {
     /// The answer, once every partition of the rebalance is dealt with. It stays due until [`Self::answered`].
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.owed {
-            Owed::Assign {
+            PendingRebalance::Assign {
                 partitions,
                 started,
             } if started.len() == partitions.len() => Some(Answer::Assign(started.clone())),
-            Owed::Unassign {
+            PendingRebalance::Unassign {
                 partitions,
                 released,
             } if released.len() == partitions.len() => Some(Answer::Unassign(released.clone())),
@@ -160,7 +160,7 @@ impl Rebalance {
 
     /// The answer was given.
     pub(super) fn answered(&mut self) {
-        self.owed = Owed::Nothing;
+        self.owed = PendingRebalance::Nothing;
     }
 }
 

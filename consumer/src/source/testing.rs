@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    ClientSettings, Delivery, KafkaSource, Slot, Source, SourceEvent, StartAt, StartPartition,
-    TopicPartition,
+    AssignmentId, ClientSettings, Delivery, KafkaSource, Source, SourceEvent, StartAt,
+    StartPartition, TopicPartition,
 };
 
 /// A partition of topic `t`.
@@ -48,7 +48,7 @@ pub(crate) fn consume_all(
                     let starts: Vec<_> = found
                         .into_iter()
                         .map(|found| StartPartition {
-                            slot: Slot(found.at.partition as u32),
+                            slot: AssignmentId(found.at.partition as u32),
                             at: found.at,
                             start: StartAt::Earliest,
                             due: Some(found.offset),

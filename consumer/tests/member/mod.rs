@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluicegate::source::{
-    ClientSettings, CommitEntry, CommitError, CommitResult, Found, KafkaSource, Slot, Source,
-    SourceEvent, StartAt, StartPartition, TopicPartition,
+    AssignmentId, ClientSettings, CommitEntry, CommitError, CommitResult, Found, KafkaSource,
+    Source, SourceEvent, StartAt, StartPartition, TopicPartition,
 };
 use sluicegate_config::service::ClientValue;
 
@@ -84,7 +84,7 @@ pub(crate) struct Member {
     pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<CommitError>)>,
     /// The test stands still at times: the group may go on without this member.
     pub(crate) may_lose: bool,
-    owned: BTreeMap<Slot, Owned>,
+    owned: BTreeMap<AssignmentId, Owned>,
     next_slot: u32,
     waiting: Vec<(Instant, SourceEvent)>,
 }
@@ -152,7 +152,7 @@ impl Member {
         self.source.unowned_records()
     }
 
-    fn find(&self, partition: i32) -> Option<(Slot, &Owned)> {
+    fn find(&self, partition: i32) -> Option<(AssignmentId, &Owned)> {
         let mut all = self.owned.iter();
         let (slot, owned) = all.find(|(_, owned)| owned.partition == partition)?;
         Some((*slot, owned))
@@ -263,7 +263,7 @@ impl Member {
     fn found(&mut self, found: Vec<Found>) {
         let mut starts = Vec::new();
         for found in found {
-            let slot = Slot(self.next_slot);
+            let slot = AssignmentId(self.next_slot);
             self.next_slot += 1;
             let owned = Owned {
                 partition: found.at.partition,

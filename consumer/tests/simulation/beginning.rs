@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use sluicegate::assignment::NewAssignment;
-use sluicegate::source::Slot;
+use sluicegate::source::AssignmentId;
 
 use super::model::{Check, Model, Owned};
 use super::script::Log;
@@ -35,7 +35,7 @@ impl Model {
     }
 
     /// A partition becomes ours.
-    pub fn assign(&mut self, new: &NewAssignment, slot: Slot, log: usize) {
+    pub fn assign(&mut self, new: &NewAssignment, slot: AssignmentId, log: usize) {
         self.met.inherited += u64::from(!new.inherited.finished.is_empty());
         self.met.tokens_first += u64::from(new.token_first);
         let (start, epoch, at) = (new.start, new.epoch, new.at.clone());

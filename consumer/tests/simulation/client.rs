@@ -1,6 +1,6 @@
 //! The client's two positions: what it has fetched runs ahead of what it has given, by all that waits in its queue.
 
-use sluicegate::source::Slot;
+use sluicegate::source::AssignmentId;
 
 use super::world::World;
 
@@ -30,7 +30,7 @@ impl World {
     }
 
     /// As [`Self::tell_positions`], before a drain.
-    pub fn tell_positions_of(&mut self, slots: &[Slot]) {
+    pub fn tell_positions_of(&mut self, slots: &[AssignmentId]) {
         for owned in self.model.owned.values() {
             if owned.released || !slots.contains(&owned.slot) {
                 continue;

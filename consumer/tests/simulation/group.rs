@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sluicegate::flow::commits::{HandOver, LAST_COMMIT_MS};
 use sluicegate::source::starts::Commit;
 use sluicegate::source::{
-    CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection, Slot,
+    AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection,
 };
 
 use super::met::Met;
@@ -21,7 +21,7 @@ pub struct CommitUnderWay {
 
 /// Partitions that are being given back.
 pub struct Revoke {
-    pub slots: Vec<Slot>,
+    pub slots: Vec<AssignmentId>,
     pub deadline_ms: u64,
     /// Their last commit was refused at least once since they were drained.
     pub refused: bool,
@@ -33,7 +33,7 @@ pub struct Group {
     /// Members are joining: every commit is refused until they have settled.
     pub rebalancing: bool,
     /// Why the newest commit of a partition was refused.
-    refused: BTreeMap<Slot, CommitErrorKind>,
+    refused: BTreeMap<AssignmentId, CommitErrorKind>,
     /// By log: how many owners in sequence have inherited finished records.
     inherited: BTreeMap<usize, u32>,
 }
@@ -193,7 +193,7 @@ impl World {
         self.random.chance(fails).then(|| *self.random.pick(&kinds))
     }
 
-    fn see_refusal(&mut self, slot: Slot, refused: Option<CommitErrorKind>) {
+    fn see_refusal(&mut self, slot: AssignmentId, refused: Option<CommitErrorKind>) {
         let revoke = self
             .revokes
             .iter_mut()
@@ -217,7 +217,7 @@ impl World {
     /// Partitions are gone without notice.
     pub fn lose(&mut self, epochs: &[u32]) {
         self.rejoins = false;
-        let slots: Vec<Slot> = epochs
+        let slots: Vec<AssignmentId> = epochs
             .iter()
             .filter_map(|epoch| self.model.owned.get(epoch))
             .map(|owned| owned.slot)

@@ -12,7 +12,7 @@ use sluicegate::commit::{CommitNote, Place};
 use sluicegate::flow::handler::Order;
 use sluicegate::routing::oracle::{self, RecordView};
 use sluicegate::source::starts::Commit;
-use sluicegate::source::{CommitEntry, Slot, TopicPartition};
+use sluicegate::source::{AssignmentId, CommitEntry, TopicPartition};
 use sluicegate_config::spec::TopicPattern;
 
 use super::met::Met;
@@ -104,7 +104,7 @@ impl Held {
 pub struct Owned {
     pub log: usize,
     pub at: TopicPartition,
-    pub slot: Slot,
+    pub slot: AssignmentId,
     pub finished: Vec<Range<i64>>,
     pub records: BTreeMap<i64, Held>,
     pub draining: bool,
@@ -462,7 +462,7 @@ impl Model {
     }
 
     /// The time to drain is over.
-    pub fn fence(&mut self, slots: &[Slot]) {
+    pub fn fence(&mut self, slots: &[AssignmentId]) {
         for owned in self.owned.values_mut() {
             owned.fenced |= slots.contains(&owned.slot);
         }
@@ -500,7 +500,7 @@ impl Model {
 
     /// A record of an assignment that some handler has finished (`whole`: all that want it) and that the next owner would run
     /// again, if there is one.
-    pub fn uncommitted(&self, slot: Slot, whole: bool) -> Option<i64> {
+    pub fn uncommitted(&self, slot: AssignmentId, whole: bool) -> Option<i64> {
         let mut ours = self.owned.values();
         let owned = ours.find(|owned| owned.slot == slot && !owned.released)?;
         let commit = self
@@ -532,7 +532,7 @@ impl Model {
     }
 
     /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.
-    pub fn release(&mut self, slot: Slot, clean: bool) {
+    pub fn release(&mut self, slot: AssignmentId, clean: bool) {
         let Some(owned) = self
             .owned
             .values_mut()

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluicegate::dispatch::{Batch, Inbox, PoolState, WorkerPool};
-use sluicegate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use sluicegate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_abi::header_block::Headers;
 use sluicegate_runtime::Emit;
 
@@ -116,7 +116,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    fn new(record: &Outgoing<'_>) -> Self {
+    fn new(record: &ProducerRecord<'_>) -> Self {
         let provenance = |name: &str| {
             let name = format!("__dlq.errors.{name}");
             Headers::new(record.headers)
@@ -171,7 +171,7 @@ impl Emitted {
         }
     }
 
-    fn of(record: &Outgoing<'_>) -> Option<Self> {
+    fn of(record: &ProducerRecord<'_>) -> Option<Self> {
         let key = str::from_utf8(record.key?).ok()?;
         let mut parts = key.split('/');
         Some(Self {
@@ -229,7 +229,7 @@ impl SimProducer {
 
 impl Emitter for SimProducer {
     // The world answers the tickets of what is refused, so that it knows whose answer it is.
-    fn send(&self, record: &Outgoing<'_>, way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
         let mut state = self.lock();
         let what = match Emitted::of(record).filter(|_| record.topic == OUT) {
             Some(emitted) => Handed::Emit(emitted),

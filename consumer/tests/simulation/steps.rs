@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sluicegate::dispatch::PumpMessage;
-use sluicegate::source::{Delivery, Lease};
+use sluicegate::source::{Delivery, RecordBuf};
 
 use super::model::{Check, Held};
 use super::script::{Log, Trouble};
@@ -196,7 +196,7 @@ impl World {
             offset: record.offset,
             timestamp_ms: 1_000 + record.offset,
             leader_epoch: 0,
-            lease: Lease::owned(record.key.as_deref(), Some(&record.value), &record.headers),
+            lease: RecordBuf::owned(record.key.as_deref(), Some(&record.value), &record.headers),
         });
     }
 

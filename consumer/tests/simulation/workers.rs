@@ -1,7 +1,7 @@
 //! What workers do with batches, and what their outcomes mean to the account.
 
 use sluicegate::dispatch::{Inbox, PumpMessage};
-use sluicegate::emit::{EmitFailure, EmitGroup, FailureKind, Way, send_from};
+use sluicegate::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 use std::sync::Arc;
 
@@ -236,7 +236,7 @@ impl World {
             share: None,
         });
         for (share, group) in groups {
-            group.arm();
+            group.seal();
             let pushed = taken(&self.inbox);
             self.expect(pushed, Some(share))?;
         }
@@ -245,7 +245,7 @@ impl World {
     }
 
     /// Hands what was emitted to the producer.
-    fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<EmitGroup>)>, String> {
+    fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<AckGroup>)>, String> {
         let mut groups = Vec::new();
         for &(index, count) in &run.emits {
             let record = &run.batch.records[index];
@@ -268,7 +268,7 @@ impl World {
             };
             let emits = (0..count).map(|index| emitted(index).emit()).collect();
             let home = self.inbox.clone();
-            let group = EmitGroup::new(home, run.batch.handler, key, emits, None);
+            let group = AckGroup::new(home, run.batch.handler, key, emits, None);
             let refuses = self.random.chance(self.trouble.produce_fails / 4);
             self.producer.set_refusing(refuses);
             send_from(&group, 0, Way::Batched, &*self.producer);

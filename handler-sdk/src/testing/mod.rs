@@ -3,7 +3,7 @@
 //! Calls go through the same functions as those of a loaded library, so the lane rule, the panic guards and the
 //! reading of the config are the real ones.
 
-mod heard;
+mod captured;
 mod record;
 
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use sluicegate_abi::view::RecordParts;
 
 use crate::export::{self, Entry, Exported, Exports};
 use crate::{BatchHandler, Handler, Level};
-use heard::{Collected, Heard};
+use captured::{CapturedOutput, Collected};
 pub use record::{TestRecord, record};
 
 const NAME: &str = "handler";
@@ -86,7 +86,7 @@ pub struct Run {
 pub struct Kit {
     module: Module,
     config: String,
-    host: Arc<Heard>,
+    host: Arc<CapturedOutput>,
     board: Arc<Board>,
     cancel: CancelFlag,
     instance: Instance,
@@ -139,7 +139,7 @@ impl Kit {
     }
 
     fn start(module: Module, config: &serde_json::Value) -> Result<Self, String> {
-        let host = Arc::new(Heard::default());
+        let host = Arc::new(CapturedOutput::default());
         let config = config.to_string();
         let instance = create(&module, &host, &config)?;
         let board = Arc::new(Board::new(4096));
@@ -323,7 +323,7 @@ impl Kit {
     }
 }
 
-fn create(module: &Module, host: &Arc<Heard>, config: &str) -> Result<Instance, String> {
+fn create(module: &Module, host: &Arc<CapturedOutput>, config: &str) -> Result<Instance, String> {
     let host: Arc<dyn HostSink> = Arc::clone(host) as _;
     module
         .create(host, NAME, "test-0", config)

@@ -15,7 +15,7 @@ use e2e::long;
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use sluicegate_config::bridge::{
-    Bridge, BridgeConfig, BridgeSettings, Pair, RehearsedStep, Side, rehearse,
+    Bridge, BridgeConfig, BridgeSettings, DryRunStep, Pair, Side, dry_run,
 };
 use sluicegate_config::store::{
     ControlKey, EtcdSettings, Expected, KeyKind, PathMap, Store, StoreError, ZooKeeperSettings,
@@ -128,19 +128,19 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
         .open()
         .unwrap_or_else(|error| panic!("{error}"));
     let planned =
-        rehearse(&stores, Side::Etcd, Pair::default()).unwrap_or_else(|error| panic!("{error}"));
+        dry_run(&stores, Side::Etcd, Pair::default()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(planned.halt, None);
     let planned = planned.steps;
-    let steps: Vec<(&str, Side, RehearsedStep)> = planned
+    let steps: Vec<(&str, Side, DryRunStep)> = planned
         .iter()
         .map(|one| (one.key.as_str(), one.side, one.step))
         .collect();
     assert_eq!(
         steps,
         [
-            ("auditor/enabled", Side::ZooKeeper, RehearsedStep::Write),
-            ("broken/enabled", Side::ZooKeeper, RehearsedStep::Refuse),
-            ("relay/enabled", Side::Etcd, RehearsedStep::Write),
+            ("auditor/enabled", Side::ZooKeeper, DryRunStep::Write),
+            ("broken/enabled", Side::ZooKeeper, DryRunStep::Refuse),
+            ("relay/enabled", Side::Etcd, DryRunStep::Write),
         ]
     );
     let bridge = scene.bridge();

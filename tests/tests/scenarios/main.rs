@@ -17,6 +17,7 @@ mod fleet;
 mod flights;
 mod kills;
 mod log_ends;
+mod many_specs;
 mod memory;
 mod misbehaving;
 mod oidc;

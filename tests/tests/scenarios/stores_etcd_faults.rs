@@ -111,7 +111,7 @@ fn compacted_behind_the_watchs_back() {
     put(&*writer, &key, "true");
     record.until_value(&key, Some("true"), HEALED);
     assert_eq!(
-        record.count(Cause::Repair),
+        record.count(Cause::MissedUpdate),
         0,
         "it did not wait for the re-list"
     );
@@ -141,7 +141,7 @@ fn a_delete_and_a_put_behind_the_watchs_back() {
     record.until_value(&gate("busy"), Some("true"), HEALED);
     record.until_value(&key, Some("false"), HEALED);
     assert_eq!(
-        record.count(Cause::Repair),
+        record.count(Cause::MissedUpdate),
         0,
         "it did not wait for the re-list"
     );
@@ -306,7 +306,7 @@ fn more_keys_than_a_page_and_what_is_no_key() {
         .unwrap_or_else(|error| panic!("{error:#}"));
     record.until("word of the stranger", HEALED, |record| {
         let tree = record.tree().expect("there is one");
-        tree.strangers
+        tree.unrecognized_keys
             .get("auditor/enable")
             .is_some_and(|reason| reason.contains("known are {name}/enabled"))
     });

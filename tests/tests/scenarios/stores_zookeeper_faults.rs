@@ -121,7 +121,7 @@ fn the_connection_is_lost_for_a_moment() {
         record.until_value(&key, Some("later"), HEALED);
     }
     assert_eq!(
-        record.count(Cause::Repair),
+        record.count(Cause::MissedUpdate),
         0,
         "it did not wait for the re-list"
     );

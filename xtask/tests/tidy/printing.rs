@@ -27,7 +27,7 @@ const WRITERS: &[(&str, &str)] = &[
         "consumer/src/cli/produce.rs",
         "asks whether there is a terminal for a progress bar",
     ),
-    ("consumer/src/demo/screen.rs", "the demo's picture"),
+    ("consumer/src/demo/display.rs", "the demo's picture"),
 ];
 
 /// Checks that tests call; they say how long each took.

@@ -9,7 +9,7 @@ use super::super::renewal::Renewal;
 use super::super::report::HaltReport;
 use super::super::{Pair, Progress, Side};
 use super::{Decision, OVERTAKEN, Worker, now_ms};
-use crate::chance::about;
+use crate::jitter::jittered;
 use crate::store::{ControlKey, StoreError};
 
 /// Time between two looks at stores that the bridge does not work with.
@@ -89,7 +89,7 @@ impl Worker {
             match renewal.step(sides, &*self.stores.notes, now_ms()) {
                 Progress::Going => {}
                 Progress::Done => {
-                    self.mark_due = Instant::now() + about(MARK_INTERVAL);
+                    self.mark_due = Instant::now() + jittered(MARK_INTERVAL);
                     self.noted = false;
                     if renewal.taken_over().next().is_some() {
                         self.settings.accept = Pair::default();
@@ -197,7 +197,7 @@ impl Worker {
     /// Whether `decision` carries a delete across that only a listing found on `side`.
     fn is_found_absent(&self, key: &ControlKey, side: Side, decision: &Decision) -> bool {
         let view = self.sides.of(side);
-        let crosses = matches!(decision, Decision::Cross { to, .. } if *to == side.other());
+        let crosses = matches!(decision, Decision::Copy { to, .. } if *to == side.other());
         crosses && view.get(key).is_none() && !view.saw_deleted(key)
     }
 

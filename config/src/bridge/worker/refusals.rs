@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::super::Side;
-use super::super::crossing::{Crossing, Writes};
 use super::super::decide::{Decision, Refusal};
 use super::super::report::RefusedValue;
+use super::super::transfer::{Transfer, Writes};
 use super::Worker;
-use crate::chance::backoff;
+use crate::jitter::backoff;
 use crate::store::{ControlKey, StoreError};
 
 /// First and longest wait before a refused write is tried again; a random part of it.
@@ -56,7 +56,7 @@ impl Refusals {
     }
 
     /// The value of a key is one again.
-    pub(super) fn value_is_well(&mut self, key: &ControlKey) {
+    pub(super) fn clear_value(&mut self, key: &ControlKey) {
         self.values.remove(key);
     }
 
@@ -105,7 +105,7 @@ impl Refusals {
     }
 
     /// Nothing is to be written of a key, or it was.
-    pub(super) fn write_is_over(&mut self, key: &ControlKey) {
+    pub(super) fn clear_write(&mut self, key: &ControlKey) {
         self.writes.remove(key);
     }
 
@@ -144,14 +144,14 @@ impl Worker {
     /// What a decision writes.
     fn writes(&self, key: &ControlKey, decision: &Decision) -> Option<Writes> {
         match decision {
-            Decision::Cross { to, .. } => {
+            Decision::Copy { to, .. } => {
                 let from = self.sides.of(to.other()).get(key);
                 Some(Writes::Value {
                     to: *to,
                     revision: from.map(|entry| entry.stamp.revision),
                 })
             }
-            Decision::Agree(_) => Some(Writes::Note),
+            Decision::RecordInSync(_) => Some(Writes::Note),
             _ => None,
         }
     }
@@ -163,7 +163,7 @@ impl Worker {
     }
 
     /// A store has refused what a crossing was to write.
-    pub(super) fn write_refused(&mut self, crossing: &Crossing, error: &StoreError) {
+    pub(super) fn write_refused(&mut self, crossing: &Transfer, error: &StoreError) {
         self.counts.failures += 1;
         let (key, side, what) = (crossing.key(), crossing.to(), crossing.writes());
         let place = self.stores.sides.of(side).locate(key);
@@ -176,7 +176,7 @@ impl Worker {
             tracing::error!(key = %key, "{error}; it is tried again with growing pauses");
         }
         let wait = self.refusals.wait(key, what, now);
-        self.put_off(key, wait.unwrap_or_default());
+        self.requeue_after(key, wait.unwrap_or_default());
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
         for other in [value(Some(8)), value(None), Writes::Note] {
             assert_eq!(refusals.wait(&key(), other, now), None, "{other:?}");
         }
-        refusals.write_is_over(&key());
+        refusals.clear_write(&key());
         assert_eq!(refusals.report().len(), 0);
     }
 }

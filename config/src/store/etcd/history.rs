@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
 use tokio::time::timeout;
 
-use super::super::Past;
+use super::super::HistoryEntry;
 use super::super::failure::Failure;
 use super::Shared;
 use super::client::failure;
@@ -16,13 +16,17 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// What one replay gave.
 enum Replay {
-    All(Vec<Past>),
+    All(Vec<HistoryEntry>),
     /// Revisions before this one are gone.
     CompactedTo(i64),
 }
 
 /// The values of `key`, newest first.
-pub(super) async fn of(shared: &Shared, key: &str, limit: usize) -> Result<Vec<Past>, Failure> {
+pub(super) async fn of(
+    shared: &Shared,
+    key: &str,
+    limit: usize,
+) -> Result<Vec<HistoryEntry>, Failure> {
     let newest = read_one(shared, key).await?.map(|kv| kv.mod_revision());
     let mut past = Vec::new();
     let mut from = 1;
@@ -45,14 +49,18 @@ pub(super) async fn of(shared: &Shared, key: &str, limit: usize) -> Result<Vec<P
 }
 
 /// The value that stood at `revision`, the oldest one that is kept.
-async fn oldest(shared: &Shared, key: &str, revision: i64) -> Result<Option<Past>, Failure> {
+async fn oldest(
+    shared: &Shared,
+    key: &str,
+    revision: i64,
+) -> Result<Option<HistoryEntry>, Failure> {
     let options = GetOptions::new().with_revision(revision);
     let answer = shared.endpoints.call(|mut client| {
         let options = options.clone();
         async move { client.get(key, Some(options)).await }
     });
     match answer.await {
-        Ok(mut answer) => Ok(answer.take_kvs().pop().map(|kv| Past {
+        Ok(mut answer) => Ok(answer.take_kvs().pop().map(|kv| HistoryEntry {
             revision: u64::try_from(kv.mod_revision()).unwrap_or(0),
             value: Some(kv.value().to_vec()),
         })),
@@ -79,7 +87,7 @@ async fn replay(
         Some(_) => shared.settings.request_timeout,
         None => SILENCE,
     };
-    let mut past: Vec<Past> = Vec::new();
+    let mut past: Vec<HistoryEntry> = Vec::new();
     let end = newest.and_then(|revision| u64::try_from(revision).ok());
     while end.is_none() || past.last().map(|last| last.revision) < end {
         let answer = match timeout(patience, stream.message()).await {
@@ -100,10 +108,10 @@ async fn replay(
     Ok(Replay::All(past))
 }
 
-fn events(answer: &WatchResponse) -> impl Iterator<Item = Past> {
+fn events(answer: &WatchResponse) -> impl Iterator<Item = HistoryEntry> {
     answer.events().iter().filter_map(|event| {
         let kv = event.kv()?;
-        Some(Past {
+        Some(HistoryEntry {
             revision: u64::try_from(kv.mod_revision()).unwrap_or(0),
             value: (event.event_type() == EventType::Put).then(|| kv.value().to_vec()),
         })

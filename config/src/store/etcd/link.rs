@@ -6,8 +6,8 @@ use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, 
 use tokio::time::timeout;
 
 use super::super::failure::Failure;
-use super::super::follow::{Heard, Link, Listing};
-use super::super::{ControlKey, Entry, PathMap, Stamp, Tree, TreeChange, bounded};
+use super::super::reflector::{Listing, WatchConnection, WatchEvent};
+use super::super::{ControlKey, Entry, KeyVersion, PathMap, Tree, TreeChange, bounded};
 use super::Shared;
 use super::client::failure;
 
@@ -92,7 +92,7 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
         let key = shared.settings.paths.key(&path);
         match key {
             Ok(key) => drop(tree.entries.insert(key, entry)),
-            Err(reason) => drop(tree.strangers.insert(path, reason)),
+            Err(reason) => drop(tree.unrecognized_keys.insert(path, reason)),
         }
     }
     // A restore makes another cluster of it, and an address more or less does not.
@@ -115,7 +115,7 @@ fn entry_of(kv: &KeyValue) -> Entry {
     let revision = kv.mod_revision();
     Entry {
         value: bounded(kv.value()),
-        stamp: Stamp {
+        stamp: KeyVersion {
             revision: u64::try_from(revision).unwrap_or(0),
             version: revision,
         },
@@ -169,7 +169,7 @@ impl EtcdLink {
         }
     }
 
-    fn changes(&self, answer: &WatchResponse) -> Heard {
+    fn changes(&self, answer: &WatchResponse) -> WatchEvent {
         let prefix = self.shared.prefix();
         let (mut changes, mut strangers) = (Vec::new(), Vec::new());
         for event in answer.events() {
@@ -187,7 +187,7 @@ impl EtcdLink {
             }
         }
         let revision = answer.header().map_or(0, |header| header.revision());
-        Heard::Changes {
+        WatchEvent::Changes {
             changes,
             strangers,
             revision: u64::try_from(revision).unwrap_or(0),
@@ -212,7 +212,7 @@ fn ended(answer: &WatchResponse) -> String {
     }
 }
 
-impl Link for EtcdLink {
+impl WatchConnection for EtcdLink {
     async fn open(&mut self, _known: u64) -> Result<Listing, String> {
         self.stream = None;
         let listing = read_all(&self.shared).await.map_err(Failure::reason)?;
@@ -230,18 +230,18 @@ impl Link for EtcdLink {
         read_all(&self.shared).await.map_err(Failure::reason)
     }
 
-    async fn next(&mut self) -> Heard {
+    async fn next(&mut self) -> WatchEvent {
         let Some(stream) = &mut self.stream else {
-            return Heard::Lost("there is no watch".to_owned());
+            return WatchEvent::Lost("there is no watch".to_owned());
         };
         // A cancel and a compaction are ordinary messages, with silence after them.
         let heard = match stream.message().await {
             Ok(Some(answer)) if answer.canceled() || answer.compact_revision() > 0 => {
-                Heard::Lost(ended(&answer))
+                WatchEvent::Lost(ended(&answer))
             }
             Ok(Some(answer)) => return self.changes(&answer),
-            Ok(None) => Heard::Lost("the watch was closed".to_owned()),
-            Err(error) => Heard::Lost(failure(&error).reason()),
+            Ok(None) => WatchEvent::Lost("the watch was closed".to_owned()),
+            Err(error) => WatchEvent::Lost(failure(&error).reason()),
         };
         self.stream = None;
         heard

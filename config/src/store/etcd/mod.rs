@@ -13,10 +13,10 @@ use self::client::Endpoints;
 use self::link::EtcdLink;
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::Pace;
+use super::reflector::WatchTimings;
 use super::{
-    ControlKey, EtcdSettings, Expected, MAX_VALUE, Membership, Past, Stamp, Store, StoreAddress,
-    StoreError, StoreSink, StoreWatch, Tree, check_length, check_member_id,
+    ControlKey, EtcdSettings, Expected, HistoryEntry, KeyVersion, MAX_VALUE, Membership, Store,
+    StoreAddress, StoreError, StoreSink, StoreWatch, Tree, check_length, check_member_id,
 };
 use crate::member::MemberReport;
 
@@ -106,7 +106,7 @@ impl Store for EtcdStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = Pace::new(settings.request_timeout, settings.relist);
+        let pace = WatchTimings::new(settings.request_timeout, settings.relist);
         let link = EtcdLink::new(Arc::clone(&self.shared));
         Ok(self.driver.watch(link, pace, sink))
     }
@@ -116,7 +116,7 @@ impl Store for EtcdStore {
         key: &ControlKey,
         value: Option<&[u8]>,
         expected: Expected,
-    ) -> Result<Stamp, StoreError> {
+    ) -> Result<KeyVersion, StoreError> {
         let place = self.locate(key);
         check_length(&self.describe(), &place, value, MAX_VALUE)?;
         let shared = Arc::clone(&self.shared);
@@ -148,7 +148,7 @@ impl Store for EtcdStore {
         })
     }
 
-    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<Past>, StoreError> {
+    fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let shared = Arc::clone(&self.shared);
         let place = self.locate(key);
         let what = format!("the history of {place}");
@@ -165,7 +165,7 @@ async fn write(
     place: &str,
     value: Option<Vec<u8>>,
     expected: Expected,
-) -> Result<Option<Stamp>, Failure> {
+) -> Result<Option<KeyVersion>, Failure> {
     // Reading first finds an endpoint that answers; the write itself is sent once, since it may have arrived.
     let there = link::read_one(shared, place).await?;
     let known = there.map_or(0, |kv| kv.mod_revision());
@@ -179,7 +179,7 @@ async fn write(
     }
     if value.is_none() && known == 0 {
         // Nothing to wait for: every revision is at or past this one.
-        return Ok(Some(Stamp {
+        return Ok(Some(KeyVersion {
             revision: 0,
             version: 0,
         }));
@@ -205,7 +205,7 @@ async fn write(
         return Ok(None);
     }
     let revision = answer.header().map_or(0, |header| header.revision());
-    Ok(Some(Stamp {
+    Ok(Some(KeyVersion {
         revision: u64::try_from(revision).unwrap_or(0),
         version: revision,
     }))

@@ -17,8 +17,8 @@ use zookeeper_client::{
 };
 
 use super::super::failure::Failure;
-use super::super::follow::{Heard, Link, Listing};
-use super::super::{ControlKey, Entry, PathMap, Stamp, Tree, TreeChange, bounded};
+use super::super::reflector::{Listing, WatchConnection, WatchEvent};
+use super::super::{ControlKey, Entry, KeyVersion, PathMap, Tree, TreeChange, bounded};
 use super::{Shared, failure};
 
 /// Most nodes that are asked for at once, and most notices that are taken together.
@@ -96,7 +96,7 @@ async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Lis
                         tree.entries.extend(entry.map(|entry| (key, entry)));
                     }
                     Ok(None) => {}
-                    Err(reason) => drop(tree.strangers.insert(path, reason)),
+                    Err(reason) => drop(tree.unrecognized_keys.insert(path, reason)),
                 }
             }
         }
@@ -200,8 +200,8 @@ fn place(
 }
 
 /// The stamp of a node's data.
-pub(super) fn stamp(stat: &Stat) -> Stamp {
-    Stamp {
+pub(super) fn stamp(stat: &Stat) -> KeyVersion {
+    KeyVersion {
         revision: u64::try_from(stat.mzxid).unwrap_or(0),
         version: i64::from(stat.version),
     }
@@ -317,7 +317,7 @@ impl ZooKeeperLink {
     }
 
     /// Reads what notices named. They stay named until it is read, so that a dropped future loses nothing.
-    async fn read_dirty(&mut self) -> Result<Heard, Failure> {
+    async fn read_dirty(&mut self) -> Result<WatchEvent, Failure> {
         let Some((client, _)) = &self.watch else {
             return Err(Failure::away(NO_WATCH));
         };
@@ -347,7 +347,7 @@ impl ZooKeeperLink {
             }
         }
         self.dirty.clear();
-        Ok(Heard::Changes {
+        Ok(WatchEvent::Changes {
             changes,
             strangers,
             revision,
@@ -358,7 +358,7 @@ impl ZooKeeperLink {
 /// Why nothing is heard.
 const NO_WATCH: &str = "there is no watch";
 
-impl Link for ZooKeeperLink {
+impl WatchConnection for ZooKeeperLink {
     async fn open(&mut self, known: u64) -> Result<Listing, String> {
         // What a watch that is lost has told still counts; why it is lost does not matter any more.
         let _ = self.take_in(usize::MAX);
@@ -381,14 +381,14 @@ impl Link for ZooKeeperLink {
         self.read(known).await
     }
 
-    async fn next(&mut self) -> Heard {
+    async fn next(&mut self) -> WatchEvent {
         let heard = match self.wait().await {
-            Ok(()) if std::mem::take(&mut self.unnumbered) => Ok(Heard::Unnumbered),
+            Ok(()) if std::mem::take(&mut self.unnumbered) => Ok(WatchEvent::Unnumbered),
             Ok(()) => self.read_dirty().await.map_err(Failure::reason),
             Err(reason) => Err(reason),
         };
         // The next opening takes in what a lost watch has told.
-        heard.unwrap_or_else(Heard::Lost)
+        heard.unwrap_or_else(WatchEvent::Lost)
     }
 }
 

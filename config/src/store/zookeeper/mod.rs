@@ -14,10 +14,10 @@ use self::link::ZooKeeperLink;
 use self::session::{Sessions, failure};
 use super::driver::Driver;
 use super::failure::Failure;
-use super::follow::Pace;
+use super::reflector::WatchTimings;
 use super::{
-    ControlKey, Expected, Membership, Past, Stamp, Store, StoreAddress, StoreError, StoreSink,
-    StoreWatch, Tree, ZooKeeperSettings, check_length, check_member_id,
+    ControlKey, Expected, HistoryEntry, KeyVersion, Membership, Store, StoreAddress, StoreError,
+    StoreSink, StoreWatch, Tree, ZooKeeperSettings, check_length, check_member_id,
 };
 use crate::member::MemberReport;
 
@@ -104,7 +104,7 @@ impl Store for ZooKeeperStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = Pace::new(settings.request_timeout, settings.relist);
+        let pace = WatchTimings::new(settings.request_timeout, settings.relist);
         let link = ZooKeeperLink::new(Arc::clone(&self.shared));
         Ok(self.driver.watch(link, pace, sink))
     }
@@ -114,7 +114,7 @@ impl Store for ZooKeeperStore {
         key: &ControlKey,
         value: Option<&[u8]>,
         expected: Expected,
-    ) -> Result<Stamp, StoreError> {
+    ) -> Result<KeyVersion, StoreError> {
         let place = self.locate(key);
         check_length(&self.describe(), &place, value, MAX_VALUE)?;
         if value.is_some_and(<[u8]>::is_empty) {
@@ -148,7 +148,7 @@ impl Store for ZooKeeperStore {
         })
     }
 
-    fn history(&self, _key: &ControlKey, _limit: usize) -> Result<Vec<Past>, StoreError> {
+    fn history(&self, _key: &ControlKey, _limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         Err(StoreError::NotKept {
             store: self.describe(),
         })

@@ -3,7 +3,7 @@
 use zookeeper_client::{Client, CreateMode, Error, Stat};
 
 use super::super::failure::Failure;
-use super::super::{Expected, Stamp};
+use super::super::{Expected, KeyVersion};
 use super::link::{revision_above, stamp};
 use super::{Shared, failure};
 
@@ -12,7 +12,7 @@ const ATTEMPTS: usize = 16;
 
 /// What one attempt came to.
 enum Attempt {
-    Done(Stamp),
+    Done(KeyVersion),
     /// The node changed between the reading and the writing.
     Overtaken,
 }
@@ -23,7 +23,7 @@ pub(super) async fn write(
     path: &str,
     value: Option<Vec<u8>>,
     expected: Expected,
-) -> Result<Option<Stamp>, Failure> {
+) -> Result<Option<KeyVersion>, Failure> {
     let client = shared.sessions.connected().await?;
     for _ in 0..ATTEMPTS {
         let there = read(shared, &client, path).await?;
@@ -41,7 +41,7 @@ pub(super) async fn write(
             (Some(value), Some(stat)) => set(shared, &client, path, value, stat).await?,
             (Some(value), None) => create(shared, &client, path, value).await?,
             // Nothing to wait for: every revision is at or past this one.
-            (None, _) if filled.is_none() => Attempt::Done(Stamp {
+            (None, _) if filled.is_none() => Attempt::Done(KeyVersion {
                 revision: 0,
                 version: 0,
             }),
@@ -123,7 +123,7 @@ async fn delete(
     // The delete itself is not told; its parent's list of children knows it.
     let revision = revision_above(shared, client, path).await?;
     sweep(shared, client, path).await;
-    Ok(Attempt::Done(Stamp {
+    Ok(Attempt::Done(KeyVersion {
         revision,
         version: 0,
     }))

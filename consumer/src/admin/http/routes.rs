@@ -19,7 +19,7 @@ use super::answer::{ErrorDetail, Refusal};
 use super::origin;
 use crate::admin::view::now_ms;
 use crate::admin::{
-    CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceFacts,
+    CommitCounts, Explanation, Gate, GateError, HandlerReport, PartitionReport, ServiceInfo,
     ServiceProblem, ServiceReport, ServiceSlot, ServiceView, TopicReport, metrics, openapi,
 };
 
@@ -110,7 +110,7 @@ impl Admin {
 pub struct StatusReport {
     /// Version, group, snapshot.
     #[serde(flatten)]
-    pub facts: ServiceFacts,
+    pub facts: ServiceInfo,
     /// As `/readyz` says: the group was joined, Kafka is not away for long, and some enabled handler takes records.
     pub ready: bool,
     /// Why it is not ready.

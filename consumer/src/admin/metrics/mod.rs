@@ -412,7 +412,7 @@ mod tests {
             ..HandlerReport::default()
         };
         ServiceReport {
-            facts: ServiceFacts {
+            facts: ServiceInfo {
                 version: "0.1.0".into(),
                 revision: 4,
                 rejections: 2,
@@ -424,7 +424,7 @@ mod tests {
                     cause: "gone".into(),
                     remedy: "commit another offset".into(),
                 }],
-                ..ServiceFacts::default()
+                ..ServiceInfo::default()
             },
             in_flight_bytes: 4096,
             commits: CommitCounts {

@@ -5,7 +5,7 @@ use crate::admin::{PartitionReport, PauseReason};
 use crate::assignment::NewAssignment;
 use crate::flow::report::WallClock;
 use crate::logging::capture::captured;
-use crate::source::Slot;
+use crate::source::AssignmentId;
 
 /// Bytes of a record's value; with what a record costs besides, about 2 KB.
 const VALUE: usize = 1_600;
@@ -13,7 +13,7 @@ const VALUE: usize = 1_600;
 /// Two partitions of a budget of a mebibyte, which one handler reads.
 struct Two {
     bench: Bench,
-    other: Slot,
+    other: AssignmentId,
     next: [i64; 2],
 }
 
@@ -54,7 +54,7 @@ impl Two {
                     offset,
                     timestamp_ms: 0,
                     leader_epoch: -1,
-                    lease: Lease::owned(None, Some(&[0; VALUE]), &[]),
+                    lease: RecordBuf::owned(None, Some(&[0; VALUE]), &[]),
                 });
             }
             read += quota;
@@ -64,7 +64,7 @@ impl Two {
     }
 
     /// Time passes, with what a pump does in each of its turns.
-    fn pass(&mut self, from_ms: u64, to_ms: u64) -> Vec<(Slot, bool)> {
+    fn pass(&mut self, from_ms: u64, to_ms: u64) -> Vec<(AssignmentId, bool)> {
         let mut due = Vec::new();
         for now_ms in (from_ms..to_ms).step_by(50) {
             self.bench.flow.tick(now_ms);

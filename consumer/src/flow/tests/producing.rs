@@ -4,7 +4,7 @@ use sluicegate_runtime::Emit;
 
 use super::*;
 use crate::admin::WaitsFor;
-use crate::emit::{EmitFailure, EmitGroup, FailureKind, send_from};
+use crate::emit::{AckGroup, EmitFailure, FailureKind, send_from};
 
 /// A refusal of a kind, as a broker might put it.
 fn refusal(kind: FailureKind) -> EmitFailure {
@@ -57,7 +57,7 @@ impl Bench {
                     headers: Vec::new(),
                 };
                 let emits = (0..emits).map(emit).collect();
-                let group = EmitGroup::new(self.inbox.clone(), batch.handler, key, emits, None);
+                let group = AckGroup::new(self.inbox.clone(), batch.handler, key, emits, None);
                 send_from(&group, 0, Way::Batched, &*self.emitter);
                 groups.push(group);
             }
@@ -69,7 +69,7 @@ impl Bench {
             batch.emits_pending = vec![true; batch.records.len()];
             self.flow.receive(PumpMessage::Finished(batch));
         }
-        groups.iter().for_each(|group| group.arm());
+        groups.iter().for_each(|group| group.seal());
         self.flow.dispatch();
     }
 

@@ -13,7 +13,7 @@ use sluicegate_runtime::{
 };
 
 use crate::dispatch::{Batch, EntryKey, FlightKey, Inbox, PumpMessage};
-use crate::emit::{Emitter, Outgoing, Sent, Ticket, Way};
+use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::handlers::pool::relock;
 use crate::source::Wake;
 
@@ -352,7 +352,7 @@ pub(crate) struct Producer {
 }
 
 impl Emitter for Producer {
-    fn send(&self, record: &Outgoing<'_>, _way: Way, ticket: Ticket) -> Sent {
+    fn send(&self, record: &ProducerRecord<'_>, _way: Way, ticket: Ticket) -> Sent {
         let full = &self.full_for;
         let refuses = full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         if refuses.is_ok() {

@@ -8,27 +8,27 @@ use super::{Deed, batch, until};
 use crate::dispatch::WorkerPool;
 use crate::flow::Flow;
 use crate::handlers::pool::relock;
-use crate::source::{Delivery, Lease, Slot};
+use crate::source::{AssignmentId, Delivery, RecordBuf};
 
 /// Two records of each size, so that the allocator gives the memory of a freed one to somebody else soon.
 const VALUES: [&[u8]; 2] = [b"the first value", b"the second value, somewhat longer"];
 const HEADERS: &[u8] = b"\x02\x02a\x021";
 
-fn deliver(flow: &mut Flow, slot: Slot) {
+fn deliver(flow: &mut Flow, slot: AssignmentId) {
     for (offset, value) in VALUES.iter().enumerate() {
         flow.deliver(Delivery {
             slot,
             offset: offset as i64,
             timestamp_ms: 0,
             leader_epoch: -1,
-            lease: Lease::owned(Some(b"key"), Some(value), HEADERS),
+            lease: RecordBuf::owned(Some(b"key"), Some(value), HEADERS),
         });
         flow.dispatch();
     }
 }
 
 /// Ends a pump while a call hangs on one record and another batch is queued; then the call reads its record.
-fn ends(end: impl FnOnce(Flow, Slot)) {
+fn ends(end: impl FnOnce(Flow, AssignmentId)) {
     let rig = Rig::new(&[(0, Deed::HangAndRead("go"))]);
     let pool = rig.pool(1);
     let Pump {

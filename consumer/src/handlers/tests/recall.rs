@@ -17,7 +17,7 @@ use crate::handlers::pool::relock;
 use crate::handlers::{HandlerPool, LiveConfig};
 use crate::routing::RoutingIndex;
 use crate::settlement::RetryPolicy;
-use crate::source::{Delivery, Lease, Slot, TopicPartition};
+use crate::source::{AssignmentId, Delivery, RecordBuf, TopicPartition};
 
 const ACK: u16 = outcome_code::ACK;
 const NOT_RUN: u16 = outcome_code::NOT_RUN;
@@ -126,7 +126,7 @@ fn a_batch_that_is_cancelled_before_its_call_is_not_begun() {
 pub(super) struct Pump {
     pub(super) flow: Flow,
     pub(super) home: Home,
-    pub(super) slots: [Slot; 2],
+    pub(super) slots: [AssignmentId; 2],
 }
 
 impl Pump {
@@ -173,7 +173,7 @@ impl Pump {
                 offset,
                 timestamp_ms: 0,
                 leader_epoch: -1,
-                lease: Lease::owned(None, Some(b"v"), &[]),
+                lease: RecordBuf::owned(None, Some(b"v"), &[]),
             });
         }
     }
@@ -215,7 +215,7 @@ fn handler(pool: Arc<HandlerPool>) -> HandlerSettings {
 }
 
 /// What a partition's end does to a pump with a running batch (0, 100, 1) and a queued one (2, 101).
-fn ends(end: impl FnOnce(&mut Flow, Slot)) {
+fn ends(end: impl FnOnce(&mut Flow, AssignmentId)) {
     let rig = Rig::new(&[(0, Deed::Hang("go"))]);
     let mut pump = Pump::new(&rig, rig.pool(1));
     pump.deliver(0, 0..1);

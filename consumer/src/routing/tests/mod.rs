@@ -7,7 +7,7 @@ use sluicegate_abi::header_block;
 use sluicegate_config::spec::{Predicate, Route, Test, TopicPattern};
 
 use super::oracle::{self, RecordView};
-use super::{PlanIx, Router, RoutingIndex};
+use super::{Router, RoutingIndex, TopicPlanId};
 use crate::dispatch::HandlerIx;
 
 /// A record that owns its bytes.
@@ -66,7 +66,7 @@ fn router(routes: &[Route]) -> Router {
     Router::new(RoutingIndex::compile(1, numbered(routes)).expect("the routes compile"))
 }
 
-fn ask(router: &mut Router, plan: PlanIx, record: &OwnedRecord) -> Vec<u32> {
+fn ask(router: &mut Router, plan: TopicPlanId, record: &OwnedRecord) -> Vec<u32> {
     router
         .route(plan, record.partition, record.key.as_deref(), || {
             &record.block

@@ -5,22 +5,22 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::source::GateWrite;
 
-use super::{LOOK_AGAIN, Standing, View};
+use super::{ControlStatus, LOOK_AGAIN, ServiceStatus};
 use crate::admin::{Gate, GateError, HandlerState};
 
 /// How long whoever opens a gate waits for the handler to serve, and whoever shuts one for its records to pass it by.
 const MOVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether an opened handler serves.
-enum Serves {
-    Well,
+enum Readiness {
+    Ready,
     /// It may yet; what keeps it, if that is known.
-    NotYet(Option<String>),
+    Pending(Option<String>),
     /// It is refused.
-    Not(String),
+    Rejected(String),
 }
 
-impl Standing {
+impl ControlStatus {
     /// Whether every pump runs by the state in which the gate was written, or by a later one.
     fn knows_of(&self, written: &GateWrite) -> bool {
         let revision = written.revision;
@@ -35,7 +35,7 @@ impl Standing {
     }
 }
 
-impl View {
+impl ServiceStatus {
     /// Waits until an opened handler serves, by a standing that knows of the write.
     ///
     /// # Errors
@@ -46,15 +46,15 @@ impl View {
             let late = Instant::now() >= deadline;
             let serves = match self.look(|standing| standing.knows_of(written)) {
                 true => self.serves(handler),
-                false => Serves::NotYet(None),
+                false => Readiness::Pending(None),
             };
             let reason = match serves {
-                Serves::Well => return Ok(()),
-                Serves::Not(reason) => reason,
-                Serves::NotYet(reason) if late => {
+                Readiness::Ready => return Ok(()),
+                Readiness::Rejected(reason) => reason,
+                Readiness::Pending(reason) if late => {
                     reason.unwrap_or_else(|| self.why_not(handler, written))
                 }
-                Serves::NotYet(_) => {
+                Readiness::Pending(_) => {
                     std::thread::sleep(LOOK_AGAIN);
                     continue;
                 }
@@ -86,11 +86,11 @@ impl View {
     }
 
     /// What the control side knows, for a look at it.
-    fn look<T>(&self, look: impl FnOnce(&Standing) -> T) -> T {
+    fn look<T>(&self, look: impl FnOnce(&ControlStatus) -> T) -> T {
         look(&self.standing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn serves(&self, handler: &str) -> Serves {
+    fn serves(&self, handler: &str) -> Readiness {
         let (gate, in_force) = {
             let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
             let declared = standing.declared.iter().find(|one| one.name == handler);
@@ -98,7 +98,7 @@ impl View {
             (declared.map(|one| one.gate), in_force)
         };
         match gate {
-            None | Some(Gate::Shut) => return Serves::NotYet(None),
+            None | Some(Gate::Shut) => return Readiness::Pending(None),
             Some(Gate::Open | Gate::Held) => {}
         }
         let pools = self.registry.report();
@@ -107,18 +107,22 @@ impl View {
             .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
         match serving {
             Some(pool) if pool.state == HandlerState::Active => match gate {
-                Some(Gate::Held) => Serves::NotYet(Some("its gate is about to open".to_owned())),
-                _ if in_force != Some(true) => Serves::NotYet(None),
-                _ => Serves::Well,
+                Some(Gate::Held) => {
+                    Readiness::Pending(Some("its gate is about to open".to_owned()))
+                }
+                _ if in_force != Some(true) => Readiness::Pending(None),
+                _ => Readiness::Ready,
             },
             Some(pool) => {
                 let why = pool.last_error.unwrap_or_default();
-                Serves::NotYet(Some(format!("it is {}: {why}", pool.state)))
+                Readiness::Pending(Some(format!("it is {}: {why}", pool.state)))
             }
             None => {
                 let refusals = self.registry.refusals();
                 let refusal = refusals.into_iter().find(|one| one.handler == handler);
-                refusal.map_or(Serves::NotYet(None), |one| Serves::Not(one.reason))
+                refusal.map_or(Readiness::Pending(None), |one| {
+                    Readiness::Rejected(one.reason)
+                })
             }
         }
     }
@@ -170,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_standing_from_before_a_write_does_not_answer_for_it() {
-        let mut standing = Standing {
+        let mut standing = ControlStatus {
             declared: vec![DeclaredHandler {
                 name: "copy".to_owned(),
                 plugin: "relay".to_owned(),
@@ -181,7 +185,7 @@ mod tests {
             }],
             in_force: [("copy".into(), false)].into(),
             gates_as_of: 4,
-            ..Standing::default()
+            ..ControlStatus::default()
         };
         // It was opened at 5 and shut at 6, and the watch has told of neither: it is about to open.
         let written = |revision| GateWrite {

@@ -8,7 +8,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::raw::{describe, list_entries, set_leader_epochs};
 use super::super::rebalance::{Answer, Begin};
 use super::super::{
-    ClientErrorKind, Slot, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition,
+    AssignmentId, ClientErrorKind, SourceError, SourceEvent, StartAt, StartPartition,
+    TopicPartition,
 };
 use super::{KafkaSource, START_RETRY, list_of};
 
@@ -218,7 +219,7 @@ impl KafkaSource {
 
     /// Moves an assignment that runs already: by assigning it anew, since a partition whose offset went missing does
     /// not fetch and cannot be sought.
-    pub(super) fn reposition(&mut self, slot: Slot, to: i64) -> Result<(), SourceError> {
+    pub(super) fn reposition(&mut self, slot: AssignmentId, to: i64) -> Result<(), SourceError> {
         if self.rebalance.is_owed() {
             return Err(SourceError::Retryable(
                 "cannot move a partition while the group rebalances".into(),
@@ -257,7 +258,7 @@ impl KafkaSource {
             let waits = admission.get(*slot).filter(|a| a.next == Some(*due));
             waits.is_some_and(|a| connection.forward(&a.at.topic, a.at.partition))
         });
-        let waiting: Vec<Slot> = self.moved.iter().map(|(slot, _)| *slot).collect();
+        let waiting: Vec<AssignmentId> = self.moved.iter().map(|(slot, _)| *slot).collect();
         self.see_reset(&waiting);
     }
 }

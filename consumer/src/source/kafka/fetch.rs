@@ -8,11 +8,11 @@ use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::types::RDKafkaErrorCode;
 use sluicegate_abi::header_block;
 
-use super::super::admission::{Admission, Verdict};
 use super::super::callbacks::Callbacks;
-use super::super::lease::Lease;
+use super::super::gap_detector::{GapDetector, Verdict};
 use super::super::raw::{Connection, Message, TopicId, describe};
-use super::super::{Delivery, PartitionFault, Slot, SourceEvent, TopicPartition};
+use super::super::record_buf::RecordBuf;
+use super::super::{AssignmentId, Delivery, PartitionFault, SourceEvent, TopicPartition};
 use super::KafkaSource;
 
 impl KafkaSource {
@@ -24,7 +24,7 @@ impl KafkaSource {
         let admission = &mut self.admission;
         let topics = &mut self.topics;
         let first = out.len();
-        let mut seeks: Vec<(Slot, i64)> = Vec::new();
+        let mut seeks: Vec<(AssignmentId, i64)> = Vec::new();
         let mut failures: Vec<Failure> = Vec::new();
         admission.begin_batch();
         let taken = connection.take(max, |message| {
@@ -71,7 +71,7 @@ impl KafkaSource {
         taken
     }
 
-    pub(super) fn seek_back(&mut self, slot: Slot, to: i64) {
+    pub(super) fn seek_back(&mut self, slot: AssignmentId, to: i64) {
         let (Some(connection), Some(admitted)) = (&self.connection, self.admission.get(slot))
         else {
             return;
@@ -157,7 +157,7 @@ impl KafkaSource {
 
 /// An error entry.
 struct Failure {
-    slot: Option<Slot>,
+    slot: Option<AssignmentId>,
     topic: TopicId,
     partition: i32,
     kind: FaultKind,
@@ -210,7 +210,7 @@ impl Connection<Callbacks> {
     pub(super) fn stray(
         &self,
         message: &BorrowedMessage<'_>,
-        admission: &mut Admission,
+        admission: &mut GapDetector,
     ) -> Option<Delivery> {
         let (slot, topic) = admission
             .opened()
@@ -239,17 +239,17 @@ impl Connection<Callbacks> {
             timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
             // The bindings do not say; the next record of the partition does.
             leader_epoch: -1,
-            lease: Lease::owned(message.key(), message.payload(), &headers),
+            lease: RecordBuf::owned(message.key(), message.payload(), &headers),
         })
     }
 }
 
-fn delivery(slot: Slot, message: Message, check_headers: bool) -> Delivery {
+fn delivery(slot: AssignmentId, message: Message, check_headers: bool) -> Delivery {
     Delivery {
         slot,
         offset: message.offset(),
         timestamp_ms: message.timestamp_ms(),
         leader_epoch: message.leader_epoch(),
-        lease: Lease::of(message, check_headers),
+        lease: RecordBuf::of(message, check_headers),
     }
 }

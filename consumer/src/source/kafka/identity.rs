@@ -153,7 +153,7 @@ impl KafkaSource {
             for at in &partitions {
                 self.admission.close(at);
             }
-            self.strays
+            self.main_queue_records
                 .retain(|stray| self.admission.get(stray.slot).is_some());
             self.pending
                 .push(SourceEvent::TopicRecreated { topic: name });

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::Consumer;
 
-use super::super::callbacks::{Callbacks, Seen};
+use super::super::callbacks::{CallbackEvent, Callbacks};
 use super::find::Finder;
 use super::{Connection, KafkaSource};
 
@@ -67,7 +67,12 @@ impl KafkaSource {
         let closing = consumer.close_queue();
         // A rebalance that nobody has answered would hold the close.
         let seen = consumer.context().take();
-        let unseen = |seen: &Seen| matches!(seen, Seen::Assign(_) | Seen::Revoke { .. });
+        let unseen = |seen: &CallbackEvent| {
+            matches!(
+                seen,
+                CallbackEvent::Assign(_) | CallbackEvent::Revoke { .. }
+            )
+        };
         if self.rebalance.is_owed() || seen.iter().any(unseen) {
             consumer.context().give_up(consumer);
             self.rebalance.answered();
@@ -88,7 +93,7 @@ impl KafkaSource {
         if has_ended {
             connection.set_left_group();
         }
-        self.strays.clear();
+        self.main_queue_records.clear();
         self.pending.clear();
         self.finder = Finder::default();
         self.late.clear();

@@ -2,18 +2,18 @@
 
 use rdkafka::consumer::Consumer;
 
-use super::super::Slot;
+use super::super::AssignmentId;
 use super::{KafkaSource, list_of};
 
 impl KafkaSource {
     /// Tells librdkafka whether to fetch a partition, when that has changed.
-    pub(super) fn rest_or_fetch(&mut self, slot: Slot) {
+    pub(super) fn rest_or_fetch(&mut self, slot: AssignmentId) {
         if let Some(rests) = self.admission.get(slot).map(|admitted| admitted.rests()) {
             self.tell_paused(slot, rests);
         }
     }
 
-    pub(super) fn tell_paused(&mut self, slot: Slot, paused: bool) {
+    pub(super) fn tell_paused(&mut self, slot: AssignmentId, paused: bool) {
         let admitted = self.admission.get(slot);
         let Some(at) = admitted
             .filter(|admitted| admitted.client_paused != paused)

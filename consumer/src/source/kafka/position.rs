@@ -9,23 +9,31 @@
 //! The broker sends control records, the client drops them when they are taken out of the queue, and moves its position
 //! then. Aborted data is dropped earlier, but the control record that ends it stands behind it.
 
-use super::super::Slot;
+use super::super::AssignmentId;
 use super::super::raw::list_entries;
 use super::{KafkaSource, list_of};
 
 impl KafkaSource {
     /// Looks whether the positions of assignments that begin are reset, before anything moves them.
-    pub(super) fn see_reset(&mut self, begun: &[Slot]) {
+    pub(super) fn see_reset(&mut self, begun: &[AssignmentId]) {
         self.read_positions(begun, &mut Vec::new());
     }
 
-    pub(super) fn read_positions(&mut self, slots: &[Slot], out: &mut Vec<(Slot, i64)>) {
+    pub(super) fn read_positions(
+        &mut self,
+        slots: &[AssignmentId],
+        out: &mut Vec<(AssignmentId, i64)>,
+    ) {
         let Some(connection) = &self.connection else {
             return;
         };
         // A stray has moved the position and is not delivered yet.
-        let sure = |slot: &Slot| self.strays.iter().all(|stray| stray.slot != *slot);
-        let (asked, partitions): (Vec<Slot>, Vec<_>) = slots
+        let sure = |slot: &AssignmentId| {
+            self.main_queue_records
+                .iter()
+                .all(|stray| stray.slot != *slot)
+        };
+        let (asked, partitions): (Vec<AssignmentId>, Vec<_>) = slots
             .iter()
             .copied()
             .filter(sure)

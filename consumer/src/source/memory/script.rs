@@ -6,8 +6,8 @@ use super::GROUP;
 use crate::commit::TopicUuid;
 use crate::source::starts::{Commit, Evidence, decide};
 use crate::source::{
-    CommitEntry, CommitError, CommitResult, Delivery, FetchState, Found, Lease, Slot, SourceEvent,
-    StartAt, TopicPartition,
+    AssignmentId, CommitEntry, CommitError, CommitResult, Delivery, FetchState, Found, RecordBuf,
+    SourceEvent, StartAt, TopicPartition,
 };
 
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub(super) struct Stored {
 }
 
 pub(super) struct Running {
-    pub(super) slot: Slot,
+    pub(super) slot: AssignmentId,
     /// The consumed position: what comes next is at this offset or beyond it.
     pub(super) next: i64,
     /// The end of its log when it was paused, while it is: what is not fetched is not heard of.
@@ -178,7 +178,7 @@ impl Script {
                 offset: *offset,
                 timestamp_ms: record.timestamp_ms,
                 leader_epoch: 0,
-                lease: Lease::owned(
+                lease: RecordBuf::owned(
                     record.key.as_deref(),
                     record.value.as_deref(),
                     &record.headers,

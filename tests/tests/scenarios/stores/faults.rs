@@ -56,7 +56,10 @@ pub(crate) fn swallow_events(proxy: &Proxy, reader: &dyn Store, writer: &dyn Sto
         }
         assert!(Instant::now() < end, "swallowed: {}", proxy.swallowed());
     }
-    assert!(record.count(Cause::Repair) >= 1, "nothing was repaired");
+    assert!(
+        record.count(Cause::MissedUpdate) >= 1,
+        "nothing was repaired"
+    );
     assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
     proxy.set(Traffic::Flowing);
     put(writer, &key, "false");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub(crate) use put::put;
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::conformance::Record;
-use sluicegate_config::store::{ControlKey, Expected, Stamp, Store, StoreWatch};
+use sluicegate_config::store::{ControlKey, Expected, KeyVersion, Store, StoreWatch};
 
 /// How soon what changed meanwhile must be seen after a store has healed (G10).
 pub(crate) const HEALED: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ pub(crate) fn report(id: &str, revision: u64) -> MemberReport {
     }
 }
 
-pub(crate) fn delete(store: &dyn Store, key: &ControlKey) -> Stamp {
+pub(crate) fn delete(store: &dyn Store, key: &ControlKey) -> KeyVersion {
     store
         .write(key, None, Expected::Any)
         .unwrap_or_else(|error| panic!("{error}"))

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use e2e::wait::wait_for;
-use sluicegate_config::store::{ControlKey, Expected, Stamp, Store, StoreError};
+use sluicegate_config::store::{ControlKey, Expected, KeyVersion, Store, StoreError};
 
-pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> Stamp {
+pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> KeyVersion {
     wait_for("the write", Duration::from_secs(15), || {
         match store.write(key, Some(value.as_bytes()), Expected::Any) {
             Ok(stamp) => Ok(stamp),

@@ -11,7 +11,7 @@ pub(crate) fn backoff(first: Duration, longest: Duration, failures: u32) -> Dura
 }
 
 /// `span`, give or take a fifth.
-pub(crate) fn about(span: Duration) -> Duration {
+pub(crate) fn jittered(span: Duration) -> Duration {
     span.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
@@ -49,7 +49,7 @@ mod tests {
     fn about_stays_within_a_fifth() {
         let span = Duration::from_secs(30);
         for _ in 0..200 {
-            assert!((span.mul_f64(0.8)..=span.mul_f64(1.2)).contains(&about(span)));
+            assert!((span.mul_f64(0.8)..=span.mul_f64(1.2)).contains(&jittered(span)));
         }
     }
 }

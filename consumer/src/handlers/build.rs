@@ -10,7 +10,9 @@ use sluicegate_config::HandlerSpec;
 
 use super::catalogue::Artefact;
 use super::crew::{Crew, CrewSettings};
-use super::generation::{Code, Generation, GenerationState, Retired, Standing, Tally};
+use super::generation::{
+    Code, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
+};
 use super::outputs;
 use super::overrun::OverrunWatch;
 use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
@@ -21,7 +23,7 @@ use super::services::HandlerServices;
 use crate::emit::Emitter;
 
 /// Builds generations, sharing loaded code by its hash and crews by their pool's name.
-pub(super) struct Workshop {
+pub(super) struct GenerationBuilder {
     cache: PathBuf,
     create_timeout: Duration,
     health_every: Duration,
@@ -40,18 +42,18 @@ pub(super) struct PrepareJob {
     pub(super) artefact: Arc<Artefact>,
     /// The name under which the plugin exports the handler.
     pub(super) handler: String,
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Arc<VersionCounters>,
     /// Threads of its pool.
     pub(super) workers: u32,
 }
 
 /// Why a generation does not serve, and what of it is to be cleared away.
-pub(super) struct Unfit {
+pub(super) struct BuildError {
     pub(super) reason: String,
     pub(super) remains: Option<Retired>,
 }
 
-impl From<String> for Unfit {
+impl From<String> for BuildError {
     fn from(reason: String) -> Self {
         Self {
             reason,
@@ -67,7 +69,7 @@ struct Shared {
     crews: HashMap<(String, String, u32), Weak<Crew>>,
 }
 
-impl Workshop {
+impl GenerationBuilder {
     pub(super) fn new(settings: RegistrySettings) -> std::io::Result<Self> {
         Ok(Self {
             cache: settings.cache,
@@ -88,9 +90,9 @@ impl Workshop {
     }
 
     /// A generation that is healthy, or the reason why there is none.
-    pub(super) fn prepare(&self, job: &PrepareJob) -> Result<Generation, Unfit> {
+    pub(super) fn prepare(&self, job: &PrepareJob) -> Result<Generation, BuildError> {
         let name: Arc<str> = job.spec.name.as_str().into();
-        let standing = Arc::new(Standing::new(name, job.number));
+        let standing = Arc::new(GenerationStatus::new(name, job.number));
         let prepared = self.build(job, &standing);
         if prepared.is_err() {
             standing.advance(GenerationState::Rejected);
@@ -98,7 +100,11 @@ impl Workshop {
         prepared
     }
 
-    fn build(&self, job: &PrepareJob, standing: &Arc<Standing>) -> Result<Generation, Unfit> {
+    fn build(
+        &self,
+        job: &PrepareJob,
+        standing: &Arc<GenerationStatus>,
+    ) -> Result<Generation, BuildError> {
         let PrepareJob {
             number,
             spec,
@@ -140,7 +146,7 @@ impl Workshop {
         if let Err(reason) = generation.pool.probe(keep, patience) {
             let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
             tally.stats.failed(&reason);
-            return Err(Unfit {
+            return Err(BuildError {
                 reason: format!("handler `{name}` on plugin `{plugin}` {version}: {reason}"),
                 remains: Some(generation.discard()),
             });
@@ -180,7 +186,7 @@ impl Workshop {
         self.emitter.hide(secrets);
     }
 
-    fn setup(&self, job: &PrepareJob, code: &Code, standing: &Standing) -> HandlerSetup {
+    fn setup(&self, job: &PrepareJob, code: &Code, standing: &GenerationStatus) -> HandlerSetup {
         let (spec, tally) = (&job.spec, &job.tally);
         self.hide(job);
         let redaction = Arc::clone(&tally.redaction);

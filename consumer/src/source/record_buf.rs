@@ -8,7 +8,7 @@ use super::raw::Message;
 
 /// A record's key, value and headers; frees them when dropped.
 #[derive(Debug)]
-pub struct Lease(Bytes);
+pub struct RecordBuf(Bytes);
 
 #[derive(Debug)]
 enum Bytes {
@@ -21,7 +21,7 @@ enum Bytes {
 }
 
 // A lease is a tag and a pointer: the pump's slab holds one a record.
-const _: () = assert!(size_of::<Lease>() <= 16);
+const _: () = assert!(size_of::<RecordBuf>() <= 16);
 
 #[derive(Debug)]
 struct OwnedBytes {
@@ -30,7 +30,7 @@ struct OwnedBytes {
     headers: Box<[u8]>,
 }
 
-impl Lease {
+impl RecordBuf {
     /// A lease on copies of the given bytes. `headers` is a block in Kafka's format, empty for none.
     pub fn owned(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8]) -> Self {
         Self(Bytes::Owned(Box::new(OwnedBytes {

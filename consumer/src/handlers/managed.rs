@@ -13,38 +13,38 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// A declared handler.
 #[derive(Default)]
-pub(super) struct Live {
+pub(super) struct ManagedHandler {
     /// What is in force; `None` before the first generation serves.
     pub(super) applied: Option<Arc<HandlerSpec>>,
     pub(super) generation: Option<Generation>,
-    pub(super) refused: Option<Refused>,
+    pub(super) refused: Option<RejectedChange>,
     /// A new generation was asked for, whether the spec needs one or not.
     pub(super) restarting: bool,
     /// Why the last restart that was asked for did not take place.
     pub(super) restart_refused: Option<String>,
-    pub(super) next: Next,
+    pub(super) next: PendingChange,
 }
 
 /// What is to come for a handler.
 #[derive(Default)]
-pub(super) enum Next {
+pub(super) enum PendingChange {
     #[default]
     Nothing,
-    Wanted(Wanted),
+    Wanted(DesiredSpec),
     /// The generation of that number is being prepared.
-    Preparing(Wanted, u64),
+    Preparing(DesiredSpec, u64),
 }
 
 /// A spec that needs a generation of its own, and the code that fits it.
 #[derive(Clone)]
-pub(super) struct Wanted {
+pub(super) struct DesiredSpec {
     pub(super) spec: Arc<HandlerSpec>,
     pub(super) artefact: Arc<Artefact>,
     pub(super) handler: String,
 }
 
 /// The last thing that was refused, so that it is not tried again at once: a creation that hangs costs a thread.
-pub(super) struct Refused {
+pub(super) struct RejectedChange {
     spec: Arc<HandlerSpec>,
     sha256: Option<String>,
     pub(super) reason: String,
@@ -54,7 +54,7 @@ pub(super) struct Refused {
     ill: bool,
 }
 
-impl Live {
+impl ManagedHandler {
     pub(super) fn take_over(&mut self, spec: &Arc<HandlerSpec>) {
         self.reset_if_opened(spec);
         self.applied = Some(Arc::clone(spec));
@@ -93,7 +93,7 @@ impl Live {
 
     /// Whether the generation of that number is the one that it waits for.
     pub(super) fn awaits(&self, number: u64) -> bool {
-        matches!(self.next, Next::Preparing(_, awaited) if awaited == number)
+        matches!(self.next, PendingChange::Preparing(_, awaited) if awaited == number)
     }
 
     /// The gate follows the newest spec, whatever becomes of the rest of it.
@@ -139,7 +139,7 @@ impl Live {
             .filter(|old| old.is_of(spec, sha256.as_deref()));
         let attempts = same.map_or(0, |old| old.attempts) + 1;
         let wait = TRY_AGAIN_AFTER * (1 << (attempts - 1).min(6));
-        self.refused = Some(Refused {
+        self.refused = Some(RejectedChange {
             spec: Arc::clone(spec),
             sha256,
             reason,
@@ -156,7 +156,7 @@ impl Live {
     }
 }
 
-impl Wanted {
+impl DesiredSpec {
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.spec == other.spec
             && self.handler == other.handler
@@ -164,7 +164,7 @@ impl Wanted {
     }
 }
 
-impl Refused {
+impl RejectedChange {
     pub(super) fn is_of(&self, spec: &HandlerSpec, sha256: Option<&str>) -> bool {
         *self.spec == *spec && self.sha256.as_deref() == sha256
     }

@@ -5,15 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::decide::{Decision, Look, decide};
+use super::decide::{Decision, KeyState, decide};
 use super::halt::{Absences, Halt};
 use super::pair::{PairCheck, PairRecord, check_pair};
-use super::{Ages, BridgeStores, Note, Pair, Side};
+use super::{Ages, BridgeStores, Pair, Side, SyncState};
 use crate::store::{ControlKey, StoreError, Tree};
 
 /// What would happen to one key; keys that would be left as they are have none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rehearsed {
+pub struct DryRun {
     /// The key.
     pub key: String,
     /// The side that would be written, or where a refused value stands.
@@ -21,7 +21,7 @@ pub struct Rehearsed {
     /// Where, for people.
     pub place: String,
     /// What would happen there.
-    pub step: RehearsedStep,
+    pub step: DryRunStep,
     /// Whether this overrules a change of that side.
     pub conflict: bool,
     /// Why a value is refused.
@@ -32,7 +32,7 @@ pub struct Rehearsed {
 /// What would happen to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RehearsedStep {
+pub enum DryRunStep {
     /// The other side's value would be written.
     Write,
     /// The key would be deleted.
@@ -45,7 +45,7 @@ pub enum RehearsedStep {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rehearsal {
     /// What it would do to each key, by key. Where `halt` says why it would not: what it would do with `--allow-mass-delete`.
-    pub steps: Vec<Rehearsed>,
+    pub steps: Vec<DryRun>,
     /// Why it would carry nothing across.
     pub halt: Option<Halt>,
 }
@@ -54,7 +54,7 @@ pub struct Rehearsal {
 ///
 /// # Errors
 /// [`StoreError`] when a store does not answer.
-pub fn rehearse(
+pub fn dry_run(
     stores: &BridgeStores,
     authority: Side,
     accepted: Pair<bool>,
@@ -112,7 +112,7 @@ impl Rehearsing<'_> {
             }
             let step = self.step(key, note.as_ref());
             if let Some(step) = &step
-                && step.step == RehearsedStep::Delete
+                && step.step == DryRunStep::Delete
                 && was_held
             {
                 absences.of_mut(step.side.other()).absent += 1;
@@ -131,16 +131,16 @@ impl Rehearsing<'_> {
         Rehearsal { steps, halt }
     }
 
-    fn note(&self, key: &ControlKey) -> Option<Note> {
+    fn note(&self, key: &ControlKey) -> Option<SyncState> {
         let note = self.notes.get(key);
-        note.and_then(|entry| Note::from_json(&entry.value))
+        note.and_then(|entry| SyncState::from_json(&entry.value))
     }
 
-    fn step(&self, key: &ControlKey, note: Option<&Note>) -> Option<Rehearsed> {
+    fn step(&self, key: &ControlKey, note: Option<&SyncState>) -> Option<DryRun> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let places = Pair::from_fn(|side| self.stores.sides.of(side).locate(key));
-        let decision = decide(&Look {
+        let decision = decide(&KeyState {
             key,
             places: &places,
             entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
@@ -156,19 +156,19 @@ impl Rehearsing<'_> {
             now_ms,
         });
         let (side, step, conflict, problems) = match decision {
-            Decision::Cross { to, conflict } => match self.sides.of(to.other()).get(key) {
-                Some(_) => (to, RehearsedStep::Write, conflict, Vec::new()),
-                None => (to, RehearsedStep::Delete, conflict, Vec::new()),
+            Decision::Copy { to, conflict } => match self.sides.of(to.other()).get(key) {
+                Some(_) => (to, DryRunStep::Write, conflict, Vec::new()),
+                None => (to, DryRunStep::Delete, conflict, Vec::new()),
             },
             Decision::Refuse(refusal) => {
                 let problems = refusal.problems.iter().map(ToString::to_string);
                 let problems = problems.collect();
-                (refusal.side, RehearsedStep::Refuse, false, problems)
+                (refusal.side, DryRunStep::Refuse, false, problems)
             }
             // Another bridge is at the key, or both sides are equal.
             _ => return None,
         };
-        Some(Rehearsed {
+        Some(DryRun {
             key: key.to_string(),
             side,
             place: places.of(side).clone(),

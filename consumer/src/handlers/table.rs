@@ -9,17 +9,35 @@ use std::sync::Arc;
 use sluicegate_config::HandlerSpec;
 
 use crate::dispatch::{HandlerIx, WorkerPool};
+use crate::routing::RoutingIndex;
 
 /// The handlers of one applied revision.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct HandlerTable {
     /// The store's number of the last snapshot that is in force whole; parts of a later one may be in force already.
     pub revision: u64,
     /// Every declared handler, open or shut, in the order of their names.
     pub handlers: Vec<HandlerPlan>,
 }
 
-impl Plan {
+impl HandlerTable {
+    /// Its routes as an index. Patterns of it match no dead-letter topic of its handlers.
+    ///
+    /// # Errors
+    /// Why a route is none.
+    pub fn routes(&self) -> Result<Arc<RoutingIndex>, String> {
+        let routes = self
+            .handlers
+            .iter()
+            .map(|handler| (handler.ix, handler.spec.route.clone()));
+        let dead_letters = self
+            .handlers
+            .iter()
+            .map(|handler| handler.spec.dead_letter.topic.as_str());
+        RoutingIndex::compile_apart_from(self.revision, routes.collect(), dead_letters)
+            .map_err(|error| error.to_string())
+    }
+
     /// The handler of that name.
     #[must_use]
     pub fn handler(&self, name: &str) -> Option<&HandlerPlan> {

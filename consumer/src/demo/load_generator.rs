@@ -51,7 +51,7 @@ impl Feed {
             .spawn(move || {
                 let sender =
                     Sender::connect(&brokers, topic, None, |text| tracing::warn!("{text}"))?;
-                let mut pace = Pace::new(rate);
+                let mut pace = Rate::new(rate);
                 while !its_signals.stopped.load(Ordering::Relaxed) {
                     write_once(&file, &sender, &mut pace, &its_signals)?;
                 }
@@ -96,7 +96,7 @@ impl Feed {
 fn write_once(
     file: &Path,
     sender: &Sender,
-    pace: &mut Pace,
+    pace: &mut Rate,
     signals: &Signals,
 ) -> Result<(), ProduceError> {
     let headers = HEADERS.map(str::to_owned);
@@ -134,12 +134,12 @@ fn write_once(
 }
 
 /// A steady pace that does not make up for long waits.
-struct Pace {
+struct Rate {
     step: Duration,
     due: Instant,
 }
 
-impl Pace {
+impl Rate {
     fn new(rate: f64) -> Self {
         Self {
             step: Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX),

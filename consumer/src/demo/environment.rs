@@ -129,13 +129,13 @@ pub enum SceneError {
 }
 
 /// The folder, which goes with the value.
-pub(super) struct Scene {
+pub(super) struct DemoEnvironment {
     folder: tempfile::TempDir,
     /// Handlers whose plugin is not there.
     pub(super) left_out: Vec<&'static str>,
 }
 
-impl Scene {
+impl DemoEnvironment {
     /// Writes config and specs and copies the plugins.
     pub(super) fn set_up(plugins: &Path, brokers: &str) -> Result<Self, SceneError> {
         let folder = tempfile::Builder::new()
@@ -296,8 +296,8 @@ mod tests {
         for part in PARTS.iter().filter(|part| part.name != "clumsy") {
             fs::write(plugins.path().join(library(part.library)), "a library").expect("room");
         }
-        let scene =
-            Scene::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093").expect("a scene");
+        let scene = DemoEnvironment::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093")
+            .expect("a scene");
         assert_eq!(scene.left_out, ["clumsy"]);
         let problems = validate_everything(&scene.config(), &Environment::default(), &[]);
         assert!(problems.is_empty(), "{problems}");
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn missing_parts_are_named_with_what_to_do() {
         let empty = tempfile::tempdir().expect("a folder");
-        let error = Scene::set_up(empty.path(), "127.0.0.1:9092")
+        let error = DemoEnvironment::set_up(empty.path(), "127.0.0.1:9092")
             .err()
             .expect("no plugin")
             .to_string();

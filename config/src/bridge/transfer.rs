@@ -11,9 +11,9 @@
 
 use std::sync::Arc;
 
-use super::note::{FORGET_MS, LATE_MS};
-use super::{Ages, Note, Pair, PairRecord, Pending, Side, content_hash};
-use crate::store::{ControlKey, Entry, Expected, Stamp, Store, StoreError};
+use super::sync_state::{FORGET_MS, LATE_MS};
+use super::{Ages, Pair, PairRecord, Pending, Side, SyncState, content_hash};
+use crate::store::{ControlKey, Entry, Expected, KeyVersion, Store, StoreError};
 
 /// What comes of a step.
 #[derive(Debug)]
@@ -34,7 +34,10 @@ pub enum Progress {
 enum Stage {
     Announce,
     Write,
-    Note { note: Option<Note>, crossed: bool },
+    Note {
+        note: Option<SyncState>,
+        crossed: bool,
+    },
 }
 
 /// What a crossing is to write.
@@ -55,9 +58,9 @@ pub(super) enum Writes {
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// What is noted of the key.
-    pub note: Option<&'a Note>,
+    pub note: Option<&'a SyncState>,
     /// At which stamp.
-    pub note_at: Option<Stamp>,
+    pub note_at: Option<KeyVersion>,
     /// How long that has been known.
     pub ages: &'a Ages,
     /// What is known of the pair.
@@ -66,7 +69,7 @@ pub struct Known<'a> {
 
 /// A key on its way.
 #[derive(Debug)]
-pub struct Crossing {
+pub struct Transfer {
     key: ControlKey,
     to: Side,
     value: Option<Arc<[u8]>>,
@@ -75,8 +78,8 @@ pub struct Crossing {
     read_at: Option<u64>,
     expected: Expected,
     replaces: u64,
-    base: Note,
-    note_at: Option<Stamp>,
+    base: SyncState,
+    note_at: Option<KeyVersion>,
     /// The mark that stood in ZooKeeper.
     mark: u64,
     /// Whether a side holds neither what was seen of it nor anything later, or was taken over: until the note is renewed, it is
@@ -96,7 +99,7 @@ pub struct Crossing {
     stage: Stage,
 }
 
-impl Crossing {
+impl Transfer {
     /// Of what stands in `from`, if anything, to the side `to`, where `there` stands. `began_ms` is when the readings that it rests on began: a note that is not there must not have come and gone
     /// since then, which takes longer than a crossing may be held up.
     #[must_use]
@@ -109,7 +112,7 @@ impl Crossing {
         by: &str,
         began_ms: u64,
     ) -> Self {
-        let is_behind = |note: &Note, side: Side, entry: Option<&Entry>| {
+        let is_behind = |note: &SyncState, side: Side, entry: Option<&Entry>| {
             let revision = entry.map_or(0, |entry| entry.stamp.revision);
             revision < note.seen_at(side)
                 || (revision > 0 && note.was_deleted_after(side, revision))
@@ -163,8 +166,8 @@ impl Crossing {
     #[must_use]
     pub fn of_note(
         key: &ControlKey,
-        note: Option<Note>,
-        note_at: Option<Stamp>,
+        note: Option<SyncState>,
+        note_at: Option<KeyVersion>,
         by: &str,
         began_ms: u64,
     ) -> Self {
@@ -274,7 +277,7 @@ impl Crossing {
             }
             Err(error @ (StoreError::Conflict { .. } | StoreError::Refused { .. })) => {
                 // It did not take place and never will: the announcement would only mislead.
-                let empty = self.base == Note::default();
+                let empty = self.base == SyncState::default();
                 self.stage = Stage::Note {
                     note: (!empty).then(|| self.base.clone()),
                     crossed: false,
@@ -288,7 +291,7 @@ impl Crossing {
     }
 
     /// The note after the write took place at `stamp`.
-    fn noted(&self, stamp: Stamp, now_ms: u64) -> Note {
+    fn noted(&self, stamp: KeyVersion, now_ms: u64) -> SyncState {
         let from = self.to.other();
         let mut note = self.base.clone();
         note.value.clone_from(&self.hash);
@@ -313,8 +316,8 @@ impl Crossing {
         note
     }
 
-    fn note(&mut self, notes: &dyn Store, note: Option<&Note>, crossed: bool) -> Progress {
-        let bytes = note.map(Note::to_json);
+    fn note(&mut self, notes: &dyn Store, note: Option<&SyncState>, crossed: bool) -> Progress {
+        let bytes = note.map(SyncState::to_json);
         let written = notes.write(&self.key, bytes.as_deref(), self.note_expected());
         let stamp = match written {
             Ok(stamp) => stamp,
@@ -337,10 +340,10 @@ impl Crossing {
 }
 
 /// The note without the announced writes that will not come any more, and without revisions of other stores.
-fn base(note: &Note, known: &Known<'_>) -> Note {
+fn base(note: &SyncState, known: &Known<'_>) -> SyncState {
     let pending = known.ages.of_pending(note);
     let pending = pending.filter(|(_, age)| *age < FORGET_MS);
-    Note {
+    SyncState {
         pending: pending.map(|(pending, _)| pending.clone()).collect(),
         revisions: known.pair.known_revisions(note),
         ..note.clone()

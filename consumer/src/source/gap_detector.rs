@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use super::raw::TopicId;
-use super::{Slot, StartAt, TopicPartition};
+use super::{AssignmentId, StartAt, TopicPartition};
 
 /// First records of an assignment whose headers are read both ways.
 const HEADER_CHECKS: u8 = 8;
@@ -89,19 +89,19 @@ pub(super) struct Admitted {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Deliver it; the flag asks for a comparison of its headers.
-    Deliver(Slot, bool),
+    Deliver(AssignmentId, bool),
     /// Not ours, or behind a seek.
     Drop,
     /// Drop it and seek the partition back to this offset.
-    SeekBack(Slot, i64),
+    SeekBack(AssignmentId, i64),
 }
 
 /// The assignments that records are admitted to.
 #[derive(Debug, Default)]
-pub(super) struct Admission {
+pub(super) struct GapDetector {
     slots: Vec<Option<Admitted>>,
     /// For each topic, its partitions' slots.
-    routes: Vec<(TopicId, Vec<Option<Slot>>)>,
+    routes: Vec<(TopicId, Vec<Option<AssignmentId>>)>,
     /// Place of the topic that was looked up last: records come in runs.
     last: usize,
     batch: u64,
@@ -119,11 +119,11 @@ impl Admitted {
     }
 }
 
-impl Admission {
+impl GapDetector {
     /// Begins an assignment at `start`, of which `next` is the offset.
     pub(super) fn open(
         &mut self,
-        slot: Slot,
+        slot: AssignmentId,
         at: TopicPartition,
         topic: TopicId,
         start: StartAt,
@@ -174,28 +174,28 @@ impl Admission {
     }
 
     /// The open assignments.
-    pub(super) fn opened(&self) -> impl Iterator<Item = (Slot, &Admitted)> {
+    pub(super) fn opened(&self) -> impl Iterator<Item = (AssignmentId, &Admitted)> {
         (0u32..)
             .zip(&self.slots)
-            .filter_map(|(place, admitted)| Some((Slot(place), admitted.as_ref()?)))
+            .filter_map(|(place, admitted)| Some((AssignmentId(place), admitted.as_ref()?)))
             .filter(|(_, admitted)| admitted.open)
     }
 
-    fn opened_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Admitted)> {
+    fn opened_mut(&mut self) -> impl Iterator<Item = (AssignmentId, &mut Admitted)> {
         (0u32..)
             .zip(&mut self.slots)
-            .filter_map(|(place, admitted)| Some((Slot(place), admitted.as_mut()?)))
+            .filter_map(|(place, admitted)| Some((AssignmentId(place), admitted.as_mut()?)))
             .filter(|(_, admitted)| admitted.open)
     }
 
     /// An open assignment.
-    pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Admitted> {
+    pub(super) fn get_mut(&mut self, slot: AssignmentId) -> Option<&mut Admitted> {
         let admitted = self.slots.get_mut(slot.0 as usize)?.as_mut()?;
         admitted.open.then_some(admitted)
     }
 
     /// An open assignment.
-    pub(super) fn get(&self, slot: Slot) -> Option<&Admitted> {
+    pub(super) fn get(&self, slot: AssignmentId) -> Option<&Admitted> {
         let admitted = self.slots.get(slot.0 as usize)?.as_ref()?;
         admitted.open.then_some(admitted)
     }
@@ -211,7 +211,7 @@ impl Admission {
     }
 
     /// The slot of a partition, if it is ours.
-    pub(super) fn slot(&mut self, topic: TopicId, partition: i32) -> Option<Slot> {
+    pub(super) fn slot(&mut self, topic: TopicId, partition: i32) -> Option<AssignmentId> {
         if self.routes.get(self.last).map(|(known, _)| *known) != Some(topic) {
             self.last = self.routes.iter().position(|(known, _)| *known == topic)?;
         }
@@ -255,7 +255,7 @@ impl Admission {
     }
 
     /// Marks a partition whose error entry stood in a batch, or whose seek back did not succeed.
-    pub(super) fn doubt(&mut self, slot: Slot, now: Instant) {
+    pub(super) fn doubt(&mut self, slot: AssignmentId, now: Instant) {
         if let Some(admitted) = self.get_mut(slot).filter(|a| a.halt.is_none()) {
             admitted.doubt = Some(Doubt {
                 since: now,
@@ -269,7 +269,7 @@ impl Admission {
     }
 
     /// The client says that the offset to read is missing: what still comes is not believed. Gives the offset that is due.
-    pub(super) fn missing(&mut self, slot: Slot) -> Option<i64> {
+    pub(super) fn missing(&mut self, slot: AssignmentId) -> Option<i64> {
         let admitted = self.get_mut(slot)?;
         admitted.halt = Some(Halt::Missing);
         admitted.skipped_batch = EVERY_BATCH;
@@ -282,7 +282,7 @@ impl Admission {
 
     /// What is due cannot be read as it is: nothing behind it is admitted until it is read again, after a pause. Gives the
     /// pause; nothing when the partition stands already.
-    pub(super) fn damaged(&mut self, slot: Slot, now: Instant) -> Option<Duration> {
+    pub(super) fn damaged(&mut self, slot: AssignmentId, now: Instant) -> Option<Duration> {
         let admitted = self.get_mut(slot)?;
         if admitted.halt.is_some() {
             return None;
@@ -300,7 +300,7 @@ impl Admission {
     }
 
     /// Partitions that are to be read again after damage, and the offset that is due.
-    pub(super) fn read_again(&mut self, now: Instant) -> Vec<(Slot, i64)> {
+    pub(super) fn read_again(&mut self, now: Instant) -> Vec<(AssignmentId, i64)> {
         if !self.halts {
             return Vec::new();
         }
@@ -329,7 +329,7 @@ impl Admission {
     }
 
     /// A seek was accepted: nothing that was fetched before it comes any more.
-    pub(super) fn sought(&mut self, slot: Slot) {
+    pub(super) fn sought(&mut self, slot: AssignmentId) {
         if let Some(admitted) = self.get_mut(slot)
             && admitted.position != Position::Foreign
         {
@@ -341,7 +341,7 @@ impl Admission {
     /// when everything before it was read in this assignment; what is due next is then not before it.
     pub(super) fn judge_position(
         &mut self,
-        slot: Slot,
+        slot: AssignmentId,
         position: Option<i64>,
         end: Option<i64>,
     ) -> Option<i64> {
@@ -361,7 +361,7 @@ impl Admission {
 
     /// Partitions in doubt that have been silent for long: where to seek them back to. Each is named once; a later
     /// jump is still doubtful, since a seek soon after an assign can be lost.
-    pub(super) fn silent(&mut self, now: Instant) -> Vec<(Slot, i64)> {
+    pub(super) fn silent(&mut self, now: Instant) -> Vec<(AssignmentId, i64)> {
         if !self.doubts {
             return Vec::new();
         }
@@ -388,10 +388,10 @@ mod tests {
     use super::*;
 
     const TOPIC: TopicId = TopicId(7);
-    const SLOT: Slot = Slot(3);
+    const SLOT: AssignmentId = AssignmentId(3);
 
-    fn admission(next: i64) -> Admission {
-        let mut admission = Admission::default();
+    fn admission(next: i64) -> GapDetector {
+        let mut admission = GapDetector::default();
         let at = TopicPartition {
             topic: "t".into(),
             partition: 2,
@@ -401,7 +401,7 @@ mod tests {
         admission
     }
 
-    fn deliver(admission: &mut Admission, offset: i64) -> bool {
+    fn deliver(admission: &mut GapDetector, offset: i64) -> bool {
         matches!(admission.judge(TOPIC, 2, offset), Verdict::Deliver(SLOT, _))
     }
 
@@ -510,7 +510,7 @@ mod tests {
         let at = admission.get(SLOT).unwrap().at.clone();
         admission.close(&at);
         assert_eq!(admission.judge_position(SLOT, Some(20), None), None);
-        let again = Slot(4);
+        let again = AssignmentId(4);
         admission.open(again, at, TOPIC, StartAt::Offset(10), Some(10));
         assert_eq!(admission.judge_position(again, Some(20), None), None);
     }

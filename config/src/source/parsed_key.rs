@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::problem::Problems;
 
 /// The state of one key.
-pub(super) struct KeyReading<T> {
+pub(super) struct ParsedKey<T> {
     /// What was read last; `None` before the first reading.
     seen: Option<Option<Arc<[u8]>>>,
     problems: Option<Problems>,
@@ -22,7 +22,7 @@ enum Good<T> {
     Value(Arc<[u8]>, T),
 }
 
-impl<T> Default for KeyReading<T> {
+impl<T> Default for ParsedKey<T> {
     fn default() -> Self {
         Self {
             seen: None,
@@ -32,7 +32,7 @@ impl<T> Default for KeyReading<T> {
     }
 }
 
-impl<T> KeyReading<T> {
+impl<T> ParsedKey<T> {
     /// Takes the value that stands there now; `read` is only called for one that is new. `true` when it was.
     pub(super) fn read(
         &mut self,

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Cause, ControlKey, StoreSink, StoreUpdate, Tree, TreeChange};
-use crate::chance::{about, backoff};
+use crate::jitter::{backoff, jittered};
 
 /// First and longest wait between attempts to reach a store; what is waited is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -62,7 +62,7 @@ impl Listing {
 
 /// What a link hears.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum WatchEvent {
     /// Changes up to `revision`, maybe none.
     Changes {
         changes: Vec<TreeChange>,
@@ -77,7 +77,7 @@ pub(super) enum Heard {
 }
 
 /// A store's connection as the loop needs it. Errors are reasons for people.
-pub(super) trait Link: Send {
+pub(super) trait WatchConnection: Send {
     /// Reads everything and listens from there on, giving up whatever it listened to before.
     /// `known` is the newest revision that is known; an older answer must be linearised, since the state goes back to it.
     fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
@@ -86,7 +86,7 @@ pub(super) trait Link: Send {
     fn list(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
 
     /// The next events. Nothing is lost when the future is dropped and made anew.
-    fn next(&mut self) -> impl Future<Output = Heard> + Send;
+    fn next(&mut self) -> impl Future<Output = WatchEvent> + Send;
 }
 
 /// What an opening or a listing may take beside one request: reading a whole prefix is many requests.
@@ -94,14 +94,14 @@ const REQUESTS: u32 = 12;
 
 /// How often and how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct WatchTimings {
     /// How long an opening or a listing may take.
     pub(super) patience: Duration,
     /// Time between listings, give or take a fifth.
     pub(super) relist: Duration,
 }
 
-impl Pace {
+impl WatchTimings {
     /// The pace of a store whose requests may take `request_timeout` each.
     pub(super) fn new(request_timeout: Duration, relist: Duration) -> Self {
         Self {
@@ -116,18 +116,18 @@ impl Pace {
     }
 
     fn next_relist(&self) -> Instant {
-        Instant::now() + about(self.relist)
+        Instant::now() + jittered(self.relist)
     }
 }
 
 /// Follows a store for ever; whoever started it drops the future to stop it.
-pub(super) async fn follow<L: Link>(
+pub(super) async fn follow<L: WatchConnection>(
     link: L,
-    pace: Pace,
+    pace: WatchTimings,
     sink: StoreSink,
     rereads: mpsc::UnboundedReceiver<()>,
 ) {
-    let mut loop_ = Follower {
+    let mut loop_ = Reflector {
         link,
         pace,
         sink,
@@ -147,9 +147,9 @@ pub(super) async fn follow<L: Link>(
     }
 }
 
-struct Follower<L> {
+struct Reflector<L> {
     link: L,
-    pace: Pace,
+    pace: WatchTimings,
     sink: StoreSink,
     rereads: mpsc::UnboundedReceiver<()>,
     tree: Tree,
@@ -164,14 +164,14 @@ struct Follower<L> {
 }
 
 /// Why a period of listening ends.
-enum Next {
-    Heard(Heard),
+enum Step {
+    Heard(WatchEvent),
     Relist,
     GraceOver,
     Reread,
 }
 
-impl<L: Link> Follower<L> {
+impl<L: WatchConnection> Reflector<L> {
     /// Whether it listens now.
     async fn open(&mut self) -> bool {
         let known = self.tree.revision;
@@ -205,7 +205,7 @@ impl<L: Link> Follower<L> {
         if self.away.take().is_some() {
             (self.sink)(StoreUpdate::Reachable);
         }
-        let strangers = self.tree.strangers.clone();
+        let strangers = self.tree.unrecognized_keys.clone();
         let breaks = self.breaks_with(&listing);
         let told = std::mem::take(&mut self.told_deleted);
         let seen = match breaks {
@@ -231,7 +231,7 @@ impl<L: Link> Follower<L> {
         };
         self.read = true;
         let changed = !changes.is_empty() || !seen.is_empty();
-        let news = !changes.is_empty() || breaks || strangers != self.tree.strangers;
+        let news = !changes.is_empty() || breaks || strangers != self.tree.unrecognized_keys;
         match between {
             None if news || cause == Cause::First => self.tell(changes, cause),
             None => {}
@@ -282,44 +282,44 @@ impl<L: Link> Follower<L> {
         loop {
             let grace = pending.as_ref().map(|(_, until)| *until);
             let next = tokio::select! {
-                heard = self.link.next() => Next::Heard(heard),
-                () = sleep_until(relist), if grace.is_none() => Next::Relist,
-                () = sleep_until(grace.unwrap_or(relist)), if grace.is_some() => Next::GraceOver,
-                () = asked(&mut self.rereads) => Next::Reread,
+                heard = self.link.next() => Step::Heard(heard),
+                () = sleep_until(relist), if grace.is_none() => Step::Relist,
+                () = sleep_until(grace.unwrap_or(relist)), if grace.is_some() => Step::GraceOver,
+                () = asked(&mut self.rereads) => Step::Reread,
             };
             match next {
-                Next::Heard(Heard::Changes {
+                Step::Heard(WatchEvent::Changes {
                     changes,
                     strangers,
                     revision,
                 }) => self.heard(changes, strangers, revision),
-                Next::Heard(Heard::Unnumbered) => {
+                Step::Heard(WatchEvent::Unnumbered) => {
                     let Some(listing) = self.relist().await else {
                         return;
                     };
                     self.settle(listing, Cause::Resync);
                 }
-                Next::Heard(Heard::Lost(reason)) => {
+                Step::Heard(WatchEvent::Lost(reason)) => {
                     tracing::debug!(reason, "a watch is over; reading everything again");
                     return;
                 }
-                Next::Reread => return,
-                Next::Relist => {
+                Step::Reread => return,
+                Step::Relist => {
                     let Some(listing) = self.relist().await else {
                         return;
                     };
                     relist = self.pace.next_relist();
                     let mut after = self.tree.clone();
                     if after.catch_up(listing.tree.clone()).is_empty() {
-                        self.settle(listing, Cause::Repair);
+                        self.settle(listing, Cause::MissedUpdate);
                     } else {
                         pending = Some((listing, Instant::now() + self.pace.grace()));
                     }
                 }
-                Next::GraceOver => {
+                Step::GraceOver => {
                     let repaired = pending
                         .take()
-                        .is_some_and(|(listing, _)| self.settle(listing, Cause::Repair));
+                        .is_some_and(|(listing, _)| self.settle(listing, Cause::MissedUpdate));
                     if repaired {
                         return;
                     }
@@ -334,15 +334,15 @@ impl<L: Link> Follower<L> {
         strangers: Vec<(String, Option<String>)>,
         revision: u64,
     ) {
-        let before = self.tree.strangers.clone();
+        let before = self.tree.unrecognized_keys.clone();
         for (path, reason) in strangers {
             match reason {
-                Some(reason) => self.tree.strangers.insert(path, reason),
-                None => self.tree.strangers.remove(&path),
+                Some(reason) => self.tree.unrecognized_keys.insert(path, reason),
+                None => self.tree.unrecognized_keys.remove(&path),
             };
         }
         let changes = self.tree.apply(changes, revision);
-        if !changes.is_empty() || before != self.tree.strangers {
+        if !changes.is_empty() || before != self.tree.unrecognized_keys {
             self.tell(changes, Cause::Event);
         }
     }

@@ -10,7 +10,7 @@ use crate::store::ControlKey;
 
 /// A live bridge is done with an announced write this long after another one has seen the announcement, in milliseconds;
 /// afterwards others take over.
-pub(super) const PATIENCE_MS: u64 = 10_000;
+pub(super) const PENDING_TIMEOUT_MS: u64 = 10_000;
 /// A bridge that was held up this long since it announced a write does not begin it, in milliseconds.
 pub(super) const LATE_MS: u64 = 3_000;
 /// This long after a bridge has seen the announcement, a write that nobody has seen will not come any more, and the note of a
@@ -23,7 +23,7 @@ const DELETED_KEPT: usize = 1_000;
 
 /// What is known of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
+pub struct SyncState {
     /// [`content_hash`] of the value that both sides held; `None` when both had none.
     pub value: Option<String>,
     /// The revision of that value on each side; 0 when it never had any.
@@ -71,14 +71,14 @@ impl Ages {
     /// Each announced write of `note` with its age.
     pub(super) fn of_pending<'n>(
         &'n self,
-        note: &'n Note,
+        note: &'n SyncState,
     ) -> impl Iterator<Item = (&'n Pending, u64)> {
         let ages = self.pending.iter().copied().chain(std::iter::repeat(0));
         note.pending.iter().zip(ages)
     }
 
     /// By what `note` says of itself: for one look, which has not seen it before and writes nothing.
-    pub(super) fn as_told(note: Option<&Note>, now_ms: u64) -> Self {
+    pub(super) fn as_told(note: Option<&SyncState>, now_ms: u64) -> Self {
         note.map_or_else(Self::default, |note| Self {
             note: now_ms.saturating_sub(note.at_ms),
             pending: (note.pending.iter())
@@ -92,11 +92,11 @@ impl Ages {
 /// a clock that is ahead of all others would hold up a key until they have caught up with it.
 #[derive(Clone, Debug, Default)]
 pub struct Sightings {
-    seen: BTreeMap<ControlKey, Seen>,
+    seen: BTreeMap<ControlKey, Sighting>,
 }
 
 #[derive(Clone, Debug)]
-struct Seen {
+struct Sighting {
     /// Which note: when it was noted, and when it was first seen.
     note: (u64, u64),
     pending: Vec<(Pending, u64)>,
@@ -105,7 +105,7 @@ struct Seen {
 impl Sightings {
     /// Takes down what `note`, which is that of `key`, says is under way, if it was not seen before. What is settled is
     /// forgotten.
-    pub fn see(&mut self, key: &ControlKey, note: Option<&Note>, clock_ms: u64) {
+    pub fn see(&mut self, key: &ControlKey, note: Option<&SyncState>, clock_ms: u64) {
         let before = self.seen.remove(key);
         let Some(note) = note.filter(|note| note.value.is_none() || !note.pending.is_empty())
         else {
@@ -118,7 +118,7 @@ impl Sightings {
             let at = known.next().map_or(clock_ms, |(_, at)| *at);
             (pending.clone(), at)
         });
-        let seen = Seen {
+        let seen = Sighting {
             note: (note.at_ms, first.map_or(clock_ms, |seen| seen.note.1)),
             pending: pending.collect(),
         };
@@ -132,7 +132,7 @@ impl Sightings {
 
     /// How long what `note` says has been known; what was not seen before is new.
     #[must_use]
-    pub fn ages(&self, key: &ControlKey, note: Option<&Note>, clock_ms: u64) -> Ages {
+    pub fn ages(&self, key: &ControlKey, note: Option<&SyncState>, clock_ms: u64) -> Ages {
         let (Some(seen), Some(note)) = (self.seen.get(key), note) else {
             return Ages::default();
         };
@@ -151,7 +151,7 @@ impl Sightings {
     }
 }
 
-impl Note {
+impl SyncState {
     /// Reads a note; `None` when the bytes are none, as if nothing were known.
     #[must_use]
     pub fn from_json(bytes: &[u8]) -> Option<Self> {
@@ -200,7 +200,8 @@ impl Note {
 /// Notes of deleted keys that were written at an earlier revision than this are forgotten: the latest are kept. `notes` are the
 /// revisions and the texts of all. Revisions, and not times: a clock that is ahead would have every other note forgotten.
 pub(super) fn forget_deleted_before<'n>(notes: impl Iterator<Item = (u64, &'n [u8])>) -> u64 {
-    let is_deleted = |text: &[u8]| Note::from_json(text).is_some_and(|note| note.value.is_none());
+    let is_deleted =
+        |text: &[u8]| SyncState::from_json(text).is_some_and(|note| note.value.is_none());
     let deleted = notes.filter(|(_, text)| is_deleted(text));
     let mut revisions: Vec<u64> = deleted.map(|(revision, _)| revision).collect();
     revisions.sort_unstable_by(|one, other| other.cmp(one));
@@ -221,9 +222,9 @@ mod tests {
     #[test]
     fn the_latest_thousand_deleted_keys_are_remembered() {
         let before = |count: u64, value: Option<String>| {
-            let note = Note {
+            let note = SyncState {
                 value,
-                ..Note::default()
+                ..SyncState::default()
             };
             let text = note.to_json();
             forget_deleted_before((1..=count).map(|revision| (revision, text.as_slice())))
@@ -245,10 +246,10 @@ mod tests {
             at_ms,
         };
         let far_ahead = 1_000_000_000;
-        let mut note = Note {
+        let mut note = SyncState {
             pending: vec![announced(far_ahead)],
             at_ms: far_ahead,
-            ..Note::default()
+            ..SyncState::default()
         };
         let key = ControlKey::Logging;
         let mut sightings = Sightings::default();

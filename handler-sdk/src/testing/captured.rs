@@ -13,21 +13,21 @@ use super::{Emitted, Outcome};
 use crate::Level;
 
 #[derive(Default)]
-pub(super) struct Heard(Mutex<HeardLog>);
+pub(super) struct CapturedOutput(Mutex<Captured>);
 
 #[derive(Default)]
-pub(super) struct HeardLog {
+pub(super) struct Captured {
     pub(super) logs: Vec<(Level, String)>,
     pub(super) metrics: BTreeMap<(u32, String), Vec<f64>>,
 }
 
-impl Heard {
-    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, HeardLog> {
+impl CapturedOutput {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Captured> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl HostSink for Heard {
+impl HostSink for CapturedOutput {
     fn log(&self, level: u32, message: &str) {
         let level = [
             Level::Error,
