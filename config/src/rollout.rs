@@ -1,15 +1,15 @@
-//! A staged roll-out in progress, as it stands under `{name}/rollout`: which members already have the new spec or config.
+//! A staged rollout in progress, as it stands under `{name}/rollout`: which members already have the new spec or config.
 
 use serde::{Deserialize, Serialize};
 
-/// The value of a roll-out key, JSON.
+/// The value of a rollout key, JSON.
 ///
 /// A member whose id is in `members` runs by `spec` and `config` instead of what stands at the keys of those names; all
 /// others ignore it. Deleting the key restores the earlier revision on those that had the new one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// Tells this roll-out from every other one.
+    /// Tells this rollout from every other one.
     pub id: String,
     /// Who started it, for people.
     #[serde(default)]
@@ -41,13 +41,13 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// Reads a roll-out.
+    /// Reads a rollout.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
         let rollout: Self = crate::document::from_object(bytes)
-            .map_err(|error| format!("it is no roll-out: {error}; delete it to end it"))?;
+            .map_err(|error| format!("it is no rollout: {error}; delete it to end it"))?;
         match rollout.config {
             Some(ref config) if !config.is_object() => {
                 Err("its `config` is no JSON object; delete it to end it".to_owned())
@@ -56,7 +56,7 @@ impl Rollout {
         }
     }
 
-    /// The roll-out as it is written.
+    /// The rollout as it is written.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         // Plain data with text keys always has a JSON form.

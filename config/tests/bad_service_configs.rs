@@ -117,7 +117,7 @@ const CASES: &[Case] = &[
     ("size too small", "processing: { memory: 10kB }\n", &[], &[]),
     (
         "unknown word",
-        "processing: { guarantee: exactly-once, missing_offset: skip }\n",
+        "processing: { guarantee: exactly-once, offset_out_of_range: skip }\n",
         &[],
         &[],
     ),

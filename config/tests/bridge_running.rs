@@ -44,15 +44,15 @@ impl Scene {
         }
     }
 
-    fn bridge(&self, id: &str, authority: Side) -> Bridge {
-        let settings = self.settings(id, authority);
+    fn bridge(&self, id: &str, preferred_side: Side) -> Bridge {
+        let settings = self.settings(id, preferred_side);
         Bridge::start(self.stores(), settings).expect("threads can be started")
     }
 
-    fn settings(&self, id: &str, authority: Side) -> BridgeSettings {
+    fn settings(&self, id: &str, preferred_side: Side) -> BridgeSettings {
         BridgeSettings {
             id: id.to_owned(),
-            preferred_side: authority,
+            preferred_side,
             resync_interval: Duration::from_millis(300),
             allow_mass_delete: self.allow_mass_delete,
             accept: self.accept,

@@ -40,7 +40,7 @@ struct World {
     handles: Vec<MemoryStoreHandle>,
     away: Vec<bool>,
     bridges: Vec<SimBridge>,
-    authority: Side,
+    preferred_side: Side,
     now_ms: u64,
     started: u64,
     /// Writes of crashed bridges that are still on their way to a store.
@@ -84,7 +84,7 @@ fn only(key: &ControlKey) -> Option<Side> {
 }
 
 impl World {
-    fn new(seed: u64, bridges: usize, authority: Side, replacements: usize) -> Self {
+    fn new(seed: u64, bridges: usize, preferred_side: Side, replacements: usize) -> Self {
         let sides = Pair::from_fn(|_| MemoryStore::new());
         let notes = MemoryStore::new();
         let handles = vec![
@@ -99,7 +99,7 @@ impl World {
             handles,
             away: vec![false; 3],
             bridges: Vec::new(),
-            authority,
+            preferred_side,
             now_ms: 1_000_000,
             started: 0,
             late: Vec::new(),
@@ -287,18 +287,18 @@ fn values(tree: &Tree) -> BTreeMap<ControlKey, Vec<u8>> {
         .collect()
 }
 
-fn run(seed: u64, bridges: usize, steps: usize, authority: Side) -> Result<World, String> {
-    run_replaced(seed, bridges, steps, authority, 0)
+fn run(seed: u64, bridges: usize, steps: usize, preferred_side: Side) -> Result<World, String> {
+    run_replaced(seed, bridges, steps, preferred_side, 0)
 }
 
 fn run_replaced(
     seed: u64,
     bridges: usize,
     steps: usize,
-    authority: Side,
+    preferred_side: Side,
     replacements: usize,
 ) -> Result<World, String> {
-    let mut world = World::new(seed, bridges, authority, replacements);
+    let mut world = World::new(seed, bridges, preferred_side, replacements);
     for _ in 0..steps {
         world.step(true);
     }
@@ -317,8 +317,8 @@ proptest! {
         etcd_wins in any::<bool>(),
         replacements in 0usize..20,
     ) {
-        let authority = if etcd_wins { Side::Etcd } else { Side::ZooKeeper };
-        if let Err(wrong) = run_replaced(seed, bridges, steps, authority, replacements) {
+        let preferred_side = if etcd_wins { Side::Etcd } else { Side::ZooKeeper };
+        if let Err(wrong) = run_replaced(seed, bridges, steps, preferred_side, replacements) {
             return Err(TestCaseError::fail(wrong));
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluicegate_config::service::{
-    ClientValue, Guarantee, HandlersFrom, LogFormat, MissingOffset, References, Start,
+    ClientValue, Guarantee, HandlersFrom, LogFormat, OffsetOutOfRange, References, Start,
 };
 use sluicegate_config::spec::{OnFailure, Order, PartitionTest, TopicPattern};
 use sluicegate_config::{
@@ -45,7 +45,7 @@ processing:
   commit_interval: 250ms
   drain_timeout: 3s
   stall_timeout: 1m
-  missing_offset: latest
+  offset_out_of_range: latest
 handlers:
   file: { folder: handlers.d }
 plugins:
@@ -69,7 +69,10 @@ fn an_empty_document_gives_the_documented_defaults() {
     assert_eq!(config.processing.commit_interval, Duration::from_secs(1));
     assert_eq!(config.processing.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.processing.stall_timeout, Duration::from_secs(300));
-    assert_eq!(config.processing.missing_offset, MissingOffset::Stop);
+    assert_eq!(
+        config.processing.offset_out_of_range,
+        OffsetOutOfRange::Stop
+    );
     let folder = PathBuf::from("etc/handlers.d");
     let rescan = Duration::from_secs(5);
     assert_eq!(config.handlers.from, HandlersFrom::File { folder, rescan });
@@ -111,7 +114,10 @@ fn every_value_of_a_full_service_config_lands_where_it_belongs() {
         config.processing.commit_interval,
         Duration::from_millis(250)
     );
-    assert_eq!(config.processing.missing_offset, MissingOffset::Latest);
+    assert_eq!(
+        config.processing.offset_out_of_range,
+        OffsetOutOfRange::Latest
+    );
     assert_eq!(config.plugins.folder, Path::new("/opt/plugins"));
     assert!(config.emit.provenance);
     assert!(config.plugins.allow_unsigned);

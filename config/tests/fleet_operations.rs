@@ -1,5 +1,5 @@
 //! Situation: operators write specs and roll them out over members that answer, refuse or do not answer.
-//! Property: whoever waits hears of every member; a roll-out reaches everybody or leaves everything as it was.
+//! Property: whoever waits hears of every member; a rollout reaches everybody or leaves everything as it was.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
@@ -34,7 +34,7 @@ fn spec_for(store: &dyn Store, member: &str) -> (String, u64) {
         Some(String::from_utf8_lossy(&entry.value).into_owned())
     };
     let rollout = text(&ControlKey::Rollout("a".into()))
-        .map(|text| rollout::Rollout::from_json(text.as_bytes()).expect("it is a roll-out"));
+        .map(|text| rollout::Rollout::from_json(text.as_bytes()).expect("it is a rollout"));
     let spec = match rollout.filter(|rollout| rollout.is_for(member)) {
         Some(rollout) => rollout.spec.unwrap_or_default(),
         None => text(&ControlKey::Spec("a".into())).unwrap_or_default(),

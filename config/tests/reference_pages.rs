@@ -37,6 +37,6 @@ fn the_page_on_handler_specs_is_up_to_date() {
 #[test]
 fn the_page_on_the_bridge_config_is_up_to_date() {
     let page = bridge_page();
-    assert!(page.contains("| `authority` |") && page.contains("| `etcd.endpoints` |"));
+    assert!(page.contains("| `preferred_side` |") && page.contains("| `etcd.endpoints` |"));
     is_written("bridge-config.md", &page);
 }

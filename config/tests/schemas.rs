@@ -151,7 +151,7 @@ fn the_reference_pages_names_are_all_there() {
             "guarantee",
             "max_uncommitted",
             "memory",
-            "missing_offset",
+            "offset_out_of_range",
             "stall_timeout"
         ]
     );

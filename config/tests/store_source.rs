@@ -1,4 +1,4 @@
-//! What the keys of a store become: gates, configs and roll-outs over specs, last good values, garbage, outages, restarts.
+//! What the keys of a store become: gates, configs and rollouts over specs, last good values, garbage, outages, restarts.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;
@@ -277,7 +277,7 @@ fn a_refused_spec_shuts_its_gate_and_opens_none() {
     assert!(!open(scene.put(&spec_key("a"), bad("enabled: true\n"))));
     assert!(open(scene.put(&spec_key("a"), spec("a", ""))));
 
-    // A roll-out for this member, and one for another.
+    // A rollout for this member, and one for another.
     let key = ControlKey::rollout("a").unwrap();
     let rollout = |member: &str| {
         let rollout = Rollout {

@@ -64,7 +64,7 @@ pub struct PumpSettings {
     /// Where a partition without a commit begins.
     pub start: StartAt,
     /// Where a partition goes on whose offset is missing; `None` stops it (G12).
-    pub missing_offset: Option<StartAt>,
+    pub offset_out_of_range: Option<StartAt>,
     /// How long a revoke waits for what was begun.
     pub drain_timeout: Duration,
     /// Passed before the group is joined.

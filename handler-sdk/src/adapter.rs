@@ -1,4 +1,4 @@
-//! Runs an author's handler behind the border: the loop over the records of a call.
+//! Runs an author's handler behind the boundary: the loop over the records of a call.
 //!
 //! The lane rule (G4): once a record did not end in a plain ack or drop, or emitted something, later records of its
 //! lane stay `NOT_RUN` in this call. The list of such lanes is empty nearly always and costs nothing then. After a
@@ -41,7 +41,7 @@ pub(crate) fn panicked(call: &Call<'_>, text: &str) -> RawOutcome {
     }
 }
 
-/// A [`Handler`] behind the border.
+/// A [`Handler`] behind the boundary.
 pub(crate) struct PerRecord<H>(pub(crate) H);
 
 impl<H: Handler> Instance for PerRecord<H> {
@@ -97,7 +97,7 @@ impl<H: Handler> Instance for PerRecord<H> {
     }
 }
 
-/// A [`BatchHandler`] behind the border.
+/// A [`BatchHandler`] behind the boundary.
 pub(crate) struct Batches<H>(pub(crate) H);
 
 impl<H: BatchHandler> Instance for Batches<H> {

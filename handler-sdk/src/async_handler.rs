@@ -93,7 +93,7 @@ pub trait AsyncHandler: Sized + 'static {
     }
 }
 
-/// An [`AsyncHandler`] behind the border.
+/// An [`AsyncHandler`] behind the boundary.
 pub(crate) struct Overlapping<H> {
     handler: H,
     concurrency: usize,

@@ -116,7 +116,7 @@ impl<'a> Emit<'a> {
             .get_or_insert_with(|| header_block::Headers::new(block).collect())
     }
 
-    /// Hands it over as the border wants it.
+    /// Hands it over as the boundary wants it.
     pub(crate) fn with<T>(&self, hand_over: impl FnOnce(&Emission<'_>) -> T) -> T {
         let mut built = Vec::new();
         let headers = match &self.changed {

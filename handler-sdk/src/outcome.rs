@@ -68,7 +68,7 @@ impl Outcome {
         matches!(self, Self::Ack | Self::Drop { .. })
     }
 
-    /// The form that crosses the border; its text goes into the call's details.
+    /// The form that crosses the boundary; its text goes into the call's details.
     pub(crate) fn to_raw(&self, call: &Call<'_>, emitted: bool) -> RawOutcome {
         let (code, after, reason) = match self {
             Self::Ack => (outcome_code::ACK, None, ""),

@@ -1,11 +1,11 @@
-//! The chores of this repository: `cargo xtask help` lists them.
+//! Developer tasks of this repository: `cargo xtask help` lists them.
 //!
 //! One file a command; what several need (running a program and reading its test results) is in `step.rs`.
 
 mod bench;
 mod demo;
 mod instructions;
-mod planted;
+mod mutants;
 mod services;
 mod step;
 mod test;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "The chores of this repository")]
+#[command(name = "cargo xtask", about = "Developer tasks of this repository")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -25,7 +25,7 @@ struct Arguments {
 enum Command {
     /// Everything that must hold: form, rules, unit tests, and scenarios on real servers
     Test(test::Arguments),
-    /// The rules of the house alone
+    /// The rules of the repository alone
     Tidy,
     /// The service on an in-process Kafka with real flights flowing; arguments go to `sluicegate demo`
     Demo(demo::Arguments),
@@ -33,8 +33,8 @@ enum Command {
     Bench(bench::Arguments),
     /// What a record costs in instructions, step by step, against `benches/instructions.json`
     Instructions(instructions::Arguments),
-    /// Plants bugs one by one and shows which suite catches each
-    Planted(planted::Arguments),
+    /// Runs mutants (bugs made on purpose) one by one and shows which suite catches each
+    Mutants(mutants::Arguments),
     /// Servers for a developer
     #[command(subcommand)]
     Services(services::Command),
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
-        Command::Planted(arguments) => planted::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Services(command) => services::run(&command),
     };
     match done {

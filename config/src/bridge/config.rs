@@ -24,13 +24,13 @@ pub struct BridgeConfig {
     /// The other side.
     pub zookeeper: ZooKeeperSettings,
     /// Whose value wins a conflict.
-    pub authority: Side,
+    pub preferred_side: Side,
     /// What the notes of this pair stand under.
     pub name: String,
     /// What all notes stand below, in etcd.
-    pub notes_prefix: String,
+    pub state_prefix: String,
     /// Every key is looked at again this often, give or take a fifth.
-    pub look_again: Duration,
+    pub resync_interval: Duration,
     /// Where its admin HTTP listens.
     pub admin: SocketAddr,
 }
@@ -78,7 +78,7 @@ const ZOOKEEPER_FIELD: Field = Field {
 };
 
 const AUTHORITY_FIELD: Field = Field {
-    name: "authority",
+    name: "preferred_side",
     doc: "Whose value stands when both sides changed a key.",
     kind: FieldType::Choice {
         words: words::<Side>,
@@ -95,14 +95,14 @@ const NAME_FIELD: Field = Field {
 };
 
 const NOTES_FIELD: Field = Field {
-    name: "notes_prefix",
+    name: "state_prefix",
     doc: "What all notes stand below, in etcd.",
     kind: FieldType::Text(&ABSOLUTE),
     need: Presence::Default("/sluicegate/bridge"),
 };
 
 const LOOK_AGAIN_FIELD: Field = Field {
-    name: "look_again",
+    name: "resync_interval",
     doc: "Every key is looked at again this often, give or take a fifth.",
     kind: FieldType::Duration {
         min: Duration::from_millis(100),
@@ -202,7 +202,7 @@ impl BridgeConfig {
         let zookeeper =
             zookeeper.and_then(|zookeeper| ZooKeeperSettings::read(zookeeper, base, checker));
         let (etcd, zookeeper) = (etcd?, zookeeper?);
-        let notes_prefix = section.text("notes_prefix")?.to_owned();
+        let state_prefix = section.text("state_prefix")?.to_owned();
         let name = match section.text("name") {
             Some(name) => name.to_owned(),
             None => pair_name(&etcd.prefix, &zookeeper.root),
@@ -211,20 +211,20 @@ impl BridgeConfig {
             ("prefix", &etcd.prefix),
             ("members_prefix", &etcd.members_prefix),
         ] {
-            if is_within(&notes_prefix, taken) || is_within(taken, &notes_prefix) {
+            if is_within(&state_prefix, taken) || is_within(taken, &state_prefix) {
                 let message =
                     format!("overlaps `etcd.{what}`, {taken}; notes need a place of their own");
-                let path = section.path_of("notes_prefix");
-                checker.report(section.place_of("notes_prefix"), &path, message);
+                let path = section.path_of("state_prefix");
+                checker.report(section.place_of("state_prefix"), &path, message);
             }
         }
         Some(Self {
             etcd,
             zookeeper,
-            authority: section.word("authority")?,
+            preferred_side: section.word("preferred_side")?,
             name,
-            notes_prefix,
-            look_again: section.duration("look_again"),
+            state_prefix,
+            resync_interval: section.duration("resync_interval"),
             admin: parse_address(section.object("admin")?.text("listen")?).ok()?,
         })
     }
@@ -236,9 +236,9 @@ impl BridgeConfig {
             name: pair_name(&etcd.prefix, &zookeeper.root),
             etcd,
             zookeeper,
-            authority: Side::Etcd,
-            notes_prefix: "/sluicegate/bridge".to_owned(),
-            look_again: Duration::from_secs(30),
+            preferred_side: Side::Etcd,
+            state_prefix: "/sluicegate/bridge".to_owned(),
+            resync_interval: Duration::from_secs(30),
             admin: SocketAddr::from(([127, 0, 0, 1], 9601)),
         }
     }
@@ -248,7 +248,7 @@ impl BridgeConfig {
     /// # Errors
     /// [`StoreError`] for TLS files that cannot be used.
     pub fn open(&self) -> Result<BridgeStores, StoreError> {
-        let below = format!("{}/{}", self.notes_prefix, self.name);
+        let below = format!("{}/{}", self.state_prefix, self.name);
         let notes = EtcdSettings {
             prefix: below.clone(),
             paths: PathMap::etcd(),
@@ -271,8 +271,8 @@ impl BridgeConfig {
     pub fn settings(&self) -> BridgeSettings {
         BridgeSettings {
             id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
-            preferred_side: self.authority,
-            resync_interval: self.look_again,
+            preferred_side: self.preferred_side,
+            resync_interval: self.resync_interval,
             allow_mass_delete: false,
             accept: Pair::default(),
         }
@@ -322,17 +322,17 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_what_to_do() {
         for (more, reason) in [
-            ("authority: both\n", "etcd"),
-            ("notes_prefix: /plugins/notes\n", "a place of their own"),
-            ("notes_prefix: /sluicegate\n", "a place of their own"),
+            ("preferred_side: both\n", "etcd"),
+            ("state_prefix: /plugins/notes\n", "a place of their own"),
+            ("state_prefix: /sluicegate\n", "a place of their own"),
             ("name: ../x\n", "letters, digits"),
             ("admin: { listen: nowhere }\n", "127.0.0.1:9600"),
-            ("autority: etcd\n", "authority"),
+            ("prefered_side: etcd\n", "preferred_side"),
         ] {
             let problems = read(&format!("{BLOCK}{more}")).unwrap_err().to_string();
             assert!(problems.contains(reason), "{more}: {problems}");
         }
-        let problems = read("authority: etcd\n").unwrap_err().to_string();
+        let problems = read("preferred_side: etcd\n").unwrap_err().to_string();
         assert!(
             problems.contains("etcd: ") && problems.contains("zookeeper: "),
             "{problems}"

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | same value on both | | the note is brought up to date, nothing crosses |
 //! | changed since the note | as noted, or an echo | the change crosses; a delete too |
-//! | changed | changed to something else | a conflict: the authority's value crosses |
+//! | changed | changed to something else | a conflict: the preferred side's value crosses |
 //! | has a value, no note | has none | the value crosses: a key too many is easier to see than one that is lost |
 //! | has a value, no note | has another one | a conflict |
 //!
@@ -53,7 +53,7 @@ pub struct KeyState<'v> {
     /// Whether both sides were read after the note.
     pub fresh: bool,
     /// Whose value wins a conflict.
-    pub authority: Side,
+    pub preferred_side: Side,
     /// This bridge's id: its own announcements hold it up no longer.
     pub own: &'v str,
     /// This bridge's clock, in milliseconds since the Unix epoch.
@@ -231,7 +231,7 @@ fn first(state: &KeyState<'_>) -> Decision {
 
 /// Whose value stands where both sides hold something of their own.
 fn winner(state: &KeyState<'_>) -> Side {
-    loser(state).map_or(state.authority, Side::other)
+    loser(state).map_or(state.preferred_side, Side::other)
 }
 
 /// The side that was taken over and holds what it held then, if that gives way to what the other one holds. Of two it is the

@@ -74,7 +74,7 @@ fn decided_of(
         forget: false,
         pair,
         fresh,
-        authority: Side::Etcd,
+        preferred_side: Side::Etcd,
         own: "me",
         now_ms: NOW,
     })
@@ -164,7 +164,7 @@ fn the_note_of_a_deleted_key_stays_until_it_is_old() {
         forget: true,
         pair: &PairRecord::default(),
         fresh: true,
-        authority: Side::Etcd,
+        preferred_side: Side::Etcd,
         own: "me",
         now_ms: NOW,
     });
@@ -188,7 +188,7 @@ fn what_a_side_has_lost_is_no_delete() {
 }
 
 #[test]
-fn a_conflict_goes_to_the_authority() {
+fn a_conflict_goes_to_the_preferred_side() {
     let note = noted(Some("true"), 5, 7);
     let both = decided(at("false", 6), at(" true", 8), note.as_ref(), true);
     assert_eq!(both, crosses(Side::ZooKeeper, true));
@@ -227,7 +227,7 @@ fn what_a_side_held_when_it_was_taken_over_gives_way_and_an_edit_since_does_not(
         decided_of(&pair, revisions, etcd, zookeeper, note, true)
     };
     let to_etcd = crosses(Side::Etcd, true);
-    // etcd is the authority; its revisions have nothing to do with the noted ones.
+    // etcd is the preferred side; its revisions have nothing to do with the noted ones.
     let note = noted(Some("true"), 5, 7);
     assert_eq!(seen(at("false", 40), at("true", 7), None), to_etcd);
     assert_eq!(seen(at("false", 5), at("true", 7), note.as_ref()), to_etcd);
@@ -244,7 +244,11 @@ fn what_a_side_held_when_it_was_taken_over_gives_way_and_an_edit_since_does_not(
     let extra = seen(at("false", 40), None, None);
     assert_eq!(extra, crosses(Side::ZooKeeper, false), "copied");
     let edited = seen(at("false", 51), at("true", 7), None);
-    assert_eq!(edited, crosses(Side::ZooKeeper, true), "the authority's");
+    assert_eq!(
+        edited,
+        crosses(Side::ZooKeeper, true),
+        "the preferred side's"
+    );
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub struct Rehearsal {
 /// [`StoreError`] when a store does not answer.
 pub fn dry_run(
     stores: &BridgeStores,
-    authority: Side,
+    preferred_side: Side,
     accepted: Pair<bool>,
 ) -> Result<Rehearsal, StoreError> {
     let notes = stores.notes.list()?;
@@ -78,7 +78,7 @@ pub fn dry_run(
     };
     let rehearsing = Rehearsing {
         stores,
-        authority,
+        preferred_side,
         notes,
         sides,
         pair,
@@ -88,7 +88,7 @@ pub fn dry_run(
 
 struct Rehearsing<'a> {
     stores: &'a BridgeStores,
-    authority: Side,
+    preferred_side: Side,
     notes: Tree,
     sides: Pair<Tree>,
     pair: PairRecord,
@@ -151,7 +151,7 @@ impl Rehearsing<'_> {
             forget: false,
             pair: &self.pair,
             fresh: true,
-            authority: self.authority,
+            preferred_side: self.preferred_side,
             own: "",
             now_ms,
         });

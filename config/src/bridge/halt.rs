@@ -76,7 +76,7 @@ fn answer(side: Side) -> String {
 /// What to do where neither side is that of the notes.
 const ANSWER_BOTH: &str = "If that is so because both were emptied, restored, set up anew or moved, or other `paths` are meant, run `sluicegate bridge -c CONFIG \
                            --accept-store etcd --accept-store zookeeper` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled: nothing \
-                           is deleted, what one side lacks is copied to it, and where both hold a key the authority's value \
+                           is deleted, what one side lacks is copied to it, and where both hold a key the preferred side's value \
                            stands; with `--dry-run` it shows what it would write";
 
 /// All that differs, and what to do about the whole of it.
@@ -150,7 +150,7 @@ fn write_difference(
         Foreign::Named { pair, name } => write!(
             f,
             "{} and {} are already bridged with each other, as the pair {pair} whose notes stand below {name:?}; `name` and \
-             `notes_prefix` of this config lead elsewhere: with those of the others this is a bridge of that pair",
+             `state_prefix` of this config lead elsewhere: with those of the others this is a bridge of that pair",
             stores.zookeeper, stores.etcd
         ),
     }

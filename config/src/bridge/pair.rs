@@ -63,7 +63,7 @@ pub struct TakenOver {
     pub at: u64,
     /// Notes of an earlier mark know another store.
     pub mark: u64,
-    /// Whether that gives way to what the other side holds, whoever is the authority.
+    /// Whether that gives way to what the other side holds, whichever side is preferred.
     pub yields: bool,
 }
 

@@ -11,7 +11,7 @@ pub struct BridgeReport {
     /// This bridge's id.
     pub id: String,
     /// Whose value wins a conflict.
-    pub authority: Side,
+    pub preferred_side: Side,
     /// The two stores.
     pub sides: Pair<StoreReport>,
     /// Where the notes stand.

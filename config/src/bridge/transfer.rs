@@ -222,7 +222,7 @@ impl Transfer {
         (self.wrote.clone(), self.wrote_note.clone())
     }
 
-    /// Does the next step: one call of `side`, the store of [`Crossing::to`], or of `notes`.
+    /// Does the next step: one call of `side`, the store of [`Transfer::to`], or of `notes`.
     pub fn step(&mut self, side: &dyn Store, notes: &dyn Store, now_ms: u64) -> Progress {
         if now_ms.saturating_sub(self.began_ms) > LATE_MS && !self.answered {
             return Progress::Late;

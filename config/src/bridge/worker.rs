@@ -81,7 +81,7 @@ impl Worker {
         let notes = View::new(stores.notes.describe());
         let report = BridgeReport {
             id: settings.id.clone(),
-            authority: settings.preferred_side,
+            preferred_side: settings.preferred_side,
             sides: Pair::from_fn(|side| sides.of(side).report()),
             notes: notes.report(),
             halted: None,
@@ -354,7 +354,7 @@ impl Worker {
                 .is_some_and(|entry| entry.stamp.revision < self.forget_before),
             pair,
             fresh,
-            authority: self.settings.preferred_side,
+            preferred_side: self.settings.preferred_side,
             own: &self.settings.id,
             now_ms: now_ms(),
         })

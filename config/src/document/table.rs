@@ -106,7 +106,7 @@ pub(crate) trait ChoiceValue: Copy + PartialEq + 'static {
     }
 }
 
-/// Every word of `T`, for [`Kind::Choice`].
+/// Every word of `T`, for [`FieldType::Choice`].
 pub(crate) fn words<T: ChoiceValue>() -> Vec<&'static str> {
     T::WORDS.iter().map(|(word, _)| *word).collect()
 }

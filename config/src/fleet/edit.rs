@@ -172,7 +172,7 @@ fn refuse_in_progress(tree: &Tree, name: &str) -> Result<(), FleetError> {
     }
 }
 
-/// The refusal beside a roll-out.
+/// The refusal beside a rollout.
 pub(super) fn in_progress(name: &str, entry: &Entry) -> FleetError {
     let rollout = Rollout::from_json(&entry.value).unwrap_or_default();
     let or_somebody = |text: String| match text.is_empty() {

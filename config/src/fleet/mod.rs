@@ -4,10 +4,10 @@
 //!  apply, delete ──► the handler's keys (compare-and-set) ──► await_members: every member has it, or says why not
 //!
 //!  begin ─► {name}/rollout ─► wave: members grow ─► they have it, and stay well ─┬─► next wave … ─► {name}/spec, done
-//!                                                                               └─► refused: roll-out deleted, earlier spec again
+//!                                                                               └─► refused: rollout deleted, earlier spec again
 //! ```
 //!
-//! The roll-out key holds all that is needed to go on, so another terminal can resume or abort it.
+//! The rollout key holds all that is needed to go on, so another terminal can resume or abort it.
 
 mod edit;
 mod folder;
@@ -56,9 +56,9 @@ pub enum FleetError {
         /// The revision that stands there; 0 for no value.
         found: u64,
     },
-    /// A roll-out of the handler is in progress.
+    /// A rollout of the handler is in progress.
     #[error(
-        "a roll-out of `{name}` by {by} since {started} is in progress; go on with `sluicegate handlers rollout {name} --resume`, or end it with `--abort`"
+        "a rollout of `{name}` by {by} since {started} is in progress; go on with `sluicegate handlers rollout {name} --resume`, or end it with `--abort`"
     )]
     InProgress {
         /// The handler.
@@ -68,14 +68,14 @@ pub enum FleetError {
         /// When.
         started: String,
     },
-    /// No roll-out of the handler is in progress.
-    #[error("no roll-out of `{name}` is in progress")]
+    /// No rollout of the handler is in progress.
+    #[error("no rollout of `{name}` is in progress")]
     NotInProgress {
         /// The handler.
         name: String,
     },
-    /// Something else than this roll-out changed the handler's keys.
-    #[error("the roll-out of `{name}` was overtaken: {what}; look at it and try again")]
+    /// Something else than this rollout changed the handler's keys.
+    #[error("the rollout of `{name}` was overtaken: {what}; look at it and try again")]
     Overtaken {
         /// The handler.
         name: String,

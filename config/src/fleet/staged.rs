@@ -1,4 +1,4 @@
-//! A staged roll-out, driven from an operator's terminal: wave by wave, and back at the first refusal.
+//! A staged rollout, driven from an operator's terminal: wave by wave, and back at the first refusal.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::store::{ControlKey, Expected, KeyVersion, Store};
 /// How often members are looked at while they should stay well.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a roll-out goes.
+/// How a rollout goes.
 #[derive(Clone, Debug)]
 pub struct RolloutSettings {
     /// Its waves, the last one everybody.
@@ -27,7 +27,7 @@ pub struct RolloutSettings {
     pub by: String,
 }
 
-/// What a roll-out tells on its way.
+/// What a rollout tells on its way.
 #[derive(Clone, Debug)]
 pub enum RolloutStep<'s> {
     /// A wave begins.
@@ -49,7 +49,7 @@ pub enum RolloutStep<'s> {
     Finishing,
 }
 
-/// How a roll-out ended.
+/// How a rollout ended.
 #[derive(Clone, Debug)]
 pub enum RolloutResult {
     /// Everybody has it.
@@ -68,11 +68,11 @@ pub enum RolloutResult {
     },
 }
 
-/// Starts a roll-out of the spec `text`, if the handler's spec is still at `expect`, where that is given, and drives it to
+/// Starts a rollout of the spec `text`, if the handler's spec is still at `expect`, where that is given, and drives it to
 /// its end.
 ///
 /// # Errors
-/// [`FleetError`]; a roll-out that was begun then stays as it is, to be resumed or aborted.
+/// [`FleetError`]; a rollout that was begun then stays as it is, to be resumed or aborted.
 pub fn begin(
     store: &dyn Store,
     text: &str,
@@ -130,7 +130,7 @@ pub fn begin(
     drive.run()
 }
 
-/// Goes on with a roll-out that another terminal began.
+/// Goes on with a rollout that another terminal began.
 ///
 /// # Errors
 /// [`FleetError::NotInProgress`], or as [`begin`].
@@ -143,7 +143,7 @@ pub fn resume(
     RolloutDriver::of(store, name, timeout, tell)?.run()
 }
 
-/// Ends a roll-out that is in progress; the earlier revision is in effect again.
+/// Ends a rollout that is in progress; the earlier revision is in effect again.
 ///
 /// # Errors
 /// [`FleetError::NotInProgress`], or as [`begin`].
@@ -156,7 +156,7 @@ pub fn abort(
     RolloutDriver::of(store, name, timeout, tell)?.restore(vec!["an operator ended it".to_owned()])
 }
 
-/// A roll-out under way.
+/// A rollout under way.
 struct RolloutDriver<'d> {
     store: &'d dyn Store,
     name: String,
@@ -293,7 +293,7 @@ impl<'d> RolloutDriver<'d> {
         reasons
     }
 
-    /// Writes the spec for everybody and ends the roll-out.
+    /// Writes the spec for everybody and ends the rollout.
     fn finish(&mut self) -> Result<RolloutResult, FleetError> {
         (self.tell)(RolloutStep::Finishing);
         let key = ControlKey::spec(&self.name)?;
@@ -336,7 +336,7 @@ impl<'d> RolloutDriver<'d> {
         Ok(RolloutResult::Done { revision, awaited })
     }
 
-    /// Takes the roll-out away, which restores the earlier revision, and waits for those that had the new one.
+    /// Takes the rollout away, which restores the earlier revision, and waits for those that had the new one.
     fn restore(&mut self, reasons: Vec<String>) -> Result<RolloutResult, FleetError> {
         (self.tell)(RolloutStep::Restoring(&reasons));
         let stamp = self.write(None)?;
@@ -362,7 +362,7 @@ impl<'d> RolloutDriver<'d> {
         Ok(RolloutResult::Restored { reasons, awaited })
     }
 
-    /// Writes the roll-out's key, if nobody else has.
+    /// Writes the rollout's key, if nobody else has.
     fn write(&self, value: Option<&[u8]>) -> Result<KeyVersion, FleetError> {
         let key = ControlKey::rollout(&self.name)?;
         let written = self.store.write(&key, value, Expected::At(self.stamp));

@@ -1,4 +1,4 @@
-//! Sizes of the waves of a roll-out.
+//! Sizes of the waves of a rollout.
 
 use std::fmt;
 

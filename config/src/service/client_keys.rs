@@ -63,7 +63,7 @@ const OWNED: &[(&str, &str)] = &[
     ),
     (
         "auto.offset.reset",
-        "is owned; set `kafka.start` for partitions without a commit and `processing.missing_offset` for lost offsets",
+        "is owned; set `kafka.start` for partitions without a commit and `processing.offset_out_of_range` for lost offsets",
     ),
     (
         "bootstrap.servers",

@@ -138,7 +138,7 @@ pub struct ProcessingConfig {
     /// A frontier that stands still this long while records wait is reported as stalled (G8).
     pub stall_timeout: Duration,
     /// What to do when a committed offset is no longer there (G12).
-    pub missing_offset: MissingOffset,
+    pub offset_out_of_range: OffsetOutOfRange,
 }
 
 /// What a commit stands for.
@@ -150,7 +150,7 @@ pub enum Guarantee {
 
 /// What to do when a committed offset is no longer there (G12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MissingOffset {
+pub enum OffsetOutOfRange {
     /// Stop the partition and say so.
     Stop,
     /// Go on at the oldest record that is kept.

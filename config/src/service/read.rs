@@ -231,7 +231,7 @@ fn processing(processing: &Section) -> Option<ProcessingConfig> {
         commit_interval: processing.duration("commit_interval"),
         drain_timeout: processing.duration("drain_timeout"),
         stall_timeout: processing.duration("stall_timeout"),
-        missing_offset: processing.word("missing_offset")?,
+        offset_out_of_range: processing.word("offset_out_of_range")?,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rules::{ADDRESS, BROKERS, GROUP, LEVEL, MEMBER, PATH, START, VARIABLE};
-use super::{Guarantee, LogFormat, MissingOffset, client_keys};
+use super::{Guarantee, LogFormat, OffsetOutOfRange, client_keys};
 use crate::bridge::BRIDGE;
 use crate::document::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, words};
 use crate::store::{ETCD, ZOOKEEPER};
@@ -12,7 +12,7 @@ impl ChoiceValue for Guarantee {
     const WORDS: &'static [(&'static str, Self)] = &[("at_least_once", Self::AtLeastOnce)];
 }
 
-impl ChoiceValue for MissingOffset {
+impl ChoiceValue for OffsetOutOfRange {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("stop", Self::Stop),
         ("earliest", Self::Earliest),
@@ -177,7 +177,7 @@ static PROCESSING: SectionType = SectionType {
         },
         Field {
             name: "drain_timeout",
-            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do (let a supervisor wait as long: `TimeoutStopSec`, `stop_grace_period`, `terminationGracePeriodSeconds`). One that leaves records, commits or its place in the group behind says so and ends with exit code 1.",
+            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do (let a supervisor wait as long: `TimeoutStopSec`, `stop_grace_period`, `terminationGracePeriodSeconds`). One that leaves records, commits or its place in the group behind says so and ends with exit code 1. A record that waits for its next attempt is left to the next owner, who counts its attempts anew.",
             kind: millis(0, HOUR_MS),
             need: Presence::Default("20s"),
         },
@@ -188,10 +188,10 @@ static PROCESSING: SectionType = SectionType {
             need: Presence::Default("5m"),
         },
         Field {
-            name: "missing_offset",
+            name: "offset_out_of_range",
             doc: "What to do when the offset to read is not in the log: stop the partition, or continue at the log's beginning or end once records in flight are settled.",
             kind: FieldType::Choice {
-                words: words::<MissingOffset>,
+                words: words::<OffsetOutOfRange>,
                 later: &[],
             },
             need: Presence::Default("stop"),

@@ -65,7 +65,7 @@ pub trait SpecSource: Send {
         None
     }
 
-    /// The member id by which it takes roll-outs; `None` for a source that has none.
+    /// The member id by which it takes rollouts; `None` for a source that has none.
     fn own_id(&self) -> Option<OwnId> {
         None
     }

@@ -1,4 +1,4 @@
-//! The id under which this process is a member of its fleet, by which it knows the roll-outs that are for it.
+//! The id under which this process is a member of its fleet, by which it knows the rollouts that are for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

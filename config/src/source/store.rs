@@ -36,7 +36,7 @@ pub struct StoreSourceSettings {
     pub environment: Environment,
     /// What values may refer to.
     pub references: References,
-    /// The own member id, by which roll-outs are for this process or not.
+    /// The own member id, by which rollouts are for this process or not.
     pub member: String,
     /// File that keeps the last good values for a start while the store is away.
     pub cache: Option<PathBuf>,

@@ -37,7 +37,7 @@ impl GateWriter for StoreGates {
             return Err(unknown(did_you_mean(handler, known)));
         };
         let there = tree.get(&key);
-        // What a spec says of its gate counts only where it is good, and not on members of a roll-out with another one.
+        // What a spec says of its gate counts only where it is good, and not on members of a rollout with another one.
         let rolls_out = tree.get(&ControlKey::Rollout(handler.to_owned())).is_some();
         let declared = declared.filter(|_| !rolls_out);
         let now = there.map_or(declared, |entry| read_switch(&entry.value, &origin).ok());

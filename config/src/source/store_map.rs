@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  each key ─► good? ─ yes ─► this value ──┐
-//!                └ no ─► the last good one ┴► spec (or that of a roll-out for this member)
+//!                └ no ─► the last good one ┴► spec (or that of a rollout for this member)
 //!                        (none: refused)       + config key + gate key ─► HandlerSpec
 //! ```
 //!
@@ -36,7 +36,7 @@ pub(super) type Locate<'a> = &'a dyn Fn(&ControlKey) -> String;
 pub(super) struct StoreMap {
     environment: Environment,
     references: References,
-    /// The own id, for roll-outs.
+    /// The own id, for rollouts.
     member: String,
     handlers: BTreeMap<String, HandlerKeys>,
     record_log: ParsedKey<bool>,
@@ -54,7 +54,7 @@ struct HandlerKeys {
     canary: ParsedKey<()>,
     /// Whether the spec that stands there is refused and shuts the gate.
     spec_shuts: bool,
-    /// The same of the spec of a roll-out for this member.
+    /// The same of the spec of a rollout for this member.
     rollout_shuts: bool,
     /// What ran last that was not at odds with others, and whether its spec opened its gate.
     accepted: Option<(Arc<HandlerSpec>, bool)>,
@@ -62,7 +62,7 @@ struct HandlerKeys {
     combined: Option<Arc<HandlerSpec>>,
 }
 
-/// What a roll-out says for this member.
+/// What a rollout says for this member.
 struct RolloutState {
     spec: Option<Arc<LocatedSpec>>,
     config: Option<HandlerConfig>,
@@ -81,7 +81,7 @@ impl StoreMap {
         }
     }
 
-    /// The own id from now on: the next tree reads again which roll-outs are for this process.
+    /// The own id from now on: the next tree reads again which rollouts are for this process.
     pub(super) fn be_member(&mut self, id: &str) {
         if self.member != id {
             id.clone_into(&mut self.member);
@@ -440,7 +440,7 @@ impl Reader<'_> {
         changed
     }
 
-    /// What a roll-out says for this member.
+    /// What a rollout says for this member.
     fn staged(
         &self,
         name: &str,
@@ -464,7 +464,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Whether a refused roll-out has a spec for this member that shuts the gate.
+    /// Whether a refused rollout has a spec for this member that shuts the gate.
     fn shuts_here(&self, value: &[u8]) -> bool {
         let rollout = read_rollout(value, "").ok();
         let rollout = rollout.filter(|rollout| rollout.is_for(self.member));

@@ -15,7 +15,7 @@ pub enum ControlKey {
     Config(String),
     /// `{name}/canary`: a canary or shadow of a version, JSON.
     Canary(String),
-    /// `{name}/rollout`: a staged roll-out in progress, JSON.
+    /// `{name}/rollout`: a staged rollout in progress, JSON.
     Rollout(String),
     /// `logging/enabled`: the built-in record log, `true` or `false`.
     Logging,
@@ -84,7 +84,7 @@ impl ControlKey {
         checked(name).map(Self::Canary)
     }
 
-    /// The roll-out of a handler.
+    /// The rollout of a handler.
     ///
     /// # Errors
     /// [`KeyNameError`] when no handler can have this name.

@@ -230,7 +230,7 @@ const GATE: &str = "The gate of a handler.";
 const SPEC: Field = path("spec", "The spec of a handler.", "{name}/spec");
 const CONFIG: Field = path("config", "The own config of a handler.", "{name}/config");
 const CANARY: Field = path("canary", "The canary of a handler.", "{name}/canary");
-const ROLLOUT: Field = path("rollout", "A roll-out in progress.", "{name}/rollout");
+const ROLLOUT: Field = path("rollout", "A rollout in progress.", "{name}/rollout");
 const LOGGING: &str = "The built-in record log.";
 const METRICS: &str = "How fine metrics are.";
 

@@ -112,7 +112,7 @@ pub(crate) fn read_spec_of(
     Err(problems)
 }
 
-/// A roll-out in progress.
+/// A rollout in progress.
 pub(crate) fn read_rollout(value: &[u8], place: &str) -> Result<Rollout, Problems> {
     let text = read_text(value, place)?;
     Rollout::from_json(text.as_bytes())

@@ -72,7 +72,7 @@ impl Store for Broken {
         value: Option<&[u8]>,
         expected: Expected,
     ) -> Result<KeyVersion, StoreError> {
-        assert!(!self.panics.load(Ordering::SeqCst), "a fault is planted");
+        assert!(!self.panics.load(Ordering::SeqCst), "a fault is injected");
         self.store.write(key, value, expected)
     }
 

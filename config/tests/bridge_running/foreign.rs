@@ -57,7 +57,7 @@ fn another_store_stops_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
         scene.wait_for(side.other(), &gate("h0"), Some("false"));
         scene.settle(&bridge);
 
-        // Or what is there is meant: then it gets what the other side has, whoever is the authority.
+        // Or what is there is meant: then it gets what the other side has, whichever side is preferred.
         handle.wipe();
         if with_notes {
             scene.notes.handle().wipe();
@@ -168,7 +168,7 @@ fn an_etcd_that_was_restored_as_another_one_gets_what_is_newer_once_it_is_accept
 }
 
 #[test]
-fn a_foreign_etcd_without_notes_overrules_nothing_though_it_is_the_authority() {
+fn a_foreign_etcd_without_notes_overrules_nothing_though_it_is_the_preferred_side() {
     let (scene, bridge) = Scene::with_gates(0..6);
     drop(bridge);
     scene.sides.etcd.handle().wipe();

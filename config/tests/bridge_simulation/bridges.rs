@@ -334,7 +334,7 @@ impl World {
             forget: note_at.is_some_and(|stamp| stamp.revision % 4 == 0),
             pair,
             fresh,
-            authority: self.authority,
+            preferred_side: self.preferred_side,
             own: &bridge.id,
             now_ms,
         });

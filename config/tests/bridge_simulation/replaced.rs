@@ -168,11 +168,11 @@ impl World {
         if side == Side::ZooKeeper && self.dice.roll(2) == 0 {
             self.rival = Rival::new();
         }
-        self.look_again(side);
+        self.resync_interval(side);
     }
 
     /// What every bridge is about is over, and its watches tell it what stands there now.
-    fn look_again(&mut self, side: Side) {
+    fn resync_interval(&mut self, side: Side) {
         for index in 0..self.bridges.len() {
             let is_rival = self.bridges[index].is_rival;
             let tree = self.side(is_rival, side).list().expect("no store is away");
@@ -340,8 +340,8 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
     let (mut replaced, mut met) = (Pair::<[u64; 4]>::default(), [0; 6]);
     for seed in 1..300 {
         let bridges = 1 + seed as usize % 3;
-        let authority = Side::BOTH[seed as usize % 2];
-        let world = run_replaced(seed, bridges, 3_000, authority, 15);
+        let preferred_side = Side::BOTH[seed as usize % 2];
+        let world = run_replaced(seed, bridges, 3_000, preferred_side, 15);
         let world = world.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         for side in Side::BOTH {
             let times = replaced.of_mut(side).iter_mut();

@@ -149,8 +149,8 @@ pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
         "absolute or goes up",
     ),
     ("config", b"\x80\x81", "UTF-8"),
-    ("rollout", b"start", "no roll-out"),
-    ("rollout", b"{\"id\": 3}", "no roll-out"),
+    ("rollout", b"start", "no rollout"),
+    ("rollout", b"{\"id\": 3}", "no rollout"),
     (
         "rollout",
         b"{\"id\": \"r\", \"members\": [\"host-1\"], \"spec\": \"name: [\"}",

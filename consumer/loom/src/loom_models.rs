@@ -8,7 +8,7 @@ use sluicegate_runtime::Emit;
 
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
 use crate::failure::EmitFailure;
-use crate::group::{EmitCounts, EmitGroup};
+use crate::group::{AckGroup, EmitCounts};
 use crate::source::Wake;
 
 /// A pump's sleep: a wake ends it, or else the next one.
@@ -73,13 +73,13 @@ fn a_group_is_reported_once_with_its_refusal_and_after_its_batch() {
     loom::model(|| {
         let inbox = Arc::new(Inbox::new());
         let records = vec![emit("a"), emit("a")];
-        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, None);
+        let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, None);
         let (first, second) = (group.ticket(0), group.ticket(1));
         let acknowledged = thread::spawn(move || first.acknowledged());
         let failed = thread::spawn(move || second.failed(EmitFailure::no_room("a")));
         // The batch itself; the worker's own share keeps the answer behind it.
         inbox.push(PumpMessage::PoolFree);
-        group.arm();
+        group.seal();
         acknowledged.join().expect("the producer's thread ends");
         failed.join().expect("the producer's thread ends");
         let mut messages = Vec::new();
@@ -100,10 +100,10 @@ fn what_is_acknowledged_is_counted_before_it_is_reported() {
         let counts = Arc::new(EmitCounts::default());
         let records = vec![emit("alerts")];
         let counted = Some(counts.clone());
-        let group = EmitGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, counted);
+        let group = AckGroup::new(inbox.clone(), HandlerIx(1), ENTRY, records, counted);
         let ticket = group.ticket(0);
         let producer = thread::spawn(move || ticket.acknowledged());
-        group.arm();
+        group.seal();
         let mut messages = Vec::new();
         inbox.take(&mut messages);
         if !messages.is_empty() {

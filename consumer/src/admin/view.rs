@@ -55,7 +55,7 @@ pub enum GateError {
 /// The running service. Its methods may block up to their deadline: call them where blocking is allowed.
 pub trait ServiceView: Send + Sync + 'static {
     /// A report of everything, by which readiness is judged as well. A pump that does not answer within `deadline` is
-    /// missing from it, and named in [`super::ServiceFacts::silent_pumps`].
+    /// missing from it, and named in [`super::ServiceInfo::unresponsive_pumps`].
     fn report(&self, deadline: Duration) -> ServiceReport;
 
     /// What holds the frontier of a partition, or a record of it. `None`: the partition is not assigned here.

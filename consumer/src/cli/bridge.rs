@@ -114,7 +114,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     })?;
     tracing::info!(
         admin = %bridge.admin_address(),
-        authority = %config.authority,
+        preferred_side = %config.preferred_side,
         version = env!("CARGO_PKG_VERSION"),
         "bridge started"
     );
@@ -142,7 +142,7 @@ fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<St
 
 fn print_dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
     let stores = config.open().map_err(Failure::bad_input)?;
-    let rehearsal = dry_run(&stores, config.authority, accept).map_err(Failure::other)?;
+    let rehearsal = dry_run(&stores, config.preferred_side, accept).map_err(Failure::other)?;
     if let Some(halt) = &rehearsal.halt {
         use std::io::Write;
         // Whoever closed it does not want to know.
@@ -183,7 +183,10 @@ fn plan(steps: &[DryRun]) -> String {
 }
 
 fn show(report: &BridgeReport) -> String {
-    let mut text = format!("bridge {}, authority {}\n", report.id, report.authority);
+    let mut text = format!(
+        "bridge {}, preferred side {}\n",
+        report.id, report.preferred_side
+    );
     let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
     for (name, store) in ["etcd", "zookeeper", "notes"].iter().zip(stores) {
         let state = match &store.reason {

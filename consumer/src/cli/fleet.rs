@@ -29,7 +29,7 @@ pub(super) struct Waiting {
     /// Return when every member has applied it; says who refuses or does not answer
     #[arg(long)]
     wait: bool,
-    /// How long to wait; of a roll-out in waves, for each wave
+    /// How long to wait; of a rollout in waves, for each wave
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     timeout: Duration,
 }
@@ -450,12 +450,12 @@ fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Resul
 
 /// `rollout NAME --resume | --abort`.
 pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
-    let store = SpecBackend::of(&rollout.config)?.store("roll-outs")?;
+    let store = SpecBackend::of(&rollout.config)?.store("rollouts")?;
     let name = &rollout.name;
     if rollout.abort {
         let ended = operate::abort(&*store, name, rollout.timeout, &mut tell);
         let RolloutResult::Restored { awaited, .. } = ended.map_err(failure)? else {
-            return Err(Failure::other("the roll-out went on to its end instead"));
+            return Err(Failure::other("the rollout went on to its end instead"));
         };
         return rollout.output.print(&awaited, |awaited| {
             format!("the earlier spec is in effect again\n{}", members(awaited))
@@ -491,7 +491,7 @@ fn tell(step: RolloutStep<'_>) {
     });
 }
 
-/// How a roll-out ended, as data.
+/// How a rollout ended, as data.
 #[derive(Serialize)]
 struct StagedEnd<'e> {
     result: &'static str,
@@ -525,7 +525,7 @@ fn ended_as(ended: RolloutResult, output: Output) -> Result<(), Failure> {
             let again = match awaited.converged {
                 true => "the earlier spec is restored",
                 false => {
-                    "the roll-out is taken away, and not everybody has said that the earlier spec is in effect again"
+                    "the rollout is taken away, and not everybody has said that the earlier spec is in effect again"
                 }
             };
             Err(Failure::other(format!("{}; {again}", reasons.join("; "))))

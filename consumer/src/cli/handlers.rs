@@ -33,7 +33,7 @@ pub(super) enum Command {
     Delete(fleet::Delete),
     /// Earlier values of a handler's key
     History(fleet::History),
-    /// Go on with a roll-out in waves, or end it
+    /// Go on with a rollout in waves, or end it
     Rollout(fleet::Rollout),
 }
 

@@ -1,4 +1,4 @@
-//! The seam between a pump and the threads that run instances; `handlers` implements it, tests script it.
+//! The interface between a pump and the threads that run instances; `handlers` implements it, tests script it.
 
 use std::sync::Arc;
 

@@ -121,7 +121,7 @@ pub struct RefusedEmits {
 
 impl AckGroup {
     /// A group of `records`, which are counted in `counts` as they are acknowledged. Its maker holds one share, to be
-    /// given up with [`EmitGroup::arm`].
+    /// given up with [`AckGroup::seal`].
     pub fn new(
         inbox: Arc<Inbox>,
         handler: HandlerIx,

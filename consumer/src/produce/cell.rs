@@ -6,7 +6,7 @@ pub fn write_json(cell: Option<&str>, out: &mut Vec<u8>) {
         out.extend_from_slice(b"null");
         return;
     };
-    if is_number(cell.as_bytes()) {
+    if is_number(cell.as_bytes()) && is_in_range(cell) {
         out.extend_from_slice(cell.as_bytes());
     } else {
         write_string(cell, out);
@@ -42,6 +42,14 @@ fn is_number(text: &[u8]) -> bool {
     rest.is_empty()
 }
 
+/// Whether a number fits the double that JSON readers make of it: `1e310` does not, and would make the whole record unreadable.
+fn is_in_range(number: &str) -> bool {
+    /// Fewer digits than the largest double has.
+    const SHORT: usize = 300;
+    let may_be_large = number.len() > SHORT || number.contains(['e', 'E']);
+    !may_be_large || number.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
 fn starts_with_digit(text: &[u8]) -> bool {
     text.first().is_some_and(u8::is_ascii_digit)
 }
@@ -74,6 +82,9 @@ mod tests {
             ("517", "517"),
             ("1e3", "1e3"),
             ("1E-3", "1E-3"),
+            ("1e310", r#""1e310""#),
+            ("-9e999", r#""-9e999""#),
+            ("1e-999", "1e-999"),
             ("007", r#""007""#),
             ("+1", r#""+1""#),
             (".5", r#"".5""#),

@@ -245,11 +245,11 @@ impl Pump {
         };
         match missing.lost.judge(&log) {
             Verdict::Within => self.read_again(index),
-            Verdict::Missing(words) => match self.settings.missing_offset {
+            Verdict::Missing(words) => match self.settings.offset_out_of_range {
                 None => {
                     self.missing.swap_remove(index);
                     let remedy = "commit another offset for the group while it is stopped, or set \
-                                  processing.missing_offset, and restart the service";
+                                  processing.offset_out_of_range, and restart the service";
                     self.flow.stop_partition(slot, &words, remedy);
                     self.note_end_of_unfetched(slot, log.end);
                 }
@@ -309,7 +309,7 @@ impl Pump {
         };
         if !self.flow.is_unused(slot) {
             let remedy = format!(
-                "it continues at offset {to} or later, as processing.missing_offset says, once what is in flight has \
+                "it continues at offset {to} or later, as processing.offset_out_of_range says, once what is in flight has \
                  settled"
             );
             self.flow.unreadable(slot, &words, &remedy);
@@ -350,7 +350,7 @@ impl Pump {
             end = log.end,
             to,
             passed_over = gone,
-            "{words}; continuing as processing.missing_offset says"
+            "{words}; continuing as processing.offset_out_of_range says"
         );
     }
 

@@ -64,7 +64,7 @@ fn at() -> TopicPartition {
 
 impl Harness {
     /// A pump that owns t/0, with the records 0 to 4 in flight.
-    pub(in crate::pump) fn with_five_in_flight(missing_offset: Option<StartAt>) -> Self {
+    pub(in crate::pump) fn with_five_in_flight(offset_out_of_range: Option<StartAt>) -> Self {
         let kafka = MemoryKafka::new(1);
         let settings = PumpSettings {
             number: 0,
@@ -78,7 +78,7 @@ impl Harness {
                 seed: 1,
             },
             start: StartAt::Earliest,
-            missing_offset,
+            offset_out_of_range,
             drain_timeout: Duration::from_mins(1),
             join_gate: Arc::default(),
         };
@@ -239,7 +239,7 @@ fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
     assert_eq!(cause, words);
     let problem = report.problem().expect("it is a problem");
     assert_eq!(problem.what, "partition t/0 is stopped");
-    assert!(problem.remedy.contains("processing.missing_offset"));
+    assert!(problem.remedy.contains("processing.offset_out_of_range"));
 }
 
 #[test]

@@ -425,7 +425,7 @@ impl Controller {
             }
             // Orders that come all the time must not keep the gates of handlers shut that are well again.
             if clock.take(LOOK_AFTER_HANDLERS, Instant::now()) {
-                self.look_again();
+                self.resync_interval();
                 self.look_for_missed_topics();
             }
             self.tell_fleet();
@@ -448,7 +448,7 @@ impl Controller {
     }
 
     /// Opens the gates of handlers that are well again, and hands out what pumps have not taken.
-    fn look_again(&mut self) {
+    fn resync_interval(&mut self) {
         if self.registry.recover() || self.unanswered && self.view.pumps_answer() {
             self.put_current_in_force(self.snapshot.clone());
         }

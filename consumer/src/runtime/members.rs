@@ -17,7 +17,7 @@ use crate::handlers::Refusal;
 pub(super) struct Member {
     membership: Box<dyn Membership>,
     told: MemberReport,
-    /// By which the source of specs knows the roll-outs of this process.
+    /// By which the source of specs knows the rollouts of this process.
     own: Option<OwnId>,
     wanted: String,
     status: MembershipStatus,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_config::ServiceConfig;
-use sluicegate_config::service::{MissingOffset, Start};
+use sluicegate_config::service::{OffsetOutOfRange, Start};
 use sluicegate_config::spec::{OnFailure as SpecOnFailure, Order as SpecOrder};
 use sluicegate_native::NativeRuntime;
 
@@ -41,10 +41,10 @@ pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate
             Start::Latest => StartAt::Latest,
             Start::Time { unix_ms } => StartAt::Time(unix_ms),
         },
-        missing_offset: match processing.missing_offset {
-            MissingOffset::Stop => None,
-            MissingOffset::Earliest => Some(StartAt::Earliest),
-            MissingOffset::Latest => Some(StartAt::Latest),
+        offset_out_of_range: match processing.offset_out_of_range {
+            OffsetOutOfRange::Stop => None,
+            OffsetOutOfRange::Earliest => Some(StartAt::Earliest),
+            OffsetOutOfRange::Latest => Some(StartAt::Latest),
         },
         drain_timeout: processing.drain_timeout,
         join_gate: Arc::clone(join_gate),

@@ -450,7 +450,7 @@ impl ServiceStatus {
 
 impl ServiceView for ServiceStatus {
     fn report(&self, deadline: Duration) -> ServiceReport {
-        let (pumps, silent_pumps) = self.ask_pumps(deadline);
+        let (pumps, unresponsive_pumps) = self.ask_pumps(deadline);
         let not_joined = (0..).zip(&self.joined);
         let not_joined = not_joined.filter(|(_, joined)| !joined.load(Ordering::Relaxed));
         let stopping = self.stopping.load(Ordering::Relaxed);
@@ -472,13 +472,13 @@ impl ServiceView for ServiceStatus {
                     .clone()
                     .or_else(|| standing.unreachable.clone()),
                 budget_bytes: self.budget_bytes,
-                problems: silent(&silent_pumps)
+                problems: silent(&unresponsive_pumps)
                     // One that drains or leaves has no time for questions.
                     .filter(|_| !stopping)
                     .chain(standing.problems())
                     .chain(unread)
                     .collect(),
-                unresponsive_pumps: silent_pumps,
+                unresponsive_pumps,
                 allow_unsigned: self.allow_unsigned,
                 not_joined: not_joined.map(|(pump, _)| pump).collect(),
                 // The pumps tell.

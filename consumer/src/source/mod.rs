@@ -1,4 +1,4 @@
-//! Where records come from: the [`Source`] seam and what passes through it.
+//! Where records come from: the [`Source`] trait and what passes through it.
 //!
 //! ```text
 //!  events()  Assigned ─► find() ─► Found ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit() ─► release()

@@ -1,6 +1,6 @@
 //! A record's bytes and who owns them.
 //!
-//! A [`Lease`] keeps a fetched record alive. Batches carry plain pointers into it, which are lent
+//! A [`RecordBuf`] keeps a fetched record alive. Batches carry plain pointers into it, which are lent
 //! ([`sluicegate_abi::lend`]): the lease is kept until every batch that points into it has come back, also when the worker
 //! hangs, and for ever when the pump ends before that (G14).
 

@@ -1,12 +1,12 @@
 //! What a plugin file says of itself, readable from the file before it is opened as a library.
 //!
 //! The layout is frozen: it holds no pointers (so it needs no relocation) and only grows at its end, which
-//! `struct_size` tells. It answers whether the rest of the border may be touched at all.
+//! `struct_size` tells. It answers whether the rest of the boundary may be touched at all.
 
 /// First bytes of every descriptor.
 pub const MAGIC: [u8; 8] = *b"SLUICEGT";
 
-/// Version of the border that this crate speaks. Another major is refused.
+/// Version of the boundary that this crate speaks. Another major is refused.
 pub const ABI_MAJOR: u16 = 1;
 
 /// Additions within [`ABI_MAJOR`]. The service runs plugins of its own minor and older ones.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Everything in the middle is plain data in a fixed layout: no type owns memory that the other side frees, and no
-//! function unwinds. Both faces stand in one crate so that the border is tested, also under Miri, in one process.
+//! function unwinds. Both faces stand in one crate so that the boundary is tested, also under Miri, in one process.
 //! A plugin file says who it is in its [`descriptor`], which is readable before any of its code runs.
 
 #![allow(non_camel_case_types, non_local_definitions)]

@@ -1,4 +1,4 @@
-//! The functions and the data of the border: what `abi_stable` checks when a plugin is loaded.
+//! The functions and the data of the boundary: what `abi_stable` checks when a plugin is loaded.
 //!
 //! Function tables are prefix types: a later minor appends functions, and an older side does not see them. The
 //! plain structs are frozen within a major; their `reserved` fields are zero.
@@ -12,7 +12,7 @@ use abi_stable::sabi_types::VersionStrings;
 use crate::board::OutcomeSlot;
 use crate::record::RawRecord;
 
-/// Return codes of the functions of the border.
+/// Return codes of the functions of the boundary.
 pub mod status {
     /// Done; after a call the instance is ready for the next.
     pub const OK: i32 = 0;

@@ -1,4 +1,4 @@
-//! A record as it crosses the border, and what comes back for it.
+//! A record as it crosses the boundary, and what comes back for it.
 
 use abi_stable::StableAbi;
 

@@ -1,4 +1,4 @@
-//! The border from end to end in one process: both faces meet, and Miri can watch.
+//! The boundary from end to end in one process: both faces meet, and Miri can watch.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

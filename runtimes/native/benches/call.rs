@@ -1,4 +1,4 @@
-//! What the border costs a record in CPU time: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
+//! What the boundary costs a record in CPU time: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
 //!
 //! `cargo bench -p sluicegate-native`; the budget is 3 ns a record in a batch of 256.
 

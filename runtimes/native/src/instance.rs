@@ -234,7 +234,7 @@ impl CallSink for OutputSink<'_> {
     }
 }
 
-/// The service's logs and metrics as the border wants them.
+/// The service's logs and metrics as the boundary wants them.
 pub(crate) struct ServicesSink(pub(crate) Arc<dyn HostServices>);
 
 impl HostSink for ServicesSink {

@@ -1,7 +1,7 @@
 //! Situation: two bridges between a real etcd and a real ZooKeeper; users edit both sides while both stores are killed and
 //! started again, and one bridge is stopped and another one started; ZooKeeper loses its data, or is restored from a backup.
 //! Property: both sides end equal; a key that is edited on one side holds that side's last edit; nothing comes back after its
-//! delete; conflicts go to the authority and are counted. What ZooKeeper has lost is deleted nowhere, and the advice is right (G10).
+//! delete; conflicts go to the preferred side and are counted. What ZooKeeper has lost is deleted nowhere, and the advice is right (G10).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
 
@@ -53,7 +53,7 @@ impl Scene {
             EtcdSettings::new(&etcd.endpoints()),
             ZooKeeperSettings::new(zookeeper.connect()),
         );
-        config.look_again = Duration::from_secs(5);
+        config.resync_interval = Duration::from_secs(5);
         let stores = config.open().unwrap_or_else(|error| panic!("{error}"));
         Self {
             etcd,
@@ -386,7 +386,10 @@ fn two_bridges_end_in_equal_trees_through_bounced_stores() {
     );
     for bridge in &bridges {
         let report = bridge.report();
-        assert_eq!(report.counts.conflicts.etcd, 0, "etcd is the authority");
+        assert_eq!(
+            report.counts.conflicts.etcd, 0,
+            "etcd is the preferred side"
+        );
         println!("    {:?}", report.counts);
     }
 }

@@ -104,7 +104,7 @@ fn a_bridge_is_rehearsed_run_and_asked() {
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success(), "{status:?}");
     assert!(text.contains("refused    /plugins/relay/enabled"), "{text}");
-    assert!(text.contains("authority etcd"), "{text}");
+    assert!(text.contains("preferred side etcd"), "{text}");
     bridge.signal(Signal::TERM);
     let ended = bridge
         .wait(SOON)
@@ -128,7 +128,7 @@ fn a_bad_config_is_told_with_its_place() {
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
-        why.contains("bridge.yaml:2:1") && why.contains("did you mean `authority`"),
+        why.contains("bridge.yaml:2:1") && why.contains("did you mean `preferred_side`"),
         "{why}"
     );
     assert!(why.contains("zookeeper: is missing"), "{why}");

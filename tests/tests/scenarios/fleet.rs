@@ -1,5 +1,5 @@
 //! Situation: three members of a fleet take their handlers from one real etcd, and an operator writes from the command line.
-//! Property: `--wait` returns after the last member has it, and names the one that does not answer; a roll-out whose second wave
+//! Property: `--wait` returns after the last member has it, and names the one that does not answer; a rollout whose second wave
 //! refuses restores the earlier spec everywhere, says so and exits with 1; one that nobody refuses reaches everybody. A member
 //! whose id another one has works all the same, and takes another id aloud.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
@@ -269,7 +269,7 @@ fn a_refusal_in_the_second_wave_restores_the_earlier_spec() {
     let none = fleet.sluicegate(&["handlers", "rollout", "copy", "--resume"]);
     assert_eq!(none.status.code(), Some(1));
     assert!(
-        told(&none).contains("no roll-out of `copy`"),
+        told(&none).contains("no rollout of `copy`"),
         "{}",
         told(&none)
     );

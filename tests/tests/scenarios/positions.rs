@@ -138,7 +138,7 @@ fn overtaken(policy: &str) -> (Scene, Service, u64) {
             "kafka:\n  bootstrap_servers: {kafka}\n  group_id: {group}\n  client: {{ queued.max.messages.kbytes: 1024, \
              fetch.message.max.bytes: 200000 }}\nhandlers:\n  file: {{ folder: handlers.d }}\n\
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\nprocessing:\n  \
-             commit_interval: 200ms\n  memory: 1MiB\n  missing_offset: {policy}\n"
+             commit_interval: 200ms\n  memory: 1MiB\n  offset_out_of_range: {policy}\n"
         ),
     );
     scene.workdir.plugins(&["misbehave"]);
@@ -231,7 +231,7 @@ fn retention_under_records_in_flight_stops_the_partition_where_everybody_can_see
     assert_eq!(scene.committed(), [frontier], "nothing was passed over");
 
     // The operator accepts the loss.
-    let accepted = ["--set", "processing.missing_offset=earliest"];
+    let accepted = ["--set", "processing.offset_out_of_range=earliest"];
     let mut service = Service::ready(&scene.workdir, &accepted);
     scene
         .client

@@ -208,7 +208,7 @@ fn join(names: &BTreeSet<String>) -> String {
     }
 }
 
-/// The rules of the house alone.
+/// The rules of the repository alone.
 pub(crate) fn tidy() -> Result<ExitCode> {
     Ok(closing::print(&[code::tidy()?]))
 }

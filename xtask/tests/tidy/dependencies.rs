@@ -61,7 +61,7 @@ fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     Some(match folder {
         "handler-sdk/abi" | "config" => &[],
         "handler-sdk" => &["sluicegate-abi", "sluicegate-sdk-macros"],
-        "runtimes/seam" => &["sluicegate-abi"],
+        "runtimes/api" => &["sluicegate-abi"],
         "xtask" => &["e2e"],
         "tests" | "consumer" => return None,
         _ if folder.starts_with("handlers/") || folder.starts_with("tests/") => &["sluicegate-sdk"],
@@ -97,17 +97,17 @@ fn plugins_and_their_sdk_know_neither_kafka_nor_the_services_runtime() {
     for package in packages() {
         let of_an_author =
             package.folder.starts_with("handler-sdk") || package.folder.starts_with("handlers/");
-        let seam = package.folder == "runtimes/seam";
+        let is_api = package.folder == "runtimes/api";
         for other in ["rdkafka", "rdkafka-sys", "axum"]
             .iter()
             .filter(|other| package.all.iter().any(|name| name == *other))
         {
-            if of_an_author || seam {
+            if of_an_author || is_api {
                 broken.push(format!("{} depends on {other}", package.name));
             }
         }
         // An async handler's SDK may bring a runtime of its own; what every plugin links must not.
-        if (package.folder == "handler-sdk/abi" || seam)
+        if (package.folder == "handler-sdk/abi" || is_api)
             && package.all.iter().any(|name| name == "tokio")
         {
             broken.push(format!("{} depends on tokio", package.name));
@@ -117,7 +117,7 @@ fn plugins_and_their_sdk_know_neither_kafka_nor_the_services_runtime() {
 }
 
 #[test]
-fn abi_stable_stays_behind_the_border() {
+fn abi_stable_stays_behind_the_boundary() {
     let allowed = ["handler-sdk/abi", "runtimes/native", "handler-sdk"];
     let broken: Vec<String> = packages()
         .iter()

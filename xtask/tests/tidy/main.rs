@@ -1,4 +1,4 @@
-//! The rules of the house, as tests: `cargo xtask tidy` runs them.
+//! The rules of the repository, as tests: `cargo xtask tidy` runs them.
 //!
 //! Each rule reads the tracked files, names every place that breaks it, and says what to do. An exception stands beside its
 //! rule with the reason.

@@ -25,7 +25,7 @@ fn unsafe_lines(tokens: TokenStream, found: &mut Vec<usize>) {
 }
 
 #[test]
-fn unsafe_stands_only_at_the_borders() {
+fn unsafe_stands_only_at_the_boundaries() {
     let mut broken = Vec::new();
     let mut in_the_source = Vec::new();
     for source in rust() {

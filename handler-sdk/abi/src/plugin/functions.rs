@@ -1,4 +1,4 @@
-//! The functions of the border on the plugin's side.
+//! The functions of the boundary on the plugin's side.
 //!
 //! Nothing unwinds out of them. A panic of the author's code becomes a status and a text; an instance that panicked is
 //! never entered again, except to be dropped.

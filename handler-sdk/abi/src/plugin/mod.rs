@@ -1,5 +1,5 @@
 //! The plugin's side: safe traits that the SDK implements ([`Plugin`], [`Instance`]), and safe handles on the service
-//! ([`Host`]) and on a call ([`Call`]). The functions of the border that call the traits stand in `functions`.
+//! ([`Host`]) and on a call ([`Call`]). The functions of the boundary that call the traits stand in `functions`.
 
 mod functions;
 

@@ -1,13 +1,13 @@
-//! `cargo xtask planted`: plants bugs one by one and shows which suite catches each.
+//! `cargo xtask mutants`: applies mutants one by one and shows which suite catches each.
 //!
 //! ```text
-//!  tests/planted/NAME.patch ─► scratch copy of the tree ─► the suite that should catch it ─► caught | NOT CAUGHT
+//!  tests/mutants/NAME.patch ─► scratch copy of the tree ─► the suite that should catch it ─► caught | NOT CAUGHT
 //! ```
 //!
-//! Each suite is first run without any bug: only then does a red run mean that it saw the bug. A patch that does not
+//! Each suite is first run without any mutant: only then does a red run mean that it saw the mutant. A patch that does not
 //! apply or does not compile is an error: it goes stale with the code that it breaks, and is to be made again.
 
-mod bugs;
+mod list;
 mod scratch;
 mod suites;
 
@@ -17,15 +17,15 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bugs::BUGS;
 use e2e::artefacts::{cargo, workspace};
+use list::MUTANTS;
 use scratch::Scratch;
 
 use crate::step;
 
-/// A bug, in a patch of the same name.
-struct Bug {
-    /// File name in `tests/planted`, without `.patch`.
+/// A mutant, in a patch of the same name.
+struct Mutant {
+    /// File name in `tests/mutants`, without `.patch`.
     name: &'static str,
     /// What the patch makes of the code.
     what: &'static str,
@@ -33,74 +33,74 @@ struct Bug {
     suite: &'static [&'static str],
 }
 
-/// How long a suite may take: a bug may make one hang.
+/// How long a suite may take: a mutant may make one hang.
 const LIMIT: Duration = Duration::from_mins(10);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Plant these bugs alone; of the others the track record keeps its rows
+    /// Run these mutants alone; of the others the mutation report keeps its rows
     names: Vec<String>,
-    /// List the bugs and the suites
+    /// List the mutants and the suites
     #[arg(long)]
     list: bool,
 }
 
-/// What came of a bug.
+/// What came of a mutant.
 enum Fate {
     /// These tests failed.
     Caught(Vec<String>),
     NotCaught,
-    /// It could not be planted.
+    /// It could not be applied.
     Unusable(String),
 }
 
-/// Plants the bugs asked for.
+/// Runs the mutants asked for.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
-        for bug in BUGS {
+        for mutant in MUTANTS {
             println!(
                 "{:<28} {}\n{:<28} {}",
-                bug.name,
-                bug.what,
+                mutant.name,
+                mutant.what,
                 "",
-                shown(bug.suite)
+                shown(mutant.suite)
             );
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let bugs = chosen(&arguments.names)?;
+    let mutants = chosen(&arguments.names)?;
     let root = workspace();
     let root = root.as_path();
     let scratch = Scratch::new(root)?;
     let mut sound = BTreeMap::new();
-    for bug in &bugs {
-        if !sound.contains_key(bug.suite) {
-            println!("==> without a bug: {}", shown(bug.suite));
-            sound.insert(bug.suite, failures_of(&scratch, bug.suite)?);
+    for mutant in &mutants {
+        if !sound.contains_key(mutant.suite) {
+            println!("==> without a mutant: {}", shown(mutant.suite));
+            sound.insert(mutant.suite, failures_of(&scratch, mutant.suite)?);
         }
     }
     let mut fates = Vec::new();
-    for bug in &bugs {
-        println!("==> {}: {}", bug.name, bug.what);
-        let fate = match &sound[bug.suite] {
-            Run::Passed => plant(&scratch, root, bug)?,
+    for mutant in &mutants {
+        println!("==> {}: {}", mutant.name, mutant.what);
+        let fate = match &sound[mutant.suite] {
+            Run::Passed => apply(&scratch, root, mutant)?,
             Run::Failed(tests) => Fate::Unusable(format!("its suite fails without it: {tests:?}")),
             Run::NotBuilt => Fate::Unusable("its suite does not compile without it".into()),
         };
         println!("    {}", fate.in_words());
-        fates.push((*bug, fate));
+        fates.push((*mutant, fate));
     }
-    let page = root.join("docs/track-record.md");
+    let page = root.join("docs/mutation-report.md");
     let earlier = std::fs::read_to_string(&page).unwrap_or_default();
-    std::fs::write(&page, track_record(&fates, &earlier))
+    std::fs::write(&page, mutation_report(&fates, &earlier))
         .with_context(|| format!("cannot write {}", page.display()))?;
     let caught = fates
         .iter()
         .filter(|(_, fate)| matches!(fate, Fate::Caught(_)))
         .count();
-    println!("\n{caught} of {} bugs caught", fates.len());
-    for (bug, fate) in &fates {
-        println!("{:<28} {}", bug.name, fate.in_words());
+    println!("\n{caught} of {} mutants caught", fates.len());
+    for (mutant, fate) in &fates {
+        println!("{:<28} {}", mutant.name, fate.in_words());
     }
     Ok(match caught == fates.len() {
         true => ExitCode::SUCCESS,
@@ -108,30 +108,30 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Bug>> {
+fn chosen(names: &[String]) -> Result<Vec<&'static Mutant>> {
     if let Some(unknown) = names
         .iter()
-        .find(|name| BUGS.iter().all(|bug| bug.name != name.as_str()))
+        .find(|name| MUTANTS.iter().all(|mutant| mutant.name != name.as_str()))
     {
-        bail!("there is no bug `{unknown}`; `cargo xtask planted --list` has them all");
+        bail!("there is no mutant `{unknown}`; `cargo xtask mutants --list` has them all");
     }
-    Ok(BUGS
+    Ok(MUTANTS
         .iter()
-        .filter(|bug| names.is_empty() || names.iter().any(|name| name == bug.name))
+        .filter(|mutant| names.is_empty() || names.iter().any(|name| name == mutant.name))
         .collect())
 }
 
-fn plant(scratch: &Scratch, root: &Path, bug: &Bug) -> Result<Fate> {
+fn apply(scratch: &Scratch, root: &Path, mutant: &Mutant) -> Result<Fate> {
     let patch = root
-        .join("tests/planted")
-        .join(format!("{}.patch", bug.name));
+        .join("tests/mutants")
+        .join(format!("{}.patch", mutant.name));
     ensure!(patch.exists(), "{} is missing", patch.display());
     if let Err(reason) = scratch.apply(&patch)? {
         return Ok(Fate::Unusable(format!(
             "its patch does not apply; make it again: {reason}"
         )));
     }
-    let run = failures_of(scratch, bug.suite);
+    let run = failures_of(scratch, mutant.suite);
     scratch.revert(&patch)?;
     Ok(match run? {
         Run::Passed => Fate::NotCaught,
@@ -199,18 +199,18 @@ impl Fate {
     }
 }
 
-/// The page: a row a bug, from this run or else from the `earlier` page.
-fn track_record(fates: &[(&Bug, Fate)], earlier: &str) -> String {
+/// The page: a row a mutant, from this run or else from the `earlier` page.
+fn mutation_report(fates: &[(&Mutant, Fate)], earlier: &str) -> String {
     let mut page = String::from(
-        "# Track record\n\nBugs that are planted one by one, and what catches each. Written by `cargo xtask planted`; the \
-         patches stand in `tests/planted`.\n\n| bug | what it does | suite | outcome |\n|---|---|---|---|\n",
+        "# Mutation report\n\nMutants, applied one by one, and what catches each. Written by `cargo xtask mutants`; the \
+         patches stand in `tests/mutants`.\n\n| mutant | what it does | suite | outcome |\n|---|---|---|---|\n",
     );
-    for bug in BUGS {
-        let start = format!("| {} |", bug.name);
-        let row = match fates.iter().find(|(tried, _)| tried.name == bug.name) {
+    for mutant in MUTANTS {
+        let start = format!("| {} |", mutant.name);
+        let row = match fates.iter().find(|(tried, _)| tried.name == mutant.name) {
             Some((_, fate)) => {
-                let (suite, outcome) = (shown(bug.suite), fate.in_words());
-                format!("{start} {} | `{suite}` | {outcome} |", bug.what)
+                let (suite, outcome) = (shown(mutant.suite), fate.in_words());
+                format!("{start} {} | `{suite}` | {outcome} |", mutant.what)
             }
             None => match earlier.lines().find(|line| line.starts_with(&start)) {
                 Some(row) => row.to_owned(),
@@ -228,37 +228,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_keeps_the_rows_of_bugs_that_were_not_planted_again() {
-        let first = track_record(
-            &[(&BUGS[0], Fate::NotCaught), (&BUGS[1], Fate::NotCaught)],
+    fn the_page_keeps_the_rows_of_mutants_that_were_not_run_again() {
+        let first = mutation_report(
+            &[
+                (&MUTANTS[0], Fate::NotCaught),
+                (&MUTANTS[1], Fate::NotCaught),
+            ],
             "",
         );
-        let second = track_record(&[(&BUGS[0], Fate::Caught(vec!["a_test".into()]))], &first);
-        let row = |page: &str, bug: &Bug| {
-            let start = format!("| {} |", bug.name);
+        let second = mutation_report(
+            &[(&MUTANTS[0], Fate::Caught(vec!["a_test".into()]))],
+            &first,
+        );
+        let row = |page: &str, mutant: &Mutant| {
+            let start = format!("| {} |", mutant.name);
             page.lines()
                 .find(|line| line.starts_with(&start))
                 .map(str::to_owned)
         };
-        assert!(row(&second, &BUGS[0]).is_some_and(|row| row.ends_with("| caught by a_test |")));
-        assert!(row(&first, &BUGS[1]).is_some_and(|row| row.ends_with("| NOT CAUGHT |")));
-        assert_eq!(row(&second, &BUGS[1]), row(&first, &BUGS[1]));
+        assert!(row(&second, &MUTANTS[0]).is_some_and(|row| row.ends_with("| caught by a_test |")));
+        assert!(row(&first, &MUTANTS[1]).is_some_and(|row| row.ends_with("| NOT CAUGHT |")));
+        assert_eq!(row(&second, &MUTANTS[1]), row(&first, &MUTANTS[1]));
     }
 
     #[test]
     fn every_bug_has_its_patch_and_every_patch_its_bug() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/planted");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/mutants");
         let mut patches: Vec<String> = std::fs::read_dir(folder)
             .expect("the patches are there")
             .map(|entry| entry.expect("it can be read").file_name())
             .map(|name| name.to_string_lossy().into_owned())
             .collect();
         patches.sort();
-        let mut bugs: Vec<String> = BUGS
+        let mut mutants: Vec<String> = MUTANTS
             .iter()
-            .map(|bug| format!("{}.patch", bug.name))
+            .map(|mutant| format!("{}.patch", mutant.name))
             .collect();
-        bugs.sort();
-        assert_eq!(patches, bugs);
+        mutants.sort();
+        assert_eq!(patches, mutants);
     }
 }

@@ -1,4 +1,4 @@
-//! A copy of the tree to plant bugs in, with a target folder of its own that is kept from run to run.
+//! A copy of the tree to plant mutants in, with a target folder of its own that is kept from run to run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,12 +13,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Brings the copy under `target/planted` up to date with the tree at `root`.
+    /// Brings the copy under `target/mutants` up to date with the tree at `root`.
     pub(super) fn new(root: &Path) -> Result<Self> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         let folder = root
             .join(target.unwrap_or_else(|| "target".into()))
-            .join("planted");
+            .join("mutants");
         let scratch = Self { folder };
         scratch.copy(root)?;
         Ok(scratch)

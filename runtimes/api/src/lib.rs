@@ -1,4 +1,4 @@
-//! The seam between the service and the kinds of plugin (native, process, WebAssembly, script).
+//! The runtime interface between the service and the kinds of plugin (native, process, WebAssembly, script).
 //!
 //! ```text
 //!  HandlerRuntime::load(file) ─► LoadedPlugin::create(handler, config) ─► HandlerInstance::handle(call) ─► outcomes

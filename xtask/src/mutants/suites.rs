@@ -1,4 +1,4 @@
-//! The suites that must catch bugs, as arguments of `cargo test`.
+//! The suites that must catch mutants, as arguments of `cargo test`.
 
 /// The pump's core between scripted neighbours.
 pub(super) const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
