@@ -146,7 +146,7 @@ fn what_was_deleted_while_no_bridge_ran_does_not_come_back() {
 }
 
 #[test]
-fn a_first_conflict_goes_to_the_authority_and_is_told() {
+fn a_first_conflict_goes_to_the_preferred_side_and_is_told() {
     let scene = Scene::new();
     scene.put(Side::Etcd, &gate("a"), "true");
     scene.put(Side::ZooKeeper, &gate("a"), "false");

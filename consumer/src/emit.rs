@@ -1,10 +1,10 @@
 //! Records that the service produces: what handlers emit, and dead letters.
 //!
 //! ```text
-//!  worker: EmitGroup::new ─► Emitter::send (each) ─► inbox.push(Finished) ─► EmitGroup::arm
+//!  worker: AckGroup::new ─► Emitter::send (each) ─► inbox.push(Finished) ─► AckGroup::seal
 //!  producer's thread:            └─► Ticket::acknowledged | failed (each) ─► the last one pushes Produced
 //!  pump: Produced ─► all acknowledged: settle
-//!           └─► refused: hold the lane, explain, back off ─► EmitGroup::reopen, send_from the first refused one
+//!           └─► refused: hold the lane, explain, back off ─► AckGroup::reopen, send_from the first refused one
 //! ```
 //!
 //! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`.

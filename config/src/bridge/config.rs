@@ -77,7 +77,7 @@ const ZOOKEEPER_FIELD: Field = Field {
     need: Presence::Required,
 };
 
-const AUTHORITY_FIELD: Field = Field {
+const PREFERRED_SIDE_FIELD: Field = Field {
     name: "preferred_side",
     doc: "Whose value stands when both sides changed a key.",
     kind: FieldType::Choice {
@@ -94,14 +94,14 @@ const NAME_FIELD: Field = Field {
     need: Presence::Optional,
 };
 
-const NOTES_FIELD: Field = Field {
+const STATE_PREFIX_FIELD: Field = Field {
     name: "state_prefix",
     doc: "What all notes stand below, in etcd.",
     kind: FieldType::Text(&ABSOLUTE),
     need: Presence::Default("/sluicegate/bridge"),
 };
 
-const LOOK_AGAIN_FIELD: Field = Field {
+const RESYNC_INTERVAL_FIELD: Field = Field {
     name: "resync_interval",
     doc: "Every key is looked at again this often, give or take a fifth.",
     kind: FieldType::Duration {
@@ -124,10 +124,10 @@ pub(crate) static BRIDGE: SectionType = SectionType {
     fields: &[
         ETCD_FIELD,
         ZOOKEEPER_FIELD,
-        AUTHORITY_FIELD,
+        PREFERRED_SIDE_FIELD,
         NAME_FIELD,
-        NOTES_FIELD,
-        LOOK_AGAIN_FIELD,
+        STATE_PREFIX_FIELD,
+        RESYNC_INTERVAL_FIELD,
         ADMIN_FIELD,
     ],
     later: &[],
@@ -139,10 +139,10 @@ pub(crate) static BRIDGE_FILE: SectionType = SectionType {
     fields: &[
         ETCD_FIELD,
         ZOOKEEPER_FIELD,
-        AUTHORITY_FIELD,
+        PREFERRED_SIDE_FIELD,
         NAME_FIELD,
-        NOTES_FIELD,
-        LOOK_AGAIN_FIELD,
+        STATE_PREFIX_FIELD,
+        RESYNC_INTERVAL_FIELD,
         ADMIN_FIELD,
         Field {
             name: "logging",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   etcd ──watch──┐                                   ┌─► announce the write in the note   (compare-and-set)
-//!   ZooKeeper ────┼─► views ─► decide (pure) ─► Crossing ─► write the other side           (compare-and-set)
+//!   ZooKeeper ────┼─► views ─► decide (pure) ─► Transfer ─► write the other side           (compare-and-set)
 //!   notes ────────┘      ▲         │                  └─► note what both sides hold now    (compare-and-set)
 //!                        └ confirm: read both sides anew before anything is deleted or overruled,
 //!                                    and stop where one is another store, or lacks so much that it looks lost

@@ -25,7 +25,7 @@ use crate::member::MemberReport;
 /// First and longest wait between attempts to keep a key; what is waited is a random part of it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
 /// Longest time between two looks at an id that another process holds.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const CLAIM_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A member's key in one kind of store.
 pub(super) trait MemberLink: Send {
@@ -128,7 +128,7 @@ async fn keep<L: MemberLink>(
     loop {
         let pause = failures
             .pause(beat)
-            .or_else(|| claim.is_taken().then(|| LOOK_AGAIN.min(beat)));
+            .or_else(|| claim.is_taken().then(|| CLAIM_POLL_INTERVAL.min(beat)));
         let well = failures.count == 0;
         // The clock comes first: nothing that happens often keeps it waiting.
         let renew = tokio::select! {

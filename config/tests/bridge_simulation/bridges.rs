@@ -16,7 +16,7 @@ pub(super) enum Doing {
     Renewing(Box<Renewal>),
     /// Reading both sides anew for a key, with what was read so far.
     Confirming(ControlKey, u64, Tree, Pair<Option<Tree>>),
-    Crossing(Transfer),
+    Transferring(Transfer),
 }
 
 pub(super) struct SimBridge {
@@ -172,16 +172,18 @@ impl World {
                     None => Doing::Nothing,
                 }
             }
-            Doing::Crossing(mut crossing) => match self.move_on(&mut crossing, is_rival, now_ms) {
-                Progress::Going => Doing::Crossing(crossing),
-                Progress::Done => {
-                    self.crossed += 1;
-                    Doing::Nothing
+            Doing::Transferring(mut crossing) => {
+                match self.move_on(&mut crossing, is_rival, now_ms) {
+                    Progress::Going => Doing::Transferring(crossing),
+                    Progress::Done => {
+                        self.crossed += 1;
+                        Doing::Nothing
+                    }
+                    Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
                 }
-                Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
-            },
+            }
         };
-        if let Doing::Crossing(crossing) = &self.bridges[index].doing
+        if let Doing::Transferring(crossing) = &self.bridges[index].doing
             && crossing.writes_next()
             && self.dice.roll(12) == 0
         {
@@ -345,9 +347,9 @@ impl World {
                 Doing::Confirming(key.clone(), now_ms, notes.clone(), Pair::default())
             }
             Decision::RecordInSync(agreed) => {
-                Doing::Crossing(Transfer::of_note(key, agreed, note_at, &bridge.id, began))
+                Doing::Transferring(Transfer::of_note(key, agreed, note_at, &bridge.id, began))
             }
-            Decision::Copy { to, .. } => Doing::Crossing(Transfer::new(
+            Decision::Copy { to, .. } => Doing::Transferring(Transfer::new(
                 key,
                 to,
                 *entries.of(to.other()),
@@ -370,7 +372,7 @@ impl World {
         let fresh = self.fresh_bridge(self.bridges[index].is_rival);
         let gone = std::mem::replace(&mut self.bridges[index], fresh);
         let (is_rival, ahead_ms) = (gone.is_rival, gone.ahead_ms);
-        if let Doing::Crossing(crossing) = gone.doing
+        if let Doing::Transferring(crossing) = gone.doing
             && crossing.writes_next()
             && self.dice.roll(2) == 0
         {

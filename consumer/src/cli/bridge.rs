@@ -20,7 +20,7 @@ use crate::bridge::{BridgeError, RunningBridge};
 use crate::logging;
 
 /// How often a bridge that ended by itself is noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Arguments of `bridge`.
 #[derive(clap::Args, Debug)]
@@ -127,7 +127,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// Waits until it is told to stop, or the bridge cannot go on: then it says why.
 fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<String> {
     loop {
-        match signals.recv_timeout(LOOK_EVERY) {
+        match signals.recv_timeout(POLL_INTERVAL) {
             Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
             // Its config is read once; the stores are watched.
             Ok(Signal::Reread) => tracing::info!("a bridge has no files to read again"),

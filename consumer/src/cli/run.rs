@@ -15,9 +15,9 @@ use crate::pump::{JoinGate, StopReport};
 use crate::runtime::{STOP_GRACE, Service, StartError};
 
 /// How often a service that ended by itself is noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a signal is looked for while the service starts.
-const START_LOOK: Duration = Duration::from_millis(20);
+const START_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Arguments of `run`.
 #[derive(clap::Args, Debug)]
@@ -116,7 +116,7 @@ fn start(
             Ok(Signal::Reread) => reread = true,
             Err(_) => {}
         }
-        match result.recv_timeout(START_LOOK) {
+        match result.recv_timeout(START_POLL_INTERVAL) {
             Ok(service) => {
                 let service = service.map_err(start_failed)?;
                 if reread {
@@ -152,7 +152,7 @@ fn start_failed(error: StartError) -> Failure {
 /// `true`: the service has ended by itself.
 fn wait_for_end(signals: &Receiver<Signal>, service: &Service) -> bool {
     while !service.has_failed() {
-        match signals.recv_timeout(LOOK_EVERY) {
+        match signals.recv_timeout(POLL_INTERVAL) {
             Ok(Signal::Reread) => {
                 tracing::info!("reading specs again");
                 service.reread();

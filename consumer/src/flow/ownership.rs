@@ -7,7 +7,7 @@ use crate::dispatch::{HandlerIx, OwnedPartition};
 use crate::source::AssignmentId;
 
 /// Between two looks at whether the last record of a partition is over that a handler's route no longer takes in.
-const LOOK_AGAIN_MS: u64 = 1_000;
+const RECHECK_INTERVAL_MS: u64 = 1_000;
 
 impl Flow {
     /// Tells every pool of the partitions whose records its handler may want. Those that are being given back stay until
@@ -44,7 +44,7 @@ impl Flow {
                 pool.own(&self.inbox, &partitions);
             }
         }
-        self.ownership_due_ms = lingering.then_some(self.now_ms + LOOK_AGAIN_MS);
+        self.ownership_due_ms = lingering.then_some(self.now_ms + RECHECK_INTERVAL_MS);
     }
 
     /// Adds what the handler was told of and has records of still, although its route leaves it out by now.

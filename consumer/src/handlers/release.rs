@@ -8,7 +8,7 @@ use super::generation::{GenerationState, Retired};
 use super::pool::{Release, relock};
 
 /// How often generations on their way out are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The thread that releases.
 pub struct Releaser {
@@ -103,7 +103,7 @@ impl Shared {
             drop(leaving);
             self.changed.notify_all();
             if waits {
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
     }

@@ -4,7 +4,7 @@
 //!  specs' routes ─► RoutingIndex::compile ─► Arc<RoutingIndex>      (immutable; fields, atoms, topic table)
 //!                                                  │ Router::new, Router::swap
 //!  topics of the cluster ──────────────► RoutingIndex::subscription (names that the client subscribes to)
-//!  topic (once an assignment) ──────────► Router::plan ─► PlanIx    (routes that this topic can reach)
+//!  topic (once an assignment) ──────────► Router::plan ─► TopicPlanId (routes that this topic can reach)
 //!  partition, key, header block ────────► Router::route             (class numbers ─► memo ─► handlers)
 //!                                                  └─ not in the memo: postings of the rarest atom, verified
 //! ```

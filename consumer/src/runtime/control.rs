@@ -36,7 +36,7 @@ const RESCAN: Duration = Duration::from_secs(30);
 const PUMP_ANSWER: Duration = Duration::from_secs(30);
 
 /// How often the fleet is told of handlers that have failed or are well again.
-const LOOK_AFTER_HANDLERS: Duration = Duration::from_secs(1);
+const HANDLER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An outage whose reason changes is logged again no sooner than this.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -415,7 +415,7 @@ impl Controller {
     }
 
     fn run(mut self, inbox: &Receiver<ControlCommand>, preparer: &Preparer) {
-        let mut clock = Every::new(LOOK_AFTER_HANDLERS, Instant::now());
+        let mut clock = Every::new(HANDLER_CHECK_INTERVAL, Instant::now());
         loop {
             match inbox.recv_timeout(clock.left(Instant::now())) {
                 Ok(ControlCommand::Stop(deadline)) => return self.end(deadline),
@@ -424,7 +424,7 @@ impl Controller {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Orders that come all the time must not keep the gates of handlers shut that are well again.
-            if clock.take(LOOK_AFTER_HANDLERS, Instant::now()) {
+            if clock.take(HANDLER_CHECK_INTERVAL, Instant::now()) {
                 self.resync_interval();
                 self.look_for_missed_topics();
             }

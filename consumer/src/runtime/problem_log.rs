@@ -13,7 +13,7 @@ use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem, ServiceView};
 
 /// Between two looks at what stands. A look costs the pumps as much as a question for readiness.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the pumps are waited for at a look.
 const ANSWER: Duration = Duration::from_millis(500);
 /// Between two lines about what goes on.
@@ -180,7 +180,7 @@ impl ProblemWatch {
         let (stop, stopped) = channel::<()>();
         let watch = move || {
             let mut log = ProblemLog::default();
-            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let facts = view.report(ANSWER).facts;
                 if facts.stopping {
                     // What pumps do not answer any more is not over.

@@ -380,7 +380,7 @@ fn gate_of(spec: &HandlerSpec, plan: &HandlerTable) -> Gate {
 
 /// How long whoever restarts a handler waits for its new generation.
 const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Pumps that do not answer.
 fn silent(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
@@ -568,7 +568,7 @@ impl ServiceView for ServiceStatus {
                     );
                     return Err(not_serving(reason));
                 }
-                RestartState::UnderWay => std::thread::sleep(LOOK_AGAIN),
+                RestartState::UnderWay => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }

@@ -116,9 +116,9 @@ const fn padded<const N: usize>(text: &str) -> [u8; N] {
 /// A descriptor's content, read from bytes of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Border version: major.
+    /// Boundary version: major.
     pub abi_major: u16,
-    /// Border version: minor.
+    /// Boundary version: minor.
     pub abi_minor: u16,
     /// Second number of `abi_stable`'s version.
     pub abi_stable_minor: u16,

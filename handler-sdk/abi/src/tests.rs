@@ -171,7 +171,7 @@ fn record(value: &[u8]) -> RecordParts {
 }
 
 #[test]
-fn a_call_crosses_the_border_and_comes_back() {
+fn a_call_crosses_the_boundary_and_comes_back() {
     let heard = Arc::new(Heard::default());
     let mut instance = Module::of::<Echo>()
         .create(heard.clone(), "echo", "echo-1", "")

@@ -122,7 +122,7 @@ fn a_bad_config_is_told_with_its_place() {
     let workdir = Workdir::empty();
     workdir.write(
         "bridge.yaml",
-        "etcd: { endpoints: [\"http://127.0.0.1:1\"] }\nautority: etcd\n",
+        "etcd: { endpoints: [\"http://127.0.0.1:1\"] }\nprefered_side: etcd\n",
     );
     let refused = run_binary(workdir.path(), &["bridge", "-c", "bridge.yaml"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");

@@ -31,7 +31,7 @@ const HAND_OVER: Duration = Duration::from_secs(1);
 /// The shipped `processing.drain_timeout`, and what a stop may take beyond it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20 + 5);
 /// Time between two looks at the members.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Records written in a second: each partition gets one every 12 ms.
 const RATE: u64 = 1_000;
 
@@ -131,7 +131,7 @@ impl<'a> Members<'a> {
             .iter_mut()
             .filter_map(|member| member.restart_if_over(self.workdir));
         self.stops.extend(ended);
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 
     /// Stops a member at random, as soon as one is found that can: somebody else has to be there to take what it gives back,

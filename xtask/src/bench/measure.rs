@@ -56,7 +56,7 @@ const FETCH_KEYS: [&str; 8] = [
     "socket.keepalive.enable=true",
 ];
 /// Time between two looks at the service.
-const LOOK: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 /// Longest time of a run.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -135,7 +135,7 @@ fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
         if Instant::now() > deadline {
             bail!("the service did not finish in time: {}", process.log_tail());
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
         let Some(acked) = acked(port) else {
             continue;
         };

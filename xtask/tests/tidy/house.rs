@@ -1,4 +1,4 @@
-//! The house's own files: the compose file and the Dockerfile by form (no engine is needed), the README's commands, the gate.
+//! The repository's own files: the compose file and the Dockerfile by form (no engine is needed), the README's commands, the gate.
 
 use saphyr::{LoadableYamlNode, Yaml};
 

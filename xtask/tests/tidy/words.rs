@@ -17,6 +17,25 @@ const FORBIDDEN: &[(&str, &str)] = &[
         "a noun that says what it does",
     ),
     (r"(?i)feature.?flag|handler.?flag", "gate"),
+    (r"(?i)roll-out", "rollout"),
+    (r"(?i)\bseam\b", "interface, trait"),
+    (r"(?i)\bborders?\b|_border\b|border_", "boundary"),
+    (r"(?i)\bpapers\b", "docs"),
+    (
+        r"(?i)\bchores\b|\bthe house\b",
+        "developer tasks, repository",
+    ),
+    (r"(?i)\bplanted\b|track.record", "mutant, mutation report"),
+    (r"missing_offset:|MissingOffset", "offset_out_of_range"),
+    (
+        r"\blook_again\b|\bLOOK(_|\b)|_LOOK\b",
+        "POLL_INTERVAL, resync_interval",
+    ),
+    (r"\bsilent_pumps\b", "unresponsive_pumps"),
+    (
+        r"\b(Workshop|Unfit|Tally|Desk|Crossing|Rehearsed|Collision|Follower|EmitGroup|ServiceFacts|PlanIx)\b",
+        "the name in the table of docs/adr/0027-the-words-of-the-field.md",
+    ),
 ];
 
 /// Names of other people's code, which cannot be changed.

@@ -13,7 +13,7 @@ use crate::jitter::jittered;
 use crate::store::{ControlKey, StoreError};
 
 /// Time between two looks at stores that the bridge does not work with.
-const HALTED_LOOK: Duration = Duration::from_secs(2);
+const HALTED_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// A new mark is left at the start, and this long after the last one if something was noted since: a store that is restored
 /// from an older backup than that is known for it whatever was written to it meanwhile.
 const MARK_INTERVAL: Duration = Duration::from_secs(600);
@@ -143,7 +143,7 @@ impl Worker {
     }
 
     pub(super) fn stand_still(&mut self, halt: Halt) {
-        self.not_before = Instant::now() + HALTED_LOOK;
+        self.not_before = Instant::now() + HALTED_POLL_INTERVAL;
         if self.halt.as_ref().is_some_and(|(known, _)| *known == halt) {
             return;
         }

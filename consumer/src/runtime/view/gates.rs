@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_config::source::GateWrite;
 
-use super::{ControlStatus, LOOK_AGAIN, ServiceStatus};
+use super::{ControlStatus, POLL_INTERVAL, ServiceStatus};
 use crate::admin::{Gate, GateError, HandlerState};
 
 /// How long whoever opens a gate waits for the handler to serve, and whoever shuts one for its records to pass it by.
@@ -55,7 +55,7 @@ impl ServiceStatus {
                     reason.unwrap_or_else(|| self.why_not(handler, written))
                 }
                 Readiness::Pending(_) => {
-                    std::thread::sleep(LOOK_AGAIN);
+                    std::thread::sleep(POLL_INTERVAL);
                     continue;
                 }
             };
@@ -80,7 +80,7 @@ impl ServiceStatus {
                     reason: self.why_not(handler, written),
                 });
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }

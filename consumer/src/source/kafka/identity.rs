@@ -15,7 +15,7 @@ use super::KafkaSource;
 use crate::commit::TopicUuid;
 
 /// Time between two looks at topics of which nothing comes.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Known {
     topic: TopicId,
@@ -124,7 +124,10 @@ impl KafkaSource {
         let Some(connection) = &self.connection else {
             return;
         };
-        let due = self.topics.looked.is_none_or(|last| now - last >= LOOK);
+        let due = self
+            .topics
+            .looked
+            .is_none_or(|last| now - last >= POLL_INTERVAL);
         if !due {
             return;
         }
