@@ -183,17 +183,7 @@ fn the_majority_is_lost() {
 fn an_idle_watch_keeps_its_connection() {
     let etcd = own(1);
     let (proxy, reader, writer) = proxied(&etcd);
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    let connections = proxy.accepted();
-    stays("the connection", Duration::from_secs(20), || {
-        match proxy.accepted() {
-            same if same == connections => Ok(()),
-            more => Err(format!("{more} connections after {connections}")),
-        }
-    });
-    put(&*writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    crate::stores::faults::stay_idle(&proxy, &*reader, &*writer);
 }
 
 #[test]

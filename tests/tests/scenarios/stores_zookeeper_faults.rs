@@ -132,17 +132,7 @@ fn an_idle_watch_keeps_its_connection() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let (reader, writer) = (open(&proxy.address()), open(zookeeper.connect()));
-    let key = gate("auditor");
-    let (record, _watch) = watched(&*reader, &key);
-    let connections = proxy.accepted();
-    stays("the connection", Duration::from_secs(20), || {
-        match proxy.accepted() {
-            same if same == connections => Ok(()),
-            more => Err(format!("{more} connections after {connections}")),
-        }
-    });
-    put(&*writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    crate::stores::faults::stay_idle(&proxy, &*reader, &*writer);
 }
 
 #[test]

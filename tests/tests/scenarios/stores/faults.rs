@@ -66,3 +66,18 @@ pub(crate) fn swallow_events(proxy: &Proxy, reader: &dyn Store, writer: &dyn Sto
     record.until_value(&key, Some("false"), HEALED);
     record.assert_never_backwards();
 }
+
+/// A watch that has nothing to tell keeps its connection, and then tells at once.
+pub(crate) fn stay_idle(proxy: &Proxy, reader: &dyn Store, writer: &dyn Store) {
+    let key = gate("auditor");
+    let (record, _watch) = watched(reader, &key);
+    let connections = proxy.accepted();
+    stays("the connection", Duration::from_secs(20), || {
+        match proxy.accepted() {
+            same if same == connections => Ok(()),
+            more => Err(format!("{more} connections after {connections}")),
+        }
+    });
+    put(writer, &key, "false");
+    record.until_value(&key, Some("false"), HEALED);
+}
