@@ -80,11 +80,18 @@ fn built() -> &'static Built {
     })
 }
 
-/// A cargo command in the workspace, without the variables that a `cargo run` or `cargo test` above left in the
-/// environment: build scripts that watch them would be run again each time.
+/// A cargo command in the workspace, without what a cargo above has left in the environment.
 #[must_use]
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_caller(&mut command);
+    command.current_dir(workspace()).stdin(Stdio::null());
+    command
+}
+
+/// Takes the variables of a `cargo run` or `cargo test` above out of a command's environment: build scripts that watch them
+/// would be run again each time.
+pub fn forget_caller(command: &mut Command) {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
         let of_the_caller = [
@@ -98,8 +105,6 @@ pub fn cargo() -> Command {
             command.env_remove(&key);
         }
     }
-    command.current_dir(workspace()).stdin(Stdio::null());
-    command
 }
 
 /// Builds the binary and the plugin libraries of `plugins`, packages of the workspace. Cargo's own progress goes to standard

@@ -49,12 +49,7 @@ impl Artefacts {
     /// Runs a program as cargo does, with what was built in its environment.
     pub(super) fn command(&self, program: &Program) -> Command {
         let mut command = Command::new(&program.executable);
-        for (variable, value) in artefacts::cargo().get_envs() {
-            match value {
-                Some(value) => command.env(variable, value),
-                None => command.env_remove(variable),
-            };
-        }
+        artefacts::forget_caller(&mut command);
         command
             .current_dir(&program.folder)
             .stdin(Stdio::null())
