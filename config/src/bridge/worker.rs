@@ -371,9 +371,8 @@ impl Worker {
         if !matches!(decision, Decision::Refuse(_)) {
             self.refusals.clear_value(key);
         }
-        // Counted and told when it was met first.
-        let refused_write = self.is_refused_write(key, &decision);
-        if let Some(wait) = self.refused_before(key, &decision) {
+        let refused = self.refused_before(key, &decision);
+        if let Some(wait) = refused.filter(|wait| !wait.is_zero()) {
             self.requeue_after(key, wait);
             return None;
         }
@@ -406,7 +405,8 @@ impl Worker {
             }
             Decision::Copy { to, conflict } => {
                 let note = note_entry.and_then(|entry| SyncState::from_json(&entry.value));
-                if conflict && !refused_write {
+                // One whose write was refused was counted and told then.
+                if conflict && refused.is_none() {
                     self.record_conflict(key, to);
                 }
                 let (from, there) = (

@@ -84,16 +84,10 @@ impl Refusals {
         told.is_none()
     }
 
-    /// How long a write is not to be tried again; `None` for one that was not refused.
+    /// How long a write that was refused is not to be tried again, which may be no time any more; `None` for any other.
     pub(super) fn wait(&self, key: &ControlKey, what: Writes, now: Instant) -> Option<Duration> {
         let known = self.writes.get(key).filter(|one| one.what == what)?;
-        let wait = known.due.saturating_duration_since(now);
-        (wait > Duration::ZERO).then_some(wait)
-    }
-
-    /// Whether a write was refused before.
-    pub(super) fn knows(&self, key: &ControlKey, what: Writes) -> bool {
-        self.writes.get(key).is_some_and(|one| one.what == what)
+        Some(known.due.saturating_duration_since(now))
     }
 
     /// The next time of those at which everything is tried again that is due until then: each try may need a listing of both
@@ -135,7 +129,7 @@ impl Worker {
         }
     }
 
-    /// How long what a decision asks for is put off, since a store has refused it.
+    /// How long what a decision asks for is put off, if a store has refused it before.
     pub(super) fn refused_before(&self, key: &ControlKey, decision: &Decision) -> Option<Duration> {
         let what = self.writes(key, decision)?;
         self.refusals.wait(key, what, Instant::now())
@@ -156,12 +150,6 @@ impl Worker {
         }
     }
 
-    /// Whether a store has refused before what a decision writes.
-    pub(super) fn is_refused_write(&self, key: &ControlKey, decision: &Decision) -> bool {
-        let what = self.writes(key, decision);
-        what.is_some_and(|what| self.refusals.knows(key, what))
-    }
-
     /// A store has refused what a crossing was to write.
     pub(super) fn write_refused(&mut self, crossing: &Transfer, error: &StoreError) {
         self.counts.failures += 1;
@@ -169,7 +157,7 @@ impl Worker {
         let place = self.stores.sides.of(side).locate(key);
         let now = Instant::now();
         let shown = shown(key, side, place, error);
-        if !self.refusals.knows(key, what) {
+        if self.refusals.wait(key, what, now).is_none() {
             *self.counts.refusals.of_mut(side) += 1;
         }
         if self.refusals.write(key, what, shown, now) {
@@ -209,7 +197,11 @@ mod tests {
         let seven = value(Some(7));
         let (mut now, mut tries, mut lines) = (start, 0, 0);
         while now < start + Duration::from_secs(600) {
-            assert_eq!(refusals.wait(&key(), seven, now), None);
+            assert!(
+                refusals
+                    .wait(&key(), seven, now)
+                    .is_none_or(|wait| wait.is_zero())
+            );
             let shown = shown(&key(), Side::ZooKeeper, "/p/h".to_owned(), &"no");
             lines += u32::from(refusals.write(&key(), seven, shown, now));
             tries += 1;
