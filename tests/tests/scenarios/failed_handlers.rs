@@ -58,9 +58,8 @@ impl Stage {
                 &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ topic: {copies} }}\n"),
             );
         }
-        let ill = format!(
-            "plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{shared}] }}\nworkers: 2\n{spec}"
-        );
+        let ill =
+            format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{shared}] }}\n{spec}");
         workdir.spec("ill", &ill);
         let service = Service::ready(&workdir, &[]);
         Self {
@@ -145,13 +144,14 @@ impl Stage {
 }
 
 /// Every call of a record panics.
-const PANICS: &str = "restart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
+const PANICS: &str = "workers: 2\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
                       config: { rules: [ { when: { one_in: 1 }, do: panic } ] }\n";
 
 #[test]
 fn a_restart_lets_a_tripped_handler_go_on_with_what_it_has() {
+    // One worker: another's good call would be newer than the third panic and forget all three.
     let stage = Stage::new(
-        "restart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
+        "workers: 1\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
          config: { rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }\n",
     );
     stage.produce(&stage.shared);
@@ -204,8 +204,9 @@ fn a_tripped_handler_that_is_deleted_frees_its_partitions_and_is_gone() {
 
 #[test]
 fn calls_that_hang_are_abandoned_when_their_handler_is_deleted() {
-    let stage =
-        Stage::new("timeout: 1h\nconfig: { rules: [ { when: { one_in: 1 }, do: hang } ] }\n");
+    let stage = Stage::new(
+        "workers: 2\ntimeout: 1h\nconfig: { rules: [ { when: { one_in: 1 }, do: hang } ] }\n",
+    );
     stage.produce(&stage.shared);
     wait_for("calls to hang", SOON, || {
         let ill = stage.service.api("handlers/ill")?;
