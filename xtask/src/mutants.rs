@@ -86,6 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Run::Passed => apply(&scratch, root, mutant)?,
             Run::Failed(tests) => Fate::Unusable(format!("its suite fails without it: {tests:?}")),
             Run::NotBuilt => Fate::Unusable("its suite does not compile without it".into()),
+            Run::Empty => Fate::Unusable("its suite has no test: name another".into()),
         };
         println!("    {}", fate.in_words());
         fates.push((*mutant, fate));
@@ -137,6 +138,7 @@ fn apply(scratch: &Scratch, root: &Path, mutant: &Mutant) -> Result<Fate> {
         Run::Passed => Fate::NotCaught,
         Run::Failed(tests) => Fate::Caught(tests),
         Run::NotBuilt => Fate::Unusable("with it the code does not compile; make it again".into()),
+        Run::Empty => Fate::Unusable("with it the suite has no test; make it again".into()),
     })
 }
 
@@ -146,6 +148,8 @@ enum Run {
     /// The tests that failed, or how the suite as a whole did.
     Failed(Vec<String>),
     NotBuilt,
+    /// No test has the suite's name, so that it catches nothing.
+    Empty,
 }
 
 fn failures_of(scratch: &Scratch, suite: &[&str]) -> Result<Run> {
@@ -164,9 +168,10 @@ fn failures_of(scratch: &Scratch, suite: &[&str]) -> Result<Run> {
         .args(filter)
         .env("RUST_BACKTRACE", "0");
     let report = step::run("the suite", &mut test, LIMIT)?;
-    Ok(match report.failed.is_empty() {
-        true => Run::Passed,
-        false => Run::Failed(report.failed),
+    Ok(match (report.failed.is_empty(), report.passed) {
+        (true, 0) => Run::Empty,
+        (true, _) => Run::Passed,
+        (false, _) => Run::Failed(report.failed),
     })
 }
 
@@ -199,19 +204,17 @@ impl Fate {
     }
 }
 
-/// The page: a row a mutant, from this run or else from the `earlier` page.
+/// The page: a row per mutant, from this run or else from the `earlier` page, if mutant and suite are still the same.
 fn mutation_report(fates: &[(&Mutant, Fate)], earlier: &str) -> String {
     let mut page = String::from(
         "# Mutation report\n\nMutants, applied one by one, and what catches each. Written by `cargo xtask mutants`; the \
          patches stand in `tests/mutants`.\n\n| mutant | what it does | suite | outcome |\n|---|---|---|---|\n",
     );
     for mutant in MUTANTS {
-        let start = format!("| {} |", mutant.name);
+        let suite = shown(mutant.suite);
+        let start = format!("| {} | {} | `{suite}` |", mutant.name, mutant.what);
         let row = match fates.iter().find(|(tried, _)| tried.name == mutant.name) {
-            Some((_, fate)) => {
-                let (suite, outcome) = (shown(mutant.suite), fate.in_words());
-                format!("{start} {} | `{suite}` | {outcome} |", mutant.what)
-            }
+            Some((_, fate)) => format!("{start} {} |", fate.in_words()),
             None => match earlier.lines().find(|line| line.starts_with(&start)) {
                 Some(row) => row.to_owned(),
                 None => continue,

@@ -51,6 +51,8 @@ pub(super) enum Writes {
         to: Side,
         /// `None` for a delete.
         revision: Option<u64>,
+        /// The revision of what it replaces; 0 for nothing. A value that changes there makes it another write.
+        replaces: u64,
     },
 }
 
@@ -92,6 +94,8 @@ pub struct Transfer {
     of_note: bool,
     /// Why the side refused the write.
     refused: Option<StoreError>,
+    /// Whether the store of the notes refused its write.
+    note_refused: bool,
     /// Whether the other side has answered: then the note is brought up to date, however late.
     answered: bool,
     wrote: Option<Option<Entry>>,
@@ -144,6 +148,7 @@ impl Transfer {
             began_ms,
             of_note: false,
             refused: None,
+            note_refused: false,
             answered: false,
             wrote: None,
             wrote_note: None,
@@ -158,8 +163,14 @@ impl Transfer {
             false => Writes::Value {
                 to: self.to,
                 revision: self.read_at,
+                replaces: self.replaces,
             },
         }
+    }
+
+    /// Whether the write that was refused was that of the note, not of the side's value.
+    pub(super) fn was_note_refused(&self) -> bool {
+        self.note_refused
     }
 
     /// Writes only the note: both sides hold the same already.
@@ -259,7 +270,7 @@ impl Transfer {
                 self.stage = Stage::Write;
                 Progress::Going
             }
-            Err(error) => failed(error),
+            Err(error) => self.note_failed(error),
         }
     }
 
@@ -321,7 +332,7 @@ impl Transfer {
         let written = notes.write(&self.key, bytes.as_deref(), self.note_expected());
         let stamp = match written {
             Ok(stamp) => stamp,
-            Err(error) => return failed(error),
+            Err(error) => return self.note_failed(error),
         };
         self.wrote_note = Some(bytes.map(|bytes| Entry {
             value: bytes.into(),
@@ -331,6 +342,16 @@ impl Transfer {
             Some(refused) => Progress::Failed(refused),
             None if crossed => Progress::Done,
             None => Progress::Overtaken,
+        }
+    }
+
+    fn note_failed(&mut self, error: StoreError) -> Progress {
+        match error {
+            StoreError::Conflict { .. } => Progress::Overtaken,
+            error => {
+                self.note_refused = matches!(error, StoreError::Refused { .. });
+                Progress::Failed(error)
+            }
         }
     }
 
@@ -347,12 +368,5 @@ fn base(note: &SyncState, known: &Known<'_>) -> SyncState {
         pending: pending.map(|(pending, _)| pending.clone()).collect(),
         revisions: known.pair.known_revisions(note),
         ..note.clone()
-    }
-}
-
-fn failed(error: StoreError) -> Progress {
-    match error {
-        StoreError::Conflict { .. } => Progress::Overtaken,
-        error => Progress::Failed(error),
     }
 }

@@ -405,7 +405,7 @@ impl Worker {
             }
             Decision::Copy { to, conflict } => {
                 let note = note_entry.and_then(|entry| SyncState::from_json(&entry.value));
-                // One whose write was refused was counted and told then.
+                // One whose write was refused was counted and told then; what has come there since makes it another.
                 if conflict && refused.is_none() {
                     self.record_conflict(key, to);
                 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sluicegate_config::MemberReport;
-use sluicegate_config::bridge::{Bridge, Side};
+use sluicegate_config::bridge::{Bridge, Pair, Side};
 use sluicegate_config::store::{
     ControlKey, Expected, HistoryEntry, KeyVersion, Membership, MemoryStore, Store, StoreAddress,
     StoreError, StoreSink, StoreWatch, Tree,
@@ -12,11 +12,12 @@ use sluicegate_config::store::{
 
 use super::{Scene, gate};
 
-/// A store whose calls panic and whose watches end, when they are told to.
+/// A store whose writes panic or are refused and whose watches end, when they are told to.
 #[derive(Clone)]
 struct Broken {
     store: MemoryStore,
     panics: Arc<AtomicBool>,
+    refuses: Arc<AtomicBool>,
     sinks: Arc<Mutex<Vec<Option<StoreSink>>>>,
 }
 
@@ -25,6 +26,7 @@ impl Broken {
         Self {
             store: store.clone(),
             panics: Arc::default(),
+            refuses: Arc::default(),
             sinks: Arc::default(),
         }
     }
@@ -44,7 +46,7 @@ impl Store for Broken {
     }
 
     fn locate(&self, key: &ControlKey) -> String {
-        self.store.locate(key)
+        format!("broken {}", self.store.locate(key))
     }
 
     fn list(&self) -> Result<Tree, StoreError> {
@@ -73,6 +75,13 @@ impl Store for Broken {
         expected: Expected,
     ) -> Result<KeyVersion, StoreError> {
         assert!(!self.panics.load(Ordering::SeqCst), "a fault is injected");
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(StoreError::Refused {
+                store: self.describe(),
+                what: format!("the write of {}", self.locate(key)),
+                reason: "it is set to refuse".to_owned(),
+            });
+        }
         self.store.write(key, value, expected)
     }
 
@@ -116,4 +125,64 @@ fn a_bridge_whose_thread_or_watch_has_ended_says_so() {
         assert!(why.contains("start it again"), "{why}");
         assert_eq!(bridge.report().problems(), [why]);
     }
+}
+
+/// A value that comes to the side that refuses is overruled like any other, and told at once.
+#[test]
+fn a_conflict_behind_a_refused_write_is_counted_once() {
+    let scene = Scene::new();
+    let broken = Broken::over(&scene.sides.zookeeper);
+    let mut stores = scene.stores();
+    stores.sides.zookeeper = Arc::new(broken.clone());
+    let settings = scene.settings("one", Side::Etcd);
+    let bridge = Bridge::start(stores, settings).expect("threads can be started");
+    scene.settle(&bridge);
+    broken.refuses.store(true, Ordering::SeqCst);
+    scene.put(Side::Etcd, &gate("a"), "true");
+    scene.wait_until("the refusal is reported", |_| {
+        bridge.report().counts.refusals.zookeeper == 1
+    });
+    let refused = bridge.report().refused;
+    assert_eq!(refused.len(), 1);
+    assert_eq!(
+        (refused[0].side, refused[0].place.as_str()),
+        (Side::ZooKeeper, "broken a/enabled")
+    );
+    assert_eq!(bridge.report().counts.conflicts, Pair::default());
+    scene.put(Side::ZooKeeper, &gate("a"), "false");
+    scene.wait_until("the conflict is reported", |_| {
+        bridge.report().conflicts.len() == 1
+    });
+    broken.refuses.store(false, Ordering::SeqCst);
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    scene.settle(&bridge);
+    let report = bridge.report();
+    assert_eq!(report.counts.conflicts.zookeeper, 1);
+    assert_eq!(report.counts.refusals.zookeeper, 2);
+    assert!(report.refused.is_empty());
+}
+
+#[test]
+fn a_refusal_by_the_store_of_the_notes_is_not_told_of_the_side_that_is_written() {
+    let scene = Scene::new();
+    let broken = Broken::over(&scene.notes);
+    let mut stores = scene.stores();
+    stores.notes = Arc::new(broken.clone());
+    let settings = scene.settings("one", Side::Etcd);
+    let bridge = Bridge::start(stores, settings).expect("threads can be started");
+    scene.settle(&bridge);
+    broken.refuses.store(true, Ordering::SeqCst);
+    scene.put(Side::Etcd, &gate("a"), "true");
+    scene.wait_until("the refusal is reported", |_| {
+        !bridge.report().refused.is_empty()
+    });
+    let report = bridge.report();
+    assert_eq!(
+        (report.refused[0].side, report.refused[0].place.as_str()),
+        (Side::Etcd, "broken a/enabled")
+    );
+    assert_eq!(report.counts.refusals.zookeeper, 0);
+    assert!(!scene.values(Side::ZooKeeper).contains_key("a/enabled"));
+    broken.refuses.store(false, Ordering::SeqCst);
+    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
 }

@@ -168,11 +168,11 @@ impl World {
         if side == Side::ZooKeeper && self.dice.roll(2) == 0 {
             self.rival = Rival::new();
         }
-        self.resync_interval(side);
+        self.relist(side);
     }
 
     /// What every bridge is about is over, and its watches tell it what stands there now.
-    fn resync_interval(&mut self, side: Side) {
+    fn relist(&mut self, side: Side) {
         for index in 0..self.bridges.len() {
             let is_rival = self.bridges[index].is_rival;
             let tree = self.side(is_rival, side).list().expect("no store is away");

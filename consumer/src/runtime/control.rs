@@ -425,7 +425,7 @@ impl Controller {
             }
             // Orders that come all the time must not keep the gates of handlers shut that are well again.
             if clock.take(HANDLER_CHECK_INTERVAL, Instant::now()) {
-                self.resync_interval();
+                self.recheck_handlers();
                 self.look_for_missed_topics();
             }
             self.tell_fleet();
@@ -448,7 +448,7 @@ impl Controller {
     }
 
     /// Opens the gates of handlers that are well again, and hands out what pumps have not taken.
-    fn resync_interval(&mut self) {
+    fn recheck_handlers(&mut self) {
         if self.registry.recover() || self.unanswered && self.view.pumps_answer() {
             self.put_current_in_force(self.snapshot.clone());
         }

@@ -177,10 +177,10 @@ fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
         (harness.desk.in_force.revision, harness.desk.told.0),
         (0, None)
     );
-    harness.desk.resync_interval();
+    harness.desk.recheck_handlers();
     assert!(harness.desk.unanswered, "it does not answer yet");
     harness.let_go();
-    harness.desk.resync_interval();
+    harness.desk.recheck_handlers();
     assert!(!harness.desk.unanswered);
     assert!(harness.desk.told.0.is_some(), "some plan is in force");
 }
@@ -194,7 +194,7 @@ fn topics_that_a_pump_has_not_taken_are_handed_out_again() {
     harness.desk.topics(sight(&["a-1"]));
     assert!(harness.desk.unanswered, "nobody has taken them");
     harness.let_go();
-    harness.desk.resync_interval();
+    harness.desk.recheck_handlers();
     assert!(!harness.desk.unanswered);
 }
 

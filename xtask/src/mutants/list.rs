@@ -2,8 +2,8 @@
 
 use super::Mutant;
 use super::suites::{
-    ADMIN, ADMISSION, BEGINNINGS, BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT,
-    ENDING, ETCD, FIRST_JOIN, FLOW, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP,
+    ADMIN, BEGINNINGS, BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD,
+    FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP,
     RAW, RECALL, REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS,
     STORE_SOURCE, STORES, ZOOKEEPER,
 };
@@ -142,7 +142,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "skipped-after-error-entry",
         what: "records are skipped after a partition's error entry in a batch",
-        suite: ADMISSION,
+        suite: GAP_DETECTOR,
     },
     Mutant {
         name: "end-is-consumed",
@@ -172,12 +172,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "position-inherited",
         what: "a position left over from an earlier assignment is believed",
-        suite: ADMISSION,
+        suite: GAP_DETECTOR,
     },
     Mutant {
         name: "position-after-error-entry",
         what: "a position that an error entry has moved is believed",
-        suite: ADMISSION,
+        suite: GAP_DETECTOR,
     },
     Mutant {
         name: "restart-over-in-flight",
@@ -197,7 +197,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "damaged-data-skipped",
         what: "what stands behind damaged data is handled in its place",
-        suite: ADMISSION,
+        suite: GAP_DETECTOR,
     },
     Mutant {
         name: "damage-not-looked-for",

@@ -138,21 +138,52 @@ pub(super) fn done(name: &str, done: Result<Report>) -> Report {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
-    use anyhow::bail;
+    use anyhow::{bail, ensure};
 
     use super::*;
 
+    /// Steps that wait for each other, in groups of a fixed size.
+    struct Meeting {
+        size: usize,
+        came: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Meeting {
+        fn of(size: usize) -> Self {
+            Self {
+                size,
+                came: Mutex::new(0),
+                changed: Condvar::new(),
+            }
+        }
+
+        fn wait(&self) -> Result<()> {
+            let mut came = self.came.lock().expect("no step panics");
+            let full = (*came / self.size + 1) * self.size;
+            *came += 1;
+            self.changed.notify_all();
+            let limit = Duration::from_secs(10);
+            let waited = self
+                .changed
+                .wait_timeout_while(came, limit, |came| *came < full);
+            let (came, _) = waited.expect("no step panics");
+            ensure!(*came >= full, "{came} of {full} steps have begun");
+            Ok(())
+        }
+    }
+
     #[test]
     fn steps_run_side_by_side_and_one_that_cannot_run_stops_no_other() {
-        let together = Barrier::new(2);
+        let together = Meeting::of(2);
         let meets = |name: &str| Waiting {
             name: name.to_owned(),
             load: Load::Full,
             run: Box::new(|| {
-                together.wait();
+                together.wait()?;
                 Ok(Report::new("met"))
             }),
         };
@@ -175,21 +206,23 @@ mod tests {
     fn no_more_runs_than_the_cores_bear() {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (busy, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        // As many as may run at once wait for each other: fewer would never end, more are counted.
-        let together = Barrier::new(cores);
+        // As many as may run at once wait for each other: fewer do not meet, more are counted.
+        let together = Meeting::of(cores);
         let step = |load: Load| Waiting {
             name: "step".to_owned(),
             load,
             run: Box::new(|| {
                 let now = busy.fetch_add(1, Ordering::SeqCst) + 1;
                 most.fetch_max(now, Ordering::SeqCst);
-                together.wait();
+                let met = together.wait();
                 busy.fetch_sub(1, Ordering::SeqCst);
-                Ok(Report::new("step"))
+                met.map(|()| Report::new("step"))
             }),
         };
         let steps = (0..20 * cores).map(|_| step(Load::Full)).collect();
-        assert_eq!(run(steps, Vec::new()).len(), 20 * cores);
+        let reports = run(steps, Vec::new());
+        assert_eq!(reports.len(), 20 * cores);
+        assert!(reports.iter().all(|report| report.failed.is_empty()));
         assert_eq!(most.into_inner(), cores);
     }
 }

@@ -139,10 +139,12 @@ impl Worker {
     fn writes(&self, key: &ControlKey, decision: &Decision) -> Option<Writes> {
         match decision {
             Decision::Copy { to, .. } => {
-                let from = self.sides.of(to.other()).get(key);
+                let at = |side| self.sides.of(side).get(key);
+                let at = |side| at(side).map(|entry| entry.stamp.revision);
                 Some(Writes::Value {
                     to: *to,
-                    revision: from.map(|entry| entry.stamp.revision),
+                    revision: at(to.other()),
+                    replaces: at(*to).unwrap_or(0),
                 })
             }
             Decision::RecordInSync(_) => Some(Writes::Note),
@@ -153,8 +155,15 @@ impl Worker {
     /// A store has refused what a crossing was to write.
     pub(super) fn write_refused(&mut self, crossing: &Transfer, error: &StoreError) {
         self.counts.failures += 1;
-        let (key, side, what) = (crossing.key(), crossing.to(), crossing.writes());
-        let place = self.stores.sides.of(side).locate(key);
+        let (key, what) = (crossing.key(), crossing.writes());
+        // The notes are in etcd, whichever side is written.
+        let (side, place) = match crossing.was_note_refused() {
+            true => (Side::Etcd, self.stores.notes.locate(key)),
+            false => {
+                let side = crossing.to();
+                (side, self.stores.sides.of(side).locate(key))
+            }
+        };
         let now = Instant::now();
         let shown = shown(key, side, place, error);
         if self.refusals.wait(key, what, now).is_none() {
@@ -193,6 +202,12 @@ mod tests {
         let value = |revision| Writes::Value {
             to: Side::ZooKeeper,
             revision,
+            replaces: 5,
+        };
+        let over_another = Writes::Value {
+            to: Side::ZooKeeper,
+            revision: Some(7),
+            replaces: 6,
         };
         let seven = value(Some(7));
         let (mut now, mut tries, mut lines) = (start, 0, 0);
@@ -210,7 +225,7 @@ mod tests {
         assert!((10..60).contains(&tries), "{tries} tries in ten minutes");
         assert!((5..=11).contains(&lines), "{lines} lines in ten minutes");
         assert_eq!(refusals.report().len(), 1);
-        for other in [value(Some(8)), value(None), Writes::Note] {
+        for other in [value(Some(8)), value(None), over_another, Writes::Note] {
             assert_eq!(refusals.wait(&key(), other, now), None, "{other:?}");
         }
         refusals.clear_write(&key());
