@@ -6,7 +6,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/bare_loop.c");
     let root = std::env::var_os("DEP_RDKAFKA_ROOT")
         .map(PathBuf::from)
-        .expect("rdkafka-sys builds librdkafka and says where");
+        .expect("rdkafka-sys builds librdkafka and reports its location");
     cc::Build::new()
         .file("src/bare_loop.c")
         .include(root.join("src"))

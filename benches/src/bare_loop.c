@@ -1,10 +1,9 @@
-/* The limit that the service is measured against: librdkafka's batch call on an application queue, doing nothing with
- * the records.
+/* Baseline for the service's throughput: librdkafka's batch call on an application queue, discarding the records.
  *
- *   bare-loop load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS   fills a topic: keys drawn evenly, no headers
+ *   bare-loop load BOOTSTRAP TOPIC COUNT VALUE_BYTES KEYS   fills a topic: uniformly random keys, no headers
  *   bare-loop read BOOTSTRAP TOPIC PARTITIONS COUNT [KEY=VALUE]...   reads it with these librdkafka keys
  *
- * `read` prints one line of JSON: what was read between the first batch and the last, and what it took. */
+ * `read` prints one line of JSON: records and bytes from the first batch to the last, and the time and CPU used. */
 #include "rdkafka.h"
 
 #include <stdint.h>
@@ -144,7 +143,7 @@ static int read_all(int argc, char **args) {
         double started = 0, cpu_started = 0;
         long seen = 0, first = 0, bytes = 0;
         while (seen < count) {
-                /* A poll of 100 ms where there is nothing, as long as it takes until the first record. */
+                /* Without records, poll with a timeout of 100 ms, until the first one arrives. */
                 ssize_t taken = rd_kafka_consume_batch_queue(queue, 0, batch, BATCH);
                 if (taken <= 0) {
                         taken = rd_kafka_consume_batch_queue(queue, 100, batch, 1);
@@ -171,7 +170,7 @@ static int read_all(int argc, char **args) {
                seen - first, bytes, wall() - started, cpu() - cpu_started,
                peak_kib());
         fflush(stdout);
-        /* Nothing is committed: the process may just end. */
+        /* Nothing is committed, so the process can exit without cleanup. */
         _Exit(0);
 }
 

@@ -1,9 +1,9 @@
-//! The bare loop: its `main` is C (`bare_loop.c`); this only links it with librdkafka and the service's allocator.
+//! The bare loop. `main` is in C (`bare_loop.c`); this crate links it with librdkafka and the service's allocator.
 #![no_main]
 
 use rdkafka as _;
 use rdkafka_sys as _;
 
-/// As in the service: serves librdkafka too.
+/// As in the service, librdkafka uses this allocator too.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -1,4 +1,4 @@
-//! Files that readers see whole or not at all: written beside their place under a hidden name, then put there in one step.
+//! Atomic file writes: a hidden temporary file in the target's folder, renamed over it, so that readers never see a part.
 
 use std::fs::Permissions;
 use std::io::{Result, Write};
@@ -6,23 +6,23 @@ use std::path::Path;
 
 use tempfile::{Builder, NamedTempFile};
 
-/// What a file that others may read is made with; the process's mask takes away from it.
+/// Mode of a file that others may read, before the umask.
 pub(crate) const SHARED: u32 = 0o666;
-/// What a file is made with that is nobody else's business.
+/// Mode of a file for this user alone.
 pub(crate) const PRIVATE: u32 = 0o600;
 
-/// Writes `text` to disk beside `path`; the caller puts it in its place with `persist` or `persist_noclobber`. Otherwise it
-/// goes when the value goes.
+/// Writes `text` to a temporary file next to `path` and syncs it. The caller moves it into place with `persist` or
+/// `persist_noclobber`; dropping the value deletes it.
 ///
 /// # Errors
-/// What the file system says.
-pub(crate) fn beside(path: &Path, text: &[u8], mode: u32) -> Result<NamedTempFile> {
+/// The file system's error.
+pub(crate) fn write_temp(path: &Path, text: &[u8], mode: u32) -> Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let mut builder = Builder::new();
-    // Watchers of a folder leave hidden files out.
+    // Hidden: folder watches ignore such names.
     builder.prefix(".").suffix(".new");
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(mode));

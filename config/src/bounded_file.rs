@@ -1,28 +1,28 @@
-//! Reads files of which nobody knows what they are: a regular file up to a bound, and nothing that could be waited for.
+//! Reads untrusted paths: regular files up to a size limit. Pipes and devices are rejected, since reading them can block.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
-/// Why a file is not read. Displays as what comes after the file's name.
+/// Why a file was not read. Displays as a phrase that follows the file's name.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// The system refuses it.
+    /// I/O error, such as a missing file or permission.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
-    /// It is a folder, a pipe, a socket or a device.
+    /// A folder, pipe, socket or device.
     #[error("is not a regular file")]
     NotRegular,
-    /// It is too long.
+    /// Longer than the limit.
     #[error("has {length} bytes; at most {most} are read")]
     TooLong { length: u64, most: usize },
-    /// It grew beyond the bound while it was read.
+    /// Grew beyond the limit while it was being read.
     #[error("has more than {most} bytes; at most that many are read")]
     Grew { most: usize },
 }
 
 impl ReadError {
-    /// The system's error, if it is one.
+    /// The I/O error; other causes are wrapped in one.
     pub(crate) fn into_io(self) -> std::io::Error {
         match self {
             Self::Io(error) => error,
@@ -31,7 +31,7 @@ impl ReadError {
     }
 }
 
-/// The bytes of the regular file at `path`, at most `most` of them. A pipe is refused at once: nothing waits for a writer.
+/// Reads the regular file at `path`, at most `most` bytes. Never blocks: a pipe is rejected, whether or not it has a writer.
 pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
     let file = open(path)?;
     let metadata = file.metadata()?;
@@ -41,7 +41,7 @@ pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
     read_open(file, metadata.len(), most)
 }
 
-/// The same for a file that a user names for one reading: a pipe, such as a shell's `<(…)`, is read to its end.
+/// As [`read`], for a file named on the command line: a pipe, such as the shell's `<(…)`, is read to its end.
 pub(crate) fn read_given(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -52,11 +52,11 @@ pub(crate) fn read_given(path: &Path, most: usize) -> Result<Vec<u8>, ReadError>
 pub(crate) fn read_text(path: &Path, most: usize) -> Result<String, ReadError> {
     String::from_utf8(read(path, most)?).map_err(|_| {
         let kind = std::io::ErrorKind::InvalidData;
-        ReadError::Io(std::io::Error::new(kind, "it is not UTF-8 text"))
+        ReadError::Io(std::io::Error::new(kind, "not UTF-8 text"))
     })
 }
 
-/// Without waiting for the other end of a pipe.
+/// Opens without blocking on a pipe's other end.
 fn open(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -103,7 +103,7 @@ mod tests {
         let pipe = folder.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
-        // Nobody writes to it: waiting would never end.
+        // It has no writer: a blocking open would never return.
         assert!(matches!(read(&pipe, 9), Err(ReadError::NotRegular)));
         assert!(matches!(
             read(&folder.path().join("no"), 9),

@@ -1,4 +1,4 @@
-//! What has to change in the running service to get from one snapshot to another. Pure.
+//! Computes the changes that take a running service from one snapshot to another. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,68 +7,69 @@ use std::sync::Arc;
 use crate::snapshot::Snapshot;
 use crate::spec::{DeadLetter, HandlerConfig, HandlerSpec, OnFailure, Restart, Retry, Route};
 
-/// One step from an older snapshot to a newer one. A handler has several steps when several light aspects changed.
+/// One change between two snapshots. A handler whose route, config, failure policy and gate changed without its code or pool
+/// has one change per aspect.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A new handler: load, create, then route.
+    /// New handler: load the plugin, create instances, then route records.
     Added(Arc<HandlerSpec>),
-    /// Gone: drain, then release.
+    /// Deleted handler: drain, then release.
     Removed {
-        /// The handler.
+        /// Handler name.
         name: String,
     },
-    /// Its code or its pool changes: a new generation takes the old one's place, with all that the new spec says.
+    /// Code or pool changed: a new generation replaces the old one and takes the whole new spec.
     Replaced {
         /// The new spec.
         spec: Arc<HandlerSpec>,
-        /// Names of the fields that ask for it.
+        /// The changed fields that require a new generation.
         because: Vec<&'static str>,
     },
-    /// Only which records it gets: the routing index is swapped, instances stay.
+    /// Route changed: the routing index is swapped, instances stay.
     Route {
-        /// The handler.
+        /// Handler name.
         name: String,
         /// The new route.
         route: Route,
     },
-    /// Its own config: instances take it over or are rebuilt; code and pool stay.
+    /// Handler config changed: instances are reconfigured in place or rebuilt; code and pool stay.
     Config {
-        /// The handler.
+        /// Handler name.
         name: String,
         /// The new config.
         config: HandlerConfig,
     },
-    /// How its failures are treated: read at the next settlement, nothing is rebuilt.
+    /// Failure policy changed: applies from the next settlement, nothing is rebuilt.
     Failure {
-        /// The handler.
+        /// Handler name.
         name: String,
-        /// The new treatment.
+        /// The new policy.
         policy: FailurePolicy,
     },
-    /// Its gate.
+    /// Gate opened or closed.
     Gate {
-        /// The handler.
+        /// Handler name.
         name: String,
-        /// Whether it is open from now on.
+        /// The new state.
         open: bool,
     },
 }
 
-/// The part of a spec that says how failures are treated.
+/// The failure settings of a spec: retries, dead letters, restarts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailurePolicy {
-    /// How failed attempts are repeated.
+    /// Retries of failed attempts.
     pub retry: Retry,
-    /// Where what was given up goes.
+    /// Destination of records whose attempts are exhausted.
     pub dead_letter: DeadLetter,
-    /// What becomes of a tripped handler's records.
+    /// Treatment of a tripped handler's records.
     pub on_failure: OnFailure,
-    /// What trips it.
+    /// When the handler trips.
     pub restart: Restart,
 }
 
 impl FailurePolicy {
-    /// The part of `spec`.
+    /// The failure settings of `spec`.
     pub fn of(spec: &HandlerSpec) -> Self {
         Self {
             retry: spec.retry,
@@ -80,7 +81,7 @@ impl FailurePolicy {
 }
 
 impl Change {
-    /// The handler that it concerns.
+    /// Name of the handler that changes.
     pub fn handler(&self) -> &str {
         match self {
             Self::Added(spec) | Self::Replaced { spec, .. } => &spec.name,
@@ -101,16 +102,17 @@ impl fmt::Display for Change {
             Self::Replaced { because, .. } => {
                 write!(f, "replaced for its new {}", because.join(", "))
             }
-            Self::Route { .. } => f.write_str("routed anew"),
-            Self::Config { .. } => f.write_str("configured anew"),
-            Self::Failure { .. } => f.write_str("failures treated anew"),
+            Self::Route { .. } => f.write_str("route changed"),
+            Self::Config { .. } => f.write_str("config changed"),
+            Self::Failure { .. } => f.write_str("failure policy changed"),
             Self::Gate { open: true, .. } => f.write_str("gate opened"),
-            Self::Gate { open: false, .. } => f.write_str("gate shut"),
+            Self::Gate { open: false, .. } => f.write_str("gate closed"),
         }
     }
 }
 
-/// The steps from `old` to `new`, by handler name; removals come first, so that what they hold is free again.
+/// The changes from `old` to `new`, by handler name. Removals come first, so that their resources are released before new
+/// handlers are built.
 pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let removed = old
         .handlers
@@ -165,7 +167,7 @@ fn changes_of_one(old: &HandlerSpec, new: &Arc<HandlerSpec>, changes: &mut Vec<C
     }
 }
 
-/// The fields whose change needs a new generation.
+/// Changed fields that require a new generation.
 fn rebuilt_fields(old: &HandlerSpec, new: &HandlerSpec) -> Vec<&'static str> {
     let compared = [
         ("plugin", old.plugin != new.plugin),
@@ -182,7 +184,7 @@ fn rebuilt_fields(old: &HandlerSpec, new: &HandlerSpec) -> Vec<&'static str> {
         .collect()
 }
 
-/// `handlers` after `changes`: what a service that follows them runs. Changes of unknown handlers do nothing.
+/// Applies `changes` to `handlers`. Changes of unknown handlers are ignored.
 pub fn apply(handlers: &mut BTreeMap<String, Arc<HandlerSpec>>, changes: &[Change]) {
     for change in changes {
         match change {

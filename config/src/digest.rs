@@ -1,4 +1,4 @@
-//! What bytes are known by.
+//! Content digests.
 
 use sha2::{Digest, Sha256};
 

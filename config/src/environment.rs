@@ -1,16 +1,16 @@
-//! The environment variables that a config may refer to, taken once, so that reading a config is repeatable.
+//! A snapshot of the environment variables that a config may reference, taken once, so that parsing is repeatable.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Environment variables; their values do not show in `Debug`.
+/// Environment variables. `Debug` omits the values.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
 }
 
 impl Environment {
-    /// The variables of this process; those that are not UTF-8 are left out.
+    /// The variables of this process, without those that are not UTF-8.
     pub fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

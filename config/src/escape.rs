@@ -1,13 +1,13 @@
-//! The one escape for texts from outside (panics, handlers' errors, brokers' and stores' words, names, values) on their way
-//! into a text log, an error line or a table: what could end a line, or act on a terminal, is written as `\u{…}`.
+//! Escapes untrusted text (panics, errors of handlers, brokers and stores, names, values) for text logs, error lines and
+//! tables: characters that end a line or control a terminal are written as `\u{…}`.
 //!
-//! JSON needs none of it: its own escapes keep a text inside its quotes.
+//! JSON output does not need it: JSON's own escapes keep a string inside its quotes.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-/// Whether a character would do something besides being shown: control characters of both sets, separators of lines, marks
-/// that turn the direction of a text, and those without any width that make different texts look alike.
+/// Whether a character is more than a visible glyph: C0 and C1 controls, line separators, bidirectional marks, and zero-width
+/// characters that make different strings appear equal.
 fn acts(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -25,7 +25,7 @@ fn acts(c: char) -> bool {
         )
 }
 
-/// A text as one line without effect on a terminal. Nothing is copied where nothing is to be escaped.
+/// Escapes `text` to a single line that is safe on a terminal. Borrows when nothing needs escaping.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
@@ -36,7 +36,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// As [`escape`], for texts that are meant to have several lines: line feeds stay.
+/// As [`escape`], but keeps line feeds, for multi-line texts.
 pub fn escape_lines(text: &str) -> Cow<'_, str> {
     if !text.contains(|c| c != '\n' && acts(c)) {
         return Cow::Borrowed(text);
@@ -45,7 +45,7 @@ pub fn escape_lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.join("\n"))
 }
 
-/// Escapes what is written through it, as [`escape`] does.
+/// Writer adapter that applies [`escape`].
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 
@@ -76,7 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_ends_a_line_or_acts_on_a_terminal_is_written_out() {
+    fn line_ends_and_terminal_controls_are_escaped() {
         for (text, line) in [
             ("a\nb\rc\td", "a\\nb\\rc\\td"),
             ("\u{1b}[2J\u{7}\0\u{7f}", "\\u{1b}[2J\\u{7}\\u{0}\\u{7f}"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_text_is_not_touched() {
+    fn ordinary_text_is_borrowed_unchanged() {
         for text in [
             "",
             "plain",
@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_acts_is_left(text in any::<String>()) {
+        fn no_control_character_remains(text in any::<String>()) {
             let line = escape(&text);
             prop_assert!(!line.contains(acts));
             prop_assert_eq!(escape(&line), line.as_ref());

@@ -1,16 +1,16 @@
-//! Times with chance in them, so that many processes do not act at the same moment.
+//! Jitter for timers, so that a fleet of processes does not act in lockstep.
 
 use std::time::Duration;
 
-/// The wait before the next attempt after `failures` (from 1) in a row: a random part ("full jitter") of a time that
-/// begins at `first`, doubles with each failure and ends at `longest`.
+/// Exponential backoff with full jitter: a random share of a delay that starts at `first`, doubles with each consecutive
+/// failure (`failures` counts from 1) and is capped at `longest`.
 pub(crate) fn backoff(first: Duration, longest: Duration, failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let most = first.saturating_mul(1 << doublings).min(longest);
     most.mul_f64(fastrand::f64())
 }
 
-/// `span`, give or take a fifth.
+/// `span` ± 20 %.
 pub(crate) fn jittered(span: Duration) -> Duration {
     span.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_spread_over_all_of_it() {
+    fn backoff_doubles_up_to_its_cap_and_spreads_over_the_whole_range() {
         let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
         for (failures, most) in [
             (1, 100),
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn about_stays_within_a_fifth() {
+    fn jittered_stays_within_a_fifth() {
         let span = Duration::from_secs(30);
         for _ in 0..200 {
             assert!((span.mul_f64(0.8)..=span.mul_f64(1.2)).contains(&jittered(span)));

@@ -1,17 +1,17 @@
-//! Specs, validation, snapshots and their sources.
+//! Handler specs, service config, validation, and the sources and stores that specs come from.
 //!
 //! ```text
 //!  service file ─► ServiceConfig ─────────────────────────────► the service's parts
-//!                     │ names one
+//!                     │ names the source
 //!                     ▼
-//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► diff with the running one ─► Changes
-//!  (file, memory)         (all of them, with places)
+//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► diff with the active one ─► Changes
+//!  (file, memory)         (all of them, with positions)
 //! ```
 //!
-//! [`store`] holds the key-value stores that a source, the bridge and the commands share; [`bridge`] keeps two of them equal.
+//! [`store`] abstracts the key-value stores that the source, the bridge and the CLI share; [`bridge`] replicates between two.
 //!
-//! Modules, in the order in which a text meets them: [`source`] reads it, [`spec`] and [`service`] are what it becomes,
-//! [`problem`] is what is wrong with it, [`snapshot`] and [`mod@diff`] are what the service acts on.
+//! Modules in data-flow order: [`source`] reads texts, [`spec`] and [`service`] are the typed results, [`problem`] lists
+//! errors with their positions, and the service acts on [`snapshot`] and [`mod@diff`].
 
 mod atomic_file;
 mod bounded_file;

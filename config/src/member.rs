@@ -1,4 +1,4 @@
-//! What a member of the fleet says of itself under its member key, as JSON of at most [`MAX_REPORT`] bytes.
+//! The report that a member of the fleet writes under its member key: JSON of at most [`MAX_REPORT`] bytes.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -6,59 +6,59 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest report that is written, in bytes. A store refuses a value that is too long, and a member whose report is
-/// refused would vanish from its fleet.
+/// Maximum size of a report in bytes. A store rejects values that are too large, and a member whose report is rejected would
+/// disappear from its fleet.
 pub const MAX_REPORT: usize = 64 * 1024;
-/// What a report that is cut keeps free for reasons, in bytes; names come first, since whoever waits asks by name.
+/// Bytes that a truncated report reserves for reasons. Names come first, since callers wait for handlers by name.
 const FOR_REASONS: usize = 24 * 1024;
-/// Room for counts that become longer, in bytes.
+/// Bytes reserved for counters that gain digits.
 const FOR_COUNTS: usize = 256;
-/// Longest text of a report that is cut, in bytes.
+/// Maximum length of one text in a truncated report, in bytes.
 const MAX_TEXT: usize = 400;
-/// Rejected keys of no handler that a report which is cut lists.
+/// Maximum number of rejected keys without a handler in a truncated report.
 const MAX_KEYS: usize = 20;
 
-/// A member's report. Fields that a newer member adds are ignored.
+/// A member's report. Unknown fields are ignored, so that newer members can add some.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberReport {
-    /// Its id: `handlers.member_id`, or `{host}-{instance}`; followed by a random part while another process holds it.
+    /// Member id: `handlers.member_id`, or `{host}-{instance}`; with a random suffix while another process holds that id.
     pub id: String,
-    /// Tells this process from every other one, also one of the same id.
+    /// Identifies this process, also among processes of the same id.
     #[serde(default)]
     pub instance: String,
-    /// The machine that it runs on.
+    /// Host name.
     pub host: String,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// The version of the service.
+    /// Version of the service.
     pub version: String,
-    /// When it started, RFC 3339.
+    /// Start time, RFC 3339.
     pub started: String,
-    /// The store's revision that is in force in all of its pumps, except for the handlers of `preparing`.
+    /// The store's revision that all pumps of the member have applied, except for the handlers in `preparing`.
     pub applied_revision: u64,
-    /// Handlers whose newest spec is still being prepared: their gates are in force, the rest is as it was.
+    /// Handlers whose newest spec is still being prepared: its gate is applied, the rest of the earlier spec stays active.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preparing: Vec<String>,
-    /// Why it applies nothing that stands in the store now, if it holds that back.
+    /// Why the store's current content is not applied, if it is held back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
-    /// Handlers that are refused, failed or not well; the others are not listed.
+    /// Handlers that are rejected, failed or unhealthy; the others are not listed.
     #[serde(default)]
     pub handlers: Vec<MemberHandler>,
-    /// Keys that it refused.
+    /// Rejected keys.
     #[serde(default)]
     pub rejections: Vec<MemberRejection>,
-    /// What is not listed, since the report would be too long.
+    /// Numbers of entries left out to stay within [`MAX_REPORT`].
     #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
     pub omitted: Omitted,
 }
 
-/// How much a report leaves out.
+/// Numbers of entries that a truncated report leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Omitted {
-    /// Entries that concern handlers: being prepared, refused, failed, or with a rejected key.
+    /// Entries about handlers: being prepared, rejected, failed, or with a rejected key.
     pub handlers: usize,
-    /// Rejected keys that concern no handler.
+    /// Rejected keys without a handler.
     pub keys: usize,
 }
 
@@ -68,56 +68,55 @@ impl Omitted {
     }
 }
 
-/// A handler that does not run as its spec asks.
+/// A handler that does not run as its spec declares.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberHandler {
-    /// Its name.
+    /// Handler name.
     pub name: String,
-    /// Its state, as `sluicegate handlers list` shows it, such as `FAILED`; or `REFUSED` while what ran before runs on.
+    /// State as in `sluicegate handlers list`, such as `FAILED`; or `REFUSED` while its earlier spec stays active.
     pub state: String,
-    /// Why.
+    /// Cause of the state.
     #[serde(default)]
     pub reason: String,
 }
 
-/// A key whose value is not applied.
+/// A key whose value was rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRejection {
-    /// Where the key stands in its store.
+    /// Full path of the key in its store.
     pub key: String,
-    /// Where in the value, such as `route.topics[0]`.
+    /// Path of the field within the value, such as `route.topics[0]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// What is wrong and what to do.
+    /// Cause and remedy.
     pub reason: String,
-    /// The handlers that it concerns.
+    /// Affected handlers.
     #[serde(default)]
     pub handlers: Vec<String>,
 }
 
-/// What tells this process from every other one, as 8 hexadecimal digits. Host and process id do not: in containers
-/// every process has the id 1, and containers of a host network have one name.
+/// Random identity of this process, 8 hexadecimal digits. Host name and process id do not suffice: in containers the process
+/// id is always 1, and containers on a host network share one host name.
 #[must_use]
 pub fn instance() -> &'static str {
     static INSTANCE: OnceLock<String> = OnceLock::new();
     INSTANCE.get_or_init(|| {
-        // Its keys are the system's random bytes.
+        // `RandomState` is seeded with the system's random bytes.
         let random = RandomState::new().hash_one(std::process::id());
         format!("{:08x}", random >> 32)
     })
 }
 
 impl MemberReport {
-    /// Reads a report.
+    /// Parses a report.
     ///
     /// # Errors
-    /// A sentence when the bytes are no report.
+    /// A sentence that says why the bytes are not a report.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        crate::document::from_object(bytes)
-            .map_err(|error| format!("it is no member report: {error}"))
+        crate::document::from_object(bytes).map_err(|error| format!("not a member report: {error}"))
     }
 
-    /// The report as it is written: at most [`MAX_REPORT`] bytes, with what does not fit cut or counted.
+    /// Serialises the report into at most [`MAX_REPORT`] bytes: texts are truncated, further entries only counted.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let whole = json(self);
@@ -127,7 +126,7 @@ impl MemberReport {
         }
     }
 
-    /// Who and where it is and what it has applied, with everything else counted: for a store that takes no more.
+    /// Only identity and applied revision, with everything else counted: for a store that rejects a larger value.
     #[must_use]
     pub fn minimal(&self) -> Self {
         let omitted = Omitted {
@@ -157,7 +156,7 @@ impl MemberReport {
         }
     }
 
-    /// As much of it as fits: every name that can be told, then reasons, then keys of no handler.
+    /// Truncates by priority: names first, then reasons, then keys without a handler.
     fn cut(&self) -> Self {
         let (of_handlers, others): (Vec<&MemberRejection>, Vec<&MemberRejection>) =
             self.rejections.iter().partition(concerns_handlers);
@@ -211,7 +210,7 @@ impl MemberReport {
         cut
     }
 
-    /// Fills in why, as far as there is room; what `cut` lists are the first ones of what there is.
+    /// Adds reasons while there is room. The entries of `cut` are a prefix of those in `self`.
     fn add_reasons(&self, cut: &mut Self, of_handlers: &[&MemberRejection], left: &mut usize) {
         for (listed, whole) in cut.handlers.iter_mut().zip(&self.handlers) {
             let reason = short(&whole.reason);
@@ -227,7 +226,7 @@ impl MemberReport {
         }
     }
 
-    /// What it says against a handler, a line each.
+    /// Problems of one handler, one line each.
     #[must_use]
     pub fn problems_for(&self, handler: &str) -> Vec<String> {
         let of_handlers = self.handlers.iter().filter(|listed| listed.name == handler);
@@ -246,7 +245,7 @@ impl MemberReport {
         of_handlers.chain(of_keys).collect()
     }
 
-    /// Whether it lists something against `handler`: a refusal, a failure or a rejected key.
+    /// Whether the report lists a problem of `handler`: a rejection, a failure or a rejected key.
     #[must_use]
     pub fn has_problems(&self, handler: &str) -> bool {
         !self.problems_for(handler).is_empty()
@@ -258,13 +257,13 @@ fn concerns_handlers(rejection: &&MemberRejection) -> bool {
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    // Plain data with text keys always has a JSON form.
+    // Plain data with string keys: serialisation cannot fail.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Takes the bytes of `value` from what is left, if there are as many.
+/// Subtracts the serialised size of `value` from `left`; `false` when it does not fit.
 fn fits(left: &mut usize, value: &impl Serialize) -> bool {
-    // Names of fields and separators of what is filled in later.
+    // Field names and separators of fields that are filled in later.
     const AROUND: usize = 32;
     let bytes = json(value).len() + AROUND;
     let fits = bytes <= *left;
@@ -274,7 +273,7 @@ fn fits(left: &mut usize, value: &impl Serialize) -> bool {
     fits
 }
 
-/// The beginning of a text.
+/// Truncates a text to the maximum length.
 fn short(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();
@@ -317,7 +316,7 @@ mod tests {
         assert!(MemberReport::from_json(b"[]").is_err());
     }
 
-    /// Refusals of `handlers` handlers, and as many rejected keys of handlers and of nobody, with texts of `length` bytes.
+    /// A report with `handlers` rejected handlers and `keys` rejected keys, with and without a handler; texts of `length` bytes.
     fn crowded(handlers: usize, keys: usize, length: usize) -> MemberReport {
         let text = "é\"".repeat(length / 3);
         let rejection = |key: String, handlers: Vec<String>| MemberRejection {
@@ -330,7 +329,7 @@ mod tests {
             let name = format!("odd-{n}");
             rejection(format!("/plugins/{name}/spec"), vec![name])
         });
-        let others = (0..keys).map(|n| rejection(format!("/plugins/stranger-{n}"), Vec::new()));
+        let others = (0..keys).map(|n| rejection(format!("/plugins/unknown-{n}"), Vec::new()));
         MemberReport {
             id: "i".repeat(255),
             instance: "0123abcd".into(),
@@ -367,13 +366,13 @@ mod tests {
                 + read.handlers.len()
                 + read.rejections.iter().filter(concerns_handlers).count();
             assert_eq!(listed + read.omitted.handlers, 3 * handlers);
-            let strangers = read.rejections.iter().filter(|one| !concerns_handlers(one));
-            assert_eq!(strangers.count() + read.omitted.keys, keys);
+            let without_handler = read.rejections.iter().filter(|one| !concerns_handlers(one));
+            assert_eq!(without_handler.count() + read.omitted.keys, keys);
         }
     }
 
     #[test]
-    fn names_come_before_reasons_and_handlers_before_keys_of_nobody() {
+    fn names_come_before_reasons_and_handlers_before_keys_without_one() {
         let report = MemberReport::from_json(&crowded(60, 6_000, 9_000).to_json()).unwrap();
         assert_eq!(report.omitted.handlers, 0);
         assert!(report.omitted.keys > 5_000);

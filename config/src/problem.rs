@@ -1,4 +1,4 @@
-//! What is wrong with a document: all of it at once, each with its place and what to do.
+//! Validation errors: all errors of a document at once, each with its position and remedy.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,29 +8,29 @@ use serde::{Serialize, Serializer};
 
 use crate::escape::Escaping;
 
-/// Most problems of which each is kept; the others are counted.
+/// Maximum number of problems that are kept; further ones are only counted.
 const MAX_PROBLEMS: usize = 100;
-/// Longest path and message of a problem, in bytes: both can quote the text that they are about.
+/// Maximum lengths of a problem's path and message in bytes: both can quote untrusted text.
 const MAX_PATH: usize = 300;
 const MAX_MESSAGE: usize = 2_000;
 
-/// One mistake in a document, where it stands and what to do about it.
+/// One error in a document, with its position and remedy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
-    /// The file or store key; `None` for what has no file, such as a command line.
+    /// The file or store key; `None` for input without a file, such as a command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// Line, from 1; 0 when the whole document is meant.
+    /// Line, from 1; 0 for the whole document.
     pub line: u32,
-    /// Column in characters, from 1; 0 when the whole document is meant.
+    /// Column in characters, from 1; 0 for the whole document.
     pub column: u32,
     /// Dotted path of the field, such as `kafka.clients` or `route.topics[0]`; empty for the document itself.
     pub path: String,
-    /// What is wrong and what to do.
+    /// Cause and remedy.
     pub message: String,
 }
 
-/// One line, whatever stands in the document.
+/// Formats as a single line, whatever text it quotes.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut f = Escaping(f);
@@ -48,31 +48,30 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The mistakes that were found, sorted by file, line and column. Displays one line per problem.
+/// The errors of a document, sorted by file, line and column. Displays one line per problem.
 ///
-/// At most 100 are kept, so that what a bad text costs is bounded; the others are counted, and the last line says
-/// how many there are.
+/// Keeps at most 100 problems, which bounds the cost of a bad text; the last line says how many more there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     found: Vec<Problem>,
-    /// Those beyond the bound.
+    /// Number of problems beyond the limit.
     omitted: usize,
 }
 
 impl Problems {
-    /// None found.
+    /// An empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A single problem with a whole file (or with no file at all).
+    /// A single problem about a whole file, or about input without a file.
     pub fn of_file(file: Option<&Path>, message: impl Into<String>) -> Self {
         let mut problems = Self::new();
         problems.push(Problem::of_whole(file, message.into()));
         problems
     }
 
-    /// Adds one, keeping the order; the same problem twice counts once. Beyond the bound it is only counted.
+    /// Inserts a problem in order; duplicates are ignored. Beyond the limit it is only counted.
     pub fn push(&mut self, mut problem: Problem) {
         if self.is_full() {
             self.omitted += 1;
@@ -85,7 +84,7 @@ impl Problems {
         }
     }
 
-    /// Adds all of `other`.
+    /// Adds all problems of `other`.
     pub fn merge(&mut self, other: Problems) {
         self.omitted += other.omitted;
         for problem in other.found {
@@ -93,7 +92,7 @@ impl Problems {
         }
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
@@ -103,24 +102,24 @@ impl Problems {
         self.found.len() >= MAX_PROBLEMS
     }
 
-    /// How many there are, those that are only counted included.
+    /// Number of problems, including those that are only counted.
     pub fn len(&self) -> usize {
         self.found.len() + self.omitted
     }
 
-    /// Those that are kept, in order.
+    /// The kept problems, in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.found.iter()
     }
 
-    /// What stands for those that are only counted.
+    /// A summary of the problems that are only counted.
     fn remainder(&self) -> Option<Problem> {
         (self.omitted > 0).then(|| Problem::of_whole(None, format!("and {} more", self.omitted)))
     }
 }
 
 impl Problem {
-    /// A problem with a whole file, or with no file at all.
+    /// A problem about a whole file, or about input without a file.
     fn of_whole(file: Option<&Path>, message: String) -> Self {
         Self {
             file: file.map(Path::to_path_buf),
@@ -132,7 +131,7 @@ impl Problem {
     }
 }
 
-/// Cuts `text` to `longest` bytes and says so by `…`.
+/// Truncates `text` to `longest` bytes and marks the cut with `…`.
 fn shorten(text: &mut String, longest: usize) {
     if text.len() > longest {
         text.truncate(text.floor_char_boundary(longest));
@@ -162,7 +161,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A list; what is only counted is its last entry.
+/// Serialises as a list whose last entry summarises the problems that are only counted.
 impl Serialize for Problems {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let remainder = self.remainder();

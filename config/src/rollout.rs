@@ -1,69 +1,70 @@
-//! A staged rollout in progress, as it stands under `{name}/rollout`: which members already have the new spec or config.
+//! The value of `{name}/rollout`: a staged rollout in progress and the members that already run the new spec or config.
 
 use serde::{Deserialize, Serialize};
 
-/// The value of a rollout key, JSON.
+/// A rollout in progress, stored as JSON.
 ///
-/// A member whose id is in `members` runs by `spec` and `config` instead of what stands at the keys of those names; all
-/// others ignore it. Deleting the key restores the earlier revision on those that had the new one.
+/// Members listed in `members` use `spec` and `config` instead of the keys of those names; all others ignore the rollout.
+/// Deleting the key restores the earlier revision on the listed members.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// Tells this rollout from every other one.
+    /// Unique id of this rollout.
     pub id: String,
-    /// Who started it, for people.
+    /// Who started it; informational.
     #[serde(default)]
     pub by: String,
-    /// When it was started, RFC 3339.
+    /// Start time, RFC 3339.
     #[serde(default)]
     pub started: String,
-    /// The text of the new spec; `None` leaves the spec as it is.
+    /// Text of the new spec; `None` keeps the current spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<String>,
-    /// The new config, a JSON object; `None` leaves the config as it is.
+    /// New config, a JSON object; `None` keeps the current config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<serde_json::Value>,
     /// Sizes of the waves, such as `1`, `25%`, `100%`.
     #[serde(default)]
     pub waves: Vec<String>,
-    /// Which wave it is at, from 0.
+    /// Current wave, from 0.
     #[serde(default)]
     pub wave: usize,
     /// Ids of the members that have the new revision.
     #[serde(default)]
     pub members: Vec<String>,
-    /// How long a wave must be well before the next one, such as `30s`.
+    /// How long a wave must stay healthy before the next one starts, such as `30s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_healthy: Option<String>,
-    /// The revision of the spec that it takes the place of; 0 when there was none.
+    /// Revision of the spec that the rollout replaces; 0 when there was none.
     #[serde(default)]
     pub base_revision: u64,
 }
 
 impl Rollout {
-    /// Reads a rollout.
+    /// Parses a rollout.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A sentence that says why the bytes are not a rollout.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
         let rollout: Self = crate::document::from_object(bytes)
-            .map_err(|error| format!("it is no rollout: {error}; delete it to end it"))?;
+            .map_err(|error| format!("not a valid rollout: {error}; delete the key to end it"))?;
         match rollout.config {
-            Some(ref config) if !config.is_object() => {
-                Err("its `config` is no JSON object; delete it to end it".to_owned())
-            }
+            Some(ref config) if !config.is_object() => Err(
+                "not a valid rollout: `config` is not a JSON object; delete the key to end it"
+                    .to_owned(),
+            ),
             _ => Ok(rollout),
         }
     }
 
-    /// The rollout as it is written.
+    /// Serialises the rollout.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // Plain data with text keys always has a JSON form.
+        // Plain data with string keys: serialisation cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Whether `member` has the new revision.
+    /// Whether `member` runs the new revision.
     #[must_use]
     pub fn is_for(&self, member: &str) -> bool {
         self.members.iter().any(|id| id == member)
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_roll_out_survives_its_json() {
+    fn a_rollout_survives_its_json() {
         let rollout = Rollout {
             id: "r1".into(),
             config: Some(serde_json::json!({ "threshold": 2 })),

@@ -1,4 +1,4 @@
-//! JSON Schemas (draft 2020-12) of the service config and of a handler's spec, made from the tables that reading follows.
+//! JSON Schemas (draft 2020-12) of the service config and the handler spec, generated from the tables that the parser uses.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -7,19 +7,19 @@ use crate::service::SERVICE;
 use crate::spec::{SPEC, definitions};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
-/// A value that stands elsewhere.
+/// Pattern of a `${…}` reference.
 const REFERENCE: &str = r"\$\{(env|file):[^}]+\}";
 const DURATION: &str = r"^([0-9]+(\.[0-9]+)? *(d|h|m|s|ms|us|ns))+$";
 const SIZE: &str = r"^[0-9]+(\.[0-9]+)? *([kKMGT]i?)?B?$";
 
-/// The schema of the service config.
+/// Schema of the service config.
 pub fn config_schema() -> Json {
     let mut schema = object(&SERVICE, true);
     head(&mut schema, "sluicegate service config");
     schema
 }
 
-/// The schema of a handler's spec.
+/// Schema of the handler spec.
 pub fn handler_schema() -> Json {
     let mut schema = object(&SPEC, false);
     head(&mut schema, "sluicegate handler spec");
@@ -32,7 +32,7 @@ fn head(schema: &mut Json, title: &str) {
     schema["title"] = json!(title);
 }
 
-/// `references`: whether `${…}` may stand for any value.
+/// `references`: whether `${…}` may replace any value.
 fn object(object: &SectionType, references: bool) -> Json {
     let properties: Map<String, Json> = object
         .fields
@@ -121,7 +121,7 @@ fn text(pattern: Option<&str>, numbers: bool, references: bool) -> Json {
     schema
 }
 
-/// The default as JSON; an object's is empty, since its fields have their own.
+/// The default as JSON. Empty for objects, whose fields have their own defaults.
 fn default(kind: &FieldType, text: &str) -> Json {
     match kind {
         FieldType::Flag => json!(text == "true"),

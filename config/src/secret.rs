@@ -1,4 +1,4 @@
-//! Values that must not be shown: they are read where they are used, and print as `***` everywhere else.
+//! Secret values and their redaction: exposed only at the point of use, printed as `***` everywhere else.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// A text that never shows in `Debug`, `Display` or serialised output.
+/// A string that is never shown in `Debug`, `Display` or serialised output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a text.
+    /// Wraps a string.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one place that needs it.
+    /// The value itself, for its point of use.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -42,28 +42,28 @@ impl Serialize for Secret {
     }
 }
 
-/// Stands in the place of a secret.
+/// Replacement of a secret.
 const MASK: &str = "***";
-/// A shorter value is masked only where it stands as a word of its own: within words it would be found everywhere.
+/// Shorter values are masked only as whole words: as parts of words they would match everywhere.
 const SHORTEST_PART: usize = 4;
-/// In a name, a shorter value is masked only where it stands between `_`: `prod` must not spoil `produced_total`.
+/// In names, shorter values are masked only between `_`: `prod` must not hide `produced_total`.
 const SHORTEST_PART_OF_NAME: usize = 8;
-/// A line of a secret of several lines is a secret too from this length.
+/// Lines of a multi-line secret count as secrets from this length on, in bytes.
 const SHORTEST_LINE: usize = 8;
-/// Most bytes of a secret's beginning that are looked for at the end of a text that was cut.
+/// Maximum prefix of a secret, in bytes, that is searched for at the end of a truncated text.
 const LONGEST_CUT: usize = 1_024;
 
-/// Takes secrets out of texts that may quote them: errors, reasons and log lines of plugins.
+/// Masks secrets in texts that may quote them: errors, reasons and log lines of plugins.
 ///
-/// A value is found as it is, as a Rust or JSON text shows it, as a URL writes it, and by each of its lines.
+/// Finds a value verbatim, escaped as in Rust or JSON, percent-encoded as in URLs, and by each of its lines.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Redactor {
-    /// Longest first, so that none is left with a part of another.
+    /// Longest first, so that masking one form never leaves part of a longer one.
     forms: Vec<String>,
 }
 
 impl Redactor {
-    /// A redactor of these values.
+    /// A redactor for `secrets`.
     pub fn new<S: AsRef<str>>(secrets: &[S]) -> Self {
         let forms: BTreeSet<String> = secrets
             .iter()
@@ -74,12 +74,12 @@ impl Redactor {
         Self { forms }
     }
 
-    /// Whether there is nothing to look for.
+    /// Whether there are no secrets to mask.
     pub fn is_empty(&self) -> bool {
         self.forms.is_empty()
     }
 
-    /// Looks for what `other` looks for too.
+    /// Adds the secrets of `other`.
     pub fn merge(&mut self, other: &Self) {
         let known: BTreeSet<&String> = self.forms.iter().collect();
         let new = other.forms.iter().filter(|form| !known.contains(form));
@@ -88,10 +88,10 @@ impl Redactor {
         self.forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
     }
 
-    /// `text` with `***` in the place of every secret.
+    /// Replaces every secret in `text` by `***`.
     pub fn redact<'t>(&self, text: &'t str) -> Cow<'t, str> {
         let mut redacted = Cow::Borrowed(text);
-        // The longest come first: what is longer than the text is passed over without a look.
+        // Longest first: forms longer than the text are skipped without a search.
         let fit = self.forms.partition_point(|form| form.len() > text.len());
         for form in &self.forms[fit..] {
             if let Some(masked) = masked(&redacted, form) {
@@ -104,8 +104,8 @@ impl Redactor {
         redacted
     }
 
-    /// Whether a name, such as a metric's, shows a secret. Values of less than 4 bytes are not looked for, those of less
-    /// than 8 only between `_`: a name is made up by an author, not by a config, and short values are in many words.
+    /// Whether a name, such as a metric's, contains a secret. Values below 4 bytes are ignored, those below 8 match only between
+    /// `_`: names are chosen by authors, not by configs, and short values occur in many words.
     pub fn shows_in_name(&self, name: &str) -> bool {
         let is_word = |c: &char| c.is_alphanumeric();
         self.forms.iter().any(|form| {
@@ -119,7 +119,7 @@ impl Redactor {
         })
     }
 
-    /// Where a secret begins whose end was cut off with the end of the text.
+    /// Start of a secret at the end of `text` whose remainder was truncated.
     fn before_cut(&self, text: &str) -> Option<usize> {
         let begins = |form: &String| {
             let longest = form
@@ -137,28 +137,28 @@ impl Redactor {
     }
 }
 
-/// Says how many forms there are, never which.
+/// Shows the number of forms, never the forms.
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Redactor({})", self.forms.len())
     }
 }
 
-/// A redactor that is shared, and told of more secrets while it is in use: what has an older one goes on speaking.
+/// A shared redactor to which secrets are added while it is in use; holders of an older snapshot are not blocked.
 #[derive(Debug, Default)]
 pub struct Redaction {
     redactor: Mutex<Arc<Redactor>>,
 }
 
 impl Redaction {
-    /// To begin with, these secrets.
+    /// Starts with the secrets of `redactor`.
     pub fn new(redactor: Redactor) -> Self {
         Self {
             redactor: Mutex::new(Arc::new(redactor)),
         }
     }
 
-    /// These too, from now on.
+    /// Adds the secrets of `redactor`.
     pub fn add(&self, redactor: &Redactor) {
         if redactor.is_empty() {
             return;
@@ -166,13 +166,13 @@ impl Redaction {
         Arc::make_mut(&mut self.lock()).merge(redactor);
     }
 
-    /// What is looked for now; `None` when that is nothing.
+    /// The current redactor; `None` when there are no secrets.
     pub fn current(&self) -> Option<Arc<Redactor>> {
         let redactor = self.lock();
         (!redactor.is_empty()).then(|| Arc::clone(&redactor))
     }
 
-    /// `text` with `***` in the place of every secret.
+    /// Replaces every secret in `text` by `***`.
     pub fn redact<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match self.current() {
             None => Cow::Borrowed(text),
@@ -188,7 +188,7 @@ impl Redaction {
     }
 }
 
-/// The ways in which a text may show a value.
+/// The encodings in which a text may contain a value.
 fn forms(secret: &str) -> Vec<String> {
     let mut values = vec![secret, secret.trim()];
     if secret.contains('\n') {
@@ -210,7 +210,7 @@ fn forms(secret: &str) -> Vec<String> {
     values.flat_map(shown).collect()
 }
 
-/// As a URL writes it.
+/// Percent-encoded as in URLs.
 fn in_url(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for byte in value.bytes() {
@@ -224,7 +224,7 @@ fn in_url(value: &str) -> String {
     text
 }
 
-/// `text` with every `form` masked; `None` when there is none.
+/// `text` with every `form` masked; `None` when it contains none.
 fn masked(text: &str, form: &str) -> Option<String> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let stands_alone = |at: usize| {
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_found_however_it_is_shown() {
+    fn a_secret_is_found_in_every_encoding() {
         let redactor = Redactor::new(&["p\"w\\d\u{1} ä", "plain-secret"]);
         for (text, expected) in [
             ("no secret here", "no secret here"),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn short_values_spoil_no_name() {
+    fn short_values_do_not_match_within_names() {
         let redactor = Redactor::new(&["en", "true", "prod", "hunter2_pass"]);
         for (name, shows) in [
             ("en", false),
@@ -318,7 +318,7 @@ mod tests {
             }
             let redacted = redactor.redact(&text);
             for secret in secrets.iter().filter(|secret| !MASK.contains(secret.as_str())) {
-                // What is left may read like a secret only by a mask beside other text.
+                // A remaining match can only arise from a mask adjacent to other text.
                 prop_assert!(!redacted.split(MASK).any(|part| part.contains(secret.as_str())));
             }
         }

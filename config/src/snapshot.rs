@@ -1,4 +1,4 @@
-//! Every handler's spec at one revision of its source: what is meant to run.
+//! Snapshots: every handler's spec at one revision of its source, the desired state of the service.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,42 +10,42 @@ use crate::document::ChoiceValue;
 use crate::problem::Problems;
 use crate::spec::HandlerSpec;
 
-/// Every handler's spec at one revision of its source.
+/// The desired state: every handler's spec at one revision of its source.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// The source's number for it; a lower one is never applied after a higher one (G10).
+    /// The source's revision. Revisions are applied in increasing order only (G10).
     pub revision: u64,
-    /// Specs by handler name. Where the newest text of one is refused, its last good version stands here; its gate is shut
-    /// if that text says so.
+    /// Specs by handler name. When a handler's newest text is rejected, its last good version is listed, with the gate closed if
+    /// the rejected text closes it.
     pub handlers: BTreeMap<String, Arc<HandlerSpec>>,
-    /// What the source holds but is not applied, and why; sorted by origin.
+    /// Texts of the source that are not applied, with their problems; sorted by origin.
     pub rejections: Vec<Rejection>,
-    /// What the source says of the service itself.
+    /// Settings of the service itself.
     pub switches: RuntimeSettings,
 }
 
-/// What a store's keys switch in the service itself; a source without such keys leaves the defaults.
+/// Service-wide settings from a store's keys; sources without such keys keep the defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RuntimeSettings {
-    /// Write a sampled, rate-limited log line a record.
+    /// Log records, sampled and rate-limited.
     pub record_log: bool,
-    /// How fine metrics are.
+    /// Metrics granularity.
     pub metrics: MetricsLevel,
 }
 
-/// How fine metrics are: each level has what the one before has.
+/// Metrics granularity. Each level includes the one before it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum MetricsLevel {
-    /// Version, start and snapshot only.
+    /// Version, start time and snapshot only.
     Off,
-    /// The service as a whole and its topics.
+    /// Also the service as a whole and its topics.
     Basic,
-    /// Also each handler.
+    /// Also every handler.
     Handler,
-    /// Also each partition and the Kafka clients' statistics.
+    /// Also every partition and the Kafka clients' statistics.
     #[default]
     Partition,
 }
@@ -59,33 +59,33 @@ impl ChoiceValue for MetricsLevel {
     ];
 }
 
-/// A text that is refused, and what runs in its stead.
+/// A rejected text and its effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejection {
     /// The file or key.
     pub origin: String,
-    /// Handlers that it concerns, as far as they are known.
+    /// Affected handlers, as far as they are known.
     pub handlers: Vec<String>,
-    /// What stays in effect.
+    /// What stays active instead.
     pub effect: RejectionEffect,
-    /// What is wrong.
+    /// Why the text was rejected.
     pub problems: Problems,
 }
 
-/// What stays in effect while a text is refused.
+/// What stays active while a text is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectionEffect {
-    /// The last good version of its handler runs on.
+    /// The handler's last good version stays active.
     LastGoodSpec,
-    /// There was no good version: the handler does not run.
+    /// The handler has no good version and does not run.
     NotRunning,
-    /// It changes nothing.
+    /// No effect on handlers.
     Ignored,
 }
 
 impl Rejection {
-    /// The refusal of a text that declares at most one handler, which runs on as it did or does not run.
+    /// A rejection of a text for at most one handler, which keeps its last good version (`runs_on`) or does not run.
     pub(crate) fn of_one(
         origin: String,
         handler: Option<&str>,
@@ -105,7 +105,7 @@ impl Rejection {
 }
 
 impl Snapshot {
-    /// A snapshot of `specs` without rejections. A later spec takes the place of an earlier one of the same name.
+    /// A snapshot of `specs` without rejections. Of specs with the same name, the last wins.
     pub fn new(revision: u64, specs: impl IntoIterator<Item = HandlerSpec>) -> Self {
         Self {
             revision,

@@ -1,4 +1,4 @@
-//! Everything that is wrong with a service config and all it reaches, at once.
+//! Validates a service config together with every spec of its source, reporting all problems at once.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use crate::environment::Environment;
 use crate::problem::Problems;
 use crate::service::examine;
 
-/// Checks the service config in `file`, and every spec of the source that it names, even where the rest of it is bad.
+/// Checks the service config in `file` and every spec of its source, even if other parts of the config are invalid.
 ///
-/// Nothing is started and no plugin is loaded. Empty means that `run` would accept it all.
+/// Starts nothing and loads no plugin. An empty result means that `run` would accept everything.
 pub fn validate_everything(file: &Path, environment: &Environment, sets: &[String]) -> Problems {
     let text = match crate::document::read_given_text(file) {
         Ok(text) => text,
@@ -25,7 +25,7 @@ pub fn validate_everything(file: &Path, environment: &Environment, sets: &[Strin
     let Some(handlers) = examined.handlers else {
         return problems;
     };
-    match handlers.open_to_look(environment) {
+    match handlers.open_read_only(environment) {
         Ok(mut source) => {
             if let Err(found) = source.snapshot() {
                 problems.merge(found.into_problems());

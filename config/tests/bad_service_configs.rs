@@ -1,4 +1,4 @@
-//! Bad service configs, and what each one is told. `cargo insta review` shows a change of words before it is accepted.
+//! Error messages of invalid service configs, as snapshots. `cargo insta review` shows changes before they are accepted.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::fmt::Write;
@@ -54,16 +54,21 @@ const CASES: &[Case] = &[
         &[],
     ),
     ("list for a map", "kafka: [a, b]\n", &[], &[]),
-    ("text for a map", "processing: fast\n", &[], &[]),
+    ("string for a map", "processing: fast\n", &[], &[]),
     (
-        "map for a text",
+        "map for a string",
         "kafka: { group_id: { a: b } }\n",
         &[],
         &[],
     ),
-    ("number for a text", "kafka: { group_id: 17 }\n", &[], &[]),
-    ("nothing for a text", "kafka:\n  group_id:\n", &[], &[]),
-    ("text for a number", "kafka: { clients: many }\n", &[], &[]),
+    ("number for a string", "kafka: { group_id: 17 }\n", &[], &[]),
+    ("nothing for a string", "kafka:\n  group_id:\n", &[], &[]),
+    (
+        "string for a number",
+        "kafka: { clients: many }\n",
+        &[],
+        &[],
+    ),
     ("quoted number", "kafka: { clients: \"2\" }\n", &[], &[]),
     (
         "fraction for a count",
@@ -85,7 +90,7 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "text for a flag",
+        "string for a boolean",
         "plugins: { allow_unsigned: yes }\n",
         &[],
         &[],
@@ -103,7 +108,7 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "duration of nothing",
+        "zero duration",
         "processing: { commit_interval: 0s, stall_timeout: -1s }\n",
         &[],
         &[],
@@ -116,13 +121,13 @@ const CASES: &[Case] = &[
     ),
     ("size too small", "processing: { memory: 10kB }\n", &[], &[]),
     (
-        "unknown word",
+        "unknown choice",
         "processing: { guarantee: exactly-once, offset_out_of_range: skip }\n",
         &[],
         &[],
     ),
     (
-        "start is no time",
+        "start is not a time",
         "kafka: { start: yesterday }\n",
         &[],
         &[],
@@ -164,13 +169,13 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "text for a list",
+        "string for a list",
         "handlers: { references: { env: TOKEN } }\n",
         &[],
         &[],
     ),
     (
-        "owned Kafka keys",
+        "managed Kafka keys",
         "kafka:\n  client:\n    auto.offset.reset: earliest\n    enable.auto.commit: true\n    enable.auto.offset.store: true\n    enable.partition.eof: true\n    group.id: x\n    bootstrap.servers: a:9092\n    metadata.broker.list: a:9092\n    auto.commit.interval.ms: 100\n    enable.idempotence: false\n    acks: 1\n    transactional.id: t\n    session.timeout.ms: 6000\n",
         &[],
         &[],
@@ -200,13 +205,13 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "sources that are not there yet",
+        "invalid and conflicting sources",
         "handlers:\n  etcd: { endpoints: [a] }\n  zookeeper: { servers: a }\nbridge: {}\n",
         &[],
         &[],
     ),
     (
-        "folder as text",
+        "folder as string",
         "handlers: { file: handlers.d }\n",
         &[],
         &[],
@@ -230,7 +235,7 @@ const CASES: &[Case] = &[
         &[],
     ),
     (
-        "a secret that does not fit is not shown",
+        "an invalid secret is not shown",
         "kafka: { clients: \"${env:SECRET}\", start: \"${env:SECRET}\" }\nprocessing: { memory: \"${env:SECRET}\", guarantee: \"${env:SECRET}\" }\nadmin: { listen: \"${env:SECRET}\" }\n",
         &[("SECRET", "hunter2")],
         &[],
@@ -242,7 +247,7 @@ const CASES: &[Case] = &[
         &["plugins.trusted_keys=[RWQabc]"],
     ),
     (
-        "references that give away too much",
+        "references that expose too much",
         "handlers:\n  references: { env: [\"${env:A}\", B], folder: . }\n",
         &[],
         &[],
@@ -284,7 +289,7 @@ const CASES: &[Case] = &[
     ),
     ("two documents", "kafka: {}\n---\nadmin: {}\n", &[], &[]),
     ("list at the top", "- kafka\n", &[], &[]),
-    ("text at the top", "hello\n", &[], &[]),
+    ("string at the top", "hello\n", &[], &[]),
     (
         "bracket that does not close",
         "kafka: { group_id: x\nadmin: {}\n",
@@ -304,7 +309,7 @@ const CASES: &[Case] = &[
     ("alias of itself", "kafka: &k { client: *k }\n", &[], &[]),
 ];
 
-fn told(case: &Case) -> String {
+fn problems_of(case: &Case) -> String {
     let (_, text, variables, sets) = case;
     let environment: Environment = variables.iter().copied().collect();
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
@@ -316,23 +321,23 @@ fn told(case: &Case) -> String {
 }
 
 #[test]
-fn each_bad_config_is_told_what_and_where_and_what_to_do() {
+fn each_invalid_config_is_reported_with_position_and_remedy() {
     let mut all = String::new();
     for case in CASES {
-        let told = told(case);
+        let problems = problems_of(case);
         assert!(
-            !told.contains("hunter2"),
-            "{}: a secret shows: {told}",
+            !problems.contains("hunter2"),
+            "{}: a secret is shown: {problems}",
             case.0
         );
-        writeln!(all, "# {}\n{told}\n", case.0).unwrap();
+        writeln!(all, "# {}\n{problems}\n", case.0).unwrap();
     }
     assert!(CASES.len() >= 40);
     insta::assert_snapshot!(all);
 }
 
 #[test]
-fn alias_bombs_deep_nesting_and_long_texts_are_refused_quickly() {
+fn alias_bombs_deep_nesting_and_long_texts_are_rejected_quickly() {
     let mut bomb = String::from("a: &a0 [x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let aliases = vec![format!("*a{}", level - 1); 9].join(", ");
@@ -351,7 +356,7 @@ fn alias_bombs_deep_nesting_and_long_texts_are_refused_quickly() {
     ];
     let begin = std::time::Instant::now();
     for (name, text) in texts {
-        let told = read_service_config(&text, None, &Environment::default(), &[])
+        let problems = read_service_config(&text, None, &Environment::default(), &[])
             .unwrap_err()
             .to_string();
         let bounded = [
@@ -362,10 +367,10 @@ fn alias_bombs_deep_nesting_and_long_texts_are_refused_quickly() {
             "recursion",
         ];
         assert!(
-            bounded.iter().any(|bound| told.contains(bound)),
-            "{name}: {told}"
+            bounded.iter().any(|bound| problems.contains(bound)),
+            "{name}: {problems}"
         );
-        assert!(told.len() < 2000, "{name}: {told}");
+        assert!(problems.len() < 2000, "{name}: {problems}");
     }
     assert!(
         begin.elapsed().as_secs() < 10,
@@ -375,7 +380,7 @@ fn alias_bombs_deep_nesting_and_long_texts_are_refused_quickly() {
 }
 
 #[test]
-fn files_that_are_missing_or_no_text_are_told_apart() {
+fn missing_and_non_text_files_have_distinct_errors() {
     let folder = tempfile::tempdir().unwrap();
     let none = Environment::default();
     let load = |file: &str| {

@@ -1,4 +1,4 @@
-//! Bad handler specs, and what each one is told. `cargo insta review` shows a change of words before it is accepted.
+//! Error messages of invalid handler specs, as snapshots. `cargo insta review` shows changes before they are accepted.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sluicegate_config::{Environment, read_spec, validate_everything};
 
-/// What most cases put in front: the text of the case begins in line 4.
+/// Common prefix of most cases; the text of the case starts in line 4.
 const HEAD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
 
 /// Situation, text after the head.
@@ -22,24 +22,21 @@ const FIELDS: &[(&str, &str)] = &[
         "cel: 'true'\ncanary: { version: \"1.3\" }\nrate_limit: { records_per_second: 5 }\n",
     ),
     (
-        "words that are not available yet",
+        "choices that are not available yet",
         "group: dedicated\ngate_closed: hold\nretry: { overflow: topic }\n",
     ),
     (
-        "unknown words",
+        "unknown choices",
         "order: keys\non_failure: drop\ngroup: own\n",
     ),
-    ("version that is none", "version: latest\n"),
+    ("invalid version", "version: latest\n"),
     ("version with too many parts", "version: 1.2.3.4\n"),
     ("version as a list", "version: [1, 2]\n"),
-    ("text for a flag", "enabled: on\n"),
+    ("string for a boolean", "enabled: on\n"),
     ("no workers", "workers: 0\n"),
     ("too many workers", "workers: 100000\n"),
-    (
-        "bounds of nothing",
-        "max_in_flight: { records: 0, bytes: 0B }\n",
-    ),
-    ("timeout of nothing", "timeout: 0s\n"),
+    ("zero limits", "max_in_flight: { records: 0, bytes: 0B }\n"),
+    ("zero timeout", "timeout: 0s\n"),
     ("no attempts", "retry: { max_attempts: 0 }\n"),
     (
         "longest wait below the first",
@@ -55,11 +52,11 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     ("jitter above one", "retry: { backoff: { jitter: 20 } }\n"),
     (
-        "jitter is no number",
+        "jitter is not a number",
         "retry: { backoff: { jitter: .nan, multiplier: .inf } }\n",
     ),
     (
-        "window of nothing",
+        "zero window",
         "restart: { max_restarts: -1, restart_window: 0ms }\n",
     ),
     ("pool with a space", "pool: My Pool\n"),
@@ -76,12 +73,12 @@ const FIELDS: &[(&str, &str)] = &[
         "dead_letter: { topic: \"{group}.dlt\" }\n",
     ),
     (
-        "dead-letter topic that is none",
+        "invalid dead-letter topic",
         "dead_letter: { topic: \"a b\" }\n",
     ),
     ("config as a list", "config: [1, 2]\n"),
     (
-        "config with a number that JSON has not",
+        "config with a number that JSON cannot represent",
         "config: { a: { b: [.nan, 99999999999999999999999] } }\n",
     ),
     (
@@ -128,12 +125,12 @@ const WHOLE: &[(&str, &str)] = &[
         "name: a\nplugin: relay\nroute: { when: { key: true, exists: true } }\n",
     ),
     (
-        "topic as text",
+        "topic as string",
         "name: a\nplugin: relay\nroute: { topics: orders }\n",
     ),
     ("route as list", "name: a\nplugin: relay\nroute: [orders]\n"),
     (
-        "topics that are none",
+        "invalid topics",
         "name: a\nplugin: relay\nroute: { topics: [\"a b\", \"\", \"..\", 7, t, t] }\n",
     ),
     (
@@ -145,7 +142,7 @@ const WHOLE: &[(&str, &str)] = &[
         "name: a\nplugin: relay\nroute: { topics: [\"/orders-[0-9/\", \"/(/\", \"//\", \"/a\"] }\n",
     ),
     (
-        "regex too big",
+        "regex too large",
         "name: a\nplugin: relay\nroute: { topics: [\"/(a{1000}){1000}/\"] }\n",
     ),
     (
@@ -154,11 +151,11 @@ const WHOLE: &[(&str, &str)] = &[
     ),
 ];
 
-/// Situation, the `when` tree; it stands in line 5.
+/// Situation, `when` tree; it is in line 5.
 const PREDICATES: &[(&str, &str)] = &[
     ("empty condition", "{}"),
     ("condition as list", "[{ key: true, exists: true }]"),
-    ("condition as text", "always"),
+    ("condition as string", "always"),
     ("header without test", "{ header: tenant }"),
     ("test without subject", "{ equals: acme }"),
     ("misspelt test", "{ header: tenant, equal: acme }"),
@@ -168,16 +165,16 @@ const PREDICATES: &[(&str, &str)] = &[
         "{ header: tenant, key: true, equals: acme }",
     ),
     (
-        "branches beside each other",
+        "branches in one condition",
         "{ all: [{ key: true, exists: true }], any: [{ key: true, exists: true }] }",
     ),
     (
-        "test beside a branch",
+        "test in a branch",
         "{ all: [{ key: true, exists: true }], equals: x }",
     ),
     ("empty branch", "{ any: [] }"),
     (
-        "branch that is no list",
+        "branch that is not a list",
         "{ all: { key: true, exists: true } }",
     ),
     ("not of a list", "{ not: [{ key: true, exists: true }] }"),
@@ -185,12 +182,9 @@ const PREDICATES: &[(&str, &str)] = &[
         "bad regex deep inside",
         "{ all: [{ any: [{ not: { header: h, regex: \"a(b\" } }] }] }",
     ),
-    (
-        "number that is none",
-        "{ header: amount, lt: ten, ge: .nan }",
-    ),
-    ("flag that is none", "{ header: trace, exists: maybe }"),
-    ("list that is none", "{ header: tenant, in: acme }"),
+    ("invalid number", "{ header: amount, lt: ten, ge: .nan }"),
+    ("invalid boolean", "{ header: trace, exists: maybe }"),
+    ("invalid list", "{ header: tenant, in: acme }"),
     ("empty list", "{ header: tenant, in: [] }"),
     (
         "nothing to compare with",
@@ -203,13 +197,13 @@ const PREDICATES: &[(&str, &str)] = &[
     ("key with a value", "{ key: N123, prefix: N }"),
     ("key with its test inside", "{ key: { equals: N123 } }"),
     (
-        "text test on the partition",
+        "string test on the partition",
         "{ partition: true, prefix: 1, equals: -1, in: [0, x] }",
     ),
     ("nameless header", "{ header: , exists: true }"),
 ];
 
-fn told(situation: &str, text: &str) -> String {
+fn problems_of(situation: &str, text: &str) -> String {
     match read_spec(
         text,
         Some(Path::new("handlers.d/a.yaml")),
@@ -220,10 +214,10 @@ fn told(situation: &str, text: &str) -> String {
     }
 }
 
-fn all_told<'a>(cases: impl Iterator<Item = (&'a str, String)>) -> String {
+fn all_problems<'a>(cases: impl Iterator<Item = (&'a str, String)>) -> String {
     let mut all = String::new();
     for (situation, text) in cases {
-        writeln!(all, "# {situation}\n{}\n", told(situation, &text)).unwrap();
+        writeln!(all, "# {situation}\n{}\n", problems_of(situation, &text)).unwrap();
     }
     all
 }
@@ -233,7 +227,7 @@ fn bad_fields() {
     let cases = FIELDS
         .iter()
         .map(|(situation, text)| (*situation, format!("{HEAD}{text}")));
-    insta::assert_snapshot!(all_told(cases));
+    insta::assert_snapshot!(all_problems(cases));
 }
 
 #[test]
@@ -241,7 +235,7 @@ fn bad_whole_specs() {
     let cases = WHOLE
         .iter()
         .map(|(situation, text)| (*situation, (*text).to_owned()));
-    insta::assert_snapshot!(all_told(cases));
+    insta::assert_snapshot!(all_problems(cases));
 }
 
 #[test]
@@ -250,7 +244,7 @@ fn bad_predicates() {
         let text = format!("name: a\nplugin: relay\nroute:\n  topics: [t]\n  when: {when}\n");
         (*situation, text)
     });
-    insta::assert_snapshot!(all_told(cases));
+    insta::assert_snapshot!(all_problems(cases));
 }
 
 #[test]
@@ -266,17 +260,17 @@ fn predicates_are_bounded_in_depth_and_number() {
     );
     for when in [deep, wide] {
         let text = format!("name: a\nplugin: relay\nroute:\n  topics: [t]\n  when: {when}\n");
-        let told = told("too much", &text);
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let problems = problems_of("too much", &text);
+        assert_eq!(problems.lines().count(), 1, "{problems}");
         assert!(
-            told.contains("more than 16 levels or 1024 conditions"),
-            "{told}"
+            problems.contains("more than 16 levels or 1024 conditions"),
+            "{problems}"
         );
     }
 }
 
 #[test]
-fn everything_that_a_service_config_reaches_is_validated_at_once() {
+fn a_service_config_and_its_specs_are_validated_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
     std::fs::create_dir(folder.path().join("handlers.d")).unwrap();
@@ -318,7 +312,7 @@ fn everything_that_a_service_config_reaches_is_validated_at_once() {
 }
 
 #[test]
-fn dead_letters_that_cannot_be_written_or_come_back_are_refused() {
+fn dead_letter_topics_that_are_too_long_or_cyclic_are_rejected() {
     let long = "c".repeat(247);
     let table = [
         (
@@ -330,16 +324,16 @@ fn dead_letters_that_cannot_be_written_or_come_back_are_refused() {
         (
             "a, a.dlt",
             "{topic}.dlt",
-            Some("`a.dlt` is a topic of this handler's own route"),
+            Some("`a.dlt` is in this handler's own route"),
         ),
         (
             "\"orders-*\", orders-1.dlt",
             "{topic}.dlt",
-            Some("`orders-1.dlt` is a topic"),
+            Some("`orders-1.dlt` is in this"),
         ),
         ("\"orders-*\", clicks.dlt", "{topic}.dlt", None),
         ("\"dead*\"", "dead", None),
-        ("\"dead*\", dead", "dead", Some("`dead` is a topic")),
+        ("\"dead*\", dead", "dead", Some("`dead` is in this")),
         ("/^__/, __x.dlt", "{topic}.dlt", None),
     ];
     for (topics, template, expected) in table {

@@ -1,5 +1,5 @@
-//! Situation: running bridges over two stores in memory, which go away, come back and go deaf while users edit.
-//! Property: both sides end equal, deletes included; values that are not valid stay where they are and are reported.
+//! Situation: bridges over two in-memory stores, which become unreachable, recover and lose watch events while users edit.
+//! Property: both sides converge, including deletes; invalid values are reported and not replicated.
 
 #[path = "bridge_running/failed.rs"]
 mod failed;
@@ -15,7 +15,7 @@ use sluicegate_config::bridge::{
 };
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, Store};
 
-struct Scene {
+struct Harness {
     name: &'static str,
     sides: Pair<MemoryStore>,
     notes: MemoryStore,
@@ -23,7 +23,7 @@ struct Scene {
     accept: Pair<bool>,
 }
 
-impl Scene {
+impl Harness {
     fn new() -> Self {
         Self {
             name: "pair",
@@ -40,13 +40,13 @@ impl Scene {
             sides: Pair::from_fn(|side| -> Arc<dyn Store> {
                 Arc::new(self.sides.of(side).clone())
             }),
-            notes: Arc::new(self.notes.clone()),
+            state: Arc::new(self.notes.clone()),
         }
     }
 
     fn bridge(&self, id: &str, preferred_side: Side) -> Bridge {
         let settings = self.settings(id, preferred_side);
-        Bridge::start(self.stores(), settings).expect("threads can be started")
+        Bridge::start(self.stores(), settings).expect("threads start")
     }
 
     fn settings(&self, id: &str, preferred_side: Side) -> BridgeSettings {
@@ -62,16 +62,16 @@ impl Scene {
     fn put(&self, side: Side, key: &ControlKey, value: &str) {
         let store = self.sides.of(side);
         let written = store.write(key, Some(value.as_bytes()), Expected::Any);
-        written.expect("the store is there");
+        written.expect("the store is reachable");
     }
 
     fn delete(&self, side: Side, key: &ControlKey) {
         let deleted = self.sides.of(side).write(key, None, Expected::Any);
-        deleted.expect("the store is there");
+        deleted.expect("the store is reachable");
     }
 
     fn values(&self, side: Side) -> BTreeMap<String, String> {
-        let tree = self.sides.of(side).list().expect("the store is there");
+        let tree = self.sides.of(side).list().expect("the store is reachable");
         let entries = tree.entries.iter();
         let entries = entries.filter(|(key, _)| **key != ControlKey::Bridge);
         entries
@@ -97,8 +97,12 @@ impl Scene {
 
     fn wait_for(&self, side: Side, key: &ControlKey, value: Option<&str>) {
         let what = format!("{key} = {value:?} on {side}");
-        self.wait_until(&what, |scene| {
-            scene.values(side).get(&key.to_string()).map(String::as_str) == value
+        self.wait_until(&what, |harness| {
+            harness
+                .values(side)
+                .get(&key.to_string())
+                .map(String::as_str)
+                == value
         });
     }
 }
@@ -108,20 +112,20 @@ fn gate(name: &str) -> ControlKey {
 }
 
 #[test]
-fn edits_and_deletes_cross_both_ways() {
-    let scene = Scene::new();
-    scene.put(Side::Etcd, &gate("a"), "true");
-    scene.put(Side::ZooKeeper, &gate("b"), "false");
-    let bridge = scene.bridge("one", Side::Etcd);
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
-    scene.wait_for(Side::Etcd, &gate("b"), Some("false"));
-    scene.put(Side::ZooKeeper, &gate("a"), "false");
-    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
-    scene.delete(Side::Etcd, &gate("a"));
-    scene.wait_for(Side::ZooKeeper, &gate("a"), None);
-    scene.put(Side::Etcd, &gate("a"), "true");
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
-    scene.wait_until("the report says so", |_| {
+fn edits_and_deletes_are_replicated_both_ways() {
+    let harness = Harness::new();
+    harness.put(Side::Etcd, &gate("a"), "true");
+    harness.put(Side::ZooKeeper, &gate("b"), "false");
+    let bridge = harness.bridge("one", Side::Etcd);
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.wait_for(Side::Etcd, &gate("b"), Some("false"));
+    harness.put(Side::ZooKeeper, &gate("a"), "false");
+    harness.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    harness.delete(Side::Etcd, &gate("a"));
+    harness.wait_for(Side::ZooKeeper, &gate("a"), None);
+    harness.put(Side::Etcd, &gate("a"), "true");
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.wait_until("the report is complete", |_| {
         let report = bridge.report();
         report.unsettled == 0 && report.counts.writes.zookeeper == 2
     });
@@ -133,71 +137,84 @@ fn edits_and_deletes_cross_both_ways() {
 }
 
 #[test]
-fn what_was_deleted_while_no_bridge_ran_does_not_come_back() {
-    let scene = Scene::new();
-    scene.put(Side::Etcd, &gate("a"), "true");
-    let bridge = scene.bridge("one", Side::Etcd);
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
-    scene.wait_until("it is noted", |_| bridge.report().unsettled == 0);
+fn a_key_deleted_while_no_bridge_ran_is_not_restored() {
+    let harness = Harness::new();
+    harness.put(Side::Etcd, &gate("a"), "true");
+    let bridge = harness.bridge("one", Side::Etcd);
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.wait_until("the sync state is written", |_| {
+        bridge.report().unsettled == 0
+    });
     drop(bridge);
-    scene.delete(Side::ZooKeeper, &gate("a"));
-    let _bridge = scene.bridge("two", Side::Etcd);
-    scene.wait_for(Side::Etcd, &gate("a"), None);
+    harness.delete(Side::ZooKeeper, &gate("a"));
+    let _bridge = harness.bridge("two", Side::Etcd);
+    harness.wait_for(Side::Etcd, &gate("a"), None);
 }
 
 #[test]
-fn a_first_conflict_goes_to_the_preferred_side_and_is_told() {
-    let scene = Scene::new();
-    scene.put(Side::Etcd, &gate("a"), "true");
-    scene.put(Side::ZooKeeper, &gate("a"), "false");
-    let planned = dry_run(&scene.stores(), Side::ZooKeeper, Pair::default()).expect("both answer");
+fn an_initial_conflict_is_won_by_the_preferred_side_and_reported() {
+    let harness = Harness::new();
+    harness.put(Side::Etcd, &gate("a"), "true");
+    harness.put(Side::ZooKeeper, &gate("a"), "false");
+    let planned = dry_run(&harness.stores(), Side::ZooKeeper, Pair::default())
+        .expect("both stores are reachable");
     assert_eq!(planned.halt, None);
     let planned = planned.steps;
     assert_eq!(planned.len(), 1);
     assert_eq!(planned[0].step, DryRunStep::Write);
     assert!(planned[0].conflict && planned[0].side == Side::Etcd);
-    assert_eq!(scene.values(Side::Etcd)["a/enabled"], "true", "only said");
-    let bridge = scene.bridge("one", Side::ZooKeeper);
-    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
-    scene.wait_until("it is told", |_| bridge.report().conflicts.len() == 1);
+    assert_eq!(
+        harness.values(Side::Etcd)["a/enabled"],
+        "true",
+        "a dry run writes nothing"
+    );
+    let bridge = harness.bridge("one", Side::ZooKeeper);
+    harness.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    harness.wait_until("the conflict is reported", |_| {
+        bridge.report().conflicts.len() == 1
+    });
     assert_eq!(bridge.report().counts.conflicts.etcd, 1);
     assert_eq!(bridge.report().conflicts[0].winner, Side::ZooKeeper);
 }
 
 #[test]
-fn a_value_that_is_not_valid_stays_where_it_is() {
-    let scene = Scene::new();
-    scene.put(Side::Etcd, &gate("a"), "true");
-    let bridge = scene.bridge("one", Side::Etcd);
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
-    scene.put(Side::ZooKeeper, &gate("a"), "yes");
-    scene.wait_until("it is told", |_| bridge.report().refused.len() == 1);
+fn an_invalid_value_is_not_replicated() {
+    let harness = Harness::new();
+    harness.put(Side::Etcd, &gate("a"), "true");
+    let bridge = harness.bridge("one", Side::Etcd);
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.put(Side::ZooKeeper, &gate("a"), "yes");
+    harness.wait_until("the refusal is reported", |_| {
+        bridge.report().refused.len() == 1
+    });
     let refused = bridge.report().refused[0].clone();
     assert_eq!(
         (refused.key.as_str(), refused.side),
         ("a/enabled", Side::ZooKeeper)
     );
     assert!(refused.problems[0].contains("true or false"), "{refused:?}");
-    assert_eq!(scene.values(Side::Etcd)["a/enabled"], "true");
+    assert_eq!(harness.values(Side::Etcd)["a/enabled"], "true");
     assert_eq!(bridge.report().counts.refusals.zookeeper, 1);
-    scene.put(Side::ZooKeeper, &gate("a"), "false");
-    scene.wait_for(Side::Etcd, &gate("a"), Some("false"));
-    scene.wait_until("it is clear", |_| bridge.report().refused.is_empty());
+    harness.put(Side::ZooKeeper, &gate("a"), "false");
+    harness.wait_for(Side::Etcd, &gate("a"), Some("false"));
+    harness.wait_until("the refusal is cleared", |_| {
+        bridge.report().refused.is_empty()
+    });
 }
 
 #[test]
-fn three_bridges_agree_through_outages_and_deaf_watches() {
-    let mut scene = Scene::new();
-    // Of six keys more than half are soon missing when a deaf watch hears again.
-    scene.allow_mass_delete = true;
+fn three_bridges_converge_through_outages_and_deaf_watches() {
+    let mut harness = Harness::new();
+    // With six keys, more than half can be missing when a deaf watch relists.
+    harness.allow_mass_delete = true;
     let bridges: Vec<Bridge> = ["one", "two", "three"]
         .iter()
-        .map(|id| scene.bridge(id, Side::Etcd))
+        .map(|id| harness.bridge(id, Side::Etcd))
         .collect();
     let handles = [
-        scene.sides.etcd.handle(),
-        scene.sides.zookeeper.handle(),
-        scene.notes.handle(),
+        harness.sides.etcd.handle(),
+        harness.sides.zookeeper.handle(),
+        harness.notes.handle(),
     ];
     let mut random = fastrand::Rng::with_seed(4);
     let mut last: BTreeMap<(usize, bool), Option<&str>> = BTreeMap::new();
@@ -212,7 +229,7 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
         let value = [Some("true"), Some("false"), None][random.usize(0..3)];
         let bytes = value.map(str::as_bytes);
         let key = gate(&format!("h{name}"));
-        if scene
+        if harness
             .sides
             .of(side)
             .write(&key, bytes, Expected::Any)
@@ -223,7 +240,7 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
         if round % 100 == 0 {
             let away = random.usize(0..3);
             handles[away].set_away(true);
-            scene.wait_until("every bridge misses it", |_| {
+            harness.wait_until("every bridge reports the outage", |_| {
                 bridges.iter().all(|bridge| {
                     let report = bridge.report();
                     let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
@@ -244,8 +261,8 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
         handle.set_deaf(false);
         handle.relist();
     }
-    scene.wait_until("both are equal", |scene| {
-        let both = (scene.values(Side::Etcd), scene.values(Side::ZooKeeper));
+    harness.wait_until("both sides are equal", |harness| {
+        let both = (harness.values(Side::Etcd), harness.values(Side::ZooKeeper));
         both.0 == both.1
             && last.iter().all(|((name, _), _)| {
                 let now = both.0.get(&format!("h{name}/enabled")).map(String::as_str);
@@ -255,39 +272,44 @@ fn three_bridges_agree_through_outages_and_deaf_watches() {
     });
 }
 
-impl Scene {
-    /// Gates on both sides, carried across by a bridge that then runs on.
+impl Harness {
+    /// Gates on both sides, replicated by a bridge that keeps running.
     fn with_gates(names: impl Iterator<Item = usize>) -> (Self, Bridge) {
-        let scene = Self::new();
+        let harness = Self::new();
         for name in names {
-            scene.put(Side::Etcd, &gate(&format!("h{name}")), "true");
+            harness.put(Side::Etcd, &gate(&format!("h{name}")), "true");
         }
-        let bridge = scene.bridge("one", Side::Etcd);
-        scene.settle(&bridge);
-        (scene, bridge)
+        let bridge = harness.bridge("one", Side::Etcd);
+        harness.settle(&bridge);
+        (harness, bridge)
     }
 
     fn settle(&self, bridge: &Bridge) {
-        self.wait_until("both are equal and noted", |scene| {
-            let report = bridge.report();
-            let values = scene.values(Side::Etcd);
-            let equal = values == scene.values(Side::ZooKeeper);
-            let notes = scene.notes.list().expect("the store is there");
-            let joined = PairRecord::of(&notes).is_some_and(|record| record.id.is_some());
-            let noted = joined && notes.entries.len() > values.len();
-            equal && noted && report.unsettled == 0 && report.halted.is_none()
-        });
+        self.wait_until(
+            "both sides are equal and the sync state is written",
+            |harness| {
+                let report = bridge.report();
+                let values = harness.values(Side::Etcd);
+                let equal = values == harness.values(Side::ZooKeeper);
+                let notes = harness.notes.list().expect("the store is reachable");
+                let joined = PairRecord::of(&notes).is_some_and(|record| record.id.is_some());
+                let noted = joined && notes.entries.len() > values.len();
+                equal && noted && report.unsettled == 0 && report.halted.is_none()
+            },
+        );
     }
 
-    /// Waits until the bridge stands still, and gives the reason.
+    /// Waits until the bridge halts, and returns the reason.
     fn await_halt(&self, bridge: &Bridge) -> String {
-        self.wait_until("the bridge stands still", |_| {
-            bridge.report().halted.is_some()
-        });
-        bridge.report().halted.expect("it stands still").reason
+        self.wait_until("the bridge halts", |_| bridge.report().halted.is_some());
+        bridge
+            .report()
+            .halted
+            .expect("the bridge has halted")
+            .reason
     }
 
-    /// For some looks of the bridge nothing is written.
+    /// Checks that nothing is written during several resync intervals.
     fn stays(&self, etcd: usize, zookeeper: usize) {
         let until = Instant::now() + Duration::from_millis(1_200);
         while Instant::now() < until {
@@ -299,64 +321,65 @@ impl Scene {
 }
 
 #[test]
-fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
-    let (scene, bridge) = Scene::with_gates(0..3);
-    let handle = scene.sides.zookeeper.handle();
+fn a_restored_zookeeper_receives_its_lost_keys() {
+    let (harness, bridge) = Harness::with_gates(0..3);
+    let handle = harness.sides.zookeeper.handle();
     let backup = handle.back_up();
     drop(bridge);
-    // Marks the store anew, and so shows that the backup is older.
-    let bridge = scene.bridge("two", Side::Etcd);
+    // Writes a new mark, which shows that the backup is older.
+    let bridge = harness.bridge("two", Side::Etcd);
     for name in 3..30 {
-        scene.put(Side::Etcd, &gate(&format!("h{name}")), "true");
+        harness.put(Side::Etcd, &gate(&format!("h{name}")), "true");
     }
-    scene.settle(&bridge);
+    harness.settle(&bridge);
     drop(bridge);
     handle.restore(&backup);
-    // Its revision passes what was noted.
+    // Its revision passes the recorded one.
     for round in 0..100 {
         let value = if round % 2 == 0 { "false" } else { "true" };
-        scene.put(Side::ZooKeeper, &gate("h0"), value);
+        harness.put(Side::ZooKeeper, &gate("h0"), value);
     }
-    let bridge = scene.bridge("three", Side::Etcd);
-    scene.settle(&bridge);
-    assert_eq!(scene.values(Side::Etcd).len(), 30);
+    let bridge = harness.bridge("three", Side::Etcd);
+    harness.settle(&bridge);
+    assert_eq!(harness.values(Side::Etcd).len(), 30);
     assert_eq!(bridge.report().counts.deletes, Pair::default());
-    scene.delete(Side::ZooKeeper, &gate("h7"));
-    scene.wait_for(Side::Etcd, &gate("h7"), None);
+    harness.delete(Side::ZooKeeper, &gate("h7"));
+    harness.wait_for(Side::Etcd, &gate("h7"), None);
 }
 
-/// Also when the backup is younger than the last mark, and when the keys were many.
+/// Also if the backup is newer than the last mark, and with many keys.
 #[test]
-fn what_was_deleted_since_the_backup_does_not_come_back_with_a_restored_zookeeper() {
+fn keys_deleted_since_the_backup_are_not_restored_by_zookeeper() {
     for marked_since in [false, true] {
-        let (scene, mut bridge) = Scene::with_gates(0..40);
-        let handle = scene.sides.zookeeper.handle();
+        let (harness, mut bridge) = Harness::with_gates(0..40);
+        let handle = harness.sides.zookeeper.handle();
         let backup = handle.back_up();
         if marked_since {
             drop(bridge);
-            bridge = scene.bridge("two", Side::Etcd);
-            scene.settle(&bridge);
+            bridge = harness.bridge("two", Side::Etcd);
+            harness.settle(&bridge);
         }
         for name in 10..40 {
-            scene.delete(Side::BOTH[name % 2], &gate(&format!("h{name}")));
+            harness.delete(Side::BOTH[name % 2], &gate(&format!("h{name}")));
         }
-        scene.settle(&bridge);
+        harness.settle(&bridge);
         drop(bridge);
         handle.restore(&backup);
-        // A key that is written there since is an edit, whatever it was before.
+        // A key written after the restore is an edit, whatever its earlier state.
         for _ in 0..100 {
-            scene.put(Side::ZooKeeper, &gate("h39"), "false");
+            harness.put(Side::ZooKeeper, &gate("h39"), "false");
         }
-        let planned = dry_run(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
+        let planned = dry_run(&harness.stores(), Side::Etcd, Pair::default())
+            .expect("both stores are reachable");
         let deletes = |one: &&sluicegate_config::bridge::DryRun| {
             one.step == DryRunStep::Delete && one.side == Side::ZooKeeper
         };
         assert_eq!(planned.halt, None);
         assert_eq!(planned.steps.iter().filter(deletes).count(), 29);
-        let bridge = scene.bridge("three", Side::Etcd);
-        scene.settle(&bridge);
+        let bridge = harness.bridge("three", Side::Etcd);
+        harness.settle(&bridge);
         for side in Side::BOTH {
-            let values = scene.values(side);
+            let values = harness.values(side);
             assert_eq!(values.len(), 11, "{side}: {values:?}");
             assert_eq!(values["h39/enabled"], "false");
         }
@@ -365,110 +388,111 @@ fn what_was_deleted_since_the_backup_does_not_come_back_with_a_restored_zookeepe
     }
 }
 
-/// Its revisions count on from the backup, and are below what was noted for long.
+/// Its revisions continue from the backup and stay below the recorded ones for a while.
 #[test]
-fn what_is_made_anew_in_a_restored_zookeeper_stays_whatever_it_was_before() {
-    let (scene, bridge) = Scene::with_gates(0..4);
-    let handle = scene.sides.zookeeper.handle();
+fn a_key_created_in_a_restored_zookeeper_is_kept_whatever_its_earlier_state() {
+    let (harness, bridge) = Harness::with_gates(0..4);
+    let handle = harness.sides.zookeeper.handle();
     let backup = handle.back_up();
     for _ in 0..500 {
-        scene.put(Side::ZooKeeper, &gate("h0"), "true");
+        harness.put(Side::ZooKeeper, &gate("h0"), "true");
     }
-    scene.put(Side::ZooKeeper, &gate("late"), "true");
-    scene.settle(&bridge);
-    scene.delete(Side::ZooKeeper, &gate("late"));
-    scene.settle(&bridge);
+    harness.put(Side::ZooKeeper, &gate("late"), "true");
+    harness.settle(&bridge);
+    harness.delete(Side::ZooKeeper, &gate("late"));
+    harness.settle(&bridge);
     drop(bridge);
     handle.restore(&backup);
-    let bridge = scene.bridge("two", Side::Etcd);
-    scene.wait_until("the bridge has seen it", |scene| {
-        let notes = scene.notes.list().expect("the store is there");
-        let record = PairRecord::of(&notes).expect("it was joined");
+    let bridge = harness.bridge("two", Side::Etcd);
+    harness.wait_until("the bridge has recorded the restore", |harness| {
+        let notes = harness.notes.list().expect("the store is reachable");
+        let record = PairRecord::of(&notes).expect("a pair record");
         record.next.is_none() && record.went_back_at.zookeeper > 0
     });
     for value in ["false", "true"] {
-        scene.put(Side::ZooKeeper, &gate("late"), value);
-        scene.wait_for(Side::Etcd, &gate("late"), Some(value));
-        scene.settle(&bridge);
-        scene.delete(Side::Etcd, &gate("late"));
-        scene.wait_for(Side::ZooKeeper, &gate("late"), None);
-        scene.settle(&bridge);
+        harness.put(Side::ZooKeeper, &gate("late"), value);
+        harness.wait_for(Side::Etcd, &gate("late"), Some(value));
+        harness.settle(&bridge);
+        harness.delete(Side::Etcd, &gate("late"));
+        harness.wait_for(Side::ZooKeeper, &gate("late"), None);
+        harness.settle(&bridge);
     }
     assert_eq!(bridge.report().counts.deletes.etcd, 0);
-    assert_eq!(scene.values(Side::Etcd).len(), 4);
+    assert_eq!(harness.values(Side::Etcd).len(), 4);
 }
 
-/// Deleted by two: with the state that ZooKeeper lost, and in etcd.
+/// The key is deleted twice: with the state that ZooKeeper lost, and in etcd.
 #[test]
-fn what_is_made_anew_stays_also_if_the_restored_zookeeper_never_had_it() {
-    let (scene, bridge) = Scene::with_gates(0..4);
-    let handle = scene.sides.zookeeper.handle();
+fn a_re_created_key_is_kept_if_the_restored_zookeeper_never_had_it() {
+    let (harness, bridge) = Harness::with_gates(0..4);
+    let handle = harness.sides.zookeeper.handle();
     let backup = handle.back_up();
     for _ in 0..500 {
-        scene.put(Side::ZooKeeper, &gate("h0"), "true");
+        harness.put(Side::ZooKeeper, &gate("h0"), "true");
     }
-    scene.put(Side::ZooKeeper, &gate("late"), "true");
-    scene.settle(&bridge);
-    scene.wait_for(Side::Etcd, &gate("late"), Some("true"));
-    scene.settle(&bridge);
+    harness.put(Side::ZooKeeper, &gate("late"), "true");
+    harness.settle(&bridge);
+    harness.wait_for(Side::Etcd, &gate("late"), Some("true"));
+    harness.settle(&bridge);
     drop(bridge);
     handle.restore(&backup);
-    scene.delete(Side::Etcd, &gate("late"));
-    let bridge = scene.bridge("two", Side::Etcd);
-    let record = |scene: &Scene| {
-        let notes = scene.notes.list().expect("the store is there");
-        PairRecord::of(&notes).expect("it was joined")
+    harness.delete(Side::Etcd, &gate("late"));
+    let bridge = harness.bridge("two", Side::Etcd);
+    let record = |harness: &Harness| {
+        let notes = harness.notes.list().expect("the store is reachable");
+        PairRecord::of(&notes).expect("a pair record")
     };
-    let noted_as_gone = |scene: &Scene| {
-        let notes = scene.notes.list().expect("the store is there");
+    let recorded_as_deleted = |harness: &Harness| {
+        let notes = harness.notes.list().expect("the store is reachable");
         let note = notes.get(&gate("late"));
         let note = note.and_then(|note| SyncState::from_json(&note.value));
         note.is_some_and(|note| note.value.is_none() && note.pending.is_empty())
     };
-    scene.wait_until("the bridge has noted it", |scene| {
-        record(scene).went_back_at.zookeeper > 0 && noted_as_gone(scene)
+    harness.wait_until("the bridge has recorded the delete", |harness| {
+        record(harness).went_back_at.zookeeper > 0 && recorded_as_deleted(harness)
     });
-    let known = record(&scene);
-    scene.put(Side::ZooKeeper, &gate("late"), "true");
-    scene.wait_for(Side::Etcd, &gate("late"), Some("true"));
-    // Whoever comes next does not take ZooKeeper for one that went back once more.
+    let known = record(&harness);
+    harness.put(Side::ZooKeeper, &gate("late"), "true");
+    harness.wait_for(Side::Etcd, &gate("late"), Some("true"));
+    // The next bridge does not take ZooKeeper for restored once more.
     drop(bridge);
-    let bridge = scene.bridge("three", Side::Etcd);
-    scene.wait_until("the next one has looked", |scene| {
-        record(scene).mark > known.mark
+    let bridge = harness.bridge("three", Side::Etcd);
+    harness.wait_until("the next bridge has checked the pair", |harness| {
+        record(harness).mark > known.mark
     });
-    scene.settle(&bridge);
-    assert_eq!(record(&scene).went_back_at, known.went_back_at);
-    assert_eq!(scene.values(Side::ZooKeeper).len(), 5);
+    harness.settle(&bridge);
+    assert_eq!(record(&harness).went_back_at, known.went_back_at);
+    assert_eq!(harness.values(Side::ZooKeeper).len(), 5);
 }
 
 #[test]
-fn many_keys_that_a_listing_finds_missing_stop_the_bridge_until_it_is_allowed() {
+fn many_keys_missing_in_a_listing_halt_the_bridge_until_allowed() {
     for side in Side::BOTH {
-        let (mut scene, bridge) = Scene::with_gates(0..50);
-        let handle = scene.sides.of(side).handle();
-        let delete = |scene: &Scene, names: std::ops::Range<usize>| {
+        let (mut harness, bridge) = Harness::with_gates(0..50);
+        let handle = harness.sides.of(side).handle();
+        let delete = |harness: &Harness, names: std::ops::Range<usize>| {
             for name in names {
-                scene.delete(side, &gate(&format!("h{name}")));
+                harness.delete(side, &gate(&format!("h{name}")));
             }
         };
-        // What the watch sees is meant, however much it is.
-        delete(&scene, 0..30);
-        scene.settle(&bridge);
-        // As is what a listing finds, as long as it is little.
+        // Deletes that the watch sees are intended, however many.
+        delete(&harness, 0..30);
+        harness.settle(&bridge);
+        // So are a few deletes found by a listing.
         handle.set_deaf(true);
-        delete(&scene, 30..36);
+        delete(&harness, 30..36);
         handle.set_deaf(false);
         handle.relist();
-        scene.settle(&bridge);
-        assert_eq!(scene.values(side.other()).len(), 14);
+        harness.settle(&bridge);
+        assert_eq!(harness.values(side.other()).len(), 14);
 
         drop(bridge);
-        delete(&scene, 36..44);
-        let planned = dry_run(&scene.stores(), Side::Etcd, Pair::default()).expect("both answer");
+        delete(&harness, 36..44);
+        let planned = dry_run(&harness.stores(), Side::Etcd, Pair::default())
+            .expect("both stores are reachable");
         assert!(planned.halt.is_some() && planned.steps.len() == 8);
-        let bridge = scene.bridge("two", Side::Etcd);
-        let reason = scene.await_halt(&bridge);
+        let bridge = harness.bridge("two", Side::Etcd);
+        let reason = harness.await_halt(&bridge);
         assert!(reason.starts_with("8 of 14 keys"), "{reason}");
         assert!(reason.contains("--allow-mass-delete"), "{reason}");
         let left = |here: usize, there: usize| match side {
@@ -476,17 +500,17 @@ fn many_keys_that_a_listing_finds_missing_stop_the_bridge_until_it_is_allowed() 
             Side::ZooKeeper => (there, here),
         };
         let (etcd, zookeeper) = left(6, 14);
-        scene.stays(etcd, zookeeper);
-        // Some are put back: the others are still not taken for deleted.
-        scene.put(side, &gate("h36"), "true");
-        scene.put(side, &gate("h37"), "true");
+        harness.stays(etcd, zookeeper);
+        // Some are written again: the others still do not count as deleted.
+        harness.put(side, &gate("h36"), "true");
+        harness.put(side, &gate("h37"), "true");
         let (etcd, zookeeper) = left(8, 14);
-        scene.stays(etcd, zookeeper);
+        harness.stays(etcd, zookeeper);
         drop(bridge);
 
-        scene.allow_mass_delete = true;
-        let bridge = scene.bridge("three", Side::Etcd);
-        scene.settle(&bridge);
-        assert_eq!(scene.values(Side::Etcd).len(), 8);
+        harness.allow_mass_delete = true;
+        let bridge = harness.bridge("three", Side::Etcd);
+        harness.settle(&bridge);
+        assert_eq!(harness.values(Side::Etcd).len(), 8);
     }
 }

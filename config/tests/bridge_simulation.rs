@@ -1,12 +1,12 @@
-//! Situation: users edit both sides while one to three bridges run, see the stores late, lose them, crash and start again;
-//! either store is replaced by an older state of itself, by an empty one or by that of somebody else, with or without marks of
-//! another pair; a bridge of another pair comes to the same ZooKeeper; clocks differ by an hour. An operator answers a bridge
-//! that stands still by naming the store that is to be taken over.
-//! Property: in the end both sides are equal; a key that is edited on one side only holds that side's last edit, however many
-//! bridges there are; any other key holds the last edit of one of the sides, so nothing comes back after its delete. What a
-//! side holds once it was replaced counts as edited, unless it had to be taken over: then the other side's values stand. No key is ever deleted because the other side has lost it (G10); what is
-//! deleted from a side that went back, before the key was noted again, may come back for that.
-//! Every store call is a step of its own, and a seeded scheduler chooses the next one.
+//! Situation: users edit both sides while one to three bridges run with stale views, lose their stores, crash and restart;
+//! either store is replaced by an older state of itself, an empty store or a foreign one, with or without marks of another pair;
+//! a bridge of another pair uses the same ZooKeeper; clocks differ by an hour. An operator answers a halted bridge by accepting
+//! a store.
+//! Property: both sides converge. A key edited on one side only has that side's last edit, however many bridges there are; any
+//! other key has the last edit of one of the sides, so that no deleted key comes back. The content of a replaced side counts as
+//! edits, unless the store had to be accepted: then the other side's values win. No key is ever deleted because the other side
+//! has lost it (G10); a key deleted from a restored side before its sync state was renewed may therefore come back.
+//! Every store call is a separate step, and a seeded scheduler chooses the next one.
 
 #[path = "bridge_simulation/bridges.rs"]
 mod bridges;
@@ -15,13 +15,13 @@ mod replaced;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bridges::{Doing, Late, Met, SimBridge};
+use bridges::{Doing, Halts, Late, SimBridge};
 use proptest::prelude::*;
 use replaced::{Backup, Rival};
 use sluicegate_config::bridge::{Pair, Side, SyncState};
 use sluicegate_config::store::{ControlKey, Expected, MemoryStore, MemoryStoreHandle, Store, Tree};
 
-/// A small generator of its own, so that a seed means the same run for ever.
+/// A custom generator, so that a seed always reproduces the same run.
 struct Dice(u64);
 
 impl Dice {
@@ -43,24 +43,24 @@ struct World {
     preferred_side: Side,
     now_ms: u64,
     started: u64,
-    /// Writes of crashed bridges that are still on their way to a store.
+    /// Writes of crashed bridges that may still reach a store.
     late: Vec<Late>,
     last: BTreeMap<ControlKey, Pair<Option<Option<Vec<u8>>>>>,
-    /// What may come back of keys that were deleted from a side that went back, before they were noted again.
+    /// Values that may come back: keys deleted from a restored side before their sync state was renewed.
     risen: BTreeMap<ControlKey, Vec<Option<Vec<u8>>>>,
-    /// What each side held and does not hold since it was replaced.
+    /// Keys that each side lost when it was replaced.
     lost: Pair<BTreeSet<ControlKey>>,
     backups: Pair<Option<Backup>>,
-    /// How often stores are replaced, in 1,000 steps.
+    /// Store replacements per 1,000 steps.
     replacements: usize,
-    crossed: u64,
-    /// How often each side was replaced by an older state, an empty one, and a foreign one without marks and with them.
+    transferred: u64,
+    /// Replacements of each side: by an older state, an empty store, a foreign store without marks, and one with marks.
     replaced: Pair<[u64; 4]>,
-    /// The sides that were replaced by what is none of this pair since both last fitted.
+    /// Sides replaced by a foreign store since the pair last matched.
     strange: Pair<bool>,
     last_replaced: Side,
     rival: Rival,
-    met: Met,
+    halts: Halts,
 }
 
 const VALUES: [&str; 3] = ["{\"v\":1}", "{\"v\":2}", "{\"v\":3}"];
@@ -74,7 +74,7 @@ fn keys() -> Vec<ControlKey> {
     keys
 }
 
-/// The side that alone is edited, for keys of one side.
+/// For keys that are edited on one side only: that side.
 fn only(key: &ControlKey) -> Option<Side> {
     match key.handler() {
         Some("a") => Some(Side::Etcd),
@@ -108,12 +108,12 @@ impl World {
             lost: Pair::default(),
             backups: Pair::from_fn(|_| None),
             replacements,
-            crossed: 0,
+            transferred: 0,
             replaced: Pair::default(),
             strange: Pair::default(),
             last_replaced: Side::Etcd,
             rival: Rival::new(),
-            met: Met::default(),
+            halts: Halts::default(),
         };
         for _ in 0..bridges {
             let bridge = world.fresh_bridge(false);
@@ -187,8 +187,8 @@ impl World {
             13..16 => {
                 if let Some(mut late) = self.late.pop() {
                     let now_ms = self.now_ms + late.ahead_ms;
-                    // Whatever comes of it, nobody is there to hear it.
-                    let _ = self.move_on(&mut late.crossing, late.is_rival, now_ms);
+                    // The bridge has crashed: its result is ignored.
+                    let _ = self.move_on(&mut late.transfer, late.is_rival, now_ms);
                 }
             }
             16..45 => {
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// Lets the bridges finish, with every store back.
+    /// Makes all stores reachable and runs until the bridges are idle.
     fn settle(&mut self) {
         for handle in &self.handles {
             handle.set_away(false);
@@ -218,12 +218,13 @@ impl World {
                 return;
             }
         }
-        panic!("the bridges do not come to rest");
+        panic!("the bridges do not converge");
     }
 
     fn is_quiet(&mut self) -> bool {
-        let views = Pair::from_fn(|side| self.sides.of(side).list().expect("the store is back"));
-        let notes = self.notes.list().expect("the store is back");
+        let views =
+            Pair::from_fn(|side| self.sides.of(side).list().expect("the store is reachable"));
+        let notes = self.notes.list().expect("the store is reachable");
         let bridge = &self.bridges[0];
         let Some(pair) = &bridge.pair else {
             return false;
@@ -245,15 +246,15 @@ impl World {
             && notes.entries.iter().all(|(key, entry)| {
                 *key == ControlKey::Bridge
                     || SyncState::from_json(&entry.value)
-                        .expect("bridges write notes")
+                        .expect("bridges write sync state")
                         .pending
                         .is_empty()
             })
     }
 
     fn check(&self) -> Result<(), String> {
-        let etcd = values(&self.sides.etcd.list().expect("the store is back"));
-        let zookeeper = values(&self.sides.zookeeper.list().expect("the store is back"));
+        let etcd = values(&self.sides.etcd.list().expect("the store is reachable"));
+        let zookeeper = values(&self.sides.zookeeper.list().expect("the store is reachable"));
         if etcd != zookeeper {
             return Err(format!("{etcd:?} is not {zookeeper:?}"));
         }
@@ -276,7 +277,7 @@ impl World {
 
 fn put(store: &MemoryStore, key: &ControlKey, value: &[u8]) {
     let written = store.write(key, Some(value), Expected::Any);
-    written.expect("no store is away");
+    written.expect("the stores are reachable");
 }
 
 fn values(tree: &Tree) -> BTreeMap<ControlKey, Vec<u8>> {
@@ -327,10 +328,14 @@ proptest! {
 #[test]
 fn ten_thousand_edits_with_three_bridges_end_in_equal_trees() {
     let world = run(7, 3, 130_000, Side::Etcd).unwrap();
-    assert!(world.crossed > 1_000, "{} crossed", world.crossed);
+    assert!(
+        world.transferred > 1_000,
+        "{} transferred",
+        world.transferred
+    );
 }
 
-/// A key that is noted on both sides and edited on one: the other bridges' echoes never undo the edit.
+/// A key in sync on both sides is edited on one: the other bridges' echoes never undo the edit.
 #[test]
 fn a_second_bridge_does_not_mistake_an_echo_for_an_edit() {
     for seed in 1..150 {

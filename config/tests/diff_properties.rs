@@ -1,4 +1,4 @@
-//! Snapshots and their differences: whoever follows the diff of a and b from a runs b, and only what must be rebuilt is.
+//! Snapshot diffs: applying the diff of a and b to a gives b, and only what must be rebuilt is rebuilt.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ fn base(name: &str) -> HandlerSpec {
     read_spec(&text, None, &Environment::default()).unwrap()
 }
 
-/// Specs that differ in every field that a spec has.
+/// Specs that differ in every field.
 fn any_spec() -> impl Strategy<Value = HandlerSpec> {
     let identity = (
         "[a-e]",
@@ -86,7 +86,7 @@ fn any_snapshot(revision: u64) -> impl Strategy<Value = Snapshot> {
 
 proptest! {
     #[test]
-    fn following_the_diff_leads_to_the_new_snapshot(old in any_snapshot(1), new in any_snapshot(2)) {
+    fn applying_the_diff_gives_the_new_snapshot(old in any_snapshot(1), new in any_snapshot(2)) {
         let changes = diff(&old, &new);
         let mut running = old.handlers.clone();
         apply(&mut running, &changes);
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn a_handler_that_did_not_change_is_not_touched(old in any_snapshot(1), new in any_snapshot(2)) {
+    fn an_unchanged_handler_has_no_changes(old in any_snapshot(1), new in any_snapshot(2)) {
         for change in diff(&old, &new) {
             let name = change.handler();
             prop_assert_ne!(old.handlers.get(name), new.handlers.get(name));
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn a_spec_that_is_written_reads_the_same(spec in any_spec()) {
+    fn a_serialised_spec_parses_to_the_same_spec(spec in any_spec()) {
         let text = serde_json::to_string(&spec).unwrap();
         let again = read_spec(&text, None, &Environment::default());
         prop_assert_eq!(again, Ok(spec));
@@ -124,7 +124,7 @@ fn change_of(edit: impl FnOnce(&mut HandlerSpec)) -> Vec<Change> {
 }
 
 #[test]
-fn only_what_concerns_code_or_pool_asks_for_a_new_generation() {
+fn only_changes_of_code_or_pool_require_a_new_generation() {
     assert!(
         matches!(change_of(|spec| spec.enabled = false).as_slice(), [Change::Gate { name, open: false }] if name == "a")
     );
@@ -158,7 +158,7 @@ fn only_what_concerns_code_or_pool_asks_for_a_new_generation() {
 }
 
 #[test]
-fn a_secret_that_changed_is_a_change_of_config() {
+fn a_changed_secret_is_a_config_change() {
     let read = |password: &str| {
         let environment: Environment = [("P", password)].into_iter().collect();
         let text =

@@ -1,4 +1,4 @@
-//! Good documents: what the reference pages show is accepted, and every value lands where it belongs.
+//! Valid documents: every documented field is accepted and parsed into its setting.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ logging: { format: json, level: "info,sluicegate::dispatch=debug" }
 "#;
 
 #[test]
-fn an_empty_document_gives_the_documented_defaults() {
+fn an_empty_document_has_the_documented_defaults() {
     let config = service("# nothing\n").unwrap();
     assert_eq!(config.kafka.bootstrap_servers, "127.0.0.1:9092");
     assert_eq!(config.kafka.clients, 1);
@@ -88,7 +88,7 @@ fn an_empty_document_gives_the_documented_defaults() {
 }
 
 #[test]
-fn every_value_of_a_full_service_config_lands_where_it_belongs() {
+fn every_value_of_a_full_service_config_is_parsed() {
     let config = service(FULL_SERVICE).unwrap();
     assert_eq!(config.kafka.group_id, "flights");
     assert_eq!(config.kafka.clients, 2);
@@ -126,7 +126,7 @@ fn every_value_of_a_full_service_config_lands_where_it_belongs() {
 }
 
 #[test]
-fn secrets_never_show() {
+fn secrets_are_never_shown() {
     let text = "kafka: { group_id: \"${env:GROUP}\", client: { sasl.password: hunter2, client.rack: \"${env:RACK}\" } }";
     let config = service_with(text, &[("GROUP", "g1"), ("RACK", "hidden-rack")], &[]).unwrap();
     assert_eq!(config.kafka.group_id, "g1");
@@ -153,7 +153,7 @@ fn secrets_never_show() {
 }
 
 #[test]
-fn overrides_win_in_their_order() {
+fn overrides_take_precedence_in_order() {
     let text = "kafka: { group_id: from-file, clients: 1 }";
     let variables = [
         ("SLUICEGATE__KAFKA__GROUP_ID", "5"),
@@ -210,7 +210,7 @@ config: { threshold: 0.95, nested: { list: [1, two, null, true] } }
 "#;
 
 #[test]
-fn every_value_of_a_full_spec_lands_where_it_belongs() {
+fn every_value_of_a_full_spec_is_parsed() {
     let spec = spec(FULL_SPEC);
     assert_eq!(
         (spec.name.as_str(), spec.plugin.as_str()),
@@ -301,7 +301,7 @@ fn a_short_spec_has_the_documented_defaults() {
 }
 
 #[test]
-fn json_is_read_as_well_and_a_written_spec_reads_the_same() {
+fn json_is_accepted_and_a_serialised_spec_parses_to_the_same_spec() {
     let first = spec(FULL_SPEC);
     for text in [
         serde_json::to_string(&first).unwrap(),

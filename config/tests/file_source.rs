@@ -1,4 +1,4 @@
-//! The folder source on real folders: changes, deletions, bad files, bursts, gates, outages. Every wait has a deadline.
+//! The folder source on real folders: changes, deletions, invalid files, bursts, gates, outages. Every wait has a deadline.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use sluicegate_config::{Environment, RejectionEffect, Snapshot};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Long enough that what a test sees came from events, not from a re-read.
+/// So long that updates in a test come from events, not from re-reads.
 const NO_RESCAN: Duration = Duration::from_secs(3600);
 
 fn spec(name: &str, topic: &str) -> String {
@@ -62,7 +62,7 @@ impl Watched {
         std::fs::remove_file(self.folder.path().join(file)).unwrap();
     }
 
-    /// The first snapshot from now on that `fits`.
+    /// The next snapshot that `fits`.
     fn until(&mut self, what: &str, fits: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -73,7 +73,7 @@ impl Watched {
                         self.seen
                             .last()
                             .is_none_or(|last| *last < snapshot.revision),
-                        "a revision went backwards"
+                        "the revision decreased"
                     );
                     self.seen.push(snapshot.revision);
                     if fits(&snapshot) {
@@ -81,7 +81,7 @@ impl Watched {
                     }
                 }
                 Ok(_) => {}
-                Err(_) => panic!("{what} did not come within {DEADLINE:?}"),
+                Err(_) => panic!("timed out after {DEADLINE:?} waiting for {what}"),
             }
         }
     }
@@ -95,7 +95,7 @@ fn topic_of(snapshot: &Snapshot, handler: &str) -> Option<String> {
 }
 
 #[test]
-fn files_that_come_change_and_go_are_seen() {
+fn created_changed_and_deleted_files_are_observed() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
     watched.write("b.yml", &spec("b", "two"));
     let first = watched.until("b", |now| now.handlers.contains_key("b"));
@@ -114,15 +114,15 @@ fn files_that_come_change_and_go_are_seen() {
     });
     assert!(
         Arc::ptr_eq(&first.handlers["a"], &then.handlers["a"]),
-        "an untouched spec is shared"
+        "an unchanged spec is shared"
     );
     watched.remove("a.yaml");
-    let last = watched.until("a's end", |now| !now.handlers.contains_key("a"));
+    let last = watched.until("a's removal", |now| !now.handlers.contains_key("a"));
     assert!(last.rejections.is_empty());
 }
 
 #[test]
-fn a_bad_file_keeps_its_handlers_last_good_version_until_it_is_mended() {
+fn an_invalid_file_keeps_its_handlers_last_good_version_until_it_is_corrected() {
     let files = [("a.yaml", spec("a", "one")), ("b.yaml", spec("b", "one"))];
     let mut watched = Watched::start(&files, NO_RESCAN);
     watched.write(
@@ -146,14 +146,14 @@ fn a_bad_file_keeps_its_handlers_last_good_version_until_it_is_mended() {
     );
 
     watched.write("b.yaml", &spec("b", "two"));
-    let meanwhile = watched.until("b's change", |now| {
+    let during = watched.until("b's change", |now| {
         topic_of(now, "b").as_deref() == Some("two")
     });
-    assert_eq!(meanwhile.rejections.len(), 1);
+    assert_eq!(during.rejections.len(), 1);
 
     watched.write("a.yaml", &spec("a", "three"));
-    let mended = watched.until("the end of the rejection", |now| now.rejections.is_empty());
-    assert_eq!(topic_of(&mended, "a").as_deref(), Some("three"));
+    let corrected = watched.until("the end of the rejection", |now| now.rejections.is_empty());
+    assert_eq!(topic_of(&corrected, "a").as_deref(), Some("three"));
 
     watched.write("new.yaml", "name: [");
     let new = watched.until("the new file's rejection", |now| !now.rejections.is_empty());
@@ -162,7 +162,7 @@ fn a_bad_file_keeps_its_handlers_last_good_version_until_it_is_mended() {
 }
 
 #[test]
-fn two_files_of_one_name_keep_the_last_good_version_of_it() {
+fn two_files_with_one_name_keep_its_last_good_version() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
     watched.write("z.yaml", &spec("a", "two"));
     let torn = watched.until("the rejection", |now| !now.rejections.is_empty());
@@ -184,7 +184,7 @@ fn two_files_of_one_name_keep_the_last_good_version_of_it() {
 }
 
 #[test]
-fn files_at_odds_freeze_only_the_handlers_that_they_name() {
+fn conflicting_files_freeze_only_the_handlers_that_they_name() {
     let pooled = |name: &str, workers: u32| {
         format!("{}pool: small\nworkers: {workers}\n", spec(name, "one"))
     };
@@ -214,7 +214,7 @@ fn files_at_odds_freeze_only_the_handlers_that_they_name() {
     assert_eq!(topic_of(&now, "a").as_deref(), Some("one"));
     assert_eq!(now.handlers["q"].workers, 2);
     let circle = ["x", "y"].map(|name| now.handlers.contains_key(name));
-    assert_ne!(circle, [true, true], "dead letters go round");
+    assert_ne!(circle, [true, true], "a dead-letter cycle");
     let of: Vec<&str> = now
         .rejections
         .iter()
@@ -226,7 +226,7 @@ fn files_at_odds_freeze_only_the_handlers_that_they_name() {
         "{of:?}"
     );
 
-    // Gates act meanwhile, also that of a handler whose files are at odds.
+    // Gates are still applied, also that of a handler with conflicting files.
     watched.gates.set_gate("b", false).unwrap();
     watched.until("b's gate", |now| !now.handlers["b"].enabled);
     let written = watched.gates.set_gate("a", false).unwrap();
@@ -240,7 +240,7 @@ fn files_at_odds_freeze_only_the_handlers_that_they_name() {
 }
 
 #[test]
-fn a_refused_file_shuts_its_gate_and_opens_none() {
+fn a_rejected_file_can_close_its_gate_but_not_open_it() {
     let files = [("a.yaml", spec("a", "one")), ("b.yaml", spec("b", "one"))];
     let mut watched = Watched::start(&files, NO_RESCAN);
     for bad in [
@@ -251,19 +251,19 @@ fn a_refused_file_shuts_its_gate_and_opens_none() {
         ),
     ] {
         watched.write("a.yaml", &bad);
-        let now = watched.until("the shut gate", |now| !now.handlers["a"].enabled);
+        let now = watched.until("the closed gate", |now| !now.handlers["a"].enabled);
         assert_eq!(
             topic_of(&now, "a").as_deref(),
             Some("one"),
-            "the rest is as it was"
+            "the rest is unchanged"
         );
         assert!(now.handlers["b"].enabled);
         assert_eq!(now.rejections.len(), 1);
-        // Without the word, the gate of the last good version counts again.
+        // Without `enabled`, the gate of the last good version applies again.
         watched.write("a.yaml", &bad.replace("enabled: false", "enabled: true"));
         watched.until("the open gate", |now| now.handlers["a"].enabled);
     }
-    // What was good and shut is not opened by a text that is refused.
+    // A rejected text does not open a gate that the last good version closes.
     watched.write("a.yaml", &format!("{}enabled: false\n", spec("a", "one")));
     watched.until("the end of the rejection", |now| now.rejections.is_empty());
     watched.write(
@@ -275,15 +275,15 @@ fn a_refused_file_shuts_its_gate_and_opens_none() {
 }
 
 #[test]
-fn a_gate_is_written_into_a_refused_file_and_acts() {
+fn a_gate_written_to_a_rejected_file_is_applied() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
     watched.write("a.yaml", &format!("{}wrokers: 3\n", spec("a", "two")));
     watched.until("the rejection", |now| !now.rejections.is_empty());
     watched.gates.set_gate("a", false).unwrap();
-    watched.until("the shut gate", |now| !now.handlers["a"].enabled);
+    watched.until("the closed gate", |now| !now.handlers["a"].enabled);
     watched.gates.set_gate("a", true).unwrap();
     watched.until("the open gate", |now| now.handlers["a"].enabled);
-    // No YAML at all: the gate cannot be written, and the answer names the file and not a missing handler.
+    // Not YAML: the gate cannot be written, and the error names the file instead of a missing handler.
     watched.write(
         "a.yaml",
         &format!("{}config: {{ x: [1 }}\n", spec("a", "one")),
@@ -296,13 +296,13 @@ fn a_gate_is_written_into_a_refused_file_and_acts() {
     assert!(
         refused
             .to_string()
-            .contains("a.yaml: it is no valid YAML; mend it first"),
+            .contains("a.yaml: it is not valid YAML; correct it first"),
         "{refused}"
     );
 }
 
 #[test]
-fn a_file_that_is_moved_and_broken_at_once_keeps_its_handler() {
+fn a_file_that_is_renamed_and_broken_at_once_keeps_its_handler() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
     watched.write("b.yaml", &format!("{}wrokers: 3\n", spec("a", "two")));
     watched.remove("a.yaml");
@@ -311,11 +311,11 @@ fn a_file_that_is_moved_and_broken_at_once_keeps_its_handler() {
     });
     assert_eq!(topic_of(&now, "a").as_deref(), Some("one"));
     watched.remove("b.yaml");
-    watched.until("a's end", |now| now.handlers.is_empty());
+    watched.until("a's removal", |now| now.handlers.is_empty());
 }
 
 #[test]
-fn a_burst_ends_in_the_last_state() {
+fn a_burst_ends_with_the_last_state() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "t0"))], NO_RESCAN);
     for round in 1..=200 {
         watched.write("a.yaml", &spec("a", &format!("t{round}")));
@@ -340,7 +340,7 @@ fn a_burst_ends_in_the_last_state() {
 }
 
 #[test]
-fn a_folder_that_is_made_late_is_found() {
+fn a_folder_created_late_is_found() {
     let root = TempDir::new().unwrap();
     let path = root.path().join("late");
     let source = FileSource::new(&path, Duration::from_millis(50), Environment::default());
@@ -353,7 +353,10 @@ fn a_folder_that_is_made_late_is_found() {
     let end = Instant::now() + DEADLINE;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        match updates.recv_timeout(left).expect("the late folder's spec") {
+        match updates
+            .recv_timeout(left)
+            .expect("the spec of the new folder")
+        {
             Update::Snapshot(now) if topic_of(&now, "a").as_deref() == Some("one") => break,
             _ => {}
         }
@@ -362,8 +365,8 @@ fn a_folder_that_is_made_late_is_found() {
 }
 
 #[test]
-fn a_rescan_finds_what_events_did_not_tell() {
-    // A linked folder: the watch is on the link's target, and the link is moved to another one.
+fn a_rescan_finds_changes_without_events() {
+    // A symlinked folder: the watch is on the link's target, and the link is moved to another target.
     let root = TempDir::new().unwrap();
     for (version, topic) in [("v1", "one"), ("v2", "two")] {
         std::fs::create_dir(root.path().join(version)).unwrap();
@@ -398,7 +401,7 @@ fn a_rescan_finds_what_events_did_not_tell() {
 }
 
 #[test]
-fn a_folder_that_goes_away_leaves_everything_running_and_is_found_again() {
+fn a_removed_folder_keeps_everything_active_and_is_found_again() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], Duration::from_millis(100));
     let path = watched.folder.path().to_path_buf();
     let aside = path.with_extension("aside");
@@ -418,7 +421,7 @@ fn a_folder_that_goes_away_leaves_everything_running_and_is_found_again() {
                 break;
             }
             Update::Snapshot(now) => assert_eq!(now.handlers.len(), 1),
-            other => panic!("{other:?} before it was away"),
+            other => panic!("{other:?} before the outage"),
         }
     }
     std::fs::rename(&aside, &path).unwrap();
@@ -428,9 +431,9 @@ fn a_folder_that_goes_away_leaves_everything_running_and_is_found_again() {
 }
 
 #[test]
-fn reread_looks_at_once() {
+fn reread_is_immediate() {
     let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
-    // The text of a referred file is outside of the watched folder's events.
+    // Changes of a referenced file cause no events in the watched folder.
     let outside = TempDir::new().unwrap();
     let secret = outside.path().join("secret");
     std::fs::write(&secret, "first\n").unwrap();
@@ -451,7 +454,7 @@ fn reread_looks_at_once() {
 }
 
 #[test]
-fn gates_are_written_into_the_file_and_seen_again() {
+fn gates_are_written_to_the_file_and_observed() {
     let text = "# the auditor\nname: auditor # who\nplugin: relay\nenabled: true   # the gate\nroute: { topics: [t] }\n";
     let mut watched = Watched::start(
         &[("a.yaml", text.to_owned()), ("b.yaml", spec("b", "t"))],
@@ -459,12 +462,12 @@ fn gates_are_written_into_the_file_and_seen_again() {
     );
     let written = watched.gates.set_gate("auditor", false).unwrap();
     assert!(written.changed && written.origin.ends_with("a.yaml"));
-    watched.until("the shut gate", |now| !now.handlers["auditor"].enabled);
+    watched.until("the closed gate", |now| !now.handlers["auditor"].enabled);
     let now = std::fs::read_to_string(watched.folder.path().join("a.yaml")).unwrap();
     assert_eq!(now, text.replace("true", "false"));
     assert!(!watched.gates.set_gate("auditor", false).unwrap().changed);
     watched.gates.set_gate("b", false).unwrap();
-    watched.until("b's shut gate", |now| !now.handlers["b"].enabled);
+    watched.until("b's closed gate", |now| !now.handlers["b"].enabled);
     watched.gates.set_gate("auditor", true).unwrap();
     watched.until("the open gate", |now| now.handlers["auditor"].enabled);
 
@@ -480,11 +483,11 @@ fn gates_are_written_into_the_file_and_seen_again() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names.len(), 3, "nothing is left over: {names:?}");
+    assert_eq!(names.len(), 3, "no temporary files remain: {names:?}");
 }
 
 #[test]
-fn at_the_start_every_problem_of_every_file_is_an_error() {
+fn every_problem_of_every_file_is_an_error_at_start() {
     let folder = TempDir::new().unwrap();
     write(
         folder.path(),
@@ -511,7 +514,7 @@ fn at_the_start_every_problem_of_every_file_is_an_error() {
 }
 
 #[test]
-fn one_pool_with_two_bounds_is_a_conflict() {
+fn one_pool_with_two_limits_is_a_conflict() {
     let folder = TempDir::new().unwrap();
     write(
         folder.path(),
@@ -529,7 +532,7 @@ fn one_pool_with_two_bounds_is_a_conflict() {
         text.contains("b.yaml:5:7: pool: `small` is shared with `a`"),
         "{text}"
     );
-    assert!(text.contains("other `workers`"), "{text}");
+    assert!(text.contains("different `workers`"), "{text}");
 
     for name in ["c", "d", "e"] {
         let more = format!("{}pool: small\nworkers: 3\n", spec(name, "t"));
@@ -539,7 +542,7 @@ fn one_pool_with_two_bounds_is_a_conflict() {
     assert_eq!(
         problems.len(),
         1,
-        "the odd one is named, not the many: {problems}"
+        "only the minority is reported: {problems}"
     );
     assert!(
         problems.to_string().contains("a.yaml:5:7: pool:"),
@@ -548,12 +551,12 @@ fn one_pool_with_two_bounds_is_a_conflict() {
 }
 
 impl Watched {
-    /// `now` if it fits, else the first later snapshot that does.
+    /// `now` if it fits, else the next snapshot that does.
     fn until_or(&mut self, now: Arc<Snapshot>, fits: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
         if fits(&now) {
             now
         } else {
-            self.until("the whole state", fits)
+            self.until("the expected state", fits)
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Situation: operators write specs and roll them out over members that answer, refuse or do not answer.
-//! Property: whoever waits hears of every member; a rollout reaches everybody or leaves everything as it was.
+//! Situation: operators write specs and roll them out to members that accept, reject or do not respond.
+//! Property: waiting callers learn the status of every member; a rollout reaches all members or restores the earlier revision.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
@@ -18,23 +18,23 @@ use sluicegate_config::{Rollout, rollout};
 const OLD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
 const NEW: &str = "name: a\nplugin: relay\nversion: \"2\"\nroute: { topics: [t] }\n";
 
-/// Members that apply what stands in the store as the service does, apart from running anything.
+/// Members that apply the store's content as the service does, without running handlers.
 struct Fleet {
     store: MemoryStore,
     watches: Vec<Box<dyn StoreWatch>>,
     threads: Vec<JoinHandle<()>>,
-    /// (member, spec) as it was applied, each change once.
+    /// (member, spec) for each applied change.
     applied: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 fn spec_for(store: &dyn Store, member: &str) -> (String, u64) {
-    let tree = store.list().expect("the store is there");
+    let tree = store.list().expect("the store is reachable");
     let text = |key: &ControlKey| {
         let entry = tree.get(key)?;
         Some(String::from_utf8_lossy(&entry.value).into_owned())
     };
     let rollout = text(&ControlKey::Rollout("a".into()))
-        .map(|text| rollout::Rollout::from_json(text.as_bytes()).expect("it is a rollout"));
+        .map(|text| rollout::Rollout::from_json(text.as_bytes()).expect("a valid rollout"));
     let spec = match rollout.filter(|rollout| rollout.is_for(member)) {
         Some(rollout) => rollout.spec.unwrap_or_default(),
         None => text(&ControlKey::Spec("a".into())).unwrap_or_default(),
@@ -43,7 +43,7 @@ fn spec_for(store: &dyn Store, member: &str) -> (String, u64) {
 }
 
 impl Fleet {
-    /// `refusing` members refuse the new spec; `deaf` ones never apply anything after they joined.
+    /// `refusing` members reject the new spec; `deaf` ones apply nothing after they have joined.
     fn start(ids: &[&str], refusing: &[&str], deaf: &[&str]) -> Self {
         let store = MemoryStore::new();
         store
@@ -52,7 +52,7 @@ impl Fleet {
                 Some(OLD.as_bytes()),
                 Expected::Absent,
             )
-            .expect("the store is there");
+            .expect("the store is reachable");
         let mut fleet = Self {
             store,
             watches: Vec::new(),
@@ -67,17 +67,17 @@ impl Fleet {
                 id: id.clone(),
                 ..MemberReport::default()
             };
-            let membership = fleet.store.join(report).expect("the id is fine");
-            let (tell, told) = channel();
+            let membership = fleet.store.join(report).expect("a free id");
+            let (sender, changes) = channel();
             let watch = fleet.store.watch(Box::new(move |update| {
-                // A member that has ended hears nothing more.
-                let _ = tell.send(update);
+                // The member may have been dropped.
+                let _ = sender.send(update);
             }));
-            fleet.watches.push(watch.expect("the store is there"));
+            fleet.watches.push(watch.expect("the store is reachable"));
             let (store, applied) = (fleet.store.clone(), Arc::clone(&fleet.applied));
             fleet.threads.push(std::thread::spawn(move || {
                 let mut last = String::new();
-                for _ in told.iter().filter(|_| !is_deaf) {
+                for _ in changes.iter().filter(|_| !is_deaf) {
                     let (spec, revision) = spec_for(&store, &id);
                     let mut report = MemberReport {
                         id: id.clone(),
@@ -93,7 +93,7 @@ impl Fleet {
                     }
                     if spec != last {
                         last = spec.clone();
-                        let mut applied = applied.lock().expect("nobody panics with it");
+                        let mut applied = applied.lock().expect("not poisoned");
                         applied.push((id.clone(), spec));
                     }
                     membership.report(report);
@@ -108,29 +108,29 @@ impl Fleet {
     }
 
     fn had_new(&self) -> BTreeSet<String> {
-        let applied = self.applied.lock().expect("nobody panics with it");
+        let applied = self.applied.lock().expect("not poisoned");
         let new = applied.iter().filter(|(_, spec)| spec == NEW);
         new.map(|(id, _)| id.clone()).collect()
     }
 
     fn last_of(&self, id: &str) -> String {
-        let applied = self.applied.lock().expect("nobody panics with it");
+        let applied = self.applied.lock().expect("not poisoned");
         let last = applied.iter().rev().find(|(member, _)| member == id);
         last.map(|(_, spec)| spec.clone()).unwrap_or_default()
     }
 
     fn has_rollout(&self) -> bool {
-        let tree = self.store.list().expect("the store is there");
+        let tree = self.store.list().expect("the store is reachable");
         tree.get(&ControlKey::Rollout("a".into())).is_some()
     }
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        // A member ends with its watch.
+        // A member is dropped with its watch.
         self.watches.clear();
         for thread in self.threads.drain(..) {
-            // A panic has said what it was.
+            // A panic was already reported by the panic hook.
             let _ = thread.join();
         }
     }
@@ -138,19 +138,19 @@ impl Drop for Fleet {
 
 fn settings(waves: &str) -> RolloutSettings {
     RolloutSettings {
-        waves: parse_waves(waves).expect("they are waves"),
+        waves: parse_waves(waves).expect("valid waves"),
         wait_healthy: Duration::from_millis(50),
         timeout: Duration::from_secs(2),
         by: "ada".to_owned(),
     }
 }
 
-fn soon(millis: u64) -> Instant {
+fn deadline_in(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
 }
 
 #[test]
-fn apply_is_compared_with_what_was_seen() {
+fn apply_is_compared_with_the_revision_seen() {
     let fleet = Fleet::start(&[], &[], &[]);
     let moved = apply_spec(&fleet.store, NEW, None, Some(99)).unwrap_err();
     assert!(
@@ -168,7 +168,7 @@ fn apply_is_compared_with_what_was_seen() {
 }
 
 #[test]
-fn a_delete_takes_every_key_of_the_handler_and_no_other() {
+fn a_delete_removes_exactly_the_keys_of_the_handler() {
     let fleet = Fleet::start(&[], &[], &[]);
     set_gate(&fleet.store, "a", false).unwrap();
     let other = OLD.replace("name: a", "name: b");
@@ -183,10 +183,17 @@ fn a_delete_takes_every_key_of_the_handler_and_no_other() {
 }
 
 #[test]
-fn waiting_returns_when_the_last_member_has_it() {
+fn waiting_returns_once_the_last_member_has_applied() {
     let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &[]);
     let revision = set_gate(&fleet.store, "a", false).unwrap();
-    let awaited = await_members(&fleet.store, "a", revision, None, soon(5_000), &mut |_| {});
+    let awaited = await_members(
+        &fleet.store,
+        "a",
+        revision,
+        None,
+        deadline_in(5_000),
+        &mut |_| {},
+    );
     let awaited = awaited.unwrap();
     assert!(
         awaited.converged && awaited.members.len() == 3,
@@ -195,10 +202,17 @@ fn waiting_returns_when_the_last_member_has_it() {
 }
 
 #[test]
-fn waiting_names_the_member_that_does_not_answer() {
+fn waiting_names_the_member_that_does_not_respond() {
     let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &["m2"]);
     let revision = set_gate(&fleet.store, "a", false).unwrap();
-    let awaited = await_members(&fleet.store, "a", revision, None, soon(400), &mut |_| {});
+    let awaited = await_members(
+        &fleet.store,
+        "a",
+        revision,
+        None,
+        deadline_in(400),
+        &mut |_| {},
+    );
     let awaited = awaited.unwrap();
     assert!(!awaited.converged);
     let missing: Vec<&str> = awaited.missing().map(|one| one.member.as_str()).collect();
@@ -206,7 +220,7 @@ fn waiting_names_the_member_that_does_not_answer() {
 }
 
 #[test]
-fn a_member_that_goes_away_meanwhile_is_named() {
+fn a_member_that_disappears_during_the_wait_is_named() {
     let fleet = Fleet::start(&["m1"], &[], &[]);
     let behind = MemberReport {
         id: "m2".into(),
@@ -214,29 +228,37 @@ fn a_member_that_goes_away_meanwhile_is_named() {
     };
     let mut membership = Some(fleet.store.join(behind).unwrap());
     let revision = set_gate(&fleet.store, "a", false).unwrap();
-    let awaited = await_members(&fleet.store, "a", revision, None, soon(600), &mut |now| {
-        if now.members.len() == 2 {
-            drop(membership.take());
-        }
-    });
+    let awaited = await_members(
+        &fleet.store,
+        "a",
+        revision,
+        None,
+        deadline_in(600),
+        &mut |now| {
+            if now.members.len() == 2 {
+                drop(membership.take());
+            }
+        },
+    );
     let awaited = awaited.unwrap();
     assert!(!awaited.converged);
     assert_eq!(awaited.members[1].state, MemberState::Gone);
 }
 
-/// A member that says only this.
+/// Waits on a store whose only member has this report.
 fn says(store: &MemoryStore, report: MemberReport) -> WaitResult {
     let report = MemberReport {
         id: "m1".into(),
         applied_revision: 9,
         ..report
     };
-    let _membership = store.join(report).expect("the id is fine");
-    await_members(store, "a", 7, None, soon(150), &mut |_| {}).expect("the store is there")
+    let _membership = store.join(report).expect("a free id");
+    await_members(store, "a", 7, None, deadline_in(150), &mut |_| {})
+        .expect("the store is reachable")
 }
 
 #[test]
-fn a_foreign_handler_that_takes_long_holds_up_nobody() {
+fn a_slow_handler_does_not_delay_waits_for_others() {
     let store = MemoryStore::new();
     let preparing = |name: &str| MemberReport {
         preparing: vec![name.to_owned()],
@@ -249,7 +271,7 @@ fn a_foreign_handler_that_takes_long_holds_up_nobody() {
 }
 
 #[test]
-fn a_report_that_leaves_out_handlers_is_no_consent() {
+fn a_report_that_leaves_out_handlers_does_not_count_as_applied() {
     let store = MemoryStore::new();
     let omitting = |handlers, keys| MemberReport {
         omitted: Omitted { handlers, keys },
@@ -260,11 +282,11 @@ fn a_report_that_leaves_out_handlers_is_no_consent() {
     let MemberState::Unreadable { reason } = &unknown.members[0].state else {
         panic!("{unknown:?}");
     };
-    assert!(reason.contains("leaves out 3 entries"), "{reason}");
+    assert!(reason.contains("omits 3 entries"), "{reason}");
 }
 
 #[test]
-fn a_gate_is_shut_whatever_a_member_has_against_the_handler() {
+fn closing_a_gate_succeeds_despite_problems_of_the_handler() {
     let store = MemoryStore::new();
     let report = MemberReport {
         id: "m1".into(),
@@ -273,19 +295,27 @@ fn a_gate_is_shut_whatever_a_member_has_against_the_handler() {
         handlers: vec![MemberHandler {
             name: "a".into(),
             state: "REFUSED".into(),
-            reason: "its spec is refused".into(),
+            reason: "its spec is rejected".into(),
         }],
         ..MemberReport::default()
     };
     let _membership = store.join(report).unwrap();
-    assert!(await_closed(&store, "a", 9, soon(150)).unwrap().converged);
-    assert!(!await_closed(&store, "a", 10, soon(150)).unwrap().converged);
-    let open = await_members(&store, "a", 9, None, soon(150), &mut |_| {}).unwrap();
+    assert!(
+        await_closed(&store, "a", 9, deadline_in(150))
+            .unwrap()
+            .converged
+    );
+    assert!(
+        !await_closed(&store, "a", 10, deadline_in(150))
+            .unwrap()
+            .converged
+    );
+    let open = await_members(&store, "a", 9, None, deadline_in(150), &mut |_| {}).unwrap();
     assert!(!open.converged);
 }
 
 #[test]
-fn waves_reach_everybody() {
+fn waves_reach_all_members() {
     let fleet = Fleet::start(&["m1", "m2", "m3", "m4"], &[], &[]);
     let mut sizes = Vec::new();
     let staged = begin(
@@ -311,7 +341,7 @@ fn waves_reach_everybody() {
 }
 
 #[test]
-fn a_refusal_in_the_second_wave_restores_the_first() {
+fn a_rejection_in_the_second_wave_restores_the_first() {
     let fleet = Fleet::start(&["m1", "m2", "m3"], &["m2"], &[]);
     let staged = begin(
         &fleet.store,
@@ -332,14 +362,14 @@ fn a_refusal_in_the_second_wave_restores_the_first() {
     assert!(awaited.converged, "{awaited:?}");
     assert_eq!(fleet.spec(), OLD);
     assert!(!fleet.has_rollout());
-    assert!(fleet.had_new().contains("m1"), "the first wave had it");
+    assert!(fleet.had_new().contains("m1"), "the first wave applied it");
     for id in ["m1", "m2", "m3"] {
         assert_eq!(fleet.last_of(id), OLD, "{id}");
     }
 }
 
 #[test]
-fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted() {
+fn rollouts_of_a_handler_are_exclusive_and_can_be_resumed_or_aborted() {
     let fleet = Fleet::start(&["m1", "m2"], &[], &[]);
     let key = ControlKey::Rollout("a".into());
     let left_behind = Rollout {
@@ -357,7 +387,7 @@ fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted()
         let written = fleet
             .store
             .write(&key, Some(&left_behind.to_json()), Expected::Absent);
-        written.expect("no other is there");
+        written.expect("no other rollout");
     };
     leave();
     let refused = begin(
@@ -370,7 +400,7 @@ fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted()
     );
     let refused = refused.unwrap_err().to_string();
     assert!(
-        refused.contains("by bob since 2026") && refused.contains("--resume"),
+        refused.contains("by bob at 2026") && refused.contains("--resume"),
         "{refused}"
     );
     assert!(matches!(
@@ -389,7 +419,7 @@ fn two_roll_outs_of_a_handler_exclude_each_other_and_can_be_resumed_or_aborted()
 }
 
 #[test]
-fn a_spec_that_is_changed_beside_a_roll_out_stays() {
+fn a_spec_changed_during_a_rollout_is_kept() {
     let fleet = Fleet::start(&["m1"], &[], &[]);
     let other = OLD.replace("[t]", "[u]");
     let store = fleet.store.clone();
@@ -404,20 +434,20 @@ fn a_spec_that_is_changed_beside_a_roll_out_stays() {
                 let key = ControlKey::Spec("a".into());
                 store
                     .write(&key, Some(other.as_bytes()), Expected::Any)
-                    .expect("the store is there");
+                    .expect("the store is reachable");
             }
         },
     );
     let staged = staged.unwrap();
     assert!(
-        matches!(&staged, RolloutResult::Restored { reasons, .. } if reasons[0].contains("changed meanwhile")),
+        matches!(&staged, RolloutResult::Restored { reasons, .. } if reasons[0].contains("changed concurrently")),
         "{staged:?}"
     );
     assert_eq!(fleet.spec(), other);
 }
 
 #[test]
-fn without_members_nothing_is_rolled_out() {
+fn a_rollout_without_members_does_nothing() {
     let fleet = Fleet::start(&[], &[], &[]);
     let staged = begin(
         &fleet.store,

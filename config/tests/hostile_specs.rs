@@ -1,4 +1,4 @@
-//! Specs made to cost much: what a text costs in memory, time and messages is bounded by its size (G16), valid or not.
+//! Adversarial specs: the memory, time and message size that a text takes are bounded by its size (G16), valid or not.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::time::{Duration, Instant};
@@ -7,16 +7,16 @@ use sluicegate_config::service::read_service_config;
 use sluicegate_config::store::{ControlKey, check_value};
 use sluicegate_config::{Environment, Problems, read_spec};
 
-/// Most memory that reading one text may take.
-const MEMORY: u64 = 200 << 20;
-/// Longest time; what is built without optimisation takes several times as long.
-const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 2 });
-/// Longest messages: 100 problems of a few lines.
-const MESSAGES: usize = 256 << 10;
+/// Maximum memory for parsing one text.
+const MAX_MEMORY: u64 = 200 << 20;
+/// Maximum time; debug builds take several times as long.
+const MAX_TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 2 });
+/// Maximum size of messages: 100 problems of a few lines.
+const MAX_MESSAGE_BYTES: usize = 256 << 10;
 
 const HEAD: &str = "name: a\nplugin: p\nroute: { topics: [t] }\n";
 
-/// Bytes of the process at the highest since [`reset_peak`].
+/// Peak memory of the process in bytes since [`reset_peak`].
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -43,7 +43,7 @@ fn repeated(piece: impl Fn(usize) -> String, until: usize) -> String {
     text
 }
 
-/// Every hostile text, with what becomes of it: `None` is valid, else words of the refusal.
+/// Every hostile text with its expected result: `None` if valid, else a fragment of the rejection.
 fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
     const SIZE: usize = 900_000;
     let long = "x".repeat(300_000);
@@ -83,7 +83,7 @@ fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
         (
             "one key many times",
             config(repeated(|_| "  k: 1\n".to_owned(), SIZE / 4)),
-            Some("stands twice"),
+            Some("is duplicated"),
         ),
         (
             "many unknown keys",
@@ -142,7 +142,7 @@ fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
                     .map(|n| format!("    - /^\\w{{20}}{n}$/\n"))
                     .collect::<String>()
             ),
-            Some("regexes of this spec take more than 8MiB"),
+            Some("regexes of this spec exceed 8MiB"),
         ),
         (
             "many regexes of conditions",
@@ -152,7 +152,7 @@ fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
                     .map(|n| format!("      - {{ key: true, regex: '^\\w{{20}}{n}$' }}\n"))
                     .collect::<String>()
             ),
-            Some("regexes of this spec take more than 8MiB"),
+            Some("regexes of this spec exceed 8MiB"),
         ),
         (
             "dead letters among many topics",
@@ -168,7 +168,7 @@ fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
             None,
         ),
         (
-            "topics that are no texts",
+            "topics that are not strings",
             format!(
                 "name: a\nplugin: p\nroute:\n  topics: [{}]\n",
                 "{},".repeat(49_000)
@@ -206,16 +206,16 @@ fn texts() -> Vec<(&'static str, String, Option<&'static str>)> {
         (
             "a long number",
             config(format!("  a: {}\n", "9".repeat(SIZE))),
-            Some("does not fit a JSON number"),
+            Some("is not a valid JSON number"),
         ),
     ]
 }
 
-fn told(what: &str, refused: Option<Problems>, expected: Option<&str>) {
+fn check(what: &str, refused: Option<Problems>, expected: Option<&str>) {
     let said = refused.map_or_else(String::new, |problems| {
         let json = serde_json::to_string(&problems).unwrap();
         assert!(
-            json.len() <= 2 * MESSAGES,
+            json.len() <= 2 * MAX_MESSAGE_BYTES,
             "{what}: {} bytes of JSON",
             json.len()
         );
@@ -224,7 +224,7 @@ fn told(what: &str, refused: Option<Problems>, expected: Option<&str>) {
         problems.to_string()
     });
     assert!(
-        said.len() <= MESSAGES,
+        said.len() <= MAX_MESSAGE_BYTES,
         "{what}: {} bytes of messages",
         said.len()
     );
@@ -235,18 +235,15 @@ fn told(what: &str, refused: Option<Problems>, expected: Option<&str>) {
     }
 }
 
-/// One test, as the peak is that of the whole process.
+/// A single test, since peak memory is that of the whole process.
 #[test]
-fn what_a_spec_costs_is_bounded_by_its_size() {
+fn the_cost_of_a_spec_is_bounded_by_its_size() {
     let none = Environment::default();
     let mut over = Vec::new();
     reset_peak();
     let before = peak();
     for (what, text, expected) in texts() {
-        assert!(
-            text.len() <= 1 << 20,
-            "{what} is refused for its length alone"
-        );
+        assert!(text.len() <= 1 << 20, "{what} exceeds the size limit");
         let readers: [(&str, &dyn Fn() -> Option<Problems>); 3] = [
             ("file", &|| read_spec(&text, None, &none).err()),
             ("key", &|| {
@@ -263,13 +260,13 @@ fn what_a_spec_costs_is_bounded_by_its_size() {
             let refused = read();
             let (took, used) = (start.elapsed(), peak().saturating_sub(before));
             println!("{what}, {reader}: {took:?}, {} KiB", used >> 10);
-            if took > TIME || used > MEMORY {
+            if took > MAX_TIME || used > MAX_MEMORY {
                 over.push(format!("{what}, {reader}: {took:?}, {} MiB", used >> 20));
             }
             match reader {
-                // Checking the form of a key looks nothing up, and the service's config has other keys.
-                "file" => told(what, refused, expected),
-                _ => drop(refused.map(|problems| told(what, Some(problems), Some("")))),
+                // A syntax check of a key resolves no references, and the service config has other fields.
+                "file" => check(what, refused, expected),
+                _ => drop(refused.map(|problems| check(what, Some(problems), Some("")))),
             }
         }
     }
@@ -277,7 +274,7 @@ fn what_a_spec_costs_is_bounded_by_its_size() {
 }
 
 #[test]
-fn a_config_key_is_json_and_is_bounded_as_such() {
+fn a_config_key_is_json_within_the_same_bounds() {
     let key = ControlKey::config("a").unwrap();
     let says = |text: &str| {
         check_value(&key, "key", text.as_bytes())
@@ -285,7 +282,7 @@ fn a_config_key_is_json_and_is_bounded_as_such() {
             .map_or_else(String::new, |problems| problems.to_string())
     };
     for good in [
-        // What Python writes for an emoji, tabs, and an integer beyond 64 bits.
+        // Python's output for an emoji, tabs, and an integer beyond 64 bits.
         "{\"a\":\t\"\\ud83d\\ude00\", \"b\": 123456789012345678901234567890}",
         "{}",
     ] {
@@ -299,7 +296,7 @@ fn a_config_key_is_json_and_is_bounded_as_such() {
         ),
         ("a: 1", "is not a JSON object"),
         ("[1]", "is not a JSON object"),
-        ("{\"a\": 1, \"a\": 2}", "`a` stands twice"),
+        ("{\"a\": 1, \"a\": 2}", "`a` is duplicated"),
         (&format!("{{\"a\": {}", "[".repeat(900_000)), "levels"),
         (
             &format!("{{\"a\": [{}1]}}", "1,".repeat(400_000)),
@@ -309,5 +306,5 @@ fn a_config_key_is_json_and_is_bounded_as_such() {
         let said = says(bad);
         assert!(said.contains(words) && said.len() < 1_000, "{said}");
     }
-    assert!(start.elapsed() < TIME);
+    assert!(start.elapsed() < MAX_TIME);
 }

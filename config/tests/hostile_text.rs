@@ -1,4 +1,4 @@
-//! Text that nobody meant: whatever comes, reading ends with a value or with problems, never with a panic.
+//! Random and damaged text: parsing always ends with a value or with problems, never with a panic.
 
 use proptest::prelude::*;
 use sluicegate_config::service::read_service_config;
@@ -14,7 +14,7 @@ fn read_all(text: &str) {
     }
 }
 
-/// Pieces that mean something to YAML or to us, so that random texts get deeper than the first byte.
+/// Fragments with meaning in YAML or our schemas, so that random texts get past the first byte.
 fn piece() -> impl Strategy<Value = String> {
     let known = [
         "name",
@@ -86,22 +86,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_yaml_is_read_or_refused(pieces in prop::collection::vec(piece(), 0..60)) {
+    fn random_yaml_is_accepted_or_rejected(pieces in prop::collection::vec(piece(), 0..60)) {
         read_all(&pieces.concat());
     }
 
     #[test]
-    fn random_text_is_read_or_refused(text in any::<String>()) {
+    fn random_text_is_accepted_or_rejected(text in any::<String>()) {
         read_all(&text);
     }
 
     #[test]
-    fn random_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bytes_are_accepted_or_rejected(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         read_all(&String::from_utf8_lossy(&bytes));
     }
 
     #[test]
-    fn a_good_spec_with_a_scar_is_read_or_refused(at in 0..500_usize, length in 0..8_usize, scar in piece()) {
+    fn a_damaged_spec_is_accepted_or_rejected(at in 0..500_usize, length in 0..8_usize, scar in piece()) {
         let mut text: Vec<char> = GOOD.chars().collect();
         let at = at.min(text.len());
         let end = (at + length).min(text.len());

@@ -1,4 +1,4 @@
-//! The reference pages say what the tables say. `UPDATE_REFERENCE=1 cargo test -p sluicegate-config` writes them anew.
+//! The reference pages match the field tables. `UPDATE_REFERENCE=1 cargo test -p sluicegate-config` regenerates them.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The JSON Schemas say what reading does: the same names, the same defaults, the same bounds.
+//! The JSON Schemas agree with the parser: the same names, defaults and bounds.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use serde_json::{Map, Value as Json, json};
@@ -14,7 +14,7 @@ fn spec(document: &Json) -> Result<HandlerSpec, Problems> {
     read_spec(&document.to_string(), None, &Environment::default())
 }
 
-/// Every leaf with a default: its path and the default.
+/// Collects the path and default of every leaf with a default.
 fn defaults(schema: &Json, path: &[String], found: &mut Vec<(Vec<String>, Json)>) {
     let Some(properties) = schema["properties"].as_object() else {
         return;
@@ -26,7 +26,7 @@ fn defaults(schema: &Json, path: &[String], found: &mut Vec<(Vec<String>, Json)>
         let required = required.is_some_and(|names| names.contains(&json!(name)));
         if property["properties"].is_object() {
             if !required && property.get("default").is_none() {
-                // What may be left out has no effect until it is there.
+                // The defaults of an optional object apply only if it is present.
                 continue;
             }
             defaults(property, &path, found);
@@ -78,7 +78,7 @@ fn writing_out_every_default_of_a_spec_changes_nothing() {
     assert_eq!(spec(&all), Ok(expected));
 }
 
-/// Every object of a schema refuses what it does not name.
+/// Asserts that every object of a schema rejects unknown names.
 fn is_closed(schema: &Json, path: &str) {
     let Some(properties) = schema["properties"].as_object() else {
         return;
@@ -86,7 +86,7 @@ fn is_closed(schema: &Json, path: &str) {
     assert_eq!(
         schema["additionalProperties"],
         json!(false),
-        "{path} takes any name"
+        "{path} accepts any name"
     );
     for (name, property) in properties {
         assert!(
@@ -100,13 +100,13 @@ fn is_closed(schema: &Json, path: &str) {
 }
 
 #[test]
-fn every_field_is_described_and_unknown_names_are_refused_everywhere() {
+fn every_field_is_described_and_unknown_names_are_rejected_everywhere() {
     is_closed(&config_schema(), "config");
     is_closed(&handler_schema(), "handler");
 }
 
 #[test]
-fn the_reference_pages_names_are_all_there() {
+fn all_names_of_the_reference_pages_exist() {
     let names = |schema: &Json, path: &[&str]| -> Vec<String> {
         let object = path
             .iter()
@@ -190,7 +190,7 @@ fn the_reference_pages_names_are_all_there() {
 }
 
 #[test]
-fn a_validator_agrees_with_reading() {
+fn a_schema_validator_agrees_with_the_parser() {
     let config = jsonschema::draft202012::new(&config_schema()).unwrap();
     let handler = jsonschema::draft202012::new(&handler_schema()).unwrap();
     let good_config = json!({
@@ -230,8 +230,8 @@ fn a_validator_agrees_with_reading() {
         let path: Vec<String> = path.into_iter().map(str::to_owned).collect();
         let mut bad = good.clone();
         put(&mut bad, &path, value);
-        assert!(!handler.is_valid(&bad), "the schema takes {bad}");
-        assert!(spec(&bad).is_err(), "reading takes {bad}");
+        assert!(!handler.is_valid(&bad), "the schema accepts {bad}");
+        assert!(spec(&bad).is_err(), "the parser accepts {bad}");
     }
     for bad in [
         json!({ "kafka": { "clients": 0 } }),

@@ -1,4 +1,4 @@
-//! What the values of a store may refer to: what the service config lists, and nothing else (G15).
+//! References in a store's values resolve only to variables and files that the service config lists (G15).
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ fn put(store: &MemoryStore, key: &ControlKey, value: &[u8]) {
     store.write(key, Some(value), Expected::Any).unwrap();
 }
 
-/// What `config: { x: TEXT }` becomes in each key that can hold a config: its value, or what is wrong.
+/// The result of `config: { x: TEXT }` in each key that can have a config: its value, or the problems.
 fn refer(references: &References, text: &str) -> Vec<Result<String, String>> {
     let spec_text = spec(&format!("config: {{ x: \"{text}\" }}\n"));
     let json = serde_json::json!({ "x": text });
@@ -66,7 +66,7 @@ fn refer(references: &References, text: &str) -> Vec<Result<String, String>> {
 }
 
 #[test]
-fn values_of_a_store_refer_to_what_is_listed_and_to_nothing_else() {
+fn values_of_a_store_can_reference_only_listed_variables_and_files() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("secrets.d");
     std::fs::create_dir_all(inside.join("..data")).unwrap();
@@ -106,12 +106,12 @@ fn values_of_a_store_refer_to_what_is_listed_and_to_nothing_else() {
             "is not allowed in a store's keys",
         ),
         ("${env:MISSING}", "is not set"),
-        ("${file:../sluicegate.yaml}", "absolute or goes up"),
-        ("${file:/etc/hostname}", "absolute or goes up"),
-        ("${file:leads-out}", "is not there"),
-        ("${file:no-such}", "is not there"),
+        ("${file:../sluicegate.yaml}", "absolute or contains `..`"),
+        ("${file:/etc/hostname}", "absolute or contains `..`"),
+        ("${file:leads-out}", "does not exist"),
+        ("${file:no-such}", "does not exist"),
         ("${file:pipe}", "is not a regular file"),
-        ("${vault:x}", "is no reference"),
+        ("${vault:x}", "is not a valid reference"),
     ] {
         for value in refer(&listed, text) {
             let refused = value.unwrap_err();

@@ -1,4 +1,4 @@
-//! One partition's life with us: `Assigned → Draining → Released`, under one epoch (G5).
+//! The assignment of one partition to this process: `Assigned → Draining → Released`, under one epoch (G5).
 
 use std::collections::VecDeque;
 
@@ -12,37 +12,37 @@ use crate::routing::TopicPlanId;
 use crate::source::{Delivery, TopicPartition};
 use crate::trouble::Trouble;
 
-/// Changes of the leader epoch that are remembered between frontier and newest record: a bound against a broken log.
+/// Maximum leader-epoch changes kept between the frontier and the newest record: bounds memory if a log is broken.
 const MAX_EPOCH_CHANGES: usize = 64;
 
-/// A record of a full partition, and what it is charged with until it is let in.
-pub struct InHand {
+/// A record delivered while its partition had no room, and its charge until it is admitted.
+pub struct OverflowRecord {
     /// The record.
     pub delivery: Delivery,
-    /// Bytes of the budget (G8).
+    /// Bytes charged to the budget (G8).
     pub charge: u64,
 }
 
-/// Where an assignment stands.
+/// State of an assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssignmentState {
     /// Records are admitted.
     Assigned,
-    /// It is being given back: nothing new starts, what runs may finish until the deadline.
+    /// Being revoked: no record starts, in-flight records may finish until the deadline.
     Draining {
         /// On the flow's clock, in milliseconds.
         deadline_ms: u64,
     },
-    /// It is gone: outcomes that still come are discarded.
+    /// Revoked: late outcomes are discarded.
     Released,
 }
 
-/// What a partition's assignment begins with.
+/// Initial state of an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewAssignment {
     /// The partition.
     pub at: TopicPartition,
-    /// The topic that it is a partition of.
+    /// Id of its topic.
     pub topic_id: TopicUuid,
     /// First offset to read.
     pub start: i64,
@@ -52,12 +52,12 @@ pub struct NewAssignment {
     pub token_first: bool,
     /// Leader epoch of the record before `start`, as committed.
     pub leader_epoch: Option<i32>,
-    /// What the last owner left of its own: the finished offsets and their leader epoch.
+    /// Commit metadata of the previous owner: finished offsets and their leader epoch.
     pub inherited: CommitNote,
 }
 
 impl NewAssignment {
-    /// A partition that nobody has owned before.
+    /// A partition without a previous owner.
     pub fn first(at: TopicPartition, start: i64, epoch: u32) -> Self {
         Self {
             at,
@@ -71,14 +71,14 @@ impl NewAssignment {
     }
 }
 
-/// The leader epochs of the records that were delivered: where each began.
+/// Leader epochs of the delivered records: the first offset of each.
 #[derive(Debug, Default)]
 pub struct LeaderEpochs {
     changes: VecDeque<(i64, i32)>,
 }
 
 impl LeaderEpochs {
-    /// A record of `epoch` came; negative: the broker gives none.
+    /// Records the leader epoch of a delivered record; negative if the broker sends none.
     pub fn note(&mut self, offset: i64, epoch: i32) {
         if self.changes.back().map(|(_, last)| *last) != Some(epoch) {
             if self.changes.len() == MAX_EPOCH_CHANGES {
@@ -88,13 +88,13 @@ impl LeaderEpochs {
         }
     }
 
-    /// The leader epoch of the newest record at or before `offset`, if it is known.
+    /// The leader epoch of the newest record at or before `offset`, if known.
     pub fn at(&self, offset: i64) -> Option<i32> {
         let before = self.changes.iter().rev().find(|(from, _)| *from <= offset);
         before.map(|(_, epoch)| *epoch).filter(|epoch| *epoch >= 0)
     }
 
-    /// Nothing before `offset` is asked for any more.
+    /// Drops the entries that only queries before `offset` need.
     pub fn forget_before(&mut self, offset: i64) {
         while self.changes.get(1).is_some_and(|(from, _)| *from <= offset) {
             self.changes.pop_front();
@@ -102,77 +102,77 @@ impl LeaderEpochs {
     }
 }
 
-/// A partition that is, or was, ours.
+/// A partition that this process owns or has owned.
 pub struct Assignment {
     /// The partition.
     pub at: TopicPartition,
-    /// Its topic's name, which records that are lent to calls point to.
+    /// Its topic's name; records lent to calls point to it.
     pub topic: TopicName<'static>,
-    /// The topic that it is a partition of: offsets mean nothing in another one (G2).
+    /// Id of its topic: offsets are meaningless in a re-created topic (G2).
     pub topic_id: TopicUuid,
     /// Fencing token: higher than that of every earlier owner of the partition, while the group exists (G4). Tokens of
-    /// different partitions say nothing of each other.
+    /// different partitions are not comparable.
     pub epoch: u32,
-    /// No record of it may start any more, and no outcome of one that runs counts (G5): it is given back, or about to be.
+    /// Revoked or about to be: no record starts, and outcomes of running calls no longer count (G5).
     pub fenced: bool,
-    /// Whether a record may run before the token is committed.
+    /// Whether the token must be committed before the first record runs.
     pub token_first: bool,
     /// Whether a commit with our token was accepted.
     pub token_kept: bool,
     /// Leader epochs from the frontier on.
     pub leader_epochs: LeaderEpochs,
-    /// Leader epoch of the last record that an earlier owner finished. A record above it that the ledger takes for
-    /// finished is another one: the log was cut off below it and written again.
+    /// Leader epoch of the last record that a previous owner finished. If a record with a higher leader epoch sits at an
+    /// offset that the ledger holds as finished, it is a different record: the log was truncated below it and rewritten.
     pub finished_leader_epoch: i32,
-    /// Where it stands.
+    /// Its state.
     pub state: AssignmentState,
     /// Its offsets.
     pub ledger: Ledger,
     /// Which routes can match its topic.
     pub plan: TopicPlanId,
-    /// The offset that the group has committed, as far as acknowledged.
+    /// The last acknowledged committed offset.
     pub committed: i64,
     /// Metadata of the last acknowledged commit.
     pub committed_metadata: String,
-    /// Records that came while there was no room, in order.
-    pub overflow: VecDeque<InHand>,
-    /// What they are charged with, in bytes.
+    /// Records delivered while there was no room, in order.
+    pub overflow: VecDeque<OverflowRecord>,
+    /// Total charge of the overflow records, in bytes.
     pub overflow_bytes: u64,
-    /// Since when records have had to wait for room, on the flow's clock.
+    /// Time since which records wait for room, on the flow's clock.
     pub full_since_ms: Option<u64>,
-    /// Whether its fetching is stopped.
+    /// Whether fetching is paused.
     pub paused: bool,
-    /// Why nothing of it is handled any more, if so (G12, G13).
+    /// Why its records are no longer handled, if stopped (G12, G13).
     pub stopped: Option<Trouble>,
-    /// Why nothing of it can be read at present, if so.
+    /// Why it currently cannot be read, if so.
     pub unreadable: Option<Trouble>,
-    /// One past the last offset of its log, as the client knew it last.
+    /// Last known end of its log: one past the last offset.
     pub end: Option<i64>,
-    /// The offset that is due, and since when the log has it and it does not come.
+    /// The next offset expected, and the time since which the log contains it without its being delivered.
     pub awaited: Option<(i64, u64)>,
-    /// Live slab entries of it.
+    /// Number of its live slab entries.
     pub entries: u32,
-    /// Records delivered.
+    /// Number of records delivered.
     pub delivered: u64,
-    /// Repeats dropped.
+    /// Number of repeated deliveries dropped.
     pub repeats: u64,
-    /// When the frontier moved last, on the flow's clock.
+    /// Time of the frontier's last advance, on the flow's clock.
     pub moved_ms: u64,
-    /// When a record came that was the only one to wait for, on the flow's clock.
+    /// Time at which a record arrived while no other was unsettled, on the flow's clock.
     pub begun_ms: u64,
-    /// When it was assigned, on the flow's clock.
+    /// Time of the assignment, on the flow's clock.
     pub assigned_ms: u64,
-    /// What it takes of the byte budget.
+    /// Its share of the byte budget.
     pub usage: Usage,
 }
 
 impl Assignment {
-    /// Since when the frontier has had something to wait for, where it has.
+    /// Time since which the frontier has been waiting; meaningful only while a record is unsettled.
     pub fn waits_since_ms(&self) -> u64 {
         self.moved_ms.max(self.begun_ms)
     }
 
-    /// Settles a record that no handler wants. Behind one that is held it moves nothing.
+    /// Settles a record that no route selects. The frontier advances only if no earlier record is unsettled.
     pub fn pass_by(&mut self, offset: i64, now_ms: u64) {
         let before = self.ledger.frontier();
         self.ledger.settle(offset);
@@ -181,19 +181,19 @@ impl Assignment {
         }
     }
 
-    /// Whether its records may start.
+    /// Whether its records may start: assigned and not stopped.
     pub fn admits(&self) -> bool {
         self.state == AssignmentState::Assigned && self.stopped.is_none()
     }
 
-    /// Whether a record may be let in: the fencing token is committed if it must be (G4), and the cap is not reached (G3).
+    /// Whether a record may be admitted: the fencing token is committed if required (G4) and the limit is not reached (G3).
     pub fn has_room(&self, max_uncommitted: i64) -> bool {
         (self.token_kept || !self.token_first) && self.uncommitted() < max_uncommitted
     }
 
-    /// A record at `offset` comes from a later leader than any record that the last owner finished: at and beyond it
-    /// the log was cut off and written again, and what was finished there were other records.
-    /// `false`: nothing finished was left there.
+    /// Called when the record at `offset` has a higher leader epoch than the records that the previous owner finished: the
+    /// log was truncated at or before `offset` and rewritten, so finished offsets from there on belong to other records.
+    /// Drops them; returns whether there were any.
     pub fn forget_inherited(&mut self, offset: i64) -> bool {
         self.finished_leader_epoch = i32::MAX;
         let forgets = self.ledger.done_until().is_some_and(|end| end > offset);
@@ -201,15 +201,15 @@ impl Assignment {
             tracing::warn!(
                 at = %self.at,
                 offset,
-                "the log was cut off and written again from this offset on: its records run, whatever was finished \
-                 here before"
+                "the log was truncated and rewritten from this offset on: its records are handled again, also at offsets \
+                 that were finished before"
             );
             self.ledger.forget_done();
         }
         forgets
     }
 
-    /// It is over: slots are not given out again, so what only a partition that is ours needs is freed.
+    /// Frees what only an owned partition needs. The slot itself stays: slots are never reused.
     pub fn forget(&mut self) {
         self.ledger = Ledger::new(self.ledger.frontier(), Vec::new());
         self.leader_epochs = LeaderEpochs::default();
@@ -217,7 +217,7 @@ impl Assignment {
         self.overflow = VecDeque::new();
     }
 
-    /// What a commit of the frontier says besides the offset.
+    /// Contents of the metadata for a commit of the frontier.
     pub fn note(&self) -> CommitNote {
         let finished = self.ledger.settled_ahead();
         let leader_epoch = finished.last().and_then(|last| {
@@ -234,7 +234,7 @@ impl Assignment {
         }
     }
 
-    /// The metadata of a commit of the frontier.
+    /// The encoded metadata for a commit of the frontier.
     pub fn metadata(&self, group: &str) -> String {
         self.note().encode(Place {
             group,
@@ -243,7 +243,7 @@ impl Assignment {
         })
     }
 
-    /// Where a record of it comes from.
+    /// Origin of one of its records, as handlers see it.
     pub fn place_of(&self, offset: i64, timestamp_ms: i64) -> RecordPlace<'static> {
         RecordPlace {
             topic: self.topic,
@@ -254,17 +254,17 @@ impl Assignment {
         }
     }
 
-    /// What keeps it from being handled or read, if anything does.
+    /// Why its records are not handled or cannot be read, if so.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.stopped.as_ref().or(self.unreadable.as_ref())
     }
 
-    /// Whether it is to be given back.
+    /// Whether it is being revoked.
     pub fn is_draining(&self) -> bool {
         matches!(self.state, AssignmentState::Draining { .. })
     }
 
-    /// Offsets that an owner lost without notice could make somebody repeat (G3).
+    /// Uncommitted offsets: what is reprocessed if this process dies (G3).
     pub fn uncommitted(&self) -> i64 {
         self.ledger.next() - self.committed
     }

@@ -1,4 +1,4 @@
-//! A bridge between etcd and ZooKeeper with its admin HTTP: what `sluicegate bridge` runs, and `run` with a `bridge:` block.
+//! A bridge between etcd and ZooKeeper with its admin server: runs as `sluicegate bridge`, or inside `run` with a `bridge:` block.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::admin::http::{self, AdminError};
 /// Why a bridge did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BridgeError {
-    /// A store's settings cannot be used.
+    /// A store's settings are invalid.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Its admin HTTP cannot listen.
+    /// The admin server cannot listen.
     #[error("bridge: {0}")]
     Admin(#[from] AdminError),
-    /// The machine has no thread for it.
-    #[error("bridge: its admin thread cannot be started: {0}")]
+    /// The admin thread cannot be started.
+    #[error("bridge: cannot start the admin thread: {0}")]
     Thread(std::io::Error),
 }
 
-/// A running bridge with its admin HTTP; dropping it finishes what is on its way and stops.
+/// A running bridge with its admin server. Dropping it finishes the transfers in progress and stops both.
 pub struct RunningBridge {
-    // Before the admin server: what it says last can still be asked while it stops.
+    // Dropped before the admin server, so that its last report can be queried while it stops.
     bridge: Option<Bridge>,
     stop: Option<oneshot::Sender<()>>,
     admin: JoinHandle<()>,
@@ -35,14 +35,14 @@ pub struct RunningBridge {
     address: SocketAddr,
 }
 
-/// Time for the admin server's last answers.
-const ADMIN_STOP: Duration = Duration::from_secs(1);
+/// Time for the admin server to finish open requests.
+const ADMIN_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 impl RunningBridge {
-    /// Starts a bridge that works as `settings` say; stores that are away are waited for.
+    /// Starts a bridge with `settings`. Unreachable stores do not fail the start: the bridge retries them.
     ///
     /// # Errors
-    /// [`BridgeError`]; nothing is left running then.
+    /// [`BridgeError`]; nothing is left running in that case.
     pub fn start(config: &BridgeConfig, settings: BridgeSettings) -> Result<Self, BridgeError> {
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -70,14 +70,14 @@ impl RunningBridge {
         })
     }
 
-    /// Why it will not work any more, if that is so: one of its threads has ended without being asked to.
+    /// The reason for a permanent failure, if any: one of the bridge's threads has terminated unexpectedly.
     pub fn failure(&self) -> Option<String> {
         let failed = self.bridge.as_ref().and_then(Bridge::failure);
-        let is_mute = self.admin.is_finished();
-        failed.or_else(|| is_mute.then(|| "the bridge's admin HTTP has ended".to_owned()))
+        let has_ended = self.admin.is_finished();
+        failed.or_else(|| has_ended.then(|| "the bridge's admin server has terminated".to_owned()))
     }
 
-    /// Where its admin HTTP listens.
+    /// The address of the admin server.
     pub fn admin_address(&self) -> SocketAddr {
         self.address
     }
@@ -87,11 +87,11 @@ impl Drop for RunningBridge {
     fn drop(&mut self) {
         drop(self.bridge.take());
         if let Some(stop) = self.stop.take() {
-            // The server may have failed before; then nobody listens.
+            // The receiver is gone if the server has already failed.
             let _ = stop.send(());
         }
         if let Some(tokio) = self.tokio.take() {
-            tokio.shutdown_timeout(ADMIN_STOP);
+            tokio.shutdown_timeout(ADMIN_SHUTDOWN_GRACE);
         }
     }
 }

@@ -1,18 +1,18 @@
-//! Commit metadata: what the next owner of a partition must know besides the committed offset.
+//! Commit metadata: what the next owner of a partition needs besides the committed offset.
 //!
 //! ```text
 //!  s2. base64url( epoch ─ topic id ─ check A │ leader epoch ─ (unfinished, finished)… ─ check B )
 //!                 └─ bound to group, topic and partition   └─ bound to that and to the committed offset as well
 //! ```
 //!
-//! The first part names the log (G2) and the fencing token of the owner that committed (G4); it holds for whatever
-//! offset an operator sets. The second part lists the offsets beyond the commit that are finished (G3). They are
-//! relative to the committed offset, so they hold for that very offset alone: in another log, under another group or
-//! beside another offset they would name records that nobody handled. Whatever does not check is dropped and counts as
-//! nothing finished, which costs repeats, never a loss.
+//! The first part identifies the log (G2) and the fencing token of the owner that committed (G4); it stays valid when an
+//! operator resets the offset. The second part lists the finished offsets beyond the commit (G3), relative to the committed
+//! offset and valid for that offset only: in another log, under another group or with another offset they would name
+//! unhandled records. A part whose check fails is dropped and counts as nothing finished, which causes repeats but never a
+//! loss.
 //!
-//! Brokers refuse metadata over 4,096 characters (`offset.metadata.max.bytes`): the runs that do not fit are left out,
-//! highest first.
+//! Brokers reject metadata over 4,096 characters (`offset.metadata.max.bytes`): ranges that do not fit are omitted, highest
+//! first.
 
 use std::ops::Range;
 
@@ -23,39 +23,40 @@ use rapidhash::v3::rapidhash_v3;
 use crate::source::TopicPartition;
 
 const PREFIX: &str = "s2.";
-/// 3,000 bytes are 4,000 characters, below the brokers' default of 4,096.
+/// Maximum size before base64: 3,000 bytes become 4,000 characters, below the brokers' default limit of 4,096.
 const MAX_BYTES: usize = 3_000;
+/// Bytes of each check.
 const CHECK: usize = 8;
 
-/// Identity of one creation of a topic; zero where the cluster gives topics none (before Kafka 2.8).
+/// Topic id, unique to one creation of a topic; zero on clusters without topic ids (before Kafka 2.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicUuid(pub u128);
 
 impl TopicUuid {
-    /// From the two halves that Java and librdkafka speak of.
+    /// From the high and low halves that Java and librdkafka use.
     pub fn of_halves(high: i64, low: i64) -> Self {
         Self(u128::from(high as u64) << 64 | u128::from(low as u64))
     }
 
-    /// Whether the cluster has given one.
+    /// Whether the cluster has topic ids.
     pub fn is_known(self) -> bool {
         self.0 != 0
     }
 
-    /// Whether both are known and different: the topic was deleted and created again in between.
+    /// Whether both are known and differ: the topic was deleted and re-created in between.
     pub fn contradicts(self, other: Self) -> bool {
         self.is_known() && other.is_known() && self != other
     }
 }
 
-/// As Kafka's own tools print it: base64url of the 16 bytes.
+/// Formatted like in Kafka's tools: base64url of the 16 bytes.
 impl std::fmt::Display for TopicUuid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&URL_SAFE_NO_PAD.encode(self.0.to_be_bytes()))
     }
 }
 
-/// What a committed offset is an offset of.
+/// A committed offset with its group and partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The consumer group.
@@ -66,41 +67,41 @@ pub struct Place<'a> {
     pub offset: i64,
 }
 
-/// What stands in the metadata of a commit.
+/// Contents of a commit's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitNote {
     /// The topic that the offset belongs to.
     pub topic_id: TopicUuid,
     /// Fencing token of the owner that committed (G4).
     pub epoch: u32,
-    /// Leader epoch of the last finished record; `None` when nothing is finished or the broker gives none.
+    /// Leader epoch of the last finished record; `None` if nothing is finished or the broker sends none.
     pub leader_epoch: Option<i32>,
-    /// Offsets beyond the commit that are finished: ascending, disjoint, not adjacent, not empty.
+    /// Finished offsets beyond the commit: ascending, disjoint, neither adjacent nor empty.
     pub finished: Vec<Range<i64>>,
 }
 
-/// Why metadata, or a part of it, does not count.
+/// Why metadata, or a part of it, was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
-    /// Some other program wrote it, or it was written for another group or partition.
+    /// Written by another program, or for another group or partition.
     #[error("it was not written by this service for this group and partition")]
     Foreign,
-    /// It was written beside another offset, or is damaged.
+    /// Written for another offset, or damaged.
     #[error("its list of finished records was written for another offset, or is damaged")]
     OtherOffset,
 }
 
-/// Metadata as read: the note as far as it holds, and what does not.
+/// Decoded metadata: the valid part, and why the rest was dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadNote {
-    /// `None`: nothing of it holds.
+    /// `None` if no part is valid.
     pub note: Option<CommitNote>,
-    /// What was dropped, if anything was.
+    /// Why a part was dropped, if one was.
     pub dropped: Option<NoteError>,
 }
 
 impl CommitNote {
-    /// The metadata of a commit at `place`. Gives the number of finished ranges that fitted, too.
+    /// The metadata of a commit at `place`, with as many finished ranges as fit.
     pub fn encode(&self, place: Place<'_>) -> String {
         let mut bytes = Vec::with_capacity(64);
         push_varint(&mut bytes, self.epoch.into());
@@ -126,9 +127,9 @@ impl CommitNote {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Reads the metadata of a commit at `place`.
+    /// Decodes the metadata of a commit at `place`.
     pub fn decode(metadata: &str, place: Place<'_>) -> ReadNote {
-        // Some clients send a C string with its end; nothing of ours ends so.
+        // Some clients append the terminator of a C string; encoded metadata never ends with one.
         let text = metadata.trim_end_matches('\0');
         if text.is_empty() {
             return ReadNote::default();
@@ -156,7 +157,7 @@ impl CommitNote {
     }
 }
 
-/// The bound part that names log and owner, what follows it, and all bytes.
+/// The checked part that identifies log and owner, the bytes after it, and all bytes.
 fn decode_head(text: &str, place: Place<'_>) -> Option<(CommitNote, Vec<u8>, Vec<u8>)> {
     let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX)?).ok()?;
     let mut rest = bytes.as_slice();
@@ -200,7 +201,7 @@ fn decode_finished(
     Some((leader_epoch, ranges))
 }
 
-/// Appends a range at or beyond the last one: empty ones are left out, adjacent ones become one.
+/// Appends a range at or beyond the last one: drops empty ranges and merges adjacent ones.
 pub fn push_range(ranges: &mut Vec<Range<i64>>, range: Range<i64>) {
     if range.is_empty() {
         return;
@@ -211,19 +212,20 @@ pub fn push_range(ranges: &mut Vec<Range<i64>>, range: Range<i64>) {
     }
 }
 
-/// The group's generation (classic protocol) or member epoch (KIP-848) is used up by a token of 32 bits.
+/// The 32-bit fencing token cannot be raised above the last committed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the fencing token of the partition has reached its last value")]
+#[error("the fencing token of the partition has reached its maximum")]
 pub struct EpochExhausted;
 
-/// The fencing token of a new owner, and whether the next owner can only tell ours apart once it is committed.
+/// The fencing token of a new owner, and whether it must be committed before a record runs.
 ///
-/// `generation` is the group's, `kept` the token in the last commit. Every rebalance raises the generation, so a token
-/// that is the generation itself is below that of any later owner. One that was raised above it, or one of a static
-/// member, which takes its partitions again in the same generation, is not: it must be committed before a record runs.
+/// `generation` is the group's (classic protocol) or the member epoch (KIP-848), `kept` the token in the last commit. Every
+/// rebalance raises the generation, so a token equal to the generation is lower than that of any later owner. A token raised
+/// above it is not, nor is that of a static member, which gets its partitions back in the same generation: the next owner
+/// can tell such a token from its own only once it is committed.
 ///
 /// # Errors
-/// [`EpochExhausted`]: a token never wraps.
+/// [`EpochExhausted`] instead of wrapping around.
 pub fn next_epoch(
     generation: Option<i32>,
     kept: Option<u32>,
@@ -240,7 +242,7 @@ pub fn next_epoch(
     Ok((epoch, is_static || epoch != from_group))
 }
 
-/// Detects chance, not malice: who may commit for the group may skip records anyway.
+/// Detects accidental damage, not tampering: anyone who may commit for the group can skip records anyway.
 fn check_of(group: &str, at: &TopicPartition, offset: Option<i64>, bytes: &[u8]) -> [u8; CHECK] {
     let mut all = Vec::with_capacity(bytes.len() + group.len() + at.topic.len() + 40);
     for text in [group, &*at.topic] {

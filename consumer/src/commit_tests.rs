@@ -1,4 +1,4 @@
-//! Commit metadata: it comes back whole where it was written, and names nothing anywhere else.
+//! Commit metadata: decoded unchanged at its own offset, empty anywhere else.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -24,7 +24,7 @@ fn note(finished: Vec<Range<i64>>) -> CommitNote {
 
 proptest! {
     #[test]
-    fn a_note_comes_back(
+    fn encoded_metadata_decodes_to_the_same_note(
         offset in 0..1i64 << 40,
         first in 0..2i64,
         runs in vec((1..50i64, 1..50i64), 1..1200),
@@ -50,7 +50,7 @@ proptest! {
         prop_assert!(metadata.len() <= 4096);
         let read = CommitNote::decode(&metadata, place);
         prop_assert_eq!(read.dropped, None);
-        let read = read.note.expect("our own");
+        let read = read.note.expect("own metadata");
         prop_assert_eq!(read.epoch, epoch);
         prop_assert_eq!(read.topic_id, TopicUuid(topic_id));
         prop_assert_eq!(read.leader_epoch, leader_epoch);
@@ -58,9 +58,9 @@ proptest! {
         prop_assert!(read.finished.len() == runs.len() || metadata.len() > 3_900);
     }
 
-    /// What an owner commits, its successor begins with; owner after owner, whatever came and was settled.
+    /// Each owner starts with what its predecessor committed, for any sequence of deliveries and settlements.
     #[test]
-    fn the_ledgers_finished_offsets_survive_every_hand_over(
+    fn finished_offsets_of_the_ledger_survive_every_change_of_owner(
         owners in vec(vec((0..3u8, 0..40i64), 0..60), 1..6),
     ) {
         let at = at("orders", 3);
@@ -92,17 +92,17 @@ proptest! {
             let ahead = ledger.settled_ahead();
             let named: Vec<i64> = ahead.iter().cloned().flatten().collect();
             let all: Vec<i64> = settled.iter().copied().collect();
-            prop_assert_eq!(&named, &all, "the ledger knows what is finished");
+            prop_assert_eq!(&named, &all, "the ledger knows the finished offsets");
             let place = Place { group: "g", at: &at, offset };
             let read = CommitNote::decode(&note(ahead.clone()).encode(place), place);
             prop_assert_eq!(read.dropped, None);
-            finished = read.note.expect("our own").finished;
+            finished = read.note.expect("own metadata").finished;
             prop_assert_eq!(&finished, &ahead);
         }
     }
 
     #[test]
-    fn foreign_metadata_names_nothing(text in "(s2\\.)?[A-Za-z0-9_-]{0,200}|.{0,60}") {
+    fn foreign_metadata_is_dropped(text in "(s2\\.)?[A-Za-z0-9_-]{0,200}|.{0,60}") {
         let at = at("orders", 3);
         let read = CommitNote::decode(&text, Place { group: "g", at: &at, offset: 5 });
         prop_assert_eq!(read.note, None);
@@ -110,7 +110,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_costs_the_list_or_all(bit in 0..800usize) {
+    fn a_flipped_bit_drops_the_list_or_all_metadata(bit in 0..800usize) {
         let at = at("orders", 3);
         let place = Place { group: "g", at: &at, offset: 10 };
         let written = note(vec![11..13, 20..90, 1_000..1_001]);
@@ -125,7 +125,7 @@ proptest! {
 }
 
 #[test]
-fn a_list_counts_only_where_it_was_written() {
+fn a_list_is_valid_only_for_its_own_offset_group_and_partition() {
     let here = at("orders", 3);
     let written = note(vec![11..13, 20..21]);
     let metadata = written.encode(Place {
@@ -161,7 +161,7 @@ fn a_list_counts_only_where_it_was_written() {
 }
 
 #[test]
-fn metadata_that_a_c_client_copied_still_counts() {
+fn metadata_copied_by_a_c_client_is_still_valid() {
     let at = at("orders", 3);
     let place = Place {
         group: "g",
@@ -174,7 +174,7 @@ fn metadata_that_a_c_client_copied_still_counts() {
 }
 
 #[test]
-fn a_later_owners_token_is_higher() {
+fn the_token_of_a_later_owner_is_higher() {
     // (generation, kept, static) and (token, whether it must be committed first)
     let table = [
         ((Some(5), None, false), (5, false)),

@@ -1,4 +1,4 @@
-//! Records that the service produces: what handlers emit, and dead letters.
+//! Records that the service produces: emitted records of handlers, and dead letters.
 //!
 //! ```text
 //!  worker: AckGroup::new ─► Emitter::send (each) ─► inbox.push(Finished) ─► AckGroup::seal
@@ -7,9 +7,9 @@
 //!           └─► refused: hold the lane, explain, back off ─► AckGroup::reopen, send_from the first refused one
 //! ```
 //!
-//! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`.
-//! A group keeps what was emitted until all of it is acknowledged: a refusal is the cluster's answer and costs the record
-//! no attempt (ADR 0020). What is kept is bounded by the producer's queue, and beyond it by the pump's byte budget.
+//! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`. A
+//! group keeps its records until all of them are acknowledged: a refusal comes from the cluster and costs the record no
+//! attempt (ADR 0020). The memory is bounded by the producer's queue, and beyond it by the pump's byte budget.
 
 pub mod failure;
 mod group;
@@ -34,13 +34,13 @@ pub struct ProducerRecord<'a> {
     pub topic: &'a str,
     /// Target partition; `None` lets the producer choose by key.
     pub partition: Option<i32>,
-    /// Timestamp in milliseconds; `None` is now.
+    /// Timestamp in milliseconds; `None` means now.
     pub timestamp_ms: Option<i64>,
-    /// Key; `None` is null.
+    /// Key; `None` means null.
     pub key: Option<&'a [u8]>,
-    /// Value; `None` is a tombstone.
+    /// Value; `None` means a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Header block in Kafka's format; empty is none.
+    /// Header block in Kafka's format; empty means none.
     pub headers: &'a [u8],
 }
 
@@ -57,36 +57,36 @@ impl<'a> From<&'a Emit> for ProducerRecord<'a> {
     }
 }
 
-/// With whom a record goes to the broker.
+/// How a record is batched on its way to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// In a batch with whatever else is sent. A refusal of the batch says little about one of its records.
+    /// In a batch with other records. A refusal of the batch says little about one of its records.
     Batched,
-    /// In a batch of its own, so that the broker's answer is an answer to it.
+    /// In a batch of its own, so that the broker's response applies to this record.
     Alone,
 }
 
-/// What became of a record that was handed over.
+/// Result of sending a record.
 pub enum Sent {
     /// It is queued; its ticket will be answered.
     Queued,
     /// It was refused at once; its ticket is answered.
     Refused,
-    /// The queue is full; try again when acknowledgements have come.
+    /// The queue is full; retry when acknowledgements have arrived.
     NoRoom(Ticket),
 }
 
-/// Hands records to a producer with `acks=all`. Called from workers and pumps; never blocks.
+/// Sends records to a producer with `acks=all`. Called by workers and pumps; never blocks.
 pub trait Emitter: Send + Sync {
-    /// Queues one record and answers its ticket, sooner or later, exactly once.
+    /// Queues one record and answers its ticket exactly once, sooner or later.
     fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent;
 
-    /// Some topic may be one of these secrets: the client's own words, which can name topics, show none of them from now on.
+    /// Redacts these secrets, which topic names may contain, from the client's own messages from now on.
     fn hide(&self, _secrets: &Redactor) {}
 }
 
-/// Sends the records of a group from `first` on, in order, up to one that is refused at once: what stands behind it would
-/// only be sent a second time.
+/// Sends the records of a group from `first` on, in order, up to the first one that is refused at once: those after it
+/// would have to be sent a second time.
 pub fn send_from(group: &Arc<AckGroup>, first: u32, way: Way, emitter: &dyn Emitter) {
     for (index, emit) in group.records().iter().enumerate().skip(first as usize) {
         let record = ProducerRecord::from(emit);

@@ -1,4 +1,4 @@
-//! The offsets of one assignment: which were delivered, which are settled, and how far everything is settled (G2).
+//! The ledger of one assignment: which offsets were delivered and settled, and up to where all are settled (G2).
 //!
 //! ```text
 //!            frontier            next
@@ -6,33 +6,33 @@
 //!  …settled….│ . x . x x . . x │ (not delivered yet)      x settled   . delivered, not settled
 //! ```
 //!
-//! Two bitmaps over a sliding window, a word for 64 offsets; a settle in any order costs a few nanoseconds. Pure: no
-//! Kafka, no clock. A property test holds it against a naive set.
+//! Two bitmaps over a sliding window, one word per 64 offsets; a settle costs a few nanoseconds in any order. Pure: no
+//! Kafka, no clock. A property test compares it with a plain set.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::commit::push_range;
 
-/// Offsets kept behind the frontier, to tell a repeat from a record in a gap. Larger than any repeat that the client
-/// is known to make (one batch).
+/// Offsets kept behind the frontier, to distinguish a repeat from a record in a gap. Larger than any repeat that the client
+/// is known to deliver (one batch).
 const BEHIND: i64 = 16 * 1024;
 
-/// How far `next` may run ahead of the frontier.
+/// Maximum distance of `next` from the frontier; bounds the window.
 const AHEAD: i64 = 1 << 22;
 
-/// What a delivered offset is to the ledger.
+/// How the ledger classifies a delivered offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivered {
-    /// The next one; handle it, then settle it.
+    /// A new record: handle it, then settle it.
     New,
-    /// It was finished under an earlier assignment (commit metadata); it is settled already.
+    /// Finished under an earlier assignment (commit metadata), and settled by this delivery.
     Done,
-    /// It was delivered before in this assignment; drop it.
+    /// Delivered before in this assignment: drop it.
     Repeat,
-    /// It lies where the ledger had concluded that there is no record, or far behind: stop the partition (G13).
+    /// In a gap that the ledger assumed to be empty, or too far behind: stop the partition (G13).
     Fault,
-    /// It is too far ahead of the frontier; deliver it again when the frontier has moved.
+    /// Too far ahead of the frontier: deliver it again once the frontier has advanced.
     TooFar,
 }
 
@@ -49,14 +49,14 @@ pub struct Ledger {
     origin: i64,
     frontier: i64,
     next: i64,
-    /// Ranges finished under an earlier assignment, ascending and not empty; the first may begin before `next`, where
-    /// offsets of it are gone from the log.
+    /// Ranges finished under an earlier assignment, ascending and not empty. The first may start before `next` if some of
+    /// its offsets no longer exist in the log.
     done: VecDeque<Range<i64>>,
 }
 
 impl Ledger {
-    /// A ledger whose first record is at `start` or later. `done` are the offsets beyond it that were finished before,
-    /// ascending and disjoint.
+    /// A ledger whose first record is at `start` or later. `done`: offsets from `start` on that an earlier assignment
+    /// finished, ascending and disjoint.
     pub fn new(start: i64, done: Vec<Range<i64>>) -> Self {
         Self {
             words: VecDeque::new(),
@@ -70,7 +70,7 @@ impl Ledger {
         }
     }
 
-    /// One past the highest contiguous settled offset: what may be committed.
+    /// One past the highest contiguous settled offset: the offset that may be committed.
     pub fn frontier(&self) -> i64 {
         self.frontier
     }
@@ -85,7 +85,7 @@ impl Ledger {
         self.frontier == self.next
     }
 
-    /// Records that `offset` arrived. Offsets that it jumps over do not exist any more and count as settled.
+    /// Records the delivery of `offset`. Skipped offsets no longer exist and count as settled.
     pub fn deliver(&mut self, offset: i64) -> Delivered {
         if offset < self.next {
             return self.seen_before(offset);
@@ -111,7 +111,7 @@ impl Ledger {
         Delivered::New
     }
 
-    /// Records that everything before `position` was read: what of it has not arrived does not exist and counts as
+    /// Records that the log was read up to `position`: offsets before it that were not delivered do not exist and count as
     /// settled.
     pub fn pass(&mut self, position: i64) {
         if position <= self.next {
@@ -126,7 +126,7 @@ impl Ledger {
         self.skip_to(position);
     }
 
-    /// Records that everything about `offset` is final. `false` if it was not delivered or is settled already.
+    /// Settles `offset`. Returns `false` if it was not delivered or is already settled.
     pub fn settle(&mut self, offset: i64) -> bool {
         if offset < self.frontier || offset >= self.next {
             return false;
@@ -142,8 +142,8 @@ impl Ledger {
         true
     }
 
-    /// The settled offsets at or beyond the frontier, with those that an earlier assignment finished and that have not
-    /// come again: ascending ranges, none of them empty or adjacent to the next.
+    /// The settled offsets at or beyond the frontier, including those that an earlier assignment finished and that were not
+    /// delivered again: ascending ranges, neither empty nor adjacent.
     pub fn settled_ahead(&self) -> Vec<Range<i64>> {
         let mut ranges: Vec<Range<i64>> = Vec::new();
         let mut offset = self.frontier;
@@ -166,17 +166,17 @@ impl Ledger {
         ranges
     }
 
-    /// Forgets what an earlier assignment has finished and what has not come again: it is another log's.
+    /// Drops the offsets that an earlier assignment finished and that were not delivered again: they belong to another log.
     pub fn forget_done(&mut self) {
         self.done.clear();
     }
 
-    /// Offsets at or beyond [`Self::next`] that an earlier assignment finished; `None` when there are none.
+    /// End of the offsets at or beyond [`Self::next`] that an earlier assignment finished; `None` if there are none.
     pub fn done_until(&self) -> Option<i64> {
         self.done.back().map(|range| range.end)
     }
 
-    /// Bytes that it keeps.
+    /// Allocated bytes.
     #[cfg(test)]
     pub fn kept_bytes(&self) -> usize {
         self.words.capacity() * size_of::<Word>() + self.done.capacity() * size_of::<Range<i64>>()
@@ -219,7 +219,7 @@ impl Ledger {
     /// Counts `next..offset` as settled.
     fn skip_to(&mut self, offset: i64) {
         if self.is_settled() {
-            // Nothing is under way, so a gap of any size costs nothing. What lies behind is forgotten with it.
+            // Nothing is unsettled, so a gap of any size is free; the window behind it is dropped.
             if offset - self.next > BEHIND {
                 self.words.clear();
                 self.origin = offset;
@@ -247,14 +247,14 @@ impl Ledger {
         self.forget_behind();
     }
 
-    /// Drops what is too far behind the frontier to be asked for.
+    /// Drops words that are more than [`BEHIND`] offsets behind the frontier.
     fn forget_behind(&mut self) {
         while self.frontier - self.floor() > BEHIND + 64 && !self.words.is_empty() {
             self.words.pop_front();
             self.origin = self.floor() + 64;
         }
         if self.words.is_empty() {
-            // Nothing was delivered in what the window would cover.
+            // No offset was delivered in the range that the window would cover.
             self.origin = self.origin.max(self.frontier - BEHIND);
         }
     }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_counts_as_settled_only_when_a_later_record_has_come() {
+    fn a_gap_is_settled_only_after_a_later_record_was_delivered() {
         let mut ledger = Ledger::new(0, Vec::new());
         assert_eq!(ledger.deliver(0), Delivered::New);
         ledger.settle(0);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeat_is_told_from_a_record_in_an_assumed_gap() {
+    fn a_repeat_is_distinguished_from_a_record_in_an_assumed_gap() {
         let mut ledger = Ledger::new(0, Vec::new());
         ledger.deliver(0);
         ledger.deliver(5);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_finished_before_are_done_when_they_come() {
+    fn offsets_finished_before_are_done_on_delivery() {
         let mut ledger = Ledger::new(10, vec![11..13, 20..21]);
         assert_eq!(ledger.settled_ahead(), vec![11..13, 20..21]);
         let seen: Vec<_> = (10..22).map(|offset| ledger.deliver(offset)).collect();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_without_a_record_is_settled() {
+    fn offsets_read_without_a_record_are_settled() {
         let mut ledger = Ledger::new(10, vec![12..14, 18..25]);
         ledger.pass(9);
         assert_eq!((ledger.frontier(), ledger.next()), (10, 10));
@@ -367,12 +367,12 @@ mod tests {
         assert_eq!(
             ledger.deliver(15),
             Delivered::Fault,
-            "a record in what was said to be read"
+            "a record in a range reported as read"
         );
     }
 
     #[test]
-    fn a_log_of_control_records_alone_keeps_the_window_small() {
+    fn a_log_of_only_control_records_keeps_the_window_small() {
         let mut ledger = Ledger::new(0, Vec::new());
         for position in (0..1_000_000_000).step_by(10_000) {
             ledger.pass(position);
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_gap_with_nothing_under_way_is_a_jump() {
+    fn a_huge_gap_without_unsettled_records_is_a_jump() {
         let mut ledger = Ledger::new(0, Vec::new());
         ledger.deliver(0);
         ledger.settle(0);

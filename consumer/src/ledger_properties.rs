@@ -1,4 +1,4 @@
-//! The ledger against two plain sets of offsets.
+//! Compares the ledger with plain sets of offsets.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{Delivered, Ledger};
 
-/// The same account, kept slowly.
+/// The reference model: the same state as plain sets.
 struct Naive {
     delivered: BTreeSet<i64>,
     open: BTreeSet<i64>,
@@ -37,8 +37,10 @@ impl Naive {
     }
 
     fn settled_ahead(&self) -> Vec<i64> {
-        let come = (self.frontier()..self.next).filter(|offset| !self.open.contains(offset));
-        come.chain(self.done.range(self.next..).copied()).collect()
+        let settled = (self.frontier()..self.next).filter(|offset| !self.open.contains(offset));
+        settled
+            .chain(self.done.range(self.next..).copied())
+            .collect()
     }
 }
 
@@ -48,9 +50,9 @@ enum Step {
     Next(i64),
     /// An offset this far back from the newest, delivered again or in a gap.
     Again(i64),
-    /// Settle the open record of this place, counted from the lowest.
+    /// Settle the open record with this index, counted from the lowest.
     Settle(prop::sample::Index),
-    /// Settle an offset this far back, whatever it is.
+    /// Settle the offset this far back, in any state.
     SettleAny(i64),
 }
 
@@ -66,7 +68,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn the_ledger_keeps_the_same_account_as_a_plain_set(
+    fn the_ledger_matches_a_plain_set(
         start in 0..200i64,
         runs in vec((1..20i64, 1..20i64), 0..5),
         steps in vec(any_step(), 1..200),

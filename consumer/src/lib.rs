@@ -4,7 +4,7 @@
 //!  librdkafka's threads ── fetched records
 //!         │
 //!         ▼
-//!  ┌─ pump: one OS thread a Kafka client ────────────────────────────────────────────────┐
+//!  ┌─ pump: one OS thread per Kafka client ──────────────────────────────────────────────┐
 //!  │ source ─► ledger.deliver ─► routing ─► dispatch: lanes ─► batches ─► worker pools    │
 //!  │ inbox  ─► settlement (ack │ retry │ dead letter │ drop) ─► ledger.settle             │
 //!  │                                            └─► frontier ─► commit                    │
@@ -17,8 +17,8 @@
 //!    producer: a record settles only after its emits are acknowledged
 //! ```
 //!
-//! The modules stand in the order in which a record meets them. `flow` is the pump's pure core: it knows no Kafka, no
-//! thread and no clock, and runs under a seeded simulator as it runs in production.
+//! The modules are listed in the order in which a record passes through them. `flow` is the pump's pure core: it has no
+//! Kafka client, no threads and no clock, so that the seeded simulator runs exactly the code that runs in production.
 
 pub mod source;
 

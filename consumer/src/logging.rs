@@ -1,8 +1,8 @@
-//! The service's own log: text for people or one JSON object a line, on stderr or in a file.
+//! The service's own log: text for people or one JSON object per line, on stderr or in a file.
 //!
 //! A line about a record carries `topic`, `partition`, `offset` and `handler` as fields, and never the record's key,
-//! value or headers. Who logs never waits for the log's other end (see `sink`), and a text from outside can neither end a
-//! line nor act on a terminal (see `fields`).
+//! value or headers. Logging never blocks on the log's reader (see `sink`), and text from outside can neither end a line nor
+//! control a terminal (see `fields`).
 
 #[cfg(test)]
 pub(crate) mod capture;
@@ -27,15 +27,15 @@ use sink::Sink;
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The level is none.
+    /// The level is invalid.
     #[error(
-        "logging.level: `{level}` is no level (error, warn, info, debug, trace) and no filter such as \
+        "logging.level: `{level}` is not a level (error, warn, info, debug, trace) or a filter such as \
          `info,sluicegate::source=debug`: {reason}"
     )]
     BadLevel {
-        /// What was given.
+        /// The configured value.
         level: String,
-        /// What is wrong.
+        /// The parser's error.
         reason: String,
     },
     /// The file cannot be written.
@@ -43,30 +43,30 @@ pub enum LoggingError {
     Unwritable {
         /// The file.
         file: String,
-        /// The system's words.
+        /// The system's error.
         reason: std::io::Error,
     },
-    /// The machine has no thread or descriptor for it.
-    #[error("the log cannot be started: {0}")]
+    /// The thread or descriptor cannot be created.
+    #[error("cannot start the log: {0}")]
     System(std::io::Error),
-    /// Somebody else has started it in this process.
-    #[error("logging was started before")]
+    /// Another subscriber is already installed in this process.
+    #[error("logging is already started")]
     Twice,
 }
 
 /// The process's log, once it is started.
 struct Started {
     sink: Sink,
-    /// It stands on stderr, where the program's last words go too.
+    /// The log goes to stderr, like the messages of `say`.
     is_stderr: bool,
 }
 
 static STARTED: OnceLock<Started> = OnceLock::new();
 
-/// How long a thread that panics waits for its words to be written: a panic may be the process's last moment.
-const PANIC_FLUSH: Duration = Duration::from_millis(200);
-/// How long the end of the process waits for the log's other end.
-const END_FLUSH: Duration = Duration::from_millis(500);
+/// How long a panicking thread waits for its message to be written: the process may be about to abort.
+const PANIC_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the exit of the process waits for the log to be written.
+const EXIT_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Starts logging for the process: to `file`, or to stderr.
 ///
@@ -76,7 +76,7 @@ pub fn start(config: &LoggingConfig, file: Option<&Path>) -> Result<(), LoggingE
     let (end, ansi) = match file {
         None => {
             let stderr = std::io::stderr();
-            // A descriptor of its own: nobody's lock on the standard one is in the way.
+            // A separate descriptor, so that a lock on the standard one cannot block the log thread.
             let end = stderr.as_fd().try_clone_to_owned();
             let end = File::from(end.map_err(LoggingError::System)?);
             (end, stderr.is_terminal())
@@ -94,41 +94,43 @@ pub fn start(config: &LoggingConfig, file: Option<&Path>) -> Result<(), LoggingE
     let sink = Sink::start(end, sink::CAPACITY, |lines| {
         tracing::warn!(
             lines,
-            "log lines are lost: the log was not read, its disk was full or its pipe closed"
+            "log lines lost: the log was not read, its disk was full or its pipe was closed"
         );
     });
     let sink = sink.map_err(LoggingError::System)?;
     let subscriber = subscriber(config.format, filter, sink.clone(), ansi);
-    // The Kafka client logs through `log`, which this takes over too.
+    // Also captures `log`, which the Kafka client logs through.
     use tracing_subscriber::util::SubscriberInitExt;
     subscriber.try_init().map_err(|_| LoggingError::Twice)?;
     let is_stderr = file.is_none();
-    // Nobody else has started it: that was refused above.
+    // Cannot be set already: `try_init` rejects a second start.
     let _ = STARTED.set(Started { sink, is_stderr });
     log_panics();
     Ok(())
 }
 
-/// Panics go to the log. The standard hook writes to stderr itself, and waits while that is not read.
+/// Sends panics to the log. The standard hook writes to stderr directly and blocks while stderr is not read.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or("unnamed");
         let place = panic.location().map(tracing::field::display);
-        let said = panic.payload_as_str().unwrap_or("a panic without text");
-        tracing::error!(thread, place, "a thread panicked: {said}");
-        flush(PANIC_FLUSH);
+        let message = panic
+            .payload_as_str()
+            .unwrap_or("a panic without a message");
+        tracing::error!(thread, place, "a thread panicked: {message}");
+        flush(PANIC_FLUSH_TIMEOUT);
     }));
 }
 
-/// Lines of the log that nobody will see: its other end was not read, was full or was closed.
+/// Log lines lost because the log was not read, its disk was full or its pipe was closed.
 pub fn lost_lines() -> u64 {
     STARTED.get().map_or(0, |started| started.sink.lost())
 }
 
-/// Waits until the log is written, at most for a moment: before the process ends.
+/// Flushes the log before the process exits; blocks for 500 ms at most.
 pub fn finish() {
-    flush(END_FLUSH);
+    flush(EXIT_FLUSH_TIMEOUT);
 }
 
 fn flush(deadline: Duration) {
@@ -137,8 +139,8 @@ fn flush(deadline: Duration) {
     }
 }
 
-/// A line on stderr for whoever has started the program; behind the log's lines if those stand there too. Nobody is left to
-/// tell if it cannot be written.
+/// Prints a line on stderr for the user, in order with the log's lines if those go to stderr too. A failed write is ignored:
+/// it cannot be reported anywhere.
 pub fn say(text: &str) {
     let line = format!("{}\n", escape_lines(text));
     match STARTED.get() {
@@ -158,7 +160,7 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
             level: level.to_owned(),
             reason: error.to_string(),
         })?;
-    // The bindings close a consumer once more when it is dropped, and log as an error that it was closed already.
+    // The bindings close a consumer a second time on drop, and log as an error that it was already closed.
     Ok(filter.add_directive(
         "rdkafka::consumer::base_consumer=off"
             .parse()
@@ -173,7 +175,7 @@ where
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
-        // Its own words about a failed write would go to stderr by a call that panics when that fails too.
+        // Its message about a failed write goes to stderr through a call that panics if that write fails too.
         .log_internal_errors(false)
         .with_ansi(ansi);
     match format {
@@ -208,18 +210,18 @@ mod tests {
             partition = 3,
             offset = 41_i64,
             handler = "relay",
-            "given up"
+            "abandoned"
         );
         tracing::debug!("hidden");
     }
 
     #[test]
-    fn json_lines_carry_a_records_place_as_fields() {
+    fn json_lines_carry_topic_partition_and_offset_as_fields() {
         let text = logged(LogFormat::Json, "info", one_of_each);
         assert_eq!(text.lines().count(), 1, "{text}");
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(line["level"], "WARN");
-        assert_eq!(line["message"], "given up");
+        assert_eq!(line["message"], "abandoned");
         assert_eq!(
             (&line["topic"], &line["partition"], &line["offset"]),
             (&"flights".into(), &3.into(), &41.into())
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn text_lines_are_for_people_and_a_filter_can_name_a_module() {
+    fn text_lines_are_readable_and_a_filter_can_name_a_module() {
         let text = logged(
             LogFormat::Text,
             "error,sluicegate::logging=debug",
@@ -237,31 +239,31 @@ mod tests {
         );
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(
-            text.contains("given up topic=\"flights\" partition=3 offset=41 handler=\"relay\""),
+            text.contains("abandoned topic=\"flights\" partition=3 offset=41 handler=\"relay\""),
             "{text}"
         );
     }
 
     #[test]
-    fn a_bad_level_is_refused() {
+    fn an_invalid_level_is_rejected() {
         let error = filter("sluicegate=loud")
-            .expect_err("it is no level")
+            .expect_err("it is not a level")
             .to_string();
         assert!(
-            error.starts_with("logging.level: `sluicegate=loud` is no level"),
+            error.starts_with("logging.level: `sluicegate=loud` is not a level"),
             "{error}"
         );
     }
 
-    /// A failure with a cause, both with a line's end in their words.
+    /// An error with a cause, both with newlines in their messages.
     #[derive(Debug, thiserror::Error)]
     #[error("cannot\n2026-01-01T00:00:00Z  INFO forged")]
     struct Failed(#[source] std::io::Error);
 
     #[test]
-    fn a_text_from_outside_cannot_forge_a_line_or_act_on_a_terminal() {
+    fn text_from_outside_cannot_forge_a_line_or_control_a_terminal() {
         let hostile =
-            "a\n2026-01-01T00:00:00Z  INFO all is well\r\u{1b}[2J\u{7}\0\u{9b}2J\u{2028}\u{202e}b";
+            "a\n2026-01-01T00:00:00Z  INFO all healthy\r\u{1b}[2J\u{7}\0\u{9b}2J\u{2028}\u{202e}b";
         let events = || {
             tracing::error!(text = hostile, shown = %hostile, "panicked: {hostile}");
             let failed = Failed(std::io::Error::other(hostile));
@@ -279,7 +281,7 @@ mod tests {
         assert!(text.contains("error=cannot\\n2026"), "{text}");
         assert!(
             text.contains("forged: a\\n2026"),
-            "its cause is told too: {text}"
+            "its cause is logged too: {text}"
         );
         let json = logged(LogFormat::Json, "info", events);
         assert_eq!(json.lines().count(), 2, "{json:?}");

@@ -1,8 +1,8 @@
-//! Arguments to exit code, nothing else.
+//! The binary: passes the arguments to the library and returns its exit code.
 
 use std::process::ExitCode;
 
-/// Serves librdkafka too (its `malloc` is this one): worth 1.5 times the records a second of the system's.
+/// Also serves librdkafka, whose `malloc` it replaces: 1.5 times the records per second of the system allocator.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

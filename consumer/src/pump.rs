@@ -1,10 +1,10 @@
-//! One OS thread a Kafka client: reads, routes, hands out, takes back, commits. It never waits for a handler.
+//! One OS thread per Kafka client: polls, routes, dispatches, collects outcomes, commits. It never blocks on a handler.
 //!
 //! ```text
 //!  loop: inbox (outcomes, control) ─► events (assign, revoke, commit answers) ─► poll ─► dispatch ─► commit ─► wait
 //! ```
 //!
-//! Everything that decides is in [`crate::flow`]; here stands only the order of the steps, and the source.
+//! All decisions are made in [`crate::flow`], a pure core; this module owns the order of the steps and the source.
 
 mod address;
 mod attention;
@@ -45,61 +45,60 @@ use missing::{Missing, Unreadable};
 use renewal::PumpWake;
 use starting::Starting;
 
-/// Records of one poll.
+/// Maximum records per poll.
 const POLL_RECORDS: usize = 1_024;
-/// Polls between two looks at the inbox.
+/// Maximum polls per turn, so that the inbox is served between them.
 const POLLS_PER_TURN: usize = 4;
-/// Longest sleep: repairs a wake-up that was lost.
+/// Maximum sleep between turns: bounds the delay of a lost wake-up.
 const MAX_WAIT: Duration = Duration::from_millis(100);
 
-/// Topics and kinds of lines that are told apart; beyond it they begin anew.
+/// Maximum (topic, kind) pairs with a log limit of their own; all limits are reset when it is reached.
 const MAX_LOG_KINDS: usize = 1_024;
 
-/// What a pump needs besides its source.
+/// Settings of a pump.
 pub struct PumpSettings {
-    /// Which pump, from 0.
+    /// The pump's index, from 0.
     pub number: u32,
     /// Bounds of its flow.
     pub flow: FlowSettings,
-    /// Where a partition without a commit begins.
+    /// Start position of a partition without a committed offset.
     pub start: StartAt,
-    /// Where a partition goes on whose offset is missing; `None` stops it (G12).
+    /// Reset position of a partition whose offset is out of range; `None` stops the partition (G12).
     pub offset_out_of_range: Option<StartAt>,
-    /// How long a revoke waits for what was begun.
+    /// How long a revoke waits for in-flight records.
     pub drain_timeout: Duration,
-    /// Passed before the group is joined.
+    /// Passed before the pump joins the group.
     pub join_gate: Arc<JoinGate>,
 }
 
-/// What a stop left to the next owners, which handle it again.
+/// Work that a shutdown left behind; the next owners reprocess it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StopReport {
-    /// Records that were begun and not finished when the time to drain was over.
+    /// Records still in flight at the drain deadline.
     pub unfinished: u64,
-    /// Partitions whose last commit was not accepted.
+    /// Partitions whose last commit failed.
     pub uncommitted: u64,
-    /// Members of the group that it goes on counting on until their sessions end, since it did not hear of their leaving.
+    /// Members whose leave was not confirmed: the group may keep their partitions assigned until their sessions expire.
     pub members: u64,
 }
 
 impl StopReport {
-    /// Nothing is handled again, and nobody waits for this member.
+    /// Whether nothing is reprocessed and the group does not wait for this member.
     pub fn is_graceful(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What was left, and what becomes of it.
+/// Describes the work left behind and its consequences.
 impl fmt::Display for StopReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_graceful() {
-            return f.write_str("nothing was left");
+            return f.write_str("nothing left behind");
         }
         if self.unfinished + self.uncommitted > 0 {
             write!(
                 f,
-                "records begun and not finished: {}, partitions whose last commit was not accepted: {}; the next owners \
-                 read these records again",
+                "unfinished records: {}, partitions whose last commit failed: {}; the next owners reprocess these records",
                 self.unfinished, self.uncommitted
             )?;
         }
@@ -111,8 +110,8 @@ impl fmt::Display for StopReport {
             };
             write!(
                 f,
-                "{separator}members that the group has not heard leave: {}; their partitions rest until their sessions end \
-                 (session.timeout.ms, 45 s unless set)",
+                "{separator}members without a confirmed leave: {}; their partitions stay idle until their sessions expire \
+                 (session.timeout.ms, 45 s by default)",
                 self.members
             )?;
         }
@@ -128,16 +127,16 @@ impl std::ops::AddAssign for StopReport {
     }
 }
 
-/// How a pump ended.
+/// Why a pump failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
-    /// The source could not be made or has failed for good.
+    /// The source could not be created, or has failed permanently.
     #[error("kafka client failed: {0}")]
     Source(String),
-    /// An invariant is broken; nothing was committed after it (G13).
+    /// An invariant is violated; nothing was committed afterwards (G13).
     #[error("internal fault, stopped without committing: {0}")]
     Fault(String),
-    /// The thread did not end in time; what it had not committed is read again by the next owner.
+    /// The thread did not exit in time; the next owner reprocesses its uncommitted records.
     #[error("the pump did not stop in time")]
     Overdue,
     /// The thread panicked.
@@ -145,10 +144,10 @@ pub enum PumpError {
     Panicked(String),
 }
 
-/// A pump, on its thread.
+/// State of a pump, owned by its thread.
 pub struct Pump {
     settings: PumpSettings,
-    // Dropped before the source: its records are the client's.
+    // Dropped before the source: its records borrow the client's memory.
     flow: Flow,
     source: Box<dyn Source>,
     make_source: SourceFactory,
@@ -157,28 +156,28 @@ pub struct Pump {
     started: Instant,
     clock: WallClock,
     starting: Starting,
-    /// Partitions whose offset is missing (G12).
+    /// Partitions whose offset is out of range or could not be read (G12).
     missing: Vec<Missing>,
-    /// Partitions that cannot be read.
+    /// Partitions with a read error.
     unreadable: Vec<Unreadable>,
-    /// How the client stands with the cluster and the group.
+    /// State of the connection to the cluster and the group.
     client: ClientState,
     attention: Attention,
-    /// The group was joined, and its first assignment taken up as far as it could be. It stays so.
+    /// Whether the group was joined and every partition of the first assignment is either started or reported. Never reset.
     has_joined: bool,
-    /// Counts topics that were not there, for whoever looks after them.
+    /// Number of missing topics met; the control thread polls it to list the cluster's topics early.
     missed: Arc<AtomicU64>,
-    /// Lines about the partitions of a topic: each kind for itself.
+    /// Rate limits of log lines, per topic and kind.
     log: BTreeMap<(Arc<str>, &'static str), LogLimit>,
     revokes: Vec<Revoke>,
-    /// What a stop waits for that was told during a rebalance.
+    /// The rebalance that a requested stop waits for.
     last_rebalance: Option<LastRebalance>,
-    /// When the group has to be left, once the pump was told to stop.
+    /// Deadline for leaving the group, once the stop has begun.
     stopping: Option<Instant>,
-    /// It stops only to join again with a new client.
+    /// Whether the stop only replaces the client, which then rejoins the group.
     renewing: bool,
     closed: bool,
-    /// What its stop leaves to the next owners.
+    /// Work that the stop leaves to the next owners.
     left: StopReport,
     failed: Option<String>,
     statistics: Option<ClientStatistics>,
@@ -186,25 +185,25 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// Starts a pump on a thread of its own.
+    /// Starts a pump on its own thread.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn spawn(
         settings: PumpSettings,
         source: SourceFactory,
         emitter: Arc<dyn Emitter>,
     ) -> std::io::Result<PumpHandle> {
         let inbox = Arc::new(Inbox::new());
-        let its_inbox = inbox.clone();
+        let thread_inbox = inbox.clone();
         let missed = Arc::new(AtomicU64::new(0));
-        let its_missed = missed.clone();
+        let thread_missed = missed.clone();
         let thread = std::thread::Builder::new()
             .name(format!("pump-{}", settings.number))
             .spawn(move || {
-                let pump = Pump::new(settings, source, emitter, its_inbox);
+                let pump = Pump::new(settings, source, emitter, thread_inbox);
                 let mut pump = pump.map_err(|error| PumpError::Source(error.to_string()))?;
-                pump.missed = its_missed;
+                pump.missed = thread_missed;
                 pump.run()
             })?;
         Ok(PumpHandle {
@@ -273,12 +272,12 @@ impl Pump {
             }
         }
         Ok(StopReport {
-            unfinished: self.flow.take_overrun(),
+            unfinished: self.flow.take_unfinished(),
             ..self.left
         })
     }
 
-    /// One round of everything. `false`: there was nothing to do.
+    /// Runs one turn of all steps. Returns `false` if there was nothing to do.
     fn turn(
         &mut self,
         records: &mut Vec<Delivery>,
@@ -299,8 +298,8 @@ impl Pump {
         for event in events.drain(..) {
             self.event(event);
         }
-        self.look_into_missing();
-        self.look_after();
+        self.check_missing_offsets();
+        self.run_checks();
         self.flow.dispatch();
         for _ in 0..POLLS_PER_TURN {
             let quota = self.flow.read_quota(POLL_RECORDS);
@@ -311,7 +310,7 @@ impl Pump {
             let full = records.len() == quota;
             if !records.is_empty() {
                 busy = true;
-                self.client.heard(now_ms);
+                self.client.broker_answered(now_ms);
             }
             for delivery in records.drain(..) {
                 self.flow.deliver(delivery);
@@ -324,10 +323,10 @@ impl Pump {
         if self.flow.take_missed_target() {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
-        self.look_for_readable();
+        self.clear_readable();
         self.learn_positions();
         self.commit();
-        self.join_anew_if_forgotten();
+        self.rejoin_if_forgotten();
         for (slot, paused) in self.flow.pauses_due() {
             self.source.pause(slot, paused);
         }
@@ -348,7 +347,7 @@ impl Pump {
         })
     }
 
-    /// The flow's clock.
+    /// Milliseconds since the pump's start: the flow's clock.
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -360,7 +359,7 @@ impl Pump {
                 self.client.assigned(now_ms);
                 self.flow.group_settled();
                 if let Some(last) = &mut self.last_rebalance {
-                    last.brought(&partitions);
+                    last.add_assigned(&partitions);
                 }
                 self.assigned(&partitions);
             }
@@ -374,8 +373,8 @@ impl Pump {
                     "another Kafka cluster answers at kafka.bootstrap_servers"
                 );
                 self.failed = Some(format!(
-                    "another Kafka cluster answers at kafka.bootstrap_servers (id {is}, it was {was}): nothing of it \
-                     belongs to what was read; check the address, then start again"
+                    "another Kafka cluster answers at kafka.bootstrap_servers (cluster id {is}, previously {was}): its \
+                     offsets are unrelated to those read so far; check the address, then restart"
                 ));
             }
             SourceEvent::Revoked { partitions, lost } => self.revoked(partitions, lost),
@@ -418,7 +417,7 @@ impl Pump {
         }
     }
 
-    /// Counts an event of a topic's partitions. `Some`: a line is due, which stands for so many of them.
+    /// Counts an event of a topic's partitions. `Some(n)`: a log line is due, which stands for `n` events.
     fn count_for_log(&mut self, topic: &Arc<str>, what: &'static str) -> Option<u64> {
         let now_ms = self.now_ms();
         if self.log.len() >= MAX_LOG_KINDS && !self.log.contains_key(&(topic.clone(), what)) {
@@ -442,13 +441,13 @@ impl Pump {
 
     fn subscribe(&mut self, topics: Vec<String>) -> Result<(), SourceError> {
         if self.renewing {
-            // Subscribed to once the group is joined again.
+            // Subscribed when the new client joins the group.
             self.topics = topics;
             return Ok(());
         }
         if topics != self.topics {
             if self.is_stopping() || !self.settings.join_gate.pass() {
-                let reason = "the service stops: the group is not joined any more";
+                let reason = "the service is stopping and no longer joins the group";
                 return Err(SourceError::Terminal(reason.to_owned()));
             }
             self.source.subscribe(&topics)?;

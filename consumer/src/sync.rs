@@ -1,4 +1,4 @@
-//! Locks and atomics of what threads share; the models in `consumer/loom` put loom's in their place.
+//! Locks and atomics of state shared between threads; the models in `consumer/loom` replace them with loom's.
 
 pub(crate) use std::sync::atomic::AtomicU32;
 pub(crate) use std::sync::{Mutex, MutexGuard};

@@ -1,5 +1,4 @@
-//! What stands in the way of something, as state: why, since when and how often; a bound on the lines that tell of it; and what
-//! a panic says.
+//! Failures kept as state (cause, remedy, start time, count), a rate limit for the log lines about them, and the text of a panic.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,26 +6,26 @@ use std::sync::Arc;
 use crate::admin::{ProblemKind, ServiceProblem};
 use crate::flow::report::WallClock;
 
-/// Between two log lines about the same thing.
+/// Minimum interval between two log lines of one [`LogLimit`].
 const LOG_INTERVAL_MS: u64 = 60_000;
 
-/// Why something does not progress. It is kept until a success clears it; times are on the flow's clock, in milliseconds.
+/// Why something makes no progress. Kept until a success clears it; times are on the flow's clock, in milliseconds.
 #[derive(Clone, Debug)]
 pub struct Trouble {
-    /// What happened last.
+    /// Cause of the last failure.
     pub cause: Arc<str>,
-    /// What helps.
+    /// What the operator can do about it.
     pub remedy: Arc<str>,
-    /// When it happened first.
+    /// Time of the first failure.
     pub since_ms: u64,
-    /// When it happened last.
+    /// Time of the last failure.
     pub last_ms: u64,
-    /// Times that it happened.
+    /// Number of failures.
     pub count: u64,
 }
 
 impl Trouble {
-    /// Trouble that begins now.
+    /// A first failure at `now_ms`.
     pub fn new(cause: &str, remedy: &str, now_ms: u64) -> Self {
         Self {
             cause: cause.into(),
@@ -37,7 +36,7 @@ impl Trouble {
         }
     }
 
-    /// It happened again, perhaps for another cause. `true`: it has another cause.
+    /// Counts another failure. Returns whether its cause or remedy differs from the last one.
     pub fn again(&mut self, cause: &str, remedy: &str, now_ms: u64) -> bool {
         self.count += 1;
         self.last_ms = now_ms;
@@ -49,7 +48,7 @@ impl Trouble {
         true
     }
 
-    /// Notes that it happened, for the first time or again. `true`: that is news, or it has another cause.
+    /// Records a failure in `place`. Returns whether it is the first one or has another cause, that is, whether to log it.
     pub fn note(place: &mut Option<Self>, cause: &str, remedy: &str, now_ms: u64) -> bool {
         match place {
             Some(known) => known.again(cause, remedy, now_ms),
@@ -60,7 +59,7 @@ impl Trouble {
         }
     }
 
-    /// The entry in a list of problems.
+    /// The entry for the list of problems.
     pub fn problem(&self, kind: ProblemKind, what: String, clock: WallClock) -> ServiceProblem {
         ServiceProblem {
             kind,
@@ -73,28 +72,28 @@ impl Trouble {
     }
 }
 
-/// Lets the first of many equal log lines through, and one a minute after it. It outlives the trouble that it is about, so
-/// that one that comes and goes is bounded too.
+/// Limits equal log lines to the first one, then one per minute. Outlives the failure that it is about, so that an
+/// intermittent failure is limited too.
 #[derive(Clone, Debug, Default)]
 pub struct LogLimit {
     logged_ms: Option<u64>,
-    untold: u64,
+    unlogged: u64,
 }
 
 impl LogLimit {
-    /// Counts one event. `Some`: a line is due, which stands for so many events, this one included.
+    /// Counts one occurrence. `Some(n)`: write a line now; it stands for `n` occurrences, including this one.
     pub fn count(&mut self, now_ms: u64) -> Option<u64> {
-        self.untold += 1;
+        self.unlogged += 1;
         let due = |last_ms: u64| now_ms.saturating_sub(last_ms) >= LOG_INTERVAL_MS;
         if !self.logged_ms.is_none_or(due) {
             return None;
         }
         self.logged_ms = Some(now_ms);
-        Some(std::mem::take(&mut self.untold))
+        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
-/// What a panic says.
+/// The text of a panic's payload.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_comes_at_once_and_then_one_a_minute_with_the_number() {
+    fn the_first_line_is_immediate_then_one_per_minute_with_the_count() {
         let mut limit = LogLimit::default();
         let lines: Vec<(u64, u64)> = (0..=180)
             .filter_map(|second| Some((second, limit.count(second * 1_000)?)))
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_keeps_its_beginning_and_counts_whatever_its_cause_is() {
+    fn trouble_keeps_its_start_and_counts_across_causes() {
         let mut place = None;
         assert!(Trouble::note(&mut place, "a", "r", 10));
         assert!(!Trouble::note(&mut place, "a", "r", 20));

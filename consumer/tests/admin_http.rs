@@ -1,4 +1,4 @@
-//! The admin HTTP server over a scripted service: every route of its OpenAPI document, errors, and who may change gates.
+//! The admin HTTP server over a scripted service: every route of its OpenAPI document, errors, and authorization of changes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,9 +17,9 @@ use sluicegate::admin::{
 struct Scripted {
     stopping: AtomicBool,
     gates: Mutex<Vec<(String, bool)>>,
-    /// Explanations of the topic `slow` wait for it.
+    /// Explanations of the topic `slow` block on it.
     slow: Mutex<Option<Receiver<()>>>,
-    /// Explanations that wait.
+    /// Number of blocked explanations.
     waiting: AtomicUsize,
 }
 
@@ -99,7 +99,7 @@ impl ServiceView for Scripted {
 fn lost_group() -> ServiceProblem {
     ServiceProblem {
         kind: ProblemKind::Group,
-        what: "group g has taken every partition away".into(),
+        what: "group g has revoked every partition".into(),
         since_ms: 7,
         count: 3,
         cause: "Broker: Group authorization failed".into(),
@@ -204,7 +204,7 @@ impl Running {
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[test]
-fn every_route_of_the_document_answers_as_it_says() {
+fn every_documented_route_answers() {
     let service = start();
     let document = service.json("/api/v1/openapi.json");
     let paths = document["paths"].as_object().expect("paths");
@@ -247,12 +247,12 @@ fn every_route_of_the_document_answers_as_it_says() {
 }
 
 #[test]
-fn readiness_tells_what_stands_and_gives_the_reason_when_it_is_not_ready() {
+fn readiness_lists_problems_and_gives_the_reason_when_not_ready() {
     let service = start();
     assert_eq!(service.get("/livez"), (200, "alive\n".to_owned()));
     let problems = json!([{
         "kind": "group",
-        "what": "group g has taken every partition away",
+        "what": "group g has revoked every partition",
         "since_ms": 7,
         "count": 3,
         "cause": "Broker: Group authorization failed",
@@ -271,7 +271,7 @@ fn readiness_tells_what_stands_and_gives_the_reason_when_it_is_not_ready() {
     assert_eq!(body["error"]["code"], "not_ready");
     let reason = &body["error"]["message"];
     assert!(
-        reason.as_str().expect("a reason").contains("stops"),
+        reason.as_str().expect("a reason").contains("shutting down"),
         "{reason}"
     );
     let status = service.json("/api/v1/status");
@@ -297,7 +297,7 @@ fn explain_takes_a_partition_or_a_record() {
         (
             "/api/v1/explain/flights/9",
             404,
-            "flights/9 is not assigned to this process; see /api/v1/partitions; group g has taken every partition away",
+            "flights/9 is not assigned to this process; see /api/v1/partitions; group g has revoked every partition",
         ),
         (
             "/api/v1/explain/flights/two",
@@ -310,14 +310,14 @@ fn explain_takes_a_partition_or_a_record() {
             "partition and offset are numbers",
         ),
         (
-            "/api/v1/handlers/nobody",
+            "/api/v1/handlers/unknown",
             404,
-            "no handler `nobody`; there are: relay",
+            "no handler `unknown`; known handlers: relay",
         ),
         (
             "/api/v2",
             404,
-            "nothing at `/api/v2`; see /api/v1/openapi.json",
+            "no route `/api/v2`; see /api/v1/openapi.json",
         ),
     ] {
         let (found, body) = service.get(path);
@@ -334,13 +334,13 @@ fn explain_takes_a_partition_or_a_record() {
 }
 
 #[test]
-fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
+fn gates_change_for_this_machine_and_not_for_a_page_of_another_site() {
     let service = start();
     let gate = "/api/v1/handlers/relay/gate";
     let (status, body) = service.put(gate, &[JSON], r#"{"open": false}"#);
     assert_eq!(
         (status, body),
-        (200, json!({ "name": "relay", "gate": "shut" }))
+        (200, json!({ "name": "relay", "gate": "closed" }))
     );
     for (headers, body, status) in [
         (
@@ -360,7 +360,7 @@ fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
         ),
         (vec![JSON], r#"{"open": "yes"}"#, 400),
         (vec![JSON], "[true]", 400),
-        (vec![JSON], r#"{"open": true, "shut": false}"#, 400),
+        (vec![JSON], r#"{"open": true, "closed": false}"#, 400),
         (vec![JSON], "", 400),
     ] {
         let (found, answer) = service.put(gate, &headers, body);
@@ -368,7 +368,11 @@ fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
     }
     let long = format!(r#"{{"open": {}true}}"#, " ".repeat(10_000));
     assert_eq!(service.put(gate, &[JSON], &long).0, 400);
-    let (status, body) = service.put("/api/v1/handlers/nobody/gate", &[JSON], r#"{"open": true}"#);
+    let (status, body) = service.put(
+        "/api/v1/handlers/unknown/gate",
+        &[JSON],
+        r#"{"open": true}"#,
+    );
     assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
     let (status, body) = service.put(
         "/api/v1/handlers/read-only/gate",
@@ -389,7 +393,7 @@ fn gates_move_for_this_machine_and_not_for_a_page_of_another_site() {
 }
 
 #[test]
-fn a_taken_address_is_refused_with_the_key_to_change() {
+fn a_used_address_is_refused_with_the_key_to_change() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let listen = taken.local_addr().expect("an address");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -408,13 +412,13 @@ fn a_taken_address_is_refused_with_the_key_to_change() {
 }
 
 #[test]
-fn a_restart_says_which_generation_serves_or_why_none_does() {
+fn a_restart_reports_the_serving_generation_or_the_reason_for_none() {
     let service = start();
     let restart = |name: &str| service.post(&format!("/api/v1/handlers/{name}/restart"), &[]);
     let done = json!({ "name": "relay", "generation": 7, "rebuilt": true });
     assert_eq!(restart("relay"), (200, done));
     for (name, status, code, words) in [
-        ("nobody", 404, "not_found", "there are: relay"),
+        ("unknown", 404, "not_found", "known handlers: relay"),
         ("gone", 409, "removed", "it has 3 records left"),
         ("broken", 409, "not_serving", "its config is refused"),
     ] {
@@ -434,7 +438,7 @@ fn a_restart_says_which_generation_serves_or_why_none_does() {
 }
 
 #[test]
-fn it_lives_before_there_is_a_service_and_says_that_there_is_none() {
+fn a_starting_service_is_live_and_not_ready() {
     let (view, slot) = (
         Arc::new(Scripted::default()),
         Arc::new(ServiceSlot::default()),
@@ -452,14 +456,14 @@ fn it_lives_before_there_is_a_service_and_says_that_there_is_none() {
     running.json("/api/v1/status");
 }
 
-/// Slow questions take every permit; probes pass them by.
+/// Slow queries hold every permit; probes bypass the limit.
 #[test]
-fn probes_are_answered_while_questions_wait() {
+fn probes_are_answered_while_queries_are_blocked() {
     let running = start();
     let (release, held) = channel();
     *running.view.slow.lock().expect("not poisoned") = Some(held);
     let path = format!("{}/api/v1/explain/slow/0", running.base);
-    let questions: Vec<_> = (0..16)
+    let queries: Vec<_> = (0..16)
         .map(|_| {
             let (agent, path) = (running.agent.clone(), path.clone());
             std::thread::spawn(move || agent.get(path).call().expect("an answer").status().as_u16())
@@ -467,14 +471,10 @@ fn probes_are_answered_while_questions_wait() {
         .collect();
     let deadline = Instant::now() + Duration::from_secs(20);
     while running.view.waiting.load(Ordering::SeqCst) < 16 {
-        assert!(Instant::now() < deadline, "the questions do not arrive");
+        assert!(Instant::now() < deadline, "the queries do not arrive");
         std::thread::yield_now();
     }
-    assert_eq!(
-        running.get("/api/v1/status").0,
-        503,
-        "every permit is taken"
-    );
+    assert_eq!(running.get("/api/v1/status").0, 503, "every permit is held");
     assert_eq!(running.get("/livez").0, 200);
     std::thread::scope(|scope| {
         let probes: Vec<_> = (0..20)
@@ -485,7 +485,7 @@ fn probes_are_answered_while_questions_wait() {
         }
     });
     drop(release);
-    for question in questions {
-        assert_eq!(question.join().expect("a question"), 404);
+    for query in queries {
+        assert_eq!(query.join().expect("a query"), 404);
     }
 }

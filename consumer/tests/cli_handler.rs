@@ -1,4 +1,4 @@
-//! `sluicegate handler` as an author runs it: which names it takes, and what is seen of a build that fails.
+//! `sluicegate handler` as an author runs it: accepted names, and the output of a failing build.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ fn handler(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn a_new_handler_has_a_name_that_a_spec_takes() {
+fn a_new_handler_has_a_name_that_is_valid_in_a_spec() {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         "late",
@@ -36,7 +36,7 @@ fn a_new_handler_has_a_name_that_a_spec_takes() {
         "a.b",
     ] {
         let made = handler(folder.path(), &["new", "--sdk", "0.1", "--", name]);
-        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        let printed = String::from_utf8_lossy(&made.stderr).into_owned();
         match made.status.code() {
             Some(0) => {
                 let spec = std::fs::read_to_string(folder.path().join(name).join("handler.yaml"));
@@ -44,10 +44,10 @@ fn a_new_handler_has_a_name_that_a_spec_takes() {
                 assert_eq!(read.map(|spec| spec.name), Ok(name.to_owned()));
             }
             code => {
-                assert_eq!(code, Some(2), "{name}: {said}");
+                assert_eq!(code, Some(2), "{name}: {printed}");
                 assert!(
-                    said.contains("cannot be a handler's name"),
-                    "{name}: {said}"
+                    printed.contains("cannot be a handler's name"),
+                    "{name}: {printed}"
                 );
                 assert!(!folder.path().join(name).join("Cargo.toml").exists());
             }
@@ -57,7 +57,7 @@ fn a_new_handler_has_a_name_that_a_spec_takes() {
 }
 
 #[test]
-fn a_build_that_fails_shows_what_the_compiler_says() {
+fn a_failing_build_shows_the_compiler_errors() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("src")).unwrap();
     let manifest = "[package]\nname = \"typo\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n";
@@ -65,15 +65,18 @@ fn a_build_that_fails_shows_what_the_compiler_says() {
     let source = "pub fn wrong() -> u32 { let misspelt = 1; mispelt }\n";
     std::fs::write(folder.path().join("src/lib.rs"), source).unwrap();
     let built = handler(folder.path(), &["build", "--debug"]);
-    let said = String::from_utf8_lossy(&built.stderr).into_owned();
-    assert_eq!(built.status.code(), Some(1), "{said}");
+    let printed = String::from_utf8_lossy(&built.stderr).into_owned();
+    assert_eq!(built.status.code(), Some(1), "{printed}");
     for words in [
         "Compiling typo",
         "error[E0425]: cannot find value `mispelt`",
         "src/lib.rs:1:43",
-        "the plugin does not build; cargo says why above",
+        "the plugin does not build; see cargo's output above",
     ] {
-        assert!(said.contains(words), "no `{words}` in: {said}");
+        assert!(printed.contains(words), "no `{words}` in: {printed}");
     }
-    assert!(built.stdout.is_empty(), "stdout is for the plugin's path");
+    assert!(
+        built.stdout.is_empty(),
+        "stdout is reserved for the plugin's path"
+    );
 }

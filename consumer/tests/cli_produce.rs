@@ -1,4 +1,4 @@
-//! `sluicegate produce` as a user runs it, against an in-process cluster: what arrives, and what is said when it cannot.
+//! `sluicegate produce` as a user runs it, against an in-process cluster: delivered records, and error messages.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -25,7 +25,7 @@ fn produce(arguments: &[&str], stdin: &str) -> Output {
         .spawn()
         .expect("the binary starts");
     let mut input = child.stdin.take().expect("it is piped");
-    // A child that refuses its arguments does not read; that is no failure of the test.
+    // A child that rejects its arguments does not read; that does not fail the test.
     let _ = input.write_all(stdin.as_bytes());
     drop(input);
     child.wait_with_output().expect("it ends")
@@ -180,8 +180,8 @@ fn a_bad_row_ends_it_after_the_rows_before_it_are_written() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said_in_a_line() {
-    let nobody = ["--topic", "t", "--brokers", "127.0.0.1:1"];
+fn an_error_is_reported_in_one_line() {
+    let unreachable = ["--topic", "t", "--brokers", "127.0.0.1:1"];
     for (first, more, stdin, code, words) in [
         (
             "no-such.csv",
@@ -212,7 +212,7 @@ fn what_cannot_be_done_is_said_in_a_line() {
             "no broker answers at `127.0.0.1:1` within 10 s",
         ),
     ] {
-        let output = produce(&[&[first], &nobody[..], more].concat(), stdin);
+        let output = produce(&[&[first], &unreachable[..], more].concat(), stdin);
         let message = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{message}");
         assert!(message.contains(words), "{message}");

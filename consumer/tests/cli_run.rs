@@ -1,4 +1,4 @@
-//! `sluicegate run` and its signals, on an in-process cluster: ready, SIGHUP, a graceful end, an end at once, no broker.
+//! `sluicegate run` and its signals, on an in-process cluster: readiness, SIGHUP, graceful shutdown, and no broker.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io::{BufRead, BufReader};
@@ -125,7 +125,7 @@ impl Drop for Run {
 }
 
 #[test]
-fn it_lives_reads_again_and_stops_gracefully() {
+fn the_service_is_live_rereads_specs_and_stops_gracefully() {
     let cluster = MockKafka::start(1).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::start(folder.path(), &cluster.bootstrap_servers());
@@ -133,7 +133,7 @@ fn it_lives_reads_again_and_stops_gracefully() {
         run.status_of("/livez") == Some(200)
     });
     run.signal(Signal::HUP);
-    run.wait_for("re-read", |run| run.log().contains("reading specs again"));
+    run.wait_for("re-read", |run| run.log().contains("re-reading specs"));
     assert_eq!(run.status_of("/api/v1/status"), Some(200));
     run.signal(Signal::TERM);
     assert_eq!(run.end().code(), Some(0), "{}", run.log());
@@ -150,7 +150,7 @@ fn it_lives_reads_again_and_stops_gracefully() {
 }
 
 #[test]
-fn an_interrupt_ends_it_too_and_without_a_broker() {
+fn an_interrupt_stops_a_service_without_a_broker() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::start(folder.path(), "127.0.0.1:1");
     run.wait_for("answer of /readyz", |run| {
@@ -161,9 +161,9 @@ fn an_interrupt_ends_it_too_and_without_a_broker() {
     assert_eq!(run.end().code(), Some(0), "{}", run.log());
 }
 
-/// The likeliest first mistake: each client tries every address, and librdkafka, its errors and ours say the same.
+/// The most likely first mistake: each client tries every address, and librdkafka reports it several times.
 #[test]
-fn an_address_that_refuses_is_told_once() {
+fn an_address_that_refuses_connections_is_reported_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::start(folder.path(), "127.0.0.1:1");
     run.wait_for("line about the address", |run| {
@@ -174,12 +174,12 @@ fn an_address_that_refuses_is_told_once() {
     let about = |line: &&str| line.contains("127.0.0.1:1/") || line.contains("brokers are down");
     let log = run.log();
     assert_eq!(log.lines().filter(about).count(), 1, "{log}");
-    assert!(log.contains("see that the broker runs"), "{log}");
+    assert!(log.contains("check that the broker runs"), "{log}");
 }
 
-/// A shell and a parent may both pass a signal on.
+/// A shell and a parent process may both forward a signal.
 #[test]
-fn a_signal_that_comes_twice_at_once_is_one_request() {
+fn repeated_signals_at_once_are_one_request() {
     let cluster = MockKafka::start(1).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::start(folder.path(), &cluster.bootstrap_servers());
@@ -193,35 +193,39 @@ fn a_signal_that_comes_twice_at_once_is_one_request() {
     assert!(run.log().contains("\"graceful\":true"), "{}", run.log());
 }
 
-/// The stores of its specs are away, so that the start waits for them.
+/// The store of its specs is unreachable, so startup waits for it.
 #[test]
-fn a_signal_ends_a_start_that_waits() {
+fn a_signal_ends_a_waiting_startup() {
     let folder = tempfile::tempdir().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let handlers =
         format!("handlers: {{ etcd: {{ endpoints: [\"http://{address}\"] }}, cache: none-yet }}\n");
     let mut run = Run::start_with(folder.path(), "127.0.0.1:1", &handlers);
-    // It has reached the store, which takes the connection and says nothing.
+    // The store accepts the connection but never answers.
     silent.set_nonblocking(true).unwrap();
-    let mut taken = Vec::new();
+    let mut accepted = Vec::new();
     run.wait_for("connection to the store", |_| {
-        taken.extend(silent.accept());
-        !taken.is_empty()
+        accepted.extend(silent.accept());
+        !accepted.is_empty()
     });
-    let asked = Instant::now();
+    let signalled = Instant::now();
     run.signal(Signal::TERM);
     assert_eq!(run.end().code(), Some(0), "{}", run.log());
-    assert!(asked.elapsed() < Duration::from_secs(2), "{}", run.log());
     assert!(
-        run.log().contains("stopped during the start"),
+        signalled.elapsed() < Duration::from_secs(2),
+        "{}",
+        run.log()
+    );
+    assert!(
+        run.log().contains("stopped during startup"),
         "{}",
         run.log()
     );
 }
 
 #[test]
-fn a_taken_admin_address_is_an_error_in_a_line() {
+fn a_used_admin_address_is_an_error_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
@@ -236,14 +240,14 @@ fn a_taken_admin_address_is_an_error_in_a_line() {
         .output()
         .unwrap();
     assert_eq!(out.status.code(), Some(1));
-    let told = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let message = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(message.lines().count(), 1, "{message}");
     assert!(
-        told.contains(&format!("cannot listen on {listen} for admin HTTP")),
-        "{told}"
+        message.contains(&format!("cannot listen on {listen} for admin HTTP")),
+        "{message}"
     );
     assert!(
-        told.ends_with("set `admin.listen` to a free address\n"),
-        "{told}"
+        message.ends_with("set `admin.listen` to a free address\n"),
+        "{message}"
     );
 }

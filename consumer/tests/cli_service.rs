@@ -1,4 +1,4 @@
-//! Commands that ask a running service, against a scripted one; and what they say when there is none.
+//! Commands that query a running service, against a scripted one, and their errors when there is none.
 
 use std::net::SocketAddr;
 use std::process::{Command, Output};
@@ -154,7 +154,7 @@ fn gates_are_written_through_the_service() {
     let service = start();
     let output = service.run(&["handlers", "off", "relay"]);
     let change: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(change, json!({ "name": "relay", "gate": "shut" }));
+    assert_eq!(change, json!({ "name": "relay", "gate": "closed" }));
     let output = service.run(&["handlers", "on", "relay", "--output", "table"]);
     assert_eq!(text(&output.stdout), "gate of `relay` is open\n");
     let gates = service
@@ -168,26 +168,26 @@ fn gates_are_written_through_the_service() {
         [("relay".to_owned(), false), ("relay".to_owned(), true)]
     );
     for action in ["show", "off"] {
-        let output = service.run(&["handlers", action, "nobody"]);
+        let output = service.run(&["handlers", action, "unknown"]);
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(
             text(&output.stderr),
-            "error: no handler `nobody`; there are: relay\n"
+            "error: no handler `unknown`; known handlers: relay\n"
         );
     }
 }
 
 #[test]
-fn explain_says_who_holds_a_record() {
+fn explain_names_the_handler_that_holds_a_record() {
     let service = start();
-    let said = text(
+    let printed = text(
         &service
             .run(&["explain", "a.b c/3", "--output", "table"])
             .stdout,
     );
     assert!(
-        said.starts_with("a.b c/3/7 is in flight (frontier 7)\nhandler `relay`, attempt 2,"),
-        "{said}"
+        printed.starts_with("a.b c/3/7 is in flight (frontier 7)\nhandler `relay`, attempt 2,"),
+        "{printed}"
     );
     let output = service.run(&["explain", "a.b c/3/8"]);
     let explained: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -198,14 +198,14 @@ fn explain_says_who_holds_a_record() {
     let output = service.run(&["explain", "other"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        text(&output.stderr).contains("it looks like flights/3"),
+        text(&output.stderr).contains("such as flights/3"),
         "{}",
         text(&output.stderr)
     );
 }
 
 #[test]
-fn a_service_that_is_not_there_is_named_with_what_to_do() {
+fn an_unreachable_service_is_reported_with_a_remedy() {
     let output = run(&["handlers", "list", "--admin", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
@@ -246,23 +246,28 @@ fn help_version_and_completions_go_to_the_standard_output() {
 }
 
 #[test]
-fn a_restart_tells_the_generation_that_serves_or_why_there_is_none() {
+fn a_restart_reports_the_serving_generation_or_the_reason_for_none() {
     let service = start();
     let done = service.run(&["handlers", "restart", "relay", "--output", "table"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
-    let said = text(&done.stdout);
+    let printed = text(&done.stdout);
     assert!(
-        said.contains("`relay` is restarted: generation 3 serves"),
-        "{said}"
+        printed.contains("`relay` is restarted: generation 3 is running"),
+        "{printed}"
     );
     let reset = service.run(&["handlers", "restart", "fileless", "--output", "table"]);
-    let said = String::from_utf8_lossy(&reset.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&reset.stdout).into_owned();
     assert!(
-        said.contains("runs again as it is loaded, generation 2: no plugin in the plugins folder"),
-        "{said}"
+        printed.contains(
+            "runs again from the loaded plugin, generation 2: no plugin in the plugins folder"
+        ),
+        "{printed}"
     );
     let gone = service.run(&["handlers", "restart", "gone"]);
     assert_eq!(gone.status.code(), Some(1));
-    let said = text(&gone.stderr);
-    assert!(said.contains("is deleted; it has 2 records left"), "{said}");
+    let printed = text(&gone.stderr);
+    assert!(
+        printed.contains("is deleted; it has 2 records left"),
+        "{printed}"
+    );
 }

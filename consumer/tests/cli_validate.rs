@@ -1,4 +1,4 @@
-//! `sluicegate validate` and `run` on bad input: exit code 2, every problem with its place, as lines and as JSON.
+//! `sluicegate validate` and `run` on invalid input: exit code 2, every problem with its location, as lines and as JSON.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::Path;
@@ -28,7 +28,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn every_problem_is_told_at_once_and_the_exit_code_is_2() {
+fn every_problem_is_reported_at_once_and_the_exit_code_is_2() {
     let folder = folder(
         "kafka: { clinets: 2, client: { group.id: x } }\n",
         &format!("{SPEC}workers: 0\n"),
@@ -37,9 +37,9 @@ fn every_problem_is_told_at_once_and_the_exit_code_is_2() {
     assert_eq!(out.status.code(), Some(2));
     assert_eq!(
         text(&out.stderr),
-        "error: handlers.d/a.yaml:4:10: workers: wants a whole number from 1 to 1024, found the number 0\n\
+        "error: handlers.d/a.yaml:4:10: workers: expected a whole number from 1 to 1024, found the number 0\n\
          error: sluicegate.yaml:1:10: kafka.clinets: `clinets` is unknown; did you mean `clients`?\n\
-         error: sluicegate.yaml:1:32: kafka.client.group.id: `group.id` is owned; set `kafka.group_id`\n"
+         error: sluicegate.yaml:1:32: kafka.client.group.id: `group.id` is managed by the service; set `kafka.group_id`\n"
     );
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(json["valid"], false);
@@ -56,10 +56,11 @@ fn run_refuses_what_validate_refuses() {
     let folder = folder("{}\n", "name: a\nplugin: relay\nroutes: {}\n");
     let out = sluicegate(folder.path(), &["run", "-c", "sluicegate.yaml"]);
     assert_eq!(out.status.code(), Some(2));
-    let told = text(&out.stderr);
+    let message = text(&out.stderr);
     assert!(
-        told.contains("handlers.d/a.yaml:3:1: routes: `routes` is unknown; did you mean `route`?"),
-        "{told}"
+        message
+            .contains("handlers.d/a.yaml:3:1: routes: `routes` is unknown; did you mean `route`?"),
+        "{message}"
     );
     let out = sluicegate(folder.path(), &["run", "-c", "missing.yaml"]);
     assert_eq!(out.status.code(), Some(2));
@@ -67,7 +68,7 @@ fn run_refuses_what_validate_refuses() {
 }
 
 #[test]
-fn a_value_that_librdkafka_refuses_is_told_by_validate_and_at_the_start_of_run() {
+fn a_value_that_librdkafka_refuses_is_reported_by_validate_and_at_the_start_of_run() {
     for (map, key, value) in [
         ("client", "session.timeout.ms", "abc"),
         ("client", "partition.assignment.strategy", "nonsense"),
@@ -78,10 +79,13 @@ fn a_value_that_librdkafka_refuses_is_told_by_validate_and_at_the_start_of_run()
         for command in ["validate", "run"] {
             let out = sluicegate(folder.path(), &[command, "-c", "sluicegate.yaml"]);
             assert_eq!(out.status.code(), Some(2), "{command}: {key}");
-            let told = text(&out.stderr);
+            let message = text(&out.stderr);
             let column = 1 + config.find(value).unwrap();
             let place = format!("error: sluicegate.yaml:1:{column}: kafka.{map}: ");
-            assert!(told.contains(&place) && told.contains(key), "{told}");
+            assert!(
+                message.contains(&place) && message.contains(key),
+                "{message}"
+            );
         }
     }
 }
@@ -111,20 +115,20 @@ fn a_good_config_is_valid_and_overrides_are_checked_too() {
 }
 
 #[test]
-fn a_spec_that_no_plugin_serves_is_told_where_there_is_a_folder_of_plugins() {
+fn a_spec_that_no_plugin_serves_is_reported_if_there_is_a_plugins_folder() {
     let folder = folder("plugins: { allow_unsigned: true }\n", SPEC);
     std::fs::create_dir(folder.path().join("plugins")).unwrap();
     std::fs::write(folder.path().join("plugins/libbroken.so"), "no library").unwrap();
     let out = sluicegate(folder.path(), &["validate", "-c", "sluicegate.yaml"]);
     assert_eq!(out.status.code(), Some(2));
-    let told = text(&out.stderr);
+    let message = text(&out.stderr);
     assert!(
-        told.starts_with(
-            "error: handlers.d/a.yaml:2:9: handler `a`: no plugin in `plugins` has or exports `relay`; there is: "
+        message.starts_with(
+            "error: handlers.d/a.yaml:2:9: handler `a`: no plugin in `plugins` is named or exports `relay`; available: "
         ),
-        "{told}"
+        "{message}"
     );
-    assert!(told.contains("libbroken.so"), "{told}");
+    assert!(message.contains("libbroken.so"), "{message}");
 }
 
 #[test]
@@ -140,7 +144,7 @@ fn the_schemas_are_printed_with_their_defaults() {
     }
 }
 
-/// What stands in a document cannot forge a line of the errors, or act on the terminal.
+/// The content of a document can neither forge a line of the errors nor send terminal escapes.
 #[test]
 fn a_problem_is_one_line_whatever_the_document_holds() {
     let folder = folder(
@@ -149,12 +153,15 @@ fn a_problem_is_one_line_whatever_the_document_holds() {
     );
     let out = sluicegate(folder.path(), &["validate", "-c", "sluicegate.yaml"]);
     assert_eq!(out.status.code(), Some(2));
-    let told = text(&out.stderr);
-    assert_eq!(told.lines().count(), 1, "{told:?}");
-    assert!(told.contains("x\\nerror: forged\\u{1b}[2J"), "{told:?}");
+    let message = text(&out.stderr);
+    assert_eq!(message.lines().count(), 1, "{message:?}");
+    assert!(
+        message.contains("x\\nerror: forged\\u{1b}[2J"),
+        "{message:?}"
+    );
 }
 
-/// Errors go to an end that refuses them: a full disk, a pipe whose reader has gone. The exit code tells all the same.
+/// Even if stderr cannot be written (a full disk, a closed pipe), the exit code is correct.
 #[test]
 fn a_broken_stderr_changes_no_exit_code() {
     let folder = folder("{ kafka: { clinets: 2 } }\n", SPEC);

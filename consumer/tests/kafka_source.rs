@@ -1,6 +1,6 @@
 //! Situation: members of one group read from librdkafka's mock cluster while partitions move, fetches are refused and
 //! commits fail.
-//! Property: every record comes once and in order, from the offset that was asked for; nothing waits for ever.
+//! Property: every record is delivered once and in order, from the requested offset; nothing blocks forever.
 
 mod member;
 
@@ -21,38 +21,38 @@ fn cluster() -> MockKafka {
     kafka
 }
 
-/// Rule 1: a partition that comes back is silent unless it is forwarded again, and starts where it was left.
+/// Rule 1: a partition that returns delivers nothing unless its queue is forwarded again; it resumes where it stopped.
 fn partitions_move_to_and_fro(client: &[(&str, &str)]) {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
-    let mut stays = Member::join(&settings(&bootstrap, client));
+    let mut first = Member::join(&settings(&bootstrap, client));
     let mut produced = 0;
-    stays.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+    first.turn_until(|m| m.owned().len() == PARTITIONS as usize);
     for _ in 0..2 {
         produce(&bootstrap, PARTITIONS, 50);
         produced += 50;
-        let mut comes = Member::join(&settings(&bootstrap, client));
+        let mut newcomer = Member::join(&settings(&bootstrap, client));
         let deadline = Instant::now() + Duration::from_secs(30);
-        while stays.owned().len() != 2 || comes.owned().len() != 2 {
+        while first.owned().len() != 2 || newcomer.owned().len() != 2 {
             assert!(Instant::now() < deadline, "the group did not share");
-            stays.turn();
-            comes.turn();
+            first.turn();
+            newcomer.turn();
         }
         produce(&bootstrap, PARTITIONS, 50);
         produced += 50;
-        while (0..PARTITIONS).any(|p| stays.seen(p).max(comes.seen(p)) < produced) {
-            assert!(Instant::now() < deadline, "a partition is silent");
-            stays.turn();
-            comes.turn();
+        while (0..PARTITIONS).any(|p| first.seen(p).max(newcomer.seen(p)) < produced) {
+            assert!(Instant::now() < deadline, "a partition delivers nothing");
+            first.turn();
+            newcomer.turn();
         }
-        comes.leave();
-        stays.turn_until(|m| m.owned().len() == PARTITIONS as usize);
+        newcomer.leave();
+        first.turn_until(|m| m.owned().len() == PARTITIONS as usize);
     }
     produce(&bootstrap, PARTITIONS, 10);
     produced += 10;
-    stays.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == produced));
-    assert_eq!(stays.unowned_records(), 0);
-    stays.leave();
+    first.turn_until(|m| (0..PARTITIONS).all(|p| m.seen(p) == produced));
+    assert_eq!(first.unowned_records(), 0);
+    first.leave();
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_rebalance_can_be_answered_much_later() {
     }
     produce(&bootstrap, PARTITIONS, 20);
     while (0..PARTITIONS).any(|p| slow.seen(p).max(other.seen(p)) < 20) {
-        assert!(Instant::now() < deadline, "a partition is silent");
+        assert!(Instant::now() < deadline, "a partition delivers nothing");
         slow.turn();
         other.turn();
     }
@@ -113,7 +113,7 @@ fn a_rebalance_can_be_answered_much_later() {
     other.leave();
 }
 
-/// A close has to end although nobody has answered the rebalance that is under way.
+/// A close must complete even though the rebalance in progress has not been answered.
 #[test]
 fn a_source_closes_in_the_middle_of_a_rebalance() {
     let kafka = cluster();
@@ -122,7 +122,7 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut events = Vec::new();
         while !events.iter().any(is_it) {
-            assert!(Instant::now() < deadline, "no rebalance came");
+            assert!(Instant::now() < deadline, "no rebalance arrived");
             source.wait(Duration::from_millis(50));
             source.events(&mut events);
         }
@@ -145,25 +145,25 @@ fn a_source_closes_in_the_middle_of_a_rebalance() {
     unanswered(&mut source, |e| matches!(e, SourceEvent::Revoked { .. }));
 }
 
-/// The group would wait for a member that is gone without a word until its session ends.
+/// Without a LeaveGroup request the group would wait for the member until its session times out.
 #[test]
-fn a_member_leaves_the_group_whatever_it_has() {
+fn a_member_leaves_the_group_with_or_without_partitions() {
     let kafka = MockKafka::start(1).expect("a mock cluster starts");
     kafka.create_topic("t", 1).expect("a new topic");
     kafka.count_requests();
     let left = || kafka.requests(RDKafkaApiKey::LeaveGroup);
-    let asked = || kafka.requests(RDKafkaApiKey::JoinGroup);
+    let joins = || kafka.requests(RDKafkaApiKey::JoinGroup);
     let settings = settings(&kafka.bootstrap_servers(), &[]);
     let mut owner = Member::join(&settings);
-    // It is not served while another member leaves.
+    // It is not polled while another member leaves.
     owner.may_lose = true;
     owner.turn_until(|m| m.owned().len() == 1);
-    // One that has just asked to join, and one that has joined and got nothing.
+    // One that has just sent its join request, and one that has joined without partitions.
     for joined in [false, true] {
-        let asked_before = asked();
+        let joins_before = joins();
         let mut idle = Member::join(&settings);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while asked() == asked_before || (joined && idle.source.membership().generation.is_none()) {
+        while joins() == joins_before || (joined && idle.source.membership().generation.is_none()) {
             assert!(Instant::now() < deadline, "the group does not settle");
             owner.turn();
             idle.turn();
@@ -173,13 +173,16 @@ fn a_member_leaves_the_group_whatever_it_has() {
         assert_eq!(
             left() - before,
             1,
-            "it left without a word, joined: {joined}"
+            "it left without a LeaveGroup request, joined: {joined}"
         );
     }
-    // Its session may have ended while it was not served: the group takes a commit from a member alone.
+    // Its session may have timed out while it was not polled; the group accepts commits only from members.
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        assert!(Instant::now() < deadline, "the owner is no member again");
+        assert!(
+            Instant::now() < deadline,
+            "the owner does not become a member again"
+        );
         owner.turn_until(|m| m.owned().len() == 1);
         let entry = CommitEntry {
             at: at(0),
@@ -195,12 +198,16 @@ fn a_member_leaves_the_group_whatever_it_has() {
     }
     let before = left();
     owner.leave();
-    assert_eq!(left() - before, 1, "the owner left without a word");
+    assert_eq!(
+        left() - before,
+        1,
+        "the owner left without a LeaveGroup request"
+    );
 }
 
-/// With an eager assignor the client takes an answer for the close that was meant for the join, unless the close waits.
+/// With an eager assignor the client mistakes the join's response for the close's, unless the close waits.
 #[test]
-fn a_member_that_closes_within_its_first_join_leaves_as_soon_as_the_join_is_over() {
+fn a_member_that_closes_during_its_first_join_leaves_once_the_join_completes() {
     let kafka = cluster();
     kafka.count_requests();
     for assignor in ["range", "cooperative-sticky"] {
@@ -221,7 +228,7 @@ fn a_member_that_closes_within_its_first_join_leaves_as_soon_as_the_join_is_over
     }
 }
 
-/// The group waits for the owner to hear that another one joins; meanwhile the newcomer can only wait.
+/// The group waits for the owner to learn of the newcomer; until then the newcomer can only wait.
 #[test]
 fn a_member_knows_when_its_group_rebalances() {
     let kafka = cluster();
@@ -244,7 +251,7 @@ fn a_member_knows_when_its_group_rebalances() {
     owner.leave();
 }
 
-/// With every gate shut nothing is read, and a stop has nothing to wait for.
+/// With every gate closed nothing is read, and shutdown has nothing to wait for.
 #[test]
 fn a_member_that_has_unsubscribed_ends_at_once() {
     let kafka = cluster();
@@ -257,14 +264,14 @@ fn a_member_that_has_unsubscribed_ends_at_once() {
     member.leave();
     assert!(
         started.elapsed() < Duration::from_secs(3),
-        "it waited {:?} to hear that it is a member",
+        "it waited {:?} for its membership",
         started.elapsed()
     );
     assert_eq!(kafka.requests(RDKafkaApiKey::LeaveGroup), 1);
 }
 
 #[test]
-fn commits_carry_metadata_and_refusals_are_told() {
+fn commits_carry_metadata_and_refusals_are_reported() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     produce(&bootstrap, PARTITIONS, 5);
@@ -312,16 +319,19 @@ fn commits_carry_metadata_and_refusals_are_told() {
     member.source.commit(&[entry(0, 5)]).expect("it is sent");
     member.turn_until(|m| !m.commit_answers.is_empty());
     let (results, error) = &member.commit_answers[0];
-    let told = results.iter().any(|r| r.error.is_some()) || error.is_some();
-    assert!(told, "the refusal was not told: {results:?} {error:?}");
+    let reported = results.iter().any(|r| r.error.is_some()) || error.is_some();
+    assert!(
+        reported,
+        "the refusal was not reported: {results:?} {error:?}"
+    );
     let committed = member.committed(&[0]);
-    assert_eq!(committed[0].offset, 3, "the refused commit does not hold");
+    assert_eq!(committed[0].offset, 3, "the refused commit has no effect");
     member.leave();
 }
 
-/// G12: nothing is skipped or repeated silently when the offset to read is not there; the service decides.
+/// G12: nothing is skipped or repeated silently when the offset to read is missing; the service decides.
 #[test]
-fn a_missing_offset_is_told_and_the_partition_goes_on_where_it_is_sent() {
+fn a_missing_offset_is_reported_and_the_partition_resumes_where_it_is_reset() {
     for client in [&[][..], &[("partition.assignment.strategy", "range")]] {
         let kafka = cluster();
         let bootstrap = kafka.bootstrap_servers();
@@ -342,9 +352,9 @@ fn a_missing_offset_is_told_and_the_partition_goes_on_where_it_is_sent() {
     }
 }
 
-/// G2: the position passes control records once they are read, and nothing that waits in the queue.
+/// G2: the position passes control records once they are read, but never records that are still queued.
 #[test]
-fn a_partition_that_ends_with_control_records_was_read_to_its_end() {
+fn a_partition_ending_with_control_records_is_read_to_its_end() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     append(&bootstrap, "t", 0, &records(0, &["a", "b", "c"]));
@@ -359,7 +369,7 @@ fn a_partition_that_ends_with_control_records_was_read_to_its_end() {
     }
     assert_eq!((member.seen(0), member.end_offset(0)), (4, Some(4)));
 
-    // Fetched and queued, and not read: the end is known, the position stays.
+    // Fetched and queued but not read: the end is known, the position does not move.
     append(&bootstrap, "t", 0, &records(4, &["d", "e"]));
     append(&bootstrap, "t", 0, &commit_marker(6));
     while member.end_offset(0) != Some(7) {
@@ -377,9 +387,9 @@ fn a_partition_that_ends_with_control_records_was_read_to_its_end() {
     member.leave();
 }
 
-/// What a partition was read to before it was given away says nothing of how far it is read now.
+/// The position of an earlier assignment says nothing about the position of the current one.
 #[test]
-fn a_position_of_an_earlier_assignment_is_not_taken_for_one_of_this() {
+fn a_position_of_an_earlier_assignment_is_not_reused() {
     for client in [&[][..], &[("partition.assignment.strategy", "range")]] {
         let kafka = cluster();
         let bootstrap = kafka.bootstrap_servers();
@@ -392,7 +402,7 @@ fn a_position_of_an_earlier_assignment_is_not_taken_for_one_of_this() {
             member.turn();
         }
         member.restart(0, StartAt::Offset(1));
-        assert_eq!(member.consumed(0), None, "nothing was read since");
+        assert_eq!(member.consumed(0), None, "nothing has been read since");
         while member.consumed(0) != Some(4) {
             assert!(Instant::now() < deadline, "it is not read again");
             member.turn();
@@ -402,9 +412,9 @@ fn a_position_of_an_earlier_assignment_is_not_taken_for_one_of_this() {
     }
 }
 
-/// Nothing behind damaged data is handled in its place, and it is not asked for in a tight loop.
+/// Damaged data is not skipped, and it is not refetched in a tight loop.
 #[test]
-fn damaged_data_holds_its_partition_and_no_other() {
+fn damaged_data_blocks_only_its_partition() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     append(&bootstrap, "t", 0, &records(0, &["a", "b", "c"]));
@@ -422,14 +432,17 @@ fn damaged_data_holds_its_partition_and_no_other() {
             "{said}"
         );
     }
-    assert!(member.partition_errors <= 4, "it is asked for all the time");
+    assert!(
+        member.partition_errors <= 4,
+        "it is refetched in a tight loop"
+    );
     member.leave();
 }
 
-/// An error entry at the end of a log moves the client's position beyond it; a pause makes that its next fetch. The log
-/// has what is due all the same.
+/// An error entry at the end of a log moves the client's position beyond it; after a pause it fetches from there. The log
+/// still contains the due offset.
 #[test]
-fn a_position_that_an_error_has_moved_out_of_the_log_is_told_from_a_missing_offset() {
+fn a_position_moved_out_of_the_log_by_an_error_is_distinguished_from_a_missing_offset() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     let mut member = Member::join(&settings(&bootstrap, &[]));
@@ -442,7 +455,7 @@ fn a_position_that_an_error_has_moved_out_of_the_log_is_told_from_a_missing_offs
     member.turn_until(|m| m.partition_errors > 0);
     member.pause_all(true);
     member.pause_all(false);
-    // The seek that resolves the doubt is made with the events: whatever the client does first comes first here.
+    // Events are not taken here, so the seek that would repair the position does not run before the client's fetch fails.
     let refused = Instant::now() + Duration::from_secs(3);
     while Instant::now() < refused {
         member.source.wait(Duration::from_millis(20));
@@ -481,7 +494,7 @@ fn partitions_that_are_moved_at_once_are_all_read() {
 }
 
 #[test]
-fn latest_begins_after_what_is_there() {
+fn latest_starts_after_existing_records() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     produce(&bootstrap, PARTITIONS, 5);
@@ -496,9 +509,9 @@ fn latest_begins_after_what_is_there() {
     member.leave();
 }
 
-/// A broker that is away for a moment must not cost the assignment.
+/// A briefly unavailable broker must not cost the assignment.
 #[test]
-fn starts_are_tried_again_when_offsets_are_not_to_be_had() {
+fn starts_are_retried_while_offsets_are_unavailable() {
     let kafka = cluster();
     let bootstrap = kafka.bootstrap_servers();
     produce(&bootstrap, PARTITIONS, 5);
@@ -510,7 +523,7 @@ fn starts_are_tried_again_when_offsets_are_not_to_be_had() {
     member.leave();
 }
 
-/// Rule 4: many events are queued behind one wake-up, and all are served.
+/// Rule 4: one wake-up may announce many queued events, and all are served.
 #[test]
 fn every_event_behind_one_wake_up_is_served() {
     let kafka = cluster();
@@ -522,7 +535,7 @@ fn every_event_behind_one_wake_up_is_served() {
     let mut events = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     while events.len() < 100 {
-        assert!(Instant::now() < deadline, "{} events came", events.len());
+        assert!(Instant::now() < deadline, "{} events arrived", events.len());
         source.wait(Duration::from_secs(1));
         source.events(&mut events);
     }

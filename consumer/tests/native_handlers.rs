@@ -1,5 +1,5 @@
-//! Situation: the registry runs real native plugins, one of which misbehaves on purpose. Property: a panic, a hang or a
-//! bad drop costs an instance or a thread and nothing else (G14); a replaced file takes over whole (G9, G11).
+//! Situation: the registry runs real native plugins, one of which misbehaves deliberately. Property: a panic, a hang or a
+//! failing drop costs at most one instance or thread (G14); a replaced file takes over atomically (G9, G11).
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -24,7 +24,7 @@ use sluicegate_runtime::outcome_code::{ACK, NOT_RUN, PANICKED};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The library of the misbehaving plugin: one that is built already, which `cargo xtask test` names, or built once.
+/// The library of the misbehaving plugin: prebuilt by `cargo xtask test`, or else built once.
 fn misbehave() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -51,7 +51,7 @@ fn misbehave() -> &'static Path {
     })
 }
 
-/// Acknowledges everything, and keeps the topics.
+/// Acknowledges every record and keeps its topic.
 #[derive(Default)]
 struct Acknowledging(Mutex<Vec<String>>);
 
@@ -81,7 +81,7 @@ impl Service {
             cache: folder.path().join("cache"),
             allow_unsigned: true,
             create_timeout: DEADLINE,
-            health_every: Duration::from_millis(50),
+            health_interval: Duration::from_millis(50),
             drain_timeout: DEADLINE,
             runtimes: vec![Arc::new(NativeRuntime)],
             emitter: Arc::clone(&emitter) as _,
@@ -144,12 +144,12 @@ fn spec(plugin: &str, config: Value) -> HandlerSpec {
     }
 }
 
-/// Does `deed` to the records of partition 1.
+/// Applies `deed` to the records of partition 1.
 fn rule(deed: &str) -> Value {
     json!({ "rules": [{ "when": { "partition": true, "equals": 1 }, "do": deed }], "emit_to": "out" })
 }
 
-/// A record of each partition. Their bytes live for ever, as a hung call needs.
+/// One record per partition. The records are leaked, because a hung call may read them at any time.
 fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
     let mut batch = Box::new(Batch::new());
     batch.flight = FlightKey {
@@ -177,7 +177,7 @@ fn batch(flight: u32, partitions: &[i32]) -> Box<Batch> {
     batch
 }
 
-/// A pump that submits and looks into its inbox.
+/// A pump that submits batches and polls its inbox.
 #[derive(Default)]
 struct Pump {
     inbox: Arc<Inbox>,
@@ -188,7 +188,10 @@ impl Pump {
     fn give(&self, plan: &HandlerPlan, mut batch: Box<Batch>) {
         let deadline = Instant::now() + DEADLINE;
         while let Err(refused) = plan.pool.as_ref().unwrap().submit(batch, &self.inbox) {
-            assert!(Instant::now() < deadline, "the pool never takes it");
+            assert!(
+                Instant::now() < deadline,
+                "the pool never accepts the batch"
+            );
             std::thread::sleep(Duration::from_millis(1));
             batch = refused;
         }
@@ -206,7 +209,7 @@ impl Pump {
                 self.seen.remove(at);
                 return found;
             }
-            assert!(Instant::now() < deadline, "no {what} came in time");
+            assert!(Instant::now() < deadline, "no {what} arrived in time");
             std::thread::sleep(Duration::from_millis(1));
             let mut taken = Vec::new();
             self.inbox.take(&mut taken);
@@ -228,7 +231,7 @@ impl Pump {
 }
 
 #[test]
-fn a_panic_costs_one_instance_and_what_was_acknowledged_is_emitted() {
+fn a_panic_costs_one_instance_and_emits_of_acknowledged_records_are_sent() {
     let mut service = Service::new();
     let plan = service.serve(spec("misbehave", rule("panic")));
     let mut pump = Pump::default();
@@ -258,8 +261,8 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     let plan = service.serve(spec("misbehave", config));
     let mut pump = Pump::default();
     pump.give(&plan, batch(0, &[0, 2, 1, 0]));
-    let (flight, completed) = pump.next("overrun", |message| match message {
-        PumpMessage::Overrun { flight, completed } => Some((
+    let (flight, completed) = pump.next("call timeout", |message| match message {
+        PumpMessage::CallTimedOut { flight, completed } => Some((
             flight.index,
             completed
                 .iter()
@@ -271,7 +274,7 @@ fn a_hang_costs_its_thread_and_only_the_record_that_hangs() {
     assert_eq!((flight, completed), (0, vec![ACK, ACK]));
     pump.give(&plan, batch(1, &[0]));
     assert_eq!(pump.finished().0, 1, "a new thread serves");
-    assert_eq!(pump.finished().0, 0, "the old call came back late");
+    assert_eq!(pump.finished().0, 0, "the old call returned late");
     assert_eq!(service.registry.report()[0].quarantined, 1);
 }
 
@@ -296,12 +299,12 @@ fn instances_that_panic_when_dropped_or_built_are_contained() {
 }
 
 #[test]
-fn a_replaced_file_takes_over_and_the_old_code_goes_on_until_it_is_let_go() {
+fn a_replaced_file_takes_over_and_the_old_code_runs_until_it_is_released() {
     let mut service = Service::new();
     let old = service.serve(spec("misbehave", json!({})));
     let file = service.folder.path().join("plugins/libmisbehave.so");
     let mut bytes = std::fs::read(&file).unwrap();
-    // Beyond the end of the image nothing is read: other bytes, the same code.
+    // A byte after the end of the image: a different file with the same code.
     bytes.push(0);
     let next = service.folder.path().join("next");
     std::fs::write(&next, bytes).unwrap();

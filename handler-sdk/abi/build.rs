@@ -1,4 +1,4 @@
-//! Notes the compiler and the target, so that a plugin's descriptor can name them.
+//! Records the compiler version and the target for the plugin descriptor.
 
 use std::process::Command;
 

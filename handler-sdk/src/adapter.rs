@@ -1,8 +1,8 @@
-//! Runs an author's handler behind the boundary: the loop over the records of a call.
+//! Adapts an author's handler to the ABI: the loop over the records of a call.
 //!
-//! The lane rule (G4): once a record did not end in a plain ack or drop, or emitted something, later records of its
-//! lane stay `NOT_RUN` in this call. The list of such lanes is empty nearly always and costs nothing then. After a
-//! panic, and once the call is stopped or cancelled, everything left stays `NOT_RUN`.
+//! The lane rule (G4): after a record that emitted, or whose outcome is not an ack or a drop, later records of its lane
+//! stay `NOT_RUN` in this call. The list of blocked lanes is usually empty and then costs nothing. After a panic, and once
+//! the call is stopped or cancelled, all remaining records stay `NOT_RUN`.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(crate) fn panicked(call: &Call<'_>, text: &str) -> RawOutcome {
     }
 }
 
-/// A [`Handler`] behind the boundary.
+/// ABI adapter of a [`Handler`].
 pub(crate) struct PerRecord<H>(pub(crate) H);
 
 impl<H: Handler> Instance for PerRecord<H> {
@@ -58,7 +58,7 @@ impl<H: Handler> Instance for PerRecord<H> {
             }
             call.reached(index);
             let mut ctx = Context::new(call, index, clock);
-            // Settled inside the guard: a flag comes out of it, and no outcome is moved.
+            // Settled inside the guard, so that only a flag is returned instead of a large outcome.
             let free = guard::catch(|| {
                 let outcome = self.0.handle(&record, &mut ctx);
                 ctx.settle(outcome)
@@ -97,7 +97,7 @@ impl<H: Handler> Instance for PerRecord<H> {
     }
 }
 
-/// A [`BatchHandler`] behind the boundary.
+/// ABI adapter of a [`BatchHandler`].
 pub(crate) struct Batches<H>(pub(crate) H);
 
 impl<H: BatchHandler> Instance for Batches<H> {

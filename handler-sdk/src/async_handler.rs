@@ -1,8 +1,8 @@
-//! Handlers that wait: several records at a time on a runtime that the plugin owns.
+//! Async handlers: several records concurrently, on a runtime owned by the plugin.
 //!
-//! Each instance has a single-threaded runtime on its worker's thread. Records of one lane still go one after the
-//! other; the lane rule is the one of the per-record loop. Shortly before the call's deadline whatever still waits is
-//! dropped and asks for a retry, so that a wait without end costs an attempt and not the worker.
+//! Each instance has a single-threaded runtime on its worker's thread. Records of one lane are still handled one at a
+//! time, under the same lane rule as the per-record loop. Shortly before the call's deadline (after 95 % of the timeout),
+//! pending futures are dropped and their records retried, so that an endless wait costs an attempt but not the worker.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -23,10 +23,10 @@ use crate::handler::{Setup, TAKES_NONE};
 use crate::outcome::{HandlerError, Outcome};
 use crate::record::Record;
 
-/// Handles records with an async method, up to `Setup::set_concurrency` of them at a time.
+/// Handles records with an async method, up to `Setup::set_concurrency` of them concurrently.
 ///
-/// The promises of [`crate::Handler`] hold; within an instance the calls for different keys overlap, all on the one
-/// thread of the worker. Futures need not be `Send`. Tasks spawned on the runtime make progress while a call runs.
+/// The guarantees of [`crate::Handler`] apply. Within an instance, records of different keys are handled concurrently on
+/// the worker's thread, so futures need not be `Send`. Tasks spawned on the runtime make progress only while a call runs.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an `AsyncHandler`, so it cannot be exported as `\"name\" => async {Self}`",
     label = "implement `sluicegate_sdk::AsyncHandler` for it"
@@ -41,7 +41,7 @@ pub trait AsyncHandler: Sized + 'static {
     /// As [`crate::Handler::TAKES_CONFIG`].
     const TAKES_CONFIG: bool = false;
 
-    /// How many records at a time, unless `new` sets it.
+    /// Maximum number of concurrent records, unless `new` sets it.
     const CONCURRENCY: usize = 64;
 
     /// As [`crate::Handler::new`], on the runtime.
@@ -93,11 +93,11 @@ pub trait AsyncHandler: Sized + 'static {
     }
 }
 
-/// An [`AsyncHandler`] behind the boundary.
+/// ABI adapter of an [`AsyncHandler`].
 pub(crate) struct Overlapping<H> {
     handler: H,
     concurrency: usize,
-    // Dropped last: the handler's own drop may still need it.
+    // Dropped last: the handler's drop may still need it.
     runtime: Runtime,
 }
 
@@ -136,7 +136,7 @@ impl<H: AsyncHandler> Overlapping<H> {
                     let left = deadline.saturating_duration_since(std::time::Instant::now());
                     tokio::time::timeout(left - left / 20, work)
                         .await
-                        .unwrap_or_else(|_| Outcome::retry("not done within the timeout"))
+                        .unwrap_or_else(|_| Outcome::retry("not finished within the timeout"))
                 }
             }
         };

@@ -1,4 +1,4 @@
-//! What a handler can ask of the service while it handles records, and between.
+//! The service's interface to a handler, during calls and between them.
 
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,19 @@ use crate::record::Record;
 /// Log levels, most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Something failed.
+    /// A failure.
     Error,
-    /// Something is odd.
+    /// An unexpected condition.
     Warn,
-    /// Something worth knowing.
+    /// A notable event.
     Info,
-    /// For whoever looks for a cause.
+    /// Details for troubleshooting.
     Debug,
-    /// Everything.
+    /// Fine-grained tracing.
     Trace,
 }
 
-/// Logging and metrics; clone it for threads or tasks of the handler's own.
+/// Logging and metrics; clone it for the handler's own threads or tasks.
 #[derive(Clone)]
 pub struct Services {
     host: Host,
@@ -46,23 +46,23 @@ impl Services {
         self.host.log(level as u32, message);
     }
 
-    /// Adds to a counter of the handler's own.
+    /// Adds to a counter of the handler.
     pub fn counter(&self, name: &str, add: u64) {
         self.host.metric(0, name, add as f64);
     }
 
-    /// Sets a gauge of the handler's own.
+    /// Sets a gauge of the handler.
     pub fn gauge(&self, name: &str, value: f64) {
         self.host.metric(1, name, value);
     }
 
-    /// Observes into a histogram of the handler's own.
+    /// Records an observation in a histogram of the handler.
     pub fn histogram(&self, name: &str, value: f64) {
         self.host.metric(2, name, value);
     }
 }
 
-/// When a call must be over.
+/// Deadline of a call.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
     pub(crate) deadline: Option<Instant>,
@@ -77,7 +77,7 @@ impl Clock {
     }
 }
 
-/// Which record of which ownership this is; effects outside Kafka can be fenced with it.
+/// Identifies a record and the assignment under which it is handled; use it to fence effects outside Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FencingToken<'a> {
     /// Topic.
@@ -86,11 +86,11 @@ pub struct FencingToken<'a> {
     pub partition: i32,
     /// Offset.
     pub offset: i64,
-    /// Number of this ownership of the partition; a higher one wins.
+    /// Epoch of the partition's assignment; the higher one wins.
     pub epoch: u32,
 }
 
-/// What a handler can do while it handles one record.
+/// The context of one record being handled.
 pub struct Context<'a> {
     call: &'a Call<'a>,
     index: usize,
@@ -111,39 +111,39 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Produces a record. The handled record settles only once the service knows it written; when writing fails, the
-    /// attempt has failed. What an attempt emits is discarded when it ends in a retry or a panic.
+    /// Emits a record. The handled record settles only once the emitted one is acknowledged. Emits of an attempt are
+    /// discarded if the attempt ends in a retry or a panic.
     pub fn emit(&mut self, emit: &Emit<'_>) {
         self.emitted = true;
         self.refused |= !emit.with(|emission| self.call.emit(self.index, emission));
     }
 
-    /// Writes a log line under the handler's name; never put a record's value into it.
+    /// Writes a log line under the handler's name; it must never contain a record's value.
     pub fn log(&self, level: Level, message: &str) {
         self.call.host().log(level as u32, message);
     }
 
-    /// Adds to a counter of the handler's own.
+    /// Adds to a counter of the handler.
     pub fn counter(&self, name: &str, add: u64) {
         self.call.host().metric(0, name, add as f64);
     }
 
-    /// Sets a gauge of the handler's own.
+    /// Sets a gauge of the handler.
     pub fn gauge(&self, name: &str, value: f64) {
         self.call.host().metric(1, name, value);
     }
 
-    /// Observes into a histogram of the handler's own.
+    /// Records an observation in a histogram of the handler.
     pub fn histogram(&self, name: &str, value: f64) {
         self.call.host().metric(2, name, value);
     }
 
-    /// Which call this is for this record, from 1.
+    /// Attempt number of this record, from 1.
     pub fn attempt(&self) -> u32 {
         self.call.records()[self.index].attempt
     }
 
-    /// When the call must be over; `None` is no limit. The limit is one for all records of a call.
+    /// Deadline of the call, shared by all of its records; `None` means no limit.
     pub fn deadline(&self) -> Option<Instant> {
         self.clock.deadline
     }
@@ -155,7 +155,7 @@ impl<'a> Context<'a> {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// The result is no longer wanted; a long-running handler should look at this and return.
+    /// Whether the result is no longer needed; a long-running handler should check this and return.
     pub fn cancelled(&self) -> bool {
         self.call.cancelled()
     }
@@ -172,9 +172,9 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Publishes the record's outcome; `true` when later records of its lane may run in this call.
+    /// Publishes the record's outcome; `true` if later records of its lane may run in this call.
     ///
-    /// The plain ack comes first and alone: an outcome is large, and moving one about for every record shows.
+    /// The plain ack is a separate fast path: an outcome is large, and moving one per record is measurable.
     #[inline]
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
         if matches!(outcome, Outcome::Ack) && !self.refused {
@@ -198,7 +198,7 @@ impl<'a> Context<'a> {
     #[inline(never)]
     fn settle_other(&self, outcome: &Outcome) -> bool {
         if self.refused && outcome.settles_at_once() {
-            let refused = Outcome::retry("the service refused a record that the handler emitted");
+            let refused = Outcome::retry("the service refused an emitted record");
             self.call
                 .settle(self.index, refused.to_raw(self.call, self.emitted));
             return false;
@@ -219,7 +219,7 @@ impl<'a> Batch<'a> {
         Self { call }
     }
 
-    /// How many records.
+    /// Number of records.
     pub fn len(&self) -> usize {
         self.call.len()
     }
@@ -237,7 +237,7 @@ impl<'a> Batch<'a> {
         Record::new(self.call.record(index))
     }
 
-    /// The records in order; for each one the service can see that the handler got there.
+    /// The records in order; advancing the iterator also reports the handler's progress to the service.
     pub fn iter(&self) -> impl Iterator<Item = Record<'a>> + '_ {
         (0..self.len()).map(|index| {
             self.call.reached(index);
@@ -246,7 +246,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// What a batch handler can do while it handles a call.
+/// The context of a batch call.
 pub struct BatchContext<'a> {
     call: &'a Call<'a>,
     clock: Clock,
@@ -262,7 +262,7 @@ impl<'a> BatchContext<'a> {
         }
     }
 
-    /// Gives record `index` an outcome of its own; the last one given counts.
+    /// Sets an individual outcome for record `index`; the last one set counts.
     ///
     /// # Panics
     /// When `index` is out of range.
@@ -271,7 +271,7 @@ impl<'a> BatchContext<'a> {
         self.call.settle(index, outcome.to_raw(self.call, emitted));
     }
 
-    /// Produces a record on behalf of record `index`; see [`Context::emit`].
+    /// Emits a record for record `index`; see [`Context::emit`].
     ///
     /// # Panics
     /// When `index` is out of range.
@@ -288,7 +288,7 @@ impl<'a> BatchContext<'a> {
         if !emit.with(|emission| self.call.emit(index, emission)) {
             self.settle(
                 index,
-                &Outcome::retry("the service refused a record that the handler emitted"),
+                &Outcome::retry("the service refused an emitted record"),
             );
         }
     }
@@ -298,12 +298,12 @@ impl<'a> BatchContext<'a> {
         Services::new(self.call.host().clone())
     }
 
-    /// When the call must be over; `None` is no limit.
+    /// Deadline of the call; `None` means no limit.
     pub fn deadline(&self) -> Option<Instant> {
         self.clock.deadline
     }
 
-    /// The result is no longer wanted.
+    /// Whether the result is no longer needed.
     pub fn cancelled(&self) -> bool {
         self.call.cancelled()
     }

@@ -1,4 +1,4 @@
-//! A record that a handler wants produced.
+//! Records emitted by a handler.
 
 use sluicegate_abi::header_block;
 use sluicegate_abi::plugin::Emission;
@@ -8,7 +8,7 @@ use crate::record::Record;
 /// Name and value.
 type Header<'a> = (&'a [u8], Option<&'a [u8]>);
 
-/// A record to produce, built up part by part; without a key or value these are null.
+/// Builder of a record to produce. Key and value are null unless set.
 ///
 /// ```
 /// use sluicegate_sdk::Emit;
@@ -21,9 +21,9 @@ pub struct Emit<'a> {
     timestamp_ms: Option<i64>,
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
-    /// Headers taken over as they are.
+    /// Unchanged headers of a copied record.
     block: &'a [u8],
-    /// The headers once one was changed; then `block` no longer counts.
+    /// The headers after a change; replaces `block`.
     changed: Option<Vec<Header<'a>>>,
 }
 
@@ -82,14 +82,14 @@ impl<'a> Emit<'a> {
         self
     }
 
-    /// Sets the partition, which else follows from the key.
+    /// Sets the partition; by default it follows from the key.
     #[must_use]
     pub fn partition(mut self, partition: i32) -> Self {
         self.partition = Some(partition);
         self
     }
 
-    /// Sets the timestamp, in milliseconds since the epoch; without one it is the time of producing.
+    /// Sets the timestamp in milliseconds since the epoch; by default the time of producing.
     #[must_use]
     pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
         self.timestamp_ms = Some(timestamp_ms);
@@ -103,7 +103,7 @@ impl<'a> Emit<'a> {
         self
     }
 
-    /// Takes away all headers of that name.
+    /// Removes all headers with that name.
     #[must_use]
     pub fn without_header(mut self, name: &str) -> Self {
         self.list().retain(|(n, _)| *n != name.as_bytes());
@@ -116,7 +116,7 @@ impl<'a> Emit<'a> {
             .get_or_insert_with(|| header_block::Headers::new(block).collect())
     }
 
-    /// Hands it over as the boundary wants it.
+    /// Passes it on in the ABI's form.
     pub(crate) fn with<T>(&self, hand_over: impl FnOnce(&Emission<'_>) -> T) -> T {
         let mut built = Vec::new();
         let headers = match &self.changed {

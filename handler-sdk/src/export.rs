@@ -1,4 +1,4 @@
-//! Makes a plugin library of handlers.
+//! Exports handlers as a plugin library.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::handler::{BatchHandler, Handler, Setup};
 use crate::objects;
 use crate::outcome::{ErrorClass, HandlerError};
 
-/// Exports handlers from a `cdylib`, once a crate:
+/// Exports handlers from a `cdylib`; use it once per crate:
 ///
 /// ```text
 /// sluicegate_sdk::export_handler! {
@@ -22,8 +22,8 @@ use crate::outcome::{ErrorClass, HandlerError};
 /// }
 /// ```
 ///
-/// The plugin is known by its first handler's name, unless the list begins with `plugin: "name",`. It generates the
-/// descriptor, the root module, and the guards that keep every panic inside the plugin.
+/// The plugin is named after its first handler, unless the list begins with `plugin: "name",`. The macro generates the
+/// descriptor, the root module, and the guards that contain panics within the plugin.
 #[macro_export]
 macro_rules! export_handler {
     (plugin: $plugin:literal, $($list:tt)+) => {
@@ -68,7 +68,7 @@ macro_rules! export_handler {
             pub static SLUICEGATE_PLUGIN_RECONFIGURE: $crate::__private::Reconfigure =
                 $crate::__private::RECONFIGURE;
 
-            // The symbol that abi_stable looks for.
+            // The symbol that abi_stable expects.
             #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
             pub static ROOT_MODULE: $crate::__private::LibHeader =
                 $crate::__private::library_header::<$crate::__private::Exported<Exports>>();
@@ -82,7 +82,7 @@ macro_rules! export_handler {
     };
 }
 
-/// Builds an instance of a config's text.
+/// Builds an instance from the config's JSON text.
 type Create = fn(&str, &mut Setup) -> Result<Box<dyn Instance>, Refusal>;
 
 /// One exported handler.
@@ -151,10 +151,10 @@ pub(crate) fn read_config<C: DeserializeOwned>(text: &str) -> Result<C, Refusal>
         "" | "null" => "{}",
         text => text,
     };
-    // A list would be read as the fields of a struct in their order.
+    // Serde would read a list as the fields of a struct in order.
     if !text.starts_with('{') {
         return Err(Refusal::Config(
-            "a config is a map of keys and values".into(),
+            "a config must be a map of keys and values".into(),
         ));
     }
     let mut json = serde_json::Deserializer::from_str(text);
@@ -178,13 +178,13 @@ pub(crate) fn refusal(error: HandlerError) -> Refusal {
     }
 }
 
-/// What a library exports; the macro implements it.
+/// The exports of a library; implemented by the macro.
 pub trait Exports: 'static {
     /// The handlers.
     fn entries() -> Vec<Entry>;
 }
 
-/// The plugin of some [`Exports`].
+/// The [`Plugin`] of some [`Exports`].
 pub struct Exported<E>(PhantomData<E>);
 
 impl<E: Exports> Plugin for Exported<E> {
@@ -219,6 +219,6 @@ impl<E: Exports> Plugin for Exported<E> {
     }
 
     fn shutdown(_deadline: Duration) {
-        // Runtimes belong to instances, and those are gone by now.
+        // Runtimes belong to instances, which have all been dropped.
     }
 }

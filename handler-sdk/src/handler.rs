@@ -1,4 +1,4 @@
-//! The traits that an author implements, and what the service promises them.
+//! The traits that an author implements, and the service's guarantees to them.
 
 use std::time::Duration;
 
@@ -10,32 +10,32 @@ use crate::context::{Batch, BatchContext, Context, Services};
 use crate::outcome::{HandlerError, Outcome};
 use crate::record::Record;
 
-/// What a handler says that declares `TAKES_CONFIG` and has no `reconfigure`.
-pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no `reconfigure`";
+/// The error of a handler that declares `TAKES_CONFIG` without implementing `reconfigure`.
+pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG but does not implement `reconfigure`";
 
 /// Handles records one by one: the usual choice.
 ///
-/// # What the service promises
+/// # Guarantees
 ///
-/// 1. `new` comes first, once for each worker of the handler's pool, on that worker's thread.
-/// 2. Everything else on an instance comes on that same thread, one call at a time: nothing overlaps within an
-///    instance, and the type need be neither `Send` nor `Sync`.
-/// 3. `assigned` comes before the first record of a partition (and epoch), `revoked` after the last; both come to
-///    every instance. Between them records of one partition come in offset order per key, but to whichever worker is
-///    idle; with [`Handler::KEEPS_KEY_STATE`] a key stays with one instance of a generation.
-/// 4. After a record that is not acked or dropped, or that emitted something, no later record of the same key is
-///    handled until it is settled, across retries and generations (G4).
-/// 5. A record may come again (with a higher `attempt` after a retry or a panic, and also with attempt 1 after a crash):
+/// 1. `new` is called first, once per worker of the handler's pool, on that worker's thread.
+/// 2. All other calls on an instance are made on the same thread, one at a time: nothing overlaps within an instance, and
+///    the type need be neither `Send` nor `Sync`.
+/// 3. `assigned` is called before the first record of a partition (and epoch), `revoked` after the last; both are called
+///    on every instance. Between them, records of one partition arrive in offset order per key, at any idle worker; with
+///    [`Handler::KEEPS_KEY_STATE`] a key stays with one instance of a generation.
+/// 4. After a record that emitted, or that was not acked or dropped, no later record of the same key is handled until it
+///    is settled, across retries and generations (G4).
+/// 5. A record may be redelivered (with a higher `attempt` after a retry or a panic, and with attempt 1 after a crash):
 ///    effects outside Kafka should be idempotent or fenced with `Context::token`.
-/// 6. A panic costs one instance: the record gets another attempt or its dead letter, the instance is dropped, a new
-///    one is built. State kept in the instance is gone then.
-/// 7. A call is cancelled (`Context::cancelled`) when it overruns its timeout, and when a partition of its records is
-///    lost or has used up its time to drain: no further record of the call begins then, and those that are still this
-///    service's come again in another call. If a call that overruns does not return, its thread is abandoned with the
-///    instance on it, which is then neither called nor dropped. When a partition of its records starts to drain, a call
-///    ends after the record that it is at, which is not cancelled.
-/// 8. `health` comes between calls; `drain` comes after the last record; dropping the instance comes last. A panic in
-///    any of them is contained.
+/// 6. A panic costs one instance: the record gets another attempt or is dead-lettered, the instance is dropped, and a new
+///    one is built. State kept in the instance is lost.
+/// 7. A call is cancelled (`Context::cancelled`) when it exceeds its timeout, and when a partition of its records is lost
+///    or its drain deadline has passed: no further record of the call is started, and records that still belong to this
+///    service are redelivered in another call. If a timed-out call does not return, its thread is abandoned together with
+///    the instance, which is then neither called nor dropped. When a partition of its records starts to drain, a call
+///    ends after its current record, which is not cancelled.
+/// 8. `health` is called between calls, `drain` after the last record; dropping the instance comes last. A panic in any
+///    of them is contained.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `Handler`, so it cannot be exported as `\"name\" => {Self}`",
     label = "implement `sluicegate_sdk::Handler` for it",
@@ -44,32 +44,32 @@ pub(crate) const TAKES_NONE: &str = "it declares TAKES_CONFIG and implements no 
 pub trait Handler: Sized + 'static {
     /// Read from the spec's `config`; its JSON Schema ships in the plugin.
     ///
-    /// Mark a field that names a topic which the handler emits to with `#[schemars(extend("x-sluicegate-emits-to" = true))]`:
-    /// a spec whose own route matches that topic is then refused, since each emitted record would come back.
+    /// Mark a field that names a target topic of the handler with `#[schemars(extend("x-sluicegate-emits-to" = true))]`:
+    /// a spec whose route matches that topic is then refused, because each emitted record would be routed back.
     type Config: DeserializeOwned + JsonSchema;
 
-    /// The instance keeps state per key: a key then always goes to the same worker of a generation.
+    /// The instance keeps state per key: a key is then always routed to the same worker of a generation.
     const KEEPS_KEY_STATE: bool = false;
 
-    /// A new config is given to the running instances through [`Handler::reconfigure`], which keep what they know.
-    /// Otherwise it makes a new generation, whose instances begin anew.
+    /// A new config is passed to running instances through [`Handler::reconfigure`], which keep their state. Otherwise it
+    /// creates a new generation, whose instances start without state.
     const TAKES_CONFIG: bool = false;
 
     /// Builds an instance.
     ///
     /// # Errors
-    /// A terminal error refuses the config; a retryable one is a failed start that is tried again.
+    /// A terminal error refuses the config; a retryable one is a failed start that is retried.
     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, HandlerError>;
 
     /// Handles one record.
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome;
 
-    /// Takes a new config, between calls; only with [`Handler::TAKES_CONFIG`]. One instance is asked first, and the others
-    /// once it is well with it; one that cannot is dropped and built anew. For a moment some instances have the old config
-    /// and some the new one.
+    /// Applies a new config, between calls; only with [`Handler::TAKES_CONFIG`]. One instance is reconfigured first; the
+    /// others follow once it is healthy, and an instance that fails is rebuilt. In between, instances have different
+    /// configs.
     ///
     /// # Errors
-    /// The config is refused, and the instance goes on with the one that it has.
+    /// The config is refused, and the instance keeps the previous one.
     fn reconfigure(&mut self, config: Self::Config) -> Result<(), HandlerError> {
         drop(config);
         Err(HandlerError::terminal(TAKES_NONE))
@@ -78,32 +78,32 @@ pub trait Handler: Sized + 'static {
     /// Whether the instance can do its work.
     ///
     /// # Errors
-    /// What is wrong; it shows in the service's readiness.
+    /// What is wrong; it is listed in the service's readiness report.
     fn health(&mut self) -> Result<(), HandlerError> {
         Ok(())
     }
 
-    /// A partition's records will come.
+    /// A partition was assigned: its records may follow.
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
         let _ = (topic, partition, epoch);
     }
 
-    /// No record of this partition and epoch will come any more.
+    /// A partition was revoked: no more records of this partition and epoch follow.
     fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
         let _ = (topic, partition, epoch);
     }
 
-    /// The last record was handled; finish what is held back, within `deadline`.
+    /// The last record was handled: finish pending work within `deadline`.
     fn drain(&mut self, deadline: Duration) {
         let _ = deadline;
     }
 }
 
-/// Handles the records of a call together, such as in one transaction.
+/// Handles the records of a call together, for example in one transaction.
 ///
-/// The promises of [`Handler`] hold, but for the fourth: a call may hold several records of one key, in offset order,
-/// and their outcomes are what the handler says. A panic counts as a failed attempt of every record of the call that
-/// has no outcome yet.
+/// The guarantees of [`Handler`] apply, except for the fourth: a call may contain several records of one key, in offset
+/// order, and the handler decides their outcomes. A panic counts as a failed attempt of every record of the call that has
+/// no outcome yet.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a `BatchHandler`, so it cannot be exported as `\"name\" => batch {Self}`",
     label = "implement `sluicegate_sdk::BatchHandler` for it"
@@ -124,8 +124,7 @@ pub trait BatchHandler: Sized + 'static {
     /// As [`Handler::new`].
     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, HandlerError>;
 
-    /// Handles the records; what it returns is the outcome of those that got none through
-    /// [`BatchContext::settle`].
+    /// Handles the records. The returned outcome applies to those without one from [`BatchContext::settle`].
     fn handle_batch(&mut self, batch: &Batch<'_>, ctx: &mut BatchContext<'_>) -> Outcome;
 
     /// As [`Handler::reconfigure`].
@@ -161,7 +160,7 @@ pub trait BatchHandler: Sized + 'static {
     }
 }
 
-/// What `new` can ask and say.
+/// Environment and options of `new`.
 #[derive(Debug)]
 pub struct Setup {
     services: Services,
@@ -180,7 +179,7 @@ impl Setup {
         }
     }
 
-    /// Logging and metrics; clone it for threads or tasks of the handler's own.
+    /// Logging and metrics; clone it for the handler's own threads or tasks.
     pub fn services(&self) -> &Services {
         &self.services
     }
@@ -195,7 +194,7 @@ impl Setup {
         &self.instance
     }
 
-    /// How many records an `AsyncHandler` handles at a time; others ignore it.
+    /// Sets the concurrency of an `AsyncHandler`; other handlers ignore it.
     pub fn set_concurrency(&mut self, records: usize) {
         self.concurrency = Some(records.max(1));
     }

@@ -1,4 +1,4 @@
-//! Reading JSON: structs from objects only, and numbers that may come as numbers or as numeric strings.
+//! Reads JSON: structs from objects only, and numbers given as JSON numbers or as numeric strings.
 //!
 //! Fields of a type: `#[serde(deserialize_with = "sluicegate_sdk::json::number")]`, or `optional_number` for fields
 //! that can be null, empty or missing (then with `#[serde(default)]`).
@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use crate::objects;
 
-/// As `serde_json::from_slice`, but structs are read from objects only: serde takes a list for one too, its values for the
-/// fields in their order.
+/// As `serde_json::from_slice`, but structs are read from objects only: serde would also accept a list of the fields in
+/// order.
 ///
 /// # Errors
-/// When it is not JSON, or not such a value.
+/// When it is not JSON or does not match the type.
 pub fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<T> {
     let mut from = serde_json::Deserializer::from_slice(json);
     let value = objects::read(&mut from)?;
@@ -23,7 +23,7 @@ pub fn from_slice<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<
 /// A value of any deserializer, with structs from objects only.
 ///
 /// # Errors
-/// The deserializer's.
+/// The deserializer's error.
 pub fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     objects::read(from)
 }
@@ -31,7 +31,7 @@ pub fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T
 /// As `serde_json::from_value`, with structs from objects only.
 ///
 /// # Errors
-/// When it is not such a value.
+/// When it does not match the type.
 pub fn from_value<'a, T: Deserialize<'a>>(value: &'a Value) -> serde_json::Result<T> {
     objects::read(value)
 }

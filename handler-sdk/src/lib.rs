@@ -1,6 +1,6 @@
-//! What the author of a Sluicegate handler depends on.
+//! SDK for writing Sluicegate handlers.
 //!
-//! A handler is a type with a config and a method that gets records and says what became of them:
+//! A handler is a type with a config and a method that receives records and returns their outcomes:
 //!
 //! ```
 //! use schemars::JsonSchema;
@@ -64,7 +64,7 @@ pub use record::Record;
 #[cfg(feature = "async")]
 pub use tokio;
 
-/// What the export macro uses; no part of the contract.
+/// Used by the export macro; not part of the public API.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "async")]
@@ -75,7 +75,7 @@ pub mod __private {
     pub use sluicegate_abi::plugin::{LibHeader, RECONFIGURE, library_header};
 }
 
-/// Compiles the page's example.
+/// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,8 +1,8 @@
-//! Structs are read from objects only: serde's derived code takes a list for one too, its values for the fields in their
-//! order, and `[1, 2, 3]` would be a flight.
+//! Reads structs from objects only: serde's derived code also accepts a list of the fields in order, so that `[1, 2, 3]`
+//! could be read as a struct by accident.
 //!
-//! Everything below a value that an untagged or internally tagged enum, or a flattened field, has buffered is read by
-//! serde itself, and is not looked at here.
+//! Values that serde buffers (untagged or internally tagged enums, flattened fields) are read by serde itself and not
+//! checked here.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use serde::de::{
     Unexpected, VariantAccess, Visitor,
 };
 
-/// Reads a value, structs in it from objects only.
+/// Reads a value, with its structs from objects only.
 ///
 /// # Errors
-/// The format's.
+/// The format's error.
 pub(crate) fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     T::deserialize(Objects(from))
 }
 
-/// Hands everything through, and reads structs from objects only.
+/// A deserializer that forwards everything and reads structs from objects only.
 struct Objects<T>(T);
 
-/// A visitor for what is an object in the text, or anything else.
+/// A visitor that knows whether an object is required.
 struct Reader<V> {
     visitor: V,
     is_object: bool,
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_serde_reads_from_objects_is_read() {
+    fn everything_that_serde_reads_from_objects_is_read() {
         let text = r#"{
             "number": 1.5, "text": "x", "flag": null, "inner": {"a": 1}, "list": [{"a": 2}], "by_name": {"k": {"a": 3}},
             "kinds": ["Unit", {"New": {"a": 4}}, {"Tuple": [1, 2]}, {"Struct": {"a": 5}}], "pair": [1, 2], "any": [{}, 1]
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn no_list_stands_for_a_struct_wherever_it_is() {
+    fn a_list_is_never_read_as_a_struct() {
         for bad in [
             json!([]),
             json!([1.5, "x"]),

@@ -1,4 +1,4 @@
-//! What a handler says about a record, and the errors that become it.
+//! Outcomes of records, and the errors that convert into them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,33 +7,33 @@ use std::time::Duration;
 use sluicegate_abi::plugin::Call;
 use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
 
-/// What becomes of a record.
+/// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Done.
+    /// Processed.
     Ack,
-    /// Call again later; later records of the same key wait behind it.
+    /// Redeliver later; later records of the same key wait behind it.
     Retry {
-        /// When; `None` takes the backoff of the handler's spec.
+        /// Delay; `None` uses the backoff of the handler's spec.
         after: Option<Duration>,
-        /// Why, for people.
+        /// Human-readable reason.
         reason: Cow<'static, str>,
     },
-    /// Give up: the record goes to the dead-letter topic.
+    /// Send the record to the dead-letter topic.
     DeadLetter {
-        /// Why, for people; it becomes a header of the dead letter.
+        /// Human-readable reason; becomes a header of the dead letter.
         reason: Cow<'static, str>,
     },
-    /// Not wanted: settled and counted, sent nowhere.
+    /// Discard: settled and counted, not sent anywhere.
     Drop {
-        /// Why, for people.
+        /// Human-readable reason.
         reason: Cow<'static, str>,
     },
 }
 
 impl Outcome {
-    /// Call again after the backoff of the handler's spec.
+    /// Redeliver after the backoff of the handler's spec.
     pub fn retry(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Retry {
             after: None,
@@ -41,7 +41,7 @@ impl Outcome {
         }
     }
 
-    /// Call again after `after`, at most an hour: the record holds its partition's frontier until then.
+    /// Redeliver after `after`, at most one hour: the record blocks its partition's frontier until then.
     pub fn retry_after(after: Duration, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Retry {
             after: Some(after),
@@ -49,26 +49,26 @@ impl Outcome {
         }
     }
 
-    /// Give up.
+    /// Send to the dead-letter topic.
     pub fn dead_letter(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::DeadLetter {
             reason: reason.into(),
         }
     }
 
-    /// Not wanted.
+    /// Discard.
     pub fn drop(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Drop {
             reason: reason.into(),
         }
     }
 
-    /// A later record of the same lane may run right after this one in the same call.
+    /// Whether a later record of the same lane may follow in the same call.
     pub(crate) fn settles_at_once(&self) -> bool {
         matches!(self, Self::Ack | Self::Drop { .. })
     }
 
-    /// The form that crosses the boundary; its text goes into the call's details.
+    /// The ABI form; the reason is stored in the call's details.
     pub(crate) fn to_raw(&self, call: &Call<'_>, emitted: bool) -> RawOutcome {
         let (code, after, reason) = match self {
             Self::Ack => (outcome_code::ACK, None, ""),
@@ -84,7 +84,7 @@ impl Outcome {
             } else {
                 call.detail(reason)
             },
-            // A wish for less than a millisecond stays a wish: 0 would mean the spec's backoff.
+            // A delay below one millisecond is rounded up: 0 would mean the spec's backoff.
             arg: after.map_or(0, |d| {
                 u64::try_from(d.as_millis()).unwrap_or(u64::MAX).max(1)
             }),
@@ -101,17 +101,17 @@ pub struct HandlerError {
     after: Option<Duration>,
 }
 
-/// Whether trying again can help.
+/// Whether a retry can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// It can: a connection was lost, a limit was hit.
+    /// It can: for example a lost connection or a rate limit.
     Retryable,
-    /// It cannot: the record or the config is wrong.
+    /// It cannot: the record or the config is invalid.
     Terminal,
 }
 
 impl HandlerError {
-    /// Trying again can help.
+    /// A retry can succeed.
     pub fn retryable(message: impl fmt::Display) -> Self {
         Self {
             class: ErrorClass::Retryable,
@@ -120,7 +120,7 @@ impl HandlerError {
         }
     }
 
-    /// Trying again cannot help.
+    /// A retry cannot succeed.
     pub fn terminal(message: impl fmt::Display) -> Self {
         Self {
             class: ErrorClass::Terminal,
@@ -129,7 +129,7 @@ impl HandlerError {
         }
     }
 
-    /// When to try again, instead of the spec's backoff.
+    /// Sets the retry delay, instead of the spec's backoff.
     #[must_use]
     pub fn after(mut self, after: Duration) -> Self {
         self.after = Some(after);
@@ -176,15 +176,15 @@ impl From<Result<(), HandlerError>> for Outcome {
     }
 }
 
-/// Gives any error a class: `connect().retryable()?`, `parse(x).terminal()?`.
+/// Classifies any error: `connect().retryable()?`, `parse(x).terminal()?`.
 pub trait Classify<T> {
-    /// Trying again can help.
+    /// A retry can succeed.
     ///
     /// # Errors
     /// The error as a retryable [`HandlerError`].
     fn retryable(self) -> Result<T, HandlerError>;
 
-    /// Trying again cannot help.
+    /// A retry cannot succeed.
     ///
     /// # Errors
     /// The error as a terminal [`HandlerError`].

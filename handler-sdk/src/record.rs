@@ -1,4 +1,4 @@
-//! A Kafka record as a handler reads it: borrowed, headers parsed only when asked for.
+//! A Kafka record as seen by a handler: borrowed, with lazily parsed headers.
 
 use serde::de::DeserializeOwned;
 use sluicegate_abi::header_block::Headers;
@@ -7,7 +7,7 @@ use sluicegate_abi::view::RecordView;
 use crate::json;
 use crate::outcome::HandlerError;
 
-/// One Kafka record; everything it gives is borrowed from the service for the time of the call.
+/// One Kafka record, borrowed from the service for the duration of the call.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     view: RecordView<'a>,
@@ -24,9 +24,8 @@ impl<'a> Record<'a> {
         self.view.topic()
     }
 
-    /// Which creation of the topic the record is of: a topic that is deleted and created again has another id, and its offsets
-    /// begin anew. A sink that tells records apart by topic, partition and offset needs it too. `None` with brokers before
-    /// Kafka 2.8, and where the service cannot learn it.
+    /// The topic's id. A recreated topic has another id and its offsets restart, so a sink that identifies records by topic,
+    /// partition and offset needs the id too. `None` with brokers before Kafka 2.8, and if the service cannot determine it.
     pub fn topic_id(&self) -> Option<[u8; 16]> {
         self.view.topic_id()
     }
@@ -46,7 +45,7 @@ impl<'a> Record<'a> {
         Some(self.view.raw().timestamp_ms).filter(|&ms| ms >= 0)
     }
 
-    /// Key; `None` is null, which is not the same as empty.
+    /// Key; `None` is null, which differs from empty.
     pub fn key(&self) -> Option<&'a [u8]> {
         self.view.key()
     }
@@ -56,12 +55,12 @@ impl<'a> Record<'a> {
         self.view.value()
     }
 
-    /// Names and values of the headers, in order; a name may come more than once, a value may be null.
+    /// Names and values of the headers, in order. Names may repeat and values may be null.
     pub fn headers(&self) -> Headers<'a> {
         self.view.headers()
     }
 
-    /// Value of the first header with that name; a null value is given as empty.
+    /// Value of the first header with that name; a null value is returned as empty.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.headers()
             .find(|(n, _)| *n == name.as_bytes())
@@ -77,7 +76,8 @@ impl<'a> Record<'a> {
     /// The value, read from JSON: structs from objects only, never from a list of their fields.
     ///
     /// # Errors
-    /// Terminal when the value is null or not such JSON; the message says where, and never quotes the value.
+    /// A terminal error if the value is null, not JSON, or does not match the type. The message has the position and never
+    /// quotes the value.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
         let value = self
             .value()
@@ -86,7 +86,7 @@ impl<'a> Record<'a> {
             let (line, column) = (error.line(), error.column());
             let what = match error.classify() {
                 serde_json::error::Category::Data => {
-                    "the value's JSON has another shape than expected"
+                    "the JSON value does not have the expected structure"
                 }
                 _ => "the value is not JSON",
             };
@@ -94,7 +94,7 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// Which call this is for this record in this handler, from 1.
+    /// Attempt number of this record in this handler, from 1.
     pub fn attempt(&self) -> u32 {
         self.view.raw().attempt
     }

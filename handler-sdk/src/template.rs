@@ -1,6 +1,6 @@
 //! The files of a new handler crate.
 //!
-//! Placeholders are filled by [`files`]; what comes out builds and passes its tests without editing.
+//! [`files`] fills the placeholders; the resulting crate builds and passes its tests without editing.
 
 /// A file of a new crate: path inside it, and text.
 pub type TemplateFile = (&'static str, String);
@@ -20,11 +20,11 @@ const FILES: [(&str, &str); 6] = [
     (".gitignore", "/target\n"),
 ];
 
-/// The files of a handler crate called `name`, which depends on the SDK as `sdk` says: the right side of
-/// `sluicegate-sdk = …` in its `Cargo.toml`, such as `"0.1"` (with the quotes) or `{ path = "…" }`.
+/// The files of a handler crate called `name`. `sdk` is the value of `sluicegate-sdk = …` in its `Cargo.toml`, such as
+/// `"0.1"` (with the quotes) or `{ path = "…" }`.
 ///
 /// # Errors
-/// When `name` cannot be the name of both a handler and a crate; the text says why.
+/// When `name` is not valid for both a handler and a crate; the text has the reason.
 pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, String> {
     check_name(name)?;
     let library = name.replace('-', "_");
@@ -44,7 +44,7 @@ pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, String> {
         .collect())
 }
 
-/// Types that the template or Rust's prelude uses: the handler's own is named otherwise.
+/// Type names used by the template or Rust's prelude; the handler type then gets the suffix `Handler`.
 const TAKEN_TYPES: [&str; 27] = [
     "Box",
     "Clone",
@@ -75,7 +75,7 @@ const TAKEN_TYPES: [&str; 27] = [
     "String",
 ];
 
-/// Names that Cargo or Rust refuses, or that are those of the crate's own dependencies.
+/// Names that Cargo or Rust reserve, or that collide with the crate's dependencies.
 const RESERVED: [&str; 61] = [
     "abstract",
     "alloc",
@@ -140,10 +140,10 @@ const RESERVED: [&str; 61] = [
     "some",
 ];
 
-/// Names that no spec may have: their keys switch the service's own.
-const SERVICES_OWN: [&str; 2] = ["logging", "metrics"];
+/// Names that no spec may have: their control keys belong to the service's own settings.
+const RESERVED_BY_SERVICE: [&str; 2] = ["logging", "metrics"];
 
-/// What is both a handler's name in a spec and a crate's.
+/// Checks that the name is valid for both a handler in a spec and a crate.
 fn check_name(name: &str) -> Result<(), String> {
     let refused = |why: &str| Err(format!("`{name}` cannot be a handler's name: {why}"));
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -153,8 +153,8 @@ fn check_name(name: &str) -> Result<(), String> {
             "use 1 to 63 lower-case letters, digits and `-`, beginning with a letter and not ending with `-`",
         );
     }
-    if SERVICES_OWN.contains(&name) {
-        return refused("it is reserved for the service's own");
+    if RESERVED_BY_SERVICE.contains(&name) {
+        return refused("it is reserved for the service's own settings");
     }
     if RESERVED.contains(&name) {
         return refused("it is reserved by Rust or one of the crate's dependencies");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_makes_a_type_that_hides_another() {
+    fn no_handler_type_shadows_another_type() {
         for name in [
             "record", "emit", "config", "result", "option", "string", "handler", "context", "setup",
         ] {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_crate_names_are_refused() {
+    fn names_that_are_invalid_for_a_crate_are_refused() {
         let long = "x".repeat(64);
         for bad in [
             "",

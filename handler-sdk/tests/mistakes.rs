@@ -1,4 +1,4 @@
-//! Situation: the usual mistakes of an author. Property: the compiler says what to do, in the words of this SDK.
+//! Situation: common mistakes of an author. Property: the compiler's message names the remedy.
 
 #[test]
 fn each_mistake_gets_a_helpful_message() {

@@ -1,5 +1,5 @@
 //! Situation: handlers of all three kinds in the testing kit. Property: the lane rule, deadlines, cancellation, panics,
-//! emits, logs and metrics are what the traits' pages promise.
+//! emits, logs and metrics are as documented by the traits.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use sluicegate_sdk::{
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
-/// Does what the value says.
+/// Obeys the instruction in the record's value.
 struct Obeys {
     handled: u64,
 }
@@ -51,7 +51,7 @@ impl Handler for Obeys {
             Some("retry") => Outcome::retry_after(Duration::from_micros(10), "later"),
             Some("dead") => Outcome::dead_letter("broken"),
             Some("drop") => Outcome::drop("unwanted"),
-            Some("panic") => panic!("told to"),
+            Some("panic") => panic!("panic on request"),
             Some("parse") => "x".parse::<u32>().map(|_| Outcome::Ack).terminal().into(),
             Some("token") => {
                 let token = ctx.token();
@@ -61,9 +61,12 @@ impl Handler for Obeys {
                 ))
             }
             Some("wait") => {
-                let patience = Instant::now() + Duration::from_secs(20);
+                let limit = Instant::now() + Duration::from_secs(20);
                 while !ctx.cancelled() && ctx.remaining().is_none_or(|left| !left.is_zero()) {
-                    assert!(Instant::now() < patience, "nobody ends the wait");
+                    assert!(
+                        Instant::now() < limit,
+                        "the wait is neither cancelled nor timed out"
+                    );
                     std::thread::yield_now();
                 }
                 Outcome::drop(if ctx.cancelled() { "cancelled" } else { "late" })
@@ -90,7 +93,7 @@ fn kit() -> Kit {
 }
 
 #[test]
-fn a_lane_waits_behind_whatever_is_not_settled_at_once() {
+fn a_lane_waits_behind_a_record_that_is_not_settled_immediately() {
     for (value, blocks) in [
         ("ok", false),
         ("drop", false),
@@ -121,7 +124,7 @@ fn a_lane_waits_behind_whatever_is_not_settled_at_once() {
 }
 
 #[test]
-fn outcomes_and_errors_come_through() {
+fn outcomes_and_errors_are_returned() {
     let run = kit().run(
         ["retry", "dead", "drop", "parse", "token"].map(|v| record("t").at(4, 9).epoch(3).value(v)),
     );
@@ -138,14 +141,14 @@ fn outcomes_and_errors_come_through() {
 }
 
 #[test]
-fn a_panic_leaves_the_rest_not_run_and_a_new_instance_goes_on() {
+fn a_panic_leaves_the_rest_not_run_and_a_new_instance_continues() {
     let mut kit = kit();
     let run = kit.run(["ok", "panic", "ok"].map(|value| record("t").value(value)));
     let [Seen::Ack, Seen::Panicked(text), Seen::NotRun] = &run.outcomes[..] else {
         panic!("{run:?}")
     };
     assert!(
-        text.starts_with("told to (") && text.contains("rules.rs:"),
+        text.starts_with("panic on request (") && text.contains("rules.rs:"),
         "{text}"
     );
     assert!(run.spent);
@@ -182,7 +185,7 @@ fn a_deadline_and_a_cancellation_reach_the_handler() {
 }
 
 #[test]
-fn a_call_that_is_stopped_finishes_the_record_that_it_is_at() {
+fn a_stopped_call_finishes_its_current_record() {
     let mut kit = kit();
     kit.set_timeout(Duration::from_millis(300));
     let canceller = kit.canceller();
@@ -192,12 +195,12 @@ fn a_call_that_is_stopped_finishes_the_record_that_it_is_at() {
     assert_eq!(
         run.outcomes,
         [Seen::Drop("late".into()), Seen::NotRun],
-        "the first is not cancelled, the second not begun"
+        "the first is not cancelled, the second not started"
     );
 }
 
 #[test]
-fn the_life_around_records() {
+fn lifecycle_calls_reach_the_handler() {
     let mut kit = kit();
     kit.assigned("t", 0, 1).unwrap();
     assert_eq!(kit.health(), Ok(()));
@@ -211,16 +214,16 @@ fn the_life_around_records() {
     );
     assert!(
         kit.health().is_err(),
-        "an instance that panicked is not asked again"
+        "an instance that panicked is not called again"
     );
     kit.end().unwrap();
     assert_eq!(
         Kit::of::<Obeys>(json!([])).err().unwrap(),
-        "config refused: a config is a map of keys and values"
+        "config refused: a config must be a map of keys and values"
     );
 }
 
-/// Settles what has a value of its own, leaves the rest to the batch's outcome.
+/// Sums numbers; settles other records individually and leaves the rest to the batch's outcome.
 struct Sums;
 
 impl BatchHandler for Sums {
@@ -245,7 +248,7 @@ impl BatchHandler for Sums {
 }
 
 #[test]
-fn a_batch_has_one_outcome_but_for_those_that_have_their_own() {
+fn a_batch_outcome_applies_to_records_without_their_own() {
     let mut kit = Kit::of_batch::<Sums>(json!({})).unwrap();
     let run = kit.run(["1", "x", "41"].map(|value| record("t").lane(1).value(value)));
     assert!(
@@ -272,7 +275,7 @@ mod overlapping {
     use super::*;
     use sluicegate_sdk::AsyncHandler;
 
-    /// Waits as long as the value says, in milliseconds, and counts how many wait at a time.
+    /// Waits for the value's number of milliseconds, and counts concurrent waits.
     struct Waits {
         now: Cell<u32>,
         most: Cell<u32>,
@@ -320,7 +323,7 @@ mod overlapping {
     }
 
     #[test]
-    fn a_lane_runs_one_at_a_time_and_waits_behind_what_is_open() {
+    fn a_lane_runs_one_record_at_a_time_and_waits_behind_an_open_one() {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         let run = kit.run(["x", "5", "5", "5"].map(|value| record("t").lane(1).value(value)));
         assert!(matches!(run.outcomes[0], Seen::DeadLetter(_)));
@@ -332,7 +335,7 @@ mod overlapping {
     }
 
     #[test]
-    fn a_panic_lets_the_others_finish_and_starts_no_more() {
+    fn a_panic_lets_running_records_finish_and_starts_no_more() {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         let run =
             kit.run(["20", "0", "20", "20", "20", "20"].map(|value| record("t").value(value)));
@@ -346,7 +349,7 @@ mod overlapping {
     }
 
     #[test]
-    fn what_waits_too_long_is_retried() {
+    fn a_wait_beyond_the_timeout_is_retried() {
         let mut kit = Kit::of_async::<Waits>(json!({})).unwrap();
         kit.set_timeout(Duration::from_millis(100));
         let run = kit.run(["1", "60000"].map(|value| record("t").value(value)));
@@ -354,7 +357,7 @@ mod overlapping {
             run.outcomes,
             [
                 Seen::Ack,
-                Seen::Retry(None, "not done within the timeout".into())
+                Seen::Retry(None, "not finished within the timeout".into())
             ]
         );
     }

@@ -1,5 +1,5 @@
-//! Situation: a new handler crate, made from the template and left as it is. Property: it builds, its tests pass, and it
-//! yields a library. It resolves offline from this workspace's lock file and builds into a folder of this target.
+//! Situation: a new handler crate, created from the template and not edited. Property: it builds, its tests pass, and it
+//! produces a library. It resolves offline from this workspace's lock file and builds into a subfolder of this target.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ fn an_unedited_crate_builds_and_passes_its_tests() {
         std::fs::create_dir_all(file.parent().expect("inside the folder")).expect("a folder");
         std::fs::write(file, text).expect("a file");
     }
-    // The same versions as here: nothing is looked up, and what is compiled can be shared between runs.
+    // The same versions as here: nothing is resolved online, and build artefacts are shared between runs.
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
     std::fs::copy(lock, folder.path().join("Cargo.lock")).expect("a lock file");
     let target = target_folder();
@@ -39,7 +39,7 @@ fn an_unedited_crate_builds_and_passes_its_tests() {
     assert!(target.join("debug/libmy_handler.so").is_file());
 }
 
-/// Beside the running test's own artefacts, kept between runs.
+/// Next to the running test's own artefacts, kept between runs.
 fn target_folder() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own file");
     let target = test

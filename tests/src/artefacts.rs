@@ -7,21 +7,21 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// Names the `sluicegate` binary to test.
+/// Variable with the path of the `sluicegate` binary to test.
 pub const BINARY: &str = "SLUICEGATE_BIN";
-/// Names the folder that holds the built plugin libraries (`librelay.so` …).
+/// Variable with the folder of the built plugin libraries (`librelay.so` …).
 pub const PLUGINS: &str = "SLUICEGATE_PLUGINS_DIR";
 
-/// What cargo built.
+/// The results of a cargo build.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// The `sluicegate` binary.
     pub binary: PathBuf,
-    /// The folder that holds the plugin libraries.
+    /// The folder of the plugin libraries.
     pub plugins: PathBuf,
 }
 
-/// The binary under test: that of the environment, else one that cargo builds now.
+/// The binary under test: the one named in the environment, else one built by cargo.
 ///
 /// # Panics
 /// If it cannot be built.
@@ -36,7 +36,7 @@ pub fn binary() -> PathBuf {
 /// The library of a plugin crate (`relay`, `flight-delays` …).
 ///
 /// # Panics
-/// If it cannot be built, or no such library is there.
+/// If it cannot be built, or the library does not exist.
 #[must_use]
 pub fn plugin(name: &str) -> PathBuf {
     let folder = match std::env::var_os(PLUGINS) {
@@ -76,11 +76,11 @@ fn built() -> &'static Built {
     BUILT.get_or_init(|| {
         let packages = plugin_packages();
         let built = packages.and_then(|packages| build(&packages));
-        built.unwrap_or_else(|error| panic!("cannot build what is to be tested: {error:#}"))
+        built.unwrap_or_else(|error| panic!("cannot build the programs under test: {error:#}"))
     })
 }
 
-/// A cargo command in the workspace, without what a cargo above has left in the environment.
+/// A cargo command in the workspace, without the environment variables of a surrounding cargo.
 #[must_use]
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -89,8 +89,8 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Takes the variables of a `cargo run` or `cargo test` above out of a command's environment: build scripts that watch them
-/// would be run again each time.
+/// Removes the variables of a surrounding `cargo run` or `cargo test` from a command's environment: build scripts that watch
+/// them would run again each time.
 pub fn forget_caller(command: &mut Command) {
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
@@ -107,8 +107,7 @@ pub fn forget_caller(command: &mut Command) {
     }
 }
 
-/// Builds the binary and the plugin libraries of `plugins`, packages of the workspace. Cargo's own progress goes to standard
-/// error.
+/// Builds the binary and the plugin libraries of the packages `plugins`. Cargo's progress goes to standard error.
 ///
 /// # Errors
 /// If cargo fails or builds no `sluicegate` binary.
@@ -124,7 +123,7 @@ pub fn build(plugins: &[String]) -> Result<Built> {
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("cargo build ended with {}", output.status);
+        bail!("cargo build failed: {}", output.status);
     }
     let mut binary = None;
     for line in String::from_utf8_lossy(&output.stdout).lines() {
@@ -145,7 +144,7 @@ pub fn build(plugins: &[String]) -> Result<Built> {
     Ok(Built { binary, plugins })
 }
 
-/// The workspace's packages that build to a plugin library.
+/// The workspace's packages that build a plugin library.
 ///
 /// # Errors
 /// If `cargo metadata` fails.

@@ -1,4 +1,4 @@
-//! Things fetched or built once for a machine: kept outside `target/`, made whole or not at all, locked between processes.
+//! Artefacts downloaded or built once per machine: kept outside `target/`, created atomically, locked between processes.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,18 +21,18 @@ pub fn folder() -> Result<PathBuf> {
     Ok(base.join("sluicegate"))
 }
 
-/// The folder `name` of the cache; `make` fills it the first time. Two processes that ask at once wait for each other,
-/// and a `make` that fails or is killed leaves nothing behind that a later call would take for the finished thing.
+/// The folder `name` of the cache; `make` fills it the first time. Concurrent processes wait for each other,
+/// and a `make` that fails or is killed leaves nothing behind that a later call would take for the finished folder.
 ///
 /// # Errors
-/// If the cache cannot be written, or what `make` says.
+/// If the cache cannot be written, or the error of `make`.
 pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = folder()?;
     let done = cache.join(name);
     if done.is_dir() {
         return Ok(done);
     }
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let lock = File::create(cache.join(format!("{name}.lock")))?;
     lock.lock()
         .with_context(|| format!("cannot lock {name} in the cache"))?;
@@ -43,7 +43,7 @@ pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBu
         .prefix(&format!(".{name}-"))
         .tempdir_in(&cache)?;
     make(partial.path())?;
-    // The temporary name is given up first, so that its guard does not remove what is renamed.
+    // `keep` disarms the guard of the temporary folder first, so that it does not remove the renamed one.
     fs::rename(partial.keep(), &done).with_context(|| format!("cannot put {name} in place"))?;
     Ok(done)
 }

@@ -1,4 +1,4 @@
-//! A certificate authority made for one test, and what it signed: a server certificate for the loopback names, and a client's.
+//! A certificate authority for one test, a server certificate for the loopback names, and a client certificate.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// Where the files of an authority, a server and a client stand, all PEM.
+/// Paths of the PEM files of a certificate authority, a server and a client.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The authority's certificate: what clients trust.
+    /// The authority's certificate, which clients trust.
     pub authority: PathBuf,
     /// The server's private key (PKCS#8), its certificate and the authority's: a Kafka keystore of type PEM.
     pub server: PathBuf,
@@ -26,10 +26,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes all of them and writes them into `folder`.
+    /// Creates all of them and writes them into `folder`.
     ///
     /// # Errors
-    /// If a key cannot be made or a file cannot be written.
+    /// If a key cannot be generated or a file cannot be written.
     pub fn make(folder: &Path) -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::<String>::new())?;
         authority

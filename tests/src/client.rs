@@ -1,4 +1,4 @@
-//! A Kafka client that is not the service: makes topics, writes and reads records, asks for a group's commits.
+//! A Kafka client independent of the service: creates topics, writes and reads records, queries committed offsets.
 
 mod group;
 mod log;
@@ -22,15 +22,15 @@ const READ_DEADLINE: Duration = Duration::from_secs(180);
 /// A record to write.
 #[derive(Clone, Debug, Default)]
 pub struct Outgoing {
-    /// The partition, or by the key's hash.
+    /// The partition; `None` chooses it by the key's hash.
     pub partition: Option<i32>,
-    /// The key; none is null.
+    /// The key; `None` is null.
     pub key: Option<Vec<u8>>,
-    /// The value; none is a tombstone.
+    /// The value; `None` is a tombstone.
     pub value: Option<Vec<u8>>,
     /// Headers in order; names may repeat.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The timestamp in milliseconds since the epoch, or now.
+    /// The timestamp in milliseconds since the epoch; `None` is now.
     pub timestamp_ms: Option<i64>,
 }
 
@@ -45,7 +45,7 @@ impl Outgoing {
         }
     }
 
-    /// The same record with one header more.
+    /// The same record with an additional header.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
@@ -76,9 +76,9 @@ pub struct Read {
     pub offset: i64,
     /// Its timestamp in milliseconds since the epoch; -1 without one.
     pub timestamp_ms: i64,
-    /// Its key; none is null.
+    /// Its key; `None` is null.
     pub key: Option<Vec<u8>>,
-    /// Its value; none is a tombstone.
+    /// Its value; `None` is a tombstone.
     pub value: Option<Vec<u8>>,
     /// Its headers in order.
     pub headers: Vec<(String, Vec<u8>)>,
@@ -125,7 +125,7 @@ impl Client {
         config
     }
 
-    /// Makes a topic of `partitions` partitions, replicated once.
+    /// Creates a topic with `partitions` partitions and one replica.
     ///
     /// # Panics
     /// If the broker refuses.
@@ -133,7 +133,7 @@ impl Client {
         self.create_topic_with(topic, partitions, 1, &[]);
     }
 
-    /// Makes a topic with a replication factor and topic settings.
+    /// Creates a topic with a replication factor and topic settings.
     ///
     /// # Panics
     /// If the broker refuses.
@@ -155,7 +155,7 @@ impl Client {
             &AdminOptions::new().operation_timeout(Some(TIMEOUT)),
         ));
         for result in made.expect("an answer to CreateTopics") {
-            result.unwrap_or_else(|(name, code)| panic!("cannot make topic {name}: {code}"));
+            result.unwrap_or_else(|(name, code)| panic!("cannot create topic {name}: {code}"));
         }
         self.wait_topic(topic, partitions);
     }
@@ -187,7 +187,7 @@ impl Client {
         });
     }
 
-    /// The partitions of a topic that have a leader; none if there is no such topic.
+    /// The partitions of a topic that have a leader; empty if the topic does not exist.
     ///
     /// # Panics
     /// If the broker does not answer.
@@ -272,7 +272,7 @@ impl Client {
     pub fn offsets(&self, topic: &str) -> BTreeMap<i32, (i64, i64)> {
         let consumer: BaseConsumer = self.config().create().expect("a consumer");
         let ends = |partition| {
-            // A leader that has just changed answers with an error for a moment.
+            // A new leader briefly answers with an error.
             crate::wait::wait_for(
                 &format!("the offsets of {topic}/{partition}"),
                 TIMEOUT,
@@ -288,7 +288,7 @@ impl Client {
             .collect()
     }
 
-    /// How many records a topic holds between its first and end offsets; 0 if there is no such topic.
+    /// The number of offsets between the start and the end of a topic; 0 if it does not exist.
     #[must_use]
     pub fn count(&self, topic: &str) -> u64 {
         self.offsets(topic)
@@ -297,10 +297,10 @@ impl Client {
             .sum()
     }
 
-    /// Every record of a topic up to its end offsets of now, each partition in order.
+    /// Every record of a topic up to its current end offsets, in order per partition.
     ///
     /// # Panics
-    /// If the records do not come in time.
+    /// If the records are not read in time.
     #[must_use]
     pub fn read(&self, topic: &str) -> Vec<Read> {
         let mut all = Vec::new();
@@ -309,10 +309,10 @@ impl Client {
         all
     }
 
-    /// Gives every record of a topic up to its end offsets of now to `visit`, in order within a partition.
+    /// Calls `visit` with every record of a topic up to its current end offsets, in order per partition.
     ///
     /// # Panics
-    /// If the records do not come in time.
+    /// If the records are not read in time.
     pub fn for_each(&self, topic: &str, mut visit: impl FnMut(Read)) {
         let ends = self.offsets(topic);
         let mut open: BTreeMap<i32, i64> = ends
@@ -352,7 +352,7 @@ impl Client {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
-                // librdkafka goes on by itself after these, with the nodes that are left.
+                // librdkafka recovers from these by itself, with the remaining nodes.
                 Some(Err(KafkaError::MessageConsumption(
                     RDKafkaErrorCode::BrokerTransportFailure
                     | RDKafkaErrorCode::AllBrokersDown
@@ -365,7 +365,7 @@ impl Client {
         }
     }
 
-    /// Waits until every replica of a topic is in sync, so that any one node can go.
+    /// Waits until every replica of a topic is in sync, so that any single node can be stopped.
     ///
     /// # Panics
     /// If they are not in time.
@@ -394,7 +394,7 @@ impl Client {
         );
     }
 
-    /// The committed offset of every partition of a topic in a group; partitions without a commit are left out.
+    /// The committed offset of every partition of a topic in a group; partitions without a commit are omitted.
     ///
     /// # Panics
     /// If the broker does not answer.
@@ -409,7 +409,7 @@ impl Client {
         for partition in self.partitions(topic) {
             list.add_partition(topic, partition);
         }
-        // A coordinator that has just started answers that it is none.
+        // A coordinator that has just started answers that it is not the coordinator.
         let committed = crate::wait::wait_for("a group's commits", TIMEOUT, || {
             let answer = consumer.committed_offsets(list.clone(), TIMEOUT);
             answer.map_err(|error| error.to_string())
@@ -423,7 +423,7 @@ impl Client {
         known.filter(|(_, offset)| *offset >= 0).collect()
     }
 
-    /// Waits until a group's commits stand at the end offsets of a topic.
+    /// Waits until a group has committed the end offsets of a topic.
     ///
     /// # Panics
     /// If they do not by `deadline`.
@@ -452,7 +452,7 @@ impl Client {
     }
 }
 
-/// Remembers what the broker refused.
+/// Collects delivery failures.
 #[derive(Default)]
 struct Acknowledged {
     failed: std::sync::Mutex<Vec<String>>,
@@ -539,7 +539,7 @@ fn owned(message: &rdkafka::message::BorrowedMessage<'_>) -> Read {
     }
 }
 
-/// The admin client's futures end by a thread of their own, so that parking this one is enough.
+/// Blocks on a future of the admin client. Its own thread completes the future, so parking this one is enough.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {

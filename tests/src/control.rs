@@ -1,8 +1,8 @@
-//! A service whose specs stand in a store: its config, and the words for what the other side of the store does.
+//! The config of a service whose specs are in a store.
 
 use crate::workdir::Workdir;
 
-/// Replaces the config's folder of specs by a store: `handlers` is YAML of one source, such as `etcd: { … }`.
+/// A workdir whose config reads specs from a store: `handlers` is the YAML of one source, such as `etcd: { … }`.
 ///
 /// # Panics
 /// If the folder cannot be written.

@@ -1,4 +1,4 @@
-//! etcd for tests: the server of the environment, or a cluster of our own from the PATH, Debian's package or its Go module.
+//! etcd for tests: the server named in the environment, or a cluster started from the PATH, Debian's package or the Go module.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,20 +15,20 @@ use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
 use crate::wait::{try_wait_for, wait_for};
 
-/// Names an endpoint (`http://host:port`) that is used instead of a server of our own.
+/// Variable with an endpoint (`http://host:port`) to use instead of starting a server.
 pub const ENDPOINT: &str = "SLUICEGATE_TEST_ETCD";
 
 const GO_MODULE: &str = "go.etcd.io/etcd/server/v3@v3.6.8";
 const GO_MAIN: &str = "package main\n\nimport (\n\t\"os\"\n\n\t\"go.etcd.io/etcd/server/v3/etcdmain\"\n)\n\nfunc main() { etcdmain.Main(os.Args) }\n";
 
-/// How a cluster of our own is set up; the default is one node that anybody may speak to.
+/// Options of a started cluster; the default is one node without TLS.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
     /// Members of the cluster.
     pub nodes: usize,
     /// Serve clients over TLS with these files.
     pub tls: Option<Certificates>,
-    /// Ask clients for a certificate of the same authority.
+    /// Require client certificates of the same authority.
     pub client_certificates: bool,
 }
 
@@ -42,10 +42,10 @@ impl Default for EtcdOptions {
     }
 }
 
-/// An etcd cluster; one of our own ends with the value, or with the process.
+/// An etcd cluster; a started one ends when the value is dropped or the process ends.
 pub struct Etcd {
     endpoints: Vec<String>,
-    // The processes end before their folder goes.
+    // Dropped first: the processes end before their folder is removed.
     nodes: Vec<Node>,
     own: Option<Own>,
 }
@@ -56,7 +56,7 @@ struct Own {
     folder: TempDir,
     /// `name=url,…` of all peers.
     peers: Vec<String>,
-    /// How often it was set up anew: a cluster's id follows from its peers and its token.
+    /// How often it was set up as another cluster; part of the token, which with the peers determines the cluster id.
     lives: u32,
 }
 
@@ -64,10 +64,10 @@ struct Node {
     process: Option<Guarded>,
 }
 
-/// Makes ready what [`Etcd::start`] needs on this machine and says in a few words what that is.
+/// Prepares what [`Etcd::start`] needs on this machine and describes it briefly.
 ///
 /// # Errors
-/// If no server can be had; the message says what to install or to set.
+/// If no server is available; the message says what to install or to set.
 pub fn provision() -> Result<String> {
     if let Ok(endpoint) = std::env::var(ENDPOINT) {
         return Ok(format!("etcd at {endpoint} ({ENDPOINT})"));
@@ -83,10 +83,10 @@ pub fn provision() -> Result<String> {
 }
 
 impl Etcd {
-    /// The server of the environment, else one of our own.
+    /// The server named in the environment, else a started one.
     ///
     /// # Errors
-    /// If none can be had or it does not come up; the message then ends with its log.
+    /// If none is available or it does not start; the message then ends with its log.
     pub fn start() -> Result<Self> {
         match std::env::var(ENDPOINT) {
             Ok(endpoint) => Ok(Self {
@@ -98,10 +98,10 @@ impl Etcd {
         }
     }
 
-    /// A cluster of our own, whatever the environment says.
+    /// Starts a cluster, regardless of the environment.
     ///
     /// # Errors
-    /// If none can be had or it does not come up; the message then ends with a node's log.
+    /// If none is available or it does not start; the message then ends with a node's log.
     pub fn start_own(options: &EtcdOptions) -> Result<Self> {
         let program = find()?;
         let folder = tempfile::Builder::new()
@@ -127,7 +127,7 @@ impl Etcd {
                 lives: 0,
             }),
         };
-        // All of them before the first is waited for: one alone has no majority.
+        // Starts all before waiting for the first, because one alone has no majority.
         for node in 0..options.nodes {
             etcd.spawn(node)?;
         }
@@ -138,7 +138,10 @@ impl Etcd {
     }
 
     fn spawn(&mut self, at: usize) -> Result<()> {
-        let own = self.own.as_ref().context("the server is not ours")?;
+        let own = self
+            .own
+            .as_ref()
+            .context("the server was not started here")?;
         let (endpoint, peer) = (&self.endpoints[at], &own.peers[at]);
         let mut command = Command::new(&own.program);
         let data = own.folder.path().join(format!("data-{at}"));
@@ -183,10 +186,10 @@ impl Etcd {
                 .call()
                 .map(drop)
                 .map_err(|error| error.to_string()),
-            // Its log says so where no plain HTTP does.
+            // With TLS its readiness is visible only in the log.
             false => match process.log().contains("ready to serve client requests") {
                 true => Ok(()),
-                false => Err("it does not serve yet".to_owned()),
+                false => Err("not serving yet".to_owned()),
             },
         });
         up.map_err(|why| {
@@ -197,10 +200,10 @@ impl Etcd {
         })
     }
 
-    /// Kills a node of our own at once.
+    /// Kills a started node with SIGKILL.
     ///
     /// # Panics
-    /// If it is not ours, or does not run.
+    /// If it was not started here, or is not running.
     pub fn kill(&mut self, at: usize) {
         let mut process = self.nodes[at].process.take().expect("a node that runs");
         process.kill();
@@ -209,16 +212,16 @@ impl Etcd {
     /// Starts a killed node again, with its data, and waits until it serves.
     ///
     /// # Errors
-    /// If it does not come up; the message then ends with its log.
+    /// If it does not start; the message then ends with its log.
     pub fn start_again(&mut self, at: usize) -> Result<()> {
         self.spawn(at)?;
         self.await_node(at)
     }
 
-    /// Stops the only node of our own and gives a copy of its data, as a backup has it; then starts it again.
+    /// Stops the only node, copies its data as a backup, and starts it again.
     ///
     /// # Errors
-    /// If the data cannot be copied, or it does not come up again.
+    /// If the data cannot be copied, or the node does not start again.
     pub fn back_up(&mut self) -> Result<TempDir> {
         let copy = tempfile::tempdir()?;
         self.kill(0);
@@ -227,41 +230,44 @@ impl Etcd {
         Ok(copy)
     }
 
-    /// Puts the data of a backup in the place of that of the only node of our own: the same cluster, at an earlier revision.
-    /// Without a backup another cluster begins, empty.
+    /// Replaces the data of the only node by a backup: the same cluster, at an earlier revision. Without a backup, starts
+    /// another, empty cluster.
     ///
     /// # Errors
-    /// If the data cannot be replaced, or it does not come up again.
+    /// If the data cannot be replaced, or the node does not start again.
     pub fn restore(&mut self, backup: Option<&TempDir>) -> Result<()> {
         self.kill(0);
         let data = self.data()?;
         std::fs::remove_dir_all(&data)?;
         match backup {
             Some(backup) => copy_folder(backup.path(), &data)?,
-            None => self.own.as_mut().context("it is not ours")?.lives += 1,
+            None => self.own.as_mut().context("it was not started here")?.lives += 1,
         }
         self.start_again(0)
     }
 
-    /// Empties the only node of our own and sets it up anew with the same flags: a cluster of the same id, empty.
+    /// Empties the only node and sets it up again with the same flags: an empty cluster with the same id.
     ///
     /// # Errors
-    /// If the data cannot be removed, or it does not come up again.
-    pub fn set_up_anew(&mut self) -> Result<()> {
+    /// If the data cannot be removed, or the node does not start again.
+    pub fn recreate_with_same_id(&mut self) -> Result<()> {
         self.kill(0);
         std::fs::remove_dir_all(self.data()?)?;
         self.start_again(0)
     }
 
     fn data(&self) -> Result<PathBuf> {
-        let own = self.own.as_ref().context("the server is not ours")?;
+        let own = self
+            .own
+            .as_ref()
+            .context("the server was not started here")?;
         Ok(own.folder.path().join("data-0"))
     }
 
-    /// Sends a signal to a node of our own.
+    /// Sends a signal to a started node.
     ///
     /// # Panics
-    /// If it is not ours, or does not run.
+    /// If it was not started here, or is not running.
     pub fn signal(&self, at: usize, signal: Signal) {
         let process = self.nodes[at].process.as_ref().expect("a node that runs");
         process.signal(signal);
@@ -279,20 +285,20 @@ impl Etcd {
         self.endpoints.iter().map(String::as_str).collect()
     }
 
-    /// Throws away what is older than `revision`.
+    /// Compacts the history before `revision`.
     ///
     /// # Panics
-    /// If the first node does not do it.
+    /// If the first node refuses or fails.
     pub fn compact(&self, revision: u64) {
         let compaction = json!({ "revision": revision.to_string(), "physical": true });
         self.ask(0, "/v3/kv/compaction", &compaction, None)
             .unwrap_or_else(|error| panic!("{error:#}"));
     }
 
-    /// Takes a member other than the first out of the cluster, by its name (`node-2`).
+    /// Removes a member other than the first from the cluster, by its name (`node-2`).
     ///
     /// # Panics
-    /// If there is none of that name, or the first node does not do it within `deadline`.
+    /// If no member has that name, or the first node does not remove it within `deadline`.
     pub fn remove_member(&self, name: &str, deadline: Duration) {
         let members = self
             .ask(0, "/v3/cluster/member/list", &json!({}), None)
@@ -311,7 +317,7 @@ impl Etcd {
     /// Calls the JSON gateway of a member, such as `/v3/kv/compaction`; bytes in it are base64.
     ///
     /// # Errors
-    /// What the server refuses, with its words.
+    /// The server's error message.
     pub fn ask(&self, at: usize, path: &str, body: &Value, token: Option<&str>) -> Result<Value> {
         let mut request = ureq::post(format!("{}{path}", self.endpoints[at]))
             .config()
@@ -342,7 +348,7 @@ fn find() -> Result<PathBuf> {
     Ok(cached.join("etcd"))
 }
 
-/// Debian's package, unpacked beside the system and not installed, so that no rights are needed.
+/// Debian's package, unpacked into the cache instead of installed, so that no root rights are needed.
 fn from_package(folder: &Path) -> Result<()> {
     run(Command::new("apt-get")
         .args(["download", "etcd-server"])

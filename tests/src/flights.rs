@@ -1,14 +1,14 @@
-//! The flights that left New York in 2013, read by other code than the service's, and what handlers must make of them.
+//! The flights that left New York in 2013, parsed independently of the service, and the expected output of handlers.
 
 use std::io::Read as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-/// How many flights there are.
+/// The number of flights.
 pub const FLIGHTS: usize = 336_776;
 
-/// One row, with the fields that routes and handlers look at. Empty and `NA` are none.
+/// One row, with the fields that routes and handlers use. Empty and `NA` are `None`.
 #[derive(Clone, Debug)]
 pub struct Flight {
     /// All fields by position.
@@ -17,15 +17,15 @@ pub struct Flight {
     pub departure_delay: Option<f64>,
     /// Minutes late at arrival.
     pub arrival_delay: Option<f64>,
-    /// Whether it left at all.
+    /// Whether it departed.
     pub departed: bool,
     /// The aircraft.
     pub tail_number: Option<String>,
-    /// The airline's two letters.
+    /// The airline's two-letter code.
     pub carrier: String,
-    /// Where it left.
+    /// The origin airport.
     pub origin: String,
-    /// Where it went.
+    /// The destination airport.
     pub destination: String,
 }
 
@@ -38,7 +38,7 @@ pub fn file() -> PathBuf {
 /// Every flight in the file's order, and the header row.
 ///
 /// # Errors
-/// If the file cannot be read or is not what it should be.
+/// If the file cannot be read or has unexpected contents.
 pub fn read() -> Result<(csv::StringRecord, Vec<Flight>)> {
     let path = file();
     let archive =
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_holds_every_flight() {
+    fn the_file_contains_every_flight() {
         let (header, flights) = read().expect("the shipped file is readable");
         assert_eq!(header.len(), 19);
         assert_eq!(flights.len(), FLIGHTS);

@@ -1,4 +1,4 @@
-//! How Java servers are run: the machine's Java with jars from Maven, or a container whose only job is to be the Java.
+//! Runs Java servers: with the machine's Java and jars from Maven, or in a container that only provides Java.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,43 +7,43 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache;
 
-/// A set of jars that Maven can fetch, and the image that holds the same.
+/// A set of jars that Maven can download, and an image that contains the same jars.
 pub struct JavaServer {
-    /// The cache folder's name; it changes whenever a version does.
+    /// The name of the cache folder; must change with every version.
     pub name: &'static str,
     /// Maven coordinates, `group:artifact:version`.
     pub artefacts: &'static [&'static str],
     /// A Docker image with the same jars.
     pub image: &'static str,
-    /// Where the image keeps them, as a Java class path.
+    /// Their location in the image, as a Java class path.
     pub image_classpath: &'static str,
 }
 
-/// The way in which a [`JavaServer`]'s main classes run on this machine.
+/// How the main classes of a [`JavaServer`] run on this machine.
 #[derive(Clone, Debug)]
 pub enum Launcher {
-    /// `java` from the PATH with the jars of this folder.
+    /// `java` from the PATH with the jars in this folder.
     Java {
-        /// The folder that holds the jars.
+        /// The folder of the jars.
         jars: PathBuf,
-        /// What is known of the classes that they load.
+        /// Their class archives.
         classes: Classes,
     },
-    /// `java` inside a container of this image, on the machine's own network.
+    /// `java` in a container of this image, on the host network.
     Docker {
         /// The image.
         image: &'static str,
-        /// Where the image keeps its jars.
+        /// The location of the jars in the image.
         classpath: &'static str,
     },
 }
 
-/// Archives of loaded classes, one per main class. A JVM that maps one starts with 60 % of the processor time.
+/// Archives of loaded classes, one per main class. A JVM that maps one needs 60 % of the CPU time to start.
 #[derive(Clone, Debug)]
 pub enum Classes {
-    /// Every JVM loads its classes itself.
+    /// No archives: every JVM loads its classes itself.
     Loaded,
-    /// The archives of this folder are mapped, where they fit the JVM.
+    /// The archives in this folder are mapped if they fit the JVM.
     Mapped(PathBuf),
     /// Archives are written to this folder when the JVM ends.
     Recorded(PathBuf),
@@ -68,10 +68,10 @@ impl Classes {
 }
 
 impl Launcher {
-    /// Finds a way to run `server`; the first time on a machine this fetches the jars.
+    /// Finds a way to run `server`; the first time on a machine this downloads the jars.
     ///
     /// # Errors
-    /// If there is neither Java with Maven (or jars fetched before) nor a Docker engine; the message says what to install.
+    /// If there is neither Java with Maven (or cached jars) nor a Docker engine; the message says what to install.
     pub fn find(server: &JavaServer) -> Result<Self> {
         let java = works(Command::new("java").arg("-version"));
         let fetched = cache::folder()?.join(server.name).is_dir();
@@ -96,11 +96,11 @@ impl Launcher {
         )
     }
 
-    /// Makes the class archives of `server`, once for a machine: `record` runs its main classes to a graceful end. Nothing to
-    /// do for containers.
+    /// Creates the class archives of `server`, once per machine: `record` runs its main classes until a graceful end. Does
+    /// nothing for containers.
     ///
     /// # Errors
-    /// What `record` says, or that the cache cannot be written.
+    /// The error of `record`, or if the cache cannot be written.
     pub fn share_classes(
         server: &JavaServer,
         record: impl FnOnce(Self) -> Result<()>,
@@ -115,7 +115,7 @@ impl Launcher {
         recorded.map(drop)
     }
 
-    /// A command that runs `main` with the JVM options `options`; `folder` holds every file that the program touches.
+    /// A command that runs `main` with the JVM options `options`; `folder` must contain every file that the program uses.
     #[must_use]
     pub fn command(&self, folder: &Path, options: &[&str], main: &str) -> Command {
         match self {
@@ -156,14 +156,14 @@ impl Launcher {
         }
     }
 
-    /// Ends what a killed `docker run` leaves behind; nothing to do for a Java of the machine.
+    /// Removes the container that a killed `docker run` leaves behind; does nothing without a container.
     pub fn clean_up(&self, folder: &Path) {
         if matches!(self, Self::Docker { .. }) {
             let _ = works(Command::new("docker").args(["rm", "--force", &container_name(folder)]));
         }
     }
 
-    /// How the servers run, for the closing table of `cargo xtask test`.
+    /// How the servers run, for the summary table of `cargo xtask test`.
     #[must_use]
     pub fn describe(&self) -> String {
         match self {
@@ -173,10 +173,10 @@ impl Launcher {
     }
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns its output.
 ///
 /// # Errors
-/// If it cannot be started or does not exit with 0; the message holds all that it printed.
+/// If it cannot be started or does not exit with 0; the message contains its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -186,12 +186,15 @@ pub fn run(command: &mut Command) -> Result<String> {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} ended with {}:\n{printed}{errors}", output.status);
+        bail!(
+            "{program} failed with {}:\n{printed}{errors}",
+            output.status
+        );
     }
     Ok(printed)
 }
 
-/// Whether a program is there and exits with 0.
+/// Whether a program exists and exits with 0.
 pub fn works(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())
@@ -239,10 +242,10 @@ fn fetch(server: &JavaServer, folder: &Path) -> Result<()> {
         .map(drop)
 }
 
-/// Copies a folder with everything in it into another one, which is made if it is not there.
+/// Copies a folder recursively into another one, which is created if it does not exist.
 ///
 /// # Errors
-/// What the file system says.
+/// If a file cannot be read or written.
 pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {

@@ -1,20 +1,20 @@
-//! The service as a black box against real servers: the harness that every scenario under `tests/tests/scenarios/` stands on.
+//! Black-box tests of the service against real servers: the harness of the scenarios under `tests/tests/scenarios/`.
 //!
 //! ```text
-//!  cache, launcher   where servers come from: endpoints of the environment, Maven + Java, Docker
+//!  cache, launcher   server sources: endpoints in the environment, Maven + Java, Docker
 //!        │
-//!  process           a guarded child: its own group, its log in a file, dead when its owner is
+//!  process           a guarded child: own process group, log in a file, killed with its owner
 //!        │
 //!  kafka, zookeeper, etcd          a server on free ports with a temporary folder
 //!        │
-//!  client            topics written and read by a client that is not the service
-//!  workdir, service  a service's folder (config, specs, plugins) and the real binary running in it
-//!  proxy             a network between a client and a server that can be cut, stalled and made to lose events
-//!  metrics           what `/metrics` said
-//!  flights           the flights of 2013, and what the handlers must make of them
+//!  client            an independent Kafka client that writes and reads topics
+//!  workdir, service  a service's folder (config, specs, plugins) and the binary running in it
+//!  proxy             a TCP proxy that can be cut, stalled and made to lose events
+//!  metrics           parsed output of `/metrics`
+//!  flights           the flights of 2013, and the expected output of the handlers
 //! ```
 //!
-//! Nothing here knows the service's code: only its commands, its files, its HTTP surface and Kafka.
+//! Nothing here uses the service's code: only its commands, its files, its HTTP API and Kafka.
 
 pub mod artefacts;
 pub mod cache;
@@ -37,7 +37,7 @@ pub mod wait;
 pub mod workdir;
 pub mod zookeeper;
 
-/// Whether the long forms of the scenarios were asked for (`cargo xtask test --long`).
+/// Whether the long forms of the scenarios are requested (`cargo xtask test --long`).
 #[must_use]
 pub fn long() -> bool {
     std::env::var_os("SLUICEGATE_TEST_LONG").is_some()

@@ -1,4 +1,4 @@
-//! What `/metrics` said: the samples of a Prometheus text, summed by name and labels.
+//! Parses the Prometheus text of `/metrics` and sums samples by name and labels.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// All samples of one answer.
+/// All samples of one scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     samples: Vec<Sample>,
 }
 
 impl Metrics {
-    /// Reads a Prometheus text; lines that are no samples are left out.
+    /// Parses a Prometheus text; lines that are not samples are ignored.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -29,13 +29,13 @@ impl Metrics {
         }
     }
 
-    /// The sum of all samples of `name` that carry every one of `labels`; 0 if there are none.
+    /// The sum of all samples of `name` that have all of `labels`; 0 if there are none.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).map(|sample| sample.value).sum()
     }
 
-    /// The samples of `name` that carry every one of `labels`.
+    /// The samples of `name` that have all of `labels`.
     pub fn matching<'a>(
         &'a self,
         name: &'a str,
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_by_name_and_labels() {
+    fn samples_are_summed_by_name_and_labels() {
         let text = "# TYPE a counter\na{h=\"x\",o=\"ack\"} 3\na{h=\"x\",o=\"drop\"} 4\na{h=\"y\",o=\"ack\"} 5\nb 1.5e3\n";
         let metrics = Metrics::parse(text);
         assert_eq!(metrics.sum("a", &[("h", "x")]), 7.0);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn label_values_may_hold_braces_quotes_and_commas() {
+    fn label_values_may_contain_braces_quotes_and_commas() {
         let metrics = Metrics::parse("a{h=\"x\\\"},{\",o=\"1\"} 2\n");
         assert_eq!(metrics.sum("a", &[("h", "x\"},{"), ("o", "1")]), 2.0);
     }

@@ -1,4 +1,4 @@
-//! Free TCP ports below the range that the kernel hands out to outgoing connections, so that a server can be restarted on its port.
+//! Free TCP ports below the kernel's ephemeral range, so that a server can be restarted on its port.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 const FIRST: u16 = 20_000;
 const SPAN: u16 = 12_000;
 
-/// A port on the loopback address that nobody listens on now.
+/// A free port on the loopback address.
 ///
 /// # Panics
 /// If every port of the range is taken.
 #[must_use]
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Processes start at different places, so that two test binaries seldom ask for the same port.
+    // Processes start at different ports, so that two test binaries rarely try the same one.
     let start = (std::process::id().wrapping_mul(97) % u32::from(SPAN)) as u16;
     for _ in 0..SPAN {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -25,10 +25,10 @@ pub struct Guarded {
     watchdog: Option<Watchdog>,
 }
 
-/// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the group and
-/// removes the folder. It is in a group of its own, so that Ctrl-C at a terminal does not end it early.
+/// A shell that waits for the end of its standard input, which comes when the owner dies, and then kills the process group
+/// and removes the folder. It has its own process group, so that Ctrl-C in a terminal does not end it early.
 ///
-/// Dropping it calls it off.
+/// Dropping it disarms it.
 pub struct Watchdog {
     shell: Child,
     _open: Option<ChildStdin>,
@@ -38,7 +38,7 @@ impl Watchdog {
     /// Watches over the process group `group` and the folder `remove`.
     ///
     /// # Errors
-    /// If there is no `sh`.
+    /// If `sh` cannot be started.
     pub fn start(group: u32, remove: Option<&Path>) -> Result<Self> {
         let script = r#"read -r _; kill -9 -- "-$0" 2>/dev/null; [ -n "$1" ] && rm -rf -- "$1""#;
         let mut shell = Command::new("sh")
@@ -122,14 +122,14 @@ impl Guarded {
         self.child.id()
     }
 
-    /// Sends `signal` to the process alone. Nothing happens if it has ended.
+    /// Sends `signal` to the process only. Does nothing if it has ended.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = self.group() {
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// How the process ended, if it has.
+    /// The exit status, if the process has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -141,7 +141,8 @@ impl Guarded {
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         try_wait_for(deadline, || {
-            self.exited().ok_or_else(|| format!("{name} still runs"))
+            self.exited()
+                .ok_or_else(|| format!("{name} is still running"))
         })
         .map_err(|last| {
             anyhow::anyhow!(
@@ -159,7 +160,7 @@ impl Guarded {
         let _ = self.child.wait();
     }
 
-    /// All that the process has written.
+    /// All output of the process.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read(&self.log)
@@ -167,7 +168,7 @@ impl Guarded {
             .unwrap_or_default()
     }
 
-    /// The last lines of what the process has written.
+    /// The last lines of its output.
     #[must_use]
     pub fn log_tail(&self) -> String {
         tail(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
@@ -200,7 +201,7 @@ impl Drop for Guarded {
             );
         }
         self.kill();
-        // Only now: the group is dead, so the watchdog has nothing left to do.
+        // Last, because the watchdog is needed until the group is dead.
         self.watchdog = None;
     }
 }

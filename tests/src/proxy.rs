@@ -1,4 +1,4 @@
-//! A TCP proxy on the loopback address that can cut, stall, and swallow what a server sends unasked.
+//! A TCP proxy on the loopback address that can cut and stall connections, and swallow unsolicited server messages.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -8,25 +8,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// How long a thread waits before it looks whether the proxy has ended.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Interval at which threads check whether the proxy has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What goes through at present.
+/// How traffic is currently treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
-    /// Everything.
+    /// Everything is forwarded.
     Flowing,
-    /// Nothing, and nobody is told, as when a cable is pulled; what was on the way arrives when it flows again.
+    /// Nothing is forwarded and connections stay open, as with an unplugged cable; delayed data arrives when traffic resumes.
     Stalled,
-    /// Connections are closed, and new ones too.
+    /// Existing and new connections are closed.
     Cut,
-    /// What the server sends unasked does not arrive; answers do.
+    /// Unsolicited server messages are swallowed; responses arrive.
     Swallowing,
-    /// The first answer of each connection arrives; after it, requests are held back as when they are slow.
+    /// The first response on each connection arrives; after it, requests are held back.
     HoldingRequests,
 }
 
-/// How to find what a server sends unasked.
+/// How unsolicited server messages are recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// gRPC: every message of a stream after its first one.
@@ -51,7 +51,7 @@ struct State {
     ended: bool,
     swallowed: u64,
     accepted: u64,
-    /// Answers that arrived while requests are held back.
+    /// Responses that arrived while requests are held back.
     answered: u64,
     open: Vec<TcpStream>,
 }
@@ -63,7 +63,7 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits while requests are held back or stalled; whether the connection goes on.
+    /// Waits while requests are held back or stalled. Returns whether the connection continues.
     fn pass_request(&self) -> bool {
         let mut state = self.lock();
         while state.traffic == Traffic::HoldingRequests && state.answered > 0 && !state.ended {
@@ -76,7 +76,7 @@ impl Shared {
         self.pass().is_some()
     }
 
-    /// Waits while traffic is stalled; what it is then, or nothing when the connection is to end.
+    /// Waits while traffic is stalled. Returns its state then, or `None` if the connection must end.
     fn pass(&self) -> Option<Traffic> {
         let mut state = self.lock();
         loop {
@@ -99,7 +99,7 @@ impl Proxy {
     /// Listens on a free port and forwards to `target`, `host:port`.
     ///
     /// # Errors
-    /// If no port can be listened on.
+    /// If no port is available.
     pub fn start(target: &str, protocol: Protocol) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
@@ -128,7 +128,7 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Changes what goes through, for all connections at once.
+    /// Changes the treatment of all connections.
     pub fn set(&self, traffic: Traffic) {
         let mut state = self.shared.lock();
         state.traffic = traffic;
@@ -140,19 +140,19 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// How many connections were made, refused ones too.
+    /// The number of accepted connections, including refused ones.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.shared.lock().accepted
     }
 
-    /// How many answers have arrived since the traffic was set.
+    /// The number of responses since the traffic was set.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.shared.lock().answered
     }
 
-    /// How many messages did not arrive.
+    /// The number of swallowed messages.
     #[must_use]
     pub fn swallowed(&self) -> u64 {
         self.shared.lock().swallowed
@@ -166,7 +166,7 @@ impl Drop for Proxy {
         close(&mut state);
         drop(state);
         self.shared.changed.notify_all();
-        // Wakes the listener, so that it sees the end.
+        // Wakes the listener, so that it ends.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -195,7 +195,7 @@ fn accept(listener: &TcpListener, target: &str, protocol: Protocol, shared: &Arc
         }
         let (target, shared) = (target.to_owned(), Arc::clone(shared));
         std::thread::spawn(move || {
-            // A new connection is as stalled as the others.
+            // A new connection is stalled like the others.
             if shared.pass().is_some() {
                 let _ = serve(client, &target, protocol, &shared);
             }
@@ -233,7 +233,7 @@ fn serve(
     Ok(())
 }
 
-/// Everything as it comes.
+/// Copies bytes without interpreting them.
 fn copy(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -245,7 +245,7 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::R
     }
 }
 
-/// Frames of HTTP/2: nine bytes of head, of which three are the length, one the type and four the stream.
+/// Copies HTTP/2 frames: a header of nine bytes with length (three), type (one) and stream (four).
 fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     const DATA: u8 = 0;
     let mut messages: BTreeMap<u32, u64> = BTreeMap::new();
@@ -266,7 +266,7 @@ fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::
                 shared.lock().swallowed += 1;
                 continue;
             }
-            // Before the answer goes on: the client's next request must find the door shut.
+            // Before the response is forwarded, because the client's next request must already be held back.
             shared.lock().answered += 1;
         }
         to.write_all(&head)?;
@@ -274,9 +274,9 @@ fn http2(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::
     }
 }
 
-/// Packets of ZooKeeper: four bytes of length, and in a reply four of the request's number, which is −1 for a notice.
+/// Copies ZooKeeper packets: four bytes of length, and in a reply four of the request's xid, which is −1 for a notification.
 fn zookeeper(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::io::Result<()> {
-    // The first packet answers the connect request and has no such number.
+    // The first packet is the response to the connect request and has no xid.
     let mut first = true;
     let mut head = [0; 4];
     loop {
@@ -300,7 +300,9 @@ fn zookeeper(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared) -> std::
 fn read_whole(from: &mut &TcpStream, buffer: &mut [u8]) -> std::io::Result<()> {
     loop {
         match from.read_exact(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => std::thread::sleep(PAUSE),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                std::thread::sleep(POLL_INTERVAL)
+            }
             result => return result,
         }
     }

@@ -1,4 +1,4 @@
-//! The real `sluicegate` binary, running: its HTTP surface, its signals, its log, its end.
+//! The running `sluicegate` binary: its HTTP API, signals, log and exit status.
 
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::workdir::Workdir;
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `sluicegate run` in a folder; killed when the value goes.
+/// `sluicegate run` in a folder; killed when the value is dropped.
 pub struct Service {
     process: Guarded,
     admin: String,
@@ -32,7 +32,7 @@ impl Service {
         Self::start_as(workdir, arguments, &[], None)
     }
 
-    /// As [`Service::start`], with its log going to `stderr` instead of a file, if that is given.
+    /// As [`Service::start`], with its log going to `stderr` instead of a file, if given.
     ///
     /// # Panics
     /// As [`Service::start`].
@@ -69,7 +69,7 @@ impl Service {
         let process =
             Guarded::start_with_stderr("sluicegate run", &mut command, &log, None, stderr)
                 .unwrap_or_else(|error| panic!("{error:#}"));
-        // A connection that waits for its next question may be closed at any time: each question has its own, as probes do.
+        // An idle connection may be closed at any time, so each request uses a new one, as probes do.
         let config = ureq::Agent::config_builder()
             .max_idle_connections(0)
             .timeout_global(Some(HTTP_TIMEOUT))
@@ -82,7 +82,7 @@ impl Service {
         }
     }
 
-    /// Starts the service and waits until `/readyz` says so.
+    /// Starts the service and waits until `/readyz` reports it as ready.
     ///
     /// # Panics
     /// If it is not ready within a minute.
@@ -101,7 +101,7 @@ impl Service {
         wait_for("the service to be ready", READY_DEADLINE, || {
             if let Some(status) = self.process.exited() {
                 panic!(
-                    "the service ended with {status}; its log ends:\n{}",
+                    "the service exited with {status}; its log ends:\n{}",
                     self.process.log_tail()
                 );
             }
@@ -112,7 +112,7 @@ impl Service {
         });
     }
 
-    /// The address that `--admin` takes.
+    /// The address for `--admin`.
     #[must_use]
     pub fn admin(&self) -> &str {
         &self.admin
@@ -121,7 +121,7 @@ impl Service {
     /// Status and body of a GET on the admin address.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If the service does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String), String> {
         let mut response = self
             .agent
@@ -136,10 +136,10 @@ impl Service {
         Ok((status, body))
     }
 
-    /// What `/metrics` says now.
+    /// The current metrics.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If the service does not answer.
     pub fn metrics(&self) -> Result<Metrics, String> {
         self.get("/metrics").map(|(_, body)| Metrics::parse(&body))
     }
@@ -147,7 +147,7 @@ impl Service {
     /// The JSON of `/api/v1/{path}`.
     ///
     /// # Errors
-    /// If nobody answers, or not with 200 and JSON.
+    /// If the service does not answer with 200 and JSON.
     pub fn api(&self, path: &str) -> Result<Value, String> {
         match self.get(&format!("/api/v1/{path}"))? {
             (200, body) => serde_json::from_str(&body)
@@ -156,10 +156,10 @@ impl Service {
         }
     }
 
-    /// How many of `handler`'s shares of records ended with `outcome`.
+    /// The number of `handler`'s records with `outcome`.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If the service does not answer.
     pub fn outcomes(&self, handler: &str, outcome: &str) -> Result<u64, String> {
         let labels = [("handler", handler), ("outcome", outcome)];
         Ok(self
@@ -167,17 +167,17 @@ impl Service {
             .sum("sluicegate_handler_outcomes_total", &labels) as u64)
     }
 
-    /// How many records were consumed from Kafka.
+    /// The number of records consumed from Kafka.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If the service does not answer.
     pub fn consumed(&self) -> Result<u64, String> {
         Ok(self
             .metrics()?
             .sum("sluicegate_records_consumed_total", &[]) as u64)
     }
 
-    /// Waits until `handler` has at least `count` outcomes of the kind `outcome`.
+    /// Waits until `handler` has at least `count` records with `outcome`.
     ///
     /// # Panics
     /// If it does not by `deadline`.
@@ -192,10 +192,10 @@ impl Service {
         );
     }
 
-    /// The partitions that are assigned to it, as `/api/v1/partitions` tells; at least one.
+    /// The assigned partitions, from `/api/v1/partitions`; at least one.
     ///
     /// # Errors
-    /// If nobody answers, or none is assigned.
+    /// If the service does not answer, or has no assignment.
     pub fn partitions(&self) -> Result<Vec<Value>, String> {
         let partitions = self.api("partitions")?;
         let list = partitions
@@ -208,10 +208,10 @@ impl Service {
         }
     }
 
-    /// Waits until the service says that no partition has lag or anything in flight.
+    /// Waits until no partition has lag or records in flight.
     ///
     /// # Panics
-    /// If that is not so by `deadline`.
+    /// If it has not caught up by `deadline`.
     pub fn wait_caught_up(&self, deadline: Duration) {
         wait_for("every partition to be caught up", deadline, || {
             let list = self.partitions()?;
@@ -229,10 +229,10 @@ impl Service {
         &mut self.process
     }
 
-    /// Stops gracefully with SIGTERM and gives how the process ended.
+    /// Stops gracefully with SIGTERM and returns the exit status.
     ///
     /// # Panics
-    /// If it still runs after `deadline`.
+    /// If it is still running after `deadline`.
     pub fn stop(&mut self, deadline: Duration) -> ExitStatus {
         self.process.signal(Signal::TERM);
         self.process

@@ -1,4 +1,4 @@
-//! Topics while they live: growing one, and who leads its partitions.
+//! Operations on existing topics: adding partitions, and querying leaders.
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use crate::client::{Client, TIMEOUT, block_on};
 
 impl Client {
-    /// Gives a topic more partitions.
+    /// Increases the number of partitions of a topic.
     ///
     /// # Panics
     /// If the broker refuses.
@@ -24,7 +24,7 @@ impl Client {
         self.wait_topic(topic, partitions as i32);
     }
 
-    /// The node that leads a partition; negative for none.
+    /// The leader of a partition; negative if there is none.
     ///
     /// # Panics
     /// If the broker does not answer.

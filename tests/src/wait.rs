@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-const PAUSE: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Asks `condition` until it gives a value, and returns that value.
+/// Polls `condition` until it returns a value, and returns that value.
 ///
 /// # Panics
-/// After `deadline`, with `what` and the last thing that `condition` said instead of a value.
+/// After `deadline`, with `what` and the last error of `condition`.
 pub fn wait_for<T>(
     what: &str,
     deadline: Duration,
@@ -19,10 +19,10 @@ pub fn wait_for<T>(
     }
 }
 
-/// As [`wait_for`], but gives the last thing said as an error after `deadline`.
+/// As [`wait_for`], but returns the last error after `deadline`.
 ///
 /// # Errors
-/// What `condition` said last, when it gave no value in time.
+/// The last error of `condition`, if it returned no value in time.
 pub fn try_wait_for<T>(
     deadline: Duration,
     mut condition: impl FnMut() -> Result<T, String>,
@@ -32,21 +32,21 @@ pub fn try_wait_for<T>(
         match condition() {
             Ok(value) => return Ok(value),
             Err(last) if Instant::now() >= end => return Err(last),
-            Err(_) => std::thread::sleep(PAUSE),
+            Err(_) => std::thread::sleep(POLL_INTERVAL),
         }
     }
 }
 
-/// Fails unless `condition` goes on giving a value for all of `span`: for things that must not happen.
+/// Fails unless `condition` holds throughout `span`: for things that must not happen.
 ///
 /// # Panics
-/// At the first moment at which `condition` gives an error, with `what` and that error.
+/// As soon as `condition` returns an error, with `what` and that error.
 pub fn stays(what: &str, span: Duration, mut condition: impl FnMut() -> Result<(), String>) {
     let end = Instant::now() + span;
     while Instant::now() < end {
         if let Err(broken) = condition() {
             panic!("{what} did not last {span:?}: {broken}");
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -60,13 +60,13 @@ impl Workdir {
         self.folder.path().join("sluicegate.yaml")
     }
 
-    /// Writes a file whole: a watcher sees the old text or the new one, never half of it.
+    /// Writes a file atomically: a watcher sees the old text or the new one, never a part.
     ///
     /// # Panics
     /// If it cannot be written.
     pub fn write(&self, name: &str, text: &str) {
         let path = self.folder.path().join(name);
-        // The temporary name starts with a dot and has no extension, so that no watcher takes it for a spec.
+        // The temporary name starts with a dot and has no extension, so that watchers do not take it for a spec.
         let partial = self
             .folder
             .path()
@@ -81,7 +81,7 @@ impl Workdir {
     /// Removes a file.
     ///
     /// # Panics
-    /// If it is not there.
+    /// If it does not exist.
     pub fn remove(&self, name: &str) {
         std::fs::remove_file(self.folder.path().join(name))
             .unwrap_or_else(|error| panic!("cannot remove {name}: {error}"));
@@ -105,7 +105,7 @@ impl Workdir {
         }
     }
 
-    /// Copies a file into `plugins` under `name`: written beside it and renamed, so that a watcher sees it whole.
+    /// Copies a file into `plugins` under `name`, through a temporary file that is renamed, so that watchers never see a part.
     ///
     /// # Panics
     /// If it cannot be copied.

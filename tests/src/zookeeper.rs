@@ -1,4 +1,4 @@
-//! ZooKeeper for tests: the server of the environment, or one of our own on a free port.
+//! ZooKeeper for tests: the server named in the environment, or one started on a free port.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
 
-/// Names an endpoint (`host:port`) that is used instead of a server of our own.
+/// Variable with an endpoint (`host:port`) to use instead of starting a server.
 pub const ENDPOINT: &str = "SLUICEGATE_TEST_ZOOKEEPER";
 
 const SERVER: JavaServer = JavaServer {
@@ -29,18 +29,18 @@ const SERVER: JavaServer = JavaServer {
     image_classpath: "/apache-zookeeper-3.9.5-bin/lib/*",
 };
 
-/// A ZooKeeper server; one of our own ends with the value, or with the process.
+/// A ZooKeeper server; a started one ends when the value is dropped or the process ends.
 pub struct ZooKeeper {
     connect: String,
     own: Option<Own>,
 }
 
-/// How a server of our own is set up; the default is one that anybody may speak to.
+/// Options of a started server; the default is one without TLS.
 #[derive(Clone, Debug, Default)]
 pub struct ZooKeeperOptions {
     /// Serve clients over TLS too, with these files.
     pub tls: Option<Certificates>,
-    /// Ask TLS clients for a certificate of the same authority.
+    /// Require client certificates of the same authority.
     pub client_certificates: bool,
 }
 
@@ -48,7 +48,7 @@ struct Own {
     launcher: Launcher,
     process: Guarded,
     folder: TempDir,
-    /// `host:port` that speaks TLS, if it was asked for.
+    /// `host:port` of the TLS listener, if requested.
     secure: Option<String>,
 }
 
@@ -59,10 +59,10 @@ impl Drop for Own {
     }
 }
 
-/// Makes ready what [`ZooKeeper::start`] needs on this machine and says in a few words what that is.
+/// Prepares what [`ZooKeeper::start`] needs on this machine and describes it briefly.
 ///
 /// # Errors
-/// If no server can be had; the message says what to install or to set.
+/// If no server is available; the message says what to install or to set.
 pub fn provision() -> Result<String> {
     if let Ok(endpoint) = std::env::var(ENDPOINT) {
         return Ok(format!("ZooKeeper at {endpoint} ({ENDPOINT})"));
@@ -80,10 +80,10 @@ pub fn provision() -> Result<String> {
 }
 
 impl ZooKeeper {
-    /// The server of the environment, else one of our own.
+    /// The server named in the environment, else a started one.
     ///
     /// # Errors
-    /// If none can be had or it does not come up; the message then ends with its log.
+    /// If none is available or it does not start; the message then ends with its log.
     pub fn start() -> Result<Self> {
         match std::env::var(ENDPOINT) {
             Ok(connect) => Ok(Self { connect, own: None }),
@@ -91,10 +91,10 @@ impl ZooKeeper {
         }
     }
 
-    /// A server of our own, whatever the environment says.
+    /// Starts a server, regardless of the environment.
     ///
     /// # Errors
-    /// If none can be had or it does not come up; the message then ends with its log.
+    /// If none is available or it does not start; the message then ends with its log.
     pub fn start_own(options: &ZooKeeperOptions) -> Result<Self> {
         Self::start_with(Launcher::find(&SERVER)?, options)
     }
@@ -130,7 +130,7 @@ impl ZooKeeper {
         Ok(zookeeper)
     }
 
-    /// Ends a server of our own gracefully.
+    /// Stops a started server gracefully.
     fn end(&mut self) -> Result<()> {
         let own = self.own.as_mut().context("a server of our own")?;
         own.process.signal(Signal::TERM);
@@ -153,13 +153,13 @@ impl ZooKeeper {
         })
     }
 
-    /// Kills a server of our own and starts it again with its data.
+    /// Kills a started server and starts it again with its data.
     ///
     /// # Errors
-    /// If it does not come up; the message then ends with its log.
+    /// If it does not start; the message then ends with its log.
     ///
     /// # Panics
-    /// If it is not ours.
+    /// If it was not started here.
     pub fn restart(&mut self) -> Result<()> {
         let own = self.own.as_mut().expect("a server of our own");
         own.process.kill();
@@ -168,26 +168,26 @@ impl ZooKeeper {
         self.await_answer()
     }
 
-    /// Stops a server of our own and gives a copy of its data, as a backup has it; then starts it again.
+    /// Stops a started server, copies its data as a backup, and starts it again.
     ///
     /// # Errors
-    /// If the data cannot be copied, or it does not come up again.
+    /// If the data cannot be copied, or the server does not start again.
     ///
     /// # Panics
-    /// If it is not ours.
+    /// If it was not started here.
     pub fn back_up(&mut self) -> Result<TempDir> {
         let copy = tempfile::tempdir()?;
         self.with_data(|data| copy_folder(data, copy.path()))?;
         Ok(copy)
     }
 
-    /// Puts the data of a backup in the place of that of a server of our own; without one it begins empty.
+    /// Replaces the data of a started server by a backup; without one it starts empty.
     ///
     /// # Errors
-    /// If the data cannot be replaced, or it does not come up again.
+    /// If the data cannot be replaced, or the server does not start again.
     ///
     /// # Panics
-    /// If it is not ours.
+    /// If it was not started here.
     pub fn restore(&mut self, backup: Option<&TempDir>) -> Result<()> {
         self.with_data(|data| {
             std::fs::remove_dir_all(data)?;
@@ -195,7 +195,7 @@ impl ZooKeeper {
         })
     }
 
-    /// Works on the data while the server is down.
+    /// Calls `work` with the data folder while the server is down.
     fn with_data(&mut self, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let own = self.own.as_mut().expect("a server of our own");
         own.process.kill();
@@ -205,15 +205,15 @@ impl ZooKeeper {
         self.await_answer()
     }
 
-    /// Sends a signal to a server of our own.
+    /// Sends a signal to a started server.
     ///
     /// # Panics
-    /// If it is not ours.
+    /// If it was not started here.
     pub fn signal(&self, signal: Signal) {
         self.own().process.signal(signal);
     }
 
-    /// `host:port` for clients that speak TLS.
+    /// `host:port` for TLS clients.
     ///
     /// # Panics
     /// If it was not started with certificates.
@@ -249,7 +249,7 @@ fn tls_config(files: &Certificates, port: u16, client_certificates: bool) -> Str
     )
 }
 
-/// `ruok` is answered before sessions are; `srvr` says when those are.
+/// Queries `srvr`, because `ruok` is answered before sessions are accepted.
 fn is_serving(connect: &str) -> Result<()> {
     let mut stream = TcpStream::connect(connect)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -259,6 +259,6 @@ fn is_serving(connect: &str) -> Result<()> {
     if answer.contains("Mode: ") {
         Ok(())
     } else {
-        bail!("it does not serve yet: {answer:?}")
+        bail!("not serving yet: {answer:?}")
     }
 }

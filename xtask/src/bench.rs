@@ -7,7 +7,7 @@
 //!        └──► sluicegate run   (native no-op handler, key order, a group of its own)     ┘ × rounds, in turn
 //! ```
 //!
-//! Both are timed from the first record that was seen to the last one that was done; CPU is that of the process.
+//! Both are timed from the first record seen to the last one completed; CPU is that of the process.
 
 mod measure;
 mod page;
@@ -25,18 +25,18 @@ use measure::{Measured, bare_loop, service};
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Fewer records and rounds: some minutes, of which the release build takes most
+    /// Fewer records and rounds; takes some minutes, most of them for the release build
     #[arg(long)]
     quick: bool,
-    /// Records in the topic; without it 5 million (`--quick`) or 20 million
+    /// Records in the topic [default: 5 million with `--quick`, else 20 million]
     #[arg(long)]
     records: Option<u64>,
-    /// Rounds; without it 3 (`--quick`) or 5
+    /// Rounds [default: 3 with `--quick`, else 5]
     #[arg(long)]
     rounds: Option<usize>,
 }
 
-/// One case of the table.
+/// The parameters of a benchmark.
 pub(crate) struct Case {
     pub(crate) records: u64,
     pub(crate) rounds: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Programs {
     pub(crate) noop: PathBuf,
 }
 
-/// The least ratio of records a second that the hot path must reach.
+/// Minimum ratio of records per second to the bare loop.
 const FLOOR: f64 = 0.6;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -100,13 +100,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let ratio = page.records_ratio();
     if ratio < FLOOR {
         bail!(
-            "the service reaches {ratio:.2} of the bare loop's records a second; at least {FLOOR} is expected"
+            "the service reaches {ratio:.2} of the bare loop's records per second; expected at least {FLOOR}"
         );
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A broker whose topic stays in the page cache and is made with the wanted partitions.
+/// Options of a broker that creates the topic with the requested number of partitions.
 fn broker(case: &Case) -> KafkaOptions {
     KafkaOptions {
         extra: vec![
@@ -126,7 +126,7 @@ fn build() -> Result<Programs> {
     }
     let status = command.status().context("cannot start cargo")?;
     if !status.success() {
-        bail!("cargo build ended with {status}");
+        bail!("cargo build failed: {status}");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| artefacts::workspace().join("target"), PathBuf::from)
@@ -138,7 +138,7 @@ fn build() -> Result<Programs> {
     })
 }
 
-/// Middle of the values that `of` takes from the runs.
+/// The median of the values that `of` takes from the runs.
 pub(crate) fn median(runs: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
     let mut values: Vec<f64> = runs.iter().map(of).collect();
     values.sort_by(f64::total_cmp);

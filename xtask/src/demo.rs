@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds the service, its handlers and the one that misbehaves, and runs `sluicegate demo`.
+//! `cargo xtask demo`: builds the service, its handlers and the misbehaving test handler, and runs `sluicegate demo`.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use e2e::artefacts;
 
-/// The plugins that the demo runs. The others would be compiled for nothing, the one with SQL above all.
+/// The plugins that the demo runs. Compiling the others, above all the one with SQL, would only cost time.
 const PLUGINS: [&str; 4] = [
     "sluicegate-handler-relay",
     "sluicegate-handler-flight-delays",
@@ -14,7 +14,7 @@ const PLUGINS: [&str; 4] = [
     "misbehave",
 ];
 
-/// What `sluicegate demo` takes.
+/// Arguments of `sluicegate demo`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Passed on, for example `--for 30s` or `--rate 2000`
@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     rest: Vec<String>,
 }
 
-/// Builds, then becomes `sluicegate demo`, so that signals and the terminal are its own.
+/// Builds, then replaces this process with `sluicegate demo`, so that it owns signals and the terminal.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("Building the service and its handlers (the first time this takes some minutes) …");
     let built = artefacts::build(&PLUGINS.map(str::to_owned))?;

@@ -1,7 +1,7 @@
-//! `cargo xtask instructions`: what a record costs in instructions, step by step, held against a budget.
+//! `cargo xtask instructions`: instructions per record, step by step, compared with a budget.
 //!
-//! Callgrind counts the same on every machine and at every load, so a change of a few per cent shows, which no timing does.
-//! The budget (`benches/instructions.json`) is what the cases cost when it was written; 3 % more is a failure.
+//! Callgrind counts the same on every machine and under every load, so unlike timings it shows changes of a few per cent.
+//! The budget (`benches/instructions.json`) is the cost of the cases when it was written; more than 3 % above it is a failure.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ pub(crate) struct Arguments {
     write: bool,
 }
 
-/// Where the budget stands, as instructions a record by case.
+/// The budget file: instructions per record, by case.
 const BUDGET: &str = "benches/instructions.json";
-/// What a case may cost beyond its budget.
+/// Tolerated excess over the budget, as a fraction.
 const TOLERANCE: f64 = 0.03;
 
 type Counts = BTreeMap<String, f64>;
@@ -40,8 +40,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let budget = std::fs::read_to_string(&path).with_context(|| format!("cannot read {BUDGET}"))?;
-    let budget: Counts =
-        serde_json::from_str(&budget).with_context(|| format!("{BUDGET} is no map of numbers"))?;
+    let budget: Counts = serde_json::from_str(&budget)
+        .with_context(|| format!("{BUDGET} is not a map of numbers"))?;
     println!("{}", table(&counts, &budget));
     let beyond = beyond(&counts, &budget);
     for line in &beyond {
@@ -67,14 +67,14 @@ fn build() -> Result<PathBuf> {
     ]);
     let status = command.status().context("cannot start cargo")?;
     if !status.success() {
-        bail!("cargo build ended with {status}");
+        bail!("cargo build failed: {status}");
     }
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| workspace().join("target"), PathBuf::from);
     Ok(target.join("release/instructions"))
 }
 
-/// Runs every case under callgrind; gives instructions a record.
+/// Runs every case under callgrind and returns its instructions per record.
 fn count(program: &Path) -> Result<Counts> {
     let listed = launcher::run(Command::new(program).arg("list"))?;
     let mut counts = Counts::new();
@@ -91,7 +91,7 @@ fn count(program: &Path) -> Result<Counts> {
             .context("cannot start valgrind")?;
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            bail!("{case} ended with {}:\n{said}", output.status);
+            bail!("{case} failed with {}:\n{said}", output.status);
         }
         let collected = collected(&said)
             .with_context(|| format!("callgrind counted nothing of {case}:\n{said}"))?;
@@ -130,14 +130,14 @@ fn table(counts: &Counts, budget: &Counts) -> String {
     table
 }
 
-/// What costs more than it may, or is in one of the two alone.
+/// Cases that exceed their budget, or are missing from either side.
 fn beyond(counts: &Counts, budget: &Counts) -> Vec<String> {
     let mut beyond = Vec::new();
     for (case, count) in counts {
         match budget.get(case) {
             Some(budget) if *count <= budget * (1.0 + TOLERANCE) => {}
             Some(budget) => beyond.push(format!(
-                "{case} costs {count} instructions a record; its budget is {budget}"
+                "{case} costs {count} instructions per record; its budget is {budget}"
             )),
             None => beyond.push(format!(
                 "{case} has no budget: `cargo xtask instructions --write`"
@@ -145,9 +145,11 @@ fn beyond(counts: &Counts, budget: &Counts) -> Vec<String> {
         }
     }
     let gone = budget.keys().filter(|case| !counts.contains_key(*case));
-    beyond.extend(gone.map(|case| {
-        format!("there is no case {case} any more: `cargo xtask instructions --write`")
-    }));
+    beyond.extend(
+        gone.map(|case| {
+            format!("case {case} no longer exists: `cargo xtask instructions --write`")
+        }),
+    );
     beyond
 }
 
@@ -156,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_per_cent_more_is_borne_and_four_are_not() {
+    fn three_per_cent_over_budget_is_tolerated_and_four_is_not() {
         let counts = |pairs: &[(&str, f64)]| -> Counts {
             pairs
                 .iter()

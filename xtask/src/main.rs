@@ -1,6 +1,6 @@
 //! Developer tasks of this repository: `cargo xtask help` lists them.
 //!
-//! One file a command; what several need (running a program and reading its test results) is in `step.rs`.
+//! One file per command; shared code (running a program and parsing its test results) is in `step.rs`.
 
 mod bench;
 mod demo;
@@ -23,19 +23,19 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must hold: form, rules, unit tests, and scenarios on real servers
+    /// Run the test suite: formatting, lints, repository rules, unit tests, and scenarios on real servers
     Test(test::Arguments),
-    /// The rules of the repository alone
+    /// Check only the repository rules
     Tidy,
-    /// The service on an in-process Kafka with real flights flowing; arguments go to `sluicegate demo`
+    /// Run the service on an in-process Kafka with real flight data; arguments are passed to `sluicegate demo`
     Demo(demo::Arguments),
-    /// The service against a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
+    /// Compare the service with a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
     Bench(bench::Arguments),
-    /// What a record costs in instructions, step by step, against `benches/instructions.json`
+    /// Compare instructions per record, step by step, with `benches/instructions.json`
     Instructions(instructions::Arguments),
-    /// Runs mutants (bugs made on purpose) one by one and shows which suite catches each
+    /// Apply mutants (deliberate bugs) one by one and show which suite catches each
     Mutants(mutants::Arguments),
-    /// Servers for a developer
+    /// Run servers for development
     #[command(subcommand)]
     Services(services::Command),
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask services up`: Kafka, ZooKeeper and etcd for a developer, until Ctrl-C.
+//! `cargo xtask services up`: Kafka, ZooKeeper and etcd for development, until Ctrl-C.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 1)]
         nodes: u16,
     },
-    /// Fetch or build what the servers need, and start nothing
+    /// Download or build the servers without starting them
     Fetch,
 }
 
@@ -38,7 +38,7 @@ fn up(nodes: u16) -> Result<ExitCode> {
         ..KafkaOptions::default()
     })?;
     println!("export {}={}", kafka::ENDPOINT, kafka.bootstrap());
-    // Either may be missing: Kafka alone is worth having.
+    // Either may be unavailable: Kafka alone is still useful.
     let zookeeper = ZooKeeper::start()
         .inspect_err(|error| eprintln!("no ZooKeeper: {error:#}"))
         .ok();
@@ -51,7 +51,7 @@ fn up(nodes: u16) -> Result<ExitCode> {
     if let Some(etcd) = &etcd {
         println!("export {}={}", etcd::ENDPOINT, etcd.endpoint());
     }
-    eprintln!("Running. Ctrl-C stops and removes them.");
+    eprintln!("Running. Press Ctrl-C to stop and remove them.");
     loop {
         std::thread::park();
     }

@@ -1,5 +1,5 @@
-//! Running one step of a gate: its output is shown, as it comes or in one piece, its test results are counted, its time is
-//! taken.
+//! Runs one step of the test suite: shows its output, as it comes or in one piece, counts its test results, and measures its
+//! time.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use e2e::process::Watchdog;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) name: String,
@@ -20,9 +20,9 @@ pub(crate) struct Report {
     pub(crate) passed: u64,
     /// Tests by name; a step that fails without a failed test is listed as itself.
     pub(crate) failed: Vec<String>,
-    /// What did not run, each with the reason.
+    /// Tests and steps that did not run, each with the reason.
     pub(crate) skipped: Vec<(String, String)>,
-    /// A remark for the closing table.
+    /// A note for the summary table.
     pub(crate) note: String,
 }
 
@@ -50,12 +50,12 @@ impl Report {
         }
     }
 
-    /// Takes in one line that a test program printed.
+    /// Parses one output line of a test program.
     fn read(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count_before(counts, " passed");
         } else if let Some(rest) = line.strip_prefix("skipped: ") {
-            // What a test says of itself when it finds that it cannot run here.
+            // Printed by a test that cannot run here.
             let (test, reason) = rest.split_once(": ").unwrap_or((rest, "no reason given"));
             self.skipped.push((test.to_owned(), reason.to_owned()));
         } else if let Some(rest) = line.strip_prefix("test ") {
@@ -89,41 +89,48 @@ fn count_before(text: &str, word: &str) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Show {
     AsItComes,
-    /// In one piece: other steps run beside it.
+    /// In one piece, because other steps run concurrently.
     AtItsEnd,
 }
 
-/// Runs `command` to its end or to `limit` and reports it under `name`.
+/// Runs `command` to its end, or kills it after `limit`, and reports it under `name`.
 pub(crate) fn run(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
     println!("\n==> {name}: {}", shown(command));
     follow(name, command, limit, Show::AsItComes)
 }
 
-/// As [`run`], beside other steps.
-pub(crate) fn run_beside(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
-    println!("\n==> {name} begins: {}", shown(command));
+/// As [`run`], concurrently with other steps.
+pub(crate) fn run_concurrently(
+    name: &str,
+    command: &mut Command,
+    limit: Duration,
+) -> Result<Report> {
+    println!("\n==> {name} started: {}", shown(command));
     follow(name, command, limit, Show::AtItsEnd)
 }
 
-/// How a step is run: [`run`], [`run_beside`] or [`run_behind`].
+/// How a step is run: [`run`], [`run_concurrently`] or [`run_in_background`].
 pub(crate) type Run = fn(&str, &mut Command, Duration) -> Result<Report>;
 
-/// As [`run_beside`], with what processor time the others leave.
-pub(crate) fn run_behind(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
-    let mut behind = Command::new("nice");
-    behind.args(["-n", "10"]).arg(command.get_program());
-    behind.args(command.get_args());
+/// As [`run_concurrently`], at low priority and with twice the time limit.
+pub(crate) fn run_in_background(
+    name: &str,
+    command: &mut Command,
+    limit: Duration,
+) -> Result<Report> {
+    let mut background = Command::new("nice");
+    background.args(["-n", "10"]).arg(command.get_program());
+    background.args(command.get_args());
     for (variable, value) in command.get_envs() {
         match value {
-            Some(value) => behind.env(variable, value),
-            None => behind.env_remove(variable),
+            Some(value) => background.env(variable, value),
+            None => background.env_remove(variable),
         };
     }
     if let Some(folder) = command.get_current_dir() {
-        behind.current_dir(folder);
+        background.current_dir(folder);
     }
-    // It gets what the others leave.
-    run_beside(name, &mut behind, 2 * limit)
+    run_concurrently(name, &mut background, 2 * limit)
 }
 
 fn follow(name: &str, command: &mut Command, limit: Duration, show: Show) -> Result<Report> {
@@ -200,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_test_programs_print() {
+    fn the_output_of_test_programs_is_parsed() {
         let mut report = Report::new("unit");
         for line in [
             "running 4 tests",
@@ -222,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_fails_without_tests_is_named_and_a_hanging_one_is_stopped() {
+    fn a_failed_step_without_tests_is_listed_and_a_hanging_one_is_killed() {
         let failed = run("false", &mut Command::new("false"), Duration::from_secs(30))
             .expect("false starts");
         assert_eq!(failed.failed.len(), 1);

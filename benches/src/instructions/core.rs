@@ -1,4 +1,4 @@
-//! The pump's core between a scripted source and a pool that finishes what it is given.
+//! The pump's core between a scripted source and a pool that completes every batch.
 
 #![allow(clippy::vec_box, reason = "batches are boxes where pools take them")]
 
@@ -20,7 +20,7 @@ use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use crate::{RECORDS, measured};
 
-/// Keeps what it is given until it is asked.
+/// Stores submitted batches until they are collected.
 #[derive(Default)]
 struct Pool {
     taken: Mutex<Vec<Box<Batch>>>,
@@ -44,7 +44,7 @@ impl WorkerPool for Pool {
     }
 }
 
-/// Nothing is emitted here.
+/// Never used: the benchmarks emit nothing.
 struct NoEmitter;
 
 impl Emitter for NoEmitter {
@@ -86,7 +86,7 @@ fn settings(ix: HandlerIx, pool: Arc<Pool>) -> HandlerSettings {
 }
 
 impl Core {
-    /// A core with one partition, all of whose records go to each of `handlers`.
+    /// A core with one partition, whose records are routed to each of `handlers` handlers.
     fn new(handlers: u32) -> Self {
         let inbox = Arc::new(Inbox::new());
         let flow_settings = FlowSettings {
@@ -142,7 +142,7 @@ impl Core {
         self.flow.dispatch();
     }
 
-    /// What the pools have, finished: every record is acknowledged, but where `fails` says that it is not.
+    /// The pools' batches, completed: every record is acknowledged, except those for which `fails` is true.
     fn finished(&self, fails: impl Fn(i64) -> bool) -> Vec<Box<Batch>> {
         let mut finished = Vec::new();
         for pool in &self.pools {
@@ -174,7 +174,7 @@ impl Core {
     }
 }
 
-/// Records of a thousand keys are let in, routed, laid into lanes and handed out in batches.
+/// Records of a thousand keys are admitted, routed, queued in lanes and dispatched in batches.
 pub(crate) fn dispatch() {
     let mut core = Core::new(1);
     let deliveries = core.deliveries(0..RECORDS);
@@ -182,7 +182,7 @@ pub(crate) fn dispatch() {
     assert!(!core.finished(|_| false).is_empty());
 }
 
-/// Outcomes of records come back: each is settled, freed, and its lane goes on, until none is left.
+/// Outcomes are received: each record is settled and freed, and its lane advances, until none is left.
 pub(crate) fn settlement() {
     let mut core = Core::new(1);
     let deliveries = core.deliveries(0..RECORDS);
@@ -197,7 +197,7 @@ pub(crate) fn settlement() {
     assert_eq!(core.frontier(), RECORDS);
 }
 
-/// Everything: three handlers, a record in fifty fails once and is tried again, commits in between.
+/// The whole core: three handlers, one record in fifty fails once and is retried, with commits in between.
 pub(crate) fn whole() {
     let mut core = Core::new(3);
     let mut now_ms = 0;
@@ -231,7 +231,7 @@ pub(crate) fn whole() {
     commit(&mut core);
 }
 
-/// Asks for what is to be committed, and has it accepted.
+/// Collects the due commits and accepts them.
 fn commit(core: &mut Core) {
     let due = measured(|| core.flow.commits_due());
     let results: Vec<_> = due

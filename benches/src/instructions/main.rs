@@ -1,7 +1,7 @@
-//! What a record costs in instructions, step by step: programs for callgrind, which counts the same on every machine.
+//! Instructions per record, step by step: programs for callgrind, whose counts do not depend on the machine's speed.
 //!
-//! `cargo xtask instructions` runs each case under callgrind with the collection switched on inside [`measured`] alone, and
-//! holds the counts against `benches/instructions.json`. The cases use no clock, no thread and no seed but their own.
+//! `cargo xtask instructions` runs each case under callgrind, collecting only inside [`measured`], and compares the counts
+//! with `benches/instructions.json`. The cases use no clock, no threads and only fixed seeds.
 
 mod core;
 mod plugin;
@@ -9,10 +9,10 @@ mod steps;
 
 use std::process::ExitCode;
 
-/// Records of a case.
+/// Records per case.
 const RECORDS: i64 = 10_000;
 
-/// A case by name, and what it runs.
+/// Name and function of a case.
 type Case = (&'static str, fn());
 
 const CASES: [Case; 6] = [
@@ -24,7 +24,7 @@ const CASES: [Case; 6] = [
     ("core", core::whole),
 ];
 
-/// The only place that callgrind counts; its name is what `--toggle-collect` matches.
+/// The only function in which callgrind collects; `--toggle-collect` matches its name.
 #[inline(never)]
 fn measured<R>(work: impl FnOnce() -> R) -> R {
     work()

@@ -1,4 +1,4 @@
-//! The call of a native plugin.
+//! Calls into a native plugin.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sluicegate_runtime::{
 
 use crate::{RECORDS, measured};
 
-/// Records of a call.
+/// Records per call.
 const CALL: usize = 250;
 
 struct Silent;
@@ -23,7 +23,7 @@ impl HostServices for Silent {
     fn metric(&self, _kind: MetricKind, _name: &str, _value: f64) {}
 }
 
-/// The library of the handler that does nothing: beside this program.
+/// The library of the `noop` handler, next to this program.
 fn library() -> PathBuf {
     let own = std::env::current_exe().expect("this program's file");
     own.with_file_name(format!(
@@ -33,7 +33,7 @@ fn library() -> PathBuf {
     ))
 }
 
-/// Calls through the ABI into a handler that does nothing, 250 records a call.
+/// Calls through the ABI into the `noop` handler, with 250 records per call.
 pub(crate) fn abi_call() {
     let cache = std::env::temp_dir().join(format!("instructions-{}", std::process::id()));
     std::fs::create_dir_all(&cache).expect("a folder for the copy");

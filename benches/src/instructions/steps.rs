@@ -1,4 +1,4 @@
-//! Single steps: routing a record, and what the ledger does with an offset.
+//! Single steps: routing a record, and tracking an offset in the ledger.
 
 use std::hint::black_box;
 
@@ -11,7 +11,7 @@ use crate::{RECORDS, measured};
 
 const CARRIERS: [&str; 10] = ["AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO"];
 
-/// A block of one header `carrier` in Kafka's format: count, then name and value with their lengths, as zigzag numbers.
+/// A block with one header `carrier` in Kafka's format: count, then name and value with their lengths, as zigzag varints.
 pub(crate) fn headers(carrier: &str) -> Vec<u8> {
     let mut block = vec![2];
     for part in ["carrier", carrier] {
@@ -21,7 +21,7 @@ pub(crate) fn headers(carrier: &str) -> Vec<u8> {
     block
 }
 
-/// Ten handlers that each want the records of one carrier.
+/// Ten handlers, each matching the records of one carrier.
 pub(crate) fn index() -> std::sync::Arc<RoutingIndex> {
     let routes = CARRIERS.iter().enumerate().map(|(place, carrier)| {
         let when = Predicate::Header {

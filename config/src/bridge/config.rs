@@ -1,4 +1,4 @@
-//! The bridge's config: a file of its own for `sluicegate bridge`, or the block `bridge:` of the service.
+//! Config of the bridge: a file of its own for `sluicegate bridge`, or the block `bridge:` of the service config.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,15 +23,15 @@ pub struct BridgeConfig {
     pub etcd: EtcdSettings,
     /// The other side.
     pub zookeeper: ZooKeeperSettings,
-    /// Whose value wins a conflict.
+    /// The side whose value wins a conflict.
     pub preferred_side: Side,
-    /// What the notes of this pair stand under.
+    /// Directory of this pair's sync state below `state_prefix`.
     pub name: String,
-    /// What all notes stand below, in etcd.
+    /// Prefix in etcd of the sync state of all pairs.
     pub state_prefix: String,
-    /// Every key is looked at again this often, give or take a fifth.
+    /// Period of a full comparison of all keys, with ±20 % jitter.
     pub resync_interval: Duration,
-    /// Where its admin HTTP listens.
+    /// Listen address of the admin HTTP server.
     pub admin: SocketAddr,
 }
 
@@ -53,10 +53,10 @@ static NAME: TextRule = TextRule {
 };
 
 static ADMIN: SectionType = SectionType {
-    doc: "The bridge's own admin HTTP: health, metrics and its report.",
+    doc: "The bridge's own admin HTTP server: health, metrics and status.",
     fields: &[Field {
         name: "listen",
-        doc: "Address and port; port 0 takes any free one.",
+        doc: "Listen address and port; port 0 selects a free port.",
         kind: FieldType::Text(&ADDRESS),
         need: Presence::Default("127.0.0.1:9601"),
     }],
@@ -65,7 +65,7 @@ static ADMIN: SectionType = SectionType {
 
 const ETCD_FIELD: Field = Field {
     name: "etcd",
-    doc: "One side; the notes stand here too.",
+    doc: "One side; also stores the sync state.",
     kind: FieldType::Object(&ETCD),
     need: Presence::Required,
 };
@@ -79,7 +79,7 @@ const ZOOKEEPER_FIELD: Field = Field {
 
 const PREFERRED_SIDE_FIELD: Field = Field {
     name: "preferred_side",
-    doc: "Whose value stands when both sides changed a key.",
+    doc: "Side whose value wins when both sides changed a key.",
     kind: FieldType::Choice {
         words: words::<Side>,
         later: &[],
@@ -89,21 +89,21 @@ const PREFERRED_SIDE_FIELD: Field = Field {
 
 const NAME_FIELD: Field = Field {
     name: "name",
-    doc: "What the pair's notes stand under: the same for every bridge of the pair, another for each pair. Made of prefix and root unless set.",
+    doc: "Identifies the pair's sync state: the same for every bridge of the pair, different for each pair. Derived from prefix and root unless set.",
     kind: FieldType::Text(&NAME),
     need: Presence::Optional,
 };
 
 const STATE_PREFIX_FIELD: Field = Field {
     name: "state_prefix",
-    doc: "What all notes stand below, in etcd.",
+    doc: "Prefix of the sync state in etcd.",
     kind: FieldType::Text(&ABSOLUTE),
     need: Presence::Default("/sluicegate/bridge"),
 };
 
 const RESYNC_INTERVAL_FIELD: Field = Field {
     name: "resync_interval",
-    doc: "Every key is looked at again this often, give or take a fifth.",
+    doc: "Period of a full comparison of all keys, with ±20 % jitter.",
     kind: FieldType::Duration {
         min: Duration::from_millis(100),
         max: Duration::from_secs(3_600),
@@ -113,14 +113,14 @@ const RESYNC_INTERVAL_FIELD: Field = Field {
 
 const ADMIN_FIELD: Field = Field {
     name: "admin",
-    doc: "The bridge's own admin HTTP.",
+    doc: "The bridge's own admin HTTP server.",
     kind: FieldType::Object(&ADMIN),
     need: Presence::Default("{}"),
 };
 
 /// `bridge:` of the service config.
 pub(crate) static BRIDGE: SectionType = SectionType {
-    doc: "A bridge that keeps an etcd prefix and a ZooKeeper tree equal.",
+    doc: "A bridge that replicates control keys between an etcd prefix and a ZooKeeper tree.",
     fields: &[
         ETCD_FIELD,
         ZOOKEEPER_FIELD,
@@ -157,7 +157,7 @@ pub(crate) static BRIDGE_FILE: SectionType = SectionType {
 /// Reads the config of `sluicegate bridge` in `file`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems found in it.
 pub fn load_bridge_config(
     file: &Path,
     environment: &Environment,
@@ -165,10 +165,10 @@ pub fn load_bridge_config(
     read_bridge_config(&read_given_text(file)?, Some(file), environment)
 }
 
-/// Reads the config of `sluicegate bridge` from its text; relative paths begin at the folder of `file`.
+/// Reads the config of `sluicegate bridge` from its text; relative paths start at the directory of `file`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems found in it.
 pub fn read_bridge_config(
     text: &str,
     file: Option<&Path>,
@@ -212,8 +212,9 @@ impl BridgeConfig {
             ("members_prefix", &etcd.members_prefix),
         ] {
             if is_within(&state_prefix, taken) || is_within(taken, &state_prefix) {
-                let message =
-                    format!("overlaps `etcd.{what}`, {taken}; notes need a place of their own");
+                let message = format!(
+                    "overlaps `etcd.{what}`, {taken}; the sync state needs a prefix of its own"
+                );
                 let path = section.path_of("state_prefix");
                 checker.report(section.place_of("state_prefix"), &path, message);
             }
@@ -229,7 +230,7 @@ impl BridgeConfig {
         })
     }
 
-    /// The defaults for two stores, for embedding programs and tests.
+    /// Defaults for two stores, for embedding programs and tests.
     #[must_use]
     pub fn new(etcd: EtcdSettings, zookeeper: ZooKeeperSettings) -> Self {
         Self {
@@ -249,24 +250,24 @@ impl BridgeConfig {
     /// [`StoreError`] for TLS files that cannot be used.
     pub fn open(&self) -> Result<BridgeStores, StoreError> {
         let below = format!("{}/{}", self.state_prefix, self.name);
-        let notes = EtcdSettings {
+        let state = EtcdSettings {
             prefix: below.clone(),
             paths: PathMap::etcd(),
             ..self.etcd.clone()
         };
-        let notes: Arc<dyn Store> = notes.open()?;
+        let state: Arc<dyn Store> = state.open()?;
         Ok(BridgeStores {
-            // A mark has it as one word.
+            // The mark stores the name as one whitespace-free word.
             name: below.replace(char::is_whitespace, "_"),
             sides: Pair {
                 etcd: self.etcd.open()?,
                 zookeeper: self.zookeeper.open()?,
             },
-            notes,
+            state,
         })
     }
 
-    /// How a bridge of this config works; each call gives it another id.
+    /// Runtime settings of a bridge with this config; each call generates a new bridge id.
     #[must_use]
     pub fn settings(&self) -> BridgeSettings {
         BridgeSettings {
@@ -279,7 +280,7 @@ impl BridgeConfig {
     }
 }
 
-/// `/plugins` and `/a/b` make `plugins~a.b`.
+/// Derives the default pair name: `/plugins` and `/a/b` give `plugins~a.b`.
 fn pair_name(prefix: &str, root: &str) -> String {
     let part = |path: &str| {
         let letters = path.trim_matches('/').chars().map(|c| match c {
@@ -308,7 +309,7 @@ mod tests {
     const BLOCK: &str = "etcd: { endpoints: [\"http://127.0.0.1:2379\"] }\nzookeeper: { servers: \"127.0.0.1:2181\", root: /a/b }\n";
 
     #[test]
-    fn a_block_of_two_stores_is_enough() {
+    fn a_block_with_only_two_stores_gets_the_defaults() {
         let config = read(BLOCK).unwrap();
         let mut expected = BridgeConfig::new(
             EtcdSettings::new(&["http://127.0.0.1:2379"]),
@@ -320,11 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_what_to_do() {
+    fn a_bad_config_is_rejected_with_the_remedy() {
         for (more, reason) in [
             ("preferred_side: both\n", "etcd"),
-            ("state_prefix: /plugins/notes\n", "a place of their own"),
-            ("state_prefix: /sluicegate\n", "a place of their own"),
+            ("state_prefix: /plugins/state\n", "a prefix of its own"),
+            ("state_prefix: /sluicegate\n", "a prefix of its own"),
             ("name: ../x\n", "letters, digits"),
             ("admin: { listen: nowhere }\n", "127.0.0.1:9600"),
             ("prefered_side: etcd\n", "preferred_side"),

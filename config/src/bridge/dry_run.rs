@@ -1,4 +1,4 @@
-//! What a bridge would do now, without doing it.
+//! Computes what a bridge would do now, without doing it.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,20 +11,20 @@ use super::pair::{PairCheck, PairRecord, check_pair};
 use super::{Ages, BridgeStores, Pair, Side, SyncState};
 use crate::store::{ControlKey, StoreError, Tree};
 
-/// What would happen to one key; keys that would be left as they are have none.
+/// What would happen to one key. Keys that would stay unchanged have no entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DryRun {
     /// The key.
     pub key: String,
-    /// The side that would be written, or where a refused value stands.
+    /// The side that would be written, or that holds a refused value.
     pub side: Side,
-    /// Where, for people.
+    /// The place there, for messages.
     pub place: String,
     /// What would happen there.
     pub step: DryRunStep,
     /// Whether this overrules a change of that side.
     pub conflict: bool,
-    /// Why a value is refused.
+    /// Why the value is refused; empty otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
@@ -37,20 +37,22 @@ pub enum DryRunStep {
     Write,
     /// The key would be deleted.
     Delete,
-    /// The value is not valid, and would not cross.
+    /// The value is invalid and would not be copied.
     Refuse,
 }
 
-/// What a bridge would do.
+/// Result of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rehearsal {
-    /// What it would do to each key, by key. Where `halt` says why it would not: what it would do with `--allow-mass-delete`.
+pub struct DryRunReport {
+    /// One step per key that would change, sorted by key. If `halt` is set, the steps are those of a run with
+    /// `--allow-mass-delete`.
     pub steps: Vec<DryRun>,
-    /// Why it would carry nothing across.
+    /// Why the bridge would halt; `None` if it would run.
     pub halt: Option<Halt>,
 }
 
-/// Reads both sides and says what a bridge would do that may take over the sides `accepted`, if they are foreign.
+/// Reads both sides and computes what a bridge would do. `accepted` names the sides that may be taken over if they are
+/// foreign.
 ///
 /// # Errors
 /// [`StoreError`] when a store does not answer.
@@ -58,44 +60,44 @@ pub fn dry_run(
     stores: &BridgeStores,
     preferred_side: Side,
     accepted: Pair<bool>,
-) -> Result<Rehearsal, StoreError> {
-    let notes = stores.notes.list()?;
+) -> Result<DryRunReport, StoreError> {
+    let state = stores.state.list()?;
     let sides = Pair {
         etcd: stores.sides.etcd.list()?,
         zookeeper: stores.sides.zookeeper.list()?,
     };
     let both = Pair::from_fn(|side| sides.of(side));
-    let pair = match check_pair(&stores.name, &notes, &both, false, accepted, 0) {
+    let pair = match check_pair(&stores.name, &state, &both, false, accepted, 0) {
         PairCheck::Fits(record) => record,
         PairCheck::Renew(renewal) => renewal.record().clone(),
         foreign @ PairCheck::Foreign(_) => {
             let address = |side| stores.sides.of(side).address();
-            return Ok(Rehearsal {
+            return Ok(DryRunReport {
                 steps: Vec::new(),
                 halt: Halt::of(&foreign, address),
             });
         }
     };
-    let rehearsing = Rehearsing {
+    let context = DryRunContext {
         stores,
         preferred_side,
-        notes,
+        state,
         sides,
         pair,
     };
-    Ok(rehearsing.run())
+    Ok(context.run())
 }
 
-struct Rehearsing<'a> {
+struct DryRunContext<'a> {
     stores: &'a BridgeStores,
     preferred_side: Side,
-    notes: Tree,
+    state: Tree,
     sides: Pair<Tree>,
     pair: PairRecord,
 }
 
-impl Rehearsing<'_> {
-    fn run(&self) -> Rehearsal {
+impl DryRunContext<'_> {
+    fn run(&self) -> DryRunReport {
         let keys: BTreeSet<&ControlKey> = Side::BOTH
             .iter()
             .flat_map(|side| self.sides.of(*side).entries.keys())
@@ -104,13 +106,13 @@ impl Rehearsing<'_> {
         let mut steps = Vec::new();
         let mut absences = Pair::<Absences>::default();
         for key in keys {
-            let note = self.note(key);
-            let was_held = note.as_ref().is_some_and(|note| note.value.is_some());
+            let sync = self.sync(key);
+            let was_held = sync.as_ref().is_some_and(|sync| sync.value.is_some());
             if was_held {
                 absences.etcd.known += 1;
                 absences.zookeeper.known += 1;
             }
-            let step = self.step(key, note.as_ref());
+            let step = self.step(key, sync.as_ref());
             if let Some(step) = &step
                 && step.step == DryRunStep::Delete
                 && was_held
@@ -119,24 +121,24 @@ impl Rehearsing<'_> {
             }
             steps.extend(step);
         }
-        let braked = Side::BOTH
+        let halted_side = Side::BOTH
             .into_iter()
             .find(|side| absences.of(*side).are_many());
-        let halt = braked.map(|side| Halt::MassDelete {
+        let halt = halted_side.map(|side| Halt::MassDelete {
             side,
             store: self.stores.sides.of(side).address(),
             absent: absences.of(side).absent,
             known: absences.of(side).known,
         });
-        Rehearsal { steps, halt }
+        DryRunReport { steps, halt }
     }
 
-    fn note(&self, key: &ControlKey) -> Option<SyncState> {
-        let note = self.notes.get(key);
-        note.and_then(|entry| SyncState::from_json(&entry.value))
+    fn sync(&self, key: &ControlKey) -> Option<SyncState> {
+        let sync = self.state.get(key);
+        sync.and_then(|entry| SyncState::from_json(&entry.value))
     }
 
-    fn step(&self, key: &ControlKey, note: Option<&SyncState>) -> Option<DryRun> {
+    fn step(&self, key: &ControlKey, sync: Option<&SyncState>) -> Option<DryRun> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let places = Pair::from_fn(|side| self.stores.sides.of(side).locate(key));
@@ -146,8 +148,8 @@ impl Rehearsing<'_> {
             entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
             revisions: Pair::from_fn(|side| self.sides.of(side).revision),
             deleted: Pair::default(),
-            note,
-            ages: &Ages::as_told(note, now_ms),
+            sync,
+            ages: &Ages::as_recorded(sync, now_ms),
             forget: false,
             pair: &self.pair,
             fresh: true,
@@ -165,7 +167,7 @@ impl Rehearsing<'_> {
                 let problems = problems.collect();
                 (refusal.side, DryRunStep::Refuse, false, problems)
             }
-            // Another bridge is at the key, or both sides are equal.
+            // Another bridge is writing the key, or both sides are equal.
             _ => return None,
         };
         Some(DryRun {

@@ -1,4 +1,4 @@
-//! Why a bridge carries nothing across although both stores answer, and the brake on deletes.
+//! Reasons for which a bridge halts although both stores answer, and the limit on mass deletes.
 
 use std::fmt;
 
@@ -6,52 +6,53 @@ use super::pair::Foreign;
 use super::{Pair, PairCheck, Side};
 use crate::store::StoreAddress;
 
-/// More keys than this that a listing finds missing stop the bridge.
-const MOST_ABSENT: usize = 20;
-/// From this many keys on, the bridge also stops when over half of them are missing.
-const HALF_OF: usize = 4;
+/// A listing that finds more keys missing than this halts the bridge.
+const MAX_ABSENT: usize = 20;
+/// From this many known keys on, the bridge also halts when more than half of them are missing.
+const MIN_KNOWN_FOR_HALF: usize = 4;
 
-/// Why a bridge stands still.
+/// Why a bridge is halted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Halt {
-    /// A side is not the one that the notes are about.
+    /// A side is not the store that the sync state is about.
     Foreign {
         /// What differs, and on which side.
         foreign: Vec<Foreign>,
-        /// Where the sides are.
+        /// The addresses of the sides.
         stores: Pair<StoreAddress>,
     },
-    /// A listing found so many keys missing that they look lost and not deleted.
+    /// A listing found so many keys missing that they look lost rather than deleted.
     MassDelete {
         /// The side that lacks them.
         side: Side,
-        /// Where it is.
+        /// Its address.
         store: StoreAddress,
-        /// How many.
+        /// How many keys are missing.
         absent: usize,
-        /// Of how many.
+        /// How many keys both sides held.
         known: usize,
     },
 }
 
-/// Keys that both sides held.
+/// Counts of keys that both sides held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Absences {
-    /// Those that one side lacks now, though no watch saw them being deleted.
+    /// Keys that one side lacks now although no watch saw a delete.
     pub(super) absent: usize,
-    /// All of them.
+    /// All keys that both sides held.
     pub(super) known: usize,
 }
 
 impl Absences {
-    /// Whether the brake holds them.
+    /// Whether so many are missing that the bridge must halt.
     pub(super) fn are_many(self) -> bool {
-        self.absent > MOST_ABSENT || (self.known >= HALF_OF && self.absent * 2 > self.known)
+        self.absent > MAX_ABSENT
+            || (self.known >= MIN_KNOWN_FOR_HALF && self.absent * 2 > self.known)
     }
 }
 
 impl Halt {
-    /// Of a pair with a side that is foreign; `None` for any other finding.
+    /// The halt for a pair with a foreign side; `None` for any other result.
     pub(super) fn of(check: &PairCheck, addresses: impl Fn(Side) -> StoreAddress) -> Option<Self> {
         match check {
             PairCheck::Foreign(foreign) => Some(Self::Foreign {
@@ -63,23 +64,23 @@ impl Halt {
     }
 }
 
-/// What to do about a side that is not the one of the notes.
+/// The remedy for one foreign side.
 fn answer(side: Side) -> String {
     let other = side.other();
     format!(
-        "If {side} was emptied, restored, set up anew or moved, or other `paths` are meant, run `sluicegate bridge -c CONFIG \
-         --accept-store {side}` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled: what {other} holds then travels to {side}, what {side} lacks is deleted nowhere, \
-         and what only {side} has is copied; with `--dry-run` it shows what it would write"
+        "If {side} was emptied, restored, recreated or moved, or its `paths` were changed on purpose, run `sluicegate bridge -c CONFIG \
+         --accept-store {side}` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled: values of {other} are then written to {side}, keys that {side} lacks are not deleted, \
+         and keys that only {side} has are copied to {other}; `--dry-run` shows what it would write"
     )
 }
 
-/// What to do where neither side is that of the notes.
-const ANSWER_BOTH: &str = "If that is so because both were emptied, restored, set up anew or moved, or other `paths` are meant, run `sluicegate bridge -c CONFIG \
-                           --accept-store etcd --accept-store zookeeper` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled: nothing \
-                           is deleted, what one side lacks is copied to it, and where both hold a key the preferred side's value \
-                           stands; with `--dry-run` it shows what it would write";
+/// The remedy where both sides are foreign.
+const ANSWER_BOTH: &str = "If both were emptied, restored, recreated or moved, or their `paths` were changed on purpose, run `sluicegate bridge -c CONFIG \
+                           --accept-store etcd --accept-store zookeeper` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled: nothing \
+                           is deleted, keys that one side lacks are copied to it, and where both hold a key the preferred side's value \
+                           wins; `--dry-run` shows what it would write";
 
-/// All that differs, and what to do about the whole of it.
+/// Writes all differences, then the remedy for the whole.
 fn write_foreign(
     f: &mut fmt::Formatter<'_>,
     foreign: &[Foreign],
@@ -92,11 +93,11 @@ fn write_foreign(
     f.write_str("nothing is written or deleted. If the config names the wrong servers")?;
     let is_either = |one: &Foreign| matches!(one, Foreign::Apart { .. } | Foreign::Named { .. });
     if foreign.iter().any(is_either) {
-        f.write_str(", or another bridge has the same root, mend that. ")?;
+        f.write_str(", or another bridge uses the same root, correct that. ")?;
         let (restored, moved) = (answer(Side::Etcd), answer(Side::ZooKeeper));
         return write!(f, "{restored}. {moved}");
     }
-    f.write_str(", mend it. ")?;
+    f.write_str(", correct it. ")?;
     let sides = Side::BOTH.into_iter().filter(|side| {
         (foreign.iter()).any(|one| one.is_answered_by(Pair::from_fn(|of| of == *side)))
     });
@@ -105,7 +106,7 @@ fn write_foreign(
         _ => f.write_str(ANSWER_BOTH)?,
     }
     if (foreign.iter()).any(|one| matches!(one, Foreign::Store { .. })) {
-        f.write_str(". If this is another pair, give it a `name` of its own")?;
+        f.write_str(". If this is a different pair, give it a `name` of its own")?;
     }
     Ok(())
 }
@@ -116,19 +117,23 @@ fn write_difference(
     stores: &Pair<StoreAddress>,
 ) -> fmt::Result {
     match foreign {
-        Foreign::Store { side, noted, found } => {
+        Foreign::Store {
+            side,
+            recorded,
+            found,
+        } => {
             let store = stores.of(*side);
             let found = found.as_deref().unwrap_or("empty, without its root");
             write!(
                 f,
-                "{store} is not the store that this pair was bridged with: it is {found}, and the notes are about {noted}"
+                "{store} is not the store that this pair was bridged with: it is {found}, but the sync state is about {recorded}"
             )
         }
         Foreign::Unmarked { side, pair } => {
             let store = stores.of(*side);
             write!(
                 f,
-                "{store} does not carry the mark of this pair any more, {pair} at `.bridge`: it was emptied, is of a time before \
+                "{store} does not carry the mark of this pair, {pair}, at `.bridge`: it was emptied, it was restored from before \
                  the pair was joined, or the mark was deleted"
             )
         }
@@ -137,20 +142,20 @@ fn write_difference(
                 Some(pair) => format!("carries the mark of the pair {pair}"),
                 None => "carries the mark of a pair".to_owned(),
             };
-            let noted = match etcd {
-                Some(pair) => format!("the notes in etcd are those of the pair {pair}"),
-                None => "there are no notes of it in etcd".to_owned(),
+            let recorded = match etcd {
+                Some(pair) => format!("the sync state in etcd is that of the pair {pair}"),
+                None => "etcd holds no sync state of it".to_owned(),
             };
             write!(
                 f,
-                "{} and {} do not belong together: the first {marked} at `.bridge`, and {noted}",
+                "{} and {} do not belong together: the first {marked} at `.bridge`, and {recorded}",
                 stores.zookeeper, stores.etcd
             )
         }
         Foreign::Named { pair, name } => write!(
             f,
-            "{} and {} are already bridged with each other, as the pair {pair} whose notes stand below {name:?}; `name` and \
-             `state_prefix` of this config lead elsewhere: with those of the others this is a bridge of that pair",
+            "{} and {} are already bridged with each other, as the pair {pair}, whose sync state is stored below {name:?}; `name` and \
+             `state_prefix` of this config point elsewhere: use those of the other bridges to join that pair",
             stores.zookeeper, stores.etcd
         ),
     }
@@ -168,9 +173,9 @@ impl fmt::Display for Halt {
             } => write!(
                 f,
                 "{absent} of {known} keys that both sides held are missing in {store}, and no watch saw them being deleted: \
-                 they look lost; nothing is written or deleted. Put them back there. If they were deleted on purpose, run \
-                 `sluicegate bridge -c CONFIG --allow-mass-delete` in the place of this bridge, or beside it with another `admin.listen`, until `bridge status` says that all is settled; with `--dry-run` it \
-                 shows what would go from {}",
+                 they look lost; nothing is written or deleted. Restore them there. If they were deleted on purpose, run \
+                 `sluicegate bridge -c CONFIG --allow-mass-delete` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled; `--dry-run` \
+                 shows what would be deleted from {}",
                 side.other()
             ),
         }
@@ -182,11 +187,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brake_holds_more_than_twenty_and_more_than_half_of_four() {
+    fn more_than_twenty_or_over_half_of_at_least_four_missing_keys_halt_the_bridge() {
         let many = |absent, known| Absences { absent, known }.are_many();
         assert!(!many(20, 1_000) && many(21, 1_000));
         assert!(!many(2, 4) && many(3, 4) && many(4, 4));
-        assert!(!many(3, 3), "three keys are deleted by hand");
+        assert!(!many(3, 3), "three keys may be deleted by hand");
         assert!(!many(10, 20) && many(11, 20));
     }
 }

@@ -1,25 +1,25 @@
-//! The marks that bridges leave on both sides, so that each side tells to which pair it belongs.
+//! The marks that bridges leave on both sides, by which each side identifies its pair.
 //!
 //! | side | at `.bridge` |
 //! |---|---|
-//! | ZooKeeper | `7 5 ID`: the mark, from which one on absences there count, and the one pair that it belongs to |
-//! | etcd | `ID NAME` a line: the pairs that it belongs to, and what their notes stand below. It can be a side of several |
+//! | ZooKeeper | `7 5 ID`: the mark, the mark from which on missing keys count as deleted, and the one pair that it belongs to |
+//! | etcd | one `ID NAME` line per pair that it belongs to, with the name below which that pair's sync state is stored |
 //!
-//! What is none of this counts as nothing.
+//! Anything else is treated as no mark.
 
 use crate::store::{ControlKey, Tree};
 
-/// No bridge comes to this mark: what is beyond it was not written by one.
-pub(super) const MOST_MARK: u64 = 1 << 53;
+/// Marks at or beyond this value are ignored: no bridge ever counts so far.
+pub(super) const MAX_MARK: u64 = 1 << 53;
 
-/// What stands in ZooKeeper.
+/// The mark in ZooKeeper.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     /// The number; 0 for none.
     pub(super) number: u64,
-    /// From which number on absences there count.
+    /// From this number on, missing keys count as deleted there.
     pub(super) since: u64,
-    /// The pair; `None` also for a mark that is from before pairs had ids.
+    /// The pair; `None` also for a mark from before pairs had ids.
     pub(super) pair: Option<String>,
 }
 
@@ -28,7 +28,7 @@ impl Mark {
     pub(super) fn of(tree: &Tree) -> Self {
         let mut words = text(tree).split_whitespace();
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
-        let mark = number().filter(|mark| *mark < MOST_MARK).unwrap_or(0);
+        let mark = number().filter(|mark| *mark < MAX_MARK).unwrap_or(0);
         let since = number().unwrap_or(0).min(mark);
         Self {
             number: mark,
@@ -37,12 +37,12 @@ impl Mark {
         }
     }
 
-    /// Whether a bridge has left it.
-    pub(super) fn is_there(&self) -> bool {
+    /// Whether a bridge has written one.
+    pub(super) fn exists(&self) -> bool {
         self.number > 0 || self.pair.is_some()
     }
 
-    /// As it is written.
+    /// Its text form.
     pub(super) fn to_text(&self) -> String {
         let pair = self.pair.as_deref().unwrap_or_default();
         format!("{} {} {pair}", self.number, self.since)
@@ -54,7 +54,7 @@ impl Mark {
 pub(super) struct Membership {
     /// The pair.
     pub(super) id: String,
-    /// What its notes stand below; `None` where that was not written down yet.
+    /// The name below which its sync state is stored; `None` where it was not recorded yet.
     pub(super) name: Option<String>,
 }
 
@@ -72,7 +72,7 @@ impl Membership {
             .collect()
     }
 
-    /// That of the pair `id` in etcd's tree.
+    /// The membership in pair `id`, from etcd's tree.
     pub(super) fn of(tree: &Tree, id: &str) -> Option<Self> {
         Self::all_of(tree).into_iter().find(|one| one.id == id)
     }

@@ -1,17 +1,18 @@
-//! The bridge: keeps the control keys of an etcd prefix and of a ZooKeeper tree equal, both ways.
+//! The bridge: replicates control keys between an etcd prefix and a ZooKeeper tree, in both directions.
 //!
 //! ```text
-//!   etcd ──watch──┐                                   ┌─► announce the write in the note   (compare-and-set)
-//!   ZooKeeper ────┼─► views ─► decide (pure) ─► Transfer ─► write the other side           (compare-and-set)
-//!   notes ────────┘      ▲         │                  └─► note what both sides hold now    (compare-and-set)
-//!                        └ confirm: read both sides anew before anything is deleted or overruled,
-//!                                    and stop where one is another store, or lacks so much that it looks lost
+//!   etcd ──watch──┐                                   ┌─► announce the write in the sync state   (compare-and-set)
+//!   ZooKeeper ────┼─► views ─► decide (pure) ─► Transfer ─► write the other side                 (compare-and-set)
+//!   sync state ───┘      ▲         │                  └─► record what both sides hold now        (compare-and-set)
+//!                        └ confirm: re-read both sides before a delete or an overruling write; halt if a side is
+//!                                    a different store, or lacks so many keys that they look lost
 //! ```
 //!
-//! A key's note says what both sides last held, by which revision on each, and which writes are under way. It stands in a
-//! store that every bridge of the pair shares, so a bridge that starts again, or a second one, knows what the first one
-//! knew: an echo is no change, and what was deleted does not come back. Two bridges never write one key at once as long as
-//! both are alive; whoever finds an announcement that is too old takes over and takes the announced value for an echo.
+//! The sync state of a key records the value that both sides last held, its revision on each side, and the writes under
+//! way. It is stored where every bridge of the pair reads it, so a restarted or second bridge continues from what the
+//! first one recorded: an echo is not a change, and a deleted key does not come back. Two live bridges never write the
+//! same key at once. A bridge that finds an expired announcement takes the write over and treats the announced value as
+//! an echo.
 
 mod config;
 mod decide;
@@ -32,7 +33,7 @@ pub(crate) use config::BRIDGE;
 pub(crate) use config::BRIDGE_FILE;
 pub use config::{BridgeConfig, load_bridge_config, read_bridge_config};
 pub use decide::{Decision, KeyState, Refusal, decide};
-pub use dry_run::{DryRun, DryRunStep, Rehearsal, dry_run};
+pub use dry_run::{DryRun, DryRunReport, DryRunStep, dry_run};
 pub use halt::Halt;
 pub use pair::{Foreign, PairCheck, PairRecord, TakenOver, check_pair};
 pub use renewal::Renewal;

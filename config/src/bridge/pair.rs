@@ -1,77 +1,76 @@
-//! Whether the two stores are still those that the notes are about, and whether one of them went back to an earlier state.
+//! Checks that both stores are still those that the sync state is about, and whether one reverted to an earlier state.
 //!
 //! ```text
-//!  record, in etcd beside the notes:  pair ID, which stores, mark 7, absences in ZooKeeper count from mark 5 on
-//!  mark, in ZooKeeper:                7 5 ID lower: ZooKeeper went back    higher: etcd did, with record and notes
-//!  mark, in etcd beside the keys:     ID NAME  another ID, or none: the sides do not belong together
-//!  a note:                            mark 6: when it was written, ZooKeeper had seen mark 6
+//!  record, in etcd next to the sync state:  pair ID, the stores, mark 7, missing keys in ZooKeeper count from mark 5 on
+//!  mark, in ZooKeeper:                      7 5 ID   lower: ZooKeeper reverted   higher: etcd did, with record and sync state
+//!  mark, in etcd next to the keys:          ID NAME  different ID, or none: the sides do not belong together
+//!  sync state of a key:                     mark 6: when it was written, ZooKeeper had seen mark 6
 //! ```
 //!
-//! A key that is noted and not there was deleted, or lost with the state of its store. Revisions alone do not tell: a store
-//! that was restored counts on from its backup, and passes what was noted. So bridges leave a growing mark in ZooKeeper and
-//! remember it in etcd. Where both differ, one of them went back to an earlier state; then no absence there is a delete until
-//! its key was noted again. The notes stand in the etcd that is kept equal, and go back with it. What the record says of
-//! ZooKeeper goes back with them, so ZooKeeper has that too: the second number.
+//! A key that is recorded but missing was deleted, or lost with the state of its store. Revisions alone cannot tell: a
+//! restored store counts on from its backup and passes the recorded revision. Bridges therefore write a growing mark to
+//! ZooKeeper and record it in etcd. If the two differ, one store reverted to an earlier state; no key missing there
+//! counts as deleted until the key was recorded again. The sync state is stored in the replicated etcd and reverts with
+//! it. So does the record's knowledge of ZooKeeper, which is why ZooKeeper carries it too: the second number.
 //!
-//! Which store it is, a side says by its identity, and to which pair it belongs by its mark. Where either is not as noted,
-//! nothing crosses until somebody says which side is to be taken over ([`Foreign::is_answered_by`]). A side that is taken over
-//! counts as gone back: what stands there is no edit and gives way to what the other side holds, and what it lacks was not
-//! deleted.
+//! A side identifies its store by its identity and its pair by its mark. If either differs from the record, nothing is
+//! copied until an operator says which side to take over ([`Foreign::is_answered_by`]). A side that is taken over
+//! counts as reverted: its values are not edits and yield to the other side, and keys that it lacks were not deleted.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::mark::{MOST_MARK, Mark, Membership, new_id};
+use super::mark::{MAX_MARK, Mark, Membership, new_id};
 use super::renewal::Renewal;
 use super::{Pair, Side, SyncState};
 use crate::store::{ControlKey, Tree};
 
-/// The side that is marked with numbers: the one where the notes do not stand.
+/// The side that carries the numbered mark: the one that does not store the sync state.
 pub(super) const MARKED: Side = Side::ZooKeeper;
 
-/// What the bridges of a pair know of its stores.
+/// What the bridges of a pair know about its stores.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairRecord {
-    /// The pair's id, which both sides carry; `None` until it was first joined.
+    /// The pair's id, which both sides carry; `None` until the pair was first joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The id that is about to be written to both sides: until that is done they may carry either or none.
+    /// The id about to be written to both sides: until that is done they may carry either id or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_id: Option<String>,
-    /// Which stores the notes are about, as [`Tree::identity`] names them; `None` where nothing told yet.
+    /// The identities ([`Tree::identity`]) of the stores that the sync state is about; `None` while unknown.
     pub stores: Pair<Option<String>>,
-    /// The mark that stands in ZooKeeper.
+    /// The mark in ZooKeeper.
     pub mark: u64,
-    /// The mark that is about to be written there.
+    /// The mark about to be written there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
-    /// A key that is missing on a side was deleted there only if its note has this mark or a later one.
+    /// A key missing on a side counts as deleted only if its sync state has this mark or a later one.
     pub trusted_from: Pair<u64>,
-    /// The revision of a side when it was last found to have gone back: what is no later stood in its earlier state.
+    /// The revision of a side when it was last found to have reverted: anything no later belongs to its earlier state.
     #[serde(default)]
     pub went_back_at: Pair<u64>,
-    /// How a side stood when it was taken over for one that the notes do not know.
+    /// How a side joined as a store unknown to the sync state.
     #[serde(default)]
     pub taken_over: Pair<Option<TakenOver>>,
 }
 
-/// A side as it was taken over.
+/// A side at the moment when it joined as an unknown store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakenOver {
-    /// Its revision then: what is no later is no edit.
+    /// Its revision then: values no later than this are not edits.
     pub at: u64,
-    /// Notes of an earlier mark know another store.
+    /// Sync state of an earlier mark is about a different store.
     pub mark: u64,
-    /// Whether that gives way to what the other side holds, whichever side is preferred.
+    /// Whether its values from then yield to the other side, whichever side is preferred.
     pub yields: bool,
 }
 
 impl PairRecord {
-    /// The record in a tree of notes; bytes that are none count as nothing.
+    /// The record in the tree of the state store; unreadable bytes count as no record.
     #[must_use]
-    pub fn of(notes: &Tree) -> Option<Self> {
-        let entry = notes.get(&ControlKey::Bridge)?;
+    pub fn of(state: &Tree) -> Option<Self> {
+        let entry = state.get(&ControlKey::Bridge)?;
         serde_json::from_slice(&entry.value).ok()
     }
 
@@ -80,29 +79,29 @@ impl PairRecord {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// How `side` was taken over, unless `note` is from after that: what an earlier one, or none, says of revisions there is
-    /// about another store.
-    pub(super) fn unknown(&self, side: Side, note: Option<&SyncState>) -> Option<&TakenOver> {
+    /// How `side` joined as an unknown store, unless `sync` was written after that. Revisions in earlier sync state, or
+    /// in none, are about a different store.
+    pub(super) fn unknown(&self, side: Side, sync: Option<&SyncState>) -> Option<&TakenOver> {
         let taken = self.taken_over.of(side).as_ref();
-        taken.filter(|taken| note.is_none_or(|note| note.mark < taken.mark))
+        taken.filter(|taken| sync.is_none_or(|sync| sync.mark < taken.mark))
     }
 
-    /// The revisions of `note` that are about the stores of this record, as they are: 0 for the others, and none that is later
-    /// than the state to which a side went back since.
-    pub(super) fn known_revisions(&self, note: &SyncState) -> Pair<u64> {
+    /// The revisions of `sync` that apply to the current stores: 0 for a store that was replaced, and none later than
+    /// the state to which a side reverted since.
+    pub(super) fn known_revisions(&self, sync: &SyncState) -> Pair<u64> {
         Pair::from_fn(|side| {
-            let noted = *note.revisions.of(side);
-            match self.unknown(side, Some(note)) {
+            let recorded = *sync.revisions.of(side);
+            match self.unknown(side, Some(sync)) {
                 Some(_) => 0,
-                None if note.mark < *self.trusted_from.of(side) => {
-                    noted.min(*self.went_back_at.of(side))
+                None if sync.mark < *self.trusted_from.of(side) => {
+                    recorded.min(*self.went_back_at.of(side))
                 }
-                None => noted,
+                None => recorded,
             }
         })
     }
 
-    /// Whether `side`, as `tree` has it, carries this pair's id.
+    /// Whether `side`, with the content `tree`, carries this pair's id.
     #[must_use]
     pub fn is_carried_by(&self, side: Side, tree: &Tree) -> bool {
         let Some(id) = &self.id else {
@@ -115,33 +114,33 @@ impl PairRecord {
     }
 }
 
-/// Why nothing crosses: a side is not the one that the notes are about.
+/// Why nothing is copied: a side is not the store that the sync state is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// A side is another store.
+    /// A side is a different store.
     Store {
         /// The side.
         side: Side,
-        /// Which store the notes are about.
-        noted: String,
-        /// Which one it is; `None` where nothing is left that would tell.
+        /// The identity that the sync state is about.
+        recorded: String,
+        /// The identity found; `None` where nothing is left that would tell.
         found: Option<String>,
     },
-    /// A side does not carry the pair's mark any more.
+    /// A side no longer carries the mark of the pair.
     Unmarked {
         /// The side.
         side: Side,
         /// The pair.
         pair: String,
     },
-    /// ZooKeeper belongs to another pair than etcd.
+    /// ZooKeeper belongs to a different pair than etcd.
     Apart {
         /// The pair of ZooKeeper; `None` where its mark is from before pairs had ids.
         zookeeper: Option<String>,
-        /// The pair of the notes in etcd; `None` without notes.
+        /// The pair of the sync state in etcd; `None` without any.
         etcd: Option<String>,
     },
-    /// Both belong to a pair that is bridged under another name.
+    /// Both belong to a pair that is bridged under a different name.
     Named {
         /// The pair.
         pair: String,
@@ -151,8 +150,8 @@ pub enum Foreign {
 }
 
 impl Foreign {
-    /// Whether `accepted` says which side is to be taken over: the one that is foreign; where two sides do not belong
-    /// together, either of them.
+    /// Whether `accepted` names the side to take over: the foreign one; where two sides do not belong together, either
+    /// of them.
     #[must_use]
     pub fn is_answered_by(&self, accepted: Pair<bool>) -> bool {
         match self {
@@ -162,30 +161,30 @@ impl Foreign {
     }
 }
 
-/// What is found of a pair.
+/// Result of checking a pair.
 #[derive(Debug)]
 pub enum PairCheck {
-    /// Both stores are as the record says: keys may cross.
+    /// Both stores match the record: keys may be copied.
     Fits(PairRecord),
-    /// The record or the marks are to be renewed first.
+    /// The record or the marks must be renewed first.
     Renew(Box<Renewal>),
-    /// Everything that keeps the sides from being those that the notes are about: not all of it is answered by what an operator
-    /// lets be taken over.
+    /// Every mismatch between the sides and the record, where the operator's answer does not cover all of them.
     Foreign(Vec<Foreign>),
 }
 
-/// Checks fresh readings of both sides against the `notes` of the pair `name`, which were read before them. `anew` asks for a
-/// new mark even if nothing else does; `accepted` are the sides that an operator lets be taken over, if they are found to be foreign.
+/// Checks fresh readings of both sides against the state store's tree `state` of the pair `name`, which was read before
+/// them. `new_mark` requests a new mark even if nothing else requires one; `accepted` are the sides that the operator
+/// allows to be taken over if they are foreign.
 #[must_use]
 pub fn check_pair(
     name: &str,
-    notes: &Tree,
+    state: &Tree,
     sides: &Pair<&Tree>,
-    anew: bool,
+    new_mark: bool,
     accepted: Pair<bool>,
     began_ms: u64,
 ) -> PairCheck {
-    let known = PairRecord::of(notes);
+    let known = PairRecord::of(state);
     let record = known.clone().unwrap_or_default();
     let mark = Mark::of(sides.of(MARKED));
     let foreign = find_foreign(name, known.as_ref(), sides, &mark);
@@ -194,34 +193,36 @@ pub fn check_pair(
     }
     let found = Found {
         name,
-        // Which sides the notes know, and which are taken over.
-        fits: Pair::from_fn(|side| known.is_some() && foreign.iter().all(|one| one.spares(side))),
+        // Which sides the sync state knows, and which are taken over.
+        fits: Pair::from_fn(|side| {
+            known.is_some() && foreign.iter().all(|one| one.is_unrelated_to(side))
+        }),
         accepted: Pair::from_fn(|side| !foreign.is_empty() && *accepted.of(side)),
         is_new: known.is_none(),
         mark,
         sides: *sides,
-        notes: notes_of(notes),
+        states: states_of(state),
     };
     let went_back = found.went_back(&record);
     let next_id = found.next_id(&record);
     let none_went_back = went_back == Pair::default();
     let stores = Pair::from_fn(|side| sides.of(side).identity.as_deref().map(str::to_owned));
-    let renewed = if next_id.is_some() || anew || !none_went_back || record.next.is_some() {
+    let renewed = if next_id.is_some() || new_mark || !none_went_back || record.next.is_some() {
         found.renewed(record, went_back, next_id, stores)
     } else if record.stores == stores {
         return PairCheck::Fits(record);
     } else {
-        // The first mark has made the root that names its store.
+        // The first mark created the root, which identifies its store.
         PairRecord { stores, ..record }
     };
     let taken_over = found.accepted;
-    let renewal = Renewal::new(name, renewed, notes, sides, began_ms);
-    PairCheck::Renew(Box::new(renewal.because(went_back, taken_over)))
+    let renewal = Renewal::new(name, renewed, state, sides, began_ms);
+    PairCheck::Renew(Box::new(renewal.with_reasons(went_back, taken_over)))
 }
 
 impl Foreign {
-    /// Whether it says nothing of `side`.
-    fn spares(&self, side: Side) -> bool {
+    /// Whether it does not concern `side`.
+    fn is_unrelated_to(&self, side: Side) -> bool {
         match self {
             Self::Store { side: of, .. } | Self::Unmarked { side: of, .. } => *of != side,
             Self::Apart { .. } | Self::Named { .. } => false,
@@ -229,7 +230,7 @@ impl Foreign {
     }
 }
 
-/// Everything that keeps the sides from being those of the notes.
+/// Every mismatch between the sides and the record.
 fn find_foreign(
     name: &str,
     known: Option<&PairRecord>,
@@ -242,12 +243,12 @@ fn find_foreign(
     let membership = membership.and_then(|pair| Membership::of(sides.of(Side::Etcd), pair));
     let belongs = match (known, &mark.pair) {
         (Some(_), None) => true,
-        // A bridge from before pairs had ids has written the record: both sides say that they belong together.
+        // The record is from a bridge before pairs had ids: both sides must name the same pair.
         (Some(record), Some(pair)) if record.id.is_none() && record.next_id.is_none() => {
             membership.is_some_and(|of| of.id == *pair)
         }
         (Some(_), Some(pair)) => ids.iter().flatten().any(|id| id.as_ref() == Some(pair)),
-        // The notes are gone: then both sides say that they belong together, or one says it of another one.
+        // The sync state is gone: the sides belong together if both name the same pair and etcd has it under this name.
         (None, Some(_)) => match membership {
             Some(Membership {
                 id,
@@ -260,14 +261,14 @@ fn find_foreign(
             }
             membership => membership.is_some(),
         },
-        (None, None) => !mark.is_there(),
+        (None, None) => !mark.exists(),
     };
     if !belongs {
         foreign.push(Foreign::Apart {
             zookeeper: mark.pair.clone(),
             etcd: known.and_then(|record| record.id.clone().or_else(|| record.next_id.clone())),
         });
-        // Which stores such notes are about does not matter any more.
+        // The recorded stores are irrelevant then.
         return foreign;
     }
     let Some(record) = known else {
@@ -275,12 +276,12 @@ fn find_foreign(
     };
     for side in Side::BOTH {
         let found = sides.of(side).identity.as_deref();
-        if let Some(noted) = record.stores.of(side)
-            && found != Some(noted)
+        if let Some(recorded) = record.stores.of(side)
+            && found != Some(recorded)
         {
             foreign.push(Foreign::Store {
                 side,
-                noted: noted.clone(),
+                recorded: recorded.clone(),
                 found: found.map(str::to_owned),
             });
         }
@@ -290,8 +291,8 @@ fn find_foreign(
     {
         let carries = Pair {
             etcd: record.is_carried_by(Side::Etcd, sides.of(Side::Etcd)),
-            // One from before pairs had ids gets the id.
-            zookeeper: mark.is_there(),
+            // A mark from before pairs had ids gets the id.
+            zookeeper: mark.exists(),
         };
         let bare = Side::BOTH.into_iter().filter(|side| !*carries.of(*side));
         foreign.extend(bare.map(|side| Foreign::Unmarked {
@@ -302,29 +303,29 @@ fn find_foreign(
     foreign
 }
 
-/// What a check has found of sides that may be worked with.
+/// Result of a check of sides that may be used.
 struct Found<'a> {
-    /// What the pair is known by.
+    /// The name of the pair.
     name: &'a str,
-    /// Whether the notes are about this side.
+    /// Whether the sync state is about this side.
     fits: Pair<bool>,
-    /// Whether this side is to be taken over, and gives way.
+    /// Whether this side is taken over by the operator's choice and yields to the other.
     accepted: Pair<bool>,
-    /// Whether nothing is noted of the pair.
+    /// Whether the pair has no record.
     is_new: bool,
     mark: Mark,
     sides: Pair<&'a Tree>,
-    notes: BTreeMap<&'a ControlKey, SyncState>,
+    states: BTreeMap<&'a ControlKey, SyncState>,
 }
 
 impl Found<'_> {
-    /// The sides that went back to an earlier state. Both can have, one after the other.
+    /// The sides that reverted to an earlier state. Both can, one after the other.
     fn went_back(&self, record: &PairRecord) -> Pair<bool> {
         let trusted_from = self.mark.since.max(*record.trusted_from.of(MARKED));
         let marked = self.sides.of(MARKED);
-        let behind = is_behind_notes(marked, &self.notes, trusted_from);
+        let behind = is_behind_recorded(marked, &self.states, trusted_from);
         let is_back = Pair {
-            // Another ZooKeeper's mark says nothing of etcd.
+            // The mark of a different ZooKeeper says nothing about etcd.
             etcd: *self.fits.of(MARKED)
                 && self.mark.number > record.mark.max(record.next.unwrap_or(0)),
             zookeeper: self.mark.number < record.mark || behind,
@@ -332,16 +333,16 @@ impl Found<'_> {
         Pair::from_fn(|side| *self.fits.of(side) && *is_back.of(side))
     }
 
-    /// The id that both sides are to carry, if they are to be given one.
+    /// The id to write to both sides, if they need one.
     fn next_id(&self, record: &PairRecord) -> Option<String> {
-        // Whoever was a side of this pair before must find that it is none any more.
+        // A store that was a side of this pair before must find that it no longer is.
         if self.is_new || self.accepted != Pair::default() {
             return Some(new_id());
         }
         match (&record.id, &record.next_id) {
             (_, Some(next)) => Some(next.clone()),
             (None, None) => Some(self.mark.pair.clone().unwrap_or_else(new_id)),
-            // The mark is from before pairs had ids, or has another name: that of the config is what counts.
+            // The mark has no id or a different name: the name in the config wins.
             (Some(id), None) => {
                 let membership = Membership::of(self.sides.of(Side::Etcd), id);
                 let is_named = |of: Membership| of.name.as_deref() == Some(self.name);
@@ -359,8 +360,8 @@ impl Found<'_> {
         next_id: Option<String>,
         stores: Pair<Option<String>>,
     ) -> PairRecord {
-        let marks = self.notes.values().map(|note| note.mark);
-        let newest = marks.filter(|mark| *mark < MOST_MARK).max();
+        let marks = self.states.values().map(|sync| sync.mark);
+        let newest = marks.filter(|mark| *mark < MAX_MARK).max();
         let known = record.mark.max(record.next.unwrap_or(0));
         let next = known.max(self.mark.number).max(newest.unwrap_or(0)) + 1;
         let mut trusted_from = record.trusted_from;
@@ -371,7 +372,7 @@ impl Found<'_> {
         for side in Side::BOTH {
             let revision = self.sides.of(side).revision;
             if *went_back.of(side) {
-                // One that was announced before is about the same state: what was written meanwhile is later.
+                // An earlier announcement was about the same state: anything written since is later.
                 let is_announced = record.next == Some(*record.trusted_from.of(side));
                 let at = went_back_at.of_mut(side);
                 *at = if is_announced {
@@ -389,7 +390,7 @@ impl Found<'_> {
                     yields: accepted,
                 });
             } else if let Some(taken) = taken {
-                // Of a side that went back since, what is later is an edit.
+                // On a side that reverted since, anything later is an edit.
                 taken.at = taken.at.min(revision);
             }
             if *went_back.of(side) || accepted || !*self.fits.of(side) {
@@ -397,7 +398,7 @@ impl Found<'_> {
             }
         }
         PairRecord {
-            // What ZooKeeper carries until the new one is written, also if that breaks off.
+            // The id that ZooKeeper carries until the new one is written, also if that is interrupted.
             id: match next_id.is_some() {
                 true => self.mark.pair.clone().or(record.id),
                 false => record.id,
@@ -413,25 +414,25 @@ impl Found<'_> {
     }
 }
 
-fn notes_of(notes: &Tree) -> BTreeMap<&ControlKey, SyncState> {
-    let entries = notes.entries.iter();
+fn states_of(state: &Tree) -> BTreeMap<&ControlKey, SyncState> {
+    let entries = state.entries.iter();
     let entries = entries.filter(|(key, _)| **key != ControlKey::Bridge);
     entries
         .filter_map(|(key, entry)| Some((key, SyncState::from_json(&entry.value)?)))
         .collect()
 }
 
-/// Whether a side is of a time before some of the notes that count: then it was restored.
-fn is_behind_notes(
+/// Whether a side is older than some of the sync state that counts: then it was restored.
+fn is_behind_recorded(
     tree: &Tree,
-    notes: &BTreeMap<&ControlKey, SyncState>,
+    states: &BTreeMap<&ControlKey, SyncState>,
     trusted_from: u64,
 ) -> bool {
-    let counted = notes.iter().filter(|(_, note)| note.mark >= trusted_from);
-    counted.into_iter().any(|(key, note)| {
-        let noted = *note.revisions.of(MARKED);
+    let counted = states.iter().filter(|(_, sync)| sync.mark >= trusted_from);
+    counted.into_iter().any(|(key, sync)| {
+        let recorded = *sync.revisions.of(MARKED);
         let there = tree.get(key).map(|entry| entry.stamp.revision);
-        tree.revision < noted
-            || there.is_some_and(|there| there < noted || note.was_deleted_after(MARKED, there))
+        tree.revision < recorded
+            || there.is_some_and(|there| there < recorded || sync.was_deleted_after(MARKED, there))
     })
 }

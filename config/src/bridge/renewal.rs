@@ -1,11 +1,12 @@
-//! A new mark on its way: announced in the record, written to the sides, noted. A store call a step, each compared and set.
+//! Writes a new mark: announced in the record, written to the sides, then recorded. One compare-and-set store call per
+//! step.
 //!
 //! ```text
 //!  Announce ──► Mark ZooKeeper ──┬────────────────────► Settle ──► done
 //!                                └─► Join: etcd's id ───┘
 //! ```
 //!
-//! One that breaks off leaves its announcement in the record; whoever comes next begins anew with that.
+//! An interrupted renewal leaves its announcement in the record; the next bridge starts over from there.
 
 use super::mark::{Mark, Membership};
 use super::pair::MARKED;
@@ -22,12 +23,12 @@ enum Stage {
     Settle,
 }
 
-/// A new mark on its way.
+/// A new mark being written.
 #[derive(Debug)]
 pub struct Renewal {
     record: PairRecord,
     record_at: Option<KeyVersion>,
-    /// What stands at the marks' places on both sides.
+    /// The versions at the marks' places on both sides.
     marks_at: Pair<Expected>,
     /// The other pairs that etcd is a side of.
     others: Vec<Membership>,
@@ -40,17 +41,17 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// Of the pair `name` to `record`, from what was read of `notes` and `sides`.
+    /// Creates the renewal of the pair `name` to `record`, from readings of the state store and both sides.
     pub(super) fn new(
         name: &str,
         record: PairRecord,
-        notes: &Tree,
+        state: &Tree,
         sides: &Pair<&Tree>,
         began_ms: u64,
     ) -> Self {
         let at = |tree: &Tree| tree.get(&ControlKey::Bridge).map(|entry| entry.stamp);
         let mut others = Membership::all_of(sides.of(MARKED.other()));
-        let before = PairRecord::of(notes).unwrap_or_default();
+        let before = PairRecord::of(state).unwrap_or_default();
         let own = [before.id, before.next_id, record.id.clone()];
         others.retain(|other| !own.iter().flatten().any(|own| *own == other.id));
         Self {
@@ -59,7 +60,7 @@ impl Renewal {
                 None => Stage::Settle,
             },
             record,
-            record_at: at(notes),
+            record_at: at(state),
             marks_at: Pair::from_fn(|side| {
                 at(sides.of(side)).map_or(Expected::Absent, Expected::At)
             }),
@@ -71,8 +72,8 @@ impl Renewal {
         }
     }
 
-    /// Why it is needed, as far as it is for that.
-    pub(super) fn because(self, went_back: Pair<bool>, taken_over: Pair<bool>) -> Self {
+    /// Adds the reasons, as far as they are reverted or accepted sides.
+    pub(super) fn with_reasons(self, went_back: Pair<bool>, taken_over: Pair<bool>) -> Self {
         Self {
             went_back,
             taken_over,
@@ -80,31 +81,31 @@ impl Renewal {
         }
     }
 
-    /// The sides that went back to an earlier state, if that is why it is needed.
+    /// The sides that reverted to an earlier state, if that is the reason.
     pub fn went_back(&self) -> impl Iterator<Item = Side> {
         let sides = Side::BOTH.into_iter();
         sides.filter(|side| *self.went_back.of(*side))
     }
 
-    /// The sides that are taken over for foreign ones, as an operator wants it.
+    /// The foreign sides that are taken over by the operator's choice.
     pub fn taken_over(&self) -> impl Iterator<Item = Side> {
         let sides = Side::BOTH.into_iter();
         sides.filter(|side| *self.taken_over.of(*side))
     }
 
-    /// The record as it is to be.
+    /// The new record.
     pub(super) fn record(&self) -> &PairRecord {
         &self.record
     }
 
-    /// Does the next step. One that was held up since the readings begins nothing: the store that it has read may not be
-    /// there any more.
-    pub fn step(&mut self, sides: Pair<&dyn Store>, notes: &dyn Store, now_ms: u64) -> Progress {
+    /// Runs the next step. A renewal that is delayed for more than `LATE_MS` after the readings starts nothing: the
+    /// store that it read may have changed.
+    pub fn step(&mut self, sides: Pair<&dyn Store>, state: &dyn Store, now_ms: u64) -> Progress {
         if now_ms.saturating_sub(self.began_ms) > LATE_MS {
             return Progress::Late;
         }
         let done = match self.stage {
-            Stage::Announce => self.write_record(notes).map(|()| Stage::Mark),
+            Stage::Announce => self.write_record(state).map(|()| Stage::Mark),
             Stage::Mark => self.mark(*sides.of(MARKED)),
             Stage::Join => self.join(*sides.of(MARKED.other())).map(|()| Stage::Settle),
             Stage::Settle => {
@@ -113,7 +114,7 @@ impl Renewal {
                     let next_id = self.record.next_id.take();
                     self.record.id = next_id.or_else(|| self.record.id.take());
                 }
-                match self.write_record(notes) {
+                match self.write_record(state) {
                     Ok(()) => return Progress::Done,
                     Err(error) => Err(error),
                 }
@@ -159,10 +160,10 @@ impl Renewal {
         Ok(())
     }
 
-    fn write_record(&mut self, notes: &dyn Store) -> Result<(), StoreError> {
+    fn write_record(&mut self, state: &dyn Store) -> Result<(), StoreError> {
         let expected = self.record_at.map_or(Expected::Absent, Expected::At);
         let json = self.record.to_json();
-        self.record_at = Some(notes.write(&ControlKey::Bridge, Some(&json), expected)?);
+        self.record_at = Some(state.write(&ControlKey::Bridge, Some(&json), expected)?);
         Ok(())
     }
 }

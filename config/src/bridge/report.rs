@@ -1,57 +1,57 @@
-//! What a bridge says of itself: to its admin HTTP, its metrics and `bridge status`.
+//! Status of a bridge, for its admin HTTP server, its metrics and `bridge status`.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Pair, Side};
 use crate::problem::Problems;
 
-/// A bridge at one moment.
+/// The status of a bridge at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BridgeReport {
     /// This bridge's id.
     pub id: String,
-    /// Whose value wins a conflict.
+    /// The side whose value wins a conflict.
     pub preferred_side: Side,
     /// The two stores.
     pub sides: Pair<StoreReport>,
-    /// Where the notes stand.
+    /// The store of the sync state.
     pub notes: StoreReport,
-    /// Why it carries nothing across although both stores answer.
+    /// Why it copies nothing although both stores answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<HaltReport>,
-    /// Why it will never carry anything across again: it has to be started anew.
+    /// Why it has stopped for good; it must be restarted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<HaltReport>,
-    /// Keys that stand on either side.
+    /// Keys that exist on either side.
     pub keys: usize,
-    /// Keys that are not known to be equal yet; those whose value is refused are not counted.
+    /// Keys that are not known to be equal yet, without those whose value is refused.
     pub unsettled: usize,
     /// How long the oldest of them has been waiting, in seconds.
     pub lag_seconds: f64,
-    /// What it has done since it started.
+    /// Counters since its start.
     pub counts: Counts,
-    /// Values that do not cross, and why; sorted by key.
+    /// Values that are not copied, with the reasons; sorted by key.
     pub refused: Vec<RefusedValue>,
-    /// The newest conflicts, newest last.
+    /// The latest conflicts, newest last; at most 32.
     pub conflicts: Vec<Conflict>,
 }
 
 impl BridgeReport {
-    /// Everything that keeps it from carrying keys across, with what to do; none of a bridge that is ready.
+    /// Everything that keeps it from copying keys, with the remedies; empty when it is ready.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let stores = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
-        let away = stores.iter().filter(|store| !store.reachable).map(|store| {
-            let reason = store.reason.as_deref().unwrap_or("it does not answer");
+        let unreachable = stores.iter().filter(|store| !store.reachable).map(|store| {
+            let reason = store.reason.as_deref().unwrap_or("no answer");
             format!("{}: {reason}", store.store)
         });
         let halts = [&self.failed, &self.halted].into_iter().flatten();
         let halts = halts.map(|halt| halt.reason.clone());
-        halts.chain(away).collect()
+        halts.chain(unreachable).collect()
     }
 }
 
-/// Why a bridge stands still, with what to do.
+/// Why a bridge is halted, with the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaltReport {
     /// The cause and the remedy.
@@ -63,22 +63,22 @@ pub struct HaltReport {
 /// One store of a bridge.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StoreReport {
-    /// The store, for people; never with credentials.
+    /// The store's address, for messages; never with credentials.
     pub store: String,
     /// Whether it has been read and answers.
     pub reachable: bool,
-    /// Why it does not.
+    /// Why it does not; `None` when reachable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its revision, as far as it is known.
+    /// Its latest known revision.
     pub revision: u64,
-    /// Its keys.
+    /// Number of its keys.
     pub keys: usize,
-    /// Paths below its prefix that are no control keys: left alone.
-    pub strangers: usize,
+    /// Number of paths below its prefix that are not control keys; they are ignored.
+    pub unrecognized_keys: usize,
 }
 
-/// What a bridge has done since it started.
+/// Counters of a bridge since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Values written, by the side that was written.
@@ -87,26 +87,27 @@ pub struct Counts {
     pub deletes: Pair<u64>,
     /// Changes overruled, by the side that lost its change.
     pub conflicts: Pair<u64>,
-    /// Values that were refused, by the side where they stand, and writes, by the side that refused them; each counts once.
+    /// Values refused, by the side that holds them, and writes refused, by the side that refused them. Each counts
+    /// once.
     pub refusals: Pair<u64>,
-    /// Changes that a store's watch had missed and its re-list found.
+    /// Changes that a store's watch missed and its re-list found.
     pub repairs: Pair<u64>,
     /// Store calls that failed.
     pub failures: u64,
-    /// Crossings that another bridge or a new edit overtook.
+    /// Transfers overtaken by another bridge or by a new edit.
     pub overtaken: u64,
 }
 
-/// A value that does not cross.
+/// A value that is not copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedValue {
     /// The key.
     pub key: String,
-    /// The side where the value stands.
+    /// The side that holds the value.
     pub side: Side,
-    /// Where, for people.
+    /// Its place there, for messages.
     pub place: String,
-    /// What is wrong and what to do.
+    /// The problems and their remedies.
     pub problems: Vec<String>,
 }
 
@@ -121,14 +122,14 @@ impl RefusedValue {
     }
 }
 
-/// A conflict that was settled.
+/// A resolved conflict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The key.
     pub key: String,
-    /// The side whose value stands now.
+    /// The side whose value won.
     pub winner: Side,
-    /// The revision of the value that was overruled, on the other side; 0 for a delete. etcd keeps it in its history.
+    /// The revision of the overruled value on the other side; 0 for a delete. etcd keeps it in its history.
     pub overruled_revision: u64,
     /// When, RFC 3339.
     pub at: String,

@@ -1,7 +1,7 @@
-//! A running bridge, as its owner holds it.
+//! The handle of a running bridge.
 //!
-//! Its threads are the worker, what the worker begins and ends with each pass, and the watches of the three stores. Where one
-//! of them ends without being asked to, the bridge has failed and says so: it would hear of nothing any more.
+//! Its threads are the worker, the transfer threads of each batch, and the watches of the three stores. If a worker or
+//! a watch ends unexpectedly, the bridge reports itself as failed: it would miss changes from then on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -17,120 +17,121 @@ use crate::store::{Store, StoreError, StoreUpdate, StoreWatch};
 /// The stores of a bridge.
 #[derive(Clone)]
 pub struct BridgeStores {
-    /// What the pair is known by among those of one etcd: what its notes stand below.
+    /// The name of the pair, unique within one etcd: its sync state is stored below it.
     pub name: String,
-    /// The two that are kept equal.
+    /// The two replicated stores.
     pub sides: Pair<Arc<dyn Store>>,
-    /// Where the notes stand, at the keys that they are about. Every bridge of the pair has the same.
-    pub notes: Arc<dyn Store>,
+    /// The store of the sync state, at the same keys. Shared by every bridge of the pair.
+    pub state: Arc<dyn Store>,
 }
 
-/// How a bridge works.
+/// Settings of a bridge.
 #[derive(Clone, Debug)]
 pub struct BridgeSettings {
-    /// Tells it from every other bridge, also from those before it.
+    /// Unique id of this run of the bridge; earlier runs had others.
     pub id: String,
-    /// Whose value wins a conflict.
+    /// The side whose value wins a conflict.
     pub preferred_side: Side,
-    /// Every key is looked at again this often, give or take a fifth.
+    /// Period of a full comparison of all keys, with ±20 % jitter.
     pub resync_interval: Duration,
-    /// Carry deletes across however many keys a listing finds missing.
+    /// Copy deletes regardless of how many keys a listing finds missing.
     pub allow_mass_delete: bool,
-    /// Sides that may be taken over as they are, if they are found to be foreign at the start: what the other side holds
-    /// travels there.
+    /// Sides that may be taken over if they are foreign at the start: values of the other side are written there.
     pub accept: Pair<bool>,
 }
 
-/// A running bridge; dropping it finishes what is on its way and stops.
+/// A running bridge; dropping it finishes the transfers under way and stops.
 pub struct Bridge {
-    news: Mutex<Sender<Event>>,
+    events: Mutex<Sender<Event>>,
     report: Arc<Mutex<BridgeReport>>,
     watches: Vec<Box<dyn StoreWatch>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Which of the three stores.
+/// One of the three stores.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StoreRole {
     Side(Side),
-    Notes,
+    State,
 }
 
 pub(super) enum Event {
-    Of(StoreRole, StoreUpdate),
-    /// The watch of this store tells nothing any more.
-    Deaf(StoreRole),
+    Update(StoreRole, StoreUpdate),
+    /// The watch of this store has ended.
+    WatchEnded(StoreRole),
     Stop,
 }
 
-/// What a watch tells its bridge by; going away tells that the watch is over.
+/// Forwards the updates of a watch to the worker; its drop reports the end of the watch.
 struct EventForwarder {
-    news: Sender<Event>,
+    events: Sender<Event>,
     which: StoreRole,
 }
 
 impl Drop for EventForwarder {
     fn drop(&mut self) {
-        // A bridge that has stopped needs no news.
-        let _ = self.news.send(Event::Deaf(self.which));
+        // The send fails only after the worker has stopped.
+        let _ = self.events.send(Event::WatchEnded(self.which));
     }
 }
 
 impl Bridge {
-    /// Starts a bridge. Stores that are away are waited for.
+    /// Starts a bridge. An unreachable store is waited for.
     ///
     /// # Errors
     /// [`StoreError`] when a watch or the thread cannot be started.
     pub fn start(stores: BridgeStores, settings: BridgeSettings) -> Result<Self, StoreError> {
-        let (news, inbox) = channel();
+        let (events, inbox) = channel();
         let watch = |store: &dyn Store, which: StoreRole| {
-            let ear = EventForwarder {
-                news: news.clone(),
+            let forwarder = EventForwarder {
+                events: events.clone(),
                 which,
             };
             store.watch(Box::new(move |update| {
-                let ear = &ear;
-                // A bridge that has stopped needs no news.
-                let _ = ear.news.send(Event::Of(ear.which, update));
+                let forwarder = &forwarder;
+                // The send fails only after the worker has stopped.
+                let _ = forwarder
+                    .events
+                    .send(Event::Update(forwarder.which, update));
             }))
         };
         let watches = vec![
-            watch(&*stores.notes, StoreRole::Notes)?,
+            watch(&*stores.state, StoreRole::State)?,
             watch(&*stores.sides.etcd, StoreRole::Side(Side::Etcd))?,
             watch(&*stores.sides.zookeeper, StoreRole::Side(Side::ZooKeeper))?,
         ];
         let worker = Worker::new(stores, settings, inbox);
         let report = Arc::clone(&worker.report);
-        let told = Arc::clone(&report);
+        let shared_report = Arc::clone(&report);
         let thread = std::thread::Builder::new()
             .name("bridge".to_owned())
-            .spawn(move || work(worker, &told))
+            .spawn(move || work(worker, &shared_report))
             .map_err(|error| StoreError::Unreachable {
                 store: "the bridge".to_owned(),
-                reason: format!("no thread can be started: {error}"),
+                reason: format!("cannot start a thread: {error}"),
             })?;
         Ok(Self {
-            news: Mutex::new(news),
+            events: Mutex::new(events),
             report,
             watches,
             thread: Some(thread),
         })
     }
 
-    /// What it says of itself.
+    /// The current status.
     #[must_use]
     pub fn report(&self) -> BridgeReport {
         lock(&self.report).clone()
     }
 
-    /// Why it will never carry anything across again, if that is so; it has to be started anew.
+    /// Why the bridge has stopped for good, if it has; it must be restarted.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         let failed = lock(&self.report).failed.clone();
         failed.map(|failed| failed.reason)
     }
 
-    /// A way to ask for [`Bridge::report`] from elsewhere.
+    /// A handle that returns [`Bridge::report`] independently of the bridge's lifetime.
     pub fn reporter(&self) -> impl Fn() -> BridgeReport + Clone + Send + Sync + 'static {
         let report = Arc::clone(&self.report);
         move || lock(&report).clone()
@@ -139,28 +140,28 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        // Before the watches, whose end it would take for a fault. A thread that is gone needs no command.
-        let _ = lock(&self.news).send(Event::Stop);
+        // Stopped before the watches, whose end would count as a failure. The send fails only if the thread has ended.
+        let _ = lock(&self.events).send(Event::Stop);
         self.watches.clear();
         if let Some(thread) = self.thread.take() {
-            // A panic does not come this far.
+            // `work` catches panics.
             let _ = thread.join();
         }
     }
 }
 
-/// Runs the worker to its end; one that is not what it was told is a failure of the bridge.
+/// Runs the worker to its end; any end other than a requested stop marks the bridge as failed.
 fn work(worker: Worker, report: &Mutex<BridgeReport>) {
-    // Whatever the worker was about is dropped with it; its report is only ever replaced field by field.
+    // The worker's state is dropped with it; the shared report is only ever replaced field by field.
     let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
         Ok(Ok(())) => return,
         Ok(Err(why)) => why,
-        // The panic's own words are in the log already.
-        Err(_) => "its thread has panicked".to_owned(),
+        // The panic message is already in the log.
+        Err(_) => "the worker thread panicked".to_owned(),
     };
     let reason = format!(
-        "the bridge has failed and carries nothing across any more: {why}; start it again, and report the lines of its log that \
-         stand before this"
+        "the bridge has failed and stopped replicating: {why}; restart it, and report the log lines \
+         before this one"
     );
     tracing::error!("{reason}");
     lock(report).failed = Some(HaltReport {

@@ -15,10 +15,10 @@ pub enum Side {
 }
 
 impl Side {
-    /// Both.
+    /// Both sides.
     pub const BOTH: [Self; 2] = [Self::Etcd, Self::ZooKeeper];
 
-    /// The one across.
+    /// The opposite side.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -37,17 +37,17 @@ impl fmt::Display for Side {
     }
 }
 
-/// One thing for each side.
+/// One value per side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair<T> {
-    /// The etcd side's.
+    /// The value of the etcd side.
     pub etcd: T,
-    /// The ZooKeeper side's.
+    /// The value of the ZooKeeper side.
     pub zookeeper: T,
 }
 
 impl<T> Pair<T> {
-    /// The one of `side`.
+    /// The value of `side`.
     pub fn of(&self, side: Side) -> &T {
         match side {
             Side::Etcd => &self.etcd,
@@ -55,7 +55,7 @@ impl<T> Pair<T> {
         }
     }
 
-    /// The one of `side`, to change.
+    /// The value of `side`, mutable.
     pub fn of_mut(&mut self, side: Side) -> &mut T {
         match side {
             Side::Etcd => &mut self.etcd,
@@ -63,7 +63,7 @@ impl<T> Pair<T> {
         }
     }
 
-    /// Made side by side.
+    /// Calls `make` for etcd, then for ZooKeeper.
     pub fn from_fn(mut make: impl FnMut(Side) -> T) -> Self {
         Self {
             etcd: make(Side::Etcd),

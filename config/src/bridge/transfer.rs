@@ -1,13 +1,14 @@
-//! One key's way across: announce it in the note, write the other side, note what both sides hold. A store call a step.
+//! The transfer of one key: announce it in the sync state, write the other side, record what both sides hold. One store
+//! call per step.
 //!
 //! ```text
-//!  Announce ──► Write ──► Note ──► done
-//!     │           └─ conflict: the note forgets the announcement
-//!     └─ conflict: another bridge is at it
+//!  Announce ──► Write ──► Record ──► done
+//!     │           └─ conflict: the announcement is removed from the sync state
+//!     └─ conflict: another bridge is writing the key
 //! ```
 //!
-//! Every write is compare-and-set with what was seen, so nothing is overwritten that was not read. A crossing that breaks
-//! off leaves its announcement behind, for whoever comes next to find.
+//! Every write is compare-and-set with the version that was read, so nothing is overwritten unseen. An interrupted
+//! transfer leaves its announcement behind for the next bridge.
 
 use std::sync::Arc;
 
@@ -15,16 +16,16 @@ use super::sync_state::{FORGET_MS, LATE_MS};
 use super::{Ages, Pair, PairRecord, Pending, Side, SyncState, content_hash};
 use crate::store::{ControlKey, Entry, Expected, KeyVersion, Store, StoreError};
 
-/// What comes of a step.
+/// Result of a step.
 #[derive(Debug)]
 pub enum Progress {
     /// Another step is needed.
     Going,
-    /// The value has crossed, or the note is written.
+    /// The value is copied, or the sync state is recorded.
     Done,
-    /// A key changed meanwhile: decide again.
+    /// A key changed concurrently: decide again.
     Overtaken,
-    /// It was held up for too long: decide again.
+    /// It was delayed for too long: decide again.
     Late,
     /// A store failed: decide again later.
     Failed(StoreError),
@@ -34,17 +35,17 @@ pub enum Progress {
 enum Stage {
     Announce,
     Write,
-    Note {
-        note: Option<SyncState>,
-        crossed: bool,
+    Record {
+        sync: Option<SyncState>,
+        completed: bool,
     },
 }
 
-/// What a crossing is to write.
+/// What a transfer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writes {
-    /// The note alone.
-    Note,
+    /// The sync state alone.
+    State,
     /// The value at this revision of the other side, or its delete.
     Value {
         /// The side that is written.
@@ -56,56 +57,57 @@ pub(super) enum Writes {
     },
 }
 
-/// What a crossing rests on.
+/// The basis of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// What is noted of the key.
-    pub note: Option<&'a SyncState>,
-    /// At which stamp.
-    pub note_at: Option<KeyVersion>,
-    /// How long that has been known.
+    /// The sync state of the key.
+    pub sync: Option<&'a SyncState>,
+    /// The version of the sync state in its store.
+    pub sync_at: Option<KeyVersion>,
+    /// How long this bridge has known it.
     pub ages: &'a Ages,
-    /// What is known of the pair.
+    /// The record of the pair.
     pub pair: &'a PairRecord,
 }
 
-/// A key on its way.
+/// A transfer under way.
 #[derive(Debug)]
 pub struct Transfer {
     key: ControlKey,
     to: Side,
     value: Option<Arc<[u8]>>,
     hash: Option<String>,
-    /// The revision of the value on the side where it is read.
+    /// The revision of the value on the source side; `None` for a delete.
     read_at: Option<u64>,
     expected: Expected,
     replaces: u64,
     base: SyncState,
-    note_at: Option<KeyVersion>,
-    /// The mark that stood in ZooKeeper.
+    sync_at: Option<KeyVersion>,
+    /// The mark in ZooKeeper when it began.
     mark: u64,
-    /// Whether a side holds neither what was seen of it nor anything later, or was taken over: until the note is renewed, it is
-    /// of its old mark.
+    /// Whether a side holds less than what was seen of it, or joined as an unknown store: until the sync state is
+    /// renewed, it keeps its old mark.
     behind: bool,
     by: String,
-    /// When reading for it began; from the announcement on, when that was.
+    /// When its readings began; after the announcement, the time of that.
     began_ms: u64,
-    /// Whether nothing but the note is written.
-    of_note: bool,
+    /// Whether only the sync state is written.
+    state_only: bool,
     /// Why the side refused the write.
     refused: Option<StoreError>,
-    /// Whether the store of the notes refused its write.
-    note_refused: bool,
-    /// Whether the other side has answered: then the note is brought up to date, however late.
+    /// Whether the store of the sync state refused its write.
+    state_refused: bool,
+    /// Whether the other side has answered: then the sync state is updated however late it is.
     answered: bool,
     wrote: Option<Option<Entry>>,
-    wrote_note: Option<Option<Entry>>,
+    wrote_sync: Option<Option<Entry>>,
     stage: Stage,
 }
 
 impl Transfer {
-    /// Of what stands in `from`, if anything, to the side `to`, where `there` stands. `began_ms` is when the readings that it rests on began: a note that is not there must not have come and gone
-    /// since then, which takes longer than a crossing may be held up.
+    /// Copies the value `from`, or its absence, to the side `to`, which holds `there`. `began_ms` is when the
+    /// underlying readings began: an absent sync state must not have come and gone since, which takes longer than the
+    /// permitted delay of a transfer.
     #[must_use]
     pub fn new(
         key: &ControlKey,
@@ -116,18 +118,18 @@ impl Transfer {
         by: &str,
         began_ms: u64,
     ) -> Self {
-        let is_behind = |note: &SyncState, side: Side, entry: Option<&Entry>| {
+        let is_behind = |sync: &SyncState, side: Side, entry: Option<&Entry>| {
             let revision = entry.map_or(0, |entry| entry.stamp.revision);
-            revision < note.seen_at(side)
-                || (revision > 0 && note.was_deleted_after(side, revision))
+            revision < sync.seen_at(side)
+                || (revision > 0 && sync.was_deleted_after(side, revision))
         };
-        let unknown = |side| known.pair.unknown(side, known.note);
+        let unknown = |side| known.pair.unknown(side, known.sync);
         let was_taken = Side::BOTH
             .into_iter()
-            .any(|side| unknown(side).is_some_and(|taken| taken.yields || known.note.is_some()));
+            .any(|side| unknown(side).is_some_and(|taken| taken.yields || known.sync.is_some()));
         let behind = known
-            .note
-            .is_some_and(|note| is_behind(note, to, there) || is_behind(note, to.other(), from));
+            .sync
+            .is_some_and(|sync| is_behind(sync, to, there) || is_behind(sync, to.other(), from));
         let value = from.map(|entry| Arc::clone(&entry.value));
         Self {
             key: key.clone(),
@@ -138,28 +140,28 @@ impl Transfer {
             expected: there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp)),
             replaces: there.map_or(0, |entry| entry.stamp.revision),
             base: known
-                .note
-                .map(|note| base(note, &known))
+                .sync
+                .map(|sync| base(sync, &known))
                 .unwrap_or_default(),
-            note_at: known.note_at,
+            sync_at: known.sync_at,
             mark: known.pair.mark,
             behind: behind || was_taken,
             by: by.to_owned(),
             began_ms,
-            of_note: false,
+            state_only: false,
             refused: None,
-            note_refused: false,
+            state_refused: false,
             answered: false,
             wrote: None,
-            wrote_note: None,
+            wrote_sync: None,
             stage: Stage::Announce,
         }
     }
 
     /// What it writes.
     pub(super) fn writes(&self) -> Writes {
-        match self.of_note {
-            true => Writes::Note,
+        match self.state_only {
+            true => Writes::State,
             false => Writes::Value {
                 to: self.to,
                 revision: self.read_at,
@@ -168,33 +170,33 @@ impl Transfer {
         }
     }
 
-    /// Whether the write that was refused was that of the note, not of the side's value.
-    pub(super) fn was_note_refused(&self) -> bool {
-        self.note_refused
+    /// Whether the refused write was that of the sync state, not of the side's value.
+    pub(super) fn was_state_refused(&self) -> bool {
+        self.state_refused
     }
 
-    /// Writes only the note: both sides hold the same already.
+    /// Writes only the sync state: both sides hold the same value already.
     #[must_use]
-    pub fn of_note(
+    pub fn state_only(
         key: &ControlKey,
-        note: Option<SyncState>,
-        note_at: Option<KeyVersion>,
+        sync: Option<SyncState>,
+        sync_at: Option<KeyVersion>,
         by: &str,
         began_ms: u64,
     ) -> Self {
         let known = Known {
-            note: None,
-            note_at,
+            sync: None,
+            sync_at,
             ages: &Ages::default(),
             pair: &PairRecord::default(),
         };
-        let mut crossing = Self::new(key, Side::Etcd, None, None, known, by, began_ms);
-        crossing.stage = Stage::Note {
-            note,
-            crossed: true,
+        let mut transfer = Self::new(key, Side::Etcd, None, None, known, by, began_ms);
+        transfer.stage = Stage::Record {
+            sync,
+            completed: true,
         };
-        crossing.of_note = true;
-        crossing
+        transfer.state_only = true;
+        transfer
     }
 
     /// The key.
@@ -215,37 +217,37 @@ impl Transfer {
         self.value.is_none()
     }
 
-    /// The revision of what it replaces; 0 for nothing.
+    /// The revision that it replaces; 0 for no value.
     #[must_use]
     pub fn replaces(&self) -> u64 {
         self.replaces
     }
 
-    /// Whether the next step writes the other side, not a note.
+    /// Whether the next step writes the other side rather than the sync state.
     #[must_use]
     pub fn writes_next(&self) -> bool {
         self.stage == Stage::Write
     }
 
-    /// What it has written so far: to the other side, and as the note. `None` inside is a delete.
+    /// What it has written so far: the value to the other side, and the sync state. An inner `None` is a delete.
     #[must_use]
     pub fn written(&self) -> (Option<Option<Entry>>, Option<Option<Entry>>) {
-        (self.wrote.clone(), self.wrote_note.clone())
+        (self.wrote.clone(), self.wrote_sync.clone())
     }
 
-    /// Does the next step: one call of `side`, the store of [`Transfer::to`], or of `notes`.
-    pub fn step(&mut self, side: &dyn Store, notes: &dyn Store, now_ms: u64) -> Progress {
+    /// Runs the next step: one call of `side`, the store of [`Transfer::to`], or of the state store.
+    pub fn step(&mut self, side: &dyn Store, state: &dyn Store, now_ms: u64) -> Progress {
         if now_ms.saturating_sub(self.began_ms) > LATE_MS && !self.answered {
             return Progress::Late;
         }
         match self.stage.clone() {
-            Stage::Announce => self.announce(notes, now_ms),
+            Stage::Announce => self.announce(state, now_ms),
             Stage::Write => self.write(side, now_ms),
-            Stage::Note { note, crossed } => self.note(notes, note.as_ref(), crossed),
+            Stage::Record { sync, completed } => self.record(state, sync.as_ref(), completed),
         }
     }
 
-    fn announce(&mut self, notes: &dyn Store, now_ms: u64) -> Progress {
+    fn announce(&mut self, state: &dyn Store, now_ms: u64) -> Progress {
         let mut announced = self.base.clone();
         if !self.behind {
             announced.mark = self.mark;
@@ -259,10 +261,10 @@ impl Transfer {
             at_ms: now_ms,
         });
         let bytes = announced.to_json();
-        match notes.write(&self.key, Some(&bytes), self.note_expected()) {
+        match state.write(&self.key, Some(&bytes), self.sync_expected()) {
             Ok(stamp) => {
-                self.note_at = Some(stamp);
-                self.wrote_note = Some(Some(Entry {
+                self.sync_at = Some(stamp);
+                self.wrote_sync = Some(Some(Entry {
                     value: bytes.into(),
                     stamp,
                 }));
@@ -270,7 +272,7 @@ impl Transfer {
                 self.stage = Stage::Write;
                 Progress::Going
             }
-            Err(error) => self.note_failed(error),
+            Err(error) => self.state_failed(error),
         }
     }
 
@@ -280,18 +282,18 @@ impl Transfer {
                 self.answered = true;
                 let value = self.value.clone();
                 self.wrote = Some(value.map(|value| Entry { value, stamp }));
-                self.stage = Stage::Note {
-                    note: Some(self.noted(stamp, now_ms)),
-                    crossed: true,
+                self.stage = Stage::Record {
+                    sync: Some(self.state_after(stamp, now_ms)),
+                    completed: true,
                 };
                 Progress::Going
             }
             Err(error @ (StoreError::Conflict { .. } | StoreError::Refused { .. })) => {
-                // It did not take place and never will: the announcement would only mislead.
+                // The write did not take place and never will: the announcement would mislead other bridges.
                 let empty = self.base == SyncState::default();
-                self.stage = Stage::Note {
-                    note: (!empty).then(|| self.base.clone()),
-                    crossed: false,
+                self.stage = Stage::Record {
+                    sync: (!empty).then(|| self.base.clone()),
+                    completed: false,
                 };
                 self.answered = true;
                 self.refused = matches!(error, StoreError::Refused { .. }).then_some(error);
@@ -301,72 +303,72 @@ impl Transfer {
         }
     }
 
-    /// The note after the write took place at `stamp`.
-    fn noted(&self, stamp: KeyVersion, now_ms: u64) -> SyncState {
+    /// The sync state after the write took place at `stamp`.
+    fn state_after(&self, stamp: KeyVersion, now_ms: u64) -> SyncState {
         let from = self.to.other();
-        let mut note = self.base.clone();
-        note.value.clone_from(&self.hash);
-        note.mark = self.mark;
-        let written = note.revisions.of_mut(self.to);
+        let mut sync = self.base.clone();
+        sync.value.clone_from(&self.hash);
+        sync.mark = self.mark;
+        let written = sync.revisions.of_mut(self.to);
         *written = match self.value {
             Some(_) => stamp.revision,
             None => self.replaces.max(*written),
         };
         if let Some(revision) = self.read_at {
-            *note.revisions.of_mut(from) = revision;
+            *sync.revisions.of_mut(from) = revision;
         }
-        // What replaces another value than the one that stands there now cannot take place any more.
+        // Pending writes that replace a different value can no longer take place.
         let mut there = Pair::<u64>::default();
         if self.value.is_some() {
             *there.of_mut(self.to) = stamp.revision;
             *there.of_mut(from) = self.read_at.unwrap_or(0);
         }
-        note.pending
+        sync.pending
             .retain(|pending| pending.replaces == *there.of(pending.to));
-        note.at_ms = now_ms;
-        note
+        sync.at_ms = now_ms;
+        sync
     }
 
-    fn note(&mut self, notes: &dyn Store, note: Option<&SyncState>, crossed: bool) -> Progress {
-        let bytes = note.map(SyncState::to_json);
-        let written = notes.write(&self.key, bytes.as_deref(), self.note_expected());
+    fn record(&mut self, state: &dyn Store, sync: Option<&SyncState>, completed: bool) -> Progress {
+        let bytes = sync.map(SyncState::to_json);
+        let written = state.write(&self.key, bytes.as_deref(), self.sync_expected());
         let stamp = match written {
             Ok(stamp) => stamp,
-            Err(error) => return self.note_failed(error),
+            Err(error) => return self.state_failed(error),
         };
-        self.wrote_note = Some(bytes.map(|bytes| Entry {
+        self.wrote_sync = Some(bytes.map(|bytes| Entry {
             value: bytes.into(),
             stamp,
         }));
         match self.refused.take() {
             Some(refused) => Progress::Failed(refused),
-            None if crossed => Progress::Done,
+            None if completed => Progress::Done,
             None => Progress::Overtaken,
         }
     }
 
-    fn note_failed(&mut self, error: StoreError) -> Progress {
+    fn state_failed(&mut self, error: StoreError) -> Progress {
         match error {
             StoreError::Conflict { .. } => Progress::Overtaken,
             error => {
-                self.note_refused = matches!(error, StoreError::Refused { .. });
+                self.state_refused = matches!(error, StoreError::Refused { .. });
                 Progress::Failed(error)
             }
         }
     }
 
-    fn note_expected(&self) -> Expected {
-        self.note_at.map_or(Expected::Absent, Expected::At)
+    fn sync_expected(&self) -> Expected {
+        self.sync_at.map_or(Expected::Absent, Expected::At)
     }
 }
 
-/// The note without the announced writes that will not come any more, and without revisions of other stores.
-fn base(note: &SyncState, known: &Known<'_>) -> SyncState {
-    let pending = known.ages.of_pending(note);
+/// The sync state without expired announcements and without revisions of other stores.
+fn base(sync: &SyncState, known: &Known<'_>) -> SyncState {
+    let pending = known.ages.of_pending(sync);
     let pending = pending.filter(|(_, age)| *age < FORGET_MS);
     SyncState {
         pending: pending.map(|(pending, _)| pending.clone()).collect(),
-        revisions: known.pair.known_revisions(note),
-        ..note.clone()
+        revisions: known.pair.known_revisions(sync),
+        ..sync.clone()
     }
 }

@@ -1,4 +1,4 @@
-//! What a bridge knows of one store: kept up to date by its watch, by fresh readings and by the bridge's own writes.
+//! A bridge's view of one store, kept current by its watch, by fresh readings and by the bridge's own writes.
 
 use std::collections::BTreeSet;
 
@@ -6,80 +6,81 @@ use crate::store::{Cause, ControlKey, Entry, StoreUpdate, Tree, TreeChange};
 
 use super::report::StoreReport;
 
-/// One store as it was last seen.
+/// One store as last seen.
 pub(super) struct View {
     tree: Tree,
     /// Whether it has been read at all.
     read: bool,
-    away: Option<String>,
+    /// Why it is unreachable.
+    unreachable: Option<String>,
     store: String,
-    /// Which store it was when that was last told: one whose root is gone does not tell.
+    /// The last known identity of the store: a store whose root is missing does not report one.
     identity: Option<String>,
-    /// Keys that the watch saw being deleted, and that have not come back since.
+    /// Keys that the watch saw being deleted and that have not come back since.
     deleted: BTreeSet<ControlKey>,
-    /// Whether a reading of an earlier state or of another store came since this was last asked.
-    broke: bool,
+    /// Whether a reading of an earlier state or of a different store arrived since the last `take_discontinuity`.
+    discontinuity: bool,
     /// Changes that only its re-list found.
     pub(super) repairs: u64,
 }
 
 impl View {
-    /// Of the store that people know as `store`.
+    /// Creates the view of the store with the address `store`.
     pub(super) fn new(store: String) -> Self {
         Self {
             tree: Tree::default(),
             read: false,
-            away: None,
+            unreachable: None,
             store,
             identity: None,
             deleted: BTreeSet::new(),
-            broke: false,
+            discontinuity: false,
             repairs: 0,
         }
     }
 
-    /// What stands at `key`.
+    /// The value at `key`.
     pub(super) fn get(&self, key: &ControlKey) -> Option<&Entry> {
         self.tree.get(key)
     }
 
-    /// Every key that has a value, but for the bridges' own.
+    /// Every key that has a value, except the bridges' own.
     pub(super) fn keys(&self) -> impl Iterator<Item = &ControlKey> {
         let keys = self.tree.entries.keys();
         keys.filter(|key| **key != ControlKey::Bridge)
     }
 
-    /// Everything as it was last seen.
+    /// The whole content as last seen.
     pub(super) fn tree(&self) -> &Tree {
         &self.tree
     }
 
-    /// Whether the watch saw `key` being deleted from this store as it is, and not put back since.
+    /// Whether the watch saw `key` being deleted in the present state of this store, without coming back since.
     pub(super) fn saw_deleted(&self, key: &ControlKey) -> bool {
         self.deleted.contains(key)
     }
 
-    /// A key that stands nowhere any more needs no remembering.
+    /// Forgets that `key` was deleted, once it exists nowhere.
     pub(super) fn forget_deleted(&mut self, key: &ControlKey) {
         self.deleted.remove(key);
     }
 
-    /// The sides belong together as they did not before: what the watch saw until now was not done to this pair.
+    /// Forgets all deletes, after the pair was rejoined: deletes seen before were not done to this pair.
     pub(super) fn forget_all_deleted(&mut self) {
         self.deleted.clear();
     }
 
-    /// Whether a reading of an earlier state or of another store has come since this was last asked.
-    pub(super) fn take_broke(&mut self) -> bool {
-        std::mem::take(&mut self.broke)
+    /// Whether a reading of an earlier state or of a different store has arrived since the last call.
+    pub(super) fn take_discontinuity(&mut self) -> bool {
+        std::mem::take(&mut self.discontinuity)
     }
 
-    /// Whether there is something to decide on.
+    /// Whether it has been read and the store answers.
     pub(super) fn is_ready(&self) -> bool {
-        self.read && self.away.is_none()
+        self.read && self.unreachable.is_none()
     }
 
-    /// Takes over what the watch tells, and gives the keys to look at.
+    /// Applies an update of the watch and returns the changed keys.
     pub(super) fn update(&mut self, update: StoreUpdate) -> Vec<ControlKey> {
         match update {
             StoreUpdate::Tree {
@@ -87,15 +88,15 @@ impl View {
                 changes,
                 cause,
             } => {
-                self.away = None;
+                self.unreachable = None;
                 self.read = true;
                 if cause == Cause::MissedUpdate {
                     self.repairs += changes.len() as u64;
                 }
                 let keys = changes.iter().map(|change| change.key.clone()).collect();
                 if cause != Cause::Event {
-                    // Also where it is older: then the store was replaced or restored, and what was known is of no use.
-                    self.read_whole(Tree::clone(&tree));
+                    // Older listings too: the store was replaced or restored then, and the known state is void.
+                    self.replace_tree(Tree::clone(&tree));
                 } else {
                     for change in &changes {
                         match change.entry {
@@ -111,35 +112,35 @@ impl View {
                 keys
             }
             StoreUpdate::Unreachable { reason } => {
-                if self.away.as_ref() != Some(&reason) {
+                if self.unreachable.as_ref() != Some(&reason) {
                     tracing::warn!(
                         store = self.store,
                         reason,
-                        "store is away; the bridge waits for it"
+                        "store unreachable; waiting for it"
                     );
                 }
-                self.away = Some(reason);
+                self.unreachable = Some(reason);
                 Vec::new()
             }
             StoreUpdate::Reachable => {
-                tracing::info!(store = self.store, "store is back");
-                self.away = None;
+                tracing::info!(store = self.store, "store reachable again");
+                self.unreachable = None;
                 Vec::new()
             }
         }
     }
 
-    /// Takes over a fresh reading. It is not behind what is known, unless the store went back.
+    /// Applies a fresh reading. It is never behind the known state, unless the store reverted.
     pub(super) fn adopt(&mut self, tree: Tree) {
-        self.read_whole(tree);
+        self.replace_tree(tree);
     }
 
-    fn read_whole(&mut self, tree: Tree) {
+    fn replace_tree(&mut self, tree: Tree) {
         let known = self.identity.as_deref();
         let is_other = (tree.identity.as_deref())
             .is_some_and(|found| known.is_some_and(|known| known != found));
         if tree.revision < self.tree.revision || is_other {
-            self.broke = true;
+            self.discontinuity = true;
             self.deleted.clear();
         }
         if let Some(found) = &tree.identity {
@@ -149,9 +150,9 @@ impl View {
         self.tree = tree;
     }
 
-    /// Takes over what the bridge itself wrote.
+    /// Applies a write of the bridge itself.
     pub(super) fn wrote(&mut self, key: &ControlKey, entry: Option<Entry>) {
-        // A delete's revision is not known of every store; the watch brings it.
+        // Not every store reports the revision of a delete; the watch brings it.
         if let Some(entry) = entry {
             self.deleted.remove(key);
             let revision = entry.stamp.revision;
@@ -160,18 +161,18 @@ impl View {
         }
     }
 
-    /// What is said of it.
+    /// Its part of the status.
     pub(super) fn report(&self) -> StoreReport {
         StoreReport {
             store: self.store.clone(),
             reachable: self.is_ready(),
-            reason: match &self.away {
+            reason: match &self.unreachable {
                 Some(reason) => Some(reason.clone()),
-                None => (!self.read).then(|| "it has not been read yet".to_owned()),
+                None => (!self.read).then(|| "not read yet".to_owned()),
             },
             revision: self.tree.revision,
             keys: self.tree.entries.len(),
-            strangers: self.tree.unrecognized_keys.len(),
+            unrecognized_keys: self.tree.unrecognized_keys.len(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The bridge's thread: hears of changes on both sides, decides, and carries them across.
+//! The bridge's worker thread: receives the changes of both sides, decides, and runs the transfers.
 
 mod guard;
 mod refusals;
@@ -21,52 +21,52 @@ use crate::jitter::{backoff, jittered};
 use crate::store::{ControlKey, StoreError, StoreUpdate};
 use refusals::Refusals;
 
-/// Crossings that run side by side.
+/// Maximum number of concurrent transfers.
 const MAX_CONCURRENT: usize = 8;
-/// Keys that are decided on at once, so that news is heard in between.
+/// Maximum number of keys decided on per batch; events are received between batches.
 const BATCH_SIZE: usize = 256;
-/// A view that is behind the note is given this long to catch up before both sides are read anew.
-const CATCH_UP: Duration = Duration::from_millis(300);
-/// Wait before a key that was overtaken is looked at again; a random part of it.
-const OVERTAKEN: Duration = Duration::from_millis(200);
-/// First and longest wait after a store failed; a random part of it.
+/// Time for a view that is behind the sync state to catch up, before both sides are re-read.
+const CATCH_UP_DELAY: Duration = Duration::from_millis(300);
+/// Delay before an overtaken key is decided on again; randomized between 20 % and 100 %.
+const OVERTAKEN_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Initial and maximum delay after a store failure; randomized.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Conflicts that are remembered for people.
-const REMEMBERED: usize = 32;
+/// Conflicts kept for the status.
+const MAX_CONFLICTS: usize = 32;
 
 pub(super) struct Worker {
     stores: BridgeStores,
     settings: BridgeSettings,
     inbox: Receiver<Event>,
     sides: Pair<View>,
-    notes: View,
+    state: View,
     /// Keys to decide on.
     due: BTreeSet<ControlKey>,
-    /// Keys to decide on at a time.
+    /// Keys to decide on at a later time.
     later: BTreeMap<ControlKey, Instant>,
-    /// Keys whose readings were behind the note at the last look.
+    /// Keys whose readings were behind the sync state at the last decision.
     behind: BTreeSet<ControlKey>,
-    /// Since when a key has not been known to be equal.
+    /// Since when each key has not been known to be equal.
     unsettled: BTreeMap<ControlKey, Instant>,
     refusals: Refusals,
-    /// Since when it knows what is under way, by the clock that began with it.
+    /// When it first saw each pending write, by `clock`.
     sightings: Sightings,
     clock: Instant,
-    /// What is known of the pair; `None` until both stores are known to be those of the notes, and when that is in doubt.
+    /// The record of the pair; `None` until both stores are verified, and while that is in doubt.
     pair: Option<PairRecord>,
-    /// The id of the pair, and since when absences count, when both stores last were those of the notes.
+    /// The id of the pair and the marks from which missing keys count, when both stores were last verified.
     joined: Option<(Option<String>, Pair<u64>)>,
-    /// When a new mark is due, if anything is noted by then.
+    /// When a new mark is due, provided that something was recorded since the last one.
     mark_due: Instant,
-    /// Whether something was noted since the last mark.
-    noted: bool,
+    /// Whether something was recorded since the last mark.
+    recorded_since_mark: bool,
     halt: Option<(Halt, HaltReport)>,
     failures_in_a_row: u32,
     not_before: Instant,
-    next_look: Instant,
+    next_resync: Instant,
     counts: Counts,
     conflicts: Vec<Conflict>,
-    /// Notes of deleted keys that were written at an earlier revision may go.
+    /// Sync state of deleted keys below this revision may be removed.
     forget_before: u64,
     pub(super) report: Arc<Mutex<BridgeReport>>,
 }
@@ -78,12 +78,12 @@ impl Worker {
         inbox: Receiver<Event>,
     ) -> Self {
         let sides = Pair::from_fn(|side| View::new(stores.sides.of(side).describe()));
-        let notes = View::new(stores.notes.describe());
+        let state = View::new(stores.state.describe());
         let report = BridgeReport {
             id: settings.id.clone(),
             preferred_side: settings.preferred_side,
             sides: Pair::from_fn(|side| sides.of(side).report()),
-            notes: notes.report(),
+            notes: state.report(),
             halted: None,
             failed: None,
             keys: 0,
@@ -98,7 +98,7 @@ impl Worker {
             stores,
             inbox,
             sides,
-            notes,
+            state,
             due: BTreeSet::new(),
             later: BTreeMap::new(),
             behind: BTreeSet::new(),
@@ -109,11 +109,11 @@ impl Worker {
             pair: None,
             joined: None,
             mark_due: now,
-            noted: true,
+            recorded_since_mark: true,
             halt: None,
             failures_in_a_row: 0,
             not_before: now,
-            next_look: now + settings.resync_interval,
+            next_resync: now + settings.resync_interval,
             settings,
             counts: Counts::default(),
             conflicts: Vec::new(),
@@ -122,10 +122,10 @@ impl Worker {
         }
     }
 
-    /// Works until it is told to stop.
+    /// Runs until a stop is requested.
     ///
     /// # Errors
-    /// Why it cannot go on.
+    /// Why it cannot continue.
     pub(super) fn run(mut self) -> Result<(), String> {
         while self.recv()? {
             self.requeue_due();
@@ -141,53 +141,53 @@ impl Worker {
     }
 
     fn is_ready(&self) -> bool {
-        let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+        let views = [&self.sides.etcd, &self.sides.zookeeper, &self.state];
         views.iter().all(|view| view.is_ready()) && Instant::now() >= self.not_before
     }
 
-    /// Waits for news or for the next thing to do; `false` ends it.
+    /// Waits for an event or for the next due key; `false` stops the worker.
     fn recv(&mut self) -> Result<bool, String> {
         let now = Instant::now();
         let soonest = self.later.values().copied().min();
-        let mut until = soonest.map_or(self.next_look, |soonest| soonest.min(self.next_look));
+        let mut until = soonest.map_or(self.next_resync, |soonest| soonest.min(self.next_resync));
         if !self.due.is_empty() || self.pair.is_none() {
             let ready = self.is_ready() || now < self.not_before;
             until = if ready { self.not_before } else { until };
         }
-        // Lag grows by itself, so the report is renewed even when nothing happens.
+        // Lag grows with time, so the status is refreshed even without events.
         let wait = until
             .saturating_duration_since(now)
             .min(Duration::from_secs(1));
-        let mut news = self.inbox.recv_timeout(wait).ok();
-        while let Some(one) = news {
+        let mut event = self.inbox.recv_timeout(wait).ok();
+        while let Some(one) = event {
             match one {
                 Event::Stop => return Ok(false),
-                Event::Deaf(which) => {
+                Event::WatchEnded(which) => {
                     let store = match which {
                         StoreRole::Side(side) => self.stores.sides.of(side),
-                        StoreRole::Notes => &self.stores.notes,
+                        StoreRole::State => &self.stores.state,
                     };
                     return Err(format!("the watch of {} has ended", store.describe()));
                 }
-                Event::Of(which, update) => self.take(which, update),
+                Event::Update(which, update) => self.apply_update(which, update),
             }
-            news = self.inbox.try_recv().ok();
+            event = self.inbox.try_recv().ok();
         }
         Ok(true)
     }
 
-    fn take(&mut self, which: StoreRole, update: StoreUpdate) {
+    fn apply_update(&mut self, which: StoreRole, update: StoreUpdate) {
         let view = match which {
             StoreRole::Side(side) => self.sides.of_mut(side),
-            StoreRole::Notes => &mut self.notes,
+            StoreRole::State => &mut self.state,
         };
         let keys = view.update(update);
-        if view.take_broke() {
-            self.doubt();
+        if view.take_discontinuity() {
+            self.recheck_pair();
         }
         for key in keys {
             if key == ControlKey::Bridge {
-                self.look_at_mark(which);
+                self.check_mark(which);
                 continue;
             }
             match which {
@@ -195,45 +195,46 @@ impl Worker {
                     let unsettled = self.unsettled.entry(key.clone());
                     unsettled.or_insert_with(Instant::now);
                 }
-                StoreRole::Notes => self.see_note(&key),
+                StoreRole::State => self.record_sighting(&key),
             }
             self.due.insert(key);
         }
     }
 
-    /// Another bridge has left a new mark, the record went with its store, or a side is one of another pair.
-    fn look_at_mark(&mut self, which: StoreRole) {
-        let stands = match (which, &self.pair) {
-            (StoreRole::Notes, pair) => PairRecord::of(self.notes.tree()) == *pair,
+    /// Re-verifies the pair if another bridge wrote a new mark, the record vanished with its store, or a side now
+    /// belongs to a different pair.
+    fn check_mark(&mut self, which: StoreRole) {
+        let is_current = match (which, &self.pair) {
+            (StoreRole::State, pair) => PairRecord::of(self.state.tree()) == *pair,
             (StoreRole::Side(side), Some(pair)) => {
                 pair.is_carried_by(side, self.sides.of(side).tree())
             }
             (StoreRole::Side(_), None) => true,
         };
-        if !stands {
-            self.doubt();
+        if !is_current {
+            self.recheck_pair();
         }
     }
 
-    fn see_note(&mut self, key: &ControlKey) {
-        let note = self.note(key);
-        self.sightings.see(key, note.as_ref(), self.clock_ms());
+    fn record_sighting(&mut self, key: &ControlKey) {
+        let sync = self.sync(key);
+        self.sightings.see(key, sync.as_ref(), self.clock_ms());
     }
 
-    fn see_notes(&mut self) {
-        let keys: Vec<ControlKey> = self.notes.keys().cloned().collect();
+    fn record_sightings(&mut self) {
+        let keys: Vec<ControlKey> = self.state.keys().cloned().collect();
         self.sightings.forget_others(&keys);
         for key in keys {
-            self.see_note(&key);
+            self.record_sighting(&key);
         }
     }
 
-    /// Milliseconds on the clock that nobody sets.
+    /// Milliseconds on the monotonic clock.
     fn clock_ms(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Moves what is due by now.
+    /// Queues all keys that are due by now.
     fn requeue_due(&mut self) {
         let now = Instant::now();
         let due: Vec<ControlKey> = self
@@ -246,58 +247,58 @@ impl Worker {
             self.later.remove(&key);
             self.due.insert(key);
         }
-        if now >= self.next_look {
-            self.next_look = now + jittered(self.settings.resync_interval);
-            let views = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+        if now >= self.next_resync {
+            self.next_resync = now + jittered(self.settings.resync_interval);
+            let views = [&self.sides.etcd, &self.sides.zookeeper, &self.state];
             let keys = views.iter().flat_map(|view| view.keys());
             self.due.extend(keys.cloned());
-            let notes = self.notes.keys().filter_map(|key| self.notes.get(key));
-            let notes = notes.map(|entry| (entry.stamp.revision, &*entry.value));
-            self.forget_before = forget_deleted_before(notes);
+            let states = self.state.keys().filter_map(|key| self.state.get(key));
+            let states = states.map(|entry| (entry.stamp.revision, &*entry.value));
+            self.forget_before = forget_deleted_before(states);
         }
-        if self.noted && now >= self.mark_due {
-            self.doubt();
+        if self.recorded_since_mark && now >= self.mark_due {
+            self.recheck_pair();
         }
     }
 
-    /// Decides on a portion of what is due, and carries it across.
+    /// Decides on a batch of due keys and runs the transfers.
     fn run_batch(&mut self, pair: &PairRecord) {
-        let mut portion = BTreeSet::new();
-        while portion.len() < BATCH_SIZE
+        let mut batch = BTreeSet::new();
+        while batch.len() < BATCH_SIZE
             && let Some(key) = self.due.pop_first()
         {
-            portion.insert(key);
+            batch.insert(key);
         }
-        if portion.is_empty() {
+        if batch.is_empty() {
             return;
         }
         let mut confirm = Vec::new();
-        let mut crossings = Vec::new();
+        let mut transfers = Vec::new();
         let began_ms = now_ms();
-        for key in portion {
+        for key in batch {
             if self.halt.is_some() {
-                // Whether it may go on shows on fresh readings.
+                // Only fresh readings show whether the halt is over.
                 confirm.push(key);
                 continue;
             }
-            let decision = self.look(&key, pair, false);
+            let decision = self.decide_on(&key, pair, false);
             match decision {
                 Decision::Confirm => confirm.push(key),
                 Decision::Stale if self.behind.remove(&key) => confirm.push(key),
                 Decision::Stale => {
-                    self.requeue_after(&key, CATCH_UP);
+                    self.requeue_after(&key, CATCH_UP_DELAY);
                     self.behind.insert(key);
                 }
-                decision => crossings.extend(self.act(&key, pair, decision, began_ms)),
+                decision => transfers.extend(self.act(&key, pair, decision, began_ms)),
             }
         }
         if !confirm.is_empty() {
             match self.confirm(&confirm) {
-                Ok(Some(confirmed)) => crossings.extend(confirmed),
+                Ok(Some(confirmed)) => transfers.extend(confirmed),
                 Ok(None) => {
-                    // Nothing crosses, whatever it was decided on.
+                    // Nothing is copied, whatever it was decided on.
                     self.due.extend(confirm);
-                    let held = crossings.iter().map(|crossing| crossing.key().clone());
+                    let held = transfers.iter().map(|transfer| transfer.key().clone());
                     self.due.extend(held);
                     return;
                 }
@@ -307,50 +308,50 @@ impl Worker {
                 }
             }
         }
-        self.execute(crossings);
+        self.execute(transfers);
     }
 
-    /// Reads both sides anew and decides on that. The notes were read before, which is what makes the readings fresh.
-    /// `None`: nothing may cross.
+    /// Re-reads both sides and decides on that. The sync state was read before, which is what makes the readings fresh.
+    /// `None`: nothing may be copied.
     fn confirm(&mut self, keys: &[ControlKey]) -> Result<Option<Vec<Transfer>>, StoreError> {
         let began_ms = now_ms();
         self.read_sides()?;
         let PairCheck::Fits(pair) = self.check_pair(false, began_ms) else {
-            self.doubt();
+            self.recheck_pair();
             return Ok(None);
         };
         let decided: Vec<(&ControlKey, Decision)> = keys
             .iter()
-            .map(|key| (key, self.look(key, &pair, true)))
+            .map(|key| (key, self.decide_on(key, &pair, true)))
             .collect();
-        if let Some(halt) = self.brake(&decided, &pair) {
-            self.stand_still(halt);
+        if let Some(halt) = self.check_mass_delete(&decided, &pair) {
+            self.enter_halt(halt);
             return Ok(None);
         }
-        self.go_on();
-        let mut crossings = Vec::new();
+        self.leave_halt();
+        let mut transfers = Vec::new();
         for (key, decision) in decided {
-            crossings.extend(self.act(key, &pair, decision, began_ms));
+            transfers.extend(self.act(key, &pair, decision, began_ms));
         }
-        Ok(Some(crossings))
+        Ok(Some(transfers))
     }
 
-    fn note(&self, key: &ControlKey) -> Option<SyncState> {
-        let note = self.notes.get(key);
-        note.and_then(|entry| SyncState::from_json(&entry.value))
+    fn sync(&self, key: &ControlKey) -> Option<SyncState> {
+        let sync = self.state.get(key);
+        sync.and_then(|entry| SyncState::from_json(&entry.value))
     }
 
-    fn look(&self, key: &ControlKey, pair: &PairRecord, fresh: bool) -> Decision {
-        let note = self.note(key);
+    fn decide_on(&self, key: &ControlKey, pair: &PairRecord, fresh: bool) -> Decision {
+        let sync = self.sync(key);
         decide(&KeyState {
             key,
             places: &Pair::from_fn(|side| self.stores.sides.of(side).locate(key)),
             entries: Pair::from_fn(|side| self.sides.of(side).get(key)),
             revisions: Pair::from_fn(|side| self.sides.of(side).tree().revision),
             deleted: Pair::from_fn(|side| self.sides.of(side).saw_deleted(key)),
-            note: note.as_ref(),
-            ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
-            forget: (self.notes.get(key))
+            sync: sync.as_ref(),
+            ages: &self.sightings.ages(key, sync.as_ref(), self.clock_ms()),
+            forget: (self.state.get(key))
                 .is_some_and(|entry| entry.stamp.revision < self.forget_before),
             pair,
             fresh,
@@ -360,7 +361,7 @@ impl Worker {
         })
     }
 
-    /// What a decision asks for at once; the rest is put down for later.
+    /// Returns the transfer of a decision, if it requires one now; anything else is queued for later.
     fn act(
         &mut self,
         key: &ControlKey,
@@ -371,13 +372,13 @@ impl Worker {
         if !matches!(decision, Decision::Refuse(_)) {
             self.refusals.clear_value(key);
         }
-        let refused = self.refused_before(key, &decision);
+        let refused = self.retry_wait(key, &decision);
         if let Some(wait) = refused.filter(|wait| !wait.is_zero()) {
             self.requeue_after(key, wait);
             return None;
         }
-        let note_entry = self.notes.get(key);
-        let note_at = note_entry.map(|entry| entry.stamp);
+        let sync_entry = self.state.get(key);
+        let sync_at = sync_entry.map(|entry| entry.stamp);
         match decision {
             Decision::NoOp => {
                 self.unsettled.remove(key);
@@ -386,7 +387,7 @@ impl Worker {
                 None
             }
             Decision::Confirm | Decision::Stale => {
-                self.requeue_after(key, CATCH_UP);
+                self.requeue_after(key, CATCH_UP_DELAY);
                 None
             }
             Decision::Wait { until_ms } => {
@@ -399,13 +400,13 @@ impl Worker {
                 }
                 None
             }
-            Decision::RecordInSync(note) => {
+            Decision::RecordInSync(sync) => {
                 let by = &self.settings.id;
-                Some(Transfer::of_note(key, note, note_at, by, began_ms))
+                Some(Transfer::state_only(key, sync, sync_at, by, began_ms))
             }
             Decision::Copy { to, conflict } => {
-                let note = note_entry.and_then(|entry| SyncState::from_json(&entry.value));
-                // One whose write was refused was counted and told then; what has come there since makes it another.
+                let sync = sync_entry.and_then(|entry| SyncState::from_json(&entry.value));
+                // A conflict whose write was refused was counted and logged then; a value written there since makes it another.
                 if conflict && refused.is_none() {
                     self.record_conflict(key, to);
                 }
@@ -413,14 +414,14 @@ impl Worker {
                     self.sides.of(to.other()).get(key),
                     self.sides.of(to).get(key),
                 );
-                let noted = Known {
-                    note: note.as_ref(),
-                    note_at,
-                    ages: &self.sightings.ages(key, note.as_ref(), self.clock_ms()),
+                let known = Known {
+                    sync: sync.as_ref(),
+                    sync_at,
+                    ages: &self.sightings.ages(key, sync.as_ref(), self.clock_ms()),
                     pair,
                 };
                 let by = &self.settings.id;
-                Some(Transfer::new(key, to, from, there, noted, by, began_ms))
+                Some(Transfer::new(key, to, from, there, known, by, began_ms))
             }
             Decision::Refuse(refusal) => {
                 self.refuse(key, &refusal);
@@ -429,11 +430,11 @@ impl Worker {
         }
     }
 
-    /// A key that stands on neither side and of which no value is noted is no news any more.
+    /// Forgets the observed delete of a key that exists on neither side and has no recorded value.
     fn forget_deleted(&mut self, key: &ControlKey) {
-        let stands = |side: &Side| self.sides.of(*side).get(key).is_some();
-        let is_noted = self.note(key).is_some_and(|note| note.value.is_some());
-        if Side::BOTH.iter().any(stands) || is_noted {
+        let exists = |side: &Side| self.sides.of(*side).get(key).is_some();
+        let is_recorded = self.sync(key).is_some_and(|sync| sync.value.is_some());
+        if Side::BOTH.iter().any(exists) || is_recorded {
             return;
         }
         for side in Side::BOTH {
@@ -445,58 +446,58 @@ impl Worker {
         self.later.insert(key.clone(), Instant::now() + wait);
     }
 
-    /// Runs crossings to their ends.
-    fn execute(&mut self, mut crossings: Vec<Transfer>) {
-        let share = crossings.len().div_ceil(MAX_CONCURRENT).max(1);
+    /// Runs transfers to completion.
+    fn execute(&mut self, mut transfers: Vec<Transfer>) {
+        let share = transfers.len().div_ceil(MAX_CONCURRENT).max(1);
         let stores = &self.stores;
         let ended: Vec<(Transfer, Progress)> = std::thread::scope(|scope| {
             let mut running = Vec::new();
-            while !crossings.is_empty() {
-                let rest = crossings.split_off(share.min(crossings.len()));
-                let mine = std::mem::replace(&mut crossings, rest);
+            while !transfers.is_empty() {
+                let rest = transfers.split_off(share.min(transfers.len()));
+                let mine = std::mem::replace(&mut transfers, rest);
                 running.push(scope.spawn(move || {
                     let ended = mine
                         .into_iter()
-                        .map(|crossing| execute_one(crossing, stores));
+                        .map(|transfer| execute_one(transfer, stores));
                     ended.collect::<Vec<_>>()
                 }));
             }
-            // A panic in there is a fault of the bridge; it ends the bridge as it would end its thread.
+            // A panic in a transfer ends the bridge, as it would in the worker thread itself.
             let ended = running.into_iter().flat_map(|thread| match thread.join() {
                 Ok(ended) => ended,
                 Err(panic) => std::panic::resume_unwind(panic),
             });
             ended.collect()
         });
-        for (crossing, progress) in ended {
-            self.transferred(&crossing, progress);
+        for (transfer, progress) in ended {
+            self.transferred(&transfer, progress);
         }
     }
 
-    fn transferred(&mut self, crossing: &Transfer, progress: Progress) {
-        let key = crossing.key();
-        let (wrote, wrote_note) = crossing.written();
-        if let Some(note) = wrote_note {
-            self.noted = true;
-            self.notes.wrote(key, note);
-            self.see_note(key);
+    fn transferred(&mut self, transfer: &Transfer, progress: Progress) {
+        let key = transfer.key();
+        let (wrote, wrote_sync) = transfer.written();
+        if let Some(sync) = wrote_sync {
+            self.recorded_since_mark = true;
+            self.state.wrote(key, sync);
+            self.record_sighting(key);
         }
         if let Some(entry) = wrote {
-            let (side, from) = (crossing.to(), crossing.to().other());
-            let (place, replaced) = (self.stores.sides.of(side).locate(key), crossing.replaces());
+            let (side, from) = (transfer.to(), transfer.to().other());
+            let (place, replaced) = (self.stores.sides.of(side).locate(key), transfer.replaces());
             let counted = match &entry {
                 Some(entry) => {
                     let revision = entry.stamp.revision;
-                    tracing::info!(%key, %side, place, revision, replaced, "written, as {from} has it");
+                    tracing::info!(%key, %side, place, revision, replaced, "value written, copied from {from}");
                     &mut self.counts.writes
                 }
                 None => {
-                    tracing::info!(%key, %side, place, replaced, "deleted, as {from} has it no more");
+                    tracing::info!(%key, %side, place, replaced, "key deleted, as on {from}");
                     &mut self.counts.deletes
                 }
             };
             *counted.of_mut(side) += 1;
-            self.sides.of_mut(crossing.to()).wrote(key, entry);
+            self.sides.of_mut(transfer.to()).wrote(key, entry);
         }
         match progress {
             Progress::Done => {
@@ -506,14 +507,17 @@ impl Worker {
             }
             Progress::Going | Progress::Overtaken | Progress::Late => {
                 self.counts.overtaken += 1;
-                self.requeue_after(key, OVERTAKEN.mul_f64(0.2 + 0.8 * fastrand::f64()));
+                self.requeue_after(
+                    key,
+                    OVERTAKEN_RETRY_DELAY.mul_f64(0.2 + 0.8 * fastrand::f64()),
+                );
             }
             Progress::Failed(error) if error.is_retryable() => {
                 self.failed(&error);
                 self.due.insert(key.clone());
             }
             Progress::Failed(error) => {
-                self.write_refused(crossing, &error);
+                self.write_refused(transfer, &error);
             }
         }
     }
@@ -521,13 +525,13 @@ impl Worker {
     fn failed(&mut self, error: &dyn std::fmt::Display) {
         self.counts.failures += 1;
         if Instant::now() < self.not_before {
-            // Another crossing of the same pass has said so.
+            // Another transfer of the same batch has logged it.
             return;
         }
         self.failures_in_a_row += 1;
         let (first, longest) = BACKOFF;
         self.not_before = Instant::now() + backoff(first, longest, self.failures_in_a_row);
-        tracing::warn!("{error}; the bridge tries again");
+        tracing::warn!("{error}; retrying");
     }
 
     fn record_conflict(&mut self, key: &ControlKey, loser: Side) {
@@ -536,9 +540,9 @@ impl Worker {
         let overruled_revision = overruled.map_or(0, |entry| entry.stamp.revision);
         tracing::warn!(
             key = %key, winner = %loser.other(), overruled_revision,
-            "both sides hold different values; the winner's stands"
+            "conflict: both sides hold different values; the winner's value is kept"
         );
-        if self.conflicts.len() == REMEMBERED {
+        if self.conflicts.len() == MAX_CONFLICTS {
             self.conflicts.remove(0);
         }
         self.conflicts.push(Conflict {
@@ -558,7 +562,7 @@ impl Worker {
         let oldest = self.unsettled.values().min();
         let mut report = lock(&self.report);
         report.sides = Pair::from_fn(|side| self.sides.of(side).report());
-        report.notes = self.notes.report();
+        report.notes = self.state.report();
         report.halted = self.halt.as_ref().map(|(_, report)| report.clone());
         report.keys = keys.len();
         report.unsettled = self.unsettled.len();
@@ -569,12 +573,12 @@ impl Worker {
     }
 }
 
-fn execute_one(mut crossing: Transfer, stores: &BridgeStores) -> (Transfer, Progress) {
-    let side = Arc::clone(stores.sides.of(crossing.to()));
+fn execute_one(mut transfer: Transfer, stores: &BridgeStores) -> (Transfer, Progress) {
+    let side = Arc::clone(stores.sides.of(transfer.to()));
     loop {
-        match crossing.step(&*side, &*stores.notes, now_ms()) {
+        match transfer.step(&*side, &*stores.state, now_ms()) {
             Progress::Going => {}
-            ended => return (crossing, ended),
+            ended => return (transfer, ended),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Checks a node tree against a table: unknown names, missing fields, wrong types and bounds, all of them at once.
+//! Validates a node tree against a table and reports all unknown names, missing fields, wrong types and bounds at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,18 +10,18 @@ use super::table::{ChoiceValue, Field, FieldType, Presence, SectionType, TextRul
 use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
 use crate::problem::{Problem, Problems};
 
-/// Collects what is wrong with one document.
+/// Collects the problems of one document.
 pub(crate) struct Checker<'a> {
     file: Option<&'a Path>,
     root: &'static SectionType,
     problems: Problems,
-    /// Paths of values whose references could not be resolved: there is nothing to check.
+    /// Paths of values whose references could not be resolved and which are therefore not checked.
     unresolved: BTreeSet<String>,
 }
 
-/// A map that was checked against its table: a value for every field that is given or has a default.
+/// A map that was checked against its table: values of all fields that are set or have a default.
 ///
-/// Where a value was refused, the getters give a stand-in: the problems keep it from being used.
+/// For a rejected value the getters return a placeholder; it is never used, since the document has problems.
 pub(crate) struct Section {
     pub(crate) path: String,
     pub(crate) place: Place,
@@ -33,7 +33,7 @@ struct CheckedValue {
     value: Checked,
 }
 
-/// One entry of a list of texts.
+/// One entry of a list of strings.
 pub(crate) struct ListedText {
     pub(crate) text: String,
     pub(crate) place: Place,
@@ -52,7 +52,7 @@ enum Checked {
 }
 
 impl<'a> Checker<'a> {
-    /// For a document of `file` whose table is `root`.
+    /// A checker for a document of `file` with the table `root`.
     pub(crate) fn new(file: Option<&'a Path>, root: &'static SectionType) -> Self {
         Self {
             file,
@@ -62,12 +62,12 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// What was found.
+    /// The collected problems.
     pub(crate) fn into_problems(self) -> Problems {
         self.problems
     }
 
-    /// Whether so much is wrong that further problems are only counted.
+    /// Whether the limit is reached and further problems are only counted.
     pub(crate) fn is_full(&self) -> bool {
         self.problems.is_full()
     }
@@ -88,7 +88,7 @@ impl<'a> Checker<'a> {
         });
     }
 
-    /// Adds the problem of a reference; its value is not checked any further.
+    /// Reports an unresolved reference and excludes its value from further checks.
     pub(crate) fn report_unresolved(&mut self, place: &Place, path: &str, message: String) {
         self.report(place, path, message);
         self.unresolved.insert(path.to_owned());
@@ -113,7 +113,7 @@ impl<'a> Checker<'a> {
             _ => {
                 let keys: Vec<&str> = object.names().take(4).collect();
                 let message = format!(
-                    "wants a map with keys such as {}, found {}",
+                    "expected a map with keys such as {}, found {}",
                     keys.join(", "),
                     node.describe()
                 );
@@ -147,7 +147,7 @@ impl<'a> Checker<'a> {
         let shown = shortened(&entry.key);
         let full = join(path, &shown);
         if self.is_full() {
-            // The nearest name takes time to find, and nobody will see it.
+            // Finding the nearest name takes time, and the problem is only counted.
             return self.report(&entry.key_place, &full, "is unknown");
         }
         if let Some(later) = object.later.iter().find(|later| later.name == entry.key) {
@@ -160,7 +160,7 @@ impl<'a> Checker<'a> {
             hint = match self.root.find_below(&entry.key, "") {
                 Some(elsewhere) => format!("; did you mean `{elsewhere}`?"),
                 None => format!(
-                    "; known are {}",
+                    "; known fields: {}",
                     object.names().collect::<Vec<_>>().join(", ")
                 ),
             };
@@ -216,8 +216,8 @@ impl<'a> Checker<'a> {
             Err(None) => {
                 let hint = type_hint(node, field);
                 let message = format!(
-                    "wants {}, found {}{hint}",
-                    field.kind.wants(),
+                    "expected {}, found {}{hint}",
+                    field.kind.expected(),
                     node.describe()
                 );
                 self.report(&node.place, path, message);
@@ -226,9 +226,9 @@ impl<'a> Checker<'a> {
         None
     }
 
-    /// Reports that `node` is not what is wanted.
-    pub(crate) fn refuse(&mut self, node: &Node, wanted: &str, path: &str) {
-        let message = format!("wants {wanted}, found {}", node.describe());
+    /// Reports that `node` is not what was `expected`.
+    pub(crate) fn refuse(&mut self, node: &Node, expected: &str, path: &str) {
+        let message = format!("expected {expected}, found {}", node.describe());
         self.report(&node.place, path, message);
     }
 
@@ -246,12 +246,15 @@ impl<'a> Checker<'a> {
                 }
                 _ => String::new(),
             };
-            let message = format!("wants a list of texts, found {}{hint}", node.describe());
+            let message = format!(
+                "expected a list of strings, found {}{hint}",
+                node.describe()
+            );
             self.report(&node.place, path, message);
             return None;
         };
         if items.len() < min || items.len() > max {
-            let message = format!("wants {min} to {max} entries, found {}", items.len());
+            let message = format!("expected {min} to {max} entries, found {}", items.len());
             self.report(&node.place, path, message);
         }
         let mut texts = Vec::with_capacity(items.len());
@@ -268,9 +271,9 @@ impl<'a> Checker<'a> {
                         path,
                     }),
                     Err(Some(message)) => self.report(&item.place, &path, message),
-                    Err(None) => self.refuse(item, "a text", &path),
+                    Err(None) => self.refuse(item, "a string", &path),
                 },
-                _ => self.refuse(item, "a text", &path),
+                _ => self.refuse(item, "a string", &path),
             }
         }
         Some(Checked::Texts(texts))
@@ -281,7 +284,7 @@ fn shown(scalar: &Scalar) -> &str {
     scalar.reference.as_deref().unwrap_or(&scalar.text)
 }
 
-/// What to do about a value of another type.
+/// Remedy for a value of the wrong type.
 fn type_hint(node: &Node, field: &Field) -> &'static str {
     let Value::Scalar(scalar) = &node.value else {
         return "";
@@ -290,17 +293,17 @@ fn type_hint(node: &Node, field: &Field) -> &'static str {
         _ if node.is_null() && matches!(field.need, Presence::Default(_)) => {
             " (leave the key out for its default)"
         }
-        (FieldType::Text(_), Style::Plain) if !node.is_null() => "; quote it to make it a text",
+        (FieldType::Text(_), Style::Plain) if !node.is_null() => "; quote it to make it a string",
         (FieldType::Flag | FieldType::Count { .. } | FieldType::Number { .. }, Style::Quoted)
             if read_plain(&scalar.text) != Plain::Text =>
         {
-            "; write it without quotes"
+            "; remove the quotes"
         }
         _ => "",
     }
 }
 
-/// A default as if it stood in the text.
+/// A default as a node, as if written in the text.
 fn default_node(text: &str, place: &Place) -> Node {
     let value = match text {
         "" | "{}" => Value::Map(Vec::new()),
@@ -311,9 +314,9 @@ fn default_node(text: &str, place: &Place) -> Node {
     Node { value, place }
 }
 
-/// The value; an error without a message is a wrong type.
+/// Converts a scalar. An error without a message means a wrong type.
 fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Option<String>> {
-    let outside = |reason: String| Some(format!("{} does not fit: {reason}", scalar.describe()));
+    let outside = |reason: String| Some(format!("{} is invalid: {reason}", scalar.describe()));
     match kind {
         FieldType::Flag => match scalar.plain() {
             Plain::Flag(flag) => Ok(Checked::Flag(flag)),
@@ -363,8 +366,8 @@ fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Option<Str
                 Some(_) => String::new(),
             };
             Err(Some(format!(
-                "wants {}, found {}{hint}",
-                kind.wants(),
+                "expected {}, found {}{hint}",
+                kind.expected(),
                 scalar.describe()
             )))
         }
@@ -380,7 +383,7 @@ fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
         None => return Err(None),
     };
     (rule.check)(text)
-        .map_err(|reason| Some(format!("{} does not fit: {reason}", scalar.describe())))?;
+        .map_err(|reason| Some(format!("{} is invalid: {reason}", scalar.describe())))?;
     Ok(text.to_owned())
 }
 
@@ -389,7 +392,7 @@ impl Section {
         self.values.get(name).map(|held| &held.value)
     }
 
-    /// Where the field's value stands; the section's own place for a default.
+    /// Position of the field's value; the section's own position for a default.
     pub(crate) fn place_of(&self, name: &str) -> &Place {
         self.values
             .get(name)
@@ -401,7 +404,7 @@ impl Section {
         join(&self.path, name)
     }
 
-    /// Whether the field has a value that was not refused.
+    /// Whether the field has a valid value.
     pub(crate) fn holds(&self, name: &str) -> bool {
         self.values.contains_key(name)
     }
@@ -439,7 +442,7 @@ impl Section {
         }
     }
 
-    /// The value of a choice field's word; `None` only where it was refused.
+    /// The value of a choice field; `None` only if it was rejected.
     pub(crate) fn word<T: ChoiceValue>(&self, name: &str) -> Option<T> {
         T::of(self.text(name)?)
     }
@@ -451,7 +454,7 @@ impl Section {
         }
     }
 
-    /// A field that is an object; `None` only where it is optional and absent.
+    /// A field that is an object; `None` only if it is optional and absent.
     pub(crate) fn object(&self, name: &str) -> Option<&Section> {
         match self.held(name) {
             Some(Checked::Object(section)) => Some(section),
@@ -459,7 +462,7 @@ impl Section {
         }
     }
 
-    /// A field that code of its own reads.
+    /// The raw node of a field with a custom parser.
     pub(crate) fn custom(&self, name: &str) -> Option<&Node> {
         match self.held(name) {
             Some(Checked::Custom(node)) => Some(node),

@@ -1,6 +1,6 @@
 //! A handler's own config as a JSON value, from a node tree or from JSON text.
 //!
-//! What came from a reference is always a text here: a password of digits must not turn into a number.
+//! A value from a reference is always a string: a password of digits must not become a number.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::{Checker, MAX_DEPTH, MAX_NODES, Node, Plain, Scalar, Trail, Value, shortened};
 
-/// The value of `node`; what JSON cannot say is reported and becomes null.
+/// Converts `node`. Values that JSON cannot represent are reported and become null.
 pub(crate) fn to_json(node: &Node, path: &Trail<'_>, checker: &mut Checker<'_>) -> Json {
     match &node.value {
         Value::Scalar(scalar) => scalar_to_json(scalar).unwrap_or_else(|reason| {
@@ -38,7 +38,7 @@ fn scalar_to_json(scalar: &Scalar) -> Result<Json, String> {
     if scalar.reference.is_some() {
         return Ok(Json::String(scalar.text.clone()));
     }
-    let unfit = || format!("{} does not fit a JSON number; quote it", scalar.describe());
+    let unfit = || format!("{} is not a valid JSON number; quote it", scalar.describe());
     Ok(match scalar.plain() {
         Plain::Null => Json::Null,
         Plain::Flag(flag) => Json::Bool(flag),
@@ -52,10 +52,10 @@ fn scalar_to_json(scalar: &Scalar) -> Result<Json, String> {
     })
 }
 
-/// Reads a JSON object, within the bounds that YAML has too. A key that stands twice is refused.
+/// Parses a JSON object within the same bounds as YAML. Duplicate keys are rejected.
 ///
 /// # Errors
-/// Line and column, from 1, and what is wrong there; line 0 for the whole text.
+/// Line and column, from 1, and the cause; line 0 for the whole text.
 pub(crate) fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u32, String)> {
     let nodes = Cell::new(0);
     let seed = Bounded {
@@ -77,7 +77,7 @@ pub(crate) fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u3
     }
 }
 
-/// Reads a value that the service itself has written, as an object: serde would take a list of its fields too.
+/// Parses a value that the service itself has written. Requires an object, since serde would also accept a list of the fields.
 pub(crate) fn from_object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'[') => Err(serde_json::Error::custom(
@@ -87,7 +87,7 @@ pub(crate) fn from_object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Resu
     }
 }
 
-/// Reads a value and counts what it is made of.
+/// Deserialises a value and counts its levels and nodes.
 #[derive(Clone, Copy)]
 struct Bounded<'n> {
     nodes: &'n Cell<usize>,
@@ -168,7 +168,7 @@ impl<'de> Visitor<'de> for Bounded<'_> {
         while let Some(key) = members.next_key::<String>()? {
             if object.contains_key(&key) {
                 let key = shortened(&key);
-                return Err(A::Error::custom(format!("`{key}` stands twice")));
+                return Err(A::Error::custom(format!("`{key}` is duplicated")));
             }
             let value = members.next_value_seed(below)?;
             object.insert(key, value);
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_json_writers_write_is_read() {
+    fn output_of_common_json_writers_is_accepted() {
         // An emoji as a pair of escapes, tabs, a number beyond 64 bits.
         let text = "{\"a\":\t\"\\ud83d\\ude00\", \"b\": 123456789012345678901234567890, \"c\": [null, true, -1.5]}";
         let object = read_json_object(text).unwrap();
@@ -192,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_object_within_the_bounds_is_refused_with_its_place() {
+    fn anything_but_one_object_within_the_bounds_is_rejected_with_its_position() {
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(70), "]".repeat(70));
         let many = format!("{{\"a\":[{}0]}}", "0,".repeat(MAX_NODES));
         for (text, place, words) in [
             ("", (1, 0), "EOF"),
             ("[1]", (0, 0), "is not a JSON object"),
             ("3", (0, 0), "is not a JSON object"),
-            ("{\"a\": 1,\n \"a\": 2}", (2, 4), "`a` stands twice"),
+            ("{\"a\": 1,\n \"a\": 2}", (2, 4), "`a` is duplicated"),
             ("{\"a\": 1} x", (1, 10), "trailing characters"),
             ("a: 1", (1, 1), "expected value"),
             (&deep, (1, 69), "more than 64 levels"),

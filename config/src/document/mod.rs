@@ -1,4 +1,4 @@
-//! YAML (and so JSON) text as a tree that remembers where everything stands, and the tables that it is checked against.
+//! YAML (a superset of JSON) parsed into a tree that keeps source positions, and the tables that the tree is checked against.
 //!
 //! ```text
 //!  text ─► parse (bounded) ─► Node tree ─► check against a table ─► Section of typed values, or every problem
@@ -30,27 +30,27 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where a node stands.
+/// Source position of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// From 1; 0 when it stands in no text.
+    /// Line, from 1; 0 for a node without a text.
     pub(crate) line: u32,
-    /// In characters, from 1.
+    /// Column in characters, from 1.
     pub(crate) column: u32,
-    /// In bytes of the text.
+    /// Byte range in the text.
     pub(crate) span: Range<usize>,
-    /// What set it instead of the text, such as `--set kafka.clients` or an environment variable.
+    /// The override that set the value, such as `--set kafka.clients` or an environment variable.
     pub(crate) set_by: Option<Arc<str>>,
 }
 
-/// One value with its place.
+/// One value with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node {
     pub(crate) value: Value,
     pub(crate) place: Place,
 }
 
-/// What a node is.
+/// Content of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Scalar(Scalar),
@@ -66,27 +66,27 @@ pub(crate) struct Entry {
     pub(crate) value: Node,
 }
 
-/// A scalar as written; what it means depends on the field that it stands in.
+/// A scalar as written; its type depends on the field.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Scalar {
     pub(crate) text: String,
     pub(crate) style: Style,
-    /// The text before its references were resolved; the resolved text is then never shown.
+    /// The text before references were resolved. If set, messages show it instead of the resolved text.
     pub(crate) reference: Option<String>,
 }
 
-/// How a scalar was written.
+/// Notation of a scalar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// Without quotes: null, a flag, a number or a text, by YAML's core schema.
+    /// Without quotes: null, boolean, number or string by YAML's core schema.
     Plain,
-    /// With quotes, or as a block: always a text.
+    /// Quoted, or a block scalar: always a string.
     Quoted,
-    /// From an override or a reference: whatever its field wants.
+    /// From an override or a reference: takes the type of its field.
     Untyped,
 }
 
-/// What a plain scalar is by YAML's core schema.
+/// Type of a plain scalar by YAML's core schema.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Plain {
     Null,
@@ -104,7 +104,7 @@ impl fmt::Debug for Scalar {
 }
 
 impl Scalar {
-    /// What it is, by how it is written.
+    /// Type of the scalar, by its notation.
     pub(crate) fn plain(&self) -> Plain {
         match self.style {
             Style::Quoted => Plain::Text,
@@ -112,13 +112,13 @@ impl Scalar {
         }
     }
 
-    /// The text, where a text is wanted: quoted, untyped, or plain and nothing else by the core schema.
+    /// The string value: quoted, untyped, or plain and a string by the core schema.
     pub(crate) fn as_text(&self) -> Option<&str> {
         let is_text = self.style != Style::Plain || self.plain() == Plain::Text;
         is_text.then_some(self.text.as_str())
     }
 
-    /// What to call it in a message; never a resolved secret.
+    /// Description for messages; never contains a resolved secret.
     pub(crate) fn describe(&self) -> String {
         if let Some(reference) = &self.reference {
             return format!("the value of {}", shortened(reference));
@@ -126,9 +126,9 @@ impl Scalar {
         let shown = shortened(&self.text);
         match self.plain() {
             Plain::Null => "nothing".to_owned(),
-            Plain::Flag(_) => format!("the flag {shown}"),
+            Plain::Flag(_) => format!("the boolean {shown}"),
             Plain::Integer(_) | Plain::Float(_) => format!("the number {shown}"),
-            Plain::Text => format!("the text `{shown}`"),
+            Plain::Text => format!("the string `{shown}`"),
         }
     }
 }
@@ -171,7 +171,7 @@ fn read_number(text: &str) -> Plain {
 }
 
 impl Node {
-    /// A scalar that an override sets.
+    /// A scalar from an override.
     pub(crate) fn untyped(text: &str, place: Place) -> Self {
         let scalar = Scalar {
             text: text.to_owned(),
@@ -192,12 +192,12 @@ impl Node {
         }
     }
 
-    /// Whether it is null: written so, or left empty.
+    /// Whether it is null or empty.
     pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.style == Style::Plain && scalar.plain() == Plain::Null)
     }
 
-    /// What to call it in a message.
+    /// Description for messages.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Scalar(scalar) => scalar.describe(),
@@ -207,7 +207,7 @@ impl Node {
     }
 }
 
-/// `path.key`, or `key` at the top.
+/// `path.key`, or `key` at the top level.
 pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() {
         key.to_owned()
@@ -216,7 +216,7 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// The beginning of a text that somebody wrote, for a message.
+/// Shortens untrusted text for a message.
 pub(crate) fn shortened(text: &str) -> String {
     let mut shown: String = text.chars().take(60).collect();
     if shown.len() < text.len() {

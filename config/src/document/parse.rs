@@ -1,4 +1,4 @@
-//! YAML text to a node tree, within bounds: size, depth, and nodes and bytes after aliases are expanded.
+//! Parses YAML into a node tree within bounds: text size, depth, and nodes and bytes after alias expansion.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,21 +9,21 @@ use super::{Entry, Node, Place, Scalar, Style, Value, shortened};
 use crate::bounded_file::{self, ReadError};
 use crate::problem::{Problem, Problems};
 
-/// Longest text that is read, in bytes.
+/// Maximum text size in bytes.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
-/// Deepest nesting.
+/// Maximum nesting depth.
 pub(super) const MAX_DEPTH: usize = 64;
-/// Most nodes, with aliases expanded and what they may refer to.
+/// Maximum number of nodes, including expanded aliases and the anchored nodes kept for them.
 pub(super) const MAX_NODES: usize = 50_000;
-/// Most bytes of keys and values, counted in the same way: an alias costs three bytes of the text and repeats any number.
+/// Maximum bytes of keys and values, counted the same way: an alias takes three bytes of text and repeats any number.
 const MAX_EXPANDED: usize = 4 * MAX_BYTES;
 
-/// Reads a file of a folder as text. What its name leads to may be anything: a pipe is refused, not waited for.
+/// Reads a file of a folder as text. The path is untrusted: a pipe is rejected instead of blocking.
 pub(crate) fn read_text(file: &Path) -> Result<String, Problems> {
     as_text(file, bounded_file::read(file, MAX_BYTES))
 }
 
-/// Reads a file that a user names for one reading, which may be a pipe, as text.
+/// Reads a file named on the command line, which may be a pipe, as text.
 pub(crate) fn read_given_text(file: &Path) -> Result<String, Problems> {
     as_text(file, bounded_file::read_given(file, MAX_BYTES))
 }
@@ -38,16 +38,16 @@ fn as_text(file: &Path, bytes: Result<Vec<u8>, ReadError>) -> Result<String, Pro
             .filter(|byte| **byte == b'\n')
             .count();
         whole(format!(
-            "is not UTF-8 text: line {line} has a byte that is none; save it as UTF-8"
+            "is not UTF-8 text: line {line} has an invalid byte; save it as UTF-8"
         ))
     })
 }
 
-/// A parsed text.
+/// Result of parsing a text.
 pub(crate) struct Parsed {
-    /// The document; an empty text gives an empty map. `None` when the text cannot be read to its end.
+    /// The document; an empty text gives an empty map. `None` when the text cannot be parsed to its end.
     pub(crate) root: Option<Node>,
-    /// What is wrong with the text itself.
+    /// Syntax problems.
     pub(crate) problems: Problems,
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn parse(text: &str, file: Option<&Path>) -> Parsed {
     }
 }
 
-/// A map or list whose end has not come yet.
+/// A map or list that is still open.
 enum Open {
     List {
         items: Vec<Node>,
@@ -91,7 +91,7 @@ enum Open {
     },
     Map {
         entries: Vec<Entry>,
-        /// The lines in which its keys stand.
+        /// Lines of its keys.
         lines: HashMap<String, u32>,
         key: Option<Key>,
         place: Place,
@@ -99,11 +99,11 @@ enum Open {
     },
 }
 
-/// A key whose value has not come yet.
+/// A key that waits for its value.
 struct Key {
     text: String,
     place: Place,
-    /// The map has it already; its value is left out.
+    /// A duplicate; its value is discarded.
     repeated: bool,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Feeds every event; the error is what makes the rest unreadable.
+    /// Processes all events; an error makes the rest of the text unreadable.
     fn run(&mut self) -> Result<(), Problem> {
         let mut parser = Parser::new_from_str(self.text);
         while let Some(next) = parser.next_event() {
@@ -151,14 +151,14 @@ impl<'a> Builder<'a> {
                 let hint = if error.info().contains("tab") {
                     "; indent with spaces"
                 } else if error.info().contains("expect") {
-                    "; a text with : # [ ] { } or , in it needs quotes"
+                    "; quote strings that contain : # [ ] { } or ,"
                 } else {
                     ""
                 };
                 let cause = self.cause_above(place.line).unwrap_or_default();
                 self.problem(
                     &place,
-                    format!("is no valid YAML here: {}{hint}{cause}", error.info()),
+                    format!("is not valid YAML: {}{hint}{cause}", error.info()),
                 )
             })?;
             if matches!(event, Event::StreamEnd) {
@@ -169,8 +169,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// What stands above the line in which the text stopped to make sense, and is the likelier mistake: a bracket that is
-    /// not closed, or a line that is no key.
+    /// A likelier cause above the line of a syntax error: a bracket that is not closed, or a line that is not a key.
     fn cause_above(&self, line: u32) -> Option<String> {
         let bracket = self.open.iter().rev().find_map(|open| {
             let (Open::List { place, .. } | Open::Map { place, .. }) = open;
@@ -178,9 +177,7 @@ impl<'a> Builder<'a> {
             (place.line < line && matches!(first, '[' | '{')).then_some((first, place.line))
         });
         if let Some((bracket, line)) = bracket {
-            return Some(format!(
-                "; the `{bracket}` of line {line} is not closed before it"
-            ));
+            return Some(format!("; the `{bracket}` in line {line} is not closed"));
         }
         let above = self.text.lines().take((line as usize).saturating_sub(1));
         let lines = above.enumerate().filter(|(_, text)| {
@@ -190,8 +187,7 @@ impl<'a> Builder<'a> {
         let (number, text) = lines.last()?;
         let is_key = text.trim_end().ends_with(':') || text.contains(": ");
         let is_item = text.trim_start().starts_with('-');
-        (!is_key && !is_item)
-            .then(|| format!("; line {} has no key with `: ` behind it", number + 1))
+        (!is_key && !is_item).then(|| format!("; line {} has no key followed by `: `", number + 1))
     }
 
     fn event(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {
@@ -201,7 +197,7 @@ impl<'a> Builder<'a> {
                 self.documents += 1;
                 if self.documents > 1 {
                     let message =
-                        "has more than one document; write one a file, without `---` between";
+                        "has more than one document; use one document per file, without `---`";
                     return Err(self.problem(&place, message.to_owned()));
                 }
             }
@@ -245,7 +241,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// A scalar is a key where a map waits for one, else a value.
+    /// A scalar is a key if a map expects one, else a value.
     fn scalar(&mut self, scalar: Scalar, place: Place, anchor: usize) -> Result<(), Problem> {
         let Some(Open::Map {
             lines,
@@ -270,7 +266,7 @@ impl<'a> Builder<'a> {
         if let Some(line) = first {
             let shown = shortened(&text);
             let message =
-                format!("`{shown}` stands twice in this map, first in line {line}; keep one");
+                format!("`{shown}` is duplicated in this map, first in line {line}; keep one");
             let problem = self.problem(&place, message);
             self.problems.push(problem);
         }
@@ -279,8 +275,7 @@ impl<'a> Builder<'a> {
 
     fn alias(&mut self, anchor: usize, place: Place) -> Result<(), Problem> {
         let Some(target) = self.anchors.get(&anchor) else {
-            let message =
-                "is an alias of something that is not finished or not there; write the value out";
+            let message = "is an alias of an incomplete or unknown anchor; write the value out";
             return Err(self.problem(&place, message.to_owned()));
         };
         let size = Size::of(target);
@@ -288,7 +283,7 @@ impl<'a> Builder<'a> {
         self.bytes += size.bytes;
         if self.is_beyond_bounds() || self.open.len() + size.depth > MAX_DEPTH {
             let message = format!(
-                "has aliases that expand beyond {MAX_NODES} values, {MAX_EXPANDED} bytes or {MAX_DEPTH} levels; write fewer"
+                "has aliases that expand beyond {MAX_NODES} values, {MAX_EXPANDED} bytes or {MAX_DEPTH} levels; use fewer"
             );
             return Err(self.problem(&place, message));
         }
@@ -313,7 +308,7 @@ impl<'a> Builder<'a> {
             return Err(self.problem(place, message));
         }
         if matches!(self.open.last(), Some(Open::Map { key: None, .. })) {
-            let message = "is a list or map where a key is expected; keys are texts";
+            let message = "is a list or map where a key is expected; keys are strings";
             return Err(self.problem(place, message.to_owned()));
         }
         Ok(())
@@ -338,14 +333,14 @@ impl<'a> Builder<'a> {
         self.add(Node { value, place }, anchor)
     }
 
-    /// Puts a finished node where it belongs.
+    /// Adds a finished node to its parent.
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
         self.nodes += 1;
         if let Value::Scalar(scalar) = &node.value {
             self.bytes += scalar.text.len();
         }
         if anchor > 0 {
-            // What an alias may refer to is kept a second time.
+            // Anchored nodes are kept a second time for their aliases.
             let size = Size::of(&node);
             self.nodes += size.nodes;
             self.bytes += size.bytes;
@@ -380,7 +375,7 @@ impl<'a> Builder<'a> {
     fn refuse_tag(&mut self, tagged: bool, place: &Place) {
         if tagged {
             let message =
-                "has a tag (`!…`); tags are not supported: quote a value to make it a text";
+                "has a tag (`!…`); tags are not supported: quote a value to make it a string";
             let problem = self.problem(place, message.to_owned());
             self.problems.push(problem);
         }
@@ -416,7 +411,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// What a tree takes up.
+/// Size of a tree.
 struct Size {
     nodes: usize,
     /// Of keys and values.

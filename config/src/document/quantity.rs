@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: `100ms`, `1h30m`, `256MiB`.
+//! Human-readable durations and sizes: `100ms`, `1h30m`, `256MiB`.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// Reads a duration such as `1.5s` or `1h30m`.
+/// Parses a duration such as `1.5s` or `1h30m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || {
         "write a number with a unit: ns, us, ms, s, m, h or d, such as 500ms or 1h30m".to_owned()
@@ -53,13 +53,13 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         let part = scaled(number, *nanos).ok_or_else(refused)?;
         total = total
             .checked_add(part)
-            .ok_or_else(|| "is longer than can be counted".to_owned())?;
+            .ok_or_else(|| "is too long".to_owned())?;
         rest = after;
     }
     Ok(Duration::from_nanos(total))
 }
 
-/// Reads a size such as `256MiB` or `1024`.
+/// Parses a size such as `256MiB` or `1024`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let refused = || {
         "write a number of bytes or one with a unit: B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 256MiB".to_owned()
@@ -82,7 +82,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     scaled(number, bytes).ok_or_else(refused)
 }
 
-/// `number * scale`, exactly; `None` for what is no decimal number, too large, or not whole.
+/// `number * scale`, exactly; `None` if it is not a decimal number, too large, or not whole.
 fn scaled(number: &str, scale: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -101,7 +101,7 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
     u64::try_from(total).ok()
 }
 
-/// The shortest exact way to write a duration.
+/// The shortest exact notation of a duration.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     let unit = TIME_UNITS
@@ -113,7 +113,7 @@ pub(crate) fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// The shortest exact way to write a size, in binary units.
+/// The shortest exact notation of a size, in binary units.
 pub(crate) fn format_size(bytes: u64) -> String {
     let unit = SIZE_UNITS[..4]
         .iter()
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_as_people_write_them() {
+    fn durations_are_parsed_with_units() {
         let millis = |text| parse_duration(text).map(|duration| duration.as_millis());
         assert_eq!(millis("100ms"), Ok(100));
         assert_eq!(millis("1s"), Ok(1000));
@@ -149,25 +149,25 @@ mod tests {
             "999999999999d",
             "5s,",
         ] {
-            assert!(parse_duration(bad).is_err(), "{bad} was taken");
+            assert!(parse_duration(bad).is_err(), "{bad} was accepted");
         }
     }
 
     #[test]
-    fn sizes_as_people_write_them() {
+    fn sizes_are_parsed_with_units() {
         assert_eq!(parse_size("256MiB"), Ok(256 << 20));
         assert_eq!(parse_size("1.5 KiB"), Ok(1536));
         assert_eq!(parse_size("10kB"), Ok(10_000));
         assert_eq!(parse_size("10KB"), Ok(10_000));
         assert_eq!(parse_size("4096"), Ok(4096));
         for bad in ["", "MiB", "-1", "1.0001B", "20000000TiB", "1 M", "1e3"] {
-            assert!(parse_size(bad).is_err(), "{bad} was taken");
+            assert!(parse_size(bad).is_err(), "{bad} was accepted");
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_formatted_reads_the_same(nanos in any::<u64>(), bytes in any::<u64>()) {
+        fn formatted_quantities_parse_back(nanos in any::<u64>(), bytes in any::<u64>()) {
             let duration = Duration::from_nanos(nanos);
             prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
             prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));

@@ -1,7 +1,7 @@
-//! `${env:NAME}` and `${file:PATH}`: values that stand elsewhere, so that secrets need not be written down.
+//! Resolves `${env:NAME}` and `${file:PATH}` references, which keep secrets out of configs.
 //!
-//! A file of the operator's own may refer to anything. A value of a store may be written by others, so it refers to what the
-//! service config lists for it and to nothing else ([`References`]): not even whether something else exists is told.
+//! Local files may reference any variable and file. Values of a store may be written by others, so they may reference only what
+//! the service config lists ([`References`]), and errors do not reveal whether anything else exists.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -12,38 +12,38 @@ use super::{Checker, MAX_BYTES, Node, Style, Trail, Value};
 use crate::bounded_file;
 use crate::environment::Environment;
 
-/// Most bytes that the references of one document may bring in.
+/// Maximum bytes that the references of one document may resolve to.
 const MAX_RESOLVED: usize = 4 * MAX_BYTES;
 
-/// What values of a store may refer to. Nothing, unless the service config lists it.
+/// Allow-list of what a store's values may reference. Empty by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// Names of environment variables.
     pub env: BTreeSet<String>,
-    /// The folder below which `${file:…}` names files; `None`: no file.
+    /// The base folder of `${file:…}`; `None` allows no file.
     pub folder: Option<PathBuf>,
 }
 
-/// Where references are looked up.
+/// Policy for resolving references.
 #[derive(Clone, Copy)]
 pub(crate) enum Lookup<'a> {
-    /// They are left as they are: only their form is checked, as that of a store's value.
+    /// Only check the syntax, with the rules of a store's value; leave references in place.
     Form,
-    /// Any variable, and any file; relative paths begin at `base`.
+    /// Any variable and any file; relative paths are resolved against `base`.
     Anything {
         environment: &'a Environment,
         base: &'a Path,
     },
-    /// What is listed.
+    /// Only listed variables and files.
     Listed {
         environment: &'a Environment,
         references: &'a References,
     },
 }
 
-/// Replaces every reference in the values of `node`; what is missing is reported.
+/// Replaces every reference in the values of `node`; failures are reported to `checker`.
 ///
-/// A whole-value reference takes the type that its field wants. `$${` stands for `${`.
+/// A value with a reference takes the type of its field. `$${` is an escaped `${`.
 pub(crate) fn resolve(
     node: &mut Node,
     path: &Trail<'_>,
@@ -54,7 +54,7 @@ pub(crate) fn resolve(
     resolver.node(node, path, checker);
 }
 
-/// Replaces every reference in the texts of `value`, and gives what each of them stands for; `report` hears what is missing.
+/// Replaces every reference in the strings of `value` and returns the resolved values; failures go to `report`.
 pub(crate) fn resolve_json(
     value: &mut Json,
     path: &Trail<'_>,
@@ -68,11 +68,11 @@ pub(crate) fn resolve_json(
 
 struct Resolver<'a> {
     lookup: Lookup<'a>,
-    /// Bytes that references brought in.
+    /// Bytes that references resolved to.
     brought: usize,
-    /// What stands behind the references, and the texts that they are parts of.
+    /// The resolved values, and the strings that contain them.
     secrets: Vec<String>,
-    /// Whether the text at hand has anything but an escape replaced.
+    /// Whether the current string had a reference replaced, not only escapes.
     referred: bool,
 }
 
@@ -161,7 +161,7 @@ impl<'a> Resolver<'a> {
             }
             result.push_str(before);
             let end = from.find('}').ok_or_else(|| {
-                "has a `${` without its `}`; write $${ for the characters themselves".to_owned()
+                "has a `${` without a closing `}`; write $${ for a literal ${".to_owned()
             })?;
             self.look_up(&from[2..end], &mut result)?;
             rest = &from[end + 1..];
@@ -207,7 +207,7 @@ impl<'a> Resolver<'a> {
             _ => {
                 let inside = super::shortened(inside);
                 return Err(format!(
-                    "`${{{inside}}}` is no reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for the characters themselves"
+                    "`${{{inside}}}` is not a valid reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for a literal ${{"
                 ));
             }
         };
@@ -228,35 +228,35 @@ impl<'a> Resolver<'a> {
 
 fn too_much() -> String {
     format!(
-        "refers to more than {MAX_RESOLVED} bytes together with the references before it; refer to less"
+        "exceeds {MAX_RESOLVED} bytes together with the references before it; reference less data"
     )
 }
 
 fn variable(name: &str, environment: &Environment) -> Result<String, String> {
     environment.get(name).map(str::to_owned).ok_or_else(|| {
         let name = super::shortened(name);
-        format!("the environment variable {name} is not set; `${{env:{name}}}` needs it")
+        format!("the environment variable {name} is not set; `${{env:{name}}}` requires it")
     })
 }
 
 fn not_listed(inside: &str, key: &str) -> String {
     let inside = super::shortened(inside);
     format!(
-        "`${{{inside}}}` is not allowed in a store's keys: they may only refer to what the service config lists in `{key}`"
+        "`${{{inside}}}` is not allowed in a store's keys: they may only reference what the service config lists in `{key}`"
     )
 }
 
-/// A file below the folder for references, by its name and by where it really is.
+/// Reads a file below the references folder; both the given path and the canonical path must be inside it.
 fn listed_file(path: &str, references: &References) -> Result<String, String> {
     let refused = || not_listed(&format!("file:{path}"), "handlers.references.folder");
     let folder = references.folder.as_deref().ok_or_else(refused)?;
     check_below(path)?;
     let named = folder.join(path);
-    // A link may lead about inside the folder, as those of mounted secrets do, but not out of it. What stands outside is
-    // told like what is not there.
+    // Symlinks may point elsewhere inside the folder, as those of mounted secrets do, but not outside. The error for a file
+    // outside is that for a missing one, which reveals nothing about it.
     let missing = || {
         format!(
-            "the file of `${{file:{}}}` is not there",
+            "the file of `${{file:{}}}` does not exist",
             super::shortened(path)
         )
     };
@@ -268,19 +268,19 @@ fn listed_file(path: &str, references: &References) -> Result<String, String> {
     file(path, &real)
 }
 
-/// Whether a path stays below the folder that it begins at, as far as its own words go.
+/// Checks that a path has no `..` and is not absolute; symlinks are checked separately.
 fn check_below(path: &str) -> Result<(), String> {
     let below = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     match Path::new(path).components().all(below) {
         true => Ok(()),
         false => Err(
-            "has a `${file:…}` that is absolute or goes up; in a store's keys it names a file below the folder `handlers.references.folder`"
+            "has a `${file:…}` that is absolute or contains `..`; in a store's keys it names a file below the folder `handlers.references.folder`"
                 .to_owned(),
         ),
     }
 }
 
-/// The file's text without the line break at its end.
+/// The file's text without its final line break.
 fn file(path: &str, file: &Path) -> Result<String, String> {
     let text = bounded_file::read_text(file, MAX_BYTES).map_err(|reason| {
         format!(

@@ -1,11 +1,11 @@
-//! The nearest known name for one that is unknown.
+//! Suggests the nearest known name for an unknown one.
 
-/// ` (did you mean `x`?)` for the nearest of `known`, or nothing when none is near.
+/// `; did you mean `x`?` for the nearest of `known`, or an empty string if none is close.
 pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(name, known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
-/// The known name that `name` most likely stands for.
+/// The known name that `name` most likely misspells.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded = fold(name);
     let allowed = (folded.chars().count() / 3).clamp(1, 4);
@@ -22,7 +22,7 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
-/// Case and the ways to join words do not count as differences.
+/// Normalises case and word separators, which do not count as differences.
 fn fold(name: &str) -> String {
     name.chars()
         .take(80)
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_wins_and_far_ones_are_not_offered() {
+    fn the_nearest_name_is_suggested_and_distant_ones_are_not() {
         let known = ["group_id", "clients", "client", "start"];
         assert_eq!(nearest("groupId", known), Some("group_id"));
         assert_eq!(nearest("group-id", known), Some("group_id"));

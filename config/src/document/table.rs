@@ -1,5 +1,5 @@
-//! Tables of fields: the one place where a field's name, meaning, bounds and default stand. Reading and the JSON Schema
-//! both follow them.
+//! Tables of fields: the single definition of each field's name, doc, bounds and default. The parser, the JSON Schema and the
+//! reference pages are derived from them.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use serde_json::Value as Json;
 
 use super::quantity::{format_duration, format_size};
 
-/// The fields that a map may have.
+/// The fields of a map.
 pub(crate) struct SectionType {
     pub(crate) doc: &'static str,
     pub(crate) fields: &'static [Field],
-    /// Names that are designed and refused for now.
+    /// Names reserved for future fields; rejected for now.
     pub(crate) later: &'static [Reserved],
 }
 
@@ -23,22 +23,22 @@ pub(crate) struct Field {
     pub(crate) need: Presence,
 }
 
-/// What stands for a field that is not given.
+/// Whether a field may be left out, and its default.
 pub(crate) enum Presence {
     Required,
     Optional,
-    /// YAML text of the default; empty for objects, whose fields have their own.
+    /// YAML text of the default; empty for objects, whose fields have their own defaults.
     Default(&'static str),
 }
 
-/// A name or word that is designed and not built yet.
+/// A field or choice that is designed but not implemented.
 pub(crate) struct Reserved {
     pub(crate) name: &'static str,
-    /// A sentence that goes on after the name.
+    /// Reason; completes a sentence that starts with the name.
     pub(crate) reason: &'static str,
 }
 
-/// What a field's value may be.
+/// Type and bounds of a field.
 pub(crate) enum FieldType {
     Flag,
     Count {
@@ -68,25 +68,25 @@ pub(crate) enum FieldType {
         max: usize,
     },
     Object(&'static SectionType),
-    /// Read by code of its own.
+    /// Parsed by custom code.
     Custom {
         schema: fn() -> Json,
     },
 }
 
-/// What a text must be like.
+/// Validation rule of a string.
 pub(crate) struct TextRule {
-    /// Says what is wanted, without quoting the text: it may be secret.
+    /// Fails with what is expected. Must not quote the text, which may be secret.
     pub(crate) check: fn(&str) -> Result<(), String>,
-    /// The same for a JSON Schema, as far as a regex can say it.
+    /// The rule for a JSON Schema, as far as a regex can express it.
     pub(crate) pattern: Option<&'static str>,
-    /// Numbers without quotes count as texts.
+    /// Accepts unquoted numbers as strings.
     pub(crate) numbers: bool,
 }
 
-/// Values that have a word each.
+/// An enumeration with one word per value.
 pub(crate) trait ChoiceValue: Copy + PartialEq + 'static {
-    /// Every value with its word.
+    /// All values with their words.
     const WORDS: &'static [(&'static str, Self)];
 
     /// The word of this value.
@@ -136,13 +136,13 @@ impl SectionType {
 }
 
 impl FieldType {
-    /// What a value must be, for messages.
-    pub(crate) fn wants(&self) -> String {
+    /// Description of the accepted values, for messages and the reference pages.
+    pub(crate) fn expected(&self) -> String {
         match self {
             Self::Flag => "true or false".to_owned(),
             Self::Count { min, max } => range("a whole number", min, max, *max == u64::MAX),
             Self::Number { min, max } => range("a number", min, max, *max == f64::MAX),
-            Self::Text(_) => "a text".to_owned(),
+            Self::Text(_) => "a string".to_owned(),
             Self::Choice { words, .. } => format!("one of {}", words().join(", ")),
             Self::Duration { min, max } => range(
                 "a duration",
@@ -156,7 +156,7 @@ impl FieldType {
                 &format_size(*max),
                 *max == u64::MAX,
             ),
-            Self::Texts { .. } => "a list of texts".to_owned(),
+            Self::Texts { .. } => "a list of strings".to_owned(),
             Self::Object(_) => "a map".to_owned(),
             Self::Custom { .. } => "a value".to_owned(),
         }

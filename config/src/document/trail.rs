@@ -1,11 +1,11 @@
-//! Where a value stands, as a chain of steps that is written out only for a message: a path per value of a deep tree would
-//! cost the square of the text.
+//! The path of a value as a linked list that is formatted only for messages: building a path string per value of a deep tree
+//! would take time quadratic in the text.
 
 use std::fmt;
 
 use super::{Node, Value, shortened};
 
-/// Most steps that are shown.
+/// Maximum number of steps shown.
 const SHOWN: usize = 16;
 
 /// A path from the root of a tree to one of its values.
@@ -20,7 +20,7 @@ pub(crate) enum Trail<'a> {
 }
 
 impl Trail<'_> {
-    /// The value at this place below `root`, or the nearest one above it.
+    /// The node at this path below `root`, or its nearest existing ancestor.
     pub(crate) fn find<'n>(&self, root: &'n Node) -> &'n Node {
         let (above, below) = match self {
             Self::Root(_) => return root,
@@ -63,7 +63,7 @@ impl Trail<'_> {
     }
 }
 
-/// Dotted; the last steps of a long one.
+/// Formats as a dotted path; a long one is reduced to its last steps.
 impl fmt::Display for Trail<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f, SHOWN)
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trail_reads_as_a_dotted_path_and_long_ones_by_their_end() {
+    fn a_trail_is_a_dotted_path_and_a_long_one_keeps_its_end() {
         let root = Trail::Root("config");
         let list = Trail::Key(&root, "list");
         let item = Trail::Index(&list, 2);

@@ -1,4 +1,4 @@
-//! Writing a handler's keys: each compared and set, so that two operators do not overwrite each other.
+//! Writes and deletes a handler's keys by compare-and-set, so that concurrent operators do not overwrite each other.
 
 use std::path::Path;
 
@@ -11,38 +11,38 @@ use crate::rollout::Rollout;
 use crate::source::name_in_spec;
 use crate::store::{ControlKey, Entry, Expected, KeyVersion, Store, StoreError, Tree, check_value};
 
-/// What a write of a spec did.
+/// Result of writing a spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SpecWrite {
     /// The handler.
     pub name: String,
-    /// Where its spec stands.
+    /// The place of its spec.
     pub place: String,
-    /// The revision from which on members have it.
+    /// The revision from which on members have the spec.
     pub revision: u64,
-    /// Whether something else stood there before.
+    /// Whether the text differed from the previous one.
     pub changed: bool,
-    /// Keys that take the place of parts of the spec, for people.
+    /// Keys that override parts of the spec, for messages.
     pub overridden_by: Vec<String>,
 }
 
-/// What a delete did.
+/// Result of deleting a handler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Deleted {
     /// The handler.
     pub name: String,
-    /// Where the keys stood that are gone.
+    /// The places of the deleted keys.
     pub places: Vec<String>,
-    /// The revision from which on members do without it.
+    /// The revision from which on members run without it.
     pub revision: u64,
 }
 
-/// The name of the handler that a spec's text declares.
+/// The name of the handler declared by a spec's text.
 ///
 /// # Errors
-/// [`FleetError::Spec`] when there is none, or no handler can have it; `file` is named in problems.
+/// [`FleetError::Spec`] when the name is missing or invalid; `file` is named in problems.
 pub fn name_of_spec(text: &str, file: Option<&Path>) -> Result<String, FleetError> {
-    let missing = "has no `name` that can be read; a spec begins with `name: …`";
+    let missing = "has no readable `name`; a spec starts with `name: …`";
     let name =
         name_in_spec(text).ok_or_else(|| FleetError::Spec(Problems::of_file(file, missing)))?;
     let key = ControlKey::spec(&name)?;
@@ -56,8 +56,8 @@ pub fn name_of_spec(text: &str, file: Option<&Path>) -> Result<String, FleetErro
     Ok(name)
 }
 
-/// Writes the spec `text`, if the handler's spec is still at revision `expect` (0 for none), where that is given, and
-/// in any case as it was read.
+/// Writes the spec `text`, provided that the handler's spec is still at revision `expect` (0 for none), if given, and
+/// unchanged since it was read.
 ///
 /// # Errors
 /// [`FleetError`]; nothing is changed then.
@@ -105,10 +105,10 @@ pub fn apply_spec(
     })
 }
 
-/// Deletes every key of the handler `name`.
+/// Deletes every key of the handler `name`, the spec first.
 ///
 /// # Errors
-/// [`FleetError`]; keys that were deleted before a later one failed stay deleted, the spec first.
+/// [`FleetError`]; keys that were deleted before a failure stay deleted.
 pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetError> {
     let tree = store.list()?;
     let spec = ControlKey::spec(name)?;
@@ -121,7 +121,7 @@ pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetErr
         return Err(unknown(&tree, name));
     }
     refuse_in_progress(&tree, name)?;
-    // Without its spec nothing of a handler runs, so that goes first.
+    // A handler does not run without its spec, so the spec is deleted first.
     let others = keys.into_iter().filter(|key| **key != spec);
     let mut places = Vec::new();
     let mut revision = 0;
@@ -139,7 +139,7 @@ pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetErr
     })
 }
 
-/// Opens or shuts a gate, and gives the revision from which on members have it.
+/// Opens or closes a gate. Returns the revision from which on members have the change.
 ///
 /// # Errors
 /// [`FleetError`]; nothing is changed then.
@@ -160,7 +160,7 @@ pub fn set_gate(store: &dyn Store, name: &str, open: bool) -> Result<u64, FleetE
     Ok(store.write(&key, Some(value), expected(there))?.revision)
 }
 
-/// The compare-and-set of what was read.
+/// The expected version for a compare-and-set of the value that was read.
 pub(super) fn expected(there: Option<&Entry>) -> Expected {
     there.map_or(Expected::Absent, |entry| Expected::At(entry.stamp))
 }
@@ -172,21 +172,21 @@ fn refuse_in_progress(tree: &Tree, name: &str) -> Result<(), FleetError> {
     }
 }
 
-/// The refusal beside a rollout.
+/// The error for an operation during a rollout.
 pub(super) fn in_progress(name: &str, entry: &Entry) -> FleetError {
     let rollout = Rollout::from_json(&entry.value).unwrap_or_default();
-    let or_somebody = |text: String| match text.is_empty() {
-        true => "somebody".to_owned(),
+    let or_unknown = |text: String| match text.is_empty() {
+        true => "an unknown operator".to_owned(),
         false => text,
     };
     FleetError::InProgress {
         name: name.to_owned(),
-        by: or_somebody(rollout.by),
+        by: or_unknown(rollout.by),
         started: rollout.started,
     }
 }
 
-/// The refusal of a name that no spec has.
+/// The error for a name without a spec.
 pub(super) fn unknown(tree: &Tree, name: &str) -> FleetError {
     let known = tree.entries.keys().filter_map(|key| match key {
         ControlKey::Spec(name) => Some(name.as_str()),
@@ -198,7 +198,7 @@ pub(super) fn unknown(tree: &Tree, name: &str) -> FleetError {
     }
 }
 
-/// Whether a write failed since somebody else was faster.
+/// Whether a write failed because another writer was faster.
 pub(super) fn is_conflict(error: &StoreError) -> bool {
     matches!(error, StoreError::Conflict { .. })
 }

@@ -1,4 +1,4 @@
-//! The same edits on a folder of specs, which has no members and no earlier values.
+//! The same edits on a directory of specs, which has no members and no history.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::document::{did_you_mean, read_text};
 use crate::source::{compare_and_write, name_in_spec, spec_files};
 use crate::store::StoreError;
 
-/// Writes the spec `text` to the file of its handler, or to a new one.
+/// Writes the spec `text` to the file that declares its handler, or to a new one.
 ///
 /// # Errors
 /// [`FleetError`]; nothing is changed then.
@@ -71,7 +71,7 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>, FleetError>
     let files = spec_files(folder).map_err(|reason| unreadable(folder, reason))?;
     let mut found = Vec::new();
     for path in files {
-        // A file that cannot be read declares nothing; the service says what is wrong with it.
+        // An unreadable file declares nothing; the service reports it.
         if let Ok(text) = read_text(&path)
             && name_in_spec(&text).as_deref() == Some(name)
         {
@@ -81,9 +81,9 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(PathBuf, String)>, FleetError>
     Ok(found)
 }
 
-/// Writes a file that nobody must have made meanwhile; a watcher sees it whole.
+/// Writes a file that must not exist yet, atomically for watchers.
 fn create(path: &Path, text: &str) -> std::io::Result<()> {
-    let new = atomic_file::beside(path, text.as_bytes(), atomic_file::SHARED)?;
+    let new = atomic_file::write_temp(path, text.as_bytes(), atomic_file::SHARED)?;
     new.persist_noclobber(path)?;
     Ok(())
 }
@@ -120,7 +120,7 @@ mod tests {
     const OLD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
 
     #[test]
-    fn a_spec_is_made_replaced_and_removed() {
+    fn a_spec_file_is_created_replaced_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let made = apply_file(folder.path(), OLD, None).unwrap();
         assert!(made.changed && made.place.ends_with("a.yaml"));

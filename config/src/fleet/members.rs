@@ -1,4 +1,4 @@
-//! Waiting for members: who has applied a revision, who refuses, who does not answer.
+//! Waits for members: collects which have applied a revision, which refuse it and which do not answer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,147 +9,147 @@ use super::FleetError;
 use crate::member::MemberReport;
 use crate::store::Store;
 
-/// How often members are asked.
+/// Poll interval of the member reports.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where a member stands.
+/// State of a member with respect to a handler and a revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum MemberState {
-    /// It has applied the revision, and the handler is well there.
+    /// It has applied the revision, and the handler is healthy there.
     Applied,
     /// It has applied the revision, and refuses the handler or cannot run it.
     Refused {
-        /// Why, a line each.
+        /// The reasons.
         reasons: Vec<String>,
     },
-    /// It is alive, and has not applied the revision.
+    /// It is alive but has not applied the revision.
     Behind {
-        /// What it has applied.
+        /// The revision that it has applied.
         applied: u64,
     },
-    /// It has the revision, and is still building and checking what the handler needs.
+    /// It has the revision and is still building and checking the handler.
     Preparing,
     /// Its report cannot be read.
     Unreadable {
         /// Why.
         reason: String,
     },
-    /// It was there, and its key is gone: it has stopped, or is cut off.
+    /// Its key disappeared: it has stopped, or is disconnected from the store.
     Gone,
 }
 
-/// A member and where it stands.
+/// A member and its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemberStatus {
     /// Its id.
     pub member: String,
-    /// Where it stands.
+    /// Its state.
     #[serde(flatten)]
     pub state: MemberState,
 }
 
-/// What came of waiting.
+/// Result of waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WaitResult {
-    /// Whether every member has applied it and none refuses.
+    /// Whether there are members, and all have applied the revision without refusing.
     pub converged: bool,
     /// Each member, by id.
     pub members: Vec<MemberStatus>,
 }
 
 impl WaitResult {
-    /// Those that refuse.
+    /// The members that refuse.
     pub fn refusals(&self) -> impl Iterator<Item = &MemberStatus> {
-        let refuses =
-            |verdict: &&MemberStatus| matches!(verdict.state, MemberState::Refused { .. });
+        let refuses = |member: &&MemberStatus| matches!(member.state, MemberState::Refused { .. });
         self.members.iter().filter(refuses)
     }
 
-    /// Those that did not answer.
+    /// The members that did not answer.
     pub fn missing(&self) -> impl Iterator<Item = &MemberStatus> {
-        self.members.iter().filter(|verdict| {
+        self.members.iter().filter(|member| {
             !matches!(
-                verdict.state,
+                member.state,
                 MemberState::Refused { .. } | MemberState::Applied
             )
         })
     }
 }
 
-/// What members are waited for to have.
+/// The state that members are waited for to reach.
 #[derive(Clone, Copy, Debug)]
 struct WaitTarget<'w> {
     handler: &'w str,
     revision: u64,
-    /// A gate that is shut: members follow it whatever they have against the handler.
+    /// Whether the change closes a gate: members follow that even if they refuse the handler.
     closed: bool,
 }
 
-/// Waits until every member (of `only`, if given) has applied `revision`, or `deadline`. A member that was seen and goes
-/// away counts as one that does not answer: it may still run what was before. `tell` hears each new state of the fleet.
+/// Waits until every member (of `only`, if given) has applied `revision`, or until `deadline`. A member that was seen
+/// and disappears counts as one that does not answer: it may still run the earlier revision. `notify` receives each
+/// change of the result.
 ///
 /// # Errors
-/// [`FleetError::Store`] when the store refuses; one that is away is asked again until the deadline.
+/// [`FleetError::Store`] when the store refuses; an unreachable one is polled until the deadline.
 pub fn await_members(
     store: &dyn Store,
     handler: &str,
     revision: u64,
     only: Option<&[String]>,
     deadline: Instant,
-    tell: &mut dyn FnMut(&WaitResult),
+    notify: &mut dyn FnMut(&WaitResult),
 ) -> Result<WaitResult, FleetError> {
-    let wanted = WaitTarget {
+    let target = WaitTarget {
         handler,
         revision,
         closed: false,
     };
-    await_wanted(store, wanted, only, deadline, tell)
+    await_target(store, target, only, deadline, notify)
 }
 
-/// Waits until every member has shut the gate that was written at `revision`, or `deadline`. A spec that a member refuses
-/// or still prepares keeps no gate open.
+/// Waits until every member has closed the gate that was written at `revision`, or until `deadline`. A spec that a
+/// member refuses or still prepares does not keep its gate open.
 ///
 /// # Errors
-/// As [`await_members`].
+/// As for [`await_members`].
 pub fn await_closed(
     store: &dyn Store,
     handler: &str,
     revision: u64,
     deadline: Instant,
 ) -> Result<WaitResult, FleetError> {
-    let wanted = WaitTarget {
+    let target = WaitTarget {
         handler,
         revision,
         closed: true,
     };
-    await_wanted(store, wanted, None, deadline, &mut |_| {})
+    await_target(store, target, None, deadline, &mut |_| {})
 }
 
-fn await_wanted(
+fn await_target(
     store: &dyn Store,
-    wanted: WaitTarget<'_>,
+    target: WaitTarget<'_>,
     only: Option<&[String]>,
     deadline: Instant,
-    tell: &mut dyn FnMut(&WaitResult),
+    notify: &mut dyn FnMut(&WaitResult),
 ) -> Result<WaitResult, FleetError> {
     let mut seen: BTreeMap<String, MemberState> = BTreeMap::new();
     for member in only.unwrap_or_default() {
         seen.insert(member.clone(), MemberState::Gone);
     }
-    let mut told = None;
+    let mut reported = None;
     loop {
         match store.members() {
-            Ok(members) => look(&mut seen, members, wanted, only),
+            Ok(members) => update_states(&mut seen, members, target, only),
             Err(error) if error.is_retryable() && Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
-        let now = awaited(&seen);
-        if told.as_ref() != Some(&now) {
-            tell(&now);
-            told = Some(now.clone());
+        let now = result_of(&seen);
+        if reported.as_ref() != Some(&now) {
+            notify(&now);
+            reported = Some(now.clone());
         }
-        // Whoever has not applied yet may still refuse, so all are heard before a refusal ends it.
+        // A member that has not applied yet may still refuse, so a refusal ends the wait only after all have answered.
         let settled = !now.members.is_empty() && now.missing().next().is_none();
         if settled || Instant::now() >= deadline {
             return Ok(now);
@@ -158,10 +158,10 @@ fn await_wanted(
     }
 }
 
-fn look(
+fn update_states(
     seen: &mut BTreeMap<String, MemberState>,
     members: Vec<(String, Vec<u8>)>,
-    wanted: WaitTarget<'_>,
+    target: WaitTarget<'_>,
     only: Option<&[String]>,
 ) {
     for state in seen.values_mut() {
@@ -169,31 +169,31 @@ fn look(
     }
     for (id, report) in members {
         if only.is_none_or(|only| only.contains(&id)) {
-            seen.insert(id, state(&report, wanted));
+            seen.insert(id, state(&report, target));
         }
     }
 }
 
-fn state(report: &[u8], wanted: WaitTarget<'_>) -> MemberState {
+fn state(report: &[u8], target: WaitTarget<'_>) -> MemberState {
     match MemberReport::from_json(report) {
-        // Its revision is that of a store that is there no more.
+        // Its revision is that of a store that no longer exists.
         Ok(MemberReport {
             held: Some(why), ..
         }) => MemberState::Refused {
-            reasons: vec![format!("it holds back what stands in its store: {why}")],
+            reasons: vec![format!("it does not apply the content of its store: {why}")],
         },
-        Ok(report) if report.applied_revision < wanted.revision => MemberState::Behind {
+        Ok(report) if report.applied_revision < target.revision => MemberState::Behind {
             applied: report.applied_revision,
         },
-        Ok(_) if wanted.closed => MemberState::Applied,
-        Ok(report) => standing(&report, wanted.handler),
+        Ok(_) if target.closed => MemberState::Applied,
+        Ok(report) => handler_state(&report, target.handler),
         Err(reason) => MemberState::Unreadable { reason },
     }
 }
 
-/// Where a handler stands at a member, by the revision that the member has.
-pub(super) fn standing(report: &MemberReport, handler: &str) -> MemberState {
-    // What it says against the handler may be of what ran before.
+/// State of a handler at a member that has the revision.
+pub(super) fn handler_state(report: &MemberReport, handler: &str) -> MemberState {
+    // Reported problems may be those of the earlier revision.
     if report.preparing.iter().any(|name| name == handler) {
         return MemberState::Preparing;
     }
@@ -205,13 +205,13 @@ pub(super) fn standing(report: &MemberReport, handler: &str) -> MemberState {
         0 => MemberState::Applied,
         omitted => MemberState::Unreadable {
             reason: format!(
-                "its report leaves out {omitted} entries of handlers that are refused, failed or being prepared, and `{handler}` may be among them; ask it with `sluicegate handlers show {handler}`"
+                "its report omits {omitted} entries of refused, failed or preparing handlers, possibly `{handler}`; query it with `sluicegate handlers show {handler}`"
             ),
         },
     }
 }
 
-fn awaited(seen: &BTreeMap<String, MemberState>) -> WaitResult {
+fn result_of(seen: &BTreeMap<String, MemberState>) -> WaitResult {
     let members: Vec<MemberStatus> = seen
         .iter()
         .map(|(member, state)| MemberStatus {
@@ -219,7 +219,7 @@ fn awaited(seen: &BTreeMap<String, MemberState>) -> WaitResult {
             state: state.clone(),
         })
         .collect();
-    let applied = |verdict: &MemberStatus| verdict.state == MemberState::Applied;
+    let applied = |member: &MemberStatus| member.state == MemberState::Applied;
     WaitResult {
         converged: !members.is_empty() && members.iter().all(applied),
         members,

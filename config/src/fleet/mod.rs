@@ -1,13 +1,13 @@
-//! What an operator does to a fleet through its store: write specs, wait for the members, roll out in waves.
+//! Operator commands on a fleet through its store: write specs, wait for the members, roll out in waves.
 //!
 //! ```text
-//!  apply, delete ──► the handler's keys (compare-and-set) ──► await_members: every member has it, or says why not
+//!  apply, delete ──► the handler's keys (compare-and-set) ──► await_members: every member has it, or reports why not
 //!
-//!  begin ─► {name}/rollout ─► wave: members grow ─► they have it, and stay well ─┬─► next wave … ─► {name}/spec, done
-//!                                                                               └─► refused: rollout deleted, earlier spec again
+//!  begin ─► {name}/rollout ─► wave: more members ─► applied, and healthy ─┬─► next wave … ─► {name}/spec, done
+//!                                                                        └─► refused: rollout deleted, earlier spec restored
 //! ```
 //!
-//! The rollout key holds all that is needed to go on, so another terminal can resume or abort it.
+//! The rollout key contains everything needed to continue, so another terminal can resume or abort it.
 
 mod edit;
 mod folder;
@@ -24,41 +24,41 @@ pub use members::{MemberState, MemberStatus, WaitResult, await_closed, await_mem
 pub use staged::{RolloutResult, RolloutSettings, RolloutStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};
 
-/// Why an operator's step was not done.
+/// Why an operator's command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// The store did not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No handler can have this name.
+    /// The name is not a valid handler name.
     #[error(transparent)]
     Name(#[from] KeyNameError),
-    /// The text is no valid spec.
+    /// The text is not a valid spec.
     #[error("{0}")]
     Spec(Problems),
-    /// There is no such handler.
+    /// The handler does not exist.
     #[error("there is no handler `{name}`{hint}")]
     Unknown {
         /// The name.
         name: String,
-        /// The nearest known name, as a sentence, or nothing.
+        /// A suggestion of the nearest known name, or empty.
         hint: String,
     },
-    /// The key is not what the caller had seen.
+    /// The key is not at the revision that the caller expected.
     #[error(
-        "{place} is at revision {found}, not {expected}; look at it with `sluicegate handlers history` and try again"
+        "{place} is at revision {found}, not {expected}; check it with `sluicegate handlers history` and retry"
     )]
     Moved {
-        /// Where the key stands.
+        /// The place of the key.
         place: String,
         /// The revision that was expected; 0 for no value.
         expected: u64,
-        /// The revision that stands there; 0 for no value.
+        /// The present revision; 0 for no value.
         found: u64,
     },
     /// A rollout of the handler is in progress.
     #[error(
-        "a rollout of `{name}` by {by} since {started} is in progress; go on with `sluicegate handlers rollout {name} --resume`, or end it with `--abort`"
+        "a rollout of `{name}`, started by {by} at {started}, is in progress; continue it with `sluicegate handlers rollout {name} --resume`, or end it with `--abort`"
     )]
     InProgress {
         /// The handler.
@@ -74,15 +74,15 @@ pub enum FleetError {
         /// The handler.
         name: String,
     },
-    /// Something else than this rollout changed the handler's keys.
-    #[error("the rollout of `{name}` was overtaken: {what}; look at it and try again")]
+    /// A change other than this rollout modified the handler's keys.
+    #[error("the rollout of `{name}` was overtaken: {what}; check it and retry")]
     Overtaken {
         /// The handler.
         name: String,
         /// What changed.
         what: String,
     },
-    /// The fleet has nobody to roll out to.
+    /// The fleet has no members to roll out to.
     #[error("no member is alive; start the service, or write the spec without `--waves`")]
     NoMembers,
 }

@@ -1,85 +1,85 @@
-//! A staged rollout, driven from an operator's terminal: wave by wave, and back at the first refusal.
+//! A staged rollout, driven from an operator's terminal: wave by wave, with a rollback at the first refusal.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::edit::{expected, in_progress, is_conflict, name_of_spec};
-use super::members::standing;
+use super::members::handler_state;
 use super::{FleetError, MemberState, MemberStatus, WaitResult, Wave, await_members, parse_waves};
 use crate::document::{format_duration, parse_duration};
 use crate::member::MemberReport;
 use crate::rollout::Rollout;
 use crate::store::{ControlKey, Expected, KeyVersion, Store};
 
-/// How often members are looked at while they should stay well.
+/// Poll interval of the member reports during the health wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a rollout goes.
+/// Settings of a rollout.
 #[derive(Clone, Debug)]
 pub struct RolloutSettings {
-    /// Its waves, the last one everybody.
+    /// Its waves; the last one contains all members.
     pub waves: Vec<Wave>,
-    /// How long a wave must stay well before the next one.
+    /// How long a wave must stay healthy before the next one.
     pub wait_healthy: Duration,
-    /// How long a wave may take to apply it.
+    /// Timeout for a wave to apply the revision.
     pub timeout: Duration,
-    /// Who does it, for people.
+    /// The operator, for messages.
     pub by: String,
 }
 
-/// What a rollout tells on its way.
+/// Progress of a rollout.
 #[derive(Clone, Debug)]
 pub enum RolloutStep<'s> {
     /// A wave begins.
     Wave {
-        /// Which, from 1.
+        /// Its number, from 1.
         number: usize,
-        /// Of how many.
+        /// The number of waves.
         of: usize,
-        /// Who has the new revision from now on.
+        /// The members that have the new revision from now on.
         members: &'s [String],
     },
-    /// The wave's members moved on.
+    /// The state of the wave's members changed.
     Members(&'s WaitResult),
-    /// The wave has applied it; it must stay well for this long.
+    /// The wave has applied the revision; it must stay healthy for this long.
     AwaitingHealthy(Duration),
-    /// Something is wrong: the earlier revision is restored.
+    /// The wave failed: the earlier revision is restored.
     Restoring(&'s [String]),
-    /// Every wave is well: the spec is written for everybody.
+    /// Every wave is healthy: the spec is written for all members.
     Finishing,
 }
 
 /// How a rollout ended.
 #[derive(Clone, Debug)]
 pub enum RolloutResult {
-    /// Everybody has it.
+    /// All members have the spec.
     Done {
         /// The revision of the spec.
         revision: u64,
-        /// Who has it; members that came meanwhile may still be on their way.
+        /// The members that have it; members that joined during the rollout may not yet.
         awaited: WaitResult,
     },
-    /// It was ended, and the earlier revision is in effect again.
+    /// It was ended, and the earlier revision is active again.
     Restored {
         /// Why.
         reasons: Vec<String>,
-        /// Who runs the earlier revision again.
+        /// The members that run the earlier revision again.
         awaited: WaitResult,
     },
 }
 
-/// Starts a rollout of the spec `text`, if the handler's spec is still at `expect`, where that is given, and drives it to
-/// its end.
+/// Starts a rollout of the spec `text`, provided that the handler's spec is still at `expect`, if given, and drives it
+/// to its end.
 ///
 /// # Errors
-/// [`FleetError`]; a rollout that was begun then stays as it is, to be resumed or aborted.
+/// [`FleetError`]; a rollout that was started then stays as it is, to be resumed or aborted.
 pub fn begin(
     store: &dyn Store,
     text: &str,
     file: Option<&Path>,
     expect: Option<u64>,
     settings: &RolloutSettings,
-    tell: &mut dyn FnMut(RolloutStep<'_>),
+    notify: &mut dyn FnMut(RolloutStep<'_>),
 ) -> Result<RolloutResult, FleetError> {
     let name = name_of_spec(text, file)?;
     let spec = ControlKey::spec(&name)?;
@@ -119,41 +119,42 @@ pub fn begin(
         }
         Err(error) => return Err(error.into()),
     };
-    let mut drive = RolloutDriver {
+    let mut driver = RolloutDriver {
         store,
         name,
         rollout,
         stamp,
         timeout: settings.timeout,
-        tell,
+        notify,
     };
-    drive.run()
+    driver.run()
 }
 
-/// Goes on with a rollout that another terminal began.
+/// Continues a rollout that another terminal started.
 ///
 /// # Errors
-/// [`FleetError::NotInProgress`], or as [`begin`].
+/// [`FleetError::NotInProgress`], or as for [`begin`].
 pub fn resume(
     store: &dyn Store,
     name: &str,
     timeout: Duration,
-    tell: &mut dyn FnMut(RolloutStep<'_>),
+    notify: &mut dyn FnMut(RolloutStep<'_>),
 ) -> Result<RolloutResult, FleetError> {
-    RolloutDriver::of(store, name, timeout, tell)?.run()
+    RolloutDriver::of(store, name, timeout, notify)?.run()
 }
 
-/// Ends a rollout that is in progress; the earlier revision is in effect again.
+/// Aborts a rollout in progress and restores the earlier revision.
 ///
 /// # Errors
-/// [`FleetError::NotInProgress`], or as [`begin`].
+/// [`FleetError::NotInProgress`], or as for [`begin`].
 pub fn abort(
     store: &dyn Store,
     name: &str,
     timeout: Duration,
-    tell: &mut dyn FnMut(RolloutStep<'_>),
+    notify: &mut dyn FnMut(RolloutStep<'_>),
 ) -> Result<RolloutResult, FleetError> {
-    RolloutDriver::of(store, name, timeout, tell)?.restore(vec!["an operator ended it".to_owned()])
+    RolloutDriver::of(store, name, timeout, notify)?
+        .restore(vec!["aborted by an operator".to_owned()])
 }
 
 /// A rollout under way.
@@ -163,16 +164,16 @@ struct RolloutDriver<'d> {
     rollout: Rollout,
     stamp: KeyVersion,
     timeout: Duration,
-    tell: &'d mut dyn FnMut(RolloutStep<'_>),
+    notify: &'d mut dyn FnMut(RolloutStep<'_>),
 }
 
 impl<'d> RolloutDriver<'d> {
-    /// The one that stands in the store.
+    /// Loads the rollout from the store.
     fn of(
         store: &'d dyn Store,
         name: &str,
         timeout: Duration,
-        tell: &'d mut dyn FnMut(RolloutStep<'_>),
+        notify: &'d mut dyn FnMut(RolloutStep<'_>),
     ) -> Result<Self, FleetError> {
         let tree = store.list()?;
         let Some(entry) = tree.get(&ControlKey::rollout(name)?) else {
@@ -190,7 +191,7 @@ impl<'d> RolloutDriver<'d> {
             rollout,
             stamp: entry.stamp,
             timeout,
-            tell,
+            notify,
         })
     }
 
@@ -202,19 +203,19 @@ impl<'d> RolloutDriver<'d> {
         for number in self.rollout.wave..waves.len() {
             self.extend_wave(number, &waves)?;
             let members = self.rollout.members.clone();
-            let tell = &mut *self.tell;
+            let notify = &mut *self.notify;
             let awaited = await_members(
                 self.store,
                 &self.name,
                 self.stamp.revision,
                 Some(&members),
                 Instant::now() + self.timeout,
-                &mut |awaited| tell(RolloutStep::Members(awaited)),
+                &mut |awaited| notify(RolloutStep::Members(awaited)),
             )?;
             if !awaited.converged {
                 return self.restore(awaited.members.iter().filter_map(reason).collect());
             }
-            (self.tell)(RolloutStep::AwaitingHealthy(healthy));
+            (self.notify)(RolloutStep::AwaitingHealthy(healthy));
             let reasons = self.await_healthy(&members, healthy)?;
             if !reasons.is_empty() {
                 return self.restore(reasons);
@@ -223,7 +224,7 @@ impl<'d> RolloutDriver<'d> {
         self.finish()
     }
 
-    /// Gives the new revision to as many members as the wave has; those that have it keep it.
+    /// Extends the rollout to the size of the wave; members that have the new revision keep it.
     fn extend_wave(&mut self, number: usize, waves: &[Wave]) -> Result<(), FleetError> {
         let mut alive: Vec<String> = self
             .store
@@ -245,7 +246,7 @@ impl<'d> RolloutDriver<'d> {
             }
         }
         rollout.members.sort();
-        (self.tell)(RolloutStep::Wave {
+        (self.notify)(RolloutStep::Wave {
             number: number + 1,
             of: waves.len(),
             members: &self.rollout.members,
@@ -255,7 +256,7 @@ impl<'d> RolloutDriver<'d> {
         Ok(())
     }
 
-    /// What goes wrong on the members while `time` passes.
+    /// Collects problems of the members for the duration `time`; returns at the first ones.
     fn await_healthy(&self, members: &[String], time: Duration) -> Result<Vec<String>, FleetError> {
         let until = Instant::now() + time;
         loop {
@@ -266,7 +267,7 @@ impl<'d> RolloutDriver<'d> {
                         return Ok(reasons);
                     }
                 }
-                // Members go on without the store, and so does the waiting.
+                // Members continue without the store, and so does the wait.
                 Err(error) if error.is_retryable() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -285,7 +286,7 @@ impl<'d> RolloutDriver<'d> {
             let state = match report.map(|(_, report)| MemberReport::from_json(report)) {
                 None => MemberState::Gone,
                 Some(Err(reason)) => MemberState::Unreadable { reason },
-                Some(Ok(report)) => standing(&report, &self.name),
+                Some(Ok(report)) => handler_state(&report, &self.name),
             };
             let member = id.clone();
             reasons.extend(reason(&MemberStatus { member, state }));
@@ -293,9 +294,9 @@ impl<'d> RolloutDriver<'d> {
         reasons
     }
 
-    /// Writes the spec for everybody and ends the rollout.
+    /// Writes the spec for all members and ends the rollout.
     fn finish(&mut self) -> Result<RolloutResult, FleetError> {
-        (self.tell)(RolloutStep::Finishing);
+        (self.notify)(RolloutStep::Finishing);
         let key = ControlKey::spec(&self.name)?;
         let tree = self.store.list()?;
         let there = tree.get(&key);
@@ -316,7 +317,7 @@ impl<'d> RolloutDriver<'d> {
                 Err(error) if is_conflict(&error) => {
                     let place = self.store.locate(&key);
                     return self.restore(vec![format!(
-                        "{place} was changed meanwhile; look at it and roll out again"
+                        "{place} was changed concurrently; check it and roll out again"
                     )]);
                 }
                 Err(error) => return Err(error.into()),
@@ -324,21 +325,21 @@ impl<'d> RolloutDriver<'d> {
         }
         let stamp = self.write(None)?;
         let revision = revision.max(stamp.revision);
-        let tell = &mut *self.tell;
+        let notify = &mut *self.notify;
         let awaited = await_members(
             self.store,
             &self.name,
             revision,
             None,
             Instant::now() + self.timeout,
-            &mut |awaited| tell(RolloutStep::Members(awaited)),
+            &mut |awaited| notify(RolloutStep::Members(awaited)),
         )?;
         Ok(RolloutResult::Done { revision, awaited })
     }
 
-    /// Takes the rollout away, which restores the earlier revision, and waits for those that had the new one.
+    /// Deletes the rollout, which restores the earlier revision, and waits for the members that had the new one.
     fn restore(&mut self, reasons: Vec<String>) -> Result<RolloutResult, FleetError> {
-        (self.tell)(RolloutStep::Restoring(&reasons));
+        (self.notify)(RolloutStep::Restoring(&reasons));
         let stamp = self.write(None)?;
         let alive = self.store.members()?;
         let had: Vec<String> = alive
@@ -350,24 +351,24 @@ impl<'d> RolloutDriver<'d> {
             let awaited = WaitResult::default();
             return Ok(RolloutResult::Restored { reasons, awaited });
         }
-        let tell = &mut *self.tell;
+        let notify = &mut *self.notify;
         let awaited = await_members(
             self.store,
             &self.name,
             stamp.revision,
             Some(&had),
             Instant::now() + self.timeout,
-            &mut |awaited| tell(RolloutStep::Members(awaited)),
+            &mut |awaited| notify(RolloutStep::Members(awaited)),
         )?;
         Ok(RolloutResult::Restored { reasons, awaited })
     }
 
-    /// Writes the rollout's key, if nobody else has.
+    /// Writes the rollout's key, unless another writer has.
     fn write(&self, value: Option<&[u8]>) -> Result<KeyVersion, FleetError> {
         let key = ControlKey::rollout(&self.name)?;
         let written = self.store.write(&key, value, Expected::At(self.stamp));
         written.map_err(|error| match is_conflict(&error) {
-            true => self.overtaken("another terminal drives it, or ended it"),
+            true => self.overtaken("another terminal is driving it, or ended it"),
             false => error.into(),
         })
     }
@@ -380,10 +381,10 @@ impl<'d> RolloutDriver<'d> {
     }
 }
 
-/// What a member's state says against going on; `None` when it is well.
-fn reason(verdict: &MemberStatus) -> Option<String> {
-    let member = &verdict.member;
-    match &verdict.state {
+/// Why a member's state blocks the rollout; `None` when it is healthy.
+fn reason(status: &MemberStatus) -> Option<String> {
+    let member = &status.member;
+    match &status.state {
         MemberState::Applied => None,
         MemberState::Refused { reasons } => {
             Some(format!("{member} refuses it: {}", reasons.join("; ")))

@@ -1,28 +1,30 @@
-//! Sizes of the waves of a rollout.
+//! Sizes of rollout waves.
 
 use std::fmt;
 
-/// How many members have the new revision after a wave.
+/// Number of members with the new revision after a wave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wave {
-    /// This many; at least 1.
+    /// This many members; at least 1.
     Members(usize),
-    /// This share of those that are alive, rounded up; 1 to 100.
+    /// This percentage of the live members, rounded up; 1 to 100.
     Percent(u8),
 }
 
-/// Why a text lists no waves.
+/// Why a text is not a list of waves.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` lists no waves: {reason}; write sizes that grow up to 100%, such as 1,25%,100%")]
+#[error(
+    "`{text}` is not a list of waves: {reason}; write increasing sizes up to 100%, such as 1,25%,100%"
+)]
 pub struct WaveError {
     /// The text.
     pub text: String,
-    /// What is wrong.
+    /// The problem.
     pub reason: &'static str,
 }
 
 impl Wave {
-    /// How many of `alive` members it is.
+    /// The size for `alive` live members.
     #[must_use]
     pub fn size(self, alive: usize) -> usize {
         match self {
@@ -59,10 +61,10 @@ impl fmt::Display for Wave {
     }
 }
 
-/// Reads a comma-separated list of sizes, the last of which is everybody.
+/// Reads a comma-separated list of sizes, the last of which is all members.
 ///
 /// # Errors
-/// [`WaveError`] with what is wrong.
+/// [`WaveError`] with the problem.
 pub fn parse_waves(text: &str) -> Result<Vec<Wave>, WaveError> {
     let refused = |reason| WaveError {
         text: text.to_owned(),
@@ -70,7 +72,7 @@ pub fn parse_waves(text: &str) -> Result<Vec<Wave>, WaveError> {
     };
     let waves: Option<Vec<Wave>> = text.split(',').map(Wave::parse).collect();
     let waves = waves
-        .ok_or_else(|| refused("a size is a number of members, or a share from 1% to 100%"))?;
+        .ok_or_else(|| refused("a size is a number of members, or a percentage from 1% to 100%"))?;
     if waves.last() != Some(&Wave::Percent(100)) {
         return Err(refused("the last wave is not 100%"));
     }
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_grow_to_everybody() {
+    fn wave_sizes_grow_to_all_members() {
         let waves = parse_waves("1, 25%,100%").unwrap();
         let sizes: Vec<usize> = waves.iter().map(|wave| wave.size(10)).collect();
         assert_eq!(sizes, [1, 3, 10]);

@@ -1,6 +1,6 @@
-//! Every key that librdkafka 2.12 documents, so that a misspelt one is refused with the nearest known name.
+//! Every key that librdkafka 2.12 documents; a misspelt key is rejected with the nearest known name.
 
-/// In alphabetical order.
+/// All keys, sorted.
 pub(crate) const KNOWN: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
@@ -194,7 +194,7 @@ pub(crate) const KNOWN: &[&str] = &[
     "transactional.id",
 ];
 
-/// Keys that only a consumer has, those that the service owns left out.
+/// Consumer-only keys, without those that the service manages.
 pub(crate) const CONSUMER_ONLY: &[&str] = &[
     "check.crcs",
     "coordinator.query.interval.ms",
@@ -217,7 +217,7 @@ pub(crate) const CONSUMER_ONLY: &[&str] = &[
     "session.timeout.ms",
 ];
 
-/// Keys that only a producer has, those that the service owns left out.
+/// Producer-only keys, without those that the service manages.
 pub(crate) const PRODUCER_ONLY: &[&str] = &[
     "batch.num.messages",
     "batch.size",

@@ -1,5 +1,5 @@
-//! `kafka.client` and `kafka.producer`: librdkafka keys that pass, and those that do not because the service owns them or
-//! because they are the other map's.
+//! Validates `kafka.client` and `kafka.producer`: librdkafka keys are passed through, except keys that the service manages and
+//! keys that belong in the other map.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,12 +11,12 @@ use super::client_key_names::{CONSUMER_ONLY, KNOWN, PRODUCER_ONLY};
 use crate::document::{Checker, Entry, Node, Scalar, Value, did_you_mean, join, nearest};
 use crate::secret::Secret;
 
-/// Which clients a map is for.
+/// The clients that a map configures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientRole {
-    /// `kafka.client`: consumers; the keys of the connection hold for all clients.
+    /// `kafka.client`: consumers; its connection keys apply to all clients.
     Consumer,
-    /// `kafka.producer`: what emits and writes dead letters.
+    /// `kafka.producer`: the producers of emitted records and dead letters.
     Producer,
 }
 
@@ -29,84 +29,87 @@ impl ClientRole {
         }
     }
 
-    /// Keys that belong into the other map, and what to say of one.
+    /// Keys that belong in the other map, and their error message.
     fn foreign(self) -> (&'static [&'static str], &'static str) {
         match self {
             Self::Consumer => (
                 PRODUCER_ONLY,
-                "is a producer's; set it under `kafka.producer`",
+                "is a producer key; set it in `kafka.producer`",
             ),
-            Self::Producer => (
-                CONSUMER_ONLY,
-                "is a consumer's; set it under `kafka.client`",
-            ),
+            Self::Producer => (CONSUMER_ONLY, "is a consumer key; set it in `kafka.client`"),
         }
     }
 }
 
-const NO_KERBEROS: &str = "needs Kerberos, which this build of librdkafka does not have; log in by SCRAM, PLAIN, \
+const NO_KERBEROS: &str = "requires Kerberos, which this build of librdkafka lacks; use SCRAM, PLAIN, \
      OAUTHBEARER or a client's certificate";
 
-/// Keys that the service owns or cannot honour, with the sentence that goes on after the key.
+/// Keys that the service manages or cannot support, each with a message that follows the key.
 const OWNED: &[(&str, &str)] = &[
     (
         "acks",
-        "is always `all`: a dead letter or an emitted record counts once every replica has it",
+        "is always `all`: a dead letter or emitted record counts only once all in-sync replicas have it",
     ),
     (
         "auto.commit.enable",
-        "is owned: only settled records are committed; see `processing.commit_interval`",
+        "is managed by the service: only settled records are committed; see `processing.commit_interval`",
     ),
     (
         "auto.commit.interval.ms",
-        "is owned; set `processing.commit_interval`",
+        "is managed by the service; set `processing.commit_interval`",
     ),
     (
         "auto.offset.reset",
-        "is owned; set `kafka.start` for partitions without a commit and `processing.offset_out_of_range` for lost offsets",
+        "is managed by the service; set `kafka.start` for partitions without a commit and `processing.offset_out_of_range` for lost offsets",
     ),
     (
         "bootstrap.servers",
-        "is owned; set `kafka.bootstrap_servers`",
+        "is managed by the service; set `kafka.bootstrap_servers`",
     ),
     (
         "builtin.features",
-        "says how librdkafka was built and cannot be set",
+        "describes librdkafka's build and cannot be set",
     ),
     (
         "consume.callback.max.messages",
-        "is owned: records are taken in batches, not by callbacks",
+        "is managed by the service: records are polled in batches, not delivered by callbacks",
     ),
-    ("default_topic_conf", "cannot be set from a text"),
+    ("default_topic_conf", "cannot be set in a config"),
     (
         "delivery.report.only.error",
-        "is owned: every acknowledgement is awaited",
+        "is managed by the service: every acknowledgement is awaited",
     ),
     (
         "enable.auto.commit",
-        "is owned: only settled records are committed; see `processing.commit_interval`",
+        "is managed by the service: only settled records are committed; see `processing.commit_interval`",
     ),
     (
         "enable.auto.offset.store",
-        "is owned: an offset counts only once its record is settled",
+        "is managed by the service: an offset counts only once its record is settled",
     ),
     (
         "enable.gapless.guarantee",
-        "is owned: the producer's guarantee follows `processing.guarantee`",
+        "is managed by the service: the producer's guarantee follows `processing.guarantee`",
     ),
     (
         "enable.idempotence",
-        "is owned: the producer is always idempotent",
+        "is managed by the service: the producer is always idempotent",
     ),
     (
         "enable.partition.eof",
-        "is owned: the pump reads the ends of partitions itself",
+        "is managed by the service: the pump queries partition ends itself",
     ),
-    ("enabled_events", "is owned: events are served by the pump"),
-    ("group.id", "is owned; set `kafka.group_id`"),
+    (
+        "enabled_events",
+        "is managed by the service: the pump handles events",
+    ),
+    (
+        "group.id",
+        "is managed by the service; set `kafka.group_id`",
+    ),
     (
         "group.protocol.type",
-        "is owned: the service is a plain consumer group member",
+        "is managed by the service: it is a plain consumer group member",
     ),
     (
         "interceptors",
@@ -114,45 +117,45 @@ const OWNED: &[(&str, &str)] = &[
     ),
     (
         "internal.termination.signal",
-        "is owned: signals stop the service",
+        "is managed by the service: signals stop it",
     ),
     (
         "log.queue",
-        "is owned: librdkafka's log goes to the service's own; see `logging`",
+        "is managed by the service: librdkafka logs to the service's own log; see `logging`",
     ),
     (
         "metadata.broker.list",
-        "is owned; set `kafka.bootstrap_servers`",
+        "is managed by the service; set `kafka.bootstrap_servers`",
     ),
-    ("msg_order_cmp", "cannot be set from a text"),
+    ("msg_order_cmp", "cannot be set in a config"),
     (
         "offset.store.method",
-        "is owned: offsets are committed to the group",
+        "is managed by the service: offsets are committed to the group",
     ),
     (
         "offset.store.path",
-        "is owned: offsets are committed to the group",
+        "is managed by the service: offsets are committed to the group",
     ),
     (
         "offset.store.sync.interval.ms",
-        "is owned: offsets are committed to the group",
+        "is managed by the service: offsets are committed to the group",
     ),
-    ("opaque", "cannot be set from a text"),
+    ("opaque", "cannot be set in a config"),
     (
         "plugin.library.paths",
-        "loads code into the service; handlers come as plugins, see `plugins.folder`",
+        "loads code into the service; provide handlers as plugins, see `plugins.folder`",
     ),
     (
         "produce.offset.report",
-        "is owned: every acknowledgement carries its offset",
+        "is managed by the service: every acknowledgement carries its offset",
     ),
     (
         "queuing.strategy",
-        "is owned: records are sent in the order in which they were emitted",
+        "is managed by the service: records are sent in the order in which they were emitted",
     ),
     (
         "request.required.acks",
-        "is always `all`: a dead letter or an emitted record counts once every replica has it",
+        "is always `all`: a dead letter or emitted record counts only once all in-sync replicas have it",
     ),
     ("sasl.kerberos.keytab", NO_KERBEROS),
     ("sasl.kerberos.kinit.cmd", NO_KERBEROS),
@@ -161,29 +164,29 @@ const OWNED: &[(&str, &str)] = &[
     ("sasl.kerberos.service.name", NO_KERBEROS),
     (
         "ssl.engine.id",
-        "loads code into the service; give the key by `ssl.key.location`",
+        "loads code into the service; set the key with `ssl.key.location`",
     ),
     (
         "ssl.engine.location",
-        "loads code into the service; give the key by `ssl.key.location`",
+        "loads code into the service; set the key with `ssl.key.location`",
     ),
     (
         "ssl.providers",
-        "loads code into the service; configure OpenSSL outside of it",
+        "loads code into the service; configure OpenSSL outside the service",
     ),
-    ("ssl_engine_callback_data", "cannot be set from a text"),
+    ("ssl_engine_callback_data", "cannot be set in a config"),
     (
         "transactional.id",
-        "is owned: exactly once is not available yet",
+        "is managed by the service: exactly-once is not available yet",
     ),
 ];
 
-/// Every owned key with its sentence.
+/// Every managed key with its message.
 pub(crate) fn owned_client_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     OWNED.iter().copied()
 }
 
-/// Why a key is refused, if it is.
+/// Why a key is rejected; `None` if it is accepted.
 fn refusal(key: &str, role: ClientRole) -> Option<String> {
     let (foreign, reason) = role.foreign();
     if foreign.contains(&key) {
@@ -194,7 +197,7 @@ fn refusal(key: &str, role: ClientRole) -> Option<String> {
     }
     if key.ends_with("_cb") {
         return Some(format!(
-            "`{key}` is a callback and cannot be set from a text"
+            "`{key}` is a callback and cannot be set in a config"
         ));
     }
     if KNOWN.contains(&key) {
@@ -207,12 +210,12 @@ fn refusal(key: &str, role: ClientRole) -> Option<String> {
     if hint.is_empty()
         && let Some(near) = nearest(key, foreign.iter().copied())
     {
-        hint = format!("; did you mean `{near}` under `{}`?", role.other());
+        hint = format!("; did you mean `{near}` in `{}`?", role.other());
     }
-    Some(format!("`{key}` is no librdkafka key{hint}"))
+    Some(format!("`{key}` is not a librdkafka key{hint}"))
 }
 
-/// Whether a key's value is secret whatever it is.
+/// Whether a key's value is always secret.
 pub(super) fn is_sensitive(key: &str) -> bool {
     let marks = [
         "password",
@@ -226,12 +229,12 @@ pub(super) fn is_sensitive(key: &str) -> bool {
     marks.iter().any(|mark| key.contains(mark))
 }
 
-/// Whether a key names a file of this machine.
+/// Whether a key's value is a local path.
 fn is_path(key: &str) -> bool {
     key.ends_with(".location") || key.ends_with(".file")
 }
 
-/// Reads the map; relative file names are resolved against `base`.
+/// Parses the map; relative paths are resolved against `base`.
 pub(crate) fn read(
     node: &Node,
     path: &str,
@@ -258,7 +261,7 @@ pub(crate) fn read(
             Value::Scalar(scalar) if !entry.value.is_null() => {
                 client.insert(entry.key.clone(), read_value(entry, scalar, base));
             }
-            _ => checker.refuse(&entry.value, "a text, number or flag", &path),
+            _ => checker.refuse(&entry.value, "a string, number or boolean", &path),
         }
     }
     let refusals = login_refusals(&client, role).into_iter();
@@ -270,8 +273,8 @@ pub(crate) fn read(
     client
 }
 
-/// Why a login cannot work, as far as librdkafka does not say so when a client is made: it takes a mechanism whose tokens
-/// nobody would fetch, and waits for them for ever.
+/// Login settings that cannot work but that librdkafka accepts when it creates a client: for example a mechanism without a
+/// token endpoint, whose tokens it would wait for indefinitely.
 fn login_refusals(
     client: &BTreeMap<String, ClientValue>,
     role: ClientRole,
@@ -299,7 +302,8 @@ fn login_refusals(
             if let Some((key, value)) = protocol
                 && value.trim().to_ascii_lowercase().starts_with("sasl_")
             {
-                let reason = "wants `sasl.mechanism` beside it: SCRAM-SHA-512, SCRAM-SHA-256, PLAIN or OAUTHBEARER";
+                let reason =
+                    "requires `sasl.mechanism`: SCRAM-SHA-512, SCRAM-SHA-256, PLAIN or OAUTHBEARER";
                 refusals.push((key, reason.to_owned()));
             }
         }
@@ -311,22 +315,22 @@ fn login_refusals(
     {
         refusals.push((
             key,
-            "is no address of a token endpoint; it looks like https://login.example.com/token"
-                .to_owned(),
+            "is not a token endpoint URL; write it as https://login.example.com/token".to_owned(),
         ));
     }
     refusals
 }
 
-/// Longest interval of the client's statistics, in milliseconds.
+/// Maximum interval of the client's statistics, in milliseconds.
 const MOST_STATISTICS_MS: u64 = 60_000;
 
-/// Statistics tell that brokers answer again while no record comes: without them an idle service would stay unready for ever.
+/// Statistics show that brokers answer again even while no records arrive: without them an idle service would stay unready
+/// forever.
 fn statistics_refusal(client: &BTreeMap<String, ClientValue>) -> Option<(&'static str, String)> {
     const KEY: &str = "statistics.interval.ms";
     let wished: u64 = client.get(KEY)?.expose().trim().parse().ok()?;
     let reason = format!(
-        "is from 1 to {MOST_STATISTICS_MS}: the service learns from the statistics that brokers answer again"
+        "must be from 1 to {MOST_STATISTICS_MS}: the statistics tell the service that brokers answer again"
     );
     (!(1..=MOST_STATISTICS_MS).contains(&wished)).then_some((KEY, reason))
 }
@@ -369,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_owned_key_is_one_of_librdkafkas() {
+    fn every_managed_key_is_a_librdkafka_key() {
         for (key, _) in OWNED {
             assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
         }
@@ -377,19 +381,19 @@ mod tests {
     }
 
     #[test]
-    fn every_key_of_kerberos_is_refused_by_name() {
+    fn every_kerberos_key_is_rejected_by_name() {
         let keys: Vec<_> = KNOWN
             .iter()
             .filter(|key| key.contains("kerberos"))
             .collect();
         assert_eq!(keys.len(), 5);
         for key in keys {
-            assert!(OWNED.contains(&(key, NO_KERBEROS)), "{key} is taken");
+            assert!(OWNED.contains(&(key, NO_KERBEROS)), "{key} is accepted");
         }
     }
 
     #[test]
-    fn every_key_of_one_role_is_known_and_not_owned() {
+    fn every_key_of_one_role_is_known_and_not_managed() {
         for key in CONSUMER_ONLY.iter().chain(PRODUCER_ONLY) {
             assert!(KNOWN.contains(key), "{key} is unknown to librdkafka");
             assert!(OWNED.iter().all(|(owned, _)| owned != key), "{key}");
@@ -397,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_can_neither_be_turned_off_nor_be_rare() {
+    fn statistics_cannot_be_disabled_or_infrequent() {
         for (wished, refused) in [
             ("0", true),
             ("1", false),
@@ -413,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_cannot_work_is_refused_by_its_key() {
+    fn a_login_that_cannot_work_is_rejected_by_key() {
         let map = |keys: &[(&str, &str)]| -> BTreeMap<String, ClientValue> {
             let plain = |text: &str| ClientValue::Plain(text.to_owned());
             keys.iter()
@@ -456,13 +460,13 @@ mod tests {
         }
         assert!(login_refusals(&map(&[sasl]), ClientRole::Producer).is_empty());
         for role in [ClientRole::Consumer, ClientRole::Producer] {
-            let refused = refusal("sasl.kerberos.keytab", role).expect("it cannot be honoured");
+            let refused = refusal("sasl.kerberos.keytab", role).expect("a rejected key");
             assert!(refused.contains("Kerberos"), "{refused}");
         }
     }
 
     #[test]
-    fn tuning_keys_pass_and_owned_ones_name_their_substitute() {
+    fn tuning_keys_pass_and_managed_ones_name_their_substitute() {
         let (consumer, producer) = (ClientRole::Consumer, ClientRole::Producer);
         for key in ["session.timeout.ms", "group.protocol"] {
             assert_eq!(refusal(key, consumer), None, "{key}");
@@ -494,7 +498,7 @@ mod tests {
         assert!(hint("batch.sizes", producer).contains("did you mean `batch.size`"));
         let elsewhere = hint("linger", consumer);
         assert!(
-            elsewhere.contains("did you mean `linger.ms` under `kafka.producer`"),
+            elsewhere.contains("did you mean `linger.ms` in `kafka.producer`"),
             "{elsewhere}"
         );
     }

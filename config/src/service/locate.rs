@@ -1,11 +1,11 @@
-//! Where a key of a config stands, for what is found wrong with it only after it was read.
+//! Finds the position of a config key, for problems found only after parsing.
 
 use std::path::Path;
 
 use crate::document::{Value, parse, read_given_text};
 
-/// Line and column of the value at `path` in the YAML file `file`, such as `["kafka", "client", "fetch.min.bytes"]`. `None` when
-/// it does not stand there (an override or a default), or the file cannot be read any more.
+/// Line and column of the value at `path` in the YAML file `file`, such as `["kafka", "client", "fetch.min.bytes"]`. `None` if
+/// the file does not contain it (an override or a default) or can no longer be read.
 #[must_use]
 pub fn place_in(file: &Path, path: &[&str]) -> Option<(u32, u32)> {
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_where_it_stands_and_nowhere_else() {
+    fn a_key_is_found_only_at_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("c.yaml");
         let text = "kafka:\n  group_id: g\n  client: { a.b: 1,\n    c.d: 2 }\n";

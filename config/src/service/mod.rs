@@ -1,4 +1,4 @@
-//! The service's own config: the validated type that everything else is assembled from.
+//! The service config: the validated settings from which the service is assembled.
 //!
 //! ```text
 //!  YAML text ─► document (positions) ─► overrides (--set, SLUICEGATE__…) ─► references (${env:…}) ─► table ─► ServiceConfig
@@ -33,24 +33,24 @@ pub use crate::document::References;
 use crate::secret::Secret;
 use crate::store::{EtcdSettings, ZooKeeperSettings};
 
-/// The whole config of `sluicegate run`, validated; relative paths are already resolved against its file.
+/// The validated config of `sluicegate run`. Relative paths are resolved against the config file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceConfig {
     /// The cluster and the consumer group.
     pub kafka: KafkaConfig,
-    /// Guarantee, bounds and deadlines of processing.
+    /// Delivery guarantee, limits and timeouts of processing.
     pub processing: ProcessingConfig,
-    /// Where handler specs come from.
+    /// Source of handler specs.
     pub handlers: HandlersConfig,
-    /// Where plugins come from and which of them are loaded.
+    /// Plugin folders and signature policy.
     pub plugins: PluginsConfig,
     /// The admin HTTP server.
     pub admin: AdminConfig,
-    /// What emitted records carry.
+    /// Settings of emitted records.
     pub emit: EmitConfig,
     /// The service's own log.
     pub logging: LoggingConfig,
-    /// A bridge between etcd and ZooKeeper, beside the service.
+    /// A bridge between etcd and ZooKeeper in the same process.
     pub bridge: Option<BridgeConfig>,
 }
 
@@ -59,43 +59,43 @@ pub struct ServiceConfig {
 pub struct KafkaConfig {
     /// Comma-separated `host:port` list.
     pub bootstrap_servers: String,
-    /// The consumer group that all shared handlers read in.
+    /// Consumer group of all shared handlers.
     pub group_id: String,
-    /// Kafka clients, each with a pump thread of its own; at least 1.
+    /// Number of Kafka clients, each with its own pump thread; at least 1.
     pub clients: usize,
-    /// Where a partition without a committed offset begins.
+    /// Start position of partitions without a committed offset.
     pub start: Start,
-    /// Further librdkafka keys, none of which the service owns; those of the connection hold for producers too.
+    /// Further librdkafka keys, without those that the service manages. Connection keys also apply to producers.
     pub client: BTreeMap<String, ClientValue>,
-    /// Further librdkafka keys of producers, none of which the service owns.
+    /// Further librdkafka producer keys, without those that the service manages.
     pub producer: BTreeMap<String, ClientValue>,
 }
 
-/// Where a partition without a committed offset begins.
+/// Start position of partitions without a committed offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// At the oldest record that is kept.
+    /// The log's beginning.
     Earliest,
-    /// At the end: only records that arrive from now on.
+    /// The log's end: only new records.
     Latest,
-    /// At the first record whose timestamp is not before this, in milliseconds since the Unix epoch.
+    /// The first record with this timestamp or a later one.
     Time {
         /// Milliseconds since the Unix epoch.
         unix_ms: i64,
     },
 }
 
-/// The value of a librdkafka key; one that is secret by its key or by its origin does not show.
+/// The value of a librdkafka key. Values that are secret by key or origin are masked in output.
 #[derive(Clone, PartialEq, Eq)]
 pub enum ClientValue {
-    /// May be shown.
+    /// Not secret.
     Plain(String),
-    /// A password, a private key, or anything that came from a `${…}` reference.
+    /// A password, a private key, or a value from a `${…}` reference.
     Secret(Secret),
 }
 
 impl ClientValue {
-    /// The value itself, to hand to librdkafka.
+    /// The value itself, to pass to librdkafka.
     pub fn expose(&self) -> &str {
         match self {
             Self::Plain(text) => text,
@@ -122,66 +122,66 @@ impl Serialize for ClientValue {
     }
 }
 
-/// `processing:` guarantee, bounds and deadlines.
+/// `processing:` delivery guarantee, limits and timeouts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessingConfig {
-    /// What a commit stands for.
+    /// Delivery guarantee.
     pub guarantee: Guarantee,
-    /// Most records beyond the frontier, a partition (G3); at least 1.
+    /// Maximum uncommitted records per partition, which bounds duplicates after a crash (G3); at least 1.
     pub max_uncommitted: u64,
-    /// Byte budget of records in flight in the whole process (G8).
+    /// Byte budget of in-flight records in the whole process (G8).
     pub memory: u64,
-    /// Time between commits of a frontier that moved.
+    /// Interval of offset commits.
     pub commit_interval: Duration,
-    /// How long a stop or a revoke waits for what is in flight.
+    /// How long a shutdown or revocation waits for in-flight records.
     pub drain_timeout: Duration,
-    /// A frontier that stands still this long while records wait is reported as stalled (G8).
+    /// Time without frontier progress, while records wait, after which a partition is reported as stalled (G8).
     pub stall_timeout: Duration,
-    /// What to do when a committed offset is no longer there (G12).
+    /// Policy for a fetch offset that is no longer in the log (G12).
     pub offset_out_of_range: OffsetOutOfRange,
 }
 
-/// What a commit stands for.
+/// Delivery guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guarantee {
-    /// G1.
+    /// An offset is committed only once all records before it are settled (G1).
     AtLeastOnce,
 }
 
-/// What to do when a committed offset is no longer there (G12).
+/// Policy for a fetch offset that is no longer in the log (G12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OffsetOutOfRange {
-    /// Stop the partition and say so.
+    /// Stop the partition and report it.
     Stop,
-    /// Go on at the oldest record that is kept.
+    /// Continue at the log's beginning.
     Earliest,
-    /// Go on at the end.
+    /// Continue at the log's end.
     Latest,
 }
 
-/// `handlers:` where handler specs come from, and what a store's absence means.
+/// `handlers:` source of handler specs, and behaviour while a store is unreachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandlersConfig {
-    /// The one source.
+    /// The source.
     pub from: HandlersFrom,
-    /// File that keeps a store's last good specs for a start while the store is away; a folder needs none.
+    /// Cache file with a store's last good specs, for a start while the store is unreachable; unused for a folder.
     pub cache: PathBuf,
-    /// Refuse to start from that file.
+    /// Refuse to start from the cache.
     pub require_fresh: bool,
-    /// The own id among the members of a fleet; `None`: `{host}-{pid}`.
+    /// This process's member id in the fleet; `None`: `{host}-{random}`.
     pub member_id: Option<String>,
-    /// What a store's specs may refer to.
+    /// Variables and files that a store's specs may reference.
     pub references: References,
 }
 
 /// The source of handler specs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandlersFrom {
-    /// A watched folder, one spec a file.
+    /// A watched folder, one spec per file.
     File {
         /// The folder.
         folder: PathBuf,
-        /// Time between full re-reads, which repair what the watch missed.
+        /// Interval of full re-reads, which pick up changes that the watch missed.
         rescan: Duration,
     },
     /// Keys in etcd.
@@ -190,45 +190,45 @@ pub enum HandlersFrom {
     ZooKeeper(Box<ZooKeeperSettings>),
 }
 
-/// `plugins:` where plugins come from and which of them are loaded.
+/// `plugins:` plugin folders and signature policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginsConfig {
-    /// Folder of artefacts.
+    /// Folder of plugin artefacts.
     pub folder: PathBuf,
-    /// Folder for private copies of what is loaded.
+    /// Folder for private copies of loaded plugins.
     pub cache: PathBuf,
-    /// Load plugins without a signature; for development.
+    /// Load unsigned plugins; for development.
     pub allow_unsigned: bool,
 }
 
 /// `admin:` the admin HTTP server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// Where it listens; port 0 takes any free one.
+    /// Listen address; port 0 selects a free port.
     pub listen: SocketAddr,
 }
 
-/// `emit:` what emitted records carry.
+/// `emit:` settings of emitted records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmitConfig {
-    /// Headers that say where each emitted record comes from.
+    /// Add headers that identify the source record, handler and attempt.
     pub provenance: bool,
 }
 
 /// `logging:` the service's own log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggingConfig {
-    /// How lines look.
+    /// Log format.
     pub format: LogFormat,
-    /// Least level that is written, or a filter such as `info,sluicegate::dispatch=debug`.
+    /// Minimum level, or a filter such as `info,sluicegate::dispatch=debug`.
     pub level: String,
 }
 
-/// How log lines look.
+/// Log format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

@@ -1,4 +1,4 @@
-//! Values that replace those of the file: `SLUICEGATE__KAFKA__GROUP_ID=x` and `--set kafka.group_id=x`.
+//! Overrides of the config file: `SLUICEGATE__KAFKA__GROUP_ID=x` and `--set kafka.group_id=x`.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::environment::Environment;
 
 const PREFIX: &str = "SLUICEGATE__";
 
-/// Applies every `SLUICEGATE__…` variable. Below `kafka.client` and `kafka.producer`, `_` stands for the `.` of librdkafka's keys.
+/// Applies all `SLUICEGATE__…` variables. In `kafka.client` and `kafka.producer`, `_` is translated to the `.` of librdkafka keys.
 pub(crate) fn from_environment(
     root: &mut Node,
     environment: &Environment,
@@ -42,7 +42,7 @@ pub(crate) fn from_sets(root: &mut Node, sets: &[String], checker: &mut Checker<
         let segments: Vec<&str> = path.trim().split('.').collect();
         if let Some(key) = shows_secret(path, value) {
             let message = format!(
-                "shows the secret `{key}` to everybody who may list processes; refer to it by ${{env:NAME}} or ${{file:PATH}}, or set it in the file or by an environment variable"
+                "exposes the secret `{key}` in the process list; reference it with ${{env:NAME}} or ${{file:PATH}}, or set it in the file or with an environment variable"
             );
             checker.report(&place_of(&set_by), path, message);
             continue;
@@ -51,7 +51,7 @@ pub(crate) fn from_sets(root: &mut Node, sets: &[String], checker: &mut Checker<
     }
 }
 
-/// The secret key whose value stands in an argument as it is, not behind a reference.
+/// The secret key whose value an argument contains literally instead of by reference.
 fn shows_secret(path: &str, value: &str) -> Option<String> {
     let is_shown =
         |text: &str| !text.is_empty() && !text.contains("${env:") && !text.contains("${file:");
@@ -75,7 +75,7 @@ fn shows_secret(path: &str, value: &str) -> Option<String> {
     within(&node, &is_shown)
 }
 
-/// How the segments behind a free map join to one key.
+/// How segments after a free-form map are joined to one key.
 #[derive(Clone, Copy)]
 enum Rest {
     Dots,
@@ -110,7 +110,7 @@ fn set(
     insert(root, &keys, node, &place);
 }
 
-/// The keys from the root to the field, followed through the table so that misspelt ones are named.
+/// The keys from the root to the field, looked up in the table so that misspelt ones are reported.
 fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
     let mut object: &'static SectionType = &SERVICE;
     let mut keys = Vec::new();
@@ -140,7 +140,7 @@ fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
     Ok(keys)
 }
 
-/// A list or map in YAML's short form, or else whatever the field wants.
+/// Parses a list or map in YAML flow style; anything else takes the type of its field.
 fn value_node(value: &str, place: &Place) -> Result<Node, String> {
     if !value.trim_start().starts_with(['[', '{']) {
         return Ok(Node::untyped(value, place.clone()));
@@ -174,7 +174,7 @@ fn move_to(node: &mut Node, place: &Place) {
     }
 }
 
-/// Puts `value` under `keys`, making maps on the way.
+/// Inserts `value` at `keys` and creates missing maps.
 fn insert(node: &mut Node, keys: &[String], value: Node, place: &Place) {
     let Some((key, below)) = keys.split_first() else {
         *node = value;

@@ -1,4 +1,4 @@
-//! Service config text, with its overrides, to [`ServiceConfig`].
+//! Parses the service config and its overrides into [`ServiceConfig`].
 
 use std::path::{Path, PathBuf};
 
@@ -18,11 +18,11 @@ use crate::environment::Environment;
 use crate::problem::Problems;
 use crate::store::{EtcdSettings, ZooKeeperSettings};
 
-/// Reads the service config in `file`, with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, above
-/// them, from `sets` (`kafka.group_id=x`).
+/// Reads the service config in `file` with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, with higher
+/// precedence, from `sets` (`kafka.group_id=x`).
 ///
 /// # Errors
-/// Everything that is wrong with the file and the overrides.
+/// All problems of the file and the overrides.
 pub fn load_service_config(
     file: &Path,
     environment: &Environment,
@@ -32,11 +32,10 @@ pub fn load_service_config(
     read_service_config(&text, Some(file), environment, sets)
 }
 
-/// Reads a service config from its text. Relative paths and `${file:…}` are resolved against the folder of `file`, or
-/// the current one.
+/// Parses a service config. Relative paths and `${file:…}` are resolved against the folder of `file`, or the current folder.
 ///
 /// # Errors
-/// Everything that is wrong with the text and the overrides.
+/// All problems of the text and the overrides.
 pub fn read_service_config(
     text: &str,
     file: Option<&Path>,
@@ -50,15 +49,15 @@ pub fn read_service_config(
     }
 }
 
-/// What could be read of a config, with all that is wrong with it.
+/// A possibly incomplete config and its problems.
 pub(crate) struct Examined {
     pub(crate) config: Option<ServiceConfig>,
-    /// Where specs come from, even if something else is wrong.
+    /// The spec source, available even if other parts are invalid.
     pub(crate) handlers: Option<HandlersConfig>,
     pub(crate) problems: Problems,
 }
 
-/// Reads as much as can be read.
+/// Parses as much as possible.
 pub(crate) fn examine(
     text: &str,
     file: Option<&Path>,
@@ -88,7 +87,7 @@ pub(crate) fn examine(
     }
 }
 
-/// `None` only where a problem was reported.
+/// `None` only if a problem was reported.
 fn build(
     section: &Section,
     base: &Path,
@@ -124,7 +123,7 @@ fn build(
     })
 }
 
-/// `None` only where a problem was reported.
+/// `None` only if a problem was reported.
 pub(crate) fn read_logging(logging: &Section) -> Option<LoggingConfig> {
     Some(LoggingConfig {
         format: logging.word("format")?,
@@ -140,7 +139,7 @@ fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option
         .collect();
     if let [first, second, ..] = given[..] {
         let place = handlers.place_of(second).clone();
-        let message = format!("stands beside `{first}`; specs come from exactly one source");
+        let message = format!("conflicts with `{first}`; specs come from exactly one source");
         checker.report(&place, &handlers.path_of(second), message);
     }
     let from = match (handlers.object("etcd"), handlers.object("zookeeper")) {
@@ -170,7 +169,7 @@ fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option
     })
 }
 
-/// What a store's specs may refer to: nothing unless it is listed.
+/// Variables and files that a store's specs may reference: only listed ones.
 fn references(handlers: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<References> {
     let Some(listed) = handlers.object("references") else {
         return Some(References::default());
@@ -179,7 +178,8 @@ fn references(handlers: &Section, base: &Path, checker: &mut Checker<'_>) -> Opt
     if let Some(folder) = &folder
         && real(base).starts_with(real(folder))
     {
-        let message = "holds the service config itself, whose secrets are nobody else's; name a folder of its own below it";
+        let message =
+            "contains the service config and its secrets; use a dedicated folder below it";
         let place = listed.place_of("folder").clone();
         checker.report(&place, &listed.path_of("folder"), message);
         return None;
@@ -191,7 +191,7 @@ fn references(handlers: &Section, base: &Path, checker: &mut Checker<'_>) -> Opt
     })
 }
 
-/// Where a folder really is; by its words as long as it is not there.
+/// The canonical path of a folder; the absolute path if it does not exist.
 fn real(folder: &Path) -> PathBuf {
     let named = Path::new(".").join(folder);
     named

@@ -1,4 +1,4 @@
-//! What the texts of the service config must be like.
+//! Validation rules for strings in the service config.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ pub(crate) static VARIABLE: TextRule = TextRule {
     check: |text| {
         refuse_if(
             text.is_empty() || text.contains(['=', '\0', '{', '}', '$']),
-            "it is no name of an environment variable; write it without ${env:…}",
+            "not the name of an environment variable; write it without ${env:…}",
         )
     },
     pattern: Some(r"^[^=${}]+$"),
@@ -21,7 +21,7 @@ pub(crate) static VARIABLE: TextRule = TextRule {
 
 /// A file or folder.
 pub(crate) static PATH: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "it is no path"),
+    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "not a valid path"),
     pattern: Some("^.+$"),
     numbers: false,
 };
@@ -30,7 +30,7 @@ pub(crate) static PATH: TextRule = TextRule {
 pub(crate) static BROKERS: TextRule = TextRule {
     check: |text| {
         let all = text.split(',').all(|broker| is_broker(broker.trim()));
-        refuse_if(!all, "write host:port, several with commas between them")
+        refuse_if(!all, "write host:port, comma-separated if several")
     },
     pattern: Some(r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
     numbers: false,
@@ -42,13 +42,13 @@ pub(crate) static GROUP: TextRule = TextRule {
         let bad = text.is_empty()
             || text.len() > 255
             || text.contains(|c: char| c.is_control() || c.is_whitespace());
-        refuse_if(bad, "a group is 1 to 255 characters without spaces")
+        refuse_if(bad, "a group has 1 to 255 characters without spaces")
     },
     pattern: Some(r"^\S{1,255}$"),
     numbers: false,
 };
 
-/// A member's id, which is part of a key's path.
+/// A member id, which becomes part of a key's path.
 pub(crate) static MEMBER: TextRule = TextRule {
     check: |text| {
         let fits = !text.is_empty()
@@ -59,21 +59,21 @@ pub(crate) static MEMBER: TextRule = TextRule {
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         refuse_if(
             !fits,
-            "an id is 1 to 128 letters, digits, -, _ and ., and begins with a letter or digit",
+            "an id has 1 to 128 letters, digits, -, _ and ., and starts with a letter or digit",
         )
     },
     pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
     numbers: true,
 };
 
-/// Where to begin.
+/// A start position.
 pub(crate) static START: TextRule = TextRule {
     check: |text| parse_start(text).map(|_| ()),
     pattern: Some(r"^(earliest|latest|\d{4}-\d{2}-\d{2}[Tt ].*)$"),
     numbers: false,
 };
 
-/// Where to listen.
+/// A listen address.
 pub(crate) static ADDRESS: TextRule = TextRule {
     check: |text| parse_address(text).map(|_| ()),
     pattern: Some(r"^.+:\d{1,5}$"),
@@ -101,7 +101,7 @@ fn is_broker(text: &str) -> bool {
     host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
-/// Reads `kafka.start`.
+/// Parses `kafka.start`.
 pub(crate) fn parse_start(text: &str) -> Result<Start, String> {
     match text {
         "earliest" => Ok(Start::Earliest),
@@ -117,7 +117,7 @@ pub(crate) fn parse_start(text: &str) -> Result<Start, String> {
     }
 }
 
-/// Reads `admin.listen`.
+/// Parses `admin.listen`.
 pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let numeric = match text.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),

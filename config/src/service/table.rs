@@ -1,4 +1,4 @@
-//! The fields of the service config: names, meanings, bounds and defaults.
+//! The fields of the service config: names, docs, bounds and defaults.
 
 use std::time::Duration;
 
@@ -45,19 +45,19 @@ pub(crate) static SERVICE: SectionType = SectionType {
         },
         Field {
             name: "processing",
-            doc: "Guarantee, bounds and deadlines.",
+            doc: "Delivery guarantee, limits and timeouts.",
             kind: FieldType::Object(&PROCESSING),
             need: Presence::Default("{}"),
         },
         Field {
             name: "handlers",
-            doc: "Where handler specs come from: exactly one source.",
+            doc: "Source of handler specs.",
             kind: FieldType::Object(&HANDLERS),
             need: Presence::Default("{}"),
         },
         Field {
             name: "plugins",
-            doc: "Where plugins come from and which of them are loaded.",
+            doc: "Plugin folders and signature policy.",
             kind: FieldType::Object(&PLUGINS),
             need: Presence::Default("{}"),
         },
@@ -69,7 +69,7 @@ pub(crate) static SERVICE: SectionType = SectionType {
         },
         Field {
             name: "emit",
-            doc: "What emitted records carry.",
+            doc: "Settings of emitted records.",
             kind: FieldType::Object(&EMIT),
             need: Presence::Default("{}"),
         },
@@ -81,7 +81,7 @@ pub(crate) static SERVICE: SectionType = SectionType {
         },
         Field {
             name: "bridge",
-            doc: "Runs a bridge between etcd and ZooKeeper in this process too.",
+            doc: "Runs a bridge between etcd and ZooKeeper in this process.",
             kind: FieldType::Object(&BRIDGE),
             need: Presence::Optional,
         },
@@ -94,31 +94,31 @@ static KAFKA: SectionType = SectionType {
     fields: &[
         Field {
             name: "bootstrap_servers",
-            doc: "Comma-separated host:port list of brokers to begin with.",
+            doc: "Bootstrap brokers: a comma-separated host:port list.",
             kind: FieldType::Text(&BROKERS),
             need: Presence::Default("127.0.0.1:9092"),
         },
         Field {
             name: "group_id",
-            doc: "Consumer group that all shared handlers read in.",
+            doc: "Consumer group of all shared handlers.",
             kind: FieldType::Text(&GROUP),
             need: Presence::Default("sluicegate"),
         },
         Field {
             name: "clients",
-            doc: "Kafka clients, each with a pump thread of its own. With several, each has a `group.instance.id` of its own if one is set: the number of the client, from 0, is put behind it (`-0`, `-1`).",
+            doc: "Number of Kafka clients, each with its own pump thread. With several clients, a configured `group.instance.id` gets the client's number as suffix (`-0`, `-1`).",
             kind: FieldType::Count { min: 1, max: 256 },
             need: Presence::Default("1"),
         },
         Field {
             name: "start",
-            doc: "Where a partition without a committed offset begins: earliest, latest or an RFC 3339 time.",
+            doc: "Start position of partitions without a committed offset: earliest, latest or an RFC 3339 time.",
             kind: FieldType::Text(&START),
             need: Presence::Default("earliest"),
         },
         Field {
             name: "client",
-            doc: "Further librdkafka keys of consumers, and of all clients where they are about the connection; those that the service owns are refused with the key to use instead.",
+            doc: "Further librdkafka consumer keys; connection keys apply to all clients. Keys that the service manages are rejected with the key to use instead.",
             kind: FieldType::Custom {
                 schema: client_keys::consumer_schema,
             },
@@ -126,7 +126,7 @@ static KAFKA: SectionType = SectionType {
         },
         Field {
             name: "producer",
-            doc: "Further librdkafka keys of producers, which write what handlers emit and dead letters. `message.max.bytes` is what a consumer can read and 1 MiB for headers, and `queue.buffering.max.kbytes` at least that: the queue bounds the memory that producing takes (about twice as much, since emitted records are kept until they are acknowledged).",
+            doc: "Further librdkafka producer keys, for emitted records and dead letters. By default `message.max.bytes` is the largest record that a consumer can read plus 1 MiB for headers, and `queue.buffering.max.kbytes` is at least that. The queue bounds the memory of producing to about twice its size, since emitted records are kept until they are acknowledged.",
             kind: FieldType::Custom {
                 schema: client_keys::producer_schema,
             },
@@ -137,11 +137,11 @@ static KAFKA: SectionType = SectionType {
 };
 
 static PROCESSING: SectionType = SectionType {
-    doc: "Guarantee, bounds and deadlines.",
+    doc: "Delivery guarantee, limits and timeouts.",
     fields: &[
         Field {
             name: "guarantee",
-            doc: "What a commit stands for.",
+            doc: "Delivery guarantee.",
             kind: FieldType::Choice {
                 words: words::<Guarantee>,
                 later: &[Reserved {
@@ -153,7 +153,7 @@ static PROCESSING: SectionType = SectionType {
         },
         Field {
             name: "max_uncommitted",
-            doc: "Most records beyond the frontier, a partition; bounds the duplicates after a crash.",
+            doc: "Maximum uncommitted records per partition; bounds duplicates after a crash.",
             kind: FieldType::Count {
                 min: 1,
                 max: 10_000_000,
@@ -162,7 +162,7 @@ static PROCESSING: SectionType = SectionType {
         },
         Field {
             name: "memory",
-            doc: "Byte budget of records in flight in the whole process.",
+            doc: "Byte budget of in-flight records in the whole process.",
             kind: FieldType::Size {
                 min: 1 << 20,
                 max: 1 << 44,
@@ -171,25 +171,25 @@ static PROCESSING: SectionType = SectionType {
         },
         Field {
             name: "commit_interval",
-            doc: "Time between commits of a frontier that moved.",
+            doc: "Interval of offset commits.",
             kind: millis(10, HOUR_MS),
             need: Presence::Default("1s"),
         },
         Field {
             name: "drain_timeout",
-            doc: "How long a stop or a revoke waits for what is in flight; a stop ends at most 5 s later, whatever the broker, stores and plugins do (let a supervisor wait as long: `TimeoutStopSec`, `stop_grace_period`, `terminationGracePeriodSeconds`). One that leaves records, commits or its place in the group behind says so and ends with exit code 1. A record that waits for its next attempt is left to the next owner, who counts its attempts anew.",
+            doc: "How long a shutdown or revocation waits for in-flight records. A shutdown ends at most 5 s later, whatever the broker, stores and plugins do; set a supervisor's timeout accordingly (`TimeoutStopSec`, `stop_grace_period`, `terminationGracePeriodSeconds`). A shutdown that leaves unfinished records, uncommitted offsets or its group membership behind logs it and exits with code 1. Records that wait for a retry are left to the next owner, which counts their attempts from 1 again.",
             kind: millis(0, HOUR_MS),
             need: Presence::Default("20s"),
         },
         Field {
             name: "stall_timeout",
-            doc: "A frontier that stands still this long while records wait is reported as stalled.",
+            doc: "Time without frontier progress, while records wait, after which a partition is reported as stalled.",
             kind: millis(100, 24 * HOUR_MS),
             need: Presence::Default("5m"),
         },
         Field {
             name: "offset_out_of_range",
-            doc: "What to do when the offset to read is not in the log: stop the partition, or continue at the log's beginning or end once records in flight are settled.",
+            doc: "Policy for a fetch offset that is not in the log: stop the partition, or continue at the log's beginning or end once in-flight records are settled.",
             kind: FieldType::Choice {
                 words: words::<OffsetOutOfRange>,
                 later: &[],
@@ -200,17 +200,17 @@ static PROCESSING: SectionType = SectionType {
     later: &[],
 };
 
-/// Where specs come from when no source is named.
+/// Spec folder when no source is configured.
 pub(super) const DEFAULT_FOLDER: &str = "handlers.d";
-/// How often that folder is re-read.
+/// Re-read interval of that folder.
 pub(super) const DEFAULT_RESCAN: &str = "5s";
 
 static HANDLERS: SectionType = SectionType {
-    doc: "Exactly one source of handler specs: file (when none is named), etcd or zookeeper.",
+    doc: "Source of handler specs, exactly one of: file (the default), etcd or zookeeper.",
     fields: &[
         Field {
             name: "file",
-            doc: "A watched folder, one spec a file.",
+            doc: "A watched folder, one spec per file.",
             kind: FieldType::Object(&FILE),
             need: Presence::Optional,
         },
@@ -228,25 +228,25 @@ static HANDLERS: SectionType = SectionType {
         },
         Field {
             name: "cache",
-            doc: "File that keeps a store's last good specs, for a start while the store is away.",
+            doc: "Cache file with a store's last good specs, for a start while the store is unreachable.",
             kind: FieldType::Text(&PATH),
             need: Presence::Default(".sluicegate/handlers.cache"),
         },
         Field {
             name: "require_fresh",
-            doc: "Refuse to start from that file, also while what stands in the store is held back.",
+            doc: "Refuse to start from the cache, also when the store's content is held back.",
             kind: FieldType::Flag,
             need: Presence::Default("false"),
         },
         Field {
             name: "references",
-            doc: "What `config` in a store's keys may refer to by ${env:NAME} and ${file:PATH}: whoever writes control keys can read it.",
+            doc: "Variables and files that `config` in a store's keys may reference by ${env:NAME} and ${file:PATH}. Anyone who can write control keys can read them.",
             kind: FieldType::Object(&REFERENCES),
             need: Presence::Optional,
         },
         Field {
             name: "member_id",
-            doc: "The own id among the members of a fleet; {host}-{random} when it is left out, another at each start.",
+            doc: "This process's member id in the fleet. Default: {host}-{random}, new at each start.",
             kind: FieldType::Text(&MEMBER),
             need: Presence::Optional,
         },
@@ -255,7 +255,7 @@ static HANDLERS: SectionType = SectionType {
 };
 
 static REFERENCES: SectionType = SectionType {
-    doc: "What `config` in a store's keys may refer to by ${env:NAME} and ${file:PATH}; nothing when it is left out.",
+    doc: "Variables and files that `config` in a store's keys may reference by ${env:NAME} and ${file:PATH}. Default: none.",
     fields: &[
         Field {
             name: "env",
@@ -269,7 +269,7 @@ static REFERENCES: SectionType = SectionType {
         },
         Field {
             name: "folder",
-            doc: "Folder below which ${file:PATH} names files; it cannot be that of the service config.",
+            doc: "Base folder of ${file:PATH}; must not contain the service config.",
             kind: FieldType::Text(&PATH),
             need: Presence::Optional,
         },
@@ -278,17 +278,17 @@ static REFERENCES: SectionType = SectionType {
 };
 
 static FILE: SectionType = SectionType {
-    doc: "A watched folder of *.yaml, *.yml and *.json, one spec a file.",
+    doc: "A watched folder of *.yaml, *.yml and *.json files, one spec per file.",
     fields: &[
         Field {
             name: "folder",
-            doc: "The folder.",
+            doc: "Path of the folder.",
             kind: FieldType::Text(&PATH),
             need: Presence::Default(DEFAULT_FOLDER),
         },
         Field {
             name: "rescan",
-            doc: "Time between full re-reads, which repair what the watch missed.",
+            doc: "Interval of full re-reads, which pick up changes that the watch missed.",
             kind: millis(100, HOUR_MS),
             need: Presence::Default(DEFAULT_RESCAN),
         },
@@ -297,38 +297,38 @@ static FILE: SectionType = SectionType {
 };
 
 static PLUGINS: SectionType = SectionType {
-    doc: "Where plugins come from and which of them are loaded.",
+    doc: "Plugin folders and signature policy.",
     fields: &[
         Field {
             name: "folder",
-            doc: "Folder of plugins: packaged ones and bare libraries.",
+            doc: "Folder of plugins: packages and bare libraries.",
             kind: FieldType::Text(&PATH),
             need: Presence::Default("plugins"),
         },
         Field {
             name: "cache",
-            doc: "Folder for private copies of what is loaded.",
+            doc: "Folder for private copies of loaded plugins.",
             kind: FieldType::Text(&PATH),
             need: Presence::Default(".sluicegate/cache"),
         },
         Field {
             name: "allow_unsigned",
-            doc: "Load plugins without a signature. Signatures are not checked yet, so that no plugin is loaded without it.",
+            doc: "Load unsigned plugins. Signatures are not verified yet, so that no plugin is loaded unless this is true.",
             kind: FieldType::Flag,
             need: Presence::Default("false"),
         },
     ],
     later: &[Reserved {
         name: "trusted_keys",
-        reason: "is not available yet: no signature is checked; leave it out",
+        reason: "is not available yet: signatures are not verified; leave it out",
     }],
 };
 
 static EMIT: SectionType = SectionType {
-    doc: "What emitted records carry.",
+    doc: "Settings of emitted records.",
     fields: &[Field {
         name: "provenance",
-        doc: "Adds to every emitted record the headers sluicegate.source (topic/partition/offset), sluicegate.handler (name@version), sluicegate.epoch and sluicegate.attempt.",
+        doc: "Add the headers sluicegate.source (topic/partition/offset), sluicegate.handler (name@version), sluicegate.epoch and sluicegate.attempt to every emitted record.",
         kind: FieldType::Flag,
         need: Presence::Default("false"),
     }],
@@ -339,7 +339,7 @@ static ADMIN: SectionType = SectionType {
     doc: "The admin HTTP server.",
     fields: &[Field {
         name: "listen",
-        doc: "Address and port; port 0 takes any free one.",
+        doc: "Listen address and port; port 0 selects a free port.",
         kind: FieldType::Text(&ADDRESS),
         need: Presence::Default("127.0.0.1:9600"),
     }],
@@ -351,7 +351,7 @@ pub(crate) static LOGGING: SectionType = SectionType {
     fields: &[
         Field {
             name: "format",
-            doc: "For people, or one JSON object a line.",
+            doc: "Log format: text lines, or one JSON object per line.",
             kind: FieldType::Choice {
                 words: words::<LogFormat>,
                 later: &[],
@@ -360,7 +360,7 @@ pub(crate) static LOGGING: SectionType = SectionType {
         },
         Field {
             name: "level",
-            doc: "Least level that is written, or a filter such as info,sluicegate::dispatch=debug.",
+            doc: "Minimum level, or a filter such as info,sluicegate::dispatch=debug.",
             kind: FieldType::Text(&LEVEL),
             need: Presence::Default("info"),
         },

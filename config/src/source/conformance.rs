@@ -1,7 +1,6 @@
-//! What every [`SpecSource`] must do, as checks that a test runs against it: a folder, memory, etcd and ZooKeeper pass all of
-//! them.
+//! Conformance suite for [`SpecSource`], run against the folder, memory, etcd and ZooKeeper sources.
 //!
-//! Each check takes a [`Bench`] that holds no specs and uses its own names; it panics with what it saw.
+//! Each check takes a [`Bench`] without specs and panics with what it observed.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -10,29 +9,29 @@ use std::time::{Duration, Instant};
 use super::{GateError, GateWriter, SpecSource, Update, WatchHandle};
 use crate::snapshot::Snapshot;
 
-/// How long anything may take: to be seen, to be noticed as away, or as back.
-const SOON: Duration = Duration::from_secs(20);
+/// Maximum time until a change, an outage or a recovery is observed.
+const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a source reads, in the hands of a test.
+/// The backend of a source, controlled by a test.
 pub trait Bench {
-    /// A source that reads it.
+    /// Opens a source over the backend.
     fn open(&self) -> Box<dyn SpecSource>;
-    /// Puts the spec of a handler there, or takes it away; however long that takes.
+    /// Writes or deletes the spec of a handler; blocks until done.
     fn write(&self, handler: &str, text: Option<&str>);
-    /// Takes it away from all sources, or brings it back with everything it knew.
+    /// Makes the backend unreachable, or reachable again with its content unchanged.
     fn set_away(&self, away: bool);
-    /// Takes it away and brings it back at once, as a restart of a server does.
+    /// Restarts the backend: unreachable for a moment, with its content unchanged.
     fn restart(&self);
-    /// Whether a text that is no spec can stand there.
+    /// Whether the backend can hold text that is not a spec.
     fn takes_garbage(&self) -> bool {
         true
     }
 }
 
-/// Something that every source must do.
+/// One conformance check.
 pub type Check = fn(&dyn Bench);
 
-/// Every check with its name.
+/// All checks with their names.
 pub const CHECKS: [(&str, Check); 10] = [
     ("list", list),
     ("change", change),
@@ -46,7 +45,7 @@ pub const CHECKS: [(&str, Check); 10] = [
     ("stop", stop),
 ];
 
-/// Runs every check, each on an emptied bench.
+/// Runs every check, each on an empty bench.
 ///
 /// # Panics
 /// If one fails.
@@ -61,23 +60,23 @@ pub fn run_all(bench: &dyn Bench) {
     }
 }
 
-/// A spec that reads `topic`.
+/// A spec with a route to `topic`.
 #[must_use]
 pub fn text(handler: &str, topic: &str) -> String {
     format!("name: {handler}\nplugin: relay\nroute: {{ topics: [{topic}] }}\n")
 }
 
-/// A source that is watched.
+/// A source under watch.
 struct Observer {
     updates: Receiver<Update>,
-    /// What is in effect.
+    /// The active snapshot.
     now: Arc<Snapshot>,
     gates: Arc<dyn GateWriter>,
     watch: Box<dyn WatchHandle>,
 }
 
 impl Observer {
-    /// Watches what stands there, having read it first.
+    /// Reads the initial snapshot, then watches.
     fn start(bench: &dyn Bench) -> Self {
         let mut source = bench.open();
         assert!(!source.describe().is_empty(), "a source says what it reads");
@@ -85,7 +84,7 @@ impl Observer {
         let gates = source.gates();
         let (sender, updates) = channel();
         let watch = source.watch(Box::new(move |update| {
-            // The check may be over.
+            // The check may have ended.
             let _ = sender.send(update);
         }));
         Self {
@@ -96,14 +95,18 @@ impl Observer {
         }
     }
 
-    /// Waits for an update that fits, and takes note of every snapshot until then: revisions never go backwards (G10).
+    /// Waits for a matching update. Checks that revisions of all snapshots until then do not decrease (G10).
     fn until(&mut self, what: &str, fits: impl Fn(&Update) -> bool) {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + DEADLINE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let update = self.updates.recv_timeout(left);
-            let update =
-                update.unwrap_or_else(|_| panic!("{what} did not come; there is {:?}", self.now));
+            let update = update.unwrap_or_else(|_| {
+                panic!(
+                    "timed out waiting for {what}; the snapshot is {:?}",
+                    self.now
+                )
+            });
             if let Update::Snapshot(snapshot) = &update {
                 let (before, after) = (self.now.revision, snapshot.revision);
                 assert!(before <= after, "{what}: revision {after} after {before}");
@@ -115,7 +118,7 @@ impl Observer {
         }
     }
 
-    /// Waits until exactly these specs are in effect, by handler and topic.
+    /// Waits until exactly these specs are active, by handler and topic.
     fn until_specs(&mut self, what: &str, specs: &[(&str, &str)]) {
         if !holds(&self.now, specs) {
             self.until_snapshot(what, |snapshot| holds(snapshot, specs));
@@ -130,7 +133,7 @@ impl Observer {
     }
 }
 
-/// Whether exactly these handlers are in a snapshot, each with its first topic.
+/// Whether a snapshot has exactly these handlers, each with this first topic.
 fn holds(snapshot: &Snapshot, specs: &[(&str, &str)]) -> bool {
     let now = snapshot.handlers.values();
     let now = now.map(|spec| (spec.name.clone(), spec.route.topics[0].to_string()));
@@ -156,9 +159,9 @@ fn change(bench: &dyn Bench) {
     put(bench, "a", "one");
     let mut observer = Observer::start(bench);
     put(bench, "b", "one");
-    observer.until_specs("what came", &[("a", "one"), ("b", "one")]);
+    observer.until_specs("a new spec", &[("a", "one"), ("b", "one")]);
     put(bench, "a", "two");
-    observer.until_specs("what changed", &[("a", "two"), ("b", "one")]);
+    observer.until_specs("a changed spec", &[("a", "two"), ("b", "one")]);
 }
 
 fn delete(bench: &dyn Bench) {
@@ -166,11 +169,11 @@ fn delete(bench: &dyn Bench) {
     put(bench, "b", "one");
     let mut observer = Observer::start(bench);
     bench.write("a", None);
-    observer.until_specs("what went", &[("b", "one")]);
+    observer.until_specs("a deleted spec", &[("b", "one")]);
     bench.write("b", None);
-    observer.until_specs("the last one's going", &[]);
+    observer.until_specs("the deletion of the last spec", &[]);
     put(bench, "a", "two");
-    observer.until_specs("its coming back", &[("a", "two")]);
+    observer.until_specs("a re-created spec", &[("a", "two")]);
 }
 
 fn burst(bench: &dyn Bench) {
@@ -190,20 +193,20 @@ fn gate(bench: &dyn Bench) {
         set.unwrap_or_else(|error| panic!("{error}")).changed
     };
     assert!(set(&observer, false));
-    observer.until_snapshot("the shut gate", |now| {
+    observer.until_snapshot("the closed gate", |now| {
         !now.handlers["a"].enabled && now.handlers["b"].enabled
     });
-    assert!(!set(&observer, false), "it is shut already");
+    assert!(!set(&observer, false), "already closed");
     assert!(set(&observer, true));
     observer.until_snapshot("the open gate", |now| now.handlers["a"].enabled);
     let unknown = observer.gates.set_gate("x", true);
     assert!(
         matches!(unknown, Err(GateError::UnknownHandler { .. })),
-        "nobody is called x"
+        "no handler has the name x"
     );
 }
 
-/// What is no spec is refused with its place, and the last good one stays in effect.
+/// An invalid spec is rejected with its position, and the last good one stays active.
 fn garbage(bench: &dyn Bench) {
     if !bench.takes_garbage() {
         return;
@@ -211,17 +214,17 @@ fn garbage(bench: &dyn Bench) {
     put(bench, "a", "one");
     let mut observer = Observer::start(bench);
     bench.write("a", Some("name: a\nplugin: relay\nroute: [none\n"));
-    observer.until_snapshot("the refusal", |now| {
+    observer.until_snapshot("the rejection", |now| {
         let refused = now.rejections.first();
         refused.is_some_and(|refused| !refused.origin.is_empty() && !refused.problems.is_empty())
     });
     assert!(holds(&observer.now, &[("a", "one")]), "{:?}", observer.now);
     put(bench, "a", "two");
-    observer.until_specs("what was mended", &[("a", "two")]);
+    observer.until_specs("the corrected spec", &[("a", "two")]);
     assert!(observer.now.rejections.is_empty(), "{:?}", observer.now);
 }
 
-/// The order in which specs come makes no difference in the end.
+/// The final state does not depend on the order in which specs arrive.
 fn reorder(bench: &dyn Bench) {
     let mut ends = Vec::new();
     for order in [["a", "b", "c"], ["c", "a", "b"]] {
@@ -240,7 +243,7 @@ fn reorder(bench: &dyn Bench) {
     assert_eq!(ends[0], ends[1]);
 }
 
-/// While it is away the last snapshot stays in effect; what comes after is seen.
+/// During an outage the last snapshot stays active; changes after it are observed.
 fn outage(bench: &dyn Bench) {
     put(bench, "a", "one");
     let mut observer = Observer::start(bench);
@@ -252,37 +255,37 @@ fn outage(bench: &dyn Bench) {
     bench.set_away(false);
     put(bench, "a", "two");
     put(bench, "b", "one");
-    observer.until_specs("what came then", &[("a", "two"), ("b", "one")]);
+    observer.until_specs("changes after the outage", &[("a", "two"), ("b", "one")]);
 }
 
-/// A source that was watched before a restart sees what comes after it, and one that is made then sees the same.
+/// A watch that was open before a restart observes later changes, and a new source sees the same state.
 fn restart(bench: &dyn Bench) {
     put(bench, "a", "one");
     let mut observer = Observer::start(bench);
     bench.restart();
     put(bench, "a", "two");
-    observer.until_specs("what came after a restart", &[("a", "two")]);
+    observer.until_specs("a change after a restart", &[("a", "two")]);
     assert_eq!(Observer::start(bench).now.handlers, observer.now.handlers);
 }
 
-/// A re-read that is asked for breaks nothing, and a watch that was dropped tells nothing more.
+/// A requested re-read is harmless, and a dropped watch sends no more updates.
 fn stop(bench: &dyn Bench) {
     put(bench, "a", "one");
     let mut observer = Observer::start(bench);
     observer.watch.reread();
     put(bench, "b", "one");
-    observer.until_specs("what came after a re-read", &[("a", "one"), ("b", "one")]);
+    observer.until_specs("a change after a re-read", &[("a", "one"), ("b", "one")]);
     let Observer { updates, watch, .. } = observer;
     drop(watch);
     put(bench, "c", "one");
-    // The sink goes with the watch, so that the updates have an end.
-    let end = Instant::now() + SOON;
+    // The sink is dropped with the watch, which disconnects the channel.
+    let end = Instant::now() + DEADLINE;
     loop {
         match updates.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(Update::Snapshot(now)) => assert!(!now.handlers.contains_key("c"), "it was dropped"),
+            Ok(Update::Snapshot(now)) => assert!(!now.handlers.contains_key("c"), "watch dropped"),
             Ok(_) => {}
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => panic!("a watch that was dropped keeps its sink"),
+            Err(RecvTimeoutError::Timeout) => panic!("a dropped watch keeps its sink"),
         }
     }
 }
@@ -382,7 +385,7 @@ mod tests {
             self.set_away(false);
         }
 
-        /// It holds specs, not texts.
+        /// It holds parsed specs, not text.
         fn takes_garbage(&self) -> bool {
             false
         }

@@ -1,4 +1,4 @@
-//! Specs whose dead letters go round between them: which ones are refused, and why.
+//! Detects specs whose dead letters cycle between handlers, and selects the specs to reject.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,11 +8,11 @@ use super::pools::{DeclaredPool, problem};
 use crate::problem::Problem;
 use crate::spec::{Circle, HandlerSpec, circles};
 
-/// What is wrong with a spec of a circle.
+/// The problem of a spec in a cycle.
 pub(super) fn circle_problem(circle: &Circle, file: &Path, declared: DeclaredPool<'_>) -> Problem {
     let message = format!(
-        "dead letters would go round without end: {circle}; give one of these handlers another `dead_letter.topic`, or take \
-         the topic out of a route"
+        "dead letters would cycle endlessly: {circle}; give one of these handlers another `dead_letter.topic`, or remove \
+        the topic from a route"
     );
     problem(
         file,
@@ -22,15 +22,14 @@ pub(super) fn circle_problem(circle: &Circle, file: &Path, declared: DeclaredPoo
     )
 }
 
-/// The handlers that would close a circle and are to stay as they were, each with its circle: those whose spec is new or
-/// changed, or all of a circle that is there already. `wanted` are the specs that would be in effect, `before` those that
-/// are.
+/// The handlers to reject, each with its cycle: those in a cycle whose spec is new or changed, or all handlers of a cycle that
+/// already exists. `wanted` are the candidate specs, `before` the active ones.
 pub(super) fn closing(
     mut wanted: BTreeMap<String, Arc<HandlerSpec>>,
     before: &BTreeMap<String, Arc<HandlerSpec>>,
 ) -> BTreeMap<String, Circle> {
     let mut refused: BTreeMap<String, Circle> = BTreeMap::new();
-    // What stays as it was can close another circle with a newcomer: looked at again until there is none.
+    // A rejected handler keeps its earlier spec, which can close another cycle with a new one: repeat until there is none.
     loop {
         let mut changed = false;
         for circle in circles(wanted.values().map(Arc::as_ref)) {
@@ -63,7 +62,7 @@ pub(super) fn closing(
     }
 }
 
-/// Whether dead letters go the same way with both.
+/// Whether both specs route dead letters the same way.
 fn is_same_way(one: &HandlerSpec, two: &HandlerSpec) -> bool {
     one.route.topics == two.route.topics && one.dead_letter.topic == two.dead_letter.topic
 }
@@ -79,14 +78,14 @@ mod tests {
             let text = format!(
                 "name: {name}\nplugin: p\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: {dead} }}\n"
             );
-            let spec = read_spec(&text, None, &Environment::default()).expect("a good spec");
+            let spec = read_spec(&text, None, &Environment::default()).expect("a valid spec");
             ((*name).to_owned(), Arc::new(spec))
         };
         all.iter().map(read).collect()
     }
 
     #[test]
-    fn the_newcomer_of_a_circle_is_refused_and_all_where_all_are_new() {
+    fn the_new_spec_of_a_cycle_is_rejected_and_all_if_all_are_new() {
         let x = ("x", "a, y.dead", "x.dead");
         let y = ("y", "x.dead", "y.dead");
         let refused = |before: &[(&str, &str, &str)]| {
@@ -100,8 +99,8 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_that_stays_as_it_was_closes_no_circle_with_a_newcomer() {
-        // `x` is refused for a circle with `y`; as it was, it would make one with the new `z`.
+    fn a_spec_that_keeps_its_earlier_version_closes_no_cycle_with_a_new_one() {
+        // `x` is rejected for a cycle with `y`; its earlier version would form one with the new `z`.
         let before = handlers(&[("x", "a, z.dead", "x.old"), ("y", "x.new", "y.dead")]);
         let wanted = handlers(&[
             ("x", "a, y.dead", "x.new"),

@@ -1,32 +1,33 @@
-//! Whether what a store shows when it is read as a whole may be a loss, rather than what somebody wants. Pure.
+//! Decides whether a full listing of a store may be the result of data loss rather than of intended deletes. Pure.
 //!
-//! A store that lost its keys, another one in its place, and one that went back look like one in which handlers were deleted.
-//! What a watch of the same store has told piece by piece is meant; what only a reading shows is compared with what is applied.
+//! A store that lost its keys, was replaced by another, or was restored from a backup cannot be told from one in which handlers
+//! were deleted. Changes that a watch of the same store delivered one by one are intended; changes that appear only in a listing
+//! are compared with the applied state.
 
 use crate::store::{ControlKey, StoreAddress, Tree};
 
-/// What is compared with a reading.
+/// The state that a listing is compared with.
 pub(super) struct Known<'k> {
-    /// What is applied, or what the cache has of it.
+    /// The applied state, or its copy in the cache.
     pub(super) applied: &'k Tree,
-    /// The store was read at a lower revision than what is applied, and what it holds since then was not taken over.
+    /// The store was listed at a lower revision than the applied one, and its content has not been applied since.
     pub(super) went_back: bool,
 }
 
 impl Known<'_> {
-    /// Whether the store went back behind what is applied. Later writes raise its revision again and do not undo that.
+    /// Whether the store is at an earlier state than the applied one. Later writes raise its revision but do not restore the state.
     pub(super) fn is_behind(&self, now: &Tree) -> bool {
         let is_it = !now.is_other_than(self.applied);
         self.went_back || is_it && now.revision < self.applied.revision
     }
 
-    /// Why `now`, which was read from `store`, is not to be applied without a word from an operator.
+    /// Why `now`, listed from `store`, must not be applied without an operator's consent; `None` if it may.
     pub(super) fn doubt(&self, now: &Tree, store: &StoreAddress) -> Option<String> {
         let applied = self.applied;
         if now.is_other_than(applied) {
             let named = |tree: &Tree| tree.identity.as_deref().unwrap_or_default().to_owned();
             return Some(format!(
-                "{store} is another store than before: it is {}, and was {}",
+                "{store} is another store than before: its id is {}, and was {}",
                 named(now),
                 named(applied)
             ));
@@ -44,14 +45,14 @@ impl Known<'_> {
         }
         if missing * 2 > known {
             return Some(format!(
-                "{missing} of {known} handler specs are missing in {store}, and no watch saw them being deleted"
+                "{missing} of {known} handler specs are missing in {store}, and no watch saw their deletion"
             ));
         }
-        // Clusters that were set up alike have one identity, and their revisions begin anew.
+        // Clusters created with the same settings have the same identity, and their revisions start from the beginning.
         let lacks = missing + other > 0 && self.is_behind(now);
         lacks.then(|| {
             format!(
-                "{store} went back behind revision {}: it was restored, or is another store; of {known} handler specs {missing} are missing there, and {other} are other ones",
+                "{store} went back behind revision {}: it was restored, or is another store; of {known} handler specs {missing} are missing and {other} differ",
                 applied.revision
             )
         })
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_doubted_by_what_shows_it_and_a_change_is_not() {
+    fn losses_are_held_back_and_changes_are_not() {
         const ALL: &[(&str, &str)] = &[("a", "1"), ("b", "1"), ("c", "1")];
         const CHANGED: &[(&str, &str)] = &[("a", "2"), ("b", "1"), ("c", "1")];
         let store = StoreAddress {
@@ -95,8 +96,8 @@ mod tests {
             (tree("x", 11, CHANGED), false, None),
             (tree("x", 9, ALL), false, None),
             (tree("x", 9, &ALL[1..]), false, Some("1 are missing")),
-            (tree("x", 9, CHANGED), false, Some("1 are other ones")),
-            // It was read further back before.
+            (tree("x", 9, CHANGED), false, Some("1 differ")),
+            // It was listed at an earlier revision before.
             (tree("x", 11, CHANGED), true, Some("behind revision 10")),
             (tree("x", 11, ALL), true, None),
             (tree("x", 11, &ALL[2..]), false, Some("2 of 3")),
@@ -118,7 +119,7 @@ mod tests {
             went_back: false,
         };
         assert!(known.is_behind(&tree("x", 9, ALL)));
-        // Revisions of another store say nothing of this one.
+        // Revisions of different stores are not comparable.
         assert!(!known.is_behind(&tree("y", 9, ALL)));
     }
 }

@@ -1,4 +1,4 @@
-//! Specs from a folder: watched, and re-read from time to time, so that a missed event is repaired.
+//! Spec source for a folder: watched, and re-read periodically, so that missed events are picked up.
 //!
 //! ```text
 //!  file events ──┐ debounce
@@ -27,25 +27,25 @@ use crate::environment::Environment;
 use crate::problem::Problems;
 use crate::snapshot::Snapshot;
 
-/// A scan waits until events have been quiet this long: writers need more than one step.
-const QUIET: Duration = Duration::from_millis(50);
-/// However busy the folder is, a scan comes after this long.
-const LONGEST_BURST: Duration = Duration::from_millis(500);
+/// A scan starts after this long without events, since writers need more than one step.
+const SETTLE_WINDOW: Duration = Duration::from_millis(50);
+/// Maximum delay of a scan while events keep arriving.
+const MAX_SETTLE_DELAY: Duration = Duration::from_millis(500);
 
-/// A folder of `*.yaml`, `*.yml` and `*.json`, one spec a file.
+/// A folder of `*.yaml`, `*.yml` and `*.json` files, one spec per file.
 ///
-/// A file that turns bad leaves the last good version of its handler running, and so do files that contradict each other (one
-/// name twice, one pool with two bounds) with the handlers that they name; only `enabled: false` of a refused file acts. Both
-/// are reported as rejections and clear when mended.
+/// An invalid file keeps the last good version of its handler active, and so do conflicting files (a duplicate name, a pool with
+/// two limits) for the handlers that they name; of a rejected file only `enabled: false` is applied. Both are reported as
+/// rejections, which end when the files are corrected.
 pub struct FileSource {
     folder: Folder,
     rescan: Duration,
-    /// The revision that [`SpecSource::snapshot`] gave last.
+    /// The revision last returned by [`SpecSource::snapshot`].
     given: u64,
 }
 
 impl FileSource {
-    /// Specs of `folder`, re-read at least every `rescan`; references in them are looked up in `environment`.
+    /// A source for `folder`, re-read at least every `rescan`; references are resolved in `environment`.
     pub fn new(folder: impl Into<PathBuf>, rescan: Duration, environment: Environment) -> Self {
         Self {
             folder: Folder::new(folder.into(), environment),
@@ -91,7 +91,7 @@ impl SpecSource for FileSource {
             .spawn(move || watch.run(&inbox))
             .map_err(|error| SourceError {
                 what,
-                reason: format!("no thread can be started: {error}"),
+                reason: format!("cannot start a thread: {error}"),
             })?;
         Ok(Box::new(FileWatch {
             commands: Mutex::new(commands),
@@ -108,7 +108,7 @@ impl SpecSource for FileSource {
 }
 
 enum Command {
-    /// Something in the folder changed, or somebody asks for a re-read.
+    /// The folder changed, or a re-read was requested.
     Reread,
     Stop,
 }
@@ -124,7 +124,7 @@ impl FileWatch {
             .commands
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        // A thread that is gone needs no command.
+        // The thread may have ended; then there is nothing to do.
         let _ = commands.send(command);
     }
 }
@@ -139,7 +139,7 @@ impl Drop for FileWatch {
     fn drop(&mut self) {
         self.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
-            // A sink that panicked has said so already.
+            // A panic of the sink was already reported by the panic hook.
             let _ = thread.join();
         }
     }
@@ -178,12 +178,12 @@ impl Watch {
         }
     }
 
-    /// Without a watcher (no folder yet, or no inotify handles left) the re-reads alone find changes.
+    /// `None` if the folder does not exist or inotify handles are exhausted; then only re-reads find changes.
     fn start_watcher(&self) -> Option<RecommendedWatcher> {
         let events = self.events.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.as_ref().map_or(true, is_change) {
-                // The watch's thread ends before its watcher does.
+                // The thread can end before the watcher does.
                 let _ = events.send(Command::Reread);
             }
         })
@@ -206,7 +206,7 @@ impl Watch {
                 }
             }
             Err(reason) => {
-                // A folder that is made anew is another one: its old watch hears nothing.
+                // A re-created folder is a new inode, for which the old watch receives no events.
                 self.watcher = None;
                 if self.reachable {
                     self.reachable = false;
@@ -217,7 +217,7 @@ impl Watch {
     }
 }
 
-/// Reading a file is an event as well; only what may have changed one counts.
+/// Whether an event may be a change; reading a file is an event, too.
 fn is_change(event: &Event) -> bool {
     match event.kind {
         EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
@@ -225,11 +225,11 @@ fn is_change(event: &Event) -> bool {
     }
 }
 
-/// Waits for the end of a burst; `false` when the watch is to stop.
+/// Waits for the end of a burst; `false` when the watch must stop.
 fn settle(inbox: &Receiver<Command>) -> bool {
-    let longest = Instant::now() + LONGEST_BURST;
+    let longest = Instant::now() + MAX_SETTLE_DELAY;
     while Instant::now() < longest {
-        match inbox.recv_timeout(QUIET) {
+        match inbox.recv_timeout(SETTLE_WINDOW) {
             Ok(Command::Reread) => {}
             Err(RecvTimeoutError::Timeout) => return true,
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
@@ -238,14 +238,14 @@ fn settle(inbox: &Receiver<Command>) -> bool {
     true
 }
 
-/// Writes gates into the files of a folder.
+/// Writes gates to the files of a folder.
 struct FileGates {
     folder: PathBuf,
-    /// One writer of this process at a time; others are told apart by comparing the text.
+    /// Serialises writers in this process; writers in other processes are detected by comparing the text.
     writing: Mutex<()>,
 }
 
-/// The files of a folder by the names of the specs in them. What cannot be read has none.
+/// The files of a folder by spec name; unreadable files are left out.
 #[must_use]
 pub fn spec_files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
     let files = spec_files(folder).unwrap_or_default().into_iter();
@@ -257,7 +257,7 @@ pub fn spec_files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
 }
 
 impl FileGates {
-    /// The files whose spec, good or bad, has this name, with their texts.
+    /// The files whose spec has this name, valid or not, with their texts.
     fn find(&self, handler: &str) -> Result<Vec<(PathBuf, String)>, GateError> {
         let unlisted = |reason| GateError::NotWritable {
             origin: self.folder.display().to_string(),
@@ -307,7 +307,7 @@ impl GateWriter for FileGates {
                 reason: format!("both declare `{handler}`; keep one"),
             });
         }
-        // Each of several that declare it: the one that is kept must not open the gate again.
+        // Write all files that declare it: whichever file remains must not open the gate again.
         let mut done = Vec::new();
         let mut changed = false;
         let mut failed = None;
@@ -331,7 +331,7 @@ impl GateWriter for FileGates {
     }
 }
 
-/// Whether the file had the other state before.
+/// Returns whether the file changed.
 fn set_gate_in(file: &Path, text: &str, open: bool) -> Result<bool, GateError> {
     let origin = file.display().to_string();
     let refused = |reason| GateError::NotWritable {

@@ -1,13 +1,13 @@
-//! A folder of specs at one moment, and what it becomes beside the last good one.
+//! Scans a folder of specs and merges it with the last good versions.
 //!
 //! ```text
-//!  list + read ─► each file: spec or problems ─► at odds with other files? ─┬► no: it is in effect
-//!                      └────────────────────────────────────────────────────┴► refused: the last good version of that
-//!                                                                                 handler stays, with its gate shut if
-//!                                                                                 the refused text says so
+//!  list + read ─► each file: spec or problems ─► conflict with other files? ─┬► no: active
+//!                      └─────────────────────────────────────────────────────┴► rejected: the handler's last good
+//!                                                                                  version stays active, with its gate
+//!                                                                                  closed if the rejected text closes it
 //! ```
 //!
-//! A mistake concerns the handlers that it names, and no others.
+//! An error affects only the handlers that it names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,18 +22,18 @@ use crate::problem::{Problem, Problems};
 use crate::snapshot::{Rejection, RuntimeSettings, Snapshot};
 use crate::spec::{HandlerSpec, LocatedSpec, circles, read_located};
 
-/// Most spec files that a folder may hold.
+/// Maximum number of spec files in a folder.
 const MAX_FILES: usize = 20_000;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// The spec files of a folder, sorted. Hidden files are left out: editors and writers put their work there.
+/// The spec files of a folder, sorted. Hidden files are ignored, since editors and writers use them for temporary files.
 ///
 /// # Errors
-/// A sentence when the folder cannot be listed.
+/// A sentence that says why the folder cannot be listed.
 pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let refused = |error: std::io::Error| {
         format!(
-            "the folder {} of handler specs cannot be read: {error}; make it, or set `handlers.file.folder`",
+            "the folder {} of handler specs cannot be read: {error}; create it, or set `handlers.file.folder`",
             folder.display()
         )
     };
@@ -63,30 +63,30 @@ pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-/// One file that was read.
+/// One parsed file.
 struct Reading {
     text: String,
-    /// Shared between scans as long as the text stays the same.
+    /// Shared between scans while the text is unchanged.
     result: Result<Arc<LocatedSpec>, Problems>,
-    /// What a refused text tells all the same.
+    /// Name and gate of a rejected text.
     refused: RefusedText,
 }
 
-/// What is in effect of a handler.
+/// The active version of a handler.
 #[derive(Clone)]
 struct InEffect {
-    /// Where it came from, or what is refused in its place.
+    /// The file that it came from, or the rejected file that replaces it.
     file: PathBuf,
-    /// The last good version.
+    /// Last good version.
     good: Arc<HandlerSpec>,
-    /// The same, or with a gate that a refused text shuts.
+    /// `good`, or a copy with the gate closed by a rejected text.
     spec: Arc<HandlerSpec>,
 }
 
 impl InEffect {
-    /// It stays, while what `file` says of it is refused.
-    fn kept(&self, file: &Path, shut: bool) -> Self {
-        let enabled = self.good.enabled && !shut;
+    /// Stays active while the spec in `file` is rejected.
+    fn kept(&self, file: &Path, closed: bool) -> Self {
+        let enabled = self.good.enabled && !closed;
         let spec = match self.spec.enabled == enabled {
             true => Arc::clone(&self.spec),
             false => Arc::new(HandlerSpec {
@@ -102,12 +102,12 @@ impl InEffect {
     }
 }
 
-/// A watched folder: what was read last, and what is in effect.
+/// A watched folder: the last readings and the active specs.
 pub(crate) struct Folder {
     path: PathBuf,
     environment: Environment,
     readings: BTreeMap<PathBuf, Reading>,
-    /// What is in effect, by handler.
+    /// Active versions by handler.
     in_effect: BTreeMap<String, InEffect>,
     last: Arc<Snapshot>,
 }
@@ -127,19 +127,19 @@ impl Folder {
         &self.path
     }
 
-    /// What is in effect.
+    /// The active snapshot.
     pub(crate) fn last(&self) -> Snapshot {
         Snapshot::clone(&self.last)
     }
 
-    /// Reads the folder. `Some` is what is in effect from now on, when that or the rejections changed.
+    /// Reads the folder. Returns the new snapshot if the specs or the rejections changed.
     ///
     /// # Errors
-    /// A sentence when the folder cannot be listed; what is in effect stays.
+    /// A sentence that says why the folder cannot be listed; the active snapshot stays.
     pub(crate) fn scan(&mut self) -> Result<Option<Arc<Snapshot>>, String> {
         let gone = self.read_files()?;
         if gone {
-            // An editor that replaces a file may have taken it away for a moment: look twice before a handler goes.
+            // An editor that replaces a file may remove it for a moment: read again before a handler is removed.
             std::thread::sleep(std::time::Duration::from_millis(20));
             self.read_files()?;
         }
@@ -159,7 +159,7 @@ impl Folder {
         Ok(Some(Arc::clone(&self.last)))
     }
 
-    /// Everything that is wrong in the folder as it stands, for a start that accepts nothing bad.
+    /// All problems in the folder, for a start, which accepts none.
     pub(crate) fn problems(&self) -> Problems {
         let mut problems = self.conflicts();
         for reading in self.readings.values() {
@@ -170,7 +170,7 @@ impl Folder {
         problems
     }
 
-    /// Reads every file whose text changed; tells whether a file with a running handler is gone.
+    /// Parses every file whose text changed. Returns whether a file of an active handler is gone.
     fn read_files(&mut self) -> Result<bool, String> {
         let files = spec_files(&self.path)?;
         let mut readings = BTreeMap::new();
@@ -189,7 +189,7 @@ impl Folder {
                 }
             };
             let reading = match self.readings.remove(&file) {
-                // What a reference points to may have changed, so a text with one is read again.
+                // The target of a reference may have changed, so a text with one is always parsed again.
                 Some(same) if same.text == text && !text.contains("${") && same.is_of_text() => {
                     same
                 }
@@ -214,10 +214,10 @@ impl Folder {
             .any(|one| !self.readings.contains_key(&one.file)))
     }
 
-    /// The specs that are in effect after this scan, and what is not.
+    /// The active specs and the rejections after this scan.
     fn settle(&mut self) -> (BTreeMap<String, Arc<HandlerSpec>>, Vec<Rejection>) {
         let mut rejections = Vec::new();
-        let mut next = self.accept(&self.odd(), &mut rejections);
+        let mut next = self.accept(&self.conflicting(), &mut rejections);
         self.keep_of_bad_files(&mut next, &mut rejections);
         rejections.sort_by(|a, b| a.origin.cmp(&b.origin));
         self.in_effect = next;
@@ -226,29 +226,29 @@ impl Folder {
         (handlers.collect(), rejections)
     }
 
-    /// Good files: what they say is in effect, unless it is at odds with other files.
+    /// Good files: their specs become active, unless they conflict with other files.
     fn accept(
         &self,
-        odd: &BTreeMap<String, Vec<Problem>>,
+        conflicting: &BTreeMap<String, Vec<Problem>>,
         rejections: &mut Vec<Rejection>,
     ) -> BTreeMap<String, InEffect> {
         let mut next: BTreeMap<String, InEffect> = BTreeMap::new();
-        let mut shut: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut closed: BTreeMap<&str, bool> = BTreeMap::new();
         for (file, located) in self.good() {
             let name = &located.spec.name;
             let before = self.in_effect.get(name);
-            if odd.contains_key(name) {
-                let shut = shut.entry(name).or_default();
-                *shut |= !located.spec.enabled;
+            if conflicting.contains_key(name) {
+                let closed = closed.entry(name).or_default();
+                *closed |= !located.spec.enabled;
                 if let Some(before) = before {
-                    // The file that it came from, if that is still there.
+                    // The file that it came from, if it still exists.
                     let known = next.get(name).map_or(&before.file, |one| &one.file);
                     let from = if self.readings.contains_key(known) {
                         known
                     } else {
                         file
                     };
-                    let kept = before.kept(from, *shut);
+                    let kept = before.kept(from, *closed);
                     next.insert(name.clone(), kept);
                 }
                 continue;
@@ -265,7 +265,7 @@ impl Folder {
             };
             next.insert(name.clone(), one);
         }
-        for (name, problems) in odd {
+        for (name, problems) in conflicting {
             for problem in problems {
                 let file = problem.file.as_deref().unwrap_or(&self.path);
                 let origin = file.display().to_string();
@@ -277,7 +277,7 @@ impl Folder {
         next
     }
 
-    /// Bad files: what came from them or has the name that they give runs on.
+    /// Bad files: handlers that came from them, or that they name, stay active.
     fn keep_of_bad_files(
         &self,
         next: &mut BTreeMap<String, InEffect>,
@@ -292,16 +292,22 @@ impl Folder {
             let Err(problems) = &reading.result else {
                 continue;
             };
-            let RefusedText { name: named, shuts } = &reading.refused;
+            let RefusedText {
+                name: named,
+                closes_gate,
+            } = &reading.refused;
             let named = named.as_deref();
             let from_file = by_file.get(file.as_path()).into_iter().flatten().copied();
             let concerned: BTreeSet<&str> = from_file.chain(named).collect();
             let mut kept = Vec::new();
             for name in concerned.difference(&declared) {
                 if let Some(before) = self.in_effect.get(*name) {
-                    // Another bad file may have its name too.
-                    let shut = next.get(*name).is_some_and(|one| !one.spec.enabled);
-                    next.insert((*name).to_owned(), before.kept(file, *shuts || shut));
+                    // Another bad file may have the same name.
+                    let closed = next.get(*name).is_some_and(|one| !one.spec.enabled);
+                    next.insert(
+                        (*name).to_owned(),
+                        before.kept(file, *closes_gate || closed),
+                    );
                     kept.push((*name).to_owned());
                 }
             }
@@ -317,22 +323,22 @@ impl Folder {
         }
     }
 
-    /// Handlers whose good files are at odds with each other or with those of other handlers, and why: names given twice,
-    /// pools with different bounds, dead letters that would go round.
-    fn odd(&self) -> BTreeMap<String, Vec<Problem>> {
+    /// Handlers whose good files conflict with each other or with those of other handlers, and why: duplicate names, pools with
+    /// different limits, dead-letter cycles.
+    fn conflicting(&self) -> BTreeMap<String, Vec<Problem>> {
         let names = self.by_name();
-        let mut odd = BTreeMap::new();
+        let mut conflicting = BTreeMap::new();
         for (name, declared) in &names {
             if declared.len() > 1 {
-                odd.insert((*name).to_owned(), given_twice(declared));
+                conflicting.insert((*name).to_owned(), duplicate_names(declared));
             }
         }
         let single = || {
             let single = names.values().filter(|declared| declared.len() == 1);
             single.flatten().copied()
         };
-        for (one, at_odds) in pool_conflicts(single()) {
-            odd.insert(one.located.spec.name.clone(), vec![at_odds]);
+        for (one, problem) in pool_conflicts(single()) {
+            conflicting.insert(one.located.spec.name.clone(), vec![problem]);
         }
         let before: BTreeMap<String, Arc<HandlerSpec>> = self
             .in_effect
@@ -340,20 +346,20 @@ impl Folder {
             .map(|(name, one)| (name.clone(), Arc::clone(&one.spec)))
             .collect();
         let mut wanted = before.clone();
-        wanted.retain(|name, _| odd.contains_key(name));
+        wanted.retain(|name, _| conflicting.contains_key(name));
         for one in single() {
             let name = &one.located.spec.name;
-            if !odd.contains_key(name) {
+            if !conflicting.contains_key(name) {
                 wanted.insert(name.clone(), Arc::new(one.located.spec.clone()));
             }
         }
         for (name, circle) in closing(wanted, &before) {
             if let Some(declared) = names.get(name.as_str()).and_then(|all| all.first()) {
                 let problem = circle_problem(&circle, declared.file, *declared);
-                odd.entry(name).or_insert_with(|| vec![problem]);
+                conflicting.entry(name).or_insert_with(|| vec![problem]);
             }
         }
-        odd
+        conflicting
     }
 
     fn by_name(&self) -> BTreeMap<&str, Vec<DeclaredPool<'_>>> {
@@ -374,19 +380,18 @@ impl Folder {
             .filter_map(|(file, reading)| Some((file.as_path(), reading.result.as_deref().ok()?)))
     }
 
-    /// What the files say against each other, all of it: names given twice, pools with different bounds, dead letters that
-    /// go round.
+    /// All conflicts between files: duplicate names, pools with different limits, dead-letter cycles.
     fn conflicts(&self) -> Problems {
         let names = self.by_name();
         let all = || names.values().flatten().copied();
         let mut problems = Problems::new();
         for declared in names.values().filter(|declared| declared.len() > 1) {
-            given_twice(declared)
+            duplicate_names(declared)
                 .into_iter()
                 .for_each(|one| problems.push(one));
         }
-        for (_, at_odds) in pool_conflicts(all()) {
-            problems.push(at_odds);
+        for (_, problem) in pool_conflicts(all()) {
+            problems.push(problem);
         }
         for circle in circles(all().map(|declared| &declared.located.spec)) {
             let first = circle.handlers().find_map(|name| names.get(name)?.first());
@@ -398,12 +403,12 @@ impl Folder {
     }
 }
 
-/// A problem for each of the files that declare one handler.
-fn given_twice(declared: &[DeclaredPool<'_>]) -> Vec<Problem> {
+/// One problem for each of the files that declare the same handler.
+fn duplicate_names(declared: &[DeclaredPool<'_>]) -> Vec<Problem> {
     let of = |(index, one): (usize, &DeclaredPool<'_>)| {
         let other = &declared[usize::from(index == 0)];
         let message = format!(
-            "`{}` is also the name in {}; handler names are unique",
+            "`{}` is also the name in {}; handler names must be unique",
             one.located.spec.name,
             other.at()
         );
@@ -413,7 +418,7 @@ fn given_twice(declared: &[DeclaredPool<'_>]) -> Vec<Problem> {
 }
 
 impl Reading {
-    /// Whether there was a text at all, good or bad.
+    /// Whether the file could be read, whatever its content.
     fn is_of_text(&self) -> bool {
         !self.text.is_empty() || self.result.is_ok()
     }

@@ -1,11 +1,11 @@
-//! Opens or shuts a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
+//! Opens or closes a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
 
 use std::path::Path;
 
 use crate::document::{Entry, Node, Plain, Style, Value, parse};
 use crate::{atomic_file, bounded_file};
 
-/// The name that a spec's text gives, as far as it can be read.
+/// The name in a spec's text, if it can be parsed.
 pub(crate) fn name_in(text: &str) -> Option<String> {
     name_of(&parse(text, None).root?)
 }
@@ -17,13 +17,13 @@ fn name_of(root: &Node) -> Option<String> {
     }
 }
 
-/// Of a text that is refused as a spec: whose it is, and whether it says that the gate is shut. What is no YAML is read by
-/// its lines: a mistake below must not keep a gate open that an operator has shut.
+/// Handler name and gate of a rejected spec text. Text that is not YAML is scanned line by line: a syntax error elsewhere must
+/// not keep open a gate that an operator has closed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RefusedText {
     pub(super) name: Option<String>,
-    /// `enabled: false` stands there, and nothing else of the gate. The opposite opens nothing.
-    pub(super) shuts: bool,
+    /// The text has `enabled: false` as its only `enabled` key. `enabled: true` of a rejected text never opens a gate.
+    pub(super) closes_gate: bool,
 }
 
 impl RefusedText {
@@ -37,12 +37,12 @@ impl RefusedText {
         let is_false = matches!(enabled, Some(Value::Scalar(scalar)) if matches!(scalar.plain(), Plain::Flag(false)));
         Self {
             name: name_of(&root),
-            shuts: is_false && !twice,
+            closes_gate: is_false && !twice,
         }
     }
 
     fn by_lines(text: &str) -> Self {
-        // Only what begins a line can be a key of the document itself.
+        // Only a key at the start of a line is a top-level key.
         let values = |key: &str| -> Vec<&str> {
             let behind = |line: &'_ str| line.strip_prefix(key)?.strip_prefix(':').map(str::len);
             text.lines()
@@ -58,17 +58,17 @@ impl RefusedText {
         };
         Self {
             name,
-            shuts: values("enabled") == ["false"],
+            closes_gate: values("enabled") == ["false"],
         }
     }
 }
 
-/// The text with the gate as wanted; `None` when it already is.
+/// The text with the gate set; `None` if it already has that state.
 ///
 /// # Errors
-/// Why the text cannot be edited, and what to do.
+/// Why the text cannot be edited, with the remedy.
 pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, String> {
-    let unreadable = || "it is no valid YAML; mend it first".to_owned();
+    let unreadable = || "it is not valid YAML; correct it first".to_owned();
     let root = parse(text, None).root.ok_or_else(unreadable)?;
     let edited = match entry(&root, "enabled") {
         Some(enabled) => match replaced(text, enabled, open)? {
@@ -96,7 +96,7 @@ pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, String
 
 fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, String> {
     let by_hand =
-        || format!("`enabled` is not a plain true or false there; write `enabled: {open}` by hand");
+        || format!("`enabled` is not a plain true or false; write `enabled: {open}` by hand");
     let Value::Scalar(scalar) = &enabled.value.value else {
         return Err(by_hand());
     };
@@ -114,9 +114,9 @@ fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, S
     }
 }
 
-/// Writes `enabled: false` behind the name.
+/// Inserts `enabled: false` after the name.
 fn inserted(text: &str, root: &Node) -> Result<String, String> {
-    let name = entry(root, "name").ok_or("it has no `name`; mend it first")?;
+    let name = entry(root, "name").ok_or("it has no `name`; add one first")?;
     let key_at = name.key_place.span.start;
     let flow = text
         .get(root.place.span.start..)
@@ -152,7 +152,7 @@ fn entry<'n>(root: &'n Node, key: &str) -> Option<&'n Entry> {
     }
 }
 
-/// Whether two documents say the same apart from the gate.
+/// Whether two documents are equal except for the gate.
 fn same_but_gate(before: &Node, after: &Node) -> bool {
     let rest = |root: &Node| -> Option<Vec<String>> {
         let Value::Map(entries) = &root.value else {
@@ -161,35 +161,35 @@ fn same_but_gate(before: &Node, after: &Node) -> bool {
         let others = entries.iter().filter(|entry| entry.key != "enabled");
         Some(
             others
-                .map(|entry| format!("{}={}", entry.key, said(&entry.value)))
+                .map(|entry| format!("{}={}", entry.key, content(&entry.value)))
                 .collect(),
         )
     };
     rest(before) == rest(after)
 }
 
-/// What a node says, without places.
-fn said(node: &Node) -> String {
+/// Content of a node, without positions.
+fn content(node: &Node) -> String {
     match &node.value {
         Value::Scalar(scalar) => format!("{scalar:?}"),
-        Value::List(items) => format!("{:?}", items.iter().map(said).collect::<Vec<_>>()),
+        Value::List(items) => format!("{:?}", items.iter().map(content).collect::<Vec<_>>()),
         Value::Map(entries) => {
             let members = entries
                 .iter()
-                .map(|entry| format!("{:?}: {}", entry.key, said(&entry.value)));
+                .map(|entry| format!("{:?}: {}", entry.key, content(&entry.value)));
             format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
         }
     }
 }
 
-/// Replaces the text of `file`, if it is still `expected`, in one step that readers see whole or not at all.
+/// Atomically replaces the text of `file` if it is still `expected`; returns `false` if it has changed.
 ///
 /// # Errors
-/// `Ok(false)` when the text is another one by now; the error is what the file system says.
+/// The file system's error.
 pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std::io::Result<bool> {
-    // Behind a link stands the file that is meant.
+    // Replace the target of a symlink, not the link.
     let file = file.canonicalize()?;
-    let new = atomic_file::beside(&file, text.as_bytes(), atomic_file::PRIVATE)?;
+    let new = atomic_file::write_temp(&file, text.as_bytes(), atomic_file::PRIVATE)?;
     new.as_file()
         .set_permissions(std::fs::metadata(&file)?.permissions())?;
     let there = bounded_file::read(&file, expected.len());
@@ -204,47 +204,47 @@ pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std:
 mod tests {
     use super::*;
 
-    fn shut(text: &str) -> String {
+    fn closed(text: &str) -> String {
         with_gate(text, false).unwrap().unwrap()
     }
 
     #[test]
     fn only_the_scalar_changes() {
         let text = "# head\nname: a   # who\nenabled:   true  # gate\nroute: { topics: [\"ä\", enabled] }\n";
-        let edited = shut(text);
+        let edited = closed(text);
         assert_eq!(edited, text.replace("true", "false"));
         assert_eq!(with_gate(&edited, true).unwrap().unwrap(), text);
         assert_eq!(with_gate(text, true).unwrap(), None);
     }
 
     #[test]
-    fn a_missing_scalar_is_written_behind_the_name() {
+    fn a_missing_scalar_is_inserted_after_the_name() {
         assert_eq!(
-            shut("# head\nname: a # who\nplugin: p\n"),
+            closed("# head\nname: a # who\nplugin: p\n"),
             "# head\nname: a # who\nenabled: false\nplugin: p\n"
         );
         assert_eq!(
-            shut("plugin: p\r\nname: a"),
+            closed("plugin: p\r\nname: a"),
             "plugin: p\r\nname: a\r\nenabled: false\r\n"
         );
         assert_eq!(
-            shut("{\"name\": \"a\"}"),
+            closed("{\"name\": \"a\"}"),
             "{\"enabled\": false, \"name\": \"a\"}"
         );
         assert_eq!(
-            shut("{ name: a, plugin: p }"),
+            closed("{ name: a, plugin: p }"),
             "{ enabled: false, name: a, plugin: p }"
         );
         assert_eq!(with_gate("name: a\n", true).unwrap(), None);
     }
 
     #[test]
-    fn a_refused_text_tells_its_name_and_whether_it_shuts_the_gate() {
+    fn a_rejected_text_has_a_name_and_may_close_the_gate() {
         let of = |text: &str| {
-            let RefusedText { name, shuts } = RefusedText::read(text);
-            (name.unwrap_or_default(), shuts)
+            let RefusedText { name, closes_gate } = RefusedText::read(text);
+            (name.unwrap_or_default(), closes_gate)
         };
-        let named = |shuts| ("a".to_owned(), shuts);
+        let named = |closes_gate| ("a".to_owned(), closes_gate);
         for text in [
             "name: a\nenabled: false\nroutes: 1\n",
             "name: a\nenabled: false # off\nroute: { topics: [t }\n",
@@ -270,16 +270,16 @@ mod tests {
     }
 
     #[test]
-    fn an_enabled_elsewhere_is_not_touched() {
+    fn a_nested_enabled_is_not_changed() {
         let text = "config:\n  enabled: true\nname: a\n";
         assert_eq!(
-            shut(text),
+            closed(text),
             "config:\n  enabled: true\nname: a\nenabled: false\n"
         );
     }
 
     #[test]
-    fn what_cannot_be_edited_safely_is_left_alone() {
+    fn a_text_that_cannot_be_edited_safely_is_left_unchanged() {
         for text in [
             "name: a\nenabled: [true]\n",
             "name: a\nenabled: \"true\"\n",

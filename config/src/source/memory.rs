@@ -1,4 +1,4 @@
-//! Specs from memory: a test or an embedding program says what stands there.
+//! Spec source in memory, for tests and embedding programs.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -10,12 +10,12 @@ use crate::document::did_you_mean;
 use crate::snapshot::Snapshot;
 use crate::spec::HandlerSpec;
 
-/// A source whose content its [`MemoryHandle`] sets.
+/// A source whose content is set through its [`MemoryHandle`].
 pub struct MemorySource {
     shared: Arc<Mutex<Shared>>,
 }
 
-/// Sets what a [`MemorySource`] holds; the watch's sink is called on the caller's thread.
+/// Sets the content of a [`MemorySource`]. Calls the watch's sink on the caller's thread.
 #[derive(Clone)]
 pub struct MemoryHandle {
     shared: Arc<Mutex<Shared>>,
@@ -50,7 +50,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 impl MemorySource {
-    /// A source that holds `specs` as revision 1.
+    /// A source with `specs` as revision 1.
     pub fn new(specs: impl IntoIterator<Item = HandlerSpec>) -> (Self, MemoryHandle) {
         let shared = Arc::new(Mutex::new(Shared {
             snapshot: Snapshot::new(1, specs),
@@ -65,14 +65,14 @@ impl MemorySource {
 }
 
 impl MemoryHandle {
-    /// Replaces everything by `specs`, as the next revision.
+    /// Replaces the content by `specs`, as the next revision.
     pub fn replace(&self, specs: impl IntoIterator<Item = HandlerSpec>) {
         let mut shared = lock(&self.shared);
         shared.snapshot = Snapshot::new(shared.snapshot.revision + 1, specs);
         shared.publish();
     }
 
-    /// Nobody can read it any more, or everybody again, with what it holds by then.
+    /// Makes the source unreachable, or reachable again with its current content.
     pub fn set_away(&self, away: bool) {
         let mut shared = lock(&self.shared);
         if away == std::mem::replace(&mut shared.away, away) {
@@ -80,7 +80,7 @@ impl MemoryHandle {
         }
         match away {
             true => shared.send(Update::Unreachable {
-                reason: "it is set to be away".to_owned(),
+                reason: "set to unreachable".to_owned(),
             }),
             false => {
                 shared.send(Update::Reachable);

@@ -1,9 +1,9 @@
-//! Where specs come from: one trait, so that a folder, a store or a test drive the service alike.
+//! Spec sources: one trait for a folder, a store and tests.
 //!
 //! ```text
-//!  snapshot() ── what stands there now, or every problem
-//!  watch(sink) ─ from then on each change as an Update, until the handle is dropped
-//!  gates() ──── writes a gate back to where the source reads it
+//!  snapshot() ── the current specs, or every problem
+//!  watch(sink) ─ every later change as an Update, until the handle is dropped
+//!  gates() ──── writes gates back to the source
 //! ```
 
 #[cfg(any(test, feature = "testing"))]
@@ -37,52 +37,52 @@ use crate::problem::Problems;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 
-/// Where specs come from. Calls block; sources run their own threads.
+/// A source of specs. Calls block; sources run their own threads.
 pub trait SpecSource: Send {
-    /// What it reads, for people, such as `folder handlers.d`.
+    /// Human-readable description, such as `folder handlers.d`.
     fn describe(&self) -> String;
 
-    /// Reads everything as it stands now: the start of a service, and validation.
+    /// Reads the current specs, for a service's start and for validation.
     ///
     /// # Errors
-    /// Every problem that keeps a handler from running; nothing is applied then. Or that the source cannot be read.
+    /// Every problem that keeps a handler from running, in which case nothing is applied; or that the source cannot be read.
     fn snapshot(&mut self) -> Result<Snapshot, SnapshotError>;
 
-    /// Hands every later state to `sink`, on a thread of the source, until the handle is dropped.
+    /// Sends every later state to `sink`, on a thread of the source, until the handle is dropped.
     ///
-    /// The first update is what stands there now, unless [`SpecSource::snapshot`] gave just that. Revisions never go
-    /// backwards, unless the source itself went back to an earlier state.
+    /// The first update is the current state, unless [`SpecSource::snapshot`] returned the same. Revisions never decrease, unless
+    /// the source itself went back to an earlier state.
     ///
     /// # Errors
-    /// [`SourceError`] when nothing can be watched at all.
+    /// [`SourceError`] if the source cannot be watched at all.
     fn watch(self: Box<Self>, sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError>;
 
-    /// Writes gates to where this source reads them.
+    /// Writer for the gates of this source.
     fn gates(&self) -> Arc<dyn GateWriter>;
 
-    /// The store that it reads, where members of a fleet meet; `None` for a source that is no store.
+    /// The store that it reads, which is shared by the fleet; `None` for other sources.
     fn store(&self) -> Option<Arc<dyn Store>> {
         None
     }
 
-    /// The member id by which it takes rollouts; `None` for a source that has none.
+    /// The member id that selects rollouts; `None` for sources without rollouts.
     fn own_id(&self) -> Option<OwnId> {
         None
     }
 }
 
-/// Why there is no first snapshot.
+/// Why the initial snapshot is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The specs are bad; every problem is listed.
+    /// The specs are invalid; lists every problem.
     #[error("{0}")]
     Problems(Problems),
-    /// The source cannot be read, and nothing else is there to start from.
+    /// The source cannot be read, and there is no cache to start from.
     #[error("handler specs cannot be read from {what}: {reason}")]
     Unreachable {
-        /// The source, as [`SpecSource::describe`] says.
+        /// The source, see [`SpecSource::describe`].
         what: String,
-        /// The cause and what to do.
+        /// Cause and remedy.
         reason: String,
     },
 }
@@ -94,7 +94,7 @@ impl From<Problems> for SnapshotError {
 }
 
 impl SnapshotError {
-    /// The same as problems, for whoever lists all that is wrong.
+    /// Converts to problems, for callers that list everything.
     #[must_use]
     pub fn into_problems(self) -> Problems {
         match self {
@@ -104,42 +104,42 @@ impl SnapshotError {
     }
 }
 
-/// Takes updates, in order, on the source's thread; it should hand them on and return soon.
+/// Receives updates in order on the source's thread; should forward them and return quickly.
 pub type UpdateSink = Box<dyn FnMut(Update) + Send>;
 
-/// What a watched source reports.
+/// An event of a watched source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// What is meant to run from now on, with what is refused and why.
+    /// The new desired state, with its rejections.
     Snapshot(Arc<Snapshot>),
-    /// The source cannot be read; the last snapshot stays in effect (G10). Told again when the reason changes.
+    /// The source cannot be read; the last snapshot stays active (G10). Sent again when the reason changes.
     Unreachable {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The source can be read again; a snapshot follows if something changed meanwhile.
+    /// The source can be read again; a snapshot follows if it changed during the outage.
     Reachable,
-    /// The source can be read, but what stands there now looks like another store's or like a loss: it is not applied, and
-    /// the last snapshot stays in effect, until [`WatchHandle::accept`]. Told again when the reason changes.
+    /// The source can be read, but its content appears to be another store's or the result of a loss: it is held back, and the last
+    /// snapshot stays active, until [`WatchHandle::accept`]. Sent again when the reason changes.
     Held {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Nothing is held back any more: it was accepted, or the store is again as it was.
+    /// Nothing is held back any longer: it was accepted, or the store is back to its earlier content.
     Released,
-    /// A full re-read found changes that the watch had not told of; the snapshot with them follows.
+    /// A full re-read found changes that the watch had missed; the snapshot with them follows.
     Repaired {
-        /// How many keys.
+        /// Number of keys.
         keys: usize,
     },
 }
 
 /// A running watch; dropping it stops the watch and waits for the sink's last call to return.
 pub trait WatchHandle: Send + Sync {
-    /// Asks for a full re-read at once (SIGHUP); the sink gets what changed.
+    /// Requests an immediate full re-read (SIGHUP); the sink receives any changes.
     fn reread(&self);
 
-    /// Takes over what is held back ([`Update::Held`]); whether there was something.
+    /// Applies the content that is held back ([`Update::Held`]). Returns whether there was any.
     fn accept(&self) -> bool {
         false
     }
@@ -147,22 +147,22 @@ pub trait WatchHandle: Send + Sync {
 
 /// Writes gates back to a source.
 pub trait GateWriter: Send + Sync {
-    /// Opens or shuts the gate of `handler`; the watch then sees it like any other edit.
+    /// Opens or closes the gate of `handler`; the watch sees it like any other edit.
     ///
     /// # Errors
-    /// [`GateError`] when there is no such handler or its gate cannot be written; nothing is changed then.
+    /// [`GateError`] if the handler does not exist or its gate cannot be written; nothing is changed.
     fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError>;
 }
 
-/// What a gate write did.
+/// Result of a gate write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GateWrite {
-    /// The file or key that holds the gate: where it was written, or else what says so already.
+    /// The file or key that was written, or that already has this state.
     pub origin: String,
-    /// Whether it had the other state before.
+    /// Whether the state changed.
     pub changed: bool,
-    /// The [`Snapshot::revision`] from which on the gate is as it was written: a snapshot of an earlier one says nothing of it.
-    /// `None` for a source whose revisions are not those of its writes.
+    /// The first [`Snapshot::revision`] that includes the write; earlier snapshots may not. `None` if the source's revisions are
+    /// not those of its writes.
     pub revision: Option<u64>,
 }
 
@@ -170,35 +170,35 @@ pub struct GateWrite {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot watch {what}: {reason}")]
 pub struct SourceError {
-    /// The source, as [`SpecSource::describe`] says.
+    /// The source, see [`SpecSource::describe`].
     pub what: String,
-    /// The cause and what to do.
+    /// Cause and remedy.
     pub reason: String,
 }
 
 /// Why a gate was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
-    /// No spec has this name.
+    /// No handler has this name.
     #[error("there is no handler `{name}`{hint}")]
     UnknownHandler {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
-        /// The nearest known name, as a sentence, or nothing.
+        /// A suggestion of the nearest known name, or empty.
         hint: String,
     },
-    /// Somebody else changed it meanwhile.
-    #[error("{origin} changed while the gate was written; look at it and try again")]
+    /// Modified concurrently.
+    #[error("{origin} changed while the gate was written; check it and try again")]
     Conflict {
         /// The file or key.
         origin: String,
     },
-    /// The gate cannot be written where it stands.
+    /// The gate cannot be written.
     #[error("cannot write the gate in {origin}: {reason}")]
     NotWritable {
         /// The file or key.
         origin: String,
-        /// The cause and what to do.
+        /// Cause and remedy.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The source that a service config names.
+//! Opens the spec source of a service config.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::service::{HandlersConfig, HandlersFrom};
 use crate::store::{Store, StoreError};
 
 impl HandlersConfig {
-    /// The id under which this process joins its fleet; the same at each call.
+    /// The id under which this process joins its fleet; the same for every call.
     #[must_use]
     pub fn member(&self) -> String {
         self.member_id
@@ -17,10 +17,10 @@ impl HandlersConfig {
             .unwrap_or_else(|| format!("{}-{}", host(), instance()))
     }
 
-    /// The store that it names; `None` when specs come from a folder. Nothing is asked of the store yet.
+    /// Opens the configured store without contacting it; `None` if specs come from a folder.
     ///
     /// # Errors
-    /// [`StoreError`] when the settings cannot be used, such as a certificate that cannot be read.
+    /// [`StoreError`] if the settings are unusable, such as an unreadable certificate.
     pub fn open_store(&self) -> Result<Option<Arc<dyn Store>>, StoreError> {
         match &self.from {
             HandlersFrom::File { .. } => Ok(None),
@@ -29,7 +29,7 @@ impl HandlersConfig {
         }
     }
 
-    /// The source of a service.
+    /// Opens the source for a running service.
     ///
     /// # Errors
     /// As [`HandlersConfig::open_store`].
@@ -37,11 +37,11 @@ impl HandlersConfig {
         self.open_with(environment, true)
     }
 
-    /// The same for whoever only looks: what stands there now, whatever an earlier run has kept.
+    /// As [`HandlersConfig::open`], for read-only commands: reads the current content and ignores the cache.
     ///
     /// # Errors
     /// As [`HandlersConfig::open_store`].
-    pub fn open_to_look(
+    pub fn open_read_only(
         &self,
         environment: &Environment,
     ) -> Result<Box<dyn SpecSource>, StoreError> {
@@ -72,7 +72,7 @@ impl HandlersConfig {
     }
 }
 
-/// The name of this machine, as far as it is fit for a key.
+/// The host name, sanitised for use in a key.
 #[must_use]
 pub fn host() -> String {
     let named = std::fs::read_to_string("/proc/sys/kernel/hostname")

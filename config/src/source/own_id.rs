@@ -1,8 +1,8 @@
-//! The id under which this process is a member of its fleet, by which it knows the rollouts that are for it.
+//! This process's member id, which selects the rollouts that apply to it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The own member id. It changes when another process holds the one that the config gives; clones change together.
+/// The member id. Changes if another process holds the configured id; clones share the value.
 #[derive(Clone)]
 pub struct OwnId {
     shared: Arc<Mutex<Shared>>,
@@ -14,7 +14,7 @@ struct Shared {
 }
 
 impl OwnId {
-    /// The id as it begins.
+    /// Starts with `id`.
     #[must_use]
     pub fn new(id: impl Into<String>) -> Self {
         let shared = Shared {
@@ -30,13 +30,13 @@ impl OwnId {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The id now.
+    /// The current id.
     #[must_use]
     pub fn get(&self) -> String {
         self.lock().id.clone()
     }
 
-    /// It is another one from now on: the source that goes by it hands out what that changes, on this thread.
+    /// Changes the id. The source re-evaluates its rollouts and sends any change, on this thread.
     pub fn set(&self, id: &str) {
         let mut shared = self.lock();
         if shared.id == id {
@@ -50,7 +50,7 @@ impl OwnId {
         }
     }
 
-    /// Calls `changed` whenever the id has changed.
+    /// Registers a callback for changes of the id.
     pub(super) fn on_change(&self, changed: impl Fn() + Send + Sync + 'static) {
         self.lock().changed = Some(Arc::new(changed));
     }

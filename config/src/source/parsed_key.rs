@@ -1,4 +1,4 @@
-//! One key as it was read: what is wrong with it, and the last good state of it, "not there" included.
+//! The parse state of one key: its current problems and its last good state, which includes being absent.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::problem::Problems;
 
 /// The state of one key.
 pub(super) struct ParsedKey<T> {
-    /// What was read last; `None` before the first reading.
+    /// The last value read; `None` before the first read.
     seen: Option<Option<Arc<[u8]>>>,
     problems: Option<Problems>,
     good: Good<T>,
@@ -14,11 +14,11 @@ pub(super) struct ParsedKey<T> {
 
 /// The last good state.
 enum Good<T> {
-    /// None yet.
+    /// Never good so far.
     Never,
-    /// The key was not there.
+    /// The key was absent.
     Absent,
-    /// It had this value, which reads so.
+    /// The value and its parsed form.
     Value(Arc<[u8]>, T),
 }
 
@@ -33,7 +33,7 @@ impl<T> Default for ParsedKey<T> {
 }
 
 impl<T> ParsedKey<T> {
-    /// Takes the value that stands there now; `read` is only called for one that is new. `true` when it was.
+    /// Updates to the current value; calls `read` only for a changed value. Returns whether it changed.
     pub(super) fn read(
         &mut self,
         value: Option<&Arc<[u8]>>,
@@ -54,7 +54,7 @@ impl<T> ParsedKey<T> {
         true
     }
 
-    /// The next reading is made in any case, if what the value refers to may have changed.
+    /// Forces the next read to parse again if the value has references, whose targets may have changed.
     pub(super) fn forget_references(&mut self) {
         let refers = |value: &Arc<[u8]>| value.windows(2).any(|pair| pair == b"${");
         if matches!(&self.seen, Some(Some(value)) if refers(value)) {
@@ -62,22 +62,22 @@ impl<T> ParsedKey<T> {
         }
     }
 
-    /// The next reading is made in any case.
+    /// Forces the next read to parse again.
     pub(super) fn forget(&mut self) {
         self.seen = None;
     }
 
-    /// Whether the key has a value, good or bad.
+    /// Whether the key has a value, valid or not.
     pub(super) fn has_value(&self) -> bool {
         matches!(self.seen, Some(Some(_)))
     }
 
-    /// Whether it ever was good.
+    /// Whether the key was ever good, which includes absent.
     pub(super) fn is_known(&self) -> bool {
         !matches!(self.good, Good::Never)
     }
 
-    /// What it says: the last good value, if there was one.
+    /// The last good value; `None` if there was none or the key was absent.
     pub(super) fn in_effect(&self) -> Option<&T> {
         match &self.good {
             Good::Value(_, good) => Some(good),
@@ -93,7 +93,7 @@ impl<T> ParsedKey<T> {
         }
     }
 
-    /// What is wrong with the value that stands there now.
+    /// Problems of the current value.
     pub(super) fn problems(&self) -> Option<&Problems> {
         self.problems.as_ref()
     }

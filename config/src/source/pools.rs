@@ -1,4 +1,4 @@
-//! Specs that share a pool and give it different bounds: which ones are at odds with most.
+//! Detects specs that share a pool but declare different limits.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::document::Place;
 use crate::problem::Problem;
 use crate::spec::{HandlerSpec, LocatedSpec};
 
-/// A good spec with the file or key that declares it.
+/// A valid spec with the file or key that declares it.
 #[derive(Clone, Copy)]
 pub(super) struct DeclaredPool<'f> {
     pub(super) file: &'f Path,
@@ -30,7 +30,7 @@ impl DeclaredPool<'_> {
     }
 }
 
-/// The specs whose pool has other bounds with most who share it, each with its problem.
+/// The specs whose limits differ from those of the majority in their pool, each with its problem.
 pub(super) fn pool_conflicts<'f>(
     declared: impl Iterator<Item = DeclaredPool<'f>>,
 ) -> Vec<(DeclaredPool<'f>, Problem)> {
@@ -49,7 +49,7 @@ pub(super) fn pool_conflicts<'f>(
     found
 }
 
-/// Reports the specs of a pool whose bounds are not those of most.
+/// Reports the specs of one pool whose limits differ from the majority's.
 fn minority<'f>(
     pool: &str,
     declared: &[DeclaredPool<'f>],
@@ -68,7 +68,7 @@ fn minority<'f>(
     };
     for one in declared.iter().filter(|one| one.bounds() != usual.bounds()) {
         let message = format!(
-            "`{pool}` is shared with `{}` ({}), which has other {}; give all handlers of a pool the same",
+            "`{pool}` is shared with `{}` ({}), which has different {}; all handlers of a pool must have the same",
             usual.located.spec.name,
             usual.file.display(),
             differing_bounds(&usual.located.spec, &one.located.spec).join(" and ")

@@ -1,8 +1,8 @@
-//! The last good values of a store on disk, for a start while the store is away.
+//! On-disk cache of a store's last good values, for a start while the store is unreachable.
 //!
-//! The first line names the format and the SHA-256 of the rest, which is JSON: a file that was cut or edited is not used.
-//! It holds texts as the store has them, with references unresolved. What is held back is never in it: a start compares what it
-//! has with what stands in the store.
+//! The first line has the format and the SHA-256 of the rest, which is JSON: a truncated or edited file is not used. Values are
+//! stored as in the store, with unresolved references. Content that is held back is never cached, so that a start compares the
+//! last applied state with the store.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,21 +20,21 @@ use crate::digest::sha256_hex;
 use crate::store::{ControlKey, Entry, KeyKind, KeyVersion, StoreAddress, Tree};
 
 const MAGIC: &str = "sluicegate-handlers-cache-2";
-/// Changes that follow each other within this time are written once.
-const SPACING: Duration = Duration::from_millis(300);
+/// Changes within this time are coalesced into one write.
+const COALESCE_WINDOW: Duration = Duration::from_millis(300);
 
-/// Longest file that is read, in bytes.
+/// Maximum file size in bytes.
 const LARGEST: usize = 1 << 30;
 
-/// The values that are good, by key.
+/// The last good values, by key.
 pub(super) type GoodValues = BTreeMap<ControlKey, Arc<[u8]>>;
 
-/// What is to be kept.
+/// The content to save.
 pub(super) struct Kept {
     pub(super) revision: u64,
     /// [`Tree::identity`] of the store.
     pub(super) identity: Option<Arc<str>>,
-    /// The store was read at a lower revision than this since, and what it holds was not taken over.
+    /// The store has since been listed at a lower revision, and its content was not applied.
     pub(super) went_back: bool,
     pub(super) values: GoodValues,
 }
@@ -47,15 +47,15 @@ impl Kept {
     }
 }
 
-/// Where the cache of one store stands.
+/// The cache file of one store.
 #[derive(Clone, Debug)]
 pub(super) struct SpecCache {
     path: PathBuf,
-    /// Where the store is that the values are from: another store's values are not used.
+    /// Address of the store; the values of another store are not used.
     store: StoreAddress,
 }
 
-/// What was in the cache.
+/// The content of the cache.
 pub(super) struct Cached {
     pub(super) saved: Timestamp,
     /// As of [`Kept`].
@@ -93,39 +93,39 @@ impl SpecCache {
         &self.path
     }
 
-    /// What it holds; `None` when there is no file yet. It must be of the store of this `identity`, or of one with the same keys
-    /// and a server in common: where that is another store now, it is for the caller to tell. A config that names other servers of
-    /// another store means that one.
+    /// Loads the cache; `None` if there is no file. The cache must be of the store with this `identity`, or of one with the same
+    /// prefix and a common server; if another store answers there now, the caller must detect that. A config with other servers and
+    /// another store is a different store, whose cache is not used.
     ///
     /// # Errors
-    /// A sentence that says why the file is not used.
+    /// A sentence that says why the file cannot be used.
     pub(super) fn load(&self, identity: Option<&str>) -> Result<Option<Cached>, String> {
         let read = bounded_file::read_text(&self.path, LARGEST);
         let text = match read.map_err(bounded_file::ReadError::into_io) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("it cannot be read: {error}")),
+            Err(error) => return Err(format!("cannot be read: {error}")),
         };
         let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
         let sum = head
             .strip_prefix(MAGIC)
-            .ok_or("it has another format; delete it")?;
+            .ok_or("unknown format; delete it")?;
         if sum.trim() != sha256_hex(body.as_bytes()) {
-            return Err("its checksum is wrong: it was cut or edited; delete it".to_owned());
+            return Err("checksum mismatch: it was truncated or edited; delete it".to_owned());
         }
         let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
         let both = identity.zip(body.identity.as_deref());
         let same = both.is_some_and(|(known, kept)| known == kept);
         if !same && !self.store.may_be(&body.store) {
             return Err(format!(
-                "it is of another store ({}); delete it, or name another file in `handlers.cache`",
+                "it belongs to another store ({}); delete it, or set `handlers.cache` to another file",
                 body.store
             ));
         }
         let saved = body
             .saved
             .parse()
-            .map_err(|error| format!("its time is none: {error}"))?;
+            .map_err(|error| format!("invalid time: {error}"))?;
         let stamp = KeyVersion {
             revision: body.revision,
             version: 0,
@@ -147,15 +147,15 @@ impl SpecCache {
         }))
     }
 
-    /// Replaces the file, in one step that readers see whole or not at all.
+    /// Atomically replaces the file.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     fn save(&self, kept: &Kept) -> std::io::Result<()> {
         let lines = kept.values.iter().map(|(key, value)| Line {
             kind: KeyKind::of(key),
             name: key.handler().unwrap_or_default().to_owned(),
-            // Good values are text.
+            // Good values are UTF-8.
             value: String::from_utf8_lossy(value).into_owned(),
         });
         let body = Body {
@@ -173,13 +173,13 @@ impl SpecCache {
         }
         let sum = sha256_hex(body.as_bytes());
         let text = format!("{MAGIC} {sum}\n{body}");
-        let new = atomic_file::beside(&self.path, text.as_bytes(), atomic_file::PRIVATE)?;
+        let new = atomic_file::write_temp(&self.path, text.as_bytes(), atomic_file::PRIVATE)?;
         new.persist(&self.path)?;
         Ok(())
     }
 }
 
-/// Writes a cache on a thread of its own; dropping it writes what is still to be written.
+/// Writes a cache on its own thread. Dropping it flushes pending writes.
 pub(super) struct CacheWriter {
     jobs: Option<Sender<Kept>>,
     thread: Option<JoinHandle<()>>,
@@ -187,7 +187,7 @@ pub(super) struct CacheWriter {
 
 impl CacheWriter {
     /// # Errors
-    /// The system's, when it has no thread to give.
+    /// If no thread can be started.
     pub(super) fn start(cache: SpecCache) -> std::io::Result<Self> {
         let (jobs, inbox) = channel();
         let thread = std::thread::Builder::new()
@@ -199,10 +199,10 @@ impl CacheWriter {
         })
     }
 
-    /// These are the good values from now on.
+    /// Queues the content for writing.
     pub(super) fn keep(&self, kept: Kept) {
         if let Some(jobs) = &self.jobs {
-            // The thread ends only with the sender.
+            // The thread lives as long as the sender.
             let _ = jobs.send(kept);
         }
     }
@@ -212,7 +212,7 @@ impl Drop for CacheWriter {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
-            // A panic has said so already.
+            // A panic was already reported by the panic hook.
             let _ = thread.join();
         }
     }
@@ -221,7 +221,7 @@ impl Drop for CacheWriter {
 fn write_all(cache: &SpecCache, inbox: &Receiver<Kept>) {
     let mut last: Option<Kept> = None;
     while let Ok(mut newest) = inbox.recv() {
-        let end = Instant::now() + SPACING;
+        let end = Instant::now() + COALESCE_WINDOW;
         let mut more = true;
         while more {
             match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -237,7 +237,7 @@ fn write_all(cache: &SpecCache, inbox: &Receiver<Kept>) {
             Err(error) => tracing::warn!(
                 file = %cache.path().display(),
                 %error,
-                "the last good handler specs cannot be kept on disk; a start while the store is away would fail"
+                "cannot write the cache of handler specs; a start while the store is unreachable would fail"
             ),
         }
     }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again_and_nothing_else_is_used() {
+    fn a_saved_cache_is_loaded_and_any_other_file_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/handlers.cache");
         let cache = SpecCache::new(path.clone(), etcd(&["a"]));
@@ -289,12 +289,12 @@ mod tests {
 
         let refused = |cache: &SpecCache, identity| cache.load(identity).err().unwrap();
         let other = SpecCache::new(path.clone(), etcd(&["b"]));
-        let of_another = "of another store (etcd a prefix /plugins)";
+        let of_another = "belongs to another store (etcd a prefix /plugins)";
         assert!(refused(&other, None).contains(of_another));
         assert!(refused(&other, Some("cluster 2")).contains(of_another));
-        // That another store answers at the same address is a matter of doubt.
+        // Another store at the same address is detected by the caller.
         assert!(cache.load(Some("cluster 2")).unwrap().is_some());
-        // Addresses come and go; the cluster stays.
+        // Addresses change, the cluster's identity stays.
         assert!(other.load(Some("cluster 1")).unwrap().is_some());
         let larger = SpecCache::new(path.clone(), etcd(&["b", "a"]));
         assert!(larger.load(None).unwrap().is_some());

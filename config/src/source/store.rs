@@ -1,16 +1,16 @@
-//! Specs from a store of control keys: etcd, ZooKeeper, or a test's memory.
+//! Spec source for a store of control keys: etcd, ZooKeeper, or memory in tests.
 //!
 //! ```text
-//!  store's watch ─► tree ─► like the one before? ─► StoreMap::settle ─► Update to the sink
-//!                                │ no                     └──────────► good values ─► cache on disk
-//!                                ▼
-//!                              held, until somebody accepts it or the store is as it was
+//!  store's watch ─► tree ─► plausible? ─ yes ─► StoreMap::settle ─► Update to the sink
+//!                             │ no                   └──────────► good values ─► cache on disk
+//!                             ▼
+//!                           held back, until an operator accepts it or the store is back to its earlier content
 //! ```
 //!
-//! A store that was restored with the specs as they are known is followed again. What another store says, a reading that lacks
-//! most of the specs, and an earlier state that lacks one or has another one, would take handlers away from the whole fleet, and
-//! their records would pass by: an operator has to say so (G10). A start compares with the cache, so that what was held before
-//! it is held after it.
+//! A restored store that still has the known specs is followed again. The content of another store, a listing that lacks most of
+//! the specs, and an earlier state that lacks or changes one would remove handlers from the whole fleet, and their records would
+//! be skipped: such content is held back until an operator accepts it (G10). A start compares with the cache, so that content
+//! that was held back before a restart is held back after it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,23 +29,23 @@ use crate::service::References;
 use crate::snapshot::Snapshot;
 use crate::store::{Cause, ControlKey, Store, StoreError, StoreUpdate, StoreWatch, Tree};
 
-/// How a [`StoreSource`] reads its store.
+/// Settings of a [`StoreSource`].
 #[derive(Clone, Debug, Default)]
 pub struct StoreSourceSettings {
-    /// References are looked up here.
+    /// Environment for references.
     pub environment: Environment,
-    /// What values may refer to.
+    /// Variables and files that values may reference.
     pub references: References,
-    /// The own member id, by which rollouts are for this process or not.
+    /// This process's member id, which selects rollouts.
     pub member: String,
-    /// File that keeps the last good values for a start while the store is away.
+    /// Cache file with the last good values, for a start while the store is unreachable.
     pub cache: Option<PathBuf>,
-    /// Refuse such a start, and one while what stands in the store is held back.
+    /// Refuse to start from the cache, also when the store's content is held back.
     pub require_fresh: bool,
 }
 
-/// The control keys of a store as specs. A key that turns bad leaves its last good value in effect; each handler stands
-/// for itself.
+/// Reads specs from the control keys of a store. An invalid key keeps its last good value active; handlers do not affect each
+/// other.
 pub struct StoreSource {
     store: Arc<dyn Store>,
     map: StoreMap,
@@ -53,18 +53,18 @@ pub struct StoreSource {
     cache: Option<SpecCache>,
     require_fresh: bool,
     given: Option<Arc<Snapshot>>,
-    /// What `map` was settled by, once it was.
+    /// The tree that `map` was last settled with.
     tree: Option<Arc<Tree>>,
-    /// As of [`Known`].
+    /// See [`Known`].
     went_back: bool,
     held: Option<HeldBack>,
 }
 
-/// What stands in the store and is not applied, and why.
+/// Content of the store that is not applied, and why.
 type HeldBack = (Arc<Tree>, String);
 
 impl StoreSource {
-    /// A source over `store`; nothing is read yet.
+    /// A source for `store`; reads nothing yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, settings: StoreSourceSettings) -> Self {
         let cache = settings
@@ -83,7 +83,7 @@ impl StoreSource {
         }
     }
 
-    /// Takes over the cache of the store, which is of this `identity` now if that is known; when it was written.
+    /// Loads the cache of the store, whose current `identity` is given if known. Returns when the cache was written.
     fn recall(&mut self, identity: Option<&str>) -> Option<Timestamp> {
         let cache = self.cache.as_ref()?;
         match cache.load(identity) {
@@ -96,16 +96,16 @@ impl StoreSource {
             }
             Err(reason) => {
                 let file = cache.path().display();
-                tracing::warn!(%file, reason, "the cache of handler specs is not used");
+                tracing::warn!(%file, reason, "ignoring the cache of handler specs");
                 None
             }
         }
     }
 
-    /// Applies what stands in the store, or holds it back where the cache is reason to doubt it.
+    /// Applies the store's content at start, or holds it back if the comparison with the cache suggests a loss.
     ///
     /// # Errors
-    /// [`SnapshotError::Unreachable`] where a start from the cache is forbidden.
+    /// [`SnapshotError::Unreachable`] if it is held back and a start from the cache is forbidden.
     fn take_first(&mut self, tree: Tree) -> Result<Arc<Snapshot>, SnapshotError> {
         let tree = Arc::new(tree);
         let known = self.tree.as_ref().map(|applied| Known {
@@ -126,21 +126,21 @@ impl StoreSource {
             return Err(SnapshotError::Unreachable {
                 what: self.store.describe(),
                 reason: format!(
-                    "{reason}; and `handlers.require_fresh` forbids to start from the cache; if what stands in the store is meant, delete {cache}"
+                    "{reason}; `handlers.require_fresh` forbids starting from the cache; if the store's content is intended, delete {cache}"
                 ),
             });
         }
         tracing::warn!(
             reason,
             %cache,
-            "what stands in the store is not applied: starting from the last good specs on disk"
+            "the store's content is held back: starting from the last good specs on disk"
         );
         self.went_back = known.is_some_and(|known| known.is_behind(&tree));
         self.held = Some((tree, reason));
         Ok(self.map.last())
     }
 
-    /// What a start runs by while the store does not answer.
+    /// Checks whether a start may use the cache while the store is unreachable.
     fn without_store(
         &self,
         saved: Option<Timestamp>,
@@ -155,12 +155,12 @@ impl StoreSource {
         }
         let Some((saved, cache)) = saved.zip(self.cache.as_ref()) else {
             return Err(unreachable(format!(
-                "{error}; and there is no cache of an earlier run to start from"
+                "{error}; there is no cache of an earlier run to start from"
             )));
         };
         if self.require_fresh {
             return Err(unreachable(format!(
-                "{error}; `handlers.require_fresh` forbids to start from the cache"
+                "{error}; `handlers.require_fresh` forbids starting from the cache"
             )));
         }
         let age_s = Timestamp::now().duration_since(saved).as_secs().max(0);
@@ -170,7 +170,7 @@ impl StoreSource {
             cache = %cache.path().display(),
             %saved,
             age_s,
-            "the store is away: starting from the last good specs on disk"
+            "the store is unreachable: starting from the last good specs on disk"
         );
         Ok(())
     }
@@ -196,9 +196,9 @@ impl SpecSource for StoreSource {
                 self.map.last()
             }
         };
-        let unfit = self.map.unfit();
-        if !unfit.is_empty() {
-            return Err(SnapshotError::Problems(unfit));
+        let problems = self.map.blocking_problems();
+        if !problems.is_empty() {
+            return Err(SnapshotError::Problems(problems));
         }
         self.given = Some(Arc::clone(&snapshot));
         Ok(Snapshot::clone(&snapshot))
@@ -214,12 +214,12 @@ impl SpecSource for StoreSource {
             .cache
             .map(CacheWriter::start)
             .transpose()
-            .map_err(|error| failed(format!("no thread can be started: {error}")))?;
+            .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
         if let Some((_, reason)) = &self.held {
             let reason = reason.clone();
             sink(Update::Held { reason });
         }
-        let desk = SpecWatcher {
+        let watcher = SpecWatcher {
             store: Arc::clone(&self.store),
             map: self.map,
             own: self.own.clone(),
@@ -231,23 +231,23 @@ impl SpecSource for StoreSource {
             writer,
             sink,
         };
-        if desk.went_back {
-            // A later start finds the store further on.
-            desk.keep();
+        if watcher.went_back {
+            // By a later start the store's revision may have grown past the applied one.
+            watcher.keep();
         }
-        let desk = Arc::new(Mutex::new(desk));
-        let renamed = Arc::downgrade(&desk);
+        let watcher = Arc::new(Mutex::new(watcher));
+        let renamed = Arc::downgrade(&watcher);
         self.own.on_change(move || {
-            if let Some(desk) = renamed.upgrade() {
-                lock(&desk).settle();
+            if let Some(watcher) = renamed.upgrade() {
+                lock(&watcher).settle();
             }
         });
-        let taker = Arc::clone(&desk);
+        let taker = Arc::clone(&watcher);
         let watch = self
             .store
             .watch(Box::new(move |update| lock(&taker).take(update)))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Box::new(SourceWatch { watch, desk }))
+        Ok(Box::new(SourceWatch { watch, watcher }))
     }
 
     fn gates(&self) -> Arc<dyn GateWriter> {
@@ -265,21 +265,21 @@ impl SpecSource for StoreSource {
     }
 }
 
-fn lock(desk: &Mutex<SpecWatcher>) -> MutexGuard<'_, SpecWatcher> {
-    desk.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(watcher: &Mutex<SpecWatcher>) -> MutexGuard<'_, SpecWatcher> {
+    watcher.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the watch works on.
+/// State of the watch.
 struct SpecWatcher {
     store: Arc<dyn Store>,
     map: StoreMap,
     own: OwnId,
-    /// What is applied.
+    /// The applied tree.
     tree: Option<Arc<Tree>>,
-    /// As of [`Known`].
+    /// See [`Known`].
     went_back: bool,
     held: Option<HeldBack>,
-    /// What was handed out last.
+    /// The snapshot sent last.
     given: Option<Arc<Snapshot>>,
     reachable: bool,
     writer: Option<CacheWriter>,
@@ -299,7 +299,7 @@ impl SpecWatcher {
                     (self.sink)(Update::Repaired { keys });
                 }
                 self.be_reachable();
-                self.look_at(tree, cause);
+                self.evaluate(tree, cause);
             }
             StoreUpdate::Unreachable { reason } => {
                 self.reachable = false;
@@ -309,11 +309,11 @@ impl SpecWatcher {
         }
     }
 
-    /// Applies what stands in the store, or holds it back.
-    fn look_at(&mut self, tree: Arc<Tree>, cause: Cause) {
-        // What a watch of the same store tells piece by piece is meant.
-        let is_told = cause == Cause::Event && self.held.is_none();
-        let known = self.tree.as_ref().filter(|_| !is_told);
+    /// Applies the store's content, or holds it back.
+    fn evaluate(&mut self, tree: Arc<Tree>, cause: Cause) {
+        // Changes that a watch of the same store delivers one by one are intended.
+        let is_event = cause == Cause::Event && self.held.is_none();
+        let known = self.tree.as_ref().filter(|_| !is_event);
         let known = known.map(|applied| Known {
             applied,
             went_back: self.went_back,
@@ -328,13 +328,13 @@ impl SpecWatcher {
         let went_back = known.is_some_and(|known| known.is_behind(&tree));
         if went_back != self.went_back {
             self.went_back = went_back;
-            // A later start finds the store further on.
+            // By a later start the store's revision may have grown past the applied one.
             self.keep();
         }
-        let told = self.held.as_ref().map(|(_, told)| told);
-        let news = told != Some(&reason);
+        let reported = self.held.as_ref().map(|(_, reported)| reported);
+        let is_new = reported != Some(&reason);
         self.held = Some((tree, reason.clone()));
-        if news {
+        if is_new {
             (self.sink)(Update::Held { reason });
         }
     }
@@ -347,7 +347,7 @@ impl SpecWatcher {
                 store = self.store.describe(),
                 before = before.revision,
                 now = tree.revision,
-                "the store went back to an earlier revision: it was restored, and is followed from there"
+                "the store went back to an earlier revision: it was restored; following it from there"
             );
         }
         self.tree = Some(tree);
@@ -362,7 +362,10 @@ impl SpecWatcher {
         let Some((tree, reason)) = self.held.clone() else {
             return false;
         };
-        tracing::warn!(reason, "accepted: what stands in the store is applied");
+        tracing::warn!(
+            reason,
+            "held content accepted: applying the store's content"
+        );
         self.apply(tree);
         true
     }
@@ -378,7 +381,7 @@ impl SpecWatcher {
         let Some(tree) = &self.tree else {
             return;
         };
-        self.map.be_member(&self.own.get());
+        self.map.set_member(&self.own.get());
         let snapshot = settle(&mut self.map, tree, &self.store);
         self.keep();
         let same =
@@ -391,7 +394,7 @@ impl SpecWatcher {
 }
 
 impl SpecWatcher {
-    /// Has what is applied kept for the next start.
+    /// Saves the applied state for the next start.
     fn keep(&self) {
         if let Some((writer, tree)) = self.writer.as_ref().zip(self.tree.as_ref()) {
             writer.keep(Kept {
@@ -404,21 +407,21 @@ impl SpecWatcher {
     }
 }
 
-/// The watch ends before what it works on.
+/// Field order matters: the watch is dropped before its state.
 struct SourceWatch {
     watch: Box<dyn StoreWatch>,
-    desk: Arc<Mutex<SpecWatcher>>,
+    watcher: Arc<Mutex<SpecWatcher>>,
 }
 
 impl WatchHandle for SourceWatch {
     fn reread(&self) {
         self.watch.reread();
-        let mut desk = lock(&self.desk);
-        desk.map.forget_references();
-        desk.settle();
+        let mut watcher = lock(&self.watcher);
+        watcher.map.forget_references();
+        watcher.settle();
     }
 
     fn accept(&self) -> bool {
-        lock(&self.desk).accept()
+        lock(&self.watcher).accept()
     }
 }

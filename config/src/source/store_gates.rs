@@ -1,4 +1,4 @@
-//! Writes gates into a store: one key, compared and set.
+//! Writes gates to a store: compare-and-set on one key.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::spec::{Origin, read_from};
 use crate::store::value::{read_switch, read_text};
 use crate::store::{ControlKey, Expected, Store, StoreError, Tree};
 
-/// Gates of the handlers that a store declares.
+/// Gate writer for the handlers in a store.
 pub(super) struct StoreGates {
     pub(super) store: Arc<dyn Store>,
 }
@@ -37,12 +37,12 @@ impl GateWriter for StoreGates {
             return Err(unknown(did_you_mean(handler, known)));
         };
         let there = tree.get(&key);
-        // What a spec says of its gate counts only where it is good, and not on members of a rollout with another one.
+        // A spec's `enabled` counts only if the spec is valid, and not on members of a rollout with another spec.
         let rolls_out = tree.get(&ControlKey::Rollout(handler.to_owned())).is_some();
         let declared = declared.filter(|_| !rolls_out);
         let now = there.map_or(declared, |entry| read_switch(&entry.value, &origin).ok());
         if now == Some(open) {
-            // Whoever has not seen these writes yet may still have the other state.
+            // Members that have not seen these writes yet may still have the other state.
             let spec = tree.get(&ControlKey::Spec(handler.to_owned()));
             let seen = [spec, there].into_iter().flatten();
             let says = match there {
@@ -67,7 +67,7 @@ impl GateWriter for StoreGates {
     }
 }
 
-/// Whether the spec of a handler declares it open: `None` without a spec, `Some(None)` when its spec is bad.
+/// The gate that a handler's spec declares: `None` without a spec, `Some(None)` if the spec is invalid.
 fn declared(tree: &Tree, handler: &str) -> Option<Option<bool>> {
     let entry = tree.get(&ControlKey::Spec(handler.to_owned()))?;
     let origin = Origin {

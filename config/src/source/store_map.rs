@@ -1,15 +1,15 @@
-//! A store's tree as a snapshot. Pure: the snapshot follows from the tree, the member's id, and what was good before.
+//! Maps a store's tree to a snapshot. Pure: the result depends on the tree, the member id and the last good values.
 //!
 //! ```text
-//!  each key ─► good? ─ yes ─► this value ──┐
-//!                └ no ─► the last good one ┴► spec (or that of a rollout for this member)
-//!                        (none: refused)       + config key + gate key ─► HandlerSpec
+//!  each key ─► valid? ─ yes ─► this value ─┐
+//!                └ no ─► last good value ───┴► spec (or that of a rollout for this member)
+//!                        (none: not running)    + config key + gate key ─► HandlerSpec
 //! ```
 //!
-//! A refused spec, or one that is at odds with others, leaves its handler as it was, apart from the gate: that is shut if the
-//! refused text says so and no gate key says otherwise.
+//! A rejected spec, or one that conflicts with others, leaves its handler unchanged, except for the gate: the gate closes if the
+//! rejected text closes it and there is no gate key.
 //!
-//! A value is read once and kept with what was read of it, so that one changed key costs no reading of the others.
+//! Values are parsed once and cached with their result, so that a changed key does not cause the others to be parsed again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -29,14 +29,14 @@ use crate::spec::{HandlerConfig, HandlerSpec, LocatedSpec, Origin, read_config};
 use crate::store::value::{read_level, read_rollout, read_spec_of, read_switch, read_text};
 use crate::store::{ControlKey, Entry, Tree};
 
-/// Where a key stands, for people.
+/// Returns the full path of a key, for messages.
 pub(super) type Locate<'a> = &'a dyn Fn(&ControlKey) -> String;
 
-/// What trees become, one after the other.
+/// The parse state of all keys across successive trees.
 pub(super) struct StoreMap {
     environment: Environment,
     references: References,
-    /// The own id, for rollouts.
+    /// This process's member id, which selects rollouts.
     member: String,
     handlers: BTreeMap<String, HandlerKeys>,
     record_log: ParsedKey<bool>,
@@ -52,17 +52,17 @@ struct HandlerKeys {
     gate: ParsedKey<bool>,
     rollout: ParsedKey<Arc<RolloutState>>,
     canary: ParsedKey<()>,
-    /// Whether the spec that stands there is refused and shuts the gate.
-    spec_shuts: bool,
-    /// The same of the spec of a rollout for this member.
-    rollout_shuts: bool,
-    /// What ran last that was not at odds with others, and whether its spec opened its gate.
+    /// Whether the current spec is rejected and closes the gate.
+    spec_closes: bool,
+    /// The same for the spec of a rollout for this member.
+    rollout_closes: bool,
+    /// The last version without conflicts, and whether its spec declared the gate open.
     accepted: Option<(Arc<HandlerSpec>, bool)>,
-    /// All of them put together; `None` when it does not run.
+    /// All keys combined; `None` if the handler does not run.
     combined: Option<Arc<HandlerSpec>>,
 }
 
-/// What a rollout says for this member.
+/// The spec and config of a rollout, if it applies to this member.
 struct RolloutState {
     spec: Option<Arc<LocatedSpec>>,
     config: Option<HandlerConfig>,
@@ -81,8 +81,8 @@ impl StoreMap {
         }
     }
 
-    /// The own id from now on: the next tree reads again which rollouts are for this process.
-    pub(super) fn be_member(&mut self, id: &str) {
+    /// Sets the member id. If it changed, rollouts are parsed again with the next tree.
+    pub(super) fn set_member(&mut self, id: &str) {
         if self.member != id {
             id.clone_into(&mut self.member);
             for keys in self.handlers.values_mut() {
@@ -91,21 +91,21 @@ impl StoreMap {
         }
     }
 
-    /// What is in effect.
+    /// The active snapshot.
     pub(super) fn last(&self) -> Arc<Snapshot> {
         Arc::clone(&self.last)
     }
 
-    /// What is in effect by `tree` from now on.
+    /// Updates to `tree` and returns the new snapshot.
     pub(super) fn settle(&mut self, tree: &Tree, locate: Locate<'_>) -> Arc<Snapshot> {
         self.read(tree, locate);
         let mut rejections = self.refused(locate);
-        let mut odd = self.conflicting_specs(locate);
-        self.refuse_circles(&mut odd, locate);
+        let mut conflicting = self.conflicting_specs(locate);
+        self.refuse_circles(&mut conflicting, locate);
         let mut handlers = BTreeMap::new();
         for (name, keys) in &mut self.handlers {
-            let spec = match odd.get(name) {
-                // The others of its pool or circle are as they were; so is it.
+            let spec = match conflicting.get(name) {
+                // The other handlers of its pool or cycle are unchanged, so it keeps its earlier version, too.
                 Some(_) => keys.as_accepted(self.last.handlers.get(name)),
                 None => keys.accept(),
             };
@@ -113,7 +113,7 @@ impl StoreMap {
                 handlers.insert(name.clone(), spec);
             }
         }
-        for (name, problem) in odd {
+        for (name, problem) in conflicting {
             let mut problems = Problems::new();
             problems.push(problem);
             let key = locate(&ControlKey::Spec(name.clone()));
@@ -129,7 +129,7 @@ impl StoreMap {
                 Rejection::of_one(origin, Some(&name), runs_on, problems)
             })
             .collect();
-        rejections.extend(strangers(tree));
+        rejections.extend(unrecognized_keys(tree));
         rejections.sort_by(|a, b| a.origin.cmp(&b.origin));
         self.last = Arc::new(Snapshot {
             revision: tree.revision,
@@ -143,14 +143,14 @@ impl StoreMap {
         self.last()
     }
 
-    /// What keeps a service from starting: a handler that would be left out, or run with a gate that nobody knows. A
-    /// handler whose gate is known to be shut keeps nobody from it.
-    pub(super) fn unfit(&self) -> Problems {
+    /// Problems that block startup: a declared handler that would not run, or whose gate value is unknown. A handler whose gate
+    /// is known to be closed never blocks startup.
+    pub(super) fn blocking_problems(&self) -> Problems {
         let mut problems = Problems::new();
         for rejection in &self.last.rejections {
             let left_out = |name: &String| {
                 let keys = self.handlers.get(name);
-                keys.is_some_and(|keys| keys.spec.has_value() && !keys.is_shut())
+                keys.is_some_and(|keys| keys.spec.has_value() && !keys.is_closed())
             };
             if rejection.effect == RejectionEffect::NotRunning
                 && rejection.handlers.iter().any(left_out)
@@ -161,7 +161,7 @@ impl StoreMap {
         problems
     }
 
-    /// The last good value of every key, for the next start: what is in effect follows from them alone.
+    /// The last good value of every key, from which the next start can derive the active snapshot.
     pub(super) fn good_values(&self) -> BTreeMap<ControlKey, Arc<[u8]>> {
         let mut good = BTreeMap::new();
         let mut add = |key: ControlKey, value: Option<&Arc<[u8]>>| {
@@ -172,10 +172,10 @@ impl StoreMap {
         for (name, keys) in &self.handlers {
             add(ControlKey::Spec(name.clone()), keys.spec.good_value());
             add(ControlKey::Config(name.clone()), keys.config.good_value());
-            let shut: Arc<[u8]> = b"false".as_slice().into();
+            let closed: Arc<[u8]> = b"false".as_slice().into();
             let gate = match keys.gate.in_effect() {
-                // The text that shuts it is not kept.
-                None if keys.is_shut() => Some(&shut),
+                // The rejected text that closes it is not cached.
+                None if keys.is_closed() => Some(&closed),
                 _ => keys.gate.good_value(),
             };
             add(ControlKey::Enabled(name.clone()), gate);
@@ -186,7 +186,7 @@ impl StoreMap {
         good
     }
 
-    /// What files and variables hold may have changed: the next tree reads again whatever refers to them.
+    /// Referenced files and variables may have changed: values with references are parsed again with the next tree.
     pub(super) fn forget_references(&mut self) {
         for keys in self.handlers.values_mut() {
             keys.spec.forget_references();
@@ -229,7 +229,7 @@ impl StoreMap {
         });
     }
 
-    /// Every key that is refused: its handler, its place, what is wrong.
+    /// Every rejected key: its handler, its path, its problems.
     fn refused(&self, locate: Locate<'_>) -> Vec<(Option<String>, String, Problems)> {
         let mut refused = Vec::new();
         let mut add = |key: ControlKey, problems: Option<&Problems>| {
@@ -250,7 +250,7 @@ impl StoreMap {
         refused
     }
 
-    /// Good specs whose pool has other bounds with most who share it.
+    /// Valid specs whose limits differ from those of the majority in their pool.
     fn conflicting_specs(&self, locate: Locate<'_>) -> BTreeMap<String, Problem> {
         let pooled: Vec<(PathBuf, &LocatedSpec)> = self
             .handlers
@@ -270,11 +270,11 @@ impl StoreMap {
             .collect()
     }
 
-    /// Adds the specs that would let dead letters go round to `odd`, the specs that stay as they were.
-    fn refuse_circles(&self, odd: &mut BTreeMap<String, Problem>, locate: Locate<'_>) {
+    /// Adds specs that would close a dead-letter cycle to `conflicting`, the specs that keep their earlier version.
+    fn refuse_circles(&self, conflicting: &mut BTreeMap<String, Problem>, locate: Locate<'_>) {
         let before = &self.last.handlers;
         let wanted = self.handlers.iter().filter_map(|(name, keys)| {
-            let spec = match odd.contains_key(name) {
+            let spec = match conflicting.contains_key(name) {
                 true => before.get(name).cloned(),
                 false => keys.combined.clone(),
             };
@@ -289,14 +289,15 @@ impl StoreMap {
                 file: &file,
                 located,
             };
-            odd.entry(name)
+            conflicting
+                .entry(name)
                 .or_insert_with(|| circle_problem(&circle, &file, declared));
         }
     }
 }
 
 impl HandlerKeys {
-    /// The spec that stands for this member.
+    /// The spec that applies to this member.
     fn located(&self) -> Option<&LocatedSpec> {
         let staged = self
             .rollout
@@ -306,10 +307,10 @@ impl HandlerKeys {
         Some(staged.unwrap_or(spec.as_ref()))
     }
 
-    /// Everything put together; the same allocation as `before` where it says the same. `None`: it does not run.
+    /// Combines all keys; returns `before` itself if nothing changed. `None`: the handler does not run.
     fn combine(&self, before: Option<&Arc<HandlerSpec>>) -> Option<Arc<HandlerSpec>> {
         let spec = &self.located()?.spec;
-        // A config or a gate that was never good says nothing that one could run by.
+        // Without a known config or gate the handler cannot run.
         if !self.config.is_known() || !self.gate.is_known() {
             return None;
         }
@@ -333,25 +334,25 @@ impl HandlerKeys {
         }))
     }
 
-    /// The gate, where the spec in effect says `declared` of it.
+    /// The gate, given the active spec's `declared` value.
     fn gate(&self, declared: bool) -> bool {
         let key = self.gate.in_effect().copied();
-        key.unwrap_or(declared && !self.shuts())
+        key.unwrap_or(declared && !self.closes_gate())
     }
 
-    /// Whether a refused text that is meant for this member shuts the gate.
-    fn shuts(&self) -> bool {
+    /// Whether a rejected text that applies to this member closes the gate.
+    fn closes_gate(&self) -> bool {
         let staged = self.rollout.in_effect();
         let is_staged = staged.is_some_and(|staged| staged.spec.is_some());
-        self.rollout_shuts || (self.spec_shuts && !is_staged)
+        self.rollout_closes || (self.spec_closes && !is_staged)
     }
 
-    /// Whether the gate is known to be shut, whatever its spec says.
-    fn is_shut(&self) -> bool {
+    /// Whether the gate is closed regardless of the spec.
+    fn is_closed(&self) -> bool {
         !self.gate(true)
     }
 
-    /// Everything put together is in effect.
+    /// Makes the combined keys active.
     fn accept(&mut self) -> Option<Arc<HandlerSpec>> {
         let declared = self.located().is_some_and(|located| located.spec.enabled);
         let accepted = self.combined.clone().map(|combined| (combined, declared));
@@ -359,10 +360,10 @@ impl HandlerKeys {
         self.combined.clone()
     }
 
-    /// What was accepted last, with the gate that the keys give it now; the same allocation as `before` where that is so.
+    /// The last accepted version with the current gate; returns `before` itself if nothing changed.
     fn as_accepted(&self, before: Option<&Arc<HandlerSpec>>) -> Option<Arc<HandlerSpec>> {
         let (accepted, declared) = self.accepted.as_ref()?;
-        // The spec that stands there is refused for others' sake, but what it says of its gate is plain.
+        // The current spec is rejected only for its conflict with others, so its `enabled` is valid.
         let wants = self.located().is_none_or(|located| located.spec.enabled);
         let enabled = self.gate(*declared && wants);
         let same = |one: &&Arc<HandlerSpec>| {
@@ -380,7 +381,7 @@ impl HandlerKeys {
     }
 }
 
-/// Whether two specs are equal but for what keys of their own may replace.
+/// Whether two specs are equal except for gate and config, which have their own keys.
 fn is_same_apart_from_keys(one: &HandlerSpec, two: &HandlerSpec) -> bool {
     let two = HandlerSpec {
         enabled: one.enabled,
@@ -390,7 +391,7 @@ fn is_same_apart_from_keys(one: &HandlerSpec, two: &HandlerSpec) -> bool {
     *one == two
 }
 
-/// Reads the keys of a handler.
+/// Parses the keys of a handler.
 struct Reader<'a> {
     environment: &'a Environment,
     references: &'a References,
@@ -400,7 +401,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `true` when a key changed.
+    /// Returns whether a key changed.
     fn read(&self, name: &str, keys: &mut HandlerKeys) -> bool {
         let value = |key: &ControlKey| value_at(self.tree, key);
         let place = |key: &ControlKey| (self.locate)(key);
@@ -410,7 +411,7 @@ impl Reader<'_> {
         });
         if changed {
             let refused = keys.spec.problems().and(value(&key));
-            keys.spec_shuts = refused.is_some_and(|value| shuts(value));
+            keys.spec_closes = refused.is_some_and(|value| closes_gate(value));
         }
         let key = ControlKey::Config(name.to_owned());
         changed |= keys.config.read(value(&key), |value| {
@@ -429,7 +430,7 @@ impl Reader<'_> {
         });
         if staged {
             let refused = keys.rollout.problems().and(value(&key));
-            keys.rollout_shuts = refused.is_some_and(|value| self.shuts_here(value));
+            keys.rollout_closes = refused.is_some_and(|value| self.closes_here(value));
         }
         changed |= staged;
         let key = ControlKey::Canary(name.to_owned());
@@ -440,7 +441,7 @@ impl Reader<'_> {
         changed
     }
 
-    /// What a rollout says for this member.
+    /// The spec and config of a rollout, if it applies to this member.
     fn staged(
         &self,
         name: &str,
@@ -464,12 +465,12 @@ impl Reader<'_> {
         })
     }
 
-    /// Whether a refused rollout has a spec for this member that shuts the gate.
-    fn shuts_here(&self, value: &[u8]) -> bool {
+    /// Whether a rejected rollout has a spec for this member that closes the gate.
+    fn closes_here(&self, value: &[u8]) -> bool {
         let rollout = read_rollout(value, "").ok();
         let rollout = rollout.filter(|rollout| rollout.is_for(self.member));
         let spec = rollout.and_then(|rollout| rollout.spec);
-        spec.is_some_and(|text| shuts(text.as_bytes()))
+        spec.is_some_and(|text| closes_gate(text.as_bytes()))
     }
 
     fn origin<'o>(&'o self, place: &'o Path) -> Origin<'o> {
@@ -487,9 +488,9 @@ fn value_at<'t>(tree: &'t Tree, key: &ControlKey) -> Option<&'t Arc<[u8]>> {
     tree.get(key).map(|Entry { value, .. }| value)
 }
 
-/// Whether a spec that is refused says that its gate is shut.
-fn shuts(value: &[u8]) -> bool {
-    read_text(value, "").is_ok_and(|text| RefusedText::read(text).shuts)
+/// Whether a rejected spec closes its gate.
+fn closes_gate(value: &[u8]) -> bool {
+    read_text(value, "").is_ok_and(|text| RefusedText::read(text).closes_gate)
 }
 
 fn ignored(origin: String, problems: Problems) -> Rejection {
@@ -501,8 +502,8 @@ fn ignored(origin: String, problems: Problems) -> Rejection {
     }
 }
 
-/// Paths that are no control keys.
-fn strangers(tree: &Tree) -> impl Iterator<Item = Rejection> + '_ {
+/// Rejections of paths that are not control keys.
+fn unrecognized_keys(tree: &Tree) -> impl Iterator<Item = Rejection> + '_ {
     tree.unrecognized_keys.iter().map(|(path, why)| {
         let problems = Problems::of_file(Some(Path::new(path)), why.clone());
         ignored(path.clone(), problems)

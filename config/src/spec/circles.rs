@@ -1,25 +1,25 @@
-//! Circles: handlers whose dead letters come back, through others or at once, to the topic that they came from.
+//! Dead-letter cycles: handlers whose dead letters come back, directly or through others, to the topic that they came from.
 //!
-//! Globs and regexes match no dead-letter topic, so that every topic of a circle is an exact name of a route, and the
-//! routes and templates of the specs alone decide.
+//! Globs and regexes do not match dead-letter topics. Every topic of a cycle is therefore an exact name in a route, and cycles
+//! follow from routes and templates alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::{HandlerSpec, TopicPattern};
 
-/// Most circles that are looked for: each one is refused, so that more tell nothing new.
+/// Maximum number of cycles searched for. Each is rejected, so that more would add nothing.
 const MAX_CIRCLES: usize = 32;
 
-/// Topics whose dead letters go round.
+/// A cycle of topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circle {
-    /// Each topic, and the handlers that give up records of it into the next one; the last one leads to the first.
+    /// Each topic with the handlers whose dead letters of it go to the next topic; the last leads to the first.
     pub hops: Vec<(String, BTreeSet<String>)>,
 }
 
 impl Circle {
-    /// The handlers that take part.
+    /// The handlers in the cycle.
     pub fn handlers(&self) -> impl Iterator<Item = &str> {
         self.hops
             .iter()
@@ -38,10 +38,10 @@ impl fmt::Display for Circle {
     }
 }
 
-/// The way of dead letters between topics that are named exactly: topic, next topic, handlers.
+/// Dead-letter edges between exactly named topics: topic, next topic, handlers.
 type Ways<'s> = BTreeMap<&'s str, BTreeMap<&'s str, BTreeSet<&'s str>>>;
 
-/// The circles of `specs`, whether gates are open or shut: opening one must not close a circle.
+/// The cycles of `specs`. Includes handlers with closed gates, since opening a gate must not close a cycle.
 pub fn circles<'s>(specs: impl IntoIterator<Item = &'s HandlerSpec>) -> Vec<Circle> {
     let specs: Vec<&HandlerSpec> = specs.into_iter().collect();
     let read: BTreeSet<&str> = specs.iter().flat_map(|spec| exact_names(spec)).collect();
@@ -68,8 +68,7 @@ fn exact_names(spec: &HandlerSpec) -> impl Iterator<Item = &str> {
         })
 }
 
-/// A circle for every way that leads back to a topic on the path: a depth-first search without recursion, since a chain
-/// can be as long as there are handlers.
+/// One cycle per back edge of a depth-first search; iterative, since a chain can be as long as the number of handlers.
 fn closed(ways: &Ways<'_>) -> Vec<Circle> {
     let mut found = Vec::new();
     let mut done: BTreeSet<&str> = BTreeSet::new();
@@ -128,7 +127,7 @@ mod tests {
                 let text = format!(
                     "name: {name}\nplugin: p\nroute: {{ topics: [{topics}] }}\ndead_letter: {{ topic: \"{dead_letter}\" }}\n"
                 );
-                read_spec(&text, None, &Environment::default()).expect("a good spec")
+                read_spec(&text, None, &Environment::default()).expect("a valid spec")
             })
             .collect()
     }
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_two_names_its_topics_and_handlers() {
+    fn a_cycle_of_two_names_its_topics_and_handlers() {
         let all = [
             ("x", "a, y.dead", "x.dead"),
             ("y", "x.dead", "y.dead"),
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_close_circles_as_fixed_names_do() {
+    fn templates_close_cycles_as_fixed_names_do() {
         let all = [
             ("x", "a", "{topic}.b"),
             ("y", "a.b", "a"),
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_diamonds_and_patterns_are_no_circles() {
+    fn chains_diamonds_and_patterns_are_not_cycles() {
         for all in [
             &[
                 ("x", "a", "{topic}.dlt"),
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn two_circles_through_one_topic_are_both_found() {
+    fn two_cycles_through_one_topic_are_both_found() {
         let all = [
             ("x", "hub", "left"),
             ("y", "hub", "right"),
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_and_a_long_circle_need_no_stack() {
+    fn a_long_chain_and_a_long_cycle_need_no_recursion() {
         let chain: Vec<HandlerSpec> = specs(&[("x", "t0", "t1")])
             .into_iter()
             .cycle()

@@ -1,14 +1,14 @@
-//! A handler's dead-letter topic: its template, and which topics the template can name.
+//! Dead-letter topics: templates, and the source topics of a dead-letter topic.
 
-/// The placeholder for the record's own topic.
+/// Placeholder for the record's topic.
 const TOPIC: &str = "{topic}";
 
-/// Where what was given up goes.
+/// Destination of records whose attempts are exhausted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Topic name in which `{topic}` stands for the record's own topic.
+    /// Topic name template; `{topic}` is replaced by the record's topic.
     pub topic: String,
-    /// Make the topic, with the source's partition count, when it is missing.
+    /// Create a missing topic with the source topic's partition count.
     pub create: bool,
 }
 
@@ -19,21 +19,21 @@ impl DeadLetter {
     }
 }
 
-/// The topic that the template of a [`DeadLetter`] names for records of `topic`.
+/// Expands the template of a [`DeadLetter`] for records of `topic`.
 pub fn dead_letter_topic(template: &str, topic: &str) -> String {
     template.replace(TOPIC, topic)
 }
 
-/// The topics whose dead letters go to one topic.
+/// The source topics of a dead-letter topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadLetterSource<'t> {
     /// Every topic: the template has no placeholder.
     Any,
-    /// This one.
+    /// This topic.
     Topic(&'t str),
 }
 
-/// The topics for which `template` names `topic`; `None` when there are none. The name is compared whole.
+/// The source topics for which `template` expands to `topic`; `None` if there are none. The whole name must match.
 pub fn dead_letter_source<'t>(template: &str, topic: &'t str) -> Option<DeadLetterSource<'t>> {
     let Some((before, _)) = template.split_once(TOPIC) else {
         return (template == topic).then_some(DeadLetterSource::Any);
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_is_compared_whole() {
+    fn a_template_matches_only_whole_names() {
         use DeadLetterSource::{Any, Topic};
         let table = [
             ("{topic}.dlt", "orders.dlt", Some(Topic("orders"))),

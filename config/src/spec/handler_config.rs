@@ -1,4 +1,4 @@
-//! A handler's own config: as declared (shown) and with its references resolved (handed to the handler, never shown).
+//! A handler's own config: as declared (may be shown) and with resolved references (passed to the handler, never shown).
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use crate::secret::Redactor;
 #[derive(Clone, PartialEq)]
 pub struct HandlerConfig {
     declared: Value,
-    /// `None` when there are no references.
+    /// `None` without references.
     resolved: Option<Value>,
-    /// Takes what references stand for out of texts.
+    /// Masks resolved values in texts.
     redactor: Redactor,
 }
 
@@ -27,7 +27,7 @@ impl HandlerConfig {
         }
     }
 
-    /// A config whose references were resolved to `resolved`; they stand for `secrets`.
+    /// A config whose references resolve to `secrets`, which gives `resolved`.
     pub fn with_resolved(declared: Value, resolved: Value, secrets: &[String]) -> Self {
         let resolved = (resolved != declared).then_some(resolved);
         Self {
@@ -42,12 +42,12 @@ impl HandlerConfig {
         &self.declared
     }
 
-    /// With references resolved; may hold secrets: hand it to the handler and nowhere else.
+    /// With references resolved. May contain secrets: pass it to the handler only.
     pub fn expose(&self) -> &Value {
         self.resolved.as_ref().unwrap_or(&self.declared)
     }
 
-    /// Takes what the references stand for out of texts that a handler gives: it may quote its config.
+    /// Masks resolved values in texts from the handler, which may quote its config.
     pub fn redactor(&self) -> &Redactor {
         &self.redactor
     }

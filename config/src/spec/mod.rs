@@ -1,4 +1,4 @@
-//! A handler's spec: which plugin, which records, with what bounds; validated, so that whoever holds one need not check.
+//! Handler specs: plugin, route and limits of a handler. A [`HandlerSpec`] is valid by construction.
 
 mod circles;
 mod dead_letter;
@@ -27,99 +27,99 @@ pub(crate) use rules::check_name;
 pub(crate) use table::SPEC;
 pub use version::{VersionRequirement, VersionRequirementError};
 
-/// One handler as an operator declares it.
+/// A handler as declared by an operator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HandlerSpec {
     /// Unique name: lower-case letters, digits and `-`, at most 63.
     pub name: String,
     /// Catalogue name of the plugin, or of a handler that a plugin exports; never a path.
     pub plugin: String,
-    /// Which versions may serve; the newest match does.
+    /// Accepted plugin versions; the newest match serves.
     pub version: VersionRequirement,
-    /// The gate as the spec declares it.
+    /// Declared gate state.
     pub enabled: bool,
-    /// Which records it wants.
+    /// Records that the handler receives.
     pub route: Route,
-    /// What is kept in order.
+    /// Ordering guarantee.
     pub order: Order,
-    /// Threads of its pool, one instance on each; at least 1.
+    /// Worker threads of the pool, with one instance each; at least 1.
     pub workers: usize,
-    /// Handlers of one plugin version that name the same pool share its threads and bounds.
+    /// Shared pool: handlers of one plugin version with the same pool name share its threads and limits.
     pub pool: Option<String>,
-    /// Bounds on what is in flight in this handler.
+    /// Limits on in-flight records of this handler.
     pub max_in_flight: InFlightLimit,
-    /// Longest that one call may take before its worker is quarantined (G14).
+    /// Timeout of a call, after which its worker is quarantined (G14).
     pub timeout: Duration,
-    /// How failed attempts are repeated.
+    /// Retries of failed attempts.
     pub retry: Retry,
-    /// Where what was given up goes.
+    /// Destination of records whose attempts are exhausted.
     pub dead_letter: DeadLetter,
-    /// What becomes of a tripped handler's records.
+    /// Treatment of a tripped handler's records.
     pub on_failure: OnFailure,
-    /// How many deaths of its instances trip it.
+    /// Number of instance failures that trip the handler.
     pub restart: Restart,
     /// The handler's own config.
     pub config: HandlerConfig,
 }
 
-/// What is kept in order (G4).
+/// Ordering guarantee (G4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// Records of one key, one at a time.
+    /// Per key: records of one key are processed one at a time.
     #[default]
     Key,
-    /// Records of one partition, one at a time.
+    /// Per partition: records of one partition are processed one at a time.
     Partition,
-    /// Nothing.
+    /// No ordering.
     Unordered,
 }
 
-/// Bounds on what is in flight in one handler.
+/// Limits on in-flight records of one handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InFlightLimit {
-    /// Records; at least 1.
+    /// Maximum records; at least 1.
     pub records: u64,
-    /// Bytes; at least 1.
+    /// Maximum bytes; at least 1.
     pub bytes: u64,
 }
 
-/// How failed attempts are repeated.
+/// Retries of failed attempts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
-    /// Attempts in all, the first one included; at least 1.
+    /// Maximum attempts, including the first; at least 1.
     pub max_attempts: u32,
-    /// The wait between them.
+    /// Delay between attempts.
     pub backoff: Backoff,
 }
 
-/// Waits that grow from one attempt to the next.
+/// Exponential backoff.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
-    /// Before the second attempt.
+    /// Delay before the second attempt.
     pub delay: Duration,
-    /// What each wait is multiplied by for the next; at least 1.
+    /// Growth factor from one delay to the next; at least 1.
     pub multiplier: f64,
-    /// No wait is longer; at least `delay`.
+    /// Maximum delay; at least `delay`.
     pub max_delay: Duration,
-    /// Share of each wait that is random, 0 to 1.
+    /// Random share of each delay, 0 to 1.
     pub jitter: f64,
 }
 
-/// What becomes of the records of a tripped handler.
+/// Treatment of a tripped handler's records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// Its partitions are held until an operator or a new generation resets it.
+    /// Hold the handler's partitions until an operator or a new generation resets it.
     #[default]
     Hold,
-    /// They go to the dead-letter topic.
+    /// Send the records to the dead-letter topic.
     DeadLetter,
 }
 
-/// How many deaths of its instances, with no record acked in between, trip a handler.
+/// When instance failures, with no acked record in between, trip the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restart {
-    /// Deaths within the window that trip it; 0 is the same as 1.
+    /// Failures tolerated within the window; one more trips the handler, so that 0 trips at the first.
     pub max_restarts: u32,
-    /// The window.
+    /// Time window in which failures are counted.
     pub restart_window: Duration,
 }

@@ -1,34 +1,34 @@
-//! The condition of a route: a tree of atoms on headers, key and partition. Evaluated by the service's routing index.
+//! Route conditions: a tree of tests on headers, key and partition, evaluated by the routing index.
 
 /// A condition on one record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Predicate {
-    /// Holds if all hold; empty is always true.
+    /// True if all hold; true if empty.
     All(Vec<Predicate>),
-    /// Holds if at least one holds; empty is never true (and is refused in specs).
+    /// True if at least one holds; false if empty (specs reject an empty list).
     Any(Vec<Predicate>),
-    /// Holds if the other does not.
+    /// True if the inner condition does not hold.
     Not(Box<Predicate>),
-    /// Holds if any value of the header passes the test.
+    /// True if any value of the header passes the test.
     Header {
         /// The header's name, compared exactly.
         name: String,
         /// The test.
         test: Test,
     },
-    /// Holds if the key passes the test; a null key passes only `Exists(false)`.
+    /// True if the key passes the test; a null key passes only `Exists(false)`.
     Key(Test),
-    /// Holds if the partition number passes the test.
+    /// True if the partition number passes the test.
     Partition(PartitionTest),
 }
 
 impl Predicate {
-    /// Deepest nesting of `all`, `any` and `not` that a spec may have.
+    /// Maximum nesting of `all`, `any` and `not` in a spec.
     pub const MAX_DEPTH: usize = 16;
-    /// Most atoms and branches that a spec's `when` may have.
+    /// Maximum number of tests and branches in a spec's `when`.
     pub const MAX_NODES: usize = 1024;
 
-    /// Always true: what a route without `when` has.
+    /// Always true: the default of a route without `when`.
     pub fn always() -> Self {
         Self::All(Vec::new())
     }
@@ -36,36 +36,36 @@ impl Predicate {
 
 /// A test on the bytes of a key or of one header value.
 ///
-/// `Equals`, `In`, `Prefix` and `Suffix` compare bytes. `Regex` and the numeric tests need UTF-8 text and are false
-/// for anything else. A null value passes only `Exists` (of the header's presence; of a key, `Exists(false)`).
+/// `Equals`, `In`, `Prefix` and `Suffix` compare bytes. `Regex` and the numeric tests require UTF-8 and are false for other
+/// bytes. A null header value passes only `Exists(true)`, a null key only `Exists(false)`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Test {
     /// The same bytes.
     Equals(Vec<u8>),
     /// The same bytes as one of these; never empty.
     In(Vec<Vec<u8>>),
-    /// `true`: there is such a header (or a key that is not null); `false`: there is none.
+    /// `true`: the header is present (or the key is not null); `false`: the opposite.
     Exists(bool),
-    /// Begins with.
+    /// Starts with these bytes.
     Prefix(Vec<u8>),
-    /// Ends with.
+    /// Ends with these bytes.
     Suffix(Vec<u8>),
-    /// Matches somewhere (write `^…$` for the whole); Rust `regex` syntax, known to compile.
+    /// Matches anywhere (`^…$` matches the whole); Rust `regex` syntax, known to compile.
     Regex(String),
-    /// Is a decimal number less than this.
+    /// A decimal number less than this.
     Lt(f64),
-    /// Is a decimal number less than or equal to this.
+    /// A decimal number less than or equal to this.
     Le(f64),
-    /// Is a decimal number greater than this.
+    /// A decimal number greater than this.
     Gt(f64),
-    /// Is a decimal number greater than or equal to this.
+    /// A decimal number greater than or equal to this.
     Ge(f64),
 }
 
 /// A test on the partition number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionTest {
-    /// This one.
+    /// Equal to this.
     Equals(i32),
     /// One of these; never empty.
     In(Vec<i32>),

@@ -1,19 +1,19 @@
-//! Reads the `when` tree of a route.
+//! Parses the `when` tree of a route.
 
 use super::rules::RegexBudget;
 use super::{PartitionTest, Predicate, Test};
 use crate::document::{Checker, Entry, Node, Plain, Scalar, Value, did_you_mean, join, shortened};
 
-/// What an object of the tree is about; it names exactly one.
+/// Keys that name the subject of an object; each object has exactly one.
 const SUBJECTS: [&str; 6] = ["all", "any", "not", "header", "key", "partition"];
 const TESTS: [&str; 10] = [
     "equals", "in", "exists", "prefix", "suffix", "regex", "lt", "le", "gt", "ge",
 ];
 const PARTITION_TESTS: [&str; 6] = ["equals", "in", "lt", "le", "gt", "ge"];
-/// Most values that `in` may list.
+/// Maximum number of values in `in`.
 const MAX_VALUES: usize = 10_000;
 
-/// Reads the tree at `node`; `None` only where a problem was reported.
+/// Parses the tree at `node`; `None` only if a problem was reported.
 pub(super) fn read(
     node: &Node,
     path: &str,
@@ -41,7 +41,7 @@ impl Reader<'_, '_> {
             if depth > Predicate::MAX_DEPTH || self.nodes == Predicate::MAX_NODES + 1 {
                 let (depth, nodes) = (Predicate::MAX_DEPTH, Predicate::MAX_NODES);
                 let message =
-                    format!("has more than {depth} levels or {nodes} conditions; make it simpler");
+                    format!("has more than {depth} levels or {nodes} conditions; simplify it");
                 self.checker.report(&node.place, path, message);
             }
             return None;
@@ -52,7 +52,7 @@ impl Reader<'_, '_> {
                 _ => "",
             };
             let message = format!(
-                "wants a map such as {{ header: tenant, equals: acme }}, found {}{hint}",
+                "expected a map such as {{ header: tenant, equals: acme }}, found {}{hint}",
                 node.describe()
             );
             self.checker.report(&node.place, path, message);
@@ -73,7 +73,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// The one entry that says what the object is about; refuses the others where they do not belong.
+    /// The entry that names the object's subject; reports entries that do not apply to it.
     fn subject<'e>(&mut self, node: &Node, entries: &'e [Entry], path: &str) -> Option<&'e Entry> {
         let subjects: Vec<&Entry> = entries
             .iter()
@@ -91,11 +91,11 @@ impl Reader<'_, '_> {
             let message = match subjects.first() {
                 _ if self.checker.is_full() => "is unknown".to_owned(),
                 Some(subject) if is_test => {
-                    format!("`{}` does not go with `{}`", entry.key, subject.key)
+                    format!("`{}` cannot be combined with `{}`", entry.key, subject.key)
                 }
                 None if is_test => {
                     format!(
-                        "`{}` needs `header`, `key` or `partition` beside it",
+                        "`{}` requires `header`, `key` or `partition` in the same condition",
                         entry.key
                     )
                 }
@@ -118,7 +118,7 @@ impl Reader<'_, '_> {
             }
             [first, second, ..] => {
                 let message = format!(
-                    "has `{}` beside `{}`; list both under `all` or `any`",
+                    "has both `{}` and `{}`; list them under `all` or `any`",
                     second.key, first.key
                 );
                 self.checker.report(&second.key_place, path, message);
@@ -159,7 +159,7 @@ impl Reader<'_, '_> {
             }
             _ => {
                 self.checker
-                    .refuse(&subject.value, "a header's name", &join(path, "header"));
+                    .refuse(&subject.value, "a header name", &join(path, "header"));
                 None
             }
         };
@@ -185,7 +185,7 @@ impl Reader<'_, '_> {
         Some(one_or_all(tests?.into_iter().map(Predicate::Key).collect()))
     }
 
-    /// `key` and `partition` have no name: they stand there as `true` or with nothing.
+    /// `key` and `partition` have no name: their value is `true` or empty.
     fn marker(&mut self, subject: &Entry, path: &str) -> Option<()> {
         let is_true = matches!(&subject.value.value, Value::Scalar(scalar) if scalar.plain() == Plain::Flag(true));
         if is_true || subject.value.is_null() {
@@ -193,7 +193,7 @@ impl Reader<'_, '_> {
         }
         let key = &subject.key;
         let message = format!(
-            "wants true, with the test beside it, such as {{ {key}: true, equals: 1 }}; found {}",
+            "expected true and a test in the same condition, such as {{ {key}: true, equals: 1 }}; found {}",
             subject.value.describe()
         );
         self.checker
@@ -213,7 +213,7 @@ impl Reader<'_, '_> {
             .collect();
         let tests: Vec<Test> = read.into_iter().collect::<Option<_>>()?;
         if tests.len() > 1 && tests.contains(&Test::Exists(false)) {
-            let message = "never holds: `exists: false` contradicts the test beside it";
+            let message = "is never true: `exists: false` contradicts the other test";
             self.checker.report(&node.place, path, message);
             return None;
         }
@@ -231,7 +231,7 @@ impl Reader<'_, '_> {
         if !given.is_empty() {
             return Some(());
         }
-        // Where there is more than the subject, that was refused with the nearest test's name.
+        // Other entries were already reported, with the nearest test's name.
         if entries.len() == 1 {
             let message = format!("has no test; add one of {}", known.join(", "));
             self.checker.report(&node.place, path, message);
@@ -293,7 +293,7 @@ impl Reader<'_, '_> {
             "ge" => self.partition_number(value, path).map(PartitionTest::Ge),
             other => {
                 let message = format!(
-                    "`{other}` does not go with `partition`; use {}",
+                    "`{other}` cannot be combined with `partition`; use {}",
                     PARTITION_TESTS.join(", ")
                 );
                 self.checker.report(&entry.key_place, path, message);
@@ -313,7 +313,7 @@ impl Reader<'_, '_> {
             return None;
         };
         if items.is_empty() || items.len() > MAX_VALUES {
-            let message = format!("wants 1 to {MAX_VALUES} values, found {}", items.len());
+            let message = format!("expected 1 to {MAX_VALUES} values, found {}", items.len());
             self.checker.report(&node.place, path, message);
             return None;
         }
@@ -325,17 +325,17 @@ impl Reader<'_, '_> {
         read.into_iter().collect()
     }
 
-    fn scalar<'n>(&mut self, node: &'n Node, wanted: &str, path: &str) -> Option<&'n Scalar> {
+    fn scalar<'n>(&mut self, node: &'n Node, expected: &str, path: &str) -> Option<&'n Scalar> {
         match &node.value {
             Value::Scalar(scalar) if !node.is_null() => Some(scalar),
             _ => {
-                self.checker.refuse(node, wanted, path);
+                self.checker.refuse(node, expected, path);
                 None
             }
         }
     }
 
-    /// The bytes as written: numbers and flags need no quotes.
+    /// The bytes as written: numbers and booleans need no quotes.
     fn bytes(&mut self, node: &Node, path: &str) -> Option<Vec<u8>> {
         let scalar = self.scalar(node, "a value to compare with", path)?;
         Some(scalar.text.clone().into_bytes())
@@ -391,7 +391,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Several tests in one object all have to hold, each for itself.
+/// Several tests in one object must all hold, each independently.
 fn one_or_all(mut atoms: Vec<Predicate>) -> Predicate {
     match atoms.pop() {
         Some(only) if atoms.is_empty() => only,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-/// What stands in the spec's schema in place of the tree.
+/// The reference that represents the tree in the spec's schema.
 pub(crate) fn reference() -> Json {
     json!({ "$ref": "#/$defs/predicate" })
 }

@@ -1,4 +1,4 @@
-//! Spec text to [`HandlerSpec`].
+//! Parses spec text into [`HandlerSpec`].
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use crate::document::{
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
 
-/// Reads one spec from YAML or JSON text. `file` is named in problems, and its folder is where `${file:…}` begins.
+/// Parses one spec from YAML or JSON. Problems name `file`; `${file:…}` paths are resolved against its folder.
 ///
 /// # Errors
-/// Everything that is wrong with the text.
+/// All problems of the text.
 pub fn read_spec(
     text: &str,
     file: Option<&Path>,
@@ -27,25 +27,25 @@ pub fn read_spec(
     read_located(text, file, environment).map(|located| located.spec)
 }
 
-/// A spec and where its name, pool and dead-letter topic stand, for problems between specs.
+/// A spec with the positions of its name, pool and dead-letter topic, for conflicts between specs.
 pub(crate) struct LocatedSpec {
     pub(crate) spec: HandlerSpec,
     pub(crate) name_place: Place,
     pub(crate) pool_place: Place,
-    /// Where the dead-letter topic stands, or the spec that leaves it out.
+    /// Position of the dead-letter topic, or of the spec if it is left out.
     pub(crate) dead_letter_place: Place,
 }
 
-/// Where a text comes from, and what its references may see.
+/// Origin of a text and its reference policy.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin<'a> {
-    /// The file or key that problems name.
+    /// File or key that problems name.
     pub(crate) place: Option<&'a Path>,
-    /// What references are looked up in.
+    /// How references are resolved.
     pub(crate) lookup: Lookup<'a>,
 }
 
-/// [`read_spec`], with places.
+/// As [`read_spec`], with positions.
 pub(crate) fn read_located(
     text: &str,
     file: Option<&Path>,
@@ -61,7 +61,7 @@ pub(crate) fn read_located(
     read_from(text, origin)
 }
 
-/// Reads the spec in `text`.
+/// Parses the spec in `text`.
 pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems> {
     let parsed = parse(text, origin.place);
     let mut problems = parsed.problems;
@@ -87,7 +87,7 @@ pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, P
     }
 }
 
-/// Reads a handler's own config from a text that holds nothing else: a JSON object.
+/// Parses a handler's own config from a JSON object.
 pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
     let problem = |line, column, path: String, message| Problem {
         file: origin.place.map(Path::to_path_buf),
@@ -113,7 +113,7 @@ pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfi
     }
 }
 
-/// `None` only where a problem was reported. Every part is read before the first `?`, so that all of them report.
+/// `None` only if a problem was reported. All parts are parsed before the first `?`, so that every problem is reported.
 fn build(section: &Section, origin: Origin<'_>, checker: &mut Checker<'_>) -> Option<HandlerSpec> {
     let config = section
         .custom("config")
@@ -169,7 +169,7 @@ fn config(
     let root = Trail::Root(path);
     let declared = to_json(node, &root, checker);
     let config = resolved(declared, &root, origin, &mut |path, reason| {
-        // Finding its place takes time, and nobody will see it.
+        // Finding the position takes time, and the problem is only counted.
         let place = match checker.is_full() {
             true => &node.place,
             false => &path.find(node).place,
@@ -179,7 +179,7 @@ fn config(
     Some(config)
 }
 
-/// The config with its references looked up; `report` hears of those that cannot be.
+/// Resolves the config's references; failures go to `report`.
 fn resolved(
     declared: serde_json::Value,
     root: &Trail<'_>,
@@ -225,9 +225,7 @@ fn read_retry(retry: &Section, checker: &mut Checker<'_>) -> Option<Retry> {
     let (delay, max_delay) = (backoff.duration("delay"), backoff.duration("max_delay"));
     let both = backoff.holds("delay") && backoff.holds("max_delay");
     if both && max_delay < delay {
-        let message = format!(
-            "is shorter than `delay`: no wait could be both at least {delay:?} and at most {max_delay:?}"
-        );
+        let message = format!("is shorter than `delay`: {max_delay:?} < {delay:?}");
         let place = backoff.place_of("max_delay").clone();
         checker.report(&place, &backoff.path_of("max_delay"), message);
     }
@@ -249,7 +247,7 @@ fn read_dead_letter(dead_letter: &Section) -> Option<DeadLetter> {
     })
 }
 
-/// A dead letter that the handler itself reads again would go round for ever.
+/// Rejects a dead-letter topic in the handler's own route: its dead letters would cycle forever.
 fn refuse_loop(
     section: &Section,
     route: &Route,
@@ -257,26 +255,26 @@ fn refuse_loop(
     checker: &mut Checker<'_>,
 ) {
     let matcher = TopicMatcher::new(&route.topics);
-    let gives_up = |source| match source {
+    let is_source = |source| match source {
         DeadLetterSource::Any => true,
         DeadLetterSource::Topic(source) => matcher.matching(source).next().is_some(),
     };
     let own = route.topics.iter().find_map(|pattern| match pattern {
         TopicPattern::Exact(name) => {
             let source = dead_letter_source(&dead_letter.topic, name)?;
-            gives_up(source).then_some(name)
+            is_source(source).then_some(name)
         }
         TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
     });
     if let Some(own) = own {
         let message = format!(
-            "`{own}` is a topic of this handler's own route: its dead letters would come back to it"
+            "`{own}` is in this handler's own route: its dead letters would come back to it"
         );
         refuse_dead_letter(section, checker, message);
     }
 }
 
-/// The dead-letter topic of a topic that is named exactly must be one that can be made.
+/// Rejects dead-letter topics of exactly named topics that are too long to be created.
 fn refuse_long_name(
     section: &Section,
     route: &Route,
@@ -292,7 +290,7 @@ fn refuse_long_name(
     });
     if let Some((topic, length)) = too_long {
         let message = format!(
-            "the dead-letter topic of `{topic}` would have {length} characters; a topic name has at most {MAX_TOPIC}, so choose a shorter template"
+            "the dead-letter topic of `{topic}` would have {length} characters, but a topic name has at most {MAX_TOPIC}; use a shorter template"
         );
         refuse_dead_letter(section, checker, message);
     }

@@ -1,36 +1,36 @@
-//! Which records a handler wants: topic patterns and a predicate.
+//! Routes: the topic patterns and the predicate that select a handler's records.
 
 use super::Predicate;
 
-/// Which records a handler wants.
+/// Selects a handler's records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// Topics; at least one.
+    /// Topic patterns; at least one.
     pub topics: Vec<TopicPattern>,
-    /// Further condition on each record.
+    /// Additional condition on each record.
     pub when: Predicate,
 }
 
-/// One way to name topics.
+/// A topic name or pattern.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TopicPattern {
-    /// This topic.
+    /// An exact name.
     Exact(String),
-    /// `*` stands for any run of characters (dots too), `?` for one.
+    /// `*` matches any run of characters (dots too), `?` exactly one.
     Glob(String),
-    /// Written `/…/`; matches somewhere in the name (write `^…$` for the whole); Rust `regex` syntax, known to compile.
+    /// Written `/…/`; matches anywhere in the name (`^…$` matches the whole); Rust `regex` syntax, known to compile.
     Regex(String),
 }
 
-/// Whether a topic belongs to Kafka itself, or to a tool that stores its own state there. Their names begin with `__`; the
-/// client protocol tells nothing better.
+/// Whether a topic is internal to Kafka or to a tool that stores state in it, by the prefix `__`. The client protocol has no
+/// better indicator.
 pub fn is_internal_topic(name: &str) -> bool {
     name.starts_with("__")
 }
 
 impl TopicPattern {
-    /// Whether it names the topic: an exact name itself, a glob or regex every topic that it fits, except internal ones
-    /// ([`is_internal_topic`]). A regex that does not compile matches nothing; validated specs hold none.
+    /// Whether the pattern matches the topic. Globs and regexes never match internal topics ([`is_internal_topic`]). A regex that
+    /// does not compile matches nothing; validated specs contain none.
     pub fn matches(&self, topic: &str) -> bool {
         TopicMatcher::new(std::slice::from_ref(self))
             .matching(topic)
@@ -38,7 +38,7 @@ impl TopicPattern {
             .is_some()
     }
 
-    /// The pattern as a Rust regex for the whole of what it matches: anchored for exact names and globs.
+    /// The pattern as a Rust regex; anchored for exact names and globs.
     pub fn to_regex(&self) -> String {
         match self {
             Self::Exact(name) => format!("^{}$", regex::escape(name)),
@@ -59,10 +59,10 @@ impl TopicPattern {
     }
 }
 
-/// Patterns that are compiled once, for many topics.
+/// Patterns compiled once, for matching many topics.
 #[derive(Debug)]
 pub struct TopicMatcher<'r> {
-    /// Each pattern with its regex; exact names have none.
+    /// Each pattern with its regex; `None` for exact names.
     patterns: Vec<(&'r TopicPattern, Option<regex::Regex>)>,
 }
 
@@ -81,7 +81,7 @@ impl<'r> TopicMatcher<'r> {
         }
     }
 
-    /// The patterns that match the topic, as [`TopicPattern::matches`] says.
+    /// The patterns that match the topic; see [`TopicPattern::matches`].
     pub fn matching<'m>(&'m self, topic: &'m str) -> impl Iterator<Item = &'r TopicPattern> + 'm {
         let matches = move |(pattern, regex): &&(&TopicPattern, Option<regex::Regex>)| match regex {
             Some(regex) => !is_internal_topic(topic) && regex.is_match(topic),

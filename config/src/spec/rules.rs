@@ -1,12 +1,12 @@
-//! What the texts of a spec must be like.
+//! Validation rules for strings in a spec.
 
 use super::VersionRequirement;
 use super::route::TopicPattern;
 use crate::document::{TextRule, format_size, shortened};
 
-/// Longest topic name that Kafka takes.
+/// Kafka's maximum length of a topic name.
 pub(super) const MAX_TOPIC: usize = 249;
-/// Names that are keys of the service itself in etcd and ZooKeeper.
+/// Names of the service's own keys in etcd and ZooKeeper.
 const RESERVED: [&str; 2] = ["logging", "metrics"];
 
 /// A handler's name.
@@ -37,14 +37,14 @@ pub(crate) static PLUGIN: TextRule = TextRule {
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         refuse_if(
             !fits,
-            "a plugin is named by its catalogue name (letters, digits, -, _ and .), never by a path or URL",
+            "a plugin is referenced by its catalogue name (letters, digits, -, _ and .), never by a path or URL",
         )
     },
     pattern: Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
     numbers: false,
 };
 
-/// A version requirement; `1.2` needs no quotes.
+/// A version requirement; unquoted numbers such as `1.2` are accepted.
 pub(crate) static VERSION: TextRule = TextRule {
     check: |text| {
         text.parse::<VersionRequirement>()
@@ -67,7 +67,7 @@ pub(crate) static DEAD_LETTER_TOPIC: TextRule = TextRule {
     check: |text| {
         refuse_if(
             text == "{topic}",
-            "dead letters would go back to the topic they came from; add a suffix, such as {topic}.dlt",
+            "dead letters would go back to their source topic; add a suffix, such as {topic}.dlt",
         )?;
         check_topic_name(&text.replace("{topic}", "t"))
             .map_err(|reason| format!("{reason}; {{topic}} is the only placeholder"))
@@ -80,12 +80,12 @@ fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
     if bad { Err(reason.to_owned()) } else { Ok(()) }
 }
 
-/// What a handler's name must be like.
+/// Validates a handler's name.
 pub(crate) fn check_name(text: &str) -> Result<(), String> {
     check_label(text)?;
     refuse_if(
         RESERVED.contains(&text),
-        "the name is reserved: its key switches the service's own",
+        "the name is reserved for a key of the service itself",
     )
 }
 
@@ -106,7 +106,7 @@ fn check_label(text: &str) -> Result<(), String> {
 fn check_topic_name(name: &str) -> Result<(), String> {
     refuse_if(
         name.is_empty() || name == "." || name == "..",
-        "it is no topic name",
+        "not a valid topic name",
     )?;
     refuse_if(
         name.len() > MAX_TOPIC,
@@ -118,19 +118,19 @@ fn check_topic_name(name: &str) -> Result<(), String> {
     refuse_if(!fits, "a topic name has letters, digits, ., _ and - only")
 }
 
-/// Reads one entry of `route.topics`.
+/// Parses one entry of `route.topics`.
 pub(crate) fn parse_topic(text: &str) -> Result<TopicPattern, String> {
     if let Some(inner) = text.strip_prefix('/') {
         let pattern = inner
             .strip_suffix('/')
             .filter(|pattern| !pattern.is_empty())
-            .ok_or("a regex stands between two slashes, such as /^orders-[0-9]+$/")?;
+            .ok_or("write a regex between slashes, such as /^orders-[0-9]+$/")?;
         check_syntax(pattern)?;
         return Ok(TopicPattern::Regex(pattern.to_owned()));
     }
     refuse_if(
         text.contains(['^', '$', '[', '(', '|', '\\', '+', '{']),
-        "this looks like a regex; write it between slashes, such as /^orders-[0-9]+$/ (a glob has * and ? only)",
+        "this appears to be a regex; write it between slashes, such as /^orders-[0-9]+$/ (a glob has only * and ?)",
     )?;
     if text.contains(['*', '?']) {
         check_topic_name(&text.replace(['*', '?'], "x"))?;
@@ -140,7 +140,7 @@ pub(crate) fn parse_topic(text: &str) -> Result<TopicPattern, String> {
     Ok(TopicPattern::Exact(text.to_owned()))
 }
 
-/// Whether the regex is one, without compiling it.
+/// Checks the regex syntax without compiling it.
 fn check_syntax(pattern: &str) -> Result<(), String> {
     let parsed = regex_syntax::ParserBuilder::new()
         .utf8(false)
@@ -157,28 +157,28 @@ fn no_regex(error: &str) -> String {
     format!("the regex does not compile: {}", shortened(reason))
 }
 
-/// What the regexes of one spec may take, compiled: time and memory follow that size, not the text's.
+/// Budget for the compiled regexes of one spec: time and memory depend on the compiled size, not on the length of the text.
 pub(super) struct RegexBudget {
     left: usize,
 }
 
 impl RegexBudget {
-    /// Bytes for all regexes of a spec.
+    /// Bytes for all compiled regexes of a spec.
     const ALL: usize = 8 << 20;
-    /// Sizes up to which one is tried, the smallest that it fits in is charged.
+    /// Size limits tried in turn; the smallest that fits is charged.
     const STEPS: [usize; 4] = [8 << 10, 64 << 10, 256 << 10, 1 << 20];
 
     pub(super) fn new() -> Self {
         Self { left: Self::ALL }
     }
 
-    /// Compiles a regex once, as the service will.
+    /// Compiles a regex once, with the service's settings.
     pub(super) fn check(&mut self, pattern: &str) -> Result<(), String> {
         check_syntax(pattern)?;
         for step in Self::STEPS {
             if step > self.left {
                 return Err(format!(
-                    "the regexes of this spec take more than {} together when compiled; write fewer or smaller ones",
+                    "the regexes of this spec exceed {} in total when compiled; use fewer or smaller ones",
                     format_size(Self::ALL as u64)
                 ));
             }
@@ -194,6 +194,6 @@ impl RegexBudget {
                 Err(error) => return Err(no_regex(&error.to_string())),
             }
         }
-        Err("the regex is too big when compiled; make its repetitions smaller".to_owned())
+        Err("the regex is too large when compiled; reduce its repetitions".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! The fields of a handler's spec: names, meanings, bounds and defaults.
+//! The fields of a handler spec: names, docs, bounds and defaults.
 
 use std::time::Duration;
 
@@ -57,25 +57,25 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "version",
-            doc: "Versions that may serve: exact (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *; the newest match serves.",
+            doc: "Accepted plugin versions: exact (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *; the newest match serves.",
             kind: FieldType::Text(&VERSION),
             need: Presence::Default("*"),
         },
         Field {
             name: "enabled",
-            doc: "The gate: open or shut.",
+            doc: "The gate: true is open, false is closed.",
             kind: FieldType::Flag,
             need: Presence::Default("true"),
         },
         Field {
             name: "route",
-            doc: "Which records the handler wants.",
+            doc: "Records that the handler receives.",
             kind: FieldType::Object(&ROUTE),
             need: Presence::Required,
         },
         Field {
             name: "order",
-            doc: "What is kept in order.",
+            doc: "Ordering guarantee.",
             kind: FieldType::Choice {
                 words: words::<Order>,
                 later: &[],
@@ -84,19 +84,19 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "workers",
-            doc: "Threads of the pool, one instance on each.",
+            doc: "Worker threads of the pool, with one instance each.",
             kind: FieldType::Count { min: 1, max: 1024 },
             need: Presence::Default("4"),
         },
         Field {
             name: "pool",
-            doc: "Handlers of one plugin version that name the same pool share its threads and bounds.",
+            doc: "Shared pool: handlers of one plugin version with the same pool name share its threads and limits.",
             kind: FieldType::Text(&POOL),
             need: Presence::Optional,
         },
         Field {
             name: "group",
-            doc: "The consumer group that the handler reads in.",
+            doc: "Consumer group of the handler.",
             kind: FieldType::Choice {
                 words: || vec!["shared"],
                 later: &[Reserved {
@@ -108,43 +108,43 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "gate_closed",
-            doc: "What becomes of records while the gate is shut.",
+            doc: "Treatment of records while the gate is closed.",
             kind: FieldType::Choice {
                 words: || vec!["skip"],
                 later: &[Reserved {
                     name: "hold",
-                    reason: "is not available yet: it needs `group: dedicated`; leave `gate_closed` out",
+                    reason: "is not available yet: it requires `group: dedicated`; leave `gate_closed` out",
                 }],
             },
             need: Presence::Default("skip"),
         },
         Field {
             name: "max_in_flight",
-            doc: "Bounds on what is in flight in this handler.",
+            doc: "Limits on in-flight records of this handler.",
             kind: FieldType::Object(&MAX_IN_FLIGHT),
             need: Presence::Default("{}"),
         },
         Field {
             name: "timeout",
-            doc: "Longest that one call may take before its worker is quarantined.",
+            doc: "Timeout of a call, after which its worker is quarantined.",
             kind: millis(1, 24 * HOUR_MS),
             need: Presence::Default("5s"),
         },
         Field {
             name: "retry",
-            doc: "How failed attempts are repeated.",
+            doc: "Retries of failed attempts.",
             kind: FieldType::Object(&RETRY),
             need: Presence::Default("{}"),
         },
         Field {
             name: "dead_letter",
-            doc: "Where what was given up goes.",
+            doc: "Destination of records whose attempts are exhausted.",
             kind: FieldType::Object(&DEAD_LETTER),
             need: Presence::Default("{}"),
         },
         Field {
             name: "on_failure",
-            doc: "What becomes of the records of a tripped handler.",
+            doc: "Treatment of a tripped handler's records.",
             kind: FieldType::Choice {
                 words: words::<OnFailure>,
                 later: &[],
@@ -153,7 +153,7 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "restart",
-            doc: "How many deaths of its instances, with no record acked in between, trip the handler.",
+            doc: "When instance failures, with no acked record in between, trip the handler.",
             kind: FieldType::Object(&RESTART),
             need: Presence::Default("{}"),
         },
@@ -178,11 +178,11 @@ pub(crate) static SPEC: SectionType = SectionType {
 };
 
 static ROUTE: SectionType = SectionType {
-    doc: "Which records the handler wants.",
+    doc: "Records that the handler receives.",
     fields: &[
         Field {
             name: "topics",
-            doc: "Topics: an exact name, a glob (* and ?) or a /regex/.",
+            doc: "Topics: exact names, globs (* and ?) or /regexes/.",
             kind: FieldType::Texts {
                 rule: &TOPIC,
                 min: 1,
@@ -192,7 +192,7 @@ static ROUTE: SectionType = SectionType {
         },
         Field {
             name: "when",
-            doc: "Condition on headers, key and partition; all of the topics' records without it.",
+            doc: "Condition on headers, key and partition. Default: all records of the topics.",
             kind: FieldType::Custom {
                 schema: predicate_schema::reference,
             },
@@ -203,11 +203,11 @@ static ROUTE: SectionType = SectionType {
 };
 
 static MAX_IN_FLIGHT: SectionType = SectionType {
-    doc: "Bounds on what is in flight in this handler.",
+    doc: "Limits on in-flight records of this handler.",
     fields: &[
         Field {
             name: "records",
-            doc: "Most records.",
+            doc: "Maximum records.",
             kind: FieldType::Count {
                 min: 1,
                 max: 10_000_000,
@@ -216,7 +216,7 @@ static MAX_IN_FLIGHT: SectionType = SectionType {
         },
         Field {
             name: "bytes",
-            doc: "Most bytes.",
+            doc: "Maximum bytes.",
             kind: FieldType::Size {
                 min: 1,
                 max: 1 << 44,
@@ -228,11 +228,11 @@ static MAX_IN_FLIGHT: SectionType = SectionType {
 };
 
 static RETRY: SectionType = SectionType {
-    doc: "How failed attempts are repeated.",
+    doc: "Retries of failed attempts.",
     fields: &[
         Field {
             name: "max_attempts",
-            doc: "Attempts in all, the first one included.",
+            doc: "Maximum attempts, including the first.",
             kind: FieldType::Count {
                 min: 1,
                 max: 1_000_000,
@@ -241,13 +241,13 @@ static RETRY: SectionType = SectionType {
         },
         Field {
             name: "backoff",
-            doc: "The wait between attempts.",
+            doc: "Delay between attempts.",
             kind: FieldType::Object(&BACKOFF),
             need: Presence::Default("{}"),
         },
         Field {
             name: "overflow",
-            doc: "What becomes of parked records beyond the bound.",
+            doc: "Treatment of parked records beyond the limit.",
             kind: FieldType::Choice {
                 words: || vec!["hold"],
                 later: &[Reserved {
@@ -262,17 +262,17 @@ static RETRY: SectionType = SectionType {
 };
 
 static BACKOFF: SectionType = SectionType {
-    doc: "The wait between attempts.",
+    doc: "Delay between attempts.",
     fields: &[
         Field {
             name: "delay",
-            doc: "Before the second attempt.",
+            doc: "Delay before the second attempt.",
             kind: millis(0, HOUR_MS),
             need: Presence::Default("100ms"),
         },
         Field {
             name: "multiplier",
-            doc: "What each wait is multiplied by for the next.",
+            doc: "Growth factor from one delay to the next.",
             kind: FieldType::Number {
                 min: 1.0,
                 max: 1000.0,
@@ -281,13 +281,13 @@ static BACKOFF: SectionType = SectionType {
         },
         Field {
             name: "max_delay",
-            doc: "No wait is longer.",
+            doc: "Maximum delay.",
             kind: millis(0, 24 * HOUR_MS),
             need: Presence::Default("30s"),
         },
         Field {
             name: "jitter",
-            doc: "Share of each wait that is random.",
+            doc: "Random share of each delay.",
             kind: FieldType::Number { min: 0.0, max: 1.0 },
             need: Presence::Default("0.2"),
         },
@@ -296,17 +296,17 @@ static BACKOFF: SectionType = SectionType {
 };
 
 static DEAD_LETTER: SectionType = SectionType {
-    doc: "Where what was given up goes.",
+    doc: "Destination of records whose attempts are exhausted.",
     fields: &[
         Field {
             name: "topic",
-            doc: "Topic name in which {topic} stands for the record's own topic.",
+            doc: "Topic name; {topic} is replaced by the record's topic.",
             kind: FieldType::Text(&DEAD_LETTER_TOPIC),
             need: Presence::Default("{topic}.dlt"),
         },
         Field {
             name: "create",
-            doc: "Make the topic, with the source's partition count, when it is missing and the source is there.",
+            doc: "Create a missing topic with the source topic's partition count, if the source topic exists.",
             kind: FieldType::Flag,
             need: Presence::Default("true"),
         },
@@ -319,11 +319,11 @@ static DEAD_LETTER: SectionType = SectionType {
 };
 
 static RESTART: SectionType = SectionType {
-    doc: "What trips the handler.",
+    doc: "When instance failures, with no acked record in between, trip the handler.",
     fields: &[
         Field {
             name: "max_restarts",
-            doc: "Deaths within the window that are borne; 0 trips at the first.",
+            doc: "Instance failures tolerated within the window without an acknowledged record in between; one more trips the handler.",
             kind: FieldType::Count {
                 min: 0,
                 max: 1_000_000,
@@ -332,7 +332,7 @@ static RESTART: SectionType = SectionType {
         },
         Field {
             name: "restart_window",
-            doc: "The window.",
+            doc: "Time window in which failures are counted.",
             kind: millis(1, 24 * HOUR_MS),
             need: Presence::Default("1m"),
         },

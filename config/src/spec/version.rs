@@ -1,11 +1,11 @@
-//! Which versions of a plugin a spec accepts.
+//! Version requirements of plugins.
 
 use std::fmt;
 use std::str::FromStr;
 
 use semver::{Version, VersionReq};
 
-/// Which versions of a plugin a spec accepts: exact (`1.2.3`), a prefix (`1.2`), a semver range (`>=1.2, <2`), or `*`.
+/// The plugin versions that a spec accepts: exact (`1.2.3`), a prefix (`1.2`), a semver range (`>=1.2, <2`), or `*`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VersionRequirement {
     text: String,
@@ -19,10 +19,10 @@ enum Rule {
     Range(VersionReq),
 }
 
-/// Why a version requirement is refused.
+/// An invalid version requirement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is no version requirement ({reason}); write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *"
+    "`{text}` is not a version requirement ({reason}); write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *"
 )]
 pub struct VersionRequirementError {
     text: String,
@@ -30,7 +30,7 @@ pub struct VersionRequirementError {
 }
 
 impl VersionRequirementError {
-    /// What is wrong and what to write, without the text.
+    /// Cause and remedy, without the text.
     pub(crate) fn advice(&self) -> String {
         format!(
             "{}; write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *",
@@ -40,7 +40,7 @@ impl VersionRequirementError {
 }
 
 impl VersionRequirement {
-    /// Accepts every version, pre-releases too.
+    /// Accepts every version, including pre-releases.
     pub fn any() -> Self {
         Self {
             text: "*".to_owned(),
@@ -48,7 +48,7 @@ impl VersionRequirement {
         }
     }
 
-    /// Whether `version` may serve. A prefix or range takes no pre-release that it does not name.
+    /// Whether `version` is accepted. A prefix or range accepts a pre-release only if it names it.
     pub fn matches(&self, version: &Version) -> bool {
         match &self.rule {
             Rule::Any => true,
@@ -77,7 +77,7 @@ impl FromStr for VersionRequirement {
         } else if let Ok(exact) = Version::parse(text) {
             Rule::Exact(exact)
         } else if text.is_empty() {
-            return Err(refused("it is empty".to_owned()));
+            return Err(refused("empty".to_owned()));
         } else {
             let bare = text.chars().all(|c| c.is_ascii_digit() || c == '.');
             let range = if bare {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_takes_what_begins_with_it_and_nothing_else() {
+    fn a_prefix_accepts_only_versions_that_start_with_it() {
         assert!(accepts("1.2", "1.2.0"));
         assert!(accepts("1.2", "1.2.9"));
         assert!(!accepts("1.2", "1.3.0"));
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_versions_ranges_and_the_star() {
+    fn exact_versions_ranges_and_the_star_match() {
         assert!(accepts("1.2.3", "1.2.3"));
         assert!(!accepts("1.2.3", "1.2.4"));
         assert!(accepts("1.2.3-rc.1", "1.2.3-rc.1"));
@@ -136,11 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_version_is_refused() {
+    fn an_invalid_version_is_rejected() {
         for bad in ["", "latest", "1..2", "v1", "1.2.3.4"] {
             assert!(
                 bad.parse::<VersionRequirement>().is_err(),
-                "{bad} was taken"
+                "{bad} was accepted"
             );
         }
     }

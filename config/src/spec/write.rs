@@ -1,4 +1,4 @@
-//! A spec as a document again: for the API, for listings, and for stores.
+//! Serialises a spec back into a document, for the API, listings and stores.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json, json};
@@ -7,7 +7,7 @@ use super::{HandlerSpec, PartitionTest, Predicate, Test};
 use crate::document::{ChoiceValue, format_duration, format_size};
 
 impl HandlerSpec {
-    /// The whole spec, defaults written out; read again it gives the same spec (secrets by their references).
+    /// The whole spec with explicit defaults. Parsing it gives the same spec; secrets stay references.
     pub fn to_document(&self) -> Json {
         let mut route = json!({ "topics": self.route.topics.iter().map(ToString::to_string).collect::<Vec<_>>() });
         if self.route.when != Predicate::always() {
@@ -58,7 +58,7 @@ impl Serialize for HandlerSpec {
 }
 
 impl Predicate {
-    /// The tree as it stands in a spec.
+    /// The tree as written in a spec.
     pub fn to_document(&self) -> Json {
         match self {
             Self::All(all) => {
@@ -87,7 +87,7 @@ fn atom(subject: &str, marker: Json, (test, value): (&str, Json)) -> Json {
 }
 
 impl Test {
-    /// Name and value of the test's member.
+    /// Name and value of the test.
     fn member(&self) -> (&'static str, Json) {
         let text = |bytes: &Vec<u8>| json!(String::from_utf8_lossy(bytes));
         match self {

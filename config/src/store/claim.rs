@@ -1,10 +1,10 @@
-//! Under which id a member keeps its key, and what it does while another process holds that id. Pure.
+//! Decides under which id a member keeps its key while another process may hold that id. Pure.
 //!
 //! ```text
-//!  the own id ──► nothing, or what this process wrote? ── yes ──► it is held
-//!       ▲                  │ another process's key
-//!       │                  ▼
-//!       └── looks again; after `patience` it is not the key of a process that was killed ──► `{id}-{random}`, for good
+//!  own id ──► absent, or written by this process? ── yes ──► held
+//!    ▲             │ another process's key
+//!    │             ▼
+//!    └── poll; after `hold_timeout` it cannot be a leftover of a killed process ──► `{id}-{random}`, permanently
 //! ```
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{MembershipStatus, check_member_id};
 use crate::member::MemberReport;
 
-/// Longest part of the wanted id that another id keeps, in bytes: ids have an end.
+/// Longest prefix of the wanted id that a replacement id keeps, in bytes: ids have a maximum length.
 const MAX_BASE: usize = 240;
 
 /// The id of a member.
@@ -22,21 +22,21 @@ pub(super) struct Claim {
     wanted: String,
     instance: String,
     id: String,
-    patience: Duration,
-    /// Since when another process's key stands at the own id.
+    hold_timeout: Duration,
+    /// Since when another process's key occupies the own id.
     taken_since: Option<Instant>,
-    /// Who holds the wanted id, for people.
+    /// The holder of the wanted id, for messages.
     holder: Option<String>,
 }
 
 impl Claim {
-    /// `patience` is how long the key of a process that was killed may stand.
-    pub(super) fn new(report: &MemberReport, patience: Duration) -> Self {
+    /// `hold_timeout` is how long the key of a killed process can remain.
+    pub(super) fn new(report: &MemberReport, hold_timeout: Duration) -> Self {
         Self {
             wanted: report.id.clone(),
             instance: report.instance.clone(),
             id: report.id.clone(),
-            patience,
+            hold_timeout,
             taken_since: None,
             holder: None,
         }
@@ -46,32 +46,32 @@ impl Claim {
         &self.id
     }
 
-    /// Whether this process wrote `value`, on whichever connection.
+    /// Whether this process wrote `value`, on any connection.
     pub(super) fn is_own(&self, value: &[u8]) -> bool {
         MemberReport::from_json(value).is_ok_and(|there| there.instance == self.instance)
     }
 
-    /// Whether another process's key stands at the own id.
+    /// Whether another process's key occupies the own id.
     pub(super) fn is_taken(&self) -> bool {
         self.taken_since.is_some()
     }
 
-    /// Another process's `value` stands at the own id. `true`: there is another id from now on.
+    /// Reports that another process's `value` occupies the own id. Returns whether the id has changed.
     pub(super) fn taken(&mut self, value: &[u8], now: Instant) -> bool {
         let holder = holder(value);
         let Some(since) = self.taken_since else {
             tracing::warn!(
                 member = self.id,
                 holder,
-                wait_s = self.patience.as_secs(),
-                "the member id is held by another process; waiting for its key to go"
+                wait_s = self.hold_timeout.as_secs(),
+                "member id held by another process; waiting for its key to be removed"
             );
             self.taken_since = Some(now);
             self.holder = Some(holder);
             return false;
         };
         self.holder = Some(holder);
-        if now.saturating_duration_since(since) < self.patience {
+        if now.saturating_duration_since(since) < self.hold_timeout {
             return false;
         }
         let mut end = self.wanted.len().min(MAX_BASE);
@@ -83,25 +83,28 @@ impl Claim {
             member = self.wanted,
             taken = id,
             holder = self.holder,
-            "two processes have one member id; this one takes another. Give each its own `handlers.member_id`"
+            "two processes share one member id; this process uses another. Set a distinct `handlers.member_id` for each"
         );
         self.id = id;
         self.taken_since = None;
         true
     }
 
-    /// The store did not answer: leases outlive a change of its leader by up to their whole time, so that what was waited for
-    /// another process's key does not count.
-    pub(super) fn unseen(&mut self, now: Instant) {
+    /// Restarts the wait after a store failure: leases outlive a leader change by up to their whole lifetime, so time
+    /// waited during an outage does not count.
+    pub(super) fn restart_wait(&mut self, now: Instant) {
         if let Some(since) = &mut self.taken_since {
             *since = now;
         }
     }
 
-    /// The key at the own id is this process's.
+    /// Reports that the key at the own id is this process's.
     pub(super) fn held(&mut self) {
         if self.taken_since.take().is_some() {
-            tracing::info!(member = self.id, "the member id is free again, and held");
+            tracing::info!(
+                member = self.id,
+                "member id released by the other process and acquired"
+            );
         }
         if self.id == self.wanted {
             self.holder = None;
@@ -112,10 +115,10 @@ impl Claim {
         let (id, wanted) = (&self.id, &self.wanted);
         let clash = self.holder.as_ref().map(|holder| match id == wanted {
             true => format!(
-                "the member id `{id}` is held by {holder}; until its key goes this process is not listed among the members"
+                "the member id `{id}` is held by {holder}; until its key is removed, this process is not listed as a member"
             ),
             false => format!(
-                "the member id `{wanted}` is held by {holder}; this process is the member `{id}`"
+                "the member id `{wanted}` is held by {holder}; this process runs as member `{id}`"
             ),
         });
         MembershipStatus {
@@ -125,7 +128,7 @@ impl Claim {
     }
 }
 
-/// Who wrote a member key, for people.
+/// The writer of a member key, for messages.
 fn holder(value: &[u8]) -> String {
     match MemberReport::from_json(value) {
         Ok(report) if check_member_id("", &report.host).is_ok() => {
@@ -140,7 +143,7 @@ fn holder(value: &[u8]) -> String {
                 since.get(..since.len().min(40)).unwrap_or("?")
             )
         }
-        _ => "something that is no member's report".to_owned(),
+        _ => "a key that is not a member report".to_owned(),
     }
 }
 
@@ -160,15 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn the_newcomer_waits_for_a_key_that_may_outlive_its_process_and_then_takes_another_id() {
-        let patience = Duration::from_secs(12);
-        let mut claim = Claim::new(&report("m1", "b"), patience);
+    fn a_second_process_waits_for_the_hold_timeout_and_then_takes_another_id() {
+        let hold_timeout = Duration::from_secs(12);
+        let mut claim = Claim::new(&report("m1", "b"), hold_timeout);
         let other = report("m1", "a").to_json();
         assert!(!claim.is_own(&other) && claim.is_own(&report("m1", "b").to_json()));
         assert!(!claim.is_own(b"garbage"));
         let start = Instant::now();
         assert!(!claim.taken(&other, start));
-        assert!(!claim.taken(&other, start + patience - Duration::from_millis(1)));
+        assert!(!claim.taken(&other, start + hold_timeout - Duration::from_millis(1)));
         assert_eq!(claim.id(), "m1");
         let clash = claim.status().clash.expect("a clash");
         assert!(
@@ -177,14 +180,14 @@ mod tests {
             ),
             "{clash}"
         );
-        assert!(claim.taken(&other, start + patience));
+        assert!(claim.taken(&other, start + hold_timeout));
         assert!(claim.id().starts_with("m1-") && claim.id().len() == "m1-".len() + 8);
         claim.held();
-        assert!(claim.status().clash.is_some(), "it stays told");
+        assert!(claim.status().clash.is_some(), "the clash stays reported");
     }
 
     #[test]
-    fn a_key_that_goes_in_time_is_taken_over_without_a_word_left() {
+    fn an_id_released_in_time_is_acquired_and_clears_the_clash() {
         let mut claim = Claim::new(&report("m1", "b"), Duration::from_secs(10));
         let start = Instant::now();
         claim.taken(b"x", start);
@@ -197,19 +200,19 @@ mod tests {
 
     #[test]
     fn the_time_of_an_outage_does_not_count_as_waited() {
-        let patience = Duration::from_secs(12);
-        let mut claim = Claim::new(&report("m1", "b"), patience);
+        let hold_timeout = Duration::from_secs(12);
+        let mut claim = Claim::new(&report("m1", "b"), hold_timeout);
         let start = Instant::now();
         claim.taken(b"x", start);
-        claim.unseen(start + patience);
-        assert!(!claim.taken(b"x", start + patience * 2 - Duration::from_millis(1)));
-        assert!(claim.taken(b"x", start + patience * 2));
-        claim.unseen(start + patience * 3);
-        assert!(!claim.is_taken(), "nothing was waited for");
+        claim.restart_wait(start + hold_timeout);
+        assert!(!claim.taken(b"x", start + hold_timeout * 2 - Duration::from_millis(1)));
+        assert!(claim.taken(b"x", start + hold_timeout * 2));
+        claim.restart_wait(start + hold_timeout * 3);
+        assert!(!claim.is_taken(), "no wait was under way");
     }
 
     #[test]
-    fn another_id_is_as_usable_as_the_wanted_one() {
+    fn the_replacement_of_a_long_id_is_a_valid_id() {
         let mut claim = Claim::new(&report(&"é".repeat(255 / 2), "b"), Duration::ZERO);
         let start = Instant::now();
         claim.taken(b"x", start);

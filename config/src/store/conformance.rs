@@ -1,6 +1,6 @@
-//! What every [`Store`] must do, as checks that a test runs against it: memory, etcd and ZooKeeper pass all of them.
+//! Conformance checks that every [`Store`] must pass: memory, etcd and ZooKeeper run all of them.
 //!
-//! Each check takes a [`Bench`] whose keys are empty and uses its own names; it panics with what it saw.
+//! Each check takes a [`Bench`] without keys and uses its own names; it panics with the observed state.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,22 +12,22 @@ use super::{
 };
 use crate::member::MemberReport;
 
-/// How long a change may take to be seen while the store is well.
-const SOON: Duration = Duration::from_secs(5);
-/// How long a store may take to be noticed as away, or as back.
-const NOTICED: Duration = Duration::from_secs(20);
+/// Maximum time until a watch reports a change while the store is healthy.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time until an outage, or its end, is reported.
+const OUTAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A store under test.
 pub trait Bench {
     /// A new connection to the same keys.
     fn open(&self) -> Arc<dyn Store>;
-    /// Takes the store away from all connections without an answer, or brings it back with everything it knew.
+    /// Cuts off the store from all connections without an answer, or restores it with all its data.
     fn set_away(&self, away: bool);
-    /// Kills the store and starts it again with everything it knew.
+    /// Kills the store and restarts it with all its data.
     fn restart(&self);
 }
 
-/// Something that every store must do.
+/// A property that every store must have.
 pub type Check = fn(&dyn Bench);
 
 /// Every check with its name.
@@ -56,29 +56,32 @@ pub fn run_all(bench: &dyn Bench) {
             delete_key(&*store, key);
         }
         drop(store);
-        let begun = Instant::now();
+        let started = Instant::now();
         check(bench);
-        println!("{name}: {:.2} s", begun.elapsed().as_secs_f32());
+        println!("{name}: {:.2} s", started.elapsed().as_secs_f32());
     }
 }
 
-/// Everything that a watch told.
+/// Recorder of everything that a watch reported.
 #[derive(Clone, Default)]
 pub struct Record {
-    told: Arc<Mutex<Vec<StoreUpdate>>>,
+    recorded: Arc<Mutex<Vec<StoreUpdate>>>,
 }
 
 impl Record {
     /// Starts a watch that is recorded.
     ///
     /// # Panics
-    /// If it cannot be started.
+    /// If the watch cannot be started.
     #[must_use]
     pub fn watch(store: &dyn Store) -> (Self, Box<dyn StoreWatch>) {
         let record = Self::default();
-        let told = Arc::clone(&record.told);
+        let recorded = Arc::clone(&record.recorded);
         let sink: StoreSink = Box::new(move |update| {
-            told.lock().expect("no panic while it is held").push(update);
+            recorded
+                .lock()
+                .expect("no panic while it is held")
+                .push(update);
         });
         let watch = store.watch(sink).unwrap_or_else(|error| panic!("{error}"));
         (record, watch)
@@ -90,10 +93,13 @@ impl Record {
     /// If a test panicked while it held them.
     #[must_use]
     pub fn updates(&self) -> Vec<StoreUpdate> {
-        self.told.lock().expect("no panic while it is held").clone()
+        self.recorded
+            .lock()
+            .expect("no panic while it is held")
+            .clone()
     }
 
-    /// The newest tree that was told.
+    /// The newest reported tree.
     #[must_use]
     pub fn tree(&self) -> Option<Arc<Tree>> {
         self.updates().iter().rev().find_map(|update| match update {
@@ -110,7 +116,7 @@ impl Record {
         Some(String::from_utf8_lossy(&entry.value).into_owned())
     }
 
-    /// Waits until `done` says so.
+    /// Polls until `done` returns true.
     ///
     /// # Panics
     /// After `deadline`, with `what` and the last updates.
@@ -119,7 +125,7 @@ impl Record {
         while !done(self) {
             assert!(
                 Instant::now() < end,
-                "waited {deadline:?} for {what}; told last: {:#?}",
+                "waited {deadline:?} for {what}; last updates: {:#?}",
                 self.updates().iter().rev().take(3).collect::<Vec<_>>()
             );
             std::thread::sleep(Duration::from_millis(5));
@@ -136,18 +142,18 @@ impl Record {
         });
     }
 
-    /// Waits until the watch has told that the store is away, and nothing since.
+    /// Waits until the latest update reports the store as unreachable.
     ///
     /// # Panics
     /// After `deadline`.
     pub fn until_away(&self, deadline: Duration) {
-        self.until("word of the outage", deadline, |record| {
-            let told = record.updates();
-            matches!(told.last(), Some(StoreUpdate::Unreachable { .. }))
+        self.until("the report of the outage", deadline, |record| {
+            let recorded = record.updates();
+            matches!(recorded.last(), Some(StoreUpdate::Unreachable { .. }))
         });
     }
 
-    /// How often changes were learned in this way.
+    /// Number of updates with changes of this cause.
     #[must_use]
     pub fn count(&self, wanted: Cause) -> usize {
         self.updates()
@@ -156,10 +162,10 @@ impl Record {
             .count()
     }
 
-    /// Fails if any key ever went back to an earlier write, or any change was told twice (G10).
+    /// Checks that no key ever reverted to an earlier write, and that no change was reported twice (G10).
     ///
     /// # Panics
-    /// If so.
+    /// Otherwise.
     pub fn assert_never_backwards(&self) {
         let mut newest: BTreeMap<ControlKey, u64> = BTreeMap::new();
         for update in self.updates() {
@@ -210,7 +216,7 @@ fn read(store: &dyn Store) -> Tree {
 
 fn list(bench: &dyn Bench) {
     let (writer, reader) = (bench.open(), bench.open());
-    assert!(read(&*reader).entries.is_empty(), "it begins empty");
+    assert!(read(&*reader).entries.is_empty(), "it starts empty");
     let name = "lister";
     let keys = [
         ControlKey::Logging,
@@ -234,9 +240,11 @@ fn list(bench: &dyn Bench) {
     }
     assert_eq!(read(&*reader).entries.len(), keys.len());
     assert!(reader.locate(&gate(name)).contains(name));
-    // The first update is all of it.
+    // The first update is the whole tree.
     let (record, _watch) = Record::watch(&*reader);
-    record.until("the first tree", SOON, |record| record.tree().is_some());
+    record.until("the first tree", CHANGE_TIMEOUT, |record| {
+        record.tree().is_some()
+    });
     assert_eq!(
         record.tree().map(|tree| tree.entries.len()),
         Some(keys.len())
@@ -247,21 +255,27 @@ fn list(bench: &dyn Bench) {
 fn change(bench: &dyn Bench) {
     let (writer, reader) = (bench.open(), bench.open());
     let (record, watch) = Record::watch(&*reader);
-    record.until("the first tree", SOON, |record| record.tree().is_some());
+    record.until("the first tree", CHANGE_TIMEOUT, |record| {
+        record.tree().is_some()
+    });
     let key = gate("changer");
     for round in 0..20 {
         let value = if round % 2 == 0 { "true" } else { "false" };
         let stamp = put(&*writer, &key, value);
-        record.until_value(&key, Some(value), SOON);
+        record.until_value(&key, Some(value), CHANGE_TIMEOUT);
         let tree = record.tree().expect("there is one");
         assert_eq!(tree.get(&key).map(|entry| entry.stamp), Some(stamp));
     }
     record.assert_never_backwards();
     watch.reread();
     drop(watch);
-    let told = record.updates().len();
+    let recorded = record.updates().len();
     put(&*writer, &key, "after the watch");
-    assert_eq!(record.updates().len(), told, "a dropped watch is silent");
+    assert_eq!(
+        record.updates().len(),
+        recorded,
+        "a dropped watch is silent"
+    );
 }
 
 fn delete(bench: &dyn Bench) {
@@ -272,25 +286,25 @@ fn delete(bench: &dyn Bench) {
     for _ in 0..3 {
         put(&*writer, &key, "true");
         put(&*writer, &spec, "name: deleter");
-        record.until_value(&spec, Some("name: deleter"), SOON);
+        record.until_value(&spec, Some("name: deleter"), CHANGE_TIMEOUT);
         // The gate goes first, while the spec is still there, and the other way round.
         let stamp = delete_key(&*writer, &key);
-        record.until_value(&key, None, SOON);
+        record.until_value(&key, None, CHANGE_TIMEOUT);
         assert_eq!(record.value(&spec).as_deref(), Some("name: deleter"));
         let tree = record.tree().expect("there is one");
         assert!(tree.revision >= stamp.revision, "a waiter sees the delete");
         put(&*writer, &key, "false");
         delete_key(&*writer, &spec);
-        record.until_value(&spec, None, SOON);
-        record.until_value(&key, Some("false"), SOON);
+        record.until_value(&spec, None, CHANGE_TIMEOUT);
+        record.until_value(&key, Some("false"), CHANGE_TIMEOUT);
         delete_key(&*writer, &key);
-        record.until_value(&key, None, SOON);
+        record.until_value(&key, None, CHANGE_TIMEOUT);
         assert!(read(&*reader).entries.is_empty());
     }
-    // What is not there is deleted already.
+    // Deleting an absent key succeeds.
     delete_key(&*writer, &key);
     record.assert_never_backwards();
-    // Only a reading that nothing led to leaves open whether somebody wanted a delete.
+    // Only a re-read without a preceding event leaves the cause of a delete open.
     for update in record.updates() {
         if let StoreUpdate::Tree { changes, cause, .. } = update
             && let Some(gone) = changes.iter().find(|change| change.entry.is_none())
@@ -313,10 +327,10 @@ fn burst(bench: &dyn Bench) {
     }
     let last = (ROUNDS - 1).to_string();
     for key in &keys {
-        record.until_value(key, Some(&last), SOON);
+        record.until_value(key, Some(&last), CHANGE_TIMEOUT);
     }
     assert_eq!(record.tree().map(|tree| tree.entries.len()), Some(KEYS));
-    assert_eq!(record.count(Cause::MissedUpdate), 0, "nothing was lost");
+    assert_eq!(record.count(Cause::MissedUpdate), 0, "no event was lost");
     record.assert_never_backwards();
 }
 
@@ -383,14 +397,14 @@ fn reorder(bench: &dyn Bench) {
     });
     let settled = read(&*bench.open());
     let same = |tree: &Tree| tree.entries == settled.entries;
-    record.until("what the store has", SOON, |record| {
+    record.until("the content of the store", CHANGE_TIMEOUT, |record| {
         record.tree().is_some_and(|tree| same(&tree))
     });
     record.assert_never_backwards();
-    assert_eq!(record.count(Cause::MissedUpdate), 0, "nothing was lost");
+    assert_eq!(record.count(Cause::MissedUpdate), 0, "no event was lost");
 }
 
-/// The members that are listed, each with what it has applied.
+/// The listed members, each with its applied revision.
 fn listed(store: &dyn Store) -> Vec<(String, u64)> {
     let members = store.members().unwrap_or_else(|error| panic!("{error}"));
     let read = |(id, report): (String, Vec<u8>)| {
@@ -402,7 +416,7 @@ fn listed(store: &dyn Store) -> Vec<(String, u64)> {
 }
 
 fn until_listed(store: &dyn Store, wanted: &[(&str, u64)]) {
-    let end = Instant::now() + SOON;
+    let end = Instant::now() + CHANGE_TIMEOUT;
     loop {
         let seen = listed(store);
         let pairs = seen.iter().map(|(id, applied)| (id.as_str(), *applied));
@@ -440,7 +454,7 @@ fn members(bench: &dyn Bench) {
     until_listed(&*two, &[("host-2", 1)]);
     assert!(
         read(&*one).entries.is_empty(),
-        "members are no control keys"
+        "member keys are not control keys"
     );
     drop(b);
     until_listed(&*two, &[]);
@@ -452,12 +466,15 @@ fn one_id_twice(bench: &dyn Bench) {
     let first = join(&*one, "host-1", "a");
     until_listed(&*two, &[("host-1", 1)]);
     let second = join(&*two, "host-1", "b");
-    let end = Instant::now() + NOTICED;
+    let end = Instant::now() + OUTAGE_TIMEOUT;
     while second.status().id == "host-1" {
-        // Under the id that it takes next it may stand there by now.
+        // It may already be listed under its next id.
         let listed = listed(&*two);
         let of_second = (listed.iter()).any(|(id, applied)| id == "host-1" && *applied > 1);
-        assert!(!of_second, "the second one's report stands for the first");
+        assert!(
+            !of_second,
+            "the second member's report appears under the first id"
+        );
         second.report(reporting("host-1", "b", 2));
         assert!(Instant::now() < end, "{:?}", second.status());
         std::thread::sleep(Duration::from_millis(50));
@@ -465,10 +482,10 @@ fn one_id_twice(bench: &dyn Bench) {
     second.report(reporting("host-1", "b", 2));
     let status = second.status();
     assert!(status.id.starts_with("host-1-"), "{status:?}");
-    assert!(status.clash.is_some(), "it is told");
+    assert!(status.clash.is_some(), "the clash is reported");
     assert_eq!(first.status().clash, None);
     until_listed(&*two, &[("host-1", 1), (&status.id, 2)]);
-    // Whoever leaves takes only its own key.
+    // A leaving member removes only its own key.
     drop(second);
     until_listed(&*two, &[("host-1", 1)]);
     let third = join(&*two, "host-2", "c");
@@ -484,9 +501,9 @@ fn outage(bench: &dyn Bench) {
     let key = gate("outage");
     put(&*writer, &key, "true");
     let (record, _watch) = Record::watch(&*reader);
-    record.until_value(&key, Some("true"), SOON);
+    record.until_value(&key, Some("true"), CHANGE_TIMEOUT);
     bench.set_away(true);
-    record.until_away(NOTICED);
+    record.until_away(OUTAGE_TIMEOUT);
     let refused = writer.write(&key, Some(b"lost"), Expected::Any);
     assert!(
         matches!(&refused, Err(error) if error.is_retryable()),
@@ -499,15 +516,19 @@ fn outage(bench: &dyn Bench) {
         "the last tree stays"
     );
     bench.set_away(false);
-    record.until("word that it is back", NOTICED, |record| {
-        let back = |update: &StoreUpdate| matches!(update, StoreUpdate::Reachable);
-        record.updates().iter().any(back)
-    });
-    let end = Instant::now() + NOTICED;
+    record.until(
+        "the report that it is reachable",
+        OUTAGE_TIMEOUT,
+        |record| {
+            let back = |update: &StoreUpdate| matches!(update, StoreUpdate::Reachable);
+            record.updates().iter().any(back)
+        },
+    );
+    let end = Instant::now() + OUTAGE_TIMEOUT;
     while let Err(error) = writer.write(&key, Some(b"false"), Expected::Any) {
         assert!(error.is_retryable() && Instant::now() < end, "{error}");
     }
-    record.until_value(&key, Some("false"), SOON);
+    record.until_value(&key, Some("false"), CHANGE_TIMEOUT);
     record.assert_never_backwards();
 }
 
@@ -516,15 +537,15 @@ fn restart(bench: &dyn Bench) {
     let key = gate("restart");
     let (record, _watch) = Record::watch(&*reader);
     put(&*writer, &key, "true");
-    record.until_value(&key, Some("true"), SOON);
+    record.until_value(&key, Some("true"), CHANGE_TIMEOUT);
     bench.restart();
-    let end = Instant::now() + NOTICED;
+    let end = Instant::now() + OUTAGE_TIMEOUT;
     while let Err(error) = writer.write(&key, Some(b"false"), Expected::Any) {
         assert!(error.is_retryable() && Instant::now() < end, "{error}");
     }
-    record.until_value(&key, Some("false"), NOTICED);
+    record.until_value(&key, Some("false"), OUTAGE_TIMEOUT);
     put(&*writer, &key, "true");
-    record.until_value(&key, Some("true"), SOON);
+    record.until_value(&key, Some("true"), CHANGE_TIMEOUT);
     record.assert_never_backwards();
 }
 
@@ -554,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_in_memory_conforms() {
+    fn the_memory_store_conforms() {
         let store = MemoryStore::new();
         let handle = store.handle();
         run_all(&Memory { store, handle });

@@ -1,4 +1,4 @@
-//! The threads of a store: blocking calls on one side, async clients on the other.
+//! The threads of a store: callers block, clients are async.
 
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex};
@@ -9,13 +9,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::reflector::{WatchConnection, WatchTimings, follow};
 use super::{StoreError, StoreSink, StoreWatch};
 
-/// A store's own runtime; it ends with its last user, without waiting for what hangs.
+/// A store's own runtime. It shuts down with its last user, without waiting for tasks that hang.
 pub(super) struct Driver {
     runtime: Option<Runtime>,
 }
 
 impl Driver {
-    /// Starts the threads. `store` is what errors call it.
+    /// Starts the threads. `store` names the store in errors.
     pub(super) fn start(store: &str) -> Result<Arc<Self>, StoreError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -24,7 +24,7 @@ impl Driver {
             .build()
             .map_err(|error| StoreError::Unreachable {
                 store: store.to_owned(),
-                reason: format!("its threads cannot be started: {error}"),
+                reason: format!("cannot start its threads: {error}"),
             })?;
         let runtime = Some(runtime);
         Ok(Arc::new(Self { runtime }))
@@ -33,26 +33,26 @@ impl Driver {
     fn runtime(&self) -> &Runtime {
         self.runtime
             .as_ref()
-            .expect("it is taken in drop alone, where nobody calls any more")
+            .expect("taken only in drop, after the last call")
     }
 
-    /// Runs `call` to its end and blocks meanwhile; callable from any thread but the store's own.
+    /// Runs `call` to completion while the caller blocks; callable from any thread but the store's own.
     ///
     /// # Errors
-    /// `None` when the call was given up since the store is being dropped.
+    /// `None` when the call was abandoned because the store is being dropped.
     pub(super) fn call<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
         let (done, result) = blocking::sync_channel(1);
         self.runtime().spawn(async move {
-            // The caller waits, so that somebody is there.
+            // The send cannot fail: the caller is blocked on the receiver.
             let _ = done.send(call.await);
         });
         result.recv().ok()
     }
 
-    /// Starts a task that ends, at its next await, when the handle is dropped.
+    /// Starts a task that is cancelled, at its next await, when the handle is dropped.
     pub(super) fn task(
         self: &Arc<Self>,
         work: impl Future<Output = ()> + Send + 'static,
@@ -77,12 +77,15 @@ impl Driver {
     pub(super) fn watch<L: WatchConnection + 'static>(
         self: &Arc<Self>,
         link: L,
-        pace: WatchTimings,
+        timings: WatchTimings,
         sink: StoreSink,
     ) -> Box<dyn StoreWatch> {
-        let (asks, rereads) = mpsc::unbounded_channel();
-        let task = self.task(follow(link, pace, sink, rereads));
-        Box::new(RunningWatch { asks, _task: task })
+        let (requests, rereads) = mpsc::unbounded_channel();
+        let task = self.task(follow(link, timings, sink, rereads));
+        Box::new(RunningWatch {
+            requests,
+            _task: task,
+        })
     }
 }
 
@@ -94,24 +97,24 @@ impl Drop for Driver {
     }
 }
 
-/// A task; dropping it ends it and waits until it has ended.
+/// A running task; dropping it cancels the task and waits for its end.
 pub(super) struct RunningTask {
     stop: Option<oneshot::Sender<()>>,
-    // Behind a lock only since a receiver cannot be shared as it is.
+    // Behind a lock only because a receiver is not `Sync`.
     ended: Mutex<blocking::Receiver<()>>,
     driver: Arc<Driver>,
 }
 
 impl RunningTask {
-    /// Where it runs.
+    /// The runtime that it runs on.
     pub(super) fn driver(&self) -> &Driver {
         &self.driver
     }
 
-    /// Ends it and waits until it has ended.
+    /// Cancels it and waits for its end.
     pub(super) fn end(&mut self) {
         drop(self.stop.take());
-        // Nothing is ever sent: the task's end closes the channel.
+        // No value is ever sent: the end of the task closes the channel.
         let _ = self
             .ended
             .get_mut()
@@ -127,13 +130,13 @@ impl Drop for RunningTask {
 }
 
 struct RunningWatch {
-    asks: mpsc::UnboundedSender<()>,
+    requests: mpsc::UnboundedSender<()>,
     _task: RunningTask,
 }
 
 impl StoreWatch for RunningWatch {
     fn reread(&self) {
-        // The loop listens as long as its task runs.
-        let _ = self.asks.send(());
+        // The loop receives as long as its task runs.
+        let _ = self.requests.send(());
     }
 }

@@ -1,13 +1,13 @@
-//! Why a call of a store with a network did not succeed, before it is told under the store's name.
+//! Failures of calls to a networked store, before the store's name is added.
 
 use super::StoreError;
 
-/// Classified where it is born.
+/// A failed call, classified at its origin.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No answer, or none that counts; another server or another moment can help.
+    /// No usable answer; another server or a later attempt may succeed.
     Away(String),
-    /// Asking again does not help.
+    /// A retry cannot succeed.
     Refused(String),
     /// The revision asked for is compacted.
     Compacted,
@@ -18,7 +18,7 @@ impl Failure {
         Self::Away(reason.into())
     }
 
-    /// A sentence for people.
+    /// The reason as a message.
     pub(super) fn reason(self) -> String {
         match self {
             Self::Away(reason) | Self::Refused(reason) => reason,

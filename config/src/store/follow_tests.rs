@@ -1,4 +1,5 @@
-//! The watch loop against a scripted link: what it tells after events, cancels, outages, restored servers and lost events.
+//! The watch loop against a scripted connection: its updates after events, cancelled watches, outages, restored servers
+//! and lost events.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -9,31 +10,31 @@ use tokio::sync::mpsc;
 use super::reflector::{Listing, WatchConnection, WatchEvent, WatchTimings, follow};
 use super::{Cause, ControlKey, Entry, KeyVersion, StoreUpdate, Tree, TreeChange};
 
-/// What happens when the loop asks for the next event.
+/// What `next` does when the loop polls it.
 enum Step {
-    Hear(WatchEvent),
-    /// Nothing until a listing was asked for.
+    Event(WatchEvent),
+    /// Blocks until a listing was requested.
     UntilListed,
 }
 
-/// Answers openings and listings from a queue each; events are played in order, then silence.
+/// Answers `open` and `list` from one queue each and plays the events in order, then stays silent.
 struct Script {
     openings: VecDeque<Result<Listing, String>>,
     listings: VecDeque<Result<Listing, String>>,
     steps: VecDeque<Step>,
-    asked: Arc<Mutex<Vec<&'static str>>>,
+    calls: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Script {
-    fn say(&self, what: &'static str) {
-        self.asked
+    fn log_call(&self, what: &'static str) {
+        self.calls
             .lock()
             .expect("no panic while it is held")
             .push(what);
     }
 
-    fn heard(&self, what: &'static str) -> bool {
-        self.asked
+    fn was_called(&self, what: &'static str) -> bool {
+        self.calls
             .lock()
             .expect("no panic while it is held")
             .contains(&what)
@@ -42,7 +43,7 @@ impl Script {
 
 impl WatchConnection for Script {
     async fn open(&mut self, _known: u64) -> Result<Listing, String> {
-        self.say("open");
+        self.log_call("open");
         match self.openings.pop_front() {
             Some(answer) => answer,
             None => std::future::pending().await,
@@ -50,7 +51,7 @@ impl WatchConnection for Script {
     }
 
     async fn list(&mut self, _known: u64) -> Result<Listing, String> {
-        self.say("list");
+        self.log_call("list");
         match self.listings.pop_front() {
             Some(answer) => answer,
             None => std::future::pending().await,
@@ -60,12 +61,12 @@ impl WatchConnection for Script {
     async fn next(&mut self) -> WatchEvent {
         while matches!(self.steps.front(), Some(Step::UntilListed)) {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            if self.heard("list") {
+            if self.was_called("list") {
                 self.steps.pop_front();
             }
         }
         match self.steps.pop_front() {
-            Some(Step::Hear(heard)) => heard,
+            Some(Step::Event(event)) => event,
             _ => std::future::pending().await,
         }
     }
@@ -92,15 +93,15 @@ fn gone(name: &str, revision: u64) -> TreeChange {
 }
 
 fn event(change: TreeChange, revision: u64) -> Step {
-    Step::Hear(WatchEvent::Changes {
+    Step::Event(WatchEvent::Changes {
         changes: vec![change],
-        strangers: Vec::new(),
+        unrecognized: Vec::new(),
         revision,
     })
 }
 
 fn cancelled() -> Step {
-    Step::Hear(WatchEvent::Lost("cancelled by the server".to_owned()))
+    Step::Event(WatchEvent::Lost("cancelled by the server".to_owned()))
 }
 
 fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
@@ -115,50 +116,50 @@ fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, String> {
     Ok(listing_of(1, changes, revision))
 }
 
-/// Plays a script until the sink was told `lines` times, and gives that and what the link was asked.
+/// Plays a script until the sink has received `lines` updates. Returns these and the calls of the connection.
 fn play(
     lines: usize,
     openings: Vec<Result<Listing, String>>,
     listings: Vec<Result<Listing, String>>,
     steps: Vec<Step>,
 ) -> (Vec<String>, Vec<&'static str>) {
-    let asked = Arc::new(Mutex::new(Vec::new()));
+    let calls = Arc::new(Mutex::new(Vec::new()));
     let script = Script {
         openings: openings.into(),
         listings: listings.into(),
         steps: steps.into(),
-        asked: Arc::clone(&asked),
+        calls: Arc::clone(&calls),
     };
-    let pace = WatchTimings {
-        patience: Duration::from_millis(300),
+    let timings = WatchTimings {
+        list_timeout: Duration::from_millis(300),
         relist: Duration::from_millis(1200),
     };
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (send, mut updates) = mpsc::unbounded_channel();
     let sink = Box::new(move |update| {
-        let _ = tell.send(line(&update));
+        let _ = send.send(line(&update));
     });
-    let (_asks, rereads) = mpsc::unbounded_channel();
+    let (_requests, rereads) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .expect("a runtime");
-    let told = runtime.block_on(async {
+    let seen = runtime.block_on(async {
         let mut seen = Vec::new();
         let collect = async {
             while seen.len() < lines {
-                seen.extend(told.recv().await);
+                seen.extend(updates.recv().await);
             }
         };
         tokio::select! {
-            () = follow(script, pace, sink, rereads) => {}
+            () = follow(script, timings, sink, rereads) => {}
             () = collect => {}
             () = tokio::time::sleep(Duration::from_secs(20)) => {}
         }
         seen
     });
-    let asked = asked.lock().expect("no panic while it is held").clone();
-    assert_eq!(told.len(), lines, "{told:?}");
-    (told, asked)
+    let calls = calls.lock().expect("no panic while it is held").clone();
+    assert_eq!(seen.len(), lines, "{seen:?}");
+    (seen, calls)
 }
 
 fn line(update: &StoreUpdate) -> String {
@@ -179,18 +180,18 @@ fn line(update: &StoreUpdate) -> String {
                 Cause::First => "first",
                 Cause::Event => "event",
                 Cause::Resync => "resync",
-                Cause::MissedUpdate => "repair",
+                Cause::MissedUpdate => "missed",
             };
             format!("{cause} {} @{}", changes.join(" "), tree.revision)
         }
-        StoreUpdate::Unreachable { reason } => format!("away: {reason}"),
-        StoreUpdate::Reachable => "back".to_owned(),
+        StoreUpdate::Unreachable { reason } => format!("unreachable: {reason}"),
+        StoreUpdate::Reachable => "reachable".to_owned(),
     }
 }
 
 #[test]
-fn events_follow_the_first_reading_and_older_ones_are_dropped() {
-    let (told, _) = play(
+fn events_follow_the_first_listing_and_older_ones_are_dropped() {
+    let (seen, _) = play(
         3,
         vec![listing(&[put("a", "true", 3)], 5)],
         vec![],
@@ -205,14 +206,14 @@ fn events_follow_the_first_reading_and_older_ones_are_dropped() {
         ],
     );
     assert_eq!(
-        told,
+        seen,
         ["first a=true @5", "event a=false @6", "event a=- @8"]
     );
 }
 
 #[test]
-fn after_a_cancel_everything_is_read_again_without_calling_it_an_outage() {
-    let (told, asked) = play(
+fn a_cancelled_watch_causes_a_resync_without_reporting_an_outage() {
+    let (seen, calls) = play(
         3,
         vec![
             listing(&[put("a", "true", 3)], 5),
@@ -222,20 +223,20 @@ fn after_a_cancel_everything_is_read_again_without_calling_it_an_outage() {
         vec![cancelled(), event(put("b", "false", 10), 10)],
     );
     assert_eq!(
-        told,
+        seen,
         [
             "first a=true @5",
             "resync b=true a=false @9",
             "event b=false @10"
         ]
     );
-    assert_eq!(asked, ["open", "open"]);
+    assert_eq!(calls, ["open", "open"]);
 }
 
 #[test]
-fn an_outage_is_told_once_and_ends_with_what_changed_meanwhile() {
+fn an_outage_is_reported_once_and_ends_with_the_changes_made_during_it() {
     let refused = || Err("connection refused".to_owned());
-    let (told, _) = play(
+    let (seen, _) = play(
         4,
         vec![
             listing(&[put("a", "true", 3), put("b", "true", 4)], 5),
@@ -248,28 +249,28 @@ fn an_outage_is_told_once_and_ends_with_what_changed_meanwhile() {
         vec![cancelled()],
     );
     assert_eq!(
-        told,
+        seen,
         [
             "first a=true b=true @5",
-            "away: connection refused",
-            "back",
+            "unreachable: connection refused",
+            "reachable",
             "resync a=- b=false @7"
         ]
     );
 }
 
 #[test]
-fn a_store_that_is_silent_from_the_start_is_told_to_be_away() {
-    let (told, _) = play(1, vec![], vec![], vec![]);
-    assert_eq!(told, ["away: no answer within 300ms"]);
+fn a_store_that_never_answers_is_reported_unreachable() {
+    let (seen, _) = play(1, vec![], vec![], vec![]);
+    assert_eq!(seen, ["unreachable: no answer within 300ms"]);
 }
 
 #[test]
-fn a_store_that_was_restored_is_followed_again_and_so_is_another_cluster() {
+fn a_restored_store_and_a_different_cluster_are_both_followed() {
     let mut restored = listing_of(1, &[put("a", "false", 20)], 40);
-    // Where a listing is not of one moment, its floor is what was known before.
+    // A listing that is not atomic has the previously known revision as its floor.
     restored.tree.floor = 50;
-    let (told, asked) = play(
+    let (seen, calls) = play(
         6,
         vec![
             listing(&[put("a", "true", 30)], 50),
@@ -286,7 +287,7 @@ fn a_store_that_was_restored_is_followed_again_and_so_is_another_cluster() {
         ],
     );
     assert_eq!(
-        told,
+        seen,
         [
             "first a=true @50",
             "resync a=false @40",
@@ -296,12 +297,12 @@ fn a_store_that_was_restored_is_followed_again_and_so_is_another_cluster() {
             "event b=false @45"
         ]
     );
-    assert_eq!(asked, ["open", "open", "open"]);
+    assert_eq!(calls, ["open", "open", "open"]);
 }
 
 #[test]
-fn that_only_the_revision_went_back_is_told_too() {
-    let (told, asked) = play(
+fn a_reverted_revision_is_reported_even_without_changes() {
+    let (seen, calls) = play(
         2,
         vec![
             listing(&[put("a", "true", 3)], 50),
@@ -310,18 +311,18 @@ fn that_only_the_revision_went_back_is_told_too() {
         vec![listing(&[put("a", "true", 3)], 40)],
         vec![],
     );
-    assert_eq!(told, ["first a=true @50", "resync  @40"]);
+    assert_eq!(seen, ["first a=true @50", "resync  @40"]);
     assert_eq!(
-        asked[..3],
+        calls[..3],
         ["open", "list", "open"],
-        "a listing is no proof"
+        "a re-list is not linearised, an opening is"
     );
 }
 
 #[test]
-fn why_a_store_is_away_is_told_again_when_it_changes() {
+fn a_changed_reason_of_an_outage_is_reported() {
     let away = |reason: &str| Err(reason.to_owned());
-    let (told, _) = play(
+    let (seen, _) = play(
         5,
         vec![
             away("connection refused"),
@@ -334,20 +335,20 @@ fn why_a_store_is_away_is_told_again_when_it_changes() {
         vec![],
     );
     assert_eq!(
-        told,
+        seen,
         [
-            "away: connection refused",
-            "away: permission denied",
-            "away: connection refused",
-            "back",
+            "unreachable: connection refused",
+            "unreachable: permission denied",
+            "unreachable: connection refused",
+            "reachable",
             "first a=true @5"
         ]
     );
 }
 
 #[test]
-fn an_event_that_the_server_lost_is_repaired_by_the_relist_and_the_watch_is_made_anew() {
-    let (told, asked) = play(
+fn a_relist_repairs_an_event_lost_by_the_server_and_reopens_the_watch() {
+    let (seen, calls) = play(
         3,
         vec![
             listing(&[put("a", "true", 3)], 5),
@@ -357,15 +358,15 @@ fn an_event_that_the_server_lost_is_repaired_by_the_relist_and_the_watch_is_made
         vec![],
     );
     assert_eq!(
-        told,
-        ["first a=true @5", "repair a=false @6", "resync a=true @8"]
+        seen,
+        ["first a=true @5", "missed a=false @6", "resync a=true @8"]
     );
-    assert_eq!(asked[..3], ["open", "list", "open"]);
+    assert_eq!(calls[..3], ["open", "list", "open"]);
 }
 
 #[test]
-fn an_event_that_comes_soon_after_the_relist_is_no_repair() {
-    let (told, asked) = play(
+fn an_event_within_the_grace_after_a_relist_is_not_a_missed_update() {
+    let (seen, calls) = play(
         3,
         vec![listing(&[put("a", "true", 3)], 5)],
         vec![
@@ -375,31 +376,31 @@ fn an_event_that_comes_soon_after_the_relist_is_no_repair() {
         vec![Step::UntilListed, event(put("a", "false", 6), 6)],
     );
     assert_eq!(
-        told,
-        ["first a=true @5", "event a=false @6", "repair a=true @7"]
+        seen,
+        ["first a=true @5", "event a=false @6", "missed a=true @7"]
     );
-    assert_eq!(asked[..3], ["open", "list", "list"]);
+    assert_eq!(calls[..3], ["open", "list", "list"]);
 }
 
 #[test]
-fn a_path_that_is_no_control_key_is_told_and_changes_nothing() {
-    let odd = WatchEvent::Changes {
+fn an_unrecognized_path_is_reported_and_changes_nothing() {
+    let event = WatchEvent::Changes {
         changes: Vec::new(),
-        strangers: vec![("odd".to_owned(), Some("it is no control key".to_owned()))],
+        unrecognized: vec![("odd".to_owned(), Some("not a control key".to_owned()))],
         revision: 6,
     };
-    let (told, _) = play(
+    let (seen, _) = play(
         2,
         vec![listing(&[put("a", "true", 3)], 5)],
         vec![],
-        vec![Step::Hear(odd)],
+        vec![Step::Event(event)],
     );
-    assert_eq!(told, ["first a=true @5", "event  @6"]);
+    assert_eq!(seen, ["first a=true @5", "event  @6"]);
 }
 
 #[test]
-fn a_relist_that_fails_leads_to_a_new_connection() {
-    let (told, asked) = play(
+fn a_failed_relist_reopens_the_connection() {
+    let (seen, calls) = play(
         2,
         vec![
             listing(&[put("a", "true", 3)], 5),
@@ -408,41 +409,41 @@ fn a_relist_that_fails_leads_to_a_new_connection() {
         vec![Err("stalled".to_owned())],
         vec![],
     );
-    assert_eq!(told, ["first a=true @5", "resync a=false @6"]);
-    assert_eq!(asked[..3], ["open", "list", "open"]);
+    assert_eq!(seen, ["first a=true @5", "resync a=false @6"]);
+    assert_eq!(calls[..3], ["open", "list", "open"]);
 }
 
-/// A reading after the watch has told of deletes.
-fn listing_told(deleted: &[&str], listing: Result<Listing, String>) -> Result<Listing, String> {
-    let told_deleted = deleted.iter().map(|name| gate(name)).collect();
+/// A listing after the watch has reported deletes.
+fn listing_after(deleted: &[&str], listing: Result<Listing, String>) -> Result<Listing, String> {
+    let deletes_seen = deleted.iter().map(|name| gate(name)).collect();
     listing.map(|listing| Listing {
-        told_deleted,
+        deletes_seen,
         ..listing
     })
 }
 
 #[test]
-fn a_delete_that_a_notice_told_without_a_number_was_seen_by_the_watch() {
+fn a_delete_from_an_unnumbered_notice_counts_as_seen_by_the_watch() {
     let all = [
         put("a", "true", 3),
         put("b", "true", 3),
         put("c", "true", 3),
     ];
-    let (told, asked) = play(
+    let (seen, calls) = play(
         4,
         vec![listing(&all, 5)],
         vec![
-            listing_told(&["a"], listing(&all[1..], 6)),
-            // `c` is missing too, and nobody told why.
-            listing_told(&["b"], listing(&[put("d", "true", 8)], 9)),
+            listing_after(&["a"], listing(&all[1..], 6)),
+            // `c` is missing too, without a notice.
+            listing_after(&["b"], listing(&[put("d", "true", 8)], 9)),
         ],
         vec![
-            Step::Hear(WatchEvent::Unnumbered),
-            Step::Hear(WatchEvent::Unnumbered),
+            Step::Event(WatchEvent::Unnumbered),
+            Step::Event(WatchEvent::Unnumbered),
         ],
     );
     assert_eq!(
-        told,
+        seen,
         [
             "first a=true b=true c=true @5",
             "event a=- @6",
@@ -450,23 +451,23 @@ fn a_delete_that_a_notice_told_without_a_number_was_seen_by_the_watch() {
             "resync c=- d=true @9"
         ]
     );
-    assert_eq!(asked[..3], ["open", "list", "list"], "the watch goes on");
+    assert_eq!(calls[..3], ["open", "list", "list"], "the watch continues");
 }
 
 #[test]
-fn what_a_lost_watch_has_told_counts_and_not_of_a_store_that_went_back() {
-    let (told, _) = play(
+fn deletes_reported_by_a_lost_watch_count_unless_the_store_reverted() {
+    let (seen, _) = play(
         4,
         vec![
             listing(&[put("a", "true", 3), put("b", "true", 3)], 5),
-            listing_told(&["a", "b"], listing(&[put("b", "true", 3)], 7)),
-            listing_told(&["b"], listing(&[], 4)),
+            listing_after(&["a", "b"], listing(&[put("b", "true", 3)], 7)),
+            listing_after(&["b"], listing(&[], 4)),
         ],
         vec![],
         vec![cancelled(), cancelled(), event(put("b", "true", 5), 5)],
     );
     assert_eq!(
-        told,
+        seen,
         [
             "first a=true b=true @5",
             "event a=- @7",
@@ -477,18 +478,18 @@ fn what_a_lost_watch_has_told_counts_and_not_of_a_store_that_went_back() {
 }
 
 #[test]
-fn what_was_told_before_a_relist_counts_for_the_reading_that_is_taken_over() {
+fn deletes_reported_during_a_pending_relist_count_for_it() {
     let all = [put("a", "true", 3), put("b", "true", 3)];
-    let (told, asked) = play(
+    let (seen, calls) = play(
         2,
         vec![listing(&all, 5)],
         vec![
-            // The difference has to last before it is a repair, and the notice comes meanwhile.
-            listing_told(&["a"], listing(&all[1..], 6)),
+            // The difference must outlast the grace to count as missed; the notice arrives during it.
+            listing_after(&["a"], listing(&all[1..], 6)),
             listing(&all[1..], 6),
         ],
-        vec![Step::UntilListed, Step::Hear(WatchEvent::Unnumbered)],
+        vec![Step::UntilListed, Step::Event(WatchEvent::Unnumbered)],
     );
-    assert_eq!(told, ["first a=true b=true @5", "event a=- @6"]);
-    assert_eq!(asked[..3], ["open", "list", "list"]);
+    assert_eq!(seen, ["first a=true b=true @5", "event a=- @6"]);
+    assert_eq!(calls[..3], ["open", "list", "list"]);
 }

@@ -1,13 +1,14 @@
-//! Keeps a member's key: by a clock of its own, looked at and not assumed, under an id that no other process holds.
+//! Keeps a member's key alive: on its own timer, by verifying the key rather than assuming it, under an id that no
+//! other process holds.
 //!
 //! ```text
-//!  clock (a third of the key's life) ─┐
-//!  a new report ──────────────────────┼─► renew what the key lives by, if the clock says so ─► write, or look
-//!  the connection changed ────────────┤        └ failed: again after a growing pause       └ another's: `Claim`
+//!  timer (a third of the key's TTL) ──┐
+//!  a new report ──────────────────────┼─► renew lease or session, on the timer ─► write, or verify
+//!  the connection changed ────────────┤        └ failed: retry with backoff          └ another's key: `Claim`
 //!  another process holds the id ──────┘
 //! ```
 //!
-//! Reports must not move the clock: a control plane that is written often makes many.
+//! Reports must not reset the timer: a busy control plane produces many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +23,18 @@ use super::{Membership, MembershipStatus};
 use crate::jitter::backoff;
 use crate::member::MemberReport;
 
-/// First and longest wait between attempts to keep a key; what is waited is a random part of it.
+/// Initial and maximum delay between attempts to keep a key; randomized.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
-/// Longest time between two looks at an id that another process holds.
+/// Maximum poll interval of an id that another process holds.
 const CLAIM_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A member's key in one kind of store.
 pub(super) trait MemberLink: Send {
-    /// Renews what keys live by, such as a lease; makes a new one where that is gone.
+    /// Renews the lease or session that the key depends on, or creates a new one.
     fn renew(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Makes `report` stand under `id`, unless another process holds that: a key that lives by nothing, and one of which
-    /// `is_own` says so, is replaced.
+    /// Writes `report` under `id`, unless another process holds that. A key without lease or session, and one for which
+    /// `is_own` returns true, is replaced.
     fn write(
         &mut self,
         id: &str,
@@ -41,20 +42,20 @@ pub(super) trait MemberLink: Send {
         is_own: &(dyn Fn(&[u8]) -> bool + Sync),
     ) -> impl Future<Output = Result<Written, Failure>> + Send;
 
-    /// Returns when the key may be gone and has to be looked at at once.
-    fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
+    /// Resolves when the key may be gone and must be verified at once.
+    fn invalidated(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// What came of writing a member's key.
+/// Result of writing a member's key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// The report stands there.
+    /// The key holds the report.
     Done,
-    /// Another living process wrote this there.
+    /// A different live process wrote this value there.
     Taken(Vec<u8>),
 }
 
-/// Leaves: takes away the key under the id that it is given.
+/// Called on leaving: deletes the key under the given id.
 pub(super) type Leave = Box<dyn FnOnce(&Driver, String) + Send + Sync>;
 
 struct KeptMember {
@@ -64,12 +65,12 @@ struct KeptMember {
     leave: Option<Leave>,
 }
 
-/// How long a key lives.
+/// How long a key outlives its process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
-    /// After its process was killed.
+    /// TTL of the lease or session after its process was killed.
     pub(super) ttl: Duration,
-    /// What the store may take beyond that to remove it.
+    /// Maximum time until the store removes the key after that.
     pub(super) removal: Duration,
 }
 
@@ -82,9 +83,9 @@ pub(super) fn join<L: MemberLink + 'static>(
     leave: Leave,
 ) -> Box<dyn Membership> {
     let claim = Claim::new(&report, life.ttl + life.removal);
-    let (told, status) = watch::channel(claim.status());
+    let (status_sender, status) = watch::channel(claim.status());
     let (reports, newest) = watch::channel(Arc::new(report));
-    let task = driver.task(keep(link, claim, life.ttl / 3, newest, told));
+    let task = driver.task(keep(link, claim, life.ttl / 3, newest, status_sender));
     Box::new(KeptMember {
         reports,
         status,
@@ -95,7 +96,7 @@ pub(super) fn join<L: MemberLink + 'static>(
 
 impl Membership for KeptMember {
     fn report(&self, report: MemberReport) {
-        // The task lives as long as the value.
+        // The receiving task lives as long as `self`.
         let _ = self.reports.send(Arc::new(report));
     }
 
@@ -114,13 +115,13 @@ impl Drop for KeptMember {
     }
 }
 
-/// Keeps the key until nobody reports any more.
+/// Keeps the key until the sender of reports is dropped.
 async fn keep<L: MemberLink>(
     mut link: L,
     mut claim: Claim,
     beat: Duration,
     mut reports: watch::Receiver<Arc<MemberReport>>,
-    told: watch::Sender<MembershipStatus>,
+    status: watch::Sender<MembershipStatus>,
 ) {
     let mut clock = interval(beat);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,17 +130,17 @@ async fn keep<L: MemberLink>(
         let pause = failures
             .pause(beat)
             .or_else(|| claim.is_taken().then(|| CLAIM_POLL_INTERVAL.min(beat)));
-        let well = failures.count == 0;
-        // The clock comes first: nothing that happens often keeps it waiting.
+        let healthy = failures.count == 0;
+        // The timer has priority, so frequent reports cannot starve it.
         let renew = tokio::select! {
             biased;
             _ = clock.tick() => true,
-            changed = reports.changed(), if well => match changed {
+            changed = reports.changed(), if healthy => match changed {
                 Ok(()) => false,
                 Err(_) => return,
             },
-            () = link.disturbed(), if well => false,
-            () = sleep(pause.unwrap_or_default()), if pause.is_some() => !well,
+            () = link.invalidated(), if healthy => false,
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => !healthy,
         };
         let report = Arc::clone(&reports.borrow_and_update());
         let kept = match renew {
@@ -151,29 +152,29 @@ async fn keep<L: MemberLink>(
             failed => failed,
         };
         match kept {
-            Ok(()) => failures.over(),
+            Ok(()) => failures.clear(),
             Err(failure) => {
-                claim.unseen(Instant::now());
-                failures.note(claim.id(), failure);
+                claim.restart_wait(Instant::now());
+                failures.record(claim.id(), failure);
             }
         }
-        told.send_if_modified(|status| {
+        status.send_if_modified(|status| {
             let now = claim.status();
-            let news = *status != now;
+            let is_changed = *status != now;
             *status = now;
-            news
+            is_changed
         });
     }
 }
 
-/// Writes the report under the id, or under the next one.
+/// Writes the report under the own id, or under a replacement id.
 async fn write<L: MemberLink>(
     link: &mut L,
     claim: &mut Claim,
     report: &MemberReport,
     failures: &mut Failures,
 ) -> Result<(), Failure> {
-    let mut short = false;
+    let mut minimal = false;
     loop {
         let report = MemberReport {
             id: claim.id().to_owned(),
@@ -181,8 +182,8 @@ async fn write<L: MemberLink>(
         };
         let mut value = report.to_json();
         let whole = value.len();
-        short |= failures.is_too_long(whole);
-        if short {
+        minimal |= failures.is_too_long(whole);
+        if minimal {
             value = report.minimal().to_json();
         }
         let is_own = |value: &[u8]| claim.is_own(value);
@@ -190,7 +191,7 @@ async fn write<L: MemberLink>(
         match written {
             Ok(Written::Done) => {
                 claim.held();
-                failures.written(whole, short);
+                failures.written(whole, minimal);
                 return Ok(());
             }
             Ok(Written::Taken(by)) => {
@@ -198,14 +199,14 @@ async fn write<L: MemberLink>(
                     return Ok(());
                 }
             }
-            // A member that cannot tell all is still a member.
-            Err(Failure::Refused(reason)) if !short => {
+            // A member with a minimal report is still a member.
+            Err(Failure::Refused(reason)) if !minimal => {
                 tracing::debug!(
                     member = claim.id(),
                     reason,
-                    "a member's report is refused; a short one is tried"
+                    "member report refused; retrying with a minimal one"
                 );
-                short = true;
+                minimal = true;
             }
             Err(failure) => return Err(failure),
         }
@@ -216,26 +217,23 @@ async fn write<L: MemberLink>(
 #[derive(Default)]
 struct Failures {
     count: u32,
-    /// Whether a refusal was told.
-    told: bool,
-    /// The length of a whole report that was refused where a short one was taken: those of that length are not tried again.
+    /// Whether a refusal was logged.
+    is_logged: bool,
+    /// The length of a full report that was refused where a minimal one was accepted: reports of that length or more
+    /// are not tried again.
     too_long: Option<usize>,
 }
 
 impl Failures {
-    fn note(&mut self, member: &str, failure: Failure) {
+    fn record(&mut self, member: &str, failure: Failure) {
         self.count = self.count.saturating_add(1);
         let refused = matches!(failure, Failure::Refused(_));
         let reason = failure.reason();
-        if refused && !self.told {
-            self.told = true;
-            tracing::warn!(
-                member,
-                reason,
-                "a member's key is refused by its store; trying again"
-            );
+        if refused && !self.is_logged {
+            self.is_logged = true;
+            tracing::warn!(member, reason, "member key refused by its store; retrying");
         } else {
-            tracing::debug!(member, reason, "a member's key is not kept; trying again");
+            tracing::debug!(member, reason, "cannot keep member key; retrying");
         }
     }
 
@@ -244,21 +242,21 @@ impl Failures {
         self.too_long.is_some_and(|too_long| whole >= too_long)
     }
 
-    /// A report was taken. A short one that was taken where the whole one was not tells that this is a matter of length: what
-    /// is refused for another reason, such as a right, is refused whatever its length.
-    fn written(&mut self, whole: usize, short: bool) {
-        if short && !self.is_too_long(whole) {
+    /// Records an accepted report. A minimal one that was accepted where the full one was not shows that length is the
+    /// reason: a refusal for another reason, such as a permission, does not depend on the length.
+    fn written(&mut self, whole: usize, minimal: bool) {
+        if minimal && !self.is_too_long(whole) {
             tracing::warn!(
                 bytes = whole,
-                "a member's report is refused for its length; a short one is written"
+                "member report too long for its store; writing a minimal one"
             );
             self.too_long = Some(whole);
         }
     }
 
-    fn over(&mut self) {
+    fn clear(&mut self) {
         self.count = 0;
-        self.told = false;
+        self.is_logged = false;
     }
 
     fn pause(&self, beat: Duration) -> Option<Duration> {
@@ -274,19 +272,19 @@ mod tests {
 
     use super::*;
 
-    /// A store in which keys live by leases, and a lease until a test takes it away.
+    /// A store whose keys depend on leases; a lease lasts until a test removes it.
     #[derive(Default)]
     struct Shared {
         /// By id: lease and value.
         keys: BTreeMap<String, (u64, Vec<u8>)>,
         leases: BTreeSet<u64>,
         renewals: u32,
-        /// Longest value that is taken.
+        /// Maximum accepted length of a value.
         longest: Option<usize>,
     }
 
     impl Shared {
-        /// The keys whose lease lives, with the instance that wrote them.
+        /// The keys with a live lease, with the instance that wrote them.
         fn living(&mut self) -> Vec<(String, String)> {
             let leases = &self.leases;
             self.keys.retain(|_, (lease, _)| leases.contains(lease));
@@ -340,7 +338,7 @@ mod tests {
             }
         }
 
-        async fn disturbed(&mut self) {
+        async fn invalidated(&mut self) {
             std::future::pending().await
         }
     }
@@ -363,15 +361,15 @@ mod tests {
         }
     }
 
-    fn start(store: &Store, instance: &str, lease: u64, patience: Duration) -> Kept {
-        let claim = Claim::new(&report(instance, 0), patience);
+    fn start(store: &Store, instance: &str, lease: u64, hold_timeout: Duration) -> Kept {
+        let claim = Claim::new(&report(instance, 0), hold_timeout);
         let link = Leased {
             store: Arc::clone(store),
             lease,
         };
-        let (told, status) = watch::channel(claim.status());
+        let (status_sender, status) = watch::channel(claim.status());
         let (reports, newest) = watch::channel(Arc::new(report(instance, 0)));
-        let task = tokio::spawn(keep(link, claim, BEAT, newest, told));
+        let task = tokio::spawn(keep(link, claim, BEAT, newest, status_sender));
         Kept {
             reports,
             status,
@@ -387,7 +385,7 @@ mod tests {
             .block_on(test);
     }
 
-    /// Asks every 5 ms until it is so.
+    /// Polls `is_so` every 5 ms until it returns true.
     async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         while !is_so() {
@@ -401,12 +399,12 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_reports_all_the_time_renews_its_lease() {
+    fn frequent_reports_do_not_keep_a_member_from_renewing_its_lease() {
         run(async {
             let store = Store::default();
             let member = start(&store, "a", 1, LONG);
             let mut revision = 0;
-            until("ten renewals beside the reports", || {
+            until("ten renewals despite the reports", || {
                 revision += 1;
                 let _ = member.reports.send(Arc::new(report("a", revision)));
                 lock(&store).renewals >= 10
@@ -417,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_somebody_deletes_is_back() {
+    fn a_deleted_member_key_is_written_again() {
         run(async {
             let store = Store::default();
             let _member = start(&store, "a", 1, LONG);
@@ -428,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_lapsed_is_made_anew() {
+    fn an_expired_lease_is_replaced() {
         run(async {
             let store = Store::default();
             let member = start(&store, "a", 1, LONG);
@@ -440,13 +438,13 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_one_id_the_first_keeps_it_and_the_second_takes_another_aloud() {
+    fn of_two_members_with_one_id_the_second_takes_another_and_reports_the_clash() {
         run(async {
             let store = Store::default();
             let first = start(&store, "a", 1, LONG);
             until("the key", || lock(&store).living() == m1_of("a")).await;
             let second = start(&store, "b", 2, 3 * BEAT);
-            until("a word of the clash", || {
+            until("the report of the clash", || {
                 assert_eq!(lock(&store).living()[0], m1_of("a")[0]);
                 second.status.borrow().clash.is_some()
             })
@@ -456,16 +454,19 @@ mod tests {
                 lock(&store).living().len() == 2
             })
             .await;
-            until("word of it", || second.status.borrow().id != "m1").await;
+            until("the report of the id", || second.status.borrow().id != "m1").await;
             let id = second.status.borrow().id.clone();
             assert!(id.starts_with("m1-"), "{id}");
             let both = [&m1_of("a")[..], &[(id.clone(), "b".to_owned())]].concat();
             assert_eq!(lock(&store).living(), both);
             let value = lock(&store).keys[&id].1.clone();
             assert_eq!(MemberReport::from_json(&value).unwrap().id, id);
-            assert!(second.status.borrow().clash.is_some(), "it stays told");
+            assert!(
+                second.status.borrow().clash.is_some(),
+                "the clash stays reported"
+            );
             assert_eq!(first.status.borrow().clash, None);
-            // The key of the one that goes is not the other's.
+            // Stopping one does not affect the key of the other.
             second.task.abort();
             until("its end", || second.task.is_finished()).await;
             lock(&store).leases.remove(&2);
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_was_killed_has_its_id_again_when_its_old_key_lapses() {
+    fn a_restarted_member_regains_its_id_when_the_old_key_expires() {
         run(async {
             let store = Store::default();
             let killed = start(&store, "a", 1, LONG);
@@ -482,7 +483,7 @@ mod tests {
             killed.task.abort();
             until("its end", || killed.task.is_finished()).await;
             let next = start(&store, "b", 2, LONG);
-            until("a word of the clash", || {
+            until("the report of the clash", || {
                 next.status.borrow().clash.is_some()
             })
             .await;
@@ -497,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_whose_report_is_refused_stays_a_member_with_a_short_one() {
+    fn a_member_whose_full_report_is_refused_stays_a_member_with_a_minimal_one() {
         run(async {
             let store = Store::default();
             lock(&store).longest = Some(400);
@@ -507,21 +508,23 @@ mod tests {
                 ..report("a", 7)
             };
             let _ = member.reports.send(Arc::new(long));
-            until("a short report", || {
+            until("a minimal report", || {
                 let store = lock(&store);
-                let told = store.keys.get("m1");
-                let told = told.map(|(_, value)| MemberReport::from_json(value).unwrap());
-                told.is_some_and(|told| (told.applied_revision, told.omitted.handlers) == (7, 100))
+                let written = store.keys.get("m1");
+                let written = written.map(|(_, value)| MemberReport::from_json(value).unwrap());
+                written.is_some_and(|written| {
+                    (written.applied_revision, written.omitted.handlers) == (7, 100)
+                })
             })
             .await;
         });
     }
 
     #[test]
-    fn a_refusal_that_is_over_leaves_nothing_out_of_the_next_report() {
+    fn the_report_after_a_temporary_refusal_is_complete() {
         run(async {
             let store = Store::default();
-            // Whatever its length, as without a right.
+            // Refused regardless of length, as without a permission.
             lock(&store).longest = Some(0);
             let member = start(&store, "a", 1, LONG);
             let long = MemberReport {
@@ -534,9 +537,11 @@ mod tests {
             lock(&store).longest = None;
             until("the whole report", || {
                 let store = lock(&store);
-                let told = store.keys.get("m1");
-                let told = told.map(|(_, value)| MemberReport::from_json(value).unwrap());
-                told.is_some_and(|told| (told.preparing.len(), told.omitted.handlers) == (100, 0))
+                let written = store.keys.get("m1");
+                let written = written.map(|(_, value)| MemberReport::from_json(value).unwrap());
+                written.is_some_and(|written| {
+                    (written.preparing.len(), written.omitted.handlers) == (100, 0)
+                })
             })
             .await;
         });

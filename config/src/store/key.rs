@@ -1,17 +1,17 @@
-//! The keys that the service reads from a store, apart from where a store keeps them.
+//! The control keys that a service reads from a store, independent of their paths in it.
 
 use std::fmt;
 
 use crate::spec::check_name;
 
-/// One control key. Handler names in it are valid ([`ControlKey::enabled`] and its like check them).
+/// One control key. Handler names in it are valid ([`ControlKey::enabled`] and the other constructors check them).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ControlKey {
     /// `{name}/enabled`: the gate, `true` or `false`.
     Enabled(String),
     /// `{name}/spec`: the spec, YAML or JSON.
     Spec(String),
-    /// `{name}/config`: the handler's own config, JSON; it takes the place of the spec's.
+    /// `{name}/config`: the handler's own config, JSON; it replaces the config in the spec.
     Config(String),
     /// `{name}/canary`: a canary or shadow of a version, JSON.
     Canary(String),
@@ -21,20 +21,20 @@ pub enum ControlKey {
     Logging,
     /// `metrics/level`: `off`, `basic`, `handler` or `partition`.
     MetricsLevel,
-    /// `.bridge`: by what bridges tell that a store has not gone back to an earlier state. Nobody else reads it.
+    /// `.bridge`: the mark by which bridges detect that a store reverted to an earlier state. Nothing else reads it.
     Bridge,
 }
 
-/// Where [`ControlKey::Bridge`] stands in every store; no handler and no template can have the name.
+/// The path of [`ControlKey::Bridge`] in every store; no handler and no template can have this name.
 pub(super) const BRIDGE_PATH: &str = ".bridge";
 
-/// Why a text is no handler name.
+/// An invalid handler name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` is no handler name: {reason}")]
+#[error("`{name}` is not a valid handler name: {reason}")]
 pub struct KeyNameError {
     /// The text.
     pub name: String,
-    /// What it must be like.
+    /// The rule that it breaks.
     pub reason: String,
 }
 
@@ -55,7 +55,7 @@ impl ControlKey {
     /// The gate of a handler.
     ///
     /// # Errors
-    /// [`KeyNameError`] when no handler can have this name.
+    /// [`KeyNameError`] when the name is not a valid handler name.
     pub fn enabled(name: &str) -> Result<Self, KeyNameError> {
         checked(name).map(Self::Enabled)
     }
@@ -63,15 +63,15 @@ impl ControlKey {
     /// The spec of a handler.
     ///
     /// # Errors
-    /// [`KeyNameError`] when no handler can have this name.
+    /// [`KeyNameError`] when the name is not a valid handler name.
     pub fn spec(name: &str) -> Result<Self, KeyNameError> {
         checked(name).map(Self::Spec)
     }
 
-    /// The own config of a handler.
+    /// The config of a handler, apart from its spec.
     ///
     /// # Errors
-    /// [`KeyNameError`] when no handler can have this name.
+    /// [`KeyNameError`] when the name is not a valid handler name.
     pub fn config(name: &str) -> Result<Self, KeyNameError> {
         checked(name).map(Self::Config)
     }
@@ -79,7 +79,7 @@ impl ControlKey {
     /// The canary of a handler.
     ///
     /// # Errors
-    /// [`KeyNameError`] when no handler can have this name.
+    /// [`KeyNameError`] when the name is not a valid handler name.
     pub fn canary(name: &str) -> Result<Self, KeyNameError> {
         checked(name).map(Self::Canary)
     }
@@ -87,7 +87,7 @@ impl ControlKey {
     /// The rollout of a handler.
     ///
     /// # Errors
-    /// [`KeyNameError`] when no handler can have this name.
+    /// [`KeyNameError`] when the name is not a valid handler name.
     pub fn rollout(name: &str) -> Result<Self, KeyNameError> {
         checked(name).map(Self::Rollout)
     }
@@ -103,7 +103,7 @@ fn checked(name: &str) -> Result<String, KeyNameError> {
     }
 }
 
-/// The key below the prefix, as etcd has it unless the path map says otherwise.
+/// The path below the prefix in etcd's default layout.
 impl fmt::Display for ControlKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,5 @@
-//! A store in memory, for tests and embedding programs: compare-and-set, watches, history, outages and dropped events on demand.
+//! An in-memory store, for tests and embedders: compare-and-set, watches, history, and simulated outages and dropped
+//! events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,13 +13,13 @@ use super::{
 };
 use crate::member::MemberReport;
 
-/// A store whose outages its [`MemoryStoreHandle`] makes. Watches are told on the writer's thread.
+/// A store whose failures are controlled by its [`MemoryStoreHandle`]. Watches run on the writer's thread.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Mutex<Shared>>,
 }
 
-/// Makes a [`MemoryStore`] fail.
+/// Simulates failures of a [`MemoryStore`].
 #[derive(Clone)]
 pub struct MemoryStoreHandle {
     shared: Arc<Mutex<Shared>>,
@@ -35,7 +36,7 @@ struct Shared {
     next_watch: u64,
 }
 
-/// What a [`MemoryStore`] held at one moment, as a backup has it.
+/// The content of a [`MemoryStore`] at one moment, like a backup.
 #[derive(Clone)]
 pub struct MemoryBackup {
     tree: Tree,
@@ -43,7 +44,7 @@ pub struct MemoryBackup {
 }
 
 impl MemoryBackup {
-    /// The same as the backup of another store, as a restore under a new cluster id makes it.
+    /// The same content as a backup of a different store, like a restore under a new cluster id.
     #[must_use]
     pub fn as_another(mut self) -> Self {
         self.tree.identity = empty().identity;
@@ -51,7 +52,7 @@ impl MemoryBackup {
     }
 }
 
-/// An empty store that is no other one.
+/// An empty tree with a new store identity.
 fn empty() -> Tree {
     Tree {
         identity: Some(format!("memory {:016x}", fastrand::u64(..)).into()),
@@ -77,7 +78,7 @@ struct Watch {
 }
 
 impl Shared {
-    /// Brings every watch up to the tree.
+    /// Updates every watch to the current tree.
     fn publish(&mut self, cause: Cause) {
         for watch in self.watches.values_mut() {
             let changes = watch.known.changes_to(&self.tree);
@@ -100,7 +101,7 @@ impl Shared {
         }
         Err(StoreError::Unreachable {
             store: "memory".to_owned(),
-            reason: "it is set to be away".to_owned(),
+            reason: "set to be unreachable".to_owned(),
         })
     }
 }
@@ -118,7 +119,7 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// What makes it fail.
+    /// The handle that simulates failures.
     #[must_use]
     pub fn handle(&self) -> MemoryStoreHandle {
         MemoryStoreHandle {
@@ -128,7 +129,7 @@ impl MemoryStore {
 }
 
 impl MemoryStoreHandle {
-    /// Takes the store away, or brings it back: then watches read again.
+    /// Makes the store unreachable, or reachable again; watches then re-read.
     pub fn set_away(&self, away: bool) {
         let mut shared = lock(&self.shared);
         if shared.away == away {
@@ -138,7 +139,7 @@ impl MemoryStoreHandle {
         for watch in shared.watches.values_mut() {
             (watch.sink)(match away {
                 true => StoreUpdate::Unreachable {
-                    reason: "it is set to be away".to_owned(),
+                    reason: "set to be unreachable".to_owned(),
                 },
                 false => StoreUpdate::Reachable,
             });
@@ -148,19 +149,19 @@ impl MemoryStoreHandle {
         }
     }
 
-    /// From now on watches hear nothing of writes, until they are told again or read again.
+    /// Stops reporting writes to watches, or resumes it; the next event or re-read catches up.
     pub fn set_deaf(&self, deaf: bool) {
         lock(&self.shared).deaf = deaf;
     }
 
-    /// The value at `key`, also while the store is away.
+    /// The value at `key`, also while the store is unreachable.
     #[must_use]
     pub fn held(&self, key: &ControlKey) -> Option<Arc<[u8]>> {
         let shared = lock(&self.shared);
         shared.tree.get(key).map(|entry| Arc::clone(&entry.value))
     }
 
-    /// What stands there now.
+    /// The current content.
     #[must_use]
     pub fn back_up(&self) -> MemoryBackup {
         let shared = lock(&self.shared);
@@ -170,7 +171,8 @@ impl MemoryStoreHandle {
         }
     }
 
-    /// Puts a backup in the place of what stands there, of this store or of another one, which it then is. Watches read again.
+    /// Replaces the content with a backup of this store or of a different one, whose identity it then has. Watches
+    /// re-read.
     pub fn restore(&self, backup: &MemoryBackup) {
         let mut shared = lock(&self.shared);
         shared.tree = backup.tree.clone();
@@ -178,7 +180,7 @@ impl MemoryStoreHandle {
         shared.publish(Cause::Resync);
     }
 
-    /// Sets the store up anew: it is empty, begins its revisions again and is another one. Watches read again.
+    /// Recreates the store: empty, with new revisions and a new identity. Watches re-read.
     pub fn wipe(&self) {
         self.restore(&MemoryBackup {
             tree: empty(),
@@ -186,7 +188,7 @@ impl MemoryStoreHandle {
         });
     }
 
-    /// What the regular re-list does: whatever watches have missed is repaired.
+    /// Simulates the periodic re-list, which repairs missed updates.
     pub fn relist(&self) {
         lock(&self.shared).publish(Cause::MissedUpdate);
     }
@@ -216,7 +218,7 @@ impl Store for MemoryStore {
         let known = match shared.away {
             true => {
                 sink(StoreUpdate::Unreachable {
-                    reason: "it is set to be away".to_owned(),
+                    reason: "set to be unreachable".to_owned(),
                 });
                 Tree::default()
             }
@@ -277,7 +279,7 @@ impl Store for MemoryStore {
 
     fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
         check_member_id(&self.describe(), &report.id)?;
-        // A process in memory is never killed, so that nothing is waited for.
+        // In-memory processes are never killed, so the hold timeout is zero.
         let mut claim = Claim::new(&report, Duration::ZERO);
         let mut shared = lock(&self.shared);
         while let Some(there) = shared.members.get(claim.id()) {

@@ -1,14 +1,14 @@
-//! Key-value stores that hold control keys: one trait, so that etcd, ZooKeeper and a test's memory are used alike.
+//! Key-value stores that hold control keys, behind one trait for etcd, ZooKeeper and the in-memory store.
 //!
 //! ```text
 //!            ┌ list ─── the whole tree at one revision
-//!  Store ────┤ watch ── a Tree kept equal to the store's; each change, repair and outage as a StoreUpdate
-//!            │ write ── one key, compared and set, so that two writers do not overwrite each other
+//!  Store ────┤ watch ── a Tree kept in sync with the store; each change, repair and outage as a StoreUpdate
+//!            │ write ── one key, compare-and-set, so that concurrent writers do not overwrite each other
 //!            └ join ─── a member key that lives as long as its process
 //! ```
 //!
-//! Stores speak [`ControlKey`]s; where a key stands in a store is its own business ([`Store::locate`] says it to people).
-//! Above them: the spec source of the service, the bridge between two stores, and the commands that edit keys.
+//! The interface uses [`ControlKey`]s; the path of a key is internal to each store ([`Store::locate`] shows it to
+//! people). Users are the service's spec source, the bridge between two stores, and the commands that edit keys.
 
 mod claim;
 #[cfg(any(test, feature = "testing"))]
@@ -50,41 +50,41 @@ pub use tree::{Entry, KeyVersion, Tree, TreeChange};
 pub use value::check_value;
 pub use zookeeper::ZooKeeperStore;
 
-/// Longest value that is read or written, in bytes.
+/// Maximum length of a value, in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;
 
-/// A store of control keys. Calls block up to the store's request timeout; a store runs its own threads.
+/// A store of control keys. Calls block up to the store's request timeout; each store has its own threads.
 pub trait Store: Send + Sync {
-    /// Where it is; never with credentials.
+    /// The address of the store; never with credentials.
     fn address(&self) -> StoreAddress;
 
-    /// Its address for people, such as `etcd http://127.0.0.1:2379 prefix /plugins`.
+    /// The address as text, such as `etcd http://127.0.0.1:2379 prefix /plugins`.
     fn describe(&self) -> String {
         self.address().to_string()
     }
 
-    /// Where `key` stands in this store, for people.
+    /// The path of `key` in this store, for messages.
     fn locate(&self, key: &ControlKey) -> String;
 
-    /// Everything below the prefix, as of one moment that is not older than the call.
+    /// Everything below the prefix, as of one moment no earlier than the call.
     ///
     /// # Errors
     /// [`StoreError`] when the store does not answer.
     fn list(&self) -> Result<Tree, StoreError>;
 
-    /// Keeps a [`Tree`] equal to the store's and tells `sink` of each change, until the handle is dropped.
-    /// Outages do not end it: it goes on by itself when the store is back (G10).
-    /// The first update is [`StoreUpdate::Tree`], or [`StoreUpdate::Unreachable`] when the store is away.
+    /// Keeps a [`Tree`] in sync with the store and reports each change to `sink`, until the handle is dropped. Outages
+    /// do not end the watch: it recovers by itself (G10). The first update is [`StoreUpdate::Tree`], or
+    /// [`StoreUpdate::Unreachable`] when the store does not answer.
     ///
     /// # Errors
-    /// [`StoreError`] only when the watch cannot be started at all, such as for want of a thread.
+    /// [`StoreError`] only when the watch cannot be started at all, such as for lack of a thread.
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError>;
 
-    /// Writes `value` to `key`, or deletes it when there is none, if what stands there is as `expected`.
-    /// A delete of a key that is not there is done already.
+    /// Writes `value` to `key`, or deletes the key for `None`, if the present value is as `expected`. Deleting an
+    /// absent key succeeds.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when something else stands there; nothing is changed then.
+    /// [`StoreError::Conflict`] when the present value is not as expected; nothing is changed then.
     fn write(
         &self,
         key: &ControlKey,
@@ -92,15 +92,16 @@ pub trait Store: Send + Sync {
         expected: Expected,
     ) -> Result<KeyVersion, StoreError>;
 
-    /// Announces a member under the id of `report`; its key lives as long as the value and the process, and is written
-    /// again by itself after an outage that outlived it, or when somebody deletes it. While another process holds the id the
-    /// key is awaited for as long as that of a killed process may stand; then another id is taken ([`Membership::status`]).
+    /// Announces a member under the id of `report`. Its key lives as long as the returned value and the process, and is
+    /// rewritten after an outage that outlived it, or when it is deleted. While another process holds the id, the
+    /// member waits for as long as the key of a killed process can remain, then uses a replacement id
+    /// ([`Membership::status`]).
     ///
     /// # Errors
-    /// [`StoreError`] when the id is not usable. An unreachable store is not an error: the key comes later.
+    /// [`StoreError`] when the id is invalid. An unreachable store is not an error: the key is written later.
     fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError>;
 
-    /// The members that are alive, as (id, report), sorted by id.
+    /// The live members, as (id, report), sorted by id.
     ///
     /// # Errors
     /// [`StoreError`] when the store does not answer.
@@ -109,23 +110,23 @@ pub trait Store: Send + Sync {
     /// Earlier values of `key`, newest first, as far back as the store keeps them; at most `limit`.
     ///
     /// # Errors
-    /// [`StoreError::NotKept`] when this kind of store keeps none.
+    /// [`StoreError::NotKept`] when this kind of store keeps no history.
     fn history(&self, key: &ControlKey, limit: usize) -> Result<Vec<HistoryEntry>, StoreError>;
 }
 
-/// Where a store is. Which one it is tells [`Tree::identity`], once it is read: addresses come and go.
+/// Address of a store. Addresses can change; [`Tree::identity`] identifies the store once it has been read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreAddress {
     /// `etcd`, `zookeeper` or `memory`.
     pub kind: String,
-    /// Its servers, as the config names them.
+    /// Its servers, as configured.
     pub servers: Vec<String>,
-    /// What all keys stand below.
+    /// The prefix or root of all keys.
     pub below: String,
 }
 
 impl StoreAddress {
-    /// Whether both can be the same store: the same keys, and a server in common.
+    /// Whether both may be the same store: the same prefix, and a server in common.
     pub(crate) fn may_be(&self, other: &Self) -> bool {
         self.kind == other.kind
             && self.below == other.below
@@ -148,27 +149,28 @@ impl fmt::Display for StoreAddress {
     }
 }
 
-/// Refuses a value that is too long for `store`.
+/// Rejects a value that is too long for `store`.
 fn check_length(
     store: &str,
     place: &str,
     value: Option<&[u8]>,
-    most: usize,
+    limit: usize,
 ) -> Result<(), StoreError> {
-    if value.is_none_or(|value| value.len() <= most) {
+    if value.is_none_or(|value| value.len() <= limit) {
         return Ok(());
     }
     Err(StoreError::Refused {
         store: store.to_owned(),
         what: format!("the write of {place}"),
-        reason: format!("the value is longer than {most} bytes; make it smaller"),
+        reason: format!("the value is longer than {limit} bytes; make it smaller"),
     })
 }
 
-/// Refuses what cannot be the last part of a path.
+/// Rejects an id that cannot be the last segment of a path.
 fn check_member_id(store: &str, id: &str) -> Result<(), StoreError> {
-    let odd = |c: char| c.is_control() || c == '/';
-    let fits = !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && !id.contains(odd);
+    let is_invalid = |c: char| c.is_control() || c == '/';
+    let fits =
+        !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && !id.contains(is_invalid);
     if fits {
         return Ok(());
     }
@@ -179,76 +181,77 @@ fn check_member_id(store: &str, id: &str) -> Result<(), StoreError> {
     })
 }
 
-/// Takes updates, in order, on the store's thread; it should hand them on and return soon.
+/// Receives updates, in order, on the store's thread; it should forward them and return quickly.
 pub type StoreSink = Box<dyn FnMut(StoreUpdate) + Send>;
 
-/// What a watch reports.
+/// An update of a watch.
 #[derive(Clone, Debug)]
 pub enum StoreUpdate {
-    /// The tree as it stands now, and what has changed since the last one that was reported.
+    /// The current tree, and the changes since the last reported one.
     Tree {
         /// Everything below the prefix.
         tree: Arc<Tree>,
-        /// The keys that changed, each once, in the order of their revisions; none where only the revision went back.
+        /// The changed keys, each once, in the order of their revisions; empty where only the revision reverted.
         changes: Vec<TreeChange>,
-        /// How it was learned.
+        /// How the changes were learned.
         cause: Cause,
     },
-    /// The store cannot be reached or does not answer; the last tree stays (G10). Told again when the reason changes.
+    /// The store cannot be reached or does not answer; the last tree remains (G10). Reported again when the reason
+    /// changes.
     Unreachable {
         /// Why.
         reason: String,
     },
-    /// The store answers again; a tree follows if something changed meanwhile.
+    /// The store answers again; a tree follows if something changed during the outage.
     Reachable,
 }
 
 /// How a change was learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// By the first reading.
+    /// By the first listing.
     First,
     /// By an event of the watch.
     Event,
-    /// By reading again after an outage, a cancelled watch, a compaction or an expired session. A revision that is lower than
-    /// before, or another [`Tree::identity`], tells that the store was restored or replaced.
+    /// By a re-read after an outage, a cancelled watch, a compaction or an expired session. A revision lower than
+    /// before, or a different [`Tree::identity`], shows that the store was restored or replaced.
     Resync,
-    /// By the regular re-list, though the watch seemed well: the store dropped events, and this repairs it.
+    /// By the periodic re-list while the watch seemed healthy: the server dropped events, and this repairs it.
     MissedUpdate,
 }
 
 /// A running watch; dropping it stops the watch and waits for the sink's last call to return.
 pub trait StoreWatch: Send + Sync {
-    /// Asks for a full re-read at once.
+    /// Requests an immediate full re-read.
     fn reread(&self);
 }
 
 /// A member key; dropping it deletes the key.
 pub trait Membership: Send + Sync {
-    /// Replaces the report; it is written soon under the present id, the newest one wins.
+    /// Replaces the report. It is written asynchronously under the present id; the newest one wins.
     fn report(&self, report: MemberReport);
 
-    /// Under which id, and what stands in the way of the wanted one.
+    /// The present id, and what blocks the wanted one.
     fn status(&self) -> MembershipStatus;
 }
 
-/// How a membership stands.
+/// Status of a membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MembershipStatus {
     /// The id under which the member is listed, or will be.
     pub id: String,
-    /// Why it is not the wanted one, or not listed yet: a sentence that names the process which holds the id.
+    /// Why it is not the wanted id, or not listed yet: a sentence that names the process which holds the id.
     pub clash: Option<String>,
 }
 
-/// What a writer expects to stand at a key.
+/// The present value that a writer expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// Anything, or nothing.
     Any,
     /// No value.
     Absent,
-    /// The value of this stamp.
+    /// The value of this version.
     At(KeyVersion),
 }
 
@@ -261,7 +264,7 @@ pub struct HistoryEntry {
     pub value: Option<Vec<u8>>,
 }
 
-/// Why a store did not do what was asked.
+/// Why a store did not execute a call.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be reached, or did not answer in time. Retryable.
@@ -269,26 +272,26 @@ pub enum StoreError {
     Unreachable {
         /// The store, as [`Store::describe`] says.
         store: String,
-        /// The cause and what to do.
+        /// The cause and the remedy.
         reason: String,
     },
-    /// It refused: a missing right, a wrong password, a value too large. Terminal.
+    /// It refused the call: a missing permission, a wrong password, a value too large. Terminal.
     #[error("{store} refused {what}: {reason}")]
     Refused {
         /// The store.
         store: String,
-        /// What was asked.
+        /// The operation.
         what: String,
-        /// The cause and what to do.
+        /// The cause and the remedy.
         reason: String,
     },
-    /// Somebody else changed the key meanwhile. Terminal; read it again.
-    #[error("{place} changed meanwhile; look at it and try again")]
+    /// Another writer changed the key concurrently. Terminal; read it again.
+    #[error("{place} was changed concurrently; read it and retry")]
     Conflict {
-        /// Where the key stands.
+        /// The place of the key.
         place: String,
     },
-    /// It keeps no earlier values. Terminal.
+    /// It keeps no history. Terminal.
     #[error("{store} keeps no earlier values")]
     NotKept {
         /// The store.
@@ -297,7 +300,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call can succeed later without anybody changing anything.
+    /// Whether the same call can succeed later without intervention.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })

@@ -1,10 +1,10 @@
-//! Where a store keeps each control key below its prefix: templates, and back from a path to its key.
+//! Maps each control key to its path below a store's prefix, by templates, and back.
 //!
 //! ```text
-//!  ControlKey ──path──► path below the prefix ──key──► the same ControlKey, or why the path is none
+//!  ControlKey ──path──► path below the prefix ──key──► the same ControlKey, or why the path is not a key
 //! ```
 //!
-//! A map is refused unless no two keys can meet on one path, so that the way back is exact.
+//! A map is rejected if two keys could share one path, so the mapping back is exact.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use super::key::BRIDGE_PATH;
 
 const NAME: &str = "{name}";
 
-/// The kinds of control keys; the words are the fields of the config block `paths`.
+/// The kinds of control keys; the names are the fields of the config block `paths`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyKind {
@@ -31,13 +31,13 @@ pub enum KeyKind {
     Logging,
     /// [`ControlKey::MetricsLevel`].
     MetricsLevel,
-    /// [`ControlKey::Bridge`]; it has one place everywhere, so that no config names it.
+    /// [`ControlKey::Bridge`]; its path is fixed and not configurable.
     #[serde(skip)]
     Bridge,
 }
 
 impl KeyKind {
-    /// Every kind that a config places, with its word.
+    /// Every configurable kind, with its field name.
     pub const ALL: [(&'static str, Self); 7] = [
         ("enabled", Self::Enabled),
         ("spec", Self::Spec),
@@ -67,7 +67,7 @@ impl KeyKind {
         !matches!(self, Self::Logging | Self::MetricsLevel | Self::Bridge)
     }
 
-    /// The key of this kind; `name` counts for handlers' keys alone.
+    /// The key of this kind; `name` is ignored for service keys.
     pub(crate) fn key(self, name: &str) -> Result<ControlKey, String> {
         let key = match self {
             Self::Enabled => ControlKey::enabled(name),
@@ -83,17 +83,17 @@ impl KeyKind {
     }
 }
 
-/// Why a template, or a map as a whole, is refused.
+/// Why a template or a whole map is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{template}: {reason}")]
 pub struct PathMapError {
-    /// The word of the template, such as `enabled`.
+    /// The field name of the template, such as `enabled`.
     pub template: &'static str,
-    /// What is wrong and what to write.
+    /// The problem and the remedy.
     pub reason: String,
 }
 
-/// Where each control key stands below a prefix.
+/// The path of each control key below a prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathMap {
     templates: Vec<(KeyKind, Template)>,
@@ -112,29 +112,28 @@ enum Segment {
 }
 
 impl PathMap {
-    /// The table for etcd: every key has a leaf of its own.
+    /// The layout for etcd: every key has its own path.
     ///
     /// # Panics
     /// Never: a test reads the table.
     #[must_use]
     pub fn etcd() -> Self {
-        Self::new(etcd_template).expect("the table of etcd is injective, as its test shows")
+        Self::new(etcd_template).expect("the layout of etcd is injective, as tested")
     }
 
-    /// The table for ZooKeeper: a gate is the data of the handler's own node.
+    /// The layout for ZooKeeper: a gate is the data of the handler's own node.
     ///
     /// # Panics
     /// Never: a test reads the table.
     #[must_use]
     pub fn zookeeper() -> Self {
-        Self::new(zookeeper_template)
-            .expect("the table of ZooKeeper is injective, as its test shows")
+        Self::new(zookeeper_template).expect("the layout of ZooKeeper is injective, as tested")
     }
 
-    /// A map of the templates that `template` gives.
+    /// Builds a map from the templates that `template` returns.
     ///
     /// # Errors
-    /// [`PathMapError`] for a template that is no path, and for two that can name the same path.
+    /// [`PathMapError`] for an invalid template, and for two that can produce the same path.
     pub fn new<'a>(template: impl Fn(KeyKind) -> &'a str) -> Result<Self, PathMapError> {
         let mut templates: Vec<(KeyKind, Template)> = Vec::new();
         for (word, kind) in KeyKind::ALL {
@@ -143,16 +142,16 @@ impl PathMap {
                 reason,
             };
             let read = Template::read(template(kind), kind.is_of_handler()).map_err(refused)?;
-            if read.meets(&Template::fixed(BRIDGE_PATH)) {
+            if read.can_equal(&Template::fixed(BRIDGE_PATH)) {
                 return Err(refused(format!(
-                    "`{}` can name the path {BRIDGE_PATH}, where bridges leave their mark; make it differ",
+                    "`{}` can produce the path {BRIDGE_PATH}, which is reserved for bridges; change the template",
                     read.text
                 )));
             }
-            let earlier = templates.iter().find(|(_, other)| other.meets(&read));
+            let earlier = templates.iter().find(|(_, other)| other.can_equal(&read));
             if let Some((_, other)) = earlier {
                 return Err(refused(format!(
-                    "`{}` and `{}` can name the same path; make them differ",
+                    "`{}` and `{}` can produce the same path; change one of them",
                     read.text, other.text
                 )));
             }
@@ -161,7 +160,7 @@ impl PathMap {
         Ok(Self { templates })
     }
 
-    /// Where `key` stands below the prefix, without a slash at either end.
+    /// The path of `key` below the prefix, without a slash at either end.
     #[must_use]
     pub fn path(&self, key: &ControlKey) -> String {
         let kind = KeyKind::of(key);
@@ -173,8 +172,8 @@ impl PathMap {
         text.replace(NAME, key.handler().unwrap_or_default())
     }
 
-    /// What this map places elsewhere than `usual`, as a part of a store's identity: with another map the same store holds other
-    /// keys, and those that it has no more were not deleted.
+    /// The differences of this map from the default layout `usual`, as part of a store's identity: with a different map
+    /// the same store holds different keys, and missing ones were not deleted.
     pub(super) fn differences(&self, usual: &Self) -> String {
         let mut text = String::new();
         for (word, kind) in KeyKind::ALL {
@@ -190,7 +189,7 @@ impl PathMap {
         text
     }
 
-    /// Names in the longest path.
+    /// Number of segments in the longest path.
     pub(super) fn depth(&self) -> usize {
         let depths = self
             .templates
@@ -199,10 +198,10 @@ impl PathMap {
         depths.max().unwrap_or(0)
     }
 
-    /// The key that stands at `path`.
+    /// The key at `path`.
     ///
     /// # Errors
-    /// A sentence that says why the path is no control key.
+    /// A message that says why the path is not a control key.
     pub fn key(&self, path: &str) -> Result<ControlKey, String> {
         if path == BRIDGE_PATH {
             return Ok(ControlKey::Bridge);
@@ -223,7 +222,7 @@ impl PathMap {
                 .iter()
                 .map(|(_, template)| template.text.as_str())
                 .collect();
-            format!("it is no control key; known are {}", known.join(", "))
+            format!("not a control key; known paths: {}", known.join(", "))
         }))
     }
 }
@@ -250,7 +249,7 @@ pub(super) fn zookeeper_template(kind: KeyKind) -> &'static str {
     }
 }
 
-/// Reads one template alone; for the config table.
+/// Validates a single template, for the config table.
 pub(super) fn check_template(text: &str, of_handler: bool) -> Result<(), String> {
     Template::read(text, of_handler).map(|_| ())
 }
@@ -260,12 +259,13 @@ impl Template {
         let names = text.matches(NAME).count();
         if of_handler && names != 1 {
             return Err(
-                "write {name} in it exactly once, as in {name}/spec, without a slash in front"
-                    .to_owned(),
+                "use {name} exactly once, as in {name}/spec, without a leading slash".to_owned(),
             );
         }
         if !of_handler && names != 0 {
-            return Err("{name} has no meaning in it: the key belongs to no handler".to_owned());
+            return Err(
+                "{name} is not allowed here: the key does not belong to a handler".to_owned(),
+            );
         }
         let mut segments = Vec::new();
         for part in text.split('/') {
@@ -277,10 +277,14 @@ impl Template {
                 None => Segment::Fixed(part.to_owned()),
             };
             let literal = part.replace(NAME, "x");
-            let odd = |c: char| c.is_control() || c.is_whitespace() || "{}\\".contains(c);
-            if literal.is_empty() || literal == "." || literal == ".." || literal.contains(odd) {
+            let is_invalid = |c: char| c.is_control() || c.is_whitespace() || "{}\\".contains(c);
+            if literal.is_empty()
+                || literal == "."
+                || literal == ".."
+                || literal.contains(is_invalid)
+            {
                 return Err(
-                    "a path below the prefix is names with single slashes between them, such as {name}/spec"
+                    "write path segments separated by single slashes, such as {name}/spec"
                         .to_owned(),
                 );
             }
@@ -292,7 +296,7 @@ impl Template {
         })
     }
 
-    /// A path of its own, apart from the config.
+    /// A fixed path, independent of the config.
     fn fixed(path: &str) -> Self {
         Self {
             text: path.to_owned(),
@@ -300,7 +304,7 @@ impl Template {
         }
     }
 
-    /// What stands for `{name}` if `path` fits; empty for a template without a name.
+    /// The value of `{name}` if `path` matches; empty for a template without a name.
     fn captures<'p>(&self, path: &'p str) -> Option<&'p str> {
         let mut found = "";
         let mut parts = path.split('/');
@@ -318,19 +322,19 @@ impl Template {
         parts.next().is_none().then_some(found)
     }
 
-    /// Whether some handler names could bring both to the same path.
-    fn meets(&self, other: &Self) -> bool {
+    /// Whether some handler names could give both the same path.
+    fn can_equal(&self, other: &Self) -> bool {
         self.segments.len() == other.segments.len()
             && self
                 .segments
                 .iter()
                 .zip(&other.segments)
-                .all(|(one, two)| one.meets(two))
+                .all(|(one, two)| one.can_equal(two))
     }
 }
 
 impl Segment {
-    fn meets(&self, other: &Self) -> bool {
+    fn can_equal(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fixed(one), Self::Fixed(two)) => one == two,
             (Self::Fixed(text), Self::Named { before, after })
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_are_exact() {
+    fn the_default_layouts_map_back_exactly() {
         let keys = keys(&["auditor", "a", "spec", "enabled", "0", "config"]);
         is_exact(&PathMap::etcd(), &keys);
         is_exact(&PathMap::zookeeper(), &keys);
@@ -394,29 +398,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_said() {
+    fn an_unrecognized_path_is_explained() {
         let map = PathMap::etcd();
         let why = |path: &str| map.key(path).expect_err("no key");
-        assert!(why("auditor/enable").contains("known are {name}/enabled"));
-        assert!(why("Auditor/spec").contains("`Auditor` is no handler name"));
+        assert!(why("auditor/enable").contains("known paths: {name}/enabled"));
+        assert!(why("Auditor/spec").contains("`Auditor` is not a valid handler name"));
         assert!(
             why("metrics/spec").contains("metrics"),
             "{}",
             why("metrics/spec")
         );
-        assert!(why("").contains("no control key"));
+        assert!(why("").contains("not a control key"));
         assert!(PathMap::zookeeper().key("auditor/enabled").is_err());
     }
 
     #[test]
-    fn a_map_that_is_ambiguous_or_no_path_is_refused() {
+    fn an_ambiguous_map_or_an_invalid_template_is_rejected() {
         let with = |kind: KeyKind, text: &'static str| {
             PathMap::new(move |of| if of == kind { text } else { etcd_template(of) })
                 .expect_err("refused")
                 .to_string()
         };
-        assert!(with(KeyKind::Spec, "{name}/enabled").contains("can name the same path"));
-        assert!(with(KeyKind::Logging, "auditor/spec").contains("can name the same path"));
+        assert!(with(KeyKind::Spec, "{name}/enabled").contains("can produce the same path"));
+        assert!(with(KeyKind::Logging, "auditor/spec").contains("can produce the same path"));
         for text in [
             "",
             "spec",
@@ -428,9 +432,9 @@ mod tests {
         ] {
             assert!(with(KeyKind::Spec, text).starts_with("spec: "), "{text}");
         }
-        assert!(with(KeyKind::Logging, "{name}/x").contains("belongs to no handler"));
+        assert!(with(KeyKind::Logging, "{name}/x").contains("does not belong to a handler"));
         for (kind, text) in [(KeyKind::Logging, ".bridge"), (KeyKind::Spec, ".{name}")] {
-            assert!(with(kind, text).contains("bridges leave their mark"));
+            assert!(with(kind, text).contains("reserved for bridges"));
         }
     }
 
@@ -454,7 +458,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_map_that_is_accepted_is_exact(
+        fn an_accepted_map_maps_back_exactly(
             handlers in proptest::collection::vec(template(true), 5),
             services in proptest::collection::vec(template(false), 2),
             names in proptest::collection::vec("[ab][ab-]{0,3}[ab]", 1..6),

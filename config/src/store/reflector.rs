@@ -1,20 +1,21 @@
-//! The watch loop that every store with a network shares: read all, listen, and never go deaf (G10).
+//! The list-watch loop of every networked store: list everything, watch, and never miss changes for good (G10).
 //!
 //! ```text
-//!            ┌───────────── backoff ◄── Unreachable ◄─┐ refused, silent
+//!            ┌───────────── backoff ◄── Unreachable ◄─┐ refused, no answer
 //!            ▼                                        │
-//!  open: read all and listen ─────────────────────────┤
+//!  open: list and watch ──────────────────────────────┤
 //!            │ First | Resync                         │
 //!            ▼                                        │
 //!  next: events ─► Tree::apply ─► Event ──── lost: cancelled, compacted, disconnected, expired ──► open
-//!    ▲       │ notices that do not number their writes ─► read all: what they named is Event, the rest Resync
+//!    ▲       │ notices without a revision ─► re-list: the keys that they named are Event, the rest Resync
 //!    ▲       │ every `relist`
 //!    │       ▼
-//!    └── read all ─► still different after `grace`? ─► Repair ──► open (the server forgot us)
+//!    └── re-list ─► still different after `grace`? ─► MissedUpdate ──► open (the server lost the watch)
 //! ```
 //!
-//! An opening that reads an older revision than before, or another store, is believed: it is a full linearised reading, so
-//! the store was restored or replaced. Its state is taken over whole; whoever listens decides what to make of that.
+//! An opening that reads an older revision than before, or a different store, is trusted: it is a full linearised
+//! reading, so the store was restored or replaced. Its state replaces the known one; the receiver decides what to do
+//! about that.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,32 +27,32 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Cause, ControlKey, StoreSink, StoreUpdate, Tree, TreeChange};
 use crate::jitter::{backoff, jittered};
 
-/// First and longest wait between attempts to reach a store; what is waited is a random part of it.
+/// Initial and maximum delay between attempts to reach a store; randomized.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// A full reading.
+/// A full reading of the store.
 pub(super) struct Listing {
-    /// What was read; its floor says up to which revision a missing key counts as deleted.
+    /// The content. Its floor is the revision up to which a missing key counts as deleted.
     pub(super) tree: Tree,
-    /// Keys of which a watch has told, before this was read, that they were deleted or emptied: where they are missing here,
-    /// that was no loss.
-    pub(super) told_deleted: BTreeSet<ControlKey>,
+    /// Keys that the watch reported as deleted or emptied before this reading: if they are missing here, they were not
+    /// lost.
+    pub(super) deletes_seen: BTreeSet<ControlKey>,
 }
 
 impl From<Tree> for Listing {
-    /// A reading of a store whose watch tells of each delete by itself.
+    /// A reading of a store whose watch reports each delete as an event.
     fn from(tree: Tree) -> Self {
         Self {
             tree,
-            told_deleted: BTreeSet::new(),
+            deletes_seen: BTreeSet::new(),
         }
     }
 }
 
 impl Listing {
-    /// The deletes that a watch has `told` and that this shows, against what is `known`.
-    fn seen_deletes(&self, told: &BTreeSet<ControlKey>, known: &Tree) -> Vec<TreeChange> {
-        let gone = told.iter().filter_map(|key| {
+    /// The deletes `reported` by the watch that this reading confirms, compared with the `known` tree.
+    fn confirmed_deletes(&self, reported: &BTreeSet<ControlKey>, known: &Tree) -> Vec<TreeChange> {
+        let gone = reported.iter().filter_map(|key| {
             let revision = known.get(key)?.stamp.revision;
             let is_gone = self.tree.get(key).is_none() && revision <= self.tree.floor;
             is_gone.then(|| TreeChange::delete(key.clone(), revision + 1))
@@ -60,57 +61,58 @@ impl Listing {
     }
 }
 
-/// What a link hears.
+/// An event of a connection.
 #[derive(Debug)]
 pub(super) enum WatchEvent {
-    /// Changes up to `revision`, maybe none.
+    /// Changes up to `revision`, possibly none.
     Changes {
         changes: Vec<TreeChange>,
-        /// Paths that are no control keys and why; `None` for one that is gone.
-        strangers: Vec<(String, Option<String>)>,
+        /// Paths that are not control keys, with the reasons; `None` for a removed path.
+        unrecognized: Vec<(String, Option<String>)>,
         revision: u64,
     },
-    /// Something changed, and the server does not say by which write: only a full reading tells. The subscription stands.
+    /// Something changed, but the server does not say by which write: only a full reading can tell. The watch
+    /// continues.
     Unnumbered,
-    /// The subscription is over; what happened since is not known.
+    /// The watch has ended; changes since then are unknown.
     Lost(String),
 }
 
-/// A store's connection as the loop needs it. Errors are reasons for people.
+/// The store connection used by the loop. Errors are messages.
 pub(super) trait WatchConnection: Send {
-    /// Reads everything and listens from there on, giving up whatever it listened to before.
-    /// `known` is the newest revision that is known; an older answer must be linearised, since the state goes back to it.
+    /// Lists everything and watches from there, dropping any earlier watch. `known` is the newest known revision; an
+    /// older answer must be linearised, since the state reverts to it.
     fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
 
-    /// Reads everything while it goes on listening.
+    /// Lists everything while the watch continues.
     fn list(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
 
-    /// The next events. Nothing is lost when the future is dropped and made anew.
+    /// The next events. Cancel-safe: dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = WatchEvent> + Send;
 }
 
-/// What an opening or a listing may take beside one request: reading a whole prefix is many requests.
-const REQUESTS: u32 = 12;
+/// Timeout of an opening or a listing, in request timeouts: a prefix takes many requests.
+const LISTING_REQUESTS: u32 = 12;
 
-/// How often and how long.
+/// Timings of the loop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WatchTimings {
-    /// How long an opening or a listing may take.
-    pub(super) patience: Duration,
-    /// Time between listings, give or take a fifth.
+    /// Timeout of an opening or a listing.
+    pub(super) list_timeout: Duration,
+    /// Interval of re-lists, with ±20 % jitter.
     pub(super) relist: Duration,
 }
 
 impl WatchTimings {
-    /// The pace of a store whose requests may take `request_timeout` each.
+    /// Timings for a store with this `request_timeout` per request.
     pub(super) fn new(request_timeout: Duration, relist: Duration) -> Self {
         Self {
-            patience: request_timeout * REQUESTS,
+            list_timeout: request_timeout * LISTING_REQUESTS,
             relist,
         }
     }
 
-    /// How long a difference between a listing and the events may last: they travel apart.
+    /// How long a listing may differ from the events: they arrive independently.
     fn grace(&self) -> Duration {
         Duration::from_secs(1).min(self.relist / 4)
     }
@@ -120,72 +122,72 @@ impl WatchTimings {
     }
 }
 
-/// Follows a store for ever; whoever started it drops the future to stop it.
+/// Follows a store until the future is dropped.
 pub(super) async fn follow<L: WatchConnection>(
     link: L,
-    pace: WatchTimings,
+    timings: WatchTimings,
     sink: StoreSink,
     rereads: mpsc::UnboundedReceiver<()>,
 ) {
-    let mut loop_ = Reflector {
+    let mut reflector = Reflector {
         link,
-        pace,
+        timings,
         sink,
         rereads,
         tree: Tree::default(),
         read: false,
-        away: None,
+        unreachable: None,
         failures: 0,
-        told_deleted: BTreeSet::new(),
+        deletes_seen: BTreeSet::new(),
     };
     loop {
-        if loop_.open().await {
-            loop_.listen().await;
+        if reflector.open().await {
+            reflector.watch_events().await;
         } else {
-            loop_.back_off().await;
+            reflector.back_off().await;
         }
     }
 }
 
 struct Reflector<L> {
     link: L,
-    pace: WatchTimings,
+    timings: WatchTimings,
     sink: StoreSink,
     rereads: mpsc::UnboundedReceiver<()>,
     tree: Tree,
     /// Whether the store has been read at all.
     read: bool,
-    /// Why the store is away, as the sink was told.
-    away: Option<String>,
-    /// Openings that failed since the last one that did not.
+    /// The last reported reason why the store is unreachable.
+    unreachable: Option<String>,
+    /// Consecutive failed openings.
     failures: u32,
-    /// Of the listings that are not taken over yet: as of [`Listing`].
-    told_deleted: BTreeSet<ControlKey>,
+    /// Deletes seen by listings that are not applied yet, as in [`Listing`].
+    deletes_seen: BTreeSet<ControlKey>,
 }
 
-/// Why a period of listening ends.
+/// What the loop waits for.
 enum Step {
-    Heard(WatchEvent),
+    Event(WatchEvent),
     Relist,
     GraceOver,
     Reread,
 }
 
 impl<L: WatchConnection> Reflector<L> {
-    /// Whether it listens now.
+    /// Opens the watch. Returns whether it is open.
     async fn open(&mut self) -> bool {
         let known = self.tree.revision;
-        let opened = timeout(self.pace.patience, self.link.open(known)).await;
-        let opened = opened.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
+        let opened = timeout(self.timings.list_timeout, self.link.open(known)).await;
+        let opened = opened.unwrap_or_else(|_| Err(no_answer(self.timings.list_timeout)));
         match opened {
             Ok(mut listing) => {
                 self.failures = 0;
-                self.told_deleted.append(&mut listing.told_deleted);
+                self.deletes_seen.append(&mut listing.deletes_seen);
                 let cause = match self.read {
                     false => Cause::First,
                     true => Cause::Resync,
                 };
-                self.settle(listing, cause);
+                self.apply_listing(listing, cause);
                 true
             }
             Err(reason) => {
@@ -195,24 +197,24 @@ impl<L: WatchConnection> Reflector<L> {
         }
     }
 
-    /// Whether a listing is of an earlier state, or of another store: nothing that is known leads on to it.
-    fn breaks_with(&self, listing: &Listing) -> bool {
+    /// Whether a listing is of an earlier state, or of a different store: the known state does not lead to it.
+    fn is_discontinuous(&self, listing: &Listing) -> bool {
         listing.tree.revision < self.tree.revision || listing.tree.is_other_than(&self.tree)
     }
 
-    /// Takes a listing over and tells what it changed; whether it changed anything.
-    fn settle(&mut self, listing: Listing, cause: Cause) -> bool {
-        if self.away.take().is_some() {
+    /// Applies a listing and reports its changes. Returns whether it changed anything.
+    fn apply_listing(&mut self, listing: Listing, cause: Cause) -> bool {
+        if self.unreachable.take().is_some() {
             (self.sink)(StoreUpdate::Reachable);
         }
-        let strangers = self.tree.unrecognized_keys.clone();
-        let breaks = self.breaks_with(&listing);
-        let told = std::mem::take(&mut self.told_deleted);
+        let unrecognized = self.tree.unrecognized_keys.clone();
+        let breaks = self.is_discontinuous(&listing);
+        let reported = std::mem::take(&mut self.deletes_seen);
         let seen = match breaks {
-            // What was told is of another history.
+            // The reported deletes belong to a different history.
             true => Vec::new(),
             false => {
-                let seen = listing.seen_deletes(&told, &self.tree);
+                let seen = listing.confirmed_deletes(&reported, &self.tree);
                 self.tree.apply(seen, 0)
             }
         };
@@ -222,7 +224,7 @@ impl<L: WatchConnection> Reflector<L> {
                 let changes = self.tree.changes_to(&listing.tree);
                 self.tree = listing.tree;
                 if self.tree.floor > self.tree.revision {
-                    // It is of the history that was known; of this one nothing was.
+                    // The floor belongs to the former history; of this one nothing was known.
                     self.tree.floor = 0;
                 }
                 changes
@@ -231,25 +233,26 @@ impl<L: WatchConnection> Reflector<L> {
         };
         self.read = true;
         let changed = !changes.is_empty() || !seen.is_empty();
-        let news = !changes.is_empty() || breaks || strangers != self.tree.unrecognized_keys;
+        let must_report =
+            !changes.is_empty() || breaks || unrecognized != self.tree.unrecognized_keys;
         match between {
-            None if news || cause == Cause::First => self.tell(changes, cause),
+            None if must_report || cause == Cause::First => self.report(changes, cause),
             None => {}
-            // That everything was read is no reason to doubt what a watch told.
-            Some(_) if changes.is_empty() => self.tell(seen, Cause::Event),
+            // The re-read does not invalidate what the watch reported.
+            Some(_) if changes.is_empty() => self.report(seen, Cause::Event),
             Some(tree) => {
                 (self.sink)(StoreUpdate::Tree {
                     tree,
                     changes: seen,
                     cause: Cause::Event,
                 });
-                self.tell(changes, cause);
+                self.report(changes, cause);
             }
         }
         changed
     }
 
-    fn tell(&mut self, changes: Vec<TreeChange>, cause: Cause) {
+    fn report(&mut self, changes: Vec<TreeChange>, cause: Cause) {
         (self.sink)(StoreUpdate::Tree {
             tree: Arc::new(self.tree.clone()),
             changes,
@@ -259,48 +262,48 @@ impl<L: WatchConnection> Reflector<L> {
 
     fn lost(&mut self, reason: String) {
         self.failures += 1;
-        if self.away.as_ref() != Some(&reason) {
-            self.away = Some(reason.clone());
+        if self.unreachable.as_ref() != Some(&reason) {
+            self.unreachable = Some(reason.clone());
             (self.sink)(StoreUpdate::Unreachable { reason });
         }
     }
 
-    /// Waits a random part of a time that doubles with each failure, or until somebody asks.
+    /// Waits for a random part of a delay that doubles with each failure, or until a re-read is requested.
     async fn back_off(&mut self) {
         let (first, longest) = BACKOFF;
         let until = Instant::now() + backoff(first, longest, self.failures);
         tokio::select! {
             () = sleep_until(until) => {}
-            () = asked(&mut self.rereads) => {}
+            () = requested(&mut self.rereads) => {}
         }
     }
 
-    /// Follows events until the subscription is over, or has shown that it is not to be trusted.
-    async fn listen(&mut self) {
-        let mut relist = self.pace.next_relist();
+    /// Follows events until the watch ends or has proved unreliable.
+    async fn watch_events(&mut self) {
+        let mut relist = self.timings.next_relist();
         let mut pending: Option<(Listing, Instant)> = None;
         loop {
             let grace = pending.as_ref().map(|(_, until)| *until);
             let next = tokio::select! {
-                heard = self.link.next() => Step::Heard(heard),
+                event = self.link.next() => Step::Event(event),
                 () = sleep_until(relist), if grace.is_none() => Step::Relist,
                 () = sleep_until(grace.unwrap_or(relist)), if grace.is_some() => Step::GraceOver,
-                () = asked(&mut self.rereads) => Step::Reread,
+                () = requested(&mut self.rereads) => Step::Reread,
             };
             match next {
-                Step::Heard(WatchEvent::Changes {
+                Step::Event(WatchEvent::Changes {
                     changes,
-                    strangers,
+                    unrecognized,
                     revision,
-                }) => self.heard(changes, strangers, revision),
-                Step::Heard(WatchEvent::Unnumbered) => {
+                }) => self.apply_events(changes, unrecognized, revision),
+                Step::Event(WatchEvent::Unnumbered) => {
                     let Some(listing) = self.relist().await else {
                         return;
                     };
-                    self.settle(listing, Cause::Resync);
+                    self.apply_listing(listing, Cause::Resync);
                 }
-                Step::Heard(WatchEvent::Lost(reason)) => {
-                    tracing::debug!(reason, "a watch is over; reading everything again");
+                Step::Event(WatchEvent::Lost(reason)) => {
+                    tracing::debug!(reason, "watch ended; listing everything again");
                     return;
                 }
                 Step::Reread => return,
@@ -308,18 +311,18 @@ impl<L: WatchConnection> Reflector<L> {
                     let Some(listing) = self.relist().await else {
                         return;
                     };
-                    relist = self.pace.next_relist();
+                    relist = self.timings.next_relist();
                     let mut after = self.tree.clone();
                     if after.catch_up(listing.tree.clone()).is_empty() {
-                        self.settle(listing, Cause::MissedUpdate);
+                        self.apply_listing(listing, Cause::MissedUpdate);
                     } else {
-                        pending = Some((listing, Instant::now() + self.pace.grace()));
+                        pending = Some((listing, Instant::now() + self.timings.grace()));
                     }
                 }
                 Step::GraceOver => {
-                    let repaired = pending
-                        .take()
-                        .is_some_and(|(listing, _)| self.settle(listing, Cause::MissedUpdate));
+                    let repaired = pending.take().is_some_and(|(listing, _)| {
+                        self.apply_listing(listing, Cause::MissedUpdate)
+                    });
                     if repaired {
                         return;
                     }
@@ -328,14 +331,14 @@ impl<L: WatchConnection> Reflector<L> {
         }
     }
 
-    fn heard(
+    fn apply_events(
         &mut self,
         changes: Vec<TreeChange>,
-        strangers: Vec<(String, Option<String>)>,
+        unrecognized: Vec<(String, Option<String>)>,
         revision: u64,
     ) {
         let before = self.tree.unrecognized_keys.clone();
-        for (path, reason) in strangers {
+        for (path, reason) in unrecognized {
             match reason {
                 Some(reason) => self.tree.unrecognized_keys.insert(path, reason),
                 None => self.tree.unrecognized_keys.remove(&path),
@@ -343,35 +346,36 @@ impl<L: WatchConnection> Reflector<L> {
         }
         let changes = self.tree.apply(changes, revision);
         if !changes.is_empty() || before != self.tree.unrecognized_keys {
-            self.tell(changes, Cause::Event);
+            self.report(changes, Cause::Event);
         }
     }
 
-    /// A listing beside the events; `None` when the store does not answer as it should, or not as it did: an opening tells.
+    /// A listing while the watch continues; `None` when the store does not answer, or the listing is discontinuous: the
+    /// next opening decides.
     async fn relist(&mut self) -> Option<Listing> {
         let known = self.tree.revision;
-        let listed = timeout(self.pace.patience, self.link.list(known)).await;
-        let listed = listed.unwrap_or_else(|_| Err(no_answer(self.pace.patience)));
+        let listed = timeout(self.timings.list_timeout, self.link.list(known)).await;
+        let listed = listed.unwrap_or_else(|_| Err(no_answer(self.timings.list_timeout)));
         match listed {
-            Ok(mut listing) if !self.breaks_with(&listing) => {
-                self.told_deleted.append(&mut listing.told_deleted);
+            Ok(mut listing) if !self.is_discontinuous(&listing) => {
+                self.deletes_seen.append(&mut listing.deletes_seen);
                 Some(listing)
             }
             Ok(_) => None,
             Err(reason) => {
-                tracing::debug!(reason, "the regular re-list failed; connecting again");
+                tracing::debug!(reason, "periodic re-list failed; reconnecting");
                 None
             }
         }
     }
 }
 
-fn no_answer(patience: Duration) -> String {
-    format!("no answer within {patience:?}")
+fn no_answer(list_timeout: Duration) -> String {
+    format!("no answer within {list_timeout:?}")
 }
 
-/// Resolves when a re-read is asked for; never once nobody can ask any more.
-async fn asked(rereads: &mut mpsc::UnboundedReceiver<()>) {
+/// Resolves when a re-read is requested; never after all requesters are gone.
+async fn requested(rereads: &mut mpsc::UnboundedReceiver<()>) {
     match rereads.recv().await {
         Some(()) => while rereads.try_recv().is_ok() {},
         None => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! How a store is reached: the validated form of the config blocks `etcd:` and `zookeeper:`.
+//! Connection settings of a store: the validated form of the config blocks `etcd:` and `zookeeper:`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,53 +11,53 @@ use super::{Store, StoreError};
 use crate::document::{Checker, Section};
 use crate::secret::Secret;
 
-/// An etcd cluster, and where the keys stand in it.
+/// Settings of an etcd cluster and the layout of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdSettings {
     /// URLs of its members, such as `http://127.0.0.1:2379`; at least one.
     pub endpoints: Vec<String>,
-    /// What control keys stand below, such as `/plugins`.
+    /// Prefix of the control keys, such as `/plugins`.
     pub prefix: String,
-    /// What the members' keys stand below.
+    /// Prefix of the member keys.
     pub members_prefix: String,
-    /// TLS; every endpoint is `https` then, and none otherwise.
+    /// TLS; if set, every endpoint is `https`, otherwise none.
     pub tls: Option<TlsFiles>,
     /// User and password.
     pub login: Option<Login>,
-    /// How long a read or a write may take.
+    /// Timeout of a read or a write.
     pub request_timeout: Duration,
-    /// Time between pings of an open connection.
+    /// Interval of keep-alive pings on an open connection.
     pub keep_alive: Duration,
-    /// Time between full re-reads, give or take a fifth.
+    /// Interval of full re-reads, with ±20 % jitter.
     pub relist: Duration,
-    /// How long a member's key outlives a member that is gone; whole seconds count.
+    /// How long a member's key outlives its member; truncated to whole seconds.
     pub member_ttl: Duration,
-    /// Where each control key stands below the prefix.
+    /// Path of each control key below the prefix.
     pub paths: PathMap,
 }
 
-/// A ZooKeeper ensemble, and where the keys stand in it.
+/// Settings of a ZooKeeper ensemble and the layout of its nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZooKeeperSettings {
     /// Comma-separated `host:port` list.
     pub servers: String,
-    /// Node that control keys stand below, such as `/plugins`.
+    /// Root node of the control keys, such as `/plugins`.
     pub root: String,
-    /// Node that the members' keys stand below.
+    /// Root node of the member nodes.
     pub members_root: String,
     /// TLS on every connection.
     pub tls: Option<TlsFiles>,
     /// User and password of the digest scheme.
     pub digest: Option<Login>,
-    /// Rights on nodes that are made.
+    /// ACL of created nodes.
     pub acl: Acl,
-    /// How long a read or a write may take.
+    /// Timeout of a read or a write.
     pub request_timeout: Duration,
-    /// How long a session outlives a lost connection.
+    /// How long a session survives a lost connection.
     pub session_timeout: Duration,
-    /// Time between full re-reads, give or take a fifth.
+    /// Interval of full re-reads, with ±20 % jitter.
     pub relist: Duration,
-    /// Where each control key stands below the root.
+    /// Path of each control key below the root.
     pub paths: PathMap,
 }
 
@@ -70,14 +70,14 @@ pub struct Login {
     pub password: Secret,
 }
 
-/// PEM files of TLS; they are read when the store is opened.
+/// PEM files of TLS; read when the store is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates of the authorities that are trusted.
+    /// Certificates of the trusted authorities.
     pub ca_file: PathBuf,
-    /// Own certificate chain and private key, where the store asks for one.
+    /// Client certificate chain and private key, where the store requires them.
     pub identity: Option<TlsIdentity>,
-    /// Name to look for in the server's certificate instead of the endpoint's host.
+    /// Expected name in the server's certificate, instead of the endpoint's host.
     pub server_name: Option<String>,
 }
 
@@ -90,17 +90,17 @@ pub struct TlsIdentity {
     pub key_file: PathBuf,
 }
 
-/// Rights on ZooKeeper nodes that are made.
+/// ACL of created ZooKeeper nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acl {
-    /// Everybody may do everything.
+    /// All permissions for everyone.
     Open,
-    /// The creator may do everything, nobody else anything.
+    /// All permissions for the creator only.
     Creator,
 }
 
 impl EtcdSettings {
-    /// Defaults for these endpoints, for embedding programs and tests.
+    /// Defaults for these endpoints, for embedders and tests.
     #[must_use]
     pub fn new(endpoints: &[&str]) -> Self {
         Self {
@@ -135,7 +135,7 @@ impl EtcdSettings {
             if is_tls != section.holds("tls") {
                 let message = match is_tls {
                     true => "is https: add `tls` with the `ca_file` to trust",
-                    false => "is http, and `tls` is given: write https://",
+                    false => "is http, but `tls` is set: write https://",
                 };
                 checker.report(&endpoint.place, &endpoint.path, message);
             }
@@ -151,12 +151,12 @@ impl EtcdSettings {
                     Some(_) => ("username", "password"),
                     None => ("password", "username"),
                 };
-                let message = format!("needs `{missing}` beside it");
+                let message = format!("needs `{missing}` too");
                 checker.report(section.place_of(given), &section.path_of(given), message);
                 None
             }
         };
-        apart(section, "prefix", "members_prefix", checker);
+        check_disjoint(section, "prefix", "members_prefix", checker);
         Some(Self {
             endpoints: listed.iter().map(|listed| listed.text.clone()).collect(),
             prefix: section.text("prefix")?.to_owned(),
@@ -173,7 +173,7 @@ impl EtcdSettings {
 }
 
 impl ZooKeeperSettings {
-    /// Defaults for these servers, for embedding programs and tests.
+    /// Defaults for these servers, for embedders and tests.
     #[must_use]
     pub fn new(servers: &str) -> Self {
         Self {
@@ -204,7 +204,7 @@ impl ZooKeeperSettings {
         let tls = tls(section, base, checker);
         if tls.as_ref().is_some_and(|tls| tls.server_name.is_some()) {
             let path = section.path_of("tls");
-            let message = "`server_name` is for etcd alone: ZooKeeper's certificate must name the host in `servers`";
+            let message = "`server_name` is only for etcd: ZooKeeper's certificate must match the host in `servers`";
             checker.report(section.place_of("tls"), &path, message);
         }
         let digest = section.object("digest").and_then(|digest| {
@@ -219,7 +219,7 @@ impl ZooKeeperSettings {
             let message = "`creator` needs `digest`: without a login there is no creator";
             checker.report(section.place_of("acl"), &path, message);
         }
-        apart(section, "root", "members_root", checker);
+        check_disjoint(section, "root", "members_root", checker);
         Some(Self {
             servers: section.text("servers")?.replace(' ', ""),
             root: section.text("root")?.to_owned(),
@@ -249,7 +249,7 @@ fn tls(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<TlsF
                 Some(_) => ("cert_file", "key_file"),
                 None => ("key_file", "cert_file"),
             };
-            let message = format!("needs `{missing}` beside it");
+            let message = format!("needs `{missing}` too");
             checker.report(tls.place_of(given), &tls.path_of(given), message);
             None
         }
@@ -261,8 +261,8 @@ fn tls(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<TlsF
     })
 }
 
-/// Members must not be taken for control keys, nor the other way round.
-fn apart(section: &Section, keys: &str, members: &str, checker: &mut Checker<'_>) {
+/// Member keys and control keys must not overlap.
+fn check_disjoint(section: &Section, keys: &str, members: &str, checker: &mut Checker<'_>) {
     let (Some(one), Some(two)) = (section.text(keys), section.text(members)) else {
         return;
     };
@@ -271,8 +271,7 @@ fn apart(section: &Section, keys: &str, members: &str, checker: &mut Checker<'_>
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     if below(one, two) || below(two, one) {
-        let message =
-            format!("`{two}` and `{keys}` `{one}` lie within one another; keep them apart");
+        let message = format!("`{two}` and `{keys}` `{one}` overlap; use separate paths");
         checker.report(
             section.place_of(members),
             &section.path_of(members),
@@ -329,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_the_defaults() {
+    fn omitted_fields_have_the_defaults() {
         let read = etcd("endpoints: ['http://127.0.0.1:2379']").expect("settings");
         assert_eq!(read, EtcdSettings::new(&["http://127.0.0.1:2379"]));
         let read = zookeeper("servers: 'a:2181, b:2181'").expect("settings");
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_do_not_show_and_files_are_relative_to_the_config() {
+    fn secrets_are_not_printed_and_files_are_relative_to_the_config() {
         let read = etcd(
             "{endpoints: ['https://e:2379'], username: u, password: 12345, tls: {ca_file: ca.pem}}",
         )
@@ -350,12 +349,12 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_says_where_and_what_to_do() {
+    fn every_problem_names_its_field_and_the_remedy() {
         let cases: &[(&str, &str)] = &[
             ("{}", "endpoints: is missing"),
-            ("endpoints: []", "endpoints: wants 1 to 64 entries"),
+            ("endpoints: []", "endpoints: expected 1 to 64 entries"),
             ("endpoints: [localhost]", "write http://host:port"),
-            ("endpoints: ['http://u:p@e:1']", "fields of their own"),
+            ("endpoints: ['http://u:p@e:1']", "their own fields"),
             ("endpoints: ['https://e:1']", "add `tls`"),
             (
                 "{endpoints: ['http://e:1'], tls: {ca_file: a}}",
@@ -379,15 +378,15 @@ mod tests {
             ),
             (
                 "{endpoints: ['http://e:1'], prefix: /sluicegate}",
-                "keep them apart",
+                "use separate paths",
             ),
             (
                 "{endpoints: ['http://e:1'], paths: {spec: '{name}/enabled'}}",
-                "paths.spec: `{name}/enabled` and `{name}/enabled` can name the same path",
+                "paths.spec: `{name}/enabled` and `{name}/enabled` can produce the same path",
             ),
             (
                 "{endpoints: ['http://e:1'], paths: {spec: spec}}",
-                "write {name} in it",
+                "use {name} exactly once",
             ),
         ];
         for (text, wanted) in cases {
@@ -396,16 +395,19 @@ mod tests {
         }
         let cases: &[(&str, &str)] = &[
             ("servers: a", "write host:port"),
-            ("servers: a:1/chroot", "a path goes into `root`"),
+            ("servers: a:1/chroot", "put a path into `root`"),
             ("{servers: 'a:1', acl: creator}", "needs `digest`"),
             (
                 "{servers: 'a:1', digest: {user: u}}",
                 "digest.password: is missing",
             ),
-            ("{servers: 'a:1', root: /zookeeper}", "the server's own"),
+            (
+                "{servers: 'a:1', root: /zookeeper}",
+                "reserved by the server",
+            ),
             (
                 "{servers: 'a:1', tls: {ca_file: a, server_name: b}}",
-                "for etcd alone",
+                "only for etcd",
             ),
         ];
         for (text, wanted) in cases {

@@ -1,4 +1,5 @@
-//! The fields of the config blocks `etcd:` and `zookeeper:`, the same wherever a store is named: names, meanings, bounds and defaults.
+//! The fields of the config blocks `etcd:` and `zookeeper:`, shared by every block that configures a store: names,
+//! meanings, bounds and defaults.
 
 use std::time::Duration;
 
@@ -20,21 +21,21 @@ const fn millis(min: u64, max: u64) -> FieldType {
 
 const RELIST: Field = Field {
     name: "relist",
-    doc: "Time between full re-reads, give or take a fifth; they repair events that a server lost.",
+    doc: "Interval of full re-reads, with ±20 % jitter; they repair events that a server lost.",
     kind: millis(100, 3_600_000),
     need: Presence::Default("30s"),
 };
 
 const REQUEST_TIMEOUT: Field = Field {
     name: "request_timeout",
-    doc: "How long a read or a write may take.",
+    doc: "Timeout of a read or a write.",
     kind: millis(100, 60_000),
     need: Presence::Default("5s"),
 };
 
 const TLS_FIELD: Field = Field {
     name: "tls",
-    doc: "Speak TLS to the store.",
+    doc: "Use TLS for connections to the store.",
     kind: FieldType::Object(&TLS),
     need: Presence::Optional,
 };
@@ -45,7 +46,7 @@ pub(crate) static ETCD: SectionType = SectionType {
     fields: &[
         Field {
             name: "endpoints",
-            doc: "URLs of its members, such as http://127.0.0.1:2379.",
+            doc: "Member URLs, such as http://127.0.0.1:2379.",
             kind: FieldType::Texts {
                 rule: &ENDPOINT,
                 min: 1,
@@ -55,46 +56,46 @@ pub(crate) static ETCD: SectionType = SectionType {
         },
         Field {
             name: "prefix",
-            doc: "What control keys stand below.",
+            doc: "Prefix of the control keys.",
             kind: FieldType::Text(&ABSOLUTE),
             need: Presence::Default("/plugins"),
         },
         Field {
             name: "members_prefix",
-            doc: "What the members' keys stand below.",
+            doc: "Prefix of the member keys.",
             kind: FieldType::Text(&ABSOLUTE),
             need: Presence::Default("/sluicegate/members"),
         },
         TLS_FIELD,
         Field {
             name: "username",
-            doc: "User to log in as; needs a password.",
+            doc: "User name; requires a password.",
             kind: FieldType::Text(&WORD),
             need: Presence::Optional,
         },
         Field {
             name: "password",
-            doc: "Password of the user; write ${file:…} or ${env:…}.",
+            doc: "Password; use ${file:…} or ${env:…}.",
             kind: FieldType::Text(&SECRET),
             need: Presence::Optional,
         },
         REQUEST_TIMEOUT,
         Field {
             name: "keep_alive",
-            doc: "Time between pings of an open connection; etcd closes one that pings more often than its --grpc-keepalive-min-time (5s).",
+            doc: "Interval of keep-alive pings; etcd closes a connection that pings more often than its --grpc-keepalive-min-time (5s).",
             kind: millis(1_000, 60_000),
             need: Presence::Default("6s"),
         },
         RELIST,
         Field {
             name: "member_ttl",
-            doc: "How long a member's key outlives a member that is gone.",
+            doc: "How long a member's key outlives its member.",
             kind: millis(1_000, 600_000),
             need: Presence::Default("10s"),
         },
         Field {
             name: "paths",
-            doc: "Where each control key stands below the prefix.",
+            doc: "Path of each control key below the prefix.",
             kind: FieldType::Object(&ETCD_PATHS),
             need: Presence::Default("{}"),
         },
@@ -108,19 +109,19 @@ pub(crate) static ZOOKEEPER: SectionType = SectionType {
     fields: &[
         Field {
             name: "servers",
-            doc: "Comma-separated host:port list, without a path; the root says where keys stand.",
+            doc: "Comma-separated host:port list without a path; put the path into root.",
             kind: FieldType::Text(&SERVERS),
             need: Presence::Required,
         },
         Field {
             name: "root",
-            doc: "Node that control keys stand below.",
+            doc: "Root node of the control keys.",
             kind: FieldType::Text(&ABSOLUTE),
             need: Presence::Default("/plugins"),
         },
         Field {
             name: "members_root",
-            doc: "Node that the members' keys stand below.",
+            doc: "Root node of the member nodes.",
             kind: FieldType::Text(&ABSOLUTE),
             need: Presence::Default("/sluicegate/members"),
         },
@@ -133,7 +134,7 @@ pub(crate) static ZOOKEEPER: SectionType = SectionType {
         },
         Field {
             name: "acl",
-            doc: "Rights on nodes that are made: open to everybody, or the creator's alone (needs digest).",
+            doc: "ACL of created nodes: open to everyone, or only to the creator (requires digest).",
             kind: FieldType::Choice {
                 words: words::<Acl>,
                 later: &[],
@@ -143,14 +144,14 @@ pub(crate) static ZOOKEEPER: SectionType = SectionType {
         REQUEST_TIMEOUT,
         Field {
             name: "session_timeout",
-            doc: "How long a session, and with it a member's key, outlives a lost connection; the server has bounds of its own.",
+            doc: "How long a session, and with it a member's key, survives a lost connection; the server enforces its own bounds.",
             kind: millis(1_000, 600_000),
             need: Presence::Default("10s"),
         },
         RELIST,
         Field {
             name: "paths",
-            doc: "Where each control key stands below the root.",
+            doc: "Path of each control key below the root.",
             kind: FieldType::Object(&ZOOKEEPER_PATHS),
             need: Presence::Default("{}"),
         },
@@ -163,25 +164,25 @@ static TLS: SectionType = SectionType {
     fields: &[
         Field {
             name: "ca_file",
-            doc: "Certificates of the authorities that are trusted, PEM.",
+            doc: "Trusted CA certificates, PEM.",
             kind: FieldType::Text(&FILE),
             need: Presence::Required,
         },
         Field {
             name: "cert_file",
-            doc: "Own certificate and its chain, PEM; needs key_file.",
+            doc: "Client certificate and its chain, PEM; requires key_file.",
             kind: FieldType::Text(&FILE),
             need: Presence::Optional,
         },
         Field {
             name: "key_file",
-            doc: "Private key of the own certificate, PEM; needs cert_file.",
+            doc: "Private key of the client certificate, PEM; requires cert_file.",
             kind: FieldType::Text(&FILE),
             need: Presence::Optional,
         },
         Field {
             name: "server_name",
-            doc: "Name to look for in the server's certificate instead of the endpoint's host; etcd alone.",
+            doc: "Expected name in the server's certificate, instead of the endpoint's host; etcd only.",
             kind: FieldType::Text(&WORD),
             need: Presence::Optional,
         },
@@ -194,13 +195,13 @@ static DIGEST: SectionType = SectionType {
     fields: &[
         Field {
             name: "user",
-            doc: "User, without a colon.",
+            doc: "User name, without a colon.",
             kind: FieldType::Text(&USER),
             need: Presence::Required,
         },
         Field {
             name: "password",
-            doc: "Password; write ${file:…} or ${env:…}.",
+            doc: "Password; use ${file:…} or ${env:…}.",
             kind: FieldType::Text(&SECRET),
             need: Presence::Required,
         },
@@ -228,14 +229,14 @@ const fn service_path(name: &'static str, doc: &'static str, default: &'static s
 
 const GATE: &str = "The gate of a handler.";
 const SPEC: Field = path("spec", "The spec of a handler.", "{name}/spec");
-const CONFIG: Field = path("config", "The own config of a handler.", "{name}/config");
+const CONFIG: Field = path("config", "The config of a handler.", "{name}/config");
 const CANARY: Field = path("canary", "The canary of a handler.", "{name}/canary");
 const ROLLOUT: Field = path("rollout", "A rollout in progress.", "{name}/rollout");
 const LOGGING: &str = "The built-in record log.";
-const METRICS: &str = "How fine metrics are.";
+const METRICS: &str = "Metrics granularity.";
 
 static ETCD_PATHS: SectionType = SectionType {
-    doc: "Where each control key stands below the prefix; no two may meet.",
+    doc: "Path of each control key below the prefix; paths must be distinct.",
     fields: &[
         path("enabled", GATE, "{name}/enabled"),
         SPEC,
@@ -249,7 +250,7 @@ static ETCD_PATHS: SectionType = SectionType {
 };
 
 static ZOOKEEPER_PATHS: SectionType = SectionType {
-    doc: "Where each control key stands below the root; no two may meet.",
+    doc: "Path of each control key below the root; paths must be distinct.",
     fields: &[
         path("enabled", GATE, "{name}"),
         SPEC,
@@ -274,7 +275,7 @@ static ENDPOINT: TextRule = TextRule {
         let fits = rest.is_some_and(is_host_port);
         refuse_if(
             !fits,
-            "write http://host:port or https://host:port; user and password have fields of their own",
+            "write http://host:port or https://host:port; set user and password in their own fields",
         )
     },
     pattern: Some(r"^https?://[^/\s@]+:\d{1,5}$"),
@@ -286,7 +287,7 @@ static SERVERS: TextRule = TextRule {
         let all = text.split(',').all(|server| is_host_port(server.trim()));
         refuse_if(
             !all,
-            "write host:port, several with commas between them; a path goes into `root`",
+            "write host:port, comma-separated if several; put a path into `root`",
         )
     },
     pattern: Some(r"^[^,/\s]+:\d{1,5}(\s*,\s*[^,/\s]+:\d{1,5})*$"),
@@ -297,14 +298,17 @@ pub(crate) static ABSOLUTE: TextRule = TextRule {
     check: |text| {
         let fits = text.strip_prefix('/').is_some_and(|rest| {
             rest.split('/').all(|segment| {
-                let odd = |c: char| c.is_control() || c.is_whitespace();
-                !segment.is_empty() && segment != "." && segment != ".." && !segment.contains(odd)
+                let is_invalid = |c: char| c.is_control() || c.is_whitespace();
+                !segment.is_empty()
+                    && segment != "."
+                    && segment != ".."
+                    && !segment.contains(is_invalid)
             })
         });
         let own = text == "/zookeeper" || text.starts_with("/zookeeper/");
         refuse_if(
             !fits || own,
-            "write an absolute path without a slash at its end, such as /plugins; /zookeeper is the server's own",
+            "write an absolute path without a trailing slash, such as /plugins; /zookeeper is reserved by the server",
         )
     },
     pattern: Some(r"^(/[^/\s]+)+$"),
@@ -313,9 +317,9 @@ pub(crate) static ABSOLUTE: TextRule = TextRule {
 
 static WORD: TextRule = TextRule {
     check: |text| {
-        let odd = |c: char| c.is_control() || c.is_whitespace();
+        let is_invalid = |c: char| c.is_control() || c.is_whitespace();
         refuse_if(
-            text.is_empty() || text.contains(odd),
+            text.is_empty() || text.contains(is_invalid),
             "write a name without spaces",
         )
     },
@@ -325,10 +329,10 @@ static WORD: TextRule = TextRule {
 
 static USER: TextRule = TextRule {
     check: |text| {
-        let odd = |c: char| c.is_control() || c == ':';
+        let is_invalid = |c: char| c.is_control() || c == ':';
         refuse_if(
-            text.is_empty() || text.contains(odd),
-            "write a user without a colon",
+            text.is_empty() || text.contains(is_invalid),
+            "write a user name without a colon",
         )
     },
     pattern: Some("^[^:]+$"),
@@ -336,13 +340,13 @@ static USER: TextRule = TextRule {
 };
 
 static SECRET: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty(), "it is empty"),
+    check: |text| refuse_if(text.is_empty(), "it must not be empty"),
     pattern: Some("^.+$"),
     numbers: true,
 };
 
 static FILE: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "it is no path"),
+    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "it is not a path"),
     pattern: Some("^.+$"),
     numbers: false,
 };
@@ -363,10 +367,10 @@ fn is_host_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };
-    let odd = |c: char| c.is_whitespace() || c.is_control() || "/@?#".contains(c);
+    let is_invalid = |c: char| c.is_whitespace() || c.is_control() || "/@?#".contains(c);
     let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
     !host.is_empty()
         && !bare_v6
-        && !host.contains(odd)
+        && !host.contains(is_invalid)
         && port.parse::<u16>().is_ok_and(|port| port > 0)
 }

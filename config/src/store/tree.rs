@@ -1,22 +1,23 @@
-//! A store's keys as they are known, kept equal to the store by listings and events. Pure.
+//! The known keys of a store, kept in sync with it by listings and events. Pure.
 //!
-//! Nothing is ever applied backwards (G10): an event or a listing that is older than what is known of a key is dropped.
+//! Nothing is ever applied backwards (G10): an event or a listing older than the known state of a key is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ControlKey;
 
-/// Which write of a key a value comes from.
+/// Identifies the write of a key that produced a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyVersion {
-    /// The store's number for the write: etcd's `mod_revision`, ZooKeeper's `mzxid`.
+    /// The store's revision of the write: etcd's `mod_revision`, ZooKeeper's `mzxid`.
     pub revision: u64,
-    /// The version of this key that a compare-and-set names: etcd's is the same as `revision`, ZooKeeper's is the node's data version.
+    /// The version of this key for compare-and-set: for etcd the same as `revision`, for ZooKeeper the node's data
+    /// version.
     pub version: i64,
 }
 
-/// A value and the write that it comes from.
+/// A value and the write that produced it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The bytes.
@@ -25,8 +26,8 @@ pub struct Entry {
     pub stamp: KeyVersion,
 }
 
-/// A value as it is kept: of one that is too long only so much that whoever reads it can tell. It is there all the same,
-/// so that its key is refused and not taken for deleted.
+/// Truncates an oversized value to one byte more than the limit, so that readers can still detect it. It is kept at all
+/// so that its key is rejected rather than taken as deleted.
 pub(super) fn bounded(value: &[u8]) -> Arc<[u8]> {
     value[..value.len().min(super::MAX_VALUE + 1)].into()
 }
@@ -34,19 +35,19 @@ pub(super) fn bounded(value: &[u8]) -> Arc<[u8]> {
 /// Everything below a prefix, as of one revision of its store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
-    /// The store's revision: nothing newer is in here.
+    /// The store's revision: the tree contains nothing newer.
     pub revision: u64,
     /// The control keys that have a value.
     pub entries: BTreeMap<ControlKey, Entry>,
-    /// A key that is not known was not there at this revision: nothing at or below it is news of such a key. Where listings are
-    /// not of one moment, the newest revision that was known when the listing began; 0 if none was.
+    /// An unknown key was absent at this revision: nothing at or below it is news about such a key. If listings are not
+    /// atomic, this is the newest revision that was known when the listing began; 0 if none was.
     pub floor: u64,
-    /// Keys that events have deleted since the last listing, and when.
+    /// Keys deleted by events since the last listing, with the revision of the delete.
     pub deleted: BTreeMap<ControlKey, u64>,
-    /// Which store this is, whatever its addresses: the same for every connection to it and after every restart of it, another
-    /// one for a store that was set up anew. `None` where nothing tells it yet.
+    /// Identity of the store, independent of its addresses: equal for every connection to it and across restarts,
+    /// different for a recreated store. `None` while unknown.
     pub identity: Option<Arc<str>>,
-    /// Paths below the prefix that are no control keys, and why: reported, otherwise left alone. Sorted.
+    /// Paths below the prefix that are not control keys, with the reasons: reported, otherwise ignored. Sorted.
     pub unrecognized_keys: BTreeMap<String, String>,
 }
 
@@ -55,14 +56,14 @@ pub struct Tree {
 pub struct TreeChange {
     /// The key.
     pub key: ControlKey,
-    /// The store's revision of this change itself: several changes can arrive together under a later one.
+    /// The store's revision of this change: several changes can arrive together under a later one.
     pub revision: u64,
-    /// What stands there now; `None` when it was deleted.
+    /// The new value; `None` for a delete.
     pub entry: Option<Entry>,
 }
 
 impl TreeChange {
-    /// A value that was written.
+    /// A written value.
     #[must_use]
     pub fn put(key: ControlKey, entry: Entry) -> Self {
         Self {
@@ -72,7 +73,7 @@ impl TreeChange {
         }
     }
 
-    /// A key that was deleted at `revision`, or was seen to be gone by then.
+    /// A key that was deleted at `revision`, or was found missing by then.
     #[must_use]
     pub fn delete(key: ControlKey, revision: u64) -> Self {
         Self {
@@ -90,16 +91,17 @@ impl Tree {
         self.entries.get(key)
     }
 
-    /// Whether both are known to be of different stores.
+    /// Whether both are known to be different stores.
     #[must_use]
     pub fn is_other_than(&self, other: &Self) -> bool {
         let both = self.identity.as_ref().zip(other.identity.as_ref());
         both.is_some_and(|(one, two)| one != two)
     }
 
-    /// Takes over events in their order, or what was read after a notice; `revision` is the newest that they bring word of.
-    /// Returns those that changed anything; what is older than what is known of its key does not. Each change counts by its
-    /// own revision: a delete that arrives together with later changes must not hide a write that followed it.
+    /// Applies events in their order, or what was read after a notice; `revision` is the newest revision that they
+    /// carry. Returns the effective changes; a change older than the known state of its key is dropped. Each change
+    /// counts with its own revision: a delete that arrives together with later changes must not hide a write that
+    /// followed it.
     pub fn apply(&mut self, changes: Vec<TreeChange>, revision: u64) -> Vec<TreeChange> {
         let applied: Vec<TreeChange> = changes
             .into_iter()
@@ -118,7 +120,7 @@ impl Tree {
         }
         match &change.entry {
             Some(entry) => {
-                // A value that is read after its notice can be newer than the notice.
+                // A value read after its notice can be newer than the notice.
                 self.revision = self.revision.max(entry.stamp.revision);
                 self.deleted.remove(&change.key);
                 self.entries.insert(change.key.clone(), entry.clone());
@@ -131,8 +133,8 @@ impl Tree {
         }
     }
 
-    /// Takes over a full reading, and returns what that changed. A key that is not in `listing` is deleted only if what is
-    /// known of it is not newer than the listing's floor; a value that is older than what is known of its key is dropped.
+    /// Applies a full reading and returns the effective changes. A key missing in `listing` is deleted only if its
+    /// known state is not newer than the listing's floor; a value older than the known state of its key is dropped.
     pub fn catch_up(&mut self, listing: Self) -> Vec<TreeChange> {
         let gone: Vec<ControlKey> = self
             .entries
@@ -171,7 +173,7 @@ impl Tree {
         changes
     }
 
-    /// What leads from `self` to `newer`, in the order of revisions, deletes first.
+    /// The changes that lead from `self` to `newer`: deletes first, then writes in the order of their revisions.
     #[must_use]
     pub fn changes_to(&self, newer: &Self) -> Vec<TreeChange> {
         let gone = self
@@ -221,17 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_and_a_put_of_one_batch_both_count_whatever_revision_the_batch_has() {
+    fn a_delete_and_a_later_put_in_one_batch_both_apply() {
         let mut tree = Tree::default();
         tree.apply(vec![put("true", 10)], 10);
-        // A watcher that is behind gets many revisions in one response, whose header is the store's present one.
+        // A lagging watcher receives many revisions in one response, whose header has the store's current one.
         let batch = vec![delete(11), put("false", 12)];
         assert_eq!(tree.apply(batch.clone(), 50), batch);
         assert_eq!(
             tree.get(&gate()).map(|entry| entry.stamp.revision),
             Some(12)
         );
-        // A key that was put again behind the batch is not dropped by the listing that brings it.
+        // A key written again after the batch is not dropped by the listing that contains it.
         assert_eq!(tree.apply(vec![delete(60)], 90).len(), 1);
         let mut listing = Tree::default();
         listing.apply(vec![put("true", 61)], 95);
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_is_not_applied() {
+    fn older_changes_are_not_applied() {
         let mut tree = Tree {
             revision: 10,
             floor: 10,
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_brings_what_is_newer_and_deletes_no_later_than_its_floor() {
+    fn a_listing_applies_newer_values_and_deletes_up_to_its_floor() {
         let listing = |entries: &[TreeChange], floor: u64| {
             let mut tree = Tree::default();
             tree.apply(entries.to_vec(), floor);

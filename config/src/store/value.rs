@@ -1,4 +1,4 @@
-//! What the value of each control key must be like: one reader, used by the source, the bridge and the commands.
+//! The format of each control key's value: one reader, shared by the source, the bridge and the commands.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use crate::rollout::Rollout;
 use crate::snapshot::MetricsLevel;
 use crate::spec::{Origin, read_config, read_from};
 
-/// Checks the form of `value` as the value of `key`, which stands at `place` for people. References are not looked up, so
-/// that a value can be checked where the files and variables that it names are not.
+/// Checks the form of `value` as the value of `key`; `place` names the key in messages. References are not resolved, so
+/// a value can be checked on a machine without the files and variables that it names.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems found in it.
 pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Problems> {
     let origin = Origin {
         place: Some(Path::new(place)),
@@ -37,22 +37,22 @@ pub fn check_value(key: &ControlKey, place: &str, value: &[u8]) -> Result<(), Pr
             Ok(())
         }
         ControlKey::Canary(_) => read_object(value, place),
-        // Bridges read it by themselves, and it crosses to no other store.
+        // Only bridges read it, and it is never copied to another store.
         ControlKey::Bridge => Ok(()),
     }
 }
 
-/// The text of a value, within bounds.
+/// The text of a value, with its length checked.
 pub(crate) fn read_text<'v>(value: &'v [u8], place: &str) -> Result<&'v str, Problems> {
     let refused = |message: String| Problems::of_file(Some(Path::new(place)), message);
     if value.len() > MAX_VALUE {
         return Err(refused(format!(
-            "is too long: at most {MAX_VALUE} bytes are read"
+            "is too long: the maximum is {MAX_VALUE} bytes"
         )));
     }
     std::str::from_utf8(value).map_err(|error| {
         refused(format!(
-            "is not UTF-8 text: byte {} is none; write it as UTF-8",
+            "is not UTF-8 text: invalid at byte {}; write it as UTF-8",
             error.valid_up_to()
         ))
     })
@@ -63,15 +63,11 @@ pub(crate) fn read_switch(value: &[u8], place: &str) -> Result<bool, Problems> {
     match read_text(value, place)?.trim() {
         "true" => Ok(true),
         "false" => Ok(false),
-        other => Err(refused(
-            place,
-            other,
-            "write true or false, in small letters",
-        )),
+        other => Err(refused(place, other, "write true or false, in lowercase")),
     }
 }
 
-/// How fine metrics are.
+/// The metrics granularity.
 pub(crate) fn read_level(value: &[u8], place: &str) -> Result<MetricsLevel, Problems> {
     let text = read_text(value, place)?.trim();
     MetricsLevel::of(text).ok_or_else(|| {
@@ -105,7 +101,7 @@ pub(crate) fn read_spec_of(
         column: located.name_place.column,
         path: "name".to_owned(),
         message: format!(
-            "is `{}`, but the key is that of `{name}`; write the key's name",
+            "is `{}`, but the key belongs to `{name}`; use the key's name",
             located.spec.name
         ),
     });
@@ -125,7 +121,7 @@ fn read_object(value: &[u8], place: &str) -> Result<(), Problems> {
         .map_err(|(_, _, message)| Problems::of_file(Some(Path::new(place)), message))
 }
 
-/// A refusal that shows the beginning of the text.
+/// A problem that quotes the start of the text.
 fn refused(place: &str, text: &str, advice: &str) -> Problems {
     let message = match text {
         "" => format!("is empty; {advice}"),
@@ -144,17 +140,17 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_vocabulary() {
+    fn each_kind_of_key_accepts_only_its_values() {
         let gate = ControlKey::Enabled("a".into());
         for good in ["true", "false", " true\n"] {
             assert_eq!(says(&gate, good.as_bytes()), "");
         }
         assert_eq!(
             says(&gate, b"True"),
-            "place: is `True`; write true or false, in small letters"
+            "place: is `True`; write true or false, in lowercase"
         );
         assert!(says(&gate, &[0xff]).contains("UTF-8"));
-        assert!(says(&gate, &vec![b' '; MAX_VALUE + 1]).contains("at most 1048576"));
+        assert!(says(&gate, &vec![b' '; MAX_VALUE + 1]).contains("the maximum is 1048576"));
         assert_eq!(says(&ControlKey::MetricsLevel, b"basic"), "");
         assert!(says(&ControlKey::MetricsLevel, b"basik").contains("did you mean"));
         let spec = ControlKey::Spec("a".into());
@@ -162,7 +158,7 @@ mod tests {
         assert_eq!(says(&spec, text.as_bytes()), "");
         assert_eq!(
             says(&spec, text.replace("name: a", "name: b").as_bytes()),
-            "place:1:7: name: is `b`, but the key is that of `a`; write the key's name"
+            "place:1:7: name: is `b`, but the key belongs to `a`; use the key's name"
         );
         assert!(says(&spec, b"  ").contains("is empty"));
         let config = ControlKey::Config("a".into());
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_cannot_blow_up() {
+    fn nested_aliases_are_bounded() {
         let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let (this, below) = ((b'a' + level) as char, (b'a' + level - 1) as char);

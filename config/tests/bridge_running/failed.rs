@@ -1,4 +1,4 @@
-//! Bridges whose threads or watches end without being asked to.
+//! Bridges whose thread or watch ends unexpectedly.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,9 +10,9 @@ use sluicegate_config::store::{
     StoreError, StoreSink, StoreWatch, Tree,
 };
 
-use super::{Scene, gate};
+use super::{Harness, gate};
 
-/// A store whose writes panic or are refused and whose watches end, when they are told to.
+/// A store whose writes panic or are refused, or whose watches end, on demand.
 #[derive(Clone)]
 struct Broken {
     store: MemoryStore,
@@ -54,13 +54,13 @@ impl Store for Broken {
     }
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
-        let mut sinks = self.sinks.lock().expect("nobody panics here");
+        let mut sinks = self.sinks.lock().expect("not poisoned");
         let index = sinks.len();
         sinks.push(Some(sink));
         drop(sinks);
         let sinks = Arc::clone(&self.sinks);
         let watch = self.store.watch(Box::new(move |update| {
-            let mut sinks = sinks.lock().expect("nobody panics here");
+            let mut sinks = sinks.lock().expect("not poisoned");
             if let Some(sink) = &mut sinks[index] {
                 sink(update);
             }
@@ -74,12 +74,12 @@ impl Store for Broken {
         value: Option<&[u8]>,
         expected: Expected,
     ) -> Result<KeyVersion, StoreError> {
-        assert!(!self.panics.load(Ordering::SeqCst), "a fault is injected");
+        assert!(!self.panics.load(Ordering::SeqCst), "injected fault");
         if self.refuses.load(Ordering::SeqCst) {
             return Err(StoreError::Refused {
                 store: self.describe(),
                 what: format!("the write of {}", self.locate(key)),
-                reason: "it is set to refuse".to_owned(),
+                reason: "injected refusal".to_owned(),
             });
         }
         self.store.write(key, value, expected)
@@ -99,30 +99,30 @@ impl Store for Broken {
 }
 
 #[test]
-fn a_bridge_whose_thread_or_watch_has_ended_says_so() {
+fn a_bridge_whose_thread_or_watch_has_ended_reports_failure() {
     for panics in [true, false] {
-        let scene = Scene::new();
-        let broken = Broken::over(&scene.sides.zookeeper);
-        let mut stores = scene.stores();
+        let harness = Harness::new();
+        let broken = Broken::over(&harness.sides.zookeeper);
+        let mut stores = harness.stores();
         stores.sides.zookeeper = Arc::new(broken.clone());
-        let settings = scene.settings("one", Side::Etcd);
-        let bridge = Bridge::start(stores, settings).expect("threads can be started");
-        scene.settle(&bridge);
+        let settings = harness.settings("one", Side::Etcd);
+        let bridge = Bridge::start(stores, settings).expect("threads start");
+        harness.settle(&bridge);
         assert_eq!(bridge.report().problems(), Vec::<String>::new());
         assert_eq!(bridge.failure(), None);
         match panics {
             true => broken.panics.store(true, Ordering::SeqCst),
-            false => broken.sinks.lock().expect("nobody panics here")[0] = None,
+            false => broken.sinks.lock().expect("not poisoned")[0] = None,
         }
-        scene.put(Side::Etcd, &gate("a"), "true");
-        scene.wait_until("it says so", |_| bridge.failure().is_some());
-        let why = bridge.failure().expect("it has failed");
+        harness.put(Side::Etcd, &gate("a"), "true");
+        harness.wait_until("the failure is reported", |_| bridge.failure().is_some());
+        let why = bridge.failure().expect("a failure");
         let expected = match panics {
-            true => "its thread has panicked",
+            true => "the worker thread panicked",
             false => "the watch of memory has ended",
         };
         assert!(why.contains(expected), "{why}");
-        assert!(why.contains("start it again"), "{why}");
+        assert!(why.contains("restart it"), "{why}");
         assert_eq!(bridge.report().problems(), [why]);
     }
 }
@@ -130,7 +130,7 @@ fn a_bridge_whose_thread_or_watch_has_ended_says_so() {
 /// A value that comes to the side that refuses is overruled like any other, and told at once.
 #[test]
 fn a_conflict_behind_a_refused_write_is_counted_once() {
-    let scene = Scene::new();
+    let scene = Harness::new();
     let broken = Broken::over(&scene.sides.zookeeper);
     let mut stores = scene.stores();
     stores.sides.zookeeper = Arc::new(broken.clone());
@@ -163,11 +163,11 @@ fn a_conflict_behind_a_refused_write_is_counted_once() {
 }
 
 #[test]
-fn a_refusal_by_the_store_of_the_notes_is_not_told_of_the_side_that_is_written() {
-    let scene = Scene::new();
+fn a_refusal_by_the_state_store_is_not_attributed_to_the_written_side() {
+    let scene = Harness::new();
     let broken = Broken::over(&scene.notes);
     let mut stores = scene.stores();
-    stores.notes = Arc::new(broken.clone());
+    stores.state = Arc::new(broken.clone());
     let settings = scene.settings("one", Side::Etcd);
     let bridge = Bridge::start(stores, settings).expect("threads can be started");
     scene.settle(&bridge);

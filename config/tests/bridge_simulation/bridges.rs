@@ -1,4 +1,4 @@
-//! What the bridges of the simulation do, a store call at a time.
+//! The simulated bridges; one store call per step.
 
 use sluicegate_config::bridge::{
     Decision, Foreign, KeyState, Known, Pair, PairCheck, PairRecord, Progress, Renewal, Side,
@@ -8,38 +8,38 @@ use sluicegate_config::store::{ControlKey, MemoryStore, Store, Tree};
 
 use super::{World, keys};
 
-/// What a bridge is doing.
+/// Current operation of a bridge.
 pub(super) enum Doing {
     Nothing,
-    /// Reading everything anew for a look at the pair, with what was read so far.
+    /// Reading everything to check the pair, with the partial result.
     Pairing(u64, Tree, Pair<Option<Tree>>),
     Renewing(Box<Renewal>),
-    /// Reading both sides anew for a key, with what was read so far.
+    /// Reading both sides again for one key, with the partial result.
     Confirming(ControlKey, u64, Tree, Pair<Option<Tree>>),
     Transferring(Transfer),
 }
 
 pub(super) struct SimBridge {
     pub(super) id: String,
-    /// Whether it is one of the other pair that has the same ZooKeeper.
+    /// Whether it belongs to the other pair on the same ZooKeeper.
     pub(super) is_rival: bool,
-    /// How far its clock is ahead of the others.
+    /// Offset of its clock.
     pub(super) ahead_ms: u64,
     pub(super) sightings: Sightings,
-    /// The sides that an operator lets it take over.
+    /// Sides accepted by an operator.
     pub(super) accepted: Pair<bool>,
     pub(super) views: Pair<Tree>,
     pub(super) notes: Tree,
-    /// What it knows of the pair, while it does not doubt it.
+    /// Its pair record; `None` while it must be checked again.
     pub(super) pair: Option<PairRecord>,
-    /// Whether it has left its mark since it started.
+    /// Whether it has written its mark since its start.
     pub(super) marked: bool,
     pub(super) doing: Doing,
 }
 
 /// A crashed bridge's write.
 pub(super) struct Late {
-    pub(super) crossing: Transfer,
+    pub(super) transfer: Transfer,
     pub(super) is_rival: bool,
     pub(super) ahead_ms: u64,
 }
@@ -52,19 +52,19 @@ pub(super) fn name_of(is_rival: bool) -> &'static str {
     }
 }
 
-/// How often bridges were stopped, and for what.
+/// Number of halts, by cause.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Met {
+pub(super) struct Halts {
     /// A side was another store.
     pub(super) other_store: u64,
-    /// A side did not carry the mark any more.
+    /// A side no longer carried the mark.
     pub(super) unmarked: u64,
-    /// The sides belonged to different pairs, or the notes were gone.
+    /// The sides belonged to different pairs, or the sync state was missing.
     pub(super) apart: u64,
-    /// The other pair's bridge was stopped by this one's mark, and the other way round.
+    /// The other pair's bridge was halted by this pair's mark, and vice versa.
     pub(super) rival_stopped: u64,
     pub(super) stopped_by_rival: u64,
-    /// A store was taken over as an operator wanted.
+    /// A store was taken over with an operator's consent.
     pub(super) accepted: u64,
 }
 
@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// A side as the pair of a bridge has it.
+    /// A side of a bridge's pair.
     pub(super) fn side(&self, is_rival: bool, side: Side) -> &MemoryStore {
         match side {
             Side::Etcd if is_rival => &self.rival.etcd,
@@ -172,19 +172,19 @@ impl World {
                     None => Doing::Nothing,
                 }
             }
-            Doing::Transferring(mut crossing) => {
-                match self.move_on(&mut crossing, is_rival, now_ms) {
-                    Progress::Going => Doing::Transferring(crossing),
+            Doing::Transferring(mut transfer) => {
+                match self.move_on(&mut transfer, is_rival, now_ms) {
+                    Progress::Going => Doing::Transferring(transfer),
                     Progress::Done => {
-                        self.crossed += 1;
+                        self.transferred += 1;
                         Doing::Nothing
                     }
                     Progress::Overtaken | Progress::Late | Progress::Failed(_) => Doing::Nothing,
                 }
             }
         };
-        if let Doing::Transferring(crossing) = &self.bridges[index].doing
-            && crossing.writes_next()
+        if let Doing::Transferring(transfer) = &self.bridges[index].doing
+            && transfer.writes_next()
             && self.dice.roll(12) == 0
         {
             self.crash(index);
@@ -200,7 +200,7 @@ impl World {
             Progress::Done => {
                 self.bridges[index].marked = true;
                 if renewal.taken_over().next().is_some() {
-                    self.met.accepted += 1;
+                    self.halts.accepted += 1;
                     self.bridges[index].accepted = Pair::default();
                 }
                 Doing::Nothing
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// Reads the next side that was not read yet: whether there was one, or `None` if it is away.
+    /// Reads the next side that was not read yet. Returns whether there was one, or `None` if it is unreachable.
     pub(super) fn read_one(&self, is_rival: bool, read: &mut Pair<Option<Tree>>) -> Option<bool> {
         let missing = Side::BOTH.into_iter().find(|side| read.of(*side).is_none());
         let Some(side) = missing else {
@@ -219,7 +219,7 @@ impl World {
         Some(true)
     }
 
-    /// What a bridge does once it has read everything for a look at the pair.
+    /// Checks the pair once everything is read.
     pub(super) fn pair_up(
         &mut self,
         index: usize,
@@ -247,7 +247,7 @@ impl World {
             PairCheck::Foreign(foreign) => {
                 let (is_rival, accepted) = (bridge.is_rival, bridge.accepted);
                 let open = foreign.iter().find(|one| !one.is_answered_by(accepted));
-                self.stopped(is_rival, open.expect("it is why nothing crosses"));
+                self.stopped(is_rival, open.expect("the cause of the halt"));
                 Doing::Nothing
             }
         }
@@ -255,53 +255,53 @@ impl World {
 
     pub(super) fn stopped(&mut self, is_rival: bool, foreign: &Foreign) {
         let by_rival = self.is_rivals();
-        let met = &mut self.met;
+        let halts = &mut self.halts;
         let apart = matches!(foreign, Foreign::Apart { .. });
         *match foreign {
-            _ if is_rival && apart => &mut met.rival_stopped,
+            _ if is_rival && apart => &mut halts.rival_stopped,
             _ if is_rival => return,
-            Foreign::Apart { .. } if by_rival => &mut met.stopped_by_rival,
-            Foreign::Apart { .. } | Foreign::Named { .. } => &mut met.apart,
-            Foreign::Store { .. } => &mut met.other_store,
-            Foreign::Unmarked { .. } => &mut met.unmarked,
+            Foreign::Apart { .. } if by_rival => &mut halts.stopped_by_rival,
+            Foreign::Apart { .. } | Foreign::Named { .. } => &mut halts.apart,
+            Foreign::Store { .. } => &mut halts.other_store,
+            Foreign::Unmarked { .. } => &mut halts.unmarked,
         } += 1;
     }
 
-    /// Does a crossing's next step. A write replaces what the bridge has read, or nothing: an edit that no bridge has read is
-    /// never overruled. It deletes nothing that the other side has only lost.
+    /// Runs a transfer's next step. Asserts that a write replaces only the value that the bridge has read, so that an unseen edit is
+    /// never overwritten, and that nothing is deleted because the other side has lost it.
     pub(super) fn move_on(
         &mut self,
-        crossing: &mut Transfer,
+        transfer: &mut Transfer,
         is_rival: bool,
         now_ms: u64,
     ) -> Progress {
-        let side = self.side(is_rival, crossing.to());
+        let side = self.side(is_rival, transfer.to());
         let there = side.list().unwrap_or_default();
-        let there = there.get(crossing.key());
-        let writes = crossing.writes_next();
-        let progress = crossing.step(side, self.notes(is_rival), now_ms);
-        if writes && let Some(wrote) = crossing.written().0 {
+        let there = there.get(transfer.key());
+        let writes = transfer.writes_next();
+        let progress = transfer.step(side, self.notes(is_rival), now_ms);
+        if writes && let Some(wrote) = transfer.written().0 {
             let replaced = there.map_or(0, |entry| entry.stamp.revision);
             assert_eq!(
                 replaced,
-                crossing.replaces(),
+                transfer.replaces(),
                 "{} overruled",
-                crossing.key()
+                transfer.key()
             );
             if is_rival {
-                if crossing.to() == Side::ZooKeeper {
+                if transfer.to() == Side::ZooKeeper {
                     let value = wrote.map(|entry| entry.value.to_vec());
-                    self.edited(crossing.key(), Side::ZooKeeper, value);
+                    self.edited(transfer.key(), Side::ZooKeeper, value);
                 }
                 return progress;
             }
-            let (key, from) = (crossing.key(), crossing.to().other());
+            let (key, from) = (transfer.key(), transfer.to().other());
             let lost = self.lost.of(from).contains(key);
             assert!(
-                !(crossing.is_delete() && lost),
-                "{key} deleted, since {from} has lost it"
+                !(transfer.is_delete() && lost),
+                "{key} deleted because {from} has lost it"
             );
-            self.lost.of_mut(crossing.to()).remove(key);
+            self.lost.of_mut(transfer.to()).remove(key);
         }
         progress
     }
@@ -328,11 +328,11 @@ impl World {
             places: &Pair::from_fn(|side| self.sides.of(side).locate(key)),
             entries,
             revisions: Pair::from_fn(|side| views.of(side).revision),
-            // It only reads: it never knows more of a delete than a listing shows.
+            // The simulation has no watch events: deletes are known only from listings.
             deleted: Pair::default(),
-            note: note.as_ref(),
+            sync: note.as_ref(),
             ages: &ages,
-            // Some are forgotten within a run.
+            // Some deleted keys are forgotten within a run.
             forget: note_at.is_some_and(|stamp| stamp.revision % 4 == 0),
             pair,
             fresh,
@@ -346,17 +346,17 @@ impl World {
                 assert!(!fresh, "{decision:?} on fresh readings of {key}");
                 Doing::Confirming(key.clone(), now_ms, notes.clone(), Pair::default())
             }
-            Decision::RecordInSync(agreed) => {
-                Doing::Transferring(Transfer::of_note(key, agreed, note_at, &bridge.id, began))
-            }
+            Decision::RecordInSync(agreed) => Doing::Transferring(Transfer::state_only(
+                key, agreed, note_at, &bridge.id, began,
+            )),
             Decision::Copy { to, .. } => Doing::Transferring(Transfer::new(
                 key,
                 to,
                 *entries.of(to.other()),
                 *entries.of(to),
                 Known {
-                    note: note.as_ref(),
-                    note_at,
+                    sync: note.as_ref(),
+                    sync_at: note_at,
                     ages: &ages,
                     pair,
                 },
@@ -367,17 +367,17 @@ impl World {
         }
     }
 
-    /// The bridge is gone; the write that it was about to make may still reach the store, soon.
+    /// Replaces the bridge by a new one; its pending write may still reach the store.
     pub(super) fn crash(&mut self, index: usize) {
         let fresh = self.fresh_bridge(self.bridges[index].is_rival);
         let gone = std::mem::replace(&mut self.bridges[index], fresh);
         let (is_rival, ahead_ms) = (gone.is_rival, gone.ahead_ms);
-        if let Doing::Transferring(crossing) = gone.doing
-            && crossing.writes_next()
+        if let Doing::Transferring(transfer) = gone.doing
+            && transfer.writes_next()
             && self.dice.roll(2) == 0
         {
             self.late.push(Late {
-                crossing,
+                transfer,
                 is_rival,
                 ahead_ms,
             });
@@ -398,7 +398,7 @@ impl SimBridge {
         self.notes = notes;
     }
 
-    /// As the watch of a side does: another store, an older state and another pair's mark are looked into.
+    /// Applies a watch update of a side: another store, an older state or another pair's mark cause a check of the pair.
     pub(super) fn see_side(&mut self, side: Side, tree: Tree) {
         let seen = self.views.of(side);
         let broke = tree.revision < seen.revision || tree.is_other_than(seen);

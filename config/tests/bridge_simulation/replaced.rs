@@ -1,4 +1,4 @@
-//! Stores that are replaced by older, empty and foreign states while bridges run.
+//! Stores replaced by older, empty and foreign states while bridges run.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use sluicegate_config::store::{ControlKey, MemoryBackup, MemoryStore, Store};
 use super::bridges::{Doing, name_of};
 use super::{VALUES, World, keys, put, run_replaced, values};
 
-/// What was backed up: a side, and the notes where they stand beside it.
+/// A backup of a side; for etcd including the sync state, which is stored there.
 pub(super) struct Backup {
     side: MemoryBackup,
     notes: Option<MemoryBackup>,
-    /// The mark that stood in it, or that its record had or was about to have.
+    /// The mark in the backup, or the current or next mark of its record.
     mark: u64,
 }
 
-/// The other pair that has the same ZooKeeper: its etcd and its notes there.
+/// Another pair on the same ZooKeeper: its etcd with its sync state.
 pub(super) struct Rival {
     pub(super) etcd: MemoryStore,
     pub(super) notes: MemoryStore,
@@ -37,12 +37,12 @@ impl Rival {
 }
 
 impl World {
-    /// Whether what is noted of `key` is from before a side went back or was taken over, or a side is about to be.
+    /// Whether the sync state of `key` predates a restore or takeover of a side, or one is pending.
     pub(super) fn is_behind(&self, key: &ControlKey) -> bool {
         if !self.was_replaced() || self.away.contains(&true) {
             return self.was_replaced();
         }
-        let notes = self.notes.list().expect("no store is away");
+        let notes = self.notes.list().expect("the stores are reachable");
         let record = PairRecord::of(&notes).unwrap_or_default();
         let note = notes
             .get(key)
@@ -57,7 +57,7 @@ impl World {
     fn was_replaced(&self) -> bool {
         let replaced = [&self.replaced.etcd, &self.replaced.zookeeper];
         let replaced = replaced.into_iter().flatten().any(|times| *times > 0);
-        // The other pair takes and gives ZooKeeper, as if it were replaced.
+        // The other pair takes over ZooKeeper and loses it again, which has the effect of a replacement.
         replaced || self.bridges.iter().any(|bridge| bridge.is_rival)
     }
 
@@ -71,14 +71,19 @@ impl World {
         ids.into_iter().any(|id| mark.contains(&id))
     }
 
-    /// What keeps the two sides apart, if anything does.
+    /// Why the two sides do not belong together, if so.
     fn foreign(&self) -> Option<Foreign> {
         self.foreign_despite(Pair::default())
     }
 
     fn foreign_despite(&self, accepted: Pair<bool>) -> Option<Foreign> {
-        let notes = self.notes.list().expect("no store is away");
-        let trees = Pair::from_fn(|side| self.sides.of(side).list().expect("no store is away"));
+        let notes = self.notes.list().expect("the stores are reachable");
+        let trees = Pair::from_fn(|side| {
+            self.sides
+                .of(side)
+                .list()
+                .expect("the stores are reachable")
+        });
         let both = Pair::from_fn(|side| trees.of(side));
         match check_pair(name_of(false), &notes, &both, false, accepted, self.now_ms) {
             PairCheck::Foreign(foreign) => {
@@ -105,13 +110,13 @@ impl World {
         *self.backups.of_mut(side) = Some(backup);
     }
 
-    /// Replaces a side. That takes longer than a bridge may be held up, and watches read again afterwards.
+    /// Replaces a side. Takes longer than a bridge's write can be delayed; watches relist afterwards.
     pub(super) fn replace(&mut self) {
         let side = Side::BOTH[self.dice.roll(2)];
         let before = Pair::from_fn(|side| contents(self.sides.of(side)));
         let handle = self.sides.of(side).handle();
-        // Whether the other side or the notes will tell that what stands here now is none of this pair.
-        let is_told = match side {
+        // Whether the other side or the sync state shows that the new content is foreign.
+        let is_detected = match side {
             Side::Etcd => self
                 .sides
                 .zookeeper
@@ -132,7 +137,7 @@ impl World {
                     Side::ZooKeeper => backup.mark >= noted,
                 };
                 if is_young {
-                    // It is younger than the last mark: then it is known by its revision, and only as long as that is lower.
+                    // Newer than the last mark: detectable only by its revision, while that is lower.
                     return;
                 }
                 handle.restore(&backup.side);
@@ -159,8 +164,8 @@ impl World {
             }
         }
         self.replaced.of_mut(side)[state] += 1;
-        *self.strange.of_mut(side) = state > 0 && is_told;
-        *self.strange.of_mut(side.other()) &= is_told && self.foreign().is_some();
+        *self.strange.of_mut(side) = state > 0 && is_detected;
+        *self.strange.of_mut(side.other()) &= is_detected && self.foreign().is_some();
         self.last_replaced = side;
         self.now_ms += 4_000;
         self.late.retain(|late| late.is_rival);
@@ -168,15 +173,21 @@ impl World {
         if side == Side::ZooKeeper && self.dice.roll(2) == 0 {
             self.rival = Rival::new();
         }
-        self.relist(side);
+        self.reset_bridges(side);
     }
 
-    /// What every bridge is about is over, and its watches tell it what stands there now.
-    fn relist(&mut self, side: Side) {
+    /// Aborts every bridge's operation and delivers the new content to its watches.
+    fn reset_bridges(&mut self, side: Side) {
         for index in 0..self.bridges.len() {
             let is_rival = self.bridges[index].is_rival;
-            let tree = self.side(is_rival, side).list().expect("no store is away");
-            let notes = self.notes(is_rival).list().expect("no store is away");
+            let tree = self
+                .side(is_rival, side)
+                .list()
+                .expect("the stores are reachable");
+            let notes = self
+                .notes(is_rival)
+                .list()
+                .expect("the stores are reachable");
             let now_ms = self.now_ms;
             let bridge = &mut self.bridges[index];
             bridge.doing = Doing::Nothing;
@@ -186,7 +197,7 @@ impl World {
         }
     }
 
-    /// Somebody else's store, with keys and a history.
+    /// A foreign store with keys and a history.
     fn foreign_store(&mut self) -> MemoryStore {
         let store = MemoryStore::new();
         for _ in 0..self.dice.roll(200) {
@@ -204,8 +215,8 @@ impl World {
         store
     }
 
-    /// Leaves the marks of another pair in somebody else's store, from before pairs had ids or with one; in etcd maybe also
-    /// that pair's notes.
+    /// Writes the mark of another pair to a foreign store, with or without a pair id; in etcd sometimes also that pair's sync
+    /// state.
     fn mark_foreign(&mut self, side: Side, store: &MemoryStore, notes: &MemoryStore) {
         let id = format!("{:032x}", 1 + self.dice.roll(1_000_000));
         let number = 1 + self.dice.roll(20);
@@ -218,7 +229,7 @@ impl World {
         if self.dice.roll(2) == 0 {
             return;
         }
-        let identity = store.list().expect("no store is away").identity;
+        let identity = store.list().expect("the stores are reachable").identity;
         let record = PairRecord {
             id: Some(id),
             mark: number as u64,
@@ -230,7 +241,7 @@ impl World {
         };
         let record = serde_json::to_vec(&record).expect("plain data");
         put(notes, &ControlKey::Bridge, &record);
-        // Its notes say of every key there that it stood on both sides.
+        // Its sync state says that every key there was on both sides.
         for key in contents(store).into_keys() {
             let note = SyncState {
                 value: Some(sluicegate_config::bridge::content_hash(b"false")),
@@ -245,8 +256,8 @@ impl World {
         }
     }
 
-    /// What both sides hold now counts as their last edits, but for what a side that is none of this pair holds beside a value
-    /// of the other one; what `side` held `before` and does not now is lost.
+    /// Counts the current content of both sides as their last edits, except for keys of a foreign side that the other side also
+    /// has; keys that `side` had `before` and does not have now are lost.
     fn rebase(&mut self, side: Side, before: &Pair<BTreeMap<ControlKey, Vec<u8>>>) {
         let now = contents(self.sides.of(side));
         for key in keys() {
@@ -260,7 +271,7 @@ impl World {
         self.count_edits(self.strange);
     }
 
-    /// What both sides hold now counts as their last edits, but for what stands on a side that `yields`.
+    /// Counts the current content of both sides as their last edits, except on a side that `yields`.
     fn count_edits(&mut self, yields: Pair<bool>) {
         let now = Pair::from_fn(|side| contents(self.sides.of(side)));
         self.risen.clear();
@@ -275,13 +286,13 @@ impl World {
         }
     }
 
-    /// Where a bridge stands still, an operator starts one that accepts the store that was replaced, as its advice says.
+    /// For a halted bridge, an operator starts one that accepts the replaced store, as advised.
     pub(super) fn operate(&mut self) {
         let mut accepted = Pair::default();
         while let Some(foreign) = self.foreign_despite(accepted) {
             let side = match foreign {
                 Foreign::Store { side, .. } | Foreign::Unmarked { side, .. } => side,
-                // The other pair's bridge was faster, and ZooKeeper is this pair's.
+                // The other pair's bridge was faster, although ZooKeeper belongs to this pair.
                 Foreign::Apart { .. } if !self.strange.etcd && self.is_rivals() => Side::ZooKeeper,
                 Foreign::Apart { .. } if self.strange.etcd != self.strange.zookeeper => {
                     match self.strange.etcd {
@@ -302,7 +313,7 @@ impl World {
         let index = self.dice.roll(own.count());
         self.crash(index);
         self.bridges[index].accepted = accepted;
-        // What was on its way before the other pair's bridge came is an edit.
+        // Changes in transit before the other pair's bridge came count as edits.
         self.count_edits(match accepted.etcd && accepted.zookeeper {
             true => Pair::default(),
             false => Pair::from_fn(|side| *accepted.of(side) && *self.strange.of(side)),
@@ -311,33 +322,33 @@ impl World {
 }
 
 fn record_of(notes: &MemoryStore) -> Option<PairRecord> {
-    PairRecord::of(&notes.list().expect("no store is away"))
+    PairRecord::of(&notes.list().expect("the stores are reachable"))
 }
 
 fn mark_of(store: &MemoryStore) -> u64 {
     marks_of(store).0
 }
 
-/// The mark, and from which one on absences count.
+/// The mark, and the mark from which on absent keys count as deleted.
 fn marks_of(store: &MemoryStore) -> (u64, u64) {
-    let tree = store.list().expect("no store is away");
+    let tree = store.list().expect("the stores are reachable");
     let Some(entry) = tree.get(&ControlKey::Bridge) else {
         return (0, 0);
     };
-    let text = std::str::from_utf8(&entry.value).expect("a text");
+    let text = std::str::from_utf8(&entry.value).expect("UTF-8");
     let mut numbers = text.split(' ').map(|one| one.parse().expect("a number"));
     (numbers.next().expect("a mark"), numbers.next().unwrap_or(0))
 }
 
 fn contents(store: &MemoryStore) -> BTreeMap<ControlKey, Vec<u8>> {
-    values(&store.list().expect("no store is away"))
+    values(&store.list().expect("the stores are reachable"))
 }
 
-/// Older, empty and foreign states of either store, with and without marks, at random moments, and another pair's bridge:
-/// nothing is deleted for what a side has lost, and nothing is overruled by what is none of this pair.
+/// Older, empty and foreign states of either store, with and without marks, at random times, and another pair's bridge: no key is
+/// deleted because a side lost it, and no value is overwritten by a foreign one.
 #[test]
-fn a_store_that_is_replaced_takes_nothing_from_the_other() {
-    let (mut replaced, mut met) = (Pair::<[u64; 4]>::default(), [0; 6]);
+fn a_replaced_store_deletes_nothing_from_the_other() {
+    let (mut replaced, mut halts) = (Pair::<[u64; 4]>::default(), [0; 6]);
     for seed in 1..300 {
         let bridges = 1 + seed as usize % 3;
         let preferred_side = Side::BOTH[seed as usize % 2];
@@ -349,7 +360,7 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
                 .zip(world.replaced.of(side))
                 .for_each(|(all, one)| *all += one);
         }
-        let one = world.met;
+        let one = world.halts;
         let one = [
             one.other_store,
             one.unmarked,
@@ -358,7 +369,7 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
             one.stopped_by_rival,
             one.accepted,
         ];
-        met.iter_mut().zip(one).for_each(|(all, one)| *all += one);
+        halts.iter_mut().zip(one).for_each(|(all, one)| *all += one);
     }
     let every = replaced.etcd.iter().chain(&replaced.zookeeper);
     assert!(every.clone().sum::<u64>() > 1_000, "{replaced:?} replaced");
@@ -366,10 +377,10 @@ fn a_store_that_is_replaced_takes_nothing_from_the_other() {
         every.min().is_some_and(|least| *least > 100),
         "{replaced:?} replaced"
     );
-    let [store, unmarked, apart, rival, by_rival, accepted] = met;
+    let [store, unmarked, apart, rival, by_rival, accepted] = halts;
     assert!(
         store > 500 && apart > 500 && rival > 500 && by_rival > 100 && accepted > 500,
-        "{met:?} met"
+        "{halts:?} halts"
     );
-    assert!(unmarked > 10, "{met:?} met");
+    assert!(unmarked > 10, "{halts:?} halts");
 }

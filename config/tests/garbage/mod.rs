@@ -1,6 +1,6 @@
-//! Values that no control key may have; a table of its own, so that the stores of other suites can be fed with it.
+//! Invalid values of control keys, in a module of its own, so that suites for other stores can use it.
 
-/// Key, value, what the refusal says. The handler is `a`, the member `host-1`.
+/// Key, value, fragment of the rejection. The handler is `a`, the member `host-1`.
 pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
     ("enabled", b"", "write true or false"),
     ("enabled", b" ", "write true or false"),
@@ -50,7 +50,7 @@ pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
     (
         "spec",
         b"name: b\nplugin: p\nroute: { topics: [t] }\n",
-        "the key is that of `a`",
+        "the key belongs to `a`",
     ),
     (
         "spec",
@@ -126,7 +126,7 @@ pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
     (
         "spec",
         b"name: a\nplugin: p\nroute: { topics: [t] }\nconfig: { p: \"${file:/etc/hosts}\" }\n",
-        "absolute or goes up",
+        "absolute or contains `..`",
     ),
     ("spec", b"--- \nname: a\n---\nname: b\n", ":"),
     (
@@ -146,11 +146,11 @@ pub(crate) const GARBAGE: &[(&str, &[u8], &str)] = &[
     (
         "config",
         b"{\"p\": \"${file:../../etc/passwd}\"}",
-        "absolute or goes up",
+        "absolute or contains `..`",
     ),
     ("config", b"\x80\x81", "UTF-8"),
-    ("rollout", b"start", "no rollout"),
-    ("rollout", b"{\"id\": 3}", "no rollout"),
+    ("rollout", b"start", "not a valid rollout"),
+    ("rollout", b"{\"id\": 3}", "not a valid rollout"),
     (
         "rollout",
         b"{\"id\": \"r\", \"members\": [\"host-1\"], \"spec\": \"name: [\"}",

@@ -1,13 +1,13 @@
-//! Stores that were restored from a backup, that are other ones, or that lack most of what they held.
+//! Stores that were restored from a backup, replaced by another store, or have lost most of their keys.
 
 use std::sync::Arc;
 
 use sluicegate_config::source::{SpecSource, StoreSource, StoreSourceSettings, Update};
 use sluicegate_config::store::{Expected, MemoryStore, Store};
 
-use super::{Scene, gate, put, settings, spec, spec_key};
+use super::{Harness, gate, put, settings, spec, spec_key};
 
-impl Scene {
+impl Harness {
     /// A store with these handlers.
     fn with(names: &[&str]) -> Self {
         let store = MemoryStore::new();
@@ -17,8 +17,8 @@ impl Scene {
         Self::new(store, settings(None))
     }
 
-    /// Everything that was told since this was last asked; snapshots as the names of their handlers.
-    fn told(&mut self) -> Vec<String> {
+    /// All updates since the last call; snapshots as the names of their handlers.
+    fn take_updates(&mut self) -> Vec<String> {
         let updates: Vec<Update> = self.updates.try_iter().collect();
         updates
             .into_iter()
@@ -37,124 +37,135 @@ impl Scene {
 
 #[test]
 fn a_store_that_was_restored_is_followed_again() {
-    let mut scene = Scene::with(&["a", "b"]);
-    let handle = scene.store.handle();
+    let mut harness = Harness::with(&["a", "b"]);
+    let handle = harness.store.handle();
     let backup = handle.back_up();
-    let revision = scene.put(&gate("a"), "false").revision;
-    // What a watch has told of is known to be meant.
-    scene.put(&spec_key("c"), spec("c", ""));
-    scene.delete(&spec_key("c"));
+    let revision = harness.put(&gate("a"), "false").revision;
+    // Changes that a watch has delivered are intended.
+    harness.put(&spec_key("c"), spec("c", ""));
+    harness.delete(&spec_key("c"));
     handle.restore(&backup);
-    let now = scene.now();
+    let now = harness.now();
     assert!(now.handlers["a"].enabled && now.handlers.len() == 2);
     assert!(now.revision < revision);
-    assert!(!scene.put(&gate("a"), "false").handlers["a"].enabled);
+    assert!(!harness.put(&gate("a"), "false").handlers["a"].enabled);
 }
 
-/// Clusters that were set up with the same flags have one cluster id.
+/// Clusters created with the same flags have the same cluster id.
 #[test]
-fn a_store_that_went_back_and_lacks_a_spec_or_has_another_one_is_held() {
-    let mut scene = Scene::with(&["a", "b"]);
-    let handle = scene.store.handle();
+fn a_restored_store_that_lacks_or_changes_a_spec_is_held_back() {
+    let mut harness = Harness::with(&["a", "b"]);
+    let handle = harness.store.handle();
     let backup = handle.back_up();
-    scene.put(&spec_key("c"), spec("c", ""));
+    harness.put(&spec_key("c"), spec("c", ""));
     let known = handle.back_up();
-    scene.told();
+    harness.take_updates();
     handle.restore(&backup);
-    let told = scene.told();
-    assert_eq!(told.len(), 1, "{told:?}");
-    let said = "held: memory went back behind revision 3: it was restored, or is another store; of 3 handler specs 1 are missing there, and 0 are other ones";
-    assert_eq!(told[0], said);
-    // Writes to it raise its revision past what was known, and it is what it is.
+    let updates = harness.take_updates();
+    assert_eq!(updates.len(), 1, "{updates:?}");
+    let expected = "held: memory went back behind revision 3: it was restored, or is another store; of 3 handler specs 1 are missing and 0 differ";
+    assert_eq!(updates[0], expected);
+    // Writes raise its revision past the known one, which does not change the result.
     for open in ["false", "true", "false"] {
-        put(&scene.store, &gate("a"), open);
+        put(&harness.store, &gate("a"), open);
     }
-    assert_eq!(scene.told(), Vec::<String>::new());
+    assert_eq!(harness.take_updates(), Vec::<String>::new());
     handle.restore(&known);
-    assert_eq!(scene.told(), ["released"], "it is as it was");
+    assert_eq!(
+        harness.take_updates(),
+        ["released"],
+        "the earlier content is back"
+    );
 
-    put(&scene.store, &spec_key("a"), spec("a", "workers: 2\n"));
-    scene.told();
+    put(&harness.store, &spec_key("a"), spec("a", "workers: 2\n"));
+    harness.take_updates();
     handle.restore(&known);
-    let told = scene.told();
-    assert!(told[0].ends_with("0 are missing there, and 1 are other ones"));
-    assert!(scene.watch.accept());
-    assert_eq!(scene.told(), ["released", "a b c"]);
+    let updates = harness.take_updates();
+    assert!(updates[0].ends_with("0 are missing and 1 differ"));
+    assert!(harness.watch.accept());
+    assert_eq!(harness.take_updates(), ["released", "a b c"]);
 }
 
 #[test]
-fn what_another_store_says_is_held_until_it_is_accepted() {
-    let mut scene = Scene::with(&["a", "b"]);
-    let other = Scene::with(&["a", "b", "c"]);
-    scene.told();
-    let handle = scene.store.handle();
+fn another_stores_content_is_held_back_until_accepted() {
+    let mut harness = Harness::with(&["a", "b"]);
+    let other = Harness::with(&["a", "b", "c"]);
+    harness.take_updates();
+    let handle = harness.store.handle();
     let backup = handle.back_up();
     handle.restore(&other.store.handle().back_up());
-    let told = scene.told();
-    assert_eq!(told.len(), 1, "{told:?}");
+    let updates = harness.take_updates();
+    assert_eq!(updates.len(), 1, "{updates:?}");
     assert!(
-        told[0].starts_with("held: memory is another store than before"),
-        "{told:?}"
+        updates[0].starts_with("held: memory is another store than before"),
+        "{updates:?}"
     );
-    // What is written there meanwhile is not applied either, and is told no second time.
-    put(&scene.store, &gate("a"), "false");
-    assert_eq!(scene.told(), Vec::<String>::new());
+    // Later writes are not applied either, and are not reported again.
+    put(&harness.store, &gate("a"), "false");
+    assert_eq!(harness.take_updates(), Vec::<String>::new());
     handle.restore(&backup);
-    assert_eq!(scene.told(), ["released"], "it is as it was");
+    assert_eq!(
+        harness.take_updates(),
+        ["released"],
+        "the earlier content is back"
+    );
 
     handle.restore(&other.store.handle().back_up());
-    put(&scene.store, &gate("a"), "false");
-    assert!(scene.told()[0].starts_with("held: "));
-    assert!(scene.watch.accept());
-    assert_eq!(scene.told(), ["released", "a b c"]);
-    assert!(!scene.watch.accept(), "nothing is held");
-    assert!(!scene.put(&gate("b"), "false").handlers["b"].enabled);
+    put(&harness.store, &gate("a"), "false");
+    assert!(harness.take_updates()[0].starts_with("held: "));
+    assert!(harness.watch.accept());
+    assert_eq!(harness.take_updates(), ["released", "a b c"]);
+    assert!(!harness.watch.accept(), "nothing is held back");
+    assert!(!harness.put(&gate("b"), "false").handlers["b"].enabled);
 }
 
 #[test]
-fn a_listing_that_lacks_most_specs_is_held_and_what_a_watch_sees_is_not() {
-    let mut scene = Scene::with(&["a", "b", "c", "d"]);
-    let handle = scene.store.handle();
+fn a_listing_that_lacks_most_specs_is_held_back_and_watch_events_are_not() {
+    let mut harness = Harness::with(&["a", "b", "c", "d"]);
+    let handle = harness.store.handle();
     for name in ["a", "b", "c"] {
-        scene.delete(&spec_key(name));
+        harness.delete(&spec_key(name));
     }
-    assert_eq!(scene.now().handlers.len(), 1, "a watch saw it");
+    assert_eq!(harness.now().handlers.len(), 1, "a watch saw the delete");
     for name in ["a", "b", "c"] {
-        scene.put(&spec_key(name), spec(name, ""));
+        harness.put(&spec_key(name), spec(name, ""));
     }
-    scene.told();
+    harness.take_updates();
     handle.set_deaf(true);
     for name in ["a", "b", "c"] {
-        scene
+        harness
             .store
             .write(&spec_key(name), None, Expected::Any)
             .unwrap();
     }
     handle.set_deaf(false);
     handle.relist();
-    let told = scene.told();
+    let updates = harness.take_updates();
     let reason = "held: 3 of 4 handler specs are missing in memory";
-    assert!(told.last().unwrap().starts_with(reason), "{told:?}");
-    // The reason is the present one.
-    put(&scene.store, &spec_key("x"), spec("x", ""));
-    scene
+    assert!(updates.last().unwrap().starts_with(reason), "{updates:?}");
+    // The reason is current.
+    put(&harness.store, &spec_key("x"), spec("x", ""));
+    harness
         .store
         .write(&spec_key("d"), None, Expected::Any)
         .unwrap();
-    let told = scene.told();
-    assert!(told.last().unwrap().starts_with("held: 4 of 4"), "{told:?}");
-    put(&scene.store, &spec_key("a"), spec("a", ""));
-    put(&scene.store, &spec_key("b"), spec("b", ""));
-    let told = scene.told();
+    let updates = harness.take_updates();
+    assert!(
+        updates.last().unwrap().starts_with("held: 4 of 4"),
+        "{updates:?}"
+    );
+    put(&harness.store, &spec_key("a"), spec("a", ""));
+    put(&harness.store, &spec_key("b"), spec("b", ""));
+    let updates = harness.take_updates();
     assert_eq!(
-        told.last().unwrap(),
+        updates.last().unwrap(),
         "a b x",
-        "half of them are there: {told:?}"
+        "half of them are present: {updates:?}"
     );
 }
 
 #[test]
-fn what_is_held_is_held_after_a_restart_and_the_cache_keeps_what_was_lost() {
+fn held_content_is_still_held_after_a_restart_and_the_cache_keeps_lost_specs() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("handlers.cache");
     let store = MemoryStore::new();
@@ -162,32 +173,32 @@ fn what_is_held_is_held_after_a_restart_and_the_cache_keeps_what_was_lost() {
         put(&store, &spec_key(name), spec(name, ""));
     }
     let handle = store.handle();
-    let start = || Scene::new(store.clone(), settings(Some(&cache)));
-    let mut scene = start();
+    let start = || Harness::new(store.clone(), settings(Some(&cache)));
+    let mut harness = start();
     let before = handle.back_up();
-    scene.put(&spec_key("c"), spec("c", ""));
+    harness.put(&spec_key("c"), spec("c", ""));
     let whole = handle.back_up();
-    drop(scene);
+    drop(harness);
 
-    let held = |scene: &mut Scene, said: &str| {
-        let names: Vec<&str> = scene.last.handlers.keys().map(String::as_str).collect();
-        assert_eq!(names, ["a", "b", "c"], "the last specs run on");
-        let told = scene.told();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].starts_with(said), "{told:?}");
+    let held = |harness: &mut Harness, expected: &str| {
+        let names: Vec<&str> = harness.last.handlers.keys().map(String::as_str).collect();
+        assert_eq!(names, ["a", "b", "c"], "the last specs stay active");
+        let updates = harness.take_updates();
+        assert_eq!(updates.len(), 1, "{updates:?}");
+        assert!(updates[0].starts_with(expected), "{updates:?}");
     };
     for _ in 0..2 {
-        // It went back while nobody looked; the second start finds it further on than what is known.
+        // It was restored while no service ran; by the second start its revision has passed the known one.
         handle.restore(&before);
-        let mut scene = start();
-        held(&mut scene, "held: memory went back behind revision 3");
+        let mut harness = start();
+        held(&mut harness, "held: memory went back behind revision 3");
         for open in ["false", "true", "false"] {
             put(&store, &gate("a"), open);
         }
-        drop(scene);
+        drop(harness);
         held(&mut start(), "held: memory went back behind revision 3");
     }
-    // Another store; and the same one, with most specs gone.
+    // Another store; and the same store without most specs.
     handle.wipe();
     put(&store, &spec_key("d"), spec("d", ""));
     held(&mut start(), "held: memory is another store than before");
@@ -207,31 +218,31 @@ fn what_is_held_is_held_after_a_restart_and_the_cache_keeps_what_was_lost() {
         assert!(refused.contains(words), "no `{words}` in: {refused}");
     }
 
-    // It can be accepted after the restart as before it, and stays so.
-    let mut scene = start();
-    held(&mut scene, "held: ");
-    assert!(scene.watch.accept());
-    assert_eq!(scene.told(), ["released", "c"]);
-    drop(scene);
-    let mut scene = start();
-    assert_eq!(scene.last.handlers.len(), 1);
-    assert_eq!(scene.told(), Vec::<String>::new());
+    // It can also be accepted after the restart, permanently.
+    let mut harness = start();
+    held(&mut harness, "held: ");
+    assert!(harness.watch.accept());
+    assert_eq!(harness.take_updates(), ["released", "c"]);
+    drop(harness);
+    let mut harness = start();
+    assert_eq!(harness.last.handlers.len(), 1);
+    assert_eq!(harness.take_updates(), Vec::<String>::new());
 }
 
 #[test]
-fn a_start_by_the_cache_does_not_take_what_another_store_says() {
+fn a_start_from_the_cache_does_not_apply_another_stores_content() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("handlers.cache");
     let store = MemoryStore::new();
     put(&store, &spec_key("b"), spec("b", ""));
-    let other = Scene::with(&["a"]).store.handle().back_up();
-    drop(Scene::new(store.clone(), settings(Some(&cache))));
-    // A start without the store goes by the cache; then another store answers.
+    let other = Harness::with(&["a"]).store.handle().back_up();
+    drop(Harness::new(store.clone(), settings(Some(&cache))));
+    // A start without the store uses the cache; then another store answers.
     store.handle().set_away(true);
-    let mut scene = Scene::new(store.clone(), settings(Some(&cache)));
+    let mut harness = Harness::new(store.clone(), settings(Some(&cache)));
     store.handle().restore(&other);
     store.handle().set_away(false);
-    let told = scene.told();
-    assert!(told.last().unwrap().starts_with("held: "), "{told:?}");
-    assert!(scene.last.handlers.contains_key("b"));
+    let updates = harness.take_updates();
+    assert!(updates.last().unwrap().starts_with("held: "), "{updates:?}");
+    assert!(harness.last.handlers.contains_key("b"));
 }

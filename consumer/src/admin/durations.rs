@@ -1,20 +1,20 @@
-//! How long handlers take: a histogram that is filled once a batch.
+//! Handler processing times: a histogram updated once per batch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Upper bounds of the buckets in microseconds; what is longer falls into one more bucket.
+/// Upper bounds of the buckets in microseconds; longer times fall into one more, unbounded bucket.
 pub const BOUNDS_US: [u64; 16] = [
     1, 2, 5, 10, 25, 50, 100, 250, 1_000, 5_000, 10_000, 50_000, 250_000, 1_000_000, 5_000_000,
     30_000_000,
 ];
 
-/// Number of buckets, the unbounded one included.
+/// Number of buckets, including the unbounded one.
 pub const BUCKETS: usize = BOUNDS_US.len() + 1;
 
-/// A histogram of time a record, shared by the threads of a pool: three relaxed additions a batch.
+/// A histogram of time per record, shared by the threads of a pool. A batch costs two relaxed additions.
 #[derive(Debug, Default)]
 pub struct Durations {
     buckets: [AtomicU64; BUCKETS],
@@ -27,7 +27,7 @@ impl Durations {
         Self::default()
     }
 
-    /// Counts a batch of `records` that took `elapsed_ns` together; each gets its equal part.
+    /// Counts a batch of `records` records that took `elapsed_ns` in total; the time is divided evenly among them.
     pub fn observe(&self, elapsed_ns: u64, records: u64) {
         if records == 0 {
             return;
@@ -47,12 +47,12 @@ impl Durations {
     }
 }
 
-/// The counts of a [`Durations`] at one moment.
+/// A snapshot of a [`Durations`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DurationCounts {
-    /// Records by bucket of [`BOUNDS_US`]; each counted once.
+    /// Records per bucket of [`BOUNDS_US`]; not cumulative.
     pub buckets: [u64; BUCKETS],
-    /// Time of all of them, in nanoseconds.
+    /// Total time of all records, in nanoseconds.
     pub sum_ns: u64,
 }
 
@@ -70,8 +70,8 @@ impl DurationCounts {
         self.buckets.iter().sum()
     }
 
-    /// Upper bound in microseconds of the bucket that holds the given share (0 to 1) of the records; `None` when there
-    /// are none, or when the bucket has no upper bound.
+    /// Upper bound in microseconds of the bucket that contains the quantile `share` (0 to 1). `None` without records, and
+    /// for the unbounded bucket.
     pub fn quantile_us(&self, share: f64) -> Option<u64> {
         let count = self.count();
         let wanted = (count as f64 * share).ceil() as u64;
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_counts_each_record_with_its_part_of_the_time() {
+    fn the_time_of_a_batch_is_divided_evenly_among_its_records() {
         let durations = Durations::new();
         durations.observe(256_000, 256);
         durations.observe(40_000_000_000, 1);

@@ -1,57 +1,57 @@
-//! What holds a partition's frontier, or one record: who, since when, and what it waits for.
+//! Explains what blocks a partition's frontier or one record: the handler, since when, and what it is waiting for.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sluicegate_config::escape::{escape, escape_lines};
 
-/// What one handler's share of a record waits for.
+/// What one handler's share of a record is waiting for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WaitsFor {
-    /// An earlier record of its lane.
+    /// An earlier record of the same lane.
     Lane {
         /// Offset of that record.
         behind: i64,
     },
-    /// A worker that is free, or room in the handler's bounds.
+    /// A free worker, or capacity within the handler's in-flight limits.
     Worker,
-    /// The handler's answer: it runs.
+    /// The handler's outcome: the record is being handled.
     Handler,
     /// The time of its next attempt.
     Retry {
         /// When, in milliseconds since the epoch.
         at_ms: i64,
     },
-    /// The acknowledgement of what the handler emitted.
+    /// The acknowledgement of the records that the handler emitted.
     Emits {
-        /// Why it is not produced yet, if the cluster or the producer refused it.
+        /// Why they are not produced yet, if the cluster or the producer refused them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refused: Option<ProduceRefusal>,
     },
     /// The acknowledgement of its dead letter (G7).
     DeadLetter {
-        /// Why it is not written yet, if the cluster or the producer refused it.
+        /// Why it is not produced yet, if the cluster or the producer refused it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         refused: Option<ProduceRefusal>,
     },
-    /// An operator or a new generation: the handler has failed and its records are held.
+    /// Operator action or a new generation: the handler has failed and its records are held.
     FailedHandler,
 }
 
-/// Why a record that the service wants to produce is not produced; it is sent again with growing pauses.
+/// Why a record is not produced yet. The service retries with increasing backoff.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProduceRefusal {
-    /// The topic that it is for.
+    /// Target topic.
     pub topic: String,
-    /// What happened, in the client's words.
+    /// The producer's error message.
     pub error: String,
-    /// What to do about it, the setting named.
+    /// What to do about it, naming the setting.
     pub remedy: String,
-    /// When it was refused first, in milliseconds since the epoch.
+    /// When it was first refused, in milliseconds since the epoch.
     pub since_ms: i64,
-    /// Times that it was refused.
+    /// Number of refused attempts.
     pub tries: u32,
-    /// When it is sent again, in milliseconds since the epoch; `None` while it is.
+    /// Time of the next attempt, in milliseconds since the epoch; `None` while an attempt is in progress.
     pub next_ms: Option<i64>,
 }
 
@@ -60,7 +60,7 @@ impl std::fmt::Display for ProduceRefusal {
         let now_ms = crate::admin::view::now_ms();
         write!(
             f,
-            "; {} refuses it since {} ms ({} times): {}; {}",
+            "; {} has refused it for {} ms ({} times): {}; {}",
             self.topic,
             now_ms.saturating_sub(self.since_ms).max(0),
             self.tries,
@@ -70,14 +70,14 @@ impl std::fmt::Display for ProduceRefusal {
         match self.next_ms {
             Some(next_ms) => {
                 let left_ms = next_ms.saturating_sub(now_ms).max(0);
-                write!(f, "; next try in {left_ms} ms")
+                write!(f, "; next attempt in {left_ms} ms")
             }
             None => Ok(()),
         }
     }
 }
 
-/// The words behind what is waited for.
+/// The refusal as a suffix of the sentence; empty without one.
 fn why(refused: &Option<ProduceRefusal>) -> String {
     refused
         .as_ref()
@@ -87,23 +87,23 @@ fn why(refused: &Option<ProduceRefusal>) -> String {
 impl std::fmt::Display for WaitsFor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Lane { behind } => write!(f, "offset {behind}, which is before it in its lane"),
+            Self::Lane { behind } => write!(f, "offset {behind}, which precedes it in its lane"),
             Self::Worker => f.write_str("a free worker"),
-            Self::Handler => f.write_str("the handler's answer"),
+            Self::Handler => f.write_str("the handler's outcome"),
             Self::Retry { at_ms } => {
                 let left_ms = at_ms.saturating_sub(crate::admin::view::now_ms());
                 write!(f, "its next attempt in {} ms", left_ms.max(0))
             }
             Self::Emits { refused } => write!(
                 f,
-                "the acknowledgement of what the handler emitted{}",
+                "the acknowledgement of its emitted records{}",
                 why(refused)
             ),
             Self::DeadLetter { refused } => {
                 write!(f, "the acknowledgement of its dead letter{}", why(refused))
             }
             Self::FailedHandler => {
-                f.write_str("an operator or a new generation: the handler has failed")
+                f.write_str("operator action or a new generation: the handler has failed")
             }
         }
     }
@@ -116,11 +116,11 @@ pub struct HeldBy {
     pub offset: i64,
     /// The handler.
     pub handler: String,
-    /// The attempt that runs or comes next, from 1.
+    /// The current or next attempt, counted from 1.
     pub attempt: u32,
-    /// Since when it waits for this, in milliseconds since the epoch.
+    /// Since when it has been waiting, in milliseconds since the epoch.
     pub since_ms: i64,
-    /// What for.
+    /// What it is waiting for.
     pub waits_for: WaitsFor,
 }
 
@@ -128,27 +128,27 @@ impl std::fmt::Display for HeldBy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "offset {} is held by handler `{}`, which waits in attempt {} for {}",
+            "offset {} is held by handler `{}`, attempt {}, waiting for {}",
             self.offset, self.handler, self.attempt, self.waits_for
         )
     }
 }
 
-/// Where a record stands.
+/// State of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordStatus {
-    /// The partition is ours, and where it begins is being looked up; `reason` says what is in the way.
+    /// The partition is assigned and its start offset is being resolved; `reason` says what prevents it.
     Starting,
-    /// Every handler that wanted it is done with it.
+    /// Every handler that matched the record has settled it.
     Settled,
-    /// Some handler is not.
+    /// At least one handler has not settled it.
     InFlight,
-    /// It was not delivered yet.
+    /// Not delivered yet.
     NotDelivered,
-    /// Nothing is in flight: the frontier waits for records to come.
+    /// Nothing is in flight: the frontier is waiting for new records.
     Idle,
-    /// The partition cannot be read at present; `reason` says why.
+    /// The partition currently cannot be read; `reason` says why.
     Unreadable,
     /// The partition is stopped by a fault; `reason` says which.
     Stopped,
@@ -161,32 +161,32 @@ pub struct Explanation {
     pub topic: String,
     /// Partition.
     pub partition: i32,
-    /// The record: the one that was asked for, or else the one at the frontier.
+    /// The requested record, or the one at the frontier.
     pub offset: i64,
     /// One past the highest contiguous settled offset.
     pub frontier: i64,
     /// One past the highest delivered offset.
     pub delivered: i64,
-    /// Where the record stands.
+    /// State of the record.
     pub status: RecordStatus,
-    /// Why the partition is stopped or cannot be read, or what else there is to say.
+    /// Why the partition is stopped or cannot be read, or other details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Every handler that has not settled the record.
+    /// Handlers that have not settled the record.
     pub held_by: Vec<HeldBy>,
 }
 
 impl Explanation {
-    /// The answer in a sentence or two, for people.
+    /// A human-readable summary.
     pub fn sentence(&self) -> String {
         let place = format!("{}/{}/{}", self.topic, self.partition, self.offset);
         let mut text = match self.status {
-            RecordStatus::Starting => format!("{}/{} has not begun", self.topic, self.partition),
+            RecordStatus::Starting => format!("{}/{} has not started", self.topic, self.partition),
             RecordStatus::Settled => {
                 format!("{place} is settled (frontier {})", self.frontier)
             }
             RecordStatus::NotDelivered => format!(
-                "{place} was not delivered yet (delivered up to {})",
+                "{place} has not been delivered yet (delivered up to {})",
                 self.delivered
             ),
             RecordStatus::Idle => format!(
@@ -207,7 +207,7 @@ impl Explanation {
             let waited_ms = crate::admin::view::now_ms()
                 .saturating_sub(held.since_ms)
                 .max(0);
-            // When a record was queued is not noted; only the one at the frontier is known to have waited since that moved.
+            // Queueing times are not recorded: only the record at the frontier is known to have waited since the frontier moved.
             let queued = matches!(held.waits_for, WaitsFor::Lane { .. } | WaitsFor::Worker);
             let waits = match queued && self.offset > self.frontier {
                 true => "waits".to_owned(),
@@ -268,10 +268,11 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("the acknowledgement of its dead letter; orders.dlt refuses it since "),
+            text.contains("the acknowledgement of its dead letter; orders.dlt has refused it for "),
             "{text}"
         );
-        let why = "(7 times): the record has 10485760 bytes; raise max.message.bytes; next try in";
+        let why =
+            "(7 times): the record has 10485760 bytes; raise max.message.bytes; next attempt in";
         assert!(text.contains(why), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Puts the reports of pumps, pools and config together.
+//! Merges the reports of pumps, pools and config into one report of the service.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,15 +9,15 @@ use super::report::{
     PoolReport, PumpReport, ServiceInfo, ServiceReport, TopicReport, VersionReport,
 };
 
-/// Since when no pump reaches the cluster: one that does tells that brokers answer.
-fn all_away(pumps: &[PumpReport]) -> Option<i64> {
-    let away = pumps.iter().map(|pump| pump.kafka_unreachable_since_ms);
-    away.collect::<Option<Vec<i64>>>()?.into_iter().max()
+/// Since when no pump has reached the cluster; `None` if any pump reaches a broker.
+fn all_unreachable_since(pumps: &[PumpReport]) -> Option<i64> {
+    let since = pumps.iter().map(|pump| pump.kafka_unreachable_since_ms);
+    since.collect::<Option<Vec<i64>>>()?.into_iter().max()
 }
 
 impl ServiceReport {
-    /// Merges the parts. `declared` are the handlers of the snapshot in force; a handler that is only known from
-    /// counts (removed since) is listed as draining while it holds records, and left out after.
+    /// Merges the parts. `declared` are the handlers of the active snapshot; a handler known only from its counters
+    /// (removed since) is listed as draining while it holds records, and omitted afterwards.
     pub fn assemble(
         facts: ServiceInfo,
         pumps: Vec<PumpReport>,
@@ -30,7 +30,7 @@ impl ServiceReport {
         };
         let mut topics: BTreeMap<String, TopicReport> = BTreeMap::new();
         let mut handlers = Handlers::declared(declared);
-        report.facts.kafka_unreachable_since_ms = all_away(&pumps);
+        report.facts.kafka_unreachable_since_ms = all_unreachable_since(&pumps);
         for pump in pumps {
             report.in_flight_bytes += pump.in_flight_bytes;
             report.in_flight_records += pump.in_flight_records;
@@ -76,7 +76,7 @@ impl ServiceReport {
     }
 }
 
-/// Problems that several pumps have: what one client meets all of them meet, if in other words.
+/// Merges problems that several pumps report; client problems are merged even if their causes are worded differently.
 fn merged(problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> {
     let mut by_name: BTreeMap<_, ServiceProblem> = BTreeMap::new();
     for problem in problems {
@@ -98,11 +98,11 @@ fn merged(problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> {
     by_name.into_values().collect()
 }
 
-/// How long nothing of a handler that is switched off may settle before it counts as one that hangs.
-const HELD_FOR_MS: i64 = 5_000;
+/// How long a switched-off handler may settle nothing before it is reported as hanging, in milliseconds.
+const CLOSING_GRACE_MS: i64 = 5_000;
 
 impl HandlerReport {
-    /// What keeps it from taking records, or from letting go of them.
+    /// What prevents it from processing records, or from releasing them once it is switched off.
     fn own_problem(&self, now_ms: i64) -> Option<ServiceProblem> {
         let name = &self.name;
         let problem = |kind, what: String, remedy: String| {
@@ -116,10 +116,10 @@ impl HandlerReport {
                 remedy,
             }
         };
-        if self.gate == Gate::Shut {
+        if self.gate == Gate::Closed {
             let since_ms = self.held_since_ms?;
             let failed = self.state == HandlerState::Failed;
-            if !failed && now_ms.saturating_sub(since_ms) < HELD_FOR_MS {
+            if !failed && now_ms.saturating_sub(since_ms) < CLOSING_GRACE_MS {
                 return None;
             }
             let off = match self.removed {
@@ -130,7 +130,8 @@ impl HandlerReport {
                 "handler `{name}` is {off} and still holds {} records",
                 self.in_flight
             );
-            let remedy = "what it does not finish within processing.drain_timeout is skipped";
+            let remedy =
+                "records that it does not finish within processing.drain_timeout are skipped";
             let kind = ProblemKind::HandlerClosing;
             return Some(ServiceProblem {
                 since_ms,
@@ -139,28 +140,28 @@ impl HandlerReport {
         }
         match (self.state, self.gate) {
             (HandlerState::Failed, _) => {
-                let what = format!("handler `{name}` has failed: it takes nothing more");
+                let what = format!("handler `{name}` has failed and accepts no more records");
                 let remedy = format!(
-                    "`sluicegate handlers restart {name}` once what it needs is back, or give it another version or config"
+                    "`sluicegate handlers restart {name}` once its dependencies are available, or deploy another version or config"
                 );
                 Some(problem(ProblemKind::HandlerFailed, what, remedy))
             }
             (_, Gate::Held) => {
                 let what =
-                    format!("the gate of handler `{name}` is held shut: its records are skipped");
-                let remedy = "it opens by itself once the handler says that it is healthy";
+                    format!("the gate of handler `{name}` is held closed: its records are skipped");
+                let remedy = "it opens automatically once a health check passes";
                 Some(problem(ProblemKind::HandlerHeld, what, remedy.to_owned()))
             }
             (HandlerState::Unhealthy, _) => {
-                let what = format!("handler `{name}` says that it is not healthy");
-                let remedy = "look after what it needs; it goes on taking records";
+                let what = format!("handler `{name}` is unhealthy");
+                let remedy = "check its dependencies; it continues to receive records";
                 Some(problem(
                     ProblemKind::HandlerUnhealthy,
                     what,
                     remedy.to_owned(),
                 ))
             }
-            // What is refused is the control side's to tell.
+            // Refused specs are reported by the control side.
             _ => None,
         }
     }
@@ -199,7 +200,7 @@ impl Handlers {
             let report = HandlerReport {
                 name: name.to_owned(),
                 state: HandlerState::Draining,
-                gate: Gate::Shut,
+                gate: Gate::Closed,
                 removed: true,
                 ..HandlerReport::default()
             };
@@ -245,7 +246,7 @@ impl Handlers {
         handler.workers = pool.workers;
         handler.busy = pool.busy;
         handler.metrics = pool.metrics;
-        // A refused spec leaves the generation before it in force; why it was refused stays to be read.
+        // A refused spec leaves the previous generation active, and its refusal stays visible as the last error.
         let refused = handler.state == HandlerState::Rejected;
         if !refused || pool.state != HandlerState::Draining {
             handler.state = pool.state;
@@ -309,8 +310,8 @@ mod tests {
     }
 
     #[test]
-    fn brokers_are_away_only_if_no_pump_reaches_one() {
-        for (pumps, away) in [
+    fn kafka_is_unreachable_only_if_no_pump_reaches_a_broker() {
+        for (pumps, since) in [
             (&[][..], None),
             (&[None], None),
             (&[Some(7)], Some(7)),
@@ -324,7 +325,7 @@ mod tests {
             let reports = pumps.iter().map(of).collect();
             let report =
                 ServiceReport::assemble(ServiceInfo::default(), reports, Vec::new(), Vec::new());
-            assert_eq!(report.facts.kafka_unreachable_since_ms, away, "{pumps:?}");
+            assert_eq!(report.facts.kafka_unreachable_since_ms, since, "{pumps:?}");
         }
     }
 
@@ -357,7 +358,7 @@ mod tests {
         };
         let declared = DeclaredHandler {
             name: "relay".into(),
-            gate: Gate::Shut,
+            gate: Gate::Closed,
             ..DeclaredHandler::default()
         };
         let report = ServiceReport::assemble(
@@ -375,7 +376,7 @@ mod tests {
         assert_eq!((relay.generation, relay.version.as_str()), (2, "1.1.0"));
         assert_eq!(
             (relay.state, relay.gate, relay.workers),
-            (HandlerState::Active, Gate::Shut, 4)
+            (HandlerState::Active, Gate::Closed, 4)
         );
         assert_eq!(relay.panics, 4);
         let old = relay
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_whose_newest_spec_is_refused_is_what_its_old_generation_is() {
+    fn a_handler_with_a_refused_spec_reports_the_state_of_its_previous_generation() {
         let declared = DeclaredHandler {
             name: "late".into(),
             rejected: Some("config refused".into()),
@@ -398,7 +399,7 @@ mod tests {
             version: "1.0.0".into(),
             generation: 3,
             state: HandlerState::Active,
-            last_error: Some("a panic of yesterday".into()),
+            last_error: Some("an earlier panic".into()),
             ..PoolReport::default()
         };
         let facts = ServiceInfo::default();

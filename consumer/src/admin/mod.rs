@@ -1,4 +1,4 @@
-//! What the service says of itself: reports, the HTTP API, metrics and health.
+//! Introspection of a running service: reports, the HTTP API, metrics and health.
 //!
 //! ```text
 //!  pump ── PumpReport ──┐
@@ -6,7 +6,7 @@
 //!  config ─ Declared ───┘
 //! ```
 //!
-//! Counting costs the hot path plain integers that the pump and the pools own; they are read on request only.
+//! The hot path counts in plain integers owned by the pump and the pools; they are read only on request.
 
 pub mod durations;
 pub mod explain;

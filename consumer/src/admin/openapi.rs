@@ -1,4 +1,4 @@
-//! The OpenAPI document of the admin HTTP server, built from the endpoints below and the types' own schemas.
+//! The OpenAPI document of the admin HTTP server, built from the endpoint list below and the types' schemas.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ use super::http::{
 };
 use super::{Explanation, HandlerReport, PartitionReport};
 
-/// What an endpoint answers with.
+/// Response body of an endpoint.
 enum Answer {
     Text,
     Metrics,
@@ -26,7 +26,7 @@ struct Endpoint {
     summary: &'static str,
     answer: Answer,
     body: Option<fn(&mut SchemaGenerator) -> Schema>,
-    /// Error statuses beside 503, which any endpoint can answer.
+    /// Error statuses in addition to 503, which every endpoint can return.
     errors: &'static [(u16, &'static str)],
 }
 
@@ -60,10 +60,10 @@ fn reads() -> Vec<Endpoint> {
         ..read(path, summary, Answer::Json(schema::<Explanation>))
     };
     vec![
-        read("/livez", "The process runs", Answer::Text),
+        read("/livez", "Whether the process is alive", Answer::Text),
         read(
             "/readyz",
-            "Whether the service is ready, with what does not progress; 503 before the first join, while Kafka is away for long, while no enabled handler takes records, and during a stop",
+            "Readiness of the service and its current problems; 503 before the first join, while Kafka is unreachable beyond `processing.stall_timeout`, while no enabled handler takes records, and during shutdown",
             Answer::Json(schema::<Readiness>),
         ),
         read(
@@ -73,12 +73,12 @@ fn reads() -> Vec<Endpoint> {
         ),
         read(
             "/api/v1/status",
-            "The service as a whole",
+            "Status of the service",
             Answer::Json(schema::<StatusReport>),
         ),
         read(
             "/api/v1/handlers",
-            "Every handler",
+            "All handlers",
             Answer::Json(schema::<Vec<HandlerReport>>),
         ),
         Endpoint {
@@ -91,22 +91,22 @@ fn reads() -> Vec<Endpoint> {
         },
         read(
             "/api/v1/partitions",
-            "Every partition that is assigned here",
+            "All partitions assigned to this process",
             Answer::Json(schema::<Vec<PartitionReport>>),
         ),
         explain(
             "/api/v1/explain/{topic}/{partition}",
-            "What holds a partition's frontier",
+            "What blocks a partition's frontier",
         ),
         explain(
             "/api/v1/explain/{topic}/{partition}/{offset}",
-            "Where one record stands",
+            "State of one record",
         ),
         read("/api/v1/openapi.json", "This document", Answer::Document),
     ]
 }
 
-/// What changes something: from this machine itself only.
+/// Changing endpoints; they accept requests from this machine only.
 fn writes() -> Vec<Endpoint> {
     vec![
         Endpoint {
@@ -114,41 +114,41 @@ fn writes() -> Vec<Endpoint> {
             body: Some(schema::<GateBody>),
             errors: &[
                 (400, "The body is not a gate"),
-                (403, "The request does not come from this machine itself"),
+                (403, "The request does not originate from this machine"),
                 (404, "No such handler"),
                 (
                     409,
-                    "The control plane did not take the write, the gate is not shut, the handler does not serve, or it is deleted and finishes what it has",
+                    "The control plane rejected the write, the gate is not closed, the handler is not serving, or it is deleted and draining",
                 ),
             ],
             ..read(
                 "/api/v1/handlers/{name}/gate",
-                "Writes the handler's gate into its control plane, and answers once the service runs by it",
+                "Writes the handler's gate to its control plane, and responds once the service has applied it",
                 Answer::Json(schema::<GateChange>),
             )
         },
         Endpoint {
             method: "post",
             errors: &[
-                (403, "The request does not come from this machine itself"),
+                (403, "The request does not originate from this machine"),
                 (404, "No such handler"),
                 (
                     409,
-                    "The new generation was refused or is not ready in time, or the handler is deleted",
+                    "The new generation was refused or not ready in time, or the handler is deleted",
                 ),
             ],
             ..read(
                 "/api/v1/handlers/{name}/restart",
-                "Builds a new generation of the handler, in the place of the one that serves or has failed",
+                "Builds a new generation of the handler, replacing the one that serves or has failed",
                 Answer::Json(schema::<HandlerRestart>),
             )
         },
         Endpoint {
             method: "post",
-            errors: &[(403, "The request does not come from this machine itself")],
+            errors: &[(403, "The request does not originate from this machine")],
             ..read(
                 "/api/v1/control-plane/accept",
-                "Applies what stands in the control plane and is held back, since it looks like another store's or like a loss",
+                "Applies control-plane state that is held back because it appears to be another store's or the result of a loss",
                 Answer::Json(schema::<ControlPlaneAcceptance>),
             )
         },
@@ -175,7 +175,7 @@ fn build() -> Value {
         "info": {
             "title": "Sluicegate admin API",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "What a running service says of itself, and its handlers' gates.",
+            "description": "Status of a running service and control of its handlers.",
         },
         "paths": paths,
         "components": { "schemas": schemas },
@@ -194,9 +194,9 @@ fn operation(endpoint: &Endpoint, generator: &mut SchemaGenerator) -> Value {
     let mut responses = Map::new();
     responses.insert(
         "200".to_owned(),
-        json!({ "description": "The answer", "content": content }),
+        json!({ "description": "Success", "content": content }),
     );
-    let busy = (503, "Not ready, too busy, or no answer in time");
+    let busy = (503, "Not ready, too busy, or timed out");
     for (status, description) in endpoint.errors.iter().chain([&busy]) {
         let answer = json!({
             "description": description,

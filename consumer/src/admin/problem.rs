@@ -1,9 +1,9 @@
-//! What does not progress, in one list: pumps, handlers and the control side put in what stands, and `/readyz`, the status,
-//! `explain` and the metrics render it.
+//! The service's problem list: conditions that block progress or need an operator. Pumps, pools and the control side report
+//! them; `/readyz`, the status, `explain` and the metrics render them.
 //!
 //! ```text
 //!  flow:    stopped, unreadable, stalled partitions · refused commits, emits, dead letters ─┐
-//!  pump:    partitions without a beginning · the client's last errors · the group           ├─► problems ─► bounded
+//!  pump:    partitions without a start offset · the client's last errors · the group        ├─► problems ─► bounded
 //!  pools:   failed, unhealthy, held handlers                                                │
 //!  control: refused specs, an unreachable store, missing topics ────────────────────────────┘
 //! ```
@@ -13,23 +13,23 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most problems that are listed one by one; of the others the number is told.
+/// Maximum number of problems listed individually; the others are only counted.
 const MAX_PROBLEMS: usize = 100;
-/// Most partitions that one entry names.
+/// Maximum number of partitions named in one entry.
 const NAMED_PARTITIONS: usize = 20;
-/// Most characters of a cause: it may quote a whole refused spec.
+/// Maximum bytes of a cause, which may quote a whole refused spec.
 const MAX_CAUSE: usize = 4_000;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
-        /// What a problem is about; each kind has a series of `sluicegate_problems`.
+        /// Kind of a problem; each kind has a series of `sluicegate_problems`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
         pub enum ProblemKind {
             $($(#[$doc])* #[serde(rename = $name)] $kind,)*
         }
 
         impl ProblemKind {
-            /// All of them, in the order in which problems are listed.
+            /// All kinds, in listing order.
             pub const ALL: &[Self] = &[$(Self::$kind,)*];
 
             /// Its name in the API and in metrics.
@@ -45,51 +45,51 @@ macro_rules! kinds {
 kinds! {
     /// No broker answers a client.
     KafkaUnreachable = "kafka_unreachable",
-    /// The brokers refuse the login, or the encryption fails.
+    /// The brokers refuse the login, or TLS fails.
     KafkaLogin = "kafka_login",
     /// A broker cannot be reached, while others can.
     BrokerUnreachable = "broker_unreachable",
-    /// The group does not take the member, or has taken everything away from it.
+    /// The group refuses the member, or has revoked all of its partitions.
     Group = "group",
-    /// A subscribed topic is missing or may not be read.
+    /// A subscribed topic is missing or reading it is not permitted.
     Topic = "topic",
-    /// Anything else that a client complains of.
+    /// Any other error of a client.
     Client = "client",
     /// A pump does not answer.
     Pump = "pump",
     /// A partition is stopped by a fault.
     PartitionStopped = "partition_stopped",
-    /// A partition cannot be read at present.
+    /// A partition currently cannot be read.
     PartitionUnreadable = "partition_unreadable",
-    /// It is not known where a partition begins.
+    /// A partition's start offset is unknown.
     PartitionStarting = "partition_starting",
-    /// A frontier has stood still for `processing.stall_timeout` while records wait.
+    /// A frontier has not moved for `processing.stall_timeout` although records are waiting.
     PartitionStalled = "partition_stalled",
-    /// The group does not take commits.
+    /// The group refuses commits.
     CommitsRefused = "commits_refused",
-    /// The cluster does not take what a handler emits.
+    /// The cluster refuses records that a handler emits.
     EmitsRefused = "emits_refused",
-    /// The cluster does not take a handler's dead letters.
+    /// The cluster refuses a handler's dead letters.
     DeadLettersRefused = "dead_letters_refused",
     /// A handler has failed; its records are held.
     HandlerFailed = "handler_failed",
-    /// A handler's gate is to be open and is held shut until it is healthy.
+    /// A handler's gate should be open and is held closed until the handler is healthy.
     HandlerHeld = "handler_held",
-    /// A handler says that it is not healthy.
+    /// A handler is unhealthy.
     HandlerUnhealthy = "handler_unhealthy",
-    /// A handler that is switched off or deleted does not let go of its records.
+    /// A handler that is switched off or deleted does not release its records.
     HandlerClosing = "handler_closing",
     /// A spec, or a part of one, is refused.
     SpecRefused = "spec_refused",
     /// The plugins folder cannot be read.
     PluginsUnread = "plugins_unread",
-    /// A file in the plugins folder is no plugin that can be used.
+    /// A file in the plugins folder is not a usable plugin.
     PluginRefused = "plugin_refused",
     /// The source of specs cannot be read.
     SpecsUnreachable = "specs_unreachable",
-    /// What stands in the store of specs is not applied: it looks like another store's, or like a loss.
+    /// The store's specs are held back: they appear to be another store's or the result of a loss.
     SpecsHeld = "specs_held",
-    /// Another process has the member id.
+    /// Another process uses the member id.
     MemberId = "member_id",
     /// A topic that a route names does not exist.
     TopicMissing = "topic_missing",
@@ -100,7 +100,7 @@ kinds! {
 }
 
 impl ProblemKind {
-    /// Whether it is about a client and the cluster, rather than about partitions, handlers or specs.
+    /// Whether it concerns the Kafka client and the cluster, rather than partitions, handlers or specs.
     pub fn is_of_client(self) -> bool {
         self <= Self::Client
     }
@@ -112,16 +112,16 @@ impl std::fmt::Display for ProblemKind {
     }
 }
 
-/// Something that an operator should mend. It is listed while it stands.
+/// A condition that needs an operator. It is listed until it is resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceProblem {
-    /// What it is about, for programs.
+    /// Machine-readable kind.
     pub kind: ProblemKind,
-    /// What is not as it should be.
+    /// What is wrong.
     pub what: String,
     /// Since when, in milliseconds since the epoch.
     pub since_ms: i64,
-    /// Times that it was met since then.
+    /// Number of occurrences since then.
     pub count: u64,
     /// Why.
     pub cause: String,
@@ -130,17 +130,17 @@ pub struct ServiceProblem {
 }
 
 impl ServiceProblem {
-    /// What a handler misses that reads a topic which is not there.
+    /// The description of a handler that reads a nonexistent topic.
     pub fn reads_missing_topic(handler: &str, topic: &str) -> String {
         format!("handler `{handler}`{}", without(topic))
     }
 
-    /// Whether it is that this topic is not there.
+    /// Whether it reports this topic as nonexistent.
     pub fn is_missing_topic(&self, topic: &str) -> bool {
         self.kind == ProblemKind::TopicMissing && self.what.ends_with(&without(topic))
     }
 
-    /// The problem in a line, for people.
+    /// The problem as one human-readable line.
     pub fn sentence(&self) -> String {
         let seconds = super::view::now_ms().saturating_sub(self.since_ms).max(0) / 1_000;
         let times = match self.count {
@@ -158,7 +158,7 @@ fn without(topic: &str) -> String {
     format!(" reads topic {topic}, which does not exist")
 }
 
-/// Problems by kind and age, no more than a reader can take in.
+/// Sorts problems by kind and age, and limits their number and size.
 pub(super) fn bounded(mut problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> {
     problems.sort_by(|a, b| (a.kind, a.since_ms, &a.what).cmp(&(b.kind, b.since_ms, &b.what)));
     for problem in &mut problems {
@@ -171,7 +171,7 @@ pub(super) fn bounded(mut problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> 
     if problems.len() <= MAX_PROBLEMS {
         return problems;
     }
-    // One flood must not hide the other kinds: each keeps its oldest entries, in turns.
+    // A flood of one kind must not hide the others: slots are allotted round-robin, oldest entries of each kind first.
     let mut turns: Vec<(usize, ServiceProblem)> = Vec::with_capacity(problems.len());
     let mut seen: BTreeMap<ProblemKind, usize> = BTreeMap::new();
     for problem in problems {
@@ -198,7 +198,7 @@ pub(super) fn bounded(mut problems: Vec<ServiceProblem>) -> Vec<ServiceProblem> 
     kept
 }
 
-/// What is wrong with one partition; `state` says it in words that follow its name.
+/// A problem of one partition; `state` completes the sentence "partition t/0 is …".
 pub(super) struct OfPartition<'a> {
     pub(super) topic: &'a str,
     pub(super) partition: i32,
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_one_kind_hides_no_other_and_is_told_as_a_number() {
+    fn a_flood_of_one_kind_hides_no_other_and_its_rest_is_counted() {
         let flood = (0..5_000).map(|number| problem(ProblemKind::SpecRefused, number));
         let rest = [
             problem(ProblemKind::Group, 7),

@@ -1,5 +1,5 @@
-//! Whether the service is ready, judged by its report alone: what stands in the way of some records makes nobody unready,
-//! since a rollout or a load balancer that acts on it would make it worse.
+//! Readiness of the service, derived from its report alone. Problems that block only some records do not make the service
+//! unready: a rollout or a load balancer acting on them would make things worse.
 
 use super::{Gate, HandlerReport, HandlerState, ServiceReport};
 
@@ -7,12 +7,12 @@ impl ServiceReport {
     /// Whether the service is ready.
     ///
     /// # Errors
-    /// Why not, as a sentence: it stops, it has not joined its group yet, Kafka is away for longer than
-    /// `processing.stall_timeout`, or none of its enabled handlers takes records.
+    /// The reason: the service is shutting down, it has not joined its group yet, Kafka has been unreachable for longer
+    /// than `processing.stall_timeout`, or none of its enabled handlers takes records.
     pub fn readiness(&self, now_ms: i64) -> Result<(), String> {
         let facts = &self.facts;
         if facts.stopping {
-            return Err("the service stops: it finishes and commits what it has begun".to_owned());
+            return Err("the service is shutting down: draining in-flight records".to_owned());
         }
         if let Some(pump) = facts.not_joined.first() {
             return Err(self.with_cause(&format!(
@@ -21,18 +21,18 @@ impl ServiceReport {
             )));
         }
         if let Some(since_ms) = facts.kafka_unreachable_since_ms {
-            let away_ms = now_ms.saturating_sub(since_ms);
-            if away_ms >= facts.stall_timeout_ms {
-                let seconds = away_ms / 1_000;
+            let unreachable_ms = now_ms.saturating_sub(since_ms);
+            if unreachable_ms >= facts.stall_timeout_ms {
+                let seconds = unreachable_ms / 1_000;
                 return Err(self.with_cause(&format!(
-                    "no Kafka broker answers for {seconds} s, longer than processing.stall_timeout"
+                    "no Kafka broker has answered for {seconds} s, longer than processing.stall_timeout"
                 )));
             }
         }
         self.some_handler_runs()
     }
 
-    /// The sentence with what is known of the client's side.
+    /// Appends the cause and remedy of a known client problem.
     fn with_cause(&self, sentence: &str) -> String {
         let known = self
             .facts
@@ -70,10 +70,10 @@ impl ServiceReport {
 }
 
 fn is_enabled(handler: &HandlerReport) -> bool {
-    !handler.removed && handler.gate != Gate::Shut
+    !handler.removed && handler.gate != Gate::Closed
 }
 
-/// Nothing reaches it before an operator acts or it is healthy.
+/// No record reaches it before an operator acts or it becomes healthy.
 fn is_held(handler: &HandlerReport) -> bool {
     handler.gate == Gate::Held
         || matches!(handler.state, HandlerState::Failed | HandlerState::Rejected)
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_handler_makes_the_service_unready_only_when_no_enabled_one_is_left() {
-        use Gate::{Held, Open, Shut};
+        use Gate::{Closed, Held, Open};
         use HandlerState::{Active, Failed, Rejected, Starting, Unhealthy};
         for (handlers, ready) in [
             (vec![], true),
@@ -129,8 +129,8 @@ mod tests {
                 vec![(Open, Failed), (Held, Unhealthy), (Open, Rejected)],
                 false,
             ),
-            (vec![(Open, Failed), (Shut, Active)], false),
-            (vec![(Shut, Failed)], true),
+            (vec![(Open, Failed), (Closed, Active)], false),
+            (vec![(Closed, Failed)], true),
         ] {
             let all = handlers
                 .iter()
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn kafka_may_be_away_for_the_stall_timeout_and_a_stop_is_never_ready() {
+    fn kafka_may_be_unreachable_for_the_stall_timeout_and_a_stopping_service_is_never_ready() {
         let mut report = report(Vec::new());
         report.facts.kafka_unreachable_since_ms = Some(1_000);
         assert_eq!(report.readiness(300_999), Ok(()));
@@ -181,7 +181,7 @@ mod tests {
             report
                 .readiness(0)
                 .expect_err("it stops")
-                .contains("the service stops")
+                .contains("the service is shutting down")
         );
     }
 }

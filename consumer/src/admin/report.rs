@@ -1,4 +1,4 @@
-//! The report model: plain data that pumps and pools fill on request, and its merge into one report of the service.
+//! The report model: plain data that pumps and pools fill on request. `merge` combines it into a report of the service.
 
 use std::collections::BTreeMap;
 
@@ -10,48 +10,48 @@ use super::durations::DurationCounts;
 use super::explain::HeldBy;
 use super::problem::{OfPartition, ProblemKind, ServiceProblem, by_topic};
 
-/// What one pump says of itself.
+/// Report of one pump.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PumpReport {
-    /// Which pump, from 0.
+    /// Index of the pump, from 0.
     pub pump: u32,
     /// Its partitions.
     pub partitions: Vec<PartitionReport>,
-    /// Its share of each handler's work. A handler that ran in several versions may have an entry for each.
+    /// Its share of each handler's work; one entry per handler and version.
     pub handlers: Vec<HandlerFlowReport>,
-    /// What it read, by topic.
+    /// Records read, by topic.
     pub topics: Vec<TopicReport>,
-    /// Bytes of the records that it holds.
+    /// Bytes of its records in flight.
     pub in_flight_bytes: u64,
-    /// Records that it holds.
+    /// Its records in flight.
     pub in_flight_records: u64,
     /// Its commits.
     pub commits: CommitCounts,
-    /// The client's last statistics, as JSON.
+    /// The Kafka client's latest statistics, as JSON.
     pub client: Option<ClientStatistics>,
-    /// The group was joined at some time, or there is nothing to join it for.
+    /// The group has been joined at least once, or there is nothing to subscribe to.
     #[serde(default)]
     pub joined: bool,
-    /// Since when no broker is connected, in milliseconds since the epoch.
+    /// Since when no broker has been connected, in milliseconds since the epoch.
     #[serde(default)]
     pub kafka_unreachable_since_ms: Option<i64>,
-    /// What stands between its client and the cluster, and what the group does not take.
+    /// Problems of its client with the cluster, and of its membership and commits with the group.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
 }
 
-/// librdkafka's statistics of one client, as it gave them; decoded when somebody scrapes.
+/// One client's statistics as received from librdkafka; decoded only on a scrape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientStatistics(pub Box<str>);
 
-/// A partition that is assigned here.
+/// A partition that is assigned to this process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PartitionReport {
     /// Topic.
     pub topic: String,
     /// Partition.
     pub partition: i32,
-    /// Fencing number of this ownership.
+    /// Fencing epoch of this assignment.
     pub epoch: u32,
     /// One past the highest contiguous settled offset.
     pub frontier: i64,
@@ -59,63 +59,63 @@ pub struct PartitionReport {
     pub delivered: i64,
     /// Records delivered and not settled.
     pub in_flight: u64,
-    /// Records that wait for their next attempt.
+    /// Records waiting for their next attempt.
     pub parked: u64,
-    /// Offsets between the frontier and the partition's end, as far as the end is known.
+    /// Offsets between the frontier and the end of the partition; `None` while the end is unknown.
     pub lag: Option<i64>,
-    /// What it is doing.
+    /// Its state.
     pub state: PartitionState,
-    /// Why it is stopped, cannot be read or is paused.
+    /// Why it is stopped, unreadable or paused.
     pub reason: Option<String>,
-    /// What helps against that.
+    /// Remedy for `reason`.
     #[serde(default)]
     pub remedy: Option<String>,
-    /// Since when it is stopped, cannot be read or cannot begin, in milliseconds since the epoch.
+    /// Since when it has been stopped, unreadable or unable to start, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
-    /// Times that this was met since then.
+    /// Number of occurrences since then.
     #[serde(default)]
     pub count: u64,
-    /// Offsets that were passed over since the start because they are not in the log any more.
+    /// Offsets skipped since startup because they are no longer in the log.
     #[serde(default)]
     pub gone: u64,
     /// Why it is paused.
     pub paused_for: Option<PauseReason>,
-    /// The frontier has not moved for `stall_timeout` while records wait, here or in the log (G8).
+    /// The frontier has not moved for `stall_timeout` although records are waiting, here or in the log (G8).
     pub stalled: bool,
-    /// Since when it stands still, in milliseconds since the epoch, once it counts as stalled.
+    /// Start of the standstill, in milliseconds since the epoch; set once the partition counts as stalled.
     #[serde(default)]
     pub stalled_since_ms: Option<i64>,
-    /// What holds the frontier; `None` when nothing waits.
+    /// What blocks the frontier; `None` when nothing is waiting.
     pub held_by: Option<HeldBy>,
 }
 
-/// What a partition is doing.
+/// State of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PartitionState {
-    /// Where it begins is being looked up; `reason` says what is in the way.
+    /// Its start offset is being resolved; `reason` says what prevents it.
     Starting,
-    /// Records flow.
+    /// Records are being processed.
     #[default]
     Running,
-    /// Its fetching is paused for a while: one of its bounds is reached.
+    /// Fetching is paused because one of its bounds is reached.
     Paused,
-    /// It is about to be given back; no new record starts.
+    /// It is being revoked; no new record is started.
     Draining,
-    /// It cannot be read at present, for a `reason`; the client goes on trying.
+    /// It currently cannot be read; `reason` says why. The client keeps retrying.
     Unreadable,
     /// A fault stopped it; `reason` says which.
     Stopped,
 }
 
-/// Why the fetching of a partition is paused.
+/// Why fetching from a partition is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PauseReason {
-    /// As many of its records as may be are uncommitted (`processing.max_uncommitted`).
+    /// The limit of uncommitted records is reached (`processing.max_uncommitted`).
     MaxUncommitted,
-    /// Its records are slow to settle and take up the memory that other partitions need (`processing.memory`).
+    /// Its records settle slowly and occupy memory that other partitions need (`processing.memory`).
     Memory,
 }
 
@@ -149,12 +149,12 @@ impl std::fmt::Display for PartitionState {
 }
 
 impl PartitionReport {
-    /// What keeps it from progressing, for the service's list of problems.
+    /// What prevents its progress, as an entry of the service's problem list.
     pub fn problem(&self) -> Option<ServiceProblem> {
         by_topic(self.entry()).pop()
     }
 
-    /// The same, to be put together with that of other partitions.
+    /// The same, for merging with entries of other partitions.
     pub(super) fn entry(&self) -> Option<OfPartition<'_>> {
         let of_partition = |kind, state, since_ms, cause, remedy| OfPartition {
             topic: &self.topic,
@@ -189,9 +189,14 @@ impl PartitionReport {
         };
         let place = (&self.topic, self.partition);
         let remedy = match self.held_by {
-            Some(_) => format!("`sluicegate explain {}/{}` tells the rest", place.0, place.1),
-            None => "look for a transaction that stays open, and for what librdkafka's log lines say of the partition"
-                .to_owned(),
+            Some(_) => format!(
+                "run `sluicegate explain {}/{}` for details",
+                place.0, place.1
+            ),
+            None => {
+                "check for a hanging transaction, and librdkafka's log lines about the partition"
+                    .to_owned()
+            }
         };
         Some(of_partition(
             ProblemKind::PartitionStalled,
@@ -203,21 +208,21 @@ impl PartitionReport {
     }
 }
 
-/// What a topic brought.
+/// Counters of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TopicReport {
     /// Topic.
     pub topic: String,
-    /// Records delivered, repeats not counted.
+    /// Records delivered, without repeats.
     pub consumed: u64,
-    /// Records that no handler wanted.
+    /// Records that matched no handler.
     pub unrouted: u64,
     /// Records that the client delivered twice within an assignment; dropped.
     pub repeats_dropped: u64,
-    /// Partitions that began at their beginning, since the topic was deleted and created again.
+    /// Partitions that started from the beginning because the topic was deleted and recreated.
     #[serde(default)]
     pub recreated: u64,
-    /// Partitions whose commit metadata was not used: finished records of theirs may run again.
+    /// Partitions whose commit metadata was discarded: their finished records may run again.
     #[serde(default)]
     pub metadata_dropped: u64,
 }
@@ -227,27 +232,27 @@ pub struct TopicReport {
 pub struct HandlerFlowReport {
     /// Handler name.
     pub name: String,
-    /// Version of its plugin that did it.
+    /// Version of its plugin.
     pub version: String,
-    /// Records in its lanes and pools, parked ones included.
+    /// Records in its lanes and pools, including parked ones.
     pub in_flight: u64,
-    /// Records that wait for their next attempt.
+    /// Records waiting for their next attempt.
     pub parked: u64,
-    /// Times that what it emitted, or a dead letter of it, was refused by the cluster or the producer.
+    /// Number of times the cluster or the producer refused its emitted records or dead letters.
     #[serde(default)]
     pub refusals: u64,
-    /// Records that wait for a further try of such.
+    /// Records waiting for another produce attempt.
     #[serde(default)]
     pub refused: u64,
-    /// Why they wait, by topic.
+    /// Why they are waiting, by topic.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
     /// Outcomes, after settlement: a retry that became a dead letter counts as dead letter.
     pub outcomes: OutcomeCounts,
     /// Its last error: reason of a retry, dead letter or drop, without the record's value.
     pub last_error: Option<String>,
-    /// Since when nothing of it has settled, while it is switched off or removed and still has records; in milliseconds
-    /// since the epoch.
+    /// While it is switched off or removed with records left: since when none of them has settled, in milliseconds since
+    /// the epoch.
     pub held_since_ms: Option<i64>,
 }
 
@@ -256,13 +261,13 @@ pub struct HandlerFlowReport {
 pub struct OutcomeCounts {
     /// Done.
     pub ack: u64,
-    /// Attempts that ended with another attempt to come.
+    /// Attempts that will be followed by another one.
     pub retry: u64,
-    /// Given up, with a dead letter.
+    /// Dead-lettered.
     pub dead_letter: u64,
     /// Dropped by the handler or by policy.
     pub drop: u64,
-    /// Passed by while the gate was shut.
+    /// Skipped while the gate was closed.
     pub skipped: u64,
 }
 
@@ -276,7 +281,7 @@ impl OutcomeCounts {
         self.skipped += other.skipped;
     }
 
-    /// The kinds' names in metrics, with their counts.
+    /// Metric label values with their counts.
     pub fn by_name(&self) -> [(&'static str, u64); 5] {
         [
             ("ack", self.ack),
@@ -287,25 +292,25 @@ impl OutcomeCounts {
         ]
     }
 
-    /// Records that are over and done with: everything except retries.
+    /// Settled records: everything except retries.
     pub fn settled(&self) -> u64 {
         self.ack + self.dead_letter + self.drop + self.skipped
     }
 }
 
-/// Commits by result, counted per partition in them.
+/// Commits by result, counted per partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CommitCounts {
     /// Accepted.
     pub ok: u64,
-    /// Refused for one partition inside an answer.
+    /// Refused for this partition in a response.
     pub refused: u64,
     /// Failed as a whole, or never answered.
     pub failed: u64,
 }
 
-/// What a generation's worker pool says of itself. Counters never go down: a released generation goes on being reported
-/// with its counts (one entry a handler and version is enough), `generation` lower than that of its successor.
+/// Report of a generation's worker pool. Counters never decrease: a released generation keeps being reported with its
+/// counts (one entry per handler and version), with a lower `generation` than its successor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolReport {
     /// Handler name.
@@ -314,67 +319,67 @@ pub struct PoolReport {
     pub version: String,
     /// Generation.
     pub generation: u64,
-    /// Where the generation stands.
+    /// State of the generation.
     pub state: HandlerState,
     /// Threads.
     pub workers: u32,
-    /// Threads in a call just now.
+    /// Threads currently in a call.
     pub busy: u32,
-    /// Threads given up because a call overran its timeout.
+    /// Threads abandoned after a call timeout.
     pub quarantined: u32,
     /// Panics contained in this generation.
     pub panics: u64,
     /// Instances rebuilt.
     pub restarts: u64,
-    /// Last panic, overrun or failed start.
+    /// Last panic, timeout or failed start.
     pub last_error: Option<String>,
-    /// Since when it has failed or says that it is not healthy, in milliseconds since the epoch.
+    /// Since when it has been failed or unhealthy, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
-    /// Time a record.
+    /// Processing time per record.
     pub durations: DurationCounts,
-    /// Records that it emitted and the cluster acknowledged, by topic.
+    /// Acknowledged emitted records, by topic.
     pub emitted: BTreeMap<String, u64>,
     /// The handler's own metrics.
     pub metrics: Vec<UserMetric>,
 }
 
-/// A metric of a handler's own.
+/// A metric registered by a handler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UserMetric {
-    /// Name as the handler gave it.
+    /// Name as given by the handler.
     pub name: String,
     /// Kind and value.
     #[serde(flatten)]
     pub kind: UserMetricKind,
 }
 
-/// Kind and value of a handler's own metric.
+/// Kind and value of a handler's metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum UserMetricKind {
-    /// Only grows.
+    /// Monotonic counter.
     Counter {
-        /// Sum of what was added.
+        /// Sum of all increments.
         value: f64,
     },
-    /// Goes up and down.
+    /// Gauge.
     Gauge {
-        /// What was set last.
+        /// Last value set.
         value: f64,
     },
-    /// A distribution.
+    /// Histogram.
     Histogram {
-        /// Upper bound and number of observations within it that are above the bound before.
+        /// Upper bound and number of observations, not cumulative.
         buckets: Vec<(f64, u64)>,
-        /// Observations beyond the last bound.
+        /// Observations above the last bound.
         beyond: u64,
-        /// Sum of what was observed.
+        /// Sum of all observations.
         sum: f64,
     },
 }
 
-/// Where a handler's present generation stands.
+/// State of a handler's current generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum HandlerState {
@@ -383,11 +388,11 @@ pub enum HandlerState {
     Starting,
     /// It takes records.
     Active,
-    /// It takes records, but says that it is not well.
+    /// It takes records, but its health check fails.
     Unhealthy,
-    /// It finishes what it has.
+    /// It finishes its in-flight records.
     Draining,
-    /// Its instances died too often; its records are held until an operator or a new generation acts.
+    /// Its instances failed too often; its records are held until an operator restarts it or a new generation replaces it.
     Failed,
     /// Its plugin or config was refused; nothing of it runs.
     Rejected,
@@ -406,16 +411,16 @@ impl std::fmt::Display for HandlerState {
     }
 }
 
-/// A handler's on/off key.
+/// A handler's gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
-    /// Records reach it.
+    /// Records are routed to it.
     #[default]
     Open,
-    /// Records pass it by, counted as skipped.
-    Shut,
-    /// The store says open; records pass it by as at a shut one until its instances are well.
+    /// Closed: records skip it and are counted as skipped.
+    Closed,
+    /// Desired open, but held closed until an instance is healthy; records skip it.
     Held,
 }
 
@@ -423,13 +428,13 @@ impl std::fmt::Display for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Open => "open",
-            Self::Shut => "shut",
+            Self::Closed => "closed",
             Self::Held => "held",
         })
     }
 }
 
-/// What the snapshot in force says of a handler.
+/// A handler as declared by the active snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeclaredHandler {
     /// Handler name.
@@ -442,56 +447,56 @@ pub struct DeclaredHandler {
     pub route: serde_json::Value,
     /// Why it is not served, if it was refused.
     pub rejected: Option<String>,
-    /// Why what stands in the source of specs is not what is served.
+    /// Why the spec in the source is not the one being served.
     #[serde(default)]
     pub refused_spec: Option<String>,
 }
 
-/// A handler, everything together.
+/// Merged report of a handler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HandlerReport {
     /// Handler name.
     pub name: String,
     /// Its plugin.
     pub plugin: String,
-    /// Version of the generation in force.
+    /// Version of the active generation.
     pub version: String,
-    /// Generation in force.
+    /// Active generation.
     pub generation: u64,
-    /// Where it stands.
+    /// Its state.
     pub state: HandlerState,
     /// Its gate.
     pub gate: Gate,
-    /// It is declared no more, and gone once it has no records left.
+    /// It is no longer declared; removed once it has no records left.
     pub removed: bool,
-    /// Since when nothing of it has settled, while it is switched off or removed and still has records; in milliseconds
-    /// since the epoch.
+    /// While it is switched off or removed with records left: since when none of them has settled, in milliseconds since
+    /// the epoch.
     pub held_since_ms: Option<i64>,
     /// Threads.
     pub workers: u32,
-    /// Threads in a call just now.
+    /// Threads currently in a call.
     pub busy: u32,
-    /// Threads given up.
+    /// Abandoned threads.
     pub quarantined: u32,
     /// Records in its lanes and pools.
     pub in_flight: u64,
-    /// Records that wait for their next attempt.
+    /// Records waiting for their next attempt.
     pub parked: u64,
-    /// Times that what it emitted, or a dead letter of it, was refused by the cluster or the producer.
+    /// Number of times the cluster or the producer refused its emitted records or dead letters.
     #[serde(default)]
     pub refusals: u64,
-    /// Records that wait for a further try of such; each holds its lane.
+    /// Records waiting for another produce attempt; each blocks its lane.
     #[serde(default)]
     pub refused: u64,
-    /// Since when it has failed or says that it is not healthy, in milliseconds since the epoch.
+    /// Since when it has been failed or unhealthy, in milliseconds since the epoch.
     #[serde(default)]
     pub since_ms: Option<i64>,
-    /// What keeps its records from being handled or produced, with the remedy; empty when all is well.
+    /// What prevents its records from being handled or produced, with remedies; empty when there is no problem.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
-    /// Outcomes of all versions.
+    /// Outcomes, summed over all versions.
     pub outcomes: OutcomeCounts,
-    /// Panics of all versions, contained.
+    /// Contained panics, summed over all versions.
     pub panics: u64,
     /// Instances rebuilt.
     pub restarts: u64,
@@ -499,81 +504,81 @@ pub struct HandlerReport {
     pub emitted: BTreeMap<String, u64>,
     /// Its last error.
     pub last_error: Option<String>,
-    /// Why what stands in the source of specs is refused, while an earlier spec is in force.
+    /// Why the spec in the source is refused, while an earlier one stays active.
     #[serde(default)]
     pub refused_spec: Option<String>,
     /// Its route, as in the spec.
     pub route: serde_json::Value,
     /// Counts by version.
     pub versions: Vec<VersionReport>,
-    /// Time a record.
+    /// Processing time per record.
     pub durations: DurationCounts,
     /// The handler's own metrics.
     pub metrics: Vec<UserMetric>,
 }
 
-/// Counts of one version of a handler's plugin.
+/// Counters of one version of a handler's plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VersionReport {
     /// Version.
     pub version: String,
     /// Outcomes.
     pub outcomes: OutcomeCounts,
-    /// Panics, contained.
+    /// Contained panics.
     pub panics: u64,
 }
 
-/// What belongs to the service as a whole.
+/// Information about the service as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceInfo {
     /// Version of the service.
     pub version: String,
     /// Consumer group.
     pub group_id: String,
-    /// When it started, in milliseconds since the epoch.
+    /// Start time, in milliseconds since the epoch.
     pub started_ms: i64,
-    /// Revision of the snapshot in force.
+    /// Revision of the active snapshot.
     pub revision: u64,
-    /// Snapshots refused since the start.
+    /// Snapshots refused since startup.
     pub rejections: u64,
-    /// Keys whose change the watch had missed and a re-read found.
+    /// Changed keys that the watch missed and a re-read found.
     pub repairs: u64,
-    /// Since when the source of specs cannot be read, in milliseconds since the epoch; the last good ones stay in force.
+    /// Since when the source of specs has been unreadable, in milliseconds since the epoch; the last specs stay active.
     pub unreachable_since_ms: Option<i64>,
-    /// Since when what stands in the control plane is not applied, in milliseconds since the epoch; `problems` says why.
+    /// Since when control-plane state has been held back, in milliseconds since the epoch; `problems` says why.
     #[serde(default)]
     pub held_since_ms: Option<i64>,
-    /// How fine metrics are.
+    /// Metrics granularity.
     pub metrics_level: MetricsLevel,
-    /// Why the last one was refused; `None` once a later one was applied.
+    /// Why the last snapshot was refused; `None` once a later one was applied.
     pub last_rejection: Option<String>,
-    /// Bytes of records that may be in flight.
+    /// Byte budget of records in flight.
     pub budget_bytes: u64,
     /// Pumps that did not answer in time.
     pub unresponsive_pumps: Vec<u32>,
     /// Unsigned plugins are accepted.
     pub allow_unsigned: bool,
-    /// What does not progress, and what else an operator should mend; each entry goes when it heals.
+    /// What does not progress, and other conditions that need an operator; an entry is removed once it is resolved.
     #[serde(default)]
     pub problems: Vec<ServiceProblem>,
-    /// Pumps that have not joined the group since the start.
+    /// Pumps that have not joined the group since startup.
     #[serde(default)]
     pub not_joined: Vec<u32>,
-    /// Since when no Kafka broker answers, in milliseconds since the epoch.
+    /// Since when no Kafka broker has answered, in milliseconds since the epoch.
     #[serde(default)]
     pub kafka_unreachable_since_ms: Option<i64>,
     /// `processing.stall_timeout` in milliseconds.
     #[serde(default)]
     pub stall_timeout_ms: i64,
-    /// It was told to stop.
+    /// It is shutting down.
     #[serde(default)]
     pub stopping: bool,
 }
 
-/// Everything, at one moment.
+/// Report of the whole service at one point in time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceReport {
-    /// What belongs to the service as a whole.
+    /// Information about the service as a whole.
     #[serde(flatten)]
     pub facts: ServiceInfo,
     /// Bytes of records in flight.
@@ -588,6 +593,6 @@ pub struct ServiceReport {
     pub handlers: Vec<HandlerReport>,
     /// Partitions, by topic and number.
     pub partitions: Vec<PartitionReport>,
-    /// Statistics of each pump's client.
+    /// Kafka client statistics by pump.
     pub clients: Vec<(u32, ClientStatistics)>,
 }

@@ -1,49 +1,49 @@
-//! The running service as the admin side sees it; the service's assembly implements it, tests script it.
+//! The admin server's interface to the running service; implemented by the runtime, and by scripted services in tests.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Explanation, ServiceReport};
 
-/// Why a gate was not moved, or a handler not restarted.
+/// Why a gate was not changed, or a handler not restarted.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
     /// No handler is declared under this name.
-    #[error("no handler `{name}`; there are: {known}")]
+    #[error("no handler `{name}`; known handlers: {known}")]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is, comma separated.
+        /// Declared handlers, comma separated.
         known: String,
     },
-    /// It is declared no more and finishes what it has.
+    /// It is no longer declared and is finishing its in-flight records.
     #[error(
-        "handler `{name}` is deleted; it has {in_flight} records left and is gone when they are done, within processing.drain_timeout if it has failed"
+        "handler `{name}` is deleted; it has {in_flight} records left and is removed once they are settled, within processing.drain_timeout if it has failed"
     )]
     Removed {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Records that it has left.
+        /// Its remaining in-flight records.
         in_flight: u64,
     },
-    /// The control plane did not take the write.
+    /// The control plane rejected the write.
     #[error("the gate of `{name}` cannot be written: {reason}")]
     NotWritten {
         /// The handler.
         name: String,
-        /// The control plane's words, with what to do.
+        /// The control plane's error, with a remedy.
         reason: String,
     },
-    /// It is written, but the gate is not shut.
-    #[error("the gate of `{name}` is not shut: {reason}")]
-    NotShut {
+    /// The value is written, but the gate is not closed.
+    #[error("the gate of `{name}` is not closed: {reason}")]
+    NotClosed {
         /// The handler.
         name: String,
         /// Why, and what to do.
         reason: String,
     },
-    /// What was asked for is noted, but the handler does not serve.
-    #[error("handler `{name}` does not serve: {reason}")]
+    /// The change is recorded, but the handler is not serving.
+    #[error("handler `{name}` is not serving: {reason}")]
     NotServing {
         /// The handler.
         name: String,
@@ -52,13 +52,13 @@ pub enum GateError {
     },
 }
 
-/// The running service. Its methods may block up to their deadline: call them where blocking is allowed.
+/// The running service. Its methods may block up to their deadline; never call them on an async executor thread.
 pub trait ServiceView: Send + Sync + 'static {
-    /// A report of everything, by which readiness is judged as well. A pump that does not answer within `deadline` is
-    /// missing from it, and named in [`super::ServiceInfo::unresponsive_pumps`].
+    /// A full report, on which readiness is also based. A pump that does not answer within `deadline` is omitted and
+    /// listed in [`super::ServiceInfo::unresponsive_pumps`].
     fn report(&self, deadline: Duration) -> ServiceReport;
 
-    /// What holds the frontier of a partition, or a record of it. `None`: the partition is not assigned here.
+    /// What blocks a partition's frontier, or the state of one record. `None`: the partition is not assigned here.
     fn explain(
         &self,
         topic: &str,
@@ -67,35 +67,35 @@ pub trait ServiceView: Send + Sync + 'static {
         deadline: Duration,
     ) -> Option<Explanation>;
 
-    /// Writes a handler's gate into its control plane (key or file), and returns when the running service follows it.
+    /// Writes a handler's gate to its control plane (key or file), and returns once the running service has applied it.
     ///
     /// # Errors
     /// [`GateError`].
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError>;
 
-    /// Applies what stands in the control plane and is held back, since it looks like another store's or like a loss. Whether
-    /// there was something.
+    /// Applies control-plane state that is held back because it appears to be another store's or the result of a loss.
+    /// Returns whether any was held back.
     fn accept_control_plane(&self) -> bool {
         false
     }
 
-    /// Builds a new generation of a handler from its spec and lets it take the place of the one that serves or has failed.
+    /// Builds a new generation of a handler from its spec and replaces the one that serves or has failed.
     ///
     /// # Errors
-    /// [`GateError`]; the earlier generation stays then.
+    /// [`GateError`]; the previous generation then stays active.
     fn restart(&self, handler: &str) -> Result<Restarted, GateError>;
 }
 
-/// What came of a restart.
+/// The result of a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restarted {
-    /// The generation that serves from now on.
+    /// The generation that now serves.
     pub generation: u64,
-    /// Whether it was built anew. Otherwise the one that is loaded was reset, since its plugin is not in the folder any more.
+    /// Whether it was rebuilt. Otherwise the loaded generation was reset, because its plugin is no longer in the folder.
     pub rebuilt: bool,
 }
 
-/// Where the admin side finds the service: empty while it starts.
+/// Holds the service for the admin server; empty during startup.
 #[derive(Default)]
 pub struct ServiceSlot(OnceLock<Arc<dyn ServiceView>>);
 
@@ -105,7 +105,7 @@ impl ServiceSlot {
         Self(OnceLock::from(view))
     }
 
-    /// The service has started; a second one is not taken.
+    /// Called once the service has started; a second call has no effect.
     pub fn fill(&self, view: Arc<dyn ServiceView>) {
         let _ = self.0.set(view);
     }

@@ -1,4 +1,4 @@
-//! Asks the running service over its admin HTTP.
+//! Client of the running service's admin HTTP API.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use sluicegate_config::escape::escape;
 use super::failure::Failure;
 use crate::admin::http::ErrorBody;
 
-/// Longer than the server's own limit, so that its words arrive.
+/// Longer than the server's own limit, so that its error message arrives first.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The argument that finds the service.
+/// The argument that locates the service.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Admin {
-    /// Address of the running service's admin HTTP
+    /// Address of the running service's admin HTTP API
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9600")]
     admin: String,
-    /// The command that starts what answers there.
+    /// The command that starts the server, for the error message.
     #[arg(skip = "sluicegate run")]
     starts: &'static str,
 }
 
 impl Admin {
-    /// The one at `admin`, which `starts` starts.
+    /// The server at `admin`, started by the command `starts`.
     pub(super) fn at(admin: &str, starts: &'static str) -> Self {
         Self {
             admin: admin.to_owned(),
@@ -32,12 +32,12 @@ impl Admin {
         }
     }
 
-    /// The answer to a GET.
+    /// Sends a GET and decodes the response.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.answer(agent().get(self.url(path)?).call())
     }
 
-    /// The answer to a PUT of `body`.
+    /// Sends a PUT of `body` and decodes the response.
     pub(super) fn put<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -46,7 +46,7 @@ impl Admin {
         self.answer(agent().put(self.url(path)?).send_json(body))
     }
 
-    /// The answer to a POST without a body.
+    /// Sends a POST without a body and decodes the response.
     pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.answer(agent().post(self.url(path)?).send_empty())
     }
@@ -55,7 +55,7 @@ impl Admin {
         let base = self.admin.trim_end_matches('/');
         if !base.starts_with("http://") {
             return Err(Failure::bad_input(format!(
-                "`--admin {}` is no address; it looks like http://127.0.0.1:9600",
+                "`--admin {}` is not an address; expected a URL such as http://127.0.0.1:9600",
                 self.admin
             )));
         }
@@ -75,18 +75,19 @@ impl Admin {
         })?;
         let status = response.status();
         let text = response.body_mut().read_to_string();
-        let text =
-            text.map_err(|error| Failure::other(format!("the answer of {at} broke off: {error}")))?;
+        let text = text.map_err(|error| {
+            Failure::other(format!("the response of {at} was cut off: {error}"))
+        })?;
         if status.is_success() {
             return serde_json::from_str(&text).map_err(|error| {
                 Failure::other(format!(
-                    "{at} does not answer like this version of the service: {error}"
+                    "the response of {at} does not match this version of the service: {error}"
                 ))
             });
         }
         let message = match serde_json::from_str::<ErrorBody>(&text) {
             Ok(body) => escape(&body.error.message).into_owned(),
-            Err(_) => format!("{at} answers {status}; is it a sluicegate service?"),
+            Err(_) => format!("{at} answered {status}; is it a sluicegate service?"),
         };
         Err(Failure::other(message))
     }
@@ -96,13 +97,13 @@ fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
         .http_status_as_error(false)
-        // A proxy from the environment does not lead to this machine's own service.
+        // The service usually runs on this host, which a proxy from the environment cannot reach.
         .proxy(None)
         .build();
     config.into()
 }
 
-/// A text as one segment of a URL's path.
+/// Percent-encodes `text` as one path segment of a URL.
 pub(super) fn segment(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {

@@ -19,7 +19,7 @@ use super::table::Table;
 use crate::bridge::{BridgeError, RunningBridge};
 use crate::logging;
 
-/// How often a bridge that ended by itself is noticed.
+/// How often the bridge is checked for failure.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Arguments of `bridge`.
@@ -36,21 +36,21 @@ pub(super) struct Arguments {
         default_value = "bridge.yaml"
     )]
     file: PathBuf,
-    /// Print what it would write, and write nothing
+    /// Print what the bridge would write, without writing anything
     #[arg(long)]
     dry_run: bool,
-    /// Carry deletes across however many keys are found missing
+    /// Replicate deletes however many keys are missing
     #[arg(long, conflicts_with = "dry_run")]
     allow_mass_delete: bool,
-    /// Take over this side, which was emptied, restored or replaced: what the other side holds travels to it, and nothing is
-    /// deleted for what it lacks
+    /// Accept this side after it was emptied, restored or replaced: the other side's keys are copied to it, and keys that
+    /// it lacks are not deleted from the other side
     #[arg(long, value_name = "SIDE")]
     accept_store: Vec<AcceptedSide>,
     #[command(flatten)]
     output: Output,
 }
 
-/// A side, as `--accept-store` names it.
+/// A value of `--accept-store`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum AcceptedSide {
     /// The etcd prefix
@@ -70,20 +70,20 @@ impl From<AcceptedSide> for Side {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// What the running bridge says of itself
+    /// Show the state of the running bridge
     Status(Status),
 }
 
 #[derive(clap::Args, Debug)]
 struct Status {
-    /// Address of the running bridge's admin HTTP
+    /// Address of the running bridge's admin HTTP API
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9601")]
     admin: String,
     #[command(flatten)]
     output: Output,
 }
 
-/// Runs a bridge until a signal ends it, rehearses it, or asks a running one.
+/// Runs a bridge until a signal stops it, does a dry run, or queries a running bridge.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(Command::Status(status)) = &arguments.command {
         let admin = Admin::at(&status.admin, "sluicegate bridge");
@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     logging::start(&log, None).map_err(Failure::bad_input)?;
     if arguments.allow_mass_delete {
-        tracing::warn!("deletes are carried across however many keys are found missing");
+        tracing::warn!("deletes are replicated however many keys are missing");
     }
     let settings = BridgeSettings {
         allow_mass_delete: arguments.allow_mass_delete,
@@ -124,13 +124,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     failure.map_or(Ok(()), |why| Err(Failure::other(why)))
 }
 
-/// Waits until it is told to stop, or the bridge cannot go on: then it says why.
+/// Waits for a stop signal (`None`) or for the bridge to fail (the reason).
 fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<String> {
     loop {
         match signals.recv_timeout(POLL_INTERVAL) {
             Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
-            // Its config is read once; the stores are watched.
-            Ok(Signal::Reread) => tracing::info!("a bridge has no files to read again"),
+            // The config is read only once; the stores are watched.
+            Ok(Signal::Reread) => {
+                tracing::info!("SIGHUP ignored: a bridge has no files to re-read")
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
         let failure = bridge.failure();
@@ -142,14 +144,14 @@ fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<St
 
 fn print_dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
     let stores = config.open().map_err(Failure::bad_input)?;
-    let rehearsal = dry_run(&stores, config.preferred_side, accept).map_err(Failure::other)?;
-    if let Some(halt) = &rehearsal.halt {
+    let result = dry_run(&stores, config.preferred_side, accept).map_err(Failure::other)?;
+    if let Some(halt) = &result.halt {
         use std::io::Write;
-        // Whoever closed it does not want to know.
-        let _ = writeln!(std::io::stderr(), "the bridge would stand still: {halt}");
+        // A closed stderr is not an error.
+        let _ = writeln!(std::io::stderr(), "the bridge would halt: {halt}");
     }
-    output.print(&rehearsal.steps, |steps| match steps.is_empty() {
-        true if rehearsal.halt.is_some() => "nothing: the bridge would stand still".to_owned(),
+    output.print(&result.steps, |steps| match steps.is_empty() {
+        true if result.halt.is_some() => "nothing: the bridge would halt".to_owned(),
         _ => plan(steps),
     })
 }
@@ -163,13 +165,13 @@ fn plan(steps: &[DryRun]) -> String {
         let from = step.side.other();
         let (word, why) = match step.step {
             DryRunStep::Write if step.conflict => {
-                ("write", format!("both differ; the value of {from} stands"))
+                ("write", format!("both differ; the value of {from} wins"))
             }
-            DryRunStep::Write => ("write", format!("{from} has it")),
+            DryRunStep::Write => ("write", format!("present in {from}")),
             DryRunStep::Delete if step.conflict => {
-                ("delete", format!("both changed; what {from} did stands"))
+                ("delete", format!("both changed; the change in {from} wins"))
             }
-            DryRunStep::Delete => ("delete", format!("{from} deleted it")),
+            DryRunStep::Delete => ("delete", format!("deleted in {from}")),
             DryRunStep::Refuse => ("refuse", step.problems.join("; ")),
         };
         table.row([
@@ -191,16 +193,16 @@ fn show(report: &BridgeReport) -> String {
     for (name, store) in ["etcd", "zookeeper", "notes"].iter().zip(stores) {
         let state = match &store.reason {
             None => "reachable".to_owned(),
-            Some(reason) => format!("away: {}", escape(reason)),
+            Some(reason) => format!("unreachable: {}", escape(reason)),
         };
         text.push_str(&format!(
             "{name:<10} {}: {state}, {} keys at revision {}\n",
             store.store, store.keys, store.revision
         ));
-        if store.strangers > 0 {
+        if store.unrecognized_keys > 0 {
             text.push_str(&format!(
-                "           {} paths there are no control keys and stay where they are\n",
-                store.strangers
+                "           {} paths are not control keys and are left alone\n",
+                store.unrecognized_keys
             ));
         }
     }
@@ -209,14 +211,14 @@ fn show(report: &BridgeReport) -> String {
     }
     if let Some(halted) = &report.halted {
         text.push_str(&format!(
-            "STANDS STILL since {}: {}\n",
+            "HALTED since {}: {}\n",
             halted.since, halted.reason
         ));
     }
     text.push_str(&match report.unsettled {
-        0 => format!("{} keys, all settled\n", report.keys),
+        0 => format!("{} keys, all in sync\n", report.keys),
         waiting => format!(
-            "{} keys, {waiting} not settled yet, the oldest for {:.1} s\n",
+            "{} keys, {waiting} pending, the oldest for {:.1} s\n",
             report.keys, report.lag_seconds
         ),
     });

@@ -9,12 +9,12 @@ use super::output;
 /// Arguments of `completions`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// The shell
+    /// Shell to generate completions for
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// Prints the completions.
+/// Prints the completion script.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut script = Vec::new();
     let mut command = super::Arguments::command();

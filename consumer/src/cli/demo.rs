@@ -11,23 +11,24 @@ use crate::demo::{self, Options};
 /// Arguments of `demo`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Flights a second
+    /// Flights per second
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2000")]
     rate: f64,
-    /// End by itself after this time, such as 30s or 5m
+    /// Stop after this time, such as 30s or 5m
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     run_for: Option<Duration>,
-    /// CSV of flights, also in zip or gzip; that of the source tree unless set
+    /// CSV of flights, also in zip or gzip; defaults to the source tree's file
     #[arg(long, value_name = "FILE", env = "SLUICEGATE_DEMO_DATA")]
     data: Option<PathBuf>,
-    /// Folder of built plugins; the program's own folder unless set
+    /// Folder of built plugins; defaults to the program's folder
     #[arg(long, value_name = "FOLDER", env = "SLUICEGATE_DEMO_PLUGINS")]
     plugins: Option<PathBuf>,
 }
 
-/// A time with its unit.
+/// Parses a duration with a unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time; it looks like 500ms, 30s, 5m or 1h");
+    let wrong =
+        || format!("`{text}` is not a duration; expected a value such as 500ms, 30s, 5m or 1h");
     let digits = text
         .find(|c: char| c.is_ascii_alphabetic())
         .ok_or_else(wrong)?;
@@ -43,7 +44,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
 }
 
-/// Runs the demo until its time is over or a signal comes.
+/// Runs the demo until its time is over or a signal arrives.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     let options = Options {
@@ -52,8 +53,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         data: arguments.data.clone(),
         plugins: arguments.plugins.clone(),
     };
-    let mut stop_asked = |wait| matches!(signals.recv_timeout(wait), Ok(Signal::Stop));
-    demo::run(&options, &mut stop_asked).map_err(Failure::other)
+    let mut stop_requested = |wait| matches!(signals.recv_timeout(wait), Ok(Signal::Stop));
+    demo::run(&options, &mut stop_requested).map_err(Failure::other)
 }
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_a_unit() {
+    fn a_duration_has_a_unit() {
         assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));

@@ -10,24 +10,24 @@ use crate::admin::Explanation;
 /// Arguments of `explain`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// What to explain: a partition, or one record of it
+    /// Partition or record to explain
     #[arg(value_name = "TOPIC/PARTITION[/OFFSET]")]
-    place: Place,
+    target: Target,
     #[command(flatten)]
     admin: Admin,
     #[command(flatten)]
     output: Output,
 }
 
-/// A partition, or a record of it.
+/// A partition, or one of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct Target {
     topic: String,
     partition: i32,
     offset: Option<i64>,
 }
 
-impl FromStr for Place {
+impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,12 +35,19 @@ impl FromStr for Place {
         let (topic, partition, offset) = match parts[..] {
             [topic, partition] => (topic, partition, None),
             [topic, partition, offset] => (topic, partition, Some(offset)),
-            _ => return Err("it looks like flights/3 or flights/3/41970".to_owned()),
+            _ => {
+                return Err(
+                    "expected TOPIC/PARTITION[/OFFSET], such as flights/3 or flights/3/41970"
+                        .to_owned(),
+                );
+            }
         };
         let partition = partition.parse();
         let offset = offset.map(str::parse).transpose();
         match (topic, partition, offset) {
-            ("", ..) => Err("the topic is missing; it looks like flights/3".to_owned()),
+            ("", ..) => {
+                Err("the topic is missing; expected TOPIC/PARTITION, such as flights/3".to_owned())
+            }
             (topic, Ok(partition), Ok(offset)) => Ok(Self {
                 topic: topic.to_owned(),
                 partition,
@@ -51,15 +58,15 @@ impl FromStr for Place {
     }
 }
 
-/// Asks and prints.
+/// Queries the service and prints its answer.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let place = &arguments.place;
+    let target = &arguments.target;
     let mut path = format!(
         "/api/v1/explain/{}/{}",
-        segment(&place.topic),
-        place.partition
+        segment(&target.topic),
+        target.partition
     );
-    if let Some(offset) = place.offset {
+    if let Some(offset) = target.offset {
         path.push_str(&format!("/{offset}"));
     }
     let explanation: Explanation = arguments.admin.get(&path)?;
@@ -71,16 +78,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_partition_or_a_record() {
-        let place = |offset| Place {
+    fn a_target_is_a_partition_or_a_record() {
+        let target = |offset| Target {
             topic: "flights".to_owned(),
             partition: 3,
             offset,
         };
-        assert_eq!("flights/3".parse(), Ok(place(None)));
-        assert_eq!("flights/3/41970".parse(), Ok(place(Some(41970))));
+        assert_eq!("flights/3".parse(), Ok(target(None)));
+        assert_eq!("flights/3/41970".parse(), Ok(target(Some(41970))));
         for bad in ["flights", "flights/x", "flights/3/x", "/3", "a/1/2/3", ""] {
-            assert!(bad.parse::<Place>().is_err(), "{bad}");
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a command fails: a line on stderr and an exit code.
+//! Command failure: a message on stderr and an exit code.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ impl Failure {
         }
     }
 
-    /// Every mistake of a config or spec, a line each: exit code 2.
+    /// All problems of a config or spec, one per line: exit code 2.
     pub(super) fn problems(problems: Problems) -> Self {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Self::bad_input(lines.join("\nerror: "))
@@ -37,7 +37,7 @@ impl Failure {
         }
     }
 
-    /// Says the message on stderr and gives the exit code.
+    /// Prints the message on stderr and returns the exit code.
     pub(super) fn report(&self) -> ExitCode {
         logging::say(&format!("error: {}", self.message));
         ExitCode::from(self.code)

@@ -1,5 +1,5 @@
-//! `sluicegate handlers apply | delete | history | rollout`, and `on` and `off` with a config: straight to the control plane
-//! that the service config names, whether the service runs or not.
+//! `sluicegate handlers apply | delete | history | rollout`, and `on` and `off` with a config: these write directly to the
+//! control backend of the service config, whether the service runs or not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,16 +26,16 @@ use crate::logging;
 /// Arguments that make a command wait for the fleet.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Waiting {
-    /// Return when every member has applied it; says who refuses or does not answer
+    /// Wait until every member has applied it; reports members that refuse it or do not answer
     #[arg(long)]
     wait: bool,
-    /// How long to wait; of a rollout in waves, for each wave
+    /// Maximum wait; for a rollout in waves, per wave
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     timeout: Duration,
 }
 
 impl Waiting {
-    /// Whether it is asked for.
+    /// Whether `--wait` is set.
     pub(super) fn is_wanted(&self) -> bool {
         self.wait
     }
@@ -49,22 +49,22 @@ pub(super) struct Apply {
     spec: PathBuf,
     #[command(flatten)]
     config: ConfigFile,
-    /// Only if the handler's spec is still at this revision of the store; 0 if there must be none
+    /// Write only if the handler's spec is still at this store revision; 0 means it must not exist
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
     #[command(flatten)]
     waiting: Waiting,
-    /// Roll out in waves, such as 1,25%,100%: each waits for its members' acks
+    /// Roll out in waves, such as 1,25%,100%: each wave waits until its members have applied the spec
     #[arg(long, value_name = "SIZES", value_parser = waves)]
     waves: Option<Waves>,
-    /// How long a wave must stay well before the next one
+    /// How long a wave must stay healthy before the next one starts
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", requires = "waves")]
     wait_healthy: Duration,
     #[command(flatten)]
     output: Output,
 }
 
-/// Sizes of waves, as one argument.
+/// Wave sizes, parsed from one argument.
 #[derive(Clone, Debug)]
 struct Waves(Vec<Wave>);
 
@@ -90,10 +90,10 @@ pub(super) struct Delete {
 pub(super) struct History {
     /// The handler's name
     name: String,
-    /// Which of its keys
+    /// Key to show
     #[arg(long, value_enum, default_value = "spec")]
     key: Key,
-    /// Most values
+    /// Maximum number of values to print
     #[arg(long, value_name = "N", default_value = "20")]
     limit: usize,
     #[command(flatten)]
@@ -119,22 +119,22 @@ enum Key {
 pub(super) struct Rollout {
     /// The handler's name
     name: String,
-    /// Go on where it stands
+    /// Resume the rollout at its current wave
     #[arg(long, required_unless_present = "abort", conflicts_with = "abort")]
     resume: bool,
-    /// End it: the earlier spec is in effect again
+    /// Abort the rollout and restore the earlier spec
     #[arg(long)]
     abort: bool,
     #[command(flatten)]
     config: ConfigFile,
-    /// How long each wave may take
+    /// Maximum wait per wave
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     timeout: Duration,
     #[command(flatten)]
     output: Output,
 }
 
-/// Where a config's handler specs stand.
+/// Where a config's handler specs are stored.
 enum SpecBackend {
     Folder(PathBuf),
     Store(Arc<dyn Store>),
@@ -148,16 +148,16 @@ impl SpecBackend {
         }
         match config.handlers.open_store().map_err(Failure::bad_input)? {
             Some(store) => Ok(Self::Store(store)),
-            None => Err(Failure::other("the config names no store of specs")),
+            None => Err(Failure::other("the config does not name a spec store")),
         }
     }
 
-    /// The store, for what only a store can do.
+    /// The store, for an operation that a folder does not support; `what` names it in the error.
     fn store(self, what: &str) -> Result<Arc<dyn Store>, Failure> {
         match self {
             Self::Store(store) => Ok(store),
             Self::Folder(folder) => Err(Failure::bad_input(format!(
-                "specs stand in the folder {}, which has no {what}; that takes `handlers.etcd` or `handlers.zookeeper`",
+                "specs are in the folder {}, which has no {what}; this requires `handlers.etcd` or `handlers.zookeeper`",
                 folder.display()
             ))),
         }
@@ -172,7 +172,7 @@ fn failure(error: FleetError) -> Failure {
     }
 }
 
-/// What was done, and who has it.
+/// A completed write, and which members have applied it.
 #[derive(Serialize)]
 struct Outcome<W: Serialize> {
     #[serde(flatten)]
@@ -181,7 +181,7 @@ struct Outcome<W: Serialize> {
     awaited: Option<WaitResult>,
 }
 
-/// What was written to a gate.
+/// A completed gate write.
 #[derive(Serialize)]
 struct GateDone<'n> {
     name: &'n str,
@@ -190,10 +190,10 @@ struct GateDone<'n> {
     revision: Option<u64>,
 }
 
-/// Prints what was done, waits if that is asked for, and fails when somebody has it not.
+/// Prints the completed write and, with `--wait`, waits for the members; fails unless all of them have applied it.
 fn finish<W: Serialize>(
     done: W,
-    said: &str,
+    summary: &str,
     of: (&dyn Store, &str, u64),
     waiting: &Waiting,
     output: Output,
@@ -201,64 +201,64 @@ fn finish<W: Serialize>(
     let (store, name, revision) = of;
     if !waiting.wait {
         let awaited = None;
-        return output.print(&Outcome { done, awaited }, |_| said.to_owned());
+        return output.print(&Outcome { done, awaited }, |_| summary.to_owned());
     }
     let deadline = Instant::now() + waiting.timeout;
     let awaited = operate::await_members(store, name, revision, None, deadline, &mut |_| {})
         .map_err(failure)?;
-    told(done, said, name, awaited, waiting, output)
+    print_members(done, summary, name, awaited, waiting, output)
 }
 
-/// Prints what was done and who has it; fails when somebody has it not.
-fn told<W: Serialize>(
+/// Prints the completed write and the members' states; fails unless all of them have applied it.
+fn print_members<W: Serialize>(
     done: W,
-    said: &str,
+    summary: &str,
     name: &str,
     awaited: WaitResult,
     waiting: &Waiting,
     output: Output,
 ) -> Result<(), Failure> {
-    let failed = (!awaited.converged).then(|| not_everywhere(name, &awaited, waiting.timeout));
+    let failed = (!awaited.converged).then(|| not_converged(name, &awaited, waiting.timeout));
     let outcome = Outcome {
         done,
         awaited: Some(awaited),
     };
     output.print(&outcome, |outcome| {
         let members = outcome.awaited.as_ref().map(members).unwrap_or_default();
-        format!("{said}\n{members}")
+        format!("{summary}\n{members}")
     })?;
     failed.map_or(Ok(()), |failed| Err(Failure::other(failed)))
 }
 
-fn not_everywhere(name: &str, awaited: &WaitResult, timeout: Duration) -> String {
+fn not_converged(name: &str, awaited: &WaitResult, timeout: Duration) -> String {
     let seconds = timeout.as_secs_f64();
     if awaited.members.is_empty() {
         return format!(
-            "it is written, and after {seconds} s no member is alive that could have applied it; start the service"
+            "it is written, but after {seconds} s no live member could apply it; start the service"
         );
     }
     let whys = awaited
         .members
         .iter()
-        .filter(|verdict| verdict.state != MemberState::Applied)
-        .map(|verdict| format!("{} {}", verdict.member, why(&verdict.state)));
+        .filter(|status| status.state != MemberState::Applied)
+        .map(|status| format!("{} {}", status.member, why(&status.state)));
     let whys: Vec<String> = whys.collect();
     format!(
-        "`{name}` is written, and not in effect everywhere: {}; see `sluicegate handlers show {name}` there",
+        "`{name}` is written, but not in effect on every member: {}; see `sluicegate handlers show {name}` there",
         whys.join("; ")
     )
 }
 
 fn why(state: &MemberState) -> String {
     match state {
-        MemberState::Applied => "has it".to_owned(),
+        MemberState::Applied => "has applied it".to_owned(),
         MemberState::Refused { reasons } => {
             format!("refuses it: {}", escape(&reasons.join("; ")))
         }
         MemberState::Behind { applied } => format!("does not answer (it has revision {applied})"),
         MemberState::Preparing => "is still preparing it".to_owned(),
         MemberState::Unreadable { reason } => {
-            format!("cannot be understood: {}", escape(reason))
+            format!("has an unreadable report: {}", escape(reason))
         }
         MemberState::Gone => "is gone: it has stopped, or is cut off from the store".to_owned(),
     }
@@ -266,13 +266,13 @@ fn why(state: &MemberState) -> String {
 
 fn members(awaited: &WaitResult) -> String {
     let mut table = Table::new(&["MEMBER", "STATE"]);
-    for verdict in &awaited.members {
-        table.row([verdict.member.clone(), why(&verdict.state)]);
+    for status in &awaited.members {
+        table.row([status.member.clone(), why(&status.state)]);
     }
     table.render()
 }
 
-/// `on` and `off`, straight to the control plane.
+/// `on` and `off`, written directly to the control backend.
 pub(super) fn gate(
     name: &str,
     open: bool,
@@ -280,10 +280,10 @@ pub(super) fn gate(
     waiting: &Waiting,
     output: Output,
 ) -> Result<(), Failure> {
-    let gate = if open { "open" } else { "shut" };
-    // Nobody is asked whether it acts.
+    let gate = if open { "open" } else { "closed" };
+    // Without `--wait`, no service is asked whether the change is active.
     let written = |place: &str| {
-        format!("gate of `{name}` is written as {gate} to {place}; services that run by it follow")
+        format!("gate of `{name}` is written as {gate} to {place}; running services will apply it")
     };
     match SpecBackend::of(config)? {
         SpecBackend::Folder(folder) if !waiting.wait => {
@@ -300,8 +300,8 @@ pub(super) fn gate(
                 |_| written(&place),
             )
         }
-        plane => {
-            let store = plane.store("members to wait for")?;
+        backend => {
+            let store = backend.store("members to wait for")?;
             let revision = operate::set_gate(&*store, name, open).map_err(failure)?;
             let done = GateDone {
                 name,
@@ -311,8 +311,8 @@ pub(super) fn gate(
             if !waiting.wait {
                 let key = ControlKey::enabled(name).map_err(Failure::bad_input)?;
                 let awaited = None;
-                let said = written(&store.locate(&key));
-                return output.print(&Outcome { done, awaited }, |_| said);
+                let summary = written(&store.locate(&key));
+                return output.print(&Outcome { done, awaited }, |_| summary);
             }
             let deadline = Instant::now() + waiting.timeout;
             let awaited = match open {
@@ -322,11 +322,11 @@ pub(super) fn gate(
                 false => operate::await_closed(&*store, name, revision, deadline),
             };
             let awaited = awaited.map_err(failure)?;
-            let said = match awaited.converged {
+            let summary = match awaited.converged {
                 true => format!("gate of `{name}` is {gate}"),
                 false => format!("gate of `{name}` is written as {gate}"),
             };
-            told(done, &said, name, awaited, waiting, output)
+            print_members(done, &summary, name, awaited, waiting, output)
         }
     }
 }
@@ -340,63 +340,63 @@ pub(super) fn apply(apply: &Apply) -> Result<(), Failure> {
             file.display()
         ))
     })?;
-    let plane = SpecBackend::of(&apply.config)?;
+    let backend = SpecBackend::of(&apply.config)?;
     if let Some(Waves(waves)) = &apply.waves {
-        let store = plane.store("members to roll out to")?;
+        let store = backend.store("members to roll out to")?;
         return staged(&*store, &text, apply, waves);
     }
     let wants_store = apply.waiting.wait || apply.expect.is_some();
-    if let SpecBackend::Folder(folder) = &plane
+    if let SpecBackend::Folder(folder) = &backend
         && !wants_store
     {
         let done = operate::apply_file(folder, &text, Some(file)).map_err(failure)?;
         return apply.output.print(&done, written);
     }
-    let store = plane.store("members to wait for and no revisions")?;
+    let store = backend.store("members to wait for and no revisions")?;
     let done = operate::apply_spec(&*store, &text, Some(file), apply.expect).map_err(failure)?;
-    let (said, name, revision) = (written(&done), done.name.clone(), done.revision);
+    let (summary, name, revision) = (written(&done), done.name.clone(), done.revision);
     let of = (&*store, name.as_str(), revision);
-    finish(done, &said, of, &apply.waiting, apply.output)
+    finish(done, &summary, of, &apply.waiting, apply.output)
 }
 
 fn written(done: &operate::SpecWrite) -> String {
-    let mut said = match done.changed {
+    let mut summary = match done.changed {
         true => format!("spec of `{}` is written to {}", done.name, done.place),
-        false => format!("spec of `{}` stands in {} already", done.name, done.place),
+        false => format!("spec of `{}` is already in {}", done.name, done.place),
     };
     if done.revision > 0 {
-        said.push_str(&format!(", revision {}", done.revision));
+        summary.push_str(&format!(", revision {}", done.revision));
     }
     if !done.overridden_by.is_empty() {
         let keys = done.overridden_by.join(" and ");
-        said.push_str(&format!("; {keys} takes the place of what it says there"));
+        summary.push_str(&format!("; overridden in part by {keys}"));
     }
-    said
+    summary
 }
 
 /// `delete NAME`.
 pub(super) fn delete(delete: &Delete) -> Result<(), Failure> {
-    let said = |places: &[String]| format!("deleted {}", places.join(", "));
+    let summary = |places: &[String]| format!("deleted {}", places.join(", "));
     match SpecBackend::of(&delete.config)? {
         SpecBackend::Folder(folder) if !delete.waiting.wait => {
             let done = operate::delete_file(&folder, &delete.name).map_err(failure)?;
-            delete.output.print(&done, |done| said(&done.places))
+            delete.output.print(&done, |done| summary(&done.places))
         }
-        plane => {
-            let store = plane.store("members to wait for")?;
+        backend => {
+            let store = backend.store("members to wait for")?;
             let done = operate::delete_handler(&*store, &delete.name).map_err(failure)?;
-            let (said, revision) = (said(&done.places), done.revision);
+            let (summary, revision) = (summary(&done.places), done.revision);
             let of = (&*store, delete.name.as_str(), revision);
-            finish(done, &said, of, &delete.waiting, delete.output)
+            finish(done, &summary, of, &delete.waiting, delete.output)
         }
     }
 }
 
-/// An earlier value, for people and programs.
+/// An earlier value of a key, for output.
 #[derive(Serialize)]
 struct Earlier {
     revision: u64,
-    /// `None` where the key was deleted.
+    /// `None` if the key was deleted.
     value: Option<String>,
 }
 
@@ -436,7 +436,7 @@ pub(super) fn history(history: &History) -> Result<(), Failure> {
 
 /// `apply FILE --waves …`.
 fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Result<(), Failure> {
-    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
+    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
     let settings = RolloutSettings {
         waves: waves.to_vec(),
         wait_healthy: apply.wait_healthy,
@@ -444,8 +444,15 @@ fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Resul
         by: format!("{user}@{}", host()),
     };
     let file: &Path = &apply.spec;
-    let ended = operate::begin(store, text, Some(file), apply.expect, &settings, &mut tell);
-    ended_as(ended.map_err(failure)?, apply.output)
+    let ended = operate::begin(
+        store,
+        text,
+        Some(file),
+        apply.expect,
+        &settings,
+        &mut report_step,
+    );
+    print_result(ended.map_err(failure)?, apply.output)
 }
 
 /// `rollout NAME --resume | --abort`.
@@ -453,20 +460,20 @@ pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
     let store = SpecBackend::of(&rollout.config)?.store("rollouts")?;
     let name = &rollout.name;
     if rollout.abort {
-        let ended = operate::abort(&*store, name, rollout.timeout, &mut tell);
+        let ended = operate::abort(&*store, name, rollout.timeout, &mut report_step);
         let RolloutResult::Restored { awaited, .. } = ended.map_err(failure)? else {
-            return Err(Failure::other("the rollout went on to its end instead"));
+            return Err(Failure::other("the rollout completed instead"));
         };
         return rollout.output.print(&awaited, |awaited| {
             format!("the earlier spec is in effect again\n{}", members(awaited))
         });
     }
-    let ended = operate::resume(&*store, name, rollout.timeout, &mut tell);
-    ended_as(ended.map_err(failure)?, rollout.output)
+    let ended = operate::resume(&*store, name, rollout.timeout, &mut report_step);
+    print_result(ended.map_err(failure)?, rollout.output)
 }
 
-/// Progress, for the person at the terminal.
-fn tell(step: RolloutStep<'_>) {
+/// Prints progress for the user at the terminal.
+fn report_step(step: RolloutStep<'_>) {
     logging::say(&match step {
         RolloutStep::Wave {
             number,
@@ -474,12 +481,12 @@ fn tell(step: RolloutStep<'_>) {
             members,
         } => format!("wave {number} of {of}: {}", members.join(", ")),
         RolloutStep::Members(awaited) => {
-            let has = |verdict: &&operate::MemberStatus| verdict.state == MemberState::Applied;
+            let has = |status: &&operate::MemberStatus| status.state == MemberState::Applied;
             let count = awaited.members.iter().filter(has).count();
-            format!("  {count} of {} have it", awaited.members.len())
+            format!("  {count} of {} have applied it", awaited.members.len())
         }
         RolloutStep::AwaitingHealthy(time) => {
-            format!("  watching them for {} s", time.as_secs_f64())
+            format!("  watching their health for {} s", time.as_secs_f64())
         }
         RolloutStep::Restoring(reasons) => {
             format!(
@@ -487,13 +494,15 @@ fn tell(step: RolloutStep<'_>) {
                 escape(&reasons.join("; "))
             )
         }
-        RolloutStep::Finishing => "every wave is well: writing the spec for everybody".to_owned(),
+        RolloutStep::Finishing => {
+            "every wave is healthy: writing the spec for all members".to_owned()
+        }
     });
 }
 
-/// How a rollout ended, as data.
+/// Result of a rollout, for output.
 #[derive(Serialize)]
-struct StagedEnd<'e> {
+struct RolloutOutput<'e> {
     result: &'static str,
     reasons: &'e [String],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -501,10 +510,10 @@ struct StagedEnd<'e> {
     awaited: &'e WaitResult,
 }
 
-fn ended_as(ended: RolloutResult, output: Output) -> Result<(), Failure> {
+fn print_result(ended: RolloutResult, output: Output) -> Result<(), Failure> {
     match &ended {
         RolloutResult::Done { revision, awaited } => {
-            let end = StagedEnd {
+            let end = RolloutOutput {
                 result: "done",
                 reasons: &[],
                 revision: Some(*revision),
@@ -515,7 +524,7 @@ fn ended_as(ended: RolloutResult, output: Output) -> Result<(), Failure> {
             })
         }
         RolloutResult::Restored { reasons, awaited } => {
-            let end = StagedEnd {
+            let end = RolloutOutput {
                 result: "restored",
                 reasons,
                 revision: None,
@@ -525,7 +534,7 @@ fn ended_as(ended: RolloutResult, output: Output) -> Result<(), Failure> {
             let again = match awaited.converged {
                 true => "the earlier spec is restored",
                 false => {
-                    "the rollout is taken away, and not everybody has said that the earlier spec is in effect again"
+                    "the rollout is removed, but not every member has confirmed the earlier spec"
                 }
             };
             Err(Failure::other(format!("{}; {again}", reasons.join("; "))))

@@ -1,5 +1,5 @@
-//! `sluicegate handlers list | show NAME | on NAME | off NAME | restart NAME`, which ask the running service; the rest of the family, and
-//! `on` and `off` with a config, is in `fleet`.
+//! `sluicegate handlers list | show NAME | on NAME | off NAME | restart NAME`, which query the running service. `fleet` has the other
+//! subcommands, and `on` and `off` with a config.
 
 use std::path::PathBuf;
 
@@ -14,26 +14,26 @@ use super::validate::ConfigFile;
 use crate::admin::http::{GateBody, GateChange, HandlerRestart};
 use crate::admin::{DurationCounts, HandlerReport};
 
-/// What to do with handlers.
+/// Subcommands of `handlers`.
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Command {
-    /// Every handler
+    /// List all handlers
     List(ListArgs),
-    /// One handler
+    /// Show one handler
     Show(NamedArgs),
     /// Open a handler's gate
     On(Gate),
-    /// Shut a handler's gate: records pass it by and count as skipped
+    /// Close a handler's gate: its records are skipped and counted as skipped
     Off(Gate),
-    /// Build a handler's instances anew, such as of one that has failed; in the running service that is asked
+    /// Rebuild a handler's instances, for example after it has failed; affects only the service that is queried
     Restart(NamedArgs),
-    /// Write a handler's spec to the control plane, for everybody or in waves
+    /// Write a handler's spec to the control plane, for all members or in waves
     Apply(fleet::Apply),
     /// Delete a handler's keys, or its file
     Delete(fleet::Delete),
-    /// Earlier values of a handler's key
+    /// Show earlier values of a handler's key
     History(fleet::History),
-    /// Go on with a rollout in waves, or end it
+    /// Resume or abort a rollout in waves
     Rollout(fleet::Rollout),
 }
 
@@ -42,7 +42,7 @@ pub(super) enum Command {
 pub(super) struct Gate {
     #[command(flatten)]
     one: NamedArgs,
-    /// Write it to the control plane of this service config, instead of asking the running service
+    /// Write it to the control plane of this service config instead of calling the running service
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -58,7 +58,7 @@ pub(super) struct ListArgs {
     output: Output,
 }
 
-/// Arguments of the others.
+/// Arguments of the subcommands that name a handler.
 #[derive(clap::Args, Debug)]
 pub(super) struct NamedArgs {
     /// The handler's name
@@ -69,7 +69,7 @@ pub(super) struct NamedArgs {
     output: Output,
 }
 
-/// Asks and prints.
+/// Queries the service and prints its answer.
 pub(super) fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::List(all) => {
@@ -111,12 +111,12 @@ fn restart(one: &NamedArgs) -> Result<(), Failure> {
     let restart: HandlerRestart = one.admin.post(&path)?;
     one.output.print(&restart, |restart| match restart.rebuilt {
         true => format!(
-            "`{}` is restarted: generation {} serves",
+            "`{}` is restarted: generation {} is running",
             restart.name, restart.generation
         ),
         false => format!(
-            "`{}` runs again as it is loaded, generation {}: no plugin in the plugins folder serves its spec any more; put it \
-             back before the service starts anew",
+            "`{}` runs again from the loaded plugin, generation {}: no plugin in the plugins folder matches its spec any more; \
+             restore it before the service restarts",
             restart.name, restart.generation
         ),
     })
@@ -191,7 +191,7 @@ fn show(handler: &HandlerReport) -> String {
     lines.push(("outcomes", outcomes.join(", ")));
     lines.push(("panics", handler.panics.to_string()));
     lines.push(("restarts", handler.restarts.to_string()));
-    lines.push(("time a record", time_a_record(&handler.durations)));
+    lines.push(("record time", record_time(&handler.durations)));
     let emitted: Vec<String> = handler
         .emitted
         .iter()
@@ -210,8 +210,8 @@ fn show(handler: &HandlerReport) -> String {
         handler.last_error.clone().unwrap_or_else(|| "-".to_owned()),
     ));
     if let Some(why) = &handler.refused_spec {
-        let told = format!("{why}; what was in force before stays");
-        lines.push(("refused spec", told));
+        let text = format!("{why}; the previous spec stays active");
+        lines.push(("refused spec", text));
     }
     lines.push(("route", handler.route.to_string()));
     let lines = lines
@@ -220,7 +220,7 @@ fn show(handler: &HandlerReport) -> String {
     lines.collect()
 }
 
-/// The gate, and whether what is behind it is still being finished.
+/// The gate's state, and the records left while a closed or deleted handler drains.
 fn gate_of(handler: &HandlerReport) -> String {
     let gate = match handler.removed {
         true => "deleted".to_owned(),
@@ -229,21 +229,21 @@ fn gate_of(handler: &HandlerReport) -> String {
     match handler.held_since_ms {
         None => gate,
         Some(since_ms) => format!(
-            "{gate}; {} records are left, and none of them settled for {} s",
+            "{gate}; {} records left, none settled for {} s",
             handler.in_flight,
             crate::admin::view::now_ms().saturating_sub(since_ms).max(0) / 1_000
         ),
     }
 }
 
-fn time_a_record(durations: &DurationCounts) -> String {
+fn record_time(durations: &DurationCounts) -> String {
     let bound = |share| match durations.quantile_us(share) {
         Some(bound) => format!("within {bound} µs"),
         None => "over 30 s".to_owned(),
     };
     match durations.count() {
         0 => "-".to_owned(),
-        _ => format!("half {}, 99 % {}", bound(0.5), bound(0.99)),
+        _ => format!("50 % {}, 99 % {}", bound(0.5), bound(0.99)),
     }
 }
 
@@ -253,7 +253,7 @@ mod tests {
     use crate::admin::{HandlerState, OutcomeCounts};
 
     #[test]
-    fn a_person_sees_state_gate_and_outcomes() {
+    fn the_table_shows_state_gate_and_outcomes() {
         let handler = HandlerReport {
             name: "relay".into(),
             version: "1.2.0".into(),
@@ -289,7 +289,7 @@ mod tests {
         );
         assert!(
             text.contains(
-                "refused spec   handlers.d/relay.yaml: no route; what was in force before stays\n"
+                "refused spec   handlers.d/relay.yaml: no route; the previous spec stays active\n"
             ),
             "{text}"
         );

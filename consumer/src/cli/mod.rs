@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line: one file per subcommand.
 
 mod admin_client;
 mod bridge;
@@ -36,42 +36,42 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run the service until a signal ends it: SIGTERM and SIGINT drain and stop, SIGHUP reads specs again. Exit code 0: it
-    /// stopped and left nothing behind; 2: bad arguments, config or specs; 1: anything else, such as a stop that left
-    /// records to be handled again
+    /// Run the service until a signal stops it: SIGTERM and SIGINT drain and stop, SIGHUP re-reads specs. Exit code 0:
+    /// graceful shutdown; 2: invalid arguments, config or specs; 1: anything else, such as a shutdown that leaves records
+    /// to be reprocessed
     Run(run::Arguments),
-    /// Run the service on a Kafka inside the process, with real flights flowing
+    /// Run the service against an in-process Kafka with real flight data
     Demo(demo::Arguments),
-    /// Check a service config and every spec it reaches; what a handler says of its own `config` is known once it runs
+    /// Check a service config and every spec it references; a handler checks its own `config` only when `run` creates it
     Validate(validate::Arguments),
     /// Write the rows of a file (CSV, NDJSON; also in zip or gzip) to a topic
     Produce(produce::Arguments),
-    /// Handlers of the running service: list, show, switch on and off
+    /// List, show, switch, deploy and restart handlers
     #[command(subcommand)]
     Handlers(handlers::Command),
-    /// What holds a partition's frontier, or where a record stands
+    /// Show what blocks a partition's progress, or the state of one record
     Explain(explain::Arguments),
-    /// Keep an etcd prefix and a ZooKeeper tree equal, or ask a running bridge
+    /// Keep an etcd prefix and a ZooKeeper tree in sync, or query a running bridge
     Bridge(bridge::Arguments),
-    /// The control plane of the running service, such as after its store was restored
+    /// Manage the running service's control plane, for example after its store was restored
     #[command(subcommand)]
     ControlPlane(control_plane::Command),
-    /// A handler's crate: make, build, test, inspect
+    /// Create, build, test or inspect a handler's crate
     #[command(subcommand)]
     Handler(handler::Command),
-    /// JSON Schema of the service config or of a handler's spec
+    /// Print the JSON Schema of the service config or of a handler spec
     Schema(schema::Arguments),
-    /// Completions for a shell
+    /// Print shell completions
     Completions(completions::Arguments),
 }
 
-/// Runs the command line `arguments` (the program's name first) and gives the process's exit code: 0 when it stopped
-/// gracefully or nothing is wrong, 2 for bad arguments, config or specs, 1 for anything else.
+/// Runs the command line `arguments` (the program's name first) and returns the process's exit code: 0 after success or a
+/// graceful shutdown, 2 for invalid arguments, config or specs, 1 for anything else.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are "errors" too, for which this prints to stdout; nobody is left to tell if it fails.
+            // Help and version are "errors" too, printed to stdout. A failed write cannot be reported anywhere.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }

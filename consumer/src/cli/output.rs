@@ -1,4 +1,4 @@
-//! Where results go: tables for people, JSON for programs.
+//! Output of results: tables for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -8,25 +8,25 @@ use sluicegate_config::escape::escape_lines;
 
 use super::failure::Failure;
 
-/// The form of a result.
+/// Output format of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Form {
-    /// For programs
+    /// JSON, for programs
     Json,
-    /// For people
+    /// A table, for people
     Table,
 }
 
-/// The argument that chooses it.
+/// The argument that selects the format.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct Output {
-    /// Form of the result; a table on a terminal and JSON elsewhere unless set
+    /// Output format; defaults to a table on a terminal and JSON elsewhere
     #[arg(long, value_enum)]
     output: Option<Form>,
 }
 
 impl Output {
-    /// Whether results are for programs.
+    /// Whether results are printed as JSON.
     pub(super) fn is_json(self) -> bool {
         self.form() == Form::Json
     }
@@ -41,7 +41,7 @@ impl Output {
         })
     }
 
-    /// Prints `value` as JSON, or what `table` makes of it.
+    /// Prints `value` as JSON, or as rendered by `table`.
     pub(super) fn print<T: Serialize>(
         self,
         value: &T,
@@ -51,22 +51,20 @@ impl Output {
             Form::Table => show(&table(value)),
             Form::Json => {
                 let text = serde_json::to_string_pretty(value);
-                print(
-                    &text.map_err(|error| {
-                        Failure::other(format!("the result is no JSON: {error}"))
-                    })?,
-                )
+                print(&text.map_err(|error| {
+                    Failure::other(format!("cannot encode the result as JSON: {error}"))
+                })?)
             }
         }
     }
 }
 
-/// Prints what people read: lines whose texts can come from anywhere, and cannot act on the terminal.
+/// Prints text for people with control characters escaped, since parts of it may come from outside.
 pub(super) fn show(text: &str) -> Result<(), Failure> {
     print(&escape_lines(text))
 }
 
-/// Prints a text as it is, and a line end. A reader that has gone away (`| head`) is no failure.
+/// Prints `text` unchanged, with a final newline. A closed pipe (`| head`) is not an error.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout

@@ -13,45 +13,45 @@ use crate::produce::{self, Job, ProduceError, Progress, Summary};
 
 /// Arguments of `produce`.
 ///
-/// A record's value is the row as a JSON object: numbers as numbers, empty cells and `NA` as null. Key and headers are
-/// written as the file has them.
+/// A record's value is the row as a JSON object: numbers as numbers, empty cells and `NA` as null. Key and headers keep
+/// the file's text.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// CSV or NDJSON, also in gzip or zip; `-` is the standard input
+    /// CSV or NDJSON, also in gzip or zip; `-` for standard input
     file: PathBuf,
     /// Target topic
     #[arg(long)]
     topic: String,
-    /// Make the topic with so many partitions if it is missing
+    /// Create the topic with this number of partitions if it does not exist
     #[arg(long, value_name = "PARTITIONS", value_parser = clap::value_parser!(i32).range(1..=100_000))]
     create_topic: Option<i32>,
-    /// Field that is the record's key; the key is null where the field is
+    /// Field used as the record's key; a null field gives a null key
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
-    /// Field that becomes a header of the same name, left out where it is null; can be repeated
+    /// Field added as a header of the same name, omitted where it is null; can be repeated
     #[arg(long = "header", value_name = "FIELD")]
     headers: Vec<String>,
-    /// What stands between the fields of a CSV, one character or `tab`; a comma unless set
+    /// Field delimiter of a CSV, one character or `tab`; defaults to a comma
     #[arg(long, value_name = "C", value_parser = delimiter)]
     delimiter: Option<u8>,
-    /// Cell of a CSV that stands for null; an empty one and NA unless set; can be repeated
+    /// CSV cell that means null; defaults to an empty cell and NA; can be repeated
     #[arg(long = "null", value_name = "TEXT")]
     nulls: Vec<String>,
-    /// Records a second; as fast as it goes unless set
+    /// Records per second; unlimited by default
     #[arg(long, value_name = "N", value_parser = positive)]
     rate: Option<f64>,
-    /// Stop after so many records
+    /// Stop after this number of records
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     /// Bootstrap servers, comma separated
     #[arg(long, value_name = "B")]
     brokers: String,
-    /// Format of the file; found out unless set
+    /// Format of the file; detected by default
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
 
-/// A number above zero.
+/// Parses a number above zero.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
@@ -59,7 +59,7 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// One byte between fields.
+/// Parses the delimiter between fields, one byte.
 fn delimiter(text: &str) -> Result<u8, String> {
     match text.as_bytes() {
         b"tab" | b"\\t" => Ok(b'\t'),
@@ -104,9 +104,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn bar() -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}  {elapsed} gone, {eta} left")
-            .expect("the template is fixed and correct");
+    let style = ProgressStyle::with_template(
+        "{bar:30} {percent:>3} %  {msg}  {elapsed} elapsed, {eta} left",
+    )
+    .expect("the template is fixed and correct");
     ProgressBar::new(0).with_style(style)
 }
 

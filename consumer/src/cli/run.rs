@@ -1,4 +1,4 @@
-//! `sluicegate run -c FILE`: the service until a signal ends it.
+//! `sluicegate run -c FILE`: runs the service until a signal stops it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -14,9 +14,9 @@ use crate::logging;
 use crate::pump::{JoinGate, StopReport};
 use crate::runtime::{STOP_GRACE, Service, StartError};
 
-/// How often a service that ended by itself is noticed.
+/// How often the service is checked for failure.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How often a signal is looked for while the service starts.
+/// How often signals are polled while the service starts.
 const START_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Arguments of `run`.
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     config: ConfigFile,
 }
 
-/// Runs until a signal, or until the service cannot go on.
+/// Runs until a signal arrives or the service fails.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let signals = signals::listen()?;
     let config = arguments.config.load().map_err(Failure::problems)?;
@@ -40,7 +40,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bridge = bridge.transpose().map_err(Failure::other)?;
     let config = Arc::new(config);
     let Some(Started { service, stop }) = start(&config, &signals)? else {
-        tracing::info!("stopped during the start, before the group was joined");
+        tracing::info!("stopped during startup, before joining the group");
         return Ok(());
     };
     tracing::info!(
@@ -51,22 +51,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     );
     let failed = !stop && wait_for_end(&signals, &service);
     if !failed {
-        tracing::info!("stopping: what was begun is finished and committed");
+        tracing::info!("shutting down: draining in-flight records");
     }
     let ended = service.stop();
     drop(bridge);
     let why = match ended {
-        Ok(left) if !failed => return tell_end(left),
-        Ok(_) => "a pump ended without being asked to; the log says why".to_owned(),
+        Ok(left) if !failed => return report_end(left),
+        Ok(_) => "a pump terminated unexpectedly; see the log for the reason".to_owned(),
         Err(error) => error.to_string(),
     };
     tracing::info!(graceful = false, "service stopped");
     Err(Failure::other(why))
 }
 
-/// The last line of a stop that was asked for. Whoever stops one member after the other must notice that one has left
-/// something behind: it ends as a failure then.
-fn tell_end(left: StopReport) -> Result<(), Failure> {
+/// Logs the result of a requested shutdown. Unfinished work is a failure (exit code 1), so that a rolling restart notices
+/// a member that left records behind.
+fn report_end(left: StopReport) -> Result<(), Failure> {
     if left.is_graceful() {
         tracing::info!(graceful = true, "service stopped");
         return Ok(());
@@ -78,18 +78,18 @@ fn tell_end(left: StopReport) -> Result<(), Failure> {
         members = left.members,
         "service stopped: {left}"
     );
-    let reason = "the stop was not graceful; the log says what it has left";
+    let reason = "shutdown was not graceful; see the log for what it left behind";
     Err(Failure::other(reason))
 }
 
-/// A service that has started, and whether it was told to stop meanwhile.
+/// A started service, and whether a stop was requested during its startup.
 struct Started {
     service: Service,
     stop: bool,
 }
 
-/// Starts the service on a thread of its own, so that a signal is heard while stores, plugins or the cluster let it wait.
-/// `None`: it was told to stop before it had joined the group, so that there is nothing to give back.
+/// Starts the service on a separate thread, so that signals are handled while stores, plugins or the cluster block it.
+/// `None`: a stop was requested before any pump joined the group, so there is nothing to release.
 fn start(
     config: &Arc<ServiceConfig>,
     signals: &Receiver<Signal>,
@@ -101,7 +101,7 @@ fn start(
         .name("start".to_owned())
         .spawn(move || {
             let service = Service::start(&its_config, &Environment::of_process(), &its_gate);
-            // Nobody listens any more when a signal has ended the start.
+            // The receiver is gone when a signal has aborted the startup.
             let _ = sender.send(service);
         })
         .map_err(|error| Failure::other(format!("start thread: {error}")))?;
@@ -109,7 +109,7 @@ fn start(
     let mut stop_by = None;
     loop {
         match signals.try_recv() {
-            Ok(Signal::Stop) if join_gate.shut() => return Ok(None),
+            Ok(Signal::Stop) if join_gate.close() => return Ok(None),
             Ok(Signal::Stop) => {
                 stop_by = Some(Instant::now() + config.processing.drain_timeout + STOP_GRACE);
             }
@@ -120,7 +120,7 @@ fn start(
             Ok(service) => {
                 let service = service.map_err(start_failed)?;
                 if reread {
-                    tracing::info!("reading specs again");
+                    tracing::info!("re-reading specs");
                     service.reread();
                 }
                 let stop = stop_by.is_some();
@@ -129,13 +129,15 @@ fn start(
             Err(RecvTimeoutError::Timeout) => {
                 if stop_by.is_some_and(|by| Instant::now() >= by) {
                     return Err(Failure::other(
-                        "told to stop while it started, and the start did not end in time; the group waits for this \
-                         member until its session ends",
+                        "stopped during startup, which did not finish in time; the group waits for this member until its \
+                         session expires",
                     ));
                 }
             }
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Failure::other("the start panicked; the log says why"));
+                return Err(Failure::other(
+                    "startup panicked; see the log for the reason",
+                ));
             }
         }
     }
@@ -149,12 +151,12 @@ fn start_failed(error: StartError) -> Failure {
     }
 }
 
-/// `true`: the service has ended by itself.
+/// Waits for a stop signal (`false`) or for the service to fail (`true`).
 fn wait_for_end(signals: &Receiver<Signal>, service: &Service) -> bool {
     while !service.has_failed() {
         match signals.recv_timeout(POLL_INTERVAL) {
             Ok(Signal::Reread) => {
-                tracing::info!("reading specs again");
+                tracing::info!("re-reading specs");
                 service.reread();
             }
             Ok(Signal::Stop) => return false,
@@ -169,24 +171,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_that_leaves_anything_fails_and_says_what() {
-        assert!(tell_end(StopReport::default()).is_ok());
+    fn a_stop_that_leaves_work_behind_fails_and_reports_it() {
+        assert!(report_end(StopReport::default()).is_ok());
         let some = |unfinished, uncommitted, members| StopReport {
             unfinished,
             uncommitted,
             members,
         };
         for (left, words) in [
-            (some(3, 0, 0), "records begun and not finished: 3,"),
-            (some(0, 2, 0), "last commit was not accepted: 2;"),
-            (
-                some(0, 0, 1),
-                "members that the group has not heard leave: 1;",
-            ),
-            (some(3, 2, 1), "read these records again; members"),
+            (some(3, 0, 0), "unfinished records: 3,"),
+            (some(0, 2, 0), "last commit failed: 2;"),
+            (some(0, 0, 1), "members without a confirmed leave: 1;"),
+            (some(3, 2, 1), "reprocess these records; members"),
         ] {
             assert!(left.to_string().contains(words), "{left}");
-            let failure = tell_end(left).expect_err("not graceful");
+            let failure = report_end(left).expect_err("not graceful");
             assert_eq!(failure.report(), std::process::ExitCode::from(1));
         }
     }

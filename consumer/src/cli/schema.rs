@@ -9,7 +9,7 @@ use super::output;
 /// Arguments of `schema`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Of what
+    /// Document to describe
     #[arg(value_enum)]
     document: Document,
 }
@@ -29,5 +29,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Document::Handler => handler_schema(),
     };
     let text = serde_json::to_string_pretty(&schema);
-    output::print(&text.map_err(|error| Failure::other(format!("the schema is no JSON: {error}")))?)
+    output::print(
+        &text.map_err(|error| {
+            Failure::other(format!("cannot encode the schema as JSON: {error}"))
+        })?,
+    )
 }

@@ -1,5 +1,5 @@
-//! The process's signals: SIGTERM and SIGINT ask to stop, a second one a second or more later stops at once; SIGHUP asks to
-//! read specs again.
+//! The process's signals: SIGTERM and SIGINT request a graceful stop, and exit immediately when repeated after one second or
+//! more; SIGHUP requests a re-read of specs.
 
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -9,50 +9,52 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::failure::Failure;
 use crate::logging;
 
-/// Requests to stop that come this soon after the first are the same one: a shell and a parent may both pass it on.
-const SAME_REQUEST: Duration = Duration::from_secs(1);
+/// A stop request within this time of the first is a duplicate: a shell and a parent process may both forward the signal.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
 
-/// Said before a second signal ends the process.
-const AT_ONCE: &str = "error: stopped at once by a second signal, without leaving the group: the partitions of a service rest \
-     until its session has ended (session.timeout.ms, 45 s unless set), then what was in flight is read again";
+/// Printed before a second signal exits the process.
+const IMMEDIATE_EXIT: &str = "error: stopped immediately by a second signal, without leaving the group: the partitions of a service \
+     stay idle until its session expires (session.timeout.ms, 45 s by default), then its in-flight records are reprocessed";
 
-/// What a signal asks.
+/// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// Drain and stop.
     Stop,
-    /// Read file sources again.
+    /// Re-read file sources.
     Reread,
 }
 
-/// What a request to stop means, after those before it.
+/// Meaning of a stop request, given the earlier ones.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     First,
-    Same,
-    AtOnce,
+    Duplicate,
+    Immediate,
 }
 
-/// The requests to stop so far.
+/// Stop requests so far.
 #[derive(Debug, Default)]
 struct Stops {
     first: Option<Instant>,
 }
 
 impl Stops {
-    fn asked(&mut self, now: Instant) -> Request {
+    fn classify(&mut self, now: Instant) -> Request {
         match self.first {
             None => {
                 self.first = Some(now);
                 Request::First
             }
-            Some(first) if now.saturating_duration_since(first) < SAME_REQUEST => Request::Same,
-            Some(_) => Request::AtOnce,
+            Some(first) if now.saturating_duration_since(first) < DUPLICATE_WINDOW => {
+                Request::Duplicate
+            }
+            Some(_) => Request::Immediate,
         }
     }
 }
 
-/// Listens from now on, on a thread of its own: a second request to stop must work whatever the rest is busy with.
+/// Starts listening on a dedicated thread: a second stop request must work even if every other thread is blocked.
 pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
     let failed =
         |error: std::io::Error| Failure::other(format!("cannot listen for signals: {error}"));
@@ -73,24 +75,24 @@ pub(super) fn listen() -> Result<Receiver<Signal>, Failure> {
         runtime.block_on(async {
             let mut stops = Stops::default();
             loop {
-                let asked = tokio::select! {
+                let signal = tokio::select! {
                     _ = terminate.recv() => Signal::Stop,
                     _ = interrupt.recv() => Signal::Stop,
                     _ = hang_up.recv() => Signal::Reread,
                 };
-                if asked == Signal::Stop {
-                    match stops.asked(Instant::now()) {
+                if signal == Signal::Stop {
+                    match stops.classify(Instant::now()) {
                         Request::First => {}
-                        Request::Same => continue,
-                        Request::AtOnce => {
-                            logging::say(AT_ONCE);
+                        Request::Duplicate => continue,
+                        Request::Immediate => {
+                            logging::say(IMMEDIATE_EXIT);
                             logging::finish();
                             std::process::exit(1);
                         }
                     }
                 }
-                // Nobody reads any more when the process is about to end by itself.
-                let _ = sender.send(asked);
+                // The receiver is gone when the process is already exiting.
+                let _ = sender.send(signal);
             }
         });
     };
@@ -106,13 +108,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_that_comes_twice_is_one_request_and_a_later_one_stops_at_once() {
+    fn a_duplicate_signal_is_one_request_and_a_later_one_exits_immediately() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let mut stops = Stops::default();
-        assert_eq!(stops.asked(start), Request::First);
-        assert_eq!(stops.asked(start), Request::Same);
-        assert_eq!(stops.asked(after(999)), Request::Same);
-        assert_eq!(stops.asked(after(1_000)), Request::AtOnce);
+        assert_eq!(stops.classify(start), Request::First);
+        assert_eq!(stops.classify(start), Request::Duplicate);
+        assert_eq!(stops.classify(after(999)), Request::Duplicate);
+        assert_eq!(stops.classify(after(1_000)), Request::Immediate);
     }
 }

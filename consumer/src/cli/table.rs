@@ -1,4 +1,4 @@
-//! Columns of text, aligned: texts to the left, numbers to the right. A row is one line, whatever its cells hold.
+//! Tables of aligned columns: text to the left, numbers to the right. A row is always one line: cells are escaped.
 
 use sluicegate_config::escape::escape;
 
@@ -20,13 +20,13 @@ impl Table {
         }
     }
 
-    /// Adds a row; it has as many cells as there are headings.
+    /// Adds a row, with one cell per heading.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         let cells = cells.iter().map(|cell| escape(cell).into_owned());
         self.rows.push(cells.collect());
     }
 
-    /// The table's text, a line a row.
+    /// Renders the table, one line per row.
     pub(crate) fn render(&self) -> String {
         let columns = self.rows[0].len();
         let width = |column: usize| {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_stays_a_cell_whatever_it_holds() {
+    fn a_cell_with_control_characters_stays_on_its_line() {
         let mut table = Table::new(&["NAME", "WHY"]);
         table.row(["a\nevil".to_owned(), "\u{1b}]0;title\u{7}".to_owned()]);
         let lines = ["NAME     WHY", "a\\nevil  \\u{1b}]0;title\\u{7}", ""];
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_stand_left_and_numbers_right() {
+    fn text_is_left_aligned_and_numbers_right_aligned() {
         let mut table = Table::new(&["NAME", "ACKED", "STATE"]);
         table.row(["relay".to_owned(), "12".to_owned(), "ACTIVE".to_owned()]);
         table.row(["flight-delays".to_owned(), "-".to_owned(), String::new()]);

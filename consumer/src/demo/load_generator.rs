@@ -1,4 +1,4 @@
-//! Writes flights to the demo's cluster, over and over, at a steady pace.
+//! Writes flights to the demo's cluster, over and over, at a constant rate.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::produce::rows::{Fields, Row};
 use crate::produce::sender::Sender;
 use crate::produce::{self, ProduceError, input};
 
-/// The key's field.
+/// The field used as the key.
 const KEY: &str = "tailnum";
-/// The headers' fields.
+/// The fields used as headers.
 const HEADERS: [&str; 3] = ["carrier", "origin", "dest"];
-/// How far the feed may fall behind its pace and still catch up.
+/// How far the generator may fall behind its rate and still catch up.
 const MAX_BEHIND: Duration = Duration::from_millis(500);
-/// How often a feed that waits looks again.
-const HELD: Duration = Duration::from_millis(50);
+/// Poll interval of a paused generator.
+const HELD_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the feed and the demo tell each other.
+/// Shared state of the generator's thread and the demo.
 #[derive(Default)]
 struct Signals {
     written: AtomicU64,
@@ -27,17 +27,17 @@ struct Signals {
     stopped: AtomicBool,
 }
 
-/// The running feed.
-pub(super) struct Feed {
+/// The running load generator.
+pub(super) struct LoadGenerator {
     signals: Arc<Signals>,
     thread: JoinHandle<Result<(), ProduceError>>,
 }
 
-impl Feed {
-    /// Starts writing `file` to `topic` at `rate` records a second.
+impl LoadGenerator {
+    /// Starts writing `file` to `topic` at `rate` records per second.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// If no thread can be started.
     pub(super) fn start(
         file: PathBuf,
         brokers: String,
@@ -47,7 +47,7 @@ impl Feed {
         let signals = Arc::new(Signals::default());
         let its_signals = Arc::clone(&signals);
         let thread = std::thread::Builder::new()
-            .name("feed".to_owned())
+            .name("load-generator".to_owned())
             .spawn(move || {
                 let sender =
                     Sender::connect(&brokers, topic, None, |text| tracing::warn!("{text}"))?;
@@ -65,22 +65,22 @@ impl Feed {
         self.signals.written.load(Ordering::Relaxed)
     }
 
-    /// Makes the feed wait, or go on.
+    /// Pauses or resumes the generator.
     pub(super) fn hold(&self, held: bool) {
         self.signals.held.store(held, Ordering::Relaxed);
     }
 
-    /// Whether it waits.
+    /// Whether it is paused.
     pub(super) fn is_held(&self) -> bool {
         self.signals.held.load(Ordering::Relaxed)
     }
 
-    /// Whether it has ended by itself, which only a failure does.
+    /// Whether its thread has ended without being stopped, which only an error causes.
     pub(super) fn has_failed(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Stops it once everything is acknowledged, and gives the number of records.
+    /// Stops it once everything is acknowledged; returns the number of records written.
     ///
     /// # Errors
     /// Why it failed.
@@ -110,7 +110,7 @@ fn write_once(
         let mut row = Row::default();
         while !signals.stopped.load(Ordering::Relaxed) {
             if signals.held.load(Ordering::Relaxed) {
-                std::thread::sleep(HELD);
+                std::thread::sleep(HELD_POLL_INTERVAL);
                 continue;
             }
             match rows.next(&mut row) {
@@ -133,7 +133,7 @@ fn write_once(
     })?
 }
 
-/// A steady pace that does not make up for long waits.
+/// A constant rate that does not make up for long waits.
 struct Rate {
     step: Duration,
     due: Instant,

@@ -1,13 +1,13 @@
-//! `sluicegate demo`: the service on a Kafka inside the process, with real flights flowing.
+//! `sluicegate demo`: the service with an in-process Kafka cluster and real flight data.
 //!
 //! ```text
-//!  flights.csv.zip ─► feed (paced) ─► mock cluster: flights ─► the service, as `run` starts it ─► other topics
-//!                                                                  │ report, every second
-//!                                                                  ▼
-//!                                                                screen: table or lines, then a summary
+//!  flights.csv.zip ─► load generator (paced) ─► mock cluster: flights ─► the service, as `run` starts it ─► other topics
+//!                                                                          │ report, every second
+//!                                                                          ▼
+//!                                                                        display: table or lines, then a summary
 //! ```
 //!
-//! The mock cluster keeps 5 MiB a partition and forgets older records silently, so the feed is paced, and waits while
+//! The mock cluster keeps 5 MiB per partition and drops older records silently, so the load is paced, and pauses while
 //! the service is behind.
 
 mod display;
@@ -26,22 +26,22 @@ use crate::produce::ProduceError;
 use crate::pump::PumpError;
 use crate::runtime::{Service, StartError};
 use crate::source::mock::MockKafka;
-use display::{Moment, Screen};
+use display::{Display, Frame};
 use environment::{DemoEnvironment, PARTITIONS, TOPIC, TOPICS};
-use load_generator::Feed;
+use load_generator::LoadGenerator;
 
-pub use environment::SceneError;
+pub use environment::SetupError;
 
-/// What the demo is asked.
+/// Options of the demo.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Flights a second.
+    /// Flights per second.
     pub rate: f64,
-    /// Ends by itself after this time.
+    /// Ends the demo after this time.
     pub run_for: Option<Duration>,
-    /// The file of flights; found in the source tree unless given.
+    /// The flight data; found in the source tree by default.
     pub data: Option<PathBuf>,
-    /// The folder of plugins; the program's own unless given.
+    /// The folder of plugins; the executable's own by default.
     pub plugins: Option<PathBuf>,
 }
 
@@ -50,11 +50,11 @@ pub struct Options {
 pub enum DemoError {
     /// It cannot be set up.
     #[error("{0}")]
-    Scene(#[from] SceneError),
-    /// The in-process cluster does not run.
+    Setup(#[from] SetupError),
+    /// The in-process cluster does not start.
     #[error("the in-process Kafka cluster does not start: {0}")]
     Cluster(String),
-    /// Its config is not accepted.
+    /// Its config is rejected.
     #[error("{0}")]
     Config(Problems),
     /// Its log cannot be written.
@@ -65,33 +65,33 @@ pub enum DemoError {
     Start(#[from] StartError),
     /// Flights cannot be written.
     #[error("{0}")]
-    Feed(#[from] ProduceError),
+    Load(#[from] ProduceError),
     /// A thread cannot be started.
-    #[error("cannot start the feed's thread: {0}")]
+    #[error("cannot start the load generator's thread: {0}")]
     Thread(std::io::Error),
-    /// The service ended before it was asked to, or did not end well.
+    /// The service ended early, or did not shut down cleanly.
     #[error("{0}")]
     Stop(#[from] PumpError),
-    /// Records were left over.
-    #[error("{left} of {written} flights were not settled within {} s of the end; the demo's figures above say where", CATCH_UP.as_secs())]
+    /// Some records were not settled.
+    #[error("{left} of {written} flights were not settled within {} s after the load stopped; the figures above show where", CATCH_UP_TIMEOUT.as_secs())]
     LeftOver {
-        /// Not settled.
+        /// Unsettled records.
         left: u64,
-        /// Written.
+        /// Records written.
         written: u64,
     },
 }
 
-/// Time between two pictures.
-const TICK: Duration = Duration::from_secs(1);
-/// How long a report may take.
+/// Time between two frames.
+const FRAME_INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout of a report.
 const REPORT_DEADLINE: Duration = Duration::from_secs(1);
-/// How long the end waits for what is still on its way.
-const CATCH_UP: Duration = Duration::from_secs(15);
-/// Records of lag at which the feed waits: a part of what the cluster keeps.
-const HOLD_AT: i64 = 20_000;
+/// How long the shutdown waits for unsettled records.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(15);
+/// Lag in records at which the load is paused: a fraction of what the cluster keeps.
+const MAX_LAG: i64 = 20_000;
 
-/// Runs the demo until its time is over or `stop_asked` (which waits up to the time it is given) says so.
+/// Runs the demo until its time is over or `stop_asked`, which waits up to the given time, returns `true`.
 ///
 /// # Errors
 /// [`DemoError`].
@@ -102,33 +102,35 @@ pub fn run(
     let data = environment::find_data(options.data.as_deref())?;
     let plugins = environment::find_plugins(options.plugins.as_deref());
     let cluster = start_cluster()?;
-    let scene = DemoEnvironment::set_up(&plugins, &cluster.bootstrap_servers())?;
+    let demo = DemoEnvironment::set_up(&plugins, &cluster.bootstrap_servers())?;
     let environment = Environment::default();
     let config =
-        load_service_config(&scene.config(), &environment, &[]).map_err(DemoError::Config)?;
-    logging::start(&config.logging, Some(&scene.log()))?;
-    let service = start_service(&scene, &config, &environment)?;
-    let feed = Feed::start(data, cluster.bootstrap_servers(), TOPIC, options.rate)
+        load_service_config(&demo.config(), &environment, &[]).map_err(DemoError::Config)?;
+    logging::start(&config.logging, Some(&demo.log()))?;
+    let service = start_service(&demo, &config, &environment)?;
+    let load = LoadGenerator::start(data, cluster.bootstrap_servers(), TOPIC, options.rate)
         .map_err(DemoError::Thread)?;
-    display::write(&welcome(&scene, &service, options));
-    let mut screen = Screen::new();
+    display::write(&welcome(&demo, &service, options));
+    let mut display = Display::new();
     let ends = options.run_for.map(|time| Instant::now() + time);
-    while !service.has_failed() && !feed.has_failed() {
-        let left = ends.map_or(TICK, |ends| ends.saturating_duration_since(Instant::now()));
-        if left.is_zero() || stop_asked(left.min(TICK)) {
+    while !service.has_failed() && !load.has_failed() {
+        let left = ends.map_or(FRAME_INTERVAL, |ends| {
+            ends.saturating_duration_since(Instant::now())
+        });
+        if left.is_zero() || stop_asked(left.min(FRAME_INTERVAL)) {
             break;
         }
         let report = service.view().report(REPORT_DEADLINE);
-        feed.hold(lag(&report) > HOLD_AT);
-        screen.show(&Moment {
+        load.hold(lag(&report) > MAX_LAG);
+        display.show(&Frame {
             report: &report,
-            written: feed.written(),
-            held: feed.is_held(),
+            written: load.written(),
+            held: load.is_held(),
         });
     }
-    let written = feed.stop()?;
+    let written = load.stop()?;
     let report = catch_up(&service, written);
-    screen.summary(&Moment {
+    display.summary(&Frame {
         report: &report,
         written,
         held: false,
@@ -140,9 +142,10 @@ pub fn run(
     }
 }
 
-/// Starts the service; on any free admin address if somebody has taken the chosen one meanwhile, such as a second demo.
+/// Starts the service; on any free admin address if another process, such as a second demo, has taken the configured
+/// one since.
 fn start_service(
-    scene: &DemoEnvironment,
+    demo: &DemoEnvironment,
     config: &ServiceConfig,
     environment: &Environment,
 ) -> Result<Service, DemoError> {
@@ -150,7 +153,7 @@ fn start_service(
     match Service::start(config, environment, &join_gate) {
         Err(StartError::Part { .. }) if TcpListener::bind(config.admin.listen).is_err() => {
             let any = "admin.listen=127.0.0.1:0".to_owned();
-            let config = load_service_config(&scene.config(), environment, &[any]);
+            let config = load_service_config(&demo.config(), environment, &[any]);
             Ok(Service::start(
                 &config.map_err(DemoError::Config)?,
                 environment,
@@ -178,7 +181,7 @@ fn lag(report: &ServiceReport) -> i64 {
         .sum()
 }
 
-/// Flights that the frontiers have passed: the topic begins at offset 0 with the demo.
+/// Flights passed by the frontiers: the topic starts at offset 0 with the demo.
 fn settled(report: &ServiceReport) -> u64 {
     let of_flights = report
         .partitions
@@ -189,9 +192,9 @@ fn settled(report: &ServiceReport) -> u64 {
         .sum()
 }
 
-/// Waits until everything written is settled, or the time for that is over; gives the last report.
+/// Waits until all written records are settled, or `CATCH_UP_TIMEOUT` has passed; returns the last report.
 fn catch_up(service: &Service, written: u64) -> ServiceReport {
-    let deadline = Instant::now() + CATCH_UP;
+    let deadline = Instant::now() + CATCH_UP_TIMEOUT;
     loop {
         let report = service.view().report(REPORT_DEADLINE);
         if settled(&report) >= written || Instant::now() >= deadline || service.has_failed() {
@@ -201,17 +204,17 @@ fn catch_up(service: &Service, written: u64) -> ServiceReport {
     }
 }
 
-/// The folder of this program, unless a shell finds it there by itself.
+/// The folder of this executable, unless it is in the shell's search path.
 fn own_folder() -> Option<PathBuf> {
     let folder = std::env::current_exe().ok()?.parent()?.to_path_buf();
     let search = std::env::var_os("PATH").unwrap_or_default();
     (!std::env::split_paths(&search).any(|known| known == folder)).then_some(folder)
 }
 
-fn welcome(scene: &DemoEnvironment, service: &Service, options: &Options) -> String {
+fn welcome(demo: &DemoEnvironment, service: &Service, options: &Options) -> String {
     let admin = format!("http://{}", service.admin_address());
-    let specs = scene.specs();
-    let left_out = match scene.left_out[..] {
+    let specs = demo.specs();
+    let left_out = match demo.left_out[..] {
         [] => String::new(),
         ref names => format!(
             "  left out   {} (their plugins are not built)\n",
@@ -220,20 +223,20 @@ fn welcome(scene: &DemoEnvironment, service: &Service, options: &Options) -> Str
     };
     let path = own_folder().map_or_else(String::new, |folder| {
         format!(
-            "  export PATH=\"{}:$PATH\"     so that `sluicegate` is found\n",
+            "  export PATH=\"{}:$PATH\"     to find `sluicegate`\n",
             folder.display()
         )
     });
     let end = match options.run_for {
         Some(time) => format!(
-            "It ends by itself after {} s; Ctrl-C ends it sooner.",
+            "The demo ends after {} s; Ctrl-C ends it sooner.",
             time.as_secs()
         ),
-        None => "Ctrl-C ends it.".to_owned(),
+        None => "Ctrl-C ends the demo.".to_owned(),
     };
     format!(
-        "Flights that left New York in 2013 flow through a Kafka inside this process: {} records/s, paced, since it keeps\n\
-         only 5 MiB a partition. {end}\n  \
+        "Flights that left New York in 2013 flow through an in-process Kafka cluster: {} records/s, paced because it keeps\n\
+         only 5 MiB per partition. {end}\n  \
            plugins    {}\n  \
            specs      {}\n  \
            log        {}\n  \
@@ -242,13 +245,13 @@ fn welcome(scene: &DemoEnvironment, service: &Service, options: &Options) -> Str
          Try next, in another terminal:\n\
          {path}  \
            sluicegate handlers off late --admin {admin}     switch a handler off while records flow\n  \
-           edit {}     another threshold, applied at once\n  \
+           edit {}     change the threshold; it is applied at once\n  \
            open {admin}/api/v1/handlers or {admin}/metrics\n  \
-           a handler of your own, in five minutes: the README says how\n\n",
+           write a handler of your own in five minutes: see the README\n\n",
         options.rate,
-        scene.plugins().display(),
+        demo.plugins().display(),
         specs.display(),
-        scene.log().display(),
+        demo.log().display(),
         specs.join("late.yaml").display(),
     )
 }

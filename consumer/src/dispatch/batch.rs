@@ -1,4 +1,4 @@
-//! The unit of work between the pump and a worker: many records of one handler, reused when it comes back.
+//! The unit of work between the pump and a worker: records of one handler, in a structure that is reused.
 
 use sluicegate_runtime::{CallOutput, CancelFlag, RawOutcome, RawRecord};
 
@@ -6,49 +6,49 @@ use sluicegate_runtime::{CallOutput, CancelFlag, RawOutcome, RawRecord};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandlerIx(pub u32);
 
-/// A record in the pump's slab: its place, and a serial that tells it from earlier users of the place.
+/// A record in the pump's slab: its index, and a serial that tells it from earlier users of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryKey {
-    /// Place in the slab.
+    /// Index in the slab.
     pub index: u32,
-    /// Which user of the place.
+    /// Serial number of the user of this index.
     pub serial: u32,
 }
 
-/// A batch under way: its place in the pump's table of flights, and a serial as in [`EntryKey`].
+/// An in-flight batch: its index in the pump's table of flights, and a serial as in [`EntryKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlightKey {
-    /// Place in the table.
+    /// Index in the table.
     pub index: u32,
-    /// Which user of the place.
+    /// Serial number of the user of this index.
     pub serial: u32,
 }
 
 /// Records on their way to a worker, and its outcomes on their way back.
 #[derive(Debug)]
 pub struct Batch {
-    /// Whose records these are.
+    /// The handler of these records.
     pub handler: HandlerIx,
-    /// Which flight of the pump this is.
+    /// The pump's key of this batch.
     pub flight: FlightKey,
-    /// Worker that must take it (a handler that keeps state per key); `None` is any.
+    /// Worker that must run it (a handler that keeps state per key); `None` means any.
     pub worker: Option<u32>,
-    /// The records, in the order in which they are handled.
+    /// The records, in handling order.
     pub records: Vec<RawRecord>,
-    /// Set by the pump when a partition of these records is no longer ours: no further one of them may start (G5).
+    /// Set by the pump when a partition of these records is revoked: none of them may be started any more (G5).
     pub cancel: CancelFlag,
-    /// The slab places of the records, one for one.
+    /// The slab keys of the records, one for one.
     pub keys: Vec<EntryKey>,
-    /// What came of them, one for one.
+    /// The outcomes, one for one.
     pub outcomes: Vec<RawOutcome>,
     /// Texts and emitted records of the call.
     pub output: CallOutput,
-    /// How many of the outcomes have emits that are not acknowledged yet: `emits_pending[i]` is for `records[i]`.
-    /// Empty when nothing was emitted.
+    /// Which records have emits that are not acknowledged yet: `emits_pending[i]` is for `records[i]`. Empty if nothing
+    /// was emitted.
     pub emits_pending: Vec<bool>,
     /// Bytes of the records, as charged.
     pub bytes: u64,
-    /// Time that the call took, in microseconds; 0 when the batch was given back without a call.
+    /// Duration of the call in microseconds; 0 if the batch was returned without a call.
     pub elapsed_us: u64,
 }
 
@@ -73,7 +73,7 @@ impl Batch {
         }
     }
 
-    /// Says that none of its records was run.
+    /// Marks all records as not run.
     pub fn not_run(&mut self) {
         self.output.clear();
         self.emits_pending.clear();
@@ -83,7 +83,7 @@ impl Batch {
         self.elapsed_us = 0;
     }
 
-    /// Empties it, keeping the memory.
+    /// Clears it, keeping the allocations.
     pub fn clear(&mut self) {
         self.worker = None;
         self.records.clear();

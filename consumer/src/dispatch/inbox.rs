@@ -1,7 +1,7 @@
-//! What other threads tell a pump: one queue, one wake-up for outcomes, acknowledgements and control.
+//! The pump's inbox: one queue and one wake-up for outcomes, acknowledgements and control requests of other threads.
 //!
-//! A push takes the lock once for a whole batch; the pump takes everything in one swap. The waker is called only when
-//! the queue was empty: the pump empties it after every wake-up, so nothing is left lying.
+//! A push takes the lock once per batch; the pump takes all messages in one swap. The waker is called only if the queue
+//! was empty: the pump empties the queue after every wake-up, so no message is missed.
 
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -12,39 +12,39 @@ use crate::emit::RefusedEmits;
 use crate::source::Wake;
 use crate::sync::Mutex;
 
-/// What a pump is told.
+/// A message to a pump.
 pub enum PumpMessage {
-    /// A batch is back.
+    /// A batch is returned.
     Finished(Box<Batch>),
-    /// A call overran its timeout; its worker is quarantined and the batch will not come back (or too late).
-    Overrun {
-        /// Which flight.
+    /// A call exceeded its timeout; its worker is quarantined and the batch is not returned, or too late.
+    CallTimedOut {
+        /// The batch's key.
         flight: FlightKey,
         /// The outcomes that the call had written; the record after them is the one that hangs.
         completed: Vec<RawOutcome>,
     },
-    /// The producer has answered everything that one record emitted, or its dead letter.
+    /// The producer has answered for everything that one record emitted, or for its dead letter.
     Produced {
-        /// Whose.
+        /// The handler.
         handler: HandlerIx,
-        /// For which record.
+        /// The record.
         entry: EntryKey,
-        /// What became of it if not everything was acknowledged.
+        /// The refused emits, if not everything was acknowledged.
         refused: Option<Box<RefusedEmits>>,
     },
-    /// A pool that had refused a batch can take one again.
+    /// A pool that had refused a batch accepts one again.
     PoolFree,
-    /// A request of the control side, run between two polls.
+    /// A request of the control thread, run between two polls.
     Control(Box<dyn ControlRequest>),
 }
 
-/// A request of the control side; `pump` is downcast by whoever made it.
+/// A request of the control thread; its implementation downcasts `pump`.
 pub trait ControlRequest: Send {
     /// Runs on the pump's thread.
     fn run(self: Box<Self>, pump: &mut dyn std::any::Any);
 }
 
-/// The queue.
+/// A queue of messages to one pump.
 #[derive(Default)]
 pub struct Inbox {
     queue: Mutex<Vec<PumpMessage>>,
@@ -57,7 +57,7 @@ impl Inbox {
         Self::default()
     }
 
-    /// Sets whom to wake. Later calls change nothing.
+    /// Sets the waker. Later calls have no effect.
     pub fn set_waker(&self, waker: Arc<dyn Wake>) {
         let _ = self.waker.set(waker);
     }
@@ -74,9 +74,9 @@ impl Inbox {
         }
     }
 
-    /// Takes everything; `into` must be empty and gets the messages in order.
+    /// Takes all messages; `into` must be empty and receives them in order.
     pub fn take(&self, into: &mut Vec<PumpMessage>) {
-        debug_assert!(into.is_empty(), "messages taken earlier are still there");
+        debug_assert!(into.is_empty(), "unhandled messages of an earlier call");
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *queue, into);
     }

@@ -1,15 +1,15 @@
-//! Lanes: records of one key are handled one after the other, keys do not wait for each other (G4).
+//! Lanes: records with the same key are handled one after the other, different keys do not wait for each other (G4).
 //!
-//! A lane is a key's 64-bit hash. It exists while a record of it is under way and costs one probe of an
-//! open-addressing table. Nothing is written when a batch comes back: a lane names the flight that has its records,
-//! and is free as soon as that flight is over. Only a lane on which something waits, or which a parked record holds,
-//! is touched again.
+//! A lane is identified by a key's 64-bit hash. It exists while a record of it is in flight and costs one probe of an
+//! open-addressing table. Returning a batch writes nothing here: a lane names the batch that has its records, and is
+//! free as soon as that batch has ended. Only a lane in which records wait, or which a deferred record holds, is
+//! touched again.
 
 use std::collections::VecDeque;
 
 use super::{EntryKey, FlightKey};
 
-/// No flight has this key.
+/// A key that no batch has.
 pub const NO_FLIGHT: FlightKey = FlightKey {
     index: u32::MAX,
     serial: 0,
@@ -19,13 +19,13 @@ const MIN_SLOTS: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Lane {
-    /// 0 is an empty slot of the table.
+    /// 0 marks an empty slot of the table.
     hash: u64,
-    /// The flight that has records of it.
+    /// The batch that has records of it.
     flight: FlightKey,
-    /// Records that are neither in a flight nor settled: parked, or waiting for the producer.
+    /// Records that are neither in a batch nor settled: parked, or waiting for the producer.
     held: u32,
-    /// Place of its waiting list + 1, 0 for none.
+    /// Index of its waiting list + 1; 0 means none.
     waiting: u32,
 }
 
@@ -36,19 +36,19 @@ const EMPTY: Lane = Lane {
     waiting: 0,
 };
 
-/// What to do with a record that wants its lane.
+/// Result of claiming a lane for a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The lane was free and is now the open flight's.
+    /// The lane was free and now belongs to the open batch.
     Free,
-    /// The lane is the open flight's already: the record may follow in the same batch.
+    /// The lane already belongs to the open batch: the record may follow in the same batch.
     Same,
-    /// The record waits in the lane. `first` says that it is the first one: the flight that has the lane must look
-    /// after it when it comes back.
+    /// The record waits in the lane. `first`: no other record waited, so the batch that has the lane must release it to
+    /// this record when it ends.
     Waits {
-        /// The flight that has the lane; [`NO_FLIGHT`] when a held record has it.
+        /// The batch that has the lane; [`NO_FLIGHT`] if a deferred record holds it.
         behind: FlightKey,
-        /// Nothing waited before.
+        /// No other record waited.
         first: bool,
     },
 }
@@ -64,14 +64,14 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Records waiting in lanes.
+    /// Number of records waiting in lanes.
     pub fn waiters(&self) -> usize {
         self.waiters
     }
 
-    /// Asks for the lane `hash` (not 0) for a record that would join `open`.
+    /// Claims the lane `hash` (not 0) for a record that would join `open`.
     ///
-    /// `several` allows more than one record of the lane in one flight. `live` says whether a flight is still under way.
+    /// `several` allows more than one record of the lane per batch. `live` tells whether a batch is still in flight.
     pub fn claim(
         &mut self,
         hash: u64,
@@ -80,7 +80,7 @@ impl Lanes {
         several: bool,
         live: impl Fn(FlightKey) -> bool,
     ) -> Claim {
-        debug_assert!(hash != 0, "lane 0 is no lane");
+        debug_assert!(hash != 0, "hash 0 is reserved for records without a lane");
         let index = self.find_or_insert(hash, &live);
         let lane = &mut self.table[index];
         let taken = lane.flight != NO_FLIGHT && live(lane.flight);
@@ -100,7 +100,7 @@ impl Lanes {
         Claim::Waits { behind, first }
     }
 
-    /// Puts records back at the head of their lane, in order: they go before everything that waits there.
+    /// Requeues records at the head of their lane, in order: they go ahead of those waiting there.
     pub fn wait_first(
         &mut self,
         hash: u64,
@@ -115,13 +115,13 @@ impl Lanes {
         self.waiters += entries.len();
     }
 
-    /// A record of the lane is neither in a flight nor settled: the lane stays shut until [`Lanes::unhold`].
+    /// Marks a record of the lane as neither in a batch nor settled: the lane stays closed until [`Lanes::unhold`].
     pub fn hold(&mut self, hash: u64, live: impl Fn(FlightKey) -> bool) {
         let index = self.find_or_insert(hash, &live);
         self.table[index].held += 1;
     }
 
-    /// A held record is settled, or goes into a flight again.
+    /// A held record is settled, or joins a batch again.
     pub fn unhold(&mut self, hash: u64) {
         let found = self.find(hash);
         debug_assert!(
@@ -133,22 +133,22 @@ impl Lanes {
         }
     }
 
-    /// Gives the lane to the flight that a held record joins.
+    /// Assigns the lane to the batch that a held record joins.
     pub fn give(&mut self, hash: u64, flight: FlightKey) {
         if let Some(index) = self.find(hash) {
             self.table[index].flight = flight;
         }
     }
 
-    /// The record that waits longest in the lane, if nothing has or holds the lane.
+    /// The record that has waited longest in the lane, if no batch has and no record holds the lane.
     pub fn next(&self, hash: u64, live: impl Fn(FlightKey) -> bool) -> Option<EntryKey> {
         let lane = &self.table[self.find(hash)?];
         let free = lane.held == 0 && !(lane.flight != NO_FLIGHT && live(lane.flight));
         if free { self.first_waiting(lane) } else { None }
     }
 
-    /// Lets the record that [`Lanes::next`] named into `open`, and with `several` those that wait behind it, one a
-    /// call, for as long as they go into the same flight. `None`: the rest waits for that flight.
+    /// Moves the record returned by [`Lanes::next`] into `open`, and with `several` those waiting behind it, one per
+    /// call, as long as they go into the same batch. `None`: the others wait for that batch.
     pub fn advance(
         &mut self,
         hash: u64,
@@ -174,13 +174,13 @@ impl Lanes {
         entry
     }
 
-    /// The flight that has the lane, if records wait in it.
+    /// The batch that has the lane, if records wait in it.
     pub fn waited_for(&self, hash: u64) -> Option<FlightKey> {
         let lane = &self.table[self.find(hash)?];
         (lane.waiting != 0).then_some(lane.flight)
     }
 
-    /// The record that waits longest in the lane.
+    /// The record that has waited longest in the lane.
     pub fn first(&self, hash: u64) -> Option<EntryKey> {
         self.first_waiting(&self.table[self.find(hash)?])
     }
@@ -190,7 +190,7 @@ impl Lanes {
         self.waiting[place as usize].front().copied()
     }
 
-    /// Takes out the waiting records that `gone` names; used when a partition is given back.
+    /// Removes the waiting records for which `keep` is false; used when a partition is revoked.
     pub fn retain(&mut self, mut keep: impl FnMut(EntryKey) -> bool) -> Vec<EntryKey> {
         let mut removed = Vec::new();
         for list in &mut self.waiting {
@@ -230,7 +230,7 @@ impl Lanes {
 
     fn find(&self, hash: u64) -> Option<usize> {
         let mask = self.table.len().checked_sub(1)?;
-        let mut index = home(hash) & mask;
+        let mut index = first_index(hash) & mask;
         loop {
             match self.table[index].hash {
                 0 => return None,
@@ -245,7 +245,7 @@ impl Lanes {
             self.rebuild(live);
         }
         let mask = self.table.len() - 1;
-        let mut index = home(hash) & mask;
+        let mut index = first_index(hash) & mask;
         loop {
             let lane = &mut self.table[index];
             if lane.hash == hash {
@@ -260,7 +260,7 @@ impl Lanes {
         }
     }
 
-    /// Drops the lanes that are free and sizes the table for those that are left.
+    /// Drops the free lanes and sizes the table for the others.
     fn rebuild(&mut self, live: &impl Fn(FlightKey) -> bool) {
         let in_use = |lane: &Lane| {
             lane.hash != 0
@@ -274,7 +274,7 @@ impl Lanes {
         self.table.resize(size, EMPTY);
         self.used = kept.len();
         for lane in kept {
-            let mut index = home(lane.hash) & (size - 1);
+            let mut index = first_index(lane.hash) & (size - 1);
             while self.table[index].hash != 0 {
                 index = (index + 1) & (size - 1);
             }
@@ -283,8 +283,8 @@ impl Lanes {
     }
 }
 
-/// First place to look: lane hashes are odd, so their lowest bit tells nothing.
-fn home(hash: u64) -> usize {
+/// First index to probe: lane hashes are odd, so their lowest bit carries no information.
+fn first_index(hash: u64) -> usize {
     (hash >> 1) as usize
 }
 
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_free_when_its_flight_is_over() {
+    fn a_lane_is_free_when_its_batch_has_ended() {
         let mut lanes = Lanes::default();
         assert_eq!(
             lanes.claim(7, entry(0), flight(1), true, |_| true),
@@ -324,7 +324,7 @@ mod tests {
                 behind: flight(1),
                 first: false
             },
-            "nobody overtakes a waiting record"
+            "no record overtakes a waiting one"
         );
         assert_eq!(lanes.next(7, |_| true), None);
         let over = |f: FlightKey| f.index > 2;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_lane_stays_shut_and_keeps_its_order() {
+    fn a_held_lane_stays_closed_and_keeps_its_order() {
         let mut lanes = Lanes::default();
         assert_eq!(
             lanes.claim(9, entry(0), flight(1), true, |_| true),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn one_record_of_a_lane_a_flight_when_asked_for() {
+    fn a_batch_gets_one_record_per_lane_if_requested() {
         let mut lanes = Lanes::default();
         assert_eq!(
             lanes.claim(5, entry(0), flight(1), false, |_| true),

@@ -1,4 +1,4 @@
-//! From routed records to worker pools: lanes keep order, batches carry records, the inbox brings outcomes back.
+//! From routed records to worker pools: lanes keep the order, batches carry the records, the inbox returns outcomes.
 
 pub mod batch;
 pub mod inbox;

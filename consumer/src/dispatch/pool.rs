@@ -4,45 +4,45 @@ use std::sync::Arc;
 
 use super::{Batch, Inbox};
 
-/// Whether a pool runs what it is given.
+/// State of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolState {
     /// It runs batches.
     Active,
-    /// Its instances died too often; an operator or a new generation has to act (state `FAILED`). It takes nothing.
+    /// Its circuit breaker has tripped (state `FAILED`): it accepts nothing until an operator or a new generation acts.
     Failed,
 }
 
-/// A partition under one ownership, as instances are told of it.
+/// An owned partition, as instances see it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnedPartition {
-    /// Topic.
+    /// Topic name.
     pub topic: Arc<str>,
-    /// Partition.
+    /// Partition number.
     pub partition: i32,
     /// Fencing number of the ownership (G5).
     pub epoch: u32,
 }
 
-/// The threads of one handler generation (or of several handlers that share them by name).
+/// The threads of one handler generation (or of several handlers that share a named pool).
 ///
-/// A pool sends every batch that it took back to `home` as [`super::PumpMessage::Finished`], whatever happened to the
-/// instance, unless the call overran its timeout: then it reports [`super::PumpMessage::Overrun`] at once, and
-/// `Finished` when and if the call ever returns. It never blocks the caller.
+/// A pool returns every accepted batch to `home` as [`super::PumpMessage::Finished`], whatever happened to the
+/// instance, unless the call times out: then it reports [`super::PumpMessage::CallTimedOut`] at once, and `Finished`
+/// only if the call ever returns. It never blocks the caller.
 pub trait WorkerPool: Send + Sync {
-    /// Hands over a batch.
+    /// Submits a batch.
     ///
     /// # Errors
-    /// Gives the batch back when no worker is free (or none that the batch must go to), or the pool has failed. The
-    /// pool then sends [`super::PumpMessage::PoolFree`] to `home` once it can take one again.
+    /// Returns the batch if no worker is free (or not the one that must run it), or if the pool has failed. The pool
+    /// then sends [`super::PumpMessage::PoolFree`] to `home` once it accepts one again.
     fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
 
-    /// Sends the batches that are to be cancelled (`Batch::cancel`) and that no worker has begun back to where they came
-    /// from, untouched. Those that run come back by themselves, as soon as the record that they are at is over.
+    /// Returns cancelled batches (`Batch::cancel`) that no worker has started to their pump, without running them.
+    /// Running ones are returned by their workers as soon as the current record has ended.
     fn recall(&self) {}
 
-    /// Says which partitions' records may come from `home` from now on, in place of what it said before. Instances hear
-    /// of each new one before its first record, and of each one that is gone. Does not wait for them.
+    /// Announces the partitions whose records may come from `home` from now on, replacing the previous announcement.
+    /// Instances are notified of each new one before its first record, and of each removed one. Does not wait for them.
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         let _ = (home, partitions);
     }
@@ -50,6 +50,6 @@ pub trait WorkerPool: Send + Sync {
     /// Number of workers, for handlers whose keys stay with a worker.
     fn workers(&self) -> u32;
 
-    /// Whether it runs what it is given.
+    /// The pool's state.
     fn state(&self) -> PoolState;
 }

@@ -1,44 +1,44 @@
-//! Why a record was not produced, judged where it is known: at the producer.
+//! Why a record was not produced, classified by the producer.
 
 use std::sync::Arc;
 
-/// What a failure says of a further try. In the order in which they outrank each other.
+/// What a failure implies for a retry. Ordered by precedence, the lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// The broker refused the batch that the record was in, and any record of it may be the reason: only a try alone
-    /// tells.
+    /// The broker refused the record's batch, and any record in it may be the reason: only a resend alone can tell.
     Batch,
-    /// The cluster or the client cannot take it now: a later try may pass.
+    /// The cluster or the client cannot accept it now; a retry may succeed.
     Cluster,
-    /// The topic is missing, or the service may not write to it: passes once an operator acts.
+    /// The topic is missing, or the service may not write to it; succeeds once an operator acts.
     Target,
-    /// The record itself is refused as it is, however often it is tried.
+    /// The record itself is refused, however often it is retried.
     Record,
 }
 
 /// Why a record was not produced, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmitFailure {
-    /// What it says of a further try.
+    /// What it implies for a retry.
     pub kind: FailureKind,
-    /// The topic that the record is for.
+    /// The record's target topic.
     pub topic: Arc<str>,
-    /// What happened, in the client's words.
+    /// The client's error text.
     pub error: Arc<str>,
-    /// What an operator can do about it, the setting named.
+    /// What an operator can do about it, with the name of the setting.
     pub remedy: Arc<str>,
 }
 
 impl EmitFailure {
-    /// There was no room for the record in the producer's queue.
+    /// The producer's queue has no room for the record.
     pub fn no_room(topic: &str) -> Self {
         Self {
             kind: FailureKind::Cluster,
             topic: topic.into(),
             error: "the producer's queue is full".into(),
-            remedy: "it is sent again when acknowledgements have made room; if they do not come, look after the \
+            remedy:
+                "it is resent when acknowledgements have freed space; if none arrive, check the \
                      cluster"
-                .into(),
+                    .into(),
         }
     }
 
@@ -48,7 +48,7 @@ impl EmitFailure {
             kind: FailureKind::Cluster,
             topic: topic.into(),
             error: "the producer ended before the record was acknowledged".into(),
-            remedy: "it is sent again".into(),
+            remedy: "it is resent automatically".into(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What is produced for one record of one handler, kept until it is acknowledged; the pump is told once all is answered.
+//! The records produced for one record of one handler, kept until they are acknowledged; notifies the pump once all are
+//! answered.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -10,15 +11,15 @@ use super::failure::EmitFailure;
 use crate::dispatch::{EntryKey, HandlerIx, Inbox, PumpMessage};
 use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
-/// Topics that are counted one by one for a handler; a handler can make up as many as it likes.
+/// Maximum number of topics counted separately per handler; a handler can emit to any number of names.
 const MAX_TOPICS: usize = 256;
-/// What further topics are counted as.
+/// Name under which further topics are counted.
 const OTHER_TOPICS: &str = "(other)";
 
-/// How the name of a topic is shown: a handler's config may have it from a reference.
+/// Maps a topic name to the one that is shown: a handler's config may take the name from a secret reference.
 pub type ShownTopic = dyn Fn(&str) -> String + Send + Sync;
 
-/// Acknowledged records of one handler by topic. Its lock is taken by the producer's thread and by who asks.
+/// Acknowledged records of one handler by topic. Locked by the producer's thread and by readers.
 #[derive(Default)]
 pub struct EmitCounts {
     emitted: Mutex<Emitted>,
@@ -26,7 +27,7 @@ pub struct EmitCounts {
 
 #[derive(Default)]
 struct Emitted {
-    /// By the name that the handler gave, with the one that is shown.
+    /// By the name that the handler used, with the one that is shown.
     by_topic: BTreeMap<String, (Arc<str>, u64)>,
     shown: Option<Arc<ShownTopic>>,
 }
@@ -52,7 +53,7 @@ impl EmitCounts {
         self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names of topics are shown so from now on, those of before too.
+    /// Sets how topic names are shown, including those counted before.
     pub fn show_by(&self, shown: Arc<ShownTopic>) {
         let mut emitted = self.lock();
         for (topic, (name, _)) in &mut emitted.by_topic {
@@ -83,7 +84,7 @@ impl EmitCounts {
         *count += 1;
     }
 
-    /// The counts so far, by the names that are shown.
+    /// The counts so far, by shown name.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
         for (name, count) in self.lock().by_topic.values() {
@@ -93,11 +94,11 @@ impl EmitCounts {
     }
 }
 
-/// Everything that is produced for one record of one handler, kept until all of it is acknowledged: the pump hears once a
-/// round, when all that was sent in it is answered.
+/// All records produced for one record of one handler, kept until all of them are acknowledged. The pump gets one
+/// message per round, when everything sent in it is answered.
 ///
-/// It owns what a handler emitted, so that a refusal costs no second run. A dead letter keeps nothing here: its bytes are
-/// those of the record that it is made of.
+/// It owns the emitted records, so that a refusal does not require running the handler again. A dead letter keeps
+/// nothing here: it is built from its record.
 pub struct AckGroup {
     inbox: Arc<Inbox>,
     handler: HandlerIx,
@@ -108,20 +109,19 @@ pub struct AckGroup {
     counts: Option<Arc<EmitCounts>>,
 }
 
-/// What became of a group of which not everything is acknowledged.
+/// A group of which not everything is acknowledged.
 pub struct RefusedEmits {
-    /// The group; nothing of it is under way any more.
+    /// The group; none of its records is in flight any more.
     pub group: Arc<AckGroup>,
-    /// Index of the first record that was refused: what follows it is sent again too, so that the last copies stand in
-    /// order.
+    /// Index of the first refused record. The records after it are resent too, so that the last copies are in order.
     pub first: u32,
-    /// The failure that outranks the others.
+    /// The failure with the highest precedence.
     pub failure: EmitFailure,
 }
 
 impl AckGroup {
-    /// A group of `records`, which are counted in `counts` as they are acknowledged. Its maker holds one share, to be
-    /// given up with [`AckGroup::seal`].
+    /// A group of `records`, which are counted in `counts` as they are acknowledged. The creator holds one share, to be
+    /// released with [`AckGroup::seal`].
     pub fn new(
         inbox: Arc<Inbox>,
         handler: HandlerIx,
@@ -140,12 +140,12 @@ impl AckGroup {
         })
     }
 
-    /// What is kept here.
+    /// The records kept.
     pub fn records(&self) -> &[Emit] {
         &self.records
     }
 
-    /// Bytes of what is kept here.
+    /// Bytes of the records kept.
     pub fn bytes(&self) -> u64 {
         let bytes_of = |emit: &Emit| {
             let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
@@ -155,7 +155,7 @@ impl AckGroup {
         self.records.iter().map(bytes_of).sum()
     }
 
-    /// A ticket for the record at `index`, which is waited for from now on.
+    /// A ticket for the record at `index`, which is awaited from now on.
     pub fn ticket(self: &Arc<Self>, index: u32) -> Ticket {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
         Ticket {
@@ -164,19 +164,20 @@ impl AckGroup {
         }
     }
 
-    /// Gives up the maker's share: from now on the last answer is reported.
+    /// Releases the creator's share: from now on the last answer is reported.
     pub fn seal(self: &Arc<Self>) {
         self.complete();
     }
 
-    /// Takes the maker's share again, for another round. Only once everything is answered.
+    /// Takes the creator's share again, for another round. Only after everything is answered.
     pub fn reopen(&self) {
         let before = self.unanswered.fetch_add(1, Ordering::Relaxed);
-        debug_assert_eq!(before, 0, "the round before is not over");
+        debug_assert_eq!(before, 0, "the previous round has not ended");
     }
 
     fn refuse(&self, index: u32, mut failure: EmitFailure) {
-        // Here and not where it is shown: it goes to the log, reports, `explain` and headers of dead letters.
+        // Redacted here rather than where it is shown: it goes to the log, reports, `explain` and headers of dead
+        // letters.
         if let Some(counts) = &self.counts {
             failure.topic = counts.shown(&failure.topic);
         }
@@ -184,7 +185,7 @@ impl AckGroup {
         *refused = Some(match refused.take() {
             None => (index, failure),
             Some((first, before)) => {
-                // Of equals the first one is told.
+                // Of failures with equal precedence, the first record's is reported.
                 let outranks =
                     failure.kind > before.kind || (failure.kind == before.kind && index < first);
                 (first.min(index), if outranks { failure } else { before })
@@ -215,7 +216,7 @@ impl AckGroup {
     }
 }
 
-/// The right, and the duty, to answer for one record of a group: exactly once, whatever happens to the producer.
+/// The obligation to answer for one record of a group: exactly once, even if the producer is dropped.
 pub struct Ticket {
     /// `None` once it is answered.
     group: Option<Arc<AckGroup>>,
@@ -312,7 +313,7 @@ mod tests {
             },
         ] = &messages[..]
         else {
-            panic!("one refusal is told");
+            panic!("one refusal is reported");
         };
         let told = format!("{:?} {}", refused.failure, refused.failure);
         assert!(

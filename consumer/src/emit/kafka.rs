@@ -1,7 +1,7 @@
-//! The real emitter: librdkafka's idempotent producers with `acks=all`.
+//! The production emitter: librdkafka's idempotent producers with `acks=all`.
 //!
-//! The usual one sends batches. A second one, made when it is first needed, sends every record in a batch of its own: for
-//! those whose batch was refused, so that one bad record does not take its neighbours along.
+//! The regular producer sends batches. A second one, created on first use, sends every record in a batch of its own: it
+//! is for records whose batch was refused, so that one bad record does not fail its neighbours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +17,19 @@ use super::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::source::ClientSettings;
 use crate::source::raw::produce;
 
-/// Produces what handlers emit, and dead letters. Shared by workers and pumps.
+/// Produces emitted records and dead letters. Shared by workers and pumps.
 pub struct KafkaEmitter {
     batched: Arc<Slot>,
     alone: Arc<Slot>,
-    /// What no word of librdkafka may show: it names topics in some.
+    /// Secrets to redact from librdkafka's messages, some of which name topics.
     secrets: Arc<Redaction>,
 }
 
 impl KafkaEmitter {
-    /// Makes a producer; it connects in the background.
+    /// Creates a producer; it connects in the background.
     ///
     /// # Errors
-    /// When librdkafka refuses the config, with its words.
+    /// If librdkafka rejects the config, with its error.
     pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
         let secrets = Arc::new(Redaction::default());
         let slot = |config, way| Slot::new(config, way, Arc::clone(&secrets));
@@ -42,7 +42,8 @@ impl KafkaEmitter {
         })
     }
 
-    /// Waits until everything is answered. What is left at the deadline is given up: its tickets are answered so.
+    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and their tickets
+    /// are failed.
     pub fn flush(&self, deadline: Duration) {
         self.batched.flush(deadline);
         self.alone.flush(deadline);

@@ -1,4 +1,4 @@
-//! The emitter against the mock cluster: every record is answered exactly once, and bytes go through untouched.
+//! The emitter against the mock cluster: every record is answered exactly once, and bytes pass through unchanged.
 
 use std::time::Instant;
 
@@ -43,7 +43,7 @@ fn emit(record: &ProducerRecord<'_>) -> Emit {
     }
 }
 
-/// Sends `records` as one group and returns what the pump is told.
+/// Sends `records` as one group and returns what the pump receives.
 fn send_all(
     emitter: &KafkaEmitter,
     way: Way,
@@ -54,10 +54,10 @@ fn send_all(
     let group = AckGroup::new(Arc::clone(&inbox), HandlerIx(1), ENTRY, emits, None);
     send_from(&group, 0, way, emitter);
     group.seal();
-    told(&inbox)
+    received(&inbox)
 }
 
-/// Sends what was refused again, as the pump does.
+/// Resends refused records, as the pump does.
 fn send_again(
     emitter: &KafkaEmitter,
     way: Way,
@@ -72,28 +72,28 @@ fn send_again(
     send_all(emitter, way, &records[refused.first as usize..])
 }
 
-/// Waits for the one message that the pump is to get.
-fn told(inbox: &Inbox) -> Option<Box<RefusedEmits>> {
+/// Waits for the one message to the pump.
+fn received(inbox: &Inbox) -> Option<Box<RefusedEmits>> {
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut told = Vec::new();
     while told.is_empty() {
-        assert!(Instant::now() < deadline, "the pump was told nothing");
+        assert!(Instant::now() < deadline, "the pump received nothing");
         std::thread::yield_now();
         inbox.take(&mut told);
     }
-    assert_eq!(told.len(), 1, "told once");
+    assert_eq!(told.len(), 1, "one message");
     match told.remove(0) {
         PumpMessage::Produced {
             handler: HandlerIx(1),
             entry: ENTRY,
             refused,
         } => refused,
-        _ => panic!("the pump was told something else"),
+        _ => panic!("the pump received another message"),
     }
 }
 
 #[test]
-fn bytes_go_through_untouched_and_the_pump_hears_once() {
+fn bytes_pass_through_unchanged_and_the_pump_gets_one_message() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -122,7 +122,7 @@ fn bytes_go_through_untouched_and_the_pump_hears_once() {
 }
 
 #[test]
-fn what_a_consumer_can_read_is_produced_and_more_is_refused_by_name() {
+fn a_record_that_a_consumer_can_read_is_produced_and_a_larger_one_is_refused() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -163,7 +163,7 @@ fn with_producer(kafka: &MockKafka, keys: &[(&str, &str)]) -> ClientSettings {
 }
 
 #[test]
-fn a_refused_batch_is_believed_only_of_a_record_that_was_alone() {
+fn a_refused_batch_counts_against_a_record_only_if_it_was_alone() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -179,12 +179,12 @@ fn a_refused_batch_is_believed_only_of_a_record_that_was_alone() {
         assert_eq!((refused.failure.kind, refused.first), (kind, 0), "{way:?}");
         assert_eq!(refused.group.records().len(), 2, "they are kept");
         let again = send_again(&emitter, Way::Alone, &refused);
-        assert!(again.is_none(), "each alone passes");
+        assert!(again.is_none(), "each alone succeeds");
     }
 }
 
 #[test]
-fn a_missing_topic_is_the_targets_fault_and_heals_when_it_is_made() {
+fn a_missing_topic_is_a_target_failure_and_recovers_when_it_is_created() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("other", 1).unwrap();
     let quick = [("topic.metadata.propagation.max.ms", "100")];
@@ -209,7 +209,7 @@ fn a_missing_topic_is_the_targets_fault_and_heals_when_it_is_made() {
 }
 
 #[test]
-fn what_cannot_be_acknowledged_is_given_up_at_the_deadline() {
+fn unacknowledged_records_are_abandoned_at_the_deadline() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("out", 1).unwrap();
     let emitter = KafkaEmitter::new(&settings(&kafka.bootstrap_servers())).unwrap();
@@ -222,6 +222,6 @@ fn what_cannot_be_acknowledged_is_given_up_at_the_deadline() {
     send_from(&group, 0, Way::Batched, &emitter);
     group.seal();
     emitter.flush(Duration::from_millis(100));
-    let refused = told(&inbox).expect("the group was told that its record is given up");
+    let refused = received(&inbox).expect("the group's record was failed");
     assert_eq!(refused.failure.kind, FailureKind::Cluster);
 }

@@ -1,10 +1,10 @@
-//! From librdkafka's codes to what they say of a further try, and to words that name the setting.
+//! Maps librdkafka's error codes to failure kinds, and to remedies that name the setting.
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::{EmitFailure, FailureKind, Way};
 
-/// What a producer takes at most; names of settings come with the numbers.
+/// A producer's limits; the names of the settings are kept with the numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// `message.max.bytes`.
@@ -13,7 +13,7 @@ pub(super) struct Limits {
     pub(super) queue: u64,
 }
 
-/// The record that was refused.
+/// The refused record.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused<'a> {
     /// Its topic.
@@ -33,7 +33,7 @@ impl Refused<'_> {
     }
 }
 
-/// The producer did not take the record.
+/// Failure of a record that the producer did not accept.
 pub(super) fn at_once(code: Code, record: Refused<'_>, limits: Limits) -> EmitFailure {
     let too_large = |most: u64, key: &str| {
         record.failure(
@@ -52,22 +52,22 @@ pub(super) fn at_once(code: Code, record: Refused<'_>, limits: Limits) -> EmitFa
     }
 }
 
-/// The client has no producer just now, or the one that it has is broken.
+/// Failure while the client has no producer, or a broken one.
 pub(super) fn no_producer(topic: &str, why: &str) -> EmitFailure {
     let record = Refused { topic, bytes: 0 };
     record.failure(FailureKind::Cluster, why.to_owned(), remedy_of_rights(why))
 }
 
-/// A producer without the right to any topic is not given an id, and is broken for good.
+/// A producer without the right to any topic gets no producer id and fails permanently.
 fn remedy_of_rights(why: &str) -> &'static str {
     if why.to_lowercase().contains("authoriz") {
         "grant the service Write on the topic (and IdempotentWrite on the cluster, where brokers are older than 3.0)"
     } else {
-        "the producer is made again, with growing pauses"
+        "the producer is recreated automatically, with backoff"
     }
 }
 
-/// The record was queued and is not acknowledged.
+/// Failure of a record that was queued and not acknowledged.
 pub(super) fn answered(code: Code, record: Refused<'_>, way: Way) -> EmitFailure {
     let (kind, remedy) = judge(code, way);
     let error = match code {
@@ -82,9 +82,7 @@ pub(super) fn answered(code: Code, record: Refused<'_>, way: Way) -> EmitFailure
 fn judge(code: Code, way: Way) -> (FailureKind, &'static str) {
     let by_batch = way == Way::Batched;
     match code {
-        Code::InvalidDifferentRecord => {
-            (FailureKind::Batch, "it is sent again in a batch of its own")
-        }
+        Code::InvalidDifferentRecord => (FailureKind::Batch, "it is resent in a batch of its own"),
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => (
             own_fault(by_batch),
             "raise the topic's max.message.bytes (or the broker's message.max.bytes); if only batches are too large, \
@@ -109,7 +107,7 @@ fn judge(code: Code, way: Way) -> (FailureKind, &'static str) {
         ),
         Code::InvalidTopic | Code::InvalidArgument => (
             FailureKind::Target,
-            "no topic can have this name: correct the handler or its config",
+            "invalid topic name: correct the handler or its config",
         ),
         Code::TopicAuthorizationFailed => {
             (FailureKind::Target, "grant the service Write on the topic")
@@ -123,20 +121,20 @@ fn judge(code: Code, way: Way) -> (FailureKind, &'static str) {
         ),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => (
             FailureKind::Cluster,
-            "fewer replicas are in sync than the topic's min.insync.replicas: bring brokers back",
+            "fewer replicas are in sync than the topic's min.insync.replicas: restore brokers",
         ),
         Code::MessageTimedOut => (
             FailureKind::Cluster,
-            "no acknowledgement within `message.timeout.ms`: look after the brokers of the topic",
+            "no acknowledgement within `message.timeout.ms`: check the brokers of the topic",
         ),
         _ => (
             FailureKind::Cluster,
-            "it is sent again; if that does not help, look after the cluster",
+            "it is resent automatically; if that does not help, check the cluster",
         ),
     }
 }
 
-/// What a broker says of one batch is said of a record only if the record was alone in it.
+/// A broker's response to a batch applies to a record only if the record was alone in it.
 fn own_fault(by_batch: bool) -> FailureKind {
     if by_batch {
         FailureKind::Batch
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_tells_nothing_of_its_records_and_a_record_alone_everything() {
+    fn a_batch_failure_counts_against_a_record_only_if_it_was_alone() {
         for code in [
             Code::MessageSizeTooLarge,
             Code::InvalidRecord,
@@ -172,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cluster_refuses_is_never_the_records_fault() {
+    fn a_refusal_by_the_cluster_is_never_a_record_failure() {
         for way in [Way::Batched, Way::Alone] {
             for code in [
                 Code::UnknownTopic,

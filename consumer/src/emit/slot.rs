@@ -1,4 +1,4 @@
-//! A producer that is made when it is first needed, and again, with growing pauses, after an error that it cannot survive.
+//! A producer that is created on first use, and recreated with backoff after a fatal error.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,19 +17,19 @@ use super::refusal::{self, Limits, Refused};
 use super::{Ticket, Way};
 use crate::source::client_log::log;
 
-/// Pause before a broken producer is made again for the first time; doubled each time that the next one breaks.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A producer that lived this long was well: the pauses begin small again.
-const LIVED_WELL: Duration = Duration::from_secs(120);
-/// Between two lines about the same kind of client error.
+/// Delay before a broken producer is recreated; doubled each time that the next one breaks.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Maximum delay.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// A producer that lived this long was healthy: the delay starts again at its initial value.
+const HEALTHY_LIFETIME: Duration = Duration::from_secs(120);
+/// Minimum time between two log lines about the same kind of client error.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A librdkafka producer with our callbacks.
 pub(super) type Client = ThreadedProducer<Answers>;
 
-/// Where one producer lives.
+/// Holder of one producer.
 pub(super) struct Slot {
     config: ClientConfig,
     way: Way,
@@ -42,17 +42,17 @@ pub(super) struct Slot {
 
 #[derive(Default)]
 struct State {
-    /// Producers that broke one soon after the other.
+    /// Producers that broke in short succession.
     broken: u32,
     made: Option<Instant>,
-    /// Why there is no producer just now.
+    /// Why there is currently no producer.
     reason: Option<Arc<str>>,
-    /// What was logged last.
+    /// The reason that was logged last.
     logged: Option<Arc<str>>,
 }
 
 impl Slot {
-    /// An empty slot whose producer's words show none of `secrets`.
+    /// An empty slot; messages of its producer are redacted with `secrets`.
     pub(super) fn new(config: ClientConfig, way: Way, secrets: Arc<Redaction>) -> Arc<Self> {
         let number = |key: &str| config.get(key).and_then(|text| text.parse::<u64>().ok());
         let limits = Limits {
@@ -70,15 +70,15 @@ impl Slot {
         })
     }
 
-    /// What its producer takes at most.
+    /// The limits of its producer.
     pub(super) fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// The producer, made now if there was none yet.
+    /// The producer, created now if there was none yet.
     ///
     /// # Errors
-    /// Why there is none: librdkafka refuses the config, or the last producer broke and the next one is not made yet.
+    /// Why there is none: librdkafka rejects the config, or the last producer broke and is not recreated yet.
     pub(super) fn get(&self) -> Result<Arc<Client>, Arc<str>> {
         if let Some(client) = self.client.load_full() {
             return Ok(client);
@@ -95,10 +95,10 @@ impl Slot {
         }
     }
 
-    /// Makes the producer, so that a config that librdkafka refuses is known at once.
+    /// Creates the producer, so that a config that librdkafka rejects is reported at once.
     ///
     /// # Errors
-    /// When librdkafka refuses the config.
+    /// If librdkafka rejects the config.
     pub(super) fn prepare(&self) -> Result<(), KafkaError> {
         self.make(&mut self.lock()).map(drop)
     }
@@ -117,8 +117,8 @@ impl Slot {
         Ok(client)
     }
 
-    /// Takes a broken producer out; another one is made in its place after a pause, on a thread of its own: neither
-    /// ending a client nor making one is the caller's time.
+    /// Removes a broken producer and recreates it after a delay on a separate thread, because dropping and creating a
+    /// client may block the caller.
     pub(super) fn retire(self: &Arc<Self>, broken: Arc<Client>, reason: &str) {
         let pause = {
             let mut state = self.lock();
@@ -127,15 +127,17 @@ impl Slot {
                 return;
             }
             self.client.store(None);
-            let lived_well = state.made.is_some_and(|made| made.elapsed() >= LIVED_WELL);
-            state.broken = if lived_well { 1 } else { state.broken + 1 };
+            let was_healthy = state
+                .made
+                .is_some_and(|made| made.elapsed() >= HEALTHY_LIFETIME);
+            state.broken = if was_healthy { 1 } else { state.broken + 1 };
             let reason: Arc<str> = reason.into();
             let pause = pause_after(state.broken);
-            if state.logged.as_ref() != Some(&reason) || lived_well {
+            if state.logged.as_ref() != Some(&reason) || was_healthy {
                 tracing::error!(
                     reason = &*reason,
                     pause_ms = pause.as_millis() as u64,
-                    "the producer failed for good; it is made again, with growing pauses"
+                    "fatal producer error; recreating the producer with backoff"
                 );
                 state.logged = Some(Arc::clone(&reason));
             }
@@ -155,7 +157,7 @@ impl Slot {
             .name("producer-renew".to_owned())
             .spawn(renew);
         if let Err(error) = spawned {
-            tracing::error!(%error, "no thread to make a producer on; it is made by the next record");
+            tracing::error!(%error, "cannot start a thread to recreate the producer; the next record creates it");
             self.lock().reason = None;
         }
     }
@@ -163,13 +165,14 @@ impl Slot {
     fn renew(&self) {
         let mut state = self.lock();
         if let Err(error) = self.make(&mut state) {
-            // The next record tries again and is told why.
-            tracing::error!(%error, "no new producer");
+            // The next record retries and gets the error.
+            tracing::error!(%error, "cannot recreate the producer");
             state.reason = None;
         }
     }
 
-    /// Waits until everything is answered. What is left at the deadline is given up: its tickets are answered so.
+    /// Waits until everything is answered. Records that are unanswered at the deadline are abandoned, and their tickets
+    /// are failed.
     pub(super) fn flush(&self, deadline: Duration) {
         let Some(client) = self.client.load_full() else {
             return;
@@ -189,13 +192,13 @@ impl Slot {
     }
 }
 
-/// The pause before the producer after the `broken`-th broken one is made.
+/// The delay before the producer after the `broken`-th broken one is created.
 fn pause_after(broken: u32) -> Duration {
     let doublings = broken.saturating_sub(1).min(16);
-    (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
+    (INITIAL_RETRY_DELAY * 2_u32.pow(doublings)).min(MAX_RETRY_DELAY)
 }
 
-/// Passes the brokers' answers on.
+/// Passes the brokers' responses on to tickets and log.
 pub(super) struct Answers {
     way: Way,
     errors: Arc<ErrorLog>,
@@ -214,7 +217,7 @@ impl ClientContext for Answers {
         if code == Some(RDKafkaErrorCode::Fatal) {
             let _ = self.fatal.set(reason.clone().into_owned());
         }
-        self.errors.tell(code, &error, &reason);
+        self.errors.log(code, &error, &reason);
     }
 }
 
@@ -247,7 +250,7 @@ impl ProducerContext for Answers {
     }
 }
 
-fn is_of_connection(code: Option<RDKafkaErrorCode>) -> bool {
+fn is_connection_error(code: Option<RDKafkaErrorCode>) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
     matches!(
         code,
@@ -255,40 +258,41 @@ fn is_of_connection(code: Option<RDKafkaErrorCode>) -> bool {
     )
 }
 
-/// Errors of a connection that come again for so long are told here too: the pump's client may need other brokers.
-const OF_PRODUCER_ALONE: Duration = Duration::from_secs(30);
+/// Connection errors are logged here only if they last this long: the pump's client reports the first ones, but may use
+/// other brokers.
+const CONNECTION_ERROR_GRACE: Duration = Duration::from_secs(30);
 
-/// Client errors, one line a kind and minute: they come again with every try to connect.
+/// Client errors, one line per kind and minute: they recur with every connection attempt.
 #[derive(Default)]
 struct ErrorLog {
-    told: Mutex<BTreeMap<Option<i32>, (Instant, u64)>>,
-    /// When an error of a connection came first and last, without a minute's quiet between them.
+    logged: Mutex<BTreeMap<Option<i32>, (Instant, u64)>>,
+    /// When a connection error occurred first and last, in a series without a gap of a minute.
     connection: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl ErrorLog {
-    fn tell(&self, code: Option<RDKafkaErrorCode>, error: &KafkaError, reason: &str) {
+    fn log(&self, code: Option<RDKafkaErrorCode>, error: &KafkaError, reason: &str) {
         let now = Instant::now();
-        // The pump's own client meets the same brokers at the start, and says so with what helps.
-        if is_of_connection(code) && self.connection_fails_since(now) < OF_PRODUCER_ALONE {
+        // The pump's own client connects to the same brokers at startup, and reports the failure with a remedy.
+        if is_connection_error(code) && self.connection_fails_since(now) < CONNECTION_ERROR_GRACE {
             tracing::debug!(%error, reason, "producer");
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = code.map(|code| code as i32);
-        let untold = match told.get_mut(&kind) {
-            Some((last, untold)) if now.duration_since(*last) < ERROR_LOG_INTERVAL => {
-                *untold += 1;
+        let suppressed = match logged.get_mut(&kind) {
+            Some((last, suppressed)) if now.duration_since(*last) < ERROR_LOG_INTERVAL => {
+                *suppressed += 1;
                 return;
             }
-            Some((_, untold)) => *untold,
+            Some((_, suppressed)) => *suppressed,
             None => 0,
         };
-        told.insert(kind, (now, 0));
-        tracing::warn!(%error, reason, untold, "producer");
+        logged.insert(kind, (now, 0));
+        tracing::warn!(%error, reason, suppressed, "producer");
     }
 
-    /// Notes an error of a connection, and gives for how long they have come.
+    /// Records a connection error, and returns for how long the series has lasted.
     fn connection_fails_since(&self, now: Instant) -> Duration {
         let mut noted = self
             .connection
@@ -306,20 +310,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest() {
+    fn delays_double_up_to_the_maximum() {
         let seconds = [1, 2, 3, 5, 6, 60].map(|broken| pause_after(broken).as_secs());
         assert_eq!(seconds, [1, 2, 4, 16, 30, 30]);
     }
 
     #[test]
-    fn a_connection_that_fails_again_and_again_is_counted_from_its_first_failure() {
+    fn a_series_of_connection_errors_counts_from_its_first_one() {
         let (log, start) = (ErrorLog::default(), Instant::now());
         let after = |seconds| log.connection_fails_since(start + Duration::from_secs(seconds));
         let waited = [0, 20, 40, 95, 200].map(|seconds| after(seconds).as_secs());
         assert_eq!(
             waited,
             [0, 20, 40, 95, 0],
-            "a minute's quiet is a new beginning"
+            "a minute without errors starts a new series"
         );
     }
 }

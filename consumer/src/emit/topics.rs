@@ -1,4 +1,4 @@
-//! Topics that the service needs on the cluster: what is there, and dead-letter topics made where they are missing (G7).
+//! Topics that the service needs on the cluster: lists them, and creates missing dead-letter topics (G7).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,24 +12,28 @@ use crate::source::ClientSettings;
 use crate::source::raw::{NewTopic, create_topics};
 use crate::source::reach::{NoBroker, wait_for_broker};
 
-/// Longest topic name that Kafka takes.
+/// Maximum length of a topic name in Kafka.
 const MAX_NAME: usize = 249;
 
-/// Topics that are made with one request.
-const PORTION: usize = 100;
-/// Topics that a log line names; of the others it tells the number.
-const NAMED: usize = 20;
+/// Maximum number of topics per create request.
+const TOPICS_PER_REQUEST: usize = 100;
+/// Maximum number of topics named in a log line; the others are counted.
+const MAX_LISTED: usize = 20;
 
 /// The first topics of a list, for a log line.
 pub fn listed(topics: &[String]) -> String {
-    let mut text = topics[..topics.len().min(NAMED)].join(", ");
-    if let Some(more) = topics.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    let mut text = topics[..topics.len().min(MAX_LISTED)].join(", ");
+    if let Some(more) = topics
+        .len()
+        .checked_sub(MAX_LISTED)
+        .filter(|more| *more > 0)
+    {
         text.push_str(&format!(" and {more} more"));
     }
     text
 }
 
-/// Topics of a cluster with their numbers of partitions.
+/// Topics of a cluster with their partition counts.
 pub type ClusterTopics = BTreeMap<String, i32>;
 
 /// A topic that the service will write to.
@@ -37,35 +41,35 @@ pub type ClusterTopics = BTreeMap<String, i32>;
 pub struct NeededTopic {
     /// Its name.
     pub name: String,
-    /// Partitions that it gets when it is made.
+    /// Partition count if it is created.
     pub partitions: i32,
-    /// Whether it may be made.
+    /// Whether it may be created.
     pub create: bool,
 }
 
-/// Why a topic that is needed is not there.
+/// Why a needed topic does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
-    /// It is missing and must not be made.
+    /// It is missing and must not be created.
     #[error("topic {name} is missing: create it, or allow it with dead_letter.create: true")]
     Missing {
         /// Its name.
         name: String,
     },
-    /// It cannot be made under this name.
-    #[error("topic {name} cannot be made: {reason}; choose another dead_letter.topic")]
+    /// It cannot be created under this name.
+    #[error("topic {name} cannot be created: {reason}; choose another dead_letter.topic")]
     BadName {
         /// Its name.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The broker refuses to make it.
-    #[error("cannot create topic {name}: {reason}; create it, or give the service the right to")]
+    /// The broker rejects its creation.
+    #[error("cannot create topic {name}: {reason}; create it, or grant the service the right to")]
     Refused {
         /// Its name.
         name: String,
-        /// The broker's words.
+        /// The broker's error.
         reason: String,
     },
 }
@@ -80,7 +84,7 @@ impl TopicError {
         }
     }
 
-    /// What keeps the topic from being there, without its name.
+    /// Why the topic does not exist, without its name.
     pub fn cause(&self) -> String {
         match self {
             Self::Missing { .. } => "it is missing and dead_letter.create is false".to_owned(),
@@ -93,22 +97,22 @@ impl TopicError {
         match self {
             Self::Missing { .. } => "create the topic, or allow it with dead_letter.create: true",
             Self::BadName { .. } => "choose another dead_letter.topic",
-            Self::Refused { .. } => "create the topic, or give the service the right to",
+            Self::Refused { .. } => "create the topic, or grant the service the right to",
         }
     }
 }
 
-/// Asks a cluster for its topics and makes new ones. Its calls block their thread.
+/// Lists and creates topics of a cluster. Its calls block their thread.
 pub struct TopicAdmin {
     admin: AdminClient<DefaultClientContext>,
     timeout: Duration,
 }
 
 impl TopicAdmin {
-    /// A client of its own; it connects with the first call.
+    /// Creates a client of its own; it connects with the first call.
     ///
     /// # Errors
-    /// When librdkafka refuses the config, with its words.
+    /// If librdkafka rejects the config, with its error.
     pub fn new(settings: &ClientSettings) -> Result<Self, KafkaError> {
         Ok(Self {
             admin: settings.connection().create()?,
@@ -116,12 +120,12 @@ impl TopicAdmin {
         })
     }
 
-    /// The cluster's topics, as far as the service may see them.
+    /// The topics of the cluster that the service is authorized to see.
     ///
     /// # Errors
-    /// When no broker answers in time.
+    /// If no broker answers in time.
     pub fn topics(&self) -> Result<ClusterTopics, KafkaError> {
-        // All of them: asking for one by name could create it.
+        // All of them: a metadata request for one name could create it.
         let metadata = self.admin.inner().fetch_metadata(None, self.timeout)?;
         let topics = metadata.topics().iter();
         Ok(topics
@@ -130,11 +134,11 @@ impl TopicAdmin {
             .collect())
     }
 
-    /// Makes what is missing of `needed` and may be made, and adds it to `there`, the cluster's topics. What is not
-    /// there in the end comes back, each with its reason.
+    /// Creates the topics of `needed` that are missing and may be created, and adds them to `there`, the cluster's
+    /// topics. Returns the topics that still do not exist, each with the reason.
     ///
     /// # Errors
-    /// When the cluster does not answer.
+    /// If the cluster does not answer.
     pub fn ensure(
         &self,
         needed: impl IntoIterator<Item = NeededTopic>,
@@ -145,7 +149,7 @@ impl TopicAdmin {
             return Ok(faults);
         }
         let mut created = Vec::new();
-        for portion in wanted.chunks(PORTION) {
+        for portion in wanted.chunks(TOPICS_PER_REQUEST) {
             let answers = create_topics(self.admin.inner(), portion, self.timeout)?;
             for (topic, answer) in portion.iter().zip(answers) {
                 let name = topic.name.clone();
@@ -168,7 +172,7 @@ impl TopicAdmin {
     }
 }
 
-/// The topics of `needed` to make, and those that cannot be there.
+/// The topics of `needed` to create, and those that cannot exist.
 fn missing(
     needed: impl IntoIterator<Item = NeededTopic>,
     there: &ClusterTopics,
@@ -182,7 +186,7 @@ fn missing(
     if needed.is_empty() {
         return (wanted, faults);
     }
-    // Kafka makes one metric name of two such topics and so refuses the second.
+    // Kafka derives the same metric name from both topics and therefore rejects the second.
     let metric = |name: &str| name.replace('.', "_");
     let taken: BTreeMap<String, &str> = there
         .keys()
@@ -195,7 +199,8 @@ fn missing(
             faults.push(TopicError::Missing { name });
         } else if name.len() > MAX_NAME {
             let length = name.len();
-            let reason = format!("it has {length} characters, and a topic name at most {MAX_NAME}");
+            let reason =
+                format!("it has {length} characters, and a topic name has at most {MAX_NAME}");
             faults.push(bad(name, reason));
         } else if let Some(other) = taken.get(&metric(&name)) {
             let reason =
@@ -211,7 +216,7 @@ fn missing(
     (wanted, faults)
 }
 
-/// A [`TopicAdmin`] that is made when it is first needed.
+/// A [`TopicAdmin`] that is created on first use.
 pub struct LazyTopicAdmin {
     settings: ClientSettings,
     admin: Option<Arc<TopicAdmin>>,
@@ -239,7 +244,7 @@ impl LazyTopicAdmin {
         Ok(admin)
     }
 
-    /// Waits until the cluster answers: for a start, which is told soon that its address is wrong.
+    /// Waits until the cluster answers, so that a wrong address is reported early during startup.
     ///
     /// # Errors
     /// [`NoBroker`].
@@ -249,7 +254,7 @@ impl LazyTopicAdmin {
         })
     }
 
-    /// Ends the client's connections until it is needed again.
+    /// Closes the client's connections until it is needed again.
     pub fn rest(&mut self) {
         self.admin = None;
     }
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn every_topic_that_cannot_be_there_is_named_with_its_cause() {
+    fn every_topic_that_cannot_exist_is_reported_with_its_cause() {
         let there = ClusterTopics::from([("there.dlt".to_owned(), 1), ("b_x_dlt".to_owned(), 1)]);
         let long = format!("{}.dlt", "c".repeat(247));
         let (wanted, faults) = missing(

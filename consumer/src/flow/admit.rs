@@ -1,25 +1,25 @@
-//! From the source into the flow: ledger, routing, and the bounds under which records are let in.
+//! Admission: from the source through the ledger and routing, within the bounds on uncommitted records and memory.
 
 use rapidhash::v3::rapidhash_v3;
 use sluicegate_abi::lend::Lent;
 
 use super::Flow;
 use super::slab::NewEntry;
-use crate::assignment::InHand;
+use crate::assignment::OverflowRecord;
 use crate::dispatch::HandlerIx;
 use crate::ledger::Delivered;
 use crate::source::{AssignmentId, Delivery};
 
-/// What a held record costs besides its bytes: the client's operation and our entry.
+/// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
 const OVERHEAD: usize = 304 + 96;
-/// Most handlers that one record goes to; more are a fault of configuration that validation refuses.
+/// Maximum number of handlers per record; validation rejects a configuration with more.
 const MAX_FANOUT: usize = u16::MAX as usize;
 
 impl Flow {
-    /// Keeps a record in hand until its partition has room.
-    fn keep_in_hand(&mut self, delivery: Delivery, in_front: bool) {
+    /// Queues a record until its partition has room for it.
+    fn defer_record(&mut self, delivery: Delivery, in_front: bool) {
         let charge = (delivery.lease.size() + OVERHEAD) as u64;
-        let kept = InHand { delivery, charge };
+        let kept = OverflowRecord { delivery, charge };
         self.charged += charge;
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[kept.delivery.slot.0 as usize];
@@ -31,10 +31,10 @@ impl Flow {
         }
     }
 
-    /// Takes the oldest record in hand.
-    fn take_in_hand(&mut self, slot: AssignmentId) -> Option<Delivery> {
+    /// Removes the oldest queued record of a partition.
+    fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery> {
         let assignment = &mut self.assignments[slot.0 as usize];
-        let InHand { delivery, charge } = assignment.overflow.pop_front()?;
+        let OverflowRecord { delivery, charge } = assignment.overflow.pop_front()?;
         assignment.overflow_bytes -= charge;
         if assignment.overflow.is_empty() {
             assignment.full_since_ms = None;
@@ -43,22 +43,22 @@ impl Flow {
         Some(delivery)
     }
 
-    /// Takes one fetched record.
+    /// Accepts one fetched record.
     pub fn deliver(&mut self, delivery: Delivery) {
         let assignment = &mut self.assignments[delivery.slot.0 as usize];
         if !assignment.admits() {
             return;
         }
         if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
-            self.keep_in_hand(delivery, false);
+            self.defer_record(delivery, false);
             return;
         }
         if let Some(back) = self.admit(delivery) {
-            self.keep_in_hand(back, false);
+            self.defer_record(back, false);
         }
     }
 
-    /// Lets one record in; gives it back when the ledger has no room for it yet.
+    /// Admits one record; returns it if the ledger has no room for it yet.
     fn admit(&mut self, delivery: Delivery) -> Option<Delivery> {
         let assignment = &mut self.assignments[delivery.slot.0 as usize];
         if delivery.leader_epoch > assignment.finished_leader_epoch {
@@ -69,7 +69,7 @@ impl Flow {
         }
         let was_settled = assignment.ledger.is_settled();
         match assignment.ledger.deliver(delivery.offset) {
-            // The frontier has had nothing to wait for until now.
+            // Nothing was unsettled until now, so the wait of the frontier starts here.
             Delivered::New if was_settled => assignment.begun_ms = self.now_ms,
             Delivered::New => {}
             Delivered::Done => {
@@ -86,11 +86,11 @@ impl Flow {
             Delivered::TooFar => return Some(delivery),
             Delivered::Fault => {
                 let cause = format!(
-                    "record at offset {} came where none was expected (next is {})",
+                    "unexpected record at offset {} (next is {})",
                     delivery.offset,
                     assignment.ledger.next()
                 );
-                let remedy = "restart the service to read on from the commit";
+                let remedy = "restart the service to resume from the committed offset";
                 self.stop_partition(delivery.slot, &cause, remedy);
                 return None;
             }
@@ -175,7 +175,7 @@ impl Flow {
         }
     }
 
-    /// Lets in the records that had to wait for room, in order.
+    /// Admits queued records, in order, as far as their partitions have room.
     pub(super) fn admit_overflow(&mut self) {
         let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
             .current
@@ -189,19 +189,19 @@ impl Flow {
                 if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
                     break;
                 }
-                let Some(delivery) = self.take_in_hand(slot) else {
+                let Some(delivery) = self.pop_overflow(slot) else {
                     break;
                 };
                 if let Some(back) = self.admit(delivery) {
-                    self.keep_in_hand(back, true);
+                    self.defer_record(back, true);
                     break;
                 }
             }
         }
     }
 
-    /// Drops the records in hand of a partition that is given back.
+    /// Drops the queued records of a partition that is revoked.
     pub(super) fn drop_overflow(&mut self, slot: AssignmentId) {
-        while self.take_in_hand(slot).is_some() {}
+        while self.pop_overflow(slot).is_some() {}
     }
 }

@@ -1,62 +1,62 @@
-//! Which partitions are read, and which are paused (G8): the byte budget of a pump is shared by its partitions.
+//! Which partitions are read and which are paused (G8): the partitions of a pump share its byte budget.
 //!
 //! ```text
 //!  0                      3/4                    1        of the room that paused partitions leave
-//!  ├── records are read ───┼── kept for the others ┤
-//!                          └─► the largest partition whose records are slow to go is paused: the rest may go on
+//!  ├── records are read ───┼── reserve ────────────┤
+//!                          └─► the largest slow partition is paused; the others may fill the reserve
 //! ```
 //!
-//! Partitions that are read fill at most three quarters of the room that the others leave. What is there then belongs to
-//! handlers that are slow, held, or hang, or merely to a rush. A partition that would not be done with its records within
-//! `SLOW_MS` at its present pace is paused, the largest first, and the next quarter of room is for the others: one held
-//! handler does not stop the topics that it does not read. A paused partition is read again once half of its records are
-//! gone. At most the budget is held in any case.
+//! Partitions that are read fill at most three quarters of the room that the paused ones leave. The records in it then
+//! belong to handlers that are slow, held or hung, or to a burst. A partition that needs more than `SLOW_DRAIN_MS` for
+//! its records at its present rate is paused, the largest first, and the remaining quarter is for the others: one held
+//! handler does not stop the topics that it does not read. A paused partition resumes once half of its records are
+//! freed. The budget itself is never exceeded.
 
 use super::Flow;
 use crate::assignment::{Assignment, AssignmentState};
 use crate::source::AssignmentId;
 
-/// Records of full partitions that are kept in hand; beyond it nothing is read until one has room, or is paused.
+/// Maximum number of queued records of full partitions; beyond it nothing is read until one has room or is paused.
 const MAX_OVERFLOW: usize = 8 * 1024;
-/// How long a partition is full before its fetching is paused: a pause throws away what was fetched ahead.
+/// How long a partition is full before its fetching is paused: a pause discards prefetched records.
 const PAUSE_AFTER_MS: u64 = 500;
-/// Share of what may be held below which a poll is not worth it.
-const LEAST_ROOM: u64 = 16;
-/// Records of a poll while nothing is known of how large they are.
+/// A poll is skipped while less than this fraction of the limit is free.
+const MIN_ROOM_DIVISOR: u64 = 16;
+/// Records per poll while the mean record size is unknown.
 const FIRST_POLL: usize = 32;
-/// Over how long the pace of a partition is measured.
-const WINDOW_MS: u64 = 500;
-/// A partition whose records stay for longer than this is slow.
-const SLOW_MS: u64 = 2_000;
+/// Window over which a partition's settle rate is measured.
+const RATE_WINDOW_MS: u64 = 500;
+/// A partition that needs longer than this to settle its records is slow.
+const SLOW_DRAIN_MS: u64 = 2_000;
 
 /// Why the fetching of a partition is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PausedFor {
-    /// It is stopped, or as many records as it may have are uncommitted.
+    /// The partition is stopped, or has reached `max_uncommitted`.
     Bound,
-    /// It has taken up the memory that others need.
+    /// The partition holds memory that others need.
     Memory,
 }
 
-/// Bytes of a partition, and how fast they go.
+/// Bytes held by a partition, and how fast they are freed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Bytes of its records under way, as charged.
+    /// Bytes of its in-flight records, as charged.
     pub entry_bytes: u64,
     /// Bytes freed since it was assigned.
     pub freed_bytes: u64,
-    /// The same when the window began.
+    /// `freed_bytes` at the start of the window.
     freed_before: u64,
-    /// Bytes freed in the last whole window; `None` before there was one.
+    /// Bytes freed in the last complete window; `None` before the first.
     freed_in_window: Option<u64>,
-    /// What it held when it was paused for want of memory, while it is.
+    /// Bytes that it held when it was paused for memory; `None` while it is not.
     paused_at: Option<u64>,
-    /// It is paused because of a bound of its own.
+    /// Paused because of its own bound.
     bound: bool,
 }
 
 impl Usage {
-    /// The window is over.
+    /// Ends the measuring window.
     fn end_window(&mut self, first: bool) {
         let freed = self.freed_bytes - self.freed_before;
         self.freed_before = self.freed_bytes;
@@ -65,12 +65,12 @@ impl Usage {
 }
 
 impl Assignment {
-    /// Bytes of its records, as charged: those under way and those in hand.
+    /// Bytes of its records, as charged: in flight and queued.
     pub fn held_bytes(&self) -> u64 {
         self.usage.entry_bytes + self.overflow_bytes
     }
 
-    /// Why its fetching is paused, if it is.
+    /// Why its fetching is paused; `None` if it is not.
     pub fn paused_for(&self) -> Option<PausedFor> {
         match self.usage.paused_at {
             _ if !self.paused => None,
@@ -83,45 +83,47 @@ impl Assignment {
         self.admits() && !self.paused
     }
 
-    /// Whether its records stay for long at its present pace.
+    /// Whether its records need longer than `SLOW_DRAIN_MS` at the present rate.
     fn is_slow(&self) -> bool {
         let pace = self.usage.freed_in_window;
-        pace.is_some_and(|freed| self.held_bytes() > freed.saturating_mul(SLOW_MS / WINDOW_MS))
+        pace.is_some_and(|freed| {
+            self.held_bytes() > freed.saturating_mul(SLOW_DRAIN_MS / RATE_WINDOW_MS)
+        })
     }
 }
 
-/// What the partitions that are read hold together.
+/// Totals over the partitions that are read.
 #[derive(Default)]
 struct Reading {
     partitions: u64,
     bytes: u64,
-    /// One of them would take a record.
+    /// At least one of them accepts another record.
     takes: bool,
-    /// Some record of them is under way, and frees its memory when it has settled.
+    /// At least one of their records is in flight, and frees its memory when it settles.
     waits: bool,
-    /// Records in hand of all partitions.
-    in_hand: usize,
-    /// The same of those whose fetching is not paused.
-    in_hand_records: usize,
-    in_hand_bytes: u64,
+    /// Queued records of all partitions.
+    total_overflow: usize,
+    /// Queued records of the partitions whose fetching is not paused.
+    overflow_records: usize,
+    overflow_bytes: u64,
 }
 
 impl Flow {
-    /// How many records may be read from the source just now, at most `most`, as far as can be told from those that are
-    /// held (G8).
+    /// Number of records to read from the source in this poll, at most `most`, estimated from the mean size of held
+    /// records (G8).
     pub fn read_quota(&self, most: usize) -> usize {
         let reading = self.reading();
-        let in_hand = reading.in_hand_records < MAX_OVERFLOW
-            && reading.in_hand_bytes < self.settings.budget_bytes / 4;
-        if !in_hand || !(reading.takes || self.current.is_empty()) {
+        let has_overflow_room = reading.overflow_records < MAX_OVERFLOW
+            && reading.overflow_bytes < self.settings.budget_bytes / 4;
+        if !has_overflow_room || !(reading.takes || self.current.is_empty()) {
             return 0;
         }
         let limit = self.read_limit(&reading);
         let room = limit.saturating_sub(reading.bytes);
-        // A poll for a record or two costs as much as one for many: they wait until some more have settled.
-        if room <= limit / LEAST_ROOM {
-            // Where nothing is under way there is nothing to wait for: records go on one by one beside what calls that
-            // hang, or paused partitions, keep.
+        // A poll for one or two records costs as much as one for many: wait until more have settled.
+        if room <= limit / MIN_ROOM_DIVISOR {
+            // With nothing in flight there is nothing to wait for: admit one record at a time next to what hung calls
+            // or paused partitions hold.
             return usize::from(!reading.waits);
         }
         match self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes) {
@@ -130,32 +132,32 @@ impl Flow {
         }
     }
 
-    /// Mean size of the records that are held, if any are.
+    /// Mean size of held records, if there are any.
     fn mean_bytes(&self, reading: &Reading) -> Option<u64> {
-        let records = self.slab.live() + reading.in_hand;
+        let records = self.slab.live() + reading.total_overflow;
         self.charged.checked_div(records as u64)
     }
 
-    /// Whether reading stands still for want of memory.
+    /// Whether reading is blocked by lack of memory.
     pub(super) fn is_out_of_memory(&self) -> bool {
         let reading = self.reading();
         self.is_filled(&reading)
     }
 
-    /// Whether the partitions that are read have filled the room that they have, so far that none is read.
+    /// Whether the partitions that are read have used so much of their room that none is read.
     fn is_filled(&self, reading: &Reading) -> bool {
         let limit = self.read_limit(reading);
-        reading.bytes >= limit - limit / LEAST_ROOM
+        reading.bytes >= limit - limit / MIN_ROOM_DIVISOR
     }
 
     fn reading(&self) -> Reading {
         let mut reading = Reading::default();
         for slot in self.current.values() {
             let assignment = &self.assignments[slot.0 as usize];
-            reading.in_hand += assignment.overflow.len();
+            reading.total_overflow += assignment.overflow.len();
             if !assignment.paused {
-                reading.in_hand_records += assignment.overflow.len();
-                reading.in_hand_bytes += assignment.overflow_bytes;
+                reading.overflow_records += assignment.overflow.len();
+                reading.overflow_bytes += assignment.overflow_bytes;
             }
             if assignment.is_read() {
                 reading.partitions += 1;
@@ -167,8 +169,8 @@ impl Flow {
         reading
     }
 
-    /// What the partitions that are read may hold together: a quarter of what the others leave stays free for the case
-    /// that one of them is paused.
+    /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
+    /// the reserve that pausing one of them opens.
     fn read_limit(&self, reading: &Reading) -> u64 {
         let all = self.charged + self.refusals.held_bytes();
         let others = all.saturating_sub(reading.bytes);
@@ -176,7 +178,7 @@ impl Flow {
         room - room / 4
     }
 
-    /// Partitions whose fetching is to be stopped or resumed, with hysteresis: a pause throws away what was fetched.
+    /// Partitions whose fetching is to be paused or resumed, with hysteresis: a pause discards prefetched records.
     pub fn pauses_due(&mut self) -> Vec<(AssignmentId, bool)> {
         self.measure();
         self.pause_for_memory();
@@ -207,12 +209,12 @@ impl Flow {
         due
     }
 
-    /// Measures, now and then, how fast partitions are done with their records.
+    /// Measures, once per window, how fast partitions settle their records.
     fn measure(&mut self) {
-        if self.now_ms < self.measured_ms + WINDOW_MS {
+        if self.now_ms < self.measured_ms + RATE_WINDOW_MS {
             return;
         }
-        // A partition that came in between has not had a whole window.
+        // A partition assigned within this window has no complete window yet.
         let began_ms = self.measured_ms;
         self.measured_ms = self.now_ms;
         for &slot in self.current.values() {
@@ -222,7 +224,7 @@ impl Flow {
         }
     }
 
-    /// Pauses the largest slow partition, if the partitions that are read have filled the room that they have.
+    /// Pauses the largest slow partition if the partitions that are read have used up their room.
     fn pause_for_memory(&mut self) {
         let reading = self.reading();
         self.last_mean_bytes = self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes);
@@ -241,7 +243,7 @@ impl Flow {
         let Some(slot) = largest else { return };
         let assignment = &mut self.assignments[slot.0 as usize];
         let held = assignment.held_bytes();
-        // Beside partitions in a rush a small one is not what takes up the memory.
+        // If bursts of other partitions hold most of the memory, pausing a small one frees little.
         if held.saturating_mul(2 * reading.partitions) < reading.bytes {
             return;
         }
@@ -259,8 +261,8 @@ impl Flow {
                 largest = %at,
                 held_bytes = held,
                 budget_bytes = self.settings.budget_bytes,
-                "partitions paused to leave memory to the others: their records are slow to settle; `sluicegate explain {at}` \
-                 tells what holds the largest; mend that, or raise processing.memory"
+                "partitions paused to leave memory for the others: their records settle slowly; `sluicegate explain {at}` \
+                 shows what blocks the largest; fix that, or raise processing.memory"
             );
         }
     }

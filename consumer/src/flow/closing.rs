@@ -1,30 +1,30 @@
-//! Handlers that are switched off or removed. What they have begun is finished, so that a gate costs no record; but a
-//! handler that has failed or hangs finishes nothing, and must not hold its partitions for that.
+//! Handlers that are switched off or removed. They finish their in-flight records, so that closing a gate costs no
+//! record; but a failed or hung handler finishes nothing, and must not hold its partitions because of that.
 //!
 //! ```text
-//!  gate closed, or removed ─► works: finishes what it has
-//!                          ├► failed: what no call has is skipped at once, calls may end until `drain_timeout`
-//!                          └► nothing of it settles for `drain_timeout`: all of it is skipped, its calls are abandoned
+//!  gate closed, or removed ─► healthy: finishes its records
+//!                          ├► failed: records not in a call are skipped at once, calls may end until `drain_timeout`
+//!                          └► no record settles for `drain_timeout`: all its records are skipped, its calls are abandoned
 //! ```
 //!
-//! Skipped is what a closed gate makes of new records: settled for this handler and counted (G1). With
-//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters are no longer the
-//! handler's, and are awaited (G7).
+//! A skipped record is settled for this handler and counted, as a new record is while the gate is closed (G1). With
+//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters no longer
+//! belong to the handler, and are awaited (G7).
 
 use super::Flow;
 use super::handler::{HandlerFlow, OnFailure};
 use super::tasks::{Stage, Task};
 use crate::dispatch::{EntryKey, FlightKey, HandlerIx, PoolState};
 
-/// Between two looks at handlers that are closing.
+/// Time between two checks of closing handlers.
 const CHECK_INTERVAL_MS: u64 = 50;
 
-/// What is kept of a handler that is switched off or removed while it still has records.
+/// State of a handler that is switched off or removed and still has records.
 #[derive(Clone, Copy, Debug)]
 pub struct Closing {
-    /// When a record of it settled last, or else when it was switched off; on the flow's clock.
+    /// When its last record settled, or else when it was switched off; on the flow's clock.
     pub moved_ms: u64,
-    /// What it had settled by then.
+    /// Records that it had settled by then.
     settled: u64,
 }
 
@@ -34,7 +34,7 @@ impl HandlerFlow {
         self.retiring || !self.settings.gate_open
     }
 
-    /// Whether nobody runs what it has.
+    /// Whether nothing runs its records.
     fn has_failed(&self) -> bool {
         let pool = self.settings.pool.as_ref();
         pool.is_none_or(|pool| pool.state() == PoolState::Failed)
@@ -46,7 +46,8 @@ impl HandlerFlow {
 }
 
 impl Flow {
-    /// A plan has come: notes which handlers are switched off or removed, and lets go at once of what nobody will run.
+    /// Called for a new plan: finds the handlers that are switched off or removed, and skips at once the records that
+    /// no handler will run.
     pub(super) fn note_closed(&mut self) {
         self.closing.clear();
         for (place, handler) in self.handlers.iter_mut().enumerate() {
@@ -65,7 +66,7 @@ impl Flow {
         self.check_closing();
     }
 
-    /// Looks at the handlers that are closing, now and then.
+    /// Checks closing handlers, once per `CHECK_INTERVAL_MS`.
     pub(super) fn run_closing(&mut self) {
         if !self.closing.is_empty() && self.now_ms >= self.closing_due_ms {
             self.check_closing();
@@ -80,7 +81,7 @@ impl Flow {
         self.closing = closing;
     }
 
-    /// Skips what a closing handler will not finish. `false` once it has nothing left.
+    /// Skips the records that a closing handler will not finish. Returns whether it still has records.
     fn still_closes(&mut self, ix: HandlerIx) -> bool {
         let (now_ms, drain_timeout_ms) = (self.now_ms, self.settings.drain_timeout_ms);
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
@@ -115,7 +116,7 @@ impl Flow {
         }
     }
 
-    /// Gives up what no call has, as a failed handler's records are with `on_failure: dead_letter`.
+    /// Dead-letters the records that are not in a call, as `on_failure: dead_letter` does for a failed handler.
     fn dead_letter_unstarted(&mut self, ix: HandlerIx) {
         if self.may_have_queued(ix) {
             self.dead_letter_queued(ix);
@@ -125,17 +126,18 @@ impl Flow {
                 let reason = task
                     .reason
                     .unwrap_or_else(|| "the handler has failed".into());
-                self.give_up(ix, key, task.lane, task.attempt, task.class, reason);
+                self.dead_letter(ix, key, task.lane, task.attempt, task.class, reason);
             }
         }
     }
 
-    /// Settles as skipped what no call of the handler has, and with `running` also what calls have: those are abandoned.
+    /// Settles as skipped the handler's records that are not in a call, and with `running` also those that are: these
+    /// calls are abandoned.
     fn skip_unstarted(&mut self, ix: HandlerIx, running: bool) {
         let mut skipped: Vec<EntryKey> = Vec::new();
         if self.may_have_queued(ix) {
             for (key, _) in self.take_queued(ix, |_| true) {
-                // One that ran before has a task; its lane was its flight's.
+                // A record that ran before has a task; its lane belonged to the batch.
                 self.end_task(ix, key);
                 skipped.push(key);
             }
@@ -175,13 +177,13 @@ impl Flow {
                 failed = handler.has_failed(),
                 skipped = counted,
                 abandoned_calls = calls,
-                "handler is off and does not finish what it has: its records are skipped"
+                "handler is off and does not finish its records: they are skipped"
             );
         }
-        self.list(ix);
+        self.mark_dirty(ix);
     }
 
-    /// Ends a flight whose call is not waited for any more; its outcomes are discarded when they come. Gives its records.
+    /// Stops waiting for a call: its outcomes are discarded when they arrive. Returns its records.
     fn abandon_call(&mut self, ix: HandlerIx, flight: FlightKey) -> Vec<EntryKey> {
         let (keys, stopped) = match self.flights.get(flight) {
             Some(flight) => {
@@ -190,7 +192,7 @@ impl Flow {
             }
             None => return Vec::new(),
         };
-        // Nothing waits in its lanes: what was queued is gone.
+        // No record waits in its lanes: queued records were taken out before.
         self.flights.end(flight);
         let bytes: u64 = keys
             .iter()
@@ -215,7 +217,7 @@ impl Flow {
         Some(task)
     }
 
-    /// Whether a record of it may be queued: a look at its queues costs more than these counts.
+    /// Whether it may have queued records; searching its queues costs more than checking these counters.
     fn may_have_queued(&self, ix: HandlerIx) -> bool {
         self.handlers[ix.0 as usize]
             .as_ref()
@@ -226,8 +228,8 @@ impl Flow {
             })
     }
 
-    /// Records of a handler that wait for their next attempt, and with `refused` those that wait for the cluster to take what
-    /// they emitted; in the order of their offsets.
+    /// Records of a handler that wait for their next attempt, and with `refused` those that wait for the cluster to
+    /// accept what they emitted; in offset order.
     fn waiting_of(&self, ix: HandlerIx, refused: bool) -> Vec<EntryKey> {
         let held = self.handlers[ix.0 as usize]
             .as_ref()

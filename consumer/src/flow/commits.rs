@@ -1,5 +1,5 @@
-//! The flow's one stream of commits: when one is due, what its answer means, and whether partitions that are given back
-//! have had their last one.
+//! The flow's stream of commits: when one is due, what its result means, and whether revoked partitions have had their
+//! last one.
 //!
 //! ```text
 //!   due ── commits_due ──► in flight ── accepted ──► recorded
@@ -7,9 +7,10 @@
 //!    └────── back-off ◄── refused
 //! ```
 //!
-//! One commit is in flight at a time, so an older one can never overtake a newer one. The last commit of a partition is
-//! an ordinary one that does not wait for the interval. A group that rebalances refuses commits until its members have
-//! agreed on a new generation; the same offsets are then accepted from it, as long as the partition is ours (G3, G5).
+//! At most one commit is in flight, so an older one can never overtake a newer one. The last commit of a partition is
+//! an ordinary one that does not wait for the interval. A rebalancing group rejects commits until its members have
+//! agreed on a new generation; the same offsets are accepted after that, as long as this member still owns the
+//! partition (G3, G5).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,42 +23,42 @@ use crate::source::{
 };
 use crate::trouble::{LogLimit, Trouble};
 
-/// Wait after the first refusal; it doubles with each further one.
-const FIRST_RETRY_MS: u64 = 50;
-/// Longest wait while nothing but a commit holds partitions that are to be given back.
-const HAND_OVER_RETRY_MS: u64 = 250;
-/// Longest wait otherwise.
-const RETRY_MS: u64 = 5_000;
-/// Time beyond the drain's deadline in which a last commit may still be accepted.
-pub const LAST_COMMIT_MS: u64 = 2_000;
-/// Refusals of a rebalancing group that last longer than this are worth a warning.
-const PERSISTS_MS: u64 = 30_000;
+/// Delay after the first rejection; it doubles with each further one.
+const INITIAL_RETRY_DELAY_MS: u64 = 50;
+/// Maximum delay while only a commit keeps partitions from being handed over.
+const MAX_HAND_OVER_RETRY_DELAY_MS: u64 = 250;
+/// Maximum delay otherwise.
+const MAX_RETRY_DELAY_MS: u64 = 5_000;
+/// Time past the drain deadline in which a last commit may still be accepted.
+pub const LAST_COMMIT_GRACE_MS: u64 = 2_000;
+/// Rejections by a rebalancing group that last longer than this are logged as a warning.
+const REBALANCE_GRACE_MS: u64 = 30_000;
 
-/// A client whose commits are refused for this long as those of no member, and that says nothing of lost partitions, has not
-/// noticed that the group has lost it.
-const FORGOTTEN_MS: u64 = 10_000;
+/// If the group answers "unknown member" for this long and the client reports no lost partitions, the client has not
+/// noticed that it is no longer a member.
+const NOT_MEMBER_TIMEOUT_MS: u64 = 10_000;
 
 /// Commits by result, counted per partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommitCounts {
     /// Accepted.
     pub ok: u64,
-    /// Refused for one partition.
+    /// Rejected for one partition.
     pub refused: u64,
     /// Failed as a whole.
     pub failed: u64,
 }
 
-/// How far giving partitions back has come.
+/// Progress of handing partitions over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandOver {
-    /// Something of them is under way.
+    /// Some of their records are in flight.
     Draining,
-    /// Everything that will be done is done; the group has not accepted the last commit yet.
+    /// Nothing is left to do but the last commit, which the group has not accepted yet.
     Committing,
-    /// They can be given back.
+    /// They can be released.
     Ready {
-        /// Partitions whose last commit was not accepted: their next owner repeats what it would have covered.
+        /// Partitions whose last commit was not accepted: their next owner reprocesses what it would have covered.
         uncommitted: usize,
     },
 }
@@ -65,33 +66,33 @@ pub enum HandOver {
 /// State of the stream of commits.
 #[derive(Default)]
 pub(super) struct Commits {
-    /// What the commit in flight says of the partitions that are still ours.
+    /// Contents of the commit in flight, without partitions released since.
     in_flight: Option<Vec<(AssignmentId, CommitEntry)>>,
     /// When the last one was sent.
     sent_ms: u64,
-    /// Refusals since the last commit that was accepted whole, or since the group settled.
+    /// Rejections since the last commit that was accepted as a whole, or since the last rebalance ended.
     refusals: BackOff,
-    /// The same of commits that only held partitions up whose own fault it is: the others do not wait for these.
+    /// Rejections that concerned single partitions only: the other partitions do not wait for these.
     rejections: BackOff,
-    /// Since when the group says that we are no member of it.
-    forgotten_ms: Option<u64>,
-    /// Why a partition's newest commit was refused, and its offset.
+    /// Since when the group has answered that this client is not a member.
+    not_member_since_ms: Option<u64>,
+    /// Why a partition's newest commit was rejected, and its offset.
     refused: BTreeMap<AssignmentId, (CommitError, i64)>,
-    /// Refusals without an acceptance between them.
+    /// Rejections since the last accepted commit.
     trouble: Option<Refused>,
-    /// Lines about refusals, by kind.
+    /// Limits of the log lines about rejections, by kind.
     log: BTreeMap<CommitErrorKind, LogLimit>,
     pub(super) counts: CommitCounts,
 }
 
-/// How often something was refused, and so when it is tried again.
+/// Consecutive rejections, and the resulting retry time.
 #[derive(Default)]
 struct BackOff {
-    /// Refusals in a row.
+    /// Consecutive rejections.
     count: u32,
-    /// When the last one came.
+    /// When the last one arrived.
     last_ms: u64,
-    /// Uniform in 0..1, drawn at the last one: members that are refused together do not try again together.
+    /// Uniform in 0..1, drawn at the last one: members that are rejected together do not retry together.
     jitter: f64,
 }
 
@@ -102,21 +103,21 @@ impl BackOff {
         self.jitter = jitter;
     }
 
-    /// When it is tried again.
+    /// When to retry.
     fn due_ms(&self, longest_ms: u64) -> u64 {
         if self.count == 0 {
             return 0;
         }
-        let doubled = FIRST_RETRY_MS << (self.count - 1).min(16);
+        let doubled = INITIAL_RETRY_DELAY_MS << (self.count - 1).min(16);
         let wait = doubled.min(longest_ms) as f64 * (1.0 - 0.5 * self.jitter);
         self.last_ms + wait as u64
     }
 }
 
-/// Refusals without an acceptance between them.
+/// Rejections since the last accepted commit.
 struct Refused {
     kind: CommitErrorKind,
-    /// A group that rebalances refuses commits for a while; so long that is nothing to tell of.
+    /// A rebalancing group rejects commits for a while; until this time that is not reported.
     benign_until_ms: u64,
     trouble: Trouble,
     logged: bool,
@@ -128,35 +129,33 @@ impl Refused {
     }
 }
 
-/// What helps against a refusal.
+/// What to do about a rejection.
 fn remedy_of(error: &CommitError) -> &'static str {
     match error.kind {
-        CommitErrorKind::Rebalancing => "the group does not settle: look after its other members",
-        CommitErrorKind::Unavailable => {
-            "the group's coordinator is away or busy: look after the brokers"
-        }
-        CommitErrorKind::NotMember => "the member joins the group again by itself",
+        CommitErrorKind::Rebalancing => "the group keeps rebalancing: check its other members",
+        CommitErrorKind::Unavailable => "the group coordinator is unavailable: check the brokers",
+        CommitErrorKind::NotMember => "the member rejoins the group automatically",
         CommitErrorKind::Rejected(Rejection::Right) => {
             "grant the service READ on the group and on the topic"
         }
         CommitErrorKind::Rejected(Rejection::NoTopic) => {
-            "the topic seems to be deleted: take it out of the routes, or create it again, if that was not meant"
+            "the topic seems to be deleted: remove it from the routes, or recreate it if that was not intended"
         }
         CommitErrorKind::Rejected(Rejection::Other) => {
-            "a setting of the cluster or of the group is in the way"
+            "check the settings of the cluster and of the group"
         }
     }
 }
 
 impl Commits {
-    /// Partitions are to be given back: whatever was refused before, their last commit is tried.
+    /// Partitions start to drain: their last commit is tried, whatever was rejected before.
     pub(super) fn start_drain(&mut self, slots: &[AssignmentId]) {
         self.refused.retain(|slot, _| !slots.contains(slot));
     }
 
-    /// Forgets what was said of partitions that are not ours any more.
+    /// Discards the results of partitions that are no longer owned.
     pub(super) fn release(&mut self, slots: &[AssignmentId]) {
-        self.forgotten_ms = None;
+        self.not_member_since_ms = None;
         if let Some(sent) = &mut self.in_flight {
             sent.retain(|(slot, _)| !slots.contains(slot));
         }
@@ -183,9 +182,9 @@ impl Flow {
         sent
     }
 
-    /// Whether the interval is over or the uncommitted records of a partition press.
+    /// Whether the interval has passed, or a partition has too many uncommitted records to wait for it.
     fn commit_due(&self) -> bool {
-        if self.now_ms < self.commits.refusals.due_ms(RETRY_MS) {
+        if self.now_ms < self.commits.refusals.due_ms(MAX_RETRY_DELAY_MS) {
             return false;
         }
         let since = self.now_ms.saturating_sub(self.commits.sent_ms);
@@ -193,27 +192,27 @@ impl Flow {
         since >= self.settings.commit_interval_ms
             || self.current.values().any(|&slot| {
                 let assignment = &self.assignments[slot.0 as usize];
-                // The token of a new owner, and where it begins, are committed at once.
-                let presses = !assignment.token_kept
+                // A new owner commits its token and start offset at once.
+                let is_urgent = !assignment.token_kept
                     || (assignment.uncommitted() >= half
                         && assignment.ledger.frontier() > assignment.committed);
-                presses && !self.rests(slot)
+                is_urgent && !self.is_backing_off(slot)
             })
     }
 
-    /// Whether a partition's commit waits, since the group refuses it whatever becomes of the others.
-    fn rests(&self, slot: AssignmentId) -> bool {
+    /// Whether a partition's commit is backing off because the group rejects it independently of the others.
+    fn is_backing_off(&self, slot: AssignmentId) -> bool {
         let refused = self.commits.refused.get(&slot);
         let rejected =
             |(error, _): &(CommitError, i64)| matches!(error.kind, CommitErrorKind::Rejected(_));
         refused.is_some_and(rejected)
             && self.assignments[slot.0 as usize].state == AssignmentState::Assigned
-            && self.now_ms < self.commits.rejections.due_ms(RETRY_MS)
+            && self.now_ms < self.commits.rejections.due_ms(MAX_RETRY_DELAY_MS)
     }
 
-    /// Whether partitions wait for nothing but their last commit.
+    /// Whether a partition waits for its last commit only.
     fn hand_over_due(&self) -> bool {
-        self.now_ms >= self.commits.refusals.due_ms(HAND_OVER_RETRY_MS)
+        self.now_ms >= self.commits.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS)
             && self.draining().any(|slot| self.waits_for_commit(slot))
     }
 
@@ -222,28 +221,28 @@ impl Flow {
         ours.filter(|slot| self.assignments[slot.0 as usize].is_draining())
     }
 
-    /// Whether a partition's drain is over and its last commit may still be accepted.
+    /// Whether a partition is drained and its last commit may still be accepted.
     fn waits_for_commit(&self, slot: AssignmentId) -> bool {
         let AssignmentState::Draining { deadline_ms } = self.assignments[slot.0 as usize].state
         else {
             return false;
         };
-        self.now_ms < deadline_ms.saturating_add(LAST_COMMIT_MS)
+        self.now_ms < deadline_ms.saturating_add(LAST_COMMIT_GRACE_MS)
             && self.is_drained(&[slot])
             && self
                 .commit_entry(slot)
-                .is_some_and(|entry| !self.is_hopeless(slot, &entry))
+                .is_some_and(|entry| !self.cannot_succeed(slot, &entry))
     }
 
-    /// Whether sending the commit once more cannot help.
-    fn is_hopeless(&self, slot: AssignmentId, entry: &CommitEntry) -> bool {
+    /// Whether resending the commit cannot succeed.
+    fn cannot_succeed(&self, slot: AssignmentId, entry: &CommitEntry) -> bool {
         let Some((error, offset)) = self.commits.refused.get(&slot) else {
             return false;
         };
         match error.kind {
             CommitErrorKind::NotMember => true,
             CommitErrorKind::Rejected(_) => {
-                // One that was sent after the refusal may still be accepted.
+                // A commit sent after the rejection may still be accepted.
                 let mut sent = self.commits.in_flight.iter().flatten();
                 *offset == entry.offset && !sent.any(|(other, _)| *other == slot)
             }
@@ -251,7 +250,7 @@ impl Flow {
         }
     }
 
-    /// How far giving back these partitions has come. They were all given to [`Flow::start_drain`].
+    /// Progress of handing over these partitions, all of which were passed to [`Flow::start_drain`].
     pub fn hand_over(&self, slots: &[AssignmentId]) -> HandOver {
         if !self.is_drained(slots) {
             return HandOver::Draining;
@@ -269,20 +268,21 @@ impl Flow {
         }
     }
 
-    /// Whether partitions wait for their last commit, and when it may be tried again.
+    /// When the last commit of draining partitions may be retried, if any is waiting.
     pub(super) fn last_commit_due(&self) -> Option<u64> {
         let waits = self.commits.refusals.count > 0 && self.draining().next().is_some();
-        waits.then(|| self.commits.refusals.due_ms(HAND_OVER_RETRY_MS))
+        waits.then(|| self.commits.refusals.due_ms(MAX_HAND_OVER_RETRY_DELAY_MS))
     }
 
     fn commit_entries(&self) -> Vec<(AssignmentId, CommitEntry)> {
         let ours = self.current.values().copied();
-        ours.filter(|&slot| !self.rests(slot))
+        ours.filter(|&slot| !self.is_backing_off(slot))
             .filter_map(|slot| Some((slot, self.commit_entry(slot)?)))
             .collect()
     }
 
-    /// The answer to the commit in flight. A refusal leaves the earlier commit standing; the next one tries again.
+    /// Handles the result of the commit in flight. A rejection leaves the previous commit in place; the next commit
+    /// retries.
     pub fn committed(&mut self, results: &[CommitResult], error: Option<&CommitError>) {
         let Some(sent) = self.commits.in_flight.take() else {
             return;
@@ -313,7 +313,7 @@ impl Flow {
 
     fn accepted(&mut self, slot: AssignmentId, entry: &CommitEntry) {
         self.commits.counts.ok += 1;
-        self.commits.forgotten_ms = None;
+        self.commits.not_member_since_ms = None;
         self.commits.refused.remove(&slot);
         let assignment = &mut self.assignments[slot.0 as usize];
         if assignment.state != AssignmentState::Released && entry.offset >= assignment.committed {
@@ -334,28 +334,29 @@ impl Flow {
         self.commits.in_flight.is_some()
     }
 
-    /// The group has settled on who owns what: what it refused until now is sent again at once.
+    /// The rebalance is over: rejected commits are resent at once.
     pub fn group_settled(&mut self) {
-        self.commits.forgotten_ms = None;
+        self.commits.not_member_since_ms = None;
         self.commits.refusals = BackOff::default();
         self.commits.rejections = BackOff::default();
     }
 
-    /// Another client commits from now on: what the one before was sent last is not answered any more. To be called when
-    /// nothing is ours.
+    /// Another client commits from now on, so the result of the commit in flight will not arrive. To be called while no
+    /// partition is owned.
     pub fn client_renewed(&mut self) {
         self.commits.in_flight = None;
         self.group_settled();
     }
 
-    /// Whether the group has not known us for so long that the client cannot have noticed: it would have lost its
-    /// partitions and joined again.
-    pub fn is_forgotten(&self) -> bool {
-        let since_ms = self.commits.forgotten_ms;
-        since_ms.is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) >= FORGOTTEN_MS)
+    /// Whether the group has rejected this member for so long that the client cannot have noticed: otherwise it would
+    /// have reported lost partitions and rejoined.
+    pub fn has_lost_membership(&self) -> bool {
+        let since_ms = self.commits.not_member_since_ms;
+        since_ms
+            .is_some_and(|since_ms| self.now_ms.saturating_sub(since_ms) >= NOT_MEMBER_TIMEOUT_MS)
     }
 
-    /// `whole`: the request failed, not what it said of these partitions.
+    /// `whole`: the request failed as a whole, not for single partitions.
     fn note_refusals(&mut self, refusals: &[(AssignmentId, i64, &CommitError)], whole: bool) {
         let Some(&(_, _, first)) = refusals.first() else {
             self.commits.refusals = BackOff::default();
@@ -376,8 +377,8 @@ impl Flow {
             return;
         };
         let (now_ms, jitter) = (self.now_ms, self.random());
-        self.commits.forgotten_ms = match first.kind {
-            CommitErrorKind::NotMember => self.commits.forgotten_ms.or(Some(now_ms)),
+        self.commits.not_member_since_ms = match first.kind {
+            CommitErrorKind::NotMember => self.commits.not_member_since_ms.or(Some(now_ms)),
             _ => None,
         };
         let own = |(_, _, error): &(AssignmentId, i64, &CommitError)| {
@@ -393,11 +394,11 @@ impl Flow {
             .iter()
             .map(|(slot, offset, error)| (*slot, ((*error).clone(), *offset)));
         self.commits.refused.extend(refused);
-        // Those of each kind by themselves; what comes first stands as the reason.
-        let mut told = BTreeSet::new();
+        // Logs each kind separately; the first refusal is logged last, so that it stays as the reported reason.
+        let mut logged = BTreeSet::new();
         let mut kinds: Vec<_> = refusals
             .iter()
-            .filter(|(_, _, error)| told.insert(error.kind))
+            .filter(|(_, _, error)| logged.insert(error.kind))
             .collect();
         kinds.reverse();
         for (slot, _, error) in kinds {
@@ -407,7 +408,8 @@ impl Flow {
         }
     }
 
-    /// One line for a commit however many partitions are refused in this way: a warning at first and once a minute while it lasts.
+    /// Logs one line per commit and kind, however many partitions it concerns: a warning at first, then once per minute
+    /// while it lasts.
     fn log_refusals(&mut self, slot: AssignmentId, first: &CommitError, partitions: usize) {
         let now_ms = self.now_ms;
         let at = &self.assignments[slot.0 as usize].at;
@@ -422,7 +424,7 @@ impl Flow {
         let remedy = remedy_of(first);
         let refused = self.commits.trouble.get_or_insert_with(|| Refused {
             kind: first.kind,
-            benign_until_ms: now_ms + PERSISTS_MS,
+            benign_until_ms: now_ms + REBALANCE_GRACE_MS,
             trouble: Trouble {
                 count: 0,
                 ..Trouble::new(&cause, remedy, now_ms)
@@ -432,12 +434,12 @@ impl Flow {
         refused.kind = first.kind;
         refused.trouble.again(&cause, remedy, now_ms);
         if refused.is_benign(now_ms) {
-            tracing::debug!(cause, "commit refused; it is sent again");
+            tracing::debug!(cause, "commit rejected; retrying");
             return;
         }
         let limit = self.commits.log.entry(first.kind).or_default();
         let Some(refusals) = limit.count(now_ms) else {
-            tracing::debug!(cause, "commit refused; it is sent again");
+            tracing::debug!(cause, "commit rejected; retrying");
             return;
         };
         refused.logged = true;
@@ -448,15 +450,15 @@ impl Flow {
             refusals,
             seconds = now_ms.saturating_sub(refused.trouble.since_ms) / 1_000,
             remedy,
-            "commit refused; it is sent again until it is accepted"
+            "commit rejected; retrying until it is accepted"
         );
     }
 
-    /// What keeps commits from being accepted, if anything does.
+    /// The problem that keeps commits from being accepted, if there is one.
     pub(super) fn commit_problem(&self, clock: WallClock) -> Option<ServiceProblem> {
         let refused = self.commits.trouble.as_ref();
         let refused = refused.filter(|refused| !refused.is_benign(self.now_ms))?;
-        let what = format!("group {} does not take commits", self.settings.group);
+        let what = format!("group {} rejects commits", self.settings.group);
         let kind = ProblemKind::CommitsRefused;
         Some(refused.trouble.problem(kind, what, clock))
     }
@@ -465,7 +467,7 @@ impl Flow {
     pub(super) fn why_not_committed(&self, slot: AssignmentId, clock: WallClock) -> Option<String> {
         let (error, _) = self.commits.refused.get(&slot)?;
         let mut problem = self.commit_problem(clock)?;
-        // The group may have something else against other partitions.
+        // The group may have rejected other partitions for another reason.
         problem.cause.clone_from(&error.reason);
         remedy_of(error).clone_into(&mut problem.remedy);
         Some(problem.sentence())

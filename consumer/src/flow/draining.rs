@@ -1,8 +1,8 @@
-//! Giving partitions back: stop admission, finish what was begun, fence what was not (G3, G5).
+//! Draining revoked partitions: stop admission, finish the started records, fence the others (G3, G5).
 //!
-//! A record that some handler has begun is finished in all of them, else its next owner would run it twice. To keep
-//! the order, everything up to the last such record is finished too; what lies beyond is left to the next owner. A
-//! running call has begun the records up to the one that it is at: it ends there.
+//! A record that some handler has started is finished in all of them, or else its next owner would run it twice. To
+//! keep the order, everything up to the last such record is finished too; later records are left to the next owner. A
+//! running call has started the records up to its current one: it ends there.
 
 use std::collections::HashSet;
 
@@ -15,8 +15,8 @@ use crate::dispatch::{EntryKey, FlightKey, HandlerIx};
 use crate::source::AssignmentId;
 
 impl Flow {
-    /// Stops the admission of partitions; what was begun may finish until `deadline_ms` on the flow's clock. A partition
-    /// that drains already keeps an earlier deadline.
+    /// Stops the admission of partitions; started records may finish until `deadline_ms` on the flow's clock. A
+    /// partition that is draining already keeps an earlier deadline.
     pub fn start_drain(&mut self, slots: &[AssignmentId], deadline_ms: u64) {
         for &slot in slots {
             self.drop_overflow(slot);
@@ -30,12 +30,12 @@ impl Flow {
             };
         }
         self.commits.start_drain(slots);
-        self.leave_unbegun(slots);
+        self.leave_unstarted(slots);
         self.stop_calls(slots);
     }
 
-    /// Ends running calls that have records of these partitions, each after the record that it is at: what a slow handler
-    /// was given at once may take longer than a drain.
+    /// Ends running calls that contain records of these partitions, each after its current record: a slow handler may
+    /// need longer for the rest of its batch than the drain may take.
     fn stop_calls(&mut self, slots: &[AssignmentId]) {
         let slab = &self.slab;
         let ours = |key: &EntryKey| {
@@ -46,23 +46,23 @@ impl Flow {
         self.recall_queued(pools);
     }
 
-    /// A call is over. After the last one that was `stopped`, what they had not begun is left to the next owner, or waits no
-    /// longer.
+    /// Called when a call has ended. After the last `stopped` one, the records that they did not start are left to the
+    /// next owner, or stop waiting.
     pub(super) fn call_ended(&mut self, stopped: bool) {
         if !stopped || self.flights.any_stopped() {
             return;
         }
         let slots: Vec<AssignmentId> = self.draining().collect();
         if !slots.is_empty() {
-            self.leave_unbegun(&slots);
+            self.leave_unstarted(&slots);
         }
         for place in 0..self.handlers.len() {
-            self.list(HandlerIx(place as u32));
+            self.mark_dirty(HandlerIx(place as u32));
         }
     }
 
-    /// Whether a batch has to wait with its dispatch: while stopped calls are under way, it is not known yet which records of a
-    /// draining partition were begun in them and have to be finished everywhere.
+    /// Whether a batch must not be dispatched yet: while stopped calls are running, it is unknown which records of a
+    /// draining partition they have started, which must then be finished in all handlers.
     pub(super) fn waits_for_stopped_calls(&self, keys: &[EntryKey]) -> bool {
         self.flights.any_stopped()
             && keys.iter().any(|key| {
@@ -72,29 +72,29 @@ impl Flow {
             })
     }
 
-    /// Takes out of everything what lies beyond the last record that some handler has begun.
-    fn leave_unbegun(&mut self, slots: &[AssignmentId]) {
-        let begun = self.begun();
-        let mut unbegun = Vec::new();
+    /// Removes all records beyond the last one that some handler has started.
+    fn leave_unstarted(&mut self, slots: &[AssignmentId]) {
+        let started = self.started();
+        let mut unstarted = Vec::new();
         for &slot in slots {
             let last = self
                 .slab
                 .iter()
-                .filter(|(key, entry)| entry.slot == slot && begun.contains(key))
+                .filter(|(key, entry)| entry.slot == slot && started.contains(key))
                 .map(|(_, entry)| entry.offset())
                 .max()
                 .unwrap_or(i64::MIN);
-            unbegun.extend(
+            unstarted.extend(
                 self.slab
                     .iter()
                     .filter(|(_, e)| e.slot == slot && e.offset() > last && e.unsettled > 0)
                     .map(|(k, _)| k),
             );
         }
-        self.abandon(&unbegun);
+        self.abandon(&unstarted);
     }
 
-    /// Whether nothing of these partitions is under way any more, or the deadline has passed.
+    /// Whether nothing of these partitions is in flight, or the deadline has passed.
     pub fn is_drained(&self, slots: &[AssignmentId]) -> bool {
         let overdue = slots
             .iter()
@@ -110,7 +110,8 @@ impl Flow {
                 .any(|(_, entry)| entry.unsettled > 0 && slots.contains(&entry.slot))
     }
 
-    /// Gives partitions up: nothing of theirs starts, late outcomes are discarded, nothing is committed for them (G5).
+    /// Releases partitions: none of their records starts, late outcomes are discarded, nothing is committed for them
+    /// (G5).
     pub fn release(&mut self, slots: &[AssignmentId]) {
         self.fence(slots);
         for &slot in slots {
@@ -126,8 +127,8 @@ impl Flow {
         self.drop_retired();
     }
 
-    /// Fences the partitions whose time to drain is over, before their last commit is sent: from then on nothing of them
-    /// starts or counts.
+    /// Fences the partitions whose drain has timed out, before their last commit is sent: from then on none of their
+    /// records starts or counts.
     pub(super) fn end_overdue_drains(&mut self) {
         let overdue: Vec<AssignmentId> = self
             .current
@@ -142,16 +143,16 @@ impl Flow {
             })
             .collect();
         if !overdue.is_empty() {
-            let begun = self.begun();
-            let (records, handlers) = self.unfinished(&overdue, &begun);
+            let started = self.started();
+            let (records, handlers) = self.unfinished(&overdue, &started);
             let handlers = handlers.join(", ");
-            self.overrun += records as u64;
+            self.unfinished_records += records as u64;
             if records > 0 {
                 tracing::warn!(
                     records,
                     partitions = overdue.len(),
                     handlers,
-                    "the time to drain is over: records that were begun are handled again by the next owner; \
+                    "drain timed out: the next owner reprocesses the unfinished records; \
                      a longer processing.drain_timeout lets slow handlers finish"
                 );
             }
@@ -159,29 +160,33 @@ impl Flow {
         }
     }
 
-    /// How many records were begun and not finished at the ends of drains since this was asked last.
-    pub fn take_overrun(&mut self) -> u64 {
-        std::mem::take(&mut self.overrun)
+    /// Takes the number of records that were started and unfinished when drains timed out.
+    pub fn take_unfinished(&mut self) -> u64 {
+        std::mem::take(&mut self.unfinished_records)
     }
 
-    /// Counts what partitions leave that are lost during a stop: as overrun the records that were begun. Gives how many of them
-    /// have something that is not known to be committed.
+    /// Counts the unfinished records of partitions that are lost during shutdown. Returns the number of partitions with
+    /// handled records that are not known to be committed.
     pub fn count_lost(&mut self, slots: &[AssignmentId]) -> usize {
-        let begun = self.begun();
-        let (records, _) = self.unfinished(slots, &begun);
-        self.overrun += records as u64;
+        let started = self.started();
+        let (records, _) = self.unfinished(slots, &started);
+        self.unfinished_records += records as u64;
         let left = |slot: &&AssignmentId| {
             let ledger = &self.assignments[slot.0 as usize].ledger;
             let committed = self.assignments[slot.0 as usize].committed;
-            // A token alone that is not committed lets nothing be handled again.
+            // An uncommitted token alone causes no reprocessing.
             let handled = ledger.frontier() > committed || !ledger.settled_ahead().is_empty();
             handled && self.commit_entry(**slot).is_some()
         };
         slots.iter().filter(left).count()
     }
 
-    /// Of these partitions, how many records are begun and not settled, and by which handlers.
-    fn unfinished(&self, slots: &[AssignmentId], begun: &HashSet<EntryKey>) -> (usize, Vec<&str>) {
+    /// How many started records of these partitions are unsettled, and in which handlers.
+    fn unfinished(
+        &self,
+        slots: &[AssignmentId],
+        started: &HashSet<EntryKey>,
+    ) -> (usize, Vec<&str>) {
         let left = |key: &EntryKey| {
             self.slab
                 .get(*key)
@@ -203,13 +208,13 @@ impl Flow {
             Some(&*handler.settings.name)
         });
         (
-            begun.iter().filter(|key| left(key)).count(),
+            started.iter().filter(|key| left(key)).count(),
             names.collect(),
         )
     }
 
-    /// Takes partitions' records out of everything: what no worker has begun does not start, calls that have some of them
-    /// stop after the record that they are at.
+    /// Removes all records of partitions: those that no worker has started do not start, calls that contain some of
+    /// them stop after their current record.
     fn fence(&mut self, slots: &[AssignmentId]) {
         for &slot in slots {
             self.drop_overflow(slot);
@@ -236,8 +241,8 @@ impl Flow {
         self.forget_stopped_calls();
     }
 
-    /// Does not wait any longer for stopped calls that have nothing of a partition that still drains: one that hangs would
-    /// hold every later drain.
+    /// Stops waiting for stopped calls without records of a draining partition: a hung one would block every later
+    /// drain.
     fn forget_stopped_calls(&mut self) {
         if !self.flights.any_stopped() {
             return;
@@ -253,12 +258,12 @@ impl Flow {
         self.call_ended(true);
     }
 
-    /// Has pools send back what they have queued of calls that were stopped.
+    /// Makes pools return the queued batches that were stopped.
     fn recall_queued(&self, mut pools: Vec<HandlerIx>) {
         pools.sort_unstable();
         pools.dedup();
         for ix in pools {
-            // A pool of an earlier generation sent back what it had queued when it was left.
+            // A pool of an earlier generation returned its queue when it was replaced.
             if let Some(handler) = &self.handlers[ix.0 as usize]
                 && let Some(pool) = &handler.settings.pool
             {
@@ -267,31 +272,31 @@ impl Flow {
         }
     }
 
-    /// Records that some handler has begun: settled by one, parked, with the producer, or with a worker.
-    fn begun(&self) -> HashSet<EntryKey> {
-        let mut begun: HashSet<EntryKey> = self
+    /// Records that some handler has started: settled by one, waiting for the producer, or with a worker.
+    fn started(&self) -> HashSet<EntryKey> {
+        let mut started: HashSet<EntryKey> = self
             .slab
             .iter()
             .filter(|(_, entry)| entry.unsettled < entry.wanted)
             .map(|(key, _)| key)
             .collect();
-        begun.extend(
+        started.extend(
             self.flights
                 .iter()
                 .filter(|flight| flight.is_submitted())
                 .flat_map(|f| f.keys.iter().copied()),
         );
-        // A parked record that no other handler has finished was not handled: it may as well run elsewhere.
-        begun.extend(
+        // A parked record that no other handler has finished has had no effect: it may as well run elsewhere.
+        started.extend(
             self.tasks
                 .iter()
                 .filter(|(.., task)| !matches!(task.stage, Stage::Parked { .. }))
                 .map(|(_, key, _)| key),
         );
-        begun
+        started
     }
 
-    /// Takes records out of everything; they are never settled here.
+    /// Removes records from all queues; they are never settled here.
     fn abandon(&mut self, keys: &[EntryKey]) {
         let gone: HashSet<EntryKey> = keys.iter().copied().collect();
         for place in 0..self.handlers.len() {
@@ -324,7 +329,7 @@ impl Flow {
         }
     }
 
-    /// Takes the records that `wanted` names out of what no worker has yet: backlog, lanes, open and ready flights.
+    /// Removes the records that `wanted` selects from where no worker has them: backlog, lanes, open and ready batches.
     pub(super) fn take_queued(
         &mut self,
         ix: HandlerIx,
@@ -355,7 +360,7 @@ impl Flow {
             let out = batch.keys.drain(kept..).zip(batch.records.drain(kept..));
             for (key, record) in out {
                 if let Some(entry) = self.slab.get_mut(key) {
-                    entry.give_back(record);
+                    entry.return_record(record);
                     batch.bytes -= u64::from(entry.charge);
                     handler.in_flight_bytes -= u64::from(entry.charge);
                 }
@@ -380,11 +385,11 @@ impl Flow {
             !take
         });
         self.end_emptied(ix, &emptied);
-        self.list(ix);
+        self.mark_dirty(ix);
         taken
     }
 
-    /// Ends flights whose records were all taken out: lanes that they had would stay shut, since nobody submits them.
+    /// Ends batches that have lost all their records: they are never submitted, so their lanes would stay occupied.
     fn end_emptied(&mut self, ix: HandlerIx, emptied: &[FlightKey]) {
         let mut freed = Vec::new();
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {

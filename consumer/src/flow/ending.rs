@@ -1,16 +1,17 @@
-//! The end of a flow, also after a failure: calls stop, what comes back at once is freed, what is still read is left behind.
+//! Drop of a flow, also after a failure: cancels its calls, frees the records that are returned at once, and leaks
+//! those that a call still reads.
 
 use super::Flow;
 use crate::dispatch::PumpMessage;
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        // Nobody waits for their results any more (G5).
+        // Nothing waits for their results any more (G5).
         for flight in self.flights.submitted() {
             flight.recall();
         }
         if std::thread::panicking() {
-            // Nothing that may panic again: what is lent stays lent, and so in memory.
+            // Run nothing that may panic again: lent records stay lent, so their memory is never freed under a reader.
             return;
         }
         for handler in self.handlers.iter().flatten() {
@@ -23,7 +24,7 @@ impl Drop for Flow {
         for message in messages {
             if let PumpMessage::Finished(mut batch) = message {
                 for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
-                    self.give_back(key, record);
+                    self.return_record(key, record);
                 }
             }
         }
@@ -34,7 +35,7 @@ impl Drop for Flow {
             tracing::warn!(
                 records,
                 bytes,
-                "handlers still read records of a pump that has ended; their memory is left behind until the process ends"
+                "handlers still read records of a pump that has ended; their memory is not freed until the process exits"
             );
         }
     }

@@ -1,29 +1,29 @@
-//! Batches under way: open (being filled), ready (waiting for a worker), or submitted.
+//! In-flight batches: open (being filled), ready (waiting for a worker), or submitted.
 
 use sluicegate_runtime::CancelFlag;
 
 use crate::dispatch::lanes::NO_FLIGHT;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 
-/// A batch under way.
+/// An in-flight batch.
 #[derive(Default)]
 pub struct Flight {
     serial: u32,
     /// The batch, until it is submitted.
     pub batch: Option<Box<Batch>>,
-    /// What was submitted.
+    /// The records that were submitted.
     pub keys: Vec<EntryKey>,
-    /// Lanes of it in which other records wait.
+    /// Its lanes in which other records wait.
     pub contended: Vec<u64>,
-    /// Whose records these are.
+    /// The handler that it belongs to.
     pub handler: Option<HandlerIx>,
     /// When it was submitted, on the flow's clock.
     pub submitted_ms: u64,
-    /// Stops it, while it is with a worker.
+    /// Cancels it while a worker has it.
     cancel: Option<CancelFlag>,
-    /// It was cancelled for the sake of some of its records: the others are no worse for that.
+    /// It was cancelled because of some of its records; the others are not charged an attempt.
     pub recalled: bool,
-    /// It ends after the record that it is at, and partitions that drain wait for that.
+    /// The call ends after its current record, and draining partitions wait for that.
     pub stopped: bool,
 }
 
@@ -33,7 +33,7 @@ impl Flight {
         self.handler.is_some() && self.batch.is_none()
     }
 
-    /// No further record of it starts, wherever it is, and the one that it is at is to be given up.
+    /// Starts no further record of it, wherever it is, and abandons the current one.
     pub fn recall(&mut self) {
         if let Some(cancel) = &self.cancel {
             cancel.set();
@@ -42,23 +42,23 @@ impl Flight {
     }
 }
 
-/// All flights of a pump.
+/// All in-flight batches of a pump.
 #[derive(Default)]
 pub struct Flights {
     table: Vec<Flight>,
-    /// How many under way are stopped.
+    /// Number of stopped batches still in flight.
     stopped: usize,
     spare: Vec<u32>,
-    // Boxes, since batches travel between threads by pointer.
+    // Boxes, because batches travel between threads by pointer.
     #[allow(clippy::vec_box)]
     batches: Vec<Box<Batch>>,
 }
 
-/// Empty batches that are kept for reuse.
+/// Number of empty batches kept for reuse.
 const SPARE_BATCHES: usize = 64;
 
 impl Flights {
-    /// Opens a flight with an empty batch.
+    /// Opens an empty batch.
     pub fn open(&mut self, handler: HandlerIx) -> FlightKey {
         let index = self.spare.pop().unwrap_or_else(|| {
             self.table.push(Flight {
@@ -80,7 +80,7 @@ impl Flights {
         key
     }
 
-    /// Whether this flight is still under way.
+    /// Whether this batch is still in flight.
     pub fn is_live(&self, key: FlightKey) -> bool {
         key != NO_FLIGHT
             && self
@@ -89,20 +89,20 @@ impl Flights {
                 .is_some_and(|flight| flight.serial == key.serial)
     }
 
-    /// The flight, if it is still under way.
+    /// The batch's entry, if it is still in flight.
     pub fn get(&mut self, key: FlightKey) -> Option<&mut Flight> {
         self.table
             .get_mut(key.index as usize)
             .filter(|flight| flight.serial == key.serial)
     }
 
-    /// Its batch, while it is not submitted.
+    /// Its batch, before submission.
     pub fn batch(&mut self, key: FlightKey) -> Option<&mut Batch> {
         self.get(key)?.batch.as_deref_mut()
     }
 
-    /// No further record starts of the submitted flights that `wanted` picks, wherever they are; what they are at may
-    /// finish. Gives their handlers.
+    /// Starts no further record of the submitted batches that `wanted` selects, wherever they are; their current record
+    /// may finish. Returns their handlers.
     pub fn stop(&mut self, wanted: impl Fn(&Flight) -> bool) -> Vec<HandlerIx> {
         let mut handlers = Vec::new();
         for flight in &mut self.table {
@@ -120,7 +120,7 @@ impl Flights {
         handlers
     }
 
-    /// Stopped flights that `wanted` does not pick are not waited for any more.
+    /// Stops waiting for stopped batches that `wanted` does not select.
     pub fn keep_stopped(&mut self, wanted: impl Fn(&Flight) -> bool) {
         for flight in &mut self.table {
             if flight.stopped && !wanted(flight) {
@@ -130,7 +130,7 @@ impl Flights {
         }
     }
 
-    /// Whether a stopped flight that is waited for is still under way.
+    /// Whether a stopped batch that is waited for is still in flight.
     pub fn any_stopped(&self) -> bool {
         self.stopped > 0
     }
@@ -145,7 +145,7 @@ impl Flights {
         Some(batch)
     }
 
-    /// Ends the flight: its lanes are free from now on. Gives the lanes in which records wait.
+    /// Ends the batch: its lanes are free from now on. Returns the lanes in which records wait.
     pub fn end(&mut self, key: FlightKey) -> Vec<u64> {
         let Some(flight) = self.get(key) else {
             return Vec::new();
@@ -166,7 +166,7 @@ impl Flights {
         contended
     }
 
-    /// Keeps an empty batch for later.
+    /// Keeps an empty batch for reuse.
     pub fn recycle(&mut self, mut batch: Box<Batch>) {
         if self.batches.len() < SPARE_BATCHES {
             batch.clear();
@@ -174,12 +174,12 @@ impl Flights {
         }
     }
 
-    /// Every flight that a worker has.
+    /// All batches that a worker has.
     pub fn submitted(&mut self) -> impl Iterator<Item = &mut Flight> {
         self.table.iter_mut().filter(|flight| flight.is_submitted())
     }
 
-    /// The flights of a handler that a worker has.
+    /// The batches of a handler that a worker has.
     pub fn submitted_of(&self, handler: HandlerIx) -> Vec<FlightKey> {
         let mine = |flight: &Flight| flight.is_submitted() && flight.handler == Some(handler);
         self.table
@@ -193,7 +193,7 @@ impl Flights {
             .collect()
     }
 
-    /// Every flight under way.
+    /// All in-flight batches.
     pub fn iter(&self) -> impl Iterator<Item = &Flight> {
         self.table.iter().filter(|flight| flight.handler.is_some())
     }

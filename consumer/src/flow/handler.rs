@@ -1,4 +1,4 @@
-//! One handler as the flow sees it: its settings, its lanes, what waits for it and what it has done.
+//! Per-handler state of the flow: settings, lanes, queues and counters.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,56 +9,56 @@ use crate::dispatch::{EntryKey, FlightKey, OwnedPartition, WorkerPool};
 use crate::settlement::RetryPolicy;
 use crate::source::AssignmentId;
 
-/// Which records of a handler may not overtake each other.
+/// Ordering guarantee of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Records of one key of one partition.
+    /// Records with the same key in the same partition are handled in order.
     Key,
-    /// Records of one partition.
+    /// Records of a partition are handled in order.
     Partition,
-    /// None.
+    /// No order.
     Unordered,
 }
 
-/// What happens to the records of a handler whose instances died too often.
+/// What happens to the records of a failed handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// They wait (G1).
+    /// They are held (G1).
     Hold,
     /// They go to the dead-letter topic.
     DeadLetter,
 }
 
-/// How a handler is to be run; comes with a plan and replaces the earlier settings whole.
+/// How a handler is run; replaced as a whole by each plan.
 #[derive(Clone)]
 pub struct HandlerSettings {
     /// The spec's name.
     pub name: Arc<str>,
-    /// Version of its plugin.
+    /// Its plugin's version.
     pub version: Arc<str>,
     /// Number of its generation.
     pub generation: u64,
-    /// Tells its config from another one: instances may take a new config without a new generation.
+    /// Identifies its config: instances may take a new config without a new generation.
     pub config_digest: u64,
-    /// Its threads; `None` while its gate has been shut since it was declared.
+    /// Its threads; `None` while its gate has been closed since it was declared.
     pub pool: Option<Arc<dyn WorkerPool>>,
     /// Whether its gate is open.
     pub gate_open: bool,
-    /// Its order.
+    /// Its ordering guarantee.
     pub order: Order,
-    /// Its retries.
+    /// Its retry policy.
     pub retry: RetryPolicy,
     /// Its dead-letter topic; `{topic}` stands for the record's topic.
     pub dead_letter_topic: Arc<str>,
-    /// What a tripped handler's records do.
+    /// What happens to its records while it is failed.
     pub on_failure: OnFailure,
-    /// Bound of records in batches.
+    /// Maximum number of records in flight.
     pub max_in_flight_records: u32,
-    /// Bound of bytes in batches.
+    /// Maximum number of bytes in flight.
     pub max_in_flight_bytes: u64,
-    /// A key always goes to the same worker.
+    /// A key is always handled by the same worker.
     pub keeps_key_state: bool,
-    /// It takes a batch as a whole: after a failed batch its records are tried one by one.
+    /// It handles a batch as a whole: after a failed batch its records are retried one by one.
     pub takes_batches: bool,
 }
 
@@ -67,76 +67,76 @@ pub struct HandlerSettings {
 pub struct OutcomeCounts {
     /// Succeeded.
     pub ack: u64,
-    /// Attempts that are followed by another.
+    /// Attempts that are followed by another one.
     pub retry: u64,
-    /// Given up, and in the dead-letter topic.
+    /// Dead-lettered, with the dead letter acknowledged.
     pub dead_letter: u64,
     /// Dropped by the handler with a reason.
     pub drop: u64,
-    /// Passed by a shut gate.
+    /// Passed by a closed gate.
     pub skipped: u64,
     /// Attempts that ended in a panic.
     pub panics: u64,
-    /// Calls that overran their timeout.
-    pub overruns: u64,
+    /// Calls that exceeded their timeout.
+    pub timeouts: u64,
 }
 
 /// A handler's state in the flow.
 pub struct HandlerFlow {
     /// How it is run.
     pub settings: HandlerSettings,
-    /// It is not wanted any more; what it has is finished, then it goes.
+    /// Retiring: finishes its in-flight records, then is removed.
     pub retiring: bool,
     /// Set while it is switched off or removed and still has records.
     pub closing: Option<Closing>,
     /// Its lanes.
     pub lanes: Lanes,
-    /// Flights being filled: one, or one a worker when keys stay with a worker.
+    /// Batches being filled: one, or one per worker when keys stay with a worker.
     pub open: Vec<Option<FlightKey>>,
-    /// Full flights that wait for a worker.
+    /// Full batches that wait for a worker.
     pub ready: VecDeque<FlightKey>,
-    /// Records that wait since its bound is reached, in order.
+    /// Records that wait because its bound is reached, in order.
     pub backlog: VecDeque<EntryKey>,
-    /// Lanes that are free and have waiting records, for which there was no room.
+    /// Free lanes with waiting records for which there was no room.
     pub runnable: VecDeque<u64>,
-    /// Records in flights.
+    /// Records in flight.
     pub in_flight_records: u32,
-    /// Bytes in flights.
+    /// Bytes in flight.
     pub in_flight_bytes: u64,
-    /// The pool refused; wait until it says that it is free.
+    /// The pool refused a batch; wait for [`PumpMessage::PoolFree`](crate::dispatch::PumpMessage::PoolFree).
     pub blocked: bool,
-    /// Calls in a row that have run none of their records.
+    /// Consecutive calls that ran none of their records.
     pub fruitless_calls: u32,
-    /// Nothing is submitted before this time, on the flow's clock.
-    pub rests_until_ms: Option<u64>,
-    /// It stands in the list of handlers with something to submit.
-    pub listed: bool,
-    /// Its records hold their lanes beyond the call (emits, retries): one record of a lane a flight.
+    /// Backing off: nothing is submitted before this time, on the flow's clock.
+    pub backoff_until_ms: Option<u64>,
+    /// It is in the list of handlers with something to submit.
+    pub dirty: bool,
+    /// Its records hold their lanes beyond the call (emits, retries): one record of a lane per batch.
     pub exclusive: bool,
-    /// Records that one call may get, so that a call stays short.
+    /// Maximum number of records per call, so that calls stay short.
     pub batch_limit: u32,
     /// Parked, dead-lettering and producing records.
     pub held: u32,
-    /// What it has done.
+    /// Its counters.
     pub counts: OutcomeCounts,
-    /// The last thing that went wrong.
+    /// The last error.
     pub last_error: Option<Arc<str>>,
-    /// The partitions that its pool was told of last.
-    pub told: Vec<(AssignmentId, OwnedPartition)>,
+    /// The partitions last announced to its pool.
+    pub announced: Vec<(AssignmentId, OwnedPartition)>,
     cost_ns: u64,
 }
 
-/// Calls are sized to take about this long.
+/// Batch sizes aim at this duration of a call.
 const CALL_TARGET_NS: u64 = 2_000_000;
 const MIN_BATCH: u32 = 1;
-/// Most records of one call. Cheap handlers need this many to be worth a wake-up: 512 gave half the records a second.
+/// Maximum number of records per call. Cheap handlers need this many to amortize a wake-up: 512 halved the throughput.
 pub const MAX_BATCH: u32 = 4096;
 const FIRST_BATCH: u32 = 32;
-/// Most bytes of one call.
+/// Maximum number of bytes per call.
 pub const MAX_BATCH_BYTES: u64 = 4 << 20;
 
 impl HandlerFlow {
-    /// A handler with nothing to do yet.
+    /// A handler without records.
     pub fn new(settings: HandlerSettings) -> Self {
         let mut this = Self {
             settings,
@@ -151,27 +151,27 @@ impl HandlerFlow {
             in_flight_bytes: 0,
             blocked: false,
             fruitless_calls: 0,
-            rests_until_ms: None,
-            listed: false,
+            backoff_until_ms: None,
+            dirty: false,
             exclusive: false,
             batch_limit: FIRST_BATCH,
             held: 0,
             counts: OutcomeCounts::default(),
             last_error: None,
-            told: Vec::new(),
+            announced: Vec::new(),
             cost_ns: 0,
         };
         this.size_open();
         this
     }
 
-    /// Takes new settings; what is open is closed, so that a batch keeps to one set of settings.
+    /// Applies new settings; open batches are closed, so that a batch has one set of settings.
     pub fn replace(&mut self, settings: HandlerSettings) {
         self.settings = settings;
         self.retiring = false;
         self.blocked = false;
         self.fruitless_calls = 0;
-        self.rests_until_ms = None;
+        self.backoff_until_ms = None;
         for flight in std::mem::take(&mut self.open).into_iter().flatten() {
             self.ready.push_back(flight);
         }
@@ -192,13 +192,13 @@ impl HandlerFlow {
         self.open.resize(places, None);
     }
 
-    /// Whether its bound lets another record into a flight.
+    /// Whether its bounds admit another record.
     pub fn has_room(&self) -> bool {
         self.in_flight_records < self.settings.max_in_flight_records
             && self.in_flight_bytes < self.settings.max_in_flight_bytes
     }
 
-    /// Whether nothing of it is left.
+    /// Whether it has no record left.
     pub fn is_idle(&self) -> bool {
         self.in_flight_records == 0
             && self.backlog.is_empty()
@@ -206,7 +206,7 @@ impl HandlerFlow {
             && self.lanes.waiters() == 0
     }
 
-    /// Learns from a call how many records the next ones may get.
+    /// Updates the batch limit from the measured cost of a call.
     pub fn learn_cost(&mut self, records: u32, elapsed_us: u64) {
         if records == 0 {
             return;
@@ -219,7 +219,7 @@ impl HandlerFlow {
         };
         let wanted = (CALL_TARGET_NS / self.cost_ns.max(1))
             .clamp(u64::from(MIN_BATCH), u64::from(MAX_BATCH)) as u32;
-        // Growing by doubling keeps one odd measurement from sending hundreds of slow records to one worker.
+        // Growth is limited to doubling, so that one outlier does not send hundreds of slow records to one worker.
         self.batch_limit = wanted
             .min(self.batch_limit.saturating_mul(2))
             .max(MIN_BATCH);

@@ -1,20 +1,20 @@
-//! The pump's pure core: what becomes of each record between the source and the commit.
+//! The pump's pure core: decides what happens to each record between source and commit.
 //!
 //! ```text
-//!  deliver ─► ledger ─► route ─► enqueue ─► place: lane ─► open flight ─► dispatch ─► worker pool
-//!                                   │ bound reached          │ lane taken
-//!                                   ▼                        ▼
-//!                                backlog                  waits in its lane
+//!  deliver ─► ledger ─► route ─► enqueue ─► lane ─► open batch ─► dispatch ─► worker pool
+//!                                   │ bound reached │ lane taken
+//!                                   ▼               ▼
+//!                                backlog        waits in its lane
 //!
 //!  finished ─► settle: ack, drop ──────────────► ledger.settle ─► frontier ─► commits_due
-//!                 │    retry ─► parked ─► due ─► open flight
+//!                 │    retry ─► parked ─► due ─► open batch
 //!                 └──► emits, dead letter ─► produced ─► settle      (`produce`)
-//!                         └─ refused ─► held ─► due ─► sent again
+//!                         └─ refused ─► held ─► due ─► resent
 //! ```
 //!
-//! It knows no Kafka, no thread and no clock: time comes in with [`Flow::tick`], batches leave through
-//! [`crate::dispatch::WorkerPool`], produced records through [`crate::emit::Emitter`]. The seeded simulator scripts
-//! all three.
+//! It has no Kafka client, no thread and no clock: time arrives with [`Flow::tick`], batches leave through
+//! [`crate::dispatch::WorkerPool`], produced records through [`crate::emit::Emitter`]. The seeded simulator scripts all
+//! three.
 
 mod admit;
 pub mod budget;
@@ -39,7 +39,7 @@ pub mod slab;
 mod standstill;
 mod tasks;
 #[cfg(test)]
-// Lists of one range are meant.
+// Single-range lists are intended.
 #[allow(clippy::single_range_in_vec_init)]
 mod tests;
 mod topic_name;
@@ -57,7 +57,7 @@ use crate::trouble::LogLimit;
 use commits::Commits;
 use flights::Flights;
 use handler::{HandlerFlow, HandlerSettings};
-use log::GivenUp;
+use log::DeadLetterLog;
 use record_log::RecordLog;
 use refusals::Refusals;
 use slab::Slab;
@@ -66,28 +66,28 @@ use tasks::Tasks;
 /// Bounds and names of a flow.
 #[derive(Clone, Debug)]
 pub struct FlowSettings {
-    /// Records that an owner lost without notice may make somebody repeat, a partition (G3).
+    /// Maximum uncommitted offsets per partition: what is reprocessed if this process dies (G3).
     pub max_uncommitted: i64,
-    /// Bytes of records that may be held.
+    /// Maximum bytes of held records.
     pub budget_bytes: u64,
-    /// A frontier that stands still this long while records wait is reported.
+    /// A frontier that does not move for this long while records wait is reported.
     pub stall_timeout_ms: u64,
     /// Time between commits.
     pub commit_interval_ms: u64,
-    /// How long a handler that is switched off may go without settling anything before the rest of it is skipped.
+    /// How long a handler that is switched off may settle nothing before its remaining records are skipped.
     pub drain_timeout_ms: u64,
     /// The consumer group, for dead letters.
     pub group: Arc<str>,
-    /// Seeds jitter.
+    /// Seed for jitter.
     pub seed: u64,
 }
 
-/// What a topic has brought.
+/// Counters of a topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicCounts {
-    /// Records delivered, repeats not counted.
+    /// Records delivered, without redeliveries.
     pub consumed: u64,
-    /// Records that no handler wanted.
+    /// Records that matched no handler.
     pub unrouted: u64,
     /// Records that the client delivered twice.
     pub repeats: u64,
@@ -102,50 +102,50 @@ pub struct Flow {
     settings: FlowSettings,
     now_ms: u64,
     assignments: Vec<Assignment>,
-    /// Ordered, as all that is walked through here: a seed must give the same run again.
+    /// Ordered, like every collection iterated here: a seed must reproduce the same run.
     current: BTreeMap<TopicPartition, AssignmentId>,
     router: Router,
     slab: Slab,
     flights: Flights,
     handlers: Vec<Option<HandlerFlow>>,
     /// Handlers with something to submit.
-    listed: Vec<HandlerIx>,
+    dirty: Vec<HandlerIx>,
     /// Handlers that are switched off or removed and still have records.
     closing: Vec<HandlerIx>,
-    /// When they are looked at next.
+    /// When they are checked next.
     closing_due_ms: u64,
-    /// Handlers that rest, by when they go on.
-    resting: BTreeSet<(u64, HandlerIx)>,
+    /// Handlers that back off, by the time at which they resume.
+    backing_off: BTreeSet<(u64, HandlerIx)>,
     tasks: Tasks,
     refusals: Refusals,
-    /// A dead letter's topic was not there, or not to be written to.
+    /// A dead-letter topic was missing or not writable.
     missed_target: bool,
-    given_up: GivenUp,
-    /// Records that drains left behind.
-    overrun: u64,
+    dead_letter_log: DeadLetterLog,
+    /// Records that were started and unfinished when a drain timed out.
+    unfinished_records: u64,
     emitter: Arc<dyn Emitter>,
     inbox: Arc<Inbox>,
     charged: u64,
-    /// Mean size of the records that were held last.
+    /// Mean size of the records that were last held.
     last_mean_bytes: u64,
-    /// When the pace of partitions was measured last.
+    /// When the settle rate of partitions was last measured.
     measured_ms: u64,
-    /// Lines that say that partitions are paused for want of memory.
+    /// Limit of the log lines about partitions paused for memory.
     memory_log: LogLimit,
     random: u64,
     topics: HashMap<Arc<str>, TopicCounts>,
-    /// Offsets that were passed over because they are not in the log any more.
+    /// Offsets skipped because they are no longer in the log.
     gone: HashMap<TopicPartition, u64>,
     commits: Commits,
-    /// When positions were asked for last.
+    /// When positions were last queried.
     positions_ms: u64,
     late_outcomes: u64,
     fault: Option<Arc<str>>,
-    /// Pools are to be told which partitions are ours before the next batch.
+    /// The owned partitions must be announced to the pools before the next batch.
     ownership_changed: bool,
-    /// When to look again whether the last record of a partition is over that pools are still told of.
+    /// When to check again whether the last record of a partition that a new route excludes is settled.
     ownership_due_ms: Option<u64>,
-    /// `None` while it is off.
+    /// `None` while the record log is off.
     record_log: Option<RecordLog>,
 }
 
@@ -163,15 +163,15 @@ impl Flow {
             slab: Slab::default(),
             flights: Flights::default(),
             handlers: Vec::new(),
-            listed: Vec::new(),
+            dirty: Vec::new(),
             closing: Vec::new(),
             closing_due_ms: 0,
-            resting: BTreeSet::new(),
+            backing_off: BTreeSet::new(),
             tasks: Tasks::default(),
             refusals: Refusals::default(),
             missed_target: false,
-            given_up: GivenUp::default(),
-            overrun: 0,
+            dead_letter_log: DeadLetterLog::default(),
+            unfinished_records: 0,
             emitter,
             inbox,
             charged: 0,
@@ -191,17 +191,17 @@ impl Flow {
         }
     }
 
-    /// Sets the clock and does what has come due.
+    /// Advances the clock and runs everything that is due.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.ownership_changed |= self.ownership_due_ms.is_some_and(|due_ms| now_ms >= due_ms);
         self.end_overdue_drains();
         self.run_due();
-        self.end_rests();
+        self.end_backoffs();
         self.run_closing();
     }
 
-    /// Takes handlers and routes of a plan, both at once: no record is routed by a mixture (G9).
+    /// Applies the handlers and routes of a plan, both at once: no record is routed by a mixture of two plans (G9).
     pub fn apply(&mut self, index: Arc<RoutingIndex>, handlers: Vec<(HandlerIx, HandlerSettings)>) {
         let mut wanted = vec![false; self.handlers.len()];
         for (ix, settings) in handlers {
@@ -215,7 +215,7 @@ impl Flow {
                 Some(handler) => handler.replace(settings),
                 empty => *empty = Some(HandlerFlow::new(settings)),
             }
-            self.list(ix);
+            self.mark_dirty(ix);
         }
         for (place, handler) in self.handlers.iter_mut().enumerate() {
             if let Some(handler) = handler
@@ -235,7 +235,7 @@ impl Flow {
         self.drop_retired();
     }
 
-    /// Takes a partition.
+    /// Adds an assigned partition.
     pub fn assign(&mut self, new: NewAssignment) -> AssignmentId {
         let slot = AssignmentId(self.assignments.len() as u32);
         let plan = self.router.plan(&new.at.topic);
@@ -255,7 +255,7 @@ impl Flow {
             token_first: new.token_first,
             token_kept: false,
             leader_epochs,
-            // Without one nothing can be said against the list.
+            // Without a leader epoch the inherited list cannot be contradicted.
             finished_leader_epoch: new.inherited.leader_epoch.unwrap_or(i32::MAX),
             state: AssignmentState::Assigned,
             ledger: Ledger::new(new.start, new.inherited.finished),
@@ -281,14 +281,14 @@ impl Flow {
         slot
     }
 
-    /// Counts what a topic's partitions began with.
+    /// Counts how a partition of a topic started.
     pub fn count_start(&mut self, topic: &Arc<str>, recreated: bool, metadata_dropped: bool) {
         let counts = self.topics.entry(topic.clone()).or_default();
         counts.recreated += u64::from(recreated);
         counts.metadata_dropped += u64::from(metadata_dropped);
     }
 
-    /// The slot of a partition that is ours.
+    /// The assignment of an owned partition.
     pub fn slot(&self, at: &TopicPartition) -> Option<AssignmentId> {
         self.current.get(at).copied()
     }
@@ -298,21 +298,23 @@ impl Flow {
         &self.assignments[slot.0 as usize]
     }
 
-    /// Every partition that is ours.
+    /// All owned partitions.
     pub fn partitions(&self) -> impl Iterator<Item = (&TopicPartition, AssignmentId)> {
         self.current.iter().map(|(at, slot)| (at, *slot))
     }
 
-    /// A broken invariant, if one was found: the process must exit without committing (G13).
+    /// The violated invariant, if one was found: the process must exit without committing (G13).
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
     }
 
-    /// Handles one message of the inbox; control requests are the pump's.
+    /// Handles one message of the inbox; the pump runs control requests itself.
     pub fn receive(&mut self, message: PumpMessage) {
         match message {
             PumpMessage::Finished(batch) => self.finished(batch),
-            PumpMessage::Overrun { flight, completed } => self.overrun(flight, &completed),
+            PumpMessage::CallTimedOut { flight, completed } => {
+                self.call_timed_out(flight, &completed)
+            }
             PumpMessage::Produced {
                 handler,
                 entry,
@@ -323,13 +325,13 @@ impl Flow {
         }
     }
 
-    /// What there is to commit for a partition that is ours, if that is news.
+    /// The commit that is due for an owned partition, if it differs from the last accepted one.
     fn commit_entry(&self, slot: AssignmentId) -> Option<CommitEntry> {
         let assignment = &self.assignments[slot.0 as usize];
         let offset = assignment.ledger.frontier();
         let metadata = assignment.metadata(&self.settings.group);
-        let news = offset > assignment.committed || metadata != assignment.committed_metadata;
-        news.then(|| CommitEntry {
+        let changed = offset > assignment.committed || metadata != assignment.committed_metadata;
+        changed.then(|| CommitEntry {
             at: assignment.at.clone(),
             offset,
             leader_epoch: assignment.leader_epochs.at(offset - 1),
@@ -337,30 +339,30 @@ impl Flow {
         })
     }
 
-    /// Bytes of the records that are held.
+    /// Bytes of held records.
     pub fn charged(&self) -> u64 {
         self.charged
     }
 
-    /// Bytes of emitted records that were refused and are kept for a further try; they count against the budget.
+    /// Bytes of refused emitted records that are kept for a resend; they count against the budget.
     pub fn kept_bytes(&self) -> u64 {
         self.refusals.held_bytes()
     }
 
-    /// Records that are held.
+    /// Number of held records.
     pub fn held_records(&self) -> usize {
         self.slab.live()
     }
 
-    /// Whether some call has a record, wanted or not.
-    pub fn lends(&self) -> bool {
+    /// Whether some call still has a record, settled or not.
+    pub fn has_lent_records(&self) -> bool {
         self.slab.lent().next().is_some()
     }
 
     /// When [`Flow::tick`] has something to do next, on its clock.
     pub fn next_due(&self) -> Option<u64> {
-        let rested = self.resting.first().map(|(until_ms, _)| *until_ms);
-        let due = self.tasks.next_due().into_iter().chain(rested);
+        let resumed = self.backing_off.first().map(|(until_ms, _)| *until_ms);
+        let due = self.tasks.next_due().into_iter().chain(resumed);
         due.chain(self.last_commit_due()).min()
     }
 
@@ -374,7 +376,7 @@ impl Flow {
         }
     }
 
-    /// Uniform in 0..1 (xorshift; jitter needs no better).
+    /// Uniform in 0..1 (xorshift is good enough for jitter).
     fn random(&mut self) -> f64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;

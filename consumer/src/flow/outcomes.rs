@@ -1,4 +1,4 @@
-//! What comes back: outcomes of batches, and calls that hang; and what settles a record.
+//! Outcomes: results of batches, calls that time out, and settling records.
 
 use std::sync::Arc;
 
@@ -7,22 +7,23 @@ use sluicegate_runtime::{RawOutcome, RawRecord, outcome_code, outcome_flag};
 use super::Flow;
 use super::place::lane_of_key;
 use super::produce::{REASON_TERMINAL, terminal_error};
-use super::rest::LONGEST_WISH_MS;
+use super::rest::MAX_REQUESTED_DELAY_MS;
 use super::tasks::{Ending, Stage, Task};
 use crate::assignment::AssignmentState;
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx};
 
-/// Wait of a record whose predecessor in its lane is still being retried.
-const FOLLOW_MS: u64 = 10;
+/// Delay of a record whose predecessor in its lane is still being retried.
+const PREDECESSOR_POLL_INTERVAL_MS: u64 = 10;
 
-/// Records between the one that is settled and the one whose memory is fetched ahead, to be freed without a wait.
+/// Prefetch distance, in records: the memory of a record this far ahead is fetched early, so that freeing it does not
+/// stall.
 const PREFETCH: usize = 8;
 
 const REASON_EXHAUSTED: &str = "retries_exhausted";
 const REASON_FAILED: &str = "handler_failed";
 
 impl Flow {
-    /// A batch is back.
+    /// Handles a returned batch.
     pub(super) fn finished(&mut self, mut batch: Box<Batch>) {
         if !self.flights.is_live(batch.flight) {
             self.late(batch);
@@ -46,7 +47,7 @@ impl Flow {
                 .count();
             handler.learn_cost(run as u32, batch.elapsed_us);
             if !recalled && !stopped {
-                self.rest_after(ix, run, batch.elapsed_us);
+                self.back_off_after(ix, run, batch.elapsed_us);
             }
         }
         let quick = batch.emits_pending.is_empty();
@@ -60,17 +61,17 @@ impl Flow {
             }
             let outcome = batch.outcomes.get(i).copied().unwrap_or_default();
             let (lane, attempt) = (record.lane, record.attempt);
-            self.give_back(key, record);
+            self.return_record(key, record);
             if outcome.code == outcome_code::ACK && quick && attempt == 1 {
                 acked += 1;
                 self.settle_share(key);
                 continue;
             }
             if attempt > 1 {
-                // Others may have waited for it since before this flight.
+                // Other records may have waited in the lane since before this batch.
                 freed.push(lane);
             }
-            // Who is told to stop may ask for a retry of a record that is still ours: that costs it no attempt.
+            // A cancelled call may request a retry of a record that is still owned: no attempt is counted for it.
             let cancelled = recalled && outcome.code == outcome_code::RETRY;
             if outcome.code == outcome_code::NOT_RUN || cancelled {
                 back.push((lane, key, attempt));
@@ -84,18 +85,24 @@ impl Flow {
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
             handler.counts.ack += acked;
         }
-        self.take_back(ix, &back, &mut freed);
+        self.requeue_not_run(ix, &back, &mut freed);
         self.call_ended(stopped);
         for lane in freed {
             self.release_lane(ix, lane);
         }
         self.flights.recycle(batch);
-        self.list(ix);
+        self.mark_dirty(ix);
         self.drop_if_retired(ix);
     }
 
-    /// Records that the call did not get to: they go before whatever waits in their lanes, and cost no attempt.
-    fn take_back(&mut self, ix: HandlerIx, back: &[(u64, EntryKey, u32)], freed: &mut Vec<u64>) {
+    /// Requeues records that the call did not run: they go ahead of those waiting in their lanes, and no attempt is
+    /// counted.
+    fn requeue_not_run(
+        &mut self,
+        ix: HandlerIx,
+        back: &[(u64, EntryKey, u32)],
+        freed: &mut Vec<u64>,
+    ) {
         let first = freed.len();
         for &(lane, key, attempt) in back.iter().rev() {
             if self.is_over(key) {
@@ -117,11 +124,11 @@ impl Flow {
                 freed.push(lane);
             }
         }
-        // Released in the order of their offsets.
+        // Released in offset order.
         freed[first..].reverse();
     }
 
-    /// A record on its second or later attempt was not run: it goes again at once, with the same attempt number.
+    /// Requeues a record of the second or a later attempt that was not run, with the same attempt number.
     fn park_now(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
         let reason = self.tasks.get(ix, key).and_then(|task| task.reason.clone());
         self.hold(ix, lane);
@@ -189,10 +196,10 @@ impl Flow {
             outcome_code::DEAD_LETTER => {
                 let reason = detail.unwrap_or_else(terminal_error);
                 self.hold(ix, lane);
-                self.give_up(ix, key, lane, attempt, REASON_TERMINAL, reason);
+                self.dead_letter(ix, key, lane, attempt, REASON_TERMINAL, reason);
             }
             outcome_code::RETRY => {
-                let reason = detail.unwrap_or_else(|| "the handler asked for a retry".into());
+                let reason = detail.unwrap_or_else(|| "the handler requested a retry".into());
                 self.failed_attempt(ix, key, lane, attempt, reason, outcome.arg);
             }
             outcome_code::PANICKED => {
@@ -210,7 +217,7 @@ impl Flow {
         }
     }
 
-    /// Parks the record for its next attempt, or gives it up after the last one.
+    /// Parks the record for its next attempt, or dead-letters it after the last one.
     fn failed_attempt(
         &mut self,
         ix: HandlerIx,
@@ -218,7 +225,7 @@ impl Flow {
         lane: u64,
         attempt: u32,
         reason: Arc<str>,
-        wished_ms: u64,
+        requested_ms: u64,
     ) {
         let random = self.random();
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
@@ -228,11 +235,11 @@ impl Flow {
         let retry = handler.settings.retry;
         self.hold(ix, lane);
         if attempt >= retry.max_attempts {
-            self.give_up(ix, key, lane, attempt, REASON_EXHAUSTED, reason);
+            self.dead_letter(ix, key, lane, attempt, REASON_EXHAUSTED, reason);
             return;
         }
-        let delay_ms = if wished_ms > 0 {
-            wished_ms.min(LONGEST_WISH_MS)
+        let delay_ms = if requested_ms > 0 {
+            requested_ms.min(MAX_REQUESTED_DELAY_MS)
         } else {
             retry.delay_ms(attempt, random)
         };
@@ -256,8 +263,9 @@ impl Flow {
         self.tasks.set(ix, key, task);
     }
 
-    /// A call hangs; its worker is gone with it. What it had finished counts, the record it hangs on has failed.
-    pub(super) fn overrun(&mut self, flight: FlightKey, completed: &[RawOutcome]) {
+    /// Handles a call timeout; its worker is lost. Its completed outcomes count, the record that it hangs on has
+    /// failed.
+    pub(super) fn call_timed_out(&mut self, flight: FlightKey, completed: &[RawOutcome]) {
         let now_ms = self.now_ms;
         let Some(hung) = self.flights.get(flight) else {
             return;
@@ -270,7 +278,7 @@ impl Flow {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
-        handler.counts.overruns += 1;
+        handler.counts.timeouts += 1;
         handler.blocked = false;
         handler.in_flight_records -= keys.len() as u32;
         let bytes: u64 = keys
@@ -288,7 +296,7 @@ impl Flow {
                 freed.push(lane);
             }
             match completed.get(i) {
-                // What it emitted is stuck in the call, so it is run again; a text stuck there is done without.
+                // Its emits are stuck in the call, so it is run again; a detail text stuck there is dropped.
                 Some(outcome)
                     if outcome.code != outcome_code::NOT_RUN
                         && outcome.flags & outcome_flag::EMITTED == 0 =>
@@ -296,37 +304,38 @@ impl Flow {
                     self.outcome(ix, key, lane, attempt, *outcome, false, None);
                 }
                 None if i == completed.len() && !self.is_over(key) => {
-                    let reason: Arc<str> =
-                        format!("the call overran its timeout and still hung after {seconds:.1} s")
-                            .into();
+                    let reason: Arc<str> = format!(
+                        "the call exceeded its timeout and was still hung after {seconds:.1} s"
+                    )
+                    .into();
                     self.log_hung(ix, key, attempt, &reason);
                     self.failed_attempt(ix, key, lane, attempt, reason, 0);
                 }
                 _ => back.push((lane, key, attempt)),
             }
         }
-        self.take_back(ix, &back, &mut freed);
+        self.requeue_not_run(ix, &back, &mut freed);
         self.call_ended(stopped);
         for lane in freed {
             self.release_lane(ix, lane);
         }
-        self.list(ix);
+        self.mark_dirty(ix);
     }
 
-    /// A batch whose flight was ended long ago: only its grip on the records is undone, its outcomes are discarded.
+    /// A batch that was abandoned earlier: its records are returned, its outcomes are discarded.
     fn late(&mut self, mut batch: Box<Batch>) {
         self.late_outcomes += batch.keys.len() as u64;
         for (record, &key) in batch.records.drain(..).zip(&batch.keys) {
-            self.give_back(key, record);
+            self.return_record(key, record);
             self.free_if_done(key);
         }
         self.flights.recycle(batch);
     }
 
-    /// Does what has come due: next attempts, and further tries of what the producer refused.
+    /// Runs what is due: next attempts, and resends of what the producer refused.
     pub(super) fn run_due(&mut self) {
         let handlers = &self.handlers;
-        self.refusals.tell_ended(self.now_ms, |ix| {
+        self.refusals.log_ended(self.now_ms, |ix| {
             let handler = handlers.get(ix.0 as usize)?.as_ref()?;
             Some(handler.settings.name.clone())
         });
@@ -335,8 +344,8 @@ impl Flow {
                 continue;
             };
             match task.stage {
-                Stage::Parked { .. } if self.follows_another(ix, key, task.lane) => {
-                    let due_ms = self.now_ms + FOLLOW_MS;
+                Stage::Parked { .. } if self.waits_for_predecessor(ix, key, task.lane) => {
+                    let due_ms = self.now_ms + PREDECESSOR_POLL_INTERVAL_MS;
                     let stage = Stage::Parked { due_ms };
                     self.tasks.set(ix, key, Task { stage, ..task });
                 }
@@ -352,7 +361,7 @@ impl Flow {
                         },
                     );
                     self.held_less(ix);
-                    self.place_again(ix, key, task.lane, task.attempt + 1);
+                    self.requeue(ix, key, task.lane, task.attempt + 1);
                 }
                 Stage::EmitsDue { .. } => self.send_emits_again(ix, key, task),
                 Stage::DeadLetterDue { .. } => self.send_dead_letter(ix, key, task),
@@ -361,8 +370,8 @@ impl Flow {
         }
     }
 
-    /// Whether an earlier record of the same lane failed in the same call of a batch handler and is not settled (G4).
-    fn follows_another(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> bool {
+    /// Whether an earlier record of the same lane failed in the same call of a batch handler and is unsettled (G4).
+    fn waits_for_predecessor(&self, ix: HandlerIx, key: EntryKey, lane: u64) -> bool {
         let takes_batches = self.handlers[ix.0 as usize]
             .as_ref()
             .is_some_and(|handler| handler.settings.takes_batches);
@@ -374,13 +383,13 @@ impl Flow {
             })
     }
 
-    /// Sends everything that a failed handler has queued to the dead-letter topic. `false` if there was nothing.
+    /// Dead-letters all queued records of a failed handler. Returns whether there were any.
     pub(super) fn dead_letter_queued(&mut self, ix: HandlerIx) -> bool {
         let queued = self.take_queued(ix, |_| true);
         for &(key, lane) in &queued {
             let attempt = self.tasks.get(ix, key).map_or(1, |task| task.attempt);
             self.hold(ix, lane);
-            self.give_up(
+            self.dead_letter(
                 ix,
                 key,
                 lane,
@@ -392,7 +401,7 @@ impl Flow {
         !queued.is_empty()
     }
 
-    /// One handler is done with a record; the last one settles it.
+    /// Settles a record for one handler; the last handler settles its offset.
     pub(super) fn settle_share(&mut self, key: EntryKey) {
         let Some(entry) = self.slab.get_mut(key) else {
             return;
@@ -425,12 +434,12 @@ impl Flow {
         self.free_if_done(key);
     }
 
-    /// Whether nothing is expected of a record any more: it is settled, or its partition was given back (G5).
+    /// Whether nothing more is expected of a record: it is settled, or its partition was revoked (G5).
     pub(super) fn is_over(&self, key: EntryKey) -> bool {
         self.slab.get(key).is_none_or(|entry| entry.unsettled == 0)
     }
 
-    /// Frees a record that everybody has settled and no batch points to.
+    /// Frees a record that all handlers have settled and no batch points to.
     pub(super) fn free_if_done(&mut self, key: EntryKey) {
         let Some(entry) = self.slab.get_mut(key) else {
             return;
@@ -453,13 +462,13 @@ impl Flow {
         self.slab.remove(key);
     }
 
-    pub(super) fn give_back(&mut self, key: EntryKey, record: RawRecord) {
+    pub(super) fn return_record(&mut self, key: EntryKey, record: RawRecord) {
         if let Some(entry) = self.slab.get_mut(key) {
-            entry.give_back(record);
+            entry.return_record(record);
         }
     }
 
-    /// Copies a record that will wait, so that it does not keep a whole fetch buffer.
+    /// Copies a record that will wait, so that it does not keep a whole fetch buffer alive.
     pub(super) fn detach(&mut self, key: EntryKey) {
         if let Some(entry) = self.slab.get_mut(key) {
             entry.detach();
@@ -512,7 +521,7 @@ impl Flow {
     }
 }
 
-/// What follows once the emits of an attempt are acknowledged; `None` where they do not count.
+/// What follows once the emits of an attempt are acknowledged; `None` if they do not count.
 fn ending_of(code: u16) -> Option<Ending> {
     match code {
         outcome_code::ACK => Some(Ending::Ack),

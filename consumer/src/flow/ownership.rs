@@ -1,4 +1,4 @@
-//! Tells pools which partitions are ours, so that handlers with state know when to load and when to let go.
+//! Announces to pools which partitions are owned, so that handlers with state know when to load and when to release it.
 
 use std::collections::BTreeSet;
 
@@ -6,13 +6,13 @@ use super::Flow;
 use crate::dispatch::{HandlerIx, OwnedPartition};
 use crate::source::AssignmentId;
 
-/// Between two looks at whether the last record of a partition is over that a handler's route no longer takes in.
+/// Time between two checks whether the last record of a partition that a new route excludes is settled.
 const RECHECK_INTERVAL_MS: u64 = 1_000;
 
 impl Flow {
-    /// Tells every pool of the partitions whose records its handler may want. Those that are being given back stay until
-    /// their last record is finished, and so do those that a new route leaves out.
-    pub(super) fn tell_ownership(&mut self) {
+    /// Announces to every pool the partitions whose records its handler may receive. Revoked partitions stay until
+    /// their last record is settled, and so do those that a new route excludes.
+    pub(super) fn announce_ownership(&mut self) {
         let mut owned: Vec<Vec<(AssignmentId, OwnedPartition)>> =
             vec![Vec::new(); self.handlers.len()];
         for (at, &slot) in &self.current {
@@ -39,7 +39,7 @@ impl Flow {
                 continue;
             };
             let partitions: Vec<OwnedPartition> = owned.iter().map(|(_, at)| at.clone()).collect();
-            handler.told = owned;
+            handler.announced = owned;
             if let Some(pool) = &handler.settings.pool {
                 pool.own(&self.inbox, &partitions);
             }
@@ -47,7 +47,7 @@ impl Flow {
         self.ownership_due_ms = lingering.then_some(self.now_ms + RECHECK_INTERVAL_MS);
     }
 
-    /// Adds what the handler was told of and has records of still, although its route leaves it out by now.
+    /// Adds the announced partitions that the handler's route now excludes but of which it still has records.
     fn add_lingering(
         &self,
         ix: HandlerIx,
@@ -59,7 +59,7 @@ impl Flow {
         let left_out = |(slot, _): &&(AssignmentId, OwnedPartition)| {
             !self.assignments[slot.0 as usize].fenced && !owned.iter().any(|(new, _)| new == slot)
         };
-        let mut lingering: Vec<_> = handler.told.iter().filter(left_out).cloned().collect();
+        let mut lingering: Vec<_> = handler.announced.iter().filter(left_out).cloned().collect();
         if lingering.is_empty() {
             return false;
         }
@@ -71,7 +71,7 @@ impl Flow {
         some
     }
 
-    /// The partitions whose records a handler has: queued, with a worker, parked, or with the producer.
+    /// The partitions of a handler's records: queued, with a worker, parked, or with the producer.
     fn slots_of(&self, ix: HandlerIx) -> BTreeSet<AssignmentId> {
         let mut held = BTreeSet::new();
         let Some(handler) = &self.handlers[ix.0 as usize] else {

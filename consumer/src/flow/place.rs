@@ -1,4 +1,4 @@
-//! From a routed record to a worker: bound, lane, open flight, submission.
+//! From a routed record to a worker: bound, lane, open batch, submission.
 
 use std::collections::VecDeque;
 
@@ -10,21 +10,21 @@ use crate::dispatch::lanes::{Claim, NO_FLIGHT};
 use crate::dispatch::{Batch, EntryKey, FlightKey, HandlerIx, PoolState};
 
 impl Flow {
-    /// Gives a record to a handler.
+    /// Queues a record for a handler.
     pub(super) fn enqueue(&mut self, ix: HandlerIx, key: EntryKey) {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
         if handler.backlog.is_empty() && handler.has_room() {
-            self.place(ix, key);
+            self.add_to_batch(ix, key);
         } else {
             handler.backlog.push_back(key);
         }
-        self.list(ix);
+        self.mark_dirty(ix);
     }
 
-    /// Puts a record into its lane: into the open flight if the lane is free, else behind what has the lane.
-    pub(super) fn place(&mut self, ix: HandlerIx, key: EntryKey) {
+    /// Claims the record's lane: adds it to the open batch if the lane is free, else queues it in the lane.
+    pub(super) fn add_to_batch(&mut self, ix: HandlerIx, key: EntryKey) {
         let Some(entry) = self.slab.get(key) else {
             return;
         };
@@ -53,8 +53,8 @@ impl Flow {
         self.push_record(ix, key, flight, lane, 1);
     }
 
-    /// Puts a record that comes back from its wait into a flight; its lane is its own.
-    pub(super) fn place_again(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
+    /// Adds a record that has waited (retry, resend) to a batch again; it already holds its lane.
+    pub(super) fn requeue(&mut self, ix: HandlerIx, key: EntryKey, lane: u64, attempt: u32) {
         let Some(entry) = self.slab.get(key) else {
             return;
         };
@@ -62,7 +62,8 @@ impl Flow {
             return;
         };
         if handler.settings.takes_batches {
-            // What failed in a batch is tried alone, so that one bad record does not fail its neighbours again.
+            // A record that failed in a batch is retried alone, so that one bad record does not fail its neighbours
+            // again.
             close_open(handler, &mut self.flights);
         }
         let flight = open_flight(handler, &mut self.flights, ix, entry);
@@ -76,7 +77,7 @@ impl Flow {
         {
             close_open(handler, &mut self.flights);
         }
-        self.list(ix);
+        self.mark_dirty(ix);
     }
 
     fn push_record(
@@ -107,14 +108,14 @@ impl Flow {
         handler.in_flight_bytes += charge;
     }
 
-    /// Submits what is ready, handler by handler.
+    /// Submits ready batches, handler by handler.
     pub fn dispatch(&mut self) {
         if std::mem::take(&mut self.ownership_changed) {
-            self.tell_ownership();
+            self.announce_ownership();
         }
-        for ix in std::mem::take(&mut self.listed) {
+        for ix in std::mem::take(&mut self.dirty) {
             if let Some(handler) = self.handlers[ix.0 as usize].as_mut() {
-                handler.listed = false;
+                handler.dirty = false;
                 self.dispatch_handler(ix);
             }
         }
@@ -135,7 +136,7 @@ impl Flow {
                 }
                 continue;
             }
-            if handler.blocked || handler.rests_until_ms.is_some() {
+            if handler.blocked || handler.backoff_until_ms.is_some() {
                 return;
             }
             close_open(handler, &mut self.flights);
@@ -151,7 +152,7 @@ impl Flow {
                     continue;
                 };
                 if batch.records.is_empty() {
-                    // Its records were taken out when their partition was given back.
+                    // Its records were taken out when their partition was revoked.
                     self.flights.recycle(batch);
                     freed.append(&mut self.flights.end(flight));
                     continue;
@@ -187,7 +188,7 @@ impl Flow {
         }
     }
 
-    /// Puts aside the ready batches that wait for stopped calls.
+    /// Sets aside the ready batches that wait for stopped calls.
     fn withhold(&mut self, ix: HandlerIx) -> VecDeque<FlightKey> {
         let mut withheld = VecDeque::new();
         if !self.flights.any_stopped() {
@@ -228,11 +229,11 @@ impl Flow {
             && handler.has_room()
             && let Some(key) = handler.backlog.pop_front()
         {
-            self.place(ix, key);
+            self.add_to_batch(ix, key);
         }
     }
 
-    /// Lets the records go on that wait in a lane, if nothing has or holds it any more.
+    /// Adds the records waiting in a lane to a batch, if no batch has and no record holds the lane.
     pub(super) fn release_lane(&mut self, ix: HandlerIx, lane: u64) {
         if lane == 0 {
             return;
@@ -270,16 +271,16 @@ impl Flow {
         {
             flight.contended.push(lane);
         }
-        self.list(ix);
+        self.mark_dirty(ix);
     }
 
-    /// Notes that a handler may have something to submit.
-    pub(super) fn list(&mut self, ix: HandlerIx) {
+    /// Marks that a handler may have something to submit.
+    pub(super) fn mark_dirty(&mut self, ix: HandlerIx) {
         if let Some(handler) = self.handlers[ix.0 as usize].as_mut()
-            && !handler.listed
+            && !handler.dirty
         {
-            handler.listed = true;
-            self.listed.push(ix);
+            handler.dirty = true;
+            self.dirty.push(ix);
         }
     }
 
@@ -289,13 +290,13 @@ impl Flow {
                 && handler.blocked
             {
                 handler.blocked = false;
-                self.list(HandlerIx(place as u32));
+                self.mark_dirty(HandlerIx(place as u32));
             }
         }
     }
 }
 
-/// The flight that the record would join; a full one is closed first.
+/// The batch that the record would join; a full one is closed first.
 fn open_flight(
     handler: &mut HandlerFlow,
     flights: &mut Flights,
@@ -329,7 +330,7 @@ fn open_flight(
     flight
 }
 
-/// Moves the open flights that have records to the ready ones.
+/// Moves the open batches that have records to the ready queue.
 fn close_open(handler: &mut HandlerFlow, flights: &mut Flights) {
     for place in &mut handler.open {
         if let Some(flight) = *place
@@ -349,7 +350,7 @@ fn put_back(flights: &mut Flights, flight: FlightKey, batch: Box<Batch>) {
     }
 }
 
-/// The lane of a record; 0 is none.
+/// The lane of a record; 0 means none.
 pub(super) fn lane_of(order: Order, entry: &Entry) -> u64 {
     // The slot is part of it: the same key in another partition, or after a revoke, is another lane.
     let slot = u64::from(entry.slot.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -360,7 +361,7 @@ pub(super) fn lane_of(order: Order, entry: &Entry) -> u64 {
     }
 }
 
-/// Lane of the record behind `key`, if it is still there.
+/// Lane of the record behind `key`, if it still exists.
 pub(super) fn lane_of_key(slab: &Slab, order: Order, key: EntryKey) -> u64 {
     slab.get(key).map_or(0, |entry| lane_of(order, entry))
 }

@@ -1,16 +1,16 @@
-//! Frontiers past the end of what was delivered: control records and aborted data, which the client reads and does not
+//! Frontiers beyond the last delivered record: control records and aborted data, which the client reads and does not
 //! deliver (G2).
 //!
-//! A transaction ends with a control record, so a partition that transactional producers write to never ends with a
-//! record. The client's consumed position passes such offsets; its fetch position and the log's end do so too early,
+//! A transaction ends with a control record, so a partition with transactional producers never ends with a data record.
+//! The client's consumed position passes such offsets; its fetch position and the log end offset pass them too early,
 //! while records before them still wait in its queue.
 
 use super::Flow;
 use crate::source::AssignmentId;
 
 impl Flow {
-    /// Partitions whose consumed position is to be asked for now, once in a commit interval: those that wait for nothing.
-    /// The others learn of what they jumped over with their next record.
+    /// Partitions whose consumed position is to be queried now, once per commit interval: those with nothing unsettled.
+    /// The others learn of skipped offsets from their next record.
     pub fn positions_due(&mut self) -> Vec<AssignmentId> {
         let since = self.now_ms.saturating_sub(self.positions_ms);
         if since < self.settings.commit_interval_ms {
@@ -21,10 +21,10 @@ impl Flow {
         self.current.values().copied().filter(idle).collect()
     }
 
-    /// The client has read everything before `position` and has given all records of it to [`Flow::deliver`].
+    /// The client has read everything before `position` and has passed all records of it to [`Flow::deliver`].
     pub fn consumed(&mut self, slot: AssignmentId, position: i64) {
         let assignment = &mut self.assignments[slot.0 as usize];
-        // What is read while nothing is admitted, or kept in hand, is not in the ledger.
+        // Records that are dropped or queued before admission are not in the ledger.
         if !assignment.admits() || !assignment.overflow.is_empty() {
             return;
         }

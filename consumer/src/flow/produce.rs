@@ -1,17 +1,18 @@
-//! What waits for the producer: emits and dead letters, the answers to them, and further tries of what was refused.
+//! Records that wait for the producer: emits and dead letters, their acknowledgements, and the resending of refused
+//! ones.
 //!
 //! ```text
-//!  emits ──► Emitting ──► acknowledged ──► ack, drop: settle · dead letter: give up
-//!               ▲  └────► refused: the record's own fault ──► give up, no attempt burnt
-//!               │              the cluster's ──► EmitsDue ──┐ back-off, or at once and alone after a batch was refused
-//!               └──────────────────────────────────────────┘
-//!  give up ──► DeadLettering ──► acknowledged ──► settle
-//!                 ▲  └────► refused, whyever ──► DeadLetterDue ──┐ back-off
-//!                 └──────────────────────────────────────────────┘
+//!  emits ──► Emitting ──► acknowledged ──► ack, drop: settle · dead letter: write it
+//!               ▲  └────► refused because of the record ──► dead-letter it, no attempt counted
+//!               │              because of the cluster ──► EmitsDue ──┐ back-off, or at once and alone after a batch was refused
+//!               └──────────────────────────────────────────────────┘
+//!  dead letter ──► DeadLettering ──► acknowledged ──► settle
+//!                    ▲  └────► refused, for any reason ──► DeadLetterDue ──┐ back-off
+//!                    └──────────────────────────────────────────────────────┘
 //! ```
 //!
-//! What the cluster refuses is not the record's fault (ADR 0020): its lane stays held, it is explained, and nothing of it
-//! is an attempt.
+//! A refusal by the cluster is not the record's fault (ADR 0020): the record's lane stays held, `explain` shows why,
+//! and no attempt is counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +29,10 @@ use crate::settlement::{RetryPolicy, dead_letter};
 
 /// The handler dead-lettered the record.
 pub(super) const REASON_TERMINAL: &str = "terminal";
-/// What the handler emitted for the record can never be produced.
+/// A record that the handler emitted can never be produced.
 const REASON_EMIT_REFUSED: &str = "emit_refused";
 
-/// Pauses between tries of what was refused.
+/// Delays between resends of refused records.
 const RESEND: RetryPolicy = RetryPolicy {
     max_attempts: u32::MAX,
     delay: Duration::from_millis(100),
@@ -41,7 +42,7 @@ const RESEND: RetryPolicy = RetryPolicy {
 };
 
 impl Flow {
-    /// The producer has answered for all that was sent of a record's emits, or for its dead letter.
+    /// The producer has answered for all emits of a record that were sent, or for its dead letter.
     pub(super) fn produced(
         &mut self,
         ix: HandlerIx,
@@ -60,7 +61,7 @@ impl Flow {
                 self.finish_task(ix, key, &task);
             }
             (Stage::DeadLettering, Some(refused)) => {
-                self.send_later(ix, key, task, refused.failure, None);
+                self.schedule_resend(ix, key, task, refused.failure, None);
             }
             (
                 Stage::Parked { .. }
@@ -79,14 +80,14 @@ impl Flow {
             Ending::DeadLetter => {
                 self.end_refusal(ix, task);
                 let reason = task.reason.clone().unwrap_or_else(terminal_error);
-                self.give_up(ix, key, task.lane, task.attempt, REASON_TERMINAL, reason);
+                self.dead_letter(ix, key, task.lane, task.attempt, REASON_TERMINAL, reason);
                 return;
             }
         }
         self.finish_task(ix, key, task);
     }
 
-    /// A record that waited for the producer is done with.
+    /// Settles a record that waited for the producer.
     fn finish_task(&mut self, ix: HandlerIx, key: EntryKey, task: &Task) {
         self.end_refusal(ix, task);
         self.tasks.remove(ix, key);
@@ -99,17 +100,22 @@ impl Flow {
     fn emits_refused(&mut self, ix: HandlerIx, key: EntryKey, task: Task, refused: RefusedEmits) {
         if refused.failure.kind != FailureKind::Record {
             let emits = (refused.group, refused.first);
-            self.send_later(ix, key, task, refused.failure, Some(emits));
+            self.schedule_resend(ix, key, task, refused.failure, Some(emits));
             return;
         }
         self.end_refusal(ix, &task);
         self.refusals.count(ix);
-        let mut reason = format!("an emitted record is refused for good: {}", refused.failure);
+        let mut reason = format!(
+            "an emitted record is permanently rejected: {}",
+            refused.failure
+        );
         if let (Ending::DeadLetter, Some(given)) = (task.ending, &task.reason) {
-            reason.push_str(&format!("; the handler had given the record up: {given}"));
+            reason.push_str(&format!(
+                "; the handler had dead-lettered the record: {given}"
+            ));
         }
         let reason = reason.into();
-        self.give_up(
+        self.dead_letter(
             ix,
             key,
             task.lane,
@@ -119,8 +125,8 @@ impl Flow {
         );
     }
 
-    /// Holds a record until what was refused of it is sent again.
-    fn send_later(
+    /// Holds a record until its refused part is resent.
+    fn schedule_resend(
         &mut self,
         ix: HandlerIx,
         key: EntryKey,
@@ -137,7 +143,7 @@ impl Flow {
         let alone_before = before.is_some_and(|before| before.way == Way::Alone);
         let by_batch = failure.kind == FailureKind::Batch && !alone_before;
         let due_ms = match by_batch {
-            // Nothing is known of this record yet: it is asked for alone, at once.
+            // The refusal of the batch says nothing about this record: resend it alone, at once.
             true => now_ms,
             false => now_ms + RESEND.delay_ms(tries, random),
         };
@@ -145,7 +151,7 @@ impl Flow {
             Some(_) => ProduceKind::Emits,
             None => ProduceKind::DeadLetter,
         };
-        // A dead-letter topic that was deleted is made again by who looks after topics, if it may be made.
+        // A deleted dead-letter topic is recreated by topic maintenance, if it may be created.
         self.missed_target |=
             what == ProduceKind::DeadLetter && failure.kind == FailureKind::Target;
         let handler = self.handlers[ix.0 as usize].as_mut();
@@ -185,13 +191,13 @@ impl Flow {
         );
     }
 
-    /// Whether a dead letter's topic was not there, or not to be written to, since this was asked last.
+    /// Whether a dead-letter topic was found missing or not writable since the last call.
     pub fn take_missed_target(&mut self) -> bool {
         std::mem::take(&mut self.missed_target)
     }
 
-    /// Sends what was refused again, from the first refused record on. What a topic refused that a newer generation or
-    /// config may not emit is run again instead, as the same attempt.
+    /// Resends emits from the first refused record on. If a newer generation or config is active and the topic was the
+    /// reason, the record is run again instead, as the same attempt: the newer one may not emit to that topic.
     pub(super) fn send_emits_again(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
         let Some(handler) = self.handlers[ix.0 as usize].as_ref() else {
             return;
@@ -227,8 +233,8 @@ impl Flow {
             };
             self.tasks.set(ix, key, task);
         }
-        self.place_again(ix, key, task.lane, task.attempt);
-        // Others may have waited for it since before this flight.
+        self.requeue(ix, key, task.lane, task.attempt);
+        // Other records may have waited in the lane since before this batch.
         if task.lane != 0
             && let Some(handler) = self.handlers[ix.0 as usize].as_ref()
             && let Some(flight) = handler.lanes.waited_for(task.lane)
@@ -238,8 +244,8 @@ impl Flow {
         }
     }
 
-    /// Writes the dead letter; the record settles when it is acknowledged (G7). Its lane is held by the caller.
-    pub(super) fn give_up(
+    /// Writes the dead letter; the record settles when it is acknowledged (G7). The caller holds its lane.
+    pub(super) fn dead_letter(
         &mut self,
         ix: HandlerIx,
         key: EntryKey,
@@ -265,7 +271,7 @@ impl Flow {
         self.send_dead_letter(ix, key, task);
     }
 
-    /// Sends a record's dead letter, for the first time or again.
+    /// Sends or resends a record's dead letter.
     pub(super) fn send_dead_letter(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
         let Some(handler) = self.handlers[ix.0 as usize].as_ref() else {
             return;
@@ -298,7 +304,7 @@ impl Flow {
         group.seal();
     }
 
-    /// A refusal is over: what it was about is produced, given up, or sent again.
+    /// Ends a refusal: the record is produced, dead-lettered, or about to be resent.
     pub(super) fn end_refusal(&mut self, ix: HandlerIx, task: &Task) {
         if let Some(refusal) = &task.refusal {
             self.refusals.end(ix, refusal);
@@ -306,7 +312,7 @@ impl Flow {
     }
 }
 
-/// What decides what a handler emits.
+/// What determines a handler's emits: generation and config.
 fn made_by(settings: &HandlerSettings) -> (u64, u64) {
     (settings.generation, settings.config_digest)
 }

@@ -1,5 +1,4 @@
-//! The built-in record log: a line for a record now and then, with its place and shape and never its key, value or header
-//! values.
+//! The built-in record log: samples records and logs their position and shape, never their key, value or header values.
 
 use rapidhash::v3::rapidhash_v3;
 use sluicegate_abi::header_block::Headers;
@@ -7,13 +6,13 @@ use sluicegate_abi::header_block::Headers;
 use super::Flow;
 use crate::source::{Delivery, TopicPartition};
 
-/// Between two lines of a pump.
-const EVERY_MS: u64 = 100;
-/// Header names that a line shows at most, and characters of each.
+/// Minimum time between two lines of a pump.
+const SAMPLE_INTERVAL_MS: u64 = 100;
+/// Maximum number of header names per line, and of characters per name.
 const MAX_NAMES: usize = 32;
 const MAX_NAME: usize = 64;
 
-/// Samples the records of one pump: at most ten a second, whatever the rate.
+/// Samples the records of one pump: at most ten lines per second, whatever the rate.
 #[derive(Debug, Default)]
 pub(super) struct RecordLog {
     next_ms: u64,
@@ -21,7 +20,7 @@ pub(super) struct RecordLog {
 }
 
 impl Flow {
-    /// Switches the record log; while it is off, a record costs one look at it.
+    /// Switches the record log on or off; while it is off, it costs one check per record.
     pub fn set_record_log(&mut self, on: bool) {
         if on != self.record_log.is_some() {
             self.record_log = on.then(RecordLog::default);
@@ -36,7 +35,7 @@ impl RecordLog {
             self.passed_by += 1;
             return;
         }
-        self.next_ms = now_ms + EVERY_MS;
+        self.next_ms = now_ms + SAMPLE_INTERVAL_MS;
         let lease = &delivery.lease;
         let key_hash = lease.key().map_or(0, rapidhash_v3);
         tracing::info!(

@@ -1,5 +1,5 @@
-//! Refusals of the producer that records wait for, by handler and topic: for the log (a line when one begins, changes or is
-//! over, with counts), for reports and metrics, and for the bytes that they keep.
+//! Producer refusals that records wait for, by handler and topic: for the log (a line when one starts, changes or ends,
+//! with counts), for reports and metrics, and for the bytes that they hold.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use super::tasks::Refusal;
 use crate::dispatch::HandlerIx;
 use crate::emit::{EmitFailure, FailureKind};
 
-/// Topics that are told apart; a handler can make up as many as it likes.
+/// Maximum number of topics tracked separately; a handler can emit to any number of names.
 const MAX_TARGETS: usize = 256;
-/// What further topics are counted as.
+/// Name under which further topics are counted.
 const OTHER_TOPICS: &str = "(other)";
-/// Between two lines that say the same of one handler and topic.
+/// Minimum time between two equal lines about one handler and topic.
 const LOG_INTERVAL_MS: u64 = 60_000;
-/// Before a line about another reason.
+/// Minimum time before a line about another reason.
 const CHANGE_INTERVAL_MS: u64 = 5_000;
 
 /// What was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ProduceKind {
-    /// What a handler emitted.
+    /// A record that a handler emitted.
     Emits,
     /// A dead letter.
     DeadLetter,
@@ -38,21 +38,21 @@ impl std::fmt::Display for ProduceKind {
 /// Refusals of one handler and topic.
 #[derive(Default)]
 struct Target {
-    /// Records that wait for a further try just now.
+    /// Records that currently wait for a resend.
     held: u64,
-    /// Since when some record waits.
+    /// Since when at least one record has waited.
     since_ms: u64,
     /// Refusals since then.
     refused: u64,
     /// The last one.
     failure: Option<EmitFailure>,
-    /// When it was logged, and for which reason.
+    /// When it was last logged, and for which reason.
     logged: Option<(u64, (FailureKind, Arc<str>))>,
-    /// Its beginning was logged, so its end is too.
+    /// Its start was logged, so its end is logged too.
     told: bool,
 }
 
-/// Records that wait for one topic to take what is for it.
+/// Records that wait for one topic to accept them.
 pub(super) struct HeldRecords<'a> {
     pub(super) what: ProduceKind,
     pub(super) topic: &'a str,
@@ -71,21 +71,21 @@ type Place = (HandlerIx, ProduceKind, Arc<str>);
 #[derive(Default)]
 pub(super) struct Refusals {
     targets: BTreeMap<Place, Target>,
-    /// Every refusal, by handler; only grows.
+    /// Total refusals by handler; only grows.
     counts: BTreeMap<HandlerIx, u64>,
-    /// Bytes of emitted records that are kept for a further try.
+    /// Bytes of emitted records that are kept for a resend.
     held_bytes: u64,
-    /// The last record that waited for some target waits no more.
+    /// The last record that waited for some target no longer waits.
     may_be_over: bool,
 }
 
 impl Refusals {
-    /// Bytes that are kept for further tries.
+    /// Bytes kept for resends.
     pub(super) fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
 
-    /// Refusals of a handler's emits and dead letters so far.
+    /// Total refusals of a handler's emits and dead letters.
     pub(super) fn total(&self, ix: HandlerIx) -> u64 {
         self.counts.get(&ix).copied().unwrap_or(0)
     }
@@ -95,7 +95,7 @@ impl Refusals {
         *self.counts.entry(ix).or_default() += 1;
     }
 
-    /// A record begins to wait, or waits again.
+    /// A record starts to wait, or waits again.
     pub(super) fn begin(
         &mut self,
         ix: HandlerIx,
@@ -117,13 +117,13 @@ impl Refusals {
         target.refused += 1;
         target.failure = Some(refusal.failure.clone());
         let failure = &refusal.failure;
-        // The remedy stands for the reason: the error may name a size that is the record's own.
+        // The remedy identifies the reason: the error may contain the size of one record.
         let reason = (failure.kind, failure.remedy.clone());
-        let news = target.logged.as_ref().is_none_or(|(at_ms, told)| {
+        let due = target.logged.as_ref().is_none_or(|(at_ms, told)| {
             let waited_ms = now_ms.saturating_sub(*at_ms);
             waited_ms >= LOG_INTERVAL_MS || (*told != reason && waited_ms >= CHANGE_INTERVAL_MS)
         });
-        if !news {
+        if !due {
             return;
         }
         target.logged = Some((now_ms, reason));
@@ -138,7 +138,7 @@ impl Refusals {
                 refused,
                 error,
                 remedy,
-                "a batch was refused, {what}s among it; each is sent again alone"
+                "a batch that contains {what}s was refused; each record is resent alone"
             ),
             _ => tracing::error!(
                 handler,
@@ -147,12 +147,12 @@ impl Refusals {
                 refused,
                 error,
                 remedy,
-                "{what} refused; it holds its lane and is sent again with growing pauses"
+                "{what} refused; it holds its lane and is retried with backoff"
             ),
         }
     }
 
-    /// A record waits no more, or is about to wait again.
+    /// A record no longer waits, or is about to wait again.
     pub(super) fn end(&mut self, ix: HandlerIx, refusal: &Refusal) {
         self.held_bytes = self.held_bytes.saturating_sub(refusal.held_bytes);
         let what = match refusal.emits {
@@ -166,8 +166,8 @@ impl Refusals {
         }
     }
 
-    /// Says what is over, once. Cheap while nothing is.
-    pub(super) fn tell_ended(
+    /// Logs refusals that have ended, once. Cheap while there are none.
+    pub(super) fn log_ended(
         &mut self,
         now_ms: u64,
         name_of: impl Fn(HandlerIx) -> Option<Arc<str>>,
@@ -181,11 +181,11 @@ impl Refusals {
             }
             let name = name_of(*ix);
             tracing::info!(
-                handler = name.as_deref().unwrap_or("a removed one"),
+                handler = name.as_deref().unwrap_or("(removed)"),
                 topic = &**topic,
                 refused = target.refused,
                 after_ms = now_ms.saturating_sub(target.since_ms),
-                "nothing waits for a refused {what} any more"
+                "no refused {what} is waiting any more"
             );
         }
     }
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_logged_once_an_interval_and_its_end_only_then() {
+    fn a_reason_is_logged_once_per_interval_and_its_end_only_if_it_was() {
         let mut refusals = Refusals::default();
         let mut told = 0;
         for now_ms in (0..=LOG_INTERVAL_MS).step_by(1_000) {
@@ -276,7 +276,7 @@ mod tests {
             refusals.end(IX, &one);
             let place = (IX, WHAT, "t".into());
             told += u64::from(refusals.targets[&place].told);
-            refusals.tell_ended(now_ms, |_| None);
+            refusals.log_ended(now_ms, |_| None);
             assert!(!refusals.targets[&place].told);
         }
         assert_eq!(told, 2);

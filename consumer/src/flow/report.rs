@@ -1,4 +1,4 @@
-//! What a flow says of itself: reports for metrics and API, and explanations of what holds a frontier (G8).
+//! Reports for metrics and API, and explanations of what blocks a frontier (G8).
 
 use super::Flow;
 use super::budget::PausedFor;
@@ -14,21 +14,21 @@ use crate::assignment::{Assignment, AssignmentState};
 use crate::dispatch::{EntryKey, HandlerIx, PoolState};
 use crate::source::{AssignmentId, TopicPartition};
 
-/// Turns the flow's clock into wall-clock times.
+/// Converts the flow's clock to wall-clock time.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
-    /// Milliseconds since the epoch at the flow's time 0.
+    /// Unix time in milliseconds at the flow's time 0.
     pub epoch_ms: i64,
 }
 
 impl WallClock {
-    /// A time of the flow's clock in milliseconds since the epoch.
+    /// A time of the flow's clock as Unix milliseconds.
     pub fn at(self, flow_ms: u64) -> i64 {
         self.epoch_ms + flow_ms as i64
     }
 }
 
-/// Why a partition's fetching is paused, in the words of the API.
+/// Why a partition's fetching is paused, as an API value.
 fn pause_reason(assignment: &Assignment) -> Option<PauseReason> {
     match assignment.paused_for()? {
         _ if assignment.stopped.is_some() => None,
@@ -38,7 +38,8 @@ fn pause_reason(assignment: &Assignment) -> Option<PauseReason> {
 }
 
 impl Flow {
-    /// Everything about partitions, handlers and topics. `end_offset` tells what the client knows of a partition's end.
+    /// Reports all partitions, handlers and topics. `end_offset` returns the log end offset that the client knows for a
+    /// partition.
     pub fn report(
         &self,
         clock: WallClock,
@@ -209,7 +210,7 @@ impl Flow {
         }
     }
 
-    /// What holds the frontier of a partition, or the record at `offset`. `None`: the partition is not ours.
+    /// What blocks the frontier of a partition, or the record at `offset`. `None`: the partition is not owned.
     pub fn explain(
         &self,
         at: &TopicPartition,
@@ -256,13 +257,13 @@ impl Flow {
         })
     }
 
-    /// Why no record of a partition is read just now, if so.
+    /// Why no record of a partition is being read, if so.
     fn why_not_read(&self, slot: AssignmentId) -> Option<String> {
         let assignment = self.assignment(slot);
         if let Some(trouble) = assignment.trouble() {
             let seconds = self.now_ms.saturating_sub(trouble.since_ms) / 1_000;
             return Some(format!(
-                "{}; {} (for {seconds} s, met {} times)",
+                "{}; {} (for {seconds} s, seen {} times)",
                 trouble.cause, trouble.remedy, trouble.count
             ));
         }
@@ -271,24 +272,24 @@ impl Flow {
             Some(PauseReason::MaxUncommitted) => {
                 let uncommitted = assignment.uncommitted();
                 Some(format!(
-                    "paused: max_uncommitted; {uncommitted} records are delivered beyond the commit; mend what holds the \
-                     frontier, or raise processing.max_uncommitted"
+                    "paused: max_uncommitted; {uncommitted} records are delivered beyond the committed offset; fix what blocks \
+                     the frontier, or raise processing.max_uncommitted"
                 ))
             }
             Some(PauseReason::Memory) => Some(format!(
-                "paused: memory; its records are slow to settle and hold {held} of {budget} bytes, and it is read again \
-                 once half of them have settled; mend what holds them, or raise processing.memory"
+                "paused: memory; its records settle slowly and hold {held} of {budget} bytes; it resumes once half of \
+                 them have settled; fix what blocks them, or raise processing.memory"
             )),
             None => None,
         }
     }
 
-    /// Why no record of any partition is read just now, if it is for want of memory.
+    /// Why no record of any partition is being read, if memory is the reason.
     fn why_nothing_is_read(&self) -> Option<String> {
         if !self.is_out_of_memory() {
             return None;
         }
-        // Of two that hold the same, the first in order.
+        // Ties are broken by partition order.
         let largest = self
             .partitions()
             .max_by_key(|(at, slot)| (self.assignment(*slot).held_bytes(), std::cmp::Reverse(*at)));
@@ -298,8 +299,8 @@ impl Flow {
             self.settings.budget_bytes,
         );
         Some(format!(
-            "nothing is read just now: records under way fill the memory; {at} holds {held} of {budget} bytes; mend what \
-             holds them, or raise processing.memory"
+            "reading is suspended: in-flight records fill the memory; {at} holds {held} of {budget} bytes; fix what \
+             blocks them, or raise processing.memory"
         ))
     }
 
@@ -311,7 +312,7 @@ impl Flow {
         else {
             return Vec::new();
         };
-        // When a record was queued is not noted; what stands at the frontier has waited since that moved.
+        // Queueing times are not stored; the record at the frontier has waited since the frontier last moved.
         let queued_ms = self.assignment(slot).waits_since_ms();
         let places = 0..self.handlers.len();
         places
@@ -377,7 +378,7 @@ impl Flow {
         None
     }
 
-    /// The oldest record of the same lane that the handler has not settled.
+    /// The oldest unsettled record of the same lane in the handler.
     fn lane_holder(&self, ix: HandlerIx, key: EntryKey) -> Option<i64> {
         let handler = self.handlers[ix.0 as usize].as_ref()?;
         let order = handler.settings.order;
@@ -390,7 +391,7 @@ impl Flow {
     }
 }
 
-/// What a record outside of flights and queues waits for, and in which attempt; `None` while it is in a flight.
+/// What a record outside of batches and queues waits for, and in which attempt; `None` while it is in a batch.
 fn waits_of(task: &Task, clock: WallClock) -> Option<(u32, WaitsFor)> {
     let refused = refusal_of(task, clock);
     match task.stage {

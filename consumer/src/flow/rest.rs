@@ -1,24 +1,25 @@
-//! Bounds on waits that a plugin has a say in.
+//! Bounds on delays that a plugin influences.
 //!
-//! Calls that return without having run any of their records: the handler rests before the next one, longer each time, so
-//! that a plugin that never runs what it is given does not keep the pump and its workers busy.
+//! A handler whose calls return without running any of their records backs off before the next call, longer each time,
+//! so that a plugin that never runs its records does not keep the pump and its workers busy.
 
 use super::Flow;
 use crate::dispatch::HandlerIx;
 
-/// The longest wait that a handler can wish for before the next attempt: the record holds its partition's frontier for it.
-pub(super) const LONGEST_WISH_MS: u64 = 60 * 60 * 1_000;
+/// Maximum retry delay that a handler can request: the record holds its partition's frontier for that time.
+pub(super) const MAX_REQUESTED_DELAY_MS: u64 = 60 * 60 * 1_000;
 
-/// Rest after the first such call; doubled with each further one.
-const FIRST_REST_MS: u64 = 10;
-/// The longest rest.
-const LONGEST_REST_MS: u64 = 1_000;
-/// Such calls in a row after which it is logged, once.
+/// Backoff after the first such call; doubled with each further one.
+const INITIAL_BACKOFF_MS: u64 = 10;
+/// Maximum backoff.
+const MAX_BACKOFF_MS: u64 = 1_000;
+/// Consecutive calls of this kind before a warning is logged, once.
 const LOGGED_AFTER: u32 = 5;
 
 impl Flow {
-    /// A batch has come back in which `run` records were run; `elapsed_us` is 0 for one that was given back without a call.
-    pub(super) fn rest_after(&mut self, ix: HandlerIx, run: usize, elapsed_us: u64) {
+    /// Called for a returned batch of which `run` records were run; `elapsed_us` is 0 if it was returned without a
+    /// call.
+    pub(super) fn back_off_after(&mut self, ix: HandlerIx, run: usize, elapsed_us: u64) {
         let Some(handler) = self.handlers[ix.0 as usize].as_mut() else {
             return;
         };
@@ -30,32 +31,32 @@ impl Flow {
             return;
         }
         let doublings = handler.fruitless_calls.min(16);
-        let rest_ms = (FIRST_REST_MS << doublings).min(LONGEST_REST_MS);
+        let backoff_ms = (INITIAL_BACKOFF_MS << doublings).min(MAX_BACKOFF_MS);
         handler.fruitless_calls = handler.fruitless_calls.saturating_add(1);
         if handler.fruitless_calls == LOGGED_AFTER {
             tracing::warn!(
                 handler = &*handler.settings.name,
                 calls = LOGGED_AFTER,
-                "calls return without having run any of their records; the handler rests between them, up to {LONGEST_REST_MS} ms"
+                "calls return without running any of their records; backing off between calls, up to {MAX_BACKOFF_MS} ms"
             );
-            handler.last_error = Some("its calls return without having run any record".into());
+            handler.last_error = Some("calls return without running any record".into());
         }
-        let until_ms = self.now_ms.saturating_add(rest_ms);
-        handler.rests_until_ms = Some(until_ms);
-        self.resting.insert((until_ms, ix));
+        let until_ms = self.now_ms.saturating_add(backoff_ms);
+        handler.backoff_until_ms = Some(until_ms);
+        self.backing_off.insert((until_ms, ix));
     }
 
-    /// Lets the handlers go on whose rest is over.
-    pub(super) fn end_rests(&mut self) {
-        while let Some(&(until_ms, ix)) = self.resting.first()
+    /// Resumes the handlers whose backoff has ended.
+    pub(super) fn end_backoffs(&mut self) {
+        while let Some(&(until_ms, ix)) = self.backing_off.first()
             && until_ms <= self.now_ms
         {
-            self.resting.pop_first();
+            self.backing_off.pop_first();
             if let Some(handler) = self.handlers[ix.0 as usize].as_mut()
-                && handler.rests_until_ms == Some(until_ms)
+                && handler.backoff_until_ms == Some(until_ms)
             {
-                handler.rests_until_ms = None;
-                self.list(ix);
+                handler.backoff_until_ms = None;
+                self.mark_dirty(ix);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The records under way: one entry a record, whatever the number of handlers that want it.
+//! Storage of in-flight records: one entry per record, whatever the number of handlers that receive it.
 
 use sluicegate_abi::lend::Lent;
 use sluicegate_runtime::RawRecord;
@@ -6,23 +6,23 @@ use sluicegate_runtime::RawRecord;
 use crate::dispatch::EntryKey;
 use crate::source::{AssignmentId, RecordBuf};
 
-/// A record under way.
+/// An in-flight record.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its bytes, lent to the batches that have it. What handlers get of it is made once, while the bytes are in the
-    /// cache: later steps find everything here, and touch the client's memory again only to free it.
+    /// Its bytes, lent to the batches that contain it. The view that handlers get is built once, while the bytes are in
+    /// the cache: later steps find everything here, and touch the client's memory again only to free it.
     record: Option<Lent<RecordBuf>>,
-    /// The assignment that it came in.
+    /// The assignment that delivered it.
     pub slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
-    /// What it is charged with, in bytes.
+    /// Bytes charged to the budget.
     pub charge: u32,
     /// Handlers that have not settled it.
     pub unsettled: u16,
-    /// Handlers that wanted it.
+    /// Handlers that it was routed to.
     pub wanted: u16,
-    /// Nobody waits for it any more, but a call that hangs may still read it: its bytes are no longer its partition's.
+    /// It is settled or revoked, but a hung call may still read it: its bytes no longer count for its partition.
     pub stranded: bool,
     serial: u32,
 }
@@ -43,19 +43,19 @@ impl Entry {
         self.record.as_ref().map(Lent::bytes)
     }
 
-    /// Whether a batch has it.
+    /// Whether a batch contains it.
     pub fn is_lent(&self) -> bool {
         self.record.as_ref().is_some_and(Lent::is_lent)
     }
 
-    /// What a batch gets of it.
+    /// Lends it to a batch.
     pub fn lend(&mut self, lane: u64, attempt: u32) -> Option<RawRecord> {
         let record = self.record.as_mut()?;
         Some(record.lend(lane, attempt))
     }
 
-    /// Takes back what a batch had of it.
-    pub fn give_back(&mut self, record: RawRecord) {
+    /// Returns what was lent to a batch.
+    pub fn return_record(&mut self, record: RawRecord) {
         if let Some(lent) = &mut self.record {
             lent.give_back(record);
         }
@@ -126,21 +126,21 @@ impl Slab {
         }
     }
 
-    /// The entry, unless it is gone.
+    /// The entry, if it still exists.
     pub fn get(&self, key: EntryKey) -> Option<&Entry> {
         self.entries
             .get(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
-    /// The entry, unless it is gone.
+    /// The entry, if it still exists.
     pub fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry> {
         self.entries
             .get_mut(key.index as usize)
             .filter(|entry| entry.serial == key.serial && entry.record.is_some())
     }
 
-    /// Brings the client's memory of a record near, which [`Slab::remove`] will touch.
+    /// Prefetches the client's memory of a record, which [`Slab::remove`] will touch.
     pub fn prefetch(&self, key: EntryKey) {
         if let Some(lease) = self.entries.get(key.index as usize).and_then(Entry::lease) {
             lease.prefetch();
@@ -160,7 +160,7 @@ impl Slab {
         self.live -= 1;
     }
 
-    /// Records that some batch has: they stay in memory if nobody gives them back before the slab ends.
+    /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.
     pub fn lent(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| entry.is_lent())
     }
@@ -183,17 +183,17 @@ impl Slab {
     }
 }
 
-/// What a new entry starts with.
+/// Initial values of an entry.
 #[derive(Debug)]
 pub struct NewEntry {
     /// Its bytes.
     pub record: Lent<RecordBuf>,
-    /// The assignment that it came in.
+    /// The assignment that delivered it.
     pub slot: AssignmentId,
     /// Hash of its key; 0 for a null key.
     pub key_hash: u64,
-    /// What it is charged with, in bytes.
+    /// Bytes charged to the budget.
     pub charge: u32,
-    /// How many handlers want it.
+    /// Number of handlers that it is routed to.
     pub handlers: u16,
 }

@@ -1,24 +1,24 @@
-//! Partitions that stand still although there are records: a frontier that does not move, and a log whose next record does
-//! not come (G8).
+//! Partitions that make no progress although there are records: a frontier that does not move, and a log whose next
+//! record does not arrive (G8).
 //!
-//! The second has no error of its own: an open transaction holds back what stands behind it, and librdkafka asks for data
-//! that it cannot decode again and again without a word.
+//! The latter has no error of its own: an open transaction holds back the records behind it, and librdkafka refetches
+//! data that it cannot decode without reporting an error.
 
 use super::Flow;
 use crate::source::AssignmentId;
 
-/// How long the next record may stay away before `explain` tells of it.
-const TOLD_MS: u64 = 10_000;
+/// How long the next record may be missing before `explain` reports it.
+const REPORT_AFTER_MS: u64 = 10_000;
 
-/// Since when a partition stands, on the flow's clock, and why as far as that is known here.
+/// Since when a partition has made no progress, on the flow's clock, and why, if the flow knows.
 pub(super) struct Standstill {
     pub(super) since_ms: u64,
-    /// The log's next record does not come, in these words. `None`: the record at the frontier tells.
+    /// Set if the log's next record does not arrive. `None`: the record at the frontier explains it.
     pub(super) awaits: Option<String>,
 }
 
 impl Flow {
-    /// What the client knows of the end of a partition's log. To be called about once a second.
+    /// Records the log end offset that the client knows. To be called about once per second.
     pub fn note_end(&mut self, slot: AssignmentId, end: Option<i64>) {
         let now_ms = self.now_ms;
         let assignment = &mut self.assignments[slot.0 as usize];
@@ -37,19 +37,19 @@ impl Flow {
         assignment.awaited = awaits.then_some((due, since_ms));
     }
 
-    /// Whether a partition has stood still for `stall_timeout`.
+    /// Whether a partition has made no progress for `stall_timeout`.
     pub(super) fn stalled(&self, slot: AssignmentId) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let stall_ms = self.settings.stall_timeout_ms;
         let waits = !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
         if waits {
-            // What waits in hand over a settled ledger came when there was no room.
-            let in_hand_ms = assignment
+            // If everything admitted is settled, the queued records wait since the partition became full.
+            let overflow_since_ms = assignment
                 .full_since_ms
                 .filter(|_| assignment.ledger.is_settled());
             let since_ms = assignment
                 .waits_since_ms()
-                .max(in_hand_ms.unwrap_or_default());
+                .max(overflow_since_ms.unwrap_or_default());
             let stalled = self.now_ms.saturating_sub(since_ms) >= stall_ms;
             return stalled.then_some(Standstill {
                 since_ms,
@@ -59,21 +59,22 @@ impl Flow {
         self.awaited_for(slot, stall_ms)
     }
 
-    /// What is to be said of a record that is in the log and does not come.
+    /// Describes a record that is in the log and does not arrive.
     pub(super) fn awaited(&self, slot: AssignmentId) -> Option<String> {
-        self.awaited_for(slot, TOLD_MS)?.awaits
+        self.awaited_for(slot, REPORT_AFTER_MS)?.awaits
     }
 
     fn awaited_for(&self, slot: AssignmentId, least_ms: u64) -> Option<Standstill> {
         let assignment = self.assignment(slot);
         let (due, since_ms) = assignment.awaited?;
         let waited_ms = self.now_ms.saturating_sub(since_ms);
-        // What was noted a moment ago may have come since.
+        // The record may have arrived since the last check.
         if waited_ms < least_ms || due != assignment.ledger.next() {
             return None;
         }
         let end = assignment.end.unwrap_or(due);
-        let awaits = format!("the log goes from offset {due} on to {end}, and none of it arrives");
+        let awaits =
+            format!("the log continues from offset {due} to {end}, but no record of it arrives");
         Some(Standstill {
             since_ms,
             awaits: Some(awaits),

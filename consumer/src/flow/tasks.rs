@@ -1,6 +1,6 @@
-//! Records that a handler neither runs nor has settled: parked for a retry, or waiting for the producer.
+//! Deferred records, which a handler neither runs nor has settled: parked for a retry, or waiting for the producer.
 //!
-//! Only these have an entry here; a record that succeeds at its first attempt never does, unless it emits.
+//! Only these have an entry here; a record that succeeds at its first attempt has none, unless it emits.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -20,25 +20,25 @@ pub(super) enum Stage {
         /// On the flow's clock.
         due_ms: u64,
     },
-    /// It is in a flight, for the second time or later.
+    /// It is in a batch, for the second time or later.
     Running,
-    /// The acknowledgement of what it emitted.
+    /// The acknowledgement of its emits.
     Emitting,
-    /// The next try to produce what it emitted, at this time.
+    /// The next resend of its emits, at this time.
     EmitsDue {
         /// On the flow's clock.
         due_ms: u64,
     },
     /// The acknowledgement of its dead letter.
     DeadLettering,
-    /// The next try to write its dead letter, at this time.
+    /// The next resend of its dead letter, at this time.
     DeadLetterDue {
         /// On the flow's clock.
         due_ms: u64,
     },
 }
 
-/// What the handler said of the attempt whose emits are awaited: it takes effect once they are acknowledged.
+/// The handler's outcome of the attempt whose emits are awaited: it takes effect once they are acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The record succeeded.
@@ -51,7 +51,7 @@ pub(super) enum Ending {
 }
 
 impl Stage {
-    /// When something is to be done about it.
+    /// When it is due, if it waits for a time.
     fn due_ms(self) -> Option<u64> {
         match self {
             Self::Parked { due_ms }
@@ -62,31 +62,32 @@ impl Stage {
     }
 }
 
-/// What the producer refused of a record, and what is known for the next try.
+/// What the producer refused of a record, and how it is retried.
 #[derive(Clone)]
 pub(super) struct Refusal {
     /// The last refusal.
     pub(super) failure: EmitFailure,
-    /// When the first one came, on the flow's clock.
+    /// When the first one arrived, on the flow's clock.
     pub(super) since_ms: u64,
     /// Refusals so far.
     pub(super) tries: u32,
-    /// How it is sent next.
+    /// How it is resent.
     pub(super) way: Way,
-    /// What is kept, and the first of it to send again; `None` for a dead letter, which is made of the record.
+    /// The records kept, and the index of the first to resend; `None` for a dead letter, which is built from the
+    /// record.
     pub(super) emits: Option<(Arc<AckGroup>, u32)>,
-    /// Bytes of what is kept.
+    /// Bytes kept.
     pub(super) held_bytes: u64,
-    /// The generation and config by which the handler emitted it.
+    /// The generation and config with which the handler emitted it.
     pub(super) made_by: (u64, u64),
     /// The topic under which it is counted.
     pub(super) counted_as: Arc<str>,
 }
 
-/// A record of a handler that is not on the quick way.
+/// A deferred record of a handler.
 #[derive(Clone)]
 pub(super) struct Task {
-    /// The attempt that is running or was made last, from 1.
+    /// The current or last attempt, from 1.
     pub(super) attempt: u32,
     /// What it waits for.
     pub(super) stage: Stage,
@@ -96,18 +97,18 @@ pub(super) struct Task {
     pub(super) lane: u64,
     /// Why the last attempt failed.
     pub(super) reason: Option<Arc<str>>,
-    /// The class that goes into the dead letter.
+    /// The reason class for the dead letter.
     pub(super) class: &'static str,
     /// What follows once its emits are acknowledged.
     pub(super) ending: Ending,
-    /// What was refused of it and is not produced yet.
+    /// The refusal that is not resolved yet.
     pub(super) refusal: Option<Box<Refusal>>,
 }
 
-/// Without a random seed: the order in which tasks are walked through must be the same in every run.
+/// Without a random seed: tasks must be iterated in the same order in every run.
 type Hasher = BuildHasherDefault<RapidHasher<'static>>;
 
-/// All tasks of a pump, and a clock for those that are due some time.
+/// All tasks of a pump, and a timer queue for those with a due time.
 #[derive(Default)]
 pub(super) struct Tasks {
     by_key: HashMap<(HandlerIx, EntryKey), Task, Hasher>,
@@ -121,7 +122,7 @@ impl Tasks {
         self.by_key.get(&(ix, key))
     }
 
-    /// Sets a record's task; one with a due time is handed out by [`Tasks::take_due`].
+    /// Sets a record's task; one with a due time is returned by [`Tasks::take_due`].
     pub(super) fn set(&mut self, ix: HandlerIx, key: EntryKey, task: Task) {
         if let Some(due_ms) = task.stage.due_ms() {
             self.count += 1;
@@ -130,12 +131,12 @@ impl Tasks {
         self.by_key.insert((ix, key), task);
     }
 
-    /// Ends a task.
+    /// Removes a task.
     pub(super) fn remove(&mut self, ix: HandlerIx, key: EntryKey) -> Option<Task> {
         self.by_key.remove(&(ix, key))
     }
 
-    /// The next task whose time has come.
+    /// The next task that is due.
     pub(super) fn take_due(&mut self, now_ms: u64) -> Option<(HandlerIx, EntryKey)> {
         while let Some(&Reverse((due_ms, _, ix, key))) = self.due.peek() {
             if due_ms > now_ms {
@@ -156,7 +157,7 @@ impl Tasks {
         self.due.peek().map(|Reverse((due_ms, ..))| *due_ms)
     }
 
-    /// Every task.
+    /// All tasks.
     pub(super) fn iter(&self) -> impl Iterator<Item = (HandlerIx, EntryKey, &Task)> {
         self.by_key
             .iter()

@@ -1,4 +1,4 @@
-//! The flow by example: scripted pools and producer, one situation a test. The simulator covers the rest.
+//! Example tests of the flow: scripted pools and producer, one situation per test. The simulator covers the rest.
 
 mod budget;
 mod closing;
@@ -28,11 +28,11 @@ use crate::source::{AssignmentId, Delivery, RecordBuf, TopicPartition};
 
 #[derive(Default)]
 struct ScriptedPool {
-    // Boxes, as the trait hands them over.
+    // Boxes, because the trait passes them that way.
     #[allow(clippy::vec_box)]
     taken: Mutex<Vec<Box<Batch>>>,
     full: std::sync::atomic::AtomicBool,
-    /// Partitions and epochs that it was told of last.
+    /// Partitions and epochs last announced to it.
     owned: Mutex<Vec<(i32, u32)>>,
     failed: std::sync::atomic::AtomicBool,
 }
@@ -127,7 +127,7 @@ impl Bench {
         bench
     }
 
-    /// Applies a plan of the handlers that `change` keeps, changed as it likes.
+    /// Applies a plan of the handlers that `change` keeps, with the settings that it sets.
     fn apply(&mut self, change: impl Fn(usize, &mut HandlerSettings) -> bool) {
         let route = Route {
             topics: vec![TopicPattern::Exact("t".into())],
@@ -175,7 +175,7 @@ impl Bench {
         self.flow.dispatch();
     }
 
-    /// Finishes everything that pool `pool` has, record by record; gives the offsets that it ran.
+    /// Finishes everything that pool `pool` has, record by record; returns the offsets that it ran.
     fn finish(&mut self, pool: usize, outcome: impl Fn(i64) -> u16) -> Vec<i64> {
         let mut ran = Vec::new();
         for mut batch in std::mem::take(&mut *self.pools[pool].taken.lock().unwrap()) {
@@ -318,7 +318,7 @@ fn a_refused_batch_goes_out_when_the_pool_is_free() {
 }
 
 #[test]
-fn a_call_that_hangs_costs_only_the_record_it_hangs_on() {
+fn a_hung_call_fails_only_the_record_it_hangs_on() {
     let mut bench = Bench::new(1);
     bench.deliver(0..5, |offset| Some(offset.to_string()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
@@ -329,7 +329,7 @@ fn a_call_that_hangs_costs_only_the_record_it_hangs_on() {
         };
         2
     ];
-    bench.flow.receive(PumpMessage::Overrun {
+    bench.flow.receive(PumpMessage::CallTimedOut {
         flight: hung.flight,
         completed,
     });
@@ -350,12 +350,12 @@ fn a_call_that_hangs_costs_only_the_record_it_hangs_on() {
 }
 
 #[test]
-fn dispatch_stops_at_max_uncommitted_and_goes_on_after_a_commit() {
+fn dispatch_stops_at_max_uncommitted_and_continues_after_a_commit() {
     let mut bench = Bench::new(1);
     bench.deliver(0..150, |offset| Some(offset.to_string()));
     assert_eq!(bench.finish(0, |_| ACK).len(), 100);
     let commits = bench.flow.commits_due();
-    assert_eq!(commits[0].offset, 100, "due at once: the bound presses");
+    assert_eq!(commits[0].offset, 100, "due at once: the bound is reached");
     let result = crate::source::CommitResult {
         at: at(),
         offset: 100,
@@ -367,7 +367,7 @@ fn dispatch_stops_at_max_uncommitted_and_goes_on_after_a_commit() {
 }
 
 #[test]
-fn a_stopped_partition_keeps_no_records_in_hand() {
+fn a_stopped_partition_keeps_no_overflow_records() {
     let mut bench = Bench::with(1, 10);
     bench.deliver(0..30, |_| None);
     assert_eq!(bench.flow.assignment(bench.slot).overflow.len(), 20);
@@ -378,7 +378,7 @@ fn a_stopped_partition_keeps_no_records_in_hand() {
 }
 
 #[test]
-fn an_assignment_that_is_over_keeps_next_to_nothing() {
+fn a_released_assignment_keeps_almost_no_memory() {
     let mut bench = Bench::with(1, 100_000);
     bench.deliver(0..50_000, |_| None);
     while !bench.finish(0, |_| ACK).is_empty() {}
@@ -403,12 +403,12 @@ fn nothing_settles_after_a_release() {
 }
 
 #[test]
-fn a_pool_is_told_that_a_partition_is_gone_only_after_the_last_record_of_it() {
+fn a_pool_loses_a_partition_only_after_its_last_record() {
     let mut bench = Bench::new(2);
     let owned = |bench: &Bench| bench.pools[0].owned.lock().unwrap().clone();
     bench.deliver(0..3, |_| None);
     assert_eq!(owned(&bench), [(0, 1)]);
-    // The first handler is not wanted any more, but has records: a worker's, and a parked one.
+    // The first handler is no longer wanted, but has records: one with a worker, and a parked one.
     let route = Route {
         topics: vec![TopicPattern::Exact("t".into())],
         when: Predicate::always(),
@@ -431,7 +431,11 @@ fn a_pool_is_told_that_a_partition_is_gone_only_after_the_last_record_of_it() {
     bench.finish(0, |_| ACK);
     bench.flow.tick(3_000);
     bench.flow.dispatch();
-    assert_eq!(Arc::strong_count(&bench.pools[0]), 1, "its pool was let go");
+    assert_eq!(
+        Arc::strong_count(&bench.pools[0]),
+        1,
+        "its pool was released"
+    );
 }
 
 #[test]
@@ -454,7 +458,7 @@ fn a_route_that_leaves_a_partition_out_lets_its_last_records_run_first() {
     assert_eq!(owned(&bench), []);
 }
 
-/// G3: a parked record, and everything finished beyond it, over three owners that hand over cleanly.
+/// G3: a parked record, and all settled records beyond it, across three owners that hand over cleanly.
 #[test]
 fn finished_records_survive_hand_overs_behind_a_parked_one() {
     let mut committed = (10, CommitNote::default());
@@ -488,9 +492,9 @@ fn finished_records_survive_hand_overs_behind_a_parked_one() {
     assert_eq!(ran, [11, 1, 1], "only the parked record runs again");
 }
 
-/// G3: an owner that has settled all that came still knows what is finished and has not come.
+/// G3: an owner that has settled all delivered records still knows which settled ones were not redelivered.
 #[test]
-fn finished_records_that_did_not_come_again_survive_a_hand_over() {
+fn settled_records_that_were_not_redelivered_survive_a_hand_over() {
     let mut bench = Bench::new(1);
     bench.flow.release(&[bench.slot]);
     bench.slot = bench.flow.assign(NewAssignment {
@@ -506,9 +510,9 @@ fn finished_records_that_did_not_come_again_survive_a_hand_over() {
     assert_eq!((bench.frontier(), note.finished), (13, vec![20..30]));
 }
 
-/// A log that was cut off and written again has other records at the offsets that were finished (KIP-320).
+/// A truncated and rewritten log has other records at the settled offsets (KIP-320).
 #[test]
-fn records_of_a_later_leader_run_whatever_was_finished_at_their_offsets() {
+fn records_of_a_later_leader_run_even_at_settled_offsets() {
     let mut bench = Bench::new(1);
     bench.flow.release(&[bench.slot]);
     bench.slot = bench.flow.assign(NewAssignment {
@@ -534,9 +538,9 @@ fn records_of_a_later_leader_run_whatever_was_finished_at_their_offsets() {
     assert_eq!(bench.flow.commits_due()[0].leader_epoch, Some(6));
 }
 
-/// Neither the partition nor the record has waited for the time in which there was nothing.
+/// The idle time before a record counts neither for the partition nor for the record.
 #[test]
-fn what_comes_after_a_long_quiet_has_waited_only_since_it_came() {
+fn a_record_after_an_idle_period_waits_only_since_its_arrival() {
     let mut bench = Bench::new(1);
     bench.deliver(0..1, |_| None);
     bench.finish(0, |_| outcome_code::ACK);
@@ -551,13 +555,13 @@ fn what_comes_after_a_long_quiet_has_waited_only_since_it_came() {
     let stalled = bench
         .flow
         .stalled(bench.slot)
-        .expect("a second is its bound");
+        .expect("its bound is one second");
     assert_eq!(stalled.since_ms, 10_000);
 }
 
-/// Else records for a handler that is off would keep a partition that is held from ever being told of.
+/// Otherwise records for a handler that is off would keep a held partition from ever being reported.
 #[test]
-fn what_nobody_wants_moves_no_frontier_that_is_held() {
+fn an_unrouted_record_moves_no_held_frontier() {
     let mut bench = Bench::new(1);
     bench.deliver(0..1, |_| None);
     bench.apply(|_, handler| {
@@ -571,5 +575,5 @@ fn what_nobody_wants_moves_no_frontier_that_is_held() {
     }
     bench.flow.tick(1_000);
     let stalled = bench.flow.stalled(bench.slot);
-    assert_eq!(stalled.expect("a second is its bound").since_ms, 0);
+    assert_eq!(stalled.expect("its bound is one second").since_ms, 0);
 }

@@ -1,4 +1,4 @@
-//! Names of topics that are never freed: a call that hangs may read one after the pump that made it is gone.
+//! Topic names that are never freed: a hung call may read one after the pump that created it has ended.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,10 @@ use sluicegate_abi::record::TopicName;
 
 use crate::commit::TopicUuid;
 
-/// Every topic that this process was ever assigned, once for each time that it was created: so much memory is given up.
+/// All topics that were ever assigned to this process, one entry per topic id: this memory is leaked on purpose.
 static NAMES: Mutex<BTreeSet<&'static [u8]>> = Mutex::new(BTreeSet::new());
 
-/// Name and id, kept for as long as the process lives.
+/// Name and id, valid for as long as the process lives.
 pub(super) fn kept(topic: &str, id: TopicUuid) -> TopicName<'static> {
     if !id.is_known() {
         let name = std::str::from_utf8(keep(topic.as_bytes())).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Makes a generation ready to serve before anybody relies on it: load, create, health check.
+//! Builds generations: load, create, health check, all before any pump uses them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,50 +14,50 @@ use super::generation::{
     Code, Generation, GenerationState, GenerationStatus, Retired, VersionCounters,
 };
 use super::outputs;
-use super::overrun::OverrunWatch;
 use super::pool::{ConfigNotTaken, HandlerPool, HandlerSetup, LiveConfig, relock};
 use super::redaction::Redacted;
 use super::registry::RegistrySettings;
 use super::restart::RestartPolicy;
 use super::services::HandlerServices;
+use super::watchdog::CallWatchdog;
 use crate::emit::Emitter;
 
-/// Builds generations, sharing loaded code by its hash and crews by their pool's name.
+/// Builds generations; shares loaded code by hash, and crews by pool name.
 pub(super) struct GenerationBuilder {
     cache: PathBuf,
     create_timeout: Duration,
-    health_every: Duration,
+    health_interval: Duration,
     drain_timeout: Duration,
     emitter: Arc<dyn Emitter>,
     provenance: bool,
-    watch: OverrunWatch,
+    watchdog: CallWatchdog,
     numbers: AtomicU64,
     shared: Mutex<Shared>,
 }
 
-/// What a generation is made of.
+/// Input for one generation.
 pub(super) struct PrepareJob {
     pub(super) number: u64,
     pub(super) spec: Arc<HandlerSpec>,
     pub(super) artefact: Arc<Artefact>,
     /// The name under which the plugin exports the handler.
     pub(super) handler: String,
-    pub(super) tally: Arc<VersionCounters>,
-    /// Threads of its pool.
+    pub(super) counters: Arc<VersionCounters>,
+    /// Number of threads of its pool.
     pub(super) workers: u32,
 }
 
-/// Why a generation does not serve, and what of it is to be cleared away.
+/// Why a generation could not be built, and what remains to be released.
 pub(super) struct BuildError {
     pub(super) reason: String,
-    pub(super) remains: Option<Retired>,
+    pub(super) leftover: Option<Retired>,
 }
 
 impl From<String> for BuildError {
     fn from(reason: String) -> Self {
         Self {
             reason,
-            remains: None,
+            leftover: None,
         }
     }
 }
@@ -74,11 +74,11 @@ impl GenerationBuilder {
         Ok(Self {
             cache: settings.cache,
             create_timeout: settings.create_timeout,
-            health_every: settings.health_every,
+            health_interval: settings.health_interval,
             drain_timeout: settings.drain_timeout,
             emitter: settings.emitter,
             provenance: settings.provenance,
-            watch: OverrunWatch::start()?,
+            watchdog: CallWatchdog::start()?,
             numbers: AtomicU64::new(1),
             shared: Mutex::default(),
         })
@@ -89,13 +89,13 @@ impl GenerationBuilder {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A generation that is healthy, or the reason why there is none.
+    /// Builds a healthy generation, or returns the reason of the failure.
     pub(super) fn prepare(&self, job: &PrepareJob) -> Result<Generation, BuildError> {
         let name: Arc<str> = job.spec.name.as_str().into();
-        let standing = Arc::new(GenerationStatus::new(name, job.number));
-        let prepared = self.build(job, &standing);
+        let status = Arc::new(GenerationStatus::new(name, job.number));
+        let prepared = self.build(job, &status);
         if prepared.is_err() {
-            standing.advance(GenerationState::Rejected);
+            status.advance(GenerationState::Rejected);
         }
         prepared
     }
@@ -103,20 +103,20 @@ impl GenerationBuilder {
     fn build(
         &self,
         job: &PrepareJob,
-        standing: &Arc<GenerationStatus>,
+        status: &Arc<GenerationStatus>,
     ) -> Result<Generation, BuildError> {
         let PrepareJob {
             number,
             spec,
             artefact,
             handler,
-            tally,
+            counters,
             ..
         } = job;
-        // Signed plugins are not known yet, so whatever the catalogue gives out was let through on purpose.
-        standing.advance(GenerationState::Verified);
+        // Signatures are not supported yet, so every artefact that the catalogue returns was allowed explicitly.
+        status.advance(GenerationState::Verified);
         let code = self.load(artefact, *number)?;
-        standing.advance(GenerationState::Loaded);
+        status.advance(GenerationState::Loaded);
         let infos = code.plugin.handlers();
         let info = infos.iter().find(|info| info.name == *handler).cloned();
         let info = info.ok_or_else(|| {
@@ -129,11 +129,11 @@ impl GenerationBuilder {
                 format!("handler `{name}` on plugin `{plugin}` {version}: {reason}").into(),
             );
         }
-        standing.advance(GenerationState::Compatible);
-        let pool = self.join(job, &code, self.setup(job, &code, standing));
-        // A shared pool may serve a thousand handlers: their instances are built when they are first needed.
+        status.advance(GenerationState::Compatible);
+        let pool = self.join(job, &code, self.setup(job, &code, status));
+        // A shared pool may serve a thousand handlers: their instances are built on first use.
         let keep = spec.pool.is_none();
-        let patience = self.create_timeout + Duration::from_secs(1);
+        let timeout = self.create_timeout + Duration::from_secs(1);
         let generation = Generation {
             number: *number,
             version: artefact.version.to_string().into(),
@@ -141,60 +141,60 @@ impl GenerationBuilder {
             info,
             code,
             pool,
-            standing: Arc::clone(standing),
+            status: Arc::clone(status),
         };
-        if let Err(reason) = generation.pool.probe(keep, patience) {
+        if let Err(reason) = generation.pool.probe(keep, timeout) {
             let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
-            tally.stats.failed(&reason);
+            counters.stats.failed(&reason);
             return Err(BuildError {
                 reason: format!("handler `{name}` on plugin `{plugin}` {version}: {reason}"),
-                remains: Some(generation.discard()),
+                leftover: Some(generation.discard()),
             });
         }
-        standing.advance(GenerationState::Created);
-        standing.advance(GenerationState::Healthy);
+        status.advance(GenerationState::Created);
+        status.advance(GenerationState::Healthy);
         Ok(generation)
     }
 
-    /// Gives the config of `job` to the instances of a pool that serves.
+    /// Applies the config of `job` to the instances of an active pool.
     pub(super) fn reconfigure(
         &self,
         pool: &HandlerPool,
         job: &PrepareJob,
     ) -> Result<(), ConfigNotTaken> {
-        let patience = self.create_timeout + Duration::from_secs(1);
+        let timeout = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
         self.hide(job);
-        let taken = pool.reconfigure(&spec.config.expose().to_string(), patience);
+        let taken = pool.reconfigure(&spec.config.expose().to_string(), timeout);
         taken.map_err(|not_taken| match not_taken {
             ConfigNotTaken::Busy => ConfigNotTaken::Busy,
             ConfigNotTaken::Refused(reason) => {
-                job.tally.stats.failed(&reason);
+                job.counters.stats.failed(&reason);
                 let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
                 let reason = format!("handler `{name}` on plugin `{plugin}` {version}: {reason}");
                 ConfigNotTaken::Refused(reason)
             }
         })?;
-        tracing::info!(handler = %spec.name, "new config taken by the running instances");
+        tracing::info!(handler = %spec.name, "running instances reconfigured");
         Ok(())
     }
 
-    /// The secrets of the config that instances are about to be given show in nothing that is said of them.
+    /// Redacts the secrets of the job's config everywhere; called before instances get the config.
     fn hide(&self, job: &PrepareJob) {
         let secrets = job.spec.config.redactor();
-        job.tally.hide(secrets);
+        job.counters.hide(secrets);
         self.emitter.hide(secrets);
     }
 
-    fn setup(&self, job: &PrepareJob, code: &Code, standing: &GenerationStatus) -> HandlerSetup {
-        let (spec, tally) = (&job.spec, &job.tally);
+    fn setup(&self, job: &PrepareJob, code: &Code, status: &GenerationStatus) -> HandlerSetup {
+        let (spec, counters) = (&job.spec, &job.counters);
         self.hide(job);
-        let redaction = Arc::clone(&tally.redaction);
-        let metrics = Arc::clone(&tally.metrics);
-        let services = HandlerServices::new(standing.handler(), metrics, Arc::clone(&redaction));
+        let redaction = Arc::clone(&counters.redaction);
+        let metrics = Arc::clone(&counters.metrics);
+        let services = HandlerServices::new(status.handler(), metrics, Arc::clone(&redaction));
         let provenance = || format!("{}@{}", spec.name, job.artefact.version).into();
         HandlerSetup {
-            name: standing.handler(),
+            name: status.handler(),
             exported_as: job.handler.clone(),
             plugin: Arc::new(Redacted {
                 plugin: Arc::clone(&code.plugin),
@@ -209,11 +209,11 @@ impl GenerationBuilder {
             },
             services: Arc::new(services),
             emitter: Arc::clone(&self.emitter),
-            stats: Arc::clone(&tally.stats),
+            stats: Arc::clone(&counters.stats),
         }
     }
 
-    /// The artefact's code: what is loaded already, or a load of exactly the bytes that the catalogue read (G11).
+    /// The artefact's code: already loaded, or loaded now from exactly the bytes that the catalogue has read (G11).
     fn load(&self, artefact: &Artefact, number: u64) -> Result<Arc<Code>, String> {
         let sha256 = &artefact.identity.sha256;
         let mut shared = relock(&self.shared);
@@ -226,7 +226,7 @@ impl GenerationBuilder {
             .map_err(|error| error.to_string())?;
         if plugin.identity().sha256 != *sha256 {
             return Err(format!(
-                "plugin `{}` changed while it was loaded; it is tried again when the folder is read next",
+                "plugin `{}` changed while it was loaded; loading is retried after the next scan of the folder",
                 artefact.path.display()
             ));
         }
@@ -239,7 +239,7 @@ impl GenerationBuilder {
         Ok(code)
     }
 
-    /// A place in the pool that the spec names, or in a crew of its own.
+    /// Joins the shared pool that the spec names, or a new crew of its own.
     fn join(&self, job: &PrepareJob, code: &Code, setup: HandlerSetup) -> Arc<HandlerPool> {
         let settings = |name: &str| CrewSettings {
             name: name.to_owned(),
@@ -247,10 +247,10 @@ impl GenerationBuilder {
             workers: job.workers,
             create_timeout: self.create_timeout,
             drain_timeout: self.drain_timeout,
-            health_every: self.health_every,
+            health_interval: self.health_interval,
         };
         let Some(pool) = &job.spec.pool else {
-            return Crew::new(settings(&job.spec.name), &self.watch).found(setup);
+            return Crew::new(settings(&job.spec.name), &self.watchdog).join_first(setup);
         };
         let mut shared = relock(&self.shared);
         let key = (pool.clone(), code.sha256.clone(), job.workers);
@@ -262,9 +262,9 @@ impl GenerationBuilder {
                 Err(setup) => setup,
             },
         };
-        let crew = Crew::new(settings(pool), &self.watch);
+        let crew = Crew::new(settings(pool), &self.watchdog);
         shared.crews.retain(|_, crew| crew.strong_count() > 0);
         shared.crews.insert(key, Arc::downgrade(&crew));
-        crew.found(setup)
+        crew.join_first(setup)
     }
 }

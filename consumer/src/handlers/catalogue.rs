@@ -1,4 +1,4 @@
-//! The plugins folder: which artefacts there are, by the names and versions that they carry in themselves.
+//! The catalogue: artefacts in the plugins folder, by the names and versions embedded in them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +15,10 @@ use super::pool::relock;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem};
 
-/// A file that was changed more recently than this may still be written.
-const SETTLES_IN: Duration = Duration::from_millis(300);
-/// Between two scans while a file is too fresh.
-const SCAN_PAUSE: Duration = Duration::from_millis(50);
+/// A file modified more recently than this may still be being written.
+const SETTLE_WINDOW: Duration = Duration::from_millis(300);
+/// Interval of scans while a file is too new.
+const SCAN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The artefacts of a folder.
 pub struct Catalogue {
@@ -26,21 +26,21 @@ pub struct Catalogue {
     allow_unsigned: bool,
     runtimes: Vec<Arc<dyn HandlerRuntime>>,
     files: Mutex<BTreeMap<PathBuf, File>>,
-    /// Files that cannot be used, as of the last scan; apart, since a scan can take long.
+    /// Unusable files as of the last scan; under its own lock, since a scan can take long.
     refused: Mutex<Vec<ServiceProblem>>,
-    /// Why the last scan could not read the folder, or a package in it, and since when that is so.
+    /// Why and since when the folder, or a package in it, cannot be read.
     unreadable: Mutex<Option<Unreadable>>,
 }
 
-/// A file and what is known of it.
+/// A file and its last known contents.
 struct File {
     stamp: FileFingerprint,
     content: Result<Arc<Artefact>, Refused>,
-    /// Why it could not be read at the last scan, which says nothing of what it is: the next one tries again.
+    /// Why the last scan could not read it. That says nothing about its contents: the next scan retries.
     unread: Option<Refused>,
 }
 
-/// Why a file cannot be used, and since when, in milliseconds since the epoch.
+/// Why a file cannot be used, and since when in milliseconds since the Unix epoch.
 #[derive(Clone, Debug)]
 struct Refused {
     why: String,
@@ -48,7 +48,7 @@ struct Refused {
 }
 
 impl Refused {
-    /// For this reason, and since `before` if it was so then.
+    /// A refusal with this reason that started with `before`, if there was one.
     fn since(before: Option<&Self>, why: String) -> Self {
         let since_ms = before.map_or_else(now_ms, |before| before.since_ms);
         Self { why, since_ms }
@@ -60,19 +60,19 @@ impl Refused {
 struct Unreadable {
     why: String,
     since_ms: i64,
-    /// Files that are known from before stay in use.
+    /// Files known from earlier scans stay in use.
     keeps: bool,
 }
 
 /// A plugin that can be loaded.
 pub struct Artefact {
-    /// Where it is.
+    /// Its file.
     pub path: PathBuf,
-    /// What it says of itself.
+    /// Its embedded identity.
     pub identity: PluginIdentity,
     /// Its version, parsed.
     pub version: Version,
-    /// Who can load it.
+    /// The runtime that can load it.
     pub runtime: Arc<dyn HandlerRuntime>,
     modified: SystemTime,
 }
@@ -89,41 +89,41 @@ impl fmt::Debug for Artefact {
     }
 }
 
-/// What a scan found.
+/// Result of a scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// The artefacts differ from those of the scan before.
+    /// The artefacts differ from those of the previous scan.
     pub changed: bool,
-    /// A file is too fresh to be read; scan again soon.
+    /// A file is too new to be read; scan again soon.
     pub unsettled: bool,
 }
 
-/// Why no artefact serves.
+/// Why no artefact matches.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
-    /// Nothing of this name.
-    #[error("no plugin in `{folder}` has or exports `{plugin}`; there is: {known}{broken}")]
+    /// No plugin or handler of this name.
+    #[error("no plugin in `{folder}` is named or exports `{plugin}`; available: {known}{broken}")]
     Unknown {
         /// The folder.
         folder: String,
         /// The name.
         plugin: String,
-        /// What there is.
+        /// Available plugins and handlers.
         known: String,
-        /// Files that could not be read, as a sentence.
+        /// Unusable files, as a clause; empty if there are none.
         broken: String,
     },
-    /// No version that the spec accepts.
-    #[error("plugin `{plugin}` has no version that fits `{wanted}`; there is: {known}")]
+    /// No version that the spec accepts is available.
+    #[error("plugin `{plugin}` has no version that matches `{wanted}`; available: {known}")]
     NoVersion {
         /// The name.
         plugin: String,
         /// The requirement.
         wanted: String,
-        /// The versions there are.
+        /// Available versions.
         known: String,
     },
-    /// A plugin's name is given, but it exports several handlers.
+    /// The spec names a plugin that exports several handlers.
     #[error("plugin `{plugin}` exports several handlers; name one of: {known}")]
     Ambiguous {
         /// The name.
@@ -131,7 +131,7 @@ pub enum FindError {
         /// Its handlers.
         known: String,
     },
-    /// It is not signed.
+    /// The plugin is not signed.
     #[error(
         "plugin `{plugin}` at `{path}` is not signed; for development set `plugins.allow_unsigned: true`"
     )]
@@ -144,7 +144,7 @@ pub enum FindError {
 }
 
 impl Catalogue {
-    /// A catalogue of `folder`, still empty; the first runtime that recognises a file reads it.
+    /// An empty catalogue of `folder`. Each file is read by the first of `runtimes` that recognises it.
     pub fn new(
         folder: PathBuf,
         allow_unsigned: bool,
@@ -165,8 +165,8 @@ impl Catalogue {
         &self.folder
     }
 
-    /// Reads the folder again; files that have not changed are not opened. What cannot be read at present (the folder, a
-    /// package in it, a file) stays as it was known before: that it cannot be read does not mean that it is gone.
+    /// Rescans the folder; unchanged files are not opened. Whatever is currently unreadable (the folder, a package in it, a file)
+    /// keeps its last known contents: unreadable does not mean deleted.
     pub fn scan(&self) -> Scan {
         let now = SystemTime::now();
         let mut found = Scan::default();
@@ -191,11 +191,11 @@ impl Catalogue {
                 found.changed |= known.is_some();
                 continue;
             };
-            // A time in the future says nothing of when the file was written.
-            let age = now.duration_since(stamp.modified).unwrap_or(SETTLES_IN);
-            if age < SETTLES_IN {
+            // A modification time in the future does not tell when the file was written.
+            let age = now.duration_since(stamp.modified).unwrap_or(SETTLE_WINDOW);
+            if age < SETTLE_WINDOW {
                 found.unsettled = true;
-                // What was there before stays known until the new bytes are read.
+                // The previous contents stay known until the new bytes are read.
                 files.extend(known.map(|file| (path, file)));
                 continue;
             }
@@ -218,43 +218,43 @@ impl Catalogue {
         let mut refused = refused(&files);
         drop(files);
         let mut before = relock(&self.refused);
-        refused.extend(self.odd_ones(&listing.odd, &before));
+        refused.extend(self.non_file_problems(&listing.not_files, &before));
         *before = refused;
         drop(before);
         self.note_unreadable(&listing.unreadable, had_files);
         found
     }
 
-    /// Scans until no file is too fresh to be read, or that does not matter since this is `enough`; for `limit` at most.
+    /// Scans until no file is too new to be read, or until `enough` holds; for `limit` at most.
     pub fn scan_settled(&self, limit: Duration, enough: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + limit;
         while self.scan().unsettled && !enough(self) && Instant::now() < deadline {
-            std::thread::sleep(SCAN_PAUSE);
+            std::thread::sleep(SCAN_INTERVAL);
         }
     }
 
-    /// Whatever has a plugin's name and is no file; `before` are the problems of the scan before.
-    fn odd_ones(
+    /// Problems for entries with a plugin's name that are not files; `before`: the problems of the previous scan.
+    fn non_file_problems(
         &self,
-        odd: &[(PathBuf, &'static str)],
+        not_files: &[(PathBuf, &'static str)],
         before: &[ServiceProblem],
     ) -> Vec<ServiceProblem> {
-        let named = odd
+        let named = not_files
             .iter()
             .filter(|(path, _)| self.runtimes.iter().any(|r| r.recognises(path)));
         let problem = |(path, what): &(PathBuf, &'static str)| {
             let what = format!("`{}` is {what}", path.display());
             let known = before.iter().find(|problem| problem.what == what);
             known.cloned().unwrap_or_else(|| {
-                tracing::warn!("{what}: it cannot be a plugin");
+                tracing::warn!("{what}: not usable as a plugin");
                 ServiceProblem {
                     kind: ProblemKind::PluginRefused,
                     what,
                     since_ms: now_ms(),
                     count: 1,
-                    cause: "a plugin is a file".to_owned(),
+                    cause: "a plugin must be a regular file".to_owned(),
                     remedy:
-                        "put the plugin there, or what holds it back in its place, or take it away"
+                        "put the plugin file there, mount the volume that its link leads to, or remove the entry"
                             .to_owned(),
                 }
             })
@@ -262,23 +262,23 @@ impl Catalogue {
         named.map(problem).collect()
     }
 
-    /// Takes note of what cannot be read, and says when that begins and ends. `keeps`: plugins are known from before.
+    /// Records what cannot be read, and logs when that starts and ends. `keeps`: plugins are known from earlier scans.
     fn note_unreadable(&self, found: &[(PathBuf, String)], keeps: bool) {
         let why: Vec<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
         let why = why.join("; ");
         let mut noted = relock(&self.unreadable);
         let before = noted.take();
-        let was_told = before.as_ref().is_some_and(|before| before.keeps);
+        let was_logged = before.as_ref().is_some_and(|before| before.keeps);
         if why.is_empty() {
-            if was_told {
-                tracing::info!("the plugins folder can be read again");
+            if was_logged {
+                tracing::info!("plugins folder is readable again");
             }
             return;
         }
-        if keeps && !was_told {
+        if keeps && !was_logged {
             tracing::warn!(
                 why,
-                "the plugins folder cannot be read; the plugins that are known stay in use"
+                "plugins folder cannot be read; known plugins stay in use"
             );
         }
         *noted = Some(Unreadable {
@@ -288,13 +288,13 @@ impl Catalogue {
         });
     }
 
-    /// What is wrong with the folder and with files in it.
+    /// Current problems with the folder and its files.
     pub fn problems(&self) -> Vec<ServiceProblem> {
         let refused = relock(&self.refused).clone();
         self.unread_problem().into_iter().chain(refused).collect()
     }
 
-    /// What keeps the folder from being read although plugins of it are in use.
+    /// The problem of an unreadable folder whose plugins are in use.
     fn unread_problem(&self) -> Option<ServiceProblem> {
         let noted = relock(&self.unreadable).clone();
         let Unreadable { why, since_ms, .. } = noted.filter(|noted| noted.keeps)?;
@@ -304,14 +304,13 @@ impl Catalogue {
             what: "the plugins folder cannot be read".to_owned(),
             since_ms,
             cause: why,
-            remedy: "make it readable for the service; the plugins that are known stay in use, and new ones are found once \
-                     it can be read"
+            remedy: "make it readable for the service; known plugins stay in use, and new ones are found once it can be \
+                     read"
                 .to_owned(),
         })
     }
 
-    /// Reads a file, and tells whether that makes a difference. One that was usable and cannot be read at present stays
-    /// what it was.
+    /// Reads a file; returns it and whether the catalogue changed. An unreadable file keeps its last known contents.
     fn read(
         &self,
         path: &Path,
@@ -343,13 +342,13 @@ impl Catalogue {
         (file, true)
     }
 
-    /// A file that cannot be read at present: it is what it was, if anything is known of it.
+    /// An unreadable file: keeps its last known contents, if any.
     fn unread(stamp: FileFingerprint, known: Option<File>, reason: Refused) -> (File, bool) {
         let why = &reason.why;
         match known {
             Some(known) => {
                 if known.unread.is_none() {
-                    tracing::warn!(reason = %why, "a plugin cannot be read; what is known of it stays in use");
+                    tracing::warn!(reason = %why, "plugin file cannot be read; its last known contents stay in use");
                 }
                 let unread = Some(reason);
                 (File { unread, ..known }, false)
@@ -366,11 +365,11 @@ impl Catalogue {
         }
     }
 
-    /// The newest artefact that serves `plugin` (its name, or that of a handler that it exports) in a version that
-    /// `wanted` accepts, and the name of the handler. Of two files of one version the later one serves.
+    /// The newest artefact for `plugin` (the name of a plugin or of a handler that it exports) in a version that `wanted`
+    /// accepts, and the handler's name. Of two files with the same version, the one modified later is chosen.
     ///
     /// # Errors
-    /// [`FindError`] says what there is instead.
+    /// [`FindError`] lists what is available instead.
     pub fn find(
         &self,
         plugin: &str,
@@ -429,7 +428,7 @@ impl Catalogue {
     }
 }
 
-/// The files that cannot be used.
+/// Problems for unusable files.
 fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
     let refused = files.iter().filter_map(|(path, file)| {
         let path = path.display();
@@ -437,15 +436,15 @@ fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
             (Some(unread), content) => (
                 unread,
                 match content {
-                    Ok(_) => format!("`{path}` cannot be read; what is known of it stays in use"),
+                    Ok(_) => format!("`{path}` cannot be read; its last known contents stay in use"),
                     Err(_) => format!("`{path}` cannot be read"),
                 },
-                "make it readable for the service; it is tried again with each look at the folder",
+                "make it readable for the service; it is retried at each scan of the folder",
             ),
             (None, Err(refused)) => (
                 refused,
-                format!("`{path}` is no plugin that can be used"),
-                "build it anew against this version of the SDK and put it there again, or take the file away",
+                format!("`{path}` is not a usable plugin"),
+                "rebuild it with this version of the SDK and copy it there again, or remove the file",
             ),
             (None, Ok(_)) => return None,
         };
@@ -470,7 +469,7 @@ fn artefact(
     let version = Version::parse(&identity.version).map_err(|error| {
         let (path, version) = (path.display(), &identity.version);
         format!(
-            "plugin `{path}` has the version `{version}`, which is no semantic version: {error}"
+            "plugin `{path}` has the version `{version}`, which is not a semantic version: {error}"
         )
     })?;
     Ok(Arc::new(Artefact {
@@ -495,7 +494,7 @@ fn exported_handler(identity: &PluginIdentity, plugin: &str) -> Result<String, F
     }
 }
 
-/// Names for a sentence, sorted, each once.
+/// Joins names for a sentence, sorted and without duplicates.
 fn list(names: impl Iterator<Item = String>) -> String {
     let mut names: Vec<String> = names.collect();
     names.sort_unstable();

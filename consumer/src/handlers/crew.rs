@@ -1,36 +1,39 @@
-//! The threads behind worker pools, and the lock under which they share work.
+//! A crew: the threads behind worker pools, and the lock under which they share work.
 //!
-//! A crew has a fixed number of seats. A thread takes a seat when there is first work for it, and gives it up when it
-//! is abandoned (its successor takes the seat) or when the last handler has left. A batch that any worker may take
-//! waits in the common queue, so that nothing waits behind a slow call while a neighbour is idle; a batch bound to
-//! a worker waits at that seat. At most one batch a seat waits beside the one that runs.
+//! A crew has a fixed number of seats. A seat's thread starts on first use, is replaced after a timed-out call, and exits
+//! with the last handler. A batch that any worker may take waits in the shared queue, so that none waits behind a slow call
+//! while another worker is idle; a batch bound to a worker waits at that worker's seat. At most one batch per seat is queued
+//! in addition to the running one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::overrun::OverrunWatch;
 use super::pool::{HandlerPool, HandlerSetup, Tenant, relock};
-use super::seats::{Claim, Errand, Job, Notices, Phase, Place, Seat, State, TenantState};
+use super::seats::{
+    Errand, Job, Notices, Phase, ProbeToken, QueueChoice, Seat, State, TenantState,
+};
+use super::watchdog::CallWatchdog;
 use super::worker;
 use crate::dispatch::{Batch, Inbox};
 
-/// What a crew is made with.
+/// Settings of a crew.
 #[derive(Clone, Debug)]
 pub struct CrewSettings {
-    /// Name in the threads' names: the handler's, or the shared pool's.
+    /// Name for the threads' names: the handler's, or the shared pool's.
     pub name: String,
-    /// Generation in the threads' names.
+    /// Generation for the threads' names.
     pub generation: u64,
-    /// Number of threads.
+    /// Maximum number of live threads, without abandoned ones.
     pub workers: u32,
-    /// Longest time to build and check an instance before its thread is given up.
+    /// Timeout for building and checking an instance; its thread is abandoned afterwards.
     pub create_timeout: Duration,
-    /// Longest time to drain and drop an instance before its thread is given up.
+    /// Timeout of any other lifecycle call (drain, drop, health check, partition or config change); the thread is abandoned
+    /// afterwards.
     pub drain_timeout: Duration,
-    /// Between two questions to an instance whether it is well.
-    pub health_every: Duration,
+    /// Interval of the health checks.
+    pub health_interval: Duration,
 }
 
 /// The threads of one pool, used by one handler generation or by several that share them.
@@ -42,43 +45,43 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// A crew without threads yet; `watch` looks after its calls.
-    pub fn new(settings: CrewSettings, watch: &OverrunWatch) -> Arc<Self> {
+    /// A crew without threads yet; `watchdog` times out its calls.
+    pub fn new(settings: CrewSettings, watchdog: &CallWatchdog) -> Arc<Self> {
         let crew = Arc::new(Self {
             state: Mutex::new(State::new(
                 settings.workers.max(1),
-                Instant::now() + settings.health_every,
+                Instant::now() + settings.health_interval,
             )),
             settings,
             ended: Condvar::new(),
             tick_ms: AtomicU64::new(1_000),
         });
-        watch.look_after(&crew);
+        watchdog.watch(&crew);
         crew
     }
 
     /// Adds a handler.
     ///
     /// # Errors
-    /// Gives the setup back when the last handler has left already and the crew is at its end.
+    /// Returns the setup if the last handler has already left and the crew is closing.
     #[expect(
         clippy::result_large_err,
-        reason = "the setup goes on to the next crew"
+        reason = "the setup is passed on to the next crew"
     )]
     pub fn join(self: &Arc<Self>, setup: HandlerSetup) -> Result<Arc<HandlerPool>, HandlerSetup> {
         let mut state = self.lock();
         if state.closing {
             return Err(setup);
         }
-        Ok(self.admit(&mut state, setup))
+        Ok(self.register(&mut state, setup))
     }
 
     /// Adds the first handler of a crew.
-    pub(super) fn found(self: &Arc<Self>, setup: HandlerSetup) -> Arc<HandlerPool> {
-        self.admit(&mut self.lock(), setup)
+    pub(super) fn join_first(self: &Arc<Self>, setup: HandlerSetup) -> Arc<HandlerPool> {
+        self.register(&mut self.lock(), setup)
     }
 
-    fn admit(self: &Arc<Self>, state: &mut State, setup: HandlerSetup) -> Arc<HandlerPool> {
+    fn register(self: &Arc<Self>, state: &mut State, setup: HandlerSetup) -> Arc<HandlerPool> {
         let tick = (setup.timeout.as_millis() as u64 / 10).clamp(10, 1_000);
         self.tick_ms.fetch_min(tick, Ordering::Relaxed);
         let id = state.next_tenant;
@@ -88,7 +91,7 @@ impl Crew {
         Arc::new(HandlerPool::new(Arc::clone(self), tenant))
     }
 
-    /// Number of threads in a call of the handler.
+    /// Number of threads that are in a call of the handler.
     pub(super) fn busy(&self, tenant: &Tenant) -> u32 {
         let state = self.lock();
         let calls = |seat: &&Seat| matches!(&seat.phase, Phase::Calling(call) if call.tenant.id == tenant.id);
@@ -100,7 +103,7 @@ impl Crew {
         self.settings.workers.max(1)
     }
 
-    /// How often its calls are to be looked at, in milliseconds.
+    /// Interval in milliseconds at which its calls must be checked.
     pub(super) fn tick_ms(&self) -> u64 {
         self.tick_ms.load(Ordering::Relaxed)
     }
@@ -116,33 +119,33 @@ impl Crew {
         home: &Arc<Inbox>,
     ) -> Result<(), Box<Batch>> {
         let mut state = self.lock();
-        let Some(place) = state.place_for(tenant, batch.worker) else {
+        let Some(place) = state.choose_queue(tenant, batch.worker) else {
             match tenant.is_tripped() {
-                // It has no room before somebody resets it: asking again and again would tell nothing else.
-                true => tenant.shut_out(home),
-                false => state.remember(home),
+                // It has no room until it is reset, so notices of room would only cause useless retries.
+                true => tenant.wait_for_reset(home),
+                false => state.add_waiting(home),
             }
             return Err(batch);
         };
-        tenant.setup.stats.took(batch.records.len() as u64);
+        tenant.setup.stats.accepted(batch.records.len() as u64);
         let job = Job {
             tenant: Arc::clone(tenant),
             batch,
             home: Arc::clone(home),
         };
         let seat = match place {
-            Place::Any => {
+            QueueChoice::Shared => {
                 state.queue.push_back(job);
                 state.seat_to_wake(tenant.id)
             }
-            Place::Seat(seat) => {
+            QueueChoice::Bound(seat) => {
                 state.seats[seat].own.push_back(job);
                 Some(seat)
             }
         };
         let mut notices = Notices::default();
         if let Some(seat) = seat {
-            self.rouse(&mut state, seat, &mut notices);
+            self.wake_or_spawn(&mut state, seat, &mut notices);
         }
         drop(state);
         notices.deliver();
@@ -150,7 +153,12 @@ impl Crew {
     }
 
     /// Wakes the seat's thread, or starts one.
-    pub(super) fn rouse(self: &Arc<Self>, state: &mut State, seat: usize, notices: &mut Notices) {
+    pub(super) fn wake_or_spawn(
+        self: &Arc<Self>,
+        state: &mut State,
+        seat: usize,
+        notices: &mut Notices,
+    ) {
         if state.seats[seat].alive {
             state.seats[seat].parked = false;
             notices.wake(&state.seats[seat].wake);
@@ -177,7 +185,7 @@ impl Crew {
         }
     }
 
-    /// No thread for the seat: what only it could do goes back, and if nobody is left, everything.
+    /// The seat's thread could not be started: returns the seat's own queue, and the shared queue too if no worker remains.
     fn without_thread(&self, state: &mut State, seat: usize, why: &str, notices: &mut Notices) {
         let alone = state.threads == 0;
         let place = &mut state.seats[seat];
@@ -185,8 +193,8 @@ impl Crew {
         for errand in place.errands.drain(..) {
             match errand {
                 Errand::Probe { reply, .. } => drop(reply.try_send(Err(why.to_owned()))),
-                Errand::Leave(tenant) => tenant.let_go(false),
-                Errand::TellNews(_) | Errand::AskHealth => {}
+                Errand::Leave(tenant) => tenant.worker_released(false),
+                Errand::NotifyChange(_) | Errand::CheckHealth => {}
             }
         }
         if alone {
@@ -204,13 +212,13 @@ impl Crew {
         tenant: &Arc<Tenant>,
         keep: bool,
         config: Option<Arc<str>>,
-        claim: Arc<Claim>,
+        token: Arc<ProbeToken>,
         reply: SyncSender<Result<(), String>>,
     ) {
         let mut notices = Notices::default();
         let mut state = self.lock();
         let idle = |seat: &Seat| matches!(seat.phase, Phase::Idle) && seat.own.is_empty();
-        // One that only hands over its outcomes comes to it soon; one in a call may hang.
+        // A worker that only delivers outcomes is free soon; one in a call may hang.
         let soon = |seat: &Seat| matches!(seat.phase, Phase::Finishing) && seat.own.is_empty();
         let seats = &state.seats;
         let seat = seats.iter().position(idle);
@@ -219,49 +227,52 @@ impl Crew {
             tenant: Arc::clone(tenant),
             keep,
             config,
-            claim,
+            token,
             reply,
         });
-        self.rouse(&mut state, seat, &mut notices);
+        self.wake_or_spawn(&mut state, seat, &mut notices);
         drop(state);
         notices.deliver();
     }
 
-    /// Every thread is to tell its instance of the handler's partitions and config, before it runs another batch. An
-    /// instance that is built later is told by its builder.
-    pub(super) fn tell_news(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+    /// Makes every thread apply the handler's current partitions and config to its instance before the next batch. An instance
+    /// built later gets them when it is built.
+    pub(super) fn notify_change(self: &Arc<Self>, tenant: &Arc<Tenant>) {
         let mut notices = Notices::default();
         let mut state = self.lock();
         for seat in 0..state.seats.len() {
             if state.seats[seat].alive {
-                let errand = Errand::TellNews(Arc::clone(tenant));
+                let errand = Errand::NotifyChange(Arc::clone(tenant));
                 state.seats[seat].errands.push_back(errand);
-                self.rouse(&mut state, seat, &mut notices);
+                self.wake_or_spawn(&mut state, seat, &mut notices);
             }
         }
         drop(state);
         notices.deliver();
     }
 
-    /// Every thread is to ask its instances whether they are well; one that has not come to it since the last time is
-    /// not asked twice.
-    pub(super) fn ask_health(self: &Arc<Self>, state: &mut State, notices: &mut Notices) {
+    /// Makes every thread check the health of its instances, unless its last request is still pending.
+    pub(super) fn request_health_checks(
+        self: &Arc<Self>,
+        state: &mut State,
+        notices: &mut Notices,
+    ) {
         for seat in 0..state.seats.len() {
             let place = &mut state.seats[seat];
-            let asked = |errand: &Errand| matches!(errand, Errand::AskHealth);
-            if place.alive && !place.errands.iter().any(asked) {
-                place.errands.push_back(Errand::AskHealth);
-                self.rouse(state, seat, notices);
+            let pending = |errand: &Errand| matches!(errand, Errand::CheckHealth);
+            if place.alive && !place.errands.iter().any(pending) {
+                place.errands.push_back(Errand::CheckHealth);
+                self.wake_or_spawn(state, seat, notices);
             }
         }
     }
 
-    /// Sends back what is cancelled and not begun; there is room then.
+    /// Returns cancelled batches that have not started, and notifies inboxes that wait for room.
     pub(super) fn recall(&self) {
         let mut notices = Notices::default();
         let mut state = self.lock();
         state.send_back_cancelled(&mut notices);
-        state.tell_waiting(&mut notices);
+        state.notify_waiting(&mut notices);
         drop(state);
         notices.deliver();
     }
@@ -270,43 +281,43 @@ impl Crew {
         let mut notices = Notices::default();
         let mut state = self.lock();
         tenant.set_tripped(None);
-        if let Some(standing) = state.tenants.get_mut(&tenant.id) {
-            standing.restarts.worked();
+        if let Some(tenant_state) = state.tenants.get_mut(&tenant.id) {
+            tenant_state.backoff.clear();
         }
         for seat in &mut state.seats {
-            seat.resting.retain(|&(id, _)| id != tenant.id);
+            seat.backoff_until.retain(|&(id, _)| id != tenant.id);
         }
-        for home in tenant.let_in() {
-            state.remember(&home);
+        for home in tenant.take_waiting_for_reset() {
+            state.add_waiting(&home);
         }
-        state.tell_waiting(&mut notices);
+        state.notify_waiting(&mut notices);
         drop(state);
         notices.deliver();
     }
 
-    /// Takes a handler out: its queued batches go back, each worker drains and drops its instance. With the last
-    /// handler the crew ends.
+    /// Removes a handler: returns its queued batches; each worker drains and drops its instance. The crew closes with its last
+    /// handler.
     pub(super) fn leave(self: &Arc<Self>, tenant: &Arc<Tenant>) {
         let mut notices = Notices::default();
         let mut state = self.lock();
-        let standing = state.tenants.remove(&tenant.id).unwrap_or_default();
-        state.turns.leaves(tenant.id);
+        let tenant_state = state.tenants.remove(&tenant.id).unwrap_or_default();
+        state.turns.remove(tenant.id);
         state.send_back(tenant.id, &mut notices);
         let alive: Vec<usize> = (0..state.seats.len())
             .filter(|&seat| state.seats[seat].alive)
             .collect();
-        tenant.departs(alive.len() as u32, standing.hung > 0);
+        tenant.begin_release(alive.len() as u32, tenant_state.hung > 0);
         state.closing |= state.tenants.is_empty();
         for seat in alive {
             let errand = Errand::Leave(Arc::clone(tenant));
             state.seats[seat].errands.push_back(errand);
-            self.rouse(&mut state, seat, &mut notices);
+            self.wake_or_spawn(&mut state, seat, &mut notices);
         }
         drop(state);
         notices.deliver();
     }
 
-    /// Blocks until a crew that nobody uses has no threads left; `false` at the deadline. One in use is not waited for.
+    /// Blocks until a closing crew has no threads left; `false` at the deadline. Returns at once if the crew is still in use.
     pub(super) fn wait_ended(&self, deadline: Instant) -> bool {
         let mut state = self.lock();
         while state.closing && state.threads > 0 {
@@ -323,12 +334,12 @@ impl Crew {
         true
     }
 
-    /// A seat was given up for good.
-    pub(super) fn seat_given_up(&self) {
+    /// A closing crew's thread was abandoned and is not replaced.
+    pub(super) fn seat_abandoned(&self) {
         self.ended.notify_all();
     }
 
-    /// The thread of a seat has ended.
+    /// The thread of a seat has exited.
     pub(super) fn thread_ended(&self, state: &mut State, seat: usize) {
         state.seats[seat].alive = false;
         state.threads -= 1;

@@ -1,5 +1,5 @@
-//! Hands what a call emitted to the producer, for the records whose outcome stands: an ack, a drop or a dead letter. An
-//! attempt that is followed by another emits nothing.
+//! Sends the records that a call emitted to the producer, for input records with a final outcome: ack, drop or dead letter. An
+//! attempt that is followed by another one emits nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,20 +9,20 @@ use sluicegate_runtime::{Emit, RawOutcome, outcome_code};
 use crate::dispatch::{Batch, Inbox};
 use crate::emit::{AckGroup, EmitCounts, EmitFailure, Emitter, ProducerRecord, Sent, Ticket, Way};
 
-/// First pause when the producer's queue is full.
-const FIRST_PAUSE: Duration = Duration::from_micros(200);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// Delay before the first retry while the producer's queue is full; doubled from there on.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_micros(200);
+/// Upper bound of the retry delay.
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Sends the emits of `batch` and marks the records that wait for them. The groups, which own what was emitted, are to be
-/// armed once the batch is in `home`. Blocks while the producer's queue is full, up to `patience` without progress; what
-/// finds no room then is left to the pump, which sends it again.
+/// Sends the emits of `batch` and marks the records that wait for their acks. The returned groups, which own the emitted
+/// records, must be sealed after the batch is in `home`. Blocks while the producer's queue is full, up to `timeout` without
+/// progress; emits that still find no room are left to the pump, which sends them again.
 pub(super) fn send(
     batch: &mut Batch,
     home: &Arc<Inbox>,
     emitter: &dyn Emitter,
     counts: &Arc<EmitCounts>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Vec<Arc<AckGroup>> {
     let (mut by_record, order) = sort(batch);
     if order.is_empty() {
@@ -32,7 +32,7 @@ pub(super) fn send(
     let mut groups: Vec<Option<Sending>> = Vec::new();
     groups.resize_with(batch.records.len(), || None);
     let mut waiting = Waiting {
-        patience,
+        timeout,
         since: None,
     };
     for (at, index) in order {
@@ -51,7 +51,7 @@ pub(super) fn send(
     groups.map(|sending| sending.group).collect()
 }
 
-/// The emits of a call that count, by record, and the order in which they were emitted: record, and index among its own.
+/// The emits to send, by input record, and the order in which they were emitted: (record, index within the record).
 fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
     let mut sizes = vec![0_usize; batch.records.len()];
     for emit in &batch.output.emits {
@@ -63,7 +63,7 @@ fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
     let mut order = Vec::with_capacity(batch.output.emits.len());
     for emit in batch.output.emits.drain(..) {
         let at = emit.record as usize;
-        if batch.outcomes.get(at).is_some_and(stands)
+        if batch.outcomes.get(at).is_some_and(is_final)
             && let Some(emits) = by_record.get_mut(at)
         {
             order.push((at, emits.len() as u32));
@@ -73,10 +73,10 @@ fn sort(batch: &mut Batch) -> (Vec<Vec<Emit>>, Vec<(usize, u32)>) {
     (by_record, order)
 }
 
-/// A group while it is handed over.
+/// A group while its records are being sent.
 struct Sending {
     group: Arc<AckGroup>,
-    /// One of it was refused at once: what follows would be sent a second time, and is not sent a first time.
+    /// A record of the group was refused, so the pump will send the rest again; sending it now would duplicate it.
     stopped: bool,
 }
 
@@ -98,17 +98,17 @@ impl Sending {
     }
 }
 
-/// Whether no other attempt follows this outcome by itself, so that what the attempt emitted counts.
-fn stands(outcome: &RawOutcome) -> bool {
+/// Whether the outcome is final (no automatic retry follows), so that the attempt's emits are sent.
+fn is_final(outcome: &RawOutcome) -> bool {
     matches!(
         outcome.code,
         outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
     )
 }
 
-/// Patience with a full producer: spent once, it comes back only when a record gets through.
+/// Retry time for a full producer, shared by all records of a batch; restored only when a record is accepted.
 struct Waiting {
-    patience: Duration,
+    timeout: Duration,
     since: Option<Instant>,
 }
 
@@ -119,17 +119,17 @@ impl Waiting {
         record: &ProducerRecord<'_>,
         mut ticket: Ticket,
     ) -> Sent {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = INITIAL_RETRY_DELAY;
         loop {
             match emitter.send(record, Way::Batched, ticket) {
                 Sent::NoRoom(back) => {
                     let since = *self.since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= self.patience {
+                    if since.elapsed() >= self.timeout {
                         return Sent::NoRoom(back);
                     }
                     ticket = back;
                     std::thread::sleep(pause);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause = (pause * 2).min(MAX_RETRY_DELAY);
                 }
                 answer => {
                     self.since = None;

@@ -1,26 +1,26 @@
-//! What stands in the plugins folder: files, and how to tell that one has changed.
+//! Listing of the plugins folder, and fingerprints that detect changed files.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// What makes a folder a package.
+/// The file that makes a folder a package.
 const MANIFEST: &str = "plugin.yaml";
 
-/// What a look at the folder has found.
+/// Result of listing the folder.
 #[derive(Default)]
 pub(super) struct Listing {
-    /// Files, each with its stamp if that could be had.
+    /// Files with their fingerprints; `None` if the metadata could not be read.
     pub(super) files: Vec<(PathBuf, Option<FileFingerprint>)>,
-    /// What is neither file nor folder, and what it is.
-    pub(super) odd: Vec<(PathBuf, &'static str)>,
+    /// Entries that are neither a file nor a folder, with a description.
+    pub(super) not_files: Vec<(PathBuf, &'static str)>,
     /// Folders that could not be read, and why.
     pub(super) unreadable: Vec<(PathBuf, String)>,
 }
 
 impl Listing {
-    /// The files of the folder and of the packages in it (folders with a manifest).
+    /// Lists the files of the folder and of the packages in it (folders with a manifest).
     pub(super) fn of(folder: &Path) -> Self {
         let mut listing = Self::default();
         for package in listing.add(folder) {
@@ -32,7 +32,8 @@ impl Listing {
         listing
     }
 
-    /// Adds the files of `folder`, and gives its folders. Links are followed: plugins are often links into a build's output.
+    /// Adds the files of `folder` and returns its folders. Follows symbolic links, since plugins are often links into a build
+    /// output.
     fn add(&mut self, folder: &Path) -> Vec<PathBuf> {
         let mut folders = Vec::new();
         let manifest = std::fs::metadata(folder.join(MANIFEST)).ok();
@@ -46,15 +47,15 @@ impl Listing {
                 let stamp = FileFingerprint::of(&metadata).map(with_manifest);
                 self.files.push((path, stamp));
             }
-            Ok(_) => self.odd.push((path, "no regular file")),
+            Ok(_) => self.not_files.push((path, "not a regular file")),
             Err(error) => {
                 match error.kind() {
-                    // Of a mount that is not there, often. Else it was taken away meanwhile.
+                    // A broken link, often into a missing mount. Without a link the entry was just removed.
                     std::io::ErrorKind::NotFound if path.is_symlink() => {
-                        self.odd.push((path, "a link that leads nowhere"));
+                        self.not_files.push((path, "a broken link"));
                     }
                     std::io::ErrorKind::NotFound => {}
-                    // It is not known what is behind it.
+                    // Unknown contents: the catalogue keeps what it knows.
                     _ => self.files.push((path, None)),
                 }
             }
@@ -73,12 +74,12 @@ impl Listing {
     }
 }
 
-/// Tells whether a file has changed.
+/// Detects changes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileFingerprint {
     bytes: u64,
     pub(super) modified: SystemTime,
-    /// When the system last changed anything of it: a copy may keep length and time of modification.
+    /// Time of the last status change (ctime): a copy may preserve length and modification time.
     changed: (i64, i64),
     inode: u64,
 }
@@ -93,7 +94,7 @@ impl FileFingerprint {
         })
     }
 
-    /// The stamp of a file that is read together with another.
+    /// The fingerprint of a file that is read together with another one.
     fn with(self, other: Self) -> Self {
         Self {
             bytes: self.bytes + other.bytes,

@@ -5,8 +5,8 @@
 //!       └───────────┴───────────┴──────────┴────────────┴──► Rejected                    └──────────► Quarantined
 //! ```
 //!
-//! Everything up to `Healthy` happens before a pump hears of it; a generation that fails on the way leaves the one that
-//! serves untouched (G9).
+//! All states up to `Healthy` are passed before any pump uses the generation; one that fails earlier leaves the active
+//! generation unchanged (G9).
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -19,50 +19,50 @@ use super::pool::{HandlerPool, ReleaseWatch, relock};
 use super::services::UserMetrics;
 use super::stats::HandlerStats;
 
-/// Where a generation stands.
+/// State of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GenerationState {
-    /// An artefact that fits the spec is known.
+    /// An artefact that matches the spec was found.
     Discovered,
-    /// Its bytes may be run.
+    /// The artefact may be run.
     Verified,
-    /// Its code is mapped.
+    /// Its code is loaded.
     Loaded,
-    /// It exports the handler, in a layout that fits.
+    /// It exports the handler with a compatible ABI.
     Compatible,
     /// An instance was built.
     Created,
-    /// That instance says that it is well.
+    /// That instance passed its health check.
     Healthy,
-    /// It serves.
+    /// It processes records.
     Active,
-    /// A successor serves or the handler is gone; batches may still be under way.
+    /// Replaced or removed; batches may still be in flight.
     Draining,
-    /// No batch is under way and no instance is left.
+    /// No batch is in flight and no instance is left.
     Quiesced,
-    /// Its threads are gone.
+    /// Its threads have exited.
     Released,
-    /// It failed before it served.
+    /// It failed before it became active.
     Rejected,
-    /// Some call or clean-up of it hangs: its thread and memory stay.
+    /// Some call or cleanup of it hangs: that thread and memory are never freed.
     Quarantined,
 }
 
 impl GenerationState {
-    /// Whether it may come right after `self`.
+    /// Whether `next` may directly follow `self`.
     pub fn may_become(self, next: Self) -> bool {
         use GenerationState::{Active, Draining, Healthy, Quarantined, Quiesced, Rejected};
         match next {
             Rejected => self < Healthy,
             Quarantined => matches!(self, Draining | Quiesced),
-            // A generation that is well but whose revision is overtaken never serves.
+            // A healthy generation whose revision is superseded never becomes active.
             Draining => matches!(self, Healthy | Active),
             next => self < Rejected && next as u8 == self as u8 + 1,
         }
     }
 }
 
-/// The state, as it moves.
+/// The current state of a generation.
 #[derive(Debug)]
 pub struct GenerationStatus {
     handler: Arc<str>,
@@ -80,28 +80,28 @@ impl GenerationStatus {
         }
     }
 
-    /// Whose generation it is.
+    /// Name of its handler.
     pub fn handler(&self) -> Arc<str> {
         Arc::clone(&self.handler)
     }
 
-    /// Moves on. A step that is not allowed is a bug of the registry; it is reported and not taken.
+    /// Changes the state. An invalid transition is a bug in the registry; it is logged and ignored.
     pub fn advance(&self, next: GenerationState) {
         let mut state = relock(&self.state);
         let (handler, generation) = (&*self.handler, self.number);
         if !state.may_become(next) {
-            tracing::error!(handler, generation, from = ?*state, to = ?next, "generation cannot go there");
+            tracing::error!(handler, generation, from = ?*state, to = ?next, "invalid generation state transition");
             debug_assert!(
                 false,
-                "{handler}-{generation} cannot go from {state:?} to {next:?}"
+                "{handler}-{generation}: invalid transition from {state:?} to {next:?}"
             );
             return;
         }
-        tracing::debug!(handler, generation, from = ?*state, to = ?next, "generation moves on");
+        tracing::debug!(handler, generation, from = ?*state, to = ?next, "generation state changed");
         *state = next;
     }
 
-    /// Where it stands.
+    /// The current state.
     pub fn state(&self) -> GenerationState {
         *relock(&self.state)
     }
@@ -109,25 +109,25 @@ impl GenerationStatus {
 
 /// The loaded code of one artefact, shared by all generations that run it.
 pub struct Code {
-    /// The hash of its bytes.
+    /// Hash of the artefact's bytes.
     pub sha256: String,
     /// The code.
     pub plugin: Arc<dyn LoadedPlugin>,
 }
 
-/// What is counted of a handler in one version, over all its generations of that version.
+/// Counters of a handler and version, shared by all generations of that version.
 #[derive(Debug, Default)]
 pub struct VersionCounters {
     /// Its calls.
     pub stats: Arc<HandlerStats>,
     /// Its own metrics.
     pub metrics: Arc<UserMetrics>,
-    /// The secrets of every config that its instances have or had.
+    /// Secrets of all past and current configs of its instances.
     pub redaction: Arc<Redaction>,
 }
 
 impl VersionCounters {
-    /// Shows these secrets nowhere from now on.
+    /// Redacts these secrets everywhere from now on.
     pub fn hide(&self, secrets: &Redactor) {
         if secrets.is_empty() {
             return;
@@ -140,7 +140,7 @@ impl VersionCounters {
     }
 }
 
-/// A generation that serves or is about to.
+/// A generation that is active or being prepared.
 pub struct Generation {
     /// Its number, counted over the process.
     pub number: u64,
@@ -148,14 +148,14 @@ pub struct Generation {
     pub version: Arc<str>,
     /// The spec that it was built from.
     pub spec: Arc<HandlerSpec>,
-    /// What the plugin says of the handler.
+    /// The plugin's description of the handler.
     pub info: HandlerInfo,
     /// Its code.
     pub code: Arc<Code>,
-    /// Who runs it.
+    /// The pool that runs it.
     pub pool: Arc<HandlerPool>,
-    /// Where it stands.
-    pub standing: Arc<GenerationStatus>,
+    /// Its state.
+    pub status: Arc<GenerationStatus>,
 }
 
 impl fmt::Debug for Generation {
@@ -165,13 +165,13 @@ impl fmt::Debug for Generation {
 }
 
 impl Generation {
-    /// Whether it can go on serving under `spec` with the code of hash `sha256`: only what pumps read has changed.
+    /// Whether it can stay active under `spec` with the code of hash `sha256`: at most settings that only pumps read changed.
     pub fn serves(&self, spec: &HandlerSpec, sha256: &str) -> bool {
         self.code.sha256 == sha256 && self.is_built_for(spec)
     }
 
-    /// Whether its instances can take the config of `spec`, which is all that keeps it from serving under it. One that is
-    /// not well begins anew.
+    /// Whether its instances can take the config of `spec` in place, with no other difference between the specs. A tripped or
+    /// unhealthy generation is replaced instead.
     pub fn takes_config_of(&self, spec: &HandlerSpec, sha256: &str) -> bool {
         let same_config = HandlerSpec {
             config: self.spec.config.clone(),
@@ -179,11 +179,11 @@ impl Generation {
         };
         self.info.takes_config
             && self.pool.failure().is_none()
-            && self.pool.illness().is_none()
+            && self.pool.unhealthy_reason().is_none()
             && self.serves(&same_config, sha256)
     }
 
-    /// Whether it can go on serving under `spec` when no artefact for it is to be found any more.
+    /// Whether it can stay active under `spec` although its artefact is no longer in the folder.
     pub fn still_fits(&self, spec: &HandlerSpec) -> bool {
         let version = semver::Version::parse(&self.version);
         version.is_ok_and(|version| spec.version.matches(&version)) && self.is_built_for(spec)
@@ -201,25 +201,25 @@ impl Generation {
             && mine.config == spec.config
     }
 
-    /// Gives it up: pumps keep its pool until their last batch is back, then its instances go.
+    /// Retires it: pumps keep its pool until their last batch is back, then its instances are dropped.
     pub fn retire(self) -> Retired {
-        self.standing.advance(GenerationState::Draining);
+        self.status.advance(GenerationState::Draining);
         self.discard()
     }
 
-    /// Gives up one that never served.
+    /// Discards a generation that never became active.
     pub(super) fn discard(self) -> Retired {
         Retired {
             watch: self.pool.release_watch(),
             name: Arc::from(self.spec.name.as_str()),
             number: self.number,
             code: self.code,
-            standing: self.standing,
+            status: self.status,
         }
     }
 }
 
-/// A generation on its way out.
+/// A generation being released.
 pub struct Retired {
     /// The handler.
     pub name: Arc<str>,
@@ -227,8 +227,8 @@ pub struct Retired {
     pub number: u64,
     pub(super) watch: ReleaseWatch,
     pub(super) code: Arc<Code>,
-    /// Where it stands.
-    pub standing: Arc<GenerationStatus>,
+    /// Its state.
+    pub status: Arc<GenerationStatus>,
 }
 
 #[cfg(test)]
@@ -237,7 +237,7 @@ mod tests {
     use GenerationState::*;
 
     #[test]
-    fn only_the_drawn_steps_are_allowed() {
+    fn only_the_documented_transitions_are_allowed() {
         let way = [
             Discovered, Verified, Loaded, Compatible, Created, Healthy, Active, Draining, Quiesced,
             Released,

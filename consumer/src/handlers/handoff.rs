@@ -1,6 +1,6 @@
-//! What a worker thread asks of its crew: the next task, and to take note of what came of the last one.
+//! The crew's interface to worker threads: get the next task, report the result of the last one.
 //!
-//! Each call names the thread's incarnation: one that was given up meanwhile is told so and ends.
+//! Each call carries the thread's incarnation: a thread abandoned in the meantime gets a refusal and exits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,33 +18,33 @@ pub(super) struct Ticket {
     pub(super) incarnation: u64,
 }
 
-/// What became of the job that waited for an instance.
+/// State of the job that was waiting for an instance.
 pub(super) enum Created {
-    /// It is to be run.
+    /// Run it now.
     Call(Job),
-    /// It went back where it came from; the instance stays for the next one.
+    /// It was recalled; the instance is kept for the next job.
     Recalled,
-    /// It belongs to somebody else, as does the seat.
-    GivenUp,
+    /// The thread was abandoned: job and seat belong to another thread.
+    Abandoned,
 }
 
-/// What a call came to, as far as the crew must know.
+/// Result of a call, as far as it concerns the crew.
 pub(super) struct CallReport<'a> {
-    /// Why the instance cannot be used again, if so.
+    /// Why the instance is unusable, if so.
     pub(super) spent: Option<&'a str>,
-    /// A record was acknowledged or dropped on purpose.
-    pub(super) worked: bool,
+    /// A record was acknowledged, or dropped by its handler.
+    pub(super) made_progress: bool,
 }
 
 impl Crew {
-    /// Blocks until there is something to do. `monitor_of` finds the monitor of the thread's instance of a handler.
+    /// Blocks until there is a task. `monitor_of` returns the monitor of the thread's instance of a handler.
     pub(super) fn next(
         &self,
         ticket: Ticket,
         monitor_of: &dyn Fn(u64) -> Option<Arc<dyn CallMonitor>>,
     ) -> Task {
         let mut state = self.lock();
-        // Only a task that is over makes room; a thread that has just started does not.
+        // Only a finished task makes room; a thread that has just started does not.
         let mut came_free = state.seats[ticket.seat].busy() > 0;
         loop {
             if state.seats[ticket.seat].incarnation != ticket.incarnation {
@@ -53,7 +53,7 @@ impl Crew {
             state.seats[ticket.seat].phase = Phase::Idle;
             if came_free && !state.waiting.is_empty() {
                 let mut notices = Notices::default();
-                state.tell_waiting(&mut notices);
+                state.notify_waiting(&mut notices);
                 drop(state);
                 notices.deliver();
                 state = self.lock();
@@ -71,12 +71,12 @@ impl Crew {
         }
     }
 
-    /// The instance that a job waits for is built; gives the job, unless it was recalled or the thread given up.
+    /// Reports that the instance for a job is built; returns the job, unless it was recalled or the thread abandoned.
     pub(super) fn created(&self, ticket: Ticket, monitor: Arc<dyn CallMonitor>) -> Created {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {
-            return Created::GivenUp;
+            return Created::Abandoned;
         }
         match std::mem::replace(&mut seat.phase, Phase::Finishing) {
             Phase::Creating { job: Some(job), .. } => {
@@ -87,8 +87,8 @@ impl Crew {
         }
     }
 
-    /// The instance could not be built: the job goes back, its handler rests here. `false` when the thread was given
-    /// up meanwhile.
+    /// Reports that the instance could not be built: returns the job to its inbox, and the handler backs off at this seat.
+    /// `false` if the thread was abandoned.
     pub(super) fn not_created(&self, ticket: Ticket, tenant: &Arc<Tenant>, why: &str) -> bool {
         let mut notices = Notices::default();
         let mut state = self.lock();
@@ -102,13 +102,13 @@ impl Crew {
             notices.not_run(job);
         }
         tenant.setup.stats.failed(why);
-        state.instance_died(ticket.seat, tenant, why, &mut notices);
+        state.instance_failed(ticket.seat, tenant, why, &mut notices);
         drop(state);
         notices.deliver();
         true
     }
 
-    /// A call is over. `false` when it was given up meanwhile: its records belong to somebody else by now.
+    /// Reports the end of a call. `false` if the thread was abandoned: the pump has already taken its records back.
     pub(super) fn call_ended(
         &self,
         ticket: Ticket,
@@ -122,28 +122,28 @@ impl Crew {
             return false;
         }
         seat.phase = Phase::Finishing;
-        if report.worked
-            && let Some(standing) = state.tenants.get_mut(&tenant.id)
-            && standing.restarts.any()
+        if report.made_progress
+            && let Some(tenant_state) = state.tenants.get_mut(&tenant.id)
+            && tenant_state.backoff.has_failures()
         {
-            standing.restarts.worked();
+            tenant_state.backoff.clear();
         }
         if let Some(why) = report.spent {
-            state.instance_died(ticket.seat, tenant, why, &mut notices);
+            state.instance_failed(ticket.seat, tenant, why, &mut notices);
         }
         drop(state);
         notices.deliver();
         true
     }
 
-    /// An instance is about to be called beside its records, which may hang. `false` when the thread was given up.
-    pub(super) fn aside(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
+    /// Announces a lifecycle call, which may hang. `false` if the thread was abandoned.
+    pub(super) fn begin_lifecycle_call(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {
             return false;
         }
-        seat.phase = Phase::Aside {
+        seat.phase = Phase::LifecycleCall {
             since: Instant::now(),
             tenant: Arc::clone(tenant),
             leaving: false,
@@ -151,8 +151,8 @@ impl Crew {
         true
     }
 
-    /// The probed instance is well or not; if it is, its config is everybody's from now on. `false` when the thread was given
-    /// up meanwhile, and whoever asked was told so.
+    /// Reports the probe's result; on success its config becomes the handler's current config. `false` if the thread was
+    /// abandoned; the caller was then informed by the watchdog.
     pub(super) fn probed(&self, ticket: Ticket, probe: &Probe, result: Result<(), String>) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
@@ -166,14 +166,14 @@ impl Crew {
             if let (Ok(()), Some(config)) = (&result, &probe.config) {
                 probe.tenant.set_config(Arc::clone(config));
             }
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = reply.try_send(result);
         }
         true
     }
 
-    /// The handler's instance here is gone. `false` when the thread was given up meanwhile (and the supervisor let go).
-    pub(super) fn let_go(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
+    /// Reports that the handler's instance here is dropped. `false` if the thread was abandoned; the watchdog then did that.
+    pub(super) fn released(&self, ticket: Ticket, tenant: &Arc<Tenant>) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {
@@ -181,14 +181,14 @@ impl Crew {
         }
         seat.phase = Phase::Finishing;
         drop(state);
-        tenant.let_go(false);
+        tenant.worker_released(false);
         true
     }
 
-    /// The call for which a thread was given up has returned after all.
+    /// Reports that the call for which a thread was abandoned has returned.
     pub(super) fn hung_call_returned(&self, tenant: &Arc<Tenant>) {
-        if let Some(standing) = self.lock().tenants.get_mut(&tenant.id) {
-            standing.hung = standing.hung.saturating_sub(1);
+        if let Some(tenant_state) = self.lock().tenants.get_mut(&tenant.id) {
+            tenant_state.hung = tenant_state.hung.saturating_sub(1);
         }
     }
 }
@@ -200,31 +200,31 @@ fn take_task(
 ) -> Option<Task> {
     match state.seats[seat].errands.pop_front() {
         Some(Errand::Leave(tenant)) => {
-            state.seats[seat].phase = Phase::Aside {
+            state.seats[seat].phase = Phase::LifecycleCall {
                 since: Instant::now(),
                 tenant: Arc::clone(&tenant),
                 leaving: true,
             };
             return Some(Task::Leave(tenant));
         }
-        Some(Errand::TellNews(tenant)) => {
-            state.seats[seat].phase = Phase::Aside {
+        Some(Errand::NotifyChange(tenant)) => {
+            state.seats[seat].phase = Phase::LifecycleCall {
                 since: Instant::now(),
                 tenant: Arc::clone(&tenant),
                 leaving: false,
             };
-            return Some(Task::TellNews(tenant));
+            return Some(Task::NotifyChange(tenant));
         }
-        Some(Errand::AskHealth) => {
-            // The worker says itself which instance it is at.
+        Some(Errand::CheckHealth) => {
+            // The worker announces each instance itself.
             state.seats[seat].phase = Phase::Finishing;
-            return Some(Task::AskHealth);
+            return Some(Task::CheckHealth);
         }
         Some(Errand::Probe {
             tenant,
             keep,
             config,
-            claim,
+            token,
             reply,
         }) => {
             state.seats[seat].phase = Phase::Creating {
@@ -237,7 +237,7 @@ fn take_task(
                 tenant,
                 keep,
                 config,
-                claim,
+                token,
             }));
         }
         None => {}
@@ -261,21 +261,21 @@ fn take_task(
     }
 }
 
-/// Waits for work. `true` with the lock when a handler's rest at this seat is over, which is room for it.
+/// Waits for work. Returns the lock, and whether a handler's backoff at this seat has ended, which makes room.
 fn park(
     mut state: std::sync::MutexGuard<'_, State>,
     seat: usize,
 ) -> (std::sync::MutexGuard<'_, State>, bool) {
     let now = Instant::now();
     let place = &mut state.seats[seat];
-    let before = place.resting.len();
-    place.resting.retain(|&(_, until)| until > now);
-    if place.resting.len() < before {
+    let before = place.backoff_until.len();
+    place.backoff_until.retain(|&(_, until)| until > now);
+    if place.backoff_until.len() < before {
         return (state, true);
     }
     place.parked = true;
     let wake = Arc::clone(&place.wake);
-    let first = place.resting.iter().map(|&(_, until)| until).min();
+    let first = place.backoff_until.iter().map(|&(_, until)| until).min();
     state = match first {
         None => wake
             .wait(state)

@@ -1,4 +1,4 @@
-//! A declared handler as the registry keeps it: what is in force, what was refused, what is to come.
+//! State of a declared handler in the registry: the applied spec, the last rejected one, and the pending change.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,24 +8,24 @@ use sluicegate_config::HandlerSpec;
 use super::catalogue::Artefact;
 use super::generation::Generation;
 
-/// How soon what was refused is tried again as it is; doubled each time, up to 64 times as long.
-const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Delay before an unchanged rejected change is retried; doubled each time, up to 64 times this delay.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// A declared handler.
 #[derive(Default)]
 pub(super) struct ManagedHandler {
-    /// What is in force; `None` before the first generation serves.
+    /// The applied spec; `None` before the first generation is active.
     pub(super) applied: Option<Arc<HandlerSpec>>,
     pub(super) generation: Option<Generation>,
     pub(super) refused: Option<RejectedChange>,
-    /// A new generation was asked for, whether the spec needs one or not.
+    /// A new generation was requested, even if the spec does not need one.
     pub(super) restarting: bool,
-    /// Why the last restart that was asked for did not take place.
+    /// Why the last requested restart was refused.
     pub(super) restart_refused: Option<String>,
     pub(super) next: PendingChange,
 }
 
-/// What is to come for a handler.
+/// The pending change of a handler.
 #[derive(Default)]
 pub(super) enum PendingChange {
     #[default]
@@ -35,7 +35,7 @@ pub(super) enum PendingChange {
     Preparing(DesiredSpec, u64),
 }
 
-/// A spec that needs a generation of its own, and the code that fits it.
+/// A spec that needs a new generation, and the code to build it from.
 #[derive(Clone)]
 pub(super) struct DesiredSpec {
     pub(super) spec: Arc<HandlerSpec>,
@@ -43,15 +43,15 @@ pub(super) struct DesiredSpec {
     pub(super) handler: String,
 }
 
-/// The last thing that was refused, so that it is not tried again at once: a creation that hangs costs a thread.
+/// The last rejected change. Not retried at once, since a creation that hangs costs a thread.
 pub(super) struct RejectedChange {
     spec: Arc<HandlerSpec>,
     sha256: Option<String>,
     pub(super) reason: String,
     attempts: u32,
     pub(super) again_at: Instant,
-    /// Only an illness of the instances that serve stands in the way.
-    ill: bool,
+    /// The only obstacle is an unhealthy instance of the active generation.
+    unhealthy: bool,
 }
 
 impl ManagedHandler {
@@ -61,42 +61,44 @@ impl ManagedHandler {
         self.refused = None;
     }
 
-    /// The same, but a gate that was shut opens only to instances that say that they are well.
-    pub(super) fn take_over_if_well(&mut self, spec: &Arc<HandlerSpec>) {
-        let was_shut = self.applied.as_ref().is_some_and(|old| !old.enabled);
+    /// Applies a spec like [`Self::take_over`], but opens a closed gate only if no instance is unhealthy.
+    pub(super) fn take_over_if_healthy(&mut self, spec: &Arc<HandlerSpec>) {
+        let was_closed = self.applied.as_ref().is_some_and(|old| !old.enabled);
         let serving = self
             .generation
             .as_ref()
-            .filter(|_| was_shut && spec.enabled);
-        let Some(why) = serving.and_then(|generation| generation.pool.illness()) else {
+            .filter(|_| was_closed && spec.enabled);
+        let Some(why) = serving.and_then(|generation| generation.pool.unhealthy_reason()) else {
             return self.take_over(spec);
         };
         self.applied = Some(Arc::new(HandlerSpec {
             enabled: false,
             ..HandlerSpec::clone(spec)
         }));
-        let reason = format!("its gate stays shut until its instances are well: {why}");
+        let reason = format!("gate held closed until its instances are healthy: {why}");
         self.note_refusal(spec, None, reason);
         if let Some(refused) = &mut self.refused {
-            refused.ill = true;
+            refused.unhealthy = true;
         }
     }
 
-    /// Whether what kept its gate shut was an illness that is over.
-    pub(super) fn is_well_again(&self) -> bool {
-        self.refused.as_ref().is_some_and(|refused| refused.ill)
+    /// Whether its gate was held closed for unhealthy instances that have all recovered.
+    pub(super) fn has_recovered(&self) -> bool {
+        self.refused
+            .as_ref()
+            .is_some_and(|refused| refused.unhealthy)
             && self
                 .generation
                 .as_ref()
-                .is_some_and(|generation| generation.pool.illness().is_none())
+                .is_some_and(|generation| generation.pool.unhealthy_reason().is_none())
     }
 
-    /// Whether the generation of that number is the one that it waits for.
+    /// Whether generation `number` is the one being prepared for it.
     pub(super) fn awaits(&self, number: u64) -> bool {
         matches!(self.next, PendingChange::Preparing(_, awaited) if awaited == number)
     }
 
-    /// The gate follows the newest spec, whatever becomes of the rest of it.
+    /// Applies the gate of the newest spec, even if the rest of the spec is rejected.
     pub(super) fn follow_gate(&mut self, spec: &HandlerSpec) {
         self.reset_if_opened(spec);
         if let Some(applied) = &mut self.applied
@@ -105,23 +107,23 @@ impl ManagedHandler {
             Arc::make_mut(applied).enabled = spec.enabled;
         }
         if self.generation.is_none() {
-            // An open handler that nobody runs is not in the plan.
+            // An open handler without a generation is not in the plan.
             self.applied = None;
         }
     }
 
-    /// An operator who shuts a tripped handler's gate and opens it again wants it to try again.
+    /// Resets a tripped handler when its gate is opened again: closing and opening the gate requests another try.
     fn reset_if_opened(&self, spec: &HandlerSpec) {
-        let was_shut = self.applied.as_ref().is_some_and(|old| !old.enabled);
+        let was_closed = self.applied.as_ref().is_some_and(|old| !old.enabled);
         if let Some(generation) = &self.generation
-            && was_shut
+            && was_closed
             && spec.enabled
         {
             generation.pool.reset();
         }
     }
 
-    /// Keeps what is in force, except for the gate.
+    /// Rejects a spec: the applied one stays, except for its gate.
     pub(super) fn refuse(
         &mut self,
         spec: &Arc<HandlerSpec>,
@@ -138,14 +140,14 @@ impl ManagedHandler {
             .as_ref()
             .filter(|old| old.is_of(spec, sha256.as_deref()));
         let attempts = same.map_or(0, |old| old.attempts) + 1;
-        let wait = TRY_AGAIN_AFTER * (1 << (attempts - 1).min(6));
+        let wait = INITIAL_RETRY_DELAY * (1 << (attempts - 1).min(6));
         self.refused = Some(RejectedChange {
             spec: Arc::clone(spec),
             sha256,
             reason,
             attempts,
             again_at: Instant::now() + wait,
-            ill: false,
+            unhealthy: false,
         });
     }
 

@@ -1,15 +1,15 @@
-//! The live handlers: which plugin serves which spec, and the threads that run it.
+//! Handlers at run time: which plugin serves which spec, and the threads that run it.
 //!
 //! ```text
 //!  plugins folder ─► catalogue ─┐
-//!  Snapshot ──────► registry ◄──┘     live: what is in force, refused, to come
+//!  Snapshot ──────► registry ◄──┘     managed: applied spec, rejection, pending change
 //!                      │ prepare: load, create, health
 //!                      ▼
 //!                 generation ── pool (a handler's share) ── crew (threads, seats) ── worker (instances)
-//!                      │                                      ├ turns, restart: fairness, deaths
-//!                      │                                      └ overrun: calls that hang
-//!                      ├─► plan ─► pumps
-//!                      └─► release: drained, dropped, ended
+//!                      │                                      ├ turns, restart: fair queueing, restart backoff
+//!                      │                                      └ watchdog: call timeouts
+//!                      ├─► table ─► pumps
+//!                      └─► release: drain, drop, shut down
 //! ```
 
 mod build;
@@ -21,7 +21,6 @@ pub mod generation;
 mod handoff;
 mod managed;
 mod outputs;
-pub mod overrun;
 pub mod pool;
 mod provenance;
 pub mod redaction;
@@ -36,6 +35,7 @@ pub mod stats;
 pub mod table;
 mod turns;
 pub mod watch;
+pub mod watchdog;
 mod worker;
 
 #[cfg(test)]
@@ -44,7 +44,6 @@ mod tests;
 pub use catalogue::Catalogue;
 pub use crew::{Crew, CrewSettings};
 pub use generation::GenerationState;
-pub use overrun::OverrunWatch;
 pub use pool::{HandlerPool, HandlerSetup, LiveConfig, Release, ReleaseWatch};
 pub use registry::{Applied, Refusal, Registry, RegistrySettings};
 pub use restart::RestartPolicy;
@@ -52,3 +51,4 @@ pub use restarting::{RestartRefusal, RestartState};
 pub use stats::{HandlerCounts, HandlerStats};
 pub use table::{HandlerPlan, HandlerTable};
 pub use watch::FolderWatch;
+pub use watchdog::CallWatchdog;

@@ -1,20 +1,20 @@
-//! The topics that a handler says it emits to, and whether its own route would bring these records back to it.
+//! Topics that a handler declares to emit to, checked against its own route: a match would be an endless loop.
 //!
 //! A plugin marks the fields of its config that name such topics in the config's JSON Schema, with the keyword
-//! [`KEYWORD`]; what it does not mark is not known here.
+//! [`KEYWORD`]; unmarked topics are not checked.
 
 use serde_json::Value;
 use sluicegate_config::HandlerSpec;
 use sluicegate_config::spec::{TopicMatcher, TopicPattern, dead_letter_source};
 use sluicegate_runtime::HandlerInfo;
 
-/// Marks a field of a config's schema whose text, or each text of its list, names a topic that the handler emits to.
+/// Marks a field of a config's schema whose string, or each string of its array, names a topic that the handler emits to.
 const KEYWORD: &str = "x-sluicegate-emits-to";
 
-/// How deep a schema is followed: it may refer to itself.
+/// Maximum depth of traversal, since a schema may refer to itself.
 const MAX_DEPTH: usize = 16;
 
-/// Why the spec cannot be applied: what the handler emits would come back to it.
+/// Why the spec cannot be applied: the handler's route matches a topic that it emits to. `None` if it does not.
 pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> {
     if !info.config_schema.contains(KEYWORD) {
         return None;
@@ -31,7 +31,7 @@ pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> 
     let matcher = TopicMatcher::new(&spec.route.topics);
     outputs.into_iter().find_map(|output| {
         let pattern = matcher.matching(output).find(|pattern| reads(spec, pattern, output))?;
-        // A topic that stands behind a reference may be a secret, and is not shown.
+        // A topic given by a reference may be a secret, and is not shown.
         let shown = spec.config.declared().to_string().contains(output);
         let output = if shown { format!("`{output}`") } else { "a topic of its config".to_owned() };
         Some(format!(
@@ -41,15 +41,14 @@ pub(super) fn refusal(info: &HandlerInfo, spec: &HandlerSpec) -> Option<String> 
     })
 }
 
-/// Whether `pattern`, which matches `topic`, brings its records to the handler: globs and regexes take in no dead-letter
-/// topic.
+/// Whether the handler reads `topic`, which `pattern` matches: globs and regexes exclude dead-letter topics.
 fn reads(spec: &HandlerSpec, pattern: &TopicPattern, topic: &str) -> bool {
     let exact = matches!(pattern, TopicPattern::Exact(_));
     let is_dead_letter = || dead_letter_source(&spec.dead_letter.topic, topic).is_some();
     exact || !is_dead_letter()
 }
 
-/// Collects the marked texts of `config`, or the schema's default where there is none.
+/// Collects the marked strings of `config`, or of the schema's default if `config` has no value.
 fn collect<'v>(
     root: &'v Value,
     schema: &'v Value,
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_the_own_route_matches_is_refused() {
+    fn an_output_topic_matched_by_the_own_route_is_refused() {
         let marked = json!({ "type": "string", KEYWORD: true });
         let schema = json!({ "properties": { "topic": marked } });
         let to = |topic: &str| json!({ "topic": topic });
@@ -136,7 +135,7 @@ mod tests {
             ("orders", "orders", true),
             ("\"orders-*\"", "copy", false),
             ("orders", "orders-copy", false),
-            // What patterns do not take in does not come back.
+            // Topics that patterns exclude do not loop.
             ("\"*\"", "__state", false),
             ("\"*\"", "orders.dlt", false),
             ("\"*\", orders.x", "orders.x", true),
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_found_wherever_a_schema_can_have_them() {
+    fn marked_fields_are_found_in_all_schema_constructs() {
         let marked = json!({ "type": "string", KEYWORD: true });
         let many = json!({ "type": "array", "items": { "type": "string" }, KEYWORD: true });
         let table = [

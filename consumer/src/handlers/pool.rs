@@ -1,13 +1,13 @@
-//! A handler generation's share of a crew: what a plan hands to pumps as [`WorkerPool`].
+//! A handler generation's share of a crew, which pumps use as their [`WorkerPool`].
 //!
 //! ```text
 //!  pump ─► HandlerPool::submit ─► Crew: queue ─► worker thread: instance.handle ─► emits ─► home inbox
-//!                                  │                    │ panicked: drop, rest, build again (`restart`)
-//!                                  │                    │ hangs: given up, replaced (`overrun`)
-//!                                  └─ full, resting or failed: refused, PoolFree later
+//!                                  │                    │ panicked: drop, back off, rebuild (`restart`)
+//!                                  │                    │ timed out: abandoned, replaced (`watchdog`)
+//!                                  └─ full, backing off or failed: refused, PoolFree later
 //! ```
 //!
-//! One lock a crew, taken twice a batch; nothing is locked, counted or timed for a single record.
+//! One lock per crew, taken twice per batch; nothing is locked, counted or timed per record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +19,13 @@ use sluicegate_runtime::{HostServices, LoadedPlugin};
 
 use super::crew::Crew;
 use super::restart::RestartPolicy;
-use super::seats::Claim;
+use super::seats::ProbeToken;
 use super::stats::HandlerStats;
 use crate::admin::view::now_ms;
 use crate::dispatch::{Batch, Inbox, OwnedPartition, PoolState, WorkerPool};
 use crate::emit::Emitter;
 
-/// Everything that a worker needs to build and call instances of one handler generation.
+/// What a worker needs to build and call instances of one handler generation.
 pub struct HandlerSetup {
     /// The handler's name in its spec.
     pub name: Arc<str>,
@@ -33,15 +33,15 @@ pub struct HandlerSetup {
     pub exported_as: String,
     /// The loaded code.
     pub plugin: Arc<dyn LoadedPlugin>,
-    /// The config that its instances are to have.
+    /// The current config of its instances.
     pub config: LiveConfig,
-    /// `name@version`, when what it emits is to say where it comes from.
+    /// `name@version` for the provenance headers of emitted records; `None` if they are disabled.
     pub provenance: Option<Arc<str>>,
-    /// Longest time for one record, or for one call of a handler that takes batches.
+    /// Timeout per record, or per call of a handler that takes batches.
     pub timeout: Duration,
-    /// When dying instances trip it.
+    /// When failing instances trip the handler.
     pub restart: RestartPolicy,
-    /// What the service does for it.
+    /// Host services for its instances.
     pub services: Arc<dyn HostServices>,
     /// Where its emitted records go.
     pub emitter: Arc<dyn Emitter>,
@@ -49,23 +49,23 @@ pub struct HandlerSetup {
     pub stats: Arc<HandlerStats>,
 }
 
-/// A handler of a crew. The crew's lock guards its place there; what is here has locks of its own, taken last.
+/// A handler registered with a crew. The crew's lock guards its scheduling state; the locks in here are taken after it.
 pub(super) struct Tenant {
     pub(super) id: u64,
     pub(super) setup: HandlerSetup,
     tripped: AtomicBool,
     why_tripped: Mutex<Option<Since>>,
     departure: Mutex<Departure>,
-    left: Condvar,
-    /// What each pump has said of its partitions.
+    released: Condvar,
+    /// The partitions that each pump owns.
     owned: Mutex<Vec<Owned>>,
-    /// Who was refused since it is tripped.
-    shut_out: Mutex<Vec<Weak<Inbox>>>,
-    /// What instances say is wrong with them, by seat.
-    ill: Mutex<BTreeMap<usize, Since>>,
+    /// Inboxes refused since the handler was tripped.
+    waiting_for_reset: Mutex<Vec<Weak<Inbox>>>,
+    /// Reasons of unhealthy instances, by seat.
+    unhealthy: Mutex<BTreeMap<usize, Since>>,
 }
 
-/// Why something is so, and since when in milliseconds since the epoch.
+/// The reason of a state, and its start in milliseconds since the Unix epoch.
 struct Since {
     why: Arc<str>,
     since_ms: i64,
@@ -80,20 +80,20 @@ impl Since {
     }
 }
 
-/// The config of a handler, which [`HandlerPool::reconfigure`] exchanges.
+/// The config of a handler, replaced by [`HandlerPool::reconfigure`].
 pub struct LiveConfig(Mutex<Config>);
 
-/// A config that instances are to have.
+/// A config for instances.
 #[derive(Clone)]
 pub(super) struct Config {
-    /// Grows with each config that was taken.
+    /// Incremented with each accepted config.
     pub(super) serial: u64,
     /// JSON text.
     pub(super) json: Arc<str>,
 }
 
 impl LiveConfig {
-    /// The config to begin with, as JSON text.
+    /// The initial config, as JSON text.
     pub fn new(json: impl Into<Arc<str>>) -> Self {
         Self(Mutex::new(Config {
             serial: 1,
@@ -107,12 +107,13 @@ struct Owned {
     partitions: Vec<OwnedPartition>,
 }
 
-/// How far a handler has left its crew.
+/// Progress of a handler's release from its crew.
 #[derive(Clone, Copy, Debug, Default)]
 struct Departure {
     asked: bool,
     workers_left: u32,
-    given_up: bool,
+    /// An instance is on an abandoned thread and is never dropped.
+    abandoned: bool,
 }
 
 impl Tenant {
@@ -123,57 +124,57 @@ impl Tenant {
             tripped: AtomicBool::new(false),
             why_tripped: Mutex::new(None),
             departure: Mutex::new(Departure::default()),
-            left: Condvar::new(),
+            released: Condvar::new(),
             owned: Mutex::default(),
-            shut_out: Mutex::default(),
-            ill: Mutex::default(),
+            waiting_for_reset: Mutex::default(),
+            unhealthy: Mutex::default(),
         }
     }
 
-    /// `home` was refused because the handler is tripped, and is to be told when it takes batches again.
-    pub(super) fn shut_out(&self, home: &Arc<Inbox>) {
-        let mut shut_out = relock(&self.shut_out);
-        shut_out.retain(|known| known.strong_count() > 0);
+    /// Registers an inbox that was refused because the handler is tripped; it is notified after a reset.
+    pub(super) fn wait_for_reset(&self, home: &Arc<Inbox>) {
+        let mut waiting = relock(&self.waiting_for_reset);
+        waiting.retain(|known| known.strong_count() > 0);
         let home = Arc::downgrade(home);
-        if !shut_out.iter().any(|known| known.ptr_eq(&home)) {
-            shut_out.push(home);
+        if !waiting.iter().any(|known| known.ptr_eq(&home)) {
+            waiting.push(home);
         }
     }
 
-    /// Everybody who was refused since it is tripped.
-    pub(super) fn let_in(&self) -> Vec<Arc<Inbox>> {
-        let shut_out = std::mem::take(&mut *relock(&self.shut_out));
-        shut_out.iter().filter_map(Weak::upgrade).collect()
+    /// Takes the inboxes that were refused since the handler was tripped.
+    pub(super) fn take_waiting_for_reset(&self) -> Vec<Arc<Inbox>> {
+        let waiting = std::mem::take(&mut *relock(&self.waiting_for_reset));
+        waiting.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The config that instances are to have.
+    /// The current config.
     pub(super) fn config(&self) -> Config {
         relock(&self.setup.config.0).clone()
     }
 
-    /// Instances are to have this config from now on.
+    /// Replaces the current config.
     pub(super) fn set_config(&self, json: Arc<str>) {
         let mut config = relock(&self.setup.config.0);
         config.serial += 1;
         config.json = json;
     }
 
-    /// Takes note of what the instance at a seat says of itself; `None` is well, or gone.
-    pub(super) fn set_ill(&self, seat: usize, why: Option<String>) {
-        let mut ill = relock(&self.ill);
+    /// Records the health of the instance at a seat; `None`: healthy, or there is no instance.
+    pub(super) fn set_unhealthy(&self, seat: usize, why: Option<String>) {
+        let mut unhealthy = relock(&self.unhealthy);
         match why {
             Some(why) => {
-                self.setup.stats.failed(&format!("not well: {why}"));
-                let since = ill.entry(seat).or_insert_with(|| Since::now(&why));
+                self.setup.stats.failed(&format!("unhealthy: {why}"));
+                let since = unhealthy.entry(seat).or_insert_with(|| Since::now(&why));
                 since.why = why.into();
             }
             None => {
-                ill.remove(&seat);
+                unhealthy.remove(&seat);
             }
         }
     }
 
-    /// Takes note of a pump's partitions; `false` when they are the same as before.
+    /// Records a pump's partitions; returns whether they changed.
     fn set_owned(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) -> bool {
         let mut owned = relock(&self.owned);
         owned.retain(|pump| pump.home.strong_count() > 0);
@@ -209,28 +210,29 @@ impl Tenant {
         self.tripped.store(why.is_some(), Ordering::Release);
     }
 
-    /// Starts the departure: `workers` threads are to drop their instances, `given_up` if one of them never will.
-    pub(super) fn departs(&self, workers: u32, given_up: bool) {
+    /// Starts the release: `workers` threads drop their instances. `abandoned`: one instance is on an abandoned thread and is
+    /// never dropped.
+    pub(super) fn begin_release(&self, workers: u32, abandoned: bool) {
         let mut departure = relock(&self.departure);
         departure.asked = true;
         departure.workers_left += workers;
-        departure.given_up |= given_up;
-        self.left.notify_all();
+        departure.abandoned |= abandoned;
+        self.released.notify_all();
     }
 
-    /// One worker has let go, or is given up.
-    pub(super) fn let_go(&self, given_up: bool) {
+    /// One worker has dropped its instance, or was abandoned.
+    pub(super) fn worker_released(&self, abandoned: bool) {
         let mut departure = relock(&self.departure);
         departure.workers_left = departure.workers_left.saturating_sub(1);
-        departure.given_up |= given_up;
-        self.left.notify_all();
+        departure.abandoned |= abandoned;
+        self.released.notify_all();
     }
 
-    fn wait_left(&self, deadline: Instant) -> Release {
+    fn wait_released(&self, deadline: Instant) -> Release {
         let mut departure = relock(&self.departure);
         loop {
             if departure.asked && departure.workers_left == 0 {
-                return match departure.given_up {
+                return match departure.abandoned {
                     true => Release::Quarantined,
                     false => Release::Clean,
                 };
@@ -240,7 +242,7 @@ impl Tenant {
                 return Release::Unfinished;
             }
             departure = self
-                .left
+                .released
                 .wait_timeout(departure, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
@@ -248,28 +250,28 @@ impl Tenant {
     }
 }
 
-/// What became of a handler's instances after its pool was given up.
+/// State of a handler's instances after its pool was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// All are dropped, each on its own thread.
+    /// All were dropped, each on its own thread.
     Clean,
-    /// Some sit on a thread that hangs; their memory stays.
+    /// Some are on abandoned threads; their memory is never freed.
     Quarantined,
-    /// Some worker has not come to it yet.
+    /// Some worker has not dropped its instance yet.
     Unfinished,
 }
 
-/// Follows a handler's way out of its crew without keeping its pool alive.
+/// Waits for a handler's release without keeping its pool alive.
 pub struct ReleaseWatch {
     tenant: Arc<Tenant>,
     crew: Arc<Crew>,
 }
 
 impl ReleaseWatch {
-    /// Blocks until all instances are gone (and the crew's threads with them, if it was the last handler) or the
-    /// deadline has passed. Before the last `Arc` of the pool is dropped nothing leaves.
+    /// Blocks until all instances are dropped (and the crew's threads have exited, if it was the last handler) or the deadline
+    /// has passed. The release starts when the last `Arc` of the pool is dropped.
     pub fn wait(&self, deadline: Instant) -> Release {
-        let release = self.tenant.wait_left(deadline);
+        let release = self.tenant.wait_released(deadline);
         if release == Release::Clean && !self.crew.wait_ended(deadline) {
             return Release::Unfinished;
         }
@@ -277,12 +279,12 @@ impl ReleaseWatch {
     }
 }
 
-/// Why a pool's instances have not taken a config.
+/// Why a pool's instances did not take a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigNotTaken {
-    /// No worker came to it in time: all are in long calls.
+    /// No worker was free in time: all are in long calls.
     Busy,
-    /// The instance that was asked refused it, or is not well with it; a sentence.
+    /// The probed instance refused it or is unhealthy with it; the reason as a sentence.
     Refused(String),
 }
 
@@ -297,28 +299,27 @@ impl HandlerPool {
         Self { crew, tenant }
     }
 
-    /// Builds an instance on a worker and asks it whether it is well; blocks until then. With `keep` the worker goes
-    /// on with that instance, otherwise it is dropped again.
+    /// Builds an instance on a worker and health-checks it; blocks until the check is done. With `keep` the worker keeps the
+    /// instance, otherwise it is dropped.
     ///
     /// # Errors
-    /// The reason in a sentence; a creation that hangs is given up after `timeout`.
+    /// The reason as a sentence; a creation that hangs is abandoned after `timeout`.
     pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
         self.try_out(keep, None, timeout)
             .map_err(|failed| match failed {
                 ConfigNotTaken::Refused(reason) => reason,
-                ConfigNotTaken::Busy => late(timeout),
+                ConfigNotTaken::Busy => probe_timed_out(timeout),
             })
     }
 
-    /// Puts a config in the place of the one that instances have, without building them anew: first one instance takes it
-    /// and is asked whether it is well, and then all the others, each between two batches. Blocks until the first has
-    /// answered.
+    /// Reconfigures running instances in place. One instance takes the new config and is health-checked; the others follow
+    /// between batches. Blocks until the first has answered.
     ///
     /// # Errors
-    /// [`ConfigNotTaken`]; every instance then has the config of before.
+    /// [`ConfigNotTaken`]; all instances then keep the previous config.
     pub fn reconfigure(&self, config_json: &str, timeout: Duration) -> Result<(), ConfigNotTaken> {
         self.try_out(true, Some(config_json.into()), timeout)?;
-        self.crew.tell_news(&self.tenant);
+        self.crew.notify_change(&self.tenant);
         Ok(())
     }
 
@@ -329,22 +330,24 @@ impl HandlerPool {
         timeout: Duration,
     ) -> Result<(), ConfigNotTaken> {
         let (reply, answer) = sync_channel(1);
-        let claim = Arc::new(Claim::default());
+        let token = Arc::new(ProbeToken::default());
         self.crew
-            .probe(&self.tenant, keep, config, Arc::clone(&claim), reply);
+            .probe(&self.tenant, keep, config, Arc::clone(&token), reply);
         let mut answered = answer.recv_timeout(timeout);
         if answered == Err(RecvTimeoutError::Timeout) {
-            if claim.take() {
+            if token.take() {
                 return Err(ConfigNotTaken::Busy);
             }
-            // It is at it: the watch over hanging calls bounds that.
+            // The worker has started the probe; the watchdog bounds its duration.
             answered = answer.recv_timeout(timeout);
         }
         match answered {
             Ok(result) => result.map_err(ConfigNotTaken::Refused),
-            Err(RecvTimeoutError::Timeout) => Err(ConfigNotTaken::Refused(late(timeout))),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(ConfigNotTaken::Refused(probe_timed_out(timeout)))
+            }
             Err(RecvTimeoutError::Disconnected) => Err(ConfigNotTaken::Refused(
-                "its worker ended during the health check".to_owned(),
+                "the worker thread ended during the health check".to_owned(),
             )),
         }
     }
@@ -354,34 +357,34 @@ impl HandlerPool {
         self.crew.reset(&self.tenant);
     }
 
-    /// Why it was tripped, if it was.
+    /// Why the handler was tripped, if it was.
     pub fn failure(&self) -> Option<Arc<str>> {
         let why = relock(&self.tenant.why_tripped);
         why.as_ref().map(|since| since.why.clone())
     }
 
-    /// What one of its instances says is wrong with it, if so.
-    pub fn illness(&self) -> Option<Arc<str>> {
-        let ill = relock(&self.tenant.ill);
-        ill.values().next().map(|since| since.why.clone())
+    /// The reason of one unhealthy instance, if there is one.
+    pub fn unhealthy_reason(&self) -> Option<Arc<str>> {
+        let unhealthy = relock(&self.tenant.unhealthy);
+        unhealthy.values().next().map(|since| since.why.clone())
     }
 
-    /// Since when it is tripped, or else some instance says that it is not healthy; in milliseconds since the epoch.
+    /// Time since which the handler is tripped, or else unhealthy; in milliseconds since the Unix epoch.
     pub fn failing_since_ms(&self) -> Option<i64> {
         let tripped = relock(&self.tenant.why_tripped);
         if let Some(since) = &*tripped {
             return Some(since.since_ms);
         }
-        let ill = relock(&self.tenant.ill);
-        ill.values().map(|since| since.since_ms).min()
+        let unhealthy = relock(&self.tenant.unhealthy);
+        unhealthy.values().map(|since| since.since_ms).min()
     }
 
-    /// Number of threads in a call of it just now.
+    /// Number of threads currently in a call of the handler.
     pub fn busy(&self) -> u32 {
         self.crew.busy(&self.tenant)
     }
 
-    /// Follows its way out.
+    /// A watch for the pool's release.
     pub fn release_watch(&self) -> ReleaseWatch {
         ReleaseWatch {
             tenant: Arc::clone(&self.tenant),
@@ -390,8 +393,8 @@ impl HandlerPool {
     }
 }
 
-fn late(timeout: Duration) -> String {
-    format!("its creation and health check did not end within {timeout:?}")
+fn probe_timed_out(timeout: Duration) -> String {
+    format!("instance creation and health check timed out after {timeout:?}")
 }
 
 impl WorkerPool for HandlerPool {
@@ -405,7 +408,7 @@ impl WorkerPool for HandlerPool {
 
     fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
         if self.tenant.set_owned(home, partitions) {
-            self.crew.tell_news(&self.tenant);
+            self.crew.notify_change(&self.tenant);
         }
     }
 
@@ -427,7 +430,7 @@ impl Drop for HandlerPool {
     }
 }
 
-/// Locks what no panic can leave half-changed.
+/// Locks a mutex whose contents no panic can leave inconsistent, ignoring poison.
 pub(super) fn relock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

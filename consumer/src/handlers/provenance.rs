@@ -1,21 +1,21 @@
-//! Headers that say where an emitted record comes from: `emit.provenance` in the service config.
+//! Provenance headers of emitted records: `emit.provenance` in the service config.
 
 use sluicegate_abi::header_block::{self, Headers};
 use sluicegate_runtime::RawRecord;
 
 use crate::dispatch::Batch;
 
-/// `topic/partition/offset` of the record that was handled.
+/// `topic/partition/offset` of the input record.
 const SOURCE: &[u8] = b"sluicegate.source";
 /// `name@version` of the handler.
 const HANDLER: &[u8] = b"sluicegate.handler";
-/// The assignment's fencing number.
+/// Fencing token of the assignment.
 const EPOCH: &[u8] = b"sluicegate.epoch";
-/// Which call it was for the record, from 1.
+/// Number of the attempt for the input record, counted from 1.
 const ATTEMPT: &[u8] = b"sluicegate.attempt";
 
-/// Adds the headers to everything that `batch` emitted. They take the place of headers of the same names: a record that was
-/// copied says where its copy comes from.
+/// Adds the headers to all records that `batch` emitted. They replace headers of the same names, so that a copied record names
+/// the origin of the copy.
 pub(super) fn add(batch: &mut Batch, handler: &str) {
     let mut block = Vec::new();
     for emit in &mut batch.output.emits {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn emitted_records_say_where_they_come_from_in_place_of_what_they_said_before() {
+    fn provenance_headers_replace_those_of_the_input_record() {
         let mut given = Vec::new();
         let headers: [(&[u8], Option<&[u8]>); 3] =
             [(b"a", Some(b"1")), (SOURCE, Some(b"old/0/1")), (b"b", None)];

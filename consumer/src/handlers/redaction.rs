@@ -1,4 +1,5 @@
-//! Keeps the secrets of a handler's config out of what its plugin says (G15): a refusal quotes the value that it refuses.
+//! Redacts the secrets of a handler's config in everything that its plugin reports (G15); a rejected config, for example, quotes
+//! the rejected value.
 //!
 //! ```text
 //!  plugin ─► errors, reasons, details ─► Redacted ────────────┐
@@ -6,7 +7,7 @@
 //!         ─► topics of emitted records ─► EmitCounts, refusals ┘
 //! ```
 //!
-//! Emitted records pass as they are: what an allowed reference puts there is the handler's work.
+//! Emitted records are not redacted: a handler may put an allowed reference there deliberately.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use sluicegate_runtime::{
     HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
 };
 
-/// A plugin whose words are redacted.
+/// A plugin whose texts are redacted.
 pub(super) struct Redacted {
     pub(super) plugin: Arc<dyn LoadedPlugin>,
     pub(super) redaction: Arc<Redaction>,
@@ -134,17 +135,17 @@ mod tests {
     const SECRET: &str = "hunter2-very-secret";
     const NEWER: &str = "second-secret-9";
 
-    /// Says its config wherever a plugin can say something.
-    struct Blabbing;
+    /// Reports its config through every text that a plugin can return.
+    struct LeakyPlugin;
 
-    struct Blabber {
+    struct LeakyInstance {
         services: Arc<dyn HostServices>,
         config: String,
     }
 
-    impl LoadedPlugin for Blabbing {
+    impl LoadedPlugin for LeakyPlugin {
         fn identity(&self) -> &PluginIdentity {
-            unreachable!("nobody asks")
+            unreachable!("not called")
         }
 
         fn handlers(&self) -> &[HandlerInfo] {
@@ -161,7 +162,7 @@ mod tests {
             match handler {
                 "refuses" => Err(CreateError::Config(format!("bad: {config_json}"))),
                 "fails" => Err(CreateError::Failed(format!("panicked: {config_json}"))),
-                _ => Ok(Box::new(Blabber {
+                _ => Ok(Box::new(LeakyInstance {
                     services,
                     config: config_json.to_owned(),
                 })),
@@ -171,7 +172,7 @@ mod tests {
         fn shutdown(&self, _deadline_ms: u64) {}
     }
 
-    impl HandlerInstance for Blabber {
+    impl HandlerInstance for LeakyInstance {
         fn handle(
             &mut self,
             _call: &CallRequest<'_>,
@@ -185,7 +186,7 @@ mod tests {
         }
 
         fn monitor(&self) -> Arc<dyn CallMonitor> {
-            unreachable!("nobody asks")
+            unreachable!("not called")
         }
 
         fn health(&mut self) -> Result<(), String> {
@@ -206,21 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_a_plugin_says_shows_a_secret_of_its_config() {
-        let mut said = Vec::new();
-        let log = captured(|| said = say_everything());
-        said.extend(log.lines().map(str::to_owned));
-        assert!(said.len() > 12, "{said:?}");
-        for text in said {
+    fn no_text_of_a_plugin_contains_a_secret_of_its_config() {
+        let mut texts = Vec::new();
+        let log = captured(|| texts = collect_all_texts());
+        texts.extend(log.lines().map(str::to_owned));
+        assert!(texts.len() > 12, "{texts:?}");
+        for text in texts {
             let hidden = !text.contains(SECRET) && !text.contains(NEWER);
             assert!(hidden && text.contains("***"), "{text}");
         }
     }
 
-    fn say_everything() -> Vec<String> {
+    fn collect_all_texts() -> Vec<String> {
         let redaction = Arc::new(Redaction::new(Redactor::new(&[SECRET])));
         let plugin = Redacted {
-            plugin: Arc::new(Blabbing),
+            plugin: Arc::new(LeakyPlugin),
             redaction: Arc::clone(&redaction),
         };
         let metrics = Arc::new(UserMetrics::default());
@@ -228,7 +229,7 @@ mod tests {
             HandlerServices::new("a".into(), Arc::clone(&metrics), Arc::clone(&redaction));
         let services: Arc<dyn HostServices> = Arc::new(services);
         let create = |name: &str| plugin.create(name, "a", SECRET, Arc::clone(&services));
-        let mut said: Vec<String> = ["refuses", "fails"]
+        let mut texts: Vec<String> = ["refuses", "fails"]
             .map(|name| create(name).err().expect("it refuses").to_string())
             .to_vec();
         let mut instance = create("runs").expect("an instance");
@@ -246,18 +247,18 @@ mod tests {
         }];
         let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
             instance.handle(&call, &mut outcomes, &mut output);
-            vec![instance.health().expect_err("it is ill")]
+            vec![instance.health().expect_err("it is unhealthy")]
         };
-        said.extend(ask(&mut instance));
-        // A config that comes later brings a secret of its own, and the old one is still told.
+        texts.extend(ask(&mut instance));
+        // A later config adds a secret; the old one is still reported.
         redaction.add(&Redactor::new(&[NEWER]));
         for config in [NEWER.to_owned(), format!("spend {NEWER} {SECRET}")] {
             let refused = instance.reconfigure(&config).expect_err("it refuses");
-            said.push(refused.to_string());
-            said.extend(ask(&mut instance));
+            texts.push(refused.to_string());
+            texts.extend(ask(&mut instance));
         }
-        said.append(&mut output.details);
+        texts.append(&mut output.details);
         assert!(metrics.snapshot().is_empty());
-        said
+        texts
     }
 }

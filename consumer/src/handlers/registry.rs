@@ -1,16 +1,16 @@
-//! Turns snapshots into plans: which generation of which plugin serves each handler, and what was refused.
+//! Turns snapshots into handler tables: which generation of which plugin serves each handler, and which specs were rejected.
 //!
 //! ```text
 //!  Snapshot ─► settle: catalogue.find ─► still served? ─ yes ─► keep the generation, take over the spec
-//!                                            │ no: the gate follows at once, the rest when it is ready
+//!                                            │ no: the gate is applied at once, the rest when it is ready
 //!                                            ▼
 //!               prepare_next: load, create, health ─ failed ─► Refusal; the old generation and spec stay (G9)
-//!                                            │ well
+//!                                            │ healthy
 //!                                            ▼
-//!               current: Plan ─► pumps swap ─► the old generation drains (`release`)
+//!               current: table ─► pumps swap ─► the old generation drains (`release`)
 //! ```
 //!
-//! Settling never waits for a plugin, so that gates act in time while another handler takes long to start.
+//! Settling never waits for a plugin, so that gate changes apply while another handler is slow to start.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,64 +34,64 @@ use crate::dispatch::{HandlerIx, WorkerPool};
 use crate::emit::Emitter;
 use crate::trouble::panic_text;
 
-/// Longest wait of the first scan of the plugins folder for files that are just being written.
-const FIRST_SCAN: Duration = Duration::from_secs(2);
-/// Longest wait for a plugin that has only just come when a spec names it.
-const JUST_COME: Duration = Duration::from_millis(500);
+/// How long the first scan of the plugins folder waits for files that are still being written.
+const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a new snapshot waits for a plugin file that was written just before it.
+const NEW_PLUGIN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What a registry is made with.
+/// Settings of a registry.
 pub struct RegistrySettings {
-    /// Folder of artefacts.
+    /// The plugins folder.
     pub folder: PathBuf,
-    /// Folder for private copies of what is loaded.
+    /// Folder for private copies of loaded artefacts.
     pub cache: PathBuf,
     /// Load plugins without a signature.
     pub allow_unsigned: bool,
-    /// Longest time to build and check an instance.
+    /// Timeout for building and checking an instance.
     pub create_timeout: Duration,
-    /// Between two questions to an instance whether it is well.
-    pub health_every: Duration,
-    /// Longest time to drain and drop an instance, and for a plugin to end what it runs on its own.
+    /// Interval of the health checks.
+    pub health_interval: Duration,
+    /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
     pub drain_timeout: Duration,
-    /// The kinds of plugin.
+    /// The supported plugin runtimes.
     pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
     /// Where emitted records go.
     pub emitter: Arc<dyn Emitter>,
-    /// Whether emitted records say where they come from.
+    /// Whether emitted records get provenance headers.
     pub provenance: bool,
 }
 
-/// A spec that is not applied.
+/// A rejected spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The handler.
     pub handler: String,
-    /// Why, and what to do.
+    /// Why, and the remedy.
     pub reason: String,
     /// What stays in effect.
     pub effect: RejectionEffect,
 }
 
-/// What came of a snapshot.
+/// Result of applying a snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
-    /// What pumps are to run by.
+    /// The handler table for the pumps.
     pub plan: HandlerTable,
-    /// What is not in it, or not as declared.
+    /// Handlers that are missing from the table, or not as declared.
     pub refusals: Vec<Refusal>,
     /// Names of the handlers whose generation changed.
     pub changed: Vec<String>,
-    /// The revision of the snapshot that the plan follows, apart from what is being prepared.
+    /// Revision of the snapshot that the table reflects, apart from pending preparations.
     pub settled: u64,
-    /// Names of the handlers of which only the gate follows it yet.
+    /// Names of the handlers of which only the gate is applied so far.
     pub preparing: Vec<String>,
 }
 
-/// The live handlers.
+/// The declared handlers and their generations.
 pub struct Registry {
     pub(super) inner: Mutex<Inner>,
     catalogue: Catalogue,
-    workshop: GenerationBuilder,
+    builder: GenerationBuilder,
     pub(super) releaser: Releaser,
 }
 
@@ -99,24 +99,24 @@ pub(super) struct Inner {
     snapshot: Snapshot,
     pub(super) live: BTreeMap<String, ManagedHandler>,
     places: HashMap<String, HandlerIx>,
-    /// By handler and version; kept when a generation goes, so that counters never go back.
-    pub(super) tallies: BTreeMap<(String, String), CountersEntry>,
-    /// Handlers whose generation changed since somebody looked.
+    /// By handler and version; kept after a generation is released, so that counters never decrease.
+    pub(super) counters: BTreeMap<(String, String), CountersEntry>,
+    /// Handlers whose generation changed since the last call of [`Registry::current`].
     changed: BTreeSet<String>,
-    /// The last revision of which nothing was or is still being prepared.
-    in_force: u64,
-    /// What is being prepared now, each by a thread of its own.
-    in_hand: Vec<InHand>,
+    /// The last revision that was applied completely.
+    applied_revision: u64,
+    /// Running preparations, each on its own thread.
+    in_progress: Vec<Preparation>,
 }
 
-/// A generation that is being prepared. Of one handler and of one shared pool there is one at a time: the instances of a
-/// pool take configs in the order in which they were wanted.
-struct InHand {
+/// A running preparation. At most one per handler and per shared pool, so that the instances of a pool get configs in the
+/// order in which they were requested.
+struct Preparation {
     handler: String,
     pool: Option<(String, String)>,
 }
 
-impl InHand {
+impl Preparation {
     fn of(spec: &HandlerSpec) -> Self {
         let pool = spec.pool.clone();
         Self {
@@ -133,68 +133,71 @@ impl InHand {
     }
 }
 
-/// Counts of a handler in one version, and which generation of it came last.
+/// Counters of a handler and version, and its latest generation.
 pub(super) struct CountersEntry {
-    pub(super) tally: Arc<VersionCounters>,
+    pub(super) counters: Arc<VersionCounters>,
     /// The latest generation of that version.
     pub(super) generation: u64,
 }
 
 impl Registry {
-    /// A registry that runs nothing yet; the folder has been read once.
+    /// A registry without handlers; the plugins folder has been scanned once.
     ///
     /// # Errors
-    /// The system's, when it has no threads to give.
+    /// The operating system's error if a thread cannot be started.
     pub fn new(settings: RegistrySettings) -> std::io::Result<Self> {
         let runtimes = settings.runtimes.clone();
         let folder = settings.folder.clone();
         let catalogue = Catalogue::new(folder, settings.allow_unsigned, runtimes);
         let releaser = Releaser::start(settings.drain_timeout)?;
-        let workshop = GenerationBuilder::new(settings)?;
+        let builder = GenerationBuilder::new(settings)?;
         let registry = Self {
             inner: Mutex::new(Inner {
                 snapshot: Snapshot::default(),
                 live: BTreeMap::new(),
                 places: HashMap::new(),
-                tallies: BTreeMap::new(),
+                counters: BTreeMap::new(),
                 changed: BTreeSet::new(),
-                in_force: 0,
-                in_hand: Vec::new(),
+                applied_revision: 0,
+                in_progress: Vec::new(),
             }),
             catalogue,
-            workshop,
+            builder,
             releaser,
         };
-        // It waits, but not for ever, for files that are too fresh to be read.
-        registry.catalogue.scan_settled(FIRST_SCAN, |_| false);
+        // Waits for files that are too new to be read, with a limit.
+        registry
+            .catalogue
+            .scan_settled(FIRST_SCAN_TIMEOUT, |_| false);
         Ok(registry)
     }
 
-    /// Makes `snapshot` run as far as it can. Blocks while plugins load and instances are built and checked.
+    /// Applies `snapshot` as far as possible. Blocks while plugins are loaded and instances are built and checked.
     pub fn apply(&self, snapshot: &Snapshot) -> Applied {
         self.settle(snapshot);
         while self.prepare_next() {}
         self.current()
     }
 
-    /// Takes over what needs no new generation: gates, routes, removals. `true` when something else is wanted, for
-    /// [`Registry::prepare_next`]. Does not wait for plugins, but half a second at most for a file that has only just come
-    /// where a spec names a plugin that is not there: it may be that one.
+    /// Applies what needs no new generation: gates, routes, removals. Returns whether generations are left to prepare with
+    /// [`Registry::prepare_next`]. Does not wait for plugins, except that a spec whose plugin is missing waits up to half a
+    /// second for files that are still being written, since one of them may be that plugin.
     pub fn settle(&self, snapshot: &Snapshot) -> bool {
-        self.catalogue.scan_settled(JUST_COME, |catalogue| {
-            let is_there = |spec: &Arc<HandlerSpec>| {
-                !spec.enabled || catalogue.find(&spec.plugin, &spec.version).is_ok()
-            };
-            snapshot.handlers.values().all(is_there)
-        });
+        self.catalogue
+            .scan_settled(NEW_PLUGIN_TIMEOUT, |catalogue| {
+                let is_found = |spec: &Arc<HandlerSpec>| {
+                    !spec.enabled || catalogue.find(&spec.plugin, &spec.version).is_ok()
+                };
+                snapshot.handlers.values().all(is_found)
+            });
         let mut inner = relock(&self.inner);
         inner.snapshot = snapshot.clone();
         self.converge(&mut inner)
     }
 
-    /// Reads the plugins folder again and looks for what now serves the last snapshot better, and for what was refused
-    /// a while ago. `true` when something may have come of it; call [`Registry::prepare_next`] then. Call it when
-    /// [`super::FolderWatch`] says so.
+    /// Rescans the plugins folder, for artefacts that serve the last snapshot better, and retries rejected specs that are due.
+    /// Returns whether anything may have changed; call [`Registry::prepare_next`] then. To be called on every notification of
+    /// [`super::FolderWatch`].
     pub fn rescan(&self) -> bool {
         let changed = self.catalogue.scan().changed;
         let mut inner = relock(&self.inner);
@@ -208,40 +211,44 @@ impl Registry {
         true
     }
 
-    /// Opens the gates that were kept shut for an illness that is over; `true` when there are any.
+    /// Opens gates that were held closed for unhealthy instances that have recovered. Returns whether any changed.
     pub fn recover(&self) -> bool {
         let mut inner = relock(&self.inner);
-        if !inner.live.values().any(ManagedHandler::is_well_again) {
+        if !inner.live.values().any(ManagedHandler::has_recovered) {
             return false;
         }
         self.converge(&mut inner);
         true
     }
 
-    /// Whether as many generations are wanted that could be prepared now.
+    /// Whether at least `count` generations are wanted and could be prepared now.
     pub fn has_waiting(&self, count: usize) -> bool {
         relock(&self.inner).wanted().take(count).count() == count
     }
 
-    /// Prepares one generation that is wanted, and lets it serve if it still is when it is ready. Blocks while it loads
-    /// and its instance is built and checked; other threads can prepare others meanwhile. `false` when none is wanted that
-    /// nobody prepares.
+    /// Prepares one wanted generation and activates it if it is still wanted once it is ready. Blocks while its code is loaded
+    /// and its instance is built and checked; other threads may prepare other generations concurrently. `false` if there is
+    /// none left to prepare.
     pub fn prepare_next(&self) -> bool {
         let Some((job, name)) = self.take_wanted() else {
             return false;
         };
         {
-            let _out_of_hand = OutOfHand {
+            let _guard = PreparationGuard {
                 inner: &self.inner,
                 handler: &name,
             };
             let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare(&job, &name)));
             if let Err(panic) = prepared {
-                // Left as it is, it would be prepared for ever, and nothing would say so.
-                let said = job.tally.redaction.redact(panic_text(&*panic)).into_owned();
+                // Otherwise the handler would count as being prepared forever, without a report.
+                let message = job
+                    .counters
+                    .redaction
+                    .redact(panic_text(&*panic))
+                    .into_owned();
                 let reason = format!(
-                    "preparing it panicked: {said}; that is a fault of its plugin or of the service: report it. It is tried \
-                     again later, and at once by `sluicegate handlers restart {name}`"
+                    "preparing the generation panicked: {message}; this is a bug in the plugin or in the service: report it. It is \
+                     retried later, or at once by `sluicegate handlers restart {name}`"
                 );
                 refuse(&mut relock(&self.inner), &name, &job, reason);
             }
@@ -251,8 +258,8 @@ impl Registry {
 
     fn prepare(&self, job: &PrepareJob, name: &str) {
         if let Some(pool) = self.pool_that_takes_config(name, job) {
-            match self.workshop.reconfigure(&pool, job) {
-                // A new generation need not wait for the calls of the old one.
+            match self.builder.reconfigure(&pool, job) {
+                // Build a new generation, which need not wait for the calls of the old one.
                 Err(ConfigNotTaken::Busy) => {}
                 Err(ConfigNotTaken::Refused(reason)) => {
                     refuse(&mut relock(&self.inner), name, job, reason);
@@ -264,20 +271,20 @@ impl Registry {
                 }
             }
         }
-        let prepared = self.workshop.prepare(job);
+        let prepared = self.builder.prepare(job);
         let mut inner = relock(&self.inner);
         match prepared {
             Ok(generation) => self.install(&mut inner, name, generation, job),
-            Err(unfit) => {
-                if let Some(remains) = unfit.remains {
-                    self.releaser.follow(remains);
+            Err(error) => {
+                if let Some(leftover) = error.leftover {
+                    self.releaser.follow(leftover);
                 }
-                refuse(&mut inner, name, job, unfit.reason);
+                refuse(&mut inner, name, job, error.reason);
             }
         }
     }
 
-    /// The pool that serves the handler, when all that is wanted is another config and its instances take one.
+    /// The handler's active pool, if only the config changes and its instances can take one.
     fn pool_that_takes_config(&self, name: &str, job: &PrepareJob) -> Option<Arc<HandlerPool>> {
         let inner = relock(&self.inner);
         let live = inner.live.get(name).filter(|live| !live.restarting)?;
@@ -288,7 +295,7 @@ impl Registry {
         takes.then(|| Arc::clone(&generation.pool))
     }
 
-    /// Takes note that the instances which serve have taken the config of `job`.
+    /// Records that the running instances have taken the config of `job`.
     fn take_config(&self, name: &str, job: &PrepareJob) {
         let mut inner = relock(&self.inner);
         let Some(live) = inner.live.get_mut(name) else {
@@ -303,11 +310,11 @@ impl Registry {
             inner.changed.insert(name.to_owned());
             return;
         }
-        // Something else is wanted by now, which may be the config of before.
+        // The spec has changed since, perhaps back to the previous config.
         self.converge(&mut inner);
     }
 
-    /// What pumps are to run by now, and what changed since the last call.
+    /// The current handler table, and what changed since the last call.
     pub fn current(&self) -> Applied {
         let mut inner = relock(&self.inner);
         Applied {
@@ -319,7 +326,7 @@ impl Registry {
         }
     }
 
-    /// What is refused now.
+    /// The current rejections.
     pub fn refusals(&self) -> Vec<Refusal> {
         refusals(&relock(&self.inner))
     }
@@ -329,8 +336,8 @@ impl Registry {
         &self.catalogue
     }
 
-    /// Retires everything and blocks until all is released; `false` when something was still on its way at the
-    /// deadline. Pumps must have dropped their plans by then.
+    /// Retires all generations and blocks until they are released; `false` if some are not by the deadline. Pumps must drop
+    /// their tables for that.
     pub fn shutdown(&self, deadline: Instant) -> bool {
         let mut inner = relock(&self.inner);
         for (_, live) in std::mem::take(&mut inner.live) {
@@ -340,7 +347,7 @@ impl Registry {
         self.releaser.wait(deadline)
     }
 
-    /// Brings every handler as near to its spec as can be without a new generation; `true` when one is wanted.
+    /// Brings every handler as close to its spec as possible without a new generation; returns whether one is wanted.
     pub(super) fn converge(&self, inner: &mut Inner) -> bool {
         let specs = inner.snapshot.handlers.clone();
         let stays = |name: &String| specs.contains_key(name);
@@ -356,7 +363,7 @@ impl Registry {
         for (name, spec) in specs {
             let live = inner.live.entry(name).or_default();
             live.next = match (self.step(live, &spec), std::mem::take(&mut live.next)) {
-                // It is being prepared already.
+                // Already being prepared.
                 (Some(new), PendingChange::Preparing(old, number)) if new.is_same(&old) => {
                     PendingChange::Preparing(old, number)
                 }
@@ -368,7 +375,7 @@ impl Registry {
         wanted
     }
 
-    /// Brings one handler to its spec, or says what it needs for that.
+    /// Brings one handler to its spec, or returns the generation that this needs.
     fn step(&self, live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) -> Option<DesiredSpec> {
         if !spec.enabled && live.generation.is_none() {
             live.take_over(spec);
@@ -377,7 +384,7 @@ impl Registry {
         let serving = live.generation.as_ref();
         let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
             Ok(found) => found,
-            // The file may be gone from the folder while its code goes on serving.
+            // The file may have been removed from the folder while its code stays active.
             Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
                 reset_in_place(live, spec);
                 take_over(live, spec);
@@ -406,17 +413,17 @@ impl Registry {
         })
     }
 
-    /// The next generation to prepare, and whose it is.
+    /// The next generation to prepare, and its handler's name.
     fn take_wanted(&self) -> Option<(PrepareJob, String)> {
         let mut inner = relock(&self.inner);
         let (name, wanted) = inner.wanted().next()?;
         let (name, wanted) = (name.clone(), wanted.clone());
         let spec = &wanted.spec;
         let key = (name.clone(), wanted.artefact.version.to_string());
-        let tally = inner
-            .tallies
+        let counters = inner
+            .counters
             .get(&key)
-            .map(|entry| Arc::clone(&entry.tally));
+            .map(|entry| Arc::clone(&entry.counters));
         let sharing = inner.snapshot.handlers.values().filter(|other| {
             spec.pool.is_some() && other.pool == spec.pool && other.plugin == spec.plugin
         });
@@ -424,14 +431,14 @@ impl Registry {
             .map(|other| other.workers)
             .fold(spec.workers, usize::max);
         let job = PrepareJob {
-            number: self.workshop.next_number(),
+            number: self.builder.next_number(),
             spec: Arc::clone(spec),
             artefact: Arc::clone(&wanted.artefact),
             handler: wanted.handler.clone(),
-            tally: tally.unwrap_or_default(),
+            counters: counters.unwrap_or_default(),
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
         };
-        inner.in_hand.push(InHand::of(&job.spec));
+        inner.in_progress.push(Preparation::of(&job.spec));
         if let Some(live) = inner.live.get_mut(&name) {
             live.next = PendingChange::Preparing(wanted, job.number);
         }
@@ -441,11 +448,11 @@ impl Registry {
     fn install(&self, inner: &mut Inner, name: &str, generation: Generation, job: &PrepareJob) {
         let live = inner.live.get_mut(name);
         let Some(live) = live.filter(|live| live.awaits(job.number)) else {
-            // The handler is gone or wants something else by now.
+            // The handler was removed or its spec has changed since.
             self.retire(Some(generation));
             return;
         };
-        generation.standing.advance(GenerationState::Active);
+        generation.status.advance(GenerationState::Active);
         live.next = PendingChange::Nothing;
         live.end_restart(None);
         let old = live.generation.replace(generation);
@@ -453,11 +460,11 @@ impl Registry {
         self.retire(old);
         inner.changed.insert(name.to_owned());
         let entry = CountersEntry {
-            tally: Arc::clone(&job.tally),
+            counters: Arc::clone(&job.counters),
             generation: job.number,
         };
         let key = (name.to_owned(), job.artefact.version.to_string());
-        inner.tallies.insert(key, entry);
+        inner.counters.insert(key, entry);
     }
 
     fn retire(&self, generation: Option<Generation>) {
@@ -467,33 +474,33 @@ impl Registry {
     }
 }
 
-/// Ends that a handler is in hand.
-struct OutOfHand<'r> {
+/// Removes a preparation when it ends, also by a panic.
+struct PreparationGuard<'r> {
     inner: &'r Mutex<Inner>,
     handler: &'r str,
 }
 
-impl Drop for OutOfHand<'_> {
+impl Drop for PreparationGuard<'_> {
     fn drop(&mut self) {
         let mut inner = relock(self.inner);
-        inner.in_hand.retain(|one| one.handler != self.handler);
+        inner.in_progress.retain(|one| one.handler != self.handler);
     }
 }
 
 impl Inner {
-    /// What is wanted and can be prepared now, by handler.
+    /// Generations that are wanted and can be prepared now, by handler.
     fn wanted(&self) -> impl Iterator<Item = (&String, &DesiredSpec)> {
         self.live.iter().filter_map(|(name, live)| {
             let PendingChange::Wanted(wanted) = &live.next else {
                 return None;
             };
-            let excludes = |in_hand: &InHand| in_hand.excludes(&wanted.spec);
-            let is_free = !self.in_hand.iter().any(excludes);
+            let excludes = |in_progress: &Preparation| in_progress.excludes(&wanted.spec);
+            let is_free = !self.in_progress.iter().any(excludes);
             is_free.then_some((name, wanted))
         })
     }
 
-    /// Handlers that are not as the snapshot wants them yet.
+    /// Handlers that are not yet as the snapshot declares them.
     fn preparing(&self) -> Vec<String> {
         let waits = |(name, live): (&String, &ManagedHandler)| {
             (!matches!(live.next, PendingChange::Nothing)).then(|| name.clone())
@@ -502,7 +509,7 @@ impl Inner {
     }
 }
 
-/// The spec of `job` is refused, if it is still wanted.
+/// Rejects the spec of `job`, if it is still wanted.
 fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
     let live = inner.live.get_mut(name);
     if let Some(live) = live.filter(|live| live.awaits(job.number)) {
@@ -513,16 +520,16 @@ fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
     }
 }
 
-/// Takes over a spec that the generation which serves can run, unless its route brings back what the handler emits.
+/// Applies a spec that the active generation can run, unless its route matches a topic that the handler emits to.
 fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
-    // Gates move through here too: what has not changed is not looked at again.
+    // Gate changes pass through here too: an unchanged route and config are not checked again.
     let same = live
         .applied
         .as_ref()
         .is_some_and(|old| old.route.topics == spec.route.topics && old.config == spec.config);
     let serving = live.generation.as_ref().filter(|_| !same);
     match serving.and_then(|generation| outputs::refusal(&generation.info, spec)) {
-        None => live.take_over_if_well(spec),
+        None => live.take_over_if_healthy(spec),
         Some(reason) => live.refuse(spec, None, reason),
     }
 }
@@ -544,10 +551,10 @@ fn refusals(inner: &Inner) -> Vec<Refusal> {
 fn plan(inner: &mut Inner) -> HandlerTable {
     let ready = |live: &ManagedHandler| matches!(live.next, PendingChange::Nothing);
     if inner.live.values().all(ready) {
-        inner.in_force = inner.snapshot.revision;
+        inner.applied_revision = inner.snapshot.revision;
     }
     let mut plan = HandlerTable {
-        revision: inner.in_force,
+        revision: inner.applied_revision,
         handlers: Vec::new(),
     };
     for (name, live) in &inner.live {

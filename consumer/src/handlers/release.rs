@@ -1,5 +1,5 @@
-//! Follows retired generations until nothing of them runs, then ends their code. One thread, asleep while none is on
-//! its way out.
+//! Releases retired generations: waits until none of their instances is left, then shuts down their code. One thread, asleep
+//! while there is nothing to release.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -7,64 +7,64 @@ use std::time::{Duration, Instant};
 use super::generation::{GenerationState, Retired};
 use super::pool::{Release, relock};
 
-/// How often generations on their way out are looked at.
+/// Interval at which retired generations are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The thread that releases.
+/// Handle of the releasing thread.
 pub struct Releaser {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    leaving: Mutex<Leaving>,
+    queue: Mutex<ReleaseQueue>,
     changed: Condvar,
     shutdown_timeout: Duration,
 }
 
 #[derive(Default)]
-struct Leaving {
+struct ReleaseQueue {
     retired: Vec<Retired>,
-    /// Taken by the thread for a look.
-    in_hand: usize,
+    /// Number of generations that the thread is checking.
+    in_progress: usize,
     stop: bool,
 }
 
 impl Releaser {
-    /// Starts the thread; a plugin gets `shutdown_timeout` to end what it runs on its own.
+    /// Starts the thread; a plugin gets `shutdown_timeout` to stop its own threads.
     ///
     /// # Errors
-    /// The system's, when it has no thread to give.
+    /// The operating system's error if the thread cannot be started.
     pub fn start(shutdown_timeout: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            leaving: Mutex::default(),
+            queue: Mutex::default(),
             changed: Condvar::new(),
             shutdown_timeout,
         });
-        let theirs = Arc::clone(&shared);
+        let for_thread = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("handler/release".to_owned())
-            .spawn(move || theirs.run())?;
+            .spawn(move || for_thread.run())?;
         Ok(Self { shared })
     }
 
-    /// Follows one more.
+    /// Adds a retired generation.
     pub fn follow(&self, retired: Retired) {
-        relock(&self.shared.leaving).retired.push(retired);
+        relock(&self.shared.queue).retired.push(retired);
         self.shared.changed.notify_all();
     }
 
-    /// Blocks until all that were given to it are gone or quarantined; `false` at the deadline.
+    /// Blocks until all added generations are released or quarantined; `false` at the deadline.
     pub fn wait(&self, deadline: Instant) -> bool {
-        let mut leaving = relock(&self.shared.leaving);
-        while !leaving.retired.is_empty() || leaving.in_hand > 0 {
+        let mut queue = relock(&self.shared.queue);
+        while !queue.retired.is_empty() || queue.in_progress > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            leaving = self
+            queue = self
                 .shared
                 .changed
-                .wait_timeout(leaving, left)
+                .wait_timeout(queue, left)
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .0;
         }
@@ -74,7 +74,7 @@ impl Releaser {
 
 impl Drop for Releaser {
     fn drop(&mut self) {
-        relock(&self.shared.leaving).stop = true;
+        relock(&self.shared.queue).stop = true;
         self.shared.changed.notify_all();
     }
 }
@@ -82,25 +82,25 @@ impl Drop for Releaser {
 impl Shared {
     fn run(&self) {
         loop {
-            let mut leaving = relock(&self.leaving);
-            while leaving.retired.is_empty() && !leaving.stop {
-                leaving = self
+            let mut queue = relock(&self.queue);
+            while queue.retired.is_empty() && !queue.stop {
+                queue = self
                     .changed
-                    .wait(leaving)
+                    .wait(queue)
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
             }
-            if leaving.stop {
+            if queue.stop {
                 return;
             }
-            let batch = std::mem::take(&mut leaving.retired);
-            leaving.in_hand = batch.len();
-            drop(leaving);
-            let staying: Vec<Retired> = batch.into_iter().filter_map(|r| self.look(r)).collect();
+            let batch = std::mem::take(&mut queue.retired);
+            queue.in_progress = batch.len();
+            drop(queue);
+            let staying: Vec<Retired> = batch.into_iter().filter_map(|r| self.poll(r)).collect();
             let waits = !staying.is_empty();
-            let mut leaving = relock(&self.leaving);
-            leaving.in_hand = 0;
-            leaving.retired.extend(staying);
-            drop(leaving);
+            let mut queue = relock(&self.queue);
+            queue.in_progress = 0;
+            queue.retired.extend(staying);
+            drop(queue);
             self.changed.notify_all();
             if waits {
                 std::thread::sleep(POLL_INTERVAL);
@@ -108,28 +108,28 @@ impl Shared {
         }
     }
 
-    /// Gives the generation back while it is on its way.
-    fn look(&self, retired: Retired) -> Option<Retired> {
-        // One that never served is rejected and stays so.
-        let served = retired.standing.state() != GenerationState::Rejected;
+    /// Advances the release of a generation; returns it while it is unfinished.
+    fn poll(&self, retired: Retired) -> Option<Retired> {
+        // A generation that never served stays `Rejected`.
+        let served = retired.status.state() != GenerationState::Rejected;
         match retired.watch.wait(Instant::now()) {
             Release::Unfinished => return Some(retired),
             Release::Clean if served => {
-                retired.standing.advance(GenerationState::Quiesced);
-                retired.standing.advance(GenerationState::Released);
+                retired.status.advance(GenerationState::Quiesced);
+                retired.status.advance(GenerationState::Released);
             }
             Release::Clean => {}
             Release::Quarantined => {
                 if served {
-                    retired.standing.advance(GenerationState::Quarantined);
+                    retired.status.advance(GenerationState::Quarantined);
                 }
                 let (handler, generation) = (&*retired.name, retired.number);
                 tracing::error!(
                     handler,
                     generation,
-                    "generation quarantined: some of its code hangs, its thread and memory stay until the service ends"
+                    "generation quarantined: some of its code hangs; its thread and memory stay until the process exits"
                 );
-                // Its code still runs somewhere, so it is never asked to end.
+                // Its code is still running, so it is never shut down.
                 return None;
             }
         }

@@ -1,4 +1,4 @@
-//! What the registry says of its pools, in the words of the admin API.
+//! The registry's report on its pools, in the types of the admin API.
 
 use super::managed::ManagedHandler;
 use super::pool::relock;
@@ -7,14 +7,14 @@ use crate::admin::{HandlerState, PoolReport};
 use crate::dispatch::WorkerPool;
 
 impl Registry {
-    /// One entry a handler and version that ever served; counters never go back.
+    /// One entry per handler and version that was ever active; counters never decrease.
     pub fn report(&self) -> Vec<PoolReport> {
         let inner = relock(&self.inner);
         let entry = |(key, entry): (&(String, String), &CountersEntry)| {
             let (handler, version) = key;
             one(handler, version, entry, inner.live.get(handler))
         };
-        inner.tallies.iter().map(entry).collect()
+        inner.counters.iter().map(entry).collect()
     }
 }
 
@@ -24,7 +24,7 @@ fn one(
     entry: &CountersEntry,
     live: Option<&ManagedHandler>,
 ) -> PoolReport {
-    let counts = entry.tally.stats.counts();
+    let counts = entry.counters.stats.counts();
     let last_error = counts.last_error.map(|error| error.message.to_string());
     let mut report = PoolReport {
         handler: handler.to_owned(),
@@ -39,8 +39,8 @@ fn one(
         last_error,
         since_ms: None,
         durations: counts.durations,
-        emitted: entry.tally.stats.emitted().counts(),
-        metrics: entry.tally.metrics.snapshot(),
+        emitted: entry.counters.stats.emitted().counts(),
+        metrics: entry.counters.metrics.snapshot(),
     };
     let serving = live.and_then(|live| live.generation.as_ref());
     if let Some(generation) = serving.filter(|generation| &*generation.version == version) {
@@ -48,7 +48,7 @@ fn one(
         report.busy = generation.pool.busy();
         report.state = HandlerState::Active;
         report.since_ms = generation.pool.failing_since_ms();
-        if let Some(why) = generation.pool.illness() {
+        if let Some(why) = generation.pool.unhealthy_reason() {
             report.state = HandlerState::Unhealthy;
             report.last_error = Some(why.to_string());
         }

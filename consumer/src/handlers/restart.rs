@@ -1,19 +1,19 @@
-//! How often instances may die: when the next one is built, and when a handler is tripped. Pure; time is passed in.
+//! Restart backoff and circuit breaker of a handler's instances. Pure; time is passed in.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// First wait after an immediate rebuild that died as well.
-const FIRST_WAIT: Duration = Duration::from_millis(10);
-/// Longest wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Delay after the second failure in a row (the first rebuild is immediate); doubled from there on.
+const INITIAL_DELAY: Duration = Duration::from_millis(10);
+/// Upper bound of the delay.
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
-/// When a handler whose instances keep dying is tripped.
+/// When a handler whose instances keep failing is tripped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartPolicy {
-    /// Deaths within the window, none of them followed by an acknowledged record, that are borne: one more trips the handler.
+    /// Failures tolerated within the window without an acknowledged record in between; one more trips the handler.
     pub max_restarts: u32,
-    /// The window.
+    /// Length of the window.
     pub restart_window: Duration,
 }
 
@@ -26,53 +26,54 @@ impl Default for RestartPolicy {
     }
 }
 
-/// What follows a death.
+/// Reaction to a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterDeath {
-    /// Build another instance, not before this much time has passed.
+pub enum AfterFailure {
+    /// Rebuild the instance after this delay.
     Rebuild(Duration),
-    /// Build no more.
+    /// Trip the handler: no rebuild until a reset.
     Trip,
 }
 
-/// The deaths of one handler's instances since it last did good work.
+/// Instance failures of one handler since its last acknowledged or dropped record.
 #[derive(Debug, Default)]
-pub struct Restarts {
-    deaths: VecDeque<Instant>,
+pub struct RestartBackoff {
+    failures: VecDeque<Instant>,
     streak: u32,
 }
 
-impl Restarts {
-    /// Whether there is a death to forget.
-    pub fn any(&self) -> bool {
+impl RestartBackoff {
+    /// Whether there are failures to clear.
+    pub fn has_failures(&self) -> bool {
         self.streak > 0
     }
 
-    /// A record was settled well: one poison record among good ones never trips a handler.
-    pub fn worked(&mut self) {
-        self.deaths.clear();
+    /// Clears the failures after an acknowledged or dropped record, so that a poison record among good ones never trips the
+    /// handler.
+    pub fn clear(&mut self) {
+        self.failures.clear();
         self.streak = 0;
     }
 
-    /// An instance died, or was not built.
-    pub fn died(&mut self, now: Instant, policy: &RestartPolicy) -> AfterDeath {
+    /// Records that an instance failed or could not be built.
+    pub fn record_failure(&mut self, now: Instant, policy: &RestartPolicy) -> AfterFailure {
         while self
-            .deaths
+            .failures
             .front()
             .is_some_and(|&first| now.duration_since(first) > policy.restart_window)
         {
-            self.deaths.pop_front();
+            self.failures.pop_front();
         }
-        self.deaths.push_back(now);
+        self.failures.push_back(now);
         self.streak = self.streak.saturating_add(1);
-        if self.deaths.len() > policy.max_restarts as usize {
-            return AfterDeath::Trip;
+        if self.failures.len() > policy.max_restarts as usize {
+            return AfterFailure::Trip;
         }
         let doublings = match self.streak {
-            1 => return AfterDeath::Rebuild(Duration::ZERO),
+            1 => return AfterFailure::Rebuild(Duration::ZERO),
             streak => (streak - 2).min(16),
         };
-        AfterDeath::Rebuild((FIRST_WAIT * (1 << doublings)).min(LONGEST_WAIT))
+        AfterFailure::Rebuild((INITIAL_DELAY * (1 << doublings)).min(MAX_DELAY))
     }
 }
 
@@ -86,34 +87,36 @@ mod tests {
     };
 
     #[test]
-    fn waits_grow_and_the_last_allowed_death_trips() {
-        let (mut restarts, now) = (Restarts::default(), Instant::now());
-        let seen: Vec<_> = (0..4).map(|_| restarts.died(now, &POLICY)).collect();
-        let wait = |ms| AfterDeath::Rebuild(Duration::from_millis(ms));
-        assert_eq!(seen, [wait(0), wait(10), wait(20), AfterDeath::Trip]);
+    fn delays_grow_and_one_failure_over_the_limit_trips() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
+        let seen: Vec<_> = (0..4)
+            .map(|_| backoff.record_failure(now, &POLICY))
+            .collect();
+        let wait = |ms| AfterFailure::Rebuild(Duration::from_millis(ms));
+        assert_eq!(seen, [wait(0), wait(10), wait(20), AfterFailure::Trip]);
     }
 
     #[test]
-    fn good_work_in_between_forgets_the_deaths() {
-        let (mut restarts, now) = (Restarts::default(), Instant::now());
+    fn an_acknowledged_record_in_between_clears_the_failures() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
         for _ in 0..100 {
             assert_eq!(
-                restarts.died(now, &POLICY),
-                AfterDeath::Rebuild(Duration::ZERO)
+                backoff.record_failure(now, &POLICY),
+                AfterFailure::Rebuild(Duration::ZERO)
             );
-            restarts.worked();
+            backoff.clear();
         }
     }
 
     #[test]
-    fn deaths_outside_the_window_do_not_trip_but_waits_stay_bounded() {
-        let (mut restarts, start) = (Restarts::default(), Instant::now());
+    fn failures_outside_the_window_do_not_trip_and_delays_stay_bounded() {
+        let (mut backoff, start) = (RestartBackoff::default(), Instant::now());
         for minute in 0..40u32 {
-            let after = restarts.died(start + Duration::from_secs(61) * minute, &POLICY);
-            let AfterDeath::Rebuild(wait) = after else {
-                panic!("tripped by deaths a minute apart");
+            let after = backoff.record_failure(start + Duration::from_secs(61) * minute, &POLICY);
+            let AfterFailure::Rebuild(wait) = after else {
+                panic!("tripped by failures a minute apart");
             };
-            assert!(wait <= LONGEST_WAIT);
+            assert!(wait <= MAX_DELAY);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Restarting a handler on request: a new generation of the same spec takes the place of the one that serves or has failed,
-//! with instances, counts of deaths and threads of its own.
+//! Restarts on request: a new generation of the same spec replaces the active or failed one, with its own instances, threads
+//! and restart backoff.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,36 +10,36 @@ use super::managed::ManagedHandler;
 use super::pool::relock;
 use super::registry::Registry;
 
-/// Why a handler is not restarted.
+/// Why a restart is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestartRefusal {
     /// No handler of this name is declared.
     #[error("no handler `{0}`")]
     Unknown(String),
-    /// Nothing of it runs.
+    /// It has no generation.
     #[error(
-        "its gate has been shut since it was declared, so nothing of it runs; open its gate instead"
+        "its gate has been closed since it was declared, so it has no instances; open its gate instead"
     )]
     NothingRuns,
 }
 
-/// How far a restart has come.
+/// Progress of a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RestartState {
     /// Instances of the new generation are being built and checked.
     UnderWay,
-    /// This generation serves.
+    /// This generation is active.
     Done(u64),
-    /// The new generation was refused, for this reason; the earlier one stays.
+    /// The new generation was rejected for this reason; the previous one stays active.
     Refused(String),
 }
 
 impl Registry {
-    /// Asks for a new generation of a handler. Gives the number of the one that it has now, 0 for none. Call
-    /// [`Registry::prepare_next`] then; [`Registry::restart_state`] tells what became of it.
+    /// Requests a new generation of a handler. Returns the number of the current generation, 0 if there is none. Call
+    /// [`Registry::prepare_next`] next; [`Registry::restart_state`] reports the progress.
     ///
     /// # Errors
-    /// [`RestartRefusal`].
+    /// [`RestartRefusal`]: the handler is unknown, or has no generation.
     pub fn restart(&self, handler: &str) -> Result<u64, RestartRefusal> {
         let mut inner = relock(&self.inner);
         let Some(live) = inner.live.get_mut(handler) else {
@@ -59,11 +59,11 @@ impl Registry {
         Ok(before)
     }
 
-    /// What became of the restart of a handler whose generation was number `before`.
+    /// Progress of the restart of a handler whose generation was number `before`.
     pub fn restart_state(&self, handler: &str, before: u64) -> RestartState {
         let inner = relock(&self.inner);
         let Some(live) = inner.live.get(handler) else {
-            return RestartState::Refused("it was removed meanwhile".to_owned());
+            return RestartState::Refused("the handler was removed during the restart".to_owned());
         };
         let number = live.generation.as_ref().map_or(0, |g| g.number);
         match &live.restart_refused {
@@ -75,7 +75,7 @@ impl Registry {
 }
 
 impl ManagedHandler {
-    /// The restart that was asked for, if one was, has taken place, or was refused.
+    /// Completes a requested restart, if there is one; `refused`: why it failed.
     pub(super) fn end_restart(&mut self, refused: Option<&str>) {
         if std::mem::take(&mut self.restarting) {
             self.restart_refused = refused.map(str::to_owned);
@@ -83,14 +83,14 @@ impl ManagedHandler {
     }
 }
 
-/// A restart without the file that the code came from: the instances that there are may run again.
+/// Restart without the artefact: resets the existing generation, since a new one cannot be built.
 pub(super) fn reset_in_place(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
     if std::mem::take(&mut live.restarting)
         && let Some(generation) = &live.generation
     {
         tracing::warn!(
             handler = spec.name,
-            "no artefact for it is in the plugins folder any more; its generation is reset instead of being built anew"
+            "artefact no longer in the plugins folder; resetting the current generation instead of building a new one"
         );
         generation.pool.reset();
     }

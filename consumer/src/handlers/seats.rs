@@ -1,4 +1,5 @@
-//! What a crew's lock guards: seats, queues, who waits for room. Decides; starts no thread and calls no plugin.
+//! State behind a crew's lock: seats, queues, inboxes that wait for room. Makes the scheduling decisions; starts no thread and
+//! calls no plugin.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,55 +10,59 @@ use std::time::{Duration, Instant};
 use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
 
 use super::pool::Tenant;
-use super::restart::{AfterDeath, Restarts};
+use super::restart::{AfterFailure, RestartBackoff};
 use super::turns::Turns;
 use crate::dispatch::{Batch, FlightKey, Inbox, PumpMessage};
 
-/// What the crew's lock guards.
+/// State behind the crew's lock.
 pub(super) struct State {
     pub(super) seats: Vec<Seat>,
+    /// Batches that any worker may run.
     pub(super) queue: VecDeque<Job>,
     pub(super) tenants: HashMap<u64, TenantState>,
     pub(super) turns: Turns,
+    /// Inboxes whose submit was refused; notified once there is room.
     pub(super) waiting: Vec<Arc<Inbox>>,
-    /// The last handler has left.
+    /// The last handler has left: threads exit once idle.
     pub(super) closing: bool,
-    /// Threads that hold a seat.
+    /// Threads that hold a seat; abandoned ones do not count.
     pub(super) threads: u32,
     pub(super) next_tenant: u64,
     pub(super) next_incarnation: u64,
-    /// When instances are asked next whether they are well.
+    /// Time of the next health check.
     pub(super) health_due: Instant,
 }
 
-/// A handler's standing in the crew.
+/// Per-handler state of the crew.
 #[derive(Default)]
 pub(super) struct TenantState {
-    pub(super) restarts: Restarts,
-    /// Its calls that hang on abandoned threads.
+    pub(super) backoff: RestartBackoff,
+    /// Number of its calls that hang on abandoned threads.
     pub(super) hung: u32,
 }
 
-/// A worker's place.
+/// A worker's slot: the thread that holds it, that thread's state, and its own queue.
 pub(super) struct Seat {
-    /// Which thread holds it: an abandoned thread sees that its number is no longer here.
+    /// Number of the thread that holds the seat; a thread that finds another number here was abandoned and exits.
     pub(super) incarnation: u64,
     pub(super) alive: bool,
-    /// Its thread waits for work and nobody has woken it yet.
+    /// Its thread waits for work and has not been woken yet.
     pub(super) parked: bool,
     pub(super) phase: Phase,
+    /// Batches bound to this worker.
     pub(super) own: VecDeque<Job>,
     pub(super) errands: VecDeque<Errand>,
-    /// Handlers whose instance here may not be built again before a time.
-    pub(super) resting: Vec<(u64, Instant)>,
+    /// Handlers that back off at this seat, and when their instance may be rebuilt.
+    pub(super) backoff_until: Vec<(u64, Instant)>,
+    /// The last batch came from `own`: own and shared batches alternate.
     own_was_last: bool,
     pub(super) wake: Arc<Condvar>,
 }
 
-/// What the thread of a seat is doing, as far as somebody must watch it.
+/// What a seat's thread is doing, as far as the watchdog must know.
 pub(super) enum Phase {
     Idle,
-    /// Builds an instance; `job` waits for it, `reply` wants to know.
+    /// Builds an instance: for `job`, or for a probe that `reply` answers.
     Creating {
         since: Instant,
         tenant: Arc<Tenant>,
@@ -65,18 +70,18 @@ pub(super) enum Phase {
         reply: Option<SyncSender<Result<(), String>>>,
     },
     Calling(Call),
-    /// Hands over emits and outcomes; runs no plugin code.
+    /// Delivers emits and outcomes; runs no plugin code.
     Finishing,
-    /// Calls an instance beside its records: drains or drops it, tells it news. `leaving` when the handler
-    /// waits for that.
-    Aside {
+    /// Runs a lifecycle call on an instance (health check, drain, drop, partition or config change). `leaving`: the
+    /// handler's release waits for it.
+    LifecycleCall {
         since: Instant,
         tenant: Arc<Tenant>,
         leaving: bool,
     },
 }
 
-/// A call under way.
+/// A running call.
 pub(super) struct Call {
     pub(super) tenant: Arc<Tenant>,
     pub(super) home: Arc<Inbox>,
@@ -84,10 +89,13 @@ pub(super) struct Call {
     pub(super) records: u64,
     pub(super) monitor: Arc<dyn CallMonitor>,
     pub(super) cancel: CancelFlag,
-    /// The outcomes that it had written when it was found to hang.
+    /// Outcomes that the call had written when it was found to hang.
     pub(super) completed: Vec<RawOutcome>,
+    /// When the current record was first seen; the timeout counts from here.
     pub(super) since: Instant,
+    /// Progress (call serial, record index) at the last check.
     pub(super) seen: Option<(u64, u32)>,
+    /// When the call was asked to stop.
     pub(super) cancelled: Option<Instant>,
 }
 
@@ -108,68 +116,69 @@ impl Call {
     }
 }
 
-/// A batch and where it goes back to.
+/// A batch and the inbox that gets it back.
 pub(super) struct Job {
     pub(super) tenant: Arc<Tenant>,
     pub(super) batch: Box<Batch>,
     pub(super) home: Arc<Inbox>,
 }
 
-/// Work for one seat that is not a batch.
+/// A command to one worker; takes precedence over batches.
 pub(super) enum Errand {
     Probe {
         tenant: Arc<Tenant>,
         keep: bool,
-        /// To be taken in the place of the one that it has.
+        /// New config to apply, if any.
         config: Option<Arc<str>>,
-        claim: Arc<Claim>,
+        token: Arc<ProbeToken>,
         reply: SyncSender<Result<(), String>>,
     },
     Leave(Arc<Tenant>),
-    /// Its partitions or its config have changed.
-    TellNews(Arc<Tenant>),
-    AskHealth,
+    /// The handler's partitions or config have changed.
+    NotifyChange(Arc<Tenant>),
+    CheckHealth,
 }
 
-/// What a worker does next.
+/// A worker's next step.
 pub(super) enum Task {
     Call(Job),
     /// Build an instance; the job waits in the seat's phase.
     Create(Arc<Tenant>),
     Probe(Probe),
     Leave(Arc<Tenant>),
-    TellNews(Arc<Tenant>),
-    AskHealth,
-    /// The seat is somebody else's, or the crew is done.
+    NotifyChange(Arc<Tenant>),
+    CheckHealth,
+    /// The seat belongs to another thread, or the crew is closing.
     Exit,
 }
 
-/// An instance to be built, if there is none, and asked whether it is well.
+/// Health check of an instance, which is built first if there is none.
 pub(super) struct Probe {
     pub(super) tenant: Arc<Tenant>,
-    /// The instance stays, otherwise it is dropped again.
+    /// Keep an instance that the probe has built; otherwise it is dropped.
     pub(super) keep: bool,
-    /// To be taken in the place of the one that it has.
+    /// New config to apply, if any.
     pub(super) config: Option<Arc<str>>,
-    pub(super) claim: Arc<Claim>,
+    pub(super) token: Arc<ProbeToken>,
 }
 
-/// Settles once whether a probe takes place: its worker comes to it in time, or whoever asked no longer wants it.
+/// One-shot token of a probe: taken by the worker that runs it or by the caller that times out, so that exactly one of them
+/// decides whether the probe takes place.
 #[derive(Default)]
-pub(super) struct Claim(AtomicBool);
+pub(super) struct ProbeToken(AtomicBool);
 
-impl Claim {
-    /// `true` for the first of the two.
+impl ProbeToken {
+    /// Returns `true` to the first taker.
     pub(super) fn take(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
-/// What is said once the lock is free.
+/// Messages and wake-ups that are delivered after the lock is released.
 #[derive(Default)]
 pub(super) struct Notices {
     messages: Vec<(Arc<Inbox>, PumpMessage)>,
-    /// A thread to wake. Woken under the lock it would only wait for it.
+    /// A thread to wake; woken under the lock, it would only block on it.
     wake: Option<Arc<Condvar>>,
 }
 
@@ -178,15 +187,15 @@ impl Notices {
         self.messages.push((home, message));
     }
 
-    /// The job goes back untouched.
+    /// Returns the batch to its inbox unprocessed.
     pub(super) fn not_run(&mut self, mut job: Job) {
         let records = job.batch.records.len();
-        job.tenant.setup.stats.gave_back(records as u64);
+        job.tenant.setup.stats.returned(records as u64);
         job.batch.not_run();
         self.push(job.home, PumpMessage::Finished(job.batch));
     }
 
-    /// Wakes a thread: the first one when the lock is free, others at once.
+    /// Wakes a thread: the first one after the lock is released, others immediately.
     pub(super) fn wake(&mut self, thread: &Arc<Condvar>) {
         match self.wake {
             None => self.wake = Some(Arc::clone(thread)),
@@ -204,10 +213,12 @@ impl Notices {
     }
 }
 
-/// Where a batch waits.
-pub(super) enum Place {
-    Any,
-    Seat(usize),
+/// The queue for a batch.
+pub(super) enum QueueChoice {
+    /// The shared queue.
+    Shared,
+    /// The own queue of a worker.
+    Bound(usize),
 }
 
 impl State {
@@ -226,18 +237,22 @@ impl State {
         }
     }
 
-    /// Where a batch of `tenant` can wait now; `None` is a refusal.
-    pub(super) fn place_for(&mut self, tenant: &Tenant, worker: Option<u32>) -> Option<Place> {
+    /// The queue that a batch of `tenant` may wait in; `None` refuses it.
+    pub(super) fn choose_queue(
+        &mut self,
+        tenant: &Tenant,
+        worker: Option<u32>,
+    ) -> Option<QueueChoice> {
         if tenant.is_tripped() || !self.tenants.contains_key(&tenant.id) {
             return None;
         }
         if let Some(worker) = worker {
             let at = worker as usize % self.seats.len();
             let seat = &self.seats[at];
-            let room = !seat.rests(tenant.id) && seat.own.len() + seat.busy() < 2;
-            return room.then_some(Place::Seat(at));
+            let room = !seat.is_backing_off(tenant.id) && seat.own.len() + seat.busy() < 2;
+            return room.then_some(QueueChoice::Bound(at));
         }
-        if self.seats.iter().all(|seat| seat.rests(tenant.id)) {
+        if self.seats.iter().all(|seat| seat.is_backing_off(tenant.id)) {
             return None;
         }
         let load = self.queue.len() + self.seats.iter().map(Seat::busy).sum::<usize>();
@@ -247,18 +262,18 @@ impl State {
             if shared {
                 self.turns.served(tenant.id);
             }
-            return Some(Place::Any);
+            return Some(QueueChoice::Shared);
         }
         if shared {
-            self.turns.wait(tenant.id);
+            self.turns.enqueue(tenant.id);
         }
         None
     }
 
-    /// The seat to rouse for a batch in the common queue: one that idles before one without a thread; `None` when
-    /// all are busy and will come to it.
+    /// The seat to wake for a batch in the shared queue: preferably an idle thread, else a seat without one. `None` if all are
+    /// busy; one of them takes the batch next.
     pub(super) fn seat_to_wake(&self, tenant: u64) -> Option<usize> {
-        let able = |seat: &&Seat| !seat.rests(tenant);
+        let able = |seat: &&Seat| !seat.is_backing_off(tenant);
         let find = |wanted: fn(&Seat) -> bool| {
             let fits = |seat: &Seat| wanted(seat) && able(&seat);
             self.seats.iter().position(fits)
@@ -266,33 +281,33 @@ impl State {
         find(|seat| seat.parked).or_else(|| find(|seat| !seat.alive))
     }
 
-    /// `home` was refused and is to be told of room.
-    pub(super) fn remember(&mut self, home: &Arc<Inbox>) {
+    /// Registers an inbox whose submit was refused.
+    pub(super) fn add_waiting(&mut self, home: &Arc<Inbox>) {
         if !self.waiting.iter().any(|known| Arc::ptr_eq(known, home)) {
             self.waiting.push(Arc::clone(home));
         }
     }
 
-    /// There may be room: everybody who was refused is told.
-    pub(super) fn tell_waiting(&mut self, notices: &mut Notices) {
+    /// Notifies all waiting inboxes that there may be room.
+    pub(super) fn notify_waiting(&mut self, notices: &mut Notices) {
         for home in self.waiting.drain(..) {
             notices.push(home, PumpMessage::PoolFree);
         }
     }
 
-    /// Whether a batch that any worker may take would find room.
+    /// Whether the shared queue has room.
     pub(super) fn has_room(&self) -> bool {
         let load = self.queue.len() + self.seats.iter().map(Seat::busy).sum::<usize>();
         load < 2 * self.seats.len()
     }
 
-    /// The next batch that the thread at `seat` can run; its own and common ones alternate.
+    /// The next batch that the thread at `seat` can run; own and shared ones alternate.
     pub(super) fn next_job(&mut self, seat: usize) -> Option<Job> {
         let place = &self.seats[seat];
-        let common = match place.resting.is_empty() {
+        let common = match place.backoff_until.is_empty() {
             true => (!self.queue.is_empty()).then_some(0),
             false => {
-                let able = |job: &Job| !place.rests(job.tenant.id);
+                let able = |job: &Job| !place.is_backing_off(job.tenant.id);
                 self.queue.iter().position(able)
             }
         };
@@ -305,7 +320,7 @@ impl State {
         self.queue.remove(common?)
     }
 
-    /// The queued batches of a handler go back.
+    /// Returns the queued batches of a handler to their inboxes.
     pub(super) fn send_back(&mut self, tenant: u64, notices: &mut Notices) {
         let own = self.seats.iter_mut().map(|seat| &mut seat.own);
         for queue in own.chain([&mut self.queue]) {
@@ -313,8 +328,7 @@ impl State {
         }
     }
 
-    /// The batches that are cancelled and that no instance has begun go back: queued ones, and those that wait for
-    /// their instance to be built.
+    /// Returns cancelled batches that have not started: queued ones, and those whose instance is still being built.
     pub(super) fn send_back_cancelled(&mut self, notices: &mut Notices) {
         let own = self.seats.iter_mut().map(|seat| &mut seat.own);
         for queue in own.chain([&mut self.queue]) {
@@ -329,36 +343,36 @@ impl State {
         }
     }
 
-    /// An instance died (or was not built) at `seat`: its handler rests there, or is tripped.
-    pub(super) fn instance_died(
+    /// An instance at `seat` failed or could not be built: its handler backs off there, or is tripped.
+    pub(super) fn instance_failed(
         &mut self,
         seat: usize,
         tenant: &Arc<Tenant>,
         why: &str,
         notices: &mut Notices,
     ) {
-        let Some(standing) = self.tenants.get_mut(&tenant.id) else {
+        let Some(tenant_state) = self.tenants.get_mut(&tenant.id) else {
             return;
         };
         let policy = &tenant.setup.restart;
-        match standing.restarts.died(Instant::now(), policy) {
-            AfterDeath::Rebuild(Duration::ZERO) => {}
-            AfterDeath::Rebuild(wait) => {
+        match tenant_state.backoff.record_failure(Instant::now(), policy) {
+            AfterFailure::Rebuild(Duration::ZERO) => {}
+            AfterFailure::Rebuild(wait) => {
                 let place = &mut self.seats[seat];
-                place.resting.retain(|&(id, _)| id != tenant.id);
-                place.resting.push((tenant.id, Instant::now() + wait));
+                place.backoff_until.retain(|&(id, _)| id != tenant.id);
+                place.backoff_until.push((tenant.id, Instant::now() + wait));
                 send_back_from(&mut place.own, tenant.id, notices);
-                if self.seats.iter().all(|seat| seat.rests(tenant.id)) {
-                    self.turns.gives_up(tenant.id);
+                if self.seats.iter().all(|seat| seat.is_backing_off(tenant.id)) {
+                    self.turns.withdraw(tenant.id);
                     send_back_from(&mut self.queue, tenant.id, notices);
                 }
             }
-            AfterDeath::Trip => {
-                let deaths = u64::from(policy.max_restarts) + 1;
+            AfterFailure::Trip => {
+                let failures = u64::from(policy.max_restarts) + 1;
                 self.trip(
                     tenant,
                     &format!(
-                        "its instances died {deaths} times within {:?} with no record acknowledged in between; the last: {why}",
+                        "instances failed {failures} times within {:?} without an acknowledged record in between; last failure: {why}",
                         policy.restart_window
                     ),
                     notices,
@@ -367,15 +381,15 @@ impl State {
         }
     }
 
-    /// The handler takes nothing more until somebody resets it.
+    /// Trips the handler: it takes no batch until it is reset.
     pub(super) fn trip(&mut self, tenant: &Arc<Tenant>, why: &str, notices: &mut Notices) {
         tracing::error!(handler = %tenant.setup.name, reason = why, "handler tripped");
         tenant.set_tripped(Some(why));
         tenant.setup.stats.failed(why);
-        self.turns.gives_up(tenant.id);
+        self.turns.withdraw(tenant.id);
         self.send_back(tenant.id, notices);
-        // Whoever is refused next reads the state; whoever was refused before has to look at it too.
-        self.tell_waiting(notices);
+        // A later submit reads the state; inboxes refused before must be made to read it too.
+        self.notify_waiting(notices);
     }
 }
 
@@ -405,7 +419,7 @@ impl Seat {
             phase: Phase::Idle,
             own: VecDeque::new(),
             errands: VecDeque::new(),
-            resting: Vec::new(),
+            backoff_until: Vec::new(),
             own_was_last: false,
             wake: Arc::new(Condvar::new()),
         }
@@ -415,11 +429,11 @@ impl Seat {
         usize::from(!matches!(self.phase, Phase::Idle))
     }
 
-    pub(super) fn rests(&self, tenant: u64) -> bool {
-        !self.resting.is_empty() && {
+    pub(super) fn is_backing_off(&self, tenant: u64) -> bool {
+        !self.backoff_until.is_empty() && {
             let now = Instant::now();
-            let resting = |&(id, until): &(u64, Instant)| id == tenant && until > now;
-            self.resting.iter().any(resting)
+            let active = |&(id, until): &(u64, Instant)| id == tenant && until > now;
+            self.backoff_until.iter().any(active)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the service does for a handler: its log lines, with a bound on their rate, and metrics of its own.
+//! Host services for a handler: rate-limited log lines, and the handler's own metrics.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,14 +11,15 @@ use sluicegate_runtime::{HostServices, LogLevel, MetricKind};
 use super::pool::relock;
 use crate::admin::{UserMetric, UserMetricKind};
 
-/// Log lines a second that a handler may write, and how many it may save up.
+/// Log lines per second that a handler may write.
 const LINES_PER_SECOND: u32 = 100;
-const LINES_SAVED: u32 = 500;
-/// Metric names that a handler may have.
-const MOST_METRICS: usize = 256;
-/// Bytes of a metric's name.
-const LONGEST_NAME: usize = 128;
-/// Upper bounds of a handler's histograms: nobody knows what they observe, so wide and in steps of 2 and 5.
+/// Log lines that a handler may write in a burst.
+const BURST_LINES: u32 = 500;
+/// Maximum number of metrics per handler and version.
+const MAX_METRICS: usize = 256;
+/// Maximum length of a metric's name, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+/// Upper bounds of a handler's histograms. The unit is unknown here, so they span seven decades with two buckets each.
 const BOUNDS: [f64; 15] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000.0,
     10_000.0,
@@ -33,7 +34,7 @@ pub struct HandlerServices {
 }
 
 impl HandlerServices {
-    /// Services under the handler's name; its metrics go to `metrics`, and what it says shows none of the secrets.
+    /// Services under the handler's name. Metrics go to `metrics`; log lines and metric names are redacted.
     pub fn new(handler: Arc<str>, metrics: Arc<UserMetrics>, redaction: Arc<Redaction>) -> Self {
         Self {
             handler,
@@ -50,15 +51,15 @@ impl HostServices for HandlerServices {
             return;
         }
         let line = relock(&self.lines).take(Instant::now());
-        let Some((held_back, message)) = admit(line, || self.redaction.redact(message)) else {
+        let Some((suppressed, message)) = admit(line, || self.redaction.redact(message)) else {
             return;
         };
         let handler = &*self.handler;
-        if held_back > 0 {
+        if suppressed > 0 {
             tracing::warn!(
                 handler,
-                lines = held_back,
-                "log lines held back: more than {LINES_PER_SECOND} a second"
+                lines = suppressed,
+                "log lines suppressed: more than {LINES_PER_SECOND} per second"
             );
         }
         match level {
@@ -80,7 +81,7 @@ impl HostServices for HandlerServices {
     }
 }
 
-/// Whether the log has lines of this level at all.
+/// Whether the log is enabled for this level.
 fn is_written(level: LogLevel) -> bool {
     match level {
         LogLevel::Error => tracing::enabled!(tracing::Level::ERROR),
@@ -91,33 +92,33 @@ fn is_written(level: LogLevel) -> bool {
     }
 }
 
-/// The text of a line that may be written, and how many were not before it. A line that is held back is not looked at: a
-/// flood costs no search for secrets.
+/// The redacted text of a line that may be written, and the number of lines suppressed before it. A suppressed line is not
+/// searched for secrets, so that a flood of lines is cheap.
 fn admit<'m>(line: Line, redact: impl FnOnce() -> Cow<'m, str>) -> Option<(u64, Cow<'m, str>)> {
     match line {
-        Line::Write { held_back } => Some((held_back, redact())),
+        Line::Write { suppressed } => Some((suppressed, redact())),
         Line::Hold => None,
     }
 }
 
-/// How many lines may still be written; pure but for the time passed in.
+/// Token bucket for log lines. Pure; time is passed in.
 struct LineBudget {
     left: f64,
     at: Instant,
-    held_back: u64,
+    suppressed: u64,
 }
 
 enum Line {
-    Write { held_back: u64 },
+    Write { suppressed: u64 },
     Hold,
 }
 
 impl LineBudget {
     fn new(now: Instant) -> Self {
         Self {
-            left: f64::from(LINES_SAVED),
+            left: f64::from(BURST_LINES),
             at: now,
-            held_back: 0,
+            suppressed: 0,
         }
     }
 
@@ -127,14 +128,14 @@ impl LineBudget {
             .min(Duration::from_secs(3600));
         self.at = now;
         let earned = passed.as_secs_f64() * f64::from(LINES_PER_SECOND);
-        self.left = (self.left + earned).min(f64::from(LINES_SAVED));
+        self.left = (self.left + earned).min(f64::from(BURST_LINES));
         if self.left < 1.0 {
-            self.held_back += 1;
+            self.suppressed += 1;
             return Line::Hold;
         }
         self.left -= 1.0;
         Line::Write {
-            held_back: std::mem::take(&mut self.held_back),
+            suppressed: std::mem::take(&mut self.suppressed),
         }
     }
 }
@@ -142,15 +143,15 @@ impl LineBudget {
 /// The metrics of one handler and version, by name.
 #[derive(Debug, Default)]
 pub struct UserMetrics {
-    /// `None` for a name that shows a secret, which is so looked for once a name.
+    /// `None` for a name that contains a secret, so that each name is searched only once.
     by_name: Mutex<BTreeMap<String, Option<UserMetricKind>>>,
 }
 
 impl UserMetrics {
-    /// Adds, sets or observes.
+    /// Adds to a counter, sets a gauge, or observes a value in a histogram.
     ///
     /// # Errors
-    /// A sentence when the name or the value is not acceptable, or the handler has too many names.
+    /// A sentence if the name or the value is invalid, or the handler has too many metrics.
     pub fn record(
         &self,
         kind: MetricKind,
@@ -164,19 +165,19 @@ impl UserMetrics {
         let mut by_name = relock(&self.by_name);
         if !by_name.contains_key(name) {
             check_name(name)?;
-            if by_name.len() >= MOST_METRICS {
-                return Err(format!("a handler may have {MOST_METRICS} metrics at most"));
+            if by_name.len() >= MAX_METRICS {
+                return Err(format!("a handler may have {MAX_METRICS} metrics at most"));
             }
             let secrets = redaction.current();
             let shows = secrets.is_some_and(|secrets| secrets.shows_in_name(name));
             by_name.insert(name.to_owned(), (!shows).then(|| new_metric(kind)));
         }
         let Some(metric) = by_name.get_mut(name).and_then(Option::as_mut) else {
-            return Err("its name shows what the config refers to".to_owned());
+            return Err("its name contains a secret of the config".to_owned());
         };
         match (kind, metric) {
             (MetricKind::Counter, UserMetricKind::Counter { .. }) if value < 0.0 => {
-                Err("a counter only grows".to_owned())
+                Err("a counter cannot decrease".to_owned())
             }
             (MetricKind::Counter, UserMetricKind::Counter { value: sum }) => {
                 *sum += value;
@@ -205,7 +206,7 @@ impl UserMetrics {
         }
     }
 
-    /// Shows none from now on whose name shows one of these secrets.
+    /// Hides metrics whose name contains one of these secrets from now on.
     pub fn hide(&self, secrets: &Redactor) {
         let mut by_name = relock(&self.by_name);
         for (name, metric) in &mut *by_name {
@@ -215,7 +216,7 @@ impl UserMetrics {
         }
     }
 
-    /// All of them now.
+    /// The current metrics, without hidden ones.
     pub fn snapshot(&self) -> Vec<UserMetric> {
         let metric = |(name, kind): (&String, &Option<UserMetricKind>)| {
             kind.as_ref().map(|kind| UserMetric {
@@ -229,12 +230,12 @@ impl UserMetrics {
 
 fn check_name(name: &str) -> Result<(), String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    if starts_well && name.len() <= LONGEST_NAME && name.chars().all(word) {
+    let valid_start = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if valid_start && name.len() <= MAX_NAME_BYTES && name.chars().all(word) {
         return Ok(());
     }
     Err(format!(
-        "use letters, digits and `_`, not a digit first, {LONGEST_NAME} at most"
+        "use at most {MAX_NAME_BYTES} letters, digits and `_`, not starting with a digit"
     ))
 }
 
@@ -296,7 +297,7 @@ mod tests {
                 "{bad}"
             );
         }
-        for n in 0..MOST_METRICS {
+        for n in 0..MAX_METRICS {
             metrics
                 .note(MetricKind::Counter, &format!("m{n}"), 1.0)
                 .unwrap();
@@ -306,19 +307,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_rate_are_held_back_and_counted() {
+    fn lines_beyond_the_rate_are_suppressed_and_counted() {
         let start = Instant::now();
         let mut budget = LineBudget::new(start);
         let written = (0..1_000).filter(|_| matches!(budget.take(start), Line::Write { .. }));
-        assert_eq!(written.count(), LINES_SAVED as usize);
-        let Line::Write { held_back } = budget.take(start + Duration::from_secs(1)) else {
-            panic!("a second earns lines");
+        assert_eq!(written.count(), BURST_LINES as usize);
+        let Line::Write { suppressed } = budget.take(start + Duration::from_secs(1)) else {
+            panic!("one second allows more lines");
         };
-        assert_eq!(held_back, 500);
+        assert_eq!(suppressed, 500);
     }
 
     #[test]
-    fn a_line_that_is_held_back_costs_no_search_for_secrets() {
+    fn a_suppressed_line_is_not_searched_for_secrets() {
         let start = Instant::now();
         let mut budget = LineBudget::new(start);
         let mut searched = 0;
@@ -328,11 +329,11 @@ mod tests {
                 Cow::Borrowed("text")
             });
         }
-        assert_eq!(searched, LINES_SAVED);
+        assert_eq!(searched, BURST_LINES);
     }
 
     #[test]
-    fn a_metric_is_not_shown_under_a_name_that_shows_a_secret() {
+    fn a_metric_whose_name_contains_a_secret_is_hidden() {
         let metrics = UserMetrics::default();
         let redaction = Redaction::new(Redactor::new(&["hunter2_pass", "en", "prod"]));
         let record = |name: &str| metrics.record(MetricKind::Counter, name, 1.0, &redaction);

@@ -1,4 +1,4 @@
-//! What is counted of a handler's calls: a few atomics a batch, read whenever somebody asks.
+//! Counters of a handler's calls: a few atomic operations per batch, readable at any time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,72 +20,72 @@ pub struct HandlerStats {
     emitted: Arc<EmitCounts>,
 }
 
-/// The latest thing that went wrong.
+/// The most recent failure.
 #[derive(Clone, Debug)]
 pub struct LastError {
-    /// When.
+    /// When it happened.
     pub at: SystemTime,
-    /// What, as a sentence.
+    /// Description, as a sentence.
     pub message: Arc<str>,
 }
 
-/// The counters at one time.
+/// A snapshot of the counters.
 #[derive(Clone, Debug, Default)]
 pub struct HandlerCounts {
-    /// Time a record: its call's time divided by the records of the call.
+    /// Time per record: the duration of its call divided by the records of the call.
     pub durations: DurationCounts,
-    /// Calls.
+    /// Number of calls.
     pub batches: u64,
-    /// Panics of instances.
+    /// Number of instance panics.
     pub panics: u64,
-    /// Instances built in place of one that died.
+    /// Number of instances built to replace a failed one.
     pub restarts: u64,
-    /// Workers given up because of a call that hung, counted since start.
+    /// Number of workers abandoned because of a call that hung, since the start of the process.
     pub quarantined: u64,
-    /// Records that its workers hold now, queued ones too.
+    /// Records currently held by its workers, including queued ones.
     pub in_flight: u64,
-    /// The latest thing that went wrong.
+    /// The most recent failure.
     pub last_error: Option<LastError>,
 }
 
 impl HandlerStats {
-    /// Where its acknowledged records are counted.
+    /// Counters of its emitted records.
     pub fn emitted(&self) -> &Arc<EmitCounts> {
         &self.emitted
     }
 
-    /// A call of `records` records took `elapsed_ns`.
+    /// Records a call with `records` records that took `elapsed_ns`.
     pub fn called(&self, records: u64, elapsed_ns: u64) {
         self.durations.observe(elapsed_ns, records);
         self.batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An instance panicked.
+    /// Records a panic of an instance.
     pub fn panicked(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An instance was built in place of one that died.
+    /// Records that an instance was built to replace a failed one.
     pub fn restarted(&self) {
         self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A worker was given up.
+    /// Records that a worker was abandoned.
     pub fn quarantined(&self) {
         self.quarantined.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The pool took `records`.
-    pub fn took(&self, records: u64) {
+    /// Records that the pool accepted `records`.
+    pub fn accepted(&self, records: u64) {
         self.in_flight.fetch_add(records, Ordering::Relaxed);
     }
 
-    /// The pool gave `records` back, or up.
-    pub fn gave_back(&self, records: u64) {
+    /// Records that the pool returned `records`, or abandoned them with a hung call.
+    pub fn returned(&self, records: u64) {
         self.in_flight.fetch_sub(records, Ordering::Relaxed);
     }
 
-    /// Something went wrong.
+    /// Records a failure.
     pub fn failed(&self, message: &str) {
         let mut last = self
             .last_error
@@ -97,7 +97,7 @@ impl HandlerStats {
         });
     }
 
-    /// The counters now; each is exact, together they may be a batch apart.
+    /// The current counters. Each is exact, but they may differ from each other by one batch.
     pub fn counts(&self) -> HandlerCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut counts = HandlerCounts {

@@ -1,7 +1,7 @@
-//! What the registry hands to every pump: the handlers of one revision, each with the pool that runs it.
+//! The handler table that the registry gives to every pump: the handlers of one revision, each with its worker pool.
 //!
-//! A pump swaps the whole plan between two polls. An old pool is released when the last clone of its `Arc` is gone:
-//! a pump keeps one until every batch that it gave to that pool is back.
+//! A pump swaps the whole table between two polls. An old pool is released when the last clone of its `Arc` is dropped; a
+//! pump keeps one until the pool has returned all its batches.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::routing::RoutingIndex;
 /// The handlers of one applied revision.
 #[derive(Clone, Debug, Default)]
 pub struct HandlerTable {
-    /// The store's number of the last snapshot that is in force whole; parts of a later one may be in force already.
+    /// Revision of the last snapshot that is applied completely; parts of a later one may already be applied.
     pub revision: u64,
-    /// Every declared handler, open or shut, in the order of their names.
+    /// Every declared handler, open or closed, sorted by name.
     pub handlers: Vec<HandlerPlan>,
 }
 
 impl HandlerTable {
-    /// Its routes as an index. Patterns of it match no dead-letter topic of its handlers.
+    /// Compiles its routes into an index. Patterns do not match the dead-letter topics of its handlers.
     ///
     /// # Errors
-    /// Why a route is none.
+    /// Why a route is invalid.
     pub fn routes(&self) -> Result<Arc<RoutingIndex>, String> {
         let routes = self
             .handlers
@@ -38,7 +38,7 @@ impl HandlerTable {
             .map_err(|error| error.to_string())
     }
 
-    /// The handler of that name.
+    /// The handler with that name.
     #[must_use]
     pub fn handler(&self, name: &str) -> Option<&HandlerPlan> {
         let at = self.handlers.binary_search_by(|one| (*one.name).cmp(name));
@@ -46,20 +46,20 @@ impl HandlerTable {
     }
 }
 
-/// One handler of a plan.
+/// One handler of a table.
 #[derive(Clone)]
 pub struct HandlerPlan {
-    /// Its place in the pump's table: the same for a name as long as the process runs.
+    /// Its index in the pump's table: fixed per name for the lifetime of the process.
     pub ix: HandlerIx,
     /// Its name in the spec.
     pub name: Arc<str>,
-    /// The number of the generation that serves it, counted over the process; 0 while it has none.
+    /// Number of its active generation, unique within the process; 0 if there is none.
     pub generation: u64,
-    /// The plugin's version; empty while it has no generation.
+    /// The plugin's version; empty if there is no generation.
     pub version: Arc<str>,
-    /// Its spec as applied: where a newer one was refused, the one that stands. Its `enabled` is the gate.
+    /// The applied spec; after a rejection, the last accepted one. Its `enabled` is the gate.
     pub spec: Arc<HandlerSpec>,
-    /// Who runs it; `None` only when the gate has been shut since the handler was declared.
+    /// The pool that runs it; `None` only if the gate has been closed since the handler was declared.
     pub pool: Option<Arc<dyn WorkerPool>>,
     /// See [`sluicegate_runtime::HandlerInfo::takes_batches`].
     pub takes_batches: bool,

@@ -1,26 +1,27 @@
-//! Whose turn it is when several handlers share a crew that is full. Pure.
+//! Fair queueing of handlers that share a full crew. Pure.
 //!
-//! Start-time fair queueing with batches of one size: a handler's turn is its number of batches so far, counted from
-//! where the others were when it began to wait. First refused, first served alone would favour the handler that a pump
-//! happens to try first.
+//! Start-time fair queueing with batches of equal size: a handler's turn is its number of batches so far, counted from the
+//! position of the others when it began to wait. First-come, first-served would favour the handler that a pump happens to
+//! try first.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// The handlers that were refused for want of room, by whose turn it is.
+/// Handlers refused for lack of room, ordered by turn.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// The turn of the handler that was served last.
+    /// Turn of the handler served last.
     now: u64,
-    /// The next turn of handlers that were served.
+    /// Next turn of each handler served so far.
     next: HashMap<u64, u64>,
     refusals: u64,
-    /// Turn, number of the refusal, handler.
+    /// (turn, refusal number, handler).
     waiting: BTreeSet<(u64, u64, u64)>,
+    /// Turn and refusal number of each waiting handler.
     ticket: HashMap<u64, (u64, u64)>,
 }
 
 impl Turns {
-    /// Whether `tenant` may take one of `free` places: not while it is the turn of that many others.
+    /// Whether `tenant` may take one of `free` places: not while that many other handlers have an earlier turn.
     pub(super) fn may_go(&self, tenant: u64, free: usize) -> bool {
         if self.waiting.len() < free {
             return true;
@@ -29,8 +30,8 @@ impl Turns {
         first.any(|&(_, _, other)| other == tenant)
     }
 
-    /// `tenant` was refused for want of room.
-    pub(super) fn wait(&mut self, tenant: u64) {
+    /// Queues `tenant` after a refusal for lack of room.
+    pub(super) fn enqueue(&mut self, tenant: u64) {
         if !self.ticket.contains_key(&tenant) {
             let ticket = (self.turn_of(tenant), self.refusals);
             self.refusals += 1;
@@ -39,30 +40,30 @@ impl Turns {
         }
     }
 
-    /// `tenant` was served.
+    /// Records that a batch of `tenant` was accepted.
     pub(super) fn served(&mut self, tenant: u64) {
         let turn = self.ticket.get(&tenant).map(|&(turn, _)| turn);
         let turn = turn.unwrap_or_else(|| self.turn_of(tenant));
         self.now = self.now.max(turn);
         self.next.insert(tenant, turn + 1);
-        self.gives_up(tenant);
+        self.withdraw(tenant);
     }
 
-    /// `tenant` wants nothing just now.
-    pub(super) fn gives_up(&mut self, tenant: u64) {
+    /// Removes `tenant` from the waiting handlers.
+    pub(super) fn withdraw(&mut self, tenant: u64) {
         if let Some((turn, refusal)) = self.ticket.remove(&tenant) {
             self.waiting.remove(&(turn, refusal, tenant));
         }
     }
 
-    /// `tenant` is gone for good.
-    pub(super) fn leaves(&mut self, tenant: u64) {
-        self.gives_up(tenant);
+    /// Forgets `tenant`, which has left the crew.
+    pub(super) fn remove(&mut self, tenant: u64) {
+        self.withdraw(tenant);
         self.next.remove(&tenant);
     }
 
-    /// Forgets who waits: those whose turn it was did not come.
-    pub(super) fn forget(&mut self) {
+    /// Clears the waiting handlers, since those whose turn it was did not submit.
+    pub(super) fn clear_waiting(&mut self) {
         self.waiting.clear();
         self.ticket.clear();
     }
@@ -77,23 +78,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_waiting_go_first_and_a_greedy_one_goes_to_the_end() {
+    fn the_longest_waiting_handlers_are_first_and_a_served_one_is_last() {
         let mut turns = Turns::default();
         assert!(turns.may_go(1, 1));
-        turns.wait(2);
-        turns.wait(3);
-        turns.wait(2);
+        turns.enqueue(2);
+        turns.enqueue(3);
+        turns.enqueue(2);
         assert!(!turns.may_go(1, 1), "two have waited longer");
         assert!(!turns.may_go(3, 1) && turns.may_go(2, 1));
         assert!(turns.may_go(3, 2) && !turns.may_go(1, 2) && turns.may_go(1, 3));
         turns.served(2);
         assert!(turns.may_go(3, 1));
-        turns.forget();
+        turns.clear_waiting();
         assert!(turns.may_go(1, 1));
     }
 
     #[test]
-    fn whoever_is_tried_first_gets_no_more_than_the_others() {
+    fn the_handler_tried_first_gets_no_larger_share() {
         let mut turns = Turns::default();
         let mut served = [0u32; 3];
         for _round in 0..300 {
@@ -105,7 +106,7 @@ mod tests {
                     served[tenant as usize] += 1;
                     free -= 1;
                 }
-                turns.wait(tenant);
+                turns.enqueue(tenant);
             }
         }
         assert_eq!(served.iter().sum::<u32>(), 600);
@@ -113,16 +114,16 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_does_not_make_up_for_the_past() {
+    fn a_new_handler_gets_no_credit_for_the_past() {
         let mut turns = Turns::default();
         for _ in 0..1_000 {
-            turns.wait(1);
+            turns.enqueue(1);
             turns.served(1);
         }
-        turns.wait(1);
-        turns.wait(2);
+        turns.enqueue(1);
+        turns.enqueue(2);
         turns.served(2);
-        turns.wait(2);
+        turns.enqueue(2);
         assert!(turns.may_go(1, 1), "one each is fair");
     }
 }

@@ -1,4 +1,4 @@
-//! Tells when a folder may have changed: by the system's notices, and now and then for those that never come.
+//! Watches a folder for changes: by file system events, plus a periodic poll for events that never arrive.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher};
 
-/// A copy of a file makes many notices; they are over when it has been quiet for this long.
-const QUIET: Duration = Duration::from_millis(400);
-/// However busy the folder is, it is looked at after this long.
-const LONGEST_BURST: Duration = Duration::from_secs(5);
-/// How often a folder whose notices cannot be had is looked at.
-const WITHOUT_NOTICES: Duration = Duration::from_secs(2);
+/// A burst of events, such as one file copy, ends after this long without another event.
+const SETTLE_WINDOW: Duration = Duration::from_millis(400);
+/// Maximum duration of a burst, after which the folder is scanned even if events continue.
+const MAX_BURST_DURATION: Duration = Duration::from_secs(5);
+/// Poll interval of a folder that cannot be watched.
+const FALLBACK_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 enum Notice {
     Changed,
@@ -26,23 +26,24 @@ pub struct FolderWatch {
 }
 
 impl FolderWatch {
-    /// Calls `on_change` on a thread of its own after each burst of changes in `folder`, and every `at_least` anyway
-    /// (network file systems give no notices). A folder that does not exist yet is looked at every two seconds.
+    /// Calls `on_change` on its own thread after each burst of changes in `folder`, and at least every `at_least` (network file
+    /// systems send no events). A folder that cannot be watched, for example because it does not exist yet, is polled every
+    /// two seconds.
     ///
     /// # Errors
-    /// The system's, when it has no thread to give.
+    /// The operating system's error if the thread cannot be started.
     pub fn start(
         folder: &Path,
         at_least: Duration,
         mut on_change: impl FnMut() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (notices, inbox) = channel();
-        let theirs = notices.clone();
+        let event_sender = notices.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let reads_only = event.is_ok_and(|event| event.kind.is_access());
             if !reads_only {
-                // The watch is being dropped when nobody listens.
-                let _ = theirs.send(Notice::Changed);
+                // Fails only while the watch is being dropped.
+                let _ = event_sender.send(Notice::Changed);
             }
         });
         let watcher = watcher.and_then(|mut watcher| {
@@ -54,8 +55,8 @@ impl FolderWatch {
             Ok(_) => at_least,
             Err(error) => {
                 let shown = folder.display();
-                tracing::warn!(folder = %shown, %error, "no notices of changes; the folder is looked at every {WITHOUT_NOTICES:?}");
-                WITHOUT_NOTICES.min(at_least)
+                tracing::warn!(folder = %shown, %error, "cannot watch the folder for changes; polling it every {FALLBACK_POLL_INTERVAL:?}");
+                FALLBACK_POLL_INTERVAL.min(at_least)
             }
         };
         let thread = std::thread::Builder::new()
@@ -68,7 +69,7 @@ impl FolderWatch {
                     }
                     match inbox.recv_timeout(every) {
                         Ok(Notice::Changed) => {
-                            if !await_quiet(&inbox, QUIET, LONGEST_BURST) {
+                            if !await_quiet(&inbox, SETTLE_WINDOW, MAX_BURST_DURATION) {
                                 return;
                             }
                         }
@@ -85,7 +86,7 @@ impl FolderWatch {
     }
 }
 
-/// Waits for the end of a burst, but not for ever; `false` when the watch is to stop.
+/// Waits for the end of a burst, for `longest` at most; `false` if the watch must stop.
 fn await_quiet(inbox: &Receiver<Notice>, quiet: Duration, longest: Duration) -> bool {
     let end = Instant::now() + longest;
     while Instant::now() < end {
@@ -98,12 +99,12 @@ fn await_quiet(inbox: &Receiver<Notice>, quiet: Duration, longest: Duration) -> 
     true
 }
 
-/// Watches the packages in the folder as well; watching one again changes nothing.
+/// Also watches the packages in the folder; watching one again has no effect.
 fn watch_packages(watcher: &mut impl Watcher, folder: &Path) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for package in entries.map(|entry| entry.path()) {
         if package.join("plugin.yaml").is_file() {
-            // Without notices of it there is the look now and then.
+            // A package that cannot be watched is covered by the periodic poll.
             let _ = watcher.watch(&package, RecursiveMode::NonRecursive);
         }
     }
@@ -111,7 +112,7 @@ fn watch_packages(watcher: &mut impl Watcher, folder: &Path) {
 
 impl Drop for FolderWatch {
     fn drop(&mut self) {
-        // A thread that has ended needs no telling.
+        // Fails only if the thread has already ended.
         let _ = self.notices.send(Notice::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_changes_all_the_time_is_looked_at_all_the_same() {
+    fn a_folder_that_changes_continuously_is_still_scanned() {
         let (notices, inbox) = channel();
         let (quiet, longest) = (Duration::from_millis(200), Duration::from_millis(600));
         let writer = std::thread::spawn(move || {
@@ -133,12 +134,12 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        let begun = Instant::now();
+        let started = Instant::now();
         assert!(await_quiet(&inbox, quiet, longest));
         assert!(
-            begun.elapsed() < Duration::from_secs(20),
+            started.elapsed() < Duration::from_secs(20),
             "{:?}",
-            begun.elapsed()
+            started.elapsed()
         );
         drop(inbox);
         writer.join().expect("it ends with its receiver");

@@ -1,4 +1,4 @@
-//! A worker thread: builds instances when they are first needed, calls them, drops them; nobody else touches them.
+//! A worker thread: builds instances on first use, calls and drops them. Instances never leave their thread.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use super::provenance;
 use super::seats::{Job, Probe, Task};
 use crate::dispatch::{Batch, OwnedPartition, PumpMessage};
 
-/// Bytes of a thread's name that the system shows.
+/// Length of a thread name that Linux keeps, in bytes.
 const VISIBLE: usize = 15;
 
 const RUNTIME_PANICKED: &str = "the plugin's runtime panicked";
@@ -26,20 +26,20 @@ const RUNTIME_PANICKED: &str = "the plugin's runtime panicked";
 pub(super) fn spawn(crew: Arc<Crew>, seat: usize, incarnation: u64) -> std::io::Result<()> {
     let name = thread_name(&crew.settings.name, crew.settings.generation, seat);
     let ticket = Ticket { seat, incarnation };
-    // The handle is not kept: the crew counts its threads, and one that hangs must not be joined.
+    // The join handle is dropped: the crew counts its threads, and one that hangs must not be joined.
     std::thread::Builder::new().name(name).spawn(move || {
         Worker {
             crew,
             ticket,
             built: HashMap::new(),
-            lost: HashSet::new(),
+            to_rebuild: HashSet::new(),
         }
         .run();
     })?;
     Ok(())
 }
 
-/// `handler/NAME-GENERATION-K`, the name cut so that all fits what the system shows.
+/// `handler/NAME-GENERATION-SEAT`, with NAME truncated to fit [`VISIBLE`].
 fn thread_name(name: &str, generation: u64, seat: usize) -> String {
     let tail = format!("-{generation}-{seat}");
     let room = VISIBLE.saturating_sub("handler/".len() + tail.len()).max(1);
@@ -51,9 +51,9 @@ struct Built {
     tenant: Arc<Tenant>,
     instance: Box<dyn HandlerInstance>,
     monitor: Arc<dyn CallMonitor>,
-    /// The partitions that it was told of.
-    told: BTreeSet<OwnedPartition>,
-    /// Serial number of the config that it has.
+    /// The partitions that it was notified of.
+    notified: BTreeSet<OwnedPartition>,
+    /// Serial number of its config.
     config: u64,
 }
 
@@ -62,8 +62,8 @@ struct Worker {
     ticket: Ticket,
     /// Instances by handler.
     built: HashMap<u64, Built>,
-    /// Handlers whose instance died here and is not built again yet.
-    lost: HashSet<u64>,
+    /// Handlers whose instance failed here and was not rebuilt yet.
+    to_rebuild: HashSet<u64>,
 }
 
 impl Worker {
@@ -72,20 +72,20 @@ impl Worker {
             let built = &self.built;
             let monitor_of = |tenant: u64| built.get(&tenant).map(|b| Arc::clone(&b.monitor));
             let task = self.crew.next(self.ticket, &monitor_of);
-            let goes_on = match task {
+            let keep_running = match task {
                 Task::Call(job) => self.call(job),
                 Task::Create(tenant) => self.create_and_call(&tenant),
                 Task::Probe(probe) => self.probe(&probe),
                 Task::Leave(tenant) => self.leave(&tenant),
-                Task::TellNews(tenant) => {
-                    self.tell_owned(&tenant);
-                    self.tell_config(&tenant);
+                Task::NotifyChange(tenant) => {
+                    self.notify_partitions(&tenant);
+                    self.apply_config(&tenant);
                     true
                 }
-                Task::AskHealth => self.ask_health(),
+                Task::CheckHealth => self.check_health(),
                 Task::Exit => false,
             };
-            if !goes_on {
+            if !keep_running {
                 break;
             }
         }
@@ -99,10 +99,10 @@ impl Worker {
             Ok(monitor) => match self.crew.created(self.ticket, monitor) {
                 Created::Call(job) => self.call(job),
                 Created::Recalled => true,
-                Created::GivenUp => false,
+                Created::Abandoned => false,
             },
             Err(why) => {
-                tracing::warn!(handler = %tenant.setup.name, error = %why, "instance not built");
+                tracing::warn!(handler = %tenant.setup.name, error = %why, "cannot create instance");
                 self.crew.not_created(self.ticket, tenant, &why)
             }
         }
@@ -124,7 +124,7 @@ impl Worker {
                 tenant: Arc::clone(tenant),
                 monitor: instance.monitor(),
                 instance,
-                told: BTreeSet::new(),
+                notified: BTreeSet::new(),
                 config: config.serial,
             })
         };
@@ -132,36 +132,38 @@ impl Worker {
             .map_err(|_| "the plugin's runtime panicked while building it".to_owned())?
             .map_err(|error| error.to_string())?;
         let monitor = Arc::clone(&built.monitor);
-        if self.lost.remove(&tenant.id) {
+        if self.to_rebuild.remove(&tenant.id) {
             setup.stats.restarted();
         }
         self.built.insert(tenant.id, built);
-        self.tell_owned(tenant);
+        self.notify_partitions(tenant);
         Ok(monitor)
     }
 
-    /// Tells the handler's instance of partitions that are new or gone, if there is an instance.
-    fn tell_owned(&mut self, tenant: &Arc<Tenant>) {
+    /// Notifies the handler's instance, if there is one, of assigned and revoked partitions.
+    fn notify_partitions(&mut self, tenant: &Arc<Tenant>) {
         let Some(built) = self.built.get_mut(&tenant.id) else {
             return;
         };
         let owned = tenant.owned();
-        let Built { instance, told, .. } = built;
-        let telling = catch_unwind(AssertUnwindSafe(|| {
-            for gone in told.difference(&owned) {
+        let Built {
+            instance, notified, ..
+        } = built;
+        let notification = catch_unwind(AssertUnwindSafe(|| {
+            for gone in notified.difference(&owned) {
                 instance.revoked(&gone.topic, gone.partition, gone.epoch);
             }
-            for new in owned.difference(told) {
+            for new in owned.difference(notified) {
                 instance.assigned(&new.topic, new.partition, new.epoch);
             }
         }));
-        if telling.is_err() {
-            tracing::warn!(handler = %tenant.setup.name, "telling an instance of its partitions panicked");
+        if notification.is_err() {
+            tracing::warn!(handler = %tenant.setup.name, "instance panicked on a partition change");
         }
-        built.told = owned;
+        built.notified = owned;
     }
 
-    /// Runs one batch; `false` when this thread was given up meanwhile.
+    /// Runs one batch; `false` if this thread was abandoned.
     fn call(&mut self, job: Job) -> bool {
         let Job {
             tenant,
@@ -175,14 +177,14 @@ impl Worker {
         }
         let report = CallReport {
             spent: spent.as_deref(),
-            worked: batch
+            made_progress: batch
                 .outcomes
                 .iter()
                 .any(|outcome| matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)),
         };
         if !self.crew.call_ended(self.ticket, &tenant, &report) {
-            // The pump has given these records to somebody else; it only waits to free their memory. Whatever the call
-            // came to in the end, its emits are thrown away, so nothing of it may count.
+            // The pump has taken these records back and only waits to free their memory. The emits of this call are
+            // discarded, so none of its outcomes may count.
             batch.not_run();
             home.push(PumpMessage::Finished(batch));
             self.crew.hung_call_returned(&tenant);
@@ -199,16 +201,16 @@ impl Worker {
                 emits::send(&mut batch, &home, &*setup.emitter, counts, setup.timeout)
             }
         };
-        setup.stats.gave_back(batch.records.len() as u64);
+        setup.stats.returned(batch.records.len() as u64);
         home.push(PumpMessage::Finished(batch));
         for group in groups {
             group.seal();
         }
         if let Some(why) = spent {
-            tracing::warn!(handler = %setup.name, reason = %why, "instance died");
-            self.lost.insert(tenant.id);
-            self.crew.aside(self.ticket, &tenant);
-            tenant.set_ill(self.ticket.seat, None);
+            tracing::warn!(handler = %setup.name, reason = %why, "instance failed");
+            self.to_rebuild.insert(tenant.id);
+            self.crew.begin_lifecycle_call(self.ticket, &tenant);
+            tenant.set_unhealthy(self.ticket.seat, None);
             if let Some(built) = self.built.remove(&tenant.id) {
                 drop_guarded(built);
             }
@@ -216,14 +218,14 @@ impl Worker {
         true
     }
 
-    /// Calls the instance; gives the reason when it cannot be used again.
+    /// Calls the instance; returns the reason if it is unusable afterwards.
     fn handle(&mut self, tenant: &Arc<Tenant>, batch: &mut Batch) -> Option<String> {
         batch.not_run();
         if batch.cancel.is_set() {
             return None;
         }
         let Some(built) = self.built.get_mut(&tenant.id) else {
-            return Some("its instance is gone".to_owned());
+            return Some("the instance no longer exists".to_owned());
         };
         let timeout_ms = tenant.setup.timeout.as_millis() as u64;
         let start = Instant::now();
@@ -238,7 +240,7 @@ impl Worker {
                 .handle(&call, &mut batch.outcomes, &mut batch.output)
         }));
         let elapsed = start.elapsed();
-        // Never 0: that is a batch which was given back without a call.
+        // Never 0, which marks a batch returned without a call.
         batch.elapsed_us = (elapsed.as_micros() as u64).max(1);
         let records = batch.records.len() as u64;
         tenant
@@ -247,20 +249,20 @@ impl Worker {
             .called(records, elapsed.as_nanos() as u64);
         match status {
             Ok(CallStatus::Usable) => None,
-            Ok(CallStatus::Spent) => Some(why_spent(batch)),
+            Ok(CallStatus::Spent) => Some(spent_reason(batch)),
             Err(_) => Some(RUNTIME_PANICKED.to_owned()),
         }
     }
 
-    /// Asks every instance here; `false` when this thread was given up meanwhile.
-    fn ask_health(&mut self) -> bool {
+    /// Health-checks every instance of this thread; `false` if the thread was abandoned.
+    fn check_health(&mut self) -> bool {
         for built in self.built.values_mut() {
-            if !self.crew.aside(self.ticket, &built.tenant) {
+            if !self.crew.begin_lifecycle_call(self.ticket, &built.tenant) {
                 return false;
             }
             let health = catch_unwind(AssertUnwindSafe(|| built.instance.health()));
             let health = health.unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()));
-            built.tenant.set_ill(self.ticket.seat, health.err());
+            built.tenant.set_unhealthy(self.ticket.seat, health.err());
         }
         true
     }
@@ -270,12 +272,14 @@ impl Worker {
             tenant,
             keep,
             config,
-            claim,
+            token,
         } = probe;
-        if !claim.take() {
-            return self
-                .crew
-                .probed(self.ticket, probe, Err("nobody waits".to_owned()));
+        if !token.take() {
+            return self.crew.probed(
+                self.ticket,
+                probe,
+                Err("the probe was cancelled".to_owned()),
+            );
         }
         let has_one = self.built.contains_key(&tenant.id);
         let tried = match config {
@@ -284,12 +288,12 @@ impl Worker {
             None => self.build(tenant, &tenant.config()).map(drop),
         };
         let tried = match tried {
-            // What it has done so far it goes on doing.
+            // The config was refused: the instance keeps the previous one.
             Err(why) if has_one && self.built.contains_key(&tenant.id) => Err(why),
             tried => {
                 let result = tried.and_then(|()| self.health_of(tenant));
                 let drop_it = result.is_err() || !(*keep || has_one);
-                // The instance is dropped before the answer, so that who reads it knows that nothing is left.
+                // Dropped before the answer, so that no instance is left when the caller reads it.
                 if drop_it && let Some(built) = self.built.remove(&tenant.id) {
                     drop_guarded(built);
                 }
@@ -308,15 +312,15 @@ impl Worker {
 
     fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), String> {
         let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
-            return Err("its instance is gone".to_owned());
+            return Err("the instance no longer exists".to_owned());
         };
         catch_unwind(AssertUnwindSafe(|| instance.health()))
             .unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()))
-            .map_err(|why| format!("it says that it is not well: {why}"))
+            .map_err(|why| format!("health check failed: {why}"))
     }
 
-    /// Gives a config to the instance here, or builds one with it. After an error the instance has the config of before,
-    /// or is gone.
+    /// Applies a config to the instance here, or builds one with it. After an error the instance keeps the previous config or
+    /// is dropped.
     fn try_config(&mut self, tenant: &Arc<Tenant>, json: &Arc<str>) -> Result<(), String> {
         let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
             let config = Config {
@@ -329,15 +333,15 @@ impl Worker {
         let taken = taken.unwrap_or_else(|_| Err(NotTaken::Spent(RUNTIME_PANICKED.to_owned())));
         taken.map_err(|error| {
             if let NotTaken::Spent(why) = &error {
-                self.lose(tenant, why);
+                self.drop_instance(tenant, why);
             }
             error.to_string()
         })
     }
 
-    /// Gives the handler's config to the instance here, if that has another one. An instance that cannot take what another
-    /// one took is dropped, and built anew when there is work for it.
-    fn tell_config(&mut self, tenant: &Arc<Tenant>) {
+    /// Applies the handler's current config to the instance here, if it has another one. An instance that refuses a config
+    /// accepted by another instance is dropped, and rebuilt on the next batch.
+    fn apply_config(&mut self, tenant: &Arc<Tenant>) {
         let config = tenant.config();
         let has = self.built.get(&tenant.id).map(|built| built.config);
         if has.is_none_or(|serial| serial == config.serial) {
@@ -349,16 +353,16 @@ impl Worker {
                     built.config = config.serial;
                 }
             }
-            Err(why) => self.lose(tenant, &why),
+            Err(why) => self.drop_instance(tenant, &why),
         }
     }
 
-    /// The instance here cannot go on; the next one is built when there is work for it.
-    fn lose(&mut self, tenant: &Arc<Tenant>, why: &str) {
+    /// Drops an unusable instance; it is rebuilt on the next batch.
+    fn drop_instance(&mut self, tenant: &Arc<Tenant>, why: &str) {
         if let Some(built) = self.built.remove(&tenant.id) {
             tracing::warn!(handler = %tenant.setup.name, reason = why, "instance dropped");
-            self.lost.insert(tenant.id);
-            tenant.set_ill(self.ticket.seat, None);
+            self.to_rebuild.insert(tenant.id);
+            tenant.set_unhealthy(self.ticket.seat, None);
             drop_guarded(built);
         }
     }
@@ -368,17 +372,17 @@ impl Worker {
             let deadline_ms = self.crew.settings.drain_timeout.as_millis() as u64;
             let drained = catch_unwind(AssertUnwindSafe(|| built.instance.drain(deadline_ms)));
             if drained.is_err() {
-                tracing::warn!(handler = %tenant.setup.name, "draining an instance panicked");
+                tracing::warn!(handler = %tenant.setup.name, "instance panicked while draining");
             }
             drop_guarded(built);
         }
-        self.lost.remove(&tenant.id);
-        self.crew.let_go(self.ticket, tenant)
+        self.to_rebuild.remove(&tenant.id);
+        self.crew.released(self.ticket, tenant)
     }
 }
 
-/// The words of the panic, if the call left any.
-fn why_spent(batch: &Batch) -> String {
+/// The panic message, if the call left one.
+fn spent_reason(batch: &Batch) -> String {
     let panicked = |outcome: &&RawOutcome| outcome.code == outcome_code::PANICKED;
     batch
         .outcomes
@@ -387,10 +391,10 @@ fn why_spent(batch: &Batch) -> String {
         .and_then(|outcome| (outcome.detail as usize).checked_sub(1))
         .and_then(|at| batch.output.details.get(at))
         .cloned()
-        .unwrap_or_else(|| "the instance can not be used again".to_owned())
+        .unwrap_or_else(|| "the instance cannot be used again".to_owned())
 }
 
-/// A runtime keeps plugin panics inside; one that does not must not take the thread with it.
+/// Drops an instance. Runtimes contain plugin panics; one that escapes must not end the thread.
 fn drop_guarded(built: Built) {
     if catch_unwind(AssertUnwindSafe(|| drop(built))).is_err() {
         tracing::error!("dropping an instance panicked");

@@ -1,14 +1,14 @@
-//! What is logged while some work runs, for tests.
+//! Captures log output in tests.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes that clones write to one place.
+/// A shared buffer: clones write to the same one.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Lines {
-    /// All that was written.
+    /// Everything written so far.
     pub(crate) fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
@@ -26,7 +26,7 @@ impl io::Write for Lines {
     }
 }
 
-/// Runs `work` and gives what this thread has logged meanwhile.
+/// Runs `work` and returns what this thread logged during it.
 pub(crate) fn captured(work: impl FnOnce()) -> String {
     let lines = Lines::default();
     let sink = lines.clone();

@@ -1,4 +1,4 @@
-//! Fields of a text line, as `tracing` shows them, but every value escaped: one event is one line, whatever its texts hold.
+//! Fields of a text line in `tracing`'s format, with every value escaped: one event is always one line.
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -32,7 +32,7 @@ struct FieldLine<'w> {
 
 impl FieldLine<'_> {
     fn add(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        // Fields that `log` records carry are in the line already.
+        // The metadata fields of `log` records are already part of the line.
         if self.result.is_err() || field.name().starts_with("log.") {
             return;
         }
@@ -63,14 +63,14 @@ impl Visit for FieldLine<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut words = value.to_string();
+        let mut message = value.to_string();
         let mut source = value.source();
         while let Some(cause) = source {
             // Writing to a string cannot fail.
-            let _ = write!(words, ": {cause}");
+            let _ = write!(message, ": {cause}");
             source = cause.source();
         }
-        self.add(field, format_args!("{words}"));
+        self.add(field, format_args!("{message}"));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

@@ -1,12 +1,12 @@
-//! Where log lines go: a bounded buffer that one thread writes out, so that nobody who logs ever waits for the other end.
+//! Destination of log lines: a bounded buffer written out by one thread, so that logging never blocks on the reader.
 //!
 //! ```text
 //!  pump, workers, admin ── lines ──► buffer (bounded) ──► thread `log` ──► stderr or a file
-//!                             └─ no room: dropped, counted          └─ refused or closed: lost, counted
+//!                             └─ full: dropped, counted             └─ failed or closed: lost, counted
 //! ```
 //!
-//! An end that is not read (a stopped reader of a pipe, a stuck log driver) holds up the thread and nothing else. What was
-//! lost is told by a line once lines are written again, and counted all along.
+//! A blocked reader (a stopped process on a pipe, a stuck log driver) blocks this thread and nothing else. Losses are counted
+//! as they happen, and logged once lines can be written again.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes of lines that wait to be written. As many can be on their way out.
+/// Maximum bytes of buffered lines. The thread can hold as many again while it writes them.
 pub(super) const CAPACITY: usize = 1 << 20;
-/// Wait before an end that others have set to non-blocking is tried again.
-const BUSY_RETRY: Duration = Duration::from_millis(10);
+/// Retry delay for a descriptor that another process has set to non-blocking.
+const BUSY_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Takes lines; its clones are the same one.
+/// Accepts lines; clones share one buffer.
 #[derive(Clone)]
 pub(super) struct Sink(Arc<Shared>);
 
@@ -28,27 +28,27 @@ struct Shared {
     capacity: usize,
     state: Mutex<State>,
     changed: Condvar,
-    /// Lines that nobody will see.
+    /// Lines dropped or not written.
     lost: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// The thread has taken lines that are not written yet.
+    /// The thread has taken lines that it has not written yet.
     writing: bool,
 }
 
 impl Sink {
-    /// Starts the thread that writes to `end`. After a loss it calls `tell` with the number of lines, once lines are written
-    /// again.
+    /// Starts the thread that writes to `end`. After a loss it calls `report` with the number of lost lines, once lines can be
+    /// written again.
     ///
     /// # Errors
-    /// The system's, when it has no thread to give.
+    /// The system's error if the thread cannot be created.
     pub(super) fn start(
         end: impl Write + Send + 'static,
         capacity: usize,
-        tell: impl FnMut(u64) + Send + 'static,
+        report: impl FnMut(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let sink = Self(Arc::new(Shared {
             capacity,
@@ -59,11 +59,11 @@ impl Sink {
         let shared = Arc::clone(&sink.0);
         std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || shared.write_out(end, tell))?;
+            .spawn(move || shared.write_out(end, report))?;
         Ok(sink)
     }
 
-    /// Takes one line, its end included, or drops it when there is no room. Never waits for the other end.
+    /// Buffers one line, with its newline, or drops it if the buffer is full. Never blocks on the reader.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.0.state();
         if state.waiting.len() + line.len() > self.0.capacity {
@@ -75,15 +75,15 @@ impl Sink {
         self.0.changed.notify_all();
     }
 
-    /// Waits until everything is written, at most so long.
+    /// Waits until everything is written, for at most `deadline`.
     pub(super) fn flush(&self, deadline: Duration) {
         let state = self.0.state();
         let pending = |state: &mut State| state.writing || !state.waiting.is_empty();
-        // A flush that is cut short has nobody to tell.
+        // An incomplete flush cannot be reported anywhere.
         let _ = self.0.changed.wait_timeout_while(state, deadline, pending);
     }
 
-    /// Lines that were dropped, or that the other end has refused.
+    /// Lines that were dropped or could not be written.
     pub(super) fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
     }
@@ -94,10 +94,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_out(&self, mut end: impl Write, mut tell: impl FnMut(u64)) {
+    fn write_out(&self, mut end: impl Write, mut report: impl FnMut(u64)) {
         let mut lines = Vec::new();
-        let mut told = 0;
-        // The last line ended in the middle: what comes next begins a new one.
+        let mut reported = 0;
+        // The last line was written in part: start the next one on a new line.
         let mut torn = false;
         loop {
             self.take(&mut lines);
@@ -120,16 +120,16 @@ impl Shared {
                 .count() as u64;
             lines.clear();
             let lost = self.lost.fetch_add(refused, Ordering::Relaxed) + refused;
-            if refused == 0 && lost > told {
-                tell(lost - told);
-                told = lost;
+            if refused == 0 && lost > reported {
+                report(lost - reported);
+                reported = lost;
             }
             self.state().writing = false;
             self.changed.notify_all();
         }
     }
 
-    /// Waits for lines and exchanges them for the empty buffer.
+    /// Waits for lines and swaps them for the empty buffer.
     fn take(&self, lines: &mut Vec<u8>) {
         let state = self.state();
         let waiting = self
@@ -141,7 +141,7 @@ impl Shared {
     }
 }
 
-/// Writes everything; on a refusal, gives how many bytes were written before it.
+/// Writes everything; on an error, returns the number of bytes written before it.
 fn write_all(end: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
     let mut written = 0;
     while written < bytes.len() {
@@ -150,7 +150,7 @@ fn write_all(end: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(BUSY_RETRY);
+                std::thread::sleep(BUSY_RETRY_DELAY);
             }
             Err(_) => return Err(written),
         }
@@ -158,7 +158,7 @@ fn write_all(end: &mut impl Write, bytes: &[u8]) -> Result<(), usize> {
     Ok(())
 }
 
-/// One line on its way into the sink: `tracing` writes each in one call.
+/// Writer of one line to the sink: `tracing` writes each line in one call.
 pub(super) struct Line<'s>(&'s Sink);
 
 impl Write for Line<'_> {

@@ -1,17 +1,17 @@
-//! The sink against ends that are read, blocked, full, closed and slow.
+//! The sink with writers that are fast, blocked, full, closed and slow.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What an end answers, call by call; after the script it takes everything.
+/// Scripted results of a writer, one per call; after the script it accepts everything.
 enum Answer {
     Take(usize),
     Refuse(io::ErrorKind),
-    /// Until the test lets it go on.
+    /// Blocks until the test releases it.
     Block(Receiver<()>),
 }
 
@@ -56,16 +56,16 @@ fn sink(capacity: usize, script: impl IntoIterator<Item = Answer>) -> (Sink, See
         script: script.into_iter().collect(),
         seen: seen.clone(),
     };
-    let (told, tells) = sync_channel(16);
-    let tell = move |lines| told.send(lines).expect("the test listens");
+    let (sender, reports) = sync_channel(16);
+    let report = move |lines| sender.send(lines).expect("the test listens");
     (
-        Sink::start(end, capacity, tell).expect("a thread"),
+        Sink::start(end, capacity, report).expect("a thread"),
         seen,
-        tells,
+        reports,
     )
 }
 
-/// Logs `line` so many times; who logs does not wait for the reader.
+/// Logs `line` `times` times and fails if that blocks on the reader.
 fn push_in_time(sink: &Sink, line: &[u8], times: usize) {
     let (logs, logged) = sync_channel(1);
     let (theirs, line) = (sink.clone(), line.to_vec());
@@ -75,8 +75,8 @@ fn push_in_time(sink: &Sink, line: &[u8], times: usize) {
         }
         let _ = logs.send(());
     });
-    let done = logged.recv_timeout(SOON);
-    done.expect("who logs does not wait for the reader");
+    let done = logged.recv_timeout(DEADLINE);
+    done.expect("logging does not block on the reader");
 }
 
 fn blocked() -> (Answer, SyncSender<()>) {
@@ -86,22 +86,22 @@ fn blocked() -> (Answer, SyncSender<()>) {
 
 #[test]
 fn lines_come_out_in_order_and_a_flush_waits_for_them() {
-    let (sink, seen, _tells) = sink(CAPACITY, [Answer::Take(1), Answer::Take(3)]);
+    let (sink, seen, _reports) = sink(CAPACITY, [Answer::Take(1), Answer::Take(3)]);
     for line in ["one\n", "two\n", "three\n"] {
         sink.push(line.as_bytes());
     }
-    sink.flush(SOON);
+    sink.flush(DEADLINE);
     assert_eq!(seen.text(), "one\ntwo\nthree\n");
     assert_eq!(sink.lost(), 0);
 }
 
 #[test]
-fn an_end_that_is_not_read_holds_up_nobody_and_what_has_no_room_is_counted_and_told() {
+fn a_blocked_reader_blocks_no_logger_and_dropped_lines_are_counted_and_reported() {
     let (block, release) = blocked();
-    let (sink, seen, tells) = sink(100, [block]);
+    let (sink, seen, reports) = sink(100, [block]);
     let line = [b"x".repeat(49), b"\n".to_vec()].concat();
     sink.push(&line);
-    // The thread has it in its hands now, and the buffer takes two more.
+    // The thread holds this line now; the buffer has room for two more.
     while !sink.0.state().writing {
         std::thread::yield_now();
     }
@@ -109,13 +109,13 @@ fn an_end_that_is_not_read_holds_up_nobody_and_what_has_no_room_is_counted_and_t
     assert_eq!(sink.lost(), 9_998);
     sink.flush(Duration::from_millis(20));
     release.send(()).expect("the thread waits");
-    assert_eq!(tells.recv_timeout(SOON), Ok(9_998));
-    sink.flush(SOON);
+    assert_eq!(reports.recv_timeout(DEADLINE), Ok(9_998));
+    sink.flush(DEADLINE);
     assert_eq!(seen.text().lines().count(), 3);
 }
 
 #[test]
-fn a_refusal_loses_lines_and_what_comes_after_it_begins_a_line() {
+fn a_failed_write_loses_lines_and_the_next_line_starts_on_a_new_line() {
     use io::ErrorKind::{BrokenPipe, Interrupted, StorageFull, WouldBlock};
     let script = [
         Answer::Refuse(Interrupted),
@@ -123,28 +123,28 @@ fn a_refusal_loses_lines_and_what_comes_after_it_begins_a_line() {
         Answer::Take(2),
         Answer::Refuse(StorageFull),
     ];
-    let (sink, seen, tells) = sink(CAPACITY, script);
+    let (sink, seen, reports) = sink(CAPACITY, script);
     sink.push(b"first\n");
-    sink.flush(SOON);
+    sink.flush(DEADLINE);
     assert_eq!((seen.text().as_str(), sink.lost()), ("fi", 1));
     sink.push(b"second\n");
-    sink.flush(SOON);
+    sink.flush(DEADLINE);
     assert_eq!(seen.text(), "fi\nsecond\n");
-    assert_eq!(tells.recv_timeout(SOON), Ok(1));
+    assert_eq!(reports.recv_timeout(DEADLINE), Ok(1));
 
-    let (sink, seen, _tells) = self::sink(CAPACITY, (0..50).map(|_| Answer::Refuse(BrokenPipe)));
+    let (sink, seen, _reports) = self::sink(CAPACITY, (0..50).map(|_| Answer::Refuse(BrokenPipe)));
     for _ in 0..40 {
         sink.push(b"line\n");
-        sink.flush(SOON);
+        sink.flush(DEADLINE);
     }
     assert_eq!((seen.text().as_str(), sink.lost()), ("", 40));
 }
 
 #[test]
 fn a_line_beyond_the_capacity_is_dropped() {
-    let (sink, seen, _tells) = sink(10, []);
+    let (sink, seen, _reports) = sink(10, []);
     push_in_time(&sink, b"much too long\n", 1);
     sink.push(b"short\n");
-    sink.flush(SOON);
+    sink.flush(DEADLINE);
     assert_eq!((seen.text().as_str(), sink.lost()), ("short\n", 1));
 }

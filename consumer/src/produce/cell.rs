@@ -1,4 +1,4 @@
-//! A CSV cell as JSON: numbers as numbers, what stands for null as null, everything else as text.
+//! Converts a CSV cell to JSON: numbers to numbers, null markers to null, everything else to text.
 
 /// Appends the cell as a JSON value; `None` is null.
 pub fn write_json(cell: Option<&str>, out: &mut Vec<u8>) {
@@ -18,7 +18,7 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("writing text to memory does not fail");
 }
 
-/// Whether the text is a number by JSON's grammar, which takes no leading zero, plus sign or bare point: `007` is a
+/// Whether the text is a number by JSON's grammar, which allows no leading zero, plus sign or bare point: `007` is a
 /// code, not a number.
 fn is_number(text: &[u8]) -> bool {
     let rest = text.strip_prefix(b"-").unwrap_or(text);
@@ -42,9 +42,10 @@ fn is_number(text: &[u8]) -> bool {
     rest.is_empty()
 }
 
-/// Whether a number fits the double that JSON readers make of it: `1e310` does not, and would make the whole record unreadable.
+/// Whether a number fits into the double that JSON readers use: `1e310` does not, and would make the whole record
+/// unreadable.
 fn is_in_range(number: &str) -> bool {
-    /// Fewer digits than the largest double has.
+    /// Any number with fewer characters fits: the largest double has more digits.
     const SHORT: usize = 300;
     let may_be_large = number.len() > SHORT || number.contains(['e', 'E']);
     !may_be_large || number.parse::<f64>().is_ok_and(f64::is_finite)

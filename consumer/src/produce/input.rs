@@ -1,4 +1,4 @@
-//! Opens the input of `produce`: a file, plain or in gzip or zip, or the standard input.
+//! Opens the input of `produce`: a file, plain or compressed with gzip or zip, or the standard input.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -9,26 +9,26 @@ use std::rc::Rc;
 use flate2::read::MultiGzDecoder;
 use zip::ZipArchive;
 
-/// How rows are written.
+/// Format of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Comma separated, with a header line.
     Csv,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Ndjson,
 }
 
 /// An open input.
 pub struct Input<'a> {
-    /// The name for messages.
+    /// The name used in messages.
     pub name: String,
     /// Its format.
     pub format: Format,
-    /// The rows' bytes.
+    /// The bytes of its rows.
     pub reader: Box<dyn BufRead + 'a>,
     /// Bytes read so far, on the scale of `total_bytes`.
     pub position: Rc<Cell<u64>>,
-    /// Bytes altogether, if known.
+    /// Total bytes, if known.
     pub total_bytes: Option<u64>,
 }
 
@@ -40,23 +40,23 @@ pub enum InputError {
     Unreadable {
         /// The file.
         file: String,
-        /// The system's words.
+        /// The system's error.
         reason: io::Error,
     },
-    /// It is no zip archive, or broken.
+    /// It is not a zip archive, or is damaged.
     #[error("cannot read `{file}` as a zip archive: {reason}")]
     BadZip {
         /// The file.
         file: String,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
-    /// It holds no file of rows, or several.
-    #[error("`{file}` should hold one file of rows (csv, ndjson, jsonl), but holds: {found}")]
+    /// It contains no file of rows, or several.
+    #[error("`{file}` should contain one file of rows (csv, ndjson, jsonl), but contains: {found}")]
     NotOneFile {
         /// The archive.
         file: String,
-        /// What it holds, comma separated.
+        /// Its files, comma separated.
         found: String,
     },
 }
@@ -98,7 +98,7 @@ pub fn open<T>(
     Ok(work(input))
 }
 
-/// A plain or gzip stream; gzip is known by its first bytes.
+/// A plain or gzip stream; gzip is detected by its first bytes.
 fn unpacked<'a>(
     name: String,
     mut reader: BufReader<impl Read + 'a>,
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_asked_for_named_or_found() {
+    fn the_format_is_given_or_detected_by_name_or_content() {
         let folder = tempfile::tempdir().expect("a folder");
         let nameless = folder.path().join("rows");
         std::fs::write(&nameless, " {\"a\": 1}\n").expect("room");
@@ -266,10 +266,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said() {
+    fn an_unreadable_input_is_reported_with_its_cause() {
         let folder = tempfile::tempdir().expect("a folder");
         let missing = read(&folder.path().join("no.csv"), None)
-            .expect_err("it is not there")
+            .expect_err("it is missing")
             .to_string();
         assert!(missing.contains("no.csv`: No such file"), "{missing}");
         let directory = read(folder.path(), None)
@@ -279,7 +279,7 @@ mod tests {
         let two = folder.path().join("two.zip");
         zip_of(&two, &[("a.csv", "a\n"), ("b.csv", "b\n")]);
         let two = read(&two, None).expect_err("two files").to_string();
-        assert!(two.ends_with("but holds: a.csv, b.csv"), "{two}");
+        assert!(two.ends_with("but contains: a.csv, b.csv"), "{two}");
         let broken = folder.path().join("broken.zip");
         std::fs::write(&broken, b"PK\x03\x04 and no more").expect("room");
         let broken = read(&broken, None).expect_err("no archive").to_string();

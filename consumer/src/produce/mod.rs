@@ -1,4 +1,4 @@
-//! Writes rows of a file to a topic: `sluicegate produce`, and the demo's flights.
+//! Writes the rows of a file to a topic: `sluicegate produce`, and the demo's flights.
 //!
 //! ```text
 //!  file, gzip, zip, stdin ─► input ─► rows (CSV, NDJSON) ─► Row { key, headers, value } ─► sender (idempotent)
@@ -16,50 +16,50 @@ use input::{Format, Input};
 use rows::{Fields, Row, RowError, Rows};
 use sender::{SendError, Sender};
 
-/// What to write where.
+/// What to write, and where.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The file; `-` is the standard input.
     pub file: PathBuf,
-    /// The file's format; `None` is found out from its name or first bytes.
+    /// The file's format; `None` detects it from the name or the first bytes.
     pub format: Option<Format>,
     /// Target topic.
     pub topic: String,
     /// Bootstrap servers, comma separated.
     pub brokers: String,
-    /// Makes the topic with so many partitions if it is missing.
+    /// Creates the topic with this number of partitions if it is missing.
     pub create_topic: Option<i32>,
-    /// Field that is the record's key.
+    /// Field used as the record's key.
     pub key: Option<String>,
-    /// Fields that become headers of the same name; a null field is left out.
+    /// Fields used as headers of the same name; a null field is omitted.
     pub headers: Vec<String>,
-    /// Between the fields of a CSV; `None` is a comma.
+    /// Delimiter between the fields of a CSV; `None` means a comma.
     pub delimiter: Option<u8>,
-    /// Cells of a CSV that stand for null; `None` is an empty one and `NA`.
+    /// Cells of a CSV that stand for null; `None` means the empty cell and `NA`.
     pub nulls: Option<Vec<String>>,
-    /// Records a second; `None` is as fast as it goes.
+    /// Records per second; `None` means unlimited.
     pub rate: Option<f64>,
-    /// Stop after so many records.
+    /// Stops after this number of records.
     pub limit: Option<u64>,
 }
 
-/// Where a job stands.
+/// Progress of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Records handed over.
+    /// Records queued.
     pub records: u64,
-    /// Bytes of the input that were read.
+    /// Input bytes read.
     pub bytes: u64,
-    /// Bytes of the input altogether, if known.
+    /// Total input bytes, if known.
     pub total_bytes: Option<u64>,
 }
 
-/// What a job did.
+/// Result of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Summary {
     /// Records that the cluster acknowledged.
     pub records: u64,
-    /// Those of them without a key.
+    /// Acknowledged records without a key.
     pub null_keys: u64,
     /// Bytes of their values.
     pub bytes: u64,
@@ -73,49 +73,49 @@ pub enum ProduceError {
     /// The input cannot be read.
     #[error("{0}")]
     Input(#[from] input::InputError),
-    /// A field that was asked for is not there.
+    /// A requested field does not exist.
     #[error("`{file}` has no field `{field}`; it has: {known}")]
     UnknownField {
         /// The file.
         file: String,
-        /// What was asked for.
+        /// The requested field.
         field: String,
-        /// What there is, comma separated.
+        /// The existing fields, comma separated.
         known: String,
     },
-    /// A row is not what the format asks for.
+    /// A row does not match the format.
     #[error("{file}:{line}: {reason}; the {written} records before it are written")]
     Row {
         /// The file.
         file: String,
         /// Line, from 1.
         line: u64,
-        /// What is wrong.
+        /// The error.
         reason: String,
         /// Records acknowledged.
         written: u64,
     },
-    /// What is said of CSV goes with nothing else.
-    #[error("`{file}` is NDJSON, and {option} is for CSV; leave it out, or set --format csv")]
+    /// An option applies to CSV only.
+    #[error("`{file}` is NDJSON, and {option} is for CSV; omit it, or set --format csv")]
     NotCsv {
         /// The file.
         file: String,
         /// The option.
         option: &'static str,
     },
-    /// The cluster does not take a row.
+    /// The cluster rejects a row.
     #[error("{file}:{line}: {reason}; {written} other records are written")]
     Refused {
         /// The file.
         file: String,
         /// Line, from 1.
         line: u64,
-        /// The client's or the cluster's words.
+        /// The error of the client or the cluster.
         reason: String,
         /// Records acknowledged.
         written: u64,
     },
-    /// The cluster does not take the records.
+    /// The cluster does not accept the records.
     #[error("{0}")]
     Send(#[from] SendError),
 }
@@ -133,13 +133,13 @@ impl ProduceError {
     }
 }
 
-/// Records between two reports of progress.
-const PROGRESS_EVERY: u64 = 2_048;
+/// Records between two progress reports.
+const PROGRESS_INTERVAL_RECORDS: u64 = 2_048;
 
-/// Does the job; `progress` is called now and then, `tell` with a sentence when no broker has answered for a while.
+/// Runs the job. `progress` is called now and then; `tell` gets a message if no broker answers for a while.
 ///
 /// # Errors
-/// [`ProduceError`]; what was handed over before is acknowledged, or else the error is that it was not.
+/// [`ProduceError`]; records queued before are acknowledged, or else the error says that they were not.
 pub fn run(
     job: &Job,
     tell: fn(&str),
@@ -186,7 +186,7 @@ fn write_all(
         summary.records += 1;
         summary.null_keys += u64::from(row.key().is_none());
         summary.bytes += row.value.len() as u64;
-        if summary.records.is_multiple_of(PROGRESS_EVERY) || job.rate.is_some() {
+        if summary.records.is_multiple_of(PROGRESS_INTERVAL_RECORDS) || job.rate.is_some() {
             progress(Progress {
                 records: summary.records,
                 bytes: position.get(),
@@ -194,7 +194,7 @@ fn write_all(
             });
         }
     }
-    // What was read before is written, whatever ends the job.
+    // Records read before are written, whatever ends the job.
     let finished = sender.finish();
     summary.elapsed = started.elapsed();
     match refused.or(finished.err()) {
@@ -212,7 +212,7 @@ fn write_all(
     }
 }
 
-/// What becomes of fields, as the job says.
+/// The fields that the job uses.
 fn fields(job: &Job, input: &Input<'_>) -> Result<Fields, ProduceError> {
     let given = [
         ("--delimiter", job.delimiter.is_some()),

@@ -1,4 +1,4 @@
-//! Rows of CSV or NDJSON as records: the row as a JSON object, and the fields that become key and headers.
+//! Converts rows of CSV or NDJSON to records: the row as a JSON object, and the fields used as key and headers.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,21 +10,22 @@ use serde_json::value::RawValue;
 use super::cell;
 use super::input::Format;
 
-/// Longest row that is read, in bytes.
-const LONGEST_ROW: usize = 16 << 20;
-/// Follows the input, so that a quote that is still open there shows. Of letters and digits, which no delimiter is.
+/// Maximum length of a row in bytes.
+const MAX_ROW_BYTES: usize = 16 << 20;
+/// Appended to the input, so that a quote that is still open there is detected. Made of letters and digits, which
+/// cannot be delimiters.
 const END: &str = "sluicegate0end0of0input0c3f1a97e5b";
-/// What else than a comma people put between fields.
+/// Common delimiters other than a comma.
 const SEPARATORS: [(char, &str); 3] = [(';', "';'"), ('\t', "tab"), ('|', "'|'")];
 
-/// The fields that become key and headers, and how a CSV is written.
+/// The fields used as key and headers, and how a CSV is written.
 #[derive(Clone, Debug)]
 pub struct Fields {
-    /// The key's field.
+    /// The field used as the key.
     pub key: Option<String>,
-    /// The headers' fields.
+    /// The fields used as headers.
     pub headers: Vec<String>,
-    /// Between the fields of a CSV.
+    /// Delimiter between the fields of a CSV.
     pub delimiter: u8,
     /// Cells of a CSV that stand for null.
     pub nulls: Vec<String>,
@@ -41,7 +42,7 @@ impl Default for Fields {
     }
 }
 
-/// One row; its memory is used again for the next.
+/// One row; its memory is reused for the next.
 #[derive(Debug, Default)]
 pub struct Row {
     /// The row as a JSON object.
@@ -70,7 +71,7 @@ impl Slot {
 }
 
 impl Row {
-    /// The key; `None` where the field is null.
+    /// The key; `None` if the field is null.
     pub fn key(&self) -> Option<&str> {
         self.key.get()
     }
@@ -85,21 +86,21 @@ impl Row {
     }
 }
 
-/// Why a row is not taken.
+/// Why a row is rejected.
 #[derive(Debug)]
 pub enum RowError {
-    /// A field that was asked for is not in the header line.
+    /// A requested field is not in the header line.
     UnknownField {
-        /// What was asked for.
+        /// The requested field.
         field: String,
-        /// What there is, comma separated.
+        /// The existing fields, comma separated.
         known: String,
     },
-    /// The row is not what the format asks for.
+    /// The row does not match the format.
     Bad {
         /// Line, from 1.
         line: u64,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
 }
@@ -116,22 +117,22 @@ impl RowError {
     }
 }
 
-/// Rows, one after another.
+/// A sequence of rows.
 pub trait Rows {
     /// Reads the next row into `row`; `false` at the end.
     ///
     /// # Errors
-    /// When the row is not what the format asks for; nothing can be read after that.
+    /// If the row does not match the format; nothing can be read after that.
     fn next(&mut self, row: &mut Row) -> Result<bool, RowError>;
 
-    /// The line, from 1, at which the row begins that was read last.
+    /// The line, from 1, at which the last row read starts.
     fn line(&self) -> u64;
 }
 
 /// Starts reading rows of `format`.
 ///
 /// # Errors
-/// When the header line is bad, or lacks a field of `fields`.
+/// If the header line is invalid, or lacks a field of `fields`.
 pub fn open<'a>(
     format: Format,
     reader: &'a mut dyn BufRead,
@@ -150,7 +151,7 @@ pub fn open<'a>(
 
 struct CsvRows<R> {
     reader: csv::Reader<Bounded<Chain<R, Cursor<String>>>>,
-    /// Bytes that may still be read for the present row.
+    /// Bytes that may still be read for the current row.
     left: Rc<Cell<usize>>,
     record: csv::StringRecord,
     line: u64,
@@ -163,14 +164,14 @@ struct CsvRows<R> {
 
 impl<R: Read> CsvRows<R> {
     fn open(reader: R, fields: Fields) -> Result<Self, RowError> {
-        let left = Rc::new(Cell::new(LONGEST_ROW));
+        let left = Rc::new(Cell::new(MAX_ROW_BYTES));
         let bounded = Bounded {
             inner: reader.chain(Cursor::new(format!("\n{END}"))),
             left: Rc::clone(&left),
         };
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(fields.delimiter)
-            // The rows are counted here, so that the end and an open quote are told apart from a short row.
+            // The fields are counted here, to tell the end and an open quote from a row with missing fields.
             .flexible(true)
             .from_reader(bounded);
         let header = reader
@@ -180,7 +181,7 @@ impl<R: Read> CsvRows<R> {
         let bad = |reason: String| RowError::Bad { line: 1, reason };
         let known: Vec<&str> = header.iter().collect();
         if known.iter().all(|name| name.is_empty() || *name == END) {
-            return Err(bad("no header line with the names of the fields".to_owned()));
+            return Err(bad("no header line with field names".to_owned()));
         }
         refuse_open_quote(&header, 1)?;
         if let [only] = known[..]
@@ -190,7 +191,7 @@ impl<R: Read> CsvRows<R> {
                 .find(|(separator, _)| only.contains(*separator))
         {
             return Err(bad(format!(
-                "the header line is one field, `{only}`; if {name} stands between its fields, say so with --delimiter {name}"
+                "the header line is one field, `{only}`; if its fields are separated by {name}, set --delimiter {name}"
             )));
         }
         if let Some(name) = repeated(&known) {
@@ -222,7 +223,7 @@ impl<R: Read> CsvRows<R> {
     }
 }
 
-/// A reader that fails where a row is too long: what a quote that is never closed opens would take the whole file.
+/// A reader that fails if a row is too long: an unclosed quote would otherwise read the whole file.
 struct Bounded<R> {
     inner: R,
     left: Rc<Cell<usize>>,
@@ -242,8 +243,8 @@ impl<R: Read> Read for Bounded<R> {
 
 fn too_long() -> String {
     format!(
-        "the row is longer than {} MiB; is a quote open, or a line break missing?",
-        LONGEST_ROW >> 20
+        "the row is longer than {} MiB; check for an unclosed quote or a missing line break",
+        MAX_ROW_BYTES >> 20
     )
 }
 
@@ -251,7 +252,7 @@ fn refuse_open_quote(record: &csv::StringRecord, line: u64) -> Result<(), RowErr
     match record.iter().next_back() {
         Some(last) if last.ends_with(END) => Err(RowError::Bad {
             line,
-            reason: "a quote that is opened in this row is never closed".to_owned(),
+            reason: "a quote opened in this row is never closed".to_owned(),
         }),
         _ => Ok(()),
     }
@@ -262,7 +263,7 @@ fn repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
     names.iter().enumerate().find(seen).map(|(_, name)| *name)
 }
 
-/// `line` stands for an error that has none of its own.
+/// `line` is used for an error that has none of its own.
 fn bad_csv(error: &csv::Error, line: u64) -> RowError {
     let line = error.position().map_or(line, csv::Position::line);
     let reason = match error.kind() {
@@ -275,7 +276,7 @@ fn bad_csv(error: &csv::Error, line: u64) -> RowError {
 
 impl<R: Read> Rows for CsvRows<R> {
     fn next(&mut self, row: &mut Row) -> Result<bool, RowError> {
-        self.left.set(LONGEST_ROW);
+        self.left.set(MAX_ROW_BYTES);
         let read = self.reader.read_record(&mut self.record);
         let is_row = read.map_err(|error| bad_csv(&error, self.reader.position().line()))?;
         if !is_row || (self.record.len() == 1 && &self.record[0] == END) {
@@ -324,10 +325,10 @@ impl Rows for NdjsonRows<'_> {
         let text = loop {
             self.buffer.clear();
             self.line += 1;
-            let mut limited = (&mut *self.reader).take(LONGEST_ROW as u64 + 1);
+            let mut limited = (&mut *self.reader).take(MAX_ROW_BYTES as u64 + 1);
             match limited.read_line(&mut self.buffer) {
                 Ok(0) => return Ok(false),
-                Ok(count) if count > LONGEST_ROW => return Err(self.bad(too_long())),
+                Ok(count) if count > MAX_ROW_BYTES => return Err(self.bad(too_long())),
                 Ok(_) if self.buffer.trim().is_empty() => {}
                 Ok(_) => break self.buffer.trim().trim_start_matches('\u{feff}'),
                 Err(error) => return Err(self.bad(error.to_string())),
@@ -364,8 +365,8 @@ impl NdjsonRows<'_> {
     }
 }
 
-/// A field's text: what a string says, anything else as the file writes it, so that `1.50` and a number of 20 digits stay
-/// what they are; `None` where it is null or missing.
+/// A field's text: the content of a string, anything else as the file writes it, so that `1.50` and a number of 20
+/// digits are unchanged; `None` if it is null or missing.
 fn field_text(value: Option<&RawValue>) -> Option<String> {
     let text = value?.get();
     match text.as_bytes().first() {
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn another_delimiter_and_other_nulls_are_taken_as_said() {
+    fn a_given_delimiter_and_given_nulls_are_used() {
         let fields = Fields {
             key: Some("a".to_owned()),
             delimiter: b';',
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_never_ends_is_refused_before_it_is_all_read() {
+    fn an_endless_row_is_rejected_before_it_is_read_completely() {
         for (format, head) in [
             (Format::Csv, "a\n1\n\""),
             (Format::Ndjson, "{\"a\":1}\n{\"a\":\""),
@@ -532,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn ndjson_rows_pass_as_they_are() {
+    fn ndjson_rows_pass_unchanged() {
         let text = "{\"id\": 7, \"at\": \"x\"}\n\n  {\"id\":null,\"b\":{\"c\":1}}\n";
         let seen = all(Format::Ndjson, text, "id", &["at", "b"]).expect("rows");
         assert_eq!(seen[0].0.as_deref(), Some("7"));
@@ -542,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_rows_are_named_by_line_and_reason() {
+    fn invalid_rows_are_reported_with_line_and_reason() {
         for (format, text, line, words) in [
             (
                 Format::Csv,
@@ -555,7 +556,7 @@ mod tests {
                 Format::Csv,
                 "a,b\n1,2\n3,\"4\n5,6\n",
                 3,
-                "a quote that is opened in this row is never closed",
+                "a quote opened in this row is never closed",
             ),
             (Format::Csv, "a,\"b\n1,2\n", 1, "is never closed"),
             (Format::Csv, "a;b\n1;2\n", 1, "--delimiter ';'"),
@@ -580,7 +581,7 @@ mod tests {
                 "not a JSON object: EOF",
             ),
         ] {
-            let (found, reason) = all(format, text, "a", &[]).expect_err("it is bad");
+            let (found, reason) = all(format, text, "a", &[]).expect_err("it is invalid");
             assert_eq!(found, line, "{text:?}: {reason}");
             assert!(reason.contains(words), "{text:?}: {reason}");
         }

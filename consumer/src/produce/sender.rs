@@ -1,4 +1,4 @@
-//! An idempotent producer for rows: every record is acknowledged, or the first refusal ends the job.
+//! An idempotent producer for rows: every record is acknowledged, or the first rejection ends the job.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,43 +15,43 @@ use rdkafka::{ClientContext, Message};
 use crate::source::raw::{NewTopic, create_topics};
 use crate::source::reach::{NoBroker, wait_for_broker};
 
-/// How long the cluster has to answer at first.
+/// How long the cluster may take to answer at the start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest record that is sent, in bytes: the client's own default, which is below a broker's.
-const LARGEST: u32 = 1_000_000;
+/// Maximum size of a record in bytes: the client's default, which is below a broker's.
+const MAX_RECORD_BYTES: u32 = 1_000_000;
 /// How long a record may wait for its acknowledgement.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why records are not written.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// The client refuses its configuration.
+    /// The client rejects its configuration.
     #[error("the Kafka client cannot be set up: {0}")]
     Client(String),
-    /// Nobody answers.
+    /// No broker answers.
     #[error(transparent)]
     NoBroker(#[from] NoBroker),
-    /// The topic is not there.
+    /// The topic does not exist.
     #[error("topic `{topic}` is not usable: {reason}; create it first, or with --create-topic")]
     NoTopic {
         /// The topic.
         topic: String,
-        /// The cluster's words.
+        /// The cluster's error.
         reason: String,
     },
-    /// A record was refused.
+    /// A record was rejected.
     #[error("a record for `{topic}` was not written: {reason}")]
     Refused {
         /// The topic.
         topic: String,
-        /// The line of its row, from 1; 0 when it is not known.
+        /// The line of its row, from 1; 0 if unknown.
         line: u64,
-        /// The cluster's words.
+        /// The cluster's error.
         reason: String,
     },
 }
 
-/// Keeps the first refusal.
+/// Keeps the first rejection.
 #[derive(Default)]
 struct Refusals {
     any: AtomicBool,
@@ -91,11 +91,11 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A sender to `topic`, once the cluster has said that the topic is there; `create` makes it first if it is missing,
-    /// with so many partitions. `tell` is told when no broker has answered for a while.
+    /// A sender to `topic`, once the cluster has confirmed that the topic exists; `create` creates a missing one with
+    /// this number of partitions. `tell` gets a message if no broker answers for a while.
     ///
     /// # Errors
-    /// [`SendError`] when no broker answers or the topic is not usable.
+    /// [`SendError`] if no broker answers or the topic is not usable.
     pub fn connect(
         brokers: &str,
         topic: &str,
@@ -114,14 +114,14 @@ impl Sender {
             .set("linger.ms", "20")
             .set("batch.size", "1000000")
             .set("compression.type", "lz4")
-            .set("message.max.bytes", LARGEST.to_string())
+            .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
             .set("queue.buffering.max.messages", "200000")
             .set("queue.buffering.max.kbytes", "131072")
-            // The Java clients' default, so that a key has one partition whoever writes it.
+            // The Java clients' default, so that a key maps to the same partition whichever client writes it.
             .set("partitioner", "murmur2_random");
         if let Some(partitions) = create {
             wait_for_broker(&config, None, tell)?;
-            make_topic(brokers, topic, partitions)?;
+            create_topic(brokers, topic, partitions)?;
         } else {
             wait_for_broker(&config, Some(topic), tell)?;
         }
@@ -135,7 +135,7 @@ impl Sender {
         })
     }
 
-    /// Queues the record of the row at `line`, waiting for room.
+    /// Queues the record of the row at `line`, waiting for room in the queue.
     ///
     /// # Errors
     /// [`SendError::Refused`], also for an earlier record.
@@ -172,7 +172,7 @@ impl Sender {
                 }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge), _)) => {
                     let reason = format!(
-                        "the record, a value of {} bytes with its key and headers, is larger than {LARGEST} bytes, the most that is sent",
+                        "the record, a value of {} bytes with its key and headers, exceeds the limit of {MAX_RECORD_BYTES} bytes",
                         value.len()
                     );
                     return Err(self.refused(line, reason));
@@ -187,7 +187,7 @@ impl Sender {
     /// # Errors
     /// [`SendError::Refused`].
     pub fn finish(&self) -> Result<(), SendError> {
-        // Every record is answered within its own timeout; the margin is for the answer's way.
+        // Every record is answered within its own timeout; the margin covers the delivery of the answer.
         let flushed = self
             .producer
             .flush(DELIVERY_TIMEOUT + Duration::from_secs(5));
@@ -195,7 +195,7 @@ impl Sender {
         flushed.map_err(|error| self.refused(0, error.to_string()))
     }
 
-    /// Records that the cluster has acknowledged.
+    /// Number of records that the cluster has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.producer.context().acknowledged.load(Ordering::Relaxed)
     }
@@ -218,8 +218,8 @@ impl Sender {
     }
 }
 
-/// Makes the topic, unless it is there.
-fn make_topic(brokers: &str, topic: &str, partitions: i32) -> Result<(), SendError> {
+/// Creates the topic, unless it exists.
+fn create_topic(brokers: &str, topic: &str, partitions: i32) -> Result<(), SendError> {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", brokers)
@@ -241,7 +241,7 @@ fn make_topic(brokers: &str, topic: &str, partitions: i32) -> Result<(), SendErr
     answer.map(drop).map_err(not_made)
 }
 
-/// Asks for the topic until it has a leader: a cluster may make it on being asked.
+/// Polls the topic's metadata until it has a leader: a cluster may create the topic on request.
 fn wait_for_topic(
     producer: &ThreadedProducer<Refusals>,
     brokers: &str,
@@ -258,7 +258,7 @@ fn wait_for_topic(
             brokers: brokers.to_owned(),
             within_s: start.elapsed().as_secs().max(1),
             reason: error.to_string(),
-            lets_nobody_in: false,
+            login_rejected: false,
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let error = found

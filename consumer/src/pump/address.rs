@@ -1,4 +1,4 @@
-//! A pump for other threads: requests that it runs between two turns, and its end.
+//! Access to a pump from other threads: requests that it runs between two turns, and the join of its thread.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::routing::RoutingIndex;
 use crate::source::{SourceError, TopicPartition};
 use crate::trouble::panic_text;
 
-/// How long a pump that its owner drops may take to leave the group.
-const DROPPED: Duration = Duration::from_secs(5);
+/// Maximum time for a dropped pump to leave the group.
+const DROP_GRACE: Duration = Duration::from_secs(5);
 
-/// Where other threads reach a pump.
+/// Address of a pump, for requests from other threads.
 #[derive(Clone)]
 pub struct PumpAddress {
     pub(super) inbox: Arc<Inbox>,
     pub(super) missed: Arc<AtomicU64>,
 }
 
-/// A pump's thread, for its owner.
+/// Owner's handle of a pump's thread.
 pub struct PumpHandle {
     pub(super) address: PumpAddress,
     pub(super) thread: Option<JoinHandle<Result<StopReport, PumpError>>>,
@@ -43,8 +43,8 @@ impl<F: FnOnce(&mut Pump) + Send> ControlRequest for Request<F> {
 }
 
 impl PumpAddress {
-    /// Runs `request` on the pump's thread between two turns and waits for its answer. `None`: no answer in time.
-    fn ask<T: Send + 'static>(
+    /// Runs `request` on the pump's thread between two turns and blocks for the result. `None`: no result within `deadline`.
+    fn call<T: Send + 'static>(
         &self,
         deadline: Duration,
         request: impl FnOnce(&mut Pump) -> T + Send + 'static,
@@ -52,14 +52,15 @@ impl PumpAddress {
         let (sender, receiver) = mpsc::sync_channel(1);
         self.inbox.push(PumpMessage::Control(Box::new(Request(
             move |pump: &mut Pump| {
-                // Whoever asked may have given up waiting.
+                // The receiver is gone if the caller's deadline has passed.
                 let _ = sender.send(request(pump));
             },
         ))));
         receiver.recv_timeout(deadline).ok()
     }
 
-    /// Gives the pump handlers, routes and topics, all at once. `None`: no answer in time (it will still be applied).
+    /// Applies handlers, routes and topics in one step. `None`: no answer within `deadline`; the request stays queued and is
+    /// still applied.
     pub fn apply(
         &self,
         index: Arc<RoutingIndex>,
@@ -67,47 +68,48 @@ impl PumpAddress {
         topics: Vec<String>,
         deadline: Duration,
     ) -> Option<Result<(), SourceError>> {
-        self.ask(deadline, move |pump| pump.apply(index, handlers, topics))
+        self.call(deadline, move |pump| pump.apply(index, handlers, topics))
     }
 
-    /// Gives the pump other topics for the same routes. `None`: no answer in time (it will still be applied).
+    /// Changes the subscription without changing the routes. `None`: no answer within `deadline`; the request stays queued and
+    /// is still applied.
     pub fn subscribe(
         &self,
         topics: Vec<String>,
         deadline: Duration,
     ) -> Option<Result<(), SourceError>> {
-        self.ask(deadline, move |pump| pump.subscribe(topics))
+        self.call(deadline, move |pump| pump.subscribe(topics))
     }
 
-    /// How often the pump has met a topic that is not there, or may not be written to: it grows when the cluster's topics
-    /// are worth a look.
+    /// How often the pump has met a topic that does not exist or denies writes. An increase means that the cluster's topics
+    /// should be listed again.
     pub fn missed_topics(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// Switches the log line a record on or off, between two turns.
+    /// Switches the per-record log line on or off, between two turns. Does not block.
     pub fn set_record_log(&self, on: bool) {
         let request = move |pump: &mut Pump| pump.flow.set_record_log(on);
         let request = PumpMessage::Control(Box::new(Request(request)));
         self.inbox.push(request);
     }
 
-    /// What the pump says of itself. `None`: no answer in time.
+    /// The pump's report. `None`: no answer within `deadline`.
     pub fn report(&self, deadline: Duration) -> Option<PumpReport> {
-        self.ask(deadline, |pump| pump.report())
+        self.call(deadline, |pump| pump.report())
     }
 
-    /// What holds a partition's frontier. `None`: not its partition, or no answer in time.
+    /// What blocks a partition's frontier. `None`: not assigned to this pump, or no answer within `deadline`.
     pub fn explain(
         &self,
         at: TopicPartition,
         offset: Option<i64>,
         deadline: Duration,
     ) -> Option<Explanation> {
-        self.ask(deadline, move |pump| pump.explain(&at, offset, pump.clock))?
+        self.call(deadline, move |pump| pump.explain(&at, offset, pump.clock))?
     }
 
-    /// Begins to stop; [`PumpHandle::join_until`] waits for the end.
+    /// Begins the stop; [`PumpHandle::join_until`] waits for its end.
     pub fn stop(&self) {
         self.inbox.push(PumpMessage::Control(Box::new(Request(
             |pump: &mut Pump| pump.stop(),
@@ -116,20 +118,20 @@ impl PumpAddress {
 }
 
 impl PumpHandle {
-    /// Where to reach it.
+    /// The pump's address.
     pub fn address(&self) -> &PumpAddress {
         &self.address
     }
 
-    /// Whether its thread has ended.
+    /// Whether the thread has exited.
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits for the end of the thread, and says what the next owners repeat.
+    /// Waits for the thread to exit, and returns the work that the next owners reprocess.
     ///
     /// # Errors
-    /// [`PumpError`] says why it did not end well, or that it has not ended by `deadline`.
+    /// [`PumpError`] if the pump failed, or has not exited by `deadline`.
     pub fn join_until(&mut self, deadline: Instant) -> Result<StopReport, PumpError> {
         while !self.is_finished() {
             if Instant::now() >= deadline {
@@ -145,13 +147,13 @@ impl PumpHandle {
     }
 }
 
-/// A pump that nobody joined, since the service did not start after all: it has read nothing, and leaves the group.
+/// Stops a pump that was never joined because the service's start failed: it has read nothing, and leaves the group.
 impl Drop for PumpHandle {
     fn drop(&mut self) {
         if self.thread.is_some() {
             self.address.stop();
-            if let Err(error) = self.join_until(Instant::now() + DROPPED) {
-                tracing::warn!(%error, "a pump that is not needed any more did not end well");
+            if let Err(error) = self.join_until(Instant::now() + DROP_GRACE) {
+                tracing::warn!(%error, "unused pump did not stop cleanly");
             }
         }
     }

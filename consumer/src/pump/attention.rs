@@ -1,25 +1,25 @@
-//! What the pump looks after about once a second: the ends of logs, partitions without a leader, the membership, and what
-//! is over.
+//! The pump's periodic checks, about once per second: log ends, partitions without a leader, group membership, and errors
+//! that have expired.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pump;
 use crate::source::{AssignmentId, FetchState, PartitionFault};
 
-/// Between two rounds, in milliseconds.
-const INTERVAL_MS: u64 = 1_000;
-/// An election of a leader may take so long.
-const ELECTION_MS: u64 = 5_000;
-/// The client hears nothing of the ends of partitions that it does not fetch: they are asked for this often.
-const ENDS_MS: u64 = 10_000;
+/// Interval between two rounds.
+const CHECK_INTERVAL_MS: u64 = 1_000;
+/// A partition without a leader is reported after this time: elections take a few seconds.
+const ELECTION_TIMEOUT_MS: u64 = 5_000;
+/// Interval between queries for the log ends of partitions that are not fetched: the client learns an end only by fetching.
+const END_QUERY_INTERVAL_MS: u64 = 10_000;
 
-/// When the pump looked last, and what it saw.
+/// State of the periodic checks.
 #[derive(Default)]
 pub(super) struct Attention {
-    looked_ms: Option<u64>,
-    /// Partitions without a leader, and since when.
+    last_round_ms: Option<u64>,
+    /// Partitions without a leader, each with the time it was first seen without one.
     leaderless: BTreeMap<AssignmentId, u64>,
-    /// Partitions that are not fetched, since when or since they were asked about, and their ends when these were told.
+    /// Partitions that are not fetched: when that began or when their end was last queried, and the last known end.
     paused: BTreeMap<AssignmentId, (u64, Option<i64>)>,
 }
 
@@ -29,44 +29,44 @@ impl Attention {
     }
 
     fn is_due(&mut self, now_ms: u64) -> bool {
-        let due = |last_ms: u64| now_ms.saturating_sub(last_ms) >= INTERVAL_MS;
-        if !self.looked_ms.is_none_or(due) {
+        let due = |last_ms: u64| now_ms.saturating_sub(last_ms) >= CHECK_INTERVAL_MS;
+        if !self.last_round_ms.is_none_or(due) {
             return false;
         }
-        self.looked_ms = Some(now_ms);
+        self.last_round_ms = Some(now_ms);
         true
     }
 }
 
 impl Pump {
-    /// One round, if it is due.
-    pub(super) fn look_after(&mut self) {
+    /// Runs one round if it is due.
+    pub(super) fn run_checks(&mut self) {
         let now_ms = self.now_ms();
-        if self.client.asks_for_membership(now_ms) {
+        if self.client.membership_query_due(now_ms) {
             let membership = self.source.membership();
             self.client.membership(membership, now_ms);
         }
-        self.has_joined |= self.client.is_member() && self.starting.is_told();
+        self.has_joined |= self.client.is_member() && self.starting.is_reported();
         if !self.attention.is_due(now_ms) {
             return;
         }
         self.client.forget_old(now_ms);
-        self.flow.log_untold(false);
-        self.look_after_starting(now_ms);
+        self.flow.log_suppressed(false);
+        self.report_overdue_starts(now_ms);
         let slots: BTreeSet<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         for &slot in &slots {
             let end = self.end_offset(slot);
             self.flow.note_end(slot, end);
-            self.look_for_leader(slot, now_ms);
+            self.check_leader(slot, now_ms);
         }
         self.attention
             .leaderless
             .retain(|slot, _| slots.contains(slot));
-        self.ask_for_ends(&slots, now_ms);
+        self.query_ends(&slots, now_ms);
     }
 
-    /// Lag goes on being true of partitions that are not fetched, which is when it matters.
-    fn ask_for_ends(&mut self, slots: &BTreeSet<AssignmentId>, now_ms: u64) {
+    /// Queries the ends of partitions that are not fetched, so that their reported lag keeps growing with the log.
+    fn query_ends(&mut self, slots: &BTreeSet<AssignmentId>, now_ms: u64) {
         let paused = &mut self.attention.paused;
         paused.retain(|slot, _| slots.contains(slot) && !self.flow.is_fetched(*slot));
         let mut due = Vec::new();
@@ -75,7 +75,7 @@ impl Pump {
                 continue;
             }
             let (since_ms, _) = paused.entry(slot).or_insert((now_ms, None));
-            if now_ms.saturating_sub(*since_ms) >= ENDS_MS {
+            if now_ms.saturating_sub(*since_ms) >= END_QUERY_INTERVAL_MS {
                 *since_ms = now_ms;
                 due.push(self.flow.assignment(slot).at.clone());
             }
@@ -85,36 +85,36 @@ impl Pump {
         }
     }
 
-    /// The end of a partition was told.
-    pub(super) fn note_asked_end(&mut self, slot: AssignmentId, end: i64) {
+    /// Records the queried end of a partition.
+    pub(super) fn record_queried_end(&mut self, slot: AssignmentId, end: i64) {
         if let Some((_, known)) = self.attention.paused.get_mut(&slot) {
             *known = Some(end);
         }
     }
 
-    /// The end of a partition that is not fetched from now on: the next question is some time away.
-    pub(super) fn note_end_of_unfetched(&mut self, slot: AssignmentId, end: i64) {
+    /// Records the end of a partition whose fetching stops now, so that its lag is known before the first query.
+    pub(super) fn record_end_of_unfetched(&mut self, slot: AssignmentId, end: i64) {
         let now_ms = self.now_ms();
         self.attention.paused.insert(slot, (now_ms, Some(end)));
     }
 
-    /// The end of a partition that is not fetched, when it was asked for last.
-    pub(super) fn asked_end(&self, slot: AssignmentId) -> Option<i64> {
+    /// The last queried end of a partition that is not fetched.
+    pub(super) fn queried_end(&self, slot: AssignmentId) -> Option<i64> {
         self.attention.paused.get(&slot)?.1
     }
 
-    /// librdkafka says nothing of a partition whose leader is gone: it is just not read.
-    pub(super) fn look_for_leader(&mut self, slot: AssignmentId, now_ms: u64) {
+    /// Reports a partition without a leader: librdkafka raises no error for it, it only stops fetching.
+    pub(super) fn check_leader(&mut self, slot: AssignmentId, now_ms: u64) {
         if self.source.fetch_state(slot) != FetchState::NoLeader {
             self.attention.leaderless.remove(&slot);
             return;
         }
         let since_ms = *self.attention.leaderless.entry(slot).or_insert(now_ms);
         let at = &self.flow.assignment(slot).at;
-        if now_ms.saturating_sub(since_ms) >= ELECTION_MS && self.flow.is_read(at, slot) {
-            let remedy = "bring back the brokers that hold it, or look at their log folders; if its topic was deleted, take it out of the routes, or create it again";
+        if now_ms.saturating_sub(since_ms) >= ELECTION_TIMEOUT_MS && self.flow.is_read(at, slot) {
+            let remedy = "restore the brokers that host it, or check their log directories; if its topic was deleted, remove it from the routes or create it again";
             self.cannot_read(slot, "the partition has no leader", remedy);
-            // A leader that is found again clears it like a right that is given back.
+            // Cleared like a restored permission: once the client fetches again.
             self.watch(slot, PartitionFault::Denied);
         }
     }

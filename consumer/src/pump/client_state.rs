@@ -1,9 +1,9 @@
-//! How a client stands with the cluster and its group: its last error of each kind, since when and how often, until a
-//! success clears it.
+//! State of a client's connection to the cluster and its group: the last error of each kind, with its start time and count,
+//! kept until a success clears it.
 //!
 //! ```text
 //!  no broker connected  ◄─ AllBrokersDown, statistics without one │ cleared by a record, an assignment, a commit, statistics
-//!  connection           ◄─ errors of one broker                   │ cleared when it is not repeated
+//!  connection           ◄─ errors of one broker                   │ cleared when not repeated
 //!  login, topic, other  ◄─ errors                                 │ cleared when not repeated; topic also by an assignment
 //!  group                ◄─ errors, partitions lost                │ cleared by an assignment, a commit, a membership
 //! ```
@@ -16,42 +16,42 @@ use crate::flow::report::WallClock;
 use crate::source::{ClientErrorKind, Membership};
 use crate::trouble::{LogLimit, Trouble};
 
-/// An error that is not repeated for so long is over: librdkafka repeats those of a broker every 30 s.
-const QUIET_MS: u64 = 75_000;
-/// The same for a topic: librdkafka tells of it once, and the watch of topics has had a look by then.
-const TOPIC_QUIET_MS: u64 = 300_000;
-/// What is over within this is not shown: brokers drop idle connections, and groups rebalance.
-const SHOWN_AFTER_MS: u64 = 3_000;
-/// A first join takes longer than that when something is in the way.
-const JOIN_SHOWN_AFTER_MS: u64 = 10_000;
-/// How long a member that the broker gives nothing to (KIP-848) is awaited to get something.
-const WITHOUT_PARTITIONS_MS: u64 = 2_000;
-/// Between two questions to the client about its membership, while that is not known.
-const ASK_INTERVAL_MS: u64 = 500;
+/// An error not repeated within this time is cleared: librdkafka repeats a broker's errors every 30 s.
+const ERROR_EXPIRY_MS: u64 = 75_000;
+/// The same for a topic error, which librdkafka reports only once: by then the topic watch has listed the topics.
+const TOPIC_ERROR_EXPIRY_MS: u64 = 300_000;
+/// An error that lasts less than this is not reported: brokers close idle connections, and groups rebalance.
+const REPORT_DELAY_MS: u64 = 3_000;
+/// A first join that takes longer than this is reported: something blocks it.
+const JOIN_REPORT_DELAY_MS: u64 = 10_000;
+/// How long a member without partitions (KIP-848) may still receive some before it counts as joined.
+const EMPTY_ASSIGNMENT_DELAY_MS: u64 = 2_000;
+/// Interval between two membership queries to the client while it joins.
+const QUERY_INTERVAL_MS: u64 = 500;
 
-/// Where the client stands with its group.
+/// The client's state in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
-    /// It subscribes to nothing.
+    /// Not subscribed to any topic.
     Idle,
-    /// It is to become a member, for the first time or because it was `lost`.
+    /// Joining, for the first time or because its membership was `lost`.
     Joining { since_ms: u64, lost: bool },
-    /// It is one, with or without partitions.
+    /// A member, with or without partitions.
     Member,
 }
 
-/// State of one client, on the flow's clock.
+/// State of one client; times are on the flow's clock.
 pub(super) struct ClientState {
     group_id: Arc<str>,
     group: Group,
     errors: BTreeMap<ClientErrorKind, Trouble>,
     log: BTreeMap<ClientErrorKind, LogLimit>,
-    /// Since when no broker is connected.
+    /// When the last broker connection was lost.
     unreachable_ms: Option<u64>,
-    /// Its end is told in the log.
-    told_unreachable: bool,
-    asked_ms: u64,
-    /// Since when the client is a member by its own account.
+    /// Whether the outage was logged, so that its end is logged too.
+    outage_logged: bool,
+    queried_ms: u64,
+    /// Since when the client has reported itself a member without an assignment.
     member_ms: Option<u64>,
 }
 
@@ -63,13 +63,13 @@ impl ClientState {
             errors: BTreeMap::new(),
             log: BTreeMap::new(),
             unreachable_ms: None,
-            told_unreachable: false,
-            asked_ms: 0,
+            outage_logged: false,
+            queried_ms: 0,
             member_ms: None,
         }
     }
 
-    /// Whether it is a member of the group.
+    /// Whether the client is a member of the group.
     pub(super) fn is_member(&self) -> bool {
         self.group == Group::Member
     }
@@ -79,7 +79,7 @@ impl ClientState {
         self.unreachable_ms
     }
 
-    /// Another client takes its place.
+    /// Resets the state for a new client.
     pub(super) fn renew(&mut self, now_ms: u64) {
         self.errors.clear();
         self.unreachable_ms = None;
@@ -90,7 +90,7 @@ impl ClientState {
         self.member_ms = None;
     }
 
-    /// It subscribes to something, or to nothing any more.
+    /// The subscription changed; `to_any` is false for an empty one.
     pub(super) fn subscribed(&mut self, to_any: bool, now_ms: u64) {
         match (to_any, self.group) {
             (false, _) => {
@@ -107,7 +107,7 @@ impl ClientState {
         }
     }
 
-    /// The client reports an error, which is logged at first and once a minute.
+    /// Records an error of the client. The first is logged, then one per minute and kind.
     pub(super) fn error(&mut self, kind: ClientErrorKind, reason: &str, remedy: &str, now_ms: u64) {
         if kind == ClientErrorKind::AllBrokersDown {
             self.unreachable_ms.get_or_insert(now_ms);
@@ -121,29 +121,29 @@ impl ClientState {
                     .insert(kind, Trouble::new(reason, remedy, now_ms));
             }
         }
-        // That no broker is left says nothing beside why the last one is gone, or does not let us in.
-        let is_told = kind == ClientErrorKind::AllBrokersDown
+        // Redundant in the log: the connection or login error already names the cause.
+        let is_redundant = kind == ClientErrorKind::AllBrokersDown
             && [ClientErrorKind::Connection, ClientErrorKind::Login]
                 .iter()
                 .any(|kind| self.errors.contains_key(kind));
-        if is_told {
-            self.told_unreachable = true;
+        if is_redundant {
+            self.outage_logged = true;
             return;
         }
         if let Some(times) = self.log.entry(kind).or_default().count(now_ms) {
-            self.told_unreachable |= self.unreachable_ms.is_some();
+            self.outage_logged |= self.unreachable_ms.is_some();
             tracing::warn!(
                 group = &*self.group_id,
                 reason,
                 times,
                 remedy,
-                "kafka client error; it goes on trying"
+                "kafka client error; retrying"
             );
         }
     }
 
-    /// A broker has answered: a record, an assignment, a commit.
-    pub(super) fn heard(&mut self, now_ms: u64) {
+    /// A broker has answered, with a record, an assignment or a commit: ends an outage.
+    pub(super) fn broker_answered(&mut self, now_ms: u64) {
         if self.unreachable_ms.is_none() {
             return;
         }
@@ -157,15 +157,15 @@ impl ClientState {
             return;
         };
         self.errors.remove(&ClientErrorKind::Connection);
-        if std::mem::take(&mut self.told_unreachable) {
+        if std::mem::take(&mut self.outage_logged) {
             let seconds = now_ms.saturating_sub(since_ms) / 1_000;
             tracing::info!(seconds, "a Kafka broker answers again");
         }
     }
 
-    /// The client's statistics, as JSON: among other things the state of each broker's connection.
+    /// Reads the state of the broker connections from the client's JSON statistics.
     pub(super) fn statistics(&mut self, json: &str, now_ms: u64) {
-        // As librdkafka writes it for a broker; the group's state stands in small letters.
+        // Matches broker states only: librdkafka writes the group's state in lower case.
         if json.contains(r#""state":"UP""#) {
             self.reached(now_ms);
         } else {
@@ -173,9 +173,9 @@ impl ClientState {
         }
     }
 
-    /// The group has given the client an assignment, perhaps an empty one.
+    /// The group has sent an assignment, which may be empty.
     pub(super) fn assigned(&mut self, now_ms: u64) {
-        self.heard(now_ms);
+        self.broker_answered(now_ms);
         self.joined();
         self.errors.remove(&ClientErrorKind::Topic);
     }
@@ -185,7 +185,7 @@ impl ClientState {
         self.errors.remove(&ClientErrorKind::Group);
     }
 
-    /// The group has taken everything away without notice.
+    /// The member has lost all its partitions without a revoke.
     pub(super) fn lost(&mut self, now_ms: u64) {
         if self.group == Group::Member {
             self.group = Group::Joining {
@@ -196,23 +196,23 @@ impl ClientState {
         }
     }
 
-    /// The group has taken a commit.
+    /// The group has accepted a commit.
     pub(super) fn committed(&mut self, now_ms: u64) {
-        self.heard(now_ms);
+        self.broker_answered(now_ms);
         self.errors.remove(&ClientErrorKind::Group);
     }
 
-    /// Whether the client is to be asked for its membership: no event tells of an empty one under KIP-848.
-    pub(super) fn asks_for_membership(&mut self, now_ms: u64) -> bool {
+    /// Whether a membership query to the client is due: under KIP-848, no event reports an empty assignment.
+    pub(super) fn membership_query_due(&mut self, now_ms: u64) -> bool {
         let joining = matches!(self.group, Group::Joining { .. });
-        if !joining || now_ms.saturating_sub(self.asked_ms) < ASK_INTERVAL_MS {
+        if !joining || now_ms.saturating_sub(self.queried_ms) < QUERY_INTERVAL_MS {
             return false;
         }
-        self.asked_ms = now_ms;
+        self.queried_ms = now_ms;
         true
     }
 
-    /// The answer: a member without partitions has joined as well.
+    /// Handles the answer to a membership query: a member without partitions also counts as joined.
     pub(super) fn membership(&mut self, membership: Membership, now_ms: u64) {
         let is_member = membership.generation.is_some_and(|epoch| epoch > 0);
         if !membership.assigned_by_broker || !is_member {
@@ -220,13 +220,13 @@ impl ClientState {
             return;
         }
         let since_ms = *self.member_ms.get_or_insert(now_ms);
-        if now_ms.saturating_sub(since_ms) >= WITHOUT_PARTITIONS_MS {
-            self.heard(now_ms);
+        if now_ms.saturating_sub(since_ms) >= EMPTY_ASSIGNMENT_DELAY_MS {
+            self.broker_answered(now_ms);
             self.joined();
         }
     }
 
-    /// Forgets errors that are over.
+    /// Removes expired errors.
     pub(super) fn forget_old(&mut self, now_ms: u64) {
         let unreachable = self.unreachable_ms.is_some();
         let joining = matches!(self.group, Group::Joining { .. });
@@ -235,8 +235,10 @@ impl ClientState {
         self.errors.retain(|kind, trouble| {
             let quiet_ms = now_ms.saturating_sub(trouble.last_ms);
             match kind {
-                // Whoever refused the login is not reached any more.
-                ClientErrorKind::Login if trouble.last_ms + QUIET_MS < connection_ms => false,
+                // The broker that rejected the login is no longer reachable: the connection error is the cause now.
+                ClientErrorKind::Login if trouble.last_ms + ERROR_EXPIRY_MS < connection_ms => {
+                    false
+                }
                 ClientErrorKind::AllBrokersDown
                 | ClientErrorKind::Connection
                 | ClientErrorKind::Login
@@ -245,13 +247,13 @@ impl ClientState {
                     true
                 }
                 ClientErrorKind::Group if joining => true,
-                ClientErrorKind::Topic => quiet_ms < TOPIC_QUIET_MS,
-                _ => quiet_ms < QUIET_MS,
+                ClientErrorKind::Topic => quiet_ms < TOPIC_ERROR_EXPIRY_MS,
+                _ => quiet_ms < ERROR_EXPIRY_MS,
             }
         });
     }
 
-    /// What stands between the client and its cluster.
+    /// Problems between the client and its cluster.
     pub(super) fn problems(&self, now_ms: u64, clock: WallClock) -> Vec<ServiceProblem> {
         use ClientErrorKind as Kind;
         let mut problems = Vec::new();
@@ -261,14 +263,14 @@ impl ClientState {
             problems.push(trouble.problem(ProblemKind::KafkaUnreachable, what, clock));
         }
         for (kind, trouble) in &self.errors {
-            let stands = trouble.last_ms - trouble.since_ms >= SHOWN_AFTER_MS;
+            let lasts = trouble.last_ms - trouble.since_ms >= REPORT_DELAY_MS;
             let (kind, what) = match kind {
                 Kind::AllBrokersDown => continue,
-                Kind::Connection if unreachable.is_some() || !stands => continue,
+                Kind::Connection if unreachable.is_some() || !lasts => continue,
                 Kind::Connection => (ProblemKind::BrokerUnreachable, "a broker does not answer"),
                 Kind::Login => (
                     ProblemKind::KafkaLogin,
-                    "the brokers do not let the client in",
+                    "the brokers reject the client's login",
                 ),
                 Kind::Group => continue,
                 Kind::Topic => (ProblemKind::Topic, "a subscribed topic cannot be read"),
@@ -280,21 +282,22 @@ impl ClientState {
         problems
     }
 
-    /// That no broker is connected, in the words of the last error that says why.
+    /// An outage of all brokers, with the last error as its cause.
     fn unreachable(&self, now_ms: u64) -> Option<Trouble> {
         let since_ms = self.unreachable_ms?;
-        if now_ms.saturating_sub(since_ms) < SHOWN_AFTER_MS {
+        if now_ms.saturating_sub(since_ms) < REPORT_DELAY_MS {
             return None;
         }
-        let told = [
+        let causes = [
             ClientErrorKind::Login,
             ClientErrorKind::Connection,
             ClientErrorKind::AllBrokersDown,
         ];
-        let known = told.iter().find_map(|kind| self.errors.get(kind));
-        let remedy = "see that the brokers run and that the network reaches them";
+        let known = causes.iter().find_map(|kind| self.errors.get(kind));
+        let remedy = "check that the brokers run and are reachable over the network";
         let known = known.cloned();
-        let trouble = known.unwrap_or_else(|| Trouble::new("no connection is up", remedy, now_ms));
+        let trouble =
+            known.unwrap_or_else(|| Trouble::new("no broker connection is open", remedy, now_ms));
         Some(Trouble {
             since_ms,
             ..trouble
@@ -308,19 +311,19 @@ impl ClientState {
             Group::Idle => return None,
             Group::Member => (
                 error?.since_ms,
-                format!("group {group} is about to refuse this member"),
+                format!("group {group} rejects requests of this member"),
             ),
             Group::Joining { since_ms, lost } => {
-                let shown_after_ms = match (error, lost) {
+                let delay_ms = match (error, lost) {
                     (Some(_), _) => 0,
-                    (None, true) => SHOWN_AFTER_MS,
-                    (None, false) => JOIN_SHOWN_AFTER_MS,
+                    (None, true) => REPORT_DELAY_MS,
+                    (None, false) => JOIN_REPORT_DELAY_MS,
                 };
-                if now_ms.saturating_sub(since_ms) < shown_after_ms {
+                if now_ms.saturating_sub(since_ms) < delay_ms {
                     return None;
                 }
                 let what = match lost {
-                    true => format!("group {group} has taken every partition away"),
+                    true => format!("group {group} has revoked every partition"),
                     false => format!("group {group} is not joined yet"),
                 };
                 (since_ms, what)
@@ -328,9 +331,9 @@ impl ClientState {
         };
         let waiting = || {
             Trouble::new(
-                "the member waits for its coordinator and for the group to agree",
-                "a rebalance waits for every member, for max.poll.interval.ms at most, and for one that is gone, such as this one \
-                 before an outage, until its session.timeout.ms: look after the brokers and the other members. A member none of whose topics exists is in no group until one of them does",
+                "the member waits for its coordinator and for the rebalance to complete",
+                "a rebalance waits for every member, at most max.poll.interval.ms, and for a member that is gone, such as this one \
+                 before an outage, at most session.timeout.ms: check the brokers and the other members. A member whose topics do not exist joins no group until one of them does",
                 since_ms,
             )
         };
@@ -363,19 +366,19 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_away_is_one_problem_with_the_cause_until_something_is_heard() {
-        let heard: [fn(&mut ClientState); 4] = [
-            |state| state.heard(70_000),
+    fn an_unreachable_cluster_is_one_problem_with_its_cause_until_a_broker_answers() {
+        let answers: [fn(&mut ClientState); 4] = [
+            |state| state.broker_answered(70_000),
             |state| state.committed(70_000),
             |state| state.assigned(70_000),
             |state| state.statistics(r#"{"brokers":{"b":{"state":"UP"}},"cgrp":{}}"#, 70_000),
         ];
-        for over in heard {
+        for answer in answers {
             let mut state = joined();
-            state.error(Kind::Connection, "b: Connection refused", "look", 1_000);
-            state.error(Kind::AllBrokersDown, "1/1 brokers are down", "look", 1_000);
-            assert_eq!(kinds(&state, 1_000), [], "it may be a moment");
-            state.error(Kind::Connection, "b: Connection refused", "look", 31_000);
+            state.error(Kind::Connection, "b: Connection refused", "check", 1_000);
+            state.error(Kind::AllBrokersDown, "1/1 brokers are down", "check", 1_000);
+            assert_eq!(kinds(&state, 1_000), [], "it may be short");
+            state.error(Kind::Connection, "b: Connection refused", "check", 31_000);
             state.forget_old(60_000);
             let problems = state.problems(60_000, CLOCK);
             assert_eq!(problems.len(), 1, "{problems:?}");
@@ -383,7 +386,7 @@ mod tests {
             assert_eq!((problems[0].since_ms, problems[0].count), (1_000, 2));
             assert_eq!(problems[0].cause, "b: Connection refused");
             assert_eq!(state.unreachable_ms(), Some(1_000));
-            over(&mut state);
+            answer(&mut state);
             assert_eq!(
                 (kinds(&state, 70_000), state.unreachable_ms()),
                 (vec![], None)
@@ -392,13 +395,13 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_login_is_no_reason_any_more_once_nothing_is_connected_to() {
+    fn a_rejected_login_is_not_the_cause_once_no_broker_is_reachable() {
         let mut state = joined();
         state.error(Kind::Login, "b: wrong password", "correct it", 1_000);
-        state.error(Kind::AllBrokersDown, "1/1 brokers are down", "look", 1_000);
+        state.error(Kind::AllBrokersDown, "1/1 brokers are down", "check", 1_000);
         let cause = |state: &ClientState, now_ms| state.problems(now_ms, CLOCK)[0].cause.clone();
         for now_ms in [31_000, 61_000, 91_000] {
-            state.error(Kind::Connection, "b: refused", "look", now_ms);
+            state.error(Kind::Connection, "b: refused", "check", now_ms);
             state.forget_old(now_ms);
         }
         assert_eq!(cause(&state, 91_000), "b: refused");
@@ -408,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_tell_of_a_cluster_that_never_answered() {
+    fn statistics_report_a_cluster_that_never_answered() {
         let mut state = ClientState::new("g".into());
         state.subscribed(true, 0);
         let json = r#"{"brokers":{"b":{"state":"CONNECT"}},"cgrp":{"state": "up"}}"#;
@@ -420,11 +423,11 @@ mod tests {
     }
 
     #[test]
-    fn one_broker_among_others_is_told_while_it_repeats() {
+    fn an_error_of_one_broker_is_reported_while_it_repeats() {
         let mut state = joined();
-        state.error(Kind::Connection, "b: Disconnected", "look", 0);
+        state.error(Kind::Connection, "b: Disconnected", "check", 0);
         assert_eq!(kinds(&state, 10_000), [], "an idle connection was closed");
-        state.error(Kind::Connection, "b: Connection refused", "look", 30_000);
+        state.error(Kind::Connection, "b: Connection refused", "check", 30_000);
         assert_eq!(kinds(&state, 30_000), [ProblemKind::BrokerUnreachable]);
         state.forget_old(104_000);
         assert_eq!(kinds(&state, 104_000).len(), 1);
@@ -433,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_group_stands_with_its_cause_until_there_is_an_assignment() {
+    fn a_lost_group_is_reported_with_its_cause_until_an_assignment_arrives() {
         let mut state = joined();
         assert_eq!(kinds(&state, 1_000_000), []);
         state.lost(10_000);
@@ -447,7 +450,7 @@ mod tests {
         );
         state.forget_old(500_000);
         let problems = state.problems(500_000, CLOCK);
-        assert_eq!(problems[0].what, "group g has taken every partition away");
+        assert_eq!(problems[0].what, "group g has revoked every partition");
         assert_eq!(problems[0].cause, "Group authorization failed");
         assert_eq!(problems[0].since_ms, 10_000);
         state.assigned(500_000);
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_join_that_takes_long_says_so_and_one_that_is_refused_at_once() {
+    fn a_slow_first_join_is_reported_late_and_a_rejected_one_immediately() {
         let mut state = ClientState::new("g".into());
         state.subscribed(true, 0);
         assert_eq!(kinds(&state, 9_999), []);
@@ -472,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_without_partitions_has_joined_where_the_broker_assigns() {
+    fn a_member_without_partitions_counts_as_joined_where_the_broker_assigns() {
         let epoch = |generation, assigned_by_broker| Membership {
             generation,
             is_static: false,
@@ -482,8 +485,8 @@ mod tests {
             let mut state = ClientState::new("g".into());
             state.subscribed(true, 0);
             for (turn, answer) in (1..).zip(answers) {
-                assert!(state.asks_for_membership(turn * 1_000));
-                assert!(!state.asks_for_membership(turn * 1_000 + 1));
+                assert!(state.membership_query_due(turn * 1_000));
+                assert!(!state.membership_query_due(turn * 1_000 + 1));
                 state.membership(*answer, turn * 1_000);
             }
             state.is_member()
@@ -495,11 +498,11 @@ mod tests {
         );
         assert!(!ask(&[epoch(Some(0), true); 5]));
         assert!(!ask(&[epoch(None, true); 5]));
-        assert!(!ask(&[epoch(Some(3), false); 5]), "an event will tell");
+        assert!(!ask(&[epoch(Some(3), false); 5]), "an event reports it");
     }
 
     #[test]
-    fn refusals_are_logged_once_a_minute_whatever_their_number() {
+    fn rejections_are_logged_once_per_minute_whatever_their_number() {
         let mut state = joined();
         let mut lines = 0;
         for second in 0..=120_u64 {
@@ -508,7 +511,7 @@ mod tests {
             state.assigned(second * 1_000);
             let limit = |log: &BTreeMap<Kind, LogLimit>| format!("{:?}", log.get(&Kind::Group));
             let counted = format!("{:?}", state.log.get(&Kind::Group));
-            lines += u64::from(counted.contains("untold: 0") && limit(&before) != counted);
+            lines += u64::from(counted.contains("unlogged: 0") && limit(&before) != counted);
         }
         assert_eq!(lines, 3);
     }

@@ -1,41 +1,41 @@
-//! Giving partitions back: those of a revoke, and at a stop all of them.
+//! Release of partitions: those of a revoke, and at a stop all of them.
 //!
 //! ```text
-//!   revoke ─► drain ─► last commit ─► release: the group hears of it
-//!   stop ───► drain ─► last commit ─► close: a join that is under way is finished, and the group is left
-//!             (not before a rebalance that is under way is over: `last_rebalance`)
+//!   revoke ─► drain ─► last commit ─► release: acknowledged to the group
+//!   stop ───► drain ─► last commit ─► close: a join in progress is completed, and the member leaves the group
+//!             (a rebalance in progress is awaited first: `last_rebalance`)
 //! ```
 //!
-//! A last commit that the group refuses is sent again while the partitions are ours, until shortly after the drain's
-//! deadline: a group that rebalances accepts it as soon as it has agreed on a generation. The pump goes on with
-//! everything else meanwhile, since the client needs its events served to get there (G3, G5).
+//! A rejected last commit is retried while the partitions are owned, until shortly after the drain deadline: a rebalancing
+//! group accepts it once its new generation is agreed on. The pump keeps running all other steps, because the client makes
+//! progress only while its events are served (G3, G5).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::last_rebalance::LastRebalance;
 use super::{Pump, StopReport};
-use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
+use crate::flow::commits::{HandOver, LAST_COMMIT_GRACE_MS};
 use crate::source::{
     AssignmentId, CommitError, CommitErrorKind, Rejection, SourceError, TopicPartition,
 };
 
-/// Time beyond the drain that a stop may take for its last commit and for leaving the group.
+/// Time after the drain deadline for the last commit and for leaving the group.
 pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
 const _: () = assert!(
-    LAST_COMMIT_MS < LEAVE_GRACE.as_millis() as u64,
+    LAST_COMMIT_GRACE_MS < LEAVE_GRACE.as_millis() as u64,
     "a last commit leaves no time to leave the group"
 );
 
-/// Partitions that are about to be given back.
+/// Revoked partitions that still drain or commit.
 pub(super) struct Revoke {
     partitions: Vec<TopicPartition>,
     slots: Vec<AssignmentId>,
 }
 
 impl Pump {
-    /// The group takes partitions away, or has taken them already (`lost`).
+    /// The group revokes partitions, or has already reassigned them (`lost`).
     pub(super) fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         self.starting.forget(&partitions);
         if lost {
@@ -60,7 +60,7 @@ impl Pump {
             self.flow.release(&slots);
         }
         if self.stopping.is_some() {
-            // Everything drains already. An answer would make the client join again, and the last commit wait for that.
+            // Everything drains already. Acknowledging the revoke would make the client rejoin, and delay the last commit.
             return;
         }
         if lost {
@@ -71,13 +71,13 @@ impl Pump {
         self.revokes.push(Revoke { partitions, slots });
     }
 
-    fn start_drain(&mut self, slots: &[AssignmentId], told_ms: u64) {
+    fn start_drain(&mut self, slots: &[AssignmentId], requested_ms: u64) {
         self.learn_positions_of(slots);
-        let deadline_ms = told_ms + self.settings.drain_timeout.as_millis() as u64;
+        let deadline_ms = requested_ms + self.settings.drain_timeout.as_millis() as u64;
         self.flow.start_drain(slots, deadline_ms);
     }
 
-    /// Gives back the partitions of revokes whose last commit is accepted, or cannot be any more.
+    /// Releases the partitions of revokes whose last commit is accepted, or can no longer be.
     pub(super) fn finish_revokes(&mut self) {
         for revoke in std::mem::take(&mut self.revokes) {
             if !self.is_handed_over(&revoke.slots) {
@@ -97,7 +97,7 @@ impl Pump {
                 self.left.uncommitted += uncommitted as u64;
                 tracing::warn!(
                     partitions = uncommitted,
-                    "last commit not accepted; the next owner repeats what it would have covered"
+                    "last commit failed; the next owner reprocesses the records it would have covered"
                 );
                 true
             }
@@ -106,11 +106,11 @@ impl Pump {
 
     fn release_source(&mut self, partitions: &[TopicPartition]) {
         if let Err(error) = self.source.release(partitions) {
-            tracing::warn!(%error, "giving partitions back was refused");
+            tracing::warn!(%error, "cannot release partitions");
         }
     }
 
-    /// Sends the commit that is due, if one is.
+    /// Sends the commit that is due, if any.
     pub(super) fn commit(&mut self) {
         let entries = self.flow.commits_due();
         if entries.is_empty() {
@@ -126,57 +126,60 @@ impl Pump {
         }
     }
 
-    /// Whether a stop was told.
+    /// Whether a stop was requested.
     pub(super) fn is_stopping(&self) -> bool {
         self.last_rebalance.is_some() || self.stopping.is_some()
     }
 
-    /// Begins to stop; while the group rebalances, only once that is over.
+    /// Begins the stop; during a rebalance, the drain starts only after it.
     pub(super) fn stop(&mut self) {
         self.renewing = false;
         if self.is_stopping() {
             return;
         }
-        // What earlier hand-overs left is not this stop's.
-        self.forget_what_was_left();
-        let told_ms = self.now_ms();
+        // The report covers this stop only, not earlier revokes.
+        self.reset_report();
+        let requested_ms = self.now_ms();
         if self.source.is_rebalancing() {
             tracing::info!(
-                "the group rebalances: the stop waits for it, and records are handled meanwhile"
+                "rebalance in progress: the stop waits for it, and records are processed until then"
             );
-            self.last_rebalance = Some(LastRebalance::new(told_ms, self.settings.drain_timeout));
+            self.last_rebalance = Some(LastRebalance::new(
+                requested_ms,
+                self.settings.drain_timeout,
+            ));
         } else {
-            self.start_stop(told_ms);
+            self.start_stop(requested_ms);
         }
     }
 
-    /// Counts from now on what is left to the next owners.
-    pub(super) fn forget_what_was_left(&mut self) {
+    /// Resets the report of work left to the next owners.
+    pub(super) fn reset_report(&mut self) {
         self.left = StopReport::default();
-        self.flow.take_overrun();
+        self.flow.take_unfinished();
     }
 
-    /// Everything assigned is drained, committed and given back, in the time that a stop has which was told then.
-    pub(super) fn start_stop(&mut self, told_ms: u64) {
+    /// Starts to drain and commit every assigned partition. The deadlines count from `requested_ms`, the time of the request.
+    pub(super) fn start_stop(&mut self, requested_ms: u64) {
         self.last_rebalance = None;
-        let told = self.started + Duration::from_millis(told_ms);
-        self.stopping = Some(told + self.settings.drain_timeout + LEAVE_GRACE);
-        // Their partitions go with all the others.
+        let requested = self.started + Duration::from_millis(requested_ms);
+        self.stopping = Some(requested + self.settings.drain_timeout + LEAVE_GRACE);
+        // Their partitions are released with all the others.
         self.revokes.clear();
         let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
-        self.start_drain(&slots, told_ms);
+        self.start_drain(&slots, requested_ms);
     }
 
-    /// Ends the pump once everything is drained and committed.
+    /// Leaves the group once everything is drained and committed; then ends the pump, or renews its client.
     pub(super) fn finish_stop(&mut self) {
         let Some(deadline) = self.stopping else {
             return;
         };
         let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
-        if self.closed || self.waits_for_lent(deadline) || !self.is_handed_over(&slots) {
+        if self.closed || self.waits_for_borrowed(deadline) || !self.is_handed_over(&slots) {
             return;
         }
-        self.flow.log_untold(true);
+        self.flow.log_suppressed(true);
         self.flow.release(&slots);
         if !self.source.close(deadline) {
             self.left.members += 1;
@@ -188,9 +191,9 @@ impl Pump {
         }
     }
 
-    /// Whether calls still read records of a client in whose place another one is to come. Such a client cannot be ended:
-    /// it would be left behind with its threads, and with statistics that nobody takes.
-    fn waits_for_lent(&self, deadline: Instant) -> bool {
-        self.renewing && self.flow.lends() && Instant::now() + LEAVE_GRACE < deadline
+    /// Whether calls still borrow records of a client that is being replaced. It cannot be destroyed before they return: it would
+    /// leak its threads, and its statistics queue would grow without a reader.
+    fn waits_for_borrowed(&self, deadline: Instant) -> bool {
+        self.renewing && self.flow.has_lent_records() && Instant::now() + LEAVE_GRACE < deadline
     }
 }

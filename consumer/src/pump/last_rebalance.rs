@@ -1,60 +1,60 @@
-//! A stop that is told while the group rebalances: the member serves until the rebalance is over, then drains and leaves.
+//! A stop during a rebalance: the member keeps processing until the rebalance completes, then drains and leaves.
 //!
 //! ```text
 //!   stop ─┬─ no rebalance ─────────────────────────────────────────────────────────────► drain ─► last commit ─► leave
-//!         └─ rebalance ─► go on with what is ours ─► first records of what is new ─────►
+//!         └─ rebalance ─► keep processing ─► first records of new partitions ──────────►
 //! ```
 //!
-//! A member cannot leave during a join: the broker answers nothing else on its connection until the join is over. The
-//! group counts on it until then and may give it partitions. If it stopped reading at once, its partitions would rest for
-//! the whole join; if it gave back unread what the join brings, a partition could go through several members that are all
-//! told to stop, and be without progress for a heartbeat interval each time.
+//! A member cannot leave during a join: the broker answers no other request on its connection until the join completes. Until
+//! then the group treats it as a member and may assign it partitions. If it stopped reading at once, its partitions would be
+//! idle for the whole join; if it released new partitions unread, a partition could pass through several members that are all
+//! stopping, and make no progress for a heartbeat interval at each of them.
 
 use std::time::Duration;
 
 use super::Pump;
 use crate::source::TopicPartition;
 
-/// Longest time that a stop waits for a rebalance, unless a quarter of the time to drain is less.
-const LONGEST: Duration = Duration::from_secs(3);
-/// Longest time that new partitions are given for a first record: an idle one has none.
-const FIRST_RECORDS_MS: u64 = 500;
+/// Maximum wait of a stop for a rebalance; a quarter of the drain timeout if that is less.
+const MAX_REBALANCE_WAIT: Duration = Duration::from_secs(3);
+/// Maximum wait for the first record of a new partition: an idle one has none.
+const FIRST_RECORD_TIMEOUT_MS: u64 = 500;
 
-/// The rebalance that a stop waits for. Times are the flow's.
+/// The rebalance that a stop waits for. Times are on the flow's clock.
 pub(super) struct LastRebalance {
-    /// When the stop was told.
-    told_ms: u64,
-    /// It is not waited for beyond this.
+    /// When the stop was requested.
+    requested_ms: u64,
+    /// Deadline of the wait.
     until_ms: u64,
-    /// When it was seen to be over.
-    over_ms: Option<u64>,
-    /// What it has brought, until a record of it is handled.
+    /// When the rebalance was first seen completed.
+    completed_ms: Option<u64>,
+    /// Newly assigned partitions without a settled record.
     new: Vec<TopicPartition>,
 }
 
 impl LastRebalance {
-    pub(super) fn new(told_ms: u64, drain_timeout: Duration) -> Self {
-        let longest = LONGEST.min(drain_timeout / 4);
+    pub(super) fn new(requested_ms: u64, drain_timeout: Duration) -> Self {
+        let max_wait = MAX_REBALANCE_WAIT.min(drain_timeout / 4);
         Self {
-            told_ms,
-            until_ms: told_ms + longest.as_millis() as u64,
-            over_ms: None,
+            requested_ms,
+            until_ms: requested_ms + max_wait.as_millis() as u64,
+            completed_ms: None,
             new: Vec::new(),
         }
     }
 
-    /// When the stop was told.
-    pub(super) fn told_ms(&self) -> u64 {
-        self.told_ms
+    /// When the stop was requested.
+    pub(super) fn requested_ms(&self) -> u64 {
+        self.requested_ms
     }
 
-    /// It has brought partitions.
-    pub(super) fn brought(&mut self, partitions: &[TopicPartition]) {
+    /// Adds partitions that the rebalance has assigned.
+    pub(super) fn add_assigned(&mut self, partitions: &[TopicPartition]) {
         self.new.extend_from_slice(partitions);
     }
 
-    /// Whether the stop may go on: `rebalancing` says whether the group still agrees on an assignment, `is_served` whether
-    /// a new partition has had a record handled, or none is to be expected.
+    /// Whether the stop may proceed. `rebalancing`: the group has no agreed assignment yet. `is_served`: a new partition has
+    /// settled a record, or will not receive one.
     fn is_over(
         &mut self,
         now_ms: u64,
@@ -65,17 +65,17 @@ impl LastRebalance {
             return true;
         }
         if rebalancing {
-            self.over_ms = None;
+            self.completed_ms = None;
             return false;
         }
-        let over_ms = *self.over_ms.get_or_insert(now_ms);
+        let completed_ms = *self.completed_ms.get_or_insert(now_ms);
         self.new.retain(|at| !is_served(at));
-        self.new.is_empty() || now_ms >= over_ms + FIRST_RECORDS_MS
+        self.new.is_empty() || now_ms >= completed_ms + FIRST_RECORD_TIMEOUT_MS
     }
 }
 
 impl Pump {
-    /// Begins the stop that waited for a rebalance, once that is over.
+    /// Begins the pending stop once its rebalance has completed.
     pub(super) fn finish_rebalance(&mut self) {
         let Some(mut last) = self.last_rebalance.take() else {
             return;
@@ -85,11 +85,11 @@ impl Pump {
                 let assignment = self.flow.assignment(slot);
                 assignment.moved_ms > assignment.assigned_ms || !assignment.admits()
             }
-            None => !self.starting.looks_for(at),
+            None => !self.starting.is_pending(at),
         };
         let rebalancing = self.source.is_rebalancing();
         if last.is_over(self.now_ms(), rebalancing, is_served) {
-            self.start_stop(last.told_ms());
+            self.start_stop(last.requested_ms());
         } else {
             self.last_rebalance = Some(last);
         }
@@ -112,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_waits_for_the_rebalance_and_for_a_first_record_of_what_it_brings() {
+    fn a_stop_waits_for_the_rebalance_and_for_the_first_record_of_each_new_partition() {
         let mut last = LastRebalance::new(7_000, DRAIN);
         assert!(!last.is_over(7_000, true, |_| true));
-        last.brought(&[at(0), at(1)]);
+        last.add_assigned(&[at(0), at(1)]);
         assert!(!last.is_over(7_900, true, |_| true));
         assert!(!last.is_over(8_000, false, |_| false));
         assert!(!last.is_over(8_100, false, |new| new.partition == 0));
@@ -123,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_waits_for_no_idle_partition_and_no_endless_rebalance() {
+    fn a_stop_does_not_wait_for_an_idle_partition_or_an_endless_rebalance() {
         let mut idle = LastRebalance::new(0, DRAIN);
-        idle.brought(&[at(0)]);
+        idle.add_assigned(&[at(0)]);
         assert!(!idle.is_over(100, false, |_| false));
         assert!(!idle.is_over(599, false, |_| false));
-        // Another one begins before the time is up: it counts anew after that.
+        // Another rebalance begins before the time is up: the wait for a first record starts again after it.
         assert!(!idle.is_over(599, true, |_| false));
         assert!(!idle.is_over(700, false, |_| false));
         assert!(idle.is_over(1_200, false, |_| false));
@@ -141,27 +141,31 @@ mod tests {
     }
 
     #[test]
-    fn records_are_handled_until_the_rebalance_is_over_and_all_of_them_are_committed() {
+    fn records_are_processed_until_the_rebalance_completes_and_all_are_committed() {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
         harness.kafka.set_rebalancing(true);
         harness.stop();
         assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
         harness.produce(3);
         harness.turn();
-        assert_eq!(harness.run_all(true), [5, 6, 7], "it is ours until then");
+        assert_eq!(
+            harness.run_all(true),
+            [5, 6, 7],
+            "the partition is owned until then"
+        );
         assert!(!harness.kafka.is_closed());
 
         harness.kafka.set_rebalancing(false);
         harness.turn();
         harness.produce(2);
         harness.turn();
-        assert_eq!(harness.run_all(true), [0; 0], "nothing begins any more");
+        assert_eq!(harness.run_all(true), [0; 0], "no record starts after that");
         assert!(harness.kafka.is_closed());
         assert_eq!(harness.committed(), Some(8));
     }
 
     #[test]
-    fn what_the_rebalance_brings_has_a_record_handled_before_it_is_given_back() {
+    fn a_new_partition_settles_a_record_before_it_is_released() {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
         assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
         harness.kafka.set_rebalancing(true);
@@ -175,7 +179,7 @@ mod tests {
             harness.turn();
             assert!(!harness.kafka.is_closed());
         }
-        // That a record has come is not that it was handled.
+        // A delivered record is not a settled one.
         assert_eq!(harness.run_all(true), [0, 1]);
         harness.advance(Duration::from_millis(5));
         harness.turn();
@@ -185,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_whose_leaving_the_group_has_not_heard_of_leaves_a_member() {
+    fn a_stop_whose_leave_request_failed_reports_a_remaining_member() {
         for refused in [false, true] {
             let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
             if refused {
@@ -200,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_during_a_stop_is_left_by_it() {
+    fn partitions_lost_during_a_stop_count_as_unfinished() {
         for rebalancing in [false, true] {
             let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
             harness.kafka.set_rebalancing(rebalancing);
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_stays_one_if_the_client_is_given_up_meanwhile() {
+    fn a_requested_stop_survives_a_client_renewal() {
         let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
         harness.kafka.set_rebalancing(true);
         harness.stop();
@@ -232,6 +236,6 @@ mod tests {
         harness.kafka.assign("t", &[0]);
         harness.produce(1);
         harness.turn();
-        assert_eq!(harness.run_all(false), [0; 0], "it does not join again");
+        assert_eq!(harness.run_all(false), [0; 0], "it does not rejoin");
     }
 }

@@ -1,10 +1,10 @@
-//! Offsets that are not in the log (G12), and partitions that cannot be read: told apart, explained, and gone on from.
+//! Offsets out of range (G12) and partitions with read errors: distinguished, reported, and recovered from.
 //!
 //! ```text
-//!  OffsetMissing ─► bounds of the log? ─┬─ the offset lies within: it could not be read ─► read it again
-//!                                       ├─ it does not, policy stop ─► stopped
-//!                                       └─ it does not, earliest or latest ─► in flight settled? ─► restart there
-//!  PartitionError ─► unreadable, until something is read or it is quiet
+//!  OffsetMissing ─► bounds of the log? ─┬─ offset within: it could not be read ─► retry the read
+//!                                       ├─ out of range, policy stop ─► stopped
+//!                                       └─ out of range, earliest or latest ─► in-flight settled? ─► reset there
+//!  PartitionError ─► unreadable, until a record is read or the error expires
 //! ```
 
 use std::ops::Range;
@@ -15,47 +15,47 @@ use crate::source::{
     AssignmentId, FetchState, PartitionFault, SourceError, StartAt, StartPartition, TopicPartition,
 };
 
-/// First pause before the bounds of a log are asked for again, or an offset is read again; it doubles.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Longest such pause.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// A fault that is not repeated for so long is over.
-const QUIET: Duration = Duration::from_mins(1);
-/// A fetch that is refused is repeated within this: none is refused any more when the last one was not for so long.
-const DENIED_QUIET: Duration = Duration::from_secs(3);
+/// Initial delay before the bounds of a log are queried again, or a read is retried; doubles each time.
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Maximum such delay.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// A transient fault not repeated within this time is cleared.
+const TRANSIENT_EXPIRY: Duration = Duration::from_mins(1);
+/// A denied fetch is retried by the client within this time: after it without an error, fetches are no longer denied.
+const DENIED_EXPIRY: Duration = Duration::from_secs(3);
 
-/// An offset that the client could not read from.
+/// An offset that the client could not fetch from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lost {
-    /// What is due next.
+    /// The next offset to read.
     pub(super) asked: i64,
-    /// Where the client was when it was refused.
+    /// The client's fetch position when the broker rejected it.
     pub(super) fetched: Option<i64>,
-    /// The log was cut off before that.
+    /// Whether the log was truncated before that offset.
     pub(super) truncated: bool,
-    /// The broker's words.
+    /// The broker's error.
     pub(super) reason: String,
 }
 
-/// What is to be done about it.
+/// Whether the offset is in the log.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is in the log; the client could not read it.
+    /// The offset is in the log; the client could not read it.
     Within,
-    /// It is not in the log, in these words.
+    /// The offset is out of range; the text explains why.
     Missing(String),
 }
 
 impl Lost {
-    /// Tells a missing offset from one that could not be read, by the bounds of the log: its first offset, and one past
-    /// its last.
+    /// Distinguishes an offset out of range from a failed read, by the bounds of the log: its first offset, and one past its
+    /// last.
     fn judge(&self, log: &Range<i64>) -> Verdict {
         let Range { start, end } = log;
         let asked = self.asked;
         if self.truncated {
             return Verdict::Missing(format!(
-                "the log was cut off before offset {asked}, and what stands there now is something else; it has the \
-                 offsets {start} to {end}"
+                "the log was truncated before offset {asked} and has other records there now; it has the offsets {start} \
+                 to {end}"
             ));
         }
         if asked < *start {
@@ -67,29 +67,29 @@ impl Lost {
         }
         if asked > *end {
             return Verdict::Missing(format!(
-                "offset {asked} is beyond the end of the log, which begins at {start} and ends at {end}: it was cut \
-                 off, or made anew"
+                "offset {asked} is beyond the end of the log, which begins at {start} and ends at {end}: it was \
+                 truncated, or created again"
             ));
         }
-        // A log never gets an earlier beginning: what is within it now and was refused before was beyond its end.
+        // A log's first offset never decreases: an offset in range now that was rejected before was beyond the end then.
         if self.fetched == Some(asked) && asked > *start {
             return Verdict::Missing(format!(
-                "offset {asked} was beyond the end of the log, which has been written on since, to {end}: it was cut \
-                 off in between"
+                "offset {asked} was beyond the end of the log, which has since grown to {end}: it was truncated \
+                 in between"
             ));
         }
         Verdict::Within
     }
 }
 
-/// Where a partition with a lost offset stands.
+/// Recovery stage of a partition with a lost offset.
 #[derive(Debug)]
 enum Stage {
-    /// The bounds of its log are asked for, or about to be.
+    /// The bounds of its log are being queried, or are about to be.
     Asking,
-    /// What is in flight settles first.
+    /// Waits until its in-flight records have settled.
     Settling,
-    /// It is read again, with so much delivered before.
+    /// The read is being retried; `delivered` counts the records before the retry.
     Reading { delivered: u64 },
 }
 
@@ -101,43 +101,43 @@ pub(super) struct Missing {
     lost: Lost,
     stage: Stage,
     due: Instant,
-    pause: Duration,
+    delay: Duration,
     asked: bool,
 }
 
 impl Missing {
-    fn again_later(&mut self) {
-        self.due = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_RETRY);
+    fn schedule_retry(&mut self) {
+        self.due = Instant::now() + self.delay;
+        self.delay = (self.delay * 2).min(MAX_RETRY_DELAY);
     }
 }
 
-/// A partition that cannot be read.
+/// A partition with a read error.
 #[derive(Debug)]
 pub(super) struct Unreadable {
     slot: AssignmentId,
-    /// What was read of it before.
+    /// The next offset to read when the error was reported.
     next: i64,
-    /// When it was heard of last.
-    heard: Instant,
-    /// When it is over.
+    /// When the error was last reported.
+    reported: Instant,
+    /// Kind of the error, which decides when it is cleared.
     fault: PartitionFault,
 }
 
 impl Unreadable {
-    /// Whether it is over although nothing was read.
+    /// Whether the error is over although no record was read.
     fn is_over(&self, now: Instant, fetch: impl FnOnce() -> FetchState) -> bool {
-        let quiet = now.duration_since(self.heard);
+        let silence = now.duration_since(self.reported);
         match self.fault {
             PartitionFault::Damaged => false,
-            PartitionFault::Denied => quiet >= DENIED_QUIET && fetch() == FetchState::Fetching,
-            PartitionFault::Passing => quiet >= QUIET,
+            PartitionFault::Denied => silence >= DENIED_EXPIRY && fetch() == FetchState::Fetching,
+            PartitionFault::Passing => silence >= TRANSIENT_EXPIRY,
         }
     }
 }
 
 impl Pump {
-    /// The offset to read is not there, as the client says (G12).
+    /// The client reports that the next offset is out of range (G12).
     pub(super) fn offset_missing(
         &mut self,
         at: &TopicPartition,
@@ -157,7 +157,7 @@ impl Pump {
         };
         if !self.is_damaged(slot) {
             let cause = format!("offset {} cannot be read: {}", lost.asked, lost.reason);
-            let remedy = "whether the log has it is being asked";
+            let remedy = "the log's bounds are being queried";
             self.flow.unreadable(slot, &cause, remedy);
         }
         let now = Instant::now();
@@ -169,17 +169,17 @@ impl Pump {
                 lost,
                 stage: Stage::Asking,
                 due: now,
-                pause: FIRST_RETRY,
+                delay: FIRST_RETRY_DELAY,
                 asked: false,
             });
             return;
         };
         if let Stage::Reading { delivered } = known.stage {
             if self.flow.assignment(slot).delivered > delivered {
-                known.pause = FIRST_RETRY;
+                known.delay = FIRST_RETRY_DELAY;
                 known.due = now;
             } else {
-                known.again_later();
+                known.schedule_retry();
             }
         }
         known.lost = lost;
@@ -187,8 +187,8 @@ impl Pump {
         known.stage = Stage::Asking;
     }
 
-    /// Asks what is due about lost offsets; the answers come as events.
-    pub(super) fn look_into_missing(&mut self) {
+    /// Queries the log bounds that are due for lost offsets; the answers arrive as events.
+    pub(super) fn check_missing_offsets(&mut self) {
         if self.missing.is_empty() || self.stopping.is_some() {
             return;
         }
@@ -215,10 +215,10 @@ impl Pump {
         }
     }
 
-    /// The bounds of a log, or why they are not to be had.
+    /// Handles the bounds of a log, or the reason why they are not available.
     pub(super) fn bounds(&mut self, at: &TopicPartition, bounds: Result<Range<i64>, String>) {
         if let (Some(slot), Ok(log)) = (self.flow.slot(at), &bounds) {
-            self.note_asked_end(slot, log.end);
+            self.record_queried_end(slot, log.end);
         }
         let Some(index) = self.missing.iter().position(|missing| missing.at == *at) else {
             return;
@@ -231,14 +231,18 @@ impl Pump {
         let log = match bounds {
             Ok(log) => log,
             Err(reason) => {
-                missing.again_later();
+                missing.schedule_retry();
                 if matches!(missing.stage, Stage::Asking) && !self.is_damaged(slot) {
                     let missing = &self.missing[index];
                     let cause = format!(
-                        "offset {asked} cannot be read ({}), and whether the log has it is not to be had: {reason}",
+                        "offset {asked} cannot be read ({}), and the log's bounds are not available: {reason}",
                         missing.lost.reason
                     );
-                    self.cannot_read(slot, &cause, "it is asked again until the brokers answer");
+                    self.cannot_read(
+                        slot,
+                        &cause,
+                        "the query is retried until the brokers answer",
+                    );
                 }
                 return;
             }
@@ -251,14 +255,14 @@ impl Pump {
                     let remedy = "commit another offset for the group while it is stopped, or set \
                                   processing.offset_out_of_range, and restart the service";
                     self.flow.stop_partition(slot, &words, remedy);
-                    self.note_end_of_unfetched(slot, log.end);
+                    self.record_end_of_unfetched(slot, log.end);
                 }
                 Some(policy) => self.restart_elsewhere(index, words, &log, policy),
             },
         }
     }
 
-    /// The log has the offset: the client is set back to it, more and more slowly if that does not help.
+    /// The log has the offset: seeks the client back to it, with increasing delays if that does not help.
     fn read_again(&mut self, index: usize) {
         let missing = &mut self.missing[index];
         let (slot, asked) = (missing.slot, missing.lost.asked);
@@ -279,21 +283,21 @@ impl Pump {
                 missing.stage = Stage::Reading {
                     delivered: self.flow.assignment(slot).delivered,
                 };
-                missing.due = Instant::now() + QUIET;
+                missing.due = Instant::now() + TRANSIENT_EXPIRY;
                 if !self.is_damaged(slot) {
-                    self.cannot_read(slot, &cause, "it is read again from there");
+                    self.cannot_read(slot, &cause, "the read is retried from there");
                     self.watch(slot, PartitionFault::Passing);
                 }
             }
             Err(error) => {
-                missing.again_later();
-                let cause = format!("{cause}; reading it again was refused: {error}");
-                self.cannot_read(slot, &cause, "it is tried again");
+                missing.schedule_retry();
+                let cause = format!("{cause}; the retry failed: {error}");
+                self.cannot_read(slot, &cause, "it is retried");
             }
         }
     }
 
-    /// The policy says where to go on, once nothing of the partition is in flight.
+    /// Resets the partition to the policy's offset, once none of its records is in flight.
     fn restart_elsewhere(
         &mut self,
         index: usize,
@@ -309,8 +313,8 @@ impl Pump {
         };
         if !self.flow.is_unused(slot) {
             let remedy = format!(
-                "it continues at offset {to} or later, as processing.offset_out_of_range says, once what is in flight has \
-                 settled"
+                "it continues at offset {to} or later, as processing.offset_out_of_range says, once its in-flight records \
+                 have settled"
             );
             self.flow.unreadable(slot, &words, &remedy);
             missing.stage = Stage::Settling;
@@ -326,16 +330,16 @@ impl Pump {
         };
         if let Err(error) = self.source.start(std::slice::from_ref(&start)) {
             if let SourceError::Terminal(reason) = &error {
-                let cause = format!("{words}; continuing at offset {to} was refused: {reason}");
+                let cause = format!("{words}; continuing at offset {to} failed: {reason}");
                 self.missing.swap_remove(index);
                 self.flow
                     .stop_partition(slot, &cause, "restart the service");
-                self.note_end_of_unfetched(slot, log.end);
+                self.record_end_of_unfetched(slot, log.end);
                 return;
             }
-            missing.again_later();
-            let cause = format!("{words}; continuing at offset {to} was refused: {error}");
-            self.cannot_read(slot, &cause, "it is tried again");
+            missing.schedule_retry();
+            let cause = format!("{words}; continuing at offset {to} failed: {error}");
+            self.cannot_read(slot, &cause, "it is retried");
             return;
         }
         let gone = u64::try_from(to - asked).unwrap_or(0);
@@ -354,7 +358,7 @@ impl Pump {
         );
     }
 
-    /// Something is wrong with reading a partition.
+    /// Handles a read error of a partition.
     pub(super) fn partition_error(
         &mut self,
         at: &TopicPartition,
@@ -367,17 +371,17 @@ impl Pump {
         let remedy = match fault {
             PartitionFault::Denied => "grant the service READ on the topic",
             PartitionFault::Damaged => {
-                "it is read again with growing pauses: another replica may have it whole; to pass it over, commit an \
-                 offset behind it while the service is stopped"
+                "the read is retried with increasing delays: another replica may have it intact; to skip it, commit an \
+                 offset after it while the service is stopped"
             }
-            PartitionFault::Passing => "the client goes on trying; see the cause",
+            PartitionFault::Passing => "the client keeps retrying; see the cause",
         };
         self.cannot_read(slot, reason, remedy);
         self.watch(slot, fault);
     }
 
-    /// Whether what is due is known to be damaged. Error entries of damaged data move the client's position, at the end of a log
-    /// out of it: what is then said of its offset is no cause of its own.
+    /// Whether the data at the next offset is known to be damaged. Error entries of damaged data move the client's position, at the
+    /// end of a log even past it: an out-of-range error that follows is a consequence, not a cause.
     fn is_damaged(&self, slot: AssignmentId) -> bool {
         let mut faults = self.unreadable.iter();
         faults.any(|fault| fault.slot == slot && fault.fault == PartitionFault::Damaged)
@@ -388,7 +392,7 @@ impl Pump {
         self.flow.is_read(at, slot).then_some(slot)
     }
 
-    /// Shows that a partition cannot be read; said in the log at first and once a minute for its topic.
+    /// Reports that a partition cannot be read. The first time is logged, then one line per minute and topic.
     pub(super) fn cannot_read(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
         self.flow.unreadable(slot, cause, remedy);
         let at = self.flow.assignment(slot).at.clone();
@@ -404,19 +408,19 @@ impl Pump {
         }
     }
 
-    /// Looks out for the end of a fault.
+    /// Watches for the end of a fault.
     pub(super) fn watch(&mut self, slot: AssignmentId, fault: PartitionFault) {
         self.unreadable.retain(|other| other.slot != slot);
         self.unreadable.push(Unreadable {
             slot,
             next: self.flow.assignment(slot).ledger.next(),
-            heard: Instant::now(),
+            reported: Instant::now(),
             fault,
         });
     }
 
-    /// Partitions of which something was read, or nothing bad was heard any more, are well again.
-    pub(super) fn look_for_readable(&mut self) {
+    /// Clears the errors of partitions from which a record was read, or whose error has expired.
+    pub(super) fn clear_readable(&mut self) {
         if self.unreadable.is_empty() {
             return;
         }
@@ -451,9 +455,9 @@ impl Pump {
         }
     }
 
-    /// The end of a partition, as far as it is known: of one that is not read, when it was asked for last.
+    /// The known end of a partition's log; for one that is not fetched, from the last query.
     pub(super) fn end_offset(&self, slot: AssignmentId) -> Option<i64> {
-        self.source.end_offset(slot).max(self.asked_end(slot))
+        self.source.end_offset(slot).max(self.queried_end(slot))
     }
 }
 
@@ -475,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_is_missing_only_outside_the_log_or_after_it_was_cut_off() {
+    fn an_offset_is_missing_only_out_of_range_or_after_a_truncation() {
         let missing = |lost: Lost, words: &str| match lost.judge(&(50..100)) {
             Verdict::Missing(said) => assert!(said.contains(words), "{said}"),
             Verdict::Within => panic!("{lost:?} is missing: {words}"),
@@ -485,12 +489,12 @@ mod tests {
             "begins at 50 and ends at 100: 40 offsets are gone",
         );
         missing(lost(101, 101), "beyond the end of the log");
-        missing(lost(70, 70), "was cut off in between");
+        missing(lost(70, 70), "was truncated in between");
         let truncated = Lost {
             truncated: true,
             ..lost(70, -1)
         };
-        missing(truncated, "was cut off before offset 70");
+        missing(truncated, "was truncated before offset 70");
         for (asked, fetched) in [(50, 101), (50, 50), (70, 101), (100, 101), (99, -2)] {
             assert_eq!(lost(asked, fetched).judge(&(50..100)), Verdict::Within);
         }

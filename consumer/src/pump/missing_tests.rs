@@ -1,4 +1,4 @@
-//! Lost offsets with records in flight, on a scripted source: what each policy makes of them.
+//! Lost offsets with records in flight, on a scripted source: the effect of each policy.
 
 use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
@@ -19,10 +19,10 @@ use crate::settlement::RetryPolicy;
 use crate::source::memory::MemoryKafka;
 use crate::source::{CommitErrorKind, Rejection, Source, SourceError, SourceEvent};
 
-/// Keeps what it is given until the test finishes it.
+/// Holds its batches until the test finishes them.
 #[derive(Default)]
 struct HeldPool(
-    // Boxes, as the trait hands them over.
+    // Boxes, as in the trait's signature.
     #[allow(clippy::vec_box)] Mutex<Vec<Box<Batch>>>,
 );
 
@@ -63,7 +63,7 @@ fn at() -> TopicPartition {
 }
 
 impl Harness {
-    /// A pump that owns t/0, with the records 0 to 4 in flight.
+    /// A pump that owns t/0, with records 0 to 4 in flight.
     pub(in crate::pump) fn with_five_in_flight(offset_out_of_range: Option<StartAt>) -> Self {
         let kafka = MemoryKafka::new(1);
         let settings = PumpSettings {
@@ -110,13 +110,13 @@ impl Harness {
         }
     }
 
-    /// Retention takes what was not read, up to offset 40; 10 records are left.
+    /// Retention deletes the unread records up to offset 40; 10 records remain.
     fn overtake(&self) {
         self.kafka.delete_before("t", 0, 40);
         self.produce(10);
     }
 
-    /// Lets time pass.
+    /// Advances the pump's clock.
     pub(in crate::pump) fn advance(&mut self, by: Duration) {
         self.pump.started -= by;
     }
@@ -131,9 +131,9 @@ impl Harness {
         }
     }
 
-    /// What its stop has left.
+    /// Work that the pump's stop has left behind.
     pub(in crate::pump) fn left(&mut self) -> StopReport {
-        self.pump.left.unfinished += self.pump.flow.take_overrun();
+        self.pump.left.unfinished += self.pump.flow.take_unfinished();
         self.pump.left
     }
 
@@ -142,7 +142,7 @@ impl Harness {
         self.turn();
     }
 
-    /// The offsets that the pool has; it finishes them if so wished.
+    /// Runs a turn and returns the offsets that the pool held; with `finish`, acknowledges them first.
     pub(in crate::pump) fn run_all(&mut self, finish: bool) -> Vec<i64> {
         let pool = self.pool.clone();
         let mut held = pool.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,7 +209,11 @@ fn the_lag_of_a_partition_that_is_not_fetched_grows_with_its_log() {
     harness.produce(50);
     harness.advance(Duration::from_secs(2));
     harness.turn();
-    assert_eq!(harness.report().lag, Some(155), "the client hears of none");
+    assert_eq!(
+        harness.report().lag,
+        Some(155),
+        "the client does not learn of them"
+    );
     for _ in 0..2 {
         harness.advance(Duration::from_secs(11));
         harness.turn();
@@ -218,7 +222,7 @@ fn the_lag_of_a_partition_that_is_not_fetched_grows_with_its_log() {
 }
 
 #[test]
-fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
+fn policy_stop_stops_the_partition_and_reports_requested_existing_and_lost_offsets() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.overtake();
     harness.turn();
@@ -226,7 +230,7 @@ fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
     assert_eq!(
         harness.committed(),
         Some(5),
-        "what was in flight is settled"
+        "in-flight records are settled"
     );
     let report = harness.report();
     assert_eq!(
@@ -243,7 +247,7 @@ fn stop_stops_and_says_what_was_asked_what_there_is_and_what_is_gone() {
 }
 
 #[test]
-fn earliest_waits_for_what_is_in_flight_and_goes_on_where_the_log_begins() {
+fn policy_earliest_waits_for_in_flight_records_and_continues_at_the_first_offset() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     harness.overtake();
     harness.turn();
@@ -251,7 +255,7 @@ fn earliest_waits_for_what_is_in_flight_and_goes_on_where_the_log_begins() {
     assert_eq!(report.state, PartitionState::Unreadable);
     let remedy = report.remedy.expect("a remedy");
     assert!(
-        remedy.contains("once what is in flight has settled"),
+        remedy.contains("once its in-flight records have settled"),
         "{remedy}"
     );
     assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
@@ -263,7 +267,7 @@ fn earliest_waits_for_what_is_in_flight_and_goes_on_where_the_log_begins() {
 }
 
 #[test]
-fn latest_goes_on_at_the_end_and_commits_that_at_once() {
+fn policy_latest_continues_at_the_end_and_commits_it_immediately() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Latest));
     harness.overtake();
     harness.turn();
@@ -276,7 +280,7 @@ fn latest_goes_on_at_the_end_and_commits_that_at_once() {
 }
 
 #[test]
-fn an_offset_that_the_log_has_is_read_again_whatever_the_policy() {
+fn an_offset_within_the_log_is_retried_whatever_the_policy() {
     for policy in [None, Some(StartAt::Earliest), Some(StartAt::Latest)] {
         let mut harness = Harness::with_five_in_flight(policy);
         harness.kafka.tell(SourceEvent::OffsetMissing {
@@ -301,7 +305,7 @@ fn an_offset_that_the_log_has_is_read_again_whatever_the_policy() {
 }
 
 #[test]
-fn a_log_that_was_cut_off_begins_anew_even_before_what_is_committed() {
+fn a_truncated_log_restarts_at_its_beginning_even_below_the_committed_offset() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     harness.run_all(true);
     assert_eq!(harness.committed(), Some(5));
@@ -316,14 +320,14 @@ fn a_log_that_was_cut_off_begins_anew_even_before_what_is_committed() {
     assert_eq!(
         harness.committed(),
         Some(0),
-        "the next owner begins there too"
+        "the next owner starts there too"
     );
     assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
     assert_eq!(harness.committed(), Some(5));
 }
 
 #[test]
-fn a_partition_that_is_given_away_meanwhile_does_not_go_on_anywhere() {
+fn a_partition_lost_during_recovery_is_not_reset() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     harness.overtake();
     harness.turn();
@@ -339,7 +343,7 @@ fn a_partition_that_is_given_away_meanwhile_does_not_go_on_anywhere() {
 }
 
 #[test]
-fn a_fault_of_reading_shows_until_something_is_read() {
+fn a_read_error_is_reported_until_a_record_is_read() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.tell(SourceEvent::PartitionError {
         at: at(),
@@ -359,15 +363,15 @@ fn a_fault_of_reading_shows_until_something_is_read() {
     );
 }
 
-/// Puts the clock of what was heard of unreadable partitions back.
+/// Moves the last report of every read error back by `by`.
 fn age(harness: &mut Harness, by: Duration) {
     for fault in &mut harness.pump.unreadable {
-        fault.heard -= by;
+        fault.reported -= by;
     }
 }
 
 #[test]
-fn a_right_that_is_given_back_shows_although_nothing_is_read() {
+fn a_restored_permission_clears_the_error_although_no_record_is_read() {
     let mut harness = Harness::with_five_in_flight(None);
     let denied = || SourceEvent::PartitionError {
         at: at(),
@@ -378,13 +382,13 @@ fn a_right_that_is_given_back_shows_although_nothing_is_read() {
     harness.kafka.tell(denied());
     harness.kafka.tell(denied());
     harness.turn();
-    let problem = harness.report().problem().expect("it is one");
+    let problem = harness.report().problem().expect("it is a problem");
     assert_eq!(
         (problem.count, problem.kind),
         (2, ProblemKind::PartitionUnreadable)
     );
     assert!(problem.remedy.contains("READ"), "{}", problem.remedy);
-    age(&mut harness, DENIED_QUIET);
+    age(&mut harness, DENIED_EXPIRY);
     harness.turn();
     assert!(
         harness.report().problem().is_some(),
@@ -396,7 +400,7 @@ fn a_right_that_is_given_back_shows_although_nothing_is_read() {
 }
 
 #[test]
-fn damage_is_not_over_because_a_fetch_succeeds() {
+fn damage_is_not_cleared_by_a_successful_fetch() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
     harness.kafka.tell(SourceEvent::PartitionError {
@@ -405,19 +409,19 @@ fn damage_is_not_over_because_a_fetch_succeeds() {
         fault: PartitionFault::Damaged,
     });
     harness.turn();
-    age(&mut harness, 10 * QUIET);
+    age(&mut harness, 10 * TRANSIENT_EXPIRY);
     harness.turn();
     assert_eq!(harness.report().state, PartitionState::Unreadable);
 }
 
 #[test]
-fn damage_stays_the_cause_when_it_has_moved_the_client_out_of_the_log() {
+fn damage_stays_the_cause_when_it_moved_the_client_out_of_range() {
     let mut harness = Harness::with_five_in_flight(None);
-    let told = "data at offset 5 cannot be read: MessageSet at offset 5";
+    let cause = "data at offset 5 cannot be read: MessageSet at offset 5";
     for event in [
         SourceEvent::PartitionError {
             at: at(),
-            reason: told.into(),
+            reason: cause.into(),
             fault: PartitionFault::Damaged,
         },
         SourceEvent::OffsetMissing {
@@ -432,19 +436,19 @@ fn damage_stays_the_cause_when_it_has_moved_the_client_out_of_the_log() {
         harness.turn();
         let report = harness.report();
         assert_eq!(report.state, PartitionState::Unreadable);
-        assert_eq!(report.reason.as_deref(), Some(told));
+        assert_eq!(report.reason.as_deref(), Some(cause));
     }
-    age(&mut harness, 10 * QUIET);
+    age(&mut harness, 10 * TRANSIENT_EXPIRY);
     harness.turn();
-    let problem = harness.report().problem().expect("it stands");
-    assert_eq!(problem.cause, told);
+    let problem = harness.report().problem().expect("it is still reported");
+    assert_eq!(problem.cause, cause);
     harness.produce(1);
     harness.turn();
     assert_eq!(harness.report().problem(), None, "it was read");
 }
 
 #[test]
-fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
+fn an_unknown_start_offset_is_a_problem_until_it_is_found() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.create_topic("t", 2);
     harness.kafka.set_leaderless("t", 1, true);
@@ -453,26 +457,23 @@ fn a_beginning_that_is_not_found_is_a_problem_until_it_is() {
     let starting = |harness: &Harness| {
         let report = harness.pump.report();
         let row = report.partitions.iter().find(|row| row.partition == 1);
-        row.cloned().expect("it is ours")
+        row.cloned().expect("it is assigned")
     };
-    let problem = starting(&harness).problem().expect("it is one");
+    let problem = starting(&harness).problem().expect("it is a problem");
     assert_eq!(problem.kind, ProblemKind::PartitionStarting);
     assert!(
         problem.cause.contains("the partition has no leader"),
         "{}",
         problem.cause
     );
-    assert!(
-        harness.pump.report().joined,
-        "it waits for one partition alone"
-    );
+    assert!(harness.pump.report().joined, "only one partition waits");
     harness.kafka.set_leaderless("t", 1, false);
     harness.turn();
     assert_eq!(starting(&harness).problem(), None);
 }
 
 #[test]
-fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
+fn rejected_commits_are_a_problem_until_one_is_accepted() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.refuse_next_commit(
         CommitErrorKind::Rejected(Rejection::Right),
@@ -487,12 +488,12 @@ fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
     assert!(problems[0].remedy.contains("grant the service READ"));
     let why = harness.pump.explain(&at(), None, harness.pump.clock);
     let why = why.and_then(|why| why.reason).expect("a reason");
-    assert!(why.contains("group g does not take commits"), "{why}");
+    assert!(why.contains("group g rejects commits"), "{why}");
     let waited = Instant::now();
     while !harness.pump.report().problems.is_empty() {
         assert!(
             waited.elapsed() < Duration::from_secs(20),
-            "they were not sent again"
+            "the commits were not retried"
         );
         harness.turn();
     }
@@ -500,11 +501,11 @@ fn commits_that_are_refused_are_a_problem_until_one_is_accepted() {
 }
 
 #[test]
-fn a_record_that_the_log_has_and_that_does_not_come_is_a_stall() {
+fn an_existing_record_that_is_not_delivered_is_a_stall() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.run_all(true);
     harness.turn();
-    let slot = harness.pump.flow.slot(&at()).expect("it is ours");
+    let slot = harness.pump.flow.slot(&at()).expect("it is assigned");
     let flow = &mut harness.pump.flow;
     let stalled = |flow: &Flow| {
         let report = flow.report(WallClock { epoch_ms: 0 }, |_| None);
@@ -514,7 +515,10 @@ fn a_record_that_the_log_has_and_that_does_not_come_is_a_stall() {
     flow.note_end(slot, Some(5));
     flow.tick(500_000);
     flow.note_end(slot, Some(6));
-    assert!(!stalled(flow).stalled, "the log has it for a moment only");
+    assert!(
+        !stalled(flow).stalled,
+        "the log has had it only for a moment"
+    );
     flow.tick(559_999);
     flow.note_end(slot, None);
     assert!(!stalled(flow).stalled);
@@ -524,15 +528,15 @@ fn a_record_that_the_log_has_and_that_does_not_come_is_a_stall() {
         (row.stalled, row.stalled_since_ms, row.lag),
         (true, Some(500_000), Some(1))
     );
-    let problem = row.problem().expect("it is one");
+    let problem = row.problem().expect("it is a problem");
     assert_eq!(problem.kind, ProblemKind::PartitionStalled);
     assert!(
-        problem.cause.contains("none of it arrives"),
+        problem.cause.contains("no record of it arrives"),
         "{}",
         problem.cause
     );
     let why = flow.explain(&at(), None, WallClock { epoch_ms: 0 });
-    let why = why.expect("it is ours");
+    let why = why.expect("it is assigned");
     assert_eq!(why.status, RecordStatus::NotDelivered);
     harness.produce(1);
     harness.turn();
@@ -540,18 +544,18 @@ fn a_record_that_the_log_has_and_that_does_not_come_is_a_stall() {
 }
 
 #[test]
-fn a_partition_without_a_leader_is_a_problem_once_an_election_takes_too_long() {
+fn a_partition_without_a_leader_is_a_problem_after_the_election_timeout() {
     let mut harness = Harness::with_five_in_flight(None);
     harness.kafka.set_fetch_state("t", 0, FetchState::NoLeader);
-    let slot = harness.pump.flow.slot(&at()).expect("it is ours");
-    harness.pump.look_for_leader(slot, 1_000);
-    harness.pump.look_for_leader(slot, 5_999);
+    let slot = harness.pump.flow.slot(&at()).expect("it is assigned");
+    harness.pump.check_leader(slot, 1_000);
+    harness.pump.check_leader(slot, 5_999);
     assert_eq!(harness.report().problem(), None);
-    harness.pump.look_for_leader(slot, 6_000);
-    let problem = harness.report().problem().expect("it is one");
+    harness.pump.check_leader(slot, 6_000);
+    let problem = harness.report().problem().expect("it is a problem");
     assert_eq!(problem.cause, "the partition has no leader");
     harness.kafka.set_fetch_state("t", 0, FetchState::Fetching);
-    age(&mut harness, DENIED_QUIET);
+    age(&mut harness, DENIED_EXPIRY);
     harness.turn();
     assert_eq!(harness.report().problem(), None);
 }

@@ -1,17 +1,18 @@
-//! When the client is asked how far it has read: at each commit interval, and before a partition is given back.
+//! Queries of the client's read position: at each commit interval, and before a partition is released.
 
 use super::Pump;
 use crate::source::AssignmentId;
 
 impl Pump {
-    /// Moves frontiers of idle partitions past control records and aborted data (G2). To be called when everything
-    /// that was polled has been delivered to the flow.
+    /// Moves frontiers of idle partitions past control records and aborted data (G2). Call it only after everything that was
+    /// polled has been delivered to the flow: the position covers polled records.
     pub(super) fn learn_positions(&mut self) {
         let slots = self.flow.positions_due();
         self.learn_positions_of(&slots);
     }
 
-    /// As [`Self::learn_positions`]; from the start of a drain on, what is read is dropped, and the position passes it.
+    /// As [`Self::learn_positions`], for `slots`. Must run before a drain starts: from then on, polled records are dropped, and
+    /// the position would pass them.
     pub(super) fn learn_positions_of(&mut self, slots: &[AssignmentId]) {
         if slots.is_empty() {
             return;

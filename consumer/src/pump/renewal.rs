@@ -1,15 +1,15 @@
-//! A new client in the place of one whose topic is not what it was.
+//! Replacement of the client after a topic was re-created or the group has forgotten the member.
 //!
-//! librdkafka keeps a partition's leader epoch while it knows the topic, and takes the metadata of a new topic, whose epochs
-//! begin anew, for outdated: it may never read from it. A new client knows nothing of the old topic. The member leaves its
-//! group as at a stop, everything that it has begun finished and committed, and joins again.
+//! librdkafka keeps a partition's leader epoch while it knows the topic, and treats the metadata of a re-created topic, whose
+//! epochs start again at 0, as outdated: it may never fetch from it. A new client has no state of the old topic. The member
+//! leaves its group as at a stop, after draining and committing its in-flight records, and joins again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Pump, PumpError};
 use crate::source::{AssignmentId, Source, SourceError, TopicPartition, Wake};
 
-/// Wakes whichever client the pump has.
+/// Wakes the pump's current client.
 pub(super) struct PumpWake(Mutex<Arc<dyn Wake>>);
 
 impl PumpWake {
@@ -28,11 +28,11 @@ impl Wake for PumpWake {
     }
 }
 
-/// Makes sources on the pump's thread: one at its start, and one for each renewal.
+/// Creates sources on the pump's thread: one at its start, and one per renewal.
 pub type SourceFactory = Box<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send>;
 
 impl Pump {
-    /// A topic that is read was deleted and created again. Nothing of the old one is committed any more.
+    /// A subscribed topic was deleted and re-created. Offsets of the old topic are no longer committed.
     pub(super) fn topic_recreated(&mut self, topic: &Arc<str>) {
         let (partitions, slots): (Vec<TopicPartition>, Vec<AssignmentId>) = self
             .flow
@@ -43,41 +43,41 @@ impl Pump {
         tracing::warn!(
             topic = &**topic,
             partitions = partitions.len(),
-            "the topic was deleted and created again; joining the group anew to read it from its beginning"
+            "the topic was deleted and created again; rejoining the group to read it from its beginning"
         );
-        self.join_anew_without(&slots);
+        self.rejoin_without(&slots);
     }
 
-    /// The group has lost us and the client does not notice, as with the newer group protocol when the group was deleted:
-    /// nothing would ever be committed again.
-    pub(super) fn join_anew_if_forgotten(&mut self) {
-        if self.stopping.is_some() || !self.flow.is_forgotten() {
+    /// Rejoins if the group no longer knows this member and the client does not notice, as with the KIP-848 protocol after the
+    /// group was deleted: otherwise no commit would ever succeed again.
+    pub(super) fn rejoin_if_forgotten(&mut self) {
+        if self.stopping.is_some() || !self.flow.has_lost_membership() {
             return;
         }
         let slots: Vec<AssignmentId> = self.flow.partitions().map(|(_, slot)| slot).collect();
         tracing::warn!(
             partitions = slots.len(),
-            "the group does not know this member any more, as after it was deleted: what is not committed is handled again \
-             after joining it anew"
+            "the group no longer knows this member, for example after the group was deleted; rejoining, uncommitted records \
+             are reprocessed"
         );
-        self.join_anew_without(&slots);
+        self.rejoin_without(&slots);
     }
 
-    /// Lets go of partitions that cannot be committed for, and joins the group again with a new client.
-    fn join_anew_without(&mut self, slots: &[AssignmentId]) {
+    /// Releases partitions that can no longer be committed, and rejoins the group with a new client.
+    fn rejoin_without(&mut self, slots: &[AssignmentId]) {
         self.flow.release(slots);
         if self.stopping.is_none() {
-            // A stop that was told already stays one.
+            // A stop that was requested before stays a stop.
             let last = self.last_rebalance.take();
             self.renewing = last.is_none();
             if self.renewing {
-                self.forget_what_was_left();
+                self.reset_report();
             }
-            self.start_stop(last.map_or_else(|| self.now_ms(), |last| last.told_ms()));
+            self.start_stop(last.map_or_else(|| self.now_ms(), |last| last.requested_ms()));
         }
     }
 
-    /// Joins the group again with a new client.
+    /// Replaces the client and subscribes it, which rejoins the group.
     pub(super) fn renew(&mut self) -> Result<(), PumpError> {
         let failed = |error: SourceError| PumpError::Source(error.to_string());
         self.renewing = false;

@@ -1,4 +1,4 @@
-//! A new client in the place of one, on a scripted source: what the one before took along, and what keeps it.
+//! Client renewal on a scripted source: state that the old client takes with it, and calls that delay the renewal.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn recreate(harness: &mut Harness) {
 }
 
 #[test]
-fn a_commit_in_flight_that_the_old_client_takes_along_does_not_keep_the_new_one_from_committing() {
+fn a_commit_in_flight_at_the_old_client_does_not_block_commits_of_the_new_one() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     harness.kafka.hold_commits();
     assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
@@ -29,10 +29,13 @@ fn a_commit_in_flight_that_the_old_client_takes_along_does_not_keep_the_new_one_
 }
 
 #[test]
-fn a_client_is_not_ended_while_calls_read_its_records() {
+fn a_client_is_not_closed_while_calls_borrow_its_records() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     recreate(&mut harness);
-    assert!(!harness.kafka.is_closed(), "a call has five records of it");
+    assert!(
+        !harness.kafka.is_closed(),
+        "a call borrows five of its records"
+    );
     assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
     assert!(harness.kafka.is_closed());
     harness.produce(2);
@@ -43,7 +46,7 @@ fn a_client_is_not_ended_while_calls_read_its_records() {
 }
 
 #[test]
-fn a_member_that_its_group_has_forgotten_joins_anew() {
+fn a_member_that_its_group_has_forgotten_rejoins() {
     let mut harness = Harness::with_five_in_flight(Some(StartAt::Earliest));
     let forget = |harness: &mut Harness| {
         let forgotten = CommitErrorKind::NotMember;
@@ -51,7 +54,7 @@ fn a_member_that_its_group_has_forgotten_joins_anew() {
     };
     forget(&mut harness);
     assert_eq!(harness.run_all(true), [0, 1, 2, 3, 4]);
-    assert!(!harness.kafka.is_closed(), "the client may notice it yet");
+    assert!(!harness.kafka.is_closed(), "the client may still notice it");
     forget(&mut harness);
     harness.advance(Duration::from_secs(11));
     harness.turn();

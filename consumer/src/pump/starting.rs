@@ -1,8 +1,8 @@
-//! From an assignment to reading: where each partition begins, under which fencing token.
+//! Start of assigned partitions: looks up each start offset and fencing token.
 //!
 //! ```text
 //!  Assigned ─► find ─┬─► Found ─► token ─► flow.assign ─► source.start ─► first commit: token and start
-//!                    └─► NotFound: shown, asked again; the others do not wait
+//!                    └─► NotFound: reported, retried; other partitions do not wait
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,40 +16,40 @@ use crate::flow::report::WallClock;
 use crate::source::{Found, Membership, Origin, StartAt, StartPartition, TopicPartition};
 use crate::trouble::Trouble;
 
-/// A partition of ours whose beginning is not known yet.
+/// An assigned partition whose start offset is not known yet.
 struct Pending {
     /// On the flow's clock.
     since_ms: u64,
-    /// Why not, once that was told.
+    /// Why the offset is not known, once reported.
     trouble: Option<Trouble>,
 }
 
-/// A beginning that is not found within this is told, whether the source says why or not.
-const TOLD_MS: u64 = 10_000;
+/// A start offset not found within this time is reported, even if the source has not given a reason.
+const LOOKUP_TIMEOUT_MS: u64 = 10_000;
 
-/// Ids of one topic that are remembered, so that one that is made anew all the time costs no memory.
-const IDS_OF_A_TOPIC: usize = 8;
+/// Maximum ids remembered per topic, so that a topic that is re-created repeatedly does not use memory without bound.
+const MAX_TOPIC_IDS: usize = 8;
 
-/// The partitions of ours whose beginning is not known yet, and the topics that there were.
+/// Assigned partitions whose start offset is not known yet, and the topic ids seen so far.
 #[derive(Default)]
 pub(super) struct Starting {
     pending: BTreeMap<TopicPartition, Pending>,
-    /// The ids under which this process has met each topic. Kafka forgets a deleted topic's commits, so that they cannot tell
-    /// a topic that was created again from one that nobody has read.
+    /// The ids under which this process has seen each topic. Kafka deletes a topic's commits with it, so commits cannot
+    /// distinguish a re-created topic from one never read.
     ids: BTreeMap<Arc<str>, Vec<TopicUuid>>,
 }
 
 impl Starting {
-    /// Whether of each partition either the beginning is known, or what is in the way.
-    pub(super) fn is_told(&self) -> bool {
+    /// Whether each partition has either a known start offset or a reported problem.
+    pub(super) fn is_reported(&self) -> bool {
         self.pending
             .values()
             .all(|pending| pending.trouble.is_some())
     }
 
-    /// Partitions of a topic that was created again since this process met it begin at its beginning, whatever
-    /// `kafka.start` says. Gives those whose beginning is still to be looked up.
-    fn see_recreated(&mut self, found: &mut Vec<Found>) -> Vec<TopicPartition> {
+    /// Marks partitions of a topic that was re-created since this process saw it: they start at the beginning, whatever
+    /// `kafka.start` says. Returns those whose first offset is still to be looked up.
+    fn mark_recreated(&mut self, found: &mut Vec<Found>) -> Vec<TopicPartition> {
         let mut again = Vec::new();
         found.retain_mut(|found| {
             let ids = self.ids.entry(found.at.topic.clone()).or_default();
@@ -59,7 +59,7 @@ impl Starting {
                 .find(|id| id.contradicts(found.topic_id))
                 .copied();
             if found.topic_id.is_known() && !ids.contains(&found.topic_id) {
-                if ids.len() == IDS_OF_A_TOPIC {
+                if ids.len() == MAX_TOPIC_IDS {
                     ids.remove(0);
                 }
                 ids.push(found.topic_id);
@@ -79,8 +79,8 @@ impl Starting {
         again
     }
 
-    /// Whether the beginning of a partition is still to be found.
-    pub(super) fn looks_for(&self, at: &TopicPartition) -> bool {
+    /// Whether the start offset of a partition is still unknown.
+    pub(super) fn is_pending(&self, at: &TopicPartition) -> bool {
         self.pending.contains_key(at)
     }
 
@@ -94,7 +94,7 @@ impl Starting {
         }
     }
 
-    /// They show as partitions of ours, with what they wait for.
+    /// Reports of the pending partitions, each with what it waits for.
     pub(super) fn reports(&self, clock: WallClock) -> impl Iterator<Item = PartitionReport> {
         self.pending.iter().map(move |(at, pending)| {
             let trouble = pending.trouble.as_ref();
@@ -102,7 +102,7 @@ impl Starting {
                 topic: at.topic.to_string(),
                 partition: at.partition,
                 state: PartitionState::Starting,
-                reason: Some(pending.in_words()),
+                reason: Some(pending.describe()),
                 remedy: trouble.map(|trouble| trouble.remedy.to_string()),
                 since_ms: trouble.map(|_| clock.at(pending.since_ms)),
                 count: trouble.map_or(0, |trouble| trouble.count),
@@ -120,15 +120,16 @@ impl Starting {
             frontier: 0,
             delivered: 0,
             status: RecordStatus::Starting,
-            reason: Some(pending.in_words()),
+            reason: Some(pending.describe()),
             held_by: Vec::new(),
         })
     }
 
-    /// Partitions of which nothing was heard for a while.
+    /// Partitions whose lookup has had no result for too long.
     fn overdue(&self, now_ms: u64) -> Vec<TopicPartition> {
         let overdue = |pending: &Pending| {
-            pending.trouble.is_none() && now_ms.saturating_sub(pending.since_ms) >= TOLD_MS
+            pending.trouble.is_none()
+                && now_ms.saturating_sub(pending.since_ms) >= LOOKUP_TIMEOUT_MS
         };
         let all = self.pending.iter().filter(|(_, pending)| overdue(pending));
         all.map(|(at, _)| at.clone()).collect()
@@ -136,16 +137,16 @@ impl Starting {
 }
 
 impl Pending {
-    fn in_words(&self) -> String {
+    fn describe(&self) -> String {
         match &self.trouble {
-            None => "where it begins is being looked up".to_owned(),
-            Some(trouble) => format!("where it begins is not known: {}", trouble.cause),
+            None => "its start offset is being looked up".to_owned(),
+            Some(trouble) => format!("its start offset is not known: {}", trouble.cause),
         }
     }
 }
 
 impl Pump {
-    /// The group gave us partitions.
+    /// The group has assigned partitions: looks up their start offsets.
     pub(super) fn assigned(&mut self, partitions: &[TopicPartition]) {
         if self.stopping.is_some() {
             return;
@@ -162,13 +163,13 @@ impl Pump {
         self.source.find(partitions, self.settings.start);
     }
 
-    /// It is not known where a partition begins; said at first and once a minute for its topic.
+    /// Records that a start offset is not known. The first time is logged, then one line per minute and topic.
     pub(super) fn not_found(&mut self, at: &TopicPartition, reason: &str) {
         let now_ms = self.now_ms();
         let Some(pending) = self.starting.pending.get_mut(at) else {
             return;
         };
-        let remedy = "it is asked again until the cluster answers; see the cause";
+        let remedy = "the lookup is retried until the cluster answers; see the cause";
         Trouble::note(&mut pending.trouble, reason, remedy, now_ms);
         if let Some(times) = self.count_for_log(&at.topic, "not found") {
             tracing::warn!(
@@ -176,25 +177,25 @@ impl Pump {
                 partition = at.partition,
                 reason,
                 times,
-                "it is not known where the partition begins; the others are read meanwhile"
+                "start offset of the partition is not known; other partitions are read"
             );
         }
     }
 
-    /// Tells of partitions of which the source has not said anything for a while.
-    pub(super) fn look_after_starting(&mut self, now_ms: u64) {
+    /// Reports partitions whose lookup has had no result for too long.
+    pub(super) fn report_overdue_starts(&mut self, now_ms: u64) {
         for at in self.starting.overdue(now_ms) {
             self.not_found(&at, "the cluster has not answered yet");
         }
     }
 
-    /// Begins to read the partitions that are still ours.
+    /// Starts to read the found partitions that are still assigned.
     pub(super) fn found(&mut self, mut found: Vec<Found>) {
         if self.stopping.is_some() {
             return;
         }
-        found.retain(|found| self.starting.looks_for(&found.at));
-        let again = self.starting.see_recreated(&mut found);
+        found.retain(|found| self.starting.is_pending(&found.at));
+        let again = self.starting.mark_recreated(&mut found);
         self.source.find(&again, StartAt::Earliest);
         for one in &found {
             self.starting.pending.remove(&one.at);
@@ -206,7 +207,7 @@ impl Pump {
             .map(|found| self.assign(found, membership))
             .collect();
         if let Err(error) = self.source.start(&starts) {
-            self.failed = Some(format!("the assignment was refused: {error}"));
+            self.failed = Some(format!("cannot start the assigned partitions: {error}"));
         }
     }
 
@@ -249,7 +250,7 @@ impl Pump {
         }
     }
 
-    /// What holds a partition, or a record of it.
+    /// What blocks a partition, or one of its records.
     pub(super) fn explain(
         &self,
         at: &TopicPartition,
@@ -266,11 +267,11 @@ impl Pump {
     }
 }
 
-/// One line for each topic and cause, with the partitions that it holds for.
+/// Logs one line per topic and cause, with its partitions.
 fn log_starts(found: &[Found]) {
     let mut lines: BTreeMap<(&str, String), Vec<i32>> = BTreeMap::new();
     for one in found {
-        tracing::debug!(at = %one.at, offset = one.offset, origin = ?one.origin, "partition begins");
+        tracing::debug!(at = %one.at, offset = one.offset, origin = ?one.origin, "partition starts");
         let origin = match one.origin {
             Origin::Committed => "committed offset".into(),
             Origin::NewGroup => "no commit: kafka.start".into(),
@@ -295,9 +296,9 @@ fn log_starts(found: &[Found]) {
     for ((topic, cause), partitions) in lines {
         let unusual = cause.starts_with("commit metadata") || cause.starts_with("the topic was");
         if unusual {
-            tracing::warn!(topic, ?partitions, cause, "partitions begin");
+            tracing::warn!(topic, ?partitions, cause, "partitions start");
         } else {
-            tracing::info!(topic, ?partitions, cause, "partitions begin");
+            tracing::info!(topic, ?partitions, cause, "partitions start");
         }
     }
 }
@@ -323,14 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_created_again_begins_at_its_beginning_also_when_its_commits_are_gone() {
+    fn a_recreated_topic_starts_at_its_beginning_even_without_commits() {
         let mut starting = Starting::default();
         let mut first = vec![found(0, 1, Origin::NewGroup, false)];
-        assert_eq!(starting.see_recreated(&mut first), []);
+        assert_eq!(starting.mark_recreated(&mut first), []);
         assert_eq!(
             first.len(),
             1,
-            "kafka.start holds for a topic that is met first"
+            "kafka.start applies to a topic seen for the first time"
         );
 
         let mut latest = vec![
@@ -338,24 +339,24 @@ mod tests {
             found(1, 2, Origin::NewGroup, false),
             found(2, 2, Origin::Committed, false),
         ];
-        let again = starting.see_recreated(&mut latest);
-        assert_eq!(again.len(), 2, "their beginning is looked up");
-        assert_eq!(latest.len(), 1, "what is committed in the new topic holds");
+        let again = starting.mark_recreated(&mut latest);
+        assert_eq!(again.len(), 2, "their first offset is looked up");
+        assert_eq!(latest.len(), 1, "a commit in the new topic is used");
         let mut looked_up = vec![found(1, 2, Origin::NewGroup, true)];
-        assert_eq!(starting.see_recreated(&mut looked_up), []);
+        assert_eq!(starting.mark_recreated(&mut looked_up), []);
         assert_eq!(looked_up[0].origin, Origin::Recreated(TopicUuid(1)));
     }
 
     #[test]
-    fn ids_that_are_not_known_say_nothing_and_those_of_one_topic_are_bounded() {
+    fn unknown_ids_are_ignored_and_known_ids_are_bounded() {
         let mut starting = Starting::default();
         for id in [1, 0, 1] {
             let mut one = vec![found(0, id, Origin::NewGroup, false)];
-            assert_eq!(starting.see_recreated(&mut one), []);
+            assert_eq!(starting.mark_recreated(&mut one), []);
         }
         for id in 1..100 {
-            starting.see_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
+            starting.mark_recreated(&mut vec![found(0, id, Origin::NewGroup, true)]);
         }
-        assert!(starting.ids.values().all(|ids| ids.len() == IDS_OF_A_TOPIC));
+        assert!(starting.ids.values().all(|ids| ids.len() == MAX_TOPIC_IDS));
     }
 }

@@ -7,7 +7,7 @@ use sluicegate_config::spec::{PartitionTest, Predicate, Test};
 /// Number of a distinct test of a distinct field.
 pub(super) type AtomIx = u32;
 
-/// What an atom looks at.
+/// What an atom tests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
     Header(Box<str>),
@@ -15,16 +15,16 @@ pub(super) enum Subject {
     Partition,
 }
 
-/// What an atom asks; `exists: false` is the negation of [`AtomTest::Exists`].
+/// The test of an atom; `exists: false` is the negation of [`AtomTest::Exists`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum AtomTest {
     Exists,
-    /// One of these values; sorted, without repeats. A partition number stands as its little-endian bytes.
+    /// One of these values; sorted, without duplicates. A partition number is stored as its little-endian bytes.
     In(Box<[Box<[u8]>]>),
     Prefix(Box<[u8]>),
     Suffix(Box<[u8]>),
     Regex(Box<str>),
-    /// Compares with the number of these bits.
+    /// Comparison with the number that has these bits.
     Number(Comparison, u64),
 }
 
@@ -47,7 +47,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// Whether it holds when exactly the atoms with `truth(atom)` are true.
+    /// Whether it holds if exactly the atoms with `truth(atom)` are true.
     pub(super) fn holds(&self, truth: &impl Fn(AtomIx) -> bool) -> bool {
         match self {
             Self::Atom(atom) => truth(*atom),
@@ -57,7 +57,7 @@ impl Node {
         }
     }
 
-    /// `Some` when it holds for every record or for none.
+    /// `Some` if it holds for every record or for none.
     pub(super) fn constant(&self) -> Option<bool> {
         match self {
             Self::All(children) if children.is_empty() => Some(true),
@@ -66,7 +66,7 @@ impl Node {
         }
     }
 
-    /// Every atom in it, with repeats.
+    /// Visits every atom in it, with duplicates.
     pub(super) fn atoms(&self, visit: &mut impl FnMut(AtomIx)) {
         match self {
             Self::Atom(atom) => visit(*atom),
@@ -101,7 +101,7 @@ impl Node {
     }
 }
 
-/// Drops the children that are constantly `neutral`; one that is left stands for itself.
+/// Drops the children that are constantly `neutral`; a single remaining child replaces the node.
 fn collapse(mut children: Vec<Node>, neutral: bool, make: fn(Box<[Node]>) -> Node) -> Node {
     children.retain(|child| child.constant() != Some(neutral));
     match children.len() {
@@ -110,21 +110,21 @@ fn collapse(mut children: Vec<Node>, neutral: bool, make: fn(Box<[Node]>) -> Nod
     }
 }
 
-/// Numbers subjects and atoms, each distinct one once.
+/// Numbers each distinct subject and atom.
 #[derive(Default)]
 pub(super) struct AtomTable {
     subjects: HashMap<Subject, u32>,
     by_test: HashMap<(u32, AtomTest), AtomIx>,
     /// Field and test of each atom.
     pub(super) atoms: Vec<(u32, AtomTest)>,
-    /// How many times trees name each atom.
+    /// How often trees contain each atom.
     pub(super) uses: Vec<u32>,
     /// Subject of each field.
     pub(super) fields: Vec<Subject>,
 }
 
 impl AtomTable {
-    /// The tree of `predicate`, with new atoms numbered.
+    /// The tree of `predicate`; numbers new atoms.
     pub(super) fn tree(&mut self, predicate: &Predicate) -> Node {
         match predicate {
             Predicate::All(children) => Node::all(self.trees(children)),
@@ -184,7 +184,7 @@ impl AtomTable {
         if bound.is_nan() {
             return Node::Any(Box::default());
         }
-        // 0.0 and -0.0 are one bound.
+        // 0.0 and -0.0 are the same bound.
         let bits = if bound == 0.0 { 0 } else { bound.to_bits() };
         self.atom(subject, AtomTest::Number(comparison, bits))
     }
@@ -206,7 +206,7 @@ impl AtomTable {
         Node::Atom(atom)
     }
 
-    /// How many records an atom is likely to let through, as far as its kind and its popularity tell.
+    /// Estimate of how many records satisfy an atom, by its kind and its number of uses.
     fn cost(&self, atom: AtomIx) -> u64 {
         let by_kind = match self.atoms[atom as usize].1 {
             AtomTest::In(_) => 1,
@@ -217,8 +217,8 @@ impl AtomTable {
         by_kind * u64::from(self.uses[atom as usize])
     }
 
-    /// The cheapest set of atoms of which at least one is true whenever `node` holds; `None` when it can hold with
-    /// all atoms false.
+    /// The cheapest set of atoms of which at least one is true whenever `node` holds; `None` if it can hold with all
+    /// atoms false.
     pub(super) fn access(&self, node: &Node) -> Option<Vec<AtomIx>> {
         self.needed(node, true).map(|(_, mut atoms)| {
             atoms.sort_unstable();
@@ -227,7 +227,7 @@ impl AtomTable {
         })
     }
 
-    /// As [`AtomTable::access`], for `node` being `value`, with the cost.
+    /// As [`AtomTable::access`], for `node` having the value `value`, with the cost.
     fn needed(&self, node: &Node, value: bool) -> Option<(u64, Vec<AtomIx>)> {
         match (node, value) {
             (Node::Atom(atom), true) => Some((self.cost(*atom), vec![*atom])),

@@ -1,7 +1,8 @@
-//! One field of a record (a header name, the key, the partition): its values as class numbers, and back to atoms.
+//! One field of a record (a header name, the key, the partition): maps its values to class numbers, and classes to
+//! atoms.
 //!
-//! Each facet asks one kind of question. Values to which all atoms of a facet give the same answers have the same
-//! class; class 0 is "no atom of this facet is true", so unmentioned values cost nothing.
+//! Each facet handles one kind of test. Values for which all atoms of a facet have the same result have the same class;
+//! class 0 means that no atom of this facet is true, so values that no route mentions cost nothing.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -24,10 +25,10 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// The field of `atoms`, all of which look at `subject`.
+    /// The field of `atoms`, all of which test `subject`.
     ///
     /// # Errors
-    /// A regex that does not compile, with the reason.
+    /// The regex that does not compile, with the reason.
     pub(super) fn new(
         subject: Subject,
         atoms: &[(AtomIx, &AtomTest)],
@@ -110,7 +111,7 @@ impl Side {
     }
 }
 
-/// Values by prefix or suffix: the longest one that fits says which shorter ones do.
+/// Values by prefix or suffix: the longest match determines which shorter ones match.
 pub(super) struct Affixes {
     side: Side,
     /// Distinct lengths, longest first.
@@ -158,10 +159,10 @@ impl Affixes {
     }
 }
 
-/// Numbers by the constants that they are compared with.
+/// Numbers by the constants to which they are compared.
 ///
-/// With `n` sorted cuts there are `2n + 1` places: below the first, on it, between it and the second, and so on.
-/// The class is the place plus one; 0 is no number.
+/// `n` sorted constants divide the numbers into `2n + 1` places: below the first, equal to it, between it and the
+/// second, and so on. The class is the place plus one; 0 means not a number.
 pub(super) struct Numbers {
     cuts: Vec<f64>,
     /// Atoms true below a place, by the highest place where they hold, highest first.

@@ -1,4 +1,4 @@
-//! The routing index: all routes of one snapshot, compiled; immutable, shared by the pumps, swapped whole.
+//! The routing index: all routes of one snapshot, compiled; immutable, shared by the pumps, replaced as a whole.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub enum RouteError {
     Pattern {
         /// The regex.
         pattern: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A topic pattern is malformed.
@@ -25,12 +25,12 @@ pub enum RouteError {
     Topic {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 }
 
-/// Routes compiled for looking up which handlers want a record; see [`super::Router`].
+/// Compiled routes for looking up which handlers receive a record; see [`super::Router`].
 pub struct RoutingIndex {
     revision: u64,
     pub(super) routes: Vec<CompiledRoute>,
@@ -45,7 +45,7 @@ pub struct RoutingIndex {
 pub(super) struct CompiledRoute {
     pub(super) handler: HandlerIx,
     pub(super) when: Node,
-    /// Atoms of which one is true whenever `when` holds; `None` when it can hold with all atoms false.
+    /// Atoms of which one is true whenever `when` holds; `None` if it can hold with all atoms false.
     pub(super) access: Option<Vec<AtomIx>>,
 }
 
@@ -53,7 +53,7 @@ impl RoutingIndex {
     /// Compiles the routes of snapshot `revision`.
     ///
     /// # Errors
-    /// [`RouteError`] names the pattern; routes of validated specs compile.
+    /// [`RouteError`] with the pattern; routes of validated specs compile.
     pub fn compile(
         revision: u64,
         routes: Vec<(HandlerIx, Route)>,
@@ -62,8 +62,8 @@ impl RoutingIndex {
     }
 
     /// As [`RoutingIndex::compile`], but globs and regexes match no dead-letter topic: `dead_letters` are their names,
-    /// in which `{topic}` stands for any. A record that is given up must not come back to whoever gave it up; who
-    /// wants dead letters names their topic exactly.
+    /// in which `{topic}` stands for any topic. A dead-lettered record must not be routed back to the handler that
+    /// dead-lettered it; a handler that is to receive dead letters names their topic exactly.
     ///
     /// # Errors
     /// As there.
@@ -106,7 +106,7 @@ impl RoutingIndex {
         }))
     }
 
-    /// The snapshot that it was compiled from.
+    /// The revision of the snapshot that it was compiled from.
     pub fn revision(&self) -> u64 {
         self.revision
     }

@@ -1,4 +1,4 @@
-//! Answers by class numbers: which handlers want records of a plan with these classes.
+//! Routing results by class numbers: which handlers receive records with these classes under a plan.
 
 use std::collections::HashMap;
 
@@ -15,10 +15,10 @@ pub(super) struct RouteSets {
 }
 
 impl RouteSets {
-    /// Most handlers that the sets hold together.
+    /// Maximum number of handlers in all sets together.
     const MAX_HANDLERS: usize = 1 << 20;
 
-    /// Number of `set`; `None` when there is no room for it.
+    /// Number of `set`; `None` if there is no room for it.
     pub(super) fn intern(&mut self, set: &[HandlerIx]) -> Option<u32> {
         if let Some(&id) = self.ids.get(set) {
             return Some(id);
@@ -34,7 +34,7 @@ impl RouteSets {
         Some(id)
     }
 
-    /// The set of a number.
+    /// The set with this number.
     #[inline]
     pub(super) fn get(&self, id: u32) -> &[HandlerIx] {
         let (from, to) = self.ranges[id as usize];
@@ -42,15 +42,15 @@ impl RouteSets {
     }
 }
 
-/// Class numbers of a record, packed as its plan lays them out.
+/// Class numbers of a record, packed according to its plan's layout.
 pub(super) type Classes = u128;
 
-/// A table from (plan, classes) to a set's number, in buckets of a few places; it grows while it is too small, up to
-/// a bound, and then forgets.
+/// A table from (plan, classes) to the number of a set, in buckets of a few entries; it grows up to a bound, and then
+/// evicts.
 pub(super) struct Memo {
     entries: Vec<Entry>,
     evicted: usize,
-    /// Which place of a full bucket is given up next.
+    /// Entry of a full bucket that is evicted next.
     victim: usize,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Memo {
 struct Entry {
     classes: Classes,
     plan: u32,
-    /// Set number plus one; 0 is an empty place.
+    /// Set number plus one; 0 marks an empty entry.
     set: u32,
 }
 
@@ -70,19 +70,19 @@ const EMPTY: Entry = Entry {
 
 impl Memo {
     const BUCKET: usize = 4;
-    const FIRST: usize = 1 << 8;
-    const MOST: usize = 1 << 16;
+    const INITIAL_SIZE: usize = 1 << 8;
+    const MAX_SIZE: usize = 1 << 16;
 
     /// An empty table.
     pub(super) fn new() -> Self {
         Self {
-            entries: vec![EMPTY; Self::FIRST],
+            entries: vec![EMPTY; Self::INITIAL_SIZE],
             evicted: 0,
             victim: 0,
         }
     }
 
-    /// The remembered set.
+    /// The cached set.
     #[inline]
     pub(super) fn get(&self, plan: u32, classes: Classes) -> Option<u32> {
         let first = self.bucket(plan, classes);
@@ -92,9 +92,9 @@ impl Memo {
             .and_then(|entry| entry.set.checked_sub(1))
     }
 
-    /// Remembers a set that is not remembered yet, in place of another if it has to be.
+    /// Caches a set that is not cached yet, replacing another if necessary.
     pub(super) fn insert(&mut self, plan: u32, classes: Classes, set: u32) {
-        if self.evicted > self.entries.len() / 16 && self.entries.len() < Self::MOST {
+        if self.evicted > self.entries.len() / 16 && self.entries.len() < Self::MAX_SIZE {
             self.grow();
         }
         self.put(Entry {
@@ -126,7 +126,7 @@ impl Memo {
         self.evicted = 0;
     }
 
-    /// First place of the bucket.
+    /// First entry of the bucket.
     #[inline]
     fn bucket(&self, plan: u32, classes: Classes) -> usize {
         let low = classes as u64 ^ 0x9e37_79b9_7f4a_7c15;

@@ -1,17 +1,17 @@
-//! Which handlers want a record: routes compiled to an index that is swapped whole.
+//! Which handlers receive a record: routes compiled to an index that is replaced as a whole.
 //!
 //! ```text
 //!  specs' routes ─► RoutingIndex::compile ─► Arc<RoutingIndex>      (immutable; fields, atoms, topic table)
 //!                                                  │ Router::new, Router::swap
 //!  topics of the cluster ──────────────► RoutingIndex::subscription (names that the client subscribes to)
-//!  topic (once an assignment) ──────────► Router::plan ─► TopicPlanId (routes that this topic can reach)
+//!  topic (once per assignment) ─────────► Router::plan ─► TopicPlanId (routes that this topic can reach)
 //!  partition, key, header block ────────► Router::route             (class numbers ─► memo ─► handlers)
 //!                                                  └─ not in the memo: postings of the rarest atom, verified
 //! ```
 //!
-//! A header value, key or partition is turned into small class numbers (`fields`, `patterns`): two values that no atom
-//! tells apart have the same ones. Together they are the key under which the answer is remembered (`memo`), so the
-//! cost of a record does not depend on how many handlers there are. `oracle` says the same slowly and plainly.
+//! A header value, key or partition is mapped to small class numbers (`fields`, `patterns`): values that no atom
+//! distinguishes have the same ones. Together they are the cache key of the result (`memo`), so the cost per record
+//! does not depend on the number of handlers. `oracle` is a slow and plain implementation of the same.
 
 mod atoms;
 mod fields;

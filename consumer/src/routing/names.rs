@@ -4,14 +4,14 @@
 pub(super) struct Names {
     /// Power-of-two open addressing; `None` ends a probe.
     places: Box<[Option<Name>]>,
-    /// Bit `min(len, 63)` is set for each length that occurs, so that most other names cost one test.
+    /// Bit `min(len, 63)` is set for each length that occurs, so that most other names cost a single test.
     lengths: u64,
 }
 
 struct Name {
     head: u64,
     bytes: Box<[u8]>,
-    /// Which of the names, in the order given.
+    /// Index of the name, in the given order.
     ordinal: u32,
 }
 
@@ -41,7 +41,7 @@ impl Names {
         }
     }
 
-    /// Which of the names `bytes` is.
+    /// The index of the name `bytes`.
     #[inline]
     pub(super) fn find(&self, bytes: &[u8]) -> Option<u32> {
         if self.lengths & length_bit(bytes) == 0 {
@@ -51,7 +51,7 @@ impl Names {
         let mut at = start(head, bytes.len(), self.places.len());
         loop {
             let name = self.places[at].as_ref()?;
-            // Of names up to eight bytes the head is all there is.
+            // For names up to eight bytes the head is the whole name.
             let same_rest = bytes.len() <= 8 || *name.bytes == *bytes;
             if name.head == head && name.bytes.len() == bytes.len() && same_rest {
                 return Some(name.ordinal);
@@ -65,7 +65,7 @@ fn length_bit(bytes: &[u8]) -> u64 {
     1 << bytes.len().min(63)
 }
 
-/// The first eight bytes; of a shorter name, bytes that tell it from all others of its length.
+/// The first eight bytes; for a shorter name, bytes that distinguish it from all others of its length.
 fn head(bytes: &[u8]) -> u64 {
     if let Some(first) = bytes.first_chunk::<8>() {
         return u64::from_le_bytes(*first);

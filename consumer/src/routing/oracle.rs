@@ -1,23 +1,23 @@
-//! The plain meaning of a route, evaluated straight from the spec: the truth that the index is tested against.
+//! The plain meaning of a route, evaluated directly from the spec: the reference that the index is tested against.
 
 use regex::Regex;
 use sluicegate_abi::header_block::Headers;
 use sluicegate_config::spec::{PartitionTest, Predicate, Route, Test, TopicPattern};
 
-/// What a route can see of a record.
+/// The parts of a record that a route can test.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordView<'a> {
     /// Topic name.
     pub topic: &'a str,
     /// Partition number.
     pub partition: i32,
-    /// Key; `None` is null.
+    /// Key; `None` means null.
     pub key: Option<&'a [u8]>,
     /// Header block in Kafka's format.
     pub headers: &'a [u8],
 }
 
-/// Whether `route` wants the record. Patterns that do not compile match nothing; validated specs hold none.
+/// Whether `route` matches the record. Patterns that do not compile match nothing; validated specs contain none.
 pub fn matches(route: &Route, record: &RecordView<'_>) -> bool {
     route
         .topics
@@ -26,7 +26,7 @@ pub fn matches(route: &Route, record: &RecordView<'_>) -> bool {
         && holds(&route.when, record)
 }
 
-/// Whether `pattern` names `topic`.
+/// Whether `pattern` matches `topic`.
 pub fn topic_matches(pattern: &TopicPattern, topic: &str) -> bool {
     pattern.matches(topic)
 }
@@ -79,7 +79,7 @@ fn partition_passes(test: &PartitionTest, partition: i32) -> bool {
     }
 }
 
-/// The number that a value says in decimal text, without spaces around it; `None` for anything else and for NaN.
+/// The number that a value contains in decimal text, without surrounding spaces; `None` for anything else and for NaN.
 pub(super) fn number(value: &[u8]) -> Option<f64> {
     let number: f64 = str::from_utf8(value).ok()?.parse().ok()?;
     (!number.is_nan()).then_some(number)

@@ -1,4 +1,4 @@
-//! The regexes of one field: a literal prefilter finds the few that can match, and answers are remembered by value.
+//! The regexes of one field: a literal prefilter finds the few that can match, and results are cached by value.
 
 use std::collections::HashMap;
 
@@ -14,11 +14,11 @@ use super::atoms::AtomIx;
 /// The compiled regexes of one field.
 pub(super) struct Patterns {
     regexes: Vec<(Regex, AtomIx)>,
-    /// Finds every literal that occurs in a value; `None` when no regex has literals.
+    /// Finds every literal that occurs in a value; `None` if no regex has literals.
     literals: Option<AhoCorasick>,
-    /// For each literal: which regex it may announce, and whether it must stand at the start.
+    /// For each literal: the regex that it indicates, and whether it must occur at the start.
     announces: Vec<(u32, bool)>,
-    /// Regexes without literals: they are run on every value.
+    /// Regexes without literals: they run on every value.
     unfiltered: Vec<u32>,
 }
 
@@ -26,7 +26,7 @@ impl Patterns {
     /// Compiles `patterns`.
     ///
     /// # Errors
-    /// The pattern that does not compile, and the reason.
+    /// The pattern that does not compile, with the reason.
     pub(super) fn new(patterns: &[(&str, AtomIx)]) -> Result<Self, (String, String)> {
         let mut regexes = Vec::new();
         let mut literals = Vec::new();
@@ -55,7 +55,7 @@ impl Patterns {
                 .ok(),
         };
         if literals.is_none() {
-            // Too many literals for one automaton: every regex is run, which is slow and right.
+            // Too many literals for one automaton: run every regex, which is slow but correct.
             unfiltered = (0..regexes.len() as u32).collect();
             announces.clear();
         }
@@ -100,14 +100,14 @@ impl Patterns {
     }
 }
 
-/// Literals of which one occurs in whatever a regex matches.
+/// Literals of which at least one occurs in every match of a regex.
 struct Required {
     literals: Vec<Vec<u8>>,
-    /// It stands at the start of the value.
+    /// It occurs at the start of the value.
     at_start: bool,
 }
 
-/// What `pattern` requires; `None` when there is no such set of literals.
+/// The literals that `pattern` requires; `None` if there is no such set.
 fn required_literals(pattern: &str) -> Result<Option<Required>, String> {
     let hir = regex_syntax::parse(pattern).map_err(|e| e.to_string())?;
     let at_start = hir.properties().look_set_prefix().contains(Look::Start);
@@ -126,10 +126,10 @@ fn required_literals(pattern: &str) -> Result<Option<Required>, String> {
     }))
 }
 
-/// What one router has found out about one field's values: sets of true regexes by number, and numbers by value.
+/// One router's cache of one field's values: sets of matching regexes by number, and numbers by value.
 pub(super) struct PatternMemo {
     sets: HashMap<Box<[AtomIx]>, u32, GlobalState>,
-    /// A power of two of places, two to a bucket; it grows while it is too small, up to a bound.
+    /// A power of two of entries, two per bucket; it grows up to a bound.
     values: Vec<RememberedValue>,
     evicted: usize,
     scratch: Vec<AtomIx>,
@@ -137,20 +137,20 @@ pub(super) struct PatternMemo {
 
 #[derive(Clone, Default)]
 struct RememberedValue {
-    /// Set number plus one; 0 is an empty place.
+    /// Set number plus one; 0 marks an empty entry.
     set: u32,
     bytes: Vec<u8>,
 }
 
 impl PatternMemo {
-    const FIRST_VALUES: usize = 1 << 8;
-    const MOST_VALUES: usize = 1 << 15;
-    /// Longer values are not remembered.
+    const INITIAL_CACHED_VALUES: usize = 1 << 8;
+    const MAX_CACHED_VALUES: usize = 1 << 15;
+    /// Longer values are not cached.
     const MAX_VALUE: usize = 256;
-    /// Most sets that are numbered; it bounds the bits that a class takes.
+    /// Maximum number of numbered sets; it bounds the bits per class.
     pub(super) const MAX_SETS: usize = 1 << 16;
 
-    /// Nothing found out yet. Set 0 is the empty one.
+    /// An empty cache. Set 0 is the empty set.
     pub(super) fn new() -> Self {
         Self {
             sets: HashMap::from_iter([(Box::default(), 0)]),
@@ -160,7 +160,7 @@ impl PatternMemo {
         }
     }
 
-    /// The number of the set of atoms true for `value`; `None` when the numbers are used up.
+    /// The number of the set of atoms true for `value`; `None` if no number is left.
     pub(super) fn class(&mut self, patterns: &Patterns, value: &[u8]) -> Option<u32> {
         if value.len() > Self::MAX_VALUE {
             return self.number(patterns, value);
@@ -176,9 +176,9 @@ impl PatternMemo {
             }
         }
         let set = self.number(patterns, value)?;
-        // The newer one stands first.
+        // The newer one comes first.
         if self.values[second].set != 0 {
-            self.evicted += usize::from(self.values.len() < Self::MOST_VALUES);
+            self.evicted += usize::from(self.values.len() < Self::MAX_CACHED_VALUES);
         }
         self.values.swap(first, second);
         let remembered = &mut self.values[first];
@@ -195,7 +195,8 @@ impl PatternMemo {
     }
 
     fn grow(&mut self) {
-        let size = (self.values.len() * 4).clamp(Self::FIRST_VALUES, Self::MOST_VALUES);
+        let size =
+            (self.values.len() * 4).clamp(Self::INITIAL_CACHED_VALUES, Self::MAX_CACHED_VALUES);
         let larger = vec![RememberedValue::default(); size];
         let old = std::mem::replace(&mut self.values, larger);
         self.evicted = 0;

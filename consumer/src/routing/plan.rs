@@ -1,4 +1,4 @@
-//! A topic's plan: the routes that the topic can reach, the fields they look at, and where each class number stands.
+//! A topic's plan: the routes that the topic can reach, the fields that they test, and the layout of the class numbers.
 
 use std::collections::HashMap;
 
@@ -13,36 +13,36 @@ use super::oracle::number;
 use super::patterns::PatternMemo;
 use crate::dispatch::HandlerIx;
 
-/// What is to be done for the records of one topic.
+/// How the records of one topic are routed.
 pub(super) enum TopicPlan {
-    /// These handlers want every record.
+    /// These handlers receive every record.
     Constant(Box<[HandlerIx]>),
-    /// It depends on the record.
+    /// The result depends on the record.
     Conditional(Box<Conditional>),
 }
 
-/// A plan whose answer depends on the record.
+/// A plan whose result depends on the record.
 pub(super) struct Conditional {
-    /// Handlers that want every record.
+    /// Handlers that receive every record.
     pub(super) always: Box<[HandlerIx]>,
-    /// Routes (in the index) whose predicate is to be looked at.
+    /// Routes (in the index) whose predicate must be evaluated.
     pub(super) routes: Box<[u32]>,
-    /// The headers that matter, and for each, in the same order, where its classes go.
+    /// The headers that are tested; their classes go to the slot at the same index.
     pub(super) names: Names,
     pub(super) headers: Box<[Slot]>,
     pub(super) key: Option<Slot>,
     pub(super) partition: Option<Slot>,
-    /// Which of `routes` an atom being true makes worth verifying.
+    /// For each atom, which of `routes` to verify if it is true.
     pub(super) postings: HashMap<AtomIx, Vec<u32>, GlobalState>,
-    /// Which of `routes` are always worth verifying.
+    /// Which of `routes` to verify for every record.
     pub(super) unposted: Vec<u32>,
     /// Whether the classes fit into [`Classes`]; otherwise each record is looked up by postings.
     pub(super) fits: bool,
-    /// Partition seen last, and its classes.
+    /// The last partition, and its classes.
     pub(super) last_partition: Option<(i32, Classes)>,
 }
 
-/// Where the class numbers of one field stand among the bits of [`Classes`].
+/// Position of one field's class numbers in the bits of [`Classes`].
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
     /// The field, in the index.
@@ -56,7 +56,7 @@ pub(super) struct Slot {
 }
 
 impl TopicPlan {
-    /// The plan of `topic` by `index`.
+    /// The plan of `topic` under `index`.
     pub(super) fn new(index: &RoutingIndex, topic: &str) -> Self {
         let mut always = Vec::new();
         let mut routes = Vec::new();
@@ -77,7 +77,7 @@ impl TopicPlan {
         }
     }
 
-    /// The handlers that may want a record of the topic, some of them perhaps twice.
+    /// The handlers that may receive a record of the topic, possibly with duplicates.
     pub(super) fn handlers<'p>(
         &'p self,
         index: &'p RoutingIndex,
@@ -131,7 +131,7 @@ impl Conditional {
     }
 }
 
-/// The fields that `routes` look at, each with the facets they use marked (at bit 0 for now).
+/// The fields that `routes` test, each with the facets they use marked (at bit 0 for now).
 fn needed_slots(index: &RoutingIndex, routes: &[u32]) -> Vec<Slot> {
     let mut slots = HashMap::<u32, Slot, GlobalState>::default();
     for &ix in routes {
@@ -146,7 +146,7 @@ fn needed_slots(index: &RoutingIndex, routes: &[u32]) -> Vec<Slot> {
     slots
 }
 
-/// Hands out bits of [`Classes`] to facets.
+/// Assigns bits of [`Classes`] to facets.
 #[derive(Default)]
 struct Layout {
     bits: u32,
@@ -203,7 +203,7 @@ impl Slot {
         }
     }
 
-    /// The classes of a value that is there; `None` when the pattern memo is full.
+    /// The classes of a present value; `None` if the pattern memo is full.
     #[inline]
     pub(super) fn classes(
         &self,
@@ -250,7 +250,7 @@ impl Slot {
         classes
     }
 
-    /// Calls `visit` with the atoms that are true for a value that is there.
+    /// Calls `visit` with the atoms that are true for a present value.
     pub(super) fn true_atoms(
         &self,
         field: &Field,

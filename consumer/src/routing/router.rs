@@ -1,4 +1,4 @@
-//! The pump's side of routing: the plans of the topics it reads, and what it remembers of earlier records.
+//! The pump's side of routing: the plans of the topics it reads, and its cache of routing results.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::dispatch::HandlerIx;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPlanId(pub u32);
 
-/// Routes the records of one pump by one index at a time.
+/// Routes the records of one pump, by one index at a time.
 pub struct Router {
     index: Arc<RoutingIndex>,
     topics: Vec<Box<str>>,
@@ -26,11 +26,11 @@ pub struct Router {
     sets: RouteSets,
     patterns: Vec<PatternMemo>,
     lookup: Lookup,
-    /// Something remembered ran out of room: forget it all before the next record.
+    /// A cache has run out of room: clear all of them before the next record.
     full: bool,
 }
 
-/// What a route is asked about.
+/// The parts of a record that are routed by.
 #[derive(Clone, Copy)]
 struct Record<'a> {
     partition: i32,
@@ -39,7 +39,7 @@ struct Record<'a> {
 }
 
 impl Router {
-    /// A router that goes by `index`.
+    /// A router that uses `index`.
     pub fn new(index: Arc<RoutingIndex>) -> Self {
         let mut router = Self {
             index,
@@ -56,12 +56,12 @@ impl Router {
         router
     }
 
-    /// The index that records are routed by.
+    /// The current index.
     pub fn index(&self) -> &Arc<RoutingIndex> {
         &self.index
     }
 
-    /// Goes by `index` from the next record on: all topics at once, nothing of the old one is left.
+    /// Uses `index` from the next record on: for all topics at once, with nothing cached from the old one.
     pub fn swap(&mut self, index: Arc<RoutingIndex>) {
         self.index = index;
         self.plans = self
@@ -72,7 +72,7 @@ impl Router {
         self.forget();
     }
 
-    /// The plan of `topic`, made when the topic is first seen.
+    /// The plan of `topic`, created when the topic is first seen.
     pub fn plan(&mut self, topic: &str) -> TopicPlanId {
         if let Some(&plan) = self.by_topic.get(topic) {
             return plan;
@@ -84,12 +84,12 @@ impl Router {
         plan
     }
 
-    /// The handlers that may want a record of the topic, some of them perhaps twice.
+    /// The handlers that may receive a record of the topic, possibly with duplicates.
     pub fn candidates(&self, plan: TopicPlanId) -> impl Iterator<Item = HandlerIx> + '_ {
         self.plans[plan.0 as usize].handlers(&self.index)
     }
 
-    /// The handlers that want a record, ascending; `headers` gives its header block and is called only if it matters.
+    /// The handlers that receive a record, ascending; `headers` returns its header block and is called only if needed.
     #[inline]
     pub fn route<'r>(
         &mut self,
@@ -146,9 +146,9 @@ impl Router {
 
 /// Why a record has no class numbers.
 enum Uncounted {
-    /// A header that matters occurs more than once, or the plan's classes are too many for one number.
+    /// A tested header occurs more than once, or the plan's classes do not fit into one number.
     Never,
-    /// The numbers for sets of regexes are used up.
+    /// No number for a set of regexes is left.
     PatternsFull,
 }
 
@@ -170,7 +170,7 @@ impl Record<'_> {
         };
         let mut classes = 0;
         if !plan.headers.is_empty() {
-            // A header has at least one bit when the classes fit, so there are at most 128 of them.
+            // A header needs at least one bit if the classes fit, so there are at most 128 of them.
             let mut seen: u128 = 0;
             for (name, value) in Headers::new(self.headers) {
                 let Some(ordinal) = plan.names.find(name) else {
@@ -200,7 +200,7 @@ impl Record<'_> {
         Ok(classes)
     }
 
-    /// Calls `visit` with every atom that is true for the record, some of them repeatedly.
+    /// Calls `visit` with every atom that is true for the record, possibly with duplicates.
     fn true_atoms(&self, index: &RoutingIndex, plan: &Conditional, visit: &mut impl FnMut(AtomIx)) {
         for (name, value) in Headers::new(self.headers) {
             if let Some(ordinal) = plan.names.find(name) {
@@ -217,7 +217,7 @@ impl Record<'_> {
     }
 }
 
-/// Finds the handlers of a record whose classes are not remembered: by the atoms that are true for it.
+/// Finds the handlers of a record whose result is not cached, by the atoms that are true for it.
 #[derive(Default)]
 struct Lookup {
     /// Truth by atom, one bit each.

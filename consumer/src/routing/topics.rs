@@ -1,4 +1,4 @@
-//! Topic patterns: which routes a topic name can reach, and which topics patterns leave out.
+//! Topic patterns: which routes a topic name can reach, and which topics patterns exclude.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -8,12 +8,14 @@ use sluicegate_config::spec::{TopicPattern, dead_letter_source, is_internal_topi
 use super::index::RoutingIndex;
 use crate::dispatch::HandlerIx;
 
-/// Why globs and regexes do not match a topic that fits them. An exact name reaches it all the same.
+/// Why globs and regexes do not match a topic that fits them. An exact name still matches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
-    /// Kafka or a tool keeps its own state there: reading `__consumer_offsets`, each commit would make a record to commit.
+    /// Kafka or a tool keeps its own state there: when reading `__consumer_offsets`, each commit would produce a record
+    /// to commit.
     Internal,
-    /// It is a dead-letter topic of some handler: what was given up must not come back to whoever gave it up.
+    /// It is a dead-letter topic of some handler: a dead-lettered record must not be routed back to the handler that
+    /// dead-lettered it.
     DeadLetter,
 }
 
@@ -52,7 +54,7 @@ impl TopicTable {
         }
     }
 
-    /// Why patterns leave `topic` out, if they do.
+    /// Why patterns exclude `topic`, if they do.
     fn left_out(&self, topic: &str) -> Option<LeftOut> {
         if is_internal_topic(topic) {
             return Some(LeftOut::Internal);
@@ -66,7 +68,7 @@ impl TopicTable {
     /// Adds a pattern of `route`.
     ///
     /// # Errors
-    /// The reason why a regex does not compile.
+    /// Why a regex does not compile.
     pub(super) fn add(&mut self, pattern: &TopicPattern, route: u32) -> Result<(), String> {
         let text = match pattern {
             TopicPattern::Exact(name) => {
@@ -88,7 +90,7 @@ impl TopicTable {
         Ok(())
     }
 
-    /// The routes of `topic`, ascending, without repeats.
+    /// The routes of `topic`, ascending, without duplicates.
     pub(super) fn routes(&self, topic: &str) -> Vec<u32> {
         let mut routes = self.exact.get(topic).cloned().unwrap_or_default();
         if !self.patterns.is_empty() && self.left_out(topic).is_none() {
@@ -108,22 +110,22 @@ impl TopicTable {
     }
 }
 
-/// The topics that routes want from a cluster.
+/// The topics that routes read from a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subscription {
-    /// Names to subscribe to: every exact name, there or not, and what patterns take in.
+    /// Names to subscribe to: every exact name, whether or not it exists, and the names that patterns match.
     pub topics: BTreeSet<String>,
-    /// Topics of the cluster that patterns take in.
+    /// Topics of the cluster that patterns match.
     pub taken_in: BTreeSet<String>,
-    /// Topics of the cluster that fit a pattern and are left out all the same.
+    /// Topics of the cluster that fit a pattern but are excluded.
     pub left_out: BTreeMap<String, LeftOut>,
 }
 
 impl RoutingIndex {
-    /// What is to be read of a cluster that has `topics`.
+    /// What to read from a cluster that has `topics`.
     ///
-    /// The client gets names and no patterns: its own matching knows no exceptions and other regexes than ours, and a
-    /// topic that is subscribed to is assigned and fetched, whether a route wants it or not.
+    /// The client gets names and no patterns: its own matching supports no exclusions and uses other regexes than ours,
+    /// and a subscribed topic is assigned and fetched whether or not a route reads it.
     pub fn subscription<'t>(&self, topics: impl IntoIterator<Item = &'t str>) -> Subscription {
         let table = &self.topics;
         let mut subscription = Subscription {
@@ -150,7 +152,7 @@ impl RoutingIndex {
         subscription
     }
 
-    /// Whether a route has a glob or a regex, so that the cluster decides what is read.
+    /// Whether a route has a glob or a regex, so that the subscription depends on the cluster's topics.
     pub fn has_patterns(&self) -> bool {
         !self.topics.patterns.is_empty()
     }
@@ -160,7 +162,7 @@ impl RoutingIndex {
         self.topics.patterns.iter().map(|(regex, _)| regex.as_str())
     }
 
-    /// The exact names of routes, with the handlers that they are from.
+    /// The exact names of routes, with their handlers.
     pub fn exact_topics(&self) -> impl Iterator<Item = (&str, Vec<HandlerIx>)> {
         self.topics
             .exact

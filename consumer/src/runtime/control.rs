@@ -1,11 +1,12 @@
-//! The way of a config change: one thread takes updates and turns each into a plan that every pump runs by.
+//! Application of config changes: one thread turns each update into a plan and applies it to every pump.
 //!
 //! ```text
-//!  update ─► registry.settle ─► routing index ─► every pump: routes and handlers at once
+//!  update ─► registry.settle ─► routing index ─► every pump: routes and handlers in one step
 //!                 └─► preparer threads: verify, load, create, health ─► the same again, with the new generations
 //! ```
 //!
-//! A handler that takes long to start holds up no gate. What is refused stays as it was; the reason goes to log, metric and API.
+//! Gates do not wait for handlers that are slow to start. A rejected change leaves the previous state active; the reason goes
+//! to log, metric and API.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -20,8 +21,8 @@ use sluicegate_config::{Snapshot, diff};
 use super::every::Every;
 use super::members::{Member, MemberState};
 use super::preparer::Preparer;
-use super::told::Told;
-use super::topics::{Looker, Sight, TopicWatch, Wanted};
+use super::told::PlanLog;
+use super::topics::{TopicReport, TopicScanner, TopicWatch, Wanted};
 use super::view::{HELD_REMEDY, ServiceStatus};
 use super::{StartError, settings};
 use crate::emit::topics::{ClusterTopics, listed};
@@ -30,34 +31,34 @@ use crate::pump::PumpAddress;
 use crate::routing::{LeftOut, RoutingIndex, Subscription};
 use crate::source::{ClientSettings, SourceError};
 
-/// Between two looks at the plugin folder when nobody tells of changes.
-const RESCAN: Duration = Duration::from_secs(30);
-/// Longest wait for a pump to take a plan; it takes it in any case.
-const PUMP_ANSWER: Duration = Duration::from_secs(30);
+/// Interval between two scans of the plugin folder without a change notification.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
+/// Maximum wait for a pump to apply a plan. The request stays queued, so a slow pump still applies it later.
+const PUMP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often the fleet is told of handlers that have failed or are well again.
+/// Interval between two checks for handlers that have failed or recovered.
 const HANDLER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An outage whose reason changes is logged again no sooner than this.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Minimum interval between two log lines about an outage whose reason changes.
+const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time between two looks at the thread while it ends.
-const JOIN_PAUSE: Duration = Duration::from_millis(5);
+/// Interval between two checks whether the thread has exited.
+const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(super) enum ControlCommand {
     Update(Update),
-    /// A generation is wanted that no update asked for.
+    /// Prepare a generation that no update requested, such as for a restart.
     Prepare,
     /// The plugin folder may have changed.
     Rescan,
-    /// New generations are ready, or refused.
+    /// New generations are ready, or were rejected.
     Prepared,
-    /// The watch has looked at the cluster's topics.
-    Topics(Sight),
+    /// The topic watch has listed the cluster's topics.
+    Topics(TopicReport),
     Stop(Instant),
 }
 
-/// A refusal as a sentence that names its handler once.
+/// The refusal's reason, prefixed with the handler's name unless it names it already.
 pub(super) fn named(refusal: &Refusal) -> String {
     match refusal.reason.starts_with("handler `") {
         true => refusal.reason.clone(),
@@ -65,62 +66,62 @@ pub(super) fn named(refusal: &Refusal) -> String {
     }
 }
 
-/// The control side before its thread is started.
+/// The control loop's state; runs on its own thread after [`Controller::spawn`].
 pub(super) struct Controller {
     registry: Arc<Registry>,
     view: Arc<ServiceStatus>,
     snapshot: Arc<Snapshot>,
     topics: Topics,
-    /// What every pump runs by.
-    in_force: InForce,
-    /// A pump has not said that it runs by what was handed out last: it is handed out again.
+    /// The plan applied by every pump.
+    active: ActivePlan,
+    /// A pump has not confirmed the last plan: it is sent again.
     unanswered: bool,
-    /// A pump was refused its topics: they are asked for again with each look at the cluster's topics.
+    /// A pump's subscription failed: it is retried whenever the cluster's topics have been listed.
     refused_topics: bool,
-    /// How long a pump may take to take a plan.
-    pump_answer: Duration,
-    /// The plan that the log has told last.
-    told: Told,
-    /// Why what stands in the store is not applied.
+    /// Maximum wait for a pump to apply a plan.
+    pump_timeout: Duration,
+    /// The plan that was logged last.
+    plan_log: PlanLog,
+    /// Why the store's content is held back, if it is.
     held: Option<String>,
-    /// When it was last logged that the specs cannot be read.
-    away_logged: Option<Instant>,
+    /// When an outage of the spec source was last logged.
+    outage_logged: Option<Instant>,
     member: Option<Member>,
 }
 
-/// What every pump runs by.
+/// The plan applied by every pump.
 #[derive(Clone, Debug, Default)]
-pub(super) struct InForce {
-    /// The revision of the snapshot that is in force.
+pub(super) struct ActivePlan {
+    /// The revision of the active snapshot.
     pub(super) revision: u64,
-    /// Handlers of which only the gate is: the rest is being prepared.
+    /// Handlers of which only the gate is active: their specs are still being prepared.
     pub(super) preparing: Vec<String>,
 }
 
-/// How far the pumps have a plan.
-struct Handed {
-    /// All of them run by its routes, handlers and gates.
-    taken: bool,
-    /// None of them was refused its topics.
+/// Result of sending a plan to the pumps.
+struct PlanDelivery {
+    /// Every pump has applied its routes, handlers and gates.
+    applied: bool,
+    /// Every pump has subscribed to its topics.
     subscribed: bool,
 }
 
-/// What the cluster's topics are, who watches them, and what the pumps were told to read of them.
+/// The cluster's topics, their watch, and the pumps' subscription.
 struct Topics {
-    /// Looks at them until the watch takes it.
-    looker: Option<Looker>,
+    /// Lists the topics at the start; then owned by the watch.
+    scanner: Option<TopicScanner>,
     watch: Option<TopicWatch>,
     wanted: Option<Arc<Wanted>>,
-    /// Empty as long as nobody has looked.
-    there: Arc<ClusterTopics>,
+    /// The topics listed last; empty before the first listing.
+    cluster: Arc<ClusterTopics>,
     subscription: Subscription,
-    /// How often pumps had met one that is not there when they were looked at last.
+    /// Total of the pumps' missed topics at the last check.
     missed: u64,
 }
 
 /// The control thread.
 pub(super) struct Control {
-    orders: Sender<ControlCommand>,
+    commands: Sender<ControlCommand>,
     thread: JoinHandle<()>,
     _plugins: FolderWatch,
 }
@@ -136,28 +137,28 @@ impl Controller {
             view,
             snapshot: Arc::new(Snapshot::default()),
             topics: Topics {
-                looker: Some(Looker::new(client)),
+                scanner: Some(TopicScanner::new(client)),
                 watch: None,
                 wanted: None,
-                there: Arc::default(),
+                cluster: Arc::default(),
                 subscription: Subscription::default(),
                 missed: 0,
             },
-            in_force: InForce::default(),
+            active: ActivePlan::default(),
             unanswered: false,
             refused_topics: false,
-            pump_answer: PUMP_ANSWER,
-            told: Told::default(),
+            pump_timeout: PUMP_TIMEOUT,
+            plan_log: PlanLog::default(),
             held: None,
-            away_logged: None,
+            outage_logged: None,
             member: None,
         }
     }
 
-    /// Becomes a member of the fleet that meets in `store`.
+    /// Registers this process as a member of the fleet in `store`.
     ///
     /// # Errors
-    /// The store's, when it takes no such id.
+    /// The store's error if it rejects the member id.
     pub(super) fn join(
         &mut self,
         store: &Arc<dyn Store>,
@@ -165,37 +166,37 @@ impl Controller {
         own: Option<OwnId>,
     ) -> Result<(), StoreError> {
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
-        let standing = MemberState {
-            in_force: &self.in_force,
+        let state = MemberState {
+            active: &self.active,
             snapshot: &self.snapshot,
             held: self.held.as_deref(),
             refusals: &refusals,
             pools: &pools,
         };
-        self.member = Some(Member::join(store, config, own, standing)?);
+        self.member = Some(Member::join(store, config, own, state)?);
         Ok(())
     }
 
-    /// Tells the fleet how things stand, if that is news.
-    fn tell_fleet(&mut self) {
+    /// Publishes this member's state to the fleet if it has changed.
+    fn publish_state(&mut self) {
         let Some(member) = &mut self.member else {
             return;
         };
         let (refusals, pools) = (self.registry.refusals(), self.registry.report());
-        member.tell(MemberState {
-            in_force: &self.in_force,
+        member.publish(MemberState {
+            active: &self.active,
             snapshot: &self.snapshot,
             held: self.held.as_deref(),
             refusals: &refusals,
             pools: &pools,
         });
-        self.view.note_member(member.problem());
+        self.view.record_member(member.problem());
     }
 
-    /// Puts the first snapshot in force, whole.
+    /// Applies the first snapshot, all or nothing.
     ///
     /// # Errors
-    /// Every handler that is refused, or every dead-letter topic that is missing.
+    /// Every rejected handler, or every missing dead-letter topic.
     pub(super) fn start(&mut self, snapshot: Arc<Snapshot>) -> Result<(), StartError> {
         let applied = self.registry.apply(&snapshot);
         if !applied.refusals.is_empty() {
@@ -203,34 +204,34 @@ impl Controller {
             return Err(StartError::Handlers(why.collect()));
         }
         let index = applied.plan.routes().map_err(StartError::part("routes"))?;
-        self.look_first(&Wanted::new(index, &applied.plan))?;
-        self.put_in_force(snapshot, &applied);
+        self.check_topics_at_start(&Wanted::new(index, &applied.plan))?;
+        self.activate(snapshot, &applied);
         Ok(())
     }
 
-    /// The look of a start: a dead-letter topic that a route asks for by name must be there. That of a topic which a
-    /// pattern happens to match keeps nobody from starting; it is shown as a problem.
-    fn look_first(&mut self, wanted: &Wanted) -> Result<(), StartError> {
+    /// Checks the topics at the start: the dead-letter topic of a topic that a route names exactly must exist. A missing one of a
+    /// topic matched by a pattern does not fail the start; it is reported as a problem.
+    fn check_topics_at_start(&mut self, wanted: &Wanted) -> Result<(), StartError> {
         let refused = StartError::part("dead letters");
-        let Some(looker) = &mut self.topics.looker else {
+        let Some(scanner) = &mut self.topics.scanner else {
             return Ok(());
         };
-        looker
+        scanner
             .wait_for_broker(wanted)
             .map_err(|error| StartError::part("kafka")(error.to_string()))?;
-        let found = looker
-            .look(wanted)
-            .map_err(|error| refused(format!("cannot ask the cluster for its topics: {error}")))?;
+        let found = scanner
+            .scan(wanted)
+            .map_err(|error| refused(format!("cannot list the cluster's topics: {error}")))?;
         let refusals = found.refusals(wanted);
         if !refusals.is_empty() {
             return Err(refused(refusals.join("\n")));
         }
-        self.topics.there = found.topics.clone().unwrap_or_default();
-        self.view.note_problems(looker.problems());
+        self.topics.cluster = found.topics.clone().unwrap_or_default();
+        self.view.record_problems(scanner.problems());
         Ok(())
     }
 
-    /// Puts a snapshot in force as far as it can be at once; what it needs besides is prepared.
+    /// Applies the parts of a snapshot that need no preparation, such as gates; the preparer threads do the rest.
     fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &Preparer) {
         for change in diff(&self.snapshot, &snapshot) {
             tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed in the source");
@@ -238,16 +239,16 @@ impl Controller {
         if self.registry.settle(&snapshot) {
             preparer.wake();
         }
-        self.put_current_in_force(snapshot);
+        self.activate_current(snapshot);
     }
 
-    fn put_current_in_force(&mut self, snapshot: Arc<Snapshot>) {
+    fn activate_current(&mut self, snapshot: Arc<Snapshot>) {
         let applied = self.registry.current();
-        self.put_in_force(snapshot, &applied);
+        self.activate(snapshot, &applied);
     }
 
-    fn put_in_force(&mut self, snapshot: Arc<Snapshot>, applied: &Applied) {
-        self.view.note_snapshot(&snapshot, applied);
+    fn activate(&mut self, snapshot: Arc<Snapshot>, applied: &Applied) {
+        self.view.record_snapshot(&snapshot, applied);
         self.snapshot = snapshot;
         let plan = &applied.plan;
         let index = match plan.routes() {
@@ -256,54 +257,54 @@ impl Controller {
                 tracing::error!(
                     revision = plan.revision,
                     error,
-                    "routes refused; the earlier ones stay"
+                    "routes rejected; the previous ones stay active"
                 );
-                self.view.note_rejection(&error);
+                self.view.record_rejection(&error);
                 return;
             }
         };
         let wanted = Arc::new(Wanted::new(index.clone(), plan));
-        let subscription = wanted.subscription(&self.topics.there);
+        let subscription = wanted.subscription(&self.topics.cluster);
         self.topics.announce(&subscription);
         if let Some(watch) = &self.topics.watch {
             watch.want(wanted.clone());
         }
         self.topics.wanted = Some(wanted);
         self.topics.subscription = subscription;
-        let handed = self.hand_out(plan, &index, &self.topics.names());
-        if handed.taken {
-            self.view.note_in_force(plan);
+        let delivery = self.send_plan(plan, &index, &self.topics.names());
+        if delivery.applied {
+            self.view.record_active_plan(plan);
         }
-        self.note(&handed);
-        if handed.taken && handed.subscribed {
-            self.in_force = InForce {
+        self.record_delivery(&delivery);
+        if delivery.applied && delivery.subscribed {
+            self.active = ActivePlan {
                 revision: applied.settled,
                 preparing: applied.preparing.clone(),
             };
-            self.told.plan(&self.snapshot, applied);
+            self.plan_log.log(&self.snapshot, applied);
         }
     }
 
-    /// What the pumps have not taken is handed out again.
-    fn note(&mut self, handed: &Handed) {
-        self.unanswered = !handed.taken;
-        self.refused_topics = !handed.subscribed;
+    /// Records what has to be sent to the pumps again.
+    fn record_delivery(&mut self, delivery: &PlanDelivery) {
+        self.unanswered = !delivery.applied;
+        self.refused_topics = !delivery.subscribed;
     }
 
-    /// What the watch has seen: other names may be to subscribe to.
-    fn topics(&mut self, sight: Sight) {
-        self.view.note_problems(sight.problems);
-        if let Some(there) = sight.topics {
-            self.topics.there = there;
+    /// Handles a report of the topic watch: the subscription may have changed.
+    fn topics(&mut self, report: TopicReport) {
+        self.view.record_problems(report.problems);
+        if let Some(cluster) = report.topics {
+            self.topics.cluster = cluster;
         }
         if self.refused_topics {
-            // Also what of the plan hangs on it.
-            return self.put_current_in_force(self.snapshot.clone());
+            // Also applies the parts of the plan that depend on the subscription.
+            return self.activate_current(self.snapshot.clone());
         }
         let Some(wanted) = &self.topics.wanted else {
             return;
         };
-        let subscription = wanted.subscription(&self.topics.there);
+        let subscription = wanted.subscription(&self.topics.cluster);
         if subscription == self.topics.subscription {
             return;
         }
@@ -314,100 +315,104 @@ impl Controller {
             return;
         }
         let topics = self.topics.names();
-        let handed = self.ask_pumps(|pump, wait| pump.subscribe(topics.clone(), wait));
-        // Who is behind with a plan stays so.
+        let delivery = self.ask_pumps(|pump, wait| pump.subscribe(topics.clone(), wait));
+        // A pump that has not confirmed a plan still has to.
         let unanswered = self.unanswered;
-        self.note(&handed);
+        self.record_delivery(&delivery);
         self.unanswered |= unanswered;
     }
 
-    /// Gives the plan to every pump.
-    fn hand_out(
+    /// Sends the plan to every pump.
+    fn send_plan(
         &self,
         plan: &HandlerTable,
         index: &Arc<RoutingIndex>,
         topics: &[String],
-    ) -> Handed {
+    ) -> PlanDelivery {
         self.ask_pumps(|pump, wait| {
             let handlers = plan
                 .handlers
                 .iter()
                 .map(|plan| (plan.ix, settings::handler(plan)))
                 .collect();
-            let taken = pump.apply(index.clone(), handlers, topics.to_vec(), wait);
-            if let Some(Ok(())) = taken {
+            let result = pump.apply(index.clone(), handlers, topics.to_vec(), wait);
+            if let Some(Ok(())) = result {
                 pump.set_record_log(self.snapshot.switches.record_log);
             }
-            taken
+            result
         })
     }
 
-    /// Asks every pump to take something, and takes note of the topics that it is refused.
+    /// Sends a request to every pump, and records failed subscriptions.
     fn ask_pumps(
         &self,
         ask: impl Fn(&PumpAddress, Duration) -> Option<Result<(), SourceError>>,
-    ) -> Handed {
-        let mut handed = Handed {
-            taken: true,
+    ) -> PlanDelivery {
+        let mut delivery = PlanDelivery {
+            applied: true,
             subscribed: true,
         };
         let mut refused = None;
         for pump in self.view.pumps() {
-            match ask(pump, self.pump_answer) {
+            match ask(pump, self.pump_timeout) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
                     if !self.refused_topics {
-                        tracing::error!(%error, "subscription refused; it is tried again");
+                        tracing::error!(%error, "subscription failed; retrying");
                     }
                     refused = Some(error.to_string());
-                    handed.subscribed = false;
+                    delivery.subscribed = false;
                 }
                 None => {
                     if !self.unanswered {
-                        tracing::warn!("a pump has not taken its plan or topics yet");
+                        tracing::warn!("a pump has not applied its plan or topics yet");
                     }
-                    handed.taken = false;
+                    delivery.applied = false;
                 }
             }
         }
-        if refused.is_some() || handed.taken {
-            self.view.note_subscription(refused.as_deref());
+        if refused.is_some() || delivery.applied {
+            self.view.record_subscription(refused.as_deref());
         }
-        handed
+        delivery
     }
 
-    /// Starts the thread; the sink feeds it.
+    /// Starts the thread, and returns the sink for updates of the spec source.
     pub(super) fn spawn(mut self) -> std::io::Result<(Control, UpdateSink)> {
-        let (orders, inbox) = channel();
-        if let (Some(looker), Some(wanted)) = (self.topics.looker.take(), &self.topics.wanted) {
-            let seen = orders.clone();
-            let watch = TopicWatch::start(looker, wanted.clone(), move |sight| {
-                // After the stop nobody asks any more.
-                let _ = seen.send(ControlCommand::Topics(sight));
+        let (commands, inbox) = channel();
+        if let (Some(scanner), Some(wanted)) = (self.topics.scanner.take(), &self.topics.wanted) {
+            let seen = commands.clone();
+            let watch = TopicWatch::start(scanner, wanted.clone(), move |report| {
+                // The receiver is gone after the stop.
+                let _ = seen.send(ControlCommand::Topics(report));
             })?;
             self.topics.watch = Some(watch);
         }
-        let ready = orders.clone();
+        let ready = commands.clone();
         let preparer = Preparer::new(self.registry.clone(), move || {
-            // After the stop nobody takes them any more.
+            // The receiver is gone after the stop.
             let _ = ready.send(ControlCommand::Prepared);
         });
-        self.view.set_control(orders.clone());
-        let changes = orders.clone();
-        let plugins = FolderWatch::start(self.registry.catalogue().folder(), RESCAN, move || {
-            // After the stop nobody scans any more.
-            let _ = changes.send(ControlCommand::Rescan);
-        })?;
+        self.view.set_control(commands.clone());
+        let changes = commands.clone();
+        let plugins = FolderWatch::start(
+            self.registry.catalogue().folder(),
+            RESCAN_INTERVAL,
+            move || {
+                // The receiver is gone after the stop.
+                let _ = changes.send(ControlCommand::Rescan);
+            },
+        )?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || self.run(&inbox, &preparer))?;
-        let updates = orders.clone();
+        let updates = commands.clone();
         let sink: UpdateSink = Box::new(move |update| {
-            // After the stop nobody takes updates any more.
+            // The receiver is gone after the stop.
             let _ = updates.send(ControlCommand::Update(update));
         });
         let control = Control {
-            orders,
+            commands,
             thread,
             _plugins: plugins,
         };
@@ -419,21 +424,21 @@ impl Controller {
         loop {
             match inbox.recv_timeout(clock.left(Instant::now())) {
                 Ok(ControlCommand::Stop(deadline)) => return self.end(deadline),
-                Ok(order) => self.order(order, preparer),
+                Ok(command) => self.command(command, preparer),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            // Orders that come all the time must not keep the gates of handlers shut that are well again.
+            // Checked after every command too: a stream of commands must not keep the gates of recovered handlers closed.
             if clock.take(HANDLER_CHECK_INTERVAL, Instant::now()) {
-                self.recheck_handlers();
-                self.look_for_missed_topics();
+                self.recover();
+                self.check_missed_topics();
             }
-            self.tell_fleet();
+            self.publish_state();
         }
     }
 
-    /// Has the cluster's topics looked at when a pump has met one that is not there.
-    fn look_for_missed_topics(&mut self) {
+    /// Has the cluster's topics listed again when a pump has met a missing one.
+    fn check_missed_topics(&mut self) {
         let missed: u64 = self
             .view
             .pumps()
@@ -443,39 +448,39 @@ impl Controller {
         if std::mem::replace(&mut self.topics.missed, missed) != missed
             && let Some(watch) = &self.topics.watch
         {
-            watch.look();
+            watch.rescan();
         }
     }
 
-    /// Opens the gates of handlers that are well again, and hands out what pumps have not taken.
-    fn recheck_handlers(&mut self) {
+    /// Opens the gates of recovered handlers, and resends the plan to pumps that have not confirmed it.
+    fn recover(&mut self) {
         if self.registry.recover() || self.unanswered && self.view.pumps_answer() {
-            self.put_current_in_force(self.snapshot.clone());
+            self.activate_current(self.snapshot.clone());
         }
     }
 
-    fn order(&mut self, order: ControlCommand, preparer: &Preparer) {
-        match order {
+    fn command(&mut self, command: ControlCommand, preparer: &Preparer) {
+        match command {
             ControlCommand::Update(update) => self.update(update, preparer),
             ControlCommand::Rescan => {
                 if self.registry.rescan() {
                     preparer.wake();
-                    self.put_current_in_force(self.snapshot.clone());
+                    self.activate_current(self.snapshot.clone());
                 }
             }
             ControlCommand::Prepare => preparer.wake(),
-            ControlCommand::Prepared => self.put_current_in_force(self.snapshot.clone()),
-            ControlCommand::Topics(sight) => self.topics(sight),
-            // It ends the loop.
+            ControlCommand::Prepared => self.activate_current(self.snapshot.clone()),
+            ControlCommand::Topics(report) => self.topics(report),
+            // Handled by the loop.
             ControlCommand::Stop(_) => {}
         }
     }
 
     fn end(mut self, deadline: Instant) {
-        // A member that is gone is not waited for.
+        // Leaves the fleet first: other members do not wait for one that has left.
         self.member = None;
         if !self.registry.shutdown(deadline) {
-            tracing::warn!("some handler instances did not end in time");
+            tracing::warn!("some handler instances did not stop in time");
         }
     }
 
@@ -484,40 +489,40 @@ impl Controller {
             Update::Snapshot(snapshot) => self.apply(snapshot, preparer),
             Update::Unreachable { reason } => {
                 // The reason can change with every attempt.
-                let logged = self.away_logged;
-                if logged.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
-                    self.away_logged = Some(Instant::now());
+                let logged = self.outage_logged;
+                if logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
+                    self.outage_logged = Some(Instant::now());
                     tracing::warn!(
                         reason,
-                        "handler specs cannot be read; the last good ones stay in force"
+                        "handler specs cannot be read; the last good ones stay active"
                     );
                 }
-                self.view.note_unreachable(Some(reason));
+                self.view.record_unreachable(Some(reason));
             }
             Update::Held { reason } => {
                 tracing::error!(
                     reason,
                     remedy = HELD_REMEDY,
-                    "what stands in the control plane is not applied; the last specs stay in force"
+                    "the control plane's content is not applied; the last specs stay active"
                 );
-                self.view.note_held(Some(&reason));
+                self.view.record_held(Some(&reason));
                 self.held = Some(reason);
             }
             Update::Released => {
-                self.view.note_held(None);
+                self.view.record_held(None);
                 self.held = None;
-                tracing::info!("what stands in the control plane is applied again");
+                tracing::info!("the control plane's content is applied again");
             }
             Update::Repaired { keys } => {
                 tracing::warn!(
                     keys,
-                    "a re-read found changes that the watch had not told of; they are in force from now on"
+                    "a re-read found changes that the watch had missed; they are applied now"
                 );
-                self.view.note_repairs(keys as u64);
+                self.view.record_repairs(keys as u64);
             }
             Update::Reachable => {
-                self.away_logged = None;
-                let away = self.view.note_unreachable(None).unwrap_or_default();
+                self.outage_logged = None;
+                let away = self.view.record_unreachable(None).unwrap_or_default();
                 tracing::info!(
                     away_s = away.as_secs_f64(),
                     "handler specs can be read again"
@@ -528,25 +533,25 @@ impl Controller {
 }
 
 impl Topics {
-    /// The names that pumps subscribe to.
+    /// The topic names that pumps subscribe to.
     fn names(&self) -> Vec<String> {
         self.subscription.topics.iter().cloned().collect()
     }
 
-    /// Tells what patterns take in and leave out from now on, as far as it is news.
+    /// Logs changes in the topics that patterns include and exclude.
     fn announce(&self, next: &Subscription) {
         let before = &self.subscription;
         let new = next.taken_in.difference(&before.taken_in);
-        tell("patterns take in topics", None, new);
+        log_topics("patterns include topics", None, new);
         let gone = before.taken_in.difference(&next.taken_in);
-        tell("patterns do not take in topics any more", None, gone);
+        log_topics("patterns no longer include topics", None, gone);
         for reason in [LeftOut::Internal, LeftOut::DeadLetter] {
             let new = next.left_out.iter().filter(|(topic, why)| {
                 **why == reason && before.left_out.get(*topic) != Some(&reason)
             });
             let new = new.map(|(topic, _)| topic);
-            tell(
-                "patterns leave out topics; name one exactly to read it",
+            log_topics(
+                "patterns exclude topics; name one exactly to read it",
                 Some(reason),
                 new,
             );
@@ -554,7 +559,7 @@ impl Topics {
     }
 }
 
-fn tell<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'t String>) {
+fn log_topics<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'t String>) {
     let topics: Vec<String> = topics.cloned().collect();
     if !topics.is_empty() {
         let (count, topics) = (topics.len(), listed(&topics));
@@ -564,10 +569,10 @@ fn tell<'t>(what: &str, reason: Option<LeftOut>, topics: impl Iterator<Item = &'
 }
 
 impl Control {
-    /// Ends the thread and the handlers' pools. By `deadline` they are left behind: the thread may be at a broker or a store
-    /// that is away, or at a plugin that loads.
+    /// Stops the thread and the handlers' pools. They are abandoned at `deadline`: the thread may be blocked on an unreachable
+    /// broker or store, or on a plugin that is loading.
     pub(super) fn stop(self, deadline: Instant) {
-        if self.orders.send(ControlCommand::Stop(deadline)).is_err() {
+        if self.commands.send(ControlCommand::Stop(deadline)).is_err() {
             return;
         }
         while !self.thread.is_finished() {
@@ -575,7 +580,7 @@ impl Control {
                 tracing::warn!("the control thread did not end in time");
                 return;
             }
-            std::thread::sleep(JOIN_PAUSE);
+            std::thread::sleep(JOIN_POLL_INTERVAL);
         }
         if self.thread.join().is_err() {
             tracing::error!("the control thread panicked");

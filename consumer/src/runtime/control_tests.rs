@@ -1,4 +1,4 @@
-//! What the control side does when pumps are slow to take a plan or are refused their topics, and what it says meanwhile.
+//! The controller with pumps that are slow to apply a plan or fail to subscribe, and its reports during that.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -27,9 +27,9 @@ impl Emitter for NoEmitter {
     }
 }
 
-/// A desk over real pumps, which do not get to run before they are let go.
+/// A controller with real pumps, which do not run before they are released.
 struct Harness {
-    desk: Controller,
+    controller: Controller,
     view: Arc<ServiceStatus>,
     gate: Arc<JoinGate>,
     held: Vec<Sender<()>>,
@@ -45,7 +45,7 @@ impl Harness {
             cache: folder.path().join("cache"),
             allow_unsigned: true,
             create_timeout: Duration::from_secs(1),
-            health_every: Duration::from_secs(1),
+            health_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(1),
             runtimes: Vec::new(),
             emitter: Arc::new(NoEmitter),
@@ -73,10 +73,10 @@ impl Harness {
             prefetch_bytes: 0,
             request_timeout: Duration::ZERO,
         };
-        let mut desk = Controller::new(registry, Arc::clone(&view), client);
-        desk.pump_answer = Duration::from_millis(20);
+        let mut controller = Controller::new(registry, Arc::clone(&view), client);
+        controller.pump_timeout = Duration::from_millis(20);
         Self {
-            desk,
+            controller,
             view,
             gate,
             held,
@@ -85,11 +85,11 @@ impl Harness {
         }
     }
 
-    /// Lets the pumps run, and waits until they do.
-    fn let_go(&mut self) {
+    /// Releases the pumps, and waits until they run.
+    fn release(&mut self) {
         self.held.clear();
-        self.desk.pump_answer = PUMP_ANSWER;
-        let deadline = Instant::now() + PUMP_ANSWER;
+        self.controller.pump_timeout = PUMP_TIMEOUT;
+        let deadline = Instant::now() + PUMP_TIMEOUT;
         while !self.view.pumps_answer() {
             assert!(Instant::now() < deadline, "the pumps run");
         }
@@ -102,13 +102,13 @@ impl Harness {
     }
 }
 
-/// A pump whose client is not made before its sender is dropped.
+/// A pump whose client is not created before the sender is dropped.
 fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
     let (sender, held) = channel::<()>();
     let held = Mutex::new(held);
     let make_source = move || -> Result<Box<dyn Source>, SourceError> {
-        // It ends with the sender.
-        let _ = held.lock().expect("nobody panics").recv();
+        // Returns when the sender is dropped.
+        let _ = held.lock().expect("not poisoned").recv();
         Ok(Box::new(MemoryKafka::new(1).source()))
     };
     let settings = PumpSettings {
@@ -159,89 +159,92 @@ fn applied(spec: &HandlerSpec) -> (Arc<Snapshot>, Applied) {
     (Arc::new(Snapshot::new(7, [spec.clone()])), applied)
 }
 
-fn sight(topics: &[&str]) -> Sight {
+fn topic_report(topics: &[&str]) -> TopicReport {
     let topics = topics.iter().map(|name| ((*name).to_owned(), 1));
-    Sight {
+    TopicReport {
         topics: Some(Arc::new(topics.collect())),
         problems: Vec::new(),
     }
 }
 
 #[test]
-fn a_plan_that_a_pump_has_not_taken_is_in_force_once_it_answers() {
+fn an_unconfirmed_plan_is_active_once_the_pump_answers() {
     let mut harness = Harness::with_pumps(1);
     let (snapshot, applied) = applied(&spec("t"));
-    harness.desk.put_in_force(snapshot, &applied);
-    assert!(harness.desk.unanswered);
+    harness.controller.activate(snapshot, &applied);
+    assert!(harness.controller.unanswered);
     assert_eq!(
-        (harness.desk.in_force.revision, harness.desk.told.0),
+        (
+            harness.controller.active.revision,
+            harness.controller.plan_log.0
+        ),
         (0, None)
     );
-    harness.desk.recheck_handlers();
-    assert!(harness.desk.unanswered, "it does not answer yet");
-    harness.let_go();
-    harness.desk.recheck_handlers();
-    assert!(!harness.desk.unanswered);
-    assert!(harness.desk.told.0.is_some(), "some plan is in force");
+    harness.controller.recover();
+    assert!(harness.controller.unanswered, "it does not answer yet");
+    harness.release();
+    harness.controller.recover();
+    assert!(!harness.controller.unanswered);
+    assert!(harness.controller.plan_log.0.is_some(), "a plan is active");
 }
 
 #[test]
-fn topics_that_a_pump_has_not_taken_are_handed_out_again() {
+fn unconfirmed_topics_are_sent_again() {
     let mut harness = Harness::with_pumps(1);
     let index = applied(&spec("\"a-*\"")).1.plan.routes().expect("routes");
     let plan = applied(&spec("\"a-*\"")).1.plan;
-    harness.desk.topics.wanted = Some(Arc::new(Wanted::new(index, &plan)));
-    harness.desk.topics(sight(&["a-1"]));
-    assert!(harness.desk.unanswered, "nobody has taken them");
-    harness.let_go();
-    harness.desk.recheck_handlers();
-    assert!(!harness.desk.unanswered);
+    harness.controller.topics.wanted = Some(Arc::new(Wanted::new(index, &plan)));
+    harness.controller.topics(topic_report(&["a-1"]));
+    assert!(harness.controller.unanswered, "no pump has applied them");
+    harness.release();
+    harness.controller.recover();
+    assert!(!harness.controller.unanswered);
 }
 
 #[test]
-fn refused_topics_are_a_problem_until_they_are_taken() {
+fn a_failed_subscription_is_a_problem_until_it_succeeds() {
     let mut harness = Harness::with_pumps(1);
-    harness.let_go();
-    assert!(harness.gate.shut());
+    harness.release();
+    assert!(harness.gate.close());
     let (snapshot, applied) = applied(&spec("t"));
-    harness.desk.put_in_force(snapshot, &applied);
+    harness.controller.activate(snapshot, &applied);
     assert_eq!(harness.problems(), [ProblemKind::Topic]);
-    assert_eq!(harness.desk.in_force.revision, 0);
-    harness.desk.topics(sight(&["t"]));
-    assert_eq!(harness.problems(), [], "it was asked again, and taken");
-    assert!(!harness.desk.refused_topics);
+    assert_eq!(harness.controller.active.revision, 0);
+    harness.controller.topics(topic_report(&["t"]));
+    assert_eq!(harness.problems(), [], "it was retried and succeeded");
+    assert!(!harness.controller.refused_topics);
 }
 
 #[test]
-fn a_plan_is_told_once_however_often_it_is_handed_out() {
+fn a_plan_is_logged_once_however_often_it_is_sent() {
     let mut harness = Harness::with_pumps(1);
-    harness.let_go();
+    harness.release();
     let (snapshot, applied) = applied(&spec("t"));
     let log = captured(|| {
         for _ in 0..3 {
-            harness.desk.put_in_force(Arc::clone(&snapshot), &applied);
+            harness.controller.activate(Arc::clone(&snapshot), &applied);
         }
     });
-    let told = log.lines().filter(|line| line.contains("plan in force"));
+    let told = log.lines().filter(|line| line.contains("plan applied"));
     assert_eq!(told.count(), 1, "{log}");
 }
 
 #[test]
-fn a_plan_is_not_said_to_be_in_force_with_what_is_refused_of_it() {
+fn the_line_about_a_plan_counts_the_rejected_specs() {
     let mut harness = Harness::with_pumps(1);
-    harness.let_go();
+    harness.release();
     let (snapshot, mut applied) = applied(&spec("t"));
     applied.refusals.push(crate::handlers::Refusal {
         handler: "h".to_owned(),
-        reason: "its config is no good".to_owned(),
+        reason: "its config is invalid".to_owned(),
         effect: sluicegate_config::RejectionEffect::LastGoodSpec,
     });
     let refused = captured(|| {
         for _ in 0..2 {
-            harness.desk.put_in_force(Arc::clone(&snapshot), &applied);
+            harness.controller.activate(Arc::clone(&snapshot), &applied);
         }
     });
-    let told = refused.matches("plan in force");
+    let told = refused.matches("plan applied");
     assert_eq!(told.count(), 1, "{refused}");
     assert!(refused.contains("refused=1"), "{refused}");
     let mut declined = Snapshot::clone(&snapshot);
@@ -251,18 +254,18 @@ fn a_plan_is_not_said_to_be_in_force_with_what_is_refused_of_it() {
         effect: sluicegate_config::RejectionEffect::LastGoodSpec,
         problems: sluicegate_config::Problems::of_file(None, "it has no route".to_owned()),
     });
-    let both = captured(|| harness.desk.put_in_force(Arc::new(declined), &applied));
+    let both = captured(|| harness.controller.activate(Arc::new(declined), &applied));
     assert!(both.contains("refused=2"), "{both}");
     applied.refusals.clear();
-    let mended = captured(|| harness.desk.put_in_force(snapshot, &applied));
+    let mended = captured(|| harness.controller.activate(snapshot, &applied));
     assert!(
-        mended.contains("plan in force") && mended.contains("refused=0"),
+        mended.contains("plan applied") && mended.contains("refused=0"),
         "{mended}"
     );
 }
 
 #[test]
-fn probes_of_several_silent_pumps_have_one_deadline() {
+fn probes_of_several_unresponsive_pumps_share_one_deadline() {
     let harness = Harness::with_pumps(6);
     let deadline = Duration::from_secs(1);
     let asked = Instant::now();
@@ -273,9 +276,9 @@ fn probes_of_several_silent_pumps_have_one_deadline() {
 }
 
 #[test]
-fn a_gate_that_does_not_act_names_the_store_that_is_held_back() {
+fn an_inactive_gate_reports_the_store_that_is_held_back() {
     let harness = Harness::with_pumps(0);
-    harness.view.note_held(Some("it is another store"));
+    harness.view.record_held(Some("it is another store"));
     let written = |changed| GateWrite {
         origin: "etcd key /gates/h".to_owned(),
         changed,
@@ -283,28 +286,28 @@ fn a_gate_that_does_not_act_names_the_store_that_is_held_back() {
     };
     let nothing_new = harness.view.why_not("h", &written(false));
     assert!(
-        nothing_new.starts_with("etcd key /gates/h says so already, and does not act: "),
+        nothing_new.starts_with("etcd key /gates/h already says so, but has no effect: "),
         "{nothing_new}"
     );
     let why = harness.view.why_not("h", &written(true));
     for said in [
         "written to etcd key /gates/h",
-        "does not act",
+        "has no effect",
         "it is another store",
         "sluicegate control-plane accept",
     ] {
         assert!(why.contains(said), "{why}");
     }
-    harness.view.note_held(None);
+    harness.view.record_held(None);
     let why = harness.view.why_not("h", &written(true));
     assert!(!why.contains("another store"), "{why}");
 }
 
 #[test]
-fn a_handler_whose_spec_is_gone_is_said_to_be_deleted_while_it_is_still_listed() {
+fn a_handler_without_a_spec_is_reported_as_deleted_while_it_is_still_listed() {
     let harness = Harness::with_pumps(0);
     let (snapshot, applied) = applied(&spec("t"));
-    harness.view.note_snapshot(&snapshot, &applied);
+    harness.view.record_snapshot(&snapshot, &applied);
     for refused in [
         harness.view.set_gate("h", false),
         harness.view.restart("h").map(drop),
@@ -312,15 +315,15 @@ fn a_handler_whose_spec_is_gone_is_said_to_be_deleted_while_it_is_still_listed()
         let told = refused.expect_err("its spec is gone").to_string();
         assert!(told.contains("handler `h` is deleted"), "{told}");
     }
-    // A store that is held back may lack it: it goes on.
-    harness.view.note_held(Some("it is another store"));
+    // A store that is held back may lack the spec: the handler keeps running.
+    harness.view.record_held(Some("it is another store"));
     let refused = harness.view.set_gate("h", false);
-    let told = refused.expect_err("its spec is not there").to_string();
+    let told = refused.expect_err("its spec does not exist").to_string();
     assert!(
         !told.contains("deleted") && told.contains("it is another store"),
         "{told}"
     );
-    harness.view.note_held(None);
-    let told = harness.view.restart("x").expect_err("there is none");
-    assert_eq!(told.to_string(), "no handler `x`; there are: h");
+    harness.view.record_held(None);
+    let told = harness.view.restart("x").expect_err("no such handler");
+    assert_eq!(told.to_string(), "no handler `x`; known handlers: h");
 }

@@ -1,25 +1,25 @@
-//! A clock for loops that also wait for orders: it goes on whatever comes in between. A timeout that begins anew with each
-//! order would never end while orders come often.
+//! A periodic timer for loops that also wait for commands. A receive timeout that restarts with each command would never expire
+//! while commands arrive often.
 
 use std::time::{Duration, Instant};
 
-/// Says when something is due again.
+/// A periodic timer.
 pub(super) struct Every {
     next: Instant,
 }
 
 impl Every {
-    /// Due after `period` for the first time.
+    /// Due for the first time after `period`.
     pub(super) fn new(period: Duration, now: Instant) -> Self {
         Self { next: now + period }
     }
 
-    /// How long until it is due.
+    /// Time until it is due.
     pub(super) fn left(&self, now: Instant) -> Duration {
         self.next.saturating_duration_since(now)
     }
 
-    /// Whether it is due; if so, it is again after `period`.
+    /// Whether it is due; if so, restarts it with `period`.
     pub(super) fn take(&mut self, period: Duration, now: Instant) -> bool {
         let due = now >= self.next;
         if due {
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_due_in_time_however_often_it_is_asked() {
+    fn the_timer_is_due_on_time_however_often_it_is_polled() {
         let (start, period) = (Instant::now(), Duration::from_secs(1));
         let mut every = Every::new(period, start);
         let mut times = 0;

@@ -1,4 +1,4 @@
-//! What this process tells the other members of its fleet: which revision is in force here, and what it refuses.
+//! State that this process publishes to its fleet: the active revision, and rejected specs.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use sluicegate_config::source::{OwnId, host};
 use sluicegate_config::store::{Membership, MembershipStatus, Store, StoreError};
 use sluicegate_config::{MemberReport, Rejection, Snapshot};
 
-use super::control::InForce;
+use super::control::ActivePlan;
 use crate::admin::view::now_ms;
 use crate::admin::{HandlerState, PoolReport, ProblemKind, ServiceProblem};
 use crate::handlers::Refusal;
 
-/// The own member key.
+/// This process's member key.
 pub(super) struct Member {
     membership: Box<dyn Membership>,
-    told: MemberReport,
-    /// By which the source of specs knows the rollouts of this process.
+    published: MemberReport,
+    /// Shared with the spec source, which selects this process's rollouts by it.
     own: Option<OwnId>,
     wanted: String,
     status: MembershipStatus,
@@ -25,17 +25,17 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Joins under the id that the config gives.
+    /// Joins under the configured id.
     ///
     /// # Errors
-    /// [`StoreError`] when the store takes no such id.
+    /// [`StoreError`] if the store rejects the id.
     pub(super) fn join(
         store: &Arc<dyn Store>,
         config: &HandlersConfig,
         own: Option<OwnId>,
-        standing: MemberState<'_>,
+        state: MemberState<'_>,
     ) -> Result<Self, StoreError> {
-        let told = standing.report(MemberReport {
+        let published = state.report(MemberReport {
             id: config.member(),
             instance: instance().to_owned(),
             host: host(),
@@ -44,7 +44,7 @@ impl Member {
             started: jiff::Timestamp::now().to_string(),
             ..MemberReport::default()
         });
-        let membership = store.join(told.clone())?;
+        let membership = store.join(published.clone())?;
         let status = membership.status();
         if let Some(own) = &own {
             own.set(&status.id);
@@ -53,14 +53,14 @@ impl Member {
             status,
             membership,
             own,
-            wanted: told.id.clone(),
-            told,
+            wanted: published.id.clone(),
+            published,
             clash_since_ms: now_ms(),
         })
     }
 
-    /// Tells how things stand, if that is news, and hears under which id.
-    pub(super) fn tell(&mut self, standing: MemberState<'_>) {
+    /// Publishes the state if it has changed, and reads the id that the store has assigned.
+    pub(super) fn publish(&mut self, state: MemberState<'_>) {
         let status = self.membership.status();
         if status != self.status {
             if status.clash.is_some() && self.status.clash.is_none() {
@@ -71,20 +71,20 @@ impl Member {
             }
             self.status = status;
         }
-        let report = standing.report(MemberReport {
+        let report = state.report(MemberReport {
             id: self.status.id.clone(),
             preparing: Vec::new(),
             handlers: Vec::new(),
             rejections: Vec::new(),
-            ..self.told.clone()
+            ..self.published.clone()
         });
-        if report != self.told {
+        if report != self.published {
             self.membership.report(report.clone());
-            self.told = report;
+            self.published = report;
         }
     }
 
-    /// What stands in the way of the wanted id.
+    /// The conflict about the configured id, if any.
     pub(super) fn problem(&self) -> Option<ServiceProblem> {
         Some(ServiceProblem {
             kind: ProblemKind::MemberId,
@@ -98,44 +98,49 @@ impl Member {
     }
 }
 
-/// How things stand here.
+/// This process's state.
 pub(super) struct MemberState<'a> {
-    /// What all pumps run by.
-    pub(super) in_force: &'a InForce,
+    /// The plan applied by every pump.
+    pub(super) active: &'a ActivePlan,
     pub(super) snapshot: &'a Snapshot,
-    /// Why what stands in the store is not applied.
+    /// Why the store's content is held back, if it is.
     pub(super) held: Option<&'a str>,
     pub(super) refusals: &'a [Refusal],
     pub(super) pools: &'a [PoolReport],
 }
 
 impl MemberState<'_> {
-    fn report(&self, whose: MemberReport) -> MemberReport {
+    fn report(&self, base: MemberReport) -> MemberReport {
         let refused = self.refusals.iter().map(|refusal| MemberHandler {
             name: refusal.handler.clone(),
             state: "REFUSED".to_owned(),
             reason: refusal.reason.clone(),
         });
-        let ill = self.pools.iter().filter_map(|pool| {
-            let ill = matches!(pool.state, HandlerState::Failed | HandlerState::Unhealthy);
-            ill.then(|| MemberHandler {
+        let unhealthy = self.pools.iter().filter_map(|pool| {
+            let unhealthy = matches!(pool.state, HandlerState::Failed | HandlerState::Unhealthy);
+            unhealthy.then(|| MemberHandler {
                 name: pool.handler.clone(),
                 state: pool.state.to_string(),
                 reason: pool.last_error.clone().unwrap_or_default(),
             })
         });
         MemberReport {
-            applied_revision: self.in_force.revision,
-            preparing: self.in_force.preparing.clone(),
+            applied_revision: self.active.revision,
+            preparing: self.active.preparing.clone(),
             held: self.held.map(str::to_owned),
-            handlers: refused.chain(ill).collect(),
-            rejections: self.snapshot.rejections.iter().flat_map(told).collect(),
-            ..whose
+            handlers: refused.chain(unhealthy).collect(),
+            rejections: self
+                .snapshot
+                .rejections
+                .iter()
+                .flat_map(member_rejections)
+                .collect(),
+            ..base
         }
     }
 }
 
-fn told(rejection: &Rejection) -> impl Iterator<Item = MemberRejection> + '_ {
+fn member_rejections(rejection: &Rejection) -> impl Iterator<Item = MemberRejection> + '_ {
     rejection.problems.iter().map(|problem| {
         let place = match problem.line {
             0 => String::new(),

@@ -1,4 +1,4 @@
-//! Assembles the service in order, and owns the order in which it ends.
+//! Assembly of the service: start and shutdown order of its parts.
 //!
 //! ```text
 //!  start: admin HTTP (`/livez`) ─► specs ─► emitter ─► pumps ─► registry: first plan ─► the rest of HTTP ─► watch of specs
@@ -6,8 +6,8 @@
 //!  stop:  pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP, all by one deadline
 //! ```
 //!
-//! The way of a config change is `control`: update → registry (verify, load, create, health) → routing index → every
-//! pump, both at once.
+//! Config changes are applied by `control`: update → registry (verify, load, create, health) → routing index → every pump, which
+//! applies routes and handlers in one step.
 
 mod control;
 mod every;
@@ -42,10 +42,10 @@ use view::ServiceStatus;
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The specs are wrong; every problem is listed.
+    /// Invalid specs; lists every problem.
     #[error("{0}")]
     Specs(Problems),
-    /// Handlers are refused; none is left out silently, since its records would pass it by (G1).
+    /// Rejected handlers. The service never starts without a declared handler: its records would be skipped (G1).
     #[error("{}", .0.join("\n"))]
     Handlers(Vec<String>),
     /// A part could not be started.
@@ -53,7 +53,7 @@ pub enum StartError {
     Part {
         /// Which part.
         part: &'static str,
-        /// What happened and what to do.
+        /// The cause, with the remedy if known.
         reason: String,
     },
 }
@@ -79,30 +79,30 @@ pub struct Service {
     stopping: AtomicBool,
 }
 
-/// Time beyond `processing.drain_timeout` in which a stop ends, whatever brokers, stores and plugins do. Its parts follow one
-/// another: the pumps' last commits and leaving the group, the producer, the handlers' instances, the admin server.
+/// Maximum shutdown time after `processing.drain_timeout`, whatever brokers, stores and plugins do. Used in sequence by the pumps'
+/// last commits and leaving the group, the producer, the handlers' instances and the admin server.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Time for a pump's thread to end after it has left the group.
-const PUMP_END: Duration = Duration::from_millis(500);
-/// Time for what handlers have emitted: records that waited for it are settled by now, so nothing depends on it.
-const FLUSH: Duration = Duration::from_millis(500);
-/// Time for the admin server's last answers.
-const ADMIN_STOP: Duration = Duration::from_millis(500);
+/// Time for a pump's thread to exit after it has left the group.
+const PUMP_EXIT_GRACE: Duration = Duration::from_millis(500);
+/// Time to flush emitted records. Records that waited for their acks are settled by now, so no guarantee depends on it.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time for the admin server to finish open requests.
+const ADMIN_SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
 impl Service {
-    /// Starts everything; records flow as soon as Kafka assigns partitions. Its pumps pass `join_gate` before they join the
-    /// group.
+    /// Starts the service; records are processed as soon as Kafka assigns partitions. The pumps pass `join_gate` before they join
+    /// the group.
     ///
     /// # Errors
-    /// [`StartError`]; nothing of the service is left running then.
+    /// [`StartError`]; no part of the service is left running in that case.
     pub fn start(
         config: &ServiceConfig,
         environment: &Environment,
         join_gate: &Arc<JoinGate>,
     ) -> Result<Self, StartError> {
         let tokio = start_tokio()?;
-        // Before anything else: a second service with the same config ends here, and this one says that it lives however long
-        // stores, plugins or the cluster let it wait.
+        // Before anything else: a second service with the same config fails here, and this one answers `/livez` however long
+        // stores, plugins or the cluster delay the start.
         let listener = listen(&tokio, config.admin.listen)?;
         let slot = Arc::new(ServiceSlot::default());
         let (admin_stop, admin_address) = start_admin(&tokio, listener, &slot)?;
@@ -119,7 +119,7 @@ impl Service {
         if config.plugins.allow_unsigned {
             tracing::warn!(
                 folder = %config.plugins.folder.display(),
-                "plugins run unsigned (plugins.allow_unsigned): who can write to the folder runs code in this process"
+                "plugins run unsigned (plugins.allow_unsigned): anyone who can write to the folder can run code in this process"
             );
         }
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
@@ -137,14 +137,15 @@ impl Service {
             registry.clone(),
             source.gates(),
         ));
-        let mut desk = Controller::new(registry, view.clone(), client);
-        desk.start(Arc::new(snapshot))?;
+        let mut controller = Controller::new(registry, view.clone(), client);
+        controller.start(Arc::new(snapshot))?;
         if let Some(store) = source.store() {
-            desk.join(&store, &config.handlers, source.own_id())
+            controller
+                .join(&store, &config.handlers, source.own_id())
                 .map_err(|error| StartError::part("member key")(error.to_string()))?;
         }
         slot.fill(view.clone());
-        let (control, sink) = desk
+        let (control, sink) = controller
             .spawn()
             .map_err(|e| StartError::part("control thread")(e.to_string()))?;
         let problems = ProblemWatch::start(view.clone())
@@ -169,37 +170,37 @@ impl Service {
         })
     }
 
-    /// Where the admin server listens.
+    /// The address of the admin server.
     pub fn admin_address(&self) -> std::net::SocketAddr {
         self.admin_address
     }
 
-    /// The service as the admin side sees it.
+    /// The service's admin interface.
     pub fn view(&self) -> Arc<dyn crate::admin::ServiceView> {
         self.view.clone()
     }
 
-    /// Reads the sources of specs again, at once.
+    /// Re-reads the spec source immediately.
     pub fn reread(&self) {
         if let Some(watch) = &self.watch {
             watch.reread();
         }
     }
 
-    /// Whether a pump has ended without being asked to: then [`Service::stop`] tells why.
+    /// Whether a pump has terminated unexpectedly; [`Service::stop`] returns the reason.
     pub fn has_failed(&self) -> bool {
         !self.stopping.load(Ordering::Relaxed) && self.pumps.iter().any(PumpHandle::is_finished)
     }
 
-    /// Drains, commits, leaves the group and ends everything, within the drain timeout and [`STOP_GRACE`]. Says what was not
-    /// finished or committed by then.
+    /// Drains, commits, leaves the group and stops every part, within the drain timeout plus [`STOP_GRACE`]. Returns the work that
+    /// was not finished or committed by then.
     ///
     /// # Errors
-    /// Why a pump did not end well. What it had not committed is read again by the next owner.
+    /// The failure of a pump. The next owner reprocesses its uncommitted records.
     pub fn stop(mut self) -> Result<StopReport, PumpError> {
         self.stopping.store(true, Ordering::Relaxed);
         self.problems = None;
-        self.view.note_stopping();
+        self.view.record_stopping();
         for pump in &self.pumps {
             pump.address().stop();
         }
@@ -208,7 +209,7 @@ impl Service {
         self.watch = None;
         let mut result = Ok(StopReport::default());
         for pump in &mut self.pumps {
-            let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_END);
+            let ended = pump.join_until(drained + LEAVE_GRACE + PUMP_EXIT_GRACE);
             result = match (result, ended) {
                 (Ok(mut sum), Ok(report)) => {
                     sum += report;
@@ -217,16 +218,16 @@ impl Service {
                 (Err(error), _) | (_, Err(error)) => Err(error),
             };
         }
-        self.emitter.flush(FLUSH);
+        self.emitter.flush(FLUSH_TIMEOUT);
         if let Some(control) = self.control.take() {
-            control.stop(end - ADMIN_STOP);
+            control.stop(end - ADMIN_SHUTDOWN_GRACE);
         }
         if let Some(stop) = self.admin_stop.take() {
-            // The server may have failed before; then nobody listens.
+            // The receiver is gone if the server has already failed.
             let _ = stop.send(());
         }
         if let Some(tokio) = self.tokio.take() {
-            tokio.shutdown_timeout(ADMIN_STOP);
+            tokio.shutdown_timeout(ADMIN_SHUTDOWN_GRACE);
         }
         result
     }

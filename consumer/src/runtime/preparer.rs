@@ -1,8 +1,8 @@
-//! Threads that prepare generations whenever some are wanted: one slow handler keeps nobody else's waiting.
+//! Threads that prepare pending generations, so that a slow handler does not delay the others.
 //!
 //! ```text
-//!  wake ─► a thread, if there are fewer than the most ─► prepares one after the other ─► nothing is wanted: it ends
-//!                                                            └─ takes one while more are wanted: wakes another
+//!  wake ─► a thread, below the maximum ─► prepares one after the other ─► none pending: it exits
+//!                                             └─ takes one while more are pending: wakes another
 //! ```
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::handlers::Registry;
 
-/// Most generations that are prepared at the same time: plugins that hang in their creation hold a thread each until
+/// Maximum generations prepared concurrently: each plugin that hangs during creation occupies a thread until
 /// `plugins.create_timeout`.
-const AT_ONCE: usize = 8;
-/// How often the pumps get what is ready while more is being prepared.
-const SHARE_READY: Duration = Duration::from_millis(200);
+const MAX_THREADS: usize = 8;
+/// Interval at which finished generations are passed to the pumps while others are still being prepared.
+const READY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Wakes the threads; clones wake the same ones.
+/// Handle of the threads; clones share them.
 #[derive(Clone)]
 pub(super) struct Preparer {
     shared: Arc<Shared>,
@@ -24,9 +24,9 @@ pub(super) struct Preparer {
 
 struct Shared {
     registry: Arc<Registry>,
-    /// Called when some are ready or refused.
+    /// Called when generations are ready or rejected.
     ready: Box<dyn Fn() + Send + Sync>,
-    /// Threads that are there.
+    /// Number of running threads.
     running: Mutex<usize>,
 }
 
@@ -41,11 +41,11 @@ impl Preparer {
         }
     }
 
-    /// Something is wanted. Does not wait.
+    /// Starts a thread for a pending generation, up to the maximum. Does not block.
     pub(super) fn wake(&self) {
         let mut running = self.running();
-        if *running >= AT_ONCE {
-            // Each of them looks again before it ends.
+        if *running >= MAX_THREADS {
+            // Each running thread checks for pending generations before it exits.
             return;
         }
         let threads = self.clone();
@@ -55,7 +55,7 @@ impl Preparer {
         match spawned {
             Ok(_) => *running += 1,
             Err(error) => {
-                tracing::error!(%error, "no thread to prepare handlers on; they are tried again with the next change");
+                tracing::error!(%error, "cannot start a thread to prepare handlers; retrying on the next change");
             }
         }
     }
@@ -70,7 +70,7 @@ impl Preparer {
         let Shared {
             registry, ready, ..
         } = &*self.shared;
-        let mut told = Instant::now();
+        let mut last_ready = Instant::now();
         loop {
             if registry.has_waiting(2) {
                 self.wake();
@@ -78,8 +78,8 @@ impl Preparer {
             if !registry.prepare_next() {
                 break;
             }
-            if told.elapsed() >= SHARE_READY {
-                told = Instant::now();
+            if last_ready.elapsed() >= READY_INTERVAL {
+                last_ready = Instant::now();
                 ready();
             }
         }
@@ -87,13 +87,13 @@ impl Preparer {
     }
 }
 
-/// A thread that is there, also when it panics.
+/// Counts a running thread down when it exits, also on a panic.
 struct RunningThread<'p>(&'p Preparer);
 
 impl Drop for RunningThread<'_> {
     fn drop(&mut self) {
         *self.0.running() -= 1;
-        // What was wanted in between may have found no room for a thread.
+        // A `wake` between the last check and this point may have found the maximum in use.
         if !std::thread::panicking() && self.0.shared.registry.has_waiting(1) {
             self.0.wake();
         }

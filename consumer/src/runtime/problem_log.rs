@@ -1,7 +1,7 @@
-//! The log of what stands: a line a minute for each kind of problem that goes on, and one when none of the kind is left.
+//! The log of active problems: one line per minute for each kind that persists, and one when the last problem of a kind is resolved.
 //!
-//! Where a problem begins is logged where it is met, with its particulars, if that has a place; that it still stands an hour later is known here
-//! alone. It goes by kinds: the texts of single problems count records and name partitions, which come and go.
+//! The start of a problem is usually logged by the component that detects it, with details; only this module logs that it persists.
+//! Problems are grouped by kind, because the texts of single problems contain record counts and partitions, which change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,70 +12,70 @@ use super::view::ServiceStatus;
 use crate::admin::view::now_ms;
 use crate::admin::{ProblemKind, ServiceProblem, ServiceView};
 
-/// Between two looks at what stands. A look costs the pumps as much as a question for readiness.
+/// Interval between two polls of the active problems. A poll costs the pumps as much as a readiness probe.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the pumps are waited for at a look.
-const ANSWER: Duration = Duration::from_millis(500);
-/// Between two lines about what goes on.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Maximum wait for the pumps' reports per poll.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Interval between two lines about a persisting problem.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Kinds whose beginning nobody else logs.
-const BEGUN_HERE: [ProblemKind; 4] = [
+/// Kinds whose start no other component logs.
+const LOGGED_HERE: [ProblemKind; 4] = [
     ProblemKind::Group,
     ProblemKind::PartitionStalled,
     ProblemKind::HandlerClosing,
     ProblemKind::HandlerUnhealthy,
 ];
 
-/// What the log is told.
+/// A line to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
-    /// There is one of a kind that has no line of its own.
-    Begins(ServiceProblem),
-    /// Problems of a kind go on.
-    Stands {
-        /// How many are listed of the kind.
+    /// A problem started, of a kind whose start no other component logs.
+    Started(ServiceProblem),
+    /// Problems of a kind persist.
+    Persists {
+        /// Number of problems of the kind.
         problems: usize,
-        /// For how long there have been any.
+        /// Seconds since the first of them started.
         seconds: u64,
-        /// The oldest.
+        /// The oldest of them.
         oldest: ServiceProblem,
     },
-    /// None of a kind is left.
-    Over {
+    /// The last problem of a kind is resolved.
+    Resolved {
         kind: ProblemKind,
-        /// For how long there were any.
+        /// Seconds during which there were problems of the kind.
         seconds: u64,
-        /// The oldest of those that were there last.
+        /// The oldest of the last ones.
         what: String,
     },
 }
 
-/// What was standing at the last look.
+/// Problems active at the last poll.
 #[derive(Debug, Default)]
 struct ProblemLog {
-    standing: BTreeMap<ProblemKind, ActiveProblem>,
+    active: BTreeMap<ProblemKind, ActiveProblem>,
 }
 
 #[derive(Clone, Debug)]
 struct ActiveProblem {
-    /// When it was met here.
-    met: Instant,
-    /// How old it was then.
+    /// When it was first seen here.
+    first_seen: Instant,
+    /// Its age at that time.
     age: Duration,
     what: String,
-    told: Instant,
-    /// Whether the log was told that it stands.
-    is_told: bool,
+    logged: Instant,
+    /// Whether a line about its persistence was logged.
+    persistence_logged: bool,
 }
 
 impl ProblemLog {
-    /// Takes note of what stands, oldest first of each kind, and gives the lines that are due. What is not there is over only
-    /// `if_complete`: if everybody was heard.
-    fn look(
+    /// Records the active problems and returns the lines that are due. A missing problem counts as resolved only if `complete`:
+    /// if every pump has reported.
+    fn update(
         &mut self,
         problems: &[ServiceProblem],
-        if_complete: bool,
+        complete: bool,
         now: Instant,
         wall_ms: i64,
     ) -> Vec<Line> {
@@ -84,42 +84,42 @@ impl ProblemLog {
             by_kind.entry(problem.kind).or_default().push(problem);
         }
         let mut lines = Vec::new();
-        self.standing.retain(|kind, standing| {
-            let stays = by_kind.contains_key(kind) || !if_complete;
-            // That a pump does not answer has no line of its beginning: a short one is not told of at all.
-            if !stays && (standing.is_told || *kind != ProblemKind::Pump) {
-                lines.push(Line::Over {
+        self.active.retain(|kind, active| {
+            let remains = by_kind.contains_key(kind) || !complete;
+            // The start of an unresponsive pump is not logged, so a short one has no line about its end either.
+            if !remains && (active.persistence_logged || *kind != ProblemKind::Pump) {
+                lines.push(Line::Resolved {
                     kind: *kind,
-                    seconds: standing.seconds(now),
-                    what: standing.what.clone(),
+                    seconds: active.seconds(now),
+                    what: active.what.clone(),
                 });
             }
-            stays
+            remains
         });
         for (kind, of_kind) in by_kind {
             let Some(oldest) = of_kind.iter().min_by_key(|problem| problem.since_ms) else {
                 continue;
             };
-            let standing = self.standing.entry(kind).or_insert_with(|| {
+            let active = self.active.entry(kind).or_insert_with(|| {
                 let age_ms = wall_ms.saturating_sub(oldest.since_ms);
                 ActiveProblem {
-                    met: now,
+                    first_seen: now,
                     age: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)),
                     what: String::new(),
-                    told: now,
-                    is_told: false,
+                    logged: now,
+                    persistence_logged: false,
                 }
             });
-            if standing.what.is_empty() && BEGUN_HERE.contains(&kind) {
-                lines.push(Line::Begins((*oldest).clone()));
+            if active.what.is_empty() && LOGGED_HERE.contains(&kind) {
+                lines.push(Line::Started((*oldest).clone()));
             }
-            standing.what.clone_from(&oldest.what);
-            if now.duration_since(standing.told) >= SAY_AGAIN {
-                standing.told = now;
-                standing.is_told = true;
-                lines.push(Line::Stands {
+            active.what.clone_from(&oldest.what);
+            if now.duration_since(active.logged) >= LOG_INTERVAL {
+                active.logged = now;
+                active.persistence_logged = true;
+                lines.push(Line::Persists {
                     problems: of_kind.len(),
-                    seconds: standing.seconds(now),
+                    seconds: active.seconds(now),
                     oldest: (*oldest).clone(),
                 });
             }
@@ -130,21 +130,21 @@ impl ProblemLog {
 
 impl ActiveProblem {
     fn seconds(&self, now: Instant) -> u64 {
-        (self.age + now.duration_since(self.met)).as_secs()
+        (self.age + now.duration_since(self.first_seen)).as_secs()
     }
 }
 
 impl Line {
-    fn tell(&self) {
+    fn write(&self) {
         match self {
-            Self::Begins(problem) => tracing::warn!(
+            Self::Started(problem) => tracing::warn!(
                 kind = %problem.kind,
                 cause = problem.cause,
                 remedy = problem.remedy,
                 "{}",
                 problem.what
             ),
-            Self::Stands {
+            Self::Persists {
                 problems,
                 seconds,
                 oldest,
@@ -157,39 +157,39 @@ impl Line {
                 "still: {}",
                 oldest.what
             ),
-            Self::Over {
+            Self::Resolved {
                 kind,
                 seconds,
                 what,
-            } => tracing::info!(%kind, seconds, "over: {what}"),
+            } => tracing::info!(%kind, seconds, "resolved: {what}"),
         }
     }
 }
 
-/// Tells the log until it is dropped.
+/// The thread that polls and logs the problems, until this is dropped.
 pub(super) struct ProblemWatch {
     _stop: Sender<()>,
 }
 
 impl ProblemWatch {
-    /// Starts it.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// Of the system, when there is no thread for it.
+    /// The system's error if the thread cannot be created.
     pub(super) fn start(view: Arc<ServiceStatus>) -> std::io::Result<Self> {
         let (stop, stopped) = channel::<()>();
         let watch = move || {
             let mut log = ProblemLog::default();
             while stopped.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let facts = view.report(ANSWER).facts;
+                let facts = view.report(REPORT_TIMEOUT).facts;
                 if facts.stopping {
-                    // What pumps do not answer any more is not over.
+                    // Problems that stopping pumps no longer report are not resolved.
                     return;
                 }
                 let is_complete = facts.unresponsive_pumps.is_empty();
                 let now = Instant::now();
-                for line in log.look(&facts.problems, is_complete, now, now_ms()) {
-                    line.tell();
+                for line in log.update(&facts.problems, is_complete, now, now_ms()) {
+                    line.write();
                 }
             }
         };

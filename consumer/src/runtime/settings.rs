@@ -1,4 +1,4 @@
-//! From the service's config to the settings of its parts.
+//! Maps the service's config to the settings of its parts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::pump::{JoinGate, PumpSettings};
 use crate::settlement::RetryPolicy;
 use crate::source::StartAt;
 
-/// Between two questions to an instance whether it is well.
-const HEALTH_EVERY: Duration = Duration::from_secs(5);
-/// Longest time to build and check an instance.
+/// Interval between two health checks of an instance.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum time to create and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The settings of one pump. Half of the byte budget is for records in flight; an eighth is fetched ahead, and the
-/// rest is what records need besides their bytes.
+/// The settings of one pump. Half of the byte budget is for records in flight, an eighth for prefetched ones, and the rest
+/// for per-record overhead.
 pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate>) -> PumpSettings {
     let processing = &config.processing;
     PumpSettings {
@@ -51,14 +51,14 @@ pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate
     }
 }
 
-/// What the registry is made with.
+/// The settings of the registry.
 pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> RegistrySettings {
     RegistrySettings {
         folder: config.plugins.folder.clone(),
         cache: config.plugins.cache.clone(),
         allow_unsigned: config.plugins.allow_unsigned,
         create_timeout: CREATE_TIMEOUT,
-        health_every: HEALTH_EVERY,
+        health_interval: HEALTH_CHECK_INTERVAL,
         drain_timeout: config.processing.drain_timeout,
         runtimes: vec![Arc::new(NativeRuntime)],
         emitter,
@@ -66,7 +66,7 @@ pub(super) fn registry(config: &ServiceConfig, emitter: Arc<dyn Emitter>) -> Reg
     }
 }
 
-/// How pumps run a handler of a plan.
+/// The pumps' settings of a handler.
 pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
     let spec = &plan.spec;
     HandlerSettings {
@@ -100,7 +100,7 @@ pub(super) fn handler(plan: &HandlerPlan) -> HandlerSettings {
     }
 }
 
-/// The same for the same bytes while the process runs.
+/// A hash of `bytes`; equal bytes have equal hashes within one process.
 fn digest(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     std::hash::Hasher::write(&mut hasher, bytes);

@@ -1,21 +1,21 @@
-//! What the log says of the plan in force: once a plan, and how much of the revision is refused.
+//! The log line about the active plan: once per plan, with the number of rejected specs of its revision.
 
 use sluicegate_config::Snapshot;
 
 use crate::handlers::Applied;
 
-/// Revision, handlers and refused specs of the plan that was told last.
+/// Revision, handlers and rejected specs of the plan that was logged last.
 #[derive(Debug, Default)]
-pub(super) struct Told(pub(super) Option<(u64, usize, usize)>);
+pub(super) struct PlanLog(pub(super) Option<(u64, usize, usize)>);
 
-impl Told {
-    /// Tells of a plan, once: the pumps are given the same one again for many a reason.
-    pub(super) fn plan(&mut self, snapshot: &Snapshot, applied: &Applied) {
+impl PlanLog {
+    /// Logs a plan unless it was logged before: the pumps receive the same plan again for various reasons.
+    pub(super) fn log(&mut self, snapshot: &Snapshot, applied: &Applied) {
         let (revision, handlers) = (applied.plan.revision, applied.plan.handlers.len());
         let refused = snapshot.rejections.len() + applied.refusals.len();
         let now = (revision, handlers, refused);
         if self.0.replace(now) != Some(now) {
-            tracing::info!(revision, handlers, refused, "plan in force");
+            tracing::info!(revision, handlers, refused, "plan applied");
         }
     }
 }

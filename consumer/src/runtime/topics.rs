@@ -1,14 +1,15 @@
-//! The watch of the cluster's topics: what patterns take in, and the dead-letter topics that handlers need (G7).
+//! The watch of the cluster's topics: resolves patterns to topic names, and creates the dead-letter topics that handlers need
+//! (G7).
 //!
 //! ```text
-//!  control: Wanted (index, handlers) ─► watch thread: list topics ─► make dead-letter topics ─► Found ─► control
-//!                                            ▲                                                            │
-//!                                            └── interval, or back-off while something is missing         ▼
-//!                                                                                       names to subscribe to, problems
+//!  control: Wanted (index, handlers) ─► watch thread: list topics ─► create dead-letter topics ─► Found ─► control
+//!                                            ▲                                                              │
+//!                                            └── interval, or backoff while a topic is missing              ▼
+//!                                                                                         names to subscribe to, problems
 //! ```
 //!
-//! The thread waits for the cluster so that no gate has to. A topic's dead-letter topic is there before the topic is
-//! subscribed to, as far as it can be made.
+//! Calls to the cluster block this thread, never the control thread, so gates do not wait for them. A topic's dead-letter topic
+//! is created before the topic is subscribed to, if possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,22 +29,22 @@ use crate::routing::{RoutingIndex, Subscription};
 use crate::source::ClientSettings;
 use crate::source::reach::NoBroker;
 
-/// The longest time between two lists of topics while no pattern waits for new ones.
-const WITHOUT_PATTERNS: Duration = Duration::from_secs(300);
-/// Partitions of a cluster whose topics are listed as often as the client renews what it knows of its own. A larger one is
-/// asked less often, in proportion, unless patterns wait for new topics: every member lists all of it.
-const CHEAP_LIST: u64 = 10_000;
-/// Between two looks that are asked for because a topic was not there: what refuses a record does so again and again.
-const ASKED_FOR: Duration = Duration::from_secs(5);
-/// The first wait while something is missing; doubled each time.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// The longest wait while something is missing.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// Maximum interval between two scans while no pattern waits for new topics.
+const MAX_SCAN_INTERVAL: Duration = Duration::from_secs(300);
+/// Maximum partitions of a cluster that is scanned at the client's metadata refresh interval. The interval of a larger one
+/// grows in proportion, unless patterns wait for new topics: every member lists the whole cluster.
+const CHEAP_LIST_PARTITIONS: u64 = 10_000;
+/// Minimum interval between two scans requested for a missing topic: a topic that rejects a record does so repeatedly.
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(5);
+/// Initial retry delay while a topic is missing; doubles each time.
+const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Maximum retry delay while a topic is missing.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// What is read and given up, as far as the cluster's topics matter.
+/// The topics that routes read and dead letters need.
 pub(super) struct Wanted {
     index: Arc<RoutingIndex>,
-    /// The handlers whose gate is open: a shut one gives nothing up.
+    /// The handlers whose gate is open: a closed one produces no dead letters.
     open: BTreeMap<HandlerIx, OpenHandler>,
 }
 
@@ -56,11 +57,11 @@ impl Wanted {
     pub(super) fn new(index: Arc<RoutingIndex>, plan: &HandlerTable) -> Self {
         let open = plan.handlers.iter().filter(|handler| handler.spec.enabled);
         let open = open.map(|handler| {
-            let handler_of = OpenHandler {
+            let open_handler = OpenHandler {
                 name: handler.name.clone(),
                 dead_letter: handler.spec.dead_letter.clone(),
             };
-            (handler.ix, handler_of)
+            (handler.ix, open_handler)
         });
         Self {
             index,
@@ -68,18 +69,18 @@ impl Wanted {
         }
     }
 
-    /// What to subscribe to where the cluster has `topics`.
+    /// The subscription, given the cluster's `topics`.
     pub(super) fn subscription(&self, topics: &ClusterTopics) -> Subscription {
         self.index.subscription(topics.keys().map(String::as_str))
     }
 
-    /// Whether the cluster has to be asked for its topics.
+    /// Whether the cluster's topics have to be listed.
     pub(super) fn needs_cluster(&self) -> bool {
         self.index.has_patterns() || !self.open.is_empty()
     }
 
-    /// The dead-letter topics that open handlers write to, with who needs each of them. One is made with the most
-    /// partitions of its sources, and not before one of these is there: a mistyped topic makes none.
+    /// The dead-letter topics that open handlers write to, with the handlers that need each one. A topic is created with the
+    /// maximum partition count of its source topics, and only once one of them exists: a mistyped topic name creates none.
     fn needed(&self, topics: &ClusterTopics) -> BTreeMap<String, Need> {
         let mut needed: BTreeMap<String, Need> = BTreeMap::new();
         for topic in self.subscription(topics).topics {
@@ -103,7 +104,7 @@ impl Wanted {
     }
 
     /// Topics that open handlers name and the cluster does not have.
-    fn without_topic(&self, topics: &ClusterTopics) -> BTreeMap<FaultKey, Fault> {
+    fn missing_sources(&self, topics: &ClusterTopics) -> BTreeMap<FaultKey, Fault> {
         let mut faults = BTreeMap::new();
         for (topic, handlers) in self.index.exact_topics() {
             if topics.contains_key(topic) {
@@ -128,31 +129,31 @@ struct Need {
 /// Handler and topic.
 type FaultKey = (Arc<str>, String);
 
-/// What is wrong with a topic of a handler.
+/// A fault of a handler's topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fault {
-    /// The topic that it names is not there.
+    /// A topic of the route does not exist.
     NoTopic,
-    /// Its dead-letter topic is not there.
+    /// The dead-letter topic does not exist.
     NoDeadLetterTopic(TopicError),
 }
 
-/// What a look at the cluster found.
+/// Result of a scan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
-    /// The cluster's topics; `None` while it was never asked.
+    /// The cluster's topics; `None` before the first successful scan.
     pub(super) topics: Option<Arc<ClusterTopics>>,
     faults: BTreeMap<FaultKey, Fault>,
-    /// Why the cluster could not be asked.
+    /// Why the topics could not be listed.
     unreachable: Option<String>,
 }
 
 impl Found {
-    fn is_well(&self) -> bool {
+    fn is_healthy(&self) -> bool {
         self.faults.is_empty() && self.unreachable.is_none()
     }
 
-    /// The dead-letter topics of exactly named topics that are not there: what keeps a service from starting.
+    /// Missing dead-letter topics of exactly named topics: they fail the service's start.
     pub(super) fn refusals(&self, wanted: &Wanted) -> Vec<String> {
         let named: BTreeSet<String> = wanted
             .index
@@ -177,21 +178,21 @@ impl Found {
     }
 }
 
-/// Looks at the cluster when it is told to and from time to time.
-pub(super) struct Looker {
+/// Scans the cluster's topics, periodically and on request.
+pub(super) struct TopicScanner {
     admin: LazyTopicAdmin,
-    /// Topics that were there at the last look and are not now: a broker that has just started may not know all.
+    /// Topics that the last scan missed for the first time: a broker that has just started may not know all of them.
     vanished: BTreeSet<String>,
     found: Found,
-    /// Since when each fault stands, and whether it was told.
+    /// When each fault was first seen.
     since_ms: BTreeMap<FaultKey, i64>,
     unreachable_since_ms: i64,
     retry: Duration,
     refresh_interval: Duration,
-    asked_for: Duration,
+    request_interval: Duration,
 }
 
-impl Looker {
+impl TopicScanner {
     pub(super) fn new(client: ClientSettings) -> Self {
         let refresh_interval = client.metadata_interval();
         Self {
@@ -200,13 +201,13 @@ impl Looker {
             found: Found::default(),
             since_ms: BTreeMap::new(),
             unreachable_since_ms: 0,
-            retry: FIRST_RETRY,
+            retry: FIRST_RETRY_DELAY,
             refresh_interval,
-            asked_for: ASKED_FOR,
+            request_interval: MIN_REQUEST_INTERVAL,
         }
     }
 
-    /// Waits until the cluster answers, if it is needed.
+    /// Blocks until the cluster answers, if it is needed.
     ///
     /// # Errors
     /// [`NoBroker`].
@@ -217,11 +218,11 @@ impl Looker {
         }
     }
 
-    /// One look: the cluster's topics, and the dead-letter topics made that are missing.
+    /// Lists the cluster's topics and creates missing dead-letter topics.
     ///
     /// # Errors
-    /// When the cluster cannot be asked; what was found before stands.
-    pub(super) fn look(&mut self, wanted: &Wanted) -> Result<&Found, KafkaError> {
+    /// If the topics cannot be listed; the previous result is kept.
+    pub(super) fn scan(&mut self, wanted: &Wanted) -> Result<&Found, KafkaError> {
         if !wanted.needs_cluster() {
             self.found = Found {
                 topics: self.found.topics.take(),
@@ -229,10 +230,9 @@ impl Looker {
             };
             return Ok(&self.found);
         }
-        let looked = self.ask(wanted);
-        match looked {
+        match self.list(wanted) {
             Ok((topics, faults)) => {
-                self.tell(&faults);
+                self.log_changes(&faults);
                 if self.found.unreachable.take().is_some() {
                     tracing::info!("the cluster's topics can be listed again");
                 }
@@ -241,7 +241,7 @@ impl Looker {
                 Ok(&self.found)
             }
             Err(error) => {
-                // Told once, until it is over.
+                // Logged once per outage.
                 if self.found.unreachable.is_none() {
                     tracing::warn!(%error, "cannot list the cluster's topics; retrying");
                     self.unreachable_since_ms = now_ms();
@@ -252,22 +252,22 @@ impl Looker {
         }
     }
 
-    fn ask(
+    fn list(
         &mut self,
         wanted: &Wanted,
     ) -> Result<(ClusterTopics, BTreeMap<FaultKey, Fault>), KafkaError> {
         let admin = self.admin.get()?;
         let mut topics = admin.topics()?;
-        self.keep_vanished(&mut topics);
+        self.retain_vanished(&mut topics);
         let needed = wanted.needed(&topics);
         let named = needed.iter().map(|(name, need)| NeededTopic {
             name: name.clone(),
-            // -1 is the broker's own default, for a topic that may not be made in any case.
+            // -1 is the broker's default; such a topic is never created here.
             partitions: need.partitions.unwrap_or(-1),
             create: need.create,
         });
         let missing = admin.ensure(named, &mut topics)?;
-        let mut faults = wanted.without_topic(&topics);
+        let mut faults = wanted.missing_sources(&topics);
         for error in missing {
             for handler in &needed[error.name()].handlers {
                 let key = (handler.clone(), error.name().to_owned());
@@ -277,8 +277,8 @@ impl Looker {
         Ok((topics, faults))
     }
 
-    /// A topic goes when it is missing twice in a row.
-    fn keep_vanished(&mut self, topics: &mut ClusterTopics) {
+    /// Keeps a topic until it is missing in two scans in a row.
+    fn retain_vanished(&mut self, topics: &mut ClusterTopics) {
         let Some(before) = &self.found.topics else {
             return;
         };
@@ -295,8 +295,8 @@ impl Looker {
         }
     }
 
-    /// Tells of faults that are new or over: one line a handler and reason, never again while they stand.
-    fn tell(&mut self, faults: &BTreeMap<FaultKey, Fault>) {
+    /// Logs new and resolved faults: one line per handler and reason, once per fault.
+    fn log_changes(&mut self, faults: &BTreeMap<FaultKey, Fault>) {
         let before = &self.found.faults;
         let new = faults
             .iter()
@@ -321,12 +321,12 @@ impl Looker {
             );
         }
         for (handler, topics) in absent {
-            tracing::warn!(handler, topics = %listed(&topics), "topics of the route do not exist (yet, or any more)");
+            tracing::warn!(handler, topics = %listed(&topics), "topics of the route do not exist");
         }
-        let healed = before.keys().filter(|key| !faults.contains_key(*key));
-        let healed: Vec<String> = healed.map(|(_, topic)| topic.clone()).collect();
-        if !healed.is_empty() {
-            tracing::info!(topics = %listed(&healed), "missing topics are there now, or not needed any more");
+        let resolved = before.keys().filter(|key| !faults.contains_key(*key));
+        let resolved: Vec<String> = resolved.map(|(_, topic)| topic.clone()).collect();
+        if !resolved.is_empty() {
+            tracing::info!(topics = %listed(&resolved), "missing topics exist now, or are no longer needed");
         }
         let now = now_ms();
         self.since_ms.retain(|key, _| faults.contains_key(key));
@@ -335,7 +335,7 @@ impl Looker {
         }
     }
 
-    /// What stands, for people.
+    /// The active faults as problems.
     pub(super) fn problems(&self) -> Vec<ServiceProblem> {
         let mut problems: Vec<ServiceProblem> = self
             .found
@@ -374,164 +374,164 @@ impl Looker {
                 since_ms: self.unreachable_since_ms,
                 count: 1,
                 cause: reason.clone(),
-                remedy: "see that the brokers can be reached".to_owned(),
+                remedy: "check that the brokers are reachable".to_owned(),
             });
         }
         problems
     }
 
-    /// Whether another look would tell nothing new for `newer`: gates that move must not cost a list of all topics each.
-    fn knows(&self, older: &Wanted, newer: &Wanted) -> bool {
+    /// Whether the last scan also answers for `newer`: a gate change must not cost a listing of all topics.
+    fn covers(&self, older: &Wanted, newer: &Wanted) -> bool {
         let Some(topics) = &self.found.topics else {
             return !newer.needs_cluster();
         };
         let patterns: BTreeSet<&str> = older.index.patterns().collect();
-        self.found.is_well()
+        self.found.is_healthy()
             && newer.index.patterns().all(|new| patterns.contains(new))
-            && newer.without_topic(topics).is_empty()
+            && newer.missing_sources(topics).is_empty()
             && newer
                 .needed(topics)
                 .keys()
                 .all(|name| topics.contains_key(name))
     }
 
-    /// Between two looks while all is well: a topic that is deleted is missed by the handlers that name it.
+    /// Interval between two scans without faults; bounds how late a deleted topic is noticed.
     fn interval(&self, wanted: &Wanted) -> Duration {
         if wanted.index.has_patterns() {
             return self.refresh_interval;
         }
         if !wanted.needs_cluster() {
-            return WITHOUT_PATTERNS;
+            return MAX_SCAN_INTERVAL;
         }
         let topics = self.found.topics.iter().flat_map(|topics| topics.values());
         let partitions: u64 = topics.map(|count| u64::from(count.unsigned_abs())).sum();
-        let times = u32::try_from(partitions / CHEAP_LIST).unwrap_or(u32::MAX);
+        let times = u32::try_from(partitions / CHEAP_LIST_PARTITIONS).unwrap_or(u32::MAX);
         let interval = self.refresh_interval.saturating_mul(times.max(1));
-        interval.min(WITHOUT_PATTERNS.max(self.refresh_interval))
+        interval.min(MAX_SCAN_INTERVAL.max(self.refresh_interval))
     }
 
-    /// Whether nothing is missing as far as it is known; otherwise the next look comes soon by itself.
-    fn is_at_rest(&self) -> bool {
-        self.found.is_well() && self.vanished.is_empty()
+    /// Whether no fault is known; otherwise the next scan follows soon by itself.
+    fn is_settled(&self) -> bool {
+        self.found.is_healthy() && self.vanished.is_empty()
     }
 
-    /// How long to wait before the next look, if nobody tells of a change.
+    /// Delay before the next scan without a request.
     fn wait(&mut self, wanted: &Wanted) -> Duration {
-        if self.is_at_rest() {
-            self.retry = FIRST_RETRY;
+        if self.is_settled() {
+            self.retry = FIRST_RETRY_DELAY;
             let interval = self.interval(wanted);
-            if interval >= WITHOUT_PATTERNS {
+            if interval >= MAX_SCAN_INTERVAL {
                 self.admin.rest();
             }
             return interval;
         }
         let wait = self.retry;
-        self.retry = (wait * 2).min(LONGEST_RETRY);
+        self.retry = (wait * 2).min(MAX_RETRY_DELAY);
         wait
     }
 }
 
-/// What the watch tells the control thread.
-pub(super) struct Sight {
-    /// What the cluster has.
+/// Report of the watch to the control thread.
+pub(super) struct TopicReport {
+    /// The cluster's topics, if known.
     pub(super) topics: Option<Arc<ClusterTopics>>,
-    /// What stands.
+    /// The active problems.
     pub(super) problems: Vec<ServiceProblem>,
 }
 
-/// What the watch's thread is told.
+/// A command to the watch's thread.
 enum TopicCommand {
-    /// Other routes or handlers are in force.
+    /// Other routes or handlers are active.
     Want(Arc<Wanted>),
-    /// A client has met a topic that is not there.
-    Look,
+    /// A client has met a missing topic.
+    Rescan,
 }
 
-/// The watch's thread; it ends when this is dropped, without waiting for a call that is under way.
+/// Handle of the watch's thread. Dropping it stops the thread without waiting for a call in progress.
 pub(super) struct TopicWatch {
-    orders: Sender<TopicCommand>,
+    commands: Sender<TopicCommand>,
     _thread: JoinHandle<()>,
 }
 
 impl TopicWatch {
-    /// Starts the thread; `tell` hears of each look. The looker has looked by `first` already.
+    /// Starts the thread; `report` receives the result of each scan. The scanner has already scanned for `first`.
     pub(super) fn start(
-        mut looker: Looker,
+        mut scanner: TopicScanner,
         first: Arc<Wanted>,
-        tell: impl Fn(Sight) + Send + 'static,
+        report: impl Fn(TopicReport) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (orders, inbox) = channel();
+        let (commands, inbox) = channel();
         let thread = std::thread::Builder::new()
             .name("topics".to_owned())
-            .spawn(move || watch(&mut looker, first, &inbox, tell))?;
+            .spawn(move || watch(&mut scanner, first, &inbox, report))?;
         Ok(Self {
-            orders,
+            commands,
             _thread: thread,
         })
     }
 
-    /// Other routes or handlers are in force.
+    /// Other routes or handlers are active.
     pub(super) fn want(&self, wanted: Arc<Wanted>) {
-        // A thread that panicked has said so.
-        let _ = self.orders.send(TopicCommand::Want(wanted));
+        // The receiver is gone if the thread has panicked, which was logged.
+        let _ = self.commands.send(TopicCommand::Want(wanted));
     }
 
-    /// A client has met a topic that is not there: one that was deleted is missed, and a dead-letter topic made again.
-    pub(super) fn look(&self) {
-        let _ = self.orders.send(TopicCommand::Look);
+    /// A client has met a missing topic: a scan reports a deleted topic, and creates a dead-letter topic again.
+    pub(super) fn rescan(&self) {
+        let _ = self.commands.send(TopicCommand::Rescan);
     }
 }
 
 fn watch(
-    looker: &mut Looker,
+    scanner: &mut TopicScanner,
     mut wanted: Arc<Wanted>,
     inbox: &Receiver<TopicCommand>,
-    tell: impl Fn(Sight),
+    report: impl Fn(TopicReport),
 ) {
-    // Orders that tell nothing new do not put the next look off.
-    let mut looked = Instant::now();
-    let mut due = looked + looker.wait(&wanted);
-    // A client can go on asking for what no look mends, as where it may not write: then looks become rare.
-    let mut asked_for = looker.asked_for;
+    // Commands without news must not delay the next scan.
+    let mut last_scan = Instant::now();
+    let mut due = last_scan + scanner.wait(&wanted);
+    // A client may keep requesting scans that cannot help, such as for a topic it may not write to: the interval grows then.
+    let mut request_interval = scanner.request_interval;
     loop {
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
-            Ok(order) => {
-                let mut asked = false;
+            Ok(command) => {
+                let mut requested = false;
                 let mut newest = None;
-                for order in std::iter::once(order).chain(inbox.try_iter()) {
-                    match order {
+                for command in std::iter::once(command).chain(inbox.try_iter()) {
+                    match command {
                         TopicCommand::Want(newer) => newest = Some(newer),
-                        TopicCommand::Look => asked = true,
+                        TopicCommand::Rescan => requested = true,
                     }
                 }
-                if asked && looker.is_at_rest() {
-                    due = due.min(looked + asked_for);
+                if requested && scanner.is_settled() {
+                    due = due.min(last_scan + request_interval);
                 }
-                let known = newest
+                let covered = newest
                     .as_ref()
-                    .is_none_or(|newer| looker.knows(&wanted, newer));
+                    .is_none_or(|newer| scanner.covers(&wanted, newer));
                 wanted = newest.unwrap_or(wanted);
-                if known && Instant::now() < due {
+                if covered && Instant::now() < due {
                     continue;
                 }
-                looker.retry = FIRST_RETRY;
+                scanner.retry = FIRST_RETRY_DELAY;
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        // Why not stands in the problems.
-        let _ = looker.look(&wanted);
-        tell(Sight {
-            topics: looker.found.topics.clone(),
-            problems: looker.problems(),
+        // An error is part of the problems.
+        let _ = scanner.scan(&wanted);
+        report(TopicReport {
+            topics: scanner.found.topics.clone(),
+            problems: scanner.problems(),
         });
-        let since = looked.elapsed();
-        looked = Instant::now();
-        let wait = looker.wait(&wanted);
-        due = looked + wait;
-        asked_for = match looker.is_at_rest() && since < wait {
-            true => (asked_for * 2).min(wait),
-            false => looker.asked_for,
+        let since = last_scan.elapsed();
+        last_scan = Instant::now();
+        let wait = scanner.wait(&wanted);
+        due = last_scan + wait;
+        request_interval = match scanner.is_settled() && since < wait {
+            true => (request_interval * 2).min(wait),
+            false => scanner.request_interval,
         };
     }
 }

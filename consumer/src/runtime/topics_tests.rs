@@ -1,4 +1,4 @@
-//! What handlers want of topics, what there is, and what is told of the difference.
+//! Topics that handlers need, topics that exist, and reports of the difference.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sluicegate_config::{Environment, read_spec};
 use super::*;
 use crate::handlers::HandlerPlan;
 
-/// What handlers of these topics and dead-letter settings want; the gate of the last one is shut.
+/// The requirements of handlers with these topics and dead-letter settings; the gate of the last one is closed.
 fn wanted(handlers: &[(&str, &str)]) -> Wanted {
     let plan = |(number, (topics, dead_letter)): (usize, &(&str, &str))| {
         let text = format!(
@@ -39,12 +39,12 @@ fn cluster(topics: &[(&str, i32)]) -> ClusterTopics {
 }
 
 #[test]
-fn dead_letter_topics_follow_their_sources_that_are_there_and_their_open_handlers() {
+fn dead_letter_topics_follow_existing_source_topics_and_open_handlers() {
     let wanted = wanted(&[
         ("\"orders-*\", absent", "topic: dead"),
         ("orders-a", ""),
         ("strict", "create: false"),
-        ("orders-a", "topic: of-a-shut-gate"),
+        ("orders-a", "topic: of-a-closed-gate"),
     ]);
     let topics = cluster(&[
         ("orders-a", 3),
@@ -62,17 +62,17 @@ fn dead_letter_topics_follow_their_sources_that_are_there_and_their_open_handler
         [
             ("dead", Some(7), true),
             ("orders-a.dlt", Some(3), true),
-            // It may not be made, so that it has to be there whatever becomes of its source.
+            // May not be created, so it has to exist whether or not its source does.
             ("strict.dlt", None, false),
         ]
     );
-    let absent = wanted.without_topic(&topics);
+    let absent = wanted.missing_sources(&topics);
     let absent: Vec<&str> = absent.keys().map(|(_, topic)| topic.as_str()).collect();
     assert_eq!(absent, ["absent", "strict"]);
 }
 
-fn looker() -> Looker {
-    Looker::new(ClientSettings {
+fn scanner() -> TopicScanner {
+    TopicScanner::new(ClientSettings {
         bootstrap_servers: String::new(),
         group_id: "g".into(),
         client: BTreeMap::new(),
@@ -83,83 +83,83 @@ fn looker() -> Looker {
 }
 
 #[test]
-fn a_topic_goes_when_it_is_missing_twice_in_a_row() {
-    let mut looker = looker();
+fn a_topic_is_gone_when_it_is_missing_twice_in_a_row() {
+    let mut scanner = scanner();
     let all = cluster(&[("a", 1), ("b", 2)]);
-    looker.found.topics = Some(Arc::new(all.clone()));
-    let mut look = |seen: &[(&str, i32)]| {
+    scanner.found.topics = Some(Arc::new(all.clone()));
+    let mut scan = |seen: &[(&str, i32)]| {
         let mut topics = cluster(seen);
-        looker.keep_vanished(&mut topics);
-        looker.found.topics = Some(Arc::new(topics.clone()));
+        scanner.retain_vanished(&mut topics);
+        scanner.found.topics = Some(Arc::new(topics.clone()));
         topics
     };
-    assert_eq!(look(&[("a", 1)]), all);
+    assert_eq!(scan(&[("a", 1)]), all);
     assert_eq!(
-        look(&[("a", 1), ("b", 2)]),
+        scan(&[("a", 1), ("b", 2)]),
         all,
         "it was a gap in the answer"
     );
-    assert_eq!(look(&[("a", 1)]), all);
-    assert_eq!(look(&[("a", 1)]), cluster(&[("a", 1)]));
+    assert_eq!(scan(&[("a", 1)]), all);
+    assert_eq!(scan(&[("a", 1)]), cluster(&[("a", 1)]));
 }
 
 #[test]
-fn a_gate_that_moves_asks_nobody_for_topics() {
-    let mut looker = looker();
+fn a_gate_change_does_not_list_topics() {
+    let mut scanner = scanner();
     let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
-    looker.found.topics = Some(Arc::new(topics));
+    scanner.found.topics = Some(Arc::new(topics));
     let gate = "orders-a";
     let open = wanted(&[(gate, ""), ("x", "")]);
-    let shut = wanted(&[("x", "create: false, topic: y"), (gate, "")]);
-    assert!(looker.knows(&open, &open));
-    assert!(!looker.knows(&open, &shut), "another topic is named");
+    let closed = wanted(&[("x", "create: false, topic: y"), (gate, "")]);
+    assert!(scanner.covers(&open, &open));
+    assert!(!scanner.covers(&open, &closed), "another topic is named");
     let pattern = wanted(&[("\"orders-*\"", ""), ("x", "")]);
     assert!(
-        !looker.knows(&open, &pattern),
-        "what a new pattern takes in is not known"
+        !scanner.covers(&open, &pattern),
+        "the topics of a new pattern are not known"
     );
-    assert!(looker.knows(&pattern, &pattern));
+    assert!(scanner.covers(&pattern, &pattern));
 }
 
 #[test]
-fn orders_that_tell_nothing_new_do_not_put_the_next_look_off() {
-    let mut looker = looker();
-    looker.refresh_interval = Duration::from_millis(50);
+fn commands_without_news_do_not_delay_the_next_scan() {
+    let mut scanner = scanner();
+    scanner.refresh_interval = Duration::from_millis(50);
     let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
-    looker.found.topics = Some(Arc::new(topics));
+    scanner.found.topics = Some(Arc::new(topics));
     let newest = || Arc::new(wanted(&[("\"orders-*\"", ""), ("x", "")]));
-    let order = || TopicCommand::Want(newest());
-    let (orders, inbox) = channel();
-    let (looked, seen) = channel();
+    let command = || TopicCommand::Want(newest());
+    let (commands, inbox) = channel();
+    let (scanned, scans) = channel();
     let first = newest();
     let thread = std::thread::spawn(move || {
-        watch(&mut looker, first, &inbox, move |_| {
-            let _ = looked.send(());
+        watch(&mut scanner, first, &inbox, move |_| {
+            let _ = scanned.send(());
         });
     });
-    let told = (0..1_000).any(|_| {
-        orders.send(order()).expect("it listens");
-        seen.recv_timeout(Duration::from_millis(10)).is_ok()
+    let any_scan = (0..1_000).any(|_| {
+        commands.send(command()).expect("it listens");
+        scans.recv_timeout(Duration::from_millis(10)).is_ok()
     });
     assert!(
-        told,
-        "gates move all the time, and nobody looks for new topics"
+        any_scan,
+        "a stream of gate changes delays the scan for new topics"
     );
-    drop(orders);
+    drop(commands);
     thread.join().expect("it ends");
 }
 
 #[test]
-fn what_stands_is_shown_with_cause_and_remedy_and_goes_when_it_heals() {
-    let mut looker = looker();
+fn a_fault_is_reported_with_cause_and_remedy_until_it_is_resolved() {
+    let mut scanner = scanner();
     let missing = TopicError::Missing {
         name: "a.dlt".into(),
     };
     let key: FaultKey = ("h".into(), "a.dlt".into());
     let faults = BTreeMap::from([(key, Fault::NoDeadLetterTopic(missing))]);
-    looker.tell(&faults);
-    looker.found.faults = faults;
-    let problems = looker.problems();
+    scanner.log_changes(&faults);
+    scanner.found.faults = faults;
+    let problems = scanner.problems();
     assert_eq!(problems.len(), 1);
     assert!(
         problems[0]
@@ -168,71 +168,83 @@ fn what_stands_is_shown_with_cause_and_remedy_and_goes_when_it_heals() {
     );
     assert!(problems[0].since_ms > 0 && !problems[0].remedy.is_empty());
     let empty = wanted(&[("a", "")]);
-    assert_eq!(looker.wait(&empty), FIRST_RETRY);
-    assert_eq!(looker.wait(&empty), FIRST_RETRY * 2, "the wait grows");
-    looker.tell(&BTreeMap::new());
-    looker.found.faults.clear();
-    assert!(looker.problems().is_empty() && looker.since_ms.is_empty());
-    assert_eq!(looker.wait(&empty), WITHOUT_PATTERNS, "its gate is shut");
+    assert_eq!(scanner.wait(&empty), FIRST_RETRY_DELAY);
+    assert_eq!(
+        scanner.wait(&empty),
+        FIRST_RETRY_DELAY * 2,
+        "the wait grows"
+    );
+    scanner.log_changes(&BTreeMap::new());
+    scanner.found.faults.clear();
+    assert!(scanner.problems().is_empty() && scanner.since_ms.is_empty());
+    assert_eq!(
+        scanner.wait(&empty),
+        MAX_SCAN_INTERVAL,
+        "its gate is closed"
+    );
 }
 
 #[test]
-fn a_topic_that_is_deleted_is_missed_within_a_metadata_refresh() {
-    let mut looker = looker();
+fn a_deleted_topic_is_noticed_within_a_metadata_refresh() {
+    let mut scanner = scanner();
     let refresh = Duration::from_secs(30);
-    assert_eq!(looker.refresh_interval, refresh);
+    assert_eq!(scanner.refresh_interval, refresh);
     let there = cluster(&[("a", 3), ("a.dlt", 3)]);
-    looker.found.topics = Some(Arc::new(there));
+    scanner.found.topics = Some(Arc::new(there));
     let wanted = wanted(&[("a", ""), ("x", "")]);
-    assert_eq!(looker.wait(&wanted), refresh);
-    // The look then.
+    assert_eq!(scanner.wait(&wanted), refresh);
+    // The next scan.
     let mut topics = cluster(&[("a.dlt", 3)]);
-    looker.keep_vanished(&mut topics);
-    looker.found.topics = Some(Arc::new(topics));
-    assert_eq!(looker.wait(&wanted), FIRST_RETRY, "it is asked once more");
+    scanner.retain_vanished(&mut topics);
+    scanner.found.topics = Some(Arc::new(topics));
+    assert_eq!(
+        scanner.wait(&wanted),
+        FIRST_RETRY_DELAY,
+        "one more scan confirms it"
+    );
     let mut topics = cluster(&[("a.dlt", 3)]);
-    looker.keep_vanished(&mut topics);
-    let faults = wanted.without_topic(&topics);
-    looker.tell(&faults);
-    looker.found.faults = faults;
-    let problem = looker.problems().remove(0);
+    scanner.retain_vanished(&mut topics);
+    let faults = wanted.missing_sources(&topics);
+    scanner.log_changes(&faults);
+    scanner.found.faults = faults;
+    let problem = scanner.problems().remove(0);
     let what = "handler `h0` reads topic a, which does not exist";
     assert_eq!(problem.what, what);
     assert!(problem.is_missing_topic("a") && !problem.is_missing_topic("b"));
-    // The list of a large cluster costs more, and is asked for less often.
-    looker.found.faults.clear();
-    looker.vanished.clear();
+    // The list of a large cluster costs more, and is requested less often.
+    scanner.found.faults.clear();
+    scanner.vanished.clear();
     for (partitions, seconds) in [(19_999, 30), (20_000, 60), (1_000_000, 300)] {
-        looker.found.topics = Some(Arc::new(cluster(&[("a", partitions)])));
-        assert_eq!(looker.wait(&wanted), Duration::from_secs(seconds));
+        scanner.found.topics = Some(Arc::new(cluster(&[("a", partitions)])));
+        assert_eq!(scanner.wait(&wanted), Duration::from_secs(seconds));
     }
 }
 
 #[test]
-fn a_topic_that_a_client_misses_is_looked_for_soon_and_not_for_each_time() {
-    let mut looker = looker();
-    looker.asked_for = Duration::from_millis(300);
+fn a_missing_topic_is_scanned_for_soon_and_not_once_per_request() {
+    let mut scanner = scanner();
+    scanner.request_interval = Duration::from_millis(300);
     let topics = cluster(&[("orders-a", 1), ("orders-a.dlt", 1)]);
-    looker.found.topics = Some(Arc::new(topics));
-    let (orders, inbox) = channel();
-    let (looked, seen) = channel();
+    scanner.found.topics = Some(Arc::new(topics));
+    let (commands, inbox) = channel();
+    let (scanned, scans) = channel();
     let first = Arc::new(wanted(&[("orders-a", ""), ("x", "")]));
     let thread = std::thread::spawn(move || {
-        watch(&mut looker, first, &inbox, move |_| {
-            let _ = looked.send(Instant::now());
+        watch(&mut scanner, first, &inbox, move |_| {
+            let _ = scanned.send(Instant::now());
         });
     });
-    let asked = Instant::now();
+    let requested = Instant::now();
     for _ in 0..1_000 {
-        orders.send(TopicCommand::Look).expect("it listens");
+        commands.send(TopicCommand::Rescan).expect("it listens");
     }
-    let first = seen.recv_timeout(Duration::from_secs(20)).expect("a look");
+    let first = scans.recv_timeout(Duration::from_secs(20)).expect("a scan");
     assert!(
-        first - asked >= Duration::from_millis(250),
-        "a flood waits its time"
+        first - requested >= Duration::from_millis(250),
+        "a flood of requests waits for the interval"
     );
-    drop(orders);
+    drop(commands);
     thread.join().expect("it ends");
-    // Nobody answers there, so that the look was not followed by one a time that it was asked for.
-    assert!(seen.try_iter().count() < 3);
+    // No broker answers there; even so, the scan was not followed by one per request.
+    assert!(scans.try_iter().count() < 3);
 }

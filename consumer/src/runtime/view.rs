@@ -1,4 +1,4 @@
-//! The service as the admin side sees it: reports of pumps and pools put together with what the specs declare.
+//! The service's status for the admin interface: combines the reports of pumps and pools with the declared specs.
 
 mod gates;
 
@@ -22,7 +22,7 @@ use crate::handlers::{Applied, HandlerTable, Refusal, Registry, RestartRefusal, 
 use crate::pump::PumpAddress;
 use crate::source::TopicPartition;
 
-/// What the pumps, the registry and the control side say, for whoever asks.
+/// Status of the pumps, the registry and the controller, readable from any thread.
 pub(super) struct ServiceStatus {
     pumps: Vec<PumpAddress>,
     registry: Arc<Registry>,
@@ -32,61 +32,61 @@ pub(super) struct ServiceStatus {
     budget_bytes: u64,
     stall_timeout_ms: i64,
     allow_unsigned: bool,
-    /// Which pumps have joined the group; a pump that does not answer just now has not left it for that.
+    /// Which pumps have joined the group, by their last report: an unresponsive pump has not left it.
     joined: Vec<AtomicBool>,
     stopping: AtomicBool,
     rejections: AtomicU64,
     repairs: AtomicU64,
-    standing: Mutex<ControlStatus>,
-    /// Where the control thread takes orders, once it runs.
+    status: Mutex<ControlStatus>,
+    /// Command channel of the control thread, once it runs.
     control: OnceLock<Sender<ControlCommand>>,
-    /// The watch of specs, while it runs.
+    /// The spec watch, while it runs.
     watch: OnceLock<Weak<dyn WatchHandle>>,
 }
 
-/// What the last update left.
+/// State recorded by the control thread.
 #[derive(Default)]
 struct ControlStatus {
     revision: u64,
-    /// The revision of the snapshot that was noted last, whatever of it is still being prepared.
-    noted: u64,
-    /// The same of the last one whose gates every pump runs by.
-    gates_as_of: u64,
+    /// The revision of the snapshot recorded last, even if parts of it are still being prepared.
+    recorded: u64,
+    /// The revision of the last snapshot whose gates every pump has applied.
+    gates_revision: u64,
     declared: Vec<DeclaredHandler>,
     last_rejection: Option<String>,
-    /// Each refusal that stands.
+    /// Active rejections, by their text.
     refused: BTreeMap<String, RefusedSpec>,
-    /// The last update that was refused as a whole, and when.
+    /// The last update that was rejected as a whole, and when.
     refused_update: Option<(String, i64)>,
-    /// Each text that is refused: the handlers that it concerns, and why.
+    /// Rejected specs: the handlers that each one concerns, and the reason.
     rejected: Vec<(Vec<String>, String)>,
-    /// The handlers of the plan that every pump runs by, and whether their gates are open there.
-    in_force: BTreeMap<Arc<str>, bool>,
+    /// Handlers of the plan applied by every pump, with the state of their gates in it.
+    active: BTreeMap<Arc<str>, bool>,
     unreachable: Option<String>,
     /// Since when, in milliseconds since the epoch.
     unreachable_since_ms: Option<i64>,
-    /// What stands in the control plane and is not applied.
+    /// The problem of a control plane that is held back.
     held: Option<ServiceProblem>,
     switches: RuntimeSettings,
-    /// What is wrong with the own membership.
+    /// The problem of this process's member id.
     member: Option<ServiceProblem>,
-    /// What the watch of topics has found.
-    of_topics: Vec<ServiceProblem>,
-    /// The client does not take the topics that routes name.
+    /// Problems found by the topic watch.
+    topic_problems: Vec<ServiceProblem>,
+    /// The problem of a failed subscription.
     subscription: Option<ServiceProblem>,
 }
 
-/// A refusal that stands.
+/// An active rejection.
 #[derive(Clone, Copy)]
 struct RefusedSpec {
     /// Since when, in milliseconds since the epoch.
     since_ms: i64,
-    /// It is about the spec, rather than about a handler that is not healthy.
+    /// Whether it concerns the spec, not an unhealthy handler.
     of_spec: bool,
 }
 
 impl ControlStatus {
-    /// What the control side has to tell.
+    /// Problems recorded by the control thread.
     fn problems(&self) -> Vec<ServiceProblem> {
         let refused = |what: &str, why: &String, since_ms: i64| {
             ServiceProblem {
@@ -95,8 +95,8 @@ impl ControlStatus {
             since_ms,
             count: 1,
             cause: why.clone(),
-            remedy: "correct it where it stands; what was in force before stays while the service runs, but a start with a \
-                 declared handler that cannot be served is refused"
+            remedy: "correct it at its source; the previous state stays active while the service runs, but a start fails with a \
+                 declared handler that cannot run"
                 .to_owned(),
         }
         };
@@ -113,36 +113,41 @@ impl ControlStatus {
             since_ms: self.unreachable_since_ms.unwrap_or_default(),
             count: 1,
             cause: why.clone(),
-            remedy: "look after the store or folder; the last good specs stay in force".to_owned(),
+            remedy: "check the store or folder; the last good specs stay active".to_owned(),
         });
         let mut problems: Vec<ServiceProblem> = specs.chain(update).chain(away).collect();
-        let told = self.held.iter().chain(&self.member).chain(&self.of_topics);
+        let told = self
+            .held
+            .iter()
+            .chain(&self.member)
+            .chain(&self.topic_problems);
         let told = told.chain(&self.subscription);
         problems.extend(told.cloned());
         problems
     }
 }
 
-/// What is refused, in a few words: its cause follows.
+/// A short description of what is rejected; the cause is reported separately.
 fn summary(why: &str) -> String {
     let first = why.lines().next().unwrap_or(why);
     let place = first.split(": ").next().unwrap_or(first);
     format!("a handler's spec is refused: {place}")
 }
 
-/// The route as the spec writes it.
+/// The route in the spec's format.
 fn route_of(route: &Route) -> serde_json::Value {
     let topics: Vec<String> = route.topics.iter().map(ToString::to_string).collect();
     serde_json::json!({ "topics": topics, "when": route.when.to_document() })
 }
 
-/// What to do about a control plane that is held back.
-pub(super) const HELD_REMEDY: &str = "bring the store back as it was, or take over what it holds with `sluicegate control-plane accept`";
+/// Remedy for a control plane that is held back.
+pub(super) const HELD_REMEDY: &str =
+    "restore the store as it was, or accept its content with `sluicegate control-plane accept`";
 
-/// Longest wait for a pump when readiness is asked.
-const READY_ANSWER: Duration = Duration::from_millis(500);
-/// What a pump has that answers at once.
-const ANSWERS_NOW: Duration = Duration::from_millis(100);
+/// Maximum wait for the pumps' reports in a readiness probe.
+const READY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maximum wait for the reports of pumps that are expected to respond immediately.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl ServiceStatus {
     pub(super) fn new(
@@ -165,24 +170,24 @@ impl ServiceStatus {
             allow_unsigned: config.plugins.allow_unsigned,
             rejections: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
-            standing: Mutex::default(),
+            status: Mutex::default(),
             control: OnceLock::new(),
             watch: OnceLock::new(),
         }
     }
 
-    /// Says what watches the specs.
+    /// Sets the spec watch.
     pub(super) fn set_watch(&self, watch: &Arc<dyn WatchHandle>) {
         let _ = self.watch.set(Arc::downgrade(watch));
     }
 
-    /// Says where the control thread takes orders.
-    pub(super) fn set_control(&self, orders: Sender<ControlCommand>) {
-        let _ = self.control.set(orders);
+    /// Sets the command channel of the control thread.
+    pub(super) fn set_control(&self, commands: Sender<ControlCommand>) {
+        let _ = self.control.set(commands);
     }
 
-    /// The service was told to stop.
-    pub(super) fn note_stopping(&self) {
+    /// Records that the service is stopping.
+    pub(super) fn record_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
@@ -190,11 +195,11 @@ impl ServiceStatus {
         &self.pumps
     }
 
-    /// Takes note of a snapshot and of what became of it.
-    pub(super) fn note_snapshot(&self, snapshot: &Snapshot, applied: &Applied) {
+    /// Records a snapshot and the result of its application.
+    pub(super) fn record_snapshot(&self, snapshot: &Snapshot, applied: &Applied) {
         let mut refused: Vec<String> = Vec::new();
-        // Refused only for being ill: the handler's own problem says so.
-        let mut ill: BTreeSet<String> = BTreeSet::new();
+        // Rejected only because the handler is unhealthy, which its own problem reports.
+        let mut unhealthy: BTreeSet<String> = BTreeSet::new();
         let mut rejected = Vec::new();
         for rejection in &snapshot.rejections {
             let why = rejection.problems.to_string();
@@ -215,7 +220,7 @@ impl ServiceStatus {
                 let rejected = refusal.map(|refusal| refusal.reason.clone());
                 let gate = gate_of(spec, &applied.plan);
                 let why = refusal.map(named);
-                ill.extend(why.clone().filter(|_| gate == Gate::Held));
+                unhealthy.extend(why.clone().filter(|_| gate == Gate::Held));
                 refused.extend(why);
                 DeclaredHandler {
                     name: spec.name.clone(),
@@ -231,73 +236,73 @@ impl ServiceStatus {
                 }
             })
             .collect();
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is refused stays so through many a gate's change, and is said once.
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        // A rejection outlives many gate changes, and is logged once.
         for why in refused
             .iter()
-            .filter(|&why| !standing.refused.contains_key(why))
+            .filter(|&why| !status.refused.contains_key(why))
         {
             tracing::error!(revision = snapshot.revision, "{why}");
         }
-        standing.revision = applied.plan.revision;
-        standing.noted = snapshot.revision;
-        standing.switches = snapshot.switches;
-        standing.rejected = rejected;
-        standing.declared = declared;
+        status.revision = applied.plan.revision;
+        status.recorded = snapshot.revision;
+        status.switches = snapshot.switches;
+        status.rejected = rejected;
+        status.declared = declared;
         let last = (!refused.is_empty()).then(|| refused.join("\n"));
-        if last.is_some() && last != standing.last_rejection {
+        if last.is_some() && last != status.last_rejection {
             self.rejections.fetch_add(1, Ordering::Relaxed);
         }
-        standing.last_rejection = last;
+        status.last_rejection = last;
         let now = now_ms();
-        let before = std::mem::take(&mut standing.refused);
-        standing.refused = refused
+        let before = std::mem::take(&mut status.refused);
+        status.refused = refused
             .into_iter()
             .map(|why| {
                 let since_ms = before.get(&why).map_or(now, |known| known.since_ms);
-                let of_spec = !ill.contains(&why);
+                let of_spec = !unhealthy.contains(&why);
                 (why, RefusedSpec { since_ms, of_spec })
             })
             .collect();
-        standing.refused_update = None;
+        status.refused_update = None;
     }
 
-    /// Takes note of a plan that every pump runs by.
-    pub(super) fn note_in_force(&self, plan: &HandlerTable) {
+    /// Records a plan that every pump has applied.
+    pub(super) fn record_active_plan(&self, plan: &HandlerTable) {
         let gates = plan.handlers.iter();
         let gates = gates.map(|one| (Arc::clone(&one.name), one.spec.enabled));
         let gates = gates.collect();
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.in_force = gates;
-        standing.gates_as_of = standing.noted;
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.active = gates;
+        status.gates_revision = status.recorded;
     }
 
-    /// Takes note of an update that was refused as a whole.
-    pub(super) fn note_rejection(&self, why: &str) {
+    /// Records an update that was rejected as a whole.
+    pub(super) fn record_rejection(&self, why: &str) {
         self.rejections.fetch_add(1, Ordering::Relaxed);
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.last_rejection = Some(why.to_owned());
-        standing.refused_update = Some((why.to_owned(), now_ms()));
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.last_rejection = Some(why.to_owned());
+        status.refused_update = Some((why.to_owned(), now_ms()));
     }
 
-    /// Takes note of whether specs can be read. Gives since when they could not, if that is over.
-    pub(super) fn note_unreachable(&self, why: Option<String>) -> Option<Duration> {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = standing.unreachable_since_ms;
-        standing.unreachable_since_ms = why.is_some().then(|| before.unwrap_or_else(now_ms));
-        standing.unreachable = why;
-        let over = before.filter(|_| standing.unreachable.is_none())?;
+    /// Records why specs cannot be read, or `None` once they can. Returns the length of an outage that has ended.
+    pub(super) fn record_unreachable(&self, why: Option<String>) -> Option<Duration> {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = status.unreachable_since_ms;
+        status.unreachable_since_ms = why.is_some().then(|| before.unwrap_or_else(now_ms));
+        status.unreachable = why;
+        let over = before.filter(|_| status.unreachable.is_none())?;
         Some(Duration::from_millis(now_ms().abs_diff(over)))
     }
 
-    /// Takes note of why what stands in the control plane is not applied, or that nothing is held back any more.
-    pub(super) fn note_held(&self, why: Option<&str>) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let since_ms = standing.held.as_ref().map(|held| held.since_ms);
-        standing.held = why.map(|why| ServiceProblem {
+    /// Records why the control plane is held back, or `None` once it no longer is.
+    pub(super) fn record_held(&self, why: Option<&str>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_ms = status.held.as_ref().map(|held| held.since_ms);
+        status.held = why.map(|why| ServiceProblem {
             kind: ProblemKind::SpecsHeld,
             count: 1,
-            what: "what stands in the control plane is not applied; the last specs stay in force"
+            what: "the control plane's content is not applied; the last specs stay active"
                 .to_owned(),
             since_ms: since_ms.unwrap_or_else(now_ms),
             cause: why.to_owned(),
@@ -305,16 +310,16 @@ impl ServiceStatus {
         });
     }
 
-    /// Takes note of what the watch of topics has found wrong.
-    pub(super) fn note_problems(&self, problems: Vec<ServiceProblem>) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.of_topics = problems;
+    /// Records the problems found by the topic watch.
+    pub(super) fn record_problems(&self, problems: Vec<ServiceProblem>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.topic_problems = problems;
     }
 
-    /// Takes note of why a client does not take the topics that it is to read, or that all of them have.
-    pub(super) fn note_subscription(&self, refused: Option<&str>) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = standing.subscription.take();
+    /// Records why a subscription failed, or `None` once all pumps are subscribed.
+    pub(super) fn record_subscription(&self, refused: Option<&str>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = status.subscription.take();
         let Some(why) = refused else {
             return;
         };
@@ -322,31 +327,31 @@ impl ServiceStatus {
             self.rejections.fetch_add(1, Ordering::Relaxed);
         }
         let (since_ms, count) = before.map_or((now_ms(), 0), |one| (one.since_ms, one.count));
-        standing.subscription = Some(ServiceProblem {
+        status.subscription = Some(ServiceProblem {
             kind: ProblemKind::Topic,
-            what: "the topics of the routes are not subscribed to; those of before are read"
+            what: "the topics of the routes are not subscribed to; the previous ones are read"
                 .to_owned(),
             since_ms,
             count: count + 1,
             cause: why.to_owned(),
-            remedy: "see the cause; it is tried again with each look at the cluster's topics"
+            remedy: "see the cause; it is retried whenever the cluster's topics are listed"
                 .to_owned(),
         });
     }
 
-    /// Takes note of what is wrong with the own membership.
-    pub(super) fn note_member(&self, problem: Option<ServiceProblem>) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.member = problem;
+    /// Records the problem of this process's member id, if any.
+    pub(super) fn record_member(&self, problem: Option<ServiceProblem>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.member = problem;
     }
 
-    /// Takes note of keys whose change the watch had missed.
-    pub(super) fn note_repairs(&self, keys: u64) {
+    /// Counts keys whose change the watch had missed.
+    pub(super) fn record_repairs(&self, keys: u64) {
         self.repairs.fetch_add(keys, Ordering::Relaxed);
     }
 }
 
-/// Why what the source says of a handler is refused, by the handler's name.
+/// Reasons of rejected specs, by handler name.
 fn by_name(rejected: &[(Vec<String>, String)]) -> BTreeMap<&str, &str> {
     let mut by_name = BTreeMap::new();
     for (names, why) in rejected {
@@ -355,8 +360,8 @@ fn by_name(rejected: &[(Vec<String>, String)]) -> BTreeMap<&str, &str> {
     by_name
 }
 
-/// Why what the source says of a handler is not what serves: its text is refused, or its plugin does not take it. A gate that
-/// is held is no such thing: the spec is in force.
+/// Why a handler does not run its newest spec: the text is rejected, or its plugin does not accept it. A held gate is not such
+/// a reason: the spec is active.
 fn newer_spec(
     texts: &BTreeMap<&str, &str>,
     refusal: Option<&Refusal>,
@@ -368,72 +373,74 @@ fn newer_spec(
     why.map(str::to_owned)
 }
 
-/// What records meet at a handler: the spec says what is wanted, the plan what is so.
+/// The effective gate state: desired by the spec, actual by the plan.
 fn gate_of(spec: &HandlerSpec, plan: &HandlerTable) -> Gate {
-    let in_force = plan.handler(&spec.name);
-    match (spec.enabled, in_force) {
-        (false, _) => Gate::Shut,
+    let active = plan.handler(&spec.name);
+    match (spec.enabled, active) {
+        (false, _) => Gate::Closed,
         (true, Some(handler)) if !handler.spec.enabled => Gate::Held,
         (true, _) => Gate::Open,
     }
 }
 
-/// How long whoever restarts a handler waits for its new generation.
-const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum wait of a restart request for the new generation.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Pumps that do not answer.
-fn silent(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
+/// Problems of unresponsive pumps.
+fn unresponsive(pumps: &[u32]) -> impl Iterator<Item = ServiceProblem> {
     pumps.iter().map(|pump| ServiceProblem {
         kind: ProblemKind::Pump,
         what: format!("pump {pump} does not answer"),
         since_ms: now_ms(),
         count: 1,
-        cause: "its thread was busy or did not get to run; what its partitions do is not known".to_owned(),
-        remedy: "look after the processor time of the process; if it lasts, take a stack trace and restart it"
+        cause: "its thread was busy or not scheduled; the state of its partitions is not known"
             .to_owned(),
+        remedy:
+            "check the CPU time of the process; if it persists, take a stack trace and restart it"
+                .to_owned(),
     })
 }
 
 impl ServiceStatus {
-    /// Whether every pump answers just now.
+    /// Whether every pump responds immediately.
     pub(super) fn pumps_answer(&self) -> bool {
-        self.ask_pumps(ANSWERS_NOW).1.is_empty()
+        self.ask_pumps(PROBE_TIMEOUT).1.is_empty()
     }
 
-    /// The pumps' reports, and the pumps that did not answer by the deadline, which is one for all.
+    /// The pumps' reports, and the pumps that did not respond; one deadline covers all of them.
     fn ask_pumps(&self, deadline: Duration) -> (Vec<PumpReport>, Vec<u32>) {
-        let mut silent = Vec::new();
+        let mut unresponsive = Vec::new();
         let mut reports = Vec::new();
         let end = Instant::now() + deadline;
         for (pump, joined) in self.pumps.iter().zip(&self.joined) {
             match pump.report(end.saturating_duration_since(Instant::now())) {
                 Some(report) => {
-                    // A service that has nothing to join for now may have later.
+                    // Can become false again: a service without topics counts as joined until it has some.
                     joined.store(report.joined, Ordering::Relaxed);
                     reports.push(report);
                 }
-                None => silent.push((reports.len() + silent.len()) as u32),
+                None => unresponsive.push((reports.len() + unresponsive.len()) as u32),
             }
         }
-        (reports, silent)
+        (reports, unresponsive)
     }
 
-    /// Why a handler of this name cannot be told anything: what the store says is held back, or it is deleted and finishes
-    /// what it has, or there is none.
+    /// Why no spec of this name can be changed: the control plane is held back, the handler is deleted and drains, or it does not
+    /// exist.
     fn unknown(&self, name: String) -> GateError {
-        let handlers = self.report(READY_ANSWER).handlers;
+        let handlers = self.report(READY_TIMEOUT).handlers;
         let held = {
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            standing.held.as_ref().map(ServiceProblem::sentence)
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.held.as_ref().map(ServiceProblem::sentence)
         };
         if let Some(reason) = held
             && handlers.iter().any(|one| one.name == name && !one.removed)
         {
-            // It goes on without a spec in the store.
+            // The handler keeps running without a spec in the store.
             return GateError::NotWritten { name, reason };
         }
-        // One whose spec is gone is listed as before until that has come round.
+        // A handler whose spec was just deleted is listed until the watch has reported that.
         if let Some(removed) = handlers.iter().find(|one| one.name == name) {
             let in_flight = removed.in_flight;
             return GateError::Removed { name, in_flight };
@@ -456,37 +463,37 @@ impl ServiceView for ServiceStatus {
         let stopping = self.stopping.load(Ordering::Relaxed);
         let (facts, declared) = {
             let unread = self.registry.catalogue().problems();
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
             let facts = ServiceInfo {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 group_id: self.group_id.clone(),
                 started_ms: self.started_ms,
-                revision: standing.revision,
+                revision: status.revision,
                 rejections: self.rejections.load(Ordering::Relaxed),
                 repairs: self.repairs.load(Ordering::Relaxed),
-                unreachable_since_ms: standing.unreachable_since_ms,
-                held_since_ms: standing.held.as_ref().map(|held| held.since_ms),
-                metrics_level: standing.switches.metrics,
-                last_rejection: standing
+                unreachable_since_ms: status.unreachable_since_ms,
+                held_since_ms: status.held.as_ref().map(|held| held.since_ms),
+                metrics_level: status.switches.metrics,
+                last_rejection: status
                     .last_rejection
                     .clone()
-                    .or_else(|| standing.unreachable.clone()),
+                    .or_else(|| status.unreachable.clone()),
                 budget_bytes: self.budget_bytes,
-                problems: silent(&unresponsive_pumps)
-                    // One that drains or leaves has no time for questions.
+                problems: unresponsive(&unresponsive_pumps)
+                    // A pump that drains or leaves the group may not respond.
                     .filter(|_| !stopping)
-                    .chain(standing.problems())
+                    .chain(status.problems())
                     .chain(unread)
                     .collect(),
                 unresponsive_pumps,
                 allow_unsigned: self.allow_unsigned,
                 not_joined: not_joined.map(|(pump, _)| pump).collect(),
-                // The pumps tell.
+                // Filled in from the pumps' reports.
                 kafka_unreachable_since_ms: None,
                 stall_timeout_ms: self.stall_timeout_ms,
                 stopping,
             };
-            (facts, standing.declared.clone())
+            (facts, status.declared.clone())
         };
         ServiceReport::assemble(facts, pumps, self.registry.report(), declared)
     }
@@ -506,9 +513,9 @@ impl ServiceView for ServiceStatus {
             .pumps
             .iter()
             .find_map(|pump| pump.explain(at.clone(), offset, deadline))?;
-        // The pump may not have heard yet that there is nothing to read any more.
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in &standing.of_topics {
+        // The pump may not know yet that the topic was deleted.
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in &status.topic_problems {
             if problem.is_missing_topic(topic) {
                 let told = found.reason.into_iter().chain([problem.sentence()]);
                 found.reason = Some(told.collect::<Vec<_>>().join("\n"));
@@ -521,7 +528,7 @@ impl ServiceView for ServiceStatus {
         use sluicegate_config::source::GateError as Refused;
         match self.gates.set_gate(handler, open) {
             Ok(written) if open => self.await_open(handler, &written),
-            Ok(written) => self.await_shut(handler, &written),
+            Ok(written) => self.await_closed(handler, &written),
             Err(Refused::UnknownHandler { name, .. }) => Err(self.unknown(name)),
             Err(refused) => Err(GateError::NotWritten {
                 name: handler.to_owned(),
@@ -548,10 +555,10 @@ impl ServiceView for ServiceStatus {
             }
         };
         if let Some(control) = self.control.get() {
-            // After the stop nobody takes orders any more; the state below says so.
+            // The receiver is gone after the stop; the state below reports that.
             let _ = control.send(ControlCommand::Prepare);
         }
-        let deadline = Instant::now() + RESTARTS_WITHIN;
+        let deadline = Instant::now() + RESTART_TIMEOUT;
         loop {
             match self.registry.restart_state(handler, before) {
                 RestartState::Done(generation) => {
@@ -563,8 +570,8 @@ impl ServiceView for ServiceStatus {
                 RestartState::Refused(reason) => return Err(not_serving(reason)),
                 RestartState::UnderWay if Instant::now() >= deadline => {
                     let reason = format!(
-                        "its new instances are still being built and checked after {} s; `sluicegate handlers show {handler}` tells how it goes on",
-                        RESTARTS_WITHIN.as_secs()
+                        "its new instances are still being built and checked after {} s; `sluicegate handlers show {handler}` shows the progress",
+                        RESTART_TIMEOUT.as_secs()
                     );
                     return Err(not_serving(reason));
                 }

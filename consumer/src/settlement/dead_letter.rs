@@ -1,11 +1,11 @@
-//! A dead letter: the record byte for byte, and headers that say where it came from and why it was given up (G7).
+//! A dead letter: the record byte for byte, plus headers with its origin and the reason of the failure (G7).
 
 use sluicegate_abi::header_block::{self, Headers};
 
 use crate::emit::{EmitFailure, Emitter, FailureKind, ProducerRecord, Sent, Ticket, Way};
 use crate::source::RecordBuf;
 
-/// What the headers say.
+/// Values of the headers that a dead letter adds.
 #[derive(Clone, Copy, Debug)]
 pub struct Provenance<'a> {
     /// Topic of the record.
@@ -18,28 +18,28 @@ pub struct Provenance<'a> {
     pub timestamp_ms: i64,
     /// The consumer group.
     pub group: &'a str,
-    /// The handler that gave it up.
+    /// The handler that failed to process it.
     pub handler: &'a str,
     /// Version of the handler's plugin.
     pub version: &'a str,
-    /// Calls made for it.
+    /// Calls made for the record.
     pub attempts: u32,
     /// Class of the failure.
     pub reason: &'a str,
-    /// The handler's words.
+    /// The handler's error message.
     pub message: &'a str,
-    /// The dead-letter topic that it goes to.
+    /// The dead-letter topic that the record is written to.
     pub target: &'a str,
 }
 
-/// The header that names the dead-letter topic which a record was written to.
+/// The header that names the dead-letter topic of a dead letter.
 const TARGET: &str = "__dlq.errors.target";
 
-/// Times that a record may be written to one dead-letter topic (docs/adr/0018). Each time it must have come back from there:
-/// through another handler, a copy of it or an operator's redrive.
+/// How often one record may be written to one dead-letter topic (docs/adr/0018). Each further time means that the record came
+/// back from that topic: through another handler, a copy, or an operator's redrive.
 const MAX_LAPS: usize = 16;
 
-/// Why a record with the headers `original` is not written to the dead-letter topic `target` once more, if so.
+/// Why a record with the headers `original` must not be written to the dead-letter topic `target` again; `None` if it may.
 fn refuse_lap(original: &[u8], target: &str) -> Option<EmitFailure> {
     let laps = Headers::new(original)
         .filter(|(name, value)| *name == TARGET.as_bytes() && *value == Some(target.as_bytes()))
@@ -48,21 +48,21 @@ fn refuse_lap(original: &[u8], target: &str) -> Option<EmitFailure> {
         kind: FailureKind::Target,
         topic: target.into(),
         error: format!(
-            "the record was written to {target} {laps} times already and came back each time"
+            "the record has already been written to {target} {laps} times and came back each time"
         )
         .into(),
         remedy: format!(
-            "find what reads {target} and brings its records back, then give the handler another dead_letter.topic or \
-             shut its gate"
+            "find the reader of {target} that sends its records back, then give the handler another dead_letter.topic or \
+             close its gate"
         )
         .into(),
     })
 }
 
-/// Most bytes of the handler's words that are passed on.
+/// Maximum length of the message header, in bytes; a longer message is truncated.
 const MAX_MESSAGE: usize = 4 * 1024;
 
-/// The original headers, untouched and in order, followed by the provenance.
+/// The original headers, unchanged and in order, followed by the provenance.
 fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     let numbers = [
         provenance.partition.to_string(),
@@ -95,8 +95,8 @@ fn headers(original: &[u8], provenance: &Provenance<'_>) -> Vec<u8> {
     block
 }
 
-/// Hands the dead letter of a record to the producer; the ticket is answered once. A record that goes round is refused, so
-/// that it holds its lane as one whose dead letter cannot be written does (G7).
+/// Sends the dead letter of a record; `ticket` is answered exactly once. A record that circulates is refused, so that it holds
+/// its lane like a record whose dead letter cannot be written (G7).
 pub fn send(
     record: &RecordBuf,
     provenance: &Provenance<'_>,
@@ -173,13 +173,13 @@ mod tests {
                 block = headers(&block, &provenance);
             }
         }
-        let refusal = refuse_lap(&block, "x.dlt").expect("it went round often enough");
+        let refusal = refuse_lap(&block, "x.dlt").expect("the limit is reached");
         let refusal = refusal.to_string();
         assert!(refusal.contains("x.dlt 16 times"), "{refusal}");
         assert_eq!(
             refuse_lap(&block, "elsewhere"),
             None,
-            "another topic lets it go"
+            "another topic is not affected"
         );
     }
 }

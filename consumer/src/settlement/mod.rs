@@ -1,4 +1,4 @@
-//! From outcomes to settled records: what a failed attempt is followed by, and what a dead letter looks like.
+//! From outcomes to settled records: retry delays after failed attempts, and the format of dead letters.
 
 pub mod dead_letter;
 pub mod retry;

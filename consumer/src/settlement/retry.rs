@@ -1,24 +1,24 @@
-//! How long a failed attempt waits for the next one, and when it is the last.
+//! Retry policy: the delay before the next attempt, and the attempt limit.
 
 use std::time::Duration;
 
 /// A spec's `retry`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// Calls for one record, the first included; after the last one it is given up.
+    /// Maximum calls per record, including the first; after the last one the record goes to the dead-letter topic.
     pub max_attempts: u32,
-    /// Delay after the first attempt.
+    /// Delay after the first failed attempt.
     pub delay: Duration,
-    /// Each delay is this times the one before.
+    /// Factor from one delay to the next.
     pub multiplier: f64,
-    /// No delay is longer.
+    /// Upper bound of a delay, before jitter.
     pub max_delay: Duration,
-    /// Share of the delay by which it is randomly lengthened or shortened, 0 to 1.
+    /// Fraction of the delay, 0 to 1, by which it is randomly lengthened or shortened.
     pub jitter: f64,
 }
 
 impl RetryPolicy {
-    /// Milliseconds to wait after attempt number `attempt` (from 1). `random` is uniform in 0..1.
+    /// Delay in milliseconds after attempt number `attempt` (counted from 1). `random` is uniform in 0..1.
     pub fn delay_ms(&self, attempt: u32, random: f64) -> u64 {
         let exponent = attempt.saturating_sub(1).min(64) as i32;
         let base = self.delay.as_secs_f64() * self.multiplier.powi(exponent);

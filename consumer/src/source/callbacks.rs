@@ -1,4 +1,4 @@
-//! What librdkafka calls: the callbacks only record what happened; the pump reads it with [`super::Source::events`].
+//! librdkafka's callbacks: they only record what happened; the pump reads it with [`super::Source::events`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,22 +14,22 @@ use super::client_log::log;
 use super::raw::{describe, list_entries};
 use super::{CommitError, CommitErrorKind, CommitResult, Rejection, SourceEvent, TopicPartition};
 
-/// What a callback recorded.
+/// An event recorded by a callback.
 #[derive(Debug)]
 pub(super) enum CallbackEvent {
-    /// The group gave us partitions; librdkafka waits for an assign.
+    /// The group assigned partitions; librdkafka waits for an assign.
     Assign(Vec<TopicPartition>),
-    /// The group takes partitions; librdkafka waits for an unassign.
+    /// The group revokes partitions; librdkafka waits for an unassign.
     Revoke {
         partitions: Vec<TopicPartition>,
         lost: bool,
     },
-    /// A commit was answered.
+    /// The result of a commit.
     Committed {
         results: Vec<CommitResult>,
         error: Option<CommitError>,
     },
-    /// Anything that only has to be passed on.
+    /// An event that is passed on unchanged.
     Other(SourceEvent),
 }
 
@@ -38,16 +38,16 @@ pub(super) enum CallbackEvent {
 pub(super) struct Callbacks {
     seen: Mutex<Vec<CallbackEvent>>,
     joining: AtomicBool,
-    /// The last answer to leaving the group was a refusal, or there was none.
+    /// The last response to leaving the group was an error, or there was none.
     leave_refused: AtomicBool,
-    /// The user has asked for the client's debug lines.
+    /// The user has enabled the client's debug lines.
     shows_debug: bool,
     closing: AtomicBool,
-    gave_up: AtomicBool,
+    released_all: AtomicBool,
 }
 
 impl Callbacks {
-    /// The context of a client, whose debug lines are passed on or only read.
+    /// The context of a client. `shows_debug`: its debug lines are logged, not only parsed.
     pub(super) fn new(shows_debug: bool) -> Self {
         Self {
             shows_debug,
@@ -55,38 +55,39 @@ impl Callbacks {
         }
     }
 
-    /// Whether a join is under way: from the request until the client has taken what it was given.
+    /// Whether a join is in progress: from the request until the client has applied its assignment.
     pub(super) fn is_joining(&self) -> bool {
         self.joining.load(Ordering::Acquire)
     }
 
-    /// Whether the client has told its group that it leaves, and the coordinator has not said that it heard of it.
+    /// Whether the client has left its group without a confirmation by the coordinator.
     pub(super) fn is_leave_refused(&self) -> bool {
         self.leave_refused.load(Ordering::Acquire)
     }
 
-    /// Takes what was recorded, in order.
+    /// Takes the recorded events, in order.
     pub(super) fn take(&self) -> Vec<CallbackEvent> {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on nobody answers rebalances: they are answered in the callback, as the client's close waits for it.
+    /// From now on rebalances are answered in the callback: nothing else answers them, and the client's close waits for
+    /// it.
     pub(super) fn set_closing(&self) {
         self.closing.store(true, Ordering::Release);
     }
 
-    /// Answers the rebalances of a closing group by giving everything up, once.
+    /// Answers the rebalances of a closing group by releasing all partitions, once.
     ///
-    /// A closing group takes any assign call for "unassign everything" (rd_kafka_cgrp_handle_assign_op), and the close waits
-    /// until one has come. The call stands behind the order to close in the group's queue, so it answers every rebalance
-    /// that there is, also one whose event is read later. A second call can come when the group has ended: librdkafka
-    /// drops it without a reply (rd_kafka_cgrp_op_serve), and whoever waits for that waits for ever.
-    pub(super) fn give_up(&self, consumer: &BaseConsumer<Self>) {
-        if self.gave_up.swap(true, Ordering::AcqRel) {
+    /// A closing group treats any assign call as "unassign everything" (rd_kafka_cgrp_handle_assign_op), and the close
+    /// waits until one has arrived. The call is queued after the close request in the group's queue, so it answers
+    /// every pending rebalance, also one whose event is read later. A second call could arrive after the group has
+    /// ended: librdkafka drops it without a reply (rd_kafka_cgrp_op_serve), and its caller would wait forever.
+    pub(super) fn release_all(&self, consumer: &BaseConsumer<Self>) {
+        if self.released_all.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Err(error) = consumer.unassign() {
-            tracing::warn!(%error, "could not give up the assignment while closing");
+            tracing::warn!(%error, "cannot release the assignment while closing");
         }
     }
 
@@ -151,7 +152,7 @@ impl ConsumerContext for Callbacks {
         list: &mut TopicPartitionList,
     ) {
         if self.closing.load(Ordering::Acquire) {
-            self.give_up(consumer);
+            self.release_all(consumer);
             return;
         }
         let partitions = list_entries(list)
@@ -191,10 +192,10 @@ impl ConsumerContext for Callbacks {
     }
 }
 
-/// Whether a join is under way according to a debug line of the group's, if it is one that tells: `… changed join state
-/// steady -> init (state up)`. librdkafka says so nowhere else as it happens; its statistics do at their interval.
+/// The join state according to a debug line of the group, if the line contains it: `… changed join state steady -> init
+/// (state up)`. librdkafka reports it nowhere else at once; its statistics contain it at their interval.
 fn join_state(facility: &str, text: &str) -> Option<bool> {
-    // As in rd_kafka_cgrp_join_state_names. The classic protocol alone joins.
+    // As in rd_kafka_cgrp_join_state_names. Only the classic protocol joins.
     const JOINING: [&str; 4] = [
         "wait-join",
         "wait-metadata",
@@ -209,9 +210,9 @@ fn join_state(facility: &str, text: &str) -> Option<bool> {
     Some(JOINING.contains(&state))
 }
 
-/// Whether the coordinator has refused to let the member go, or has not been reached, according to a debug line of the
-/// group's, if it is one that tells: `LeaveGroup response error in state up: Local: Timed out`. librdkafka ends the same
-/// in any case and says so nowhere else.
+/// Whether the coordinator has rejected the leave request or was not reached, according to a debug line of the group,
+/// if the line says so: `LeaveGroup response error in state up: Local: Timed out`. librdkafka closes in the same way in
+/// any case and reports it nowhere else.
 fn leave_refused(facility: &str, text: &str) -> Option<bool> {
     if facility != "LEAVEGROUP" {
         return None;
@@ -220,7 +221,7 @@ fn leave_refused(facility: &str, text: &str) -> Option<bool> {
         return Some(false);
     }
     let (_, answer) = text.split_once(" response error in state ")?;
-    // Such a member is gone already.
+    // With these errors the member is already gone.
     let gone = [
         RDKafkaErrorCode::UnknownMemberId,
         RDKafkaErrorCode::GroupIdNotFound,
@@ -229,7 +230,7 @@ fn leave_refused(facility: &str, text: &str) -> Option<bool> {
     Some(!gone.into_iter().any(is_gone))
 }
 
-/// A broker's or librdkafka's code for a commit, as what helps against it.
+/// Converts a broker's or librdkafka's error code for a commit.
 fn refusal(code: i32) -> CommitError {
     CommitError {
         kind: kind_of(code),
@@ -290,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_join_is_under_way_until_the_client_has_taken_what_it_was_given() {
+    fn a_join_is_in_progress_until_the_client_has_applied_its_assignment() {
         let line = |from: &str, to: &str| {
             format!("[thrd:main]: Group \"a -> b\" changed join state {from} -> {to} (state up)")
         };
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leave_is_refused_unless_the_coordinator_has_heard_of_it_or_knows_no_such_member() {
+    fn a_leave_is_refused_unless_the_coordinator_confirms_it_or_knows_no_such_member() {
         for (answer, refused) in [
             ("LeaveGroup response received in state up", false),
             (
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_a_rebalancing_group_are_told_from_those_that_stay() {
+    fn rejections_by_a_rebalancing_group_are_told_from_permanent_ones() {
         for (code, kind) in [
             (22, CommitErrorKind::Rebalancing),
             (27, CommitErrorKind::Rebalancing),

@@ -1,5 +1,5 @@
-//! Whether librdkafka takes the clients' configs: values and how they fit together are known to it alone, and it says so
-//! only when a client is made.
+//! Whether librdkafka accepts the clients' configs: only librdkafka knows which values are valid and how they fit
+//! together, and it reports errors only when a client is created.
 
 use rdkafka::ClientConfig;
 use rdkafka::client::{Client, DefaultClientContext};
@@ -9,20 +9,20 @@ use rdkafka::types::RDKafkaType;
 
 use super::ClientSettings;
 
-/// What librdkafka says against a client's config.
+/// A rejection of a client's config by librdkafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigRefusal {
-    /// The map that it is about, such as `kafka.client`.
+    /// The map that it concerns, such as `kafka.client`.
     pub path: &'static str,
-    /// The key, if it is about one.
+    /// The key, if it concerns a single one.
     pub key: Option<String>,
-    /// Its words.
+    /// librdkafka's error text.
     pub reason: String,
 }
 
 impl ClientSettings {
-    /// What librdkafka says against the config of each client, with the path of the map that it is about. The clients that
-    /// are made for it know no broker, and are ended at once.
+    /// Checks the config of each client. Returns librdkafka's rejections, with the path of the map that each concerns.
+    /// The clients created for the check have no brokers, and are dropped at once.
     pub fn refusals(&self) -> Vec<ConfigRefusal> {
         let checks = [
             (
@@ -46,12 +46,12 @@ impl ClientSettings {
             let Err(error) = make(config, kind) else {
                 continue;
             };
-            // What is wrong with the connection is wrong with every client; it is told once.
-            let reason = words(&error);
+            // An invalid connection setting affects every client; report it once.
+            let reason = reason_of(&error);
             if refusals.iter().all(|told| told.reason != reason) {
                 let key = match &error {
                     KafkaError::ClientConfig(_, _, key, _) => Some(key.clone()),
-                    // How keys fit together is told without saying which one was set.
+                    // An error about a combination of keys does not say which one was set.
                     _ => self.set_key_in(&reason),
                 };
                 refusals.push(ConfigRefusal { path, key, reason });
@@ -60,7 +60,7 @@ impl ClientSettings {
         refusals
     }
 
-    /// The longest key of the user's that stands in a text.
+    /// The longest key set by the user that occurs in a text.
     fn set_key_in(&self, text: &str) -> Option<String> {
         let keys = self.client.keys().chain(self.producer.keys());
         let named = keys.filter(|key| text.contains(key.as_str()));
@@ -71,7 +71,8 @@ impl ClientSettings {
 fn make(mut config: ClientConfig, kind: RDKafkaType) -> Result<(), KafkaError> {
     config.remove("bootstrap.servers");
     if fetches_tokens(&config) {
-        // A client asks for its first token at once, and its end waits for the answer; it knows no way to this address.
+        // A client requests its first token at once, and its end waits for the response; this scheme makes the request
+        // fail.
         config.set(TOKEN_ENDPOINT, "none:");
     }
     config.set_log_level(RDKafkaLogLevel::Emerg);
@@ -84,12 +85,13 @@ const TOKEN_ENDPOINT: &str = "sasl.oauthbearer.token.endpoint.url";
 /// Whether a client of this config fetches tokens itself.
 fn fetches_tokens(config: &ClientConfig) -> bool {
     let has = |key: &str| config.get(key).is_some();
-    // Without an address there is one by the kind of metadata service only; else its lack is to be told.
+    // Without an endpoint only this kind of metadata service provides one; otherwise the missing endpoint must be
+    // reported.
     has(TOKEN_ENDPOINT) || has("sasl.oauthbearer.metadata.authentication.type")
 }
 
 /// The reason without the value, which may be secret.
-fn words(error: &KafkaError) -> String {
+fn reason_of(error: &KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, reason, key, value) => {
             let reason = reason.trim_end();
@@ -97,10 +99,10 @@ fn words(error: &KafkaError) -> String {
                 true => reason.to_owned(),
                 false => reason.replace(value.as_str(), "…"),
             };
-            format!("`{key}` is refused by librdkafka: {reason}")
+            format!("`{key}` is rejected by librdkafka: {reason}")
         }
-        KafkaError::ClientCreation(reason) => format!("refused by librdkafka: {reason}"),
-        error => format!("refused by librdkafka: {error}"),
+        KafkaError::ClientCreation(reason) => format!("rejected by librdkafka: {reason}"),
+        error => format!("rejected by librdkafka: {error}"),
     }
 }
 
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_config_and_common_changes_are_taken() {
+    fn the_shipped_config_and_common_changes_are_accepted() {
         assert_eq!(refusals(&[], &[]), []);
         let client = [
             ("group.protocol", "consumer"),
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_told_with_their_map_and_key() {
+    fn invalid_values_are_reported_with_their_map_and_key() {
         for (client, producer, path, word) in [
             (
                 &[("session.timeout.ms", "abc")][..],
@@ -196,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn a_login_by_tokens_is_checked_without_asking_for_one() {
+    fn a_token_login_is_checked_without_requesting_a_token() {
         use std::net::TcpListener;
         use std::time::{Duration, Instant};
-        // Takes connections and answers nothing.
+        // Accepts connections and answers nothing.
         let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/token", endpoint.local_addr().unwrap());
         let login = [
@@ -218,7 +220,7 @@ mod tests {
             begun.elapsed()
         );
         endpoint.set_nonblocking(true).unwrap();
-        assert!(endpoint.accept().is_err(), "it has asked");
+        assert!(endpoint.accept().is_err(), "it has requested a token");
         for missing in 3..login.len() {
             let mut login = login.to_vec();
             let (key, _) = login.remove(missing);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_files_fault_is_told_once_and_no_value_is_shown() {
+    fn an_invalid_file_is_reported_once_and_no_value_is_shown() {
         let keys = [
             ("security.protocol", "ssl"),
             ("ssl.ca.location", "/nowhere/ca.pem"),

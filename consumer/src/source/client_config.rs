@@ -1,4 +1,5 @@
-//! From the service's config to librdkafka's: tuned defaults, then the user's keys, then the keys that we own.
+//! From the service's config to librdkafka's: tuned defaults, overridden by the user's keys, overridden by the keys
+//! that the service owns.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,59 +9,59 @@ use rdkafka::config::RDKafkaLogLevel;
 use sluicegate_config::Secret;
 use sluicegate_config::service::{ClientValue, KafkaConfig};
 
-/// What one client needs to know.
+/// Settings of one client.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     /// Comma-separated `host:port` list.
     pub bootstrap_servers: String,
     /// Consumer group.
     pub group_id: String,
-    /// Further librdkafka keys, none of which the service owns; secret ones do not show.
+    /// Further librdkafka keys, none of which the service owns; secret ones are not shown.
     pub client: BTreeMap<String, ClientValue>,
-    /// The same for producers; they come after those of `client` that are about the connection.
+    /// The same for producers; they take precedence over the connection keys of `client`.
     pub producer: BTreeMap<String, ClientValue>,
-    /// Bytes that this client may hold in records that nobody has asked for yet.
+    /// Maximum bytes of prefetched records in this client's queues.
     pub prefetch_bytes: u64,
-    /// How long a question to the broker may take.
+    /// Timeout of a request to the broker.
     pub request_timeout: Duration,
 }
 
-/// Keys that decide what a commit means: whatever else stands in the config, these hold.
+/// Keys that determine the meaning of a commit: they override the user's config.
 const OWNED: [(&str, &str); 4] = [
-    // The ledger's frontier is what is committed (G2).
+    // The service commits the ledger's frontier (G2).
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
     // Each end of partition would be an error entry, which moves the position (rule 2).
     ("enable.partition.eof", "false"),
-    // A missing offset is the service's decision (G12).
+    // The service decides about a missing offset (G12).
     ("auto.offset.reset", "error"),
 ];
 
-/// What was measured to be fast; each can be set otherwise.
+/// Values that were measured to be fast; the user may override each.
 const TUNED: [(&str, &str); 9] = [
     ("isolation.level", "read_committed"),
-    // Data that was damaged on its way or on a disk holds its partition instead of being handled.
+    // Data that was damaged in transit or on disk holds its partition instead of being handled.
     ("check.crcs", "true"),
     ("client.id", "sluicegate"),
-    // How long a partition rests after its queue was found full; the default of 1 s empties the pipe.
+    // Fetch backoff of a partition whose queue was full; the default of 1 s lets the queue run empty.
     ("fetch.queue.backoff.ms", "2"),
-    // Topics that a pattern matches are found within this.
+    // New topics that match a pattern are found within this time.
     ("topic.metadata.refresh.interval.ms", "30000"),
     ("statistics.interval.ms", "10000"),
     ("socket.keepalive.enable", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
-    // Members learn of a rebalance from a heartbeat's answer, so that a partition of a member that stops is without an owner
-    // for two or three of these. The client's own 3 s made it 6 to 9 s.
+    // Members learn of a rebalance from a heartbeat response, so that a partition of a member that stops has no owner
+    // for two or three intervals. The client's default of 3 s made that 6 to 9 s.
     ("heartbeat.interval.ms", "1000"),
 ];
 
-/// Of these the broker decides under the newer group protocol; librdkafka then refuses them.
+/// With the newer group protocol the broker sets these; librdkafka then rejects them.
 const CLASSIC_PROTOCOL_ONLY: [&str; 2] = ["partition.assignment.strategy", "heartbeat.interval.ms"];
 
 /// Small enough that a fetch buffer comes from the allocator's free lists instead of fresh pages.
 const FETCH_MAX_BYTES: u64 = 4 << 20;
 
-/// Keys of the connection, which hold for producers and admin requests as well as for consumers.
+/// Connection keys, which apply to producers and admin requests as well as to consumers.
 const CONNECTION: [&str; 13] = [
     "security.",
     "ssl.",
@@ -77,12 +78,11 @@ const CONNECTION: [&str; 13] = [
     "debug",
 ];
 
-/// Keys of producers that hold whatever else is given: every replica has a record that counts as produced, once.
+/// Producer keys that override any setting: a record counts as produced once every replica has it, exactly once.
 const PRODUCER_OWNED: [(&str, &str); 2] = [("enable.idempotence", "true"), ("acks", "all")];
 
-/// Keys of producers that can be set otherwise. A record waits for its emits, so they linger for a moment only; keys go to
-/// the partitions that the Java client would choose; a topic that is missing is known as such soon, since what is for it
-/// only waits.
+/// Producer keys that the user may override. A record waits for its emits, so the linger is short; keys map to the
+/// partitions that the Java client would choose; a missing topic is reported soon, because its records only wait.
 const PRODUCER_TUNED: [(&str, &str); 4] = [
     ("linger.ms", "1"),
     ("partitioner", "murmur2_random"),
@@ -90,31 +90,31 @@ const PRODUCER_TUNED: [(&str, &str); 4] = [
     ("topic.metadata.propagation.max.ms", "5000"),
 ];
 
-/// Other names of tuned keys.
+/// Aliases of tuned keys.
 const PRODUCER_ALIASES: [(&str, &str); 1] = [("queue.buffering.max.ms", "linger.ms")];
 
-/// What a producer sends every record with, alone.
-const LONE: [(&str, &str); 3] = [
+/// Settings of a producer that sends every record in a batch of its own.
+const UNBATCHED: [(&str, &str); 3] = [
     ("batch.num.messages", "1"),
     ("linger.ms", "0"),
     ("queue.buffering.max.messages", "1000"),
 ];
 
-/// The largest answer that librdkafka's consumer reads unless told otherwise, which bounds a record.
-const LARGEST_ANSWER: u64 = 100_000_000;
-/// The most that librdkafka's producer can be told to send.
-const LARGEST_MESSAGE: u64 = 1_000_000_000;
-/// Room for the headers that the service adds to a record that it passes on.
-const OWN_HEADERS: u64 = 1 << 20;
-/// Bytes that a producer queues, in KiB, unless one record needs more.
+/// librdkafka's default maximum size of a fetch response, which bounds a record.
+const DEFAULT_MAX_RESPONSE_BYTES: u64 = 100_000_000;
+/// Maximum `message.max.bytes` of librdkafka's producer.
+const MAX_MESSAGE_BYTES: u64 = 1_000_000_000;
+/// Room for the headers that the service adds to a forwarded record.
+const ADDED_HEADERS_BYTES: u64 = 1 << 20;
+/// Size of the producer's queue in KiB, unless one record needs more.
 const PRODUCER_QUEUE_KIB: u64 = 64 << 10;
 
-/// Bytes that librdkafka needs for a record besides its payload.
+/// Bytes that librdkafka needs per record besides its payload.
 const RECORD_OVERHEAD: u64 = 304;
 
 impl ClientSettings {
-    /// Settings of one of the service's clients. An eighth of the byte budget is spent on records that are fetched
-    /// ahead, shared by the clients.
+    /// Settings of one of the service's clients. An eighth of the byte budget is used for prefetched records, shared by
+    /// the clients.
     pub fn new(kafka: &KafkaConfig, memory: u64) -> Self {
         Self {
             bootstrap_servers: kafka.bootstrap_servers.clone(),
@@ -126,8 +126,8 @@ impl ClientSettings {
         }
     }
 
-    /// The settings of one of `clients` clients of a process. As a static member of its group, each has an id of its own:
-    /// two members of one id would take the group from each other.
+    /// The settings of one of `clients` clients of a process. Each static member needs an id of its own: two members
+    /// with one id would fence each other.
     pub fn of_client(&self, number: usize, clients: usize) -> Self {
         const KEY: &str = "group.instance.id";
         let mut settings = self.clone();
@@ -169,7 +169,8 @@ impl ClientSettings {
             && let Some(message) = self.client.get("message.max.bytes")
             && number(message).is_some_and(|message| message > FETCH_MAX_BYTES)
         {
-            // librdkafka wants a fetch to have room for a message; this is our tuning, not the user's choice.
+            // librdkafka requires a fetch to have room for a message; the user did not choose this value, our tuning
+            // did.
             config.set("fetch.max.bytes", message.expose());
         }
         if self
@@ -190,8 +191,8 @@ impl ClientSettings {
         config
     }
 
-    /// As [`ClientSettings::consumer`], for a client whose debug lines about its group are read: they alone tell when a join
-    /// is under way. Others come only if the user asks for them.
+    /// As [`ClientSettings::consumer`], for a client whose debug lines about its group are parsed: only they tell when
+    /// a join is in progress. Other debug lines are enabled only by the user.
     pub fn member(&self) -> ClientConfig {
         let mut config = self.consumer();
         let lines: Vec<&str> = self.debug().into_iter().chain(["cgrp"]).collect();
@@ -201,18 +202,18 @@ impl ClientSettings {
         config
     }
 
-    /// The debug lines of the client that the user asks for.
+    /// The debug contexts that the user has enabled.
     fn debug(&self) -> Option<&str> {
         let lines = self.client.get("debug").map(ClientValue::expose);
         lines.filter(|lines| !lines.is_empty())
     }
 
-    /// Whether the client's debug lines are to be passed on.
+    /// Whether the client's debug lines are logged.
     pub fn shows_debug(&self) -> bool {
         self.debug().is_some()
     }
 
-    /// How often the cluster is asked for topics that patterns could take in: the client's own interval.
+    /// Interval between queries for topics that match patterns: the client's own interval.
     pub fn metadata_interval(&self) -> Duration {
         const KEY: &str = "topic.metadata.refresh.interval.ms";
         let tuned = TUNED.iter().find(|(key, _)| *key == KEY);
@@ -224,19 +225,19 @@ impl ClientSettings {
         Duration::from_millis(interval_ms.max(1_000))
     }
 
-    /// librdkafka's config for a producer. It sends whatever a consumer of `client` can read, with our headers added; its
-    /// queue holds one such record, and so bounds what producing may keep in memory.
+    /// librdkafka's config for a producer. It sends whatever a consumer of `client` can read, with our headers added;
+    /// its queue holds one such record, and so bounds the memory used for producing.
     pub fn producer(&self) -> ClientConfig {
         let mut config = self.connection();
         for (key, value) in PRODUCER_TUNED {
             config.set(key, value);
         }
-        let answer = self
+        let response = self
             .client
             .get("receive.message.max.bytes")
             .and_then(number);
-        let readable = answer.unwrap_or(LARGEST_ANSWER) + OWN_HEADERS;
-        let largest = readable.min(LARGEST_MESSAGE);
+        let readable = response.unwrap_or(DEFAULT_MAX_RESPONSE_BYTES) + ADDED_HEADERS_BYTES;
+        let largest = readable.min(MAX_MESSAGE_BYTES);
         config.set("message.max.bytes", largest.to_string());
         for (key, value) in &self.producer {
             if let Some((_, tuned)) = PRODUCER_ALIASES.iter().find(|(alias, _)| alias == key) {
@@ -264,7 +265,7 @@ impl ClientSettings {
         for (alias, _) in PRODUCER_ALIASES {
             config.remove(alias);
         }
-        for (key, value) in LONE {
+        for (key, value) in UNBATCHED {
             config.set(key, value);
         }
         config
@@ -284,7 +285,8 @@ impl ClientSettings {
 
     fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        // What `kafka.client: {debug: …}` asks for comes at this level; the service's own filter decides what is written.
+        // Lines enabled by `kafka.client: {debug: …}` arrive at this level; the service's own filter decides what is
+        // written.
         let level = if tracing::enabled!(target: "librdkafka", tracing::Level::DEBUG) {
             RDKafkaLogLevel::Debug
         } else {
@@ -297,7 +299,7 @@ impl ClientSettings {
     }
 }
 
-/// The number that a value is, if it is one.
+/// The numeric value, if it is a number.
 fn number(value: &ClientValue) -> Option<u64> {
     value.expose().trim().parse().ok()
 }
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn producer_keys_outrank_the_tuning_and_the_connections_keys_but_not_ours() {
+    fn producer_keys_override_the_tuning_and_the_connection_keys_but_not_owned_keys() {
         let client = [("socket.timeout.ms", "1000"), ("ssl.ca.location", "a")];
         let producer = [
             ("socket.timeout.ms", "2000"),
@@ -360,7 +362,7 @@ mod tests {
         let config = producing(&client, &producer).producer();
         assert_eq!(config.get("socket.timeout.ms"), Some("2000"));
         assert_eq!(config.get("ssl.ca.location"), Some("a"));
-        assert_eq!(config.get("linger.ms"), None, "its other name is given");
+        assert_eq!(config.get("linger.ms"), None, "its alias is set");
         assert_eq!(config.get("acks"), Some("all"));
         assert!(get(&config, "queue.buffering.max.kbytes") * 1024 >= 200_000_000);
         let lone = producing(&client, &producer).lone_producer();
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_message_makes_room_in_a_fetch_unless_that_is_given() {
+    fn a_larger_message_size_raises_the_fetch_size_unless_that_is_set() {
         let large = [("message.max.bytes", "20000000")];
         let config = settings(&large).consumer();
         assert_eq!(config.get("fetch.max.bytes"), Some("20000000"));
@@ -399,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_user_outranks_the_tuning_and_we_outrank_the_user() {
+    fn user_keys_override_the_tuning_and_owned_keys_override_user_keys() {
         let config = settings(&[
             ("fetch.max.bytes", "1000000"),
             ("enable.auto.commit", "true"),
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_consumer_protocol_takes_no_keys_of_the_classic_one() {
+    fn the_consumer_protocol_gets_no_keys_of_the_classic_one() {
         let config = settings(&[("group.protocol", "consumer")]).consumer();
         for key in CLASSIC_PROTOCOL_ONLY {
             assert_eq!(config.get(key), None, "{key}");
@@ -444,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fetched_ahead_is_bounded_by_the_budget() {
+    fn prefetching_is_bounded_by_the_budget() {
         let config = settings(&[]).consumer();
         assert_eq!(config.get("queued.max.messages.kbytes"), Some("32768"));
         assert_eq!(config.get("queued.min.messages"), Some("83886"));

@@ -1,13 +1,13 @@
-//! From librdkafka's codes of client errors to what they are about and what helps.
+//! Maps librdkafka's client error codes to kinds and remedies.
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::ClientErrorKind as Kind;
 
-/// What is said of an error that nothing more is known of.
-const OTHER: (Kind, &str) = (Kind::Other, "the client goes on trying");
+/// The result for an unclassified error.
+const OTHER: (Kind, &str) = (Kind::Other, "the client keeps retrying");
 
-/// What a client's error is about, and what an operator can do.
+/// The kind of a client error, and what an operator can do.
 pub(super) fn judge(code: Option<Code>) -> (Kind, &'static str) {
     let Some(code) = code else {
         return OTHER;
@@ -15,7 +15,7 @@ pub(super) fn judge(code: Option<Code>) -> (Kind, &'static str) {
     match code {
         Code::AllBrokersDown => (
             Kind::AllBrokersDown,
-            "see that the brokers run and that kafka.bootstrap_servers and the network reach them",
+            "check that the brokers run and that kafka.bootstrap_servers and the network reach them",
         ),
         Code::Resolve => (
             Kind::Connection,
@@ -27,7 +27,7 @@ pub(super) fn judge(code: Option<Code>) -> (Kind, &'static str) {
         | Code::BrokerNotAvailable
         | Code::NetworkException => (
             Kind::Connection,
-            "see that the broker runs and that the network reaches it",
+            "check that the broker runs and that the network reaches it",
         ),
         Code::Authentication
         | Code::SaslAuthenticationFailed
@@ -50,13 +50,13 @@ pub(super) fn judge(code: Option<Code>) -> (Kind, &'static str) {
         ),
         Code::InvalidTopic => (
             Kind::Topic,
-            "no topic can have this name: correct the route of the handler",
+            "invalid topic name: correct the route of the handler",
         ),
         code => of_group(code).map_or(OTHER, |remedy| (Kind::Group, remedy)),
     }
 }
 
-/// What helps against an error of the group, if it is one.
+/// The remedy for a group error, if it is one.
 fn of_group(code: Code) -> Option<&'static str> {
     Some(match code {
         Code::GroupAuthorizationFailed => "grant the service READ on the group",
@@ -73,16 +73,16 @@ fn of_group(code: Code) -> Option<&'static str> {
              group.max.session.timeout.ms"
         }
         Code::CoordinatorNotAvailable | Code::NotCoordinator | Code::CoordinatorLoadInProgress => {
-            "the group's coordinator is away or busy: look after the brokers"
+            "the group coordinator is unavailable: check the brokers"
         }
         Code::PollExceeded => {
-            "the process did not get to run for max.poll.interval.ms: look after its processor time"
+            "the process was not scheduled for max.poll.interval.ms: check its CPU time"
         }
         Code::UnknownMemberId
         | Code::IllegalGeneration
         | Code::RebalanceInProgress
         | Code::FencedInstanceId
-        | Code::AssignmentLost => "the member joins the group again by itself",
+        | Code::AssignmentLost => "the member rejoins the group automatically",
         _ => return None,
     })
 }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_told_apart_by_what_clears_them() {
+    fn errors_are_classified_by_what_clears_them() {
         for (code, kind) in [
             (Code::AllBrokersDown, Kind::AllBrokersDown),
             (Code::BrokerTransportFailure, Kind::Connection),

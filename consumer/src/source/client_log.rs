@@ -1,4 +1,5 @@
-//! librdkafka's own log lines, passed on: what it repeats with every try to connect is told once a minute, with the number.
+//! Forwards librdkafka's own log lines: lines repeated by every connection attempt are logged once per minute, with
+//! their number.
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -8,12 +9,12 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use crate::trouble::LogLimit;
 
-/// Kinds of lines that are told apart; beyond it they are forgotten and begin anew.
+/// Maximum number of line kinds tracked; beyond it all are dropped and start again.
 const MAX_KINDS: usize = 256;
-/// Characters of a line that its kind is made of.
+/// Number of characters of a line that identify its kind.
 const KIND_CHARS: usize = 160;
 
-/// Which lines were told when, for all clients of the process.
+/// When each kind of line was last logged, for all clients of the process.
 struct Lines {
     started: Instant,
     kinds: Mutex<BTreeMap<String, LogLimit>>,
@@ -24,7 +25,7 @@ static LINES: LazyLock<Lines> = LazyLock::new(|| Lines {
     kinds: Mutex::default(),
 });
 
-/// What a line says apart from its numbers: ports, durations and counts differ from try to try.
+/// A line without its numbers: ports, durations and counts differ between attempts.
 fn kind_of(facility: &str, text: &str) -> String {
     let text = text.split(" (after ").next().unwrap_or(text);
     let words = text
@@ -41,7 +42,7 @@ fn count(kinds: &mut BTreeMap<String, LogLimit>, kind: String, now_ms: u64) -> O
     kinds.entry(kind).or_default().count(now_ms)
 }
 
-/// Passes a line of librdkafka's log on.
+/// Forwards a line of librdkafka's log.
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
     use RDKafkaLogLevel as Level;
     match level {
@@ -53,7 +54,7 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
             tracing::debug!(target: "librdkafka", facility, "{text}");
             return;
         }
-        // Of a connection that failed the client's error callback is told in the same words.
+        // The client's error callback reports a failed connection with the same text.
         Level::Error if facility == "FAIL" => {
             tracing::debug!(target: "librdkafka", facility, "{text}");
             return;

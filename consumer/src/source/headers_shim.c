@@ -1,8 +1,8 @@
 /* Reads the header block of a consumed record in place.
  *
- * librdkafka keeps the block as it came from the broker, but has no public way to it: rd_kafka_message_headers() parses
- * and copies every header, which halves the throughput. This file is compiled against the internal headers of the
- * librdkafka that is linked; `raw.rs` compares both ways on the first records of each assignment. */
+ * librdkafka keeps the block as the broker sent it, but provides no public access: rd_kafka_message_headers() parses and
+ * copies every header, which halves the throughput. This file is compiled against the internal headers of the linked
+ * librdkafka; `raw.rs` compares both ways on the first records of each assignment. */
 #include "rdkafka_int.h"
 #include "rdkafka_msg.h"
 #include "rdkafka_partition.h"
@@ -16,8 +16,8 @@ _Static_assert(sizeof(((rd_kafka_msg_t *)0)->rkm_u.consumer.binhdrs) ==
                    sizeof(rd_kafkap_bytes_t),
                "the header block is kept as protocol bytes");
 
-/* What the client's metadata says of a topic; librdkafka has no public way to its id. Returns 0 while nothing is known,
- * 1 when the topic exists, 2 when it does not or may not be described. */
+/* A topic's state in the client's metadata; librdkafka provides no public access to its id. Returns 0 while the state is
+ * unknown, 1 if the topic exists, 2 if it does not exist or may not be described. */
 int sluicegate_topic_state(const rd_kafka_topic_t *app_topic, int64_t *high,
                            int64_t *low, int32_t *partitions) {
         rd_kafka_topic_t *topic =
@@ -35,7 +35,7 @@ int sluicegate_topic_state(const rd_kafka_topic_t *app_topic, int64_t *high,
         return state;
 }
 
-/* The leader of a partition by the client's metadata, -1 when there is none. */
+/* The leader of a partition according to the client's metadata, -1 if there is none. */
 int32_t sluicegate_leader(const rd_kafka_topic_t *app_topic, int32_t partition) {
         rd_kafka_topic_t *topic =
             rd_kafka_topic_proper((rd_kafka_topic_t *)app_topic);
@@ -54,8 +54,8 @@ int32_t sluicegate_leader(const rd_kafka_topic_t *app_topic, int32_t partition) 
         return leader;
 }
 
-/* The error of a partition's last fetch, 0 when it succeeded or there was none. librdkafka tells of a refusal once, and of
- * its end never. */
+/* The error of a partition's last fetch, 0 if it succeeded or there was none. librdkafka reports a refusal once, and never
+ * that it has ended. */
 int sluicegate_fetch_error(const rd_kafka_topic_t *app_topic,
                            int32_t partition) {
         rd_kafka_topic_t *topic =
@@ -75,18 +75,18 @@ int sluicegate_fetch_error(const rd_kafka_topic_t *app_topic,
         return error;
 }
 
-/* Whether the library that runs is the one whose headers this was compiled with. */
+/* Whether the loaded library is the one whose headers this was compiled with. */
 int sluicegate_headers_shim_fits(void) {
         return rd_kafka_version() == RD_KAFKA_VERSION;
 }
 
-/* The block's length, 0 for none; *block is valid as long as the message. */
+/* The block's length, 0 if there is none; *block is valid as long as the message. */
 size_t sluicegate_header_block(const rd_kafka_message_t *message,
                                const void **block) {
         const rd_kafka_msg_t *rkm = (const rd_kafka_msg_t *)message;
         const rd_kafkap_bytes_t *headers = &rkm->rkm_u.consumer.binhdrs;
 
-        /* A record without headers has a block that is the count 0 alone. */
+        /* The block of a record without headers contains only the count 0. */
         if (rkm->rkm_flags & RD_KAFKA_MSG_F_PRODUCER || headers->len <= 0 ||
             *(const char *)headers->data == 0) {
                 *block = NULL;

@@ -1,4 +1,4 @@
-//! The real source: librdkafka's consumer, read in batches from one application queue.
+//! The production source: librdkafka's consumer, read in batches from one application queue.
 //!
 //! ```text
 //!  librdkafka's threads ── fetched records ──► partition queue ──(forwarded, rule 1)──► application queue ──► poll()
@@ -6,8 +6,8 @@
 //!  both queues and every Wake::wake ──► one eventfd ──► wait()
 //! ```
 //!
-//! The order of one turn of the pump: `wait` reads the eventfd first, then `events` and `poll` empty both queues, so
-//! that an event is written again when something comes. `raw` lists the five rules that the comments cite.
+//! Order of one iteration of the pump's loop: `wait` reads the eventfd first, then `events` and `poll` empty both
+//! queues, so that the next entry writes the eventfd again. `raw` lists the five rules that the comments cite.
 
 mod assign;
 mod bounds;
@@ -44,55 +44,55 @@ use identity::Topics;
 use crate::trouble::LogLimit;
 use leave::Leaving;
 
-/// Records taken from the queue in one call; more gain nothing.
-const BATCH: usize = 1024;
+/// Maximum number of records taken from the queue per call; larger batches gain nothing.
+const MAX_BATCH: usize = 1024;
 
-/// Wait before what librdkafka refused for the moment is done again.
-const START_RETRY: Duration = Duration::from_millis(500);
-/// How long a rebalance waits for partitions whose beginning is not known yet while others could be read.
-const FIND_TOGETHER: Duration = Duration::from_secs(1);
+/// Delay before an assign that librdkafka temporarily refused is retried.
+const START_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long a rebalance waits for partitions whose start offset is unknown while others could already be read.
+const START_LOOKUP_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a source that is dropped without a close may take to leave its group.
-const DROPPED: Duration = Duration::from_secs(5);
+const DROP_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A commit's answer: by partition, and why the request as a whole failed.
+/// The result of a commit: by partition, and the error of the request as a whole.
 type CommitAnswer = (Vec<CommitResult>, Option<CommitError>);
 
-/// A Kafka consumer. It belongs to the thread that made it.
+/// A Kafka consumer. Used only by the thread that created it.
 pub struct KafkaSource {
     connection: Option<Connection<Callbacks>>,
     wake: WakeUp,
-    admission: GapDetector,
+    gap_detector: GapDetector,
     rebalance: Rebalance,
     pending: Vec<SourceEvent>,
-    /// Records that came out of the consumer queue (before a forward took hold); copied.
+    /// Records from the consumer queue (fetched before a forward took effect); copied.
     main_queue_records: VecDeque<Delivery>,
     finder: Finder,
     bounds: Bounds,
-    /// Partitions that were found after their rebalance was answered, and are not assigned yet.
+    /// Partitions whose start was found after their rebalance was answered, and that are not assigned yet.
     late: Vec<Begin>,
-    /// When the answer to a rebalance, or the assign of a late partition, is tried again.
+    /// When to retry the answer to a rebalance, or the assign of a late partition.
     answer_due: Option<Instant>,
-    /// When the rebalance that is not answered came.
+    /// When the unanswered rebalance started.
     rebalance_since: Option<Instant>,
     topics: Topics,
     group: String,
     is_static: bool,
     read_committed: bool,
-    /// Assignments that were moved: forwarded again until something comes.
+    /// Repositioned assignments: forwarded again until a record arrives.
     moved: Vec<(AssignmentId, i64)>,
     request_timeout: Duration,
     leaving: Leaving,
     made: Instant,
-    /// Lines about assignments that are refused for the moment, on the time since `made`.
+    /// Limit of the log lines about temporarily refused assignments, on the time since `made`.
     unassigned_log: LogLimit,
 }
 
 impl KafkaSource {
-    /// Makes a client; it connects in the background. To be called on the pump's thread.
+    /// Creates a client; it connects in the background. To be called on the pump's thread.
     ///
     /// # Errors
-    /// When librdkafka refuses the config, with its words.
+    /// If librdkafka rejects the config, with its error.
     pub fn new(settings: &ClientSettings) -> Result<Self, SourceError> {
         let terminal = |error: &dyn std::fmt::Display| SourceError::Terminal(error.to_string());
         let wake = WakeUp::new().map_err(|error| terminal(&error))?;
@@ -100,12 +100,12 @@ impl KafkaSource {
         let consumer =
             BaseConsumer::from_config_and_context(&config, Callbacks::new(settings.shows_debug()))
                 .map_err(|error| terminal(&error))?;
-        let connection = Connection::new(consumer, wake.descriptor(), BATCH)
-            .ok_or_else(|| SourceError::Terminal("librdkafka gives no queue".into()))?;
+        let connection = Connection::new(consumer, wake.descriptor(), MAX_BATCH)
+            .ok_or_else(|| SourceError::Terminal("librdkafka provides no queue".into()))?;
         Ok(Self {
             connection: Some(connection),
             wake,
-            admission: GapDetector::default(),
+            gap_detector: GapDetector::default(),
             rebalance: Rebalance::default(),
             pending: Vec::new(),
             main_queue_records: VecDeque::new(),
@@ -129,9 +129,9 @@ impl KafkaSource {
         })
     }
 
-    /// Records that came for partitions which are not ours; they were dropped.
+    /// Number of records dropped because their partition was not owned.
     pub fn unowned_records(&self) -> u64 {
-        self.admission.unowned()
+        self.gap_detector.unowned()
     }
 
     fn connection(&self) -> Result<&Connection<Callbacks>, SourceError> {
@@ -153,8 +153,8 @@ impl KafkaSource {
         }
     }
 
-    /// Serves the client's callbacks until none is left (rule 4): `poll` returns after each event, not only when the
-    /// queue is empty, and nothing wakes us for what is left lying.
+    /// Serves the client's callbacks until the queue is empty (rule 4): `poll` returns after each event, and nothing
+    /// wakes the pump for the events that are left.
     fn serve_events(&mut self, first_wait: Duration) {
         let Some(connection) = &self.connection else {
             return;
@@ -163,7 +163,7 @@ impl KafkaSource {
         loop {
             match connection.consumer().poll(wait) {
                 Some(Ok(message)) => {
-                    let stray = connection.stray(&message, &mut self.admission);
+                    let stray = connection.stray(&message, &mut self.gap_detector);
                     self.main_queue_records.extend(stray);
                 }
                 Some(Err(KafkaError::MessageConsumptionFatal(_))) => {
@@ -189,7 +189,7 @@ impl KafkaSource {
                 self.answer_empty();
             }
             CallbackEvent::Revoke { partitions, lost } => {
-                // What was found late and is not assigned yet is not known to librdkafka.
+                // librdkafka does not know late partitions that are not assigned yet.
                 let told = partitions
                     .iter()
                     .filter(|at| !self.late.iter().any(|begin| begin.at == **at));
@@ -205,9 +205,9 @@ impl KafkaSource {
         }
     }
 
-    /// Asks for what is due and takes what was answered. A rebalance is answered with the partitions that are found once
-    /// it is clear that the others take longer.
-    fn proceed_with_finding(&mut self) {
+    /// Advances the lookup of start offsets: handles responses and sends due requests. A rebalance is answered with the
+    /// partitions found so far once the others fail or take longer than `START_LOOKUP_GRACE`.
+    fn advance_start_lookup(&mut self) {
         let answers = self.take_answers();
         let Some(connection) = &mut self.connection else {
             return;
@@ -231,17 +231,17 @@ impl KafkaSource {
             .any(|event| matches!(event, SourceEvent::NotFound { .. }));
         let overdue = self
             .rebalance_since
-            .is_some_and(|since| since.elapsed() >= FIND_TOGETHER);
+            .is_some_and(|since| since.elapsed() >= START_LOOKUP_GRACE);
         if self.rebalance.owes_assign() && (failed || overdue) {
-            self.defer_what_is_not_found();
+            self.defer_unresolved();
         }
     }
 
-    fn defer_what_is_not_found(&mut self) {
+    fn defer_unresolved(&mut self) {
         let finder = &self.finder;
-        self.rebalance.defer(|at| finder.looks_for(at));
+        self.rebalance.defer(|at| finder.is_resolving(at));
         let done = self.answer_rebalance();
-        self.try_again_if_refused(done);
+        self.retry_if_refused(done);
     }
 }
 
@@ -263,7 +263,7 @@ impl Source for KafkaSource {
         let consumer = self.connection()?.consumer();
         if let Some(bad) = topics.iter().find(|topic| topic.contains('\0')) {
             return Err(SourceError::Terminal(format!(
-                "topic {bad:?} holds a zero byte"
+                "topic {bad:?} contains a zero byte"
             )));
         }
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -277,14 +277,14 @@ impl Source for KafkaSource {
 
     fn events(&mut self, out: &mut Vec<SourceEvent>) {
         self.serve_events(Duration::ZERO);
-        self.proceed_with_finding();
-        self.answer_again();
+        self.advance_start_lookup();
+        self.retry_answer();
         self.check_identity(Instant::now());
-        for (slot, due) in self.admission.silent(Instant::now()) {
+        for (slot, due) in self.gap_detector.overdue(Instant::now()) {
             self.seek_back(slot, due);
         }
-        for (slot, due) in self.admission.read_again(Instant::now()) {
-            self.rest_or_fetch(slot);
+        for (slot, due) in self.gap_detector.read_again(Instant::now()) {
+            self.update_client_pause(slot);
             self.seek_back(slot, due);
         }
         out.append(&mut self.pending);
@@ -300,7 +300,7 @@ impl Source for KafkaSource {
 
     fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
         self.finder.find(partitions, start);
-        self.proceed_with_finding();
+        self.advance_start_lookup();
     }
 
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError> {
@@ -310,7 +310,7 @@ impl Source for KafkaSource {
         let begun: Vec<AssignmentId> = partitions.iter().map(|wanted| wanted.slot).collect();
         self.see_reset(&begun);
         let done = self.answer_rebalance().and_then(|()| self.assign_late());
-        self.try_again_if_refused(done);
+        self.retry_if_refused(done);
         Ok(())
     }
 
@@ -318,14 +318,14 @@ impl Source for KafkaSource {
         self.finder.forget(partitions);
         self.late.retain(|begin| !partitions.contains(&begin.at));
         for at in partitions {
-            let open = self.admission.opened().find(|(_, a)| a.at == *at);
+            let open = self.gap_detector.opened().find(|(_, a)| a.at == *at);
             if let Some(slot) = open.map(|(slot, _)| slot) {
-                // An application's pause would survive until the partition comes back.
-                self.tell_paused(slot, false);
+                // The application's pause would survive until the partition is assigned again.
+                self.set_client_paused(slot, false);
             }
-            self.admission.close(at);
+            self.gap_detector.close(at);
             self.main_queue_records
-                .retain(|stray| self.admission.get(stray.slot).is_some());
+                .retain(|stray| self.gap_detector.get(stray.slot).is_some());
             self.rebalance.release(at);
         }
         self.answer_rebalance()
@@ -340,7 +340,7 @@ impl Source for KafkaSource {
             out.push(stray);
         }
         while out.len() < end {
-            let wanted = (end - out.len()).min(BATCH);
+            let wanted = (end - out.len()).min(MAX_BATCH);
             if self.take_batch(wanted, out) < wanted {
                 break;
             }
@@ -348,9 +348,9 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, slot: AssignmentId, paused: bool) {
-        if let Some(admitted) = self.admission.get_mut(slot) {
+        if let Some(admitted) = self.gap_detector.get_mut(slot) {
             admitted.paused = paused;
-            self.rest_or_fetch(slot);
+            self.update_client_pause(slot);
         }
     }
 
@@ -389,13 +389,13 @@ impl Source for KafkaSource {
     }
 
     fn end_offset(&self, slot: AssignmentId) -> Option<i64> {
-        let admitted = self.admission.get(slot)?;
+        let admitted = self.gap_detector.get(slot)?;
         let connection = self.connection.as_ref()?;
         connection.end_offset(admitted.topic, admitted.at.partition)
     }
 
     fn fetch_state(&self, slot: AssignmentId) -> FetchState {
-        let (Some(admitted), Some(connection)) = (self.admission.get(slot), &self.connection)
+        let (Some(admitted), Some(connection)) = (self.gap_detector.get(slot), &self.connection)
         else {
             return FetchState::Unknown;
         };
@@ -419,7 +419,7 @@ impl Source for KafkaSource {
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
-        self.close(Instant::now() + DROPPED);
+        self.close(Instant::now() + DROP_CLOSE_TIMEOUT);
     }
 }
 
@@ -431,7 +431,7 @@ fn list_of(partitions: &[TopicPartition]) -> TopicPartitionList {
     list
 }
 
-/// A commit can fail as a whole, or partition by partition: then the partitions' errors are the answer.
+/// A commit fails either as a whole or by partition; in the latter case the partitions' errors are the result.
 fn as_whole(results: Vec<CommitResult>, error: Option<CommitError>) -> CommitAnswer {
     match error {
         Some(error) if results.iter().all(|result| result.error.is_none()) => {

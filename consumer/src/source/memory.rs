@@ -1,11 +1,11 @@
-//! A scripted source for tests: topics, a group's moves, gaps, repeats and refused commits, all on demand.
+//! A scripted source for tests: topics, rebalances, gaps, redeliveries and rejected commits, all on demand.
 //!
 //! ```text
 //!  test:  MemoryKafka ── create_topic, produce, skip, assign, revoke, refuse_commits … ──► the shared script
 //!  pump:  MemorySource ── events, start, poll, commit … ◄───────────────────────────────┘
 //! ```
 //!
-//! The seed decides how the records of several partitions interleave and in what runs; the same seed and script give
+//! The seed decides how the records of several partitions interleave and in what runs; the same seed and script produce
 //! the same deliveries.
 
 mod script;
@@ -19,16 +19,16 @@ use super::{
 };
 use script::{Log, Refusal, Running, Script, Stored};
 
-/// The group that all members are in.
+/// The consumer group of all members.
 pub const GROUP: &str = "g";
 
-/// The cluster and the group, as a test scripts them. Clones share it.
+/// The cluster and the group, as scripted by a test. Clones share the state.
 #[derive(Clone)]
 pub struct MemoryKafka(Arc<Shared>);
 
 struct Shared {
     script: Mutex<Script>,
-    /// Whether a wait is to end; with its condition variable.
+    /// Whether a wait is to end; used with the condition variable.
     woken: Mutex<bool>,
     wake: Condvar,
 }
@@ -47,7 +47,7 @@ impl MemoryKafka {
         }))
     }
 
-    /// The source of the group's one member.
+    /// The source of the group's only member.
     pub fn source(&self) -> MemorySource {
         MemorySource {
             kafka: self.clone(),
@@ -73,7 +73,7 @@ impl MemoryKafka {
         });
     }
 
-    /// Appends a record and returns its offset; the partition appears with its first record.
+    /// Appends a record and returns its offset; a missing partition is created.
     pub fn produce(
         &self,
         topic: &str,
@@ -98,15 +98,15 @@ impl MemoryKafka {
         offset
     }
 
-    /// Leaves `count` offsets without a record, as control records and aborted data do; a poll that finds nothing else
-    /// to give passes them.
+    /// Leaves `count` offsets without a record, as control records and aborted data do; a poll that finds no record
+    /// passes them.
     pub fn skip(&self, topic: &str, partition: i32, count: i64) {
         self.change(|script| {
             script.topics.entry(at(topic, partition)).or_default().end += count;
         });
     }
 
-    /// Deletes everything before `offset`, as retention does.
+    /// Deletes all records before `offset`, as retention does.
     pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         self.change(|script| {
             let log = script.topics.entry(at(topic, partition)).or_default();
@@ -116,7 +116,7 @@ impl MemoryKafka {
         });
     }
 
-    /// Deletes a topic and creates it again, with the same partitions and nothing in them. The member is not told.
+    /// Deletes a topic and recreates it with the same partitions, empty. The member is not notified.
     pub fn recreate_topic(&self, topic: &str) {
         self.change(|script| {
             *script.recreated.entry(topic.to_owned()).or_default() += 1;
@@ -127,7 +127,7 @@ impl MemoryKafka {
         });
     }
 
-    /// Takes the leader of a partition away, or gives it one again.
+    /// Takes the leader of a partition away, or restores it.
     pub fn set_leaderless(&self, topic: &str, partition: i32, leaderless: bool) {
         self.change(|script| {
             let at = at(topic, partition);
@@ -140,26 +140,26 @@ impl MemoryKafka {
         });
     }
 
-    /// Scripts what the client says of a partition's fetches.
+    /// Scripts the fetch state that the client reports for a partition.
     pub fn set_fetch_state(&self, topic: &str, partition: i32, state: FetchState) {
         self.change(|script| {
             script.fetches.insert(at(topic, partition), state);
         });
     }
 
-    /// Gives partitions to the member, in a new generation of the group.
+    /// Assigns partitions to the member, in a new generation of the group.
     pub fn assign(&self, topic: &str, partitions: &[i32]) {
         let list = partitions.iter().map(|&p| at(topic, p)).collect();
         self.change(|script| script.generation += 1);
         self.tell(SourceEvent::Assigned(list));
     }
 
-    /// Has the group rebalance, or come to an end with it.
+    /// Starts or ends a rebalance of the group.
     pub fn set_rebalancing(&self, rebalancing: bool) {
         self.change(|script| script.rebalancing = rebalancing);
     }
 
-    /// Takes partitions away; `lost` without notice.
+    /// Revokes partitions; `lost`: without notice.
     pub fn revoke(&self, topic: &str, partitions: &[i32], lost: bool) {
         let partitions = partitions.iter().map(|&p| at(topic, p)).collect();
         self.tell(SourceEvent::Revoked { partitions, lost });
@@ -170,7 +170,7 @@ impl MemoryKafka {
         self.change(|script| script.events.push_back(event));
     }
 
-    /// Delivers the last `count` offsets of a running partition once more.
+    /// Redelivers the last `count` offsets of a running partition.
     pub fn repeat(&self, topic: &str, partition: i32, count: i64) {
         self.change(|script| {
             if let Some(running) = script.running.get_mut(&at(topic, partition)) {
@@ -179,7 +179,7 @@ impl MemoryKafka {
         });
     }
 
-    /// Refuses every partition of the next commit, inside an answer that succeeds.
+    /// Rejects every partition of the next commit, in a response that succeeds as a whole.
     pub fn refuse_next_commit(&self, kind: CommitErrorKind, reason: &str) {
         let reason = reason.into();
         let error = CommitError { kind, reason };
@@ -194,14 +194,14 @@ impl MemoryKafka {
         self.change(|script| script.refusals.push_back(Refusal::Whole(error)));
     }
 
-    /// Keeps the answers of commits back until [`Self::answer_commits`]; what they commit holds at once.
+    /// Withholds the responses to commits until [`Self::answer_commits`]; the commits themselves take effect at once.
     pub fn hold_commits(&self) {
         self.change(|script| {
             script.held.get_or_insert_default();
         });
     }
 
-    /// Gives the answers that were kept back.
+    /// Delivers the withheld responses.
     pub fn answer_commits(&self) {
         self.change(|script| {
             let held = script.held.take().unwrap_or_default();
@@ -216,7 +216,7 @@ impl MemoryKafka {
         Some((commit.offset, commit.metadata.clone()))
     }
 
-    /// Every commit that was accepted, in order.
+    /// All accepted commits, in order.
     pub fn commit_log(&self) -> Vec<CommitEntry> {
         self.script().commit_log.clone()
     }
@@ -226,12 +226,12 @@ impl MemoryKafka {
         self.script().running.contains_key(&at(topic, partition))
     }
 
-    /// The present subscription.
+    /// The current subscription.
     pub fn subscription(&self) -> Vec<String> {
         self.script().subscription.clone()
     }
 
-    /// The group does not hear of the member's leaving.
+    /// Makes the group ignore the member's leave request.
     pub fn refuse_leave(&self) {
         self.script().refuses_leave = true;
     }
@@ -249,7 +249,7 @@ impl Wake for MemoryKafka {
     }
 }
 
-/// The member's end of a [`MemoryKafka`].
+/// The member's side of a [`MemoryKafka`].
 pub struct MemorySource {
     kafka: MemoryKafka,
 }
@@ -396,7 +396,7 @@ impl Source for MemorySource {
         let mut script = self.kafka.script();
         script.running.clear();
         script.closed = true;
-        // Answers to a client that is gone.
+        // Responses to a client that has closed.
         script.held.iter_mut().for_each(Vec::clear);
         !script.refuses_leave
     }

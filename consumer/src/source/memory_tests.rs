@@ -1,4 +1,4 @@
-//! What tests rely on when they script a source.
+//! Properties of the scripted source that tests rely on.
 
 use super::*;
 use crate::commit::TopicUuid;
@@ -28,7 +28,7 @@ fn offsets(source: &mut MemorySource, slot: u32) -> Vec<i64> {
 }
 
 #[test]
-fn gaps_repeats_and_pauses_come_as_scripted() {
+fn gaps_repeats_and_pauses_follow_the_script() {
     let kafka = MemoryKafka::new(1);
     kafka.produce("t", 0, Some(b"k"), None, &[]);
     kafka.skip("t", 0, 2);
@@ -82,7 +82,7 @@ fn a_deleted_offset_is_reported_once() {
 }
 
 #[test]
-fn commits_are_refused_failed_and_held_on_demand() {
+fn commits_are_rejected_failed_and_withheld_on_demand() {
     let kafka = MemoryKafka::new(1);
     let mut source = kafka.source();
     let entry = |offset| CommitEntry {

@@ -1,7 +1,7 @@
-//! A Kafka cluster inside the process, for the demo and for tests: librdkafka's mock brokers.
+//! An in-process Kafka cluster for the demo and for tests: librdkafka's mock brokers.
 //!
-//! It keeps 5 MiB (or 100,000 batches) a partition and drops older records silently, has no aborted transactions and
-//! no admin requests: whoever fills it paces the filling, and it proves nothing about a real broker.
+//! It keeps 5 MiB (or 100,000 batches) per partition and drops older records silently, has no aborted transactions and
+//! no admin requests: its user must pace writes, and it proves nothing about a real broker.
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
@@ -12,9 +12,9 @@ use rdkafka::types::RDKafkaApiKey;
 
 use super::raw;
 
-/// A running mock cluster; it ends when dropped.
+/// A running mock cluster; it stops when dropped.
 pub struct MockKafka {
-    /// The client that the cluster lives in.
+    /// The client that hosts the cluster.
     host: BaseProducer,
 }
 
@@ -22,7 +22,7 @@ impl MockKafka {
     /// Starts `brokers` mock brokers on free local ports. Groups form at once instead of after 3 s.
     ///
     /// # Errors
-    /// When librdkafka cannot start them.
+    /// If librdkafka cannot start them.
     pub fn start(brokers: u32) -> Result<Self, KafkaError> {
         let host: BaseProducer = ClientConfig::new()
             .set("test.mock.num.brokers", brokers.max(1).to_string())
@@ -32,17 +32,17 @@ impl MockKafka {
         Ok(Self { host })
     }
 
-    /// What clients put into `bootstrap.servers`.
+    /// Value for `bootstrap.servers`.
     pub fn bootstrap_servers(&self) -> String {
         self.cluster()
             .map(|cluster| cluster.bootstrap_servers())
             .unwrap_or_default()
     }
 
-    /// Creates a topic; without it, a topic that is written to appears with 4 partitions.
+    /// Creates a topic; a topic that is written to without this gets 4 partitions.
     ///
     /// # Errors
-    /// When the topic exists already.
+    /// If the topic already exists.
     pub fn create_topic(&self, name: &str, partitions: i32) -> Result<(), KafkaError> {
         match self.cluster() {
             Some(cluster) => cluster.create_topic(name, partitions, 1),
@@ -50,17 +50,17 @@ impl MockKafka {
         }
     }
 
-    /// Counts requests from now on; see [`Self::requests`].
+    /// Starts counting requests; see [`Self::requests`].
     pub fn count_requests(&self) {
         raw::mock::keep_requests(self.host.client());
     }
 
-    /// How many requests of a kind came since [`Self::count_requests`].
+    /// Number of requests of a kind since [`Self::count_requests`].
     pub fn requests(&self, kind: RDKafkaApiKey) -> usize {
         raw::mock::kept_requests(self.host.client(), kind as i16)
     }
 
-    /// librdkafka's own handle, for faults on demand.
+    /// librdkafka's own handle, for fault injection.
     pub fn cluster(&self) -> Option<MockCluster<'_, DefaultProducerContext>> {
         self.host.client().mock_cluster()
     }

@@ -1,12 +1,12 @@
-//! Where records come from: the [`Source`] trait and what passes through it.
+//! Where records come from: the [`Source`] trait and its data types.
 //!
 //! ```text
 //!  events()  Assigned ─► find() ─► Found ─► start() ─► poll() … poll() ─► Revoked ─► (drain) ─► commit() ─► release()
 //! ```
 //!
-//! A source lives on the pump's thread and is called by it alone. Callbacks of the client only record what happened;
-//! the pump reads it with [`Source::events`] and acts. Implementations: `kafka` (the real client) and `memory`
-//! (scripted, for tests).
+//! A source is used only by the pump's thread. Callbacks of the client only record what happened; the pump reads it
+//! with [`Source::events`] and acts. Implementations: `kafka` (the production client) and `memory` (scripted, for
+//! tests).
 
 pub(crate) mod callbacks;
 mod client_check;
@@ -55,20 +55,20 @@ impl std::fmt::Display for TopicPartition {
 /// Index of an assignment in the pump's table; a partition gets a new slot each time it is assigned.
 ///
 /// A slot is never reused while a record of its assignment is alive, so a late record or outcome of a revoked
-/// assignment cannot be taken for one of its successor (G5).
+/// assignment cannot be attributed to its successor (G5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentId(pub u32);
 
 /// One fetched record.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The assignment that it came in.
+    /// The assignment that delivered it.
     pub slot: AssignmentId,
     /// Kafka offset.
     pub offset: i64,
-    /// Kafka timestamp in milliseconds, -1 when there is none.
+    /// Kafka timestamp in milliseconds; -1 if there is none.
     pub timestamp_ms: i64,
-    /// Epoch of the leader that took it, -1 when the broker gives none.
+    /// Epoch of the leader that appended it; -1 if the broker provides none.
     pub leader_epoch: i32,
     /// Its bytes.
     pub lease: RecordBuf,
@@ -77,95 +77,94 @@ pub struct Delivery {
 /// Where reading starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// The oldest record there is.
+    /// The oldest record.
     Earliest,
-    /// After the newest record there is.
+    /// After the newest record.
     Latest,
-    /// The first record at or after a time, in milliseconds since the epoch.
+    /// The first record at or after a time, in Unix milliseconds.
     Time(i64),
     /// This offset.
     Offset(i64),
 }
 
-/// Why a partition begins where it does.
+/// Why a partition starts at its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The group has committed this offset.
     Committed,
-    /// Nothing is committed for the topic: where a new group is to begin (`kafka.start`).
+    /// Nothing is committed for the topic: the start position of a new group (`kafka.start`).
     NewGroup,
-    /// Nothing is committed for the partition, but for others of the topic: it is new, and begins at its beginning.
+    /// Nothing is committed for the partition, but for others of the topic: it is new, and starts at its beginning.
     NewPartition,
-    /// What is committed belongs to an earlier topic of the same name, with this id: the new one begins at its
-    /// beginning.
+    /// The commit belongs to an earlier topic of the same name, with this id: the new one starts at its beginning.
     Recreated(TopicUuid),
 }
 
-/// A partition of ours: where it begins, and what its last owner left.
+/// An owned partition: where it starts, and what its last owner left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The partition.
     pub at: TopicPartition,
-    /// The topic that it is a partition of now.
+    /// The id of its topic.
     pub topic_id: TopicUuid,
     /// First offset to read.
     pub offset: i64,
-    /// Whether that is the oldest record there is, even if it moves until the first fetch.
+    /// Whether that is the oldest record, even if it moves until the first fetch.
     pub oldest: bool,
-    /// Leader epoch of the record before it, as committed.
+    /// Committed leader epoch of the record before it.
     pub leader_epoch: Option<i32>,
-    /// Why it begins there.
+    /// Why it starts there.
     pub origin: Origin,
-    /// The last commit's metadata; its list of finished records is empty unless `origin` is [`Origin::Committed`].
+    /// The last commit's metadata; its list of settled records is empty unless `origin` is [`Origin::Committed`].
     pub read: ReadNote,
 }
 
-/// As what the client is a member of its group.
+/// The client's membership in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
-    /// Generation (classic protocol) or member epoch (KIP-848); `None` while it is no member.
+    /// Generation (classic protocol) or member epoch (KIP-848); `None` while it is not a member.
     pub generation: Option<i32>,
-    /// Whether it keeps its partitions, and the generation, over a restart (`group.instance.id`).
+    /// Whether it keeps its partitions and the generation across a restart (`group.instance.id`).
     pub is_static: bool,
-    /// Whether the broker assigns partitions (KIP-848): a member without any is then not told so by an event.
+    /// Whether the broker assigns partitions (KIP-848): a member without any then gets no event about it.
     pub assigned_by_broker: bool,
 }
 
-/// What a client's error is about: what clears it, and what helps.
+/// Kind of a client error, by what clears it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ClientErrorKind {
     /// No broker is connected any more.
     AllBrokersDown,
     /// A broker cannot be reached or does not answer.
     Connection,
-    /// The brokers refuse the login, or the encryption fails.
+    /// The brokers reject the login, or TLS fails.
     Login,
-    /// The group does not take the member.
+    /// The group does not accept the member.
     Group,
-    /// A subscribed topic is missing or may not be read.
+    /// A subscribed topic is missing or not authorized.
     Topic,
     /// Anything else.
     Other,
 }
 
-/// When the trouble of a partition is over.
+/// When an error of a partition counts as resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionFault {
-    /// What stands in the log cannot be read as it is: when something is read.
+    /// A record in the log cannot be read: resolved when a record is read.
     Damaged,
-    /// The client may not read it: when something is read, or a fetch succeeds.
+    /// The client is not authorized to read it: resolved when a record is read, or a fetch succeeds.
     Denied,
-    /// Anything else: when it is not repeated.
+    /// Any other error: resolved when it does not recur.
     Passing,
 }
 
-/// How the client fares with the fetching of a partition.
+/// State of the fetching of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FetchState {
-    /// That is not known.
+    /// Unknown.
     #[default]
     Unknown,
-    /// Nothing is known against it.
+    /// No error is known.
     Fetching,
     /// The last fetch was refused.
     Refused,
@@ -173,7 +172,7 @@ pub enum FetchState {
     NoLeader,
 }
 
-/// A partition whose reading begins.
+/// A partition to start reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartPartition {
     /// The slot under which its records are delivered.
@@ -182,55 +181,55 @@ pub struct StartPartition {
     pub at: TopicPartition,
     /// First offset.
     pub start: StartAt,
-    /// The offset behind `start`, if it was looked up: the record that is due first.
+    /// The offset that `start` resolves to, if it was looked up: the first expected record.
     pub due: Option<i64>,
-    /// Leader epoch of the record before it, if it is known: the client then notices a log that was cut off below it.
+    /// Leader epoch of the record before it, if known: the client then detects a log truncated below it.
     pub leader_epoch: Option<i32>,
-    /// The topic that it is a partition of.
+    /// The id of its topic.
     pub topic_id: TopicUuid,
 }
 
-/// What a commit says of one partition.
+/// The commit of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitEntry {
     /// The partition.
     pub at: TopicPartition,
     /// Next offset to read: the frontier.
     pub offset: i64,
-    /// Leader epoch of the record before it, by which a log that was cut off below the commit is noticed (KIP-320).
+    /// Leader epoch of the record before it, which detects a log truncated below the commit (KIP-320).
     pub leader_epoch: Option<i32>,
     /// [`crate::commit::CommitNote`], encoded.
     pub metadata: String,
 }
 
-/// The broker's answer to a commit, partition by partition: a commit that succeeded as a whole can hide refusals.
+/// The broker's result for one partition of a commit: a commit that succeeds as a whole can contain rejections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitResult {
     /// The partition.
     pub at: TopicPartition,
     /// The offset that was sent.
     pub offset: i64,
-    /// The broker's error, if it refused.
+    /// The broker's error, if it rejected the partition.
     pub error: Option<CommitError>,
 }
 
-/// Why a commit, or one partition of it, was refused.
+/// Why a commit, or one partition of it, was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitError {
-    /// What helps.
+    /// What resolves it.
     pub kind: CommitErrorKind,
-    /// The broker's words.
+    /// The broker's error text.
     pub reason: String,
 }
 
-/// What helps against the refusal of a commit.
+/// What resolves the rejection of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CommitErrorKind {
-    /// The group has another generation by now or is agreeing on one: the same commit is accepted after that.
+    /// The group has another generation or is rebalancing: the same commit is accepted after that.
     Rebalancing,
-    /// The coordinator is away or busy: the same commit is accepted once it is back.
+    /// The coordinator is unavailable: the same commit is accepted once it is back.
     Unavailable,
-    /// The client is not a member of the group any more: its partitions are gone (G5).
+    /// The client is no longer a member of the group: its partitions are lost (G5).
     NotMember,
     /// Something other than the group has to change.
     Rejected(Rejection),
@@ -239,105 +238,105 @@ pub enum CommitErrorKind {
 /// What has to change before a commit is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rejection {
-    /// The rights of the service.
+    /// The authorization of the service.
     Right,
-    /// The topic is not there.
+    /// The topic does not exist.
     NoTopic,
-    /// The commit is not to the cluster's liking: its configuration, or ours.
+    /// The configuration of the cluster or of the service.
     Other,
 }
 
-/// What happened to the source since it was last asked.
+/// An event since the last call of [`Source::events`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceEvent {
-    /// These partitions are ours once [`Source::start`] is called for them.
+    /// The group assigns these partitions; they are read once [`Source::start`] is called for them.
     Assigned(Vec<TopicPartition>),
-    /// Where partitions begin that [`Source::find`] was asked for.
+    /// Start offsets that [`Source::find`] has found.
     Found(Vec<Found>),
-    /// It is not known yet where a partition begins; the source goes on asking. The others do not wait for it.
+    /// The start of a partition is not known yet; the source keeps retrying. The others do not wait for it.
     NotFound {
         /// The partition.
         at: TopicPartition,
         /// Why not.
         reason: String,
     },
-    /// A topic was deleted and created again: the offsets that we have of it belong to a log that is gone, and nothing of
-    /// it is delivered any more.
+    /// A topic was deleted and recreated: our offsets belong to a deleted log, and none of its records is delivered any
+    /// more.
     TopicRecreated {
         /// The topic.
         topic: Arc<str>,
     },
-    /// Another cluster answers at the configured addresses: nothing here belongs to what was read.
+    /// Another cluster answers at the configured addresses: none of its data belongs to what was read.
     ClusterChanged {
         /// The cluster's id before.
         was: String,
         /// The cluster's id now.
         is: String,
     },
-    /// These partitions go to somebody else once [`Source::release`] is called.
+    /// The group revokes these partitions; they are handed over once [`Source::release`] is called.
     Revoked {
-        /// Which.
+        /// The partitions.
         partitions: Vec<TopicPartition>,
-        /// They are gone already: nothing may be committed for them (G5).
+        /// They are already lost: nothing may be committed for them (G5).
         lost: bool,
     },
-    /// The commit in flight was answered; empty results with an error stand for a commit that failed as a whole.
+    /// The result of the commit in flight; empty results with an error mean that it failed as a whole.
     Committed {
-        /// Answers by partition.
+        /// Results by partition.
         results: Vec<CommitResult>,
         /// Why the request as a whole failed.
         error: Option<CommitError>,
     },
-    /// The client was refused the offset to read: it is not there any more, or not yet, or something was wrong with the
-    /// client's own (G12). Nothing of the partition comes until [`Source::start`] is called for it again.
+    /// The broker rejected the offset to read: it is no longer or not yet in the log, or the client's state was wrong
+    /// (G12). Nothing of the partition is delivered until [`Source::start`] is called for it again.
     OffsetMissing {
         /// The partition.
         at: TopicPartition,
-        /// The offset that is due next, if that is known.
+        /// The next expected offset, if known.
         asked: Option<i64>,
         /// The offset that the client fetched from.
         fetched: Option<i64>,
-        /// The log was cut off before what was due.
+        /// The log was truncated below the expected offset.
         truncated: bool,
-        /// The broker's words.
+        /// The broker's error text.
         reason: String,
     },
-    /// The answer to [`Source::ask_bounds`]: the first offset of a partition's log and one past the last, or why they are
-    /// not to be had.
+    /// The result of [`Source::ask_bounds`]: the first offset of a partition's log and its end offset, or why they are
+    /// not available.
     Bounds {
         /// The partition.
         at: TopicPartition,
         /// Its bounds.
         bounds: Result<Range<i64>, String>,
     },
-    /// Something is wrong with one partition; the client goes on trying.
+    /// An error of one partition; the client keeps retrying.
     PartitionError {
         /// The partition.
         at: TopicPartition,
-        /// The broker's words.
+        /// The broker's error text.
         reason: String,
-        /// When it is over.
+        /// When it counts as resolved.
         fault: PartitionFault,
     },
-    /// Something is wrong with the client or its connection.
+    /// An error of the client or its connection.
     ClientError {
-        /// What it is about.
+        /// Its kind.
         kind: ClientErrorKind,
-        /// The client's words.
+        /// The client's error text.
         reason: String,
-        /// What helps.
+        /// What to do.
         remedy: &'static str,
-        /// Only a new client can go on.
+        /// Only a new client can continue.
         fatal: bool,
     },
     /// The client's statistics, as JSON.
     Statistics(Box<str>),
 }
 
-/// Why a source could not do what it was asked.
+/// Why an operation of a source failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Trying again later may help.
+    /// A later retry may succeed.
     #[error("{0}")]
     Retryable(String),
     /// Only a change of configuration or a new client helps.
@@ -351,82 +350,84 @@ pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
-/// Where records come from. Called by the pump's thread alone.
+/// Where records come from. Used only by the pump's thread.
 pub trait Source {
-    /// Subscribes to `topics`: names, and regular expressions that begin with `^`. Replaces the earlier subscription.
+    /// Subscribes to `topics`: names, and regular expressions that start with `^`. Replaces the earlier subscription.
     ///
     /// # Errors
-    /// When the client refuses the subscription.
+    /// If the client rejects the subscription.
     fn subscribe(&mut self, topics: &[String]) -> Result<(), SourceError>;
 
-    /// Appends what happened since the last call. Serves the client's callbacks until none is left.
+    /// Appends the events since the last call. Serves the client's callbacks until none is left.
     fn events(&mut self, out: &mut Vec<SourceEvent>);
 
-    /// Whether the group agrees on a new assignment just now, from this member's request to join until it has taken what it
-    /// was given. It cannot leave meanwhile. `false` where the client does not know.
+    /// Whether the group is rebalancing, from this member's join request until it has applied its assignment. It cannot
+    /// leave during that time. `false` if the client does not know.
     fn is_rebalancing(&self) -> bool {
         false
     }
 
-    /// As what the client is a member of its group just now.
+    /// The client's current membership in its group.
     fn membership(&mut self) -> Membership;
 
-    /// Begins to find out where partitions begin; those without a commit at `start`. The answers come as
-    /// [`SourceEvent::Found`] and [`SourceEvent::NotFound`], each partition for itself; asking goes on until a partition
-    /// is found or given back. It does not wait for the broker.
+    /// Starts to look up where partitions start; those without a commit at `start`. The results are
+    /// [`SourceEvent::Found`] and [`SourceEvent::NotFound`], for each partition separately; a lookup is retried until
+    /// the partition is found or released. Does not block on the broker.
     fn find(&mut self, partitions: &[TopicPartition], start: StartAt);
 
-    /// Accepts an assignment: records of these partitions come once all partitions of the [`SourceEvent::Assigned`]
-    /// were started. A partition that runs already under this slot is moved to the given start instead.
+    /// Accepts an assignment: records of these partitions are delivered once all partitions of the
+    /// [`SourceEvent::Assigned`] were started. A partition that is already running under this slot is repositioned to
+    /// the given start instead.
     ///
     /// # Errors
-    /// When the client refuses.
+    /// If the client fails.
     fn start(&mut self, partitions: &[StartPartition]) -> Result<(), SourceError>;
 
-    /// Gives partitions back after their drain; no record of their slots comes any more. The group hears of it once
-    /// all partitions of the [`SourceEvent::Revoked`] are back.
+    /// Releases partitions after their drain; no record of their slots is delivered any more. The group is answered
+    /// once all partitions of the [`SourceEvent::Revoked`] are released.
     ///
     /// # Errors
-    /// When the client refuses; the partitions count as gone all the same.
+    /// If the client fails; the partitions count as released all the same.
     fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError>;
 
-    /// Appends up to `max` fetched records without waiting. Fewer than `max` means that there were no more just now.
+    /// Appends up to `max` fetched records without blocking. Fewer than `max` means that no more are available.
     fn poll(&mut self, max: usize, out: &mut Vec<Delivery>);
 
-    /// Stops or resumes the fetching of one partition.
+    /// Pauses or resumes the fetching of one partition.
     fn pause(&mut self, slot: AssignmentId, paused: bool);
 
-    /// Sends a commit; the answer comes as [`SourceEvent::Committed`]. The pump keeps one in flight at most.
+    /// Sends a commit; the result is a [`SourceEvent::Committed`]. The pump keeps at most one in flight.
     ///
     /// # Errors
-    /// When it could not be sent.
+    /// If it could not be sent.
     fn commit(&mut self, entries: &[CommitEntry]) -> Result<(), SourceError>;
 
-    /// How far partitions were read in their present assignments, control records and aborted data included: one past
-    /// the last of them that [`Self::poll`] has passed. Appends only what is certain, which is never beyond a record that
-    /// `poll` has still to give. Does not ask the broker.
+    /// How far partitions were read in their current assignments, control records and aborted data included: one past
+    /// the last offset that [`Self::poll`] has passed. Appends only positions that are certain, which are never beyond
+    /// a record that `poll` has yet to return. Does not query the broker.
     fn consumed(&mut self, slots: &[AssignmentId], out: &mut Vec<(AssignmentId, i64)>);
 
-    /// Asks the cluster for the bounds of partitions' logs; each is answered by [`SourceEvent::Bounds`].
+    /// Queries the bounds of partitions' logs; each result is a [`SourceEvent::Bounds`].
     fn ask_bounds(&mut self, partitions: &[TopicPartition]);
 
-    /// One past the newest offset of a partition, as far as the client knows.
+    /// The log end offset of a partition, as far as the client knows.
     fn end_offset(&self, slot: AssignmentId) -> Option<i64>;
 
-    /// How the client fares with the fetching of a partition, as far as it knows. Does not ask the broker.
+    /// State of the fetching of a partition, as far as the client knows. Does not query the broker.
     fn fetch_state(&self, slot: AssignmentId) -> FetchState {
         let _ = slot;
         FetchState::Unknown
     }
 
-    /// Sleeps until there is something to do, a [`Wake::wake`], or the timeout.
+    /// Blocks until there is something to do, a [`Wake::wake`], or the timeout.
     fn wait(&mut self, timeout: Duration);
 
     /// The handle that ends a wait.
     fn waker(&self) -> Arc<dyn Wake>;
 
-    /// Leaves the group, by `deadline` at the latest. A join that is under way is finished first, else the group would
-    /// wait for this member until its session ends. Everything assigned was released before, or is lost. `false`: it is not certain that the group
-    /// was left, so that the partitions may have no owner until the session ends.
+    /// Leaves the group, by `deadline` at the latest. A join in progress is finished first, or else the group would
+    /// wait for this member until its session times out. All partitions must be released before, or are lost. `false`:
+    /// it is uncertain whether the group was left, so that the partitions may have no owner until the session times
+    /// out.
     fn close(&mut self, deadline: Instant) -> bool;
 }

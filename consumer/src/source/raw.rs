@@ -1,9 +1,9 @@
-//! librdkafka's memory and queues: the one place of the service with calls into the C library.
+//! librdkafka's memory and queues: the only module of the service with calls into the C library.
 //!
-//! Numbers in `source` such as "rule 1" are the five rules under which batches from an application queue are sound:
-//! 1 forward before every assign, start offset in the list; 2 after a partition's error entry seek back once instead
-//! of believing a jump; 3 drop repeats; 4 serve events until their queue is empty; 5 drop partition lists before the
-//! client.
+//! Numbers in `source` such as "rule 1" are the five rules under which reading batches from an application queue is
+//! correct: 1 forward before every assign, start offset in the list; 2 after a partition's error entry seek back once
+//! instead of trusting a jump; 3 drop redeliveries; 4 serve events until their queue is empty; 5 drop partition lists
+//! before the client.
 
 mod admin;
 mod create_topics;
@@ -39,8 +39,8 @@ use message::{PREFETCH, prefetch};
 pub(super) use metadata::{NoLeader, TopicState};
 
 thread_local! {
-    /// Records of the client's memory that this thread holds. A client must not be destroyed while one is alive: its
-    /// destructor would wait for ever.
+    /// Records in the client's memory that this thread holds. A client must not be destroyed while one is alive: its
+    /// destructor would wait forever.
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -56,8 +56,8 @@ unsafe extern "C" {
     safe fn sluicegate_headers_shim_fits() -> c_int;
 }
 
-// SAFETY: what a lease gives lies behind boxes that are boxed themselves, and so does not move with it, or in the fetch
-// buffer of a message, which librdkafka keeps as long as the message. Nothing writes to it.
+// SAFETY: the parts of a record lie behind boxes that are boxed themselves, and so do not move with it, or in the fetch
+// buffer of a message, which librdkafka keeps as long as the message. Nothing writes to them.
 unsafe impl RecordBytes for RecordBuf {
     fn parts(&self) -> Parts<'_> {
         (self.key(), self.value(), self.headers())
@@ -72,7 +72,7 @@ unsafe fn bytes<'a>(data: *mut c_void, len: usize) -> Option<&'a [u8]> {
     Some(unsafe { std::slice::from_raw_parts(data.as_ptr(), len) })
 }
 
-/// librdkafka's words for an error code.
+/// librdkafka's text for an error code.
 pub(super) fn describe(code: i32) -> String {
     let text = error_text(code);
     // SAFETY: a static string (or one of a static ring for unknown codes), never null.
@@ -89,11 +89,11 @@ pub(super) struct ListEntry {
     pub(super) offset: i64,
     pub(super) leader_epoch: Option<i32>,
     pub(super) metadata: String,
-    /// 0 when there is none.
+    /// 0 if there is none.
     pub(super) error_code: i32,
 }
 
-/// Reads a partition list. Metadata that is not text (somebody else's) is read as far as it is.
+/// Reads a partition list. Metadata that is not UTF-8 (from another application) is read as far as it is valid.
 pub(super) fn list_entries(list: &TopicPartitionList) -> Vec<ListEntry> {
     // SAFETY: the list is alive for the borrow.
     unsafe { list_entries_at(list.ptr()) }
@@ -131,7 +131,7 @@ unsafe fn entry_of(element: *const sys::rd_kafka_topic_partition_t) -> ListEntry
     }
 }
 
-/// Gives the elements of a list their leader epochs, in order.
+/// Sets the leader epochs of a list's elements, in order.
 pub(super) fn set_leader_epochs(
     list: &mut TopicPartitionList,
     epochs: impl Iterator<Item = Option<i32>>,
@@ -147,13 +147,13 @@ pub(super) fn set_leader_epochs(
     }
 }
 
-/// A topic that the client keeps alive for us, so that its identity stays ours.
+/// A topic handle that keeps the topic's identity in the client alive.
 struct KnownTopic {
     handle: NonNull<sys::rd_kafka_topic_t>,
     name: CString,
 }
 
-/// A client with an application queue and one for answers, all of whose queues wake one descriptor.
+/// A client with an application queue and one for responses; all its queues wake one descriptor.
 pub(super) struct Connection<C: ConsumerContext> {
     consumer: ManuallyDrop<BaseConsumer<C>>,
     records: NonNull<sys::rd_kafka_queue_t>,
@@ -166,7 +166,7 @@ pub(super) struct Connection<C: ConsumerContext> {
 }
 
 impl<C: ConsumerContext> Connection<C> {
-    /// Makes the application queue; `wake` gets an 8-byte 1 whenever an empty queue gets something.
+    /// Creates the application queue; `wake` gets an 8-byte 1 whenever an empty queue gets an entry.
     pub(super) fn new(consumer: BaseConsumer<C>, wake: Arc<OwnedFd>, batch: usize) -> Option<Self> {
         let client = consumer.client().native_ptr();
         // SAFETY: the client is alive; each call gives a handle that is destroyed in `drop`.
@@ -211,14 +211,14 @@ impl<C: ConsumerContext> Connection<C> {
         &self.consumer
     }
 
-    /// Events that [`BaseConsumer::poll`] has still to serve (rule 4).
+    /// Number of events that [`BaseConsumer::poll`] has yet to serve (rule 4).
     pub(super) fn events_waiting(&self) -> usize {
         // SAFETY: the queue is alive.
         unsafe { sys::rd_kafka_queue_length(self.events.as_ptr()) }
     }
 
-    /// The id that the group's coordinator has given this client, empty while it is no member, and its generation (member
-    /// epoch), not above zero before the first join has succeeded. Asks librdkafka's main thread.
+    /// The id that the group's coordinator gave this client, empty while it is not a member, and its generation (member
+    /// epoch), not above zero before the first join has succeeded. Queries librdkafka's main thread.
     pub(super) fn membership(&self) -> (String, i32) {
         // SAFETY: the client is alive; the metadata is ours, its id a C string that is copied before it is destroyed.
         unsafe {
@@ -235,8 +235,8 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// Sends the records of a partition to the application queue. Rule 1: to be called before every assign, since a
-    /// fetch stop takes the forward away and leaves the partition silent.
+    /// Forwards the records of a partition to the application queue. Rule 1: to be called before every assign, because
+    /// stopping a fetch removes the forward and leaves the partition without deliveries.
     pub(super) fn forward(&self, topic: &str, partition: i32) -> bool {
         let client = self.consumer.client().native_ptr();
         let Ok(topic) = CString::new(topic) else {
@@ -254,7 +254,7 @@ impl<C: ConsumerContext> Connection<C> {
         true
     }
 
-    /// The identity under which messages of a topic name it.
+    /// The identity by which messages refer to a topic.
     pub(super) fn topic_id(&mut self, name: &str) -> Option<TopicId> {
         let name = CString::new(name).ok()?;
         if let Some(known) = self.topics.iter().find(|known| known.name == name) {
@@ -272,7 +272,7 @@ impl<C: ConsumerContext> Connection<C> {
         Some(TopicId(handle.as_ptr() as usize))
     }
 
-    /// Name of a topic that was asked for with [`Self::topic_id`].
+    /// Name of a topic whose identity was requested with [`Self::topic_id`].
     pub(super) fn topic_name(&self, id: TopicId) -> Option<&str> {
         self.topics
             .iter()
@@ -286,7 +286,7 @@ impl<C: ConsumerContext> Connection<C> {
         topics.find(|known| known.handle.as_ptr() as usize == id.0)
     }
 
-    /// One past the newest offset of a partition, as the last fetch said.
+    /// The log end offset of a partition, as of the last fetch.
     pub(super) fn end_offset(&self, topic: TopicId, partition: i32) -> Option<i64> {
         let known = self
             .topics
@@ -306,9 +306,9 @@ impl<C: ConsumerContext> Connection<C> {
         (high >= 0).then_some(high)
     }
 
-    /// Fills in how far each partition of the list was read: one past the last record or control record that was taken
-    /// out of a queue; no offset where nothing was since the fetch began or was sought. It runs behind what is fetched
-    /// and queued, and error entries move it too.
+    /// Sets the consumed position of each partition of the list: one past the last record or control record taken from
+    /// a queue; no offset if there was none since the fetch started or was sought. It lags behind what is fetched and
+    /// queued, and error entries move it too.
     pub(super) fn consumed_positions(&self, list: &mut TopicPartitionList) {
         // SAFETY: client and list are alive; the call only writes offset and error of the list's elements.
         unsafe {
@@ -316,7 +316,7 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// Gives up to `max` messages to `each`, without waiting; returns how many there were.
+    /// Passes up to `max` messages to `each`, without blocking; returns their number.
     pub(super) fn take(&mut self, max: usize, mut each: impl FnMut(Message)) -> usize {
         let room = max.min(self.buffer.len());
         // SAFETY: the queue is alive and the buffer has room; this is the only thread that takes from the queue, and
@@ -342,11 +342,11 @@ impl<C: ConsumerContext> Connection<C> {
         taken
     }
 
-    /// Sends a commit; its answer comes as an event, to the context's `commit_callback`. (librdkafka's plain commit
-    /// answers an asynchronous caller only through a callback that the bindings do not set.)
+    /// Sends a commit; its result arrives as an event, in the context's `commit_callback`. (librdkafka's plain commit
+    /// reports an asynchronous result only to a callback that the bindings do not set.)
     ///
     /// # Errors
-    /// librdkafka's code, when it could not be sent.
+    /// librdkafka's code, if it could not be sent.
     pub(super) fn commit(&self, list: &TopicPartitionList) -> Result<(), RDKafkaErrorCode> {
         // SAFETY: client, list and queue are alive; the list is copied.
         let error = unsafe {
@@ -364,14 +364,14 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// Says that the consumer has left its group, so that its destructor has nothing to wait for.
+    /// Notes that the consumer has left its group, so that its destructor has nothing to wait for.
     pub(super) fn set_left_group(&mut self) {
         self.left_group = true;
     }
 }
 
-/// Releases the queues, then the client. A client with a record alive somewhere (in a worker that hangs) is left
-/// behind instead, since its destructor would wait for ever; so is one that could not leave its group in time.
+/// Releases the queues, then the client. A client with a live record (in a hung worker) is leaked instead, because its
+/// destructor would wait forever; so is one that could not leave its group in time.
 impl<C: ConsumerContext> Drop for Connection<C> {
     fn drop(&mut self) {
         self.wake_on_events(-1);
@@ -385,7 +385,7 @@ impl<C: ConsumerContext> Drop for Connection<C> {
             tracing::warn!(
                 records,
                 left_group,
-                "the Kafka client is left behind: it cannot end cleanly"
+                "the Kafka client is leaked: it cannot be closed cleanly"
             );
             return;
         }
@@ -399,10 +399,10 @@ impl<C: ConsumerContext> Drop for Connection<C> {
 }
 
 /// Queues a record with a producer whose delivery opaque is the ticket; librdkafka copies the bytes. Header names and
-/// values go through as they are, text or not (G7).
+/// values pass through unchanged, whether or not they are text (G7).
 ///
 /// # Errors
-/// librdkafka's code, with the ticket, which is not answered.
+/// librdkafka's code, with the unanswered ticket.
 pub(crate) fn produce<C>(
     client: &Client<C>,
     record: &ProducerRecord<'_>,
@@ -453,14 +453,14 @@ where
     }
 }
 
-/// Pointer and length as librdkafka wants them: null for null.
+/// Pointer and length in librdkafka's form: null for null.
 fn parts(bytes: Option<&[u8]>) -> (*const c_void, usize) {
     bytes.map_or((std::ptr::null(), 0), |bytes| {
         (bytes.as_ptr().cast(), bytes.len())
     })
 }
 
-/// A header list of librdkafka's with the headers of a block; null for none.
+/// A librdkafka header list with the headers of a block; null if there are none.
 fn native_headers(block: &[u8]) -> *mut sys::rd_kafka_headers_t {
     if block.is_empty() {
         return std::ptr::null_mut();

@@ -1,4 +1,4 @@
-//! Records out of the mock cluster: both ways to the headers agree, nulls stay nulls, and a record outlives its batch.
+//! Records from the mock cluster: both ways to read headers agree, nulls stay nulls, and a record outlives its batch.
 
 use std::time::Duration;
 
@@ -94,12 +94,12 @@ fn both_ways_to_the_headers_agree_on_every_record() {
             assert_eq!(copy.size(), lease.size());
         }
         drop(got);
-        assert_eq!(LIVE.get(), 0, "every record was given back");
+        assert_eq!(LIVE.get(), 0, "every record was released");
         drop(source);
     }
 }
 
-/// A block that holds these headers.
+/// A block with these headers.
 fn block_of(headers: &[(&[u8], Option<&[u8]>)]) -> Vec<u8> {
     let mut block = Vec::new();
     header_block::write(&mut block, headers.iter().copied());
@@ -107,7 +107,7 @@ fn block_of(headers: &[(&[u8], Option<&[u8]>)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_fault_of_one_record_says_nothing_against_reading_in_place() {
+fn a_malformed_record_does_not_disable_reading_in_place() {
     use PublicHeaders::{Block, Malformed, None as Nothing};
     let good = block_of(&[(b"a", Some(b"1")), (b"b", None)]);
     let zero = block_of(&[(b"a\0b", Some(b"1"))]);
@@ -122,13 +122,13 @@ fn a_fault_of_one_record_says_nothing_against_reading_in_place() {
         ("a zero byte in a name", &zero, Block(cut.clone()), true),
         ("a block that ends early", &good[..3], Malformed, true),
         (
-            "a block that goes on",
+            "a block with trailing bytes",
             &[&good[..], b"x"].concat(),
             Block(good.clone()),
             true,
         ),
         (
-            "a length that is no number",
+            "a length that is not a number",
             &[2, 0x80, 0x80],
             Malformed,
             true,
@@ -139,7 +139,7 @@ fn a_fault_of_one_record_says_nothing_against_reading_in_place() {
             Malformed,
             true,
         ),
-        // What follows is not the record's fault: the place is wrong.
+        // The following differences are not caused by the record: the location is wrong.
         ("other values", &good, Block(other), false),
         ("fewer headers", &cut, Block(good.clone()), false),
         (
@@ -164,7 +164,7 @@ fn a_fault_of_one_record_says_nothing_against_reading_in_place() {
 }
 
 #[test]
-fn a_name_with_a_zero_byte_costs_nobody_the_reading_in_place() {
+fn a_name_with_a_zero_byte_does_not_disable_reading_in_place() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("t", 1).unwrap();
     let name = "a\0b".to_owned();
@@ -191,7 +191,7 @@ fn a_name_with_a_zero_byte_costs_nobody_the_reading_in_place() {
 }
 
 #[test]
-fn a_record_without_headers_is_never_read_through_a_shim_that_is_not_trusted() {
+fn a_record_without_headers_is_never_read_through_an_untrusted_shim() {
     let kafka = MockKafka::start(1).unwrap();
     kafka.create_topic("t", 1).unwrap();
     let given = given();
@@ -240,7 +240,7 @@ fn a_record_that_a_call_still_reads_outlives_its_client() {
     lent[0].give_back(returned);
     drop(lent);
     assert_eq!(LIVE.get(), given.len(), "nothing was freed");
-    // The client is left behind with them, or this would wait for ever.
+    // The client is leaked with them, or this would wait forever.
     drop(source);
     for ((key, value, _), view) in given.iter().zip(&views) {
         assert_eq!(view.view().key(), key.as_deref());

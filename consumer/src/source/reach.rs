@@ -1,4 +1,5 @@
-//! Whether the cluster answers at the address that it was given: the likeliest first mistake, told soon and with its address.
+//! Waits until the cluster answers at the configured address, and reports a wrong address, the most likely first
+//! mistake, early.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,37 +13,37 @@ use rdkafka::types::RDKafkaErrorCode;
 
 /// How long the cluster has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// When it is told that every address of it has refused a connection. Not at once: a name can have several addresses.
+/// When to report that every address has refused a connection. Not at once: a name can have several addresses.
 const REFUSED_AFTER: Duration = Duration::from_secs(2);
-/// When it is told that nothing has answered yet: an address of another server takes the connection and says nothing, and a
-/// network may drop what is sent to it.
+/// When to report that nothing has answered yet: another kind of server may accept the connection and send nothing, and
+/// a network may drop packets.
 const SILENT_AFTER: Duration = Duration::from_millis(2_500);
-/// Between two looks at what the client has met.
+/// Time between two checks of the client's connection state.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// No broker answers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no broker {} `{brokers}` within {within_s} s ({reason}); {}", refusal(*.lets_nobody_in), remedy(*.lets_nobody_in))]
+#[error("no broker {} `{brokers}` within {within_s} s ({reason}); {}", refusal(*.login_rejected), remedy(*.login_rejected))]
 pub struct NoBroker {
     /// The bootstrap servers.
     pub brokers: String,
     /// How long it was tried, in seconds.
     pub within_s: u64,
-    /// The last thing that the client said of a connection.
+    /// The client's last connection error.
     pub reason: String,
-    /// A broker has answered, and refused the login.
-    pub lets_nobody_in: bool,
+    /// A broker has answered, and rejected the login.
+    pub login_rejected: bool,
 }
 
-fn refusal(lets_nobody_in: bool) -> &'static str {
-    match lets_nobody_in {
-        true => "lets the service in at",
+fn refusal(login_rejected: bool) -> &'static str {
+    match login_rejected {
+        true => "accepts the login at",
         false => "answers at",
     }
 }
 
-fn remedy(lets_nobody_in: bool) -> &'static str {
-    match lets_nobody_in {
+fn remedy(login_rejected: bool) -> &'static str {
+    match login_rejected {
         true => {
             "correct security.protocol, sasl.mechanism, sasl.username and sasl.password under kafka.client"
         }
@@ -50,7 +51,7 @@ fn remedy(lets_nobody_in: bool) -> &'static str {
     }
 }
 
-/// What a client meets while it connects.
+/// Connection state of a client.
 #[derive(Default)]
 struct Met {
     /// No address of a broker could be connected to.
@@ -58,18 +59,18 @@ struct Met {
     errors: Mutex<Errors>,
 }
 
-/// What was said last.
+/// The last errors.
 #[derive(Clone, Debug, Default)]
 struct Errors {
-    /// Of a login that was refused.
+    /// The last rejected login.
     login: Option<String>,
-    /// Of anything.
+    /// The last error of any kind.
     last: Option<String>,
 }
 
 impl ClientContext for Met {
     fn log(&self, _level: rdkafka::config::RDKafkaLogLevel, _facility: &str, _text: &str) {
-        // The error says the same, and is told once.
+        // The error callback reports the same, once.
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -91,16 +92,16 @@ impl ProducerContext for Met {
     fn delivery(&self, _result: &DeliveryResult<'_>, (): ()) {}
 }
 
-/// Longest time between two attempts to connect, in milliseconds: a broker that comes up while it is waited for is found. The
-/// client's own grows to the whole wait.
+/// Minimum and maximum reconnect backoff in milliseconds: a broker that starts during the wait is found. The client's
+/// default grows to the length of the whole wait.
 const RECONNECT_MS: (&str, &str) = ("100", "1000");
 
-/// Waits until a broker of `config` tells of `topic`, or of all topics, for 10 s. That every address has refused after 2 s, or
-/// that nothing has answered after 2.5 s, is told in a sentence, once: a broker may be starting, or be far away. Uses a client
-/// of its own, so that what it meets is told here and nowhere else.
+/// Waits up to 10 s until a broker of `config` returns the metadata of `topic`, or of all topics. Reports once that
+/// every address has refused (after 2 s) or that nothing has answered (after 2.5 s): a broker may be starting, or be
+/// far away. Uses a client of its own, so that its errors are reported here and nowhere else.
 ///
 /// # Errors
-/// [`NoBroker`]; also when librdkafka refuses the config.
+/// [`NoBroker`]; also if librdkafka rejects the config.
 pub fn wait_for_broker(
     config: &ClientConfig,
     topic: Option<&str>,
@@ -108,11 +109,11 @@ pub fn wait_for_broker(
 ) -> Result<(), NoBroker> {
     let start = Instant::now();
     let brokers = config.get("bootstrap.servers").unwrap_or_default();
-    let no_broker = |reason: String, lets_nobody_in: bool| NoBroker {
+    let no_broker = |reason: String, login_rejected: bool| NoBroker {
         brokers: brokers.to_owned(),
         within_s: start.elapsed().as_secs().max(1),
         reason,
-        lets_nobody_in,
+        login_rejected,
     };
     let client: BaseProducer<Met> = config
         .clone()
@@ -122,9 +123,9 @@ pub fn wait_for_broker(
         .map_err(|error| no_broker(error.to_string(), false))?;
     let mut tell = Some(tell);
     loop {
-        // Before the question, which waits long from then on.
+        // Before the request, which blocks for long from then on.
         let passed = start.elapsed();
-        if let Some(said) = client.context().said(passed)
+        if let Some(said) = client.context().message(passed)
             && let Some(tell) = tell.take()
         {
             tell(&format!(
@@ -135,8 +136,8 @@ pub fn wait_for_broker(
         }
         let answer = client
             .client()
-            .fetch_metadata(topic, patience(passed, tell.is_none()));
-        // Hands over what was met.
+            .fetch_metadata(topic, request_timeout(passed, tell.is_none()));
+        // Delivers the error callbacks.
         client.poll(Duration::ZERO);
         let Err(error) = answer else {
             return Ok(());
@@ -157,12 +158,12 @@ impl Met {
         errors.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What is to be told after so long a wait, once there is something.
-    fn said(&self, passed: Duration) -> Option<String> {
+    /// The message to report after this wait, if any.
+    fn message(&self, passed: Duration) -> Option<String> {
         if self.all_down.load(Ordering::Acquire) && passed >= REFUSED_AFTER {
             let errors = self.errors();
             return Some(match errors.login {
-                Some(refused) => format!("lets the service in ({refused})"),
+                Some(refused) => format!("accepts the login ({refused})"),
                 None => format!(
                     "can be connected to yet ({})",
                     errors
@@ -175,9 +176,9 @@ impl Met {
     }
 }
 
-/// How long one question waits: a large cluster, or one far away, takes longer for its answer than a refusal does.
-fn patience(passed: Duration, told: bool) -> Duration {
-    if told {
+/// Timeout of one request: a large or distant cluster takes longer to answer than to refuse a connection.
+fn request_timeout(passed: Duration, reported: bool) -> Duration {
+    if reported {
         ANSWER_TIMEOUT.saturating_sub(passed)
     } else if passed < REFUSED_AFTER {
         POLL_INTERVAL
@@ -191,19 +192,19 @@ mod tests {
     use super::*;
 
     fn silent(text: &str) {
-        panic!("told that nothing answers: {text}");
+        panic!("reported that nothing answers: {text}");
     }
 
     #[test]
-    fn an_address_that_refuses_is_told_of_once_within_three_seconds() {
+    fn an_address_that_refuses_is_reported_once_within_three_seconds() {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
         let start = Instant::now();
         let mut told = None;
         let tell = |text: &str| told = Some((start.elapsed(), text.to_owned()));
-        let refused = wait_for_broker(&config, None, tell).expect_err("nobody listens");
-        let (after, text) = told.expect("it is told before the wait ends");
-        assert!(after < Duration::from_secs(3), "told after {after:?}");
+        let refused = wait_for_broker(&config, None, tell).expect_err("nothing listens");
+        let (after, text) = told.expect("it is reported before the wait ends");
+        assert!(after < Duration::from_secs(3), "reported after {after:?}");
         let ended = start.elapsed();
         assert!(ended > Duration::from_secs(9), "ended after {ended:?}");
         assert!(ended < Duration::from_secs(12), "ended after {ended:?}");
@@ -216,7 +217,7 @@ mod tests {
 
     /// Brokers and services are often started together.
     #[test]
-    fn a_broker_that_comes_up_after_it_refused_is_found() {
+    fn a_broker_that_starts_after_it_refused_is_found() {
         let cluster = rdkafka::mocking::MockCluster::new(1).expect("an in-process cluster");
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", cluster.bootstrap_servers());
@@ -225,12 +226,12 @@ mod tests {
         let start = Instant::now();
         let comes_up = |_: &str| cluster.broker_up(1).expect("the broker is there");
         assert_eq!(wait_for_broker(&config, None, comes_up), Ok(()));
-        assert!(start.elapsed() >= REFUSED_AFTER, "it was told first");
+        assert!(start.elapsed() >= REFUSED_AFTER, "it was reported first");
     }
 
     #[test]
-    fn an_address_that_says_nothing_is_told_of_once_within_three_seconds() {
-        // Connections are taken by the system and nothing reads from them.
+    fn an_address_that_does_not_answer_is_reported_once_within_three_seconds() {
+        // The system accepts connections and nothing reads from them.
         let mute = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = mute.local_addr().expect("its address").to_string();
         let mut config = ClientConfig::new();
@@ -238,9 +239,9 @@ mod tests {
         let start = Instant::now();
         let mut told = None;
         let tell = |text: &str| told = Some((start.elapsed(), text.to_owned()));
-        let refused = wait_for_broker(&config, None, tell).expect_err("nobody answers");
-        let (after, text) = told.expect("it is told before the wait ends");
-        assert!(after < Duration::from_secs(3), "told after {after:?}");
+        let refused = wait_for_broker(&config, None, tell).expect_err("nothing answers");
+        let (after, text) = told.expect("it is reported before the wait ends");
+        assert!(after < Duration::from_secs(3), "reported after {after:?}");
         assert!(text.contains(&address), "{text}");
         assert!(refused.to_string().contains(&address), "{refused}");
         assert!(start.elapsed() < Duration::from_secs(12), "{refused}");

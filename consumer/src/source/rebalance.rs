@@ -1,4 +1,4 @@
-//! What librdkafka waits for after a rebalance, and when it can be answered. Pure.
+//! Tracks the rebalance that librdkafka waits for, and decides when it can be answered. Pure.
 //!
 //! ```text
 //!   ─ Assign(P) ──► owes an assign ── start(p) or defer(p) for every p of P ──► answer: assign what was started
@@ -7,39 +7,39 @@
 //! ```
 //!
 //! The group waits in librdkafka's states `wait-assign-call` and `wait-unassign-call` for as long as it takes and
-//! hands out no second rebalance meanwhile (rdkafka_cgrp.c: `RD_KAFKA_CGRP_REBALANCING` skips them), so a drain may
-//! lie between event and answer; heartbeats go on. It wants one call for the whole list: the first
+//! delivers no second rebalance until then (rdkafka_cgrp.c: `RD_KAFKA_CGRP_REBALANCING` skips them), so a drain may lie
+//! between event and answer; heartbeats continue. It expects one call for the whole list: the first
 //! `incremental_unassign` lets the member rejoin.
 
 use std::collections::HashSet;
 
 use super::{StartAt, TopicPartition};
 
-/// A partition, and where librdkafka is to begin reading it.
+/// A partition, and where librdkafka is to start reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Begin {
     pub(super) at: TopicPartition,
     pub(super) from: StartAt,
-    /// Leader epoch of the record before, if it is known.
+    /// Leader epoch of the record before it, if known.
     pub(super) leader_epoch: Option<i32>,
 }
 
-/// What to tell librdkafka.
+/// The answer to librdkafka.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Assign these, each from where it starts.
+    /// Assign these, each from its start.
     Assign(Vec<Begin>),
     /// Unassign these.
     Unassign(Vec<TopicPartition>),
 }
 
-/// The rebalance that is not answered yet, if any.
+/// The pending rebalance, if any.
 #[derive(Debug, Default)]
 pub(super) struct Rebalance {
     owed: PendingRebalance,
-    /// Partitions of ours that were left out of the answer: nobody knows yet where they begin.
+    /// Owned partitions that were left out of the answer because their start is unknown.
     deferred: Vec<TopicPartition>,
-    /// What the group has given us and not taken back, answered or not.
+    /// The partitions that the group has assigned and not revoked, answered or not.
     owned: HashSet<TopicPartition>,
 }
 
@@ -71,7 +71,7 @@ impl Rebalance {
         for at in &partitions {
             self.owned.remove(at);
         }
-        // librdkafka was never told of these, and refuses to unassign them.
+        // librdkafka does not know these, and rejects an unassign of them.
         partitions.retain(|at| !self.deferred.contains(at));
         self.owed = PendingRebalance::Unassign {
             partitions,
@@ -84,18 +84,18 @@ impl Rebalance {
         !matches!(self.owed, PendingRebalance::Nothing)
     }
 
-    /// Whether the group has given us any partition that it has not asked back.
+    /// Whether the group has assigned any partition that it has not revoked.
     pub(super) fn owns_any(&self) -> bool {
         !self.owned.is_empty()
     }
 
-    /// Whether the pending assignment has this partition.
+    /// Whether the pending assignment contains this partition.
     pub(super) fn waits_for_start(&self, at: &TopicPartition) -> bool {
         matches!(&self.owed, PendingRebalance::Assign { partitions, .. } if partitions.contains(at))
     }
 
-    /// The pump knows where a partition starts (the last word counts). Gives it back if it was deferred: it is to be
-    /// assigned on its own.
+    /// Sets where a partition starts (the last call counts). Returns it if it was deferred: it is then to be assigned
+    /// on its own.
     pub(super) fn start(&mut self, begin: Begin) -> Option<Begin> {
         if let Some(place) = self.deferred.iter().position(|at| *at == begin.at) {
             self.deferred.swap_remove(place);
@@ -108,7 +108,7 @@ impl Rebalance {
         None
     }
 
-    /// Leaves partitions out of the answer of which `is_unknown` says that nobody knows yet where they begin.
+    /// Leaves the partitions that `is_unknown` selects, whose start is not known yet, out of the answer.
     pub(super) fn defer(&mut self, is_unknown: impl Fn(&TopicPartition) -> bool) {
         if let PendingRebalance::Assign { partitions, .. } = &mut self.owed {
             let (deferred, kept) = std::mem::take(partitions)
@@ -124,12 +124,12 @@ impl Rebalance {
         matches!(self.owed, PendingRebalance::Assign { .. })
     }
 
-    /// Whether a partition is ours without librdkafka having been told.
+    /// Whether a partition is owned without librdkafka knowing it.
     pub(super) fn is_deferred(&self, at: &TopicPartition) -> bool {
         self.deferred.contains(at)
     }
 
-    /// The pump has let go of a partition.
+    /// The pump has released a partition.
     pub(super) fn release(&mut self, at: &TopicPartition) {
         self.deferred.retain(|other| other != at);
         if let PendingRebalance::Unassign {
@@ -143,7 +143,7 @@ impl Rebalance {
         }
     }
 
-    /// The answer, once every partition of the rebalance is dealt with. It stays due until [`Self::answered`].
+    /// The answer, once every partition of the rebalance is resolved. It stays due until [`Self::answered`].
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.owed {
             PendingRebalance::Assign {
@@ -158,7 +158,7 @@ impl Rebalance {
         }
     }
 
-    /// The answer was given.
+    /// The answer was sent.
     pub(super) fn answered(&mut self) {
         self.owed = PendingRebalance::Nothing;
     }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_is_not_found_holds_nobody_and_is_assigned_later() {
+    fn an_unresolved_partition_delays_no_other_and_is_assigned_later() {
         let mut rebalance = Rebalance::default();
         rebalance.assigned(vec![at(0), at(1), at(2)]);
         rebalance.start(begin(0, StartAt::Earliest));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_owned_until_the_group_asks_for_it() {
+    fn a_partition_is_owned_until_the_group_revokes_it() {
         let mut rebalance = Rebalance::default();
         rebalance.assigned(Vec::new());
         assert!(!rebalance.owns_any());

@@ -1,8 +1,8 @@
-//! A record's bytes and who owns them.
+//! A record's bytes and their ownership.
 //!
 //! A [`RecordBuf`] keeps a fetched record alive. Batches carry plain pointers into it, which are lent
-//! ([`sluicegate_abi::lend`]): the lease is kept until every batch that points into it has come back, also when the worker
-//! hangs, and for ever when the pump ends before that (G14).
+//! ([`sluicegate_abi::lend`]): it is kept until every batch that points into it has been returned, also while a worker
+//! hangs, and leaked if the pump ends before that (G14).
 
 use super::raw::Message;
 
@@ -14,13 +14,13 @@ pub struct RecordBuf(Bytes);
 enum Bytes {
     Owned(Box<OwnedBytes>),
     Kafka(Message),
-    /// A client's record without headers, where the public call says so.
+    /// A client's record without headers, according to the public call.
     Bare(Message),
-    /// A client's record whose headers went through the public call.
+    /// A client's record whose headers were read through the public call.
     Reencoded(Box<(Message, Box<[u8]>)>),
 }
 
-// A lease is a tag and a pointer: the pump's slab holds one a record.
+// A tag and a pointer: the pump's slab holds one per record.
 const _: () = assert!(size_of::<RecordBuf>() <= 16);
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ struct OwnedBytes {
 }
 
 impl RecordBuf {
-    /// A lease on copies of the given bytes. `headers` is a block in Kafka's format, empty for none.
+    /// Copies the given bytes. `headers` is a block in Kafka's format, empty for none.
     pub fn owned(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8]) -> Self {
         Self(Bytes::Owned(Box::new(OwnedBytes {
             key: key.map(Into::into),
@@ -40,7 +40,7 @@ impl RecordBuf {
         })))
     }
 
-    /// A lease on a fetched record. `check_headers` compares both ways to its headers.
+    /// Wraps a fetched record. `check_headers` compares both ways to read its headers.
     pub(super) fn of(message: Message, check_headers: bool) -> Self {
         match message.headers_are_in_place(check_headers) {
             true => Self(Bytes::Kafka(message)),
@@ -48,7 +48,7 @@ impl RecordBuf {
         }
     }
 
-    /// A lease on a record whose headers must not be read in place, not even to see that there are none.
+    /// Wraps a record whose headers must not be read in place, not even to see that there are none.
     fn of_public(message: Message) -> Self {
         let headers = message.public_header_block();
         Self(match headers.is_empty() {
@@ -75,7 +75,7 @@ impl RecordBuf {
         }
     }
 
-    /// Key; `None` is null.
+    /// Key; `None` means null.
     pub fn key(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.key.as_deref(),
@@ -84,7 +84,7 @@ impl RecordBuf {
         }
     }
 
-    /// Value; `None` is a tombstone.
+    /// Value; `None` means a tombstone.
     pub fn value(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.value.as_deref(),
@@ -93,7 +93,7 @@ impl RecordBuf {
         }
     }
 
-    /// Header block in Kafka's format; empty for none. Read it with `sluicegate_abi::header_block::Headers`.
+    /// Header block in Kafka's format; empty means none. Read it with `sluicegate_abi::header_block::Headers`.
     pub fn headers(&self) -> &[u8] {
         match &self.0 {
             Bytes::Owned(bytes) => &bytes.headers,
@@ -103,14 +103,14 @@ impl RecordBuf {
         }
     }
 
-    /// Asks the processor to fetch the client's memory of the record, without waiting for it.
+    /// Prefetches the client's memory of the record, without waiting for it.
     pub fn prefetch(&self) {
         if let Bytes::Kafka(message) | Bytes::Bare(message) = &self.0 {
             message.prefetch();
         }
     }
 
-    /// Whether it still holds memory of the Kafka client (a whole fetch buffer can hang on one record).
+    /// Whether it still holds memory of the Kafka client (one record can keep a whole fetch buffer alive).
     pub fn pins_client_memory(&self) -> bool {
         !matches!(&self.0, Bytes::Owned(_))
     }
@@ -122,13 +122,13 @@ impl RecordBuf {
             + self.headers().len()
     }
 
-    /// A lease on a copy of the bytes, which holds no memory of the Kafka client.
+    /// A copy of the bytes, which holds no memory of the Kafka client.
     pub fn detach(&self) -> Self {
         Self::owned(self.key(), self.value(), self.headers())
     }
 }
 
-/// In tests, what is freed is overwritten first: whoever reads on sees that it is not what it was.
+/// In tests, freed bytes are overwritten first, so that a read after free is noticed.
 #[cfg(test)]
 impl Drop for OwnedBytes {
     fn drop(&mut self) {

@@ -1,35 +1,36 @@
-//! Where a partition begins: what the commit, the topic's id and the topic's other partitions say. Pure.
+//! Where a partition starts: decided from its commit, the topic's id and the commits of the topic's other partitions.
+//! Pure.
 //!
 //! ```text
-//!  commit of this topic ─────────────► the committed offset, with what is finished beyond it
+//!  commit of this topic ─────────────► the committed offset, with the records settled beyond it
 //!  commit of an earlier topic ───────► the beginning: its offset means nothing here (G2)
 //!  none, but others of the topic ────► the beginning: the partition was added later
 //!  none of the topic ────────────────► `kafka.start`
 //! ```
 //!
-//! "Others" are commits of an earlier generation of the group, or of somebody else: the members of a new group commit
-//! where they begin at about the same time, and must not take each other's first commits for a history.
+//! "Others" are commits of an earlier generation of the group, or of another application: the members of a new group
+//! commit their start offsets at about the same time, and must not take each other's first commits for a history.
 
 use crate::commit::{CommitNote, Place, ReadNote, TopicUuid};
 
 use super::{Found, Origin, StartAt, TopicPartition};
 
-/// What the group has committed for one partition.
+/// The group's commit of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
     /// Next offset to read.
     pub offset: i64,
     /// Leader epoch of the record before it.
     pub leader_epoch: Option<i32>,
-    /// The metadata, whoever wrote it.
+    /// Its metadata, which any application may have written.
     pub metadata: String,
 }
 
-/// What decides where a partition begins.
+/// The facts that decide where a partition starts.
 pub struct Evidence<'a> {
     /// The consumer group.
     pub group: &'a str,
-    /// The topic as it is now.
+    /// The topic's current id.
     pub topic_id: TopicUuid,
     /// The partition's commit, if there is one.
     pub commit: Option<&'a Commit>,
@@ -39,25 +40,25 @@ pub struct Evidence<'a> {
     pub generation: Option<i32>,
     /// Members are static: those that restart within a generation raise their tokens above it.
     pub is_static: bool,
-    /// Where a new group begins.
+    /// Where a new group starts.
     pub start: StartAt,
 }
 
-/// Where a partition begins, as far as it is known without asking for offsets.
+/// Where a partition starts, as far as it is known without looking up offsets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Where it begins.
+    /// Where it starts.
     pub start: StartAt,
-    /// Leader epoch of the record before, as committed.
+    /// Committed leader epoch of the record before it.
     pub leader_epoch: Option<i32>,
-    /// Why it begins there.
+    /// Why it starts there.
     pub origin: Origin,
     /// The commit's metadata.
     pub read: ReadNote,
 }
 
 impl Decision {
-    /// What the pump is told once the offset is known.
+    /// The result for the pump, once the offset is known.
     pub fn found(self, at: TopicPartition, topic_id: TopicUuid, offset: i64) -> Found {
         Found {
             at,
@@ -71,7 +72,7 @@ impl Decision {
     }
 }
 
-/// Decides where the partition `at` begins.
+/// Decides where the partition `at` starts.
 pub fn decide(at: &TopicPartition, evidence: &Evidence<'_>) -> Decision {
     let Some(commit) = evidence.commit else {
         let known = evidence.start != StartAt::Earliest && has_history(evidence);
@@ -131,7 +132,7 @@ fn has_history(evidence: &Evidence<'_>) -> bool {
 }
 
 #[cfg(test)]
-// Lists of one range are meant.
+// Single-range lists are intended.
 #[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_of_somebody_else_counts_with_its_offset_alone() {
+    fn a_commit_of_another_application_counts_with_its_offset_alone() {
         let foreign = Commit {
             offset: 10,
             leader_epoch: None,

@@ -27,7 +27,7 @@ pub(crate) fn settings(bootstrap: &str) -> ClientSettings {
     }
 }
 
-/// Reads `count` records of a topic from the beginning, slot by partition.
+/// Reads `count` records of a topic from the beginning; the slot is the partition number.
 pub(crate) fn consume_all(
     bootstrap: &str,
     topic: &str,
@@ -38,7 +38,7 @@ pub(crate) fn consume_all(
     let (mut events, mut out) = (Vec::new(), Vec::new());
     let deadline = Instant::now() + Duration::from_secs(30);
     while out.len() < count {
-        assert!(Instant::now() < deadline, "{} records came", out.len());
+        assert!(Instant::now() < deadline, "{} records arrived", out.len());
         source.wait(Duration::from_millis(100));
         source.events(&mut events);
         for event in events.drain(..) {

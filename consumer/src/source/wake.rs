@@ -1,4 +1,4 @@
-//! One descriptor that ends a pump's sleep: for records, for the client's events, and for whoever calls [`Wake::wake`].
+//! The descriptor that ends a pump's sleep: for records, for the client's events, and for callers of [`Wake::wake`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use rustix::io::{read, write};
 
 use super::Wake;
 
-/// The longest sleep: a wake-up that got lost after all costs no more than this.
-const LONGEST: Duration = Duration::from_secs(1);
+/// Maximum sleep: bounds the delay if a wake-up is lost after all.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
 
 /// A counter that is readable while it is not zero.
 #[derive(Clone)]
 pub(super) struct WakeUp(Arc<OwnedFd>);
 
 impl WakeUp {
-    /// A wake-up that is already due: what was queued before anybody listened is found by the first look.
+    /// A wake-up that is already due: entries queued before the first sleep are found by the first iteration.
     pub(super) fn new() -> std::io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self(Arc::new(eventfd(1, flags)?)))
@@ -27,16 +27,16 @@ impl WakeUp {
         Arc::clone(&self.0)
     }
 
-    /// Sleeps until a wake-up or the timeout, then takes the wake-up back. The queues are served after this call, so
-    /// whatever comes in between is either served or wakes the next sleep.
+    /// Sleeps until a wake-up or the timeout, then consumes the wake-up. The queues are served after this call, so an
+    /// entry that arrives in between is either served or wakes the next sleep.
     pub(super) fn sleep(&self, timeout: Duration) {
-        let timeout = timeout.min(LONGEST);
+        let timeout = timeout.min(MAX_SLEEP);
         let timeout = Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         let mut descriptors = [PollFd::new(&*self.0, PollFlags::IN)];
-        // An interrupted poll is an early wake-up, which does no harm.
+        // An interrupted poll is an early wake-up, which is harmless.
         let _ = poll(&mut descriptors, Some(&timeout));
         let _ = read(&*self.0, &mut [0u8; 8]);
     }
@@ -44,7 +44,7 @@ impl WakeUp {
 
 impl Wake for WakeUp {
     fn wake(&self) {
-        // Full (2^64 wake-ups) is awake enough.
+        // An overflow (2^64 wake-ups) leaves it readable.
         let _ = write(&*self.0, &1u64.to_ne_bytes());
     }
 }

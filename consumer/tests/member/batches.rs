@@ -1,29 +1,29 @@
-//! Record batches as a broker keeps them, written by hand: ends of transactions, and batches that are damaged. Producers
-//! make neither on demand.
+//! Hand-written record batches in a broker's log format: transaction markers and damaged batches, which producers cannot
+//! create on demand.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Where a batch has the number of its records.
+/// Byte offset of the record count in a batch.
 const COUNT: usize = 57;
 
-/// Kafka's attribute of a batch of control records.
+/// Attribute bit of a control batch.
 const CONTROL: i16 = 1 << 5;
 
-/// A batch of records with this value each, from offset `base` on.
+/// A batch with one record per value, starting at offset `base`.
 pub(crate) fn records(base: i64, values: &[&str]) -> Vec<u8> {
     let records = values.iter().map(|value| (None, value.as_bytes()));
     batch(base, 0, &records.collect::<Vec<_>>())
 }
 
-/// A batch whose checksum is wrong, and behind it, in the same answer to a fetch, one that is whole.
+/// A batch with a wrong checksum, followed by an intact one in the same fetch response.
 pub(crate) fn damaged_and_whole(base: i64, damaged: &[&str], whole: &[&str]) -> Vec<u8> {
     let mut first = records(base, damaged);
     let last = first.len() - 2;
     first[last] ^= 1;
     let both = (damaged.len() + whole.len()) as i32;
-    // The mock goes by the first batch's count alone.
+    // The mock only evaluates the first batch's count.
     first[COUNT..COUNT + 4].copy_from_slice(&both.to_be_bytes());
     let behind = base + damaged.len() as i64;
     [first, records(behind, whole)].concat()
@@ -64,7 +64,7 @@ fn batch(base: i64, attributes: i16, records: &[(Option<&[u8]>, &[u8])]) -> Vec<
     out
 }
 
-/// Appends batches to a partition's log as one request of a producer; they must begin at its end.
+/// Appends batches to a partition's log with one Produce request; they must start at its end offset.
 pub(crate) fn append(broker: &str, topic: &str, partition: i32, batches: &[u8]) {
     let mut body = Vec::new();
     body.extend([0, 0, 0, 7]); // Produce, version 7

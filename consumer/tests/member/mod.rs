@@ -1,4 +1,4 @@
-//! A member of a group: a pump without handlers, which checks every offset that it gets.
+//! A group member: a pump without handlers that checks every delivered offset.
 
 pub(crate) mod batches;
 
@@ -22,7 +22,7 @@ pub(crate) fn at(partition: i32) -> TopicPartition {
 }
 
 pub(crate) fn settings(bootstrap: &str, client: &[(&str, &str)]) -> ClientSettings {
-    // The mock waits for a group's members for a second less than their session lasts.
+    // The mock waits for a group's members for one second less than the session timeout.
     let quick = [
         ("heartbeat.interval.ms", "100"),
         ("session.timeout.ms", "3000"),
@@ -73,16 +73,16 @@ pub(crate) struct Member {
     pub(crate) answers_after: Duration,
     pub(crate) partition_errors: usize,
     pub(crate) missing: Vec<TopicPartition>,
-    /// What the source said of where partitions begin.
+    /// Start offsets reported by the source.
     pub(crate) found: Vec<Found>,
     pub(crate) not_found: Vec<(TopicPartition, String)>,
     pub(crate) recreated: Vec<std::sync::Arc<str>>,
-    /// Of each of them: what was due, and where the client was.
+    /// For each missing offset: the due offset, and the client's position.
     pub(crate) lost: Vec<(Option<i64>, Option<i64>)>,
     pub(crate) error_reasons: Vec<String>,
     pub(crate) bounds: Vec<(TopicPartition, Result<Range<i64>, String>)>,
     pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<CommitError>)>,
-    /// The test stands still at times: the group may go on without this member.
+    /// The test does not always poll: the group may drop this member.
     pub(crate) may_lose: bool,
     owned: BTreeMap<AssignmentId, Owned>,
     next_slot: u32,
@@ -121,13 +121,13 @@ impl Member {
         self.owned.values().map(|owned| owned.partition).collect()
     }
 
-    /// One past the last offset that came of a partition; 0 without one.
+    /// One past the last delivered offset of a partition; 0 before the first.
     pub(crate) fn seen(&self, partition: i32) -> usize {
         let next = self.find(partition).and_then(|(_, owned)| owned.next);
         next.unwrap_or(0) as usize
     }
 
-    /// The first offset that came of a partition.
+    /// The first delivered offset of a partition.
     pub(crate) fn first(&self, partition: i32) -> Option<i64> {
         self.find(partition).and_then(|(_, owned)| owned.first)
     }
@@ -137,13 +137,13 @@ impl Member {
         self.source.end_offset(slot)
     }
 
-    /// How far a partition was read, as far as that is certain; what comes next is not before it.
+    /// The consumed position of a partition, if known; later records are never before it.
     pub(crate) fn consumed(&mut self, partition: i32) -> Option<i64> {
         let (slot, _) = self.find(partition)?;
         let mut out = Vec::new();
         self.source.consumed(&[slot], &mut out);
         let (_, position) = out.pop()?;
-        let owned = self.owned.get_mut(&slot).expect("it is ours");
+        let owned = self.owned.get_mut(&slot).expect("it is assigned");
         owned.next = owned.next.max(Some(position));
         Some(position)
     }
@@ -176,7 +176,7 @@ impl Member {
         let mut records = Vec::new();
         self.source.poll(1000, &mut records);
         for record in records {
-            let owned = self.owned.get_mut(&record.slot).expect("a slot of ours");
+            let owned = self.owned.get_mut(&record.slot).expect("an assigned slot");
             if let Some(next) = owned.next {
                 let partition = owned.partition;
                 assert_eq!(record.offset, next, "partition {partition}");
@@ -192,7 +192,7 @@ impl Member {
         while !done(self) {
             assert!(
                 Instant::now() < deadline,
-                "it does not come to that; not found: {:?}; next: {:?}",
+                "condition not reached; not found: {:?}; next: {:?}",
                 self.not_found,
                 self.owned
                     .values()
@@ -237,7 +237,7 @@ impl Member {
         }
     }
 
-    /// What the group has committed for partitions, one after the other.
+    /// The group's committed offsets of partitions, queried one by one.
     pub(crate) fn committed(&mut self, partitions: &[i32]) -> Vec<Found> {
         let mut all = Vec::new();
         for &partition in partitions {
@@ -290,7 +290,7 @@ impl Member {
     fn revoked(&mut self, partitions: &[TopicPartition], lost: bool) {
         assert!(
             !lost || self.may_lose,
-            "nothing takes partitions without notice here"
+            "partitions were lost without notice"
         );
         let entries: Vec<_> = self
             .owned
@@ -305,8 +305,8 @@ impl Member {
                 })
             })
             .collect();
-        // The mock refuses commits while its group rebalances (a real broker takes them): then the next owner starts
-        // earlier, which is no loss.
+        // The mock refuses commits during a rebalance (a real broker accepts them): then the next owner starts earlier,
+        // which loses nothing.
         self.commit(&entries);
         self.source
             .release(partitions)
@@ -315,7 +315,7 @@ impl Member {
             .retain(|_, owned| !partitions.contains(&at(owned.partition)));
     }
 
-    /// Commits and waits for the answer; other events that come meanwhile are handled later.
+    /// Commits and waits for the response; other events received until then are handled later.
     pub(crate) fn commit(
         &mut self,
         entries: &[CommitEntry],
@@ -345,7 +345,7 @@ impl Member {
 
     /// Moves a running partition.
     pub(crate) fn restart(&mut self, partition: i32, start: StartAt) {
-        let (slot, _) = self.find(partition).expect("it is ours");
+        let (slot, _) = self.find(partition).expect("it is assigned");
         let starts = [StartPartition {
             slot,
             at: at(partition),
@@ -355,7 +355,7 @@ impl Member {
             topic_id: Default::default(),
         }];
         self.source.start(&starts).expect("the client accepts it");
-        let owned = self.owned.get_mut(&slot).expect("it is ours");
+        let owned = self.owned.get_mut(&slot).expect("it is assigned");
         owned.next = match start {
             StartAt::Offset(offset) => Some(offset),
             _ => None,
@@ -368,7 +368,7 @@ impl Member {
         }
     }
 
-    /// Commits everything, gives it back and leaves the group.
+    /// Commits and releases all partitions, and leaves the group.
     pub(crate) fn leave(mut self) {
         let owned: Vec<_> = self.owned().into_iter().map(at).collect();
         self.revoked(&owned, false);

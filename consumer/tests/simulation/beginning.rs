@@ -1,4 +1,4 @@
-//! How an assignment begins: where, past what, under which token.
+//! The start of an assignment: its offset, the finished records that it inherits, and its fencing token.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,8 +10,8 @@ use super::model::{Check, Model, Owned};
 use super::script::Log;
 
 impl Model {
-    /// Whether a partition may begin so: where its own topic's commit says, past nothing that was not settled, and under
-    /// a token above that of every owner who has begun a record.
+    /// Checks the start of an assignment: at the commit of the same topic incarnation, skipping only settled records, and
+    /// with a token above that of every owner that has started a record.
     pub fn check_assign(&self, new: &NewAssignment, log: usize, logs: &[Log]) -> Check {
         let what = format!("assignment of {} at {}", new.at, new.start);
         let committed = self.committed.get(&new.at);
@@ -23,9 +23,9 @@ impl Model {
         let finished = new.inherited.finished.iter().cloned().flatten();
         let mut records = finished.filter(|offset| logs[log].record(*offset).is_some());
         if let Some(open) = records.find(|&offset| !self.settled_ever.contains(&(log, offset))) {
-            return Err(format!("{what}: takes {open} for finished (G1)"));
+            return Err(format!("{what}: treats {open} as finished (G1)"));
         }
-        match self.begun_under.get(&log) {
+        match self.started_under.get(&log) {
             Some(&before) if new.epoch <= before => Err(format!(
                 "{what}: token {} after one of {before} (G4)",
                 new.epoch
@@ -34,10 +34,10 @@ impl Model {
         }
     }
 
-    /// A partition becomes ours.
+    /// A partition is assigned.
     pub fn assign(&mut self, new: &NewAssignment, slot: AssignmentId, log: usize) {
-        self.met.inherited += u64::from(!new.inherited.finished.is_empty());
-        self.met.tokens_first += u64::from(new.token_first);
+        self.coverage.inherited += u64::from(!new.inherited.finished.is_empty());
+        self.coverage.tokens_first += u64::from(new.token_first);
         let (start, epoch, at) = (new.start, new.epoch, new.at.clone());
         self.owned.insert(
             epoch,
@@ -53,7 +53,7 @@ impl Model {
                 position: start,
                 fetched: start,
                 consumed: None,
-                begun: start,
+                seeked_to: start,
                 missing: None,
                 paused: false,
                 next: start,

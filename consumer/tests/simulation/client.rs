@@ -1,16 +1,16 @@
-//! The client's two positions: what it has fetched runs ahead of what it has given, by all that waits in its queue.
+//! The client's two positions: the fetch position runs ahead of the delivered one by the contents of its queue.
 
 use sluicegate::source::AssignmentId;
 
 use super::world::World;
 
-/// Most entries of one fetch.
-const FETCH: usize = 20;
+/// Maximum entries of one fetch.
+const MAX_FETCH: usize = 20;
 
 impl World {
-    /// The client fetches on, now and then far ahead of what it gives.
+    /// The client fetches, sometimes far ahead of what it has delivered.
     pub fn fetch_ahead(&mut self, epoch: u32) {
-        let entries = self.random.between(1, FETCH);
+        let entries = self.random.between(1, MAX_FETCH);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return;
         };
@@ -23,7 +23,7 @@ impl World {
         }
     }
 
-    /// The flow is told what the client has given of the partitions that it asks for.
+    /// Reports delivered positions to the flow, for the partitions that it queries.
     pub fn tell_positions(&mut self) {
         let slots = self.flow.positions_due();
         self.tell_positions_of(&slots);
@@ -38,13 +38,13 @@ impl World {
             let controls = &self.script.logs[owned.log].controls;
             let ahead = owned.position..owned.fetched;
             if controls.iter().any(|offset| ahead.contains(offset)) {
-                self.model.met.fetched_past_control += 1;
+                self.model.coverage.fetched_past_control += 1;
             }
             if let Some(position) = owned.consumed {
                 let frontier = self.flow.assignment(owned.slot).ledger.frontier();
                 self.flow.consumed(owned.slot, position);
                 let moved = self.flow.assignment(owned.slot).ledger.frontier() > frontier;
-                self.model.met.passed_control += u64::from(moved);
+                self.model.coverage.passed_control += u64::from(moved);
             }
         }
     }

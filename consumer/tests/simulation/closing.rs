@@ -1,5 +1,5 @@
-//! Handlers that are switched off or removed while they have records: what the flow skips then, whether it may, and
-//! whether it lets go in time.
+//! Handlers that are switched off or removed while they have records: which records the flow skips, whether it may, and
+//! whether it releases them in time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,32 +12,32 @@ use super::pools::SimPool;
 use super::script::SimHandler;
 use super::world::{Message, ShareKey, World};
 
-/// More than the flow takes to see what has changed: its look now and then, and the time that passes between two ticks.
-const SEEN_WITHIN_MS: u64 = 400;
+/// Upper bound for the flow to detect a change: its poll interval plus the time between two ticks.
+const DETECTION_MS: u64 = 400;
 
 /// A handler that is switched off or removed.
 struct Closed {
     since_ms: u64,
-    /// When it failed; `None` while it works.
+    /// When it failed; `None` while it is working.
     failed_ms: Option<u64>,
     pool: Arc<SimPool>,
 }
 
-/// The account of handlers that are switched off or removed.
+/// Bookkeeping of handlers that are switched off or removed.
 #[derive(Default)]
 pub struct Closing {
-    /// The pool that each handler was given last.
+    /// The latest pool of each handler.
     pools: BTreeMap<u32, Arc<SimPool>>,
     closed: BTreeMap<u32, Closed>,
-    /// When the flow was last told anything of a handler, and when a share of it settled by that.
-    heard_ms: HashMap<u32, u64>,
+    /// When the flow last received an event about a handler, and when one last settled a share.
+    last_event_ms: HashMap<u32, u64>,
     settled_ms: HashMap<u32, u64>,
-    /// A promise that was found broken where nobody could be told.
+    /// A violation found where it could not be returned as an error.
     pub broken: Option<String>,
 }
 
 impl Closing {
-    /// A plan is in force; what it does not have is removed.
+    /// A plan is applied; handlers that it lacks are removed.
     pub fn apply(&mut self, handlers: &[SimHandler], now_ms: u64) {
         for handler in handlers {
             self.pools.insert(handler.ix.0, handler.pool.clone());
@@ -57,7 +57,7 @@ impl Closing {
         self.see_failures(now_ms);
     }
 
-    /// The process is another one.
+    /// The process restarts.
     pub fn crash(&mut self) {
         *self = Self {
             broken: self.broken.take(),
@@ -65,9 +65,9 @@ impl Closing {
         };
     }
 
-    /// The flow is told something of a handler; `settled` when a share of it settles by that.
-    pub fn heard(&mut self, handler: u32, settled: bool, now_ms: u64) {
-        self.heard_ms.insert(handler, now_ms);
+    /// The flow receives an event about a handler; `settled` when the event settles a share.
+    pub fn note_event(&mut self, handler: u32, settled: bool, now_ms: u64) {
+        self.last_event_ms.insert(handler, now_ms);
         if settled {
             self.settled_ms.insert(handler, now_ms);
         }
@@ -84,14 +84,14 @@ impl Closing {
 }
 
 impl World {
-    /// The flow has looked at handlers that are switched off: takes note of the shares that it has skipped.
+    /// Records the shares that the flow has skipped for switched-off handlers.
     pub fn see_skips(&mut self) {
         self.closing.see_failures(self.now_ms);
         let closed: Vec<u32> = self.closing.closed.keys().copied().collect();
         for handler in closed {
             let checked = self
                 .see_skips_of(handler)
-                .and_then(|()| self.lets_go(handler));
+                .and_then(|()| self.check_release(handler));
             if let Err(broken) = checked {
                 self.closing.broken.get_or_insert(broken);
             }
@@ -115,14 +115,14 @@ impl World {
             };
             let may = match share.stage {
                 Stage::Queued => (failed && !called) || overdue,
-                Stage::Failed if share.given_up => false,
+                Stage::Failed if share.dead_lettered => false,
                 Stage::Failed => (failed && !called) || overdue,
                 Stage::Running | Stage::Acked => overdue,
-                // It is run again instead of sent again, by a newer generation.
+                // A newer generation runs it again instead of producing its emits again.
                 Stage::Producing if share.refused => overdue,
                 Stage::Producing | Stage::Settled => false,
             };
-            // A drain leaves to the next owner what nobody has begun.
+            // A drain leaves records that were not started to the next owner.
             if !may && draining {
                 continue;
             }
@@ -138,14 +138,14 @@ impl World {
     }
 
     fn skip(&mut self, key: &ShareKey, called: bool, overdue: bool, draining: bool) {
-        self.model.tell(|| format!("skipped {key:?}"));
-        let met = &mut self.model.met;
+        self.model.trace(|| format!("skipped {key:?}"));
+        let coverage = &mut self.model.coverage;
         match (called, overdue) {
-            // It may as well be left to the next owner.
+            // It may also be left to the next owner.
             _ if draining => {}
-            (true, _) => met.abandoned += 1,
-            (_, true) => met.skipped_overdue += 1,
-            _ => met.skipped_failed += 1,
+            (true, _) => coverage.abandoned += 1,
+            (_, true) => coverage.skipped_overdue += 1,
+            _ => coverage.skipped_failed += 1,
         }
         if let Some(share) = self.model.share(key.epoch, key.offset, key.handler) {
             share.skipped = true;
@@ -153,21 +153,26 @@ impl World {
         self.model.settle(key.epoch, key.offset, key.handler);
     }
 
-    /// Whether a handler that is switched off has let go of what it will not finish.
-    fn lets_go(&self, handler: u32) -> Check {
+    /// Checks that a switched-off handler has released the records that it will not finish.
+    fn check_release(&self, handler: u32) -> Check {
         let closed = &self.closing.closed[&handler];
-        let heard_ms = self.closing.heard_ms.get(&handler).copied().unwrap_or(0);
-        let quiet_ms = self.now_ms - heard_ms.max(closed.since_ms);
+        let last_event_ms = self
+            .closing
+            .last_event_ms
+            .get(&handler)
+            .copied()
+            .unwrap_or(0);
+        let quiet_ms = self.now_ms - last_event_ms.max(closed.since_ms);
         let failed_for_ms = closed
             .failed_ms
             .map_or(0, |since_ms| self.now_ms - since_ms);
-        let failed = quiet_ms.min(failed_for_ms) >= SEEN_WITHIN_MS;
-        let overdue = quiet_ms >= self.script.drain_ms + SEEN_WITHIN_MS;
+        let failed = quiet_ms.min(failed_for_ms) >= DETECTION_MS;
+        let overdue = quiet_ms >= self.script.drain_ms + DETECTION_MS;
         for key in self.open_shares(handler) {
             let owned = &self.model.owned[&key.epoch];
             let share = &owned.records[&key.offset].shares[&handler];
             let produces = share.stage == Stage::Producing && !share.refused;
-            let with_producer = produces || share.given_up;
+            let with_producer = produces || share.dead_lettered;
             let kept = overdue || (failed && !self.is_called(&key));
             if kept && !with_producer && !owned.draining {
                 return Err(format!(
@@ -179,7 +184,7 @@ impl World {
         Ok(())
     }
 
-    /// Shares of a handler that are not settled, in partitions that are ours.
+    /// Unsettled shares of a handler in assigned partitions.
     fn open_shares(&self, handler: u32) -> Vec<ShareKey> {
         let mut open = Vec::new();
         for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
@@ -197,8 +202,8 @@ impl World {
         open
     }
 
-    /// The trouble is over, but who is switched off stays as it is: pools that have failed, and calls that never end.
-    pub fn leave_closed_in_trouble(&mut self) -> Vec<Arc<SimPool>> {
+    /// Faults end, except for switched-off handlers: their pools stay failed, and some of their calls never return.
+    pub fn keep_closed_faulty(&mut self) -> Vec<Arc<SimPool>> {
         let closed = &self.closing.closed;
         for run in self.running.iter_mut().filter(|run| !run.hung) {
             if closed.contains_key(&run.batch.handler.0) && self.random.chance(50) {
@@ -208,7 +213,7 @@ impl World {
         closed.values().map(|closed| closed.pool.clone()).collect()
     }
 
-    /// Calls that never ended return after all. `false` when there were none.
+    /// Stuck calls return after all. `false` when there were none.
     pub fn return_stuck(&mut self) -> bool {
         let mut any = false;
         for run in &mut self.running {
@@ -217,17 +222,17 @@ impl World {
         any
     }
 
-    /// Whether the flow still has it, as it says itself.
+    /// Whether the flow still holds the share, according to its own `explain`.
     fn flow_holds(&self, key: &ShareKey) -> bool {
         let owned = &self.model.owned[&key.epoch];
         let clock = WallClock { epoch_ms: 0 };
         let name = SimHandler::name(HandlerIx(key.handler));
         self.flow
             .explain(&owned.at, Some(key.offset), clock)
-            .is_some_and(|told| told.held_by.iter().any(|held| held.handler == name))
+            .is_some_and(|explanation| explanation.held_by.iter().any(|held| held.handler == name))
     }
 
-    /// Whether it is in a call, or in one that has ended without the flow having heard of it.
+    /// Whether it is in a call, or in one whose end the flow has not received yet.
     fn is_called(&self, key: &ShareKey) -> bool {
         let running = self.running.iter().map(|run| &run.batch);
         let coming = self
@@ -241,13 +246,13 @@ impl World {
             let mut records = batch.records.iter();
             batch.handler.0 == key.handler
                 && records.any(|record| record.epoch == key.epoch && record.offset == key.offset)
-                && !self.is_given_up(batch.flight)
+                && !self.is_abandoned(batch.flight)
         })
     }
 
-    /// Whether the flow has been told that the call hangs.
-    fn is_given_up(&self, hung: FlightKey) -> bool {
-        let says_so = |message: &Message| matches!(&message.message, PumpMessage::Overrun { flight, .. } if *flight == hung);
-        self.overran.contains_key(&hung) && !self.messages.iter().any(says_so)
+    /// Whether the flow has received the call's timeout.
+    fn is_abandoned(&self, hung: FlightKey) -> bool {
+        let reports_it = |message: &Message| matches!(&message.message, PumpMessage::CallTimedOut { flight, .. } if *flight == hung);
+        self.timed_out.contains_key(&hung) && !self.messages.iter().any(reports_it)
     }
 }

@@ -1,93 +1,93 @@
-//! The group as its coordinator keeps it: commits that it accepts or refuses, rebalances that overlap them, and partitions
-//! that are given back after their last commit.
+//! The group coordinator: commits that it accepts or refuses, rebalances that overlap them, and partitions that are
+//! released after their last commit.
 
 use std::collections::BTreeMap;
 
-use sluicegate::flow::commits::{HandOver, LAST_COMMIT_MS};
+use sluicegate::flow::commits::{HandOver, LAST_COMMIT_GRACE_MS};
 use sluicegate::source::starts::Commit;
 use sluicegate::source::{
     AssignmentId, CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection,
 };
 
-use super::met::Met;
+use super::coverage::Coverage;
 use super::model::{Check, Committed};
 use super::world::World;
 
-/// A commit under way: what was sent and what the broker will say.
+/// A commit in flight, with the broker's eventual response.
 pub struct CommitUnderWay {
     pub results: Vec<CommitResult>,
     pub error: Option<CommitError>,
 }
 
-/// Partitions that are being given back.
+/// Partitions being revoked.
 pub struct Revoke {
     pub slots: Vec<AssignmentId>,
     pub deadline_ms: u64,
-    /// Their last commit was refused at least once since they were drained.
+    /// Their last commit has been refused at least once since they were drained.
     pub refused: bool,
 }
 
 /// The coordinator's side.
 #[derive(Default)]
 pub struct Group {
-    /// Members are joining: every commit is refused until they have settled.
+    /// Members are joining: every commit is refused until the rebalance completes.
     pub rebalancing: bool,
-    /// Why the newest commit of a partition was refused.
+    /// Why the latest commit of a partition was refused.
     refused: BTreeMap<AssignmentId, CommitErrorKind>,
-    /// By log: how many owners in sequence have inherited finished records.
+    /// By log: number of consecutive owners that inherited finished records.
     inherited: BTreeMap<usize, u32>,
 }
 
 impl Group {
     /// A partition gets an owner.
-    pub fn assigned(&mut self, log: usize, inherits: bool, met: &mut Met) {
+    pub fn assigned(&mut self, log: usize, inherits: bool, coverage: &mut Coverage) {
         let owners = self.inherited.entry(log).or_default();
         *owners = if inherits { *owners + 1 } else { 0 };
-        met.inherited_again += u64::from(*owners > 1);
+        coverage.inherited_again += u64::from(*owners > 1);
     }
 }
 
 impl World {
-    /// A rebalance begins, or the one that is under way ends with a new generation.
+    /// Starts a rebalance, or completes the current one with a new generation.
     pub fn rebalance(&mut self) {
         if self.group.rebalancing {
             self.settle_group();
         } else {
-            self.model.tell(|| "the group rebalances".into());
+            self.model.trace(|| "the group rebalances".into());
             self.group.rebalancing = true;
         }
     }
 
-    /// The members agree; each is told, also one whose share stays.
+    /// The rebalance completes; every member is notified, even if its assignment is unchanged.
     pub fn settle_group(&mut self) {
         if std::mem::take(&mut self.group.rebalancing) {
-            self.model.tell(|| "the group has settled".into());
+            self.model.trace(|| "the group has settled".into());
             self.flow.group_settled();
         }
     }
 
-    /// Gives back the partitions that are drained and whose last commit is accepted, or cannot be any more.
+    /// Releases drained partitions once their last commit is accepted, or can no longer be.
     pub fn finish_revokes(&mut self) -> Check {
         for revoke in std::mem::take(&mut self.revokes) {
             match self.flow.hand_over(&revoke.slots) {
                 HandOver::Draining | HandOver::Committing => {
-                    let last = revoke.deadline_ms + LAST_COMMIT_MS;
+                    let last = revoke.deadline_ms + LAST_COMMIT_GRACE_MS;
                     if self.now_ms >= last {
                         return Err(format!("{:?} are kept beyond {last}", revoke.slots));
                     }
                     self.revokes.push(revoke);
                 }
-                HandOver::Ready { uncommitted } => self.give_back(revoke, uncommitted)?,
+                HandOver::Ready { uncommitted } => self.release(revoke, uncommitted)?,
             }
         }
         Ok(())
     }
 
-    fn give_back(&mut self, revoke: Revoke, uncommitted: usize) -> Check {
+    fn release(&mut self, revoke: Revoke, uncommitted: usize) -> Check {
         let in_time = self.now_ms < revoke.deadline_ms;
         let mut left = 0;
         for &slot in &revoke.slots {
-            // What ends after the deadline is not counted by the flow, which fences then.
+            // The flow fences at the deadline and does not count records that finish later.
             left += usize::from(in_time && self.model.uncommitted(slot, true).is_some());
             let hopeless = matches!(
                 self.group.refused.get(&slot),
@@ -98,17 +98,17 @@ impl World {
                 && let Some(offset) = self.model.uncommitted(slot, false)
             {
                 return Err(format!(
-                    "slot {} is given back in time, its offset {offset} is finished and not committed (G3)",
+                    "slot {} is released in time, but its finished offset {offset} is not committed (G3)",
                     slot.0
                 ));
             }
         }
         if left > uncommitted {
             return Err(format!(
-                "{left} last commits are missing, {uncommitted} are told"
+                "{left} last commits are missing, {uncommitted} are reported"
             ));
         }
-        self.model.met.accepted_later += u64::from(revoke.refused && uncommitted == 0);
+        self.model.coverage.accepted_later += u64::from(revoke.refused && uncommitted == 0);
         self.flow.release(&revoke.slots);
         for slot in revoke.slots {
             let clean = in_time && self.model.uncommitted(slot, false).is_none();
@@ -133,7 +133,7 @@ impl World {
         self.model.committed.insert(entry.at.clone(), committed);
     }
 
-    /// Sends what the flow wants to commit; the broker decides at once and answers later.
+    /// Sends the flow's due commits; the broker decides immediately and responds later.
     pub fn send_commit(&mut self) -> Check {
         let mut entries = self.flow.commits_due();
         entries.sort_by(|a, b| a.at.cmp(&b.at));
@@ -146,7 +146,7 @@ impl World {
         for entry in &entries {
             self.model.check_commit(entry, &self.script.logs)?;
         }
-        let fails = self.trouble.commit_fails;
+        let fails = self.faults.commit_fails;
         if self.random.chance(fails / 4) {
             self.flow
                 .commit_not_sent(&refusal(CommitErrorKind::Unavailable));
@@ -203,18 +203,18 @@ impl World {
             && self.flow.hand_over(&revoke.slots) == HandOver::Committing
         {
             revoke.refused = true;
-            self.model.met.last_refused += 1;
+            self.model.coverage.last_refused += 1;
         }
     }
 
-    /// The broker's answer arrives.
+    /// The broker's response arrives.
     pub fn answer_commit(&mut self) {
         if let Some(commit) = self.commit.take() {
             self.flow.committed(&commit.results, commit.error.as_ref());
         }
     }
 
-    /// Partitions are gone without notice.
+    /// Partitions are lost without notice.
     pub fn lose(&mut self, epochs: &[u32]) {
         self.rejoins = false;
         let slots: Vec<AssignmentId> = epochs
@@ -227,7 +227,7 @@ impl World {
             let before = revoke.slots.len();
             revoke.slots.retain(|slot| !slots.contains(slot));
             if committing {
-                self.model.met.lost_meanwhile += (before - revoke.slots.len()) as u64;
+                self.model.coverage.lost_before_last_commit += (before - revoke.slots.len()) as u64;
             }
         }
         self.flow.release(&slots);

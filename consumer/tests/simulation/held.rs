@@ -1,4 +1,4 @@
-//! One handler holds its records, and the topics that it does not read go on: memory is shared, and bounded (G8, G14).
+//! A failed handler holds its records while other topics keep progressing: memory is shared and bounded (G8, G14).
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use super::model::Check;
 use super::pools::SimPool;
 use super::random::Random;
-use super::script::{Log, Script, SimHandler, Trouble};
+use super::script::{FaultRates, Log, Script, SimHandler};
 use super::world::World;
 
 const SEEDS: u64 = 20;
 /// Rounds after which a topic whose handler works counts as starved.
-const MOST_ROUNDS: usize = 600;
+const MAX_ROUNDS: usize = 600;
 
-/// A handler of one topic that does nothing odd.
+/// A plain handler of one topic.
 fn handler(ix: u32, topic: &str) -> SimHandler {
     SimHandler {
         ix: HandlerIx(ix),
@@ -36,12 +36,12 @@ fn handler(ix: u32, topic: &str) -> SimHandler {
     }
 }
 
-/// A world in which everything fits the uncommitted bound and not the memory: `held` topics whose handlers have failed,
-/// and the topic `clicks` whose handler works.
+/// A world limited by memory, not by uncommitted records: `held` topics whose handlers have failed, and the topic
+/// `clicks` whose handler works.
 fn world(seed: u64, held: usize) -> World {
     let mut random = Random::new(seed);
     let mut script = Script::new(&mut random);
-    script.trouble = Trouble::default();
+    script.faults = FaultRates::default();
     script.flow.max_uncommitted = 100_000;
     script.flow.budget_bytes = *random.pick(&[20_000, 60_000]);
     script.logs.clear();
@@ -78,14 +78,14 @@ fn run(seed: u64, held: usize) -> Check {
         });
         let Some((at, _)) = open else { break };
         rounds += 1;
-        if rounds == MOST_ROUNDS {
+        if rounds == MAX_ROUNDS {
             return Err(format!(
-                "{at} is starved by {held} topics whose handlers have failed (G14): {} bytes are held",
+                "{at} is starved by {held} topics with failed handlers (G14): {} bytes are held",
                 world.flow.charged()
             ));
         }
     }
-    // The held handlers are restarted: everything is handled, and nothing stays paused.
+    // The failed handlers are restarted: all records are handled, and nothing stays paused.
     world.finish()
 }
 

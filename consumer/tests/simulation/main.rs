@@ -1,21 +1,21 @@
-//! Situation: the pump's pure core between a scripted broker, workers, producer and control side, all moved by a seed:
-//! offsets with gaps, repeats, rebalances, crashes, refused commits, failing and hanging handlers, late answers,
-//! snapshots swapped at any time.
+//! Situation: the pump's pure core between a scripted broker, workers, producer and control side, all driven by a seed:
+//! offset gaps, repeats, rebalances, crashes, refused commits, failing and hanging handlers, late responses, and snapshot
+//! changes at any time.
 //!
-//! Property: G1 to G5, G7, G8 and G9, checked at each step by a plain account of every record (`model`); and once the
-//! trouble is over, everything is processed, committed and freed.
+//! Property: G1 to G5, G7, G8 and G9, checked after each step against a reference model of every record (`model`). Once
+//! faults end, all records are processed and committed, and all memory is freed.
 //!
 //! Command: `cargo test -p sluicegate --test simulation`. `SLUICEGATE_SIM_SEEDS=100000` runs more seeds,
-//! `SLUICEGATE_SIM_SEED=N` runs one again, and `SLUICEGATE_SIM_TELL=1` has it told event by event (`--nocapture`).
+//! `SLUICEGATE_SIM_SEED=N` replays one, and `SLUICEGATE_SIM_TELL=1` prints its events (with `--nocapture`).
 
 #![allow(unreachable_pub)]
 
 mod beginning;
 mod client;
 mod closing;
+mod coverage;
 mod group;
 mod held;
-mod met;
 mod model;
 mod pools;
 mod producer;
@@ -26,12 +26,12 @@ mod steps;
 mod workers;
 mod world;
 
-use met::Met;
+use coverage::Coverage;
 use world::World;
 
 const SEEDS: u64 = 500;
-/// Seeds that are shown before a run gives up.
-const MOST_FAILURES: usize = 20;
+/// Failing seeds after which a run stops.
+const MAX_FAILURES: usize = 20;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -41,8 +41,8 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-/// Runs the simulation of a seed; gives what it met.
-fn run(seed: u64) -> Result<Met, String> {
+/// Runs the simulation of a seed and returns its coverage.
+fn run(seed: u64) -> Result<Coverage, String> {
     let mut world = World::new(seed);
     for step in 0..world.script.steps {
         world
@@ -52,46 +52,49 @@ fn run(seed: u64) -> Result<Met, String> {
     world
         .finish()
         .map_err(|broken| format!("at the end: {broken}"))?;
-    Ok(world.model.met)
+    Ok(world.model.coverage)
 }
 
-/// As [`run`]; a panic inside the flow is a failure of this seed alone.
-fn run_guarded(seed: u64) -> Result<Met, String> {
+/// As [`run`]; a panic inside the flow fails only this seed.
+fn run_guarded(seed: u64) -> Result<Coverage, String> {
     std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| Err("panicked".into()))
 }
 
 #[test]
-fn every_promise_holds_at_each_step_and_everything_is_processed() {
+fn every_guarantee_holds_at_each_step_and_all_records_are_processed() {
     if let Some(seed) = number("SLUICEGATE_SIM_SEED") {
         match run(seed) {
-            Ok(met) => println!("seed {seed}: {met:?}"),
+            Ok(coverage) => println!("seed {seed}: {coverage:?}"),
             Err(broken) => panic!("seed {seed}: {broken}"),
         }
         return;
     }
     let seeds = number("SLUICEGATE_SIM_SEEDS").unwrap_or(SEEDS);
-    let mut met = Met::default();
+    let mut coverage = Coverage::default();
     let mut failures = Vec::new();
     for seed in 0..seeds {
         match run_guarded(seed) {
-            Ok(more) => met.add(more),
-            Err(broken) => failures.push(format!(
-                "SLUICEGATE_SIM_SEED={seed} runs it again: {broken}"
-            )),
+            Ok(more) => coverage.add(more),
+            Err(broken) => {
+                failures.push(format!("replay with SLUICEGATE_SIM_SEED={seed}: {broken}"))
+            }
         }
-        if failures.len() == MOST_FAILURES {
+        if failures.len() == MAX_FAILURES {
             break;
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
-    println!("{seeds} runs: {met:?}");
-    assert!(met.starts > seeds, "the scripts do nothing: {met:?}");
-    let hardly = met.hardly(seeds);
-    assert!(hardly.is_empty(), "hardly ever in {seeds} runs: {hardly:?}");
+    println!("{seeds} runs: {coverage:?}");
+    assert!(
+        coverage.starts > seeds,
+        "the scripts start no records: {coverage:?}"
+    );
+    let rare = coverage.rare(seeds);
+    assert!(rare.is_empty(), "too rare in {seeds} runs: {rare:?}");
 }
 
 #[test]
-fn a_seed_tells_the_same_story_twice() {
+fn a_seed_is_deterministic() {
     for seed in 40..60 {
         assert_eq!(run_guarded(seed), run_guarded(seed), "seed {seed}");
     }

@@ -1,6 +1,6 @@
-//! What must hold: a plain account of every record and every handler's share of it, checked at each event.
+//! The reference model: the state of every record and every handler's share of it, checked at each event.
 //!
-//! The model learns of an event just before the flow does, so it never knows less than the flow may act on.
+//! The model receives an event just before the flow does, so it always knows everything that the flow may act on.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,24 +15,24 @@ use sluicegate::source::starts::Commit;
 use sluicegate::source::{AssignmentId, CommitEntry, TopicPartition};
 use sluicegate_config::spec::TopicPattern;
 
-use super::met::Met;
+use super::coverage::Coverage;
 use super::pools::Emitted;
 use super::script::{Log, SimHandler};
 use super::world::ShareKey;
 
-/// A broken promise, in words.
+/// A violated guarantee, as text.
 pub type Check = Result<(), String>;
 
-/// Where one handler stands with one record.
+/// State of a record at one handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Not begun, or taken back without an attempt.
+    /// Not started, or returned without an attempt.
     Queued,
-    /// A worker has begun it.
+    /// A worker has started it.
     Running,
-    /// The worker is done with it well; the pump has not heard.
+    /// The worker has finished it successfully; the pump has not received the outcome yet.
     Acked,
-    /// It waits for the producer.
+    /// Waiting for the producer.
     Producing,
     /// An attempt failed; another follows, or a dead letter.
     Failed,
@@ -45,25 +45,25 @@ pub enum Stage {
 pub struct Share {
     pub stage: Stage,
     pub failures: u32,
-    /// It was given up: only a dead letter may follow.
-    pub given_up: bool,
-    /// Its handler dead-lettered it, and what it emitted before is not acknowledged: only then the letter may follow.
+    /// Its attempts are over: only a dead letter may follow.
+    pub dead_lettered: bool,
+    /// Its handler dead-lettered it after emitting: the letter must wait for the acknowledgement of the emits.
     pub owes_letter: bool,
-    /// What it emitted was refused and is to be sent again.
+    /// Its emits were refused and must be produced again.
     pub refused: bool,
     /// Records that the attempt emitted.
     pub emits: u32,
-    /// What the producer took of them, in order, and whether it is acknowledged.
+    /// Copies accepted by the producer, in order, and whether each is acknowledged.
     pub written: Vec<(u32, bool)>,
-    /// Some attempt was made.
-    pub begun: bool,
-    /// Its handler was switched off and has failed or hangs: it is settled without it.
+    /// At least one attempt was made.
+    pub started: bool,
+    /// Its handler was switched off and has failed or hangs: the share is settled without it.
     pub skipped: bool,
     pub order: Order,
 }
 
 impl Share {
-    /// All that was emitted is acknowledged, and the last copies stand in order (G4).
+    /// All emits are acknowledged, and their last copies are in order (G4).
     pub fn written_in_order(&self, offset: i64) -> Check {
         let copies = self
             .written
@@ -100,7 +100,7 @@ impl Held {
     }
 }
 
-/// A partition that is, or was, ours in this process.
+/// A partition that is or was assigned to this process.
 pub struct Owned {
     pub log: usize,
     pub at: TopicPartition,
@@ -108,21 +108,21 @@ pub struct Owned {
     pub finished: Vec<Range<i64>>,
     pub records: BTreeMap<i64, Held>,
     pub draining: bool,
-    /// Its time to drain is over: nothing of it may start, though it is not released yet.
+    /// Its drain deadline has passed: no record may start, although it is not released yet.
     pub fenced: bool,
     pub released: bool,
-    /// Next offset that the client gives: what stands before `fetched` waits in its queue.
+    /// Next offset that the client delivers; offsets up to `fetched` are in its queue.
     pub position: i64,
     /// Next offset that the client fetches.
     pub fetched: i64,
-    /// What the client says to have given, control records included; nothing before the first.
+    /// Consumed position reported by the client, including control records; `None` before the first record.
     pub consumed: Option<i64>,
-    /// Where the client began, or was set to last.
-    pub begun: i64,
-    /// The offset that it is to read is gone: where the log begins.
+    /// Where the client started, or its last seek.
+    pub seeked_to: i64,
+    /// Its next offset has been deleted: the start of the log.
     pub missing: Option<i64>,
     pub paused: bool,
-    /// Highest offset that the flow let in, plus one.
+    /// Highest offset admitted by the flow, plus one.
     pub next: i64,
     /// Every record before it is known to be settled.
     pub settled_to: Cell<i64>,
@@ -132,51 +132,51 @@ pub struct Owned {
 #[derive(Clone)]
 pub struct Committed {
     pub commit: Commit,
-    /// The topic that it was made in.
+    /// Identity of the topic at the commit.
     pub topic_id: TopicUuid,
 }
 
-/// The account.
+/// The reference model.
 #[derive(Default)]
 pub struct Model {
     /// By epoch; of the running process only.
     pub owned: BTreeMap<u32, Owned>,
     /// What the group has committed.
     pub committed: HashMap<TopicPartition, Committed>,
-    /// The highest token under which a record of a log was begun, in any process (G4).
-    pub begun_under: HashMap<usize, u32>,
-    /// Shares that were settled before a clean release, by log, offset and handler: they never run again (G3).
+    /// The highest token under which a record of a log was started, in any process (G4).
+    pub started_under: HashMap<usize, u32>,
+    /// Shares settled before a clean release, by log, offset and handler: they must never run again (G3).
     pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
-    /// Records that were settled whole at some time, by log and offset.
+    /// Records that were settled by all handlers at some time, by log and offset.
     pub settled_ever: BTreeSet<(usize, i64)>,
-    /// Records that retention took before they were read, by log and offset.
+    /// Records deleted by retention before they were read, by log and offset.
     pub gone: BTreeSet<(usize, i64)>,
-    /// The first offset that is left, by log.
+    /// The log start offset, by log.
     pub log_start: HashMap<usize, i64>,
-    /// What the script brought about.
-    pub met: Met,
-    /// Which patterns name which topics, as the oracle says.
+    /// Coverage of rare situations.
+    pub coverage: Coverage,
+    /// Cache of the oracle's topic matches.
     pub topics_named: HashMap<(TopicPattern, Arc<str>), bool>,
     /// Whether events are printed.
-    pub told: bool,
+    pub verbose: bool,
 }
 
 impl Model {
-    /// Prints an event when the run is to be told.
-    pub fn tell(&self, event: impl FnOnce() -> String) {
-        if self.told {
+    /// Prints an event in verbose mode.
+    pub fn trace(&self, event: impl FnOnce() -> String) {
+        if self.verbose {
             println!("{}", event());
         }
     }
 
-    /// The assignment of a partition that is ours just now.
+    /// The current assignment of a partition.
     pub fn current(&self, at: &TopicPartition) -> Option<&Owned> {
         self.owned
             .values()
             .find(|owned| !owned.released && owned.at == *at)
     }
 
-    /// The flow let `offset` in: from now on the handlers of this snapshot owe it an outcome.
+    /// The flow admitted `offset`: the matching handlers of this snapshot must now settle it.
     pub fn admitted(&mut self, epoch: u32, offset: i64, logs: &[Log], handlers: &[SimHandler]) {
         let Some(owned) = self.owned.get_mut(&epoch) else {
             return;
@@ -209,12 +209,12 @@ impl Model {
                 let share = Share {
                     stage: Stage::Queued,
                     failures: 0,
-                    given_up: false,
+                    dead_lettered: false,
                     owes_letter: false,
                     refused: false,
                     emits: 0,
                     written: Vec::new(),
-                    begun: false,
+                    started: false,
                     skipped: false,
                     order: handler.order,
                 };
@@ -225,10 +225,10 @@ impl Model {
             self.settled_ever.insert((owned.log, offset));
         }
         let wanted: Vec<u32> = held.shares.keys().copied().collect();
-        self.tell(|| format!("admitted {offset} of epoch {epoch} for {wanted:?}"));
+        self.trace(|| format!("admitted {offset} of epoch {epoch} for {wanted:?}"));
     }
 
-    /// A handler's share of a record, while its assignment lasts.
+    /// A handler's share of a record; `None` once the assignment is released.
     pub fn share(&mut self, epoch: u32, offset: i64, handler: u32) -> Option<&mut Share> {
         let owned = self.owned.get_mut(&epoch)?;
         if owned.released {
@@ -237,7 +237,7 @@ impl Model {
         owned.records.get_mut(&offset)?.shares.get_mut(&handler)
     }
 
-    /// A handler has emitted `count` records for a record.
+    /// A handler emitted `count` records for a record.
     pub fn emits(&mut self, of: &ShareKey, count: u32) {
         if let Some(share) = self.share(of.epoch, of.offset, of.handler) {
             share.emits = count;
@@ -245,7 +245,7 @@ impl Model {
         }
     }
 
-    /// An emitted record was given to the producer; gives its place in the account of what was `taken`.
+    /// An emitted record was passed to the producer; if `taken`, returns its index among the share's written copies.
     pub fn emitted(
         &mut self,
         emitted: &Emitted,
@@ -262,12 +262,14 @@ impl Model {
             return match by_worker {
                 true => Ok(None),
                 false => Err(format!(
-                    "emits of {offset} are sent again after its release (G5)"
+                    "emits of {offset} are produced again after its release (G5)"
                 )),
             };
         };
-        if share.given_up {
-            return Err(format!("emits of {offset} are sent after it was given up"));
+        if share.dead_lettered {
+            return Err(format!(
+                "emits of {offset} are produced after its last attempt"
+            ));
         }
         if !taken {
             return Ok(None);
@@ -276,7 +278,7 @@ impl Model {
         Ok(Some(share.written.len() - 1))
     }
 
-    /// The broker has an emitted record.
+    /// The broker acknowledged an emitted record.
     pub fn acknowledged(&mut self, of: &ShareKey, written: Option<usize>) {
         if let Some(share) = self.share(of.epoch, of.offset, of.handler)
             && let Some(copy) = written.and_then(|at| share.written.get_mut(at))
@@ -285,7 +287,7 @@ impl Model {
         }
     }
 
-    /// A handler is done with a record for good.
+    /// A handler has settled a record.
     pub fn settle(&mut self, epoch: u32, offset: i64, handler: u32) {
         if let Some(share) = self.share(epoch, offset, handler) {
             share.stage = Stage::Settled;
@@ -300,7 +302,10 @@ impl Model {
 
     /// A worker got a record.
     pub fn submitted(&mut self, epoch: u32, offset: i64, handler: u32) -> Check {
-        let owned = self.owned.get(&epoch).ok_or("a batch of no assignment")?;
+        let owned = self
+            .owned
+            .get(&epoch)
+            .ok_or("a batch without an assignment")?;
         if owned.released {
             return Err(format!(
                 "{}/{offset} starts in h{handler} after its release (G5)",
@@ -310,12 +315,12 @@ impl Model {
         match self.share(epoch, offset, handler) {
             Some(_) => Ok(()),
             None => Err(format!(
-                "offset {offset} went to h{handler}, which does not want it"
+                "offset {offset} went to h{handler}, which does not match it"
             )),
         }
     }
 
-    /// A worker begins a record. `in_batch` are offsets that stand before it in the same call of a batch handler.
+    /// A worker starts a record. `in_batch` are the offsets before it in the same call of a batch handler.
     pub fn start(
         &mut self,
         epoch: u32,
@@ -325,9 +330,9 @@ impl Model {
         logs: &[Log],
         in_batch: Option<&[i64]>,
     ) -> Check {
-        self.met.starts += 1;
+        self.coverage.starts += 1;
         let Some(owned) = self.owned.get(&epoch) else {
-            return Err("a start in no assignment".into());
+            return Err("a start without an assignment".into());
         };
         let what = format!("{}/{offset} in h{handler}, attempt {attempt}", owned.at);
         if owned.released || owned.fenced {
@@ -335,22 +340,22 @@ impl Model {
                 "{what}: started after its release or its drain's deadline (G5)"
             ));
         }
-        self.tell(|| format!("start {what}, epoch {epoch}"));
+        self.trace(|| format!("start {what}, epoch {epoch}"));
         if self.settled_cleanly.contains(&(owned.log, offset, handler)) {
             return Err(format!("{what}: run again after a clean release (G3)"));
         }
         let held = &owned.records[&offset];
         let share = &held.shares[&handler];
         if share.skipped {
-            // Its call was abandoned; what it still does means nothing any more.
+            // Its call was abandoned, so its effects no longer count.
             return Ok(());
         }
-        // What a newer generation need not emit is run again instead of sent again.
+        // A newer generation runs it again instead of producing the old emits again.
         let instead = share.stage == Stage::Producing && share.refused;
         if !matches!(share.stage, Stage::Queued | Stage::Failed) && !instead {
             return Err(format!("{what}: started while {:?}", share.stage));
         }
-        if share.given_up || attempt != share.failures + 1 {
+        if share.dead_lettered || attempt != share.failures + 1 {
             return Err(format!("{what}: {} attempts failed before", share.failures));
         }
         let key = |offset: i64| {
@@ -379,10 +384,10 @@ impl Model {
             }
         }
         for (&later, other) in owned.records.range(offset + 1..) {
-            // A batch handler may have seen both in one call, and only the earlier one failed.
+            // A batch handler may have seen both in one call, where only the earlier one failed.
             if in_batch.is_none()
                 && let Some(after) = other.shares.get(&handler)
-                && after.begun
+                && after.started
                 && same_lane(later)
             {
                 return Err(format!("{what}: started after {later} of its lane (G4)"));
@@ -392,27 +397,27 @@ impl Model {
             share.stage = Stage::Running;
             share.refused = false;
             share.owes_letter = false;
-            share.begun = true;
+            share.started = true;
         }
         let log = self.owned[&epoch].log;
-        let begun_under = self.begun_under.entry(log).or_default();
-        *begun_under = epoch.max(*begun_under);
+        let started_under = self.started_under.entry(log).or_default();
+        *started_under = epoch.max(*started_under);
         Ok(())
     }
 
-    /// The flow wants to commit.
+    /// Checks a commit of the flow.
     pub fn check_commit(&self, entry: &CommitEntry, logs: &[Log]) -> Check {
         let what = format!("commit of {} at {}", entry.at, entry.offset);
         let owned = self
             .current(&entry.at)
-            .ok_or_else(|| format!("{what}: not ours (G5)"))?;
+            .ok_or_else(|| format!("{what}: not assigned (G5)"))?;
         let before = self
             .committed
             .get(&entry.at)
             .filter(|committed| committed.topic_id == logs[owned.log].topic_id)
             .map_or(0, |committed| committed.commit.offset);
         if entry.offset < before {
-            return Err(format!("{what}: goes back from {before}"));
+            return Err(format!("{what}: regresses from {before}"));
         }
         let read = owned.next.max(owned.consumed.unwrap_or(0));
         if entry.offset > read {
@@ -449,26 +454,28 @@ impl Model {
         for range in note.finished {
             if let Some(open) = covered(range.clone()).find(|&offset| !settled(offset)) {
                 return Err(format!(
-                    "{what}: says that {open} is finished, it is not (G1)"
+                    "{what}: lists {open} as finished, but it is not (G1)"
                 ));
             }
             let beyond = range.start.max(owned.next)..range.end;
             let inherited = |offset: i64| owned.finished.iter().any(|f| f.contains(&offset));
             if covered(beyond).any(|offset| !inherited(offset)) {
-                return Err(format!("{what}: {range:?} lies beyond what came (G2)"));
+                return Err(format!(
+                    "{what}: {range:?} lies beyond the delivered offsets (G2)"
+                ));
             }
         }
         Ok(())
     }
 
-    /// The time to drain is over.
+    /// The drain deadline has passed.
     pub fn fence(&mut self, slots: &[AssignmentId]) {
         for owned in self.owned.values_mut() {
             owned.fenced |= slots.contains(&owned.slot);
         }
     }
 
-    /// A partition goes on where its log begins: what was read of it must be settled, and the rest is gone.
+    /// A partition resumes at the start of its log: all records read must be settled, the others are lost to retention.
     pub fn restart(&mut self, epoch: u32, logs: &[Log]) -> Check {
         let Some(owned) = self.owned.get_mut(&epoch) else {
             return Ok(());
@@ -478,12 +485,12 @@ impl Model {
         };
         if let Some((open, _)) = owned.records.iter().find(|(_, held)| !held.is_settled()) {
             return Err(format!(
-                "{} goes on at {to} over {open}, which is in flight",
+                "{} resumes at {to} past {open}, which is in flight",
                 owned.at
             ));
         }
         for record in &logs[owned.log].records {
-            if (owned.begun..to).contains(&record.offset)
+            if (owned.seeked_to..to).contains(&record.offset)
                 && !owned.records.contains_key(&record.offset)
             {
                 self.gone.insert((owned.log, record.offset));
@@ -492,15 +499,15 @@ impl Model {
         owned.position = to;
         owned.fetched = to;
         owned.consumed = None;
-        owned.begun = to;
+        owned.seeked_to = to;
         owned.next = owned.next.max(to);
-        self.met.restarts += 1;
+        self.coverage.restarts += 1;
         Ok(())
     }
 
-    /// A record of an assignment that some handler has finished (`whole`: all that want it) and that the next owner would run
-    /// again, if there is one.
-    pub fn uncommitted(&self, slot: AssignmentId, whole: bool) -> Option<i64> {
+    /// A record of an assignment that some handler (`by_all`: every matching handler) has finished and that the next owner
+    /// would run again; `None` if there is none.
+    pub fn uncommitted(&self, slot: AssignmentId, by_all: bool) -> Option<i64> {
         let mut ours = self.owned.values();
         let owned = ours.find(|owned| owned.slot == slot && !owned.released)?;
         let commit = self
@@ -522,7 +529,7 @@ impl Model {
         let ran = |share: &Share| is_settled(share) && !share.skipped;
         let mut records = owned.records.iter();
         let left = records.find(|(offset, held)| {
-            let finished = match whole {
+            let finished = match by_all {
                 true => held.shares.values().any(ran) && held.shares.values().all(is_settled),
                 false => held.shares.values().any(ran),
             };
@@ -531,7 +538,7 @@ impl Model {
         left.map(|(offset, _)| *offset)
     }
 
-    /// The assignment ends. `clean`: everything begun was finished and the last commit was accepted.
+    /// The assignment ends. `clean`: all started records were finished and the last commit was accepted.
     pub fn release(&mut self, slot: AssignmentId, clean: bool) {
         let Some(owned) = self
             .owned
@@ -541,7 +548,7 @@ impl Model {
             return;
         };
         owned.released = true;
-        if self.told {
+        if self.verbose {
             println!("released {} clean: {clean}", owned.at);
         }
         if clean {

@@ -1,4 +1,4 @@
-//! Worker pools and a producer that do nothing by themselves: the world moves what they were given.
+//! Passive worker pools and a passive producer: the world drives the batches and records that they hold.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use sluicegate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_abi::header_block::Headers;
 use sluicegate_runtime::Emit;
 
-/// A pool with a number of seats.
+/// A pool with a fixed number of seats.
 pub struct SimPool {
     state: Mutex<SimPoolState>,
     seats: usize,
@@ -36,7 +36,7 @@ impl SimPool {
         }
     }
 
-    /// The batches that were submitted since the last call, with their seats.
+    /// Batches submitted since the last call, with their seats.
     pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
         std::mem::take(&mut self.lock().taken)
     }
@@ -46,14 +46,14 @@ impl SimPool {
         std::mem::take(&mut self.lock().recalled)
     }
 
-    /// Frees a seat. `true`: the pump is owed a notice.
+    /// Frees a seat. `true`: the pump must be notified.
     pub fn free(&self, seat: usize) -> bool {
         let mut state = self.lock();
         state.busy[seat] = false;
         !state.failed && std::mem::take(&mut state.owes_notice)
     }
 
-    /// Fails the pool, or lets it run again. `true`: the pump is owed a notice.
+    /// Fails or recovers the pool. `true`: the pump must be notified.
     pub fn set_failed(&self, failed: bool) -> bool {
         let mut state = self.lock();
         state.failed = failed;
@@ -101,7 +101,7 @@ impl WorkerPool for SimPool {
     }
 }
 
-/// A dead letter, as its own headers tell.
+/// A dead letter, parsed from its headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     pub topic: String,
@@ -111,7 +111,7 @@ pub struct DeadLetter {
     pub to: String,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    /// The headers that are not provenance, written again.
+    /// The headers without the provenance ones, re-encoded.
     pub headers: Vec<u8>,
 }
 
@@ -143,18 +143,18 @@ impl DeadLetter {
     }
 }
 
-/// A record of a handler's, as its key tells whose it is.
+/// An emitted record; its key encodes its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
     pub epoch: u32,
     pub offset: i64,
     pub handler: u32,
-    /// Which of the records that were emitted for it.
+    /// Index among the records emitted for the origin.
     pub index: u32,
 }
 
 impl Emitted {
-    /// What a handler emits for a record.
+    /// The record that the handler emits.
     pub fn emit(&self) -> Emit {
         let key = format!(
             "{}/{}/{}/{}",
@@ -183,25 +183,25 @@ impl Emitted {
     }
 }
 
-/// Where handlers emit to.
+/// Target topic of emitted records.
 const OUT: &str = "out";
 
-/// What was handed to the producer.
+/// A record passed to the producer.
 pub enum Handed {
     Letter(DeadLetter),
     Emit(Emitted),
 }
 
-/// A record that the producer has been given, with the duty to answer for it.
+/// A record that the producer holds, with the ticket to complete.
 pub struct InProducer {
     pub what: Handed,
     pub way: Way,
-    /// It was refused in the call.
+    /// The call refused it.
     pub refused: bool,
     pub ticket: Ticket,
 }
 
-/// A producer that takes records, or refuses them.
+/// A producer that accepts or refuses records.
 #[derive(Default)]
 pub struct SimProducer(Mutex<SimProducerState>);
 
@@ -217,7 +217,7 @@ impl SimProducer {
         self.lock().refusing = refusing;
     }
 
-    /// What was given since the last call, in order.
+    /// Records passed since the last call, in order.
     pub fn given(&self) -> Vec<InProducer> {
         std::mem::take(&mut self.lock().given)
     }
@@ -228,7 +228,7 @@ impl SimProducer {
 }
 
 impl Emitter for SimProducer {
-    // The world answers the tickets of what is refused, so that it knows whose answer it is.
+    // The world completes the tickets of refused records too, so that it can attribute the answer.
     fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
         let mut state = self.lock();
         let what = match Emitted::of(record).filter(|_| record.topic == OUT) {

@@ -1,4 +1,4 @@
-//! What is given to the producer, by workers and by the flow: whose it is, and whether it may be sent.
+//! Records passed to the producer by workers and by the flow: attributes them, and checks whether they may be sent.
 
 use sluicegate::dispatch::{PoolState, WorkerPool};
 use sluicegate::emit::FailureKind;
@@ -9,7 +9,7 @@ use super::workers::{failure, taken};
 use super::world::{ShareKey, Unanswered, World};
 
 impl World {
-    /// Takes what a worker, or else the flow, gave to the producer; what it refused in the call is answered so at once.
+    /// Takes the records that a worker, or else the flow, passed to the producer. Refused ones are completed immediately.
     pub fn see_given(&mut self, by_worker: bool) -> Check {
         for given in self.producer.given() {
             let InProducer {
@@ -75,17 +75,17 @@ impl World {
         let share = self
             .model
             .share(epoch, letter.offset, letter.handler)
-            .ok_or_else(|| format!("a dead letter that nobody owes: {letter:?}"))?;
+            .ok_or_else(|| format!("an unexpected dead letter: {letter:?}"))?;
         match share.stage {
-            Stage::Failed if share.given_up => {}
-            // A failed handler's queued records go without an attempt.
+            Stage::Failed if share.dead_lettered => {}
+            // Queued records of a failed handler are dead-lettered without an attempt.
             Stage::Queued | Stage::Failed if pool_failed => {}
-            // So does one that was to be run again instead of sent again.
+            // So is one that was to be run again instead of having its emits produced again.
             Stage::Producing if pool_failed && share.refused => {}
             stage => return Err(format!("a dead letter while {stage:?}: {letter:?}")),
         }
         share.stage = Stage::Producing;
-        share.given_up = true;
+        share.dead_lettered = true;
         Ok(ShareKey {
             epoch,
             offset: letter.offset,

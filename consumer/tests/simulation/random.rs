@@ -1,4 +1,4 @@
-//! The one source of chance of a simulation: the same seed gives the same run.
+//! The only source of randomness of a simulation: the same seed gives the same run.
 
 /// SplitMix64.
 pub struct Random(u64);
@@ -22,12 +22,12 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 
-    /// A number between the two, both included.
+    /// A number between the two, inclusive.
     pub fn between(&mut self, least: usize, most: usize) -> usize {
         least + self.below(most - least + 1)
     }
 
-    /// True in `percent` of a hundred cases.
+    /// True with a probability of `percent` percent.
     pub fn chance(&mut self, percent: u32) -> bool {
         self.next() % 100 < u64::from(percent)
     }

@@ -1,10 +1,10 @@
-//! Retention takes records before they are read: the client stands until the partition goes on where its log begins.
+//! Retention deletes records before they are read: the client stops until the partition resumes at the start of its log.
 
 use super::model::Check;
 use super::world::World;
 
 impl World {
-    /// The beginning of a log moves past what some owner is to read next.
+    /// Moves the start of a log past the next offset of some owner.
     pub fn retain(&mut self) {
         let mut epochs: Vec<u32> = self
             .model
@@ -21,12 +21,12 @@ impl World {
         let ahead = self.random.between(1, 30) as i64;
         let owned = &self.model.owned[&epoch];
         let log = owned.log;
-        // What it was given already, even if the client is about to give it again, is not read again.
+        // Records already delivered count as read, even if the client is about to deliver them again.
         let given = owned
             .records
             .last_key_value()
             .map_or(0, |(last, _)| last + 1);
-        // A client that was sought back stands before what the frontier has passed since then, and would go on from there.
+        // A client that sought back is positioned before the frontier, which has advanced since.
         let frontier = self.flow.assignment(owned.slot).ledger.frontier();
         let due = given.max(owned.position).max(frontier);
         let start = (due + ahead).min(self.script.logs[log].end());
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    /// The client is refused what it is to read, if that is gone.
+    /// The client's fetch fails if its next offset has been deleted.
     pub fn begin_missing(&mut self, epoch: u32) {
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
             return;
@@ -47,12 +47,12 @@ impl World {
             return;
         }
         owned.missing = Some(start);
-        self.model.met.missing_in_flight += u64::from(!self.flow.is_unused(owned.slot));
+        self.model.coverage.missing_in_flight += u64::from(!self.flow.is_unused(owned.slot));
         self.model
-            .tell(|| format!("epoch {epoch}: the log begins at {start} now"));
+            .trace(|| format!("epoch {epoch}: the log begins at {start} now"));
     }
 
-    /// Partitions of which nothing is in flight go on where their logs begin.
+    /// Restarts idle partitions with a missing offset at the start of their logs.
     pub fn restart_missing(&mut self) -> Check {
         let mut waiting: Vec<u32> = self.model.owned.keys().copied().collect();
         waiting.sort_unstable();
@@ -68,7 +68,8 @@ impl World {
             let gone = u64::try_from(to - owned.position).unwrap_or(0);
             self.model.restart(epoch, &self.script.logs)?;
             self.flow.restart(slot, to, gone, false);
-            self.model.tell(|| format!("epoch {epoch} goes on at {to}"));
+            self.model
+                .trace(|| format!("epoch {epoch} resumes at {to}"));
         }
         Ok(())
     }

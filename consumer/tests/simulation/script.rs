@@ -1,4 +1,4 @@
-//! What a seed stands for: logs of partitions, bounds, handlers and how they misbehave.
+//! What a seed determines: partition logs, bounds, handlers and fault rates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,15 +26,15 @@ pub struct Logged {
 /// A partition's log: offsets ascend, with gaps.
 pub struct Log {
     pub at: TopicPartition,
-    /// Identity of the topic: another one each time that it is created.
+    /// Identity of the topic; changes each time it is created.
     pub topic_id: TopicUuid,
     pub records: Vec<Logged>,
-    /// Offsets of control records: the client reads them and gives none of them.
+    /// Offsets of control records: the client reads but does not deliver them.
     pub controls: Vec<i64>,
 }
 
 impl Log {
-    /// A log of so many records, one after the other.
+    /// A log of this many records, without gaps.
     pub fn plain(random: &mut Random, topic: &str, partition: i32, records: i64) -> Self {
         Self {
             records: (0..records)
@@ -54,7 +54,7 @@ impl Log {
         self.index_of(offset).ok().map(|index| &self.records[index])
     }
 
-    /// Where `offset` stands or would stand.
+    /// Index of `offset`, or where it would be inserted.
     pub fn index_of(&self, offset: i64) -> Result<usize, usize> {
         self.records
             .binary_search_by_key(&offset, |record| record.offset)
@@ -77,9 +77,9 @@ impl Log {
     }
 }
 
-/// How often things go wrong, in percent.
+/// Probability of each fault, in percent.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Trouble {
+pub struct FaultRates {
     pub retry: u32,
     pub dead_letter: u32,
     pub drop: u32,
@@ -116,12 +116,12 @@ pub struct SimHandler {
 }
 
 impl SimHandler {
-    /// The name that its index stands for.
+    /// The name derived from its index.
     pub fn name(ix: HandlerIx) -> String {
         format!("h{}", ix.0)
     }
 
-    /// What the flow is told of it.
+    /// Its settings for the flow.
     pub fn settings(&self) -> HandlerSettings {
         HandlerSettings {
             name: Self::name(self.ix).into(),
@@ -148,21 +148,21 @@ impl SimHandler {
     }
 }
 
-/// Everything that is fixed when a simulation begins.
+/// Everything that is fixed at the start of a simulation.
 pub struct Script {
     pub logs: Vec<Log>,
     pub flow: FlowSettings,
-    pub trouble: Trouble,
+    pub faults: FaultRates,
     pub steps: usize,
     pub drain_ms: u64,
-    /// Whether the members are static: a restart takes the partitions again in the same generation.
+    /// Whether members are static: after a restart they reclaim their partitions in the same generation.
     pub is_static: bool,
 }
 
 const TOPICS: [&str; 3] = ["orders", "orders.eu", "clicks"];
 
 impl Script {
-    /// The script of a stream of numbers.
+    /// Generates a script from random numbers.
     pub fn new(random: &mut Random) -> Self {
         let mut logs = Vec::new();
         for topic in &TOPICS[..random.between(1, 3)] {
@@ -183,7 +183,7 @@ impl Script {
                 group: "g".into(),
                 seed,
             },
-            trouble: any_trouble(random),
+            faults: any_fault_rates(random),
             steps: random.between(50, 400),
             drain_ms,
             is_static: random.chance(30),
@@ -200,7 +200,7 @@ fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
     let mut records = Vec::new();
     for _ in 0..random.below(60) {
         if random.chance(gaps) {
-            // Records that compaction or an abort has taken away; a transaction's end comes last.
+            // Records removed by compaction or an abort, ending with the transaction's control record.
             offset += random.between(1, 100) as i64;
             if transactional {
                 controls.push(offset - 1);
@@ -223,7 +223,7 @@ fn any_log(random: &mut Random, topic: &str, partition: i32) -> Log {
     }
 }
 
-/// The log of a topic that is deleted and created again: other records, another identity.
+/// The log of a recreated topic: other records, another identity.
 pub fn recreated(random: &mut Random, log: &Log) -> Log {
     let topic_id = TopicUuid(log.topic_id.0 + 1);
     Log {
@@ -252,12 +252,12 @@ fn any_record(random: &mut Random, offset: i64, keys: usize) -> Logged {
     }
 }
 
-fn any_trouble(random: &mut Random) -> Trouble {
+fn any_fault_rates(random: &mut Random) -> FaultRates {
     let mut some = |most: usize| match random.below(3) {
         0 => 0,
         _ => random.below(most + 1) as u32,
     };
-    Trouble {
+    FaultRates {
         retry: some(20),
         dead_letter: some(10),
         drop: some(10),
@@ -278,7 +278,7 @@ fn any_trouble(random: &mut Random) -> Trouble {
     }
 }
 
-/// A route over the topics and records that scripts have.
+/// A random route over the scripts' topics and records.
 pub fn any_route(random: &mut Random) -> Route {
     let mut topics = vec![match random.below(4) {
         0 => TopicPattern::Glob("orders*".into()),
@@ -317,7 +317,7 @@ fn any_predicate(random: &mut Random, depth: usize) -> Predicate {
     }
 }
 
-/// A handler of the given index, new from the ground up.
+/// A random handler with the given index.
 pub fn any_handler(random: &mut Random, ix: HandlerIx, generation: u64) -> SimHandler {
     let keeps_key_state = random.chance(25);
     SimHandler {

@@ -1,4 +1,4 @@
-//! One step of the world, and its end: no more trouble, until everything is done.
+//! One step of the world, and its final phase: no more faults, until all records are processed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,25 +7,25 @@ use sluicegate::dispatch::PumpMessage;
 use sluicegate::source::{Delivery, RecordBuf};
 
 use super::model::{Check, Held};
-use super::script::{Log, Trouble};
+use super::script::{FaultRates, Log};
 use super::world::{Message, World};
 
-/// Records of one poll.
-const POLL: usize = 8;
-/// More than any record of a script is charged with.
+/// Maximum records per poll.
+const POLL_SIZE: usize = 8;
+/// Upper bound for the memory charge of one record of a script, in bytes.
 const LARGEST_CHARGE: u64 = 600;
-/// Rounds after which the end counts as stuck.
-const MOST_ROUNDS: usize = 5_000;
+/// Rounds after which the final phase counts as stuck.
+const MAX_ROUNDS: usize = 5_000;
 
 impl World {
-    /// One thing happens, and the flow does what it does after each.
+    /// One event, followed by the flow's usual work.
     pub fn step(&mut self) -> Check {
         self.producer
-            .set_refusing(self.random.chance(self.trouble.produce_fails / 2));
+            .set_refusing(self.random.chance(self.faults.produce_fails / 2));
         match self.random.below(100) {
             0..20 => self.poll()?,
             20..50 => self.work()?,
-            50..70 => self.hear()?,
+            50..70 => self.deliver_message()?,
             70..78 => self.answer_produce()?,
             78..82 => self.answer_commit(),
             82..84 => self.return_hung(),
@@ -33,7 +33,7 @@ impl World {
                 let ms = self.random.between(1, 60) as u64;
                 self.pass(ms);
             }
-            _ => self.meddle()?,
+            _ => self.inject_event()?,
         }
         self.observe()?;
         self.flow.dispatch();
@@ -47,12 +47,12 @@ impl World {
         self.observe()
     }
 
-    /// The group, the control side or the machine do something.
-    fn meddle(&mut self) -> Check {
+    /// An event of the group, the control side or the machine.
+    fn inject_event(&mut self) -> Check {
         if self.random.chance(30) {
             self.assign_some()?;
         }
-        if self.random.chance(self.trouble.rebalance * 4) {
+        if self.random.chance(self.faults.rebalance * 4) {
             let lost = self.random.chance(30);
             let epochs = self.some_epochs(lost);
             if lost {
@@ -61,14 +61,14 @@ impl World {
                 self.revoke(&epochs);
             }
         }
-        let begins = self.random.chance(self.trouble.rebalance * 4);
+        let begins = self.random.chance(self.faults.rebalance * 4);
         if begins || (self.group.rebalancing && self.random.chance(30)) {
             self.rebalance();
         }
-        if self.random.chance(self.trouble.swap * 4) {
+        if self.random.chance(self.faults.swap * 4) {
             self.swap();
         }
-        if self.random.chance(self.trouble.pool_fails * 4) && !self.pools.is_empty() {
+        if self.random.chance(self.faults.pool_fails * 4) && !self.pools.is_empty() {
             let at = self.random.below(self.pools.len());
             let failed = self.random.chance(50);
             self.set_failed(at, failed);
@@ -77,19 +77,19 @@ impl World {
                 self.switch_off(ix);
             }
         }
-        if self.random.chance(self.trouble.crash) {
+        if self.random.chance(self.faults.crash) {
             self.crash();
         }
-        // What was done so far belongs to the topics that there are.
+        // Effects so far belong to the current topic incarnations.
         self.observe()?;
         let log = self.random.below(self.script.logs.len());
-        if self.random.chance(self.trouble.recreate) {
+        if self.random.chance(self.faults.recreate) {
             self.recreate(log);
         }
-        if self.random.chance(self.trouble.reset) {
+        if self.random.chance(self.faults.reset) {
             self.reset_offset(log);
         }
-        if self.random.chance(self.trouble.retention * 4) {
+        if self.random.chance(self.faults.retention * 4) {
             self.retain();
         }
         Ok(())
@@ -114,7 +114,7 @@ impl World {
         Ok(())
     }
 
-    /// Some of the partitions that are ours, those that are being given back only if `draining`.
+    /// A random subset of the assigned partitions; includes those being revoked only if `draining`.
     fn some_epochs(&mut self, draining: bool) -> Vec<u32> {
         let mut epochs: Vec<u32> = self
             .model
@@ -128,9 +128,9 @@ impl World {
         epochs
     }
 
-    /// Reads records, unless the flow has had enough.
+    /// Reads records, up to the flow's read quota.
     fn poll(&mut self) -> Check {
-        for _ in 0..self.flow.read_quota(POLL) {
+        for _ in 0..self.flow.read_quota(POLL_SIZE) {
             let mut epochs: Vec<u32> = self
                 .model
                 .owned
@@ -143,31 +143,36 @@ impl World {
             }
             epochs.sort_unstable();
             let epoch = *self.random.pick(&epochs);
-            if self.random.chance(self.trouble.repeat / 4) {
+            if self.random.chance(self.faults.repeat / 4) {
                 self.rewind(epoch);
             }
             self.deliver_next(epoch);
             self.observe()?;
         }
-        let budget = self.script.flow.budget_bytes + POLL as u64 * LARGEST_CHARGE;
+        let budget = self.script.flow.budget_bytes + POLL_SIZE as u64 * LARGEST_CHARGE;
         if self.flow.charged() > budget {
             return Err(format!("{} bytes are held (G8)", self.flow.charged()));
         }
         Ok(())
     }
 
-    /// The client delivers some of its records a second time.
+    /// The client will deliver some of its records again.
     fn rewind(&mut self, epoch: u32) {
         let back = self.random.between(1, 5);
         if let Some(owned) = self.model.owned.get_mut(&epoch)
             && owned.missing.is_none()
-            && let Some((&offset, _)) = owned.records.range(owned.begun..).rev().take(back).last()
+            && let Some((&offset, _)) = owned
+                .records
+                .range(owned.seeked_to..)
+                .rev()
+                .take(back)
+                .last()
         {
             owned.position = offset;
         }
     }
 
-    /// The client takes the next entry out of its queue, and gives it if it is a record.
+    /// The client takes the next entry from its queue and delivers it if it is a record.
     fn deliver_next(&mut self, epoch: u32) {
         self.fetch_ahead(epoch);
         let Some(owned) = self.model.owned.get_mut(&epoch) else {
@@ -200,10 +205,10 @@ impl World {
         });
     }
 
-    /// The trouble is over: everything must come to its end.
+    /// Faults end: everything must be processed and committed.
     pub fn finish(&mut self) -> Check {
-        self.trouble = Trouble::default();
-        let left = self.leave_closed_in_trouble();
+        self.faults = FaultRates::default();
+        let left = self.keep_closed_faulty();
         for pool in 0..self.pools.len() {
             if !left
                 .iter()
@@ -212,9 +217,9 @@ impl World {
                 self.set_failed(pool, false);
             }
         }
-        for _ in 0..MOST_ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             self.round()?;
-            // What stuck calls hold may be all that may be held.
+            // Stuck calls may hold the whole budget.
             if self.flow.read_quota(1) == 0 {
                 self.return_stuck();
             }
@@ -239,13 +244,13 @@ impl World {
             self.answer_produce()?;
             self.work()?;
             self.work()?;
-            self.hear()?;
-            self.hear()?;
-            self.hear()?;
+            self.deliver_message()?;
+            self.deliver_message()?;
+            self.deliver_message()?;
             self.observe()?;
         }
         self.poll()?;
-        self.trouble = Trouble::default();
+        self.faults = FaultRates::default();
         self.step_quietly()
     }
 
@@ -261,7 +266,7 @@ impl World {
         self.observe()
     }
 
-    /// The client stops or resumes fetching; a stop throws away what waits in its queue.
+    /// The client pauses or resumes fetching; a pause discards its queue.
     fn pause_some(&mut self) {
         for (slot, paused) in self.flow.pauses_due() {
             for owned in self.model.owned.values_mut() {
@@ -284,7 +289,7 @@ impl World {
             && self.commit.is_none()
     }
 
-    /// What is committed in this very topic.
+    /// The committed offset in this incarnation of the topic.
     fn committed_in(&self, log: &Log) -> i64 {
         let committed = self.model.committed.get(&log.at);
         let own = committed.filter(|committed| committed.topic_id == log.topic_id);

@@ -1,4 +1,4 @@
-//! What workers do with batches, and what their outcomes mean to the account.
+//! How workers process batches, and how their outcomes update the model.
 
 use sluicegate::dispatch::{Inbox, PumpMessage};
 use sluicegate::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
@@ -9,17 +9,17 @@ use super::model::{Check, Stage};
 use super::pools::{Emitted, SimPool};
 use super::world::{Message, Running, ShareKey, Unanswered, World};
 
-/// How a worker ends with one record.
+/// How a worker finishes one record.
 enum End {
     Outcome(u16),
-    /// It panics; the rest of the batch is not run.
+    /// A panic; the rest of the batch is not run.
     Panic,
-    /// It does not come back until long after.
+    /// A hang: the call returns long after its timeout.
     Hang,
 }
 
 impl World {
-    /// Moves one batch by one record, or brings it back.
+    /// Advances one batch by one record, or returns it once complete.
     pub fn work(&mut self) -> Check {
         let able: Vec<usize> = (0..self.running.len())
             .filter(|&at| !self.running[at].hung && !self.running[at].stuck)
@@ -29,7 +29,7 @@ impl World {
         }
         let at = *self.random.pick(&able);
         if self.running[at].outcomes.len() == self.running[at].batch.records.len() {
-            return self.bring_back(at);
+            return self.return_batch(at);
         }
         self.run_one(at)
     }
@@ -45,7 +45,7 @@ impl World {
         let index = run.outcomes.len();
         if run.batch.cancel.is_set() {
             let records = run.batch.records.len();
-            model.met.recalled += (records - index) as u64;
+            model.coverage.recalled += (records - index) as u64;
             run.outcomes.resize(records, RawOutcome::default());
             return Ok(());
         }
@@ -54,7 +54,7 @@ impl World {
             run.outcomes.push(RawOutcome::default());
             return Ok(());
         }
-        if self.random.chance(self.trouble.not_run) {
+        if self.random.chance(self.faults.not_run) {
             run.outcomes.push(RawOutcome::default());
             run.blocked.push(record.lane);
             return Ok(());
@@ -95,14 +95,14 @@ impl World {
     }
 
     fn any_end(&mut self) -> End {
-        let trouble = self.trouble;
+        let faults = self.faults;
         let choices = [
-            (trouble.retry, End::Outcome(outcome_code::RETRY)),
-            (trouble.dead_letter, End::Outcome(outcome_code::DEAD_LETTER)),
-            (trouble.drop, End::Outcome(outcome_code::DROP)),
-            (trouble.retry / 8, End::Outcome(77)),
-            (trouble.panic, End::Panic),
-            (trouble.hang, End::Hang),
+            (faults.retry, End::Outcome(outcome_code::RETRY)),
+            (faults.dead_letter, End::Outcome(outcome_code::DEAD_LETTER)),
+            (faults.drop, End::Outcome(outcome_code::DROP)),
+            (faults.retry / 8, End::Outcome(77)),
+            (faults.panic, End::Panic),
+            (faults.hang, End::Hang),
         ];
         for (percent, end) in choices {
             if self.random.chance(percent) {
@@ -113,11 +113,11 @@ impl World {
     }
 
     fn end_with(&mut self, at: usize, index: usize, code: u16) {
-        let stands = matches!(
+        let keeps_emits = matches!(
             code,
             outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
         );
-        let emits = stands && self.random.chance(self.trouble.emit);
+        let emits = keeps_emits && self.random.chance(self.faults.emit);
         let emitted = self.random.between(1, 3) as u32;
         let explained = code != outcome_code::ACK && self.random.chance(70);
         let run = &mut self.running[at];
@@ -149,12 +149,12 @@ impl World {
         }
     }
 
-    /// The worker is given up: the pump hears how far it came.
+    /// The worker is abandoned: the pump receives the outcomes up to the hanging record.
     fn hang(&mut self, at: usize) -> Check {
         let run = &mut self.running[at];
         run.hung = true;
         if run.takes_batches {
-            // It gives all outcomes at the end.
+            // A batch handler returns all outcomes at the end.
             run.outcomes.clear();
         }
         let handler = run.batch.handler.0;
@@ -163,8 +163,8 @@ impl World {
             offset: record.offset,
             handler,
         });
-        self.overran.insert(run.batch.flight, shares.collect());
-        let message = PumpMessage::Overrun {
+        self.timed_out.insert(run.batch.flight, shares.collect());
+        let message = PumpMessage::CallTimedOut {
             flight: run.batch.flight,
             completed: run.outcomes.clone(),
         };
@@ -172,7 +172,7 @@ impl World {
             message,
             share: None,
         });
-        // Its seat is given to another thread.
+        // A new thread takes the seat.
         let (pool, seat) = (run.pool.clone(), run.seat);
         self.free_seat(&pool, seat);
         Ok(())
@@ -187,7 +187,7 @@ impl World {
         }
     }
 
-    /// A call that hung returns after all: its outcomes mean nothing any more.
+    /// A hung call returns after all: its outcomes are ignored.
     pub fn return_hung(&mut self) {
         if let Some(at) = self.running.iter().position(|run| run.hung) {
             let mut run = self.running.swap_remove(at);
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// A batch that was not begun goes back untouched.
+    /// Returns a batch that was not started.
     pub fn send_back(&mut self, at: usize) {
         let Running {
             pool,
@@ -211,7 +211,7 @@ impl World {
             ..
         } = self.running.swap_remove(at);
         batch.not_run();
-        self.model.met.recalled += batch.records.len() as u64;
+        self.model.coverage.recalled += batch.records.len() as u64;
         self.messages.push_back(Message {
             message: PumpMessage::Finished(batch),
             share: None,
@@ -219,7 +219,7 @@ impl World {
         self.free_seat(&pool, seat);
     }
 
-    fn bring_back(&mut self, at: usize) -> Check {
+    fn return_batch(&mut self, at: usize) -> Check {
         let mut run = self.running.swap_remove(at);
         let groups = self.emit(&mut run)?;
         let Running {
@@ -244,7 +244,7 @@ impl World {
         Ok(())
     }
 
-    /// Hands what was emitted to the producer.
+    /// Passes the batch's emits to the producer.
     fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<AckGroup>)>, String> {
         let mut groups = Vec::new();
         for &(index, count) in &run.emits {
@@ -269,7 +269,7 @@ impl World {
             let emits = (0..count).map(|index| emitted(index).emit()).collect();
             let home = self.inbox.clone();
             let group = AckGroup::new(home, run.batch.handler, key, emits, None);
-            let refuses = self.random.chance(self.trouble.produce_fails / 4);
+            let refuses = self.random.chance(self.faults.produce_fails / 4);
             self.producer.set_refusing(refuses);
             send_from(&group, 0, Way::Batched, &*self.producer);
             self.see_given(true)?;
@@ -278,7 +278,7 @@ impl World {
         Ok(groups)
     }
 
-    /// The producer answers for one record.
+    /// The producer completes one record.
     pub fn answer_produce(&mut self) -> Check {
         if self.unanswered.is_empty() {
             return Ok(());
@@ -290,7 +290,7 @@ impl World {
             ticket,
             written,
         } = self.unanswered.swap_remove(at);
-        if self.random.chance(self.trouble.produce_fails) {
+        if self.random.chance(self.faults.produce_fails) {
             let own = match way {
                 Way::Batched => FailureKind::Batch,
                 Way::Alone => FailureKind::Record,
@@ -305,31 +305,31 @@ impl World {
         self.expect(pushed, Some(share))
     }
 
-    /// The flow hears the oldest message, the account just before it.
-    pub fn hear(&mut self) -> Check {
+    /// The flow receives the oldest message; the model receives it just before.
+    pub fn deliver_message(&mut self) -> Check {
         let Some(Message { message, share }) = self.messages.pop_front() else {
             return Ok(());
         };
-        self.model.tell(|| match &message {
+        self.model.trace(|| match &message {
             PumpMessage::Finished(batch) => {
                 let codes = batch.outcomes.iter().map(|outcome| outcome.code);
                 let offsets = batch.records.iter().map(|record| record.offset);
                 let all: Vec<_> = offsets.zip(codes).collect();
-                format!("hear h{} finished {all:?}", batch.handler.0)
+                format!("received h{} finished {all:?}", batch.handler.0)
             }
-            PumpMessage::Overrun { flight, completed } => {
-                let of = self.overran.get(flight);
-                format!("hear overrun of {of:?} after {}", completed.len())
+            PumpMessage::CallTimedOut { flight, completed } => {
+                let of = self.timed_out.get(flight);
+                format!("received timeout of {of:?} after {}", completed.len())
             }
             PumpMessage::Produced { refused, .. } => {
                 let why = refused.as_ref().map(|refused| refused.failure.kind);
-                format!("hear produced {share:?}: {why:?}")
+                format!("received produced {share:?}: {why:?}")
             }
-            _ => "hear pool free".into(),
+            _ => "received pool free".into(),
         });
         match (&message, share) {
-            // A flight that overran is over: the account has heard of it already.
-            (PumpMessage::Finished(batch), _) if self.overran.remove(&batch.flight).is_none() => {
+            // The model has already accounted for a flight that timed out.
+            (PumpMessage::Finished(batch), _) if self.timed_out.remove(&batch.flight).is_none() => {
                 for (i, record) in batch.records.iter().enumerate() {
                     let pending = batch.emits_pending.get(i) == Some(&true);
                     let share = ShareKey {
@@ -339,14 +339,14 @@ impl World {
                     };
                     let mut outcome = batch.outcomes[i];
                     if batch.cancel.is_cancelled() && outcome.code == outcome_code::RETRY {
-                        // Asked for by who was told to stop: no failed attempt.
+                        // A retry requested by a cancelled call is not a failed attempt.
                         outcome = RawOutcome::default();
                     }
                     self.count(&share, outcome, pending);
                 }
             }
-            (PumpMessage::Overrun { flight, completed }, _) => {
-                self.count_overrun(*flight, completed);
+            (PumpMessage::CallTimedOut { flight, completed }, _) => {
+                self.count_timeout(*flight, completed);
             }
             (PumpMessage::Produced { refused, .. }, Some(share)) => {
                 let kind = refused.as_ref().map(|refused| refused.failure.kind);
@@ -369,7 +369,7 @@ impl World {
         let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
             && !pending
             && counts.is_some_and(|share| !share.skipped);
-        self.closing.heard(handler, settles, self.now_ms);
+        self.closing.note_event(handler, settles, self.now_ms);
         match (outcome.code, self.model.share(epoch, offset, handler)) {
             (_, Some(share)) if share.skipped => {}
             (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
@@ -388,22 +388,22 @@ impl World {
             }
             (outcome_code::DEAD_LETTER, Some(share)) => {
                 share.stage = Stage::Failed;
-                share.given_up = true;
+                share.dead_lettered = true;
             }
             (_, Some(share)) => {
                 share.stage = Stage::Failed;
                 share.failures += 1;
-                share.given_up = share.failures >= most;
+                share.dead_lettered = share.failures >= most;
             }
             (_, None) => {}
         }
     }
 
-    fn count_overrun(&mut self, flight: sluicegate::dispatch::FlightKey, completed: &[RawOutcome]) {
-        let shares = self.overran.get(&flight).cloned().unwrap_or_default();
+    fn count_timeout(&mut self, flight: sluicegate::dispatch::FlightKey, completed: &[RawOutcome]) {
+        let shares = self.timed_out.get(&flight).cloned().unwrap_or_default();
         for (i, share) in shares.into_iter().enumerate() {
             let outcome = match completed.get(i) {
-                // What it emitted is lost with the call: it runs again.
+                // Its emits are lost with the call, so it runs again.
                 Some(outcome) if outcome.flags & outcome_flag::EMITTED == 0 => *outcome,
                 None if i == completed.len() => outcome(outcome_code::RETRY, 0),
                 _ => RawOutcome::default(),
@@ -412,7 +412,7 @@ impl World {
         }
     }
 
-    /// What the producer said of all that was sent for a share: a refusal is no attempt.
+    /// The producer's result for all emits of a share; a refusal does not count as an attempt.
     fn count_produced(&mut self, share: &ShareKey, refused: Option<FailureKind>) -> Check {
         let ShareKey {
             epoch,
@@ -425,22 +425,22 @@ impl World {
         if found.skipped {
             return Ok(());
         }
-        let settles = refused.is_none() && (found.given_up || !found.owes_letter);
-        self.closing.heard(handler, settles, self.now_ms);
+        let settles = refused.is_none() && (found.dead_lettered || !found.owes_letter);
+        self.closing.note_event(handler, settles, self.now_ms);
         match refused {
-            // It was the dead letter.
-            Some(_) if found.given_up => found.stage = Stage::Failed,
-            None if found.given_up => self.model.settle(epoch, offset, handler),
+            // The refused record was the dead letter.
+            Some(_) if found.dead_lettered => found.stage = Stage::Failed,
+            None if found.dead_lettered => self.model.settle(epoch, offset, handler),
             Some(FailureKind::Record) => {
                 found.stage = Stage::Failed;
-                found.given_up = true;
+                found.dead_lettered = true;
             }
             Some(_) => found.refused = true,
             None => {
                 found.written_in_order(offset)?;
                 if std::mem::take(&mut found.owes_letter) {
                     found.stage = Stage::Failed;
-                    found.given_up = true;
+                    found.dead_lettered = true;
                 } else {
                     self.model.settle(epoch, offset, handler);
                 }
@@ -449,7 +449,7 @@ impl World {
         Ok(())
     }
 
-    /// Attempts of a handler; its last settings count also when it is gone from the snapshot.
+    /// Maximum attempts of a handler, by its last settings even if it has left the snapshot.
     fn max_attempts(&self, handler: u32) -> u32 {
         self.max_attempts_of.get(&handler).copied().unwrap_or(1)
     }
@@ -463,7 +463,7 @@ fn outcome(code: u16, detail: usize) -> RawOutcome {
     }
 }
 
-/// A refusal of a kind.
+/// A produce failure of the given kind.
 pub fn failure(kind: FailureKind) -> EmitFailure {
     EmitFailure {
         kind,
@@ -473,7 +473,7 @@ pub fn failure(kind: FailureKind) -> EmitFailure {
     }
 }
 
-/// What was pushed into the inbox.
+/// Takes the messages pushed into the inbox.
 pub fn taken(inbox: &Inbox) -> Vec<PumpMessage> {
     let mut pushed = Vec::new();
     inbox.take(&mut pushed);

@@ -1,4 +1,4 @@
-//! The world around a flow: broker, workers, producer, clock and control side, moved step by step by chance.
+//! The world around a flow: broker, workers, producer, clock and control side, driven step by step by random events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use super::group::{CommitUnderWay, Group, Revoke};
 use super::model::{Check, Model};
 use super::pools::{SimPool, SimProducer};
 use super::random::Random;
-use super::script::{Script, SimHandler, Trouble, any_handler, recreated};
+use super::script::{FaultRates, Script, SimHandler, any_handler, recreated};
 
-/// Which share a message of the producer is about.
+/// The share that a producer message concerns.
 #[derive(Clone, Debug)]
 pub struct ShareKey {
     pub epoch: u32,
@@ -28,7 +28,7 @@ pub struct ShareKey {
     pub handler: u32,
 }
 
-/// A batch with a worker.
+/// A batch at a worker.
 pub struct Running {
     pub pool: Arc<SimPool>,
     pub seat: usize,
@@ -37,41 +37,41 @@ pub struct Running {
     pub blocked: Vec<u64>,
     /// Records to emit, by index in the batch.
     pub emits: Vec<(usize, u32)>,
-    /// The pump was told that it hangs.
+    /// The pump has received its timeout.
     pub hung: bool,
-    /// It does not end, and nobody is told.
+    /// It does not return, and no timeout is reported.
     pub stuck: bool,
     pub takes_batches: bool,
 }
 
-/// Something that the producer has not answered.
+/// A record whose result the producer has not reported yet.
 pub struct Unanswered {
     pub share: ShareKey,
     pub way: Way,
     pub ticket: Ticket,
-    /// For an emitted record, its place in the account of what was written for the share.
+    /// For an emitted record, its index among the share's written copies.
     pub written: Option<usize>,
 }
 
 /// A message on its way to the flow.
 pub struct Message {
     pub message: PumpMessage,
-    /// For an answer of the producer, whose it is.
+    /// For a producer result, the share that it concerns.
     pub share: Option<ShareKey>,
 }
 
-/// Everything.
+/// The simulated world.
 pub struct World {
     pub random: Random,
     pub script: Script,
-    pub trouble: Trouble,
+    pub faults: FaultRates,
     pub flow: Flow,
     pub inbox: Arc<Inbox>,
     pub producer: Arc<SimProducer>,
     pub model: Model,
     /// The group's generation.
     pub generation: i32,
-    /// Whether a static member takes its partitions again in the same generation.
+    /// Whether a static member reclaims its partitions in the same generation.
     pub rejoins: bool,
     pub handlers: Vec<SimHandler>,
     /// Every pool of this process, with the handler that it serves.
@@ -86,15 +86,15 @@ pub struct World {
     pub revision: u64,
     pub next_handler: u32,
     /// The shares of batches that hang, until they return.
-    pub overran: HashMap<FlightKey, Vec<ShareKey>>,
-    /// By handler, the newest settings.
+    pub timed_out: HashMap<FlightKey, Vec<ShareKey>>,
+    /// By handler, from its latest settings.
     pub max_attempts_of: HashMap<u32, u32>,
     /// Handlers that are switched off or removed.
     pub closing: Closing,
 }
 
 impl World {
-    /// The world of a seed, before anything has happened.
+    /// The initial world of a seed.
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let script = Script::new(&mut random);
@@ -106,20 +106,20 @@ impl World {
         world
     }
 
-    /// A world without handlers; nothing has happened in it.
+    /// An initial world without handlers.
     pub fn without_handlers(random: Random, script: Script) -> Self {
         let inbox = Arc::new(Inbox::new());
         let producer = Arc::new(SimProducer::default());
         let flow = Flow::new(script.flow.clone(), producer.clone(), inbox.clone());
         Self {
-            trouble: script.trouble,
+            faults: script.faults,
             random,
             script,
             flow,
             inbox,
             producer,
             model: Model {
-                told: std::env::var_os("SLUICEGATE_SIM_TELL").is_some(),
+                verbose: std::env::var_os("SLUICEGATE_SIM_TELL").is_some(),
                 ..Model::default()
             },
             handlers: Vec::new(),
@@ -135,7 +135,7 @@ impl World {
             rejoins: false,
             revision: 0,
             next_handler: 0,
-            overran: HashMap::new(),
+            timed_out: HashMap::new(),
             max_attempts_of: HashMap::new(),
             closing: Closing::default(),
         }
@@ -147,7 +147,7 @@ impl World {
         self.add(handler);
     }
 
-    /// Adds a handler to what the next [`World::apply`] puts in force.
+    /// Adds a handler that the next [`World::apply`] activates.
     pub fn add(&mut self, handler: SimHandler) {
         let SimHandler {
             ix,
@@ -161,7 +161,7 @@ impl World {
         self.handlers.push(handler);
     }
 
-    /// Puts the handlers that there are in force.
+    /// Applies the current handlers to the flow.
     pub fn apply(&mut self) {
         self.revision += 1;
         let routes = self
@@ -176,7 +176,7 @@ impl World {
             .map(|handler| (handler.ix, handler.settings()))
             .collect();
         for handler in &self.handlers {
-            self.model.tell(|| {
+            self.model.trace(|| {
                 format!(
                     "apply {}: h{} {:?} gate {} generation {} in flight {} batches {} state {} attempts {} {:?}",
                     self.revision,
@@ -197,7 +197,7 @@ impl World {
         self.see_skips();
     }
 
-    /// A new snapshot: a handler comes, goes, changes its route, its gate, or its generation.
+    /// A new snapshot: a handler is added or removed, or changes its route, gate or generation.
     pub fn swap(&mut self) {
         let place = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
         match (self.random.below(5), place) {
@@ -224,7 +224,7 @@ impl World {
         self.apply();
     }
 
-    /// The operator shuts a handler's gate, or removes it.
+    /// The operator closes a handler's gate, or removes the handler.
     pub fn switch_off(&mut self, ix: HandlerIx) {
         let Some(place) = self.handlers.iter().position(|handler| handler.ix == ix) else {
             return;
@@ -237,7 +237,7 @@ impl World {
         self.apply();
     }
 
-    /// The process dies and starts anew: only what is committed is left.
+    /// The process crashes and restarts: only committed state survives.
     pub fn crash(&mut self) {
         self.inbox = Arc::new(Inbox::new());
         self.producer = Arc::new(SimProducer::default());
@@ -249,7 +249,7 @@ impl World {
         self.rejoins = self.script.is_static;
         self.model.owned.clear();
         self.running.clear();
-        self.overran.clear();
+        self.timed_out.clear();
         self.unanswered.clear();
         self.messages.clear();
         self.commit = None;
@@ -266,7 +266,7 @@ impl World {
         self.flow.tick(self.now_ms);
     }
 
-    /// A topic is deleted and created again; the client notices, and all of it is lost.
+    /// A topic is recreated; the client detects it, and all of its partitions are lost.
     pub fn recreate(&mut self, log: usize) {
         let at = self.script.logs[log].at.clone();
         let ours: Vec<u32> = self
@@ -277,7 +277,7 @@ impl World {
             .map(|(&epoch, _)| epoch)
             .collect();
         self.lose(&ours);
-        self.model.met.recreated += u64::from(self.model.committed.contains_key(&at));
+        self.model.coverage.recreated += u64::from(self.model.committed.contains_key(&at));
         self.script.logs[log] = recreated(&mut self.random, &self.script.logs[log]);
         self.model.settled_ever.retain(|(of, _)| *of != log);
         self.model.settled_cleanly.retain(|(of, ..)| *of != log);
@@ -285,7 +285,7 @@ impl World {
         self.model.log_start.remove(&log);
     }
 
-    /// An operator sets the offset of a partition that nobody owns back, and leaves the metadata as it is.
+    /// An operator resets the offset of an unassigned partition to an earlier one, without changing the metadata.
     pub fn reset_offset(&mut self, log: usize) {
         let at = &self.script.logs[log].at;
         if self.model.current(at).is_some() {
@@ -297,12 +297,12 @@ impl World {
         {
             let back = self.random.between(1, committed.commit.offset as usize);
             committed.commit.offset -= back as i64;
-            self.model.met.resets += 1;
+            self.model.coverage.resets += 1;
             self.model.settled_cleanly.retain(|(of, ..)| *of != log);
         }
     }
 
-    /// Takes a partition, where the group's commit says.
+    /// Assigns a partition at the group's committed offset.
     pub fn assign(&mut self, log: usize) -> Check {
         let at = self.script.logs[log].at.clone();
         let topic_id = self.script.logs[log].topic_id;
@@ -325,8 +325,8 @@ impl World {
         };
         let note = decision.read.note.unwrap_or_default();
         let kept = committed.map(|_| note.epoch);
-        // A static member that was killed takes its partitions again in the same generation; every other owner takes
-        // them in a later one.
+        // A static member that was killed reclaims its partitions in the same generation; every other owner gets them in
+        // a later one.
         self.generation += i32::from(!self.rejoins);
         let token = |generation| next_epoch(Some(generation), kept, self.script.is_static);
         let (mut epoch, mut token_first) = token(self.generation).expect("tokens are small here");
@@ -339,10 +339,13 @@ impl World {
             leader_epoch: decision.leader_epoch,
             inherited: note,
         };
-        self.group
-            .assigned(log, !new.inherited.finished.is_empty(), &mut self.model.met);
+        self.group.assigned(
+            log,
+            !new.inherited.finished.is_empty(),
+            &mut self.model.coverage,
+        );
         self.model.check_assign(&new, log, &self.script.logs)?;
-        // The account tells the assignments of a process apart by their tokens: further rebalances pass until it is free.
+        // The model identifies the assignments of a process by their tokens: rebalances pass until the token is unused.
         while self.model.owned.contains_key(&epoch) {
             self.generation = self.generation.max(epoch as i32) + 1;
             (epoch, token_first) = token(self.generation).expect("tokens are small here");
@@ -354,7 +357,7 @@ impl World {
         Ok(())
     }
 
-    /// Begins to give partitions back.
+    /// Starts revoking partitions.
     pub fn revoke(&mut self, epochs: &[u32]) {
         self.rejoins = false;
         let deadline_ms = self.now_ms + self.script.drain_ms;
@@ -367,7 +370,7 @@ impl World {
             }
         }
         self.tell_positions_of(&slots);
-        self.model.tell(|| format!("drain {epochs:?}"));
+        self.model.trace(|| format!("drain {epochs:?}"));
         self.flow.start_drain(&slots, deadline_ms);
         self.revokes.push(Revoke {
             slots,
@@ -388,7 +391,7 @@ impl World {
         self.see_skips();
     }
 
-    /// Sees what the flow did: records let in, batches handed over, dead letters sent.
+    /// Observes the flow's effects: admitted records, submitted batches, produced dead letters.
     pub fn observe(&mut self) -> Check {
         if let Some(fault) = self.flow.fault() {
             return Err(format!("fault: {fault}"));
@@ -436,7 +439,7 @@ impl World {
                 }
                 let offsets = batch.records.iter().map(|r| (r.epoch, r.offset, r.attempt));
                 self.model
-                    .tell(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
+                    .trace(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
                 for record in &batch.records {
                     self.model.submitted(record.epoch, record.offset, ix.0)?;
                 }
@@ -456,7 +459,7 @@ impl World {
         Ok(())
     }
 
-    /// What a pool has not begun of the batches that are cancelled goes back at once.
+    /// Cancelled batches that a pool has not started are returned immediately.
     fn see_recalls(&mut self) {
         let recalled: Vec<Arc<SimPool>> = self
             .pools
@@ -480,7 +483,7 @@ impl World {
     pub fn expect(&mut self, pushed: Vec<PumpMessage>, share: Option<ShareKey>) -> Check {
         for message in pushed {
             if matches!(message, PumpMessage::Produced { .. }) && share.is_none() {
-                return Err("an answer of the producer to nothing".into());
+                return Err("a producer result without a record".into());
             }
             self.messages.push_back(Message {
                 message,

@@ -1,7 +1,7 @@
-//! Where a call's outcomes and progress appear while it runs, readable from any thread.
+//! Outcomes and progress of a running call, in memory that any thread may read.
 //!
-//! The service owns the memory; the plugin writes it through atomics, so that a call which hangs costs only the
-//! record it hangs on. Between calls the serial is 0.
+//! The service owns the memory and the plugin writes it through atomics, so that a hanging call costs only the record it
+//! hangs on. Between calls the serial is 0.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -12,7 +12,8 @@ use crate::record::RawOutcome;
 
 /// A [`RawOutcome`] that one thread writes and others may read at any time.
 ///
-/// The first word carries the code and is released last: whoever sees a code sees the whole outcome.
+/// The first word contains the code and is stored last, with release ordering: a reader that sees a code sees the whole
+/// outcome.
 #[repr(C)]
 #[derive(Debug, Default, StableAbi)]
 pub struct OutcomeSlot {
@@ -31,7 +32,7 @@ impl OutcomeSlot {
         self.head.store(head, Ordering::Release);
     }
 
-    /// What is published so far.
+    /// The published outcome; `NOT_RUN` before [`OutcomeSlot::store`].
     #[inline]
     pub fn load(&self) -> RawOutcome {
         let head = self.head.load(Ordering::Acquire);
@@ -48,42 +49,42 @@ impl OutcomeSlot {
     }
 }
 
-/// The result of the call is no longer wanted, not even that of the record it is at.
+/// The result of the call is no longer needed, including that of the current record.
 pub(crate) const CANCELLED: u32 = 1;
-/// No further record of the call is to begin; the one that it is at may finish.
+/// No further record of the call may start; the current one may finish.
 const STOPPED: u32 = 2;
 
-/// Ends a call early: stopped, it ends after the record that it is at; cancelled, that record's result is not wanted either.
-/// In both cases none of its records may be begun from then on.
+/// Ends a call early. A stopped call ends after the current record; a cancelled one's current result is not needed either.
+/// In both cases no further record may start.
 ///
-/// It belongs to the records, not to the instance: set before the call has opened, it holds for the call all the same.
+/// The flag belongs to the records, not to the instance: if set before the call starts, it applies to the call.
 #[derive(Clone, Debug, Default)]
 pub struct CancelFlag(Arc<AtomicU32>);
 
 impl CancelFlag {
-    /// Cancels, for everybody who has a clone.
+    /// Cancels, for all clones.
     pub fn set(&self) {
         self.0.fetch_or(CANCELLED, Ordering::Release);
     }
 
-    /// Stops after the record at hand, for everybody who has a clone.
+    /// Stops after the current record, for all clones.
     pub fn stop(&self) {
         self.0.fetch_or(STOPPED, Ordering::Release);
     }
 
-    /// Whether no further record may begin: stopped or cancelled.
+    /// Whether no further record may start: stopped or cancelled.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) != 0
     }
 
-    /// Whether the result is not wanted any more.
+    /// Whether the result is no longer needed.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire) & CANCELLED != 0
     }
 
-    /// Makes it usable for other records: whoever still has a clone keeps the flag of before.
+    /// Resets it for other records; existing clones keep the previous flag.
     pub fn renew(&mut self) {
         match Arc::get_mut(&mut self.0) {
             Some(flag) => *flag.get_mut() = 0,
@@ -91,7 +92,7 @@ impl CancelFlag {
         }
     }
 
-    /// Takes it back, for everybody who has a clone: only between calls, and when nobody sets it for an earlier one.
+    /// Resets it for all clones: only between calls, and only if no thread can still set it for an earlier one.
     pub fn clear(&self) {
         self.0.store(0, Ordering::Release);
     }
@@ -122,16 +123,16 @@ impl Board {
         }
     }
 
-    /// How many records a call may have.
+    /// Maximum number of records of a call.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.len()
     }
 
-    /// Opens call `serial` (not 0) of `records` records: everything is `NOT_RUN`.
+    /// Opens call `serial` (not 0) with `records` records, all `NOT_RUN`.
     ///
     /// # Panics
-    /// When `records` is over [`Board::capacity`].
+    /// When `records` exceeds [`Board::capacity`].
     pub fn open(&self, serial: u64, records: usize) {
         for slot in &self.slots[..records] {
             slot.clear();
@@ -150,7 +151,7 @@ impl Board {
         }
     }
 
-    /// The running call's serial and the index of the record it is at.
+    /// Serial of the running call and index of its current record.
     #[must_use]
     pub fn current(&self) -> Option<(u64, u32)> {
         let serial = self.serial.load(Ordering::Acquire);
@@ -159,7 +160,7 @@ impl Board {
         (serial != 0 && self.serial.load(Ordering::Relaxed) == serial).then_some((serial, index))
     }
 
-    /// Copies what call `serial` has published so far; `false`, and nothing copied, when it is not running.
+    /// Copies the outcomes that call `serial` has published so far. Returns `false` without copying if it is not running.
     pub fn read(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool {
         if serial == 0 || self.serial.load(Ordering::Acquire) != serial {
             return false;

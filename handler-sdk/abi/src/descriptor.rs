@@ -1,48 +1,48 @@
-//! What a plugin file says of itself, readable from the file before it is opened as a library.
+//! The descriptor of a plugin file, readable from the file before it is opened as a library.
 //!
-//! The layout is frozen: it holds no pointers (so it needs no relocation) and only grows at its end, which
-//! `struct_size` tells. It answers whether the rest of the boundary may be touched at all.
+//! The layout is frozen: it contains no pointers (so it needs no relocation) and grows only at its end, as given by
+//! `struct_size`. It determines whether the rest of the ABI may be used at all.
 
 /// First bytes of every descriptor.
 pub const MAGIC: [u8; 8] = *b"SLUICEGT";
 
-/// Version of the boundary that this crate speaks. Another major is refused.
+/// ABI version implemented by this crate. Plugins with another major are refused.
 pub const ABI_MAJOR: u16 = 1;
 
-/// Additions within [`ABI_MAJOR`]. The service runs plugins of its own minor and older ones.
+/// Minor version within [`ABI_MAJOR`]. The service runs plugins with the same or an older minor.
 pub const ABI_MINOR: u16 = 0;
 
-/// The second number of `abi_stable`'s version 0.x, which breaks its own header when it changes.
+/// Minor version of `abi_stable` 0.x, whose header is incompatible between minors.
 pub const ABI_STABLE_MINOR: u16 = 11;
 
 /// Symbol of the descriptor in a plugin library.
 pub const DESCRIPTOR_SYMBOL: &str = "SLUICEGATE_PLUGIN_DESCRIPTOR";
 
-/// Symbol of the [`crate::module::Reconfigure`] of a plugin library. It needs no new minor: either side may lack it, while a
-/// struct with a field more than the plugin's is refused by `abi_stable`.
+/// Symbol of the [`crate::module::Reconfigure`] function of a plugin library. A separate symbol needs no new minor, as either
+/// side may lack it, whereas `abi_stable` refuses a struct with more fields than the plugin's.
 pub const RECONFIGURE_SYMBOL: &str = "SLUICEGATE_PLUGIN_RECONFIGURE";
 
-/// The compiler that builds this crate.
+/// Compiler version of this build.
 pub const RUSTC: &str = env!("SLUICEGATE_RUSTC");
 
-/// The target that this crate is built for.
+/// Target triple of this build.
 pub const TARGET: &str = env!("SLUICEGATE_TARGET");
 
-/// The static that the export macro puts into a plugin library. Texts are UTF-8, padded with NUL.
+/// The static that the export macro adds to a plugin library. Texts are UTF-8, padded with NUL.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Descriptor {
     /// [`MAGIC`].
     pub magic: [u8; 8],
-    /// Bytes of this struct as the plugin was built.
+    /// Size in bytes of this struct, when the plugin was built.
     pub struct_size: u32,
-    /// [`ABI_MAJOR`] as the plugin was built.
+    /// [`ABI_MAJOR`] when the plugin was built.
     pub abi_major: u16,
-    /// [`ABI_MINOR`] as the plugin was built.
+    /// [`ABI_MINOR`] when the plugin was built.
     pub abi_minor: u16,
-    /// [`ABI_STABLE_MINOR`] as the plugin was built.
+    /// [`ABI_STABLE_MINOR`] when the plugin was built.
     pub abi_stable_minor: u16,
-    /// 1 when panics unwind; anything else cannot be contained.
+    /// 1 when panics unwind; other panic strategies cannot be contained.
     pub panic_unwind: u8,
     /// Zero.
     pub reserved: u8,
@@ -54,17 +54,17 @@ pub struct Descriptor {
     pub rustc: [u8; 64],
     /// Target triple.
     pub target: [u8; 64],
-    /// Identity of the build, as far as the builder gave one.
+    /// Build id; may be empty.
     pub build_id: [u8; 64],
     /// Names of the exported handlers, separated by line feeds.
     pub handlers: [u8; 1024],
 }
 
 impl Descriptor {
-    /// The descriptor of a plugin built now. `handlers` are names separated by line feeds.
+    /// The descriptor of the plugin being built. `handlers` are names separated by line feeds.
     ///
     /// # Panics
-    /// When a text does not fit; in a `static` that stops the build.
+    /// When a text is too long; in a `static` this is a compile error.
     #[must_use]
     pub const fn new(
         name: &str,
@@ -113,16 +113,16 @@ const fn padded<const N: usize>(text: &str) -> [u8; N] {
     out
 }
 
-/// A descriptor's content, read from bytes of a file.
+/// Content of a descriptor, read from the bytes of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Boundary version: major.
+    /// ABI major version.
     pub abi_major: u16,
-    /// Boundary version: minor.
+    /// ABI minor version.
     pub abi_minor: u16,
-    /// Second number of `abi_stable`'s version.
+    /// Minor version of `abi_stable`.
     pub abi_stable_minor: u16,
-    /// Panics unwind.
+    /// Whether panics unwind.
     pub panic_unwind: bool,
     /// Catalogue name.
     pub name: String,
@@ -132,18 +132,18 @@ pub struct Facts {
     pub rustc: String,
     /// Target triple.
     pub target: String,
-    /// Identity of the build; can be empty.
+    /// Build id; may be empty.
     pub build_id: String,
     /// Names of the exported handlers.
     pub handlers: Vec<String>,
 }
 
-/// Why bytes are no descriptor.
+/// Why bytes are not a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DescriptorError {
-    /// Fewer bytes than the first version has.
+    /// Fewer bytes than the first version of the descriptor.
     Short,
-    /// Other first bytes.
+    /// Wrong magic bytes.
     Magic,
     /// A text is not UTF-8, or the name is empty.
     Text,
@@ -152,7 +152,7 @@ pub enum DescriptorError {
 impl std::fmt::Display for DescriptorError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Short => "its descriptor is cut short; the file is damaged, copy or build it again",
+            Self::Short => "its descriptor is truncated; the file is damaged, copy or build it again",
             Self::Magic => "its descriptor does not begin with SLUICEGT; it was not built with the Sluicegate SDK",
             Self::Text => "a text in its descriptor is empty or not UTF-8; the file is damaged, build it again",
         })
@@ -162,10 +162,10 @@ impl std::fmt::Display for DescriptorError {
 impl std::error::Error for DescriptorError {}
 
 impl Facts {
-    /// Reads a descriptor from the bytes at its symbol; more bytes than this version knows are allowed.
+    /// Reads a descriptor from the bytes at its symbol; additional bytes of newer versions are ignored.
     ///
     /// # Errors
-    /// [`DescriptorError`] when the bytes are no descriptor. An unknown version is not an error here.
+    /// [`DescriptorError`] when the bytes are not a descriptor. An unknown version is not an error here.
     pub fn read(bytes: &[u8]) -> Result<Self, DescriptorError> {
         let mut rest = bytes;
         let mut take = |n: usize| -> Result<&[u8], DescriptorError> {

@@ -1,6 +1,6 @@
-//! Catches panics of an author's code and remembers what they said and where.
+//! Catches panics of an author's code and records their message and location.
 //!
-//! A plugin library has its own copy of the standard library, so the hook set here sees only that plugin's panics.
+//! A plugin library has its own copy of the standard library, so the hook set here receives only that plugin's panics.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -14,14 +14,14 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
-/// While it lives, panics of this thread are noted instead of printed.
+/// While it exists, panics of this thread are recorded instead of printed.
 ///
-/// It is held around a whole call, so that [`catch`] costs nothing per record.
+/// It covers a whole call, so that [`catch`] has no per-record cost.
 #[derive(Debug)]
 pub struct Scope(());
 
 impl Scope {
-    /// Starts noting panics of this thread.
+    /// Starts recording panics of this thread.
     #[must_use]
     pub fn enter() -> Self {
         HOOK.call_once(|| {
@@ -65,7 +65,7 @@ fn said(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("a panic without text")
 }
 
-/// Runs `work`; a panic becomes its message and place. Call it inside a [`Scope`].
+/// Runs `work` and converts a panic into its message and location. Must be called within a [`Scope`].
 ///
 /// # Errors
 /// The panic's text, as `message (file:line:column)`.
@@ -74,7 +74,7 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(caught)
 }
 
-/// The text of a caught panic; takes the payload, whose drop may panic as well.
+/// The text of a caught panic. Consumes the payload, whose drop may panic too.
 #[cold]
 #[must_use]
 pub fn caught(payload: Box<dyn Any + Send>) -> String {
@@ -83,7 +83,7 @@ pub fn caught(payload: Box<dyn Any + Send>) -> String {
         .ok()
         .flatten();
     let text = noted.unwrap_or_else(|| said(payload.as_ref()).to_string());
-    // A payload's own drop can panic too; what that one carries is leaked, or there would be no end.
+    // A payload's drop can panic too; that panic's payload is leaked, because dropping it could panic again.
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);
         let _ = LAST.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
@@ -91,7 +91,7 @@ pub fn caught(payload: Box<dyn Any + Send>) -> String {
     text
 }
 
-/// [`catch`] within a [`Scope`] of its own.
+/// [`catch`] within its own [`Scope`].
 ///
 /// # Errors
 /// As [`catch`].

@@ -1,7 +1,7 @@
 //! Kafka's header block (record format v2): `count`, then for each header `key length, key, value length, value`.
 //!
-//! Numbers are zigzag varints; a value length of -1 is a null value. The block is read in place, so a handler that
-//! never asks for headers pays nothing for them, and one that asks for a name stops at the first hit.
+//! Numbers are zigzag varints; a value length of -1 is a null value. The block is read in place: a handler that never
+//! reads headers pays nothing for them, and a lookup by name stops at the first match.
 //! Format: <https://kafka.apache.org/documentation/#recordheader>.
 
 /// Reads the headers of a block, first to last.

@@ -1,7 +1,6 @@
-//! The service's side: a plugin's root module and its instances behind safe calls.
+//! The service's side of the ABI: safe wrappers for a plugin's root module and its instances.
 //!
-//! [`Module::of`] serves tests: it runs a plugin of the same binary through exactly the functions that a loaded
-//! library has.
+//! [`Module::of`] is for tests: it runs a plugin of the same binary through the functions that a loaded library exports.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -19,7 +18,7 @@ use crate::plugin::{self, Emission, Plugin, Refusal};
 use crate::record::RawRecord;
 use crate::view::{BorrowedRecords, RecordParts};
 
-/// Takes what a plugin logs and counts, from any thread.
+/// Receives a plugin's logs and metrics, from any thread.
 pub trait HostSink: Send + Sync + 'static {
     /// A log line; level 0 is error, 4 is trace.
     fn log(&self, level: u32, message: &str);
@@ -28,12 +27,12 @@ pub trait HostSink: Send + Sync + 'static {
     fn metric(&self, kind: u32, name: &str, value: f64);
 }
 
-/// Takes what a call gives back besides outcomes.
+/// Receives the output of a call besides outcomes.
 pub trait CallSink {
-    /// A record to produce on behalf of record `record` of the call; `false` refuses it.
+    /// Receives a record emitted for record `record` of the call; `false` refuses it.
     fn emit(&mut self, record: u32, emission: &Emission<'_>) -> bool;
 
-    /// Keeps a text and gives its index + 1.
+    /// Stores a text and returns its index + 1.
     fn detail(&mut self, text: &str) -> u32;
 }
 
@@ -46,10 +45,10 @@ pub enum CallEnd {
     Spent,
 }
 
-/// Why an instance has not taken a new config.
+/// Why an instance was not reconfigured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// It goes on with the one that it has.
+    /// It keeps its previous config.
     Refused(Refusal),
     /// It panicked, with this text, and must not be called again.
     Spent(String),
@@ -75,14 +74,14 @@ impl Module {
     /// The module of a loaded library.
     ///
     /// # Safety
-    /// Its layout was checked, and its code stays mapped as long as this, anything created by it, or a thread of the
-    /// plugin lives. `reconfigure` is of the same library.
+    /// Its layout was checked, and its code stays mapped as long as this value, anything created by it, or a thread of the
+    /// plugin exists. `reconfigure` is from the same library.
     #[must_use]
     pub unsafe fn new(raw: PluginModule_Ref, reconfigure: Option<Reconfigure>) -> Self {
         Self { raw, reconfigure }
     }
 
-    /// Whether its instances can be given a new config.
+    /// Whether its instances can be reconfigured.
     #[must_use]
     pub fn reconfigures(&self) -> bool {
         self.reconfigure.is_some()
@@ -101,10 +100,10 @@ impl Module {
         }
     }
 
-    /// Builds an instance; it lives on the calling thread.
+    /// Builds an instance, bound to the calling thread.
     ///
     /// # Errors
-    /// [`Refusal`] says why there is none.
+    /// [`Refusal`] has the reason.
     pub fn create(
         &self,
         host: Arc<dyn HostSink>,
@@ -119,7 +118,7 @@ impl Module {
             functions: HostFunctions_Ref(HOST.static_as_prefix()),
         };
         let mut out = std::mem::MaybeUninit::<RawHandler>::uninit();
-        // SAFETY: the texts, the sink and the place for the instance live for the call; the host's count goes over.
+        // SAFETY: the texts, the sink and the place for the instance live for the call; the host's count is transferred.
         let code = unsafe {
             (self.raw.create())(
                 host,
@@ -148,14 +147,14 @@ impl Module {
         }
     }
 
-    /// Ends what the plugin runs on its own; `false` when it panicked there.
+    /// Stops the plugin's background work; `false` if it panicked.
     pub fn shutdown(&self, deadline_ms: u64) -> bool {
         // SAFETY: no arguments to keep alive.
         unsafe { (self.raw.shutdown())(deadline_ms) == status::OK }
     }
 }
 
-/// One running handler; it stays on the thread that created it.
+/// A handler instance, bound to the thread that created it.
 pub struct Instance {
     context: *mut (),
     functions: HandlerFunctions_Ref,
@@ -218,16 +217,16 @@ impl Instance {
         self.handle(&raw, serial, timeout_ms, cancel, board, output)
     }
 
-    /// Whether it is well.
+    /// Runs the health check.
     ///
     /// # Errors
-    /// What it says, or its panic.
+    /// The handler's reason, or its panic.
     pub fn health(&mut self) -> Result<(), String> {
         // SAFETY: the instance is alive, idle and on its thread; the sink lives for the call.
         answer(|sink| unsafe { (self.functions.health())(self.context, sink) })
     }
 
-    /// A partition's records will come.
+    /// A partition was assigned.
     ///
     /// # Errors
     /// Its panic.
@@ -239,7 +238,7 @@ impl Instance {
         })
     }
 
-    /// No record of this partition and epoch will come any more.
+    /// A partition was revoked: no more records of this partition and epoch follow.
     ///
     /// # Errors
     /// Its panic.
@@ -251,7 +250,7 @@ impl Instance {
         })
     }
 
-    /// Finish what is held back.
+    /// Finishes pending work.
     ///
     /// # Errors
     /// Its panic.
@@ -260,13 +259,13 @@ impl Instance {
         answer(|sink| unsafe { (self.functions.drain())(self.context, deadline_ms, sink) })
     }
 
-    /// Takes a config in the place of the one that it has.
+    /// Replaces the config.
     ///
     /// # Errors
-    /// [`NotTaken`] says why not, and whether the instance can go on.
+    /// [`NotTaken`] has the reason, and whether the instance is still usable.
     pub fn reconfigure(&mut self, config: &str) -> Result<(), NotTaken> {
         let Some(reconfigure) = self.reconfigure else {
-            let text = "it was built with an SDK that knows nothing of new configs";
+            let text = "it was built with an SDK without support for reconfiguration";
             return Err(NotTaken::Refused(Refusal::Failed(text.into())));
         };
         let mut text = String::new();
@@ -285,20 +284,20 @@ impl Instance {
         }
     }
 
-    /// Ends it, saying what its `Drop` panicked with.
+    /// Drops the instance and reports a panic of its `Drop`.
     ///
     /// # Errors
     /// That panic.
     pub fn destroy(self) -> Result<(), String> {
         let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: as in `health`; the instance is given back once, since `drop` does not run.
+        // SAFETY: as in `health`; the instance is destroyed once, since `drop` does not run.
         answer(|sink| unsafe { (this.functions.destroy())(this.context, sink) })
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // SAFETY: as in `destroy`; `destroy` suppresses this drop. Whatever it says, it is gone.
+        // SAFETY: as in `destroy`, which suppresses this drop. The result is ignored: the instance is destroyed in any case.
         let _ = answer(|sink| unsafe { (self.functions.destroy())(self.context, sink) });
     }
 }
@@ -348,7 +347,7 @@ unsafe extern "C" fn retain(context: *const ()) {
 }
 
 unsafe extern "C" fn release(context: *const ()) {
-    // SAFETY: the caller gives back a count that it owns.
+    // SAFETY: the caller releases a count that it owns.
     let _ = contained(|| unsafe { Arc::decrement_strong_count(context.cast::<HostCell>()) });
 }
 

@@ -1,14 +1,14 @@
 //! Records whose memory is lent to calls.
 //!
 //! ```text
-//!  Lent::new(bytes) ── lend ──► RawRecord ─► batch ─► call ─► batch ── give_back ──► 0 out: the bytes can be freed
-//!                                                      │ hangs; whoever lent it ends
-//!                                                      └──► the bytes are left behind for ever
+//!  Lent::new(bytes) ── lend ──► RawRecord ─► batch ─► call ─► batch ── give_back ──► none out: the bytes can be freed
+//!                                                      │ hangs; the lender is dropped
+//!                                                      └──► the bytes are leaked
 //! ```
 //!
-//! A call can outlive whoever made it: it hangs, its thread is given up, and the pump that holds the record ends. No count
-//! is kept for each of them; a record that is lent when its owner ends is simply never freed. So much is bounded by what
-//! is in flight.
+//! A call can outlive its caller: it hangs, its thread is abandoned, and the pump that holds the record ends. There is no
+//! shared reference count; a record that is lent when its owner is dropped is leaked. The leak is bounded by the records in
+//! flight.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -18,22 +18,22 @@ use crate::record::{Parts, RawRecord, RecordPlace, TopicName, record_flag};
 /// Owns a record's key, value and headers.
 ///
 /// # Safety
-/// What the method gives stays where it is, readable and unchanged, until the value is dropped, also when it is moved.
+/// The returned parts stay at the same address, readable and unchanged, until the value is dropped, even if it is moved.
 pub unsafe trait RecordBytes {
     /// Key, value and header block (see [`crate::header_block`]).
     fn parts(&self) -> Parts<'_>;
 }
 
-/// A record, and how many views of it are out.
+/// A record, and the number of its outstanding views.
 pub struct Lent<B: RecordBytes> {
     bytes: ManuallyDrop<B>,
-    /// Points into the bytes. Made once, while they are in the cache.
+    /// Points into the bytes. Created once, while they are in the CPU cache.
     view: RawRecord,
     out: u16,
 }
 
 impl<B: RecordBytes> Lent<B> {
-    /// A record of which nothing is out. The topic's name outlives every call.
+    /// A record without outstanding views. The topic's name must outlive every call.
     ///
     /// # Panics
     /// When a part is 4 GiB or longer, which Kafka rules out.
@@ -74,28 +74,28 @@ impl<B: RecordBytes> Lent<B> {
         self.view.key_len as usize + self.view.value_len as usize + self.view.headers_len as usize
     }
 
-    /// Whether a view is out.
+    /// Whether a view is outstanding.
     #[inline]
     pub fn is_lent(&self) -> bool {
         self.out > 0
     }
 
-    /// Gives out a view for one call. A view that does not come back keeps the bytes for ever.
+    /// Lends a view for one call. A view that is never returned leaks the bytes.
     ///
     /// # Panics
-    /// When 65,535 are out.
+    /// When 65,535 views are outstanding.
     #[inline]
     pub fn lend(&mut self, lane: u64, attempt: u32) -> RawRecord {
         self.out = self
             .out
             .checked_add(1)
-            .expect("a record has fewer handlers");
-        // SAFETY: the bytes are neither dropped nor exchanged while anything is out, and only the view itself, given back,
-        // takes it off the count.
+            .expect("a record has fewer than 65,536 handlers");
+        // SAFETY: the bytes are neither dropped nor exchanged while a view is outstanding, and only returning the view
+        // itself decrements the count.
         unsafe { self.view.another(lane, attempt) }
     }
 
-    /// Takes a view back.
+    /// Returns a view.
     ///
     /// # Panics
     /// When it is the view of another record.
@@ -103,12 +103,12 @@ impl<B: RecordBytes> Lent<B> {
     pub fn give_back(&mut self, view: RawRecord) {
         assert!(
             self.out > 0 && self.view.is_of(&view),
-            "a view goes back to the record that it was lent by"
+            "a view must be returned to the record that lent it"
         );
         self.out -= 1;
     }
 
-    /// Keeps the record in other memory, which `copy` makes; `false`, and nothing done, while a view is out.
+    /// Moves the record to other memory, created by `copy`. Returns `false` without effect while a view is outstanding.
     ///
     /// # Panics
     /// As [`Lent::new`].
@@ -142,7 +142,7 @@ impl<B: RecordBytes> Lent<B> {
 impl<B: RecordBytes> Drop for Lent<B> {
     fn drop(&mut self) {
         if self.out == 0 {
-            // SAFETY: dropped once, here; nothing of the bytes is out.
+            // SAFETY: dropped once, here; no view is outstanding.
             unsafe { ManuallyDrop::drop(&mut self.bytes) }
         }
     }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_lent_when_its_owner_ends_stays_readable() {
+    fn a_record_lent_when_its_owner_is_dropped_stays_readable() {
         let dropped = Rc::default();
         let mut owner = vec![lent(&dropped, b"first"), lent(&dropped, b"second")];
         let view = owner[1].lend(5, 2);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_freed_when_every_view_is_back() {
+    fn a_record_is_freed_once_every_view_is_returned() {
         let dropped = Rc::default();
         let mut record = lent(&dropped, b"k");
         let (one, other) = (record.lend(0, 1), record.lend(0, 1));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_exchanged_only_while_nobody_reads_them() {
+    fn bytes_are_exchanged_only_without_outstanding_views() {
         let dropped = Rc::default();
         let mut record = lent(&dropped, b"old");
         let copy = |bytes: &Bytes| Bytes {
@@ -251,8 +251,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the record that it was lent by")]
-    fn a_view_goes_back_to_no_other_record() {
+    #[should_panic(expected = "the record that lent it")]
+    fn a_view_cannot_be_returned_to_another_record() {
         let dropped = Rc::default();
         let (mut one, mut other) = (lent(&dropped, b"k"), lent(&dropped, b"k"));
         let _out = other.lend(0, 1);

@@ -1,4 +1,4 @@
-//! The C-layout types that the service and its native plugins share, and the safe faces of both sides.
+//! The C-layout types shared by the service and its native plugins, and the safe interfaces of both sides.
 //!
 //! ```text
 //!   service side                      │ C layout                 │ plugin side
@@ -9,9 +9,9 @@
 //!   board::Board ◄── outcomes ────────┼─ OutcomeSlot, RawOutcome ┼── plugin::Call
 //! ```
 //!
-//! Everything in the middle is plain data in a fixed layout: no type owns memory that the other side frees, and no
-//! function unwinds. Both faces stand in one crate so that the boundary is tested, also under Miri, in one process.
-//! A plugin file says who it is in its [`descriptor`], which is readable before any of its code runs.
+//! The middle column is plain data in a fixed layout: no type owns memory that the other side frees, and no function
+//! unwinds. Both sides are in one crate so that the ABI can be tested in one process, including under Miri. A plugin
+//! file's [`descriptor`] is readable before any of its code runs.
 
 #![allow(non_camel_case_types, non_local_definitions)]
 

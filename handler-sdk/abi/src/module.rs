@@ -1,7 +1,7 @@
-//! The functions and the data of the boundary: what `abi_stable` checks when a plugin is loaded.
+//! Functions and data of the ABI, whose layout `abi_stable` checks when a plugin is loaded.
 //!
-//! Function tables are prefix types: a later minor appends functions, and an older side does not see them. The
-//! plain structs are frozen within a major; their `reserved` fields are zero.
+//! Function tables are prefix types: a later minor appends functions that an older side ignores. The plain structs are
+//! frozen within a major; their `reserved` fields are zero.
 
 use std::sync::atomic::AtomicU32;
 
@@ -12,31 +12,31 @@ use abi_stable::sabi_types::VersionStrings;
 use crate::board::OutcomeSlot;
 use crate::record::RawRecord;
 
-/// Return codes of the functions of the boundary.
+/// Return codes of the ABI functions.
 pub mod status {
     /// Done; after a call the instance is ready for the next.
     pub const OK: i32 = 0;
     /// The instance panicked and must not be called again.
     pub const SPENT: i32 = 1;
-    /// The handler refuses its config; the text went into the sink.
+    /// The handler refuses its config; the reason is in the sink.
     pub const CONFIG: i32 = 2;
     /// The plugin has no handler of that name.
     pub const UNKNOWN: i32 = 3;
-    /// It failed otherwise; the text went into the sink where there is one.
+    /// Another failure; the reason is in the sink, if there is one.
     pub const FAILED: i32 = -1;
 }
 
-/// Borrowed bytes; texts are UTF-8. The pointer may be anything when `len` is 0.
+/// Borrowed bytes; texts are UTF-8. The pointer is unspecified when `len` is 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct RawBytes {
     /// First byte.
     pub ptr: *const u8,
-    /// How many.
+    /// Number of bytes.
     pub len: usize,
 }
 
-/// Where a function puts a text; the memory behind it is the receiver's.
+/// Output for a text; the receiver owns the memory.
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub struct RawSink {
@@ -46,11 +46,11 @@ pub struct RawSink {
     pub put: unsafe extern "C" fn(*mut (), RawBytes),
 }
 
-/// A record that a handler wants produced; borrowed for the call of `HostFunctions::emit`.
+/// A record emitted by a handler; borrowed for the call of `HostFunctions::emit`.
 #[repr(C)]
 #[derive(Clone, Copy, StableAbi)]
 pub struct RawEmit {
-    /// Index in the call of the record for which it is emitted.
+    /// Index in the call of the record that it is emitted for.
     pub record: u32,
     /// Bits of [`emit_flag`].
     pub flags: u32,
@@ -58,7 +58,7 @@ pub struct RawEmit {
     pub partition: i32,
     /// Zero.
     pub reserved: u32,
-    /// Timestamp in milliseconds; counts with [`emit_flag::TIMESTAMP`].
+    /// Timestamp in milliseconds; valid with [`emit_flag::TIMESTAMP`].
     pub timestamp_ms: i64,
     /// Target topic.
     pub topic: RawBytes,
@@ -80,7 +80,7 @@ pub mod emit_flag {
     pub const TIMESTAMP: u32 = 4;
 }
 
-/// One call: records in, memory for outcomes, and what the caller wants to know meanwhile.
+/// One call: its records, the memory for outcomes, and the call's progress for the caller.
 ///
 /// All pointers are valid until the call returns; `outcomes` has `count` slots.
 #[repr(C)]
@@ -92,13 +92,13 @@ pub struct RawCall {
     pub outcomes: *const OutcomeSlot,
     /// Index of the record being handled.
     pub progress: *const AtomicU32,
-    /// Not 0: no record may be begun from then on. Odd: the result is no longer wanted either.
+    /// Non-zero: no further record may start. Odd: the result is no longer needed either.
     pub cancelled: *const AtomicU32,
     /// Passed to `HostFunctions::{emit, detail}`.
     pub output: *mut (),
     /// Counts the calls of the instance, from 1.
     pub serial: u64,
-    /// Time for the whole call in milliseconds; 0 is no limit.
+    /// Timeout of the whole call in milliseconds; 0 means no limit.
     pub timeout_ms: u64,
     /// How many records.
     pub count: u32,
@@ -108,23 +108,23 @@ pub struct RawCall {
     pub reserved: [u64; 4],
 }
 
-/// What the service does for a plugin. No function unwinds or keeps what it is passed.
+/// Host functions for a plugin. They neither unwind nor retain their arguments.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostFunctions_Ref, prefix_fields = HostFunctions_Prefix)))]
 #[sabi(missing_field(option))]
 pub struct HostFunctions {
-    /// One more owner of the host context.
+    /// Increments the reference count of the host context.
     pub retain: unsafe extern "C" fn(*const ()),
-    /// One owner less.
+    /// Decrements the reference count of the host context.
     pub release: unsafe extern "C" fn(*const ()),
     /// Host context, level (0 error .. 4 trace), message. From any thread.
     pub log: unsafe extern "C" fn(*const (), u32, RawBytes),
     /// Host context, kind (0 counter, 1 gauge, 2 histogram), name, value. From any thread.
     pub metric: unsafe extern "C" fn(*const (), u32, RawBytes, f64),
-    /// Call output, record to produce. On the call's thread.
+    /// Call output, emitted record. On the call's thread.
     pub emit: unsafe extern "C" fn(*mut (), *const RawEmit) -> i32,
-    /// Call output, text; gives its index + 1. On the call's thread.
+    /// Call output, text; returns its index + 1. On the call's thread.
     #[sabi(last_prefix_field)]
     pub detail: unsafe extern "C" fn(*mut (), RawBytes) -> u32,
 }
@@ -139,7 +139,7 @@ pub struct RawHost {
     pub functions: HostFunctions_Ref,
 }
 
-/// What the service calls on an instance, always on the thread that created it.
+/// Functions of an instance, always called on the thread that created it.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HandlerFunctions_Ref, prefix_fields = HandlerFunctions_Prefix)))]
@@ -147,21 +147,21 @@ pub struct RawHost {
 pub struct HandlerFunctions {
     /// Handles the records of a call; `status::{OK, SPENT}`.
     pub handle: unsafe extern "C" fn(*mut (), *const RawCall) -> i32,
-    /// `OK`, or not and a text.
+    /// `OK`, or an error and a text.
     pub health: unsafe extern "C" fn(*mut (), RawSink) -> i32,
-    /// Topic, partition, epoch; then `OK`, or not and a text.
+    /// Topic, partition, epoch; then `OK`, or an error and a text.
     pub assigned: unsafe extern "C" fn(*mut (), RawBytes, i32, u32, RawSink) -> i32,
-    /// Topic, partition, epoch; then `OK`, or not and a text.
+    /// Topic, partition, epoch; then `OK`, or an error and a text.
     pub revoked: unsafe extern "C" fn(*mut (), RawBytes, i32, u32, RawSink) -> i32,
-    /// Deadline in milliseconds; then `OK`, or not and a text.
+    /// Deadline in milliseconds; then `OK`, or an error and a text.
     pub drain: unsafe extern "C" fn(*mut (), u64, RawSink) -> i32,
-    /// Ends the instance; `OK`, or not and a text when its `Drop` panicked.
+    /// Destroys the instance; `OK`, or an error and a text if its `Drop` panicked.
     #[sabi(last_prefix_field)]
     pub destroy: unsafe extern "C" fn(*mut (), RawSink) -> i32,
 }
 
-/// An instance's context, and a config (JSON) in the place of the one that it has; `OK`, `CONFIG` or `FAILED` with a text and
-/// the old config kept, or `SPENT` and a text. On the instance's thread; called only if the handler's description says
+/// Takes an instance's context and its new config (JSON). Returns `OK`; `CONFIG` or `FAILED` and a text, keeping the old
+/// config; or `SPENT` and a text. On the instance's thread; called only if the handler's description declares
 /// `takes_config`.
 pub type Reconfigure = unsafe extern "C" fn(*mut (), RawBytes, RawSink) -> i32;
 
@@ -181,9 +181,9 @@ pub struct RawHandler {
 #[sabi(kind(Prefix(prefix_ref = PluginModule_Ref, prefix_fields = PluginModule_Prefix)))]
 #[sabi(missing_field(option))]
 pub struct PluginModule {
-    /// Puts a JSON document that lists the handlers; `OK` or not.
+    /// Writes a JSON document that lists the handlers; `OK` or an error.
     pub describe: unsafe extern "C" fn(RawSink) -> i32,
-    /// Host, handler, instance name, config (JSON), sink for a refusal's text, where to write the instance.
+    /// Host, handler, instance name, config (JSON), sink for an error text, destination of the instance.
     pub create: unsafe extern "C" fn(
         RawHost,
         RawBytes,
@@ -192,7 +192,7 @@ pub struct PluginModule {
         RawSink,
         *mut RawHandler,
     ) -> i32,
-    /// Ends what the plugin runs on its own, within so many milliseconds. All instances are gone by then.
+    /// Stops the plugin's background work, within this many milliseconds. All instances have been destroyed before.
     #[sabi(last_prefix_field)]
     pub shutdown: unsafe extern "C" fn(u64) -> i32,
 }
@@ -223,17 +223,17 @@ impl RawBytes {
         if self.len == 0 {
             return &[];
         }
-        // SAFETY: the caller promises readable, unchanged memory.
+        // SAFETY: the caller guarantees readable, unchanged memory.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 
-    /// The text, with replacement characters where it is not UTF-8.
+    /// The text, with invalid UTF-8 replaced.
     ///
     /// # Safety
     /// As for [`RawBytes::get`].
     #[must_use]
     pub unsafe fn text<'a>(self) -> std::borrow::Cow<'a, str> {
-        // SAFETY: the same promise.
+        // SAFETY: as above.
         String::from_utf8_lossy(unsafe { self.get() })
     }
 }

@@ -1,18 +1,18 @@
-//! A record as it crosses the boundary, and what comes back for it.
+//! The C layout of records and outcomes.
 
 use abi_stable::StableAbi;
 
 use crate::view::RecordView;
 
-/// A view of one Kafka record, whose memory is alive as long as this value is.
+/// A view of one Kafka record, whose memory outlives this value.
 ///
-/// That is what it stands for: whoever makes one (an unsafe step, in [`crate::lend`] and [`crate::view`] only) keeps the
-/// memory readable and unchanged while it exists, and it cannot be copied. Whoever has one reads it through
+/// This is its safety invariant: the code that creates a view (unsafe, only in [`crate::lend`] and [`crate::view`]) keeps
+/// the memory readable and unchanged while the view exists, and a view cannot be copied. It is read through
 /// [`crate::view::RecordView`].
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct RawRecord {
-    /// Topic name, UTF-8; with [`record_flag::TOPIC_ID`] the topic's id in 16 bytes behind it.
+    /// Topic name, UTF-8; with [`record_flag::TOPIC_ID`] followed by the 16-byte topic id.
     pub(crate) topic: *const u8,
     /// Key bytes; meaningless when [`record_flag::KEY_NULL`] is set.
     pub(crate) key: *const u8,
@@ -32,22 +32,22 @@ pub struct RawRecord {
     pub offset: i64,
     /// Kafka timestamp in milliseconds since the epoch, -1 when there is none.
     pub timestamp_ms: i64,
-    /// Records of one lane must not overtake each other; 0 is no lane (unordered).
+    /// Records of one lane must not overtake each other; 0 means no lane (unordered).
     pub lane: u64,
     /// Kafka partition.
     pub partition: i32,
     /// The assignment's fencing number (G5).
     pub epoch: u32,
-    /// Which call this is for this record in this handler, from 1.
+    /// Attempt number of this record in this handler, from 1.
     pub attempt: u32,
     /// Bits of [`record_flag`].
     pub(crate) flags: u32,
 }
 
-/// Bytes of a topic's id.
+/// Size of a topic id in bytes.
 const ID: usize = 16;
 
-/// A topic's name, and which creation of the topic it is, if that is known.
+/// A topic's name and, if known, its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicName<'a> {
     bytes: &'a [u8],
@@ -63,14 +63,14 @@ impl<'a> TopicName<'a> {
         }
     }
 
-    /// What [`TopicName::joined`] made. `None`: the bytes are something else.
+    /// Parses the output of [`TopicName::joined`]; `None` for other bytes.
     pub fn from_joined(bytes: &'a [u8]) -> Option<Self> {
         let name_len = bytes.len().checked_sub(ID)?;
         std::str::from_utf8(&bytes[..name_len]).ok()?;
         Some(Self { bytes, name_len })
     }
 
-    /// Name and id one behind the other.
+    /// Concatenates name and id.
     pub fn joined(name: &str, id: [u8; ID]) -> Vec<u8> {
         [name.as_bytes(), &id].concat()
     }
@@ -85,7 +85,7 @@ impl<'a> TopicName<'a> {
     }
 }
 
-/// Where a record comes from.
+/// Origin of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordPlace<'a> {
     /// Topic.
@@ -107,7 +107,7 @@ impl RawRecord {
     /// A view of these parts, in no lane, for a first attempt.
     ///
     /// # Safety
-    /// The topic's name and the parts are readable and unchanged as long as the view exists.
+    /// The topic's name and the parts stay readable and unchanged as long as the view exists.
     ///
     /// # Panics
     /// When a part is 4 GiB or longer, which Kafka rules out.
@@ -171,7 +171,7 @@ impl RawRecord {
     }
 }
 
-// SAFETY: a view is read-only data plus the promise above that the memory behind it outlives it; nothing in it is bound
+// SAFETY: a view is read-only data plus the invariant above that its memory outlives it; nothing in it is bound
 // to a thread.
 unsafe impl Send for RawRecord {}
 // SAFETY: as above; shared reading of immutable bytes.
@@ -183,11 +183,11 @@ pub mod record_flag {
     pub const KEY_NULL: u32 = 1;
     /// The value is null (a tombstone), not empty.
     pub const VALUE_NULL: u32 = 2;
-    /// The topic's id stands behind its name.
+    /// The topic's id follows its name in memory.
     pub const TOPIC_ID: u32 = 4;
 }
 
-/// What a handler made of one record; 16 bytes, written into memory of the service.
+/// Outcome of one record; 16 bytes, written into the service's memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, StableAbi)]
 pub struct RawOutcome {
@@ -197,23 +197,23 @@ pub struct RawOutcome {
     pub flags: u16,
     /// Index + 1 of the text (reason, panic message) in the call's details; 0 is none.
     pub detail: u32,
-    /// For a retry: the wished delay in milliseconds, 0 for the spec's backoff.
+    /// For a retry: the requested delay in milliseconds, 0 for the spec's backoff.
     pub arg: u64,
 }
 
 /// Values of [`RawOutcome::code`].
 pub mod outcome_code {
-    /// The handler did not get to this record (it follows a panic, or an earlier record of its lane is unsettled).
+    /// The record was not handled: it follows a panic or a cancellation, or an earlier record of its lane is unsettled.
     pub const NOT_RUN: u16 = 0;
-    /// Done.
+    /// Processed.
     pub const ACK: u16 = 1;
-    /// Give up on purpose; counted with the reason, not sent anywhere.
+    /// Discarded; counted with the reason, not sent anywhere.
     pub const DROP: u16 = 2;
-    /// Call again later (a retryable error is this too, with its message as detail).
+    /// To be retried; also a retryable error, with its message as detail.
     pub const RETRY: u16 = 3;
-    /// Send to the dead-letter topic (a terminal error is this too).
+    /// To be sent to the dead-letter topic; also a terminal error.
     pub const DEAD_LETTER: u16 = 4;
-    /// The handler panicked on this record; the detail has message and place. The instance must not be used again.
+    /// The handler panicked on this record; the detail has message and location. The instance must not be used again.
     pub const PANICKED: u16 = 5;
 }
 

@@ -1,4 +1,4 @@
-//! The boundary from end to end in one process: both faces meet, and Miri can watch.
+//! End-to-end tests of the ABI: both sides in one process, so that they also run under Miri.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -86,8 +86,8 @@ impl Instance for EchoInstance {
     }
 
     fn health(&mut self) -> Result<(), String> {
-        if self.config == "ill" {
-            Err("a cold".into())
+        if self.config == "unhealthy" {
+            Err("connection lost".into())
         } else {
             Ok(())
         }
@@ -120,9 +120,9 @@ impl Drop for EchoInstance {
 }
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<String>>);
+struct CapturedOutput(Mutex<Vec<String>>);
 
-impl HostSink for Heard {
+impl HostSink for CapturedOutput {
     fn log(&self, level: u32, message: &str) {
         self.0.lock().unwrap().push(format!("{level} {message}"));
     }
@@ -172,9 +172,9 @@ fn record(value: &[u8]) -> RecordParts {
 
 #[test]
 fn a_call_crosses_the_boundary_and_comes_back() {
-    let heard = Arc::new(Heard::default());
+    let captured = Arc::new(CapturedOutput::default());
     let mut instance = Module::of::<Echo>()
-        .create(heard.clone(), "echo", "echo-1", "")
+        .create(captured.clone(), "echo", "echo-1", "")
         .ok()
         .unwrap();
     let parts = [
@@ -207,26 +207,26 @@ fn a_call_crosses_the_boundary_and_comes_back() {
     assert_eq!(
         again,
         HostCallEnd::Spent,
-        "a spent instance is not entered again"
+        "a spent instance is not called again"
     );
     assert!(instance.health().is_err());
     drop(instance);
     assert_eq!(
-        *heard.0.lock().unwrap(),
+        *captured.0.lock().unwrap(),
         ["2 echo-1 starts", "0 seen 1", "0 seen 1"]
     );
     assert_eq!(
-        Arc::strong_count(&heard),
+        Arc::strong_count(&captured),
         1,
-        "the plugin let go of the host"
+        "the plugin released the host"
     );
 }
 
 #[test]
-fn refusals_and_panics_at_the_edges_become_values() {
+fn refusals_and_panics_outside_calls_become_errors() {
     let module = Module::of::<Echo>();
-    let heard = Arc::new(Heard::default());
-    let make = |handler: &str, config: &str| module.create(heard.clone(), handler, "i", config);
+    let captured = Arc::new(CapturedOutput::default());
+    let make = |handler: &str, config: &str| module.create(captured.clone(), handler, "i", config);
     assert_eq!(make("other", "").err(), Some(Refusal::Unknown));
     assert_eq!(
         make("echo", "bad").err(),
@@ -240,8 +240,8 @@ fn refusals_and_panics_at_the_edges_become_values() {
         "{text}"
     );
     assert_eq!(
-        make("echo", "ill").ok().unwrap().health(),
-        Err("a cold".into())
+        make("echo", "unhealthy").ok().unwrap().health(),
+        Err("connection lost".into())
     );
     assert!(
         make("echo", "bad drop")
@@ -252,34 +252,39 @@ fn refusals_and_panics_at_the_edges_become_values() {
             .starts_with("dropped badly")
     );
     drop(make("echo", "bad drop"));
-    let mut well = make("echo", "").ok().unwrap();
-    assert_eq!(well.assigned("t", 0, 1), Ok(()));
+    let mut instance = make("echo", "").ok().unwrap();
+    assert_eq!(instance.assigned("t", 0, 1), Ok(()));
     assert!(
-        well.assigned("t", -1, 1)
+        instance
+            .assigned("t", -1, 1)
             .unwrap_err()
             .starts_with("t/-1 of epoch 1")
     );
-    assert!(well.health().unwrap_err().contains("panicked earlier"));
+    assert!(instance.health().unwrap_err().contains("panicked earlier"));
     assert_eq!(module.describe(), Ok("{}".into()));
     assert!(module.shutdown(0));
 }
 
 #[test]
-fn a_new_config_is_taken_or_refused_and_a_panic_in_it_spends_the_instance() {
+fn a_new_config_is_applied_or_refused_and_a_panic_in_it_spends_the_instance() {
     let module = Module::of::<Echo>();
     let mut instance = module
-        .create(Arc::new(Heard::default()), "echo", "i", "")
+        .create(Arc::new(CapturedOutput::default()), "echo", "i", "")
         .ok()
         .unwrap();
-    assert_eq!(instance.reconfigure("ill"), Ok(()));
-    assert_eq!(instance.health(), Err("a cold".into()));
+    assert_eq!(instance.reconfigure("unhealthy"), Ok(()));
+    assert_eq!(instance.health(), Err("connection lost".into()));
     for (config, refusal) in [
         ("bad", Refusal::Config("not that one".into())),
         ("later", Refusal::Failed("not now".into())),
     ] {
         let refused = instance.reconfigure(config);
         assert_eq!(refused, Err(NotTaken::Refused(refusal)));
-        assert_eq!(instance.health(), Err("a cold".into()), "the one of before");
+        assert_eq!(
+            instance.health(),
+            Err("connection lost".into()),
+            "the previous config"
+        );
     }
     let Err(NotTaken::Spent(text)) = instance.reconfigure("panic") else {
         panic!("it must be spent")

@@ -1,4 +1,4 @@
-//! Safe reading of a [`RawRecord`], and records built from owned parts.
+//! Safe access to a [`RawRecord`], and records built from owned parts.
 
 use std::marker::PhantomData;
 
@@ -13,7 +13,7 @@ pub struct RecordView<'a> {
 }
 
 impl<'a> RecordView<'a> {
-    /// Trusts `raw`.
+    /// Creates a view of `raw`.
     ///
     /// # Safety
     /// The memory that `raw` points to is readable and unchanged for `'a`.
@@ -36,7 +36,7 @@ impl<'a> RecordView<'a> {
         std::str::from_utf8(self.slice(self.raw.topic, self.raw.topic_len)).unwrap_or_default()
     }
 
-    /// Which creation of the topic the record is of; `None` where the cluster gives topics no id.
+    /// The topic's id; `None` if the cluster does not assign topic ids.
     pub fn topic_id(&self) -> Option<[u8; 16]> {
         if self.raw.flags & record_flag::TOPIC_ID == 0 {
             return None;
@@ -60,13 +60,13 @@ impl<'a> RecordView<'a> {
             .then(|| self.slice(self.raw.value, self.raw.value_len))
     }
 
-    /// The header block as it came.
+    /// The raw header block.
     #[inline]
     pub fn header_block(&self) -> &'a [u8] {
         self.slice(self.raw.headers, self.raw.headers_len)
     }
 
-    /// Headers, first to last, read on the way.
+    /// Headers in order, parsed lazily.
     pub fn headers(&self) -> Headers<'a> {
         Headers::new(self.header_block())
     }
@@ -76,7 +76,7 @@ impl<'a> RecordView<'a> {
         if len == 0 {
             return &[];
         }
-        // SAFETY: whoever built this view promised that the memory is readable and unchanged for `'a`.
+        // SAFETY: the creator of this view guaranteed that the memory is readable and unchanged for `'a`.
         unsafe { std::slice::from_raw_parts(ptr, len as usize) }
     }
 }
@@ -86,7 +86,7 @@ impl<'a> RecordView<'a> {
 pub struct RecordParts {
     /// Topic name.
     pub topic: String,
-    /// Name and id of the topic, as [`TopicName::joined`] makes it; empty: it has no id.
+    /// Name and id of the topic in the format of [`TopicName::joined`]; empty without an id.
     pub topic_with_id: Vec<u8>,
     /// Partition.
     pub partition: i32,
@@ -104,7 +104,7 @@ pub struct RecordParts {
     pub lane: u64,
     /// Fencing number.
     pub epoch: u32,
-    /// Which call for this record, from 1.
+    /// Attempt number, from 1.
     pub attempt: u32,
 }
 
@@ -118,13 +118,13 @@ impl RecordParts {
         header_block::write(&mut self.headers, headers);
     }
 
-    /// A view in C layout of parts that are never freed: for tests in which nobody can say how long a call lasts.
+    /// A C-layout view of leaked parts: for tests in which a call may last arbitrarily long.
     ///
     /// # Panics
     /// When a part is 4 GiB or longer.
     #[must_use]
     pub fn leaked(self) -> RawRecord {
-        // SAFETY: what is leaked stays readable and unchanged for ever.
+        // SAFETY: leaked memory stays readable and unchanged forever.
         unsafe { Box::leak(Box::new(self)).as_raw() }
     }
 
@@ -140,14 +140,14 @@ impl RecordParts {
             epoch: self.epoch,
         };
         let parts = (self.key.as_deref(), self.value.as_deref(), &*self.headers);
-        // SAFETY: the caller keeps what the parts are borrowed from.
+        // SAFETY: the caller keeps the borrowed parts alive.
         let view = unsafe { RawRecord::new(place, parts) };
-        // SAFETY: as above; the first view is gone.
+        // SAFETY: as above; the first view is dropped.
         unsafe { view.another(self.lane, self.attempt) }
     }
 }
 
-/// Views in C layout of parts that are borrowed as long.
+/// C-layout views of borrowed parts.
 #[derive(Debug)]
 pub struct BorrowedRecords<'a> {
     records: Vec<RawRecord>,

@@ -1,4 +1,4 @@
-//! What a handler logs, counts and gives back, collected for a test.
+//! Logs, metrics and output of a handler, captured for a test.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,7 +1,7 @@
 //! Runs a handler without Kafka: records in; outcomes, emits, logs and metrics out.
 //!
-//! Calls go through the same functions as those of a loaded library, so the lane rule, the panic guards and the
-//! reading of the config are the real ones.
+//! Calls use the same ABI functions as a loaded library, so the lane rule, the panic guards and config parsing are the
+//! real ones.
 
 mod captured;
 mod record;
@@ -23,27 +23,27 @@ pub use record::{TestRecord, record};
 
 const NAME: &str = "handler";
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Not handled in this call: it follows a panic, a cancellation, or an unsettled record of its lane.
+    /// Not handled in this call: after a panic or a cancellation, or behind an unsettled record of its lane.
     NotRun,
     /// Acked.
     Ack,
     /// Dropped, with the reason.
     Drop(String),
-    /// To be tried again: after how long, if the handler said, and the reason.
+    /// To be retried, with the requested delay, if any, and the reason.
     Retry(Option<Duration>, String),
-    /// Given up, with the reason.
+    /// Dead-lettered, with the reason.
     DeadLetter(String),
-    /// The handler panicked; message and place.
+    /// The handler panicked, with message and location.
     Panicked(String),
 }
 
 /// A record that the handler emitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
-    /// Index of the record on whose behalf.
+    /// Index of the record that it was emitted for.
     pub record: usize,
     /// Topic.
     pub topic: String,
@@ -71,14 +71,14 @@ impl Emitted {
     }
 }
 
-/// What one call came to.
+/// Result of one call.
 #[derive(Debug)]
 pub struct Run {
-    /// One for each record.
+    /// One per record.
     pub outcomes: Vec<Outcome>,
-    /// What was emitted, in order.
+    /// Emitted records, in order.
     pub emits: Vec<Emitted>,
-    /// The instance panicked: the kit builds a new one before the next call.
+    /// The instance panicked; the kit has built a new one.
     pub spent: bool,
 }
 
@@ -98,7 +98,7 @@ impl Kit {
     /// Builds a [`Handler`] with `config`.
     ///
     /// # Errors
-    /// Why the handler refuses to start.
+    /// Why the handler failed to start.
     pub fn of<H: Handler>(config: serde_json::Value) -> Result<Self, String> {
         struct One<H>(PhantomData<H>);
         impl<H: Handler> Exports for One<H> {
@@ -112,7 +112,7 @@ impl Kit {
     /// Builds a [`BatchHandler`] with `config`.
     ///
     /// # Errors
-    /// Why the handler refuses to start.
+    /// Why the handler failed to start.
     pub fn of_batch<H: BatchHandler>(config: serde_json::Value) -> Result<Self, String> {
         struct One<H>(PhantomData<H>);
         impl<H: BatchHandler> Exports for One<H> {
@@ -126,7 +126,7 @@ impl Kit {
     /// Builds an [`crate::AsyncHandler`] with `config`.
     ///
     /// # Errors
-    /// Why the handler refuses to start.
+    /// Why the handler failed to start.
     #[cfg(feature = "async")]
     pub fn of_async<H: crate::AsyncHandler>(config: serde_json::Value) -> Result<Self, String> {
         struct One<H>(PhantomData<H>);
@@ -155,7 +155,7 @@ impl Kit {
         })
     }
 
-    /// Limits each following call.
+    /// Sets the timeout of subsequent calls.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     }
@@ -163,12 +163,12 @@ impl Kit {
     /// Calls the handler with up to 4,096 records.
     ///
     /// # Panics
-    /// When there are more records, or an instance cannot be built again after a panic.
+    /// With more records, or if the instance cannot be rebuilt after a panic.
     pub fn run(&mut self, records: impl IntoIterator<Item = TestRecord>) -> Run {
         let records: Vec<RecordParts> = records.into_iter().map(TestRecord::finish).collect();
         assert!(
             records.len() <= self.board.capacity(),
-            "a call of the kit takes up to 4,096 records"
+            "the kit supports up to 4,096 records per call"
         );
         self.serial += 1;
         self.cancel.clear();
@@ -196,7 +196,7 @@ impl Kit {
         }
     }
 
-    /// Cancels the call that runs on this kit; hand it to another thread.
+    /// Returns a handle that cancels this kit's running call from another thread.
     #[must_use]
     pub fn canceller(&self) -> Canceller {
         Canceller {
@@ -205,13 +205,13 @@ impl Kit {
         }
     }
 
-    /// Gives the handler a new config, as the service does to one that declares `TAKES_CONFIG`.
+    /// Reconfigures the handler, as the service does if it declares `TAKES_CONFIG`.
     ///
     /// # Errors
-    /// Why the handler refuses it, or its panic; it has the earlier one then.
+    /// Why the handler refuses the config, or its panic; the previous config stays active.
     ///
     /// # Panics
-    /// When an instance cannot be built again after a panic.
+    /// If the instance cannot be rebuilt after a panic.
     pub fn reconfigure(&mut self, config: &serde_json::Value) -> Result<(), String> {
         let config = config.to_string();
         match self.instance.reconfigure(&config) {
@@ -220,7 +220,7 @@ impl Kit {
                 Ok(())
             }
             Err(NotTaken::Refused(Refusal::Config(text) | Refusal::Failed(text))) => Err(text),
-            Err(NotTaken::Refused(Refusal::Unknown)) => Err("it takes no new config".into()),
+            Err(NotTaken::Refused(Refusal::Unknown)) => Err("it cannot be reconfigured".into()),
             Err(NotTaken::Spent(panic)) => {
                 self.instance = create(&self.module, &self.host, &self.config)
                     .expect("a handler that started once with this config starts again");
@@ -229,15 +229,15 @@ impl Kit {
         }
     }
 
-    /// Asks the handler whether it is well.
+    /// Runs the handler's health check.
     ///
     /// # Errors
-    /// What it says.
+    /// The handler's reason.
     pub fn health(&mut self) -> Result<(), String> {
         self.instance.health()
     }
 
-    /// Tells the handler of a partition that comes.
+    /// Reports an assigned partition to the handler.
     ///
     /// # Errors
     /// Its panic.
@@ -245,7 +245,7 @@ impl Kit {
         self.instance.assigned(topic, partition, epoch)
     }
 
-    /// Tells the handler of a partition that goes.
+    /// Reports a revoked partition to the handler.
     ///
     /// # Errors
     /// Its panic.
@@ -253,7 +253,7 @@ impl Kit {
         self.instance.revoked(topic, partition, epoch)
     }
 
-    /// Tells the handler to finish.
+    /// Drains the handler.
     ///
     /// # Errors
     /// Its panic.
@@ -262,10 +262,10 @@ impl Kit {
             .drain(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Ends the handler.
+    /// Drops the handler.
     ///
     /// # Errors
-    /// What its `Drop` panicked with.
+    /// The panic of its `Drop`.
     pub fn end(self) -> Result<(), String> {
         self.instance.destroy()
     }
@@ -276,7 +276,7 @@ impl Kit {
         self.host.lock().logs.clone()
     }
 
-    /// Sum of what a counter was given; 0 when it was never used.
+    /// Total of a counter; 0 if it was never used.
     #[must_use]
     pub fn counter(&self, name: &str) -> f64 {
         self.host
@@ -296,7 +296,7 @@ impl Kit {
             .and_then(|values| values.last().copied())
     }
 
-    /// What a histogram observed, in order.
+    /// Observations of a histogram, in order.
     #[must_use]
     pub fn histogram(&self, name: &str) -> Vec<f64> {
         self.host
@@ -307,10 +307,10 @@ impl Kit {
             .unwrap_or_default()
     }
 
-    /// The handler's description: config schema and what it declares, as JSON.
+    /// The handler's description as JSON: its config schema and declarations.
     ///
     /// # Panics
-    /// When the description is not JSON, which the export code rules out.
+    /// If the description is not JSON, which the export code rules out.
     #[must_use]
     pub fn description(&self) -> serde_json::Value {
         let text = self
@@ -342,21 +342,21 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Waits up to `patience` for a call to run and cancels it; `false` when none ran.
-    pub fn cancel_running(&self, patience: Duration) -> bool {
-        self.when_running(patience, CancelFlag::set)
+    /// Waits up to `timeout` for a call to run and cancels it; `false` if none ran.
+    pub fn cancel_running(&self, timeout: Duration) -> bool {
+        self.when_running(timeout, CancelFlag::set)
     }
 
-    /// As [`Self::cancel_running`]; the call may finish the record that it is at.
-    pub fn stop_running(&self, patience: Duration) -> bool {
-        self.when_running(patience, CancelFlag::stop)
+    /// As [`Self::cancel_running`], but the call may finish its current record.
+    pub fn stop_running(&self, timeout: Duration) -> bool {
+        self.when_running(timeout, CancelFlag::stop)
     }
 
-    fn when_running(&self, patience: Duration, end_it: impl Fn(&CancelFlag)) -> bool {
-        let end = Instant::now() + patience;
+    fn when_running(&self, timeout: Duration, end_call: impl Fn(&CancelFlag)) -> bool {
+        let end = Instant::now() + timeout;
         while Instant::now() < end {
             if self.board.current().is_some() {
-                end_it(&self.cancel);
+                end_call(&self.cancel);
                 return true;
             }
             std::thread::yield_now();

@@ -1,9 +1,9 @@
-//! Records to hand to a handler.
+//! Input records for tests.
 
 use sluicegate_abi::record::TopicName;
 use sluicegate_abi::view::RecordParts;
 
-/// A record to hand to a handler; begins as offset 0 of partition 0 with null key and value, attempt 1, epoch 1.
+/// A test record. Defaults: partition 0, offset 0, null key and value, attempt 1, epoch 1.
 #[derive(Clone, Debug)]
 pub struct TestRecord {
     parts: RecordParts,
@@ -80,7 +80,7 @@ impl TestRecord {
         self
     }
 
-    /// Sets which call this is for the record, from 1.
+    /// Sets the attempt number, from 1.
     #[must_use]
     pub fn attempt(mut self, attempt: u32) -> Self {
         self.parts.attempt = attempt;

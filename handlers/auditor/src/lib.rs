@@ -1,7 +1,7 @@
-//! The `auditor` handler: writes a row a record into SQLite or PostgreSQL.
+//! The `auditor` handler: writes one row per record into SQLite or PostgreSQL.
 //!
-//! The rows of a call go in one transaction; a row that is there already (same topic, topic id, partition, offset) is left as it
-//! is, so a record that comes again changes nothing.
+//! The rows of a call are written in one transaction. An existing row (same topic, topic id, partition, offset) is left
+//! unchanged, so a redelivered record has no effect.
 
 mod store;
 
@@ -20,13 +20,13 @@ use store::{Row, Store};
 pub struct Config {
     /// `sqlite:///path/audit.db`, or `postgres://user:password@host/database`.
     pub url: String,
-    /// The table; made if it is missing. Letters, digits and `_`, with a schema before a dot if wanted.
+    /// The table, created if missing. Letters, digits and `_`, optionally with a schema: `schema.table`.
     #[serde(default = "default_table")]
     pub table: String,
-    /// Writes the value too; without it a row has its length only.
+    /// Stores the value; otherwise only its length.
     #[serde(default = "yes")]
     pub store_value: bool,
-    /// How long to wait for the database, in milliseconds.
+    /// Timeout for connecting to the database, in milliseconds.
     #[serde(default = "ten_seconds")]
     pub connect_timeout_ms: u64,
 }
@@ -43,7 +43,7 @@ fn ten_seconds() -> u64 {
     10_000
 }
 
-/// Writes rows. One connection and one single-threaded runtime a worker.
+/// The handler. Each worker has one connection and one single-threaded runtime.
 #[derive(Debug)]
 pub struct Auditor {
     // Before the runtime: closing the connection needs it.
@@ -60,8 +60,8 @@ impl BatchHandler for Auditor {
             .enable_all()
             .build()
             .map_err(|error| HandlerError::retryable(format!("no async runtime: {error}")))?;
-        let patience = Duration::from_millis(config.connect_timeout_ms);
-        let store = runtime.block_on(Store::open(&config.url, &config.table, patience))?;
+        let timeout = Duration::from_millis(config.connect_timeout_ms);
+        let store = runtime.block_on(Store::open(&config.url, &config.table, timeout))?;
         Ok(Self {
             store,
             runtime,
@@ -79,7 +79,7 @@ impl BatchHandler for Auditor {
                 ctx.services().counter("rows_written", written);
                 Outcome::Ack
             }
-            // Nothing of the transaction is there: every record of the call is tried again.
+            // The transaction was rolled back, so every record of the call is retried.
             Err(error) => Outcome::retry(format!("the database refused the rows: {error}")),
         }
     }

@@ -1,4 +1,4 @@
-//! The table, in SQLite or PostgreSQL.
+//! The audit table in SQLite or PostgreSQL.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, QueryBuilder};
 
-/// PostgreSQL takes 65,535 parameters a statement, SQLite 32,766; a row has nine.
-const ROWS_A_STATEMENT: usize = 1_000;
+/// PostgreSQL allows 65,535 parameters per statement, SQLite 32,766; a row has nine.
+const ROWS_PER_STATEMENT: usize = 1_000;
 
 /// Columns, in the order of a row's values.
 const COLUMNS: &str = "topic, topic_id, partition_id, record_offset, timestamp_ms, record_key, value_length, value, headers";
@@ -27,7 +27,7 @@ pub(crate) struct Row<'a> {
     key: Option<&'a [u8]>,
     value_length: Option<i64>,
     value: Option<&'a [u8]>,
-    /// JSON: an array of names and values, where a value that is not UTF-8 has replacement characters.
+    /// JSON: an array of names and values, with invalid UTF-8 replaced.
     headers: String,
 }
 
@@ -72,11 +72,11 @@ enum Pool {
 }
 
 impl Store {
-    /// Connects and makes the table if it is missing.
+    /// Connects, and creates the table if it is missing.
     pub(crate) async fn open(
         url: &str,
         table: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Self, HandlerError> {
         check_table(table)?;
         let pool = match url.split_once(':').map(|(scheme, _)| scheme) {
@@ -84,29 +84,29 @@ impl Store {
                 let options = SqliteConnectOptions::from_str(url)
                     .map_err(|error| HandlerError::terminal(format!("`url`: {error}")))?
                     .create_if_missing(true)
-                    // Readers do not wait for the writer, and workers wait for each other instead of failing.
+                    // WAL lets readers proceed during a write; workers wait for each other instead of failing.
                     .journal_mode(SqliteJournalMode::Wal)
-                    .busy_timeout(patience);
+                    .busy_timeout(timeout);
                 let pool = SqlitePoolOptions::new()
                     .max_connections(1)
-                    .acquire_timeout(patience);
+                    .acquire_timeout(timeout);
                 Pool::Sqlite(pool.connect_with(options).await.map_err(not_reached)?)
             }
             Some("postgres" | "postgresql") => {
-                // The error could quote the password.
+                // The error is discarded because it could quote the password.
                 let options = PgConnectOptions::from_str(url).map_err(|_| {
                     HandlerError::terminal(
-                        "`url` is no PostgreSQL URL: postgres://user:password@host/database",
+                        "`url` is not a PostgreSQL URL: postgres://user:password@host/database",
                     )
                 })?;
                 let pool = PgPoolOptions::new()
                     .max_connections(1)
-                    .acquire_timeout(patience);
+                    .acquire_timeout(timeout);
                 Pool::Postgres(pool.connect_with(options).await.map_err(not_reached)?)
             }
             _ => {
                 return Err(HandlerError::terminal(
-                    "`url` wants sqlite:///path or postgres://user:password@host/database",
+                    "`url` must be sqlite:///path or postgres://user:password@host/database",
                 ));
             }
         };
@@ -130,7 +130,7 @@ impl Store {
         match &self.pool {
             Pool::Sqlite(pool) => sqlx::query(create("BLOB")).execute(pool).await.map(drop),
             Pool::Postgres(pool) => match sqlx::query(create("BYTEA")).execute(pool).await {
-                // Two workers at once: PostgreSQL looks first and makes then, and the later one meets the other's.
+                // Two workers at once: `IF NOT EXISTS` is not atomic in PostgreSQL, so the slower one conflicts.
                 Err(sqlx::Error::Database(error))
                     if matches!(error.code().as_deref(), Some("23505" | "42P07")) =>
                 {
@@ -141,13 +141,13 @@ impl Store {
         }
     }
 
-    /// Writes the rows in one transaction; gives how many were new.
+    /// Writes the rows in one transaction and returns the number of new ones.
     pub(crate) async fn write(&self, rows: &[Row<'_>]) -> Result<u64, sqlx::Error> {
         let mut written = 0;
         match &self.pool {
             Pool::Sqlite(pool) => {
                 let mut transaction = pool.begin().await?;
-                for rows in rows.chunks(ROWS_A_STATEMENT) {
+                for rows in rows.chunks(ROWS_PER_STATEMENT) {
                     written += self
                         .insert(rows)
                         .build()
@@ -159,7 +159,7 @@ impl Store {
             }
             Pool::Postgres(pool) => {
                 let mut transaction = pool.begin().await?;
-                for rows in rows.chunks(ROWS_A_STATEMENT) {
+                for rows in rows.chunks(ROWS_PER_STATEMENT) {
                     written += self
                         .insert(rows)
                         .build()
@@ -199,7 +199,7 @@ impl Store {
         query
     }
 
-    /// Asks the database for an answer.
+    /// Checks that the database answers.
     pub(crate) async fn ping(&self) -> Result<(), sqlx::Error> {
         match &self.pool {
             Pool::Sqlite(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop),
@@ -212,7 +212,7 @@ fn not_reached(error: sqlx::Error) -> HandlerError {
     HandlerError::retryable(format!("the database cannot be reached: {error}"))
 }
 
-/// The name goes into statements as it is.
+/// Validates the table name, which is inserted into statements unquoted.
 fn check_table(table: &str) -> Result<(), HandlerError> {
     let word = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -222,6 +222,6 @@ fn check_table(table: &str) -> Result<(), HandlerError> {
         return Ok(());
     }
     Err(HandlerError::terminal(format!(
-        "`table` is `{table}`; it wants letters, digits and `_`, with a schema before a dot if wanted"
+        "`table` is `{table}`; it must consist of letters, digits and `_`, optionally with a schema before a dot"
     )))
 }

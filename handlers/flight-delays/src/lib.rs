@@ -1,4 +1,4 @@
-//! The `flight-delays` handler: picks late flights out of rows of flights.
+//! The `flight-delays` handler: selects late departures from flight records.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setu
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where late flights go.
+    /// Target topic of late flights.
     #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
     /// Minutes of departure delay from which a flight is late.
@@ -21,7 +21,7 @@ fn an_hour() -> f64 {
     60.0
 }
 
-/// A row of flights, as far as it is needed. Numbers may come as numeric strings.
+/// The needed fields of a flight record. Numbers may be numeric strings.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Flight {
@@ -43,7 +43,7 @@ struct Flight {
     dest: Option<String>,
 }
 
-/// What goes out.
+/// The value of an emitted record.
 #[derive(Debug, Serialize)]
 struct LateFlight<'a> {
     tail_number: Option<&'a str>,
@@ -67,7 +67,7 @@ impl Flight {
     }
 }
 
-/// Picks late flights.
+/// Selects late flights.
 #[derive(Debug)]
 pub struct FlightDelays {
     config: Config,
@@ -84,7 +84,7 @@ impl Handler for FlightDelays {
         }
         if !config.threshold_minutes.is_finite() {
             return Err(HandlerError::terminal(
-                "`threshold_minutes` wants a finite number",
+                "`threshold_minutes` must be a finite number",
             ));
         }
         Ok(Self { config })
@@ -129,7 +129,7 @@ impl FlightDelays {
     }
 }
 
-/// Whole minutes are written without a fraction.
+/// Formats whole minutes without a fraction.
 fn whole_or_fraction(number: f64) -> serde_json::Number {
     let whole = number as i64;
     if whole as f64 == number {

@@ -58,7 +58,7 @@ fn cancelled_flights_are_dropped_with_that_reason() {
 }
 
 #[test]
-fn what_is_no_flight_is_given_up_without_quoting_it() {
+fn values_that_are_not_flights_are_dead_lettered_without_quoting_them() {
     let run = kit().run([
         record("flights").value("secret").lane(1),
         record("flights")
@@ -68,7 +68,7 @@ fn what_is_no_flight_is_given_up_without_quoting_it() {
         record("flights")
             .json(&flight(json!(1), Value::Null))
             .lane(4),
-        // Not the fields of a flight in their order.
+        // A list of the fields in order is not a flight.
         record("flights")
             .value("[2013, 1, 1, 517, 515, 90, \"N1\", \"UA\", \"EWR\", \"IAH\"]")
             .lane(5),

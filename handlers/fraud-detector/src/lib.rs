@@ -1,4 +1,4 @@
-//! The `fraud-detector` handler: tells values that are far from a key's usual ones.
+//! The `fraud-detector` handler: emits an alert for values that are outliers for their key.
 
 mod statistics;
 
@@ -16,16 +16,16 @@ use statistics::{Keys, Statistics};
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where alerts go.
+    /// Target topic of alerts.
     #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
-    /// The numeric field that is watched; dots lead into objects (`payment.amount`).
+    /// The monitored numeric field; dots separate nested objects (`payment.amount`).
     pub field: String,
-    /// A value more than this many standard deviations from the mean of its key is told.
+    /// A value more than this many standard deviations from its key's mean causes an alert.
     pub threshold: f64,
-    /// How many records of a key are seen before any is told.
+    /// Number of records per key before the first alert.
     pub warm_up: u64,
-    /// How many keys a worker remembers at least, for each partition; the ones unused for longest are forgotten.
+    /// Minimum number of keys that a worker remembers per partition; least recently used keys are evicted.
     pub max_keys: usize,
 }
 
@@ -49,19 +49,19 @@ struct Alert<'a> {
     value: f64,
     mean: f64,
     standard_deviation: f64,
-    /// `null` when all values so far were the same.
+    /// `null` if all values so far were equal.
     deviations: Option<f64>,
     records: u64,
     source: String,
 }
 
-/// Watches the values of each key.
+/// Monitors the values of each key.
 ///
-/// A record that comes again (after a retry) is judged by what was known before it came first, and counts once.
+/// A redelivered record (after a retry) is evaluated against the statistics before its first delivery, and counts once.
 #[derive(Debug)]
 pub struct FraudDetector {
     config: Config,
-    /// By topic and partition, so that a partition's keys go when it goes.
+    /// By topic and partition, so that a revoked partition's keys can be dropped.
     partitions: HashMap<(String, i32), Keys>,
 }
 
@@ -72,13 +72,13 @@ impl Config {
             return refuse("`topic` and `field` cannot be empty");
         }
         if !self.threshold.is_finite() || self.threshold <= 0.0 {
-            return refuse("`threshold` wants a number above 0");
+            return refuse("`threshold` must be a number above 0");
         }
         if self.warm_up < 2 {
-            return refuse("`warm_up` wants 2 or more: one record has no deviation");
+            return refuse("`warm_up` must be at least 2: a single record has no deviation");
         }
         if self.max_keys == 0 {
-            return refuse("`max_keys` wants 1 or more");
+            return refuse("`max_keys` must be at least 1");
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Handler for FraudDetector {
         self.watch(record, ctx).into()
     }
 
-    /// What is known of the keys stays, unless it is known of another field.
+    /// Keeps the statistics unless the monitored field changes.
     fn reconfigure(&mut self, config: Config) -> Result<(), HandlerError> {
         config.check()?;
         if config.field != self.config.field {
@@ -141,7 +141,7 @@ impl FraudDetector {
             )));
         };
         let max_keys = self.config.max_keys;
-        // Looked up by a borrowed pair there would be no allocation; a handler that parses JSON does not notice this one.
+        // Allocates for the lookup, which is negligible next to parsing JSON.
         let keys = self
             .partitions
             .entry((record.topic().to_string(), record.partition()))

@@ -1,4 +1,4 @@
-//! Running mean and variance of a key's values (Welford), and a bounded memory of keys.
+//! Running mean and variance of a key's values (Welford's algorithm), and a bounded map of keys.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,8 @@ struct Key {
     last_offset: i64,
 }
 
-/// The keys of a partition: the young ones and those not used since the young began; the latter go together.
+/// The keys of a partition in two generations: recently used keys, and keys unused since `young` was last started, which
+/// are evicted together.
 #[derive(Debug)]
 pub(crate) struct Keys {
     young: HashMap<Box<[u8]>, Key>,
@@ -54,7 +55,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Remembers the last `max` keys, and up to as many again.
+    /// Remembers at least the last `max` keys, and at most twice as many.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             young: HashMap::new(),
@@ -63,12 +64,12 @@ impl Keys {
         }
     }
 
-    /// Remembers so many from now on; what is too much is forgotten as keys come.
+    /// Changes the bound; excess keys are evicted as new ones arrive.
     pub(crate) fn set_max(&mut self, max: usize) {
         self.max = max;
     }
 
-    /// Adds a key's value, once an offset, and gives what was known before that offset.
+    /// Adds a key's value once per offset, and returns the statistics before that offset.
     pub(crate) fn see(&mut self, name: &[u8], offset: i64, value: f64) -> Statistics {
         if !self.young.contains_key(name) {
             let key = self.old.remove(name).unwrap_or(Key {
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_comes_again_counts_once() {
+    fn a_redelivered_record_counts_once() {
         let mut keys = Keys::new(10);
         keys.see(b"k", 1, 5.0);
         let first = keys.see(b"k", 2, 7.0);
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_used_keys_stay() {
+    fn memory_is_bounded_and_recently_used_keys_are_kept() {
         let mut keys = Keys::new(4);
         for offset in 0..100 {
             keys.see(b"used", offset * 2, 1.0);

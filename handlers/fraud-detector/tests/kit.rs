@@ -28,7 +28,7 @@ fn warm(kit: &mut Kit) {
 }
 
 #[test]
-fn a_value_far_from_its_own_keys_values_is_told() {
+fn an_outlier_for_its_key_causes_an_alert() {
     let mut kit = kit();
     warm(&mut kit);
     let run = kit.run([
@@ -53,7 +53,7 @@ fn a_value_far_from_its_own_keys_values_is_told() {
 }
 
 #[test]
-fn nothing_is_told_while_warming_up_and_a_retry_is_told_again() {
+fn warming_up_causes_no_alerts_and_a_retry_repeats_its_alert() {
     let mut kit = kit();
     assert!(
         kit.run([payment("k", 0, json!(1)), payment("k", 1, json!(1e9))])
@@ -82,7 +82,7 @@ fn a_revoked_partition_is_forgotten() {
 }
 
 #[test]
-fn records_without_key_or_number_are_dropped_and_other_text_is_given_up() {
+fn records_without_key_or_number_are_dropped_and_other_text_is_dead_lettered() {
     let run = kit().run([
         record("payments").json(&json!({})),
         payment("a", 1, json!("much")),
@@ -114,24 +114,27 @@ fn configs_are_checked_and_the_state_is_declared() {
 }
 
 #[test]
-fn a_new_threshold_counts_at_once_and_what_is_known_of_the_keys_stays() {
+fn a_new_threshold_applies_immediately_and_keeps_the_statistics() {
     let mut kit = kit();
     warm(&mut kit);
     let config = |field: &str, threshold: f64| json!({ "topic": "alerts", "field": field, "threshold": threshold, "warm_up": 10 });
-    let odd = |offset| payment("small", offset, json!(14));
+    let outlier = |offset| payment("small", offset, json!(14));
     kit.reconfigure(&config("payment.amount", 30.0)).unwrap();
-    assert!(kit.run([odd(50)]).emits.is_empty());
+    assert!(kit.run([outlier(50)]).emits.is_empty());
     let refused = kit
         .reconfigure(&config("payment.amount", -1.0))
         .unwrap_err();
     assert!(refused.contains("above 0"), "{refused}");
-    assert!(kit.run([odd(51)]).emits.is_empty(), "the one of before");
+    assert!(
+        kit.run([outlier(51)]).emits.is_empty(),
+        "the previous config"
+    );
     kit.reconfigure(&config("payment.amount", 1.0)).unwrap();
-    assert_eq!(kit.run([odd(52)]).emits.len(), 1);
+    assert_eq!(kit.run([outlier(52)]).emits.len(), 1);
     kit.reconfigure(&config("payment.tip", 1.0)).unwrap();
     kit.reconfigure(&config("payment.amount", 1.0)).unwrap();
     assert!(
-        kit.run([odd(53)]).emits.is_empty(),
-        "what was known of another field is forgotten"
+        kit.run([outlier(53)]).emits.is_empty(),
+        "the statistics of another field are discarded"
     );
 }

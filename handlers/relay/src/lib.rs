@@ -10,22 +10,22 @@ use sluicegate_sdk::{Context, Emit, Handler, HandlerError, Outcome, Record, Setu
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where records go; key, value, headers and timestamp are kept.
+    /// Target topic; key, value, headers and timestamp are kept.
     #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub topic: String,
-    /// Headers to set on the copy, in place of any of the same name.
+    /// Headers to set on the copy, replacing any of the same name.
     #[serde(default)]
     pub set_headers: BTreeMap<String, String>,
-    /// Headers to leave out of the copy.
+    /// Headers to omit from the copy.
     #[serde(default)]
     pub drop_headers: Vec<String>,
     /// Adds `sluicegate.source` (`topic/partition/offset`), `sluicegate.handler` (`name@version`), `sluicegate.epoch` and
-    /// `sluicegate.attempt`, in place of any of the same names.
+    /// `sluicegate.attempt`, replacing any of the same names.
     #[serde(default)]
     pub provenance: bool,
 }
 
-/// Copies every record that it gets.
+/// Copies every record.
 #[derive(Debug)]
 pub struct Relay {
     config: Config,
@@ -63,7 +63,7 @@ impl Handler for Relay {
     fn handle(&mut self, record: &Record<'_>, ctx: &mut Context<'_>) -> Outcome {
         let config = &self.config;
         if record.topic() == config.topic {
-            return Outcome::dead_letter("it comes from the topic that it would be copied to");
+            return Outcome::dead_letter("its source topic is also the target topic");
         }
         let mut copy = Emit::copy_of(record, &config.topic);
         for name in config.drop_headers.iter().chain(config.set_headers.keys()) {

@@ -76,7 +76,7 @@ fn headers_are_set_and_dropped_and_provenance_is_added() {
 }
 
 #[test]
-fn the_record_after_a_copied_one_of_the_same_key_waits_for_it() {
+fn the_record_after_a_copied_one_of_the_same_key_waits() {
     let mut kit = Kit::of::<Relay>(json!({ "topic": "out" })).unwrap();
     let run = kit.run([
         record("in").key("k"),
@@ -87,7 +87,7 @@ fn the_record_after_a_copied_one_of_the_same_key_waits_for_it() {
 }
 
 #[test]
-fn a_loop_onto_the_own_topic_and_bad_configs_are_refused() {
+fn a_loop_onto_its_own_topic_and_invalid_configs_are_refused() {
     let mut kit = Kit::of::<Relay>(json!({ "topic": "out" })).unwrap();
     assert!(matches!(
         kit.run([record("out")]).outcomes[..],

@@ -1,16 +1,16 @@
-//! The runtime interface between the service and the kinds of plugin (native, process, WebAssembly, script).
+//! The interface between the service and plugin runtimes (native, process, WebAssembly, script).
 //!
 //! ```text
 //!  HandlerRuntime::load(file) ─► LoadedPlugin::create(handler, config) ─► HandlerInstance::handle(call) ─► outcomes
-//!        (a kind of plugin)        (one generation's code)                   (one worker's object)
+//!        (a kind of plugin)        (one generation's code)                 (one worker's instance)
 //! ```
 //!
-//! The service knows nothing else of a plugin. A runtime keeps three promises:
-//! 1. Nothing that plugin code does (panic, error, garbage) unwinds out of these methods or is lost: it becomes an
-//!    outcome code, a [`CallStatus`] or an error value with a sentence for the operator.
-//! 2. An instance is created, called and dropped on one thread of its generation, and nowhere else.
-//! 3. What a call has finished so far can be read from another thread while the call runs ([`CallMonitor`]), so that a
-//!    call which hangs costs only the record it hangs on.
+//! The service uses plugins only through this interface. A runtime guarantees:
+//! 1. No plugin failure (panic, error, invalid output) unwinds out of these methods or is lost: it becomes an outcome
+//!    code, a [`CallStatus`] or an error value with a message for the operator.
+//! 2. An instance is created, called and dropped on a single thread of its generation.
+//! 3. The outcomes that a running call has written can be read from another thread ([`CallMonitor`]), so that a hanging
+//!    call costs only the record it hangs on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ pub use sluicegate_abi::{
     RawOutcome, RawRecord, RecordPlace, outcome_code, outcome_flag, record_flag,
 };
 
-/// A kind of plugin: knows how to read and load its artefacts.
+/// A kind of plugin: reads and loads its artefacts.
 pub trait HandlerRuntime: Send + Sync {
     /// The kind's name in specs and listings, such as `native`.
     fn kind(&self) -> &'static str;
 
-    /// Whether the file at `path` looks like an artefact of this kind (by name or first bytes; runs no plugin code).
+    /// Whether the file at `path` appears to be an artefact of this kind, by name or first bytes. Runs no plugin code.
     fn recognises(&self, path: &Path) -> bool;
 
-    /// Reads what the artefact says of itself without running any of its code.
+    /// Reads the artefact's identity without running any of its code.
     ///
     /// # Errors
-    /// [`LoadError`] says which gate refused it and why.
+    /// [`LoadError`] names the failed check and the reason.
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError>;
 
     /// Loads the artefact as a new generation from a private copy under `cache` (G11).
     ///
     /// # Errors
-    /// [`LoadError`] says which gate refused it and why; nothing of a refused artefact stays active.
+    /// [`LoadError`] names the failed check and the reason; nothing of a refused artefact stays active.
     fn load(
         &self,
         path: &Path,
@@ -46,48 +46,48 @@ pub trait HandlerRuntime: Send + Sync {
     ) -> Result<Arc<dyn LoadedPlugin>, LoadError>;
 }
 
-/// Who a plugin is, readable before any of its code runs.
+/// Identity of a plugin, readable before any of its code runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginIdentity {
     /// Catalogue name.
     pub name: String,
     /// Semantic version.
     pub version: String,
-    /// Names of the handlers that it exports; a spec's `plugin` may name any of them.
+    /// Names of the exported handlers; a spec's `plugin` may name any of them.
     pub handlers: Vec<String>,
-    /// Version of the ABI that it was built with, `major.minor`.
+    /// ABI version that it was built with, `major.minor`.
     pub abi: String,
-    /// Compiler and target, for people.
+    /// Compiler and target, human-readable.
     pub toolchain: String,
     /// SHA-256 of the file, lower-case hex.
     pub sha256: String,
 }
 
-/// One handler that a loaded plugin exports, as the plugin describes it.
+/// A handler exported by a loaded plugin, as described by the plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HandlerInfo {
     /// Handler name.
     pub name: String,
     /// JSON Schema of its config, as JSON text.
     pub config_schema: String,
-    /// It keeps state per key inside its instance: a key always goes to the same worker of a generation.
+    /// Its instances keep state per key: a key is always routed to the same worker of a generation.
     pub keeps_key_state: bool,
-    /// Its instances take a new config ([`HandlerInstance::reconfigure`]).
+    /// Its instances can be reconfigured in place ([`HandlerInstance::reconfigure`]).
     pub takes_config: bool,
-    /// Its own batch method is called: the records of a call succeed or fail as it says, and it may see several
-    /// records of one lane in one call.
+    /// It is called once per batch: it decides the outcome of each record, and may receive several records of one lane in
+    /// one call.
     pub takes_batches: bool,
 }
 
 /// The code of one generation, loaded and checked.
 pub trait LoadedPlugin: Send + Sync {
-    /// Who it is.
+    /// Its identity.
     fn identity(&self) -> &PluginIdentity;
 
-    /// The handlers that it exports.
+    /// The exported handlers.
     fn handlers(&self) -> &[HandlerInfo];
 
-    /// Builds one instance of `handler`. Call it on the worker thread that will use the instance.
+    /// Builds one instance of `handler`. Must be called on the worker thread that will use the instance.
     ///
     /// # Errors
     /// [`CreateError`] when the plugin refuses the config, panics, or has no such handler.
@@ -99,18 +99,18 @@ pub trait LoadedPlugin: Send + Sync {
         services: Arc<dyn HostServices>,
     ) -> Result<Box<dyn HandlerInstance>, CreateError>;
 
-    /// Asks the plugin to end what it runs on its own (an async runtime's threads). All instances are gone by then.
+    /// Asks the plugin to stop its background work (an async runtime's threads). All instances must have been dropped.
     fn shutdown(&self, deadline_ms: u64);
 }
 
-/// One running handler object; lives on one worker thread (it is deliberately not `Send`).
+/// One handler instance, bound to one worker thread (deliberately not `Send`).
 pub trait HandlerInstance {
     /// Calls the handler for the call's records, in order, and writes `outcomes[i]` for `records[i]`.
     ///
-    /// `outcomes` has the length of the records and comes filled with `NOT_RUN`. Emitted records and the texts behind
-    /// `RawOutcome::detail` are appended to `output`; what a record emitted before it ended in a retry, a panic or an
-    /// unknown code is left out, and its `EMITTED` flag taken back. Once [`CallRequest::cancel`] is set, which may be
-    /// before the call, no further record is begun: what is left stays `NOT_RUN` (G5).
+    /// `outcomes` has the length of the records and is initialized to `NOT_RUN`. Emitted records and the texts behind
+    /// `RawOutcome::detail` are appended to `output`; emits of a record that ends in a retry, a panic or an unknown code
+    /// are discarded and its `EMITTED` flag is cleared. Once [`CallRequest::cancel`] is set, which may be before the call,
+    /// no further record is started: the remaining ones stay `NOT_RUN` (G5).
     fn handle(
         &mut self,
         call: &CallRequest<'_>,
@@ -118,98 +118,98 @@ pub trait HandlerInstance {
         output: &mut CallOutput,
     ) -> CallStatus;
 
-    /// Watches the calls of this instance from another thread.
+    /// Returns a monitor of this instance's calls for other threads.
     fn monitor(&self) -> Arc<dyn CallMonitor>;
 
-    /// Asks the handler whether it is well.
+    /// Runs the handler's health check.
     ///
     /// # Errors
-    /// The reason it gives, or what went wrong in asking.
+    /// The handler's reason, or why the check itself failed.
     fn health(&mut self) -> Result<(), String>;
 
-    /// Takes a config in the place of the one that it was built with; only if [`HandlerInfo::takes_config`] says so.
+    /// Replaces the instance's config; only if [`HandlerInfo::takes_config`] is set.
     ///
     /// # Errors
-    /// [`NotTaken`] says why not, and whether the instance can go on.
+    /// [`NotTaken`] has the reason, and whether the instance is still usable.
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken>;
 
-    /// A partition's records will come to this instance's handler from now on.
+    /// A partition was assigned: the instance may receive its records from now on.
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
 
-    /// No record of this partition and epoch will come any more.
+    /// A partition was revoked: the instance receives no more records of this partition and epoch.
     fn revoked(&mut self, topic: &str, partition: i32, epoch: u32);
 
-    /// The last calls are over; finish what is held back, by the deadline.
+    /// The last call has returned: finish pending work within the deadline.
     fn drain(&mut self, deadline_ms: u64);
 }
 
-/// What an instance is called with.
+/// The input of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct CallRequest<'a> {
-    /// The records, in order. Their memory is alive as long as they are: it is lent until the batch has come back, and left
-    /// behind for ever should the batch be lost ([`sluicegate_abi::lend`]).
+    /// The records, in order. Their memory outlives them: it is lent until the batch is returned, and leaked if the batch
+    /// is lost ([`sluicegate_abi::lend`]).
     pub records: &'a [RawRecord],
-    /// The deadline of the whole call, as the handler learns it; 0 is no limit.
+    /// Timeout of the whole call in milliseconds, as reported to the handler; 0 means no limit.
     pub timeout_ms: u64,
-    /// Set, from any thread, once the result is no longer wanted: the call overran its timeout, or a partition of its
-    /// records is no longer ours. The handler sees it through its context.
+    /// Set from any thread once the result is no longer needed: the call timed out, or a partition of its records is no
+    /// longer assigned. Visible to the handler through its context.
     pub cancel: &'a CancelFlag,
 }
 
-/// Whether the instance can be used again after a call.
+/// Whether the instance is usable after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallStatus {
     /// Ready for the next call.
     Usable,
-    /// It panicked (or broke the contract): drop it and build another.
+    /// It panicked or violated the contract: drop it and build another.
     Spent,
 }
 
 /// The progress of an instance's current call, readable from any thread.
 pub trait CallMonitor: Send + Sync {
-    /// `None` between calls; otherwise the call's serial number and the index of the record that it is at.
+    /// The serial number of the running call and the index of its current record; `None` between calls.
     fn current(&self) -> Option<CallProgress>;
 
-    /// Copies the outcomes that call `serial` has written so far. `false`, and nothing copied, if that call is over.
+    /// Copies the outcomes that call `serial` has written so far. Returns `false` without copying if that call has ended.
     fn completed(&self, serial: u64, out: &mut Vec<RawOutcome>) -> bool;
 }
 
-/// Where a running call is.
+/// Progress of a running call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallProgress {
-    /// Counts the calls of the instance, from 1.
+    /// Serial number of the call within the instance, from 1.
     pub serial: u64,
     /// Index of the record being handled; the outcomes before it are final.
     pub index: u32,
 }
 
-/// What a call gives back besides outcomes; reused between calls.
+/// Output of a call besides outcomes; reused between calls.
 #[derive(Debug, Default)]
 pub struct CallOutput {
-    /// Texts that outcomes point to by index + 1.
+    /// Texts referenced by outcomes as index + 1.
     pub details: Vec<String>,
-    /// Records to produce, in the order in which they were emitted.
+    /// Records to produce, in emit order.
     pub emits: Vec<Emit>,
 }
 
 impl CallOutput {
-    /// Empties it, keeping the memory.
+    /// Clears it, keeping the allocations.
     pub fn clear(&mut self) {
         self.details.clear();
         self.emits.clear();
     }
 }
 
-/// A record that a handler wants produced.
+/// A record emitted by a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emit {
-    /// Index in the call of the record for which it was emitted: that record settles only once this is acknowledged.
+    /// Index in the call of the record that it was emitted for; that record settles only once this one is acknowledged.
     pub record: u32,
     /// Target topic.
     pub topic: String,
     /// Target partition; `None` lets the producer choose by key.
     pub partition: Option<i32>,
-    /// Timestamp in milliseconds; `None` is now.
+    /// Timestamp in milliseconds since the epoch; `None` is now.
     pub timestamp_ms: Option<i64>,
     /// Key; `None` is null.
     pub key: Option<Vec<u8>>,
@@ -219,42 +219,42 @@ pub struct Emit {
     pub headers: Vec<u8>,
 }
 
-/// What the service does for a handler at any time, also outside a call.
+/// Services for a handler, available at any time, also outside a call.
 pub trait HostServices: Send + Sync {
     /// Writes a log line under the handler's name.
     fn log(&self, level: LogLevel, message: &str);
 
-    /// Adds to a counter (`Counter`), sets a gauge, or observes into a histogram of the handler's own.
+    /// Adds to a counter, sets a gauge, or records a histogram observation of the handler's own metrics.
     fn metric(&self, kind: MetricKind, name: &str, value: f64);
 }
 
 /// Log levels, most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// Something failed.
+    /// A failure.
     Error,
-    /// Something is odd.
+    /// An unexpected condition.
     Warn,
-    /// Something worth knowing.
+    /// A notable event.
     Info,
-    /// For whoever looks for a cause.
+    /// Details for troubleshooting.
     Debug,
-    /// Everything.
+    /// Fine-grained tracing.
     Trace,
 }
 
 /// Kinds of a handler's own metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MetricKind {
-    /// Only grows.
+    /// Monotonic counter.
     Counter,
-    /// Goes up and down.
+    /// Settable value.
     Gauge,
-    /// A distribution.
+    /// Distribution of observations.
     Histogram,
 }
 
-/// Why an artefact is not loaded; each is a sentence for the operator.
+/// Why an artefact is not loaded, with a message for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be read or copied.
@@ -262,29 +262,29 @@ pub enum LoadError {
     Unreadable {
         /// The artefact.
         path: String,
-        /// The system's words.
+        /// The operating system's error.
         reason: String,
     },
-    /// A gate refused it.
-    #[error("plugin `{path}` is refused by its {gate}: {reason}")]
+    /// A check failed.
+    #[error("plugin `{path}` failed its {gate} check: {reason}")]
     Refused {
         /// The artefact.
         path: String,
-        /// Which of the gates: `manifest`, `descriptor`, `header`, `layout`, `description`, `limit`.
+        /// The failed check: `manifest`, `descriptor`, `header`, `layout`, `description`, `limit`.
         gate: &'static str,
         /// What is wrong and what to do.
         reason: String,
     },
 }
 
-/// Why an instance has not taken a new config.
+/// Why an instance was not reconfigured.
 #[derive(Debug, thiserror::Error)]
 pub enum NotTaken {
-    /// It refused it, and goes on with the one that it has.
+    /// It refused the config and keeps the previous one.
     #[error("config refused: {0}")]
     Refused(String),
-    /// It panicked (or was spent before): drop it and build another.
-    #[error("instance failed to take its new config: {0}")]
+    /// It panicked, now or earlier: drop it and build another.
+    #[error("instance failed to apply its new config: {0}")]
     Spent(String),
 }
 
@@ -292,17 +292,17 @@ pub enum NotTaken {
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The plugin exports no such handler.
-    #[error("no handler `{name}` in this plugin; it has: {known}")]
+    #[error("no handler `{name}` in this plugin; it exports: {known}")]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is, comma separated.
+        /// Exported handlers, comma separated.
         known: String,
     },
     /// The handler refused its config.
     #[error("config refused: {0}")]
     Config(String),
-    /// The handler failed or panicked while starting; trying again may help.
+    /// The handler failed or panicked while starting; a retry may succeed.
     #[error("instance failed to start: {0}")]
     Failed(String),
 }

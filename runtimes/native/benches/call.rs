@@ -1,6 +1,7 @@
-//! What the boundary costs a record in CPU time: a loaded plugin that acks everything, called with batches of 1, 16 and 256 records.
+//! CPU cost of the ABI boundary per record: a loaded plugin that acknowledges everything, called with batches of 1, 16 and
+//! 256 records.
 //!
-//! `cargo bench -p sluicegate-native`; the budget is 3 ns a record in a batch of 256.
+//! `cargo bench -p sluicegate-native`; the budget is 3 ns per record in a batch of 256.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -11,14 +12,14 @@ use sluicegate_runtime::{
 };
 use support::{built_with, load};
 
-/// Nanoseconds that this thread has run: what other load takes does not count.
+/// CPU time of this thread in nanoseconds, unaffected by other load.
 fn on_cpu() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let first = text
         .split_whitespace()
         .next()
         .and_then(|number| number.parse().ok());
-    first.expect("the system counts a thread's time")
+    first.expect("the system reports thread CPU time")
 }
 
 const RECORDS: usize = 20_000_000;
@@ -61,6 +62,6 @@ fn main() {
                 .iter()
                 .all(|outcome| outcome.code == outcome_code::ACK)
         );
-        println!("batches of {size:>3}: {best:.2} ns of CPU a record (best of 5)");
+        println!("batches of {size:>3}: {best:.2} ns of CPU per record (best of 5)");
     }
 }

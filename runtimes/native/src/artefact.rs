@@ -1,4 +1,4 @@
-//! A plugin file as bytes: what it says of itself, read without running any of it.
+//! A plugin file as bytes: its identity and code ranges, read without running any of its code.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use crate::{refused, unreadable};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
-/// A file that is fit to be loaded.
+/// A plugin file that passed the checks that need no code to run.
 pub(crate) struct Artefact {
     pub(crate) path: PathBuf,
     pub(crate) bytes: Vec<u8>,
     pub(crate) identity: PluginIdentity,
-    /// Where the descriptor stands once the file is mapped.
+    /// Location of the descriptor once the file is mapped.
     pub(crate) descriptor: Extent,
-    /// The parts that are mapped as code.
+    /// The executable segments.
     pub(crate) code: Vec<Extent>,
 }
 
-/// A range of the file and its address relative to the library's base.
+/// A range of the file, with its address relative to the library's base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) address: usize,
@@ -35,8 +35,8 @@ pub(crate) struct Extent {
     pub(crate) len: usize,
 }
 
-/// Whether the file looks like a library: by first bytes, or by name when it cannot be read.
-pub(crate) fn looks_native(path: &Path) -> bool {
+/// Whether the file appears to be a library, by first bytes or by name.
+pub(crate) fn is_native_library(path: &Path) -> bool {
     let named = path.extension().is_some_and(|ext| ext == "so");
     let mut first = [0u8; 4];
     match open_regular(path).and_then(|mut file| file.read_exact(&mut first)) {
@@ -45,7 +45,7 @@ pub(crate) fn looks_native(path: &Path) -> bool {
     }
 }
 
-/// Opens a regular file. Anything else is refused before it is opened: a pipe would be waited for.
+/// Opens a regular file. Other file types are refused before opening, because opening a pipe would block.
 pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));
@@ -54,10 +54,10 @@ pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 impl Artefact {
-    /// Reads the file and passes it through the gates that need no code to run.
+    /// Reads the file and runs the checks that need no code to run.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
         let by_manifest = |reason: String| refused(path, "manifest", reason);
-        let manifest = Manifest::beside(path).map_err(by_manifest)?;
+        let manifest = Manifest::for_library(path).map_err(by_manifest)?;
         let mut bytes = Vec::new();
         open_regular(path)
             .and_then(|mut file| file.read_to_end(&mut bytes))
@@ -65,26 +65,26 @@ impl Artefact {
         let no = |reason: String| refused(path, "descriptor", reason);
         if !bytes.starts_with(&ELF_MAGIC) {
             return Err(no(
-                "it is not a shared library (no ELF file); name the lib*.so that the build made"
+                "it is not a shared library (not an ELF file); name the lib*.so that the build produced"
                     .into(),
             ));
         }
         let damaged = |error| {
             no(format!(
-                "the file is cut short or damaged ({error}); copy or build it again"
+                "the file is truncated or damaged ({error}); copy or build it again"
             ))
         };
         let file = object::File::parse(bytes.as_slice()).map_err(damaged)?;
         if file.kind() != object::ObjectKind::Dynamic {
             return Err(no(
-                "it is an ELF file but no shared library; build the crate as `cdylib`".into(),
+                "it is an ELF file but not a shared library; build the crate as `cdylib`".into(),
             ));
         }
         let layout = Layout {
             file,
             have: bytes.len() as u64,
         };
-        // The code first: a file that is cut short is told from one that never had a descriptor.
+        // Code first, to distinguish a truncated file from one that never had a descriptor.
         let code = layout.code().map_err(no)?;
         let descriptor = layout.descriptor().map_err(no)?;
         let facts = Facts::read(&bytes[descriptor.offset..][..descriptor.len])
@@ -111,10 +111,10 @@ impl Artefact {
     }
 }
 
-/// Finds ranges of the file, or says why there are none.
+/// Locates ranges of the file.
 struct Layout<'a> {
     file: object::File<'a>,
-    /// Bytes that there are.
+    /// Size of the file in bytes.
     have: u64,
 }
 
@@ -159,7 +159,7 @@ impl Layout<'_> {
             let (executable, writable) = (p_flags.0 & PF_X.0 != 0, p_flags.0 & PF_W.0 != 0);
             if executable && writable {
                 return Err(
-                    "it has code that is writable; link it without text relocations".into(),
+                    "it has writable code segments; link it without text relocations".into(),
                 );
             }
             if executable {
@@ -169,7 +169,7 @@ impl Layout<'_> {
         Ok(code)
     }
 
-    /// The range, if the file has it.
+    /// The range, checked against the file size.
     fn extent(&self, address: u64, offset: u64, len: u64) -> Result<Extent, String> {
         let have = self.have;
         match offset.checked_add(len) {
@@ -179,18 +179,18 @@ impl Layout<'_> {
                 len: len as usize,
             }),
             _ => Err(format!(
-                "the file is cut short: it has {have} bytes, and its contents reach further; copy or build it again"
+                "the file is truncated: it has {have} bytes, but its contents extend further; copy or build it again"
             )),
         }
     }
 }
 
-/// The descriptor gate.
+/// The descriptor check.
 fn check(facts: &Facts) -> Result<(), String> {
     let theirs = format!("{}.{}", facts.abi_major, facts.abi_minor);
     if facts.abi_major != ABI_MAJOR {
         return Err(format!(
-            "it was built for handler ABI {theirs}, this service speaks {ABI_MAJOR}.{ABI_MINOR}; build it with the SDK \
+            "it was built for handler ABI {theirs}, this service supports {ABI_MAJOR}.{ABI_MINOR}; build it with the SDK \
              of this service's release"
         ));
     }
@@ -214,7 +214,7 @@ fn check(facts: &Facts) -> Result<(), String> {
     }
     if facts.target != TARGET {
         return Err(format!(
-            "it was built for {}, this service runs on {TARGET}; build it for that",
+            "it was built for {}, this service runs on {TARGET}; build it for {TARGET}",
             facts.target
         ));
     }

@@ -1,8 +1,7 @@
-//! The thread of a generation on which its library is opened, asked and shut down.
+//! The control thread of a generation, on which its library is opened, described and shut down.
 //!
-//! Whatever an image leaves behind on a thread (thread-local destructors, a runtime's context) stays on a thread that
-//! runs nothing else. A question that is not answered in time leaves the thread behind, with a reason for the
-//! operator.
+//! Thread-local state that an image leaves behind (destructors, a runtime's context) thus stays on a thread that runs
+//! nothing else. If a task times out, the thread is abandoned and the caller gets an error for the operator.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -16,12 +15,12 @@ pub(crate) struct ControlThread {
     stuck: std::sync::atomic::AtomicBool,
 }
 
-/// Why there is no answer.
+/// Why a task returned no result.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
-    /// Not in time; the thread is given up.
+    /// It timed out; the thread is abandoned.
     Late,
-    /// The thread is gone.
+    /// The thread has exited.
     Gone,
 }
 
@@ -42,10 +41,10 @@ impl ControlThread {
         })
     }
 
-    /// Runs `work` on the thread and waits for what it gives.
-    pub(crate) fn ask<T: Send + 'static>(
+    /// Runs `work` on the thread and waits for its result.
+    pub(crate) fn run<T: Send + 'static>(
         &self,
-        patience: Duration,
+        timeout: Duration,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
         use std::sync::atomic::Ordering::Relaxed;
@@ -54,7 +53,7 @@ impl ControlThread {
         }
         let (answer, incoming) = mpsc::channel();
         let task: Task = Box::new(move || {
-            // Nobody waits any more when this fails.
+            // Fails if the caller has timed out.
             let _ = answer.send(work());
         });
         self.tasks
@@ -62,15 +61,13 @@ impl ControlThread {
             .ok_or(NoAnswer::Gone)?
             .send(task)
             .map_err(|_| NoAnswer::Gone)?;
-        incoming
-            .recv_timeout(patience)
-            .map_err(|error| match error {
-                RecvTimeoutError::Timeout => {
-                    self.stuck.store(true, Relaxed);
-                    NoAnswer::Late
-                }
-                RecvTimeoutError::Disconnected => NoAnswer::Gone,
-            })
+        incoming.recv_timeout(timeout).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                self.stuck.store(true, Relaxed);
+                NoAnswer::Late
+            }
+            RecvTimeoutError::Disconnected => NoAnswer::Gone,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
-//! Opens a private copy as a library and checks that it is what was read, and fits.
+//! Opens a private copy as a library, and checks that its bytes are those that were read and that its layout matches.
 //!
-//! `abi_stable`'s own loading functions are not used: they keep one module a type for the whole process, leak, and
-//! leave pointers into libraries in global maps. Its header and its layout check are, with throw-away globals.
+//! `abi_stable`'s own loading functions are not used: they keep one module per type for the whole process, leak memory,
+//! and store pointers into libraries in global maps. Its header and layout check are used, with temporary globals.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,30 +18,30 @@ use sluicegate_abi::module::{PluginModule_Ref, Reconfigure};
 use crate::artefact::{Artefact, Extent};
 use crate::private_copy::PrivateCopy;
 
-/// How many libraries a process loads in its life; see the crate's page.
+/// Maximum number of libraries that a process loads in its lifetime; see the crate documentation.
 pub const MAX_LOADS: u32 = 512;
 
 static LOADS: AtomicU32 = AtomicU32::new(0);
 
-/// Which gate said no, and why.
+/// The failed check, and the reason.
 pub(crate) type Refusal = (&'static str, String);
 
-/// Opens the copy, checks it and gives its root module. Runs code of the plugin: call it on its control thread.
+/// Opens the copy, checks it and returns its root module. Runs plugin code: call it on the control thread.
 pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Refusal> {
     count_load(&LOADS)?;
-    // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and whoever installs
-    // native plugins trusts them with the process; isolation from hostile code is not what this kind offers.
+    // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and installing a native
+    // plugin means trusting it with the process; this kind offers no isolation from hostile code.
     let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) }
         .map_err(|error| ("header", format!("the system cannot load it: {error}")))?;
-    // Kept mapped for ever, whatever is found next: initialisers may have left pointers to it behind.
+    // Never unmapped, even if a later check fails: initialisers may have left pointers to it.
     let library = std::mem::ManuallyDrop::new(library);
     same_bytes(&library, artefact, copy)?;
     let layout_checked = root_module(&library)?;
-    // SAFETY: its layout was checked just now, and the image stays mapped for ever.
+    // SAFETY: its layout was just checked, and the image is never unmapped.
     Ok(unsafe { Module::new(layout_checked, reconfigure(&library)) })
 }
 
-/// The function that gives instances a new config; older libraries have none.
+/// The function that reconfigures instances; older libraries lack it.
 fn reconfigure(library: &Library) -> Option<Reconfigure> {
     let symbol = format!("{RECONFIGURE_SYMBOL}\0");
     // SAFETY: a symbol of this name is a static of this type, made by the export macro. The types of its arguments are
@@ -52,7 +52,7 @@ fn reconfigure(library: &Library) -> Option<Reconfigure> {
     }
 }
 
-/// Counts a load, or says that there were too many.
+/// Counts a load; fails at the limit.
 fn count_load(loads: &AtomicU32) -> Result<(), Refusal> {
     let one_more = |n: u32| (n < MAX_LOADS).then_some(n + 1);
     match loads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
@@ -75,7 +75,7 @@ fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Res
         .map_err(|error| {
             (
                 "header",
-                format!("its descriptor is gone after loading: {error}"),
+                format!("its descriptor is missing after loading: {error}"),
             )
         })?
         .as_raw_ptr()
@@ -84,7 +84,7 @@ fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Res
     let base = at.wrapping_sub(artefact.descriptor.address);
     let other = |what: &str| -> Refusal {
         let text = format!(
-            "the library in memory is not the file that was verified ({what}): the system gave another; restart the \
+            "the library in memory is not the file that was verified ({what}): the system loaded another one; restart the \
              service"
         );
         ("header", text)
@@ -100,7 +100,7 @@ fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Res
         if !mapped.holds(start as usize, len) {
             return Err(other("the copy is not mapped there"));
         }
-        // SAFETY: the range is mapped readable from the private copy, which nobody writes, and stays so for ever.
+        // SAFETY: the range is mapped readable from the private copy, which is never written or unmapped.
         let bytes = unsafe { std::slice::from_raw_parts(start, len) };
         if bytes != &artefact.bytes[offset..][..len] {
             return Err(other("its bytes differ"));
@@ -109,7 +109,7 @@ fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Res
     Ok(())
 }
 
-/// Where a file is mapped into this process.
+/// Address ranges at which a file is mapped into this process.
 struct Mapped(Vec<std::ops::Range<usize>>);
 
 impl Mapped {
@@ -121,7 +121,7 @@ impl Mapped {
             let mut words = line.split_ascii_whitespace();
             let (start, end) = words.next()?.split_once('-')?;
             let readable = words.next()?.starts_with('r');
-            // Not by inode: on a layered file system the map and the file's metadata can differ in it.
+            // Not by inode: on an overlay file system it can differ between the map and the file's metadata.
             let same = line.ends_with(&*name);
             let at = |hex: &str| usize::from_str_radix(hex, 16).ok();
             (readable && same).then_some(at(start)?..at(end)?)
@@ -129,7 +129,7 @@ impl Mapped {
         Ok(Self(ranges.collect()))
     }
 
-    /// Whether one mapping, or several without a gap, hold the range. The system lists them by address.
+    /// Whether contiguous mappings cover the range. The system lists mappings by address.
     fn holds(&self, start: usize, len: usize) -> bool {
         let mut reached = start;
         for range in &self.0 {
@@ -155,21 +155,21 @@ fn root_module(library: &Library) -> Result<PluginModule_Ref, Refusal> {
             })?;
     let loaded = reference.upgrade().map_err(|error| {
         header(format!(
-            "its abi_stable header does not fit: {}",
+            "its abi_stable header does not match: {}",
             first_line(&error.to_string())
         ))
     })?;
     let theirs = loaded.layout().ok_or_else(|| {
-        header("its root module says nothing of its layout; build it with `export_handler!`".into())
+        header("its root module has no layout information; build it with `export_handler!`".into())
     })?;
     let ours = <PluginModule_Ref as StableAbi>::LAYOUT;
-    // The errors point into the library: they become text at once.
+    // The errors point into the library, so they are converted to text immediately.
     check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new()).map_err(|error| {
         let text = error.to_string();
         (
             "layout",
             format!(
-                "its types are laid out differently than this service's, though the ABI number is the same; build it \
+                "its type layout differs from this service's, although the ABI version is the same; build it \
                  with the SDK of this service's release ({})",
                 first_difference(&text)
             ),
@@ -178,7 +178,7 @@ fn root_module(library: &Library) -> Result<PluginModule_Ref, Refusal> {
     // SAFETY: the layout was checked above.
     unsafe { loaded.unchecked_layout::<PluginModule_Ref>() }.map_err(|error| {
         header(format!(
-            "its root module does not start: {}",
+            "its root module failed to initialize: {}",
             first_line(&error.to_string())
         ))
     })
@@ -191,7 +191,7 @@ fn first_line(text: &str) -> &str {
         .unwrap_or("no reason given")
 }
 
-/// The layout check's report runs over pages; its first stated difference is enough to look it up.
+/// Extracts the first difference from the layout check's long report.
 fn first_difference(report: &str) -> String {
     let mut lines = report
         .lines()

@@ -1,4 +1,4 @@
-//! One running handler of a native plugin, on its worker's thread.
+//! One handler instance of a native plugin, on its worker's thread.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,11 +10,11 @@ use sluicegate_runtime::{
     HostServices, LogLevel, MetricKind, NotTaken, RawOutcome, outcome_code, outcome_flag,
 };
 
-/// Calls up to this size need no new memory.
+/// Number of records per call without reallocation.
 const FIRST_CAPACITY: usize = 1024;
 
 pub(crate) struct NativeInstance {
-    /// `None` once it is being dropped.
+    /// `None` only during drop.
     instance: Option<Instance>,
     services: Arc<dyn HostServices>,
     board: Arc<Board>,
@@ -46,8 +46,12 @@ impl NativeInstance {
         }
     }
 
-    /// Runs something that is no call for records; a panic in it spends the instance.
-    fn beside(&mut self, what: &str, work: impl FnOnce(&mut Instance) -> Result<(), String>) {
+    /// Runs a lifecycle call; a panic in it makes the instance unusable.
+    fn lifecycle_call(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Instance) -> Result<(), String>,
+    ) {
         if self.spent {
             return;
         }
@@ -58,7 +62,7 @@ impl NativeInstance {
             self.spent = true;
             self.services.log(
                 LogLevel::Error,
-                &format!("the handler panicked in `{what}`: {panic}"),
+                &format!("handler panicked in `{what}`: {panic}"),
             );
         }
     }
@@ -76,7 +80,7 @@ impl HandlerInstance for NativeInstance {
             timeout_ms,
             cancel,
         } = *call;
-        debug_assert_eq!(records.len(), outcomes.len(), "one outcome a record");
+        debug_assert_eq!(records.len(), outcomes.len(), "one outcome per record");
         self.reserve(records.len());
         let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
             return CallStatus::Spent;
@@ -112,13 +116,13 @@ impl HandlerInstance for NativeInstance {
     fn health(&mut self) -> Result<(), String> {
         match &mut self.instance {
             Some(instance) => instance.health(),
-            None => Err("the instance is gone".into()),
+            None => Err("the instance was dropped".into()),
         }
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
         let Some(instance) = self.instance.as_mut().filter(|_| !self.spent) else {
-            return Err(NotTaken::Spent("the instance is gone".into()));
+            return Err(NotTaken::Spent("the instance panicked earlier".into()));
         };
         instance
             .reconfigure(config_json)
@@ -127,7 +131,7 @@ impl HandlerInstance for NativeInstance {
                     NotTaken::Refused(text)
                 }
                 host::NotTaken::Refused(Refusal::Unknown) => {
-                    NotTaken::Refused("it takes no new config".into())
+                    NotTaken::Refused("it cannot be reconfigured".into())
                 }
                 host::NotTaken::Spent(panic) => {
                     self.spent = true;
@@ -137,19 +141,19 @@ impl HandlerInstance for NativeInstance {
     }
 
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.beside("assigned", |instance| {
+        self.lifecycle_call("assigned", |instance| {
             instance.assigned(topic, partition, epoch)
         });
     }
 
     fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) {
-        self.beside("revoked", |instance| {
+        self.lifecycle_call("revoked", |instance| {
             instance.revoked(topic, partition, epoch)
         });
     }
 
     fn drain(&mut self, deadline_ms: u64) {
-        self.beside("drain", |instance| instance.drain(deadline_ms));
+        self.lifecycle_call("drain", |instance| instance.drain(deadline_ms));
     }
 }
 
@@ -158,32 +162,32 @@ impl Drop for NativeInstance {
         if let Some(Err(panic)) = self.instance.take().map(Instance::destroy) {
             self.services.log(
                 LogLevel::Error,
-                &format!("the handler panicked in its drop: {panic}"),
+                &format!("handler panicked in its drop: {panic}"),
             );
         }
     }
 }
 
-/// What an attempt emitted counts only when the attempt stands: not after a retry, a panic or an unknown code.
+/// Discards the emits of records that ended in a retry, a panic or an unknown code.
 fn discard_emits_of_failures(outcomes: &mut [RawOutcome], output: &mut CallOutput) {
-    let stands = |outcome: &RawOutcome| {
+    let keeps_emits = |outcome: &RawOutcome| {
         matches!(
             outcome.code,
             outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
         )
     };
-    if output.emits.is_empty() || outcomes.iter().all(stands) {
+    if output.emits.is_empty() || outcomes.iter().all(keeps_emits) {
         return;
     }
     output
         .emits
-        .retain(|emit| outcomes.get(emit.record as usize).is_some_and(stands));
-    for outcome in outcomes.iter_mut().filter(|outcome| !stands(outcome)) {
+        .retain(|emit| outcomes.get(emit.record as usize).is_some_and(keeps_emits));
+    for outcome in outcomes.iter_mut().filter(|outcome| !keeps_emits(outcome)) {
         outcome.flags &= !outcome_flag::EMITTED;
     }
 }
 
-/// The board of the instance, which is replaced when a call is larger than any before.
+/// Holds the instance's board, which is replaced when a call exceeds its capacity.
 struct NativeMonitor {
     board: Mutex<Arc<Board>>,
 }
@@ -234,7 +238,7 @@ impl CallSink for OutputSink<'_> {
     }
 }
 
-/// The service's logs and metrics as the boundary wants them.
+/// Adapts the service's logs and metrics to the ABI.
 pub(crate) struct ServicesSink(pub(crate) Arc<dyn HostServices>);
 
 impl HostSink for ServicesSink {
@@ -253,7 +257,7 @@ impl HostSink for ServicesSink {
         let kind = match kind {
             0 => MetricKind::Counter,
             1 => MetricKind::Gauge,
-            // A kind of a later minor: nothing here can show it.
+            // A metric kind of a later ABI minor: not supported here.
             3.. => return,
             2 => MetricKind::Histogram,
         };

@@ -1,19 +1,19 @@
-//! Runs native plugins: shared libraries that were built with the Sluicegate SDK.
+//! Runs native plugins: shared libraries built with the Sluicegate SDK.
 //!
 //! ```text
 //!  file ─► artefact (bytes, hash, descriptor) ─► private copy ─► control thread: dlopen ─► identity of the image
-//!             gates: manifest, descriptor                          gates: header, layout, description
+//!             checks: manifest, descriptor                         checks: header, layout, description
 //!                                                                            │
 //!  worker thread: create ─► instance ─► handle … drop  ◄──────────── loaded generation
 //! ```
 //!
-//! - No code of a file runs before its descriptor has been read from its bytes and found fit; the bytes that run are
-//!   the bytes that were hashed (G11).
-//! - The library is opened, asked to describe itself and shut down on a thread of its own generation; instances live on
-//!   the worker threads that create them.
-//! - An image stays mapped for ever: threads that ran its code may still hold its thread-local destructors. Memory of
-//!   instances is freed. Each image can cost a thread-local key, of which a process has about 1,000, so loads are
-//!   counted and refused at [`MAX_LOADS`].
+//! - No code of a file runs before its descriptor has been read from its bytes and checked; the bytes that run are the
+//!   bytes that were hashed (G11).
+//! - The library is opened, described and shut down on a control thread per generation; instances live on the worker
+//!   threads that create them.
+//! - An image is never unmapped: threads that ran its code may still hold its thread-local destructors. Memory of
+//!   instances is freed. Each image can cost a thread-local key, of which a process has about 1,000, so the number of
+//!   loads is limited to [`MAX_LOADS`].
 
 mod artefact;
 pub mod conformance;
@@ -41,7 +41,7 @@ impl HandlerRuntime for NativeRuntime {
     }
 
     fn recognises(&self, path: &Path) -> bool {
-        artefact::looks_native(path)
+        artefact::is_native_library(path)
     }
 
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError> {
@@ -61,7 +61,7 @@ impl HandlerRuntime for NativeRuntime {
     }
 }
 
-/// A refusal by one of the gates.
+/// A failed check.
 fn refused(path: &Path, gate: &'static str, reason: impl Into<String>) -> LoadError {
     LoadError::Refused {
         path: path.display().to_string(),

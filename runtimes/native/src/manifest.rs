@@ -1,14 +1,15 @@
-//! `plugin.yaml`, the manifest of a packaged plugin: the first gate. A bare library goes by its descriptor alone.
+//! `plugin.yaml`, the manifest of a packaged plugin: the first check. A library without one is identified by its
+//! descriptor alone.
 //!
-//! A manifest stands beside its library and names it as `entry`; one that names another file says nothing of this one.
+//! A manifest is stored next to its library and names it as `entry`; a manifest that names another file is ignored.
 //!
 //! ```yaml
 //! name: relay
 //! version: 1.2.0
 //! kind: native
 //! entry: librelay.so
-//! abi: "1.0"             # the handler ABI that it was built for; the same major, and no newer minor, serves
-//! files:                 # sha256 of every file
+//! abi: "1.0"             # the handler ABI that it was built for: the service's major, and not a newer minor
+//! files:                 # SHA-256 of every file
 //!   librelay.so: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 //! ```
 
@@ -33,7 +34,7 @@ const KEYS: [&str; 8] = [
     "license",
 ];
 
-/// What a manifest says of one library.
+/// A manifest of one library.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     texts: BTreeMap<String, String>,
@@ -42,8 +43,8 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// The manifest of the library at `path`, if it has one; refuses one that cannot serve before the library is read.
-    pub(crate) fn beside(path: &Path) -> Result<Option<Self>, String> {
+    /// The manifest of the library at `path`, if it has one. An unsuitable manifest is refused before the library is read.
+    pub(crate) fn for_library(path: &Path) -> Result<Option<Self>, String> {
         let file = path.with_file_name(NAME);
         let read = open_regular(&file).and_then(std::io::read_to_string);
         let text = match read {
@@ -70,23 +71,23 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Holds the library to what the manifest says of it.
+    /// Checks the library against the manifest.
     pub(crate) fn check(&self, identity: &PluginIdentity) -> Result<(), String> {
         for (key, found) in [("name", &identity.name), ("version", &identity.version)] {
             let said = self.text(key)?;
             if said != found {
                 return Err(format!(
-                    "it says `{key}: {said}`, the library says `{found}`; package the two that belong together"
+                    "it has `{key}: {said}`, but the library has `{found}`; package matching files"
                 ));
             }
         }
         let entry = self.text("entry")?;
         let said = self.files.get(entry).ok_or_else(|| {
-            format!("`files` has no sha256 of `{entry}`; package the plugin again")
+            format!("`files` has no SHA-256 of `{entry}`; package the plugin again")
         })?;
         if !said.eq_ignore_ascii_case(&identity.sha256) {
             return Err(format!(
-                "`{entry}` has the sha256 {}, the manifest says {said}; it was changed after packaging",
+                "`{entry}` has the SHA-256 {}, but the manifest has {said}; it was changed after packaging",
                 identity.sha256
             ));
         }
@@ -99,11 +100,11 @@ impl Manifest {
         };
         let (major, minor) = abi.split_once('.').unwrap_or((abi, "0"));
         let (Ok(major), Ok(minor)) = (major.parse::<u16>(), minor.parse::<u16>()) else {
-            return Err(format!("`abi: {abi}` is no version such as \"1.0\""));
+            return Err(format!("`abi: {abi}` is not a version such as \"1.0\""));
         };
         if major != ABI_MAJOR || minor > ABI_MINOR {
             return Err(format!(
-                "it is for handler ABI {abi}, this service speaks {ABI_MAJOR}.{ABI_MINOR}; install a build for that"
+                "it is for handler ABI {abi}, this service supports {ABI_MAJOR}.{ABI_MINOR}; install a build for that version"
             ));
         }
         Ok(())
@@ -115,7 +116,7 @@ impl Manifest {
             .ok_or_else(|| format!("the manifest has no `{key}`"))
     }
 
-    /// Reads a map of texts, of which `files` is a map of texts again.
+    /// Parses a map of strings in which `files` is a nested map of strings.
     fn parse(text: &str) -> Result<Self, String> {
         let mut manifest = Self {
             texts: BTreeMap::new(),
@@ -134,14 +135,14 @@ impl Manifest {
                 Event::Scalar(text, ..) if depth > 0 => match key.take() {
                     None if depth == 1 && !KEYS.contains(&&*text) => {
                         return Err(at(format!(
-                            "`{text}` is unknown; there are {}",
+                            "`{text}` is unknown; known keys: {}",
                             KEYS.join(", ")
                         )));
                     }
                     None => key = Some(text.into_owned()),
                     Some(key) if depth == 1 && key == "files" => {
                         return Err(at(
-                            "`files` wants a map of file names and their sha256".into()
+                            "`files` must be a map of file names to their SHA-256".into()
                         ));
                     }
                     Some(key) => {
@@ -151,7 +152,7 @@ impl Manifest {
                             &mut manifest.texts
                         };
                         if map.insert(key.clone(), text.into_owned()).is_some() {
-                            return Err(at(format!("`{key}` stands there twice")));
+                            return Err(at(format!("`{key}` is a duplicate key")));
                         }
                     }
                 },
@@ -160,7 +161,7 @@ impl Manifest {
                 | Event::SequenceStart(..)
                 | Event::Alias(_) => {
                     return Err(at(
-                        "a manifest is a map of texts, with a map of hashes under `files`".into(),
+                        "a manifest is a map of strings, with a map of hashes under `files`".into(),
                     ));
                 }
                 _ => {}
@@ -188,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_holds_the_library_to_its_words() {
+    fn a_library_must_match_its_manifest() {
         let manifest = Manifest::parse(GOOD).unwrap();
         assert_eq!(manifest.check(&identity("a", "ab")), Ok(()));
         assert!(
             manifest
                 .check(&identity("b", "ab"))
                 .unwrap_err()
-                .contains("the library says `b`")
+                .contains("but the library has `b`")
         );
         assert!(
             manifest
@@ -208,7 +209,7 @@ mod tests {
             without
                 .check(&identity("a", "ab"))
                 .unwrap_err()
-                .contains("no sha256 of `liba.so`")
+                .contains("no SHA-256 of `liba.so`")
         );
     }
 
@@ -217,8 +218,8 @@ mod tests {
         for (text, words) in [
             ("[a]", "line 1: a manifest is a map"),
             ("name: a\nnames: b", "line 2: `names` is unknown"),
-            ("name: a\nname: b", "line 2: `name` stands there twice"),
-            ("files: x", "line 1: `files` wants a map"),
+            ("name: a\nname: b", "line 2: `name` is a duplicate key"),
+            ("files: x", "line 1: `files` must be a map"),
             ("name: [a]", "line 1: a manifest is a map"),
             ("name: 'a", "line"),
         ] {
@@ -228,27 +229,27 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_counts_for_the_library_that_it_names() {
+    fn a_manifest_applies_to_the_library_that_it_names() {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("liba.so");
-        let beside = |text: &str| {
+        let with_manifest = |text: &str| {
             std::fs::write(folder.path().join(NAME), text).unwrap();
-            Manifest::beside(&library)
+            Manifest::for_library(&library)
         };
-        assert!(beside(GOOD).unwrap().is_some());
-        assert_eq!(beside(&GOOD.replace("liba.so", "libb.so")), Ok(None));
+        assert!(with_manifest(GOOD).unwrap().is_some());
+        assert_eq!(with_manifest(&GOOD.replace("liba.so", "libb.so")), Ok(None));
         assert!(
-            beside(&GOOD.replace("native", "grpc"))
+            with_manifest(&GOOD.replace("native", "grpc"))
                 .unwrap_err()
                 .contains("kind is `grpc`")
         );
         assert!(
-            beside(&GOOD.replace("1.0'", "2.0'"))
+            with_manifest(&GOOD.replace("1.0'", "2.0'"))
                 .unwrap_err()
                 .contains("for handler ABI 2.0")
         );
-        assert!(beside("name: a").unwrap_err().contains("no `entry`"));
+        assert!(with_manifest("name: a").unwrap_err().contains("no `entry`"));
         std::fs::remove_file(folder.path().join(NAME)).unwrap();
-        assert_eq!(Manifest::beside(&library), Ok(None));
+        assert_eq!(Manifest::for_library(&library), Ok(None));
     }
 }

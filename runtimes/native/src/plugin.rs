@@ -1,4 +1,4 @@
-//! One loaded generation of a native plugin.
+//! A loaded generation of a native plugin.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::instance::{NativeInstance, ServicesSink};
 use crate::private_copy::PrivateCopy;
 use crate::{image, refused, unreadable};
 
-/// How long a library may take to open and to describe itself.
-const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout for opening a library and reading its description.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct NativePlugin {
     identity: PluginIdentity,
@@ -42,10 +42,10 @@ impl NativePlugin {
         let copy = Arc::new(copy);
         let name = format!("{}-{generation}", identity.name);
         let control = ControlThread::start(&name)
-            .map_err(|error| unreadable(&path, format!("no thread for it: {error}")))?;
+            .map_err(|error| unreadable(&path, format!("cannot start a thread: {error}")))?;
         let opened = {
             let copy = Arc::clone(&copy);
-            control.ask(LOAD_PATIENCE, move || {
+            control.run(LOAD_TIMEOUT, move || {
                 let module = image::open(&artefact, &copy)?;
                 let text = module.describe().map_err(|panic| {
                     (
@@ -61,7 +61,7 @@ impl NativePlugin {
                 done.map_err(|(gate, reason): image::Refusal| refused(&path, gate, reason))?
             }
             Err(NoAnswer::Late) => {
-                let seconds = LOAD_PATIENCE.as_secs();
+                let seconds = LOAD_TIMEOUT.as_secs();
                 return Err(refused(
                     &path,
                     "description",
@@ -72,7 +72,7 @@ impl NativePlugin {
                 return Err(refused(
                     &path,
                     "description",
-                    "its thread ended while it was loaded",
+                    "its control thread exited while it was loaded",
                 ));
             }
         };
@@ -136,7 +136,7 @@ fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, S
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(format!(
-            "it exports `{}` twice; give each handler a name of its own",
+            "it exports `{}` twice; give each handler a unique name",
             twice[0]
         ));
     }
@@ -176,10 +176,10 @@ impl LoadedPlugin for NativePlugin {
 
     fn shutdown(&self, deadline_ms: u64) {
         let module = self.module;
-        let patience = Duration::from_millis(deadline_ms).saturating_add(Duration::from_secs(1));
-        // A plugin that does not come back keeps its thread; there is nothing else to save here.
+        let timeout = Duration::from_millis(deadline_ms).saturating_add(Duration::from_secs(1));
+        // A plugin that does not return keeps its thread; nothing else can be done here.
         let _ = self
             .control
-            .ask(patience, move || module.shutdown(deadline_ms));
+            .run(timeout, move || module.shutdown(deadline_ms));
     }
 }

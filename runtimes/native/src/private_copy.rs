@@ -1,9 +1,9 @@
-//! The file that is really opened: a copy that nobody else writes, under a name that this process never used.
+//! The file that is actually loaded: a private copy under a name that this process has never used.
 //!
-//! The loader of the system takes a path that it has seen for the library it knows, even when the file was replaced;
-//! and a file that is overwritten while it is mapped corrupts running code. So a generation gets a file of its own in
-//! a folder that only this user can enter, under a name of hash, generation and chance. Its owner holds a lock on it:
-//! what nobody holds is left over from a process that died, and is removed.
+//! The system's loader returns the already loaded library for a known path, even if the file was replaced, and
+//! overwriting a mapped file corrupts running code. Each generation therefore gets its own copy in a folder that only
+//! this user can enter, named by hash, generation and a random number. Its owner holds a lock on it: an unlocked copy is
+//! left over from a dead process and is removed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
@@ -16,14 +16,14 @@ use sluicegate_runtime::LoadError;
 
 use crate::unreadable;
 
-/// A copy that is this young may be one that its process is about to lock.
-const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// An unlocked copy younger than this may be one that its process is about to lock.
+const STALE_AFTER: Duration = Duration::from_secs(60);
 
-/// The copy; the file goes when this is dropped, the mapping does not mind.
+/// The copy. Dropping it deletes the file; the mapping stays valid.
 #[derive(Debug)]
 pub(crate) struct PrivateCopy {
     pub(crate) path: PathBuf,
-    /// Locked, shared.
+    /// Holds the shared lock.
     _held: File,
 }
 
@@ -38,7 +38,7 @@ impl PrivateCopy {
         let folder = cache.join("native");
         enter(&folder).map_err(|error| unreadable(&folder, error))?;
         remove_stale(&folder);
-        let path = folder.join(format!("{sha256}-{generation}-{:016x}.so", chance()));
+        let path = folder.join(format!("{sha256}-{generation}-{:016x}.so", random()));
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -57,8 +57,8 @@ impl PrivateCopy {
     }
 }
 
-/// A number that no other load gets, here or in another process.
-fn chance() -> u64 {
+/// A random number, unique across loads and processes.
+fn random() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
@@ -68,7 +68,7 @@ impl Drop for PrivateCopy {
     }
 }
 
-/// Makes the folder, or makes sure that it is ours and closed to others.
+/// Creates the folder, or verifies that it belongs to this user and is inaccessible to others.
 fn enter(folder: &Path) -> std::io::Result<()> {
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
@@ -80,11 +80,11 @@ fn enter(folder: &Path) -> std::io::Result<()> {
     let meta = fs::symlink_metadata(folder)?;
     if !meta.is_dir() {
         return Err(std::io::Error::other(
-            "it is not a folder; remove it, or choose another plugins.cache",
+            "it is not a folder; remove it, or configure another plugins.cache",
         ));
     }
-    // A file that this process makes has this process's owner.
-    let probe = folder.join(format!(".owner-{:016x}", chance()));
+    // A file created by this process has this process's owner.
+    let probe = folder.join(format!(".owner-{:016x}", random()));
     let owner = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -95,7 +95,7 @@ fn enter(folder: &Path) -> std::io::Result<()> {
     fs::remove_file(&probe)?;
     if meta.uid() != owner {
         return Err(std::io::Error::other(
-            "it belongs to another user; choose another plugins.cache",
+            "it belongs to another user; configure another plugins.cache",
         ));
     }
     if meta.mode() & 0o077 != 0 {
@@ -104,15 +104,15 @@ fn enter(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Removes copies that nobody holds.
+/// Removes unlocked copies.
 fn remove_stale(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        let settled = entry
+        let is_stale = entry
             .metadata()
             .and_then(|meta| meta.modified())
-            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED_AFTER));
-        if settled && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE_AFTER));
+        if is_stale && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = fs::remove_file(&path);
         }
     }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_are_private_apart_and_swept_once_nobody_holds_them() {
+    fn copies_are_private_distinct_and_removed_once_unlocked() {
         let cache = tempfile::tempdir().unwrap();
         let write = || PrivateCopy::write(cache.path(), b"bytes", "abc", 1).unwrap();
         let (one, two) = (write(), write());
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(fs::read(&one.path).unwrap(), b"bytes");
         let folder = cache.path().join("native");
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
-        let old = std::time::SystemTime::now() - 2 * SETTLED_AFTER;
+        let old = std::time::SystemTime::now() - 2 * STALE_AFTER;
         for path in [&one.path, &two.path] {
             fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
             OpenOptions::new()
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_is_no_folder_is_named() {
+    fn a_cache_that_is_not_a_folder_is_reported() {
         let cache = tempfile::tempdir().unwrap();
         fs::write(cache.path().join("native"), "a file").unwrap();
         let error = PrivateCopy::write(cache.path(), b"", "abc", 1)

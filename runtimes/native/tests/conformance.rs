@@ -1,4 +1,4 @@
-//! Situation: plugins as built. Property: shipped ones pass the contract; one that misbehaves fails by the right sentence.
+//! Situation: plugins as built. Property: shipped plugins pass the suite; a misbehaving one fails the right check.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -43,16 +43,16 @@ fn shipped_plugins_pass() {
 }
 
 #[test]
-fn misbehaviour_is_named() {
+fn misbehaviour_fails_the_right_check() {
     let cache = tempfile::tempdir().unwrap();
     let mut options = Options::new(cache.path().into());
-    options.patience = Duration::from_secs(2);
+    options.timeout = Duration::from_secs(2);
     let rules = r#"{"rules":[{"when":{"key":true,"equals":"other"},"do":"hang"}]}"#;
     options.configs.insert("misbehave".into(), rules.into());
     let report = run(&built("misbehave"), &options);
     let failed = failures(&report);
     assert!(
-        failed.contains(&"misbehave: comes back from every call".into()),
+        failed.contains(&"misbehave: returns from every call".into()),
         "{report}"
     );
     assert!(
@@ -70,13 +70,13 @@ fn misbehaviour_is_named() {
         "{report}"
     );
 
-    options.patience = Duration::from_secs(60);
+    options.timeout = Duration::from_secs(60);
     let rules = r#"{"rules":[{"when":{"not":{"key":true,"exists":true}},"do":"panic"}]}"#;
     options.configs.insert("misbehave".into(), rules.into());
     let report = run(&built("misbehave"), &options);
     assert_eq!(
         failures(&report),
-        ["misbehave: gives every odd record an outcome"],
+        ["misbehave: returns an outcome for every unusual record"],
         "{report}"
     );
     assert!(
@@ -88,10 +88,10 @@ fn misbehaviour_is_named() {
 }
 
 #[test]
-fn what_is_no_plugin_fails_at_the_gates() {
+fn a_file_that_is_not_a_plugin_fails_the_load_checks() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("libtext.so");
     std::fs::write(&file, "text").unwrap();
     let report = run(&file, &Options::new(folder.path().join("cache")));
-    assert_eq!(failures(&report), ["-: passes the gates"]);
+    assert_eq!(failures(&report), ["-: passes the load checks"]);
 }

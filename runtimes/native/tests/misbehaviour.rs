@@ -1,5 +1,5 @@
-//! Situation: handlers that panic, hang and refuse. Property: it stays inside the plugin, what was finished counts, and the
-//! rest can be run by another instance.
+//! Situation: handlers that panic, hang and refuse. Property: the failure stays inside the plugin, finished records count,
+//! and the remaining ones can be run by another instance.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -22,7 +22,7 @@ fn config(rules: &[String], more: &str) -> String {
 }
 
 #[test]
-fn a_panic_ends_the_instance_and_keeps_what_came_before() {
+fn a_panic_ends_the_instance_and_keeps_earlier_outcomes() {
     let loaded = load(&built("misbehave"));
     let config = config(&[rule("k2", r#""do":"panic""#)], r#","emit_to":"out""#);
     let mut instance = loaded.create("misbehave", &config);
@@ -61,7 +61,7 @@ fn panics_in_create_and_drop_are_contained() {
     let loaded = load(&built("misbehave"));
     let error = loaded
         .plugin
-        .create("misbehave-create", "x", "{}", loaded.heard.clone())
+        .create("misbehave-create", "x", "{}", loaded.captured.clone())
         .err()
         .unwrap();
     assert!(matches!(error, CreateError::Failed(_)));
@@ -71,10 +71,10 @@ fn panics_in_create_and_drop_are_contained() {
         "{text}"
     );
     drop(loaded.create("misbehave-drop", "{}"));
-    let heard = loaded.heard.text();
+    let captured = loaded.captured.text();
     assert!(
-        heard.starts_with("Error: the handler panicked in its drop: drop on purpose ("),
-        "{heard}"
+        captured.starts_with("Error: handler panicked in its drop: drop on purpose ("),
+        "{captured}"
     );
 }
 
@@ -117,7 +117,7 @@ fn outcomes_of_errors_carry_their_class_reason_and_failed_emits_are_discarded() 
 }
 
 #[test]
-fn later_records_of_a_lane_wait_for_one_that_is_not_settled() {
+fn later_records_of_a_lane_wait_for_an_unsettled_one() {
     let loaded = load(&built("misbehave"));
     let mut instance = loaded.create(
         "misbehave",
@@ -139,30 +139,30 @@ fn later_records_of_a_lane_wait_for_one_that_is_not_settled() {
 }
 
 #[test]
-fn a_hang_is_seen_from_outside_and_costs_one_record() {
+fn a_hang_is_visible_to_the_monitor_and_costs_one_record() {
     let loaded = load(&built("misbehave"));
     let config = config(&[rule("k2", r#""do":"hang""#)], r#","emit_to":"out""#);
     let plugin = loaded.plugin.clone();
     let (monitors, monitor) = mpsc::channel();
-    let heard = loaded.heard.clone();
-    // The thread is abandoned, as the service does with a call that overruns.
+    let captured = loaded.captured.clone();
+    // The thread is abandoned, as the service does after a call timeout.
     std::thread::spawn(move || {
-        let mut instance = plugin.create("misbehave", "w", &config, heard).unwrap();
+        let mut instance = plugin.create("misbehave", "w", &config, captured).unwrap();
         monitors.send(instance.monitor()).unwrap();
         let parts = records(&["a", "b", "c", "d"]);
         handle_until(instance.as_mut(), &parts, 50, &CancelFlag::default());
         unreachable!("a hang does not return");
     });
     let monitor = monitor.recv().unwrap();
-    let patience = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     let at_hang = Some(CallProgress {
         serial: 1,
         index: 2,
     });
     while monitor.current() != at_hang {
         assert!(
-            Instant::now() < patience,
-            "the call does not get to record 2: {:?}",
+            Instant::now() < deadline,
+            "the call does not reach record 2: {:?}",
             monitor.current()
         );
         std::thread::yield_now();
@@ -179,7 +179,7 @@ fn a_hang_is_seen_from_outside_and_costs_one_record() {
         ]
     );
     assert!(!monitor.completed(2, &mut seen), "there is no such call");
-    // Another instance of the same generation is not touched.
+    // Another instance of the same generation is not affected.
     let mut other = loaded.create("misbehave", "{}");
     assert_eq!(
         codes(&handle(other.as_mut(), &records(&["c", "d"])).1),
@@ -188,7 +188,7 @@ fn a_hang_is_seen_from_outside_and_costs_one_record() {
 }
 
 #[test]
-fn a_panic_in_a_batch_fails_what_has_no_outcome_yet() {
+fn a_panic_in_a_batch_fails_records_without_an_outcome() {
     let loaded = load(&built("misbehave"));
     assert!(
         loaded
@@ -215,7 +215,7 @@ fn a_panic_in_a_batch_fails_what_has_no_outcome_yet() {
 }
 
 #[test]
-fn a_call_that_is_cancelled_before_it_begins_begins_no_record() {
+fn a_call_cancelled_before_its_start_runs_no_record() {
     let loaded = load(&built("misbehave"));
     for handler in ["misbehave", "misbehave-batch", "misbehave-wait"] {
         let mut instance = loaded.create(handler, "{}");
@@ -232,7 +232,7 @@ fn a_call_that_is_cancelled_before_it_begins_begins_no_record() {
 }
 
 #[test]
-fn an_async_handler_overlaps_its_waits_and_keeps_to_the_timeout() {
+fn an_async_handler_overlaps_its_waits_and_respects_the_timeout() {
     let loaded = load(&built("misbehave"));
     let mut instance = loaded.create("misbehave-wait", "{}");
     let began = Instant::now();
@@ -261,12 +261,12 @@ fn an_async_handler_overlaps_its_waits_and_keeps_to_the_timeout() {
     );
     assert_eq!(
         output.details[outcomes[1].detail as usize - 1],
-        "not done within the timeout"
+        "not finished within the timeout"
     );
 }
 
 #[test]
-fn a_call_larger_than_any_before_gets_its_memory() {
+fn a_call_above_the_initial_capacity_is_handled() {
     let loaded = load(&built("misbehave"));
     let mut instance = loaded.create("misbehave", "{}");
     let values = vec!["v"; 5000];

@@ -1,5 +1,5 @@
-//! Situation: files that are no fit plugins. Property: each is refused by the right gate, with a sentence that says what to
-//! do, and a plugin that serves goes on.
+//! Situation: files that are not usable plugins. Property: each fails the right check, with a message that contains a
+//! remedy, and a loaded plugin keeps working.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -97,7 +97,7 @@ fn refusal(path: &Path) -> (&'static str, String) {
 }
 
 #[test]
-fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
+fn each_unusable_file_is_refused_with_its_reason_and_a_loaded_plugin_keeps_working() {
     let path = built("sluicegate-handler-relay");
     let loaded = load(&path);
     let mut relay = loaded.create("relay", r#"{ "topic": "out" }"#);
@@ -173,19 +173,19 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
             "a file cut in half",
             &|| v.write(&v.good[..v.good.len() / 2]),
             "descriptor",
-            "cut short",
+            "truncated",
         ),
         (
             "a file without its end",
             &|| v.write(&v.good[..v.good.len() - 100]),
             "descriptor",
-            "cut short",
+            "truncated",
         ),
         (
             "a bare ELF header",
             &|| v.write(&v.good[..64]),
             "descriptor",
-            "cut short",
+            "truncated",
         ),
         (
             "no descriptor symbol",
@@ -208,7 +208,7 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
             "another layout",
             &|| v.replaced(b"HandlerFunctions", b"HandlerFunctionz"),
             "layout",
-            "laid out differently",
+            "type layout differs",
         ),
         (
             "not there",
@@ -224,7 +224,7 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
         assert!(reason.contains(words), "{what}: {reason}");
         assert!(
             reason.len() < 500 && !reason.contains('\n'),
-            "{what}: a sentence, not a page: {reason}"
+            "{what}: one short line: {reason}"
         );
     }
     let (status, ..) = handle(relay.as_mut(), &records(&["still"]));
@@ -232,7 +232,7 @@ fn each_unfit_file_is_refused_with_its_reason_and_the_old_one_serves_on() {
 }
 
 #[test]
-fn a_library_without_the_function_for_new_configs_takes_none() {
+fn a_library_without_the_reconfigure_function_takes_no_config() {
     let path = built("sluicegate-handler-relay");
     let takes_config = |path: &Path| load(path).plugin.handlers()[0].takes_config;
     assert!(takes_config(&path));
@@ -244,9 +244,9 @@ fn a_library_without_the_function_for_new_configs_takes_none() {
     assert!(!takes_config(&older));
 }
 
-/// Nobody writes to it: reading it would wait for ever, and with it whoever looks at the folder.
+/// The pipe has no writer: opening it would block, and with it the scan of the folder.
 #[test]
-fn a_pipe_in_the_folder_is_refused_and_not_waited_for() {
+fn a_pipe_in_the_folder_is_refused_without_blocking() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["libpipe.so", "plugin.yaml"] {
         let made = std::process::Command::new("mkfifo")

@@ -1,4 +1,4 @@
-//! Situation: a shipped plugin as it is built. Property: it loads, says who it is and handles records.
+//! Situation: a shipped plugin as built. Property: it loads, reports its identity and handles records.
 
 mod support;
 
@@ -41,7 +41,7 @@ fn relay_loads_and_copies_a_record() {
     drop(relay);
     loaded.plugin.shutdown(100);
 
-    let services = loaded.heard.clone();
+    let services = loaded.captured.clone();
     let refusal = loaded
         .plugin
         .create("relay", "x", "{\"topic\":5}", services.clone())
@@ -59,6 +59,6 @@ fn relay_loads_and_copies_a_record() {
     assert!(matches!(unknown, CreateError::Unknown { .. }));
     assert_eq!(
         unknown.to_string(),
-        "no handler `relai` in this plugin; it has: relay"
+        "no handler `relai` in this plugin; it exports: relay"
     );
 }

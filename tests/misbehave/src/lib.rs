@@ -1,8 +1,8 @@
-//! The `misbehave` handler: panics, hangs, errs, leaks and falls ill by rule, so that tests can see nothing else suffer from it.
+//! The `misbehave` handler: panics, hangs, fails, leaks and becomes unhealthy by rule, to test that nothing else is affected.
 //!
-//! Never installed. Handlers besides `misbehave` itself: `misbehave-drop` panics when it is dropped,
-//! `misbehave-create` when it is built, `misbehave-batch` is a batch handler that panics on a value `panic`, and
-//! `misbehave-wait` is an async one that waits as many milliseconds as the value says.
+//! Never shipped. Further handlers: `misbehave-drop` panics when it is dropped, `misbehave-create` when it is built,
+//! `misbehave-batch` is a batch handler that panics on a value `panic`, and `misbehave-wait` is an async one that waits the
+//! number of milliseconds in the value.
 
 pub mod predicate;
 
@@ -25,50 +25,50 @@ use predicate::{Condition, When};
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The first rule that fits is done; everything else is acked.
+    /// The first matching rule is applied; records without one are acked.
     pub rules: Vec<Rule>,
-    /// Acked records are emitted there first.
+    /// Topic to which records are emitted before they are acked.
     #[schemars(extend("x-sluicegate-emits-to" = true))]
     pub emit_to: Option<String>,
-    /// Every record is emitted there before a rule is done, whatever becomes of it.
+    /// Every record is emitted to `emit_to` before a rule is applied, whatever its outcome.
     pub emit_first: bool,
-    /// It is not well as long as a file is there.
-    pub ill_while: Option<PathBuf>,
-    /// How long building it takes, such as `20s`.
+    /// The handler is unhealthy while this file exists.
+    pub unhealthy_while: Option<PathBuf>,
+    /// Duration of `new`, such as `20s`.
     pub slow_start: Option<String>,
-    /// Said wherever a handler can say something: of each record in a log line and a metric's name, and in errors, panics,
-    /// drops and its health.
+    /// Text included wherever a handler can report something: per record in a log line and a metric's name, and in errors,
+    /// panics, drops and its health.
     pub says: Option<String>,
 }
 
-/// What to do to which records.
+/// A condition and the misbehaviour for matching records.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Which records: as the `when` of a route, or `{ one_in: N }`.
+    /// The condition, as the `when` of a route, or `{ one_in: N }`.
     #[schemars(with = "Value")]
     pub when: Value,
-    /// What to do.
+    /// The misbehaviour.
     #[serde(rename = "do")]
     pub deed: Deed,
-    /// Of an error.
+    /// The class of an error.
     #[serde(default)]
     pub class: Class,
-    /// How long to sleep or hang, such as `300ms` or `2s`; a hang without it has no end.
+    /// Duration of a sleep or hang, such as `300ms` or `2s`; a hang without it never ends.
     #[serde(rename = "for", default)]
     pub duration: Option<String>,
-    /// How often in all, over all instances of the loaded library that have this config; without it, always.
+    /// Maximum number of applications, over all instances of the loaded library with this config; unlimited by default.
     #[serde(default)]
     pub times: Option<u64>,
 }
 
-/// Misdeeds.
+/// The kinds of misbehaviour.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Deed {
     /// Panic.
     Panic,
-    /// Not return.
+    /// Do not return.
     Hang,
     /// Return late, with an ack.
     Sleep,
@@ -78,7 +78,7 @@ pub enum Deed {
     Drop,
     /// Abort the process.
     Abort,
-    /// Lose a mebibyte of memory, then ack.
+    /// Leak 1 MiB of memory, then ack.
     Leak,
 }
 
@@ -86,10 +86,10 @@ pub enum Deed {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Trying again can help.
+    /// A retry can succeed.
     #[default]
     Retryable,
-    /// It cannot.
+    /// A retry cannot succeed.
     Terminal,
 }
 
@@ -98,7 +98,7 @@ pub struct Misbehave {
     rules: Vec<ReadyRule>,
     emit_to: Option<String>,
     emit_first: bool,
-    ill_while: Option<PathBuf>,
+    unhealthy_while: Option<PathBuf>,
     says: Option<String>,
 }
 
@@ -108,11 +108,11 @@ struct ReadyRule {
     class: Class,
     duration: Option<Duration>,
     times: Option<u64>,
-    /// Names this rule among those of all instances.
+    /// Identifies this rule across all instances.
     name: String,
 }
 
-/// How often each limited rule was done; outlives instances, since a panic ends one.
+/// Number of applications of each limited rule; outlives instances, because a panic ends one.
 static DONE: LazyLock<Mutex<HashMap<String, u64>>> = LazyLock::new(Mutex::default);
 
 impl ReadyRule {
@@ -143,7 +143,7 @@ impl ReadyRule {
         })
     }
 
-    /// Whether the rule is to be done now; counts it if so.
+    /// Whether the rule applies to the record now; counts it.
     fn fits(&self, record: &Record<'_>) -> bool {
         if !self.condition.holds(record) {
             return false;
@@ -155,7 +155,7 @@ impl ReadyRule {
         *done <= times
     }
 
-    /// Does it; `None` goes on to the ack.
+    /// Applies the rule; `None` means that the record is acked.
     fn commit(&self, record: &Record<'_>, says: Option<&str>) -> Option<Outcome> {
         let mut place = format!(
             "{}/{}/{}",
@@ -197,12 +197,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let number: u64 = text[..digits]
         .parse()
-        .map_err(|_| format!("`{text}` is no duration, write 300ms or 2s"))?;
+        .map_err(|_| format!("`{text}` is not a duration, write 300ms or 2s"))?;
     match &text[digits..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("`{text}` is no duration, write 300ms or 2s")),
+        _ => Err(format!("`{text}` is not a duration, write 300ms or 2s")),
     }
 }
 
@@ -217,7 +217,7 @@ impl Misbehave {
             rules: rules.collect::<Result<_, _>>()?,
             emit_to: config.emit_to,
             emit_first: config.emit_first,
-            ill_while: config.ill_while,
+            unhealthy_while: config.unhealthy_while,
             says: config.says,
         })
     }
@@ -263,10 +263,10 @@ impl Handler for Misbehave {
     }
 
     fn health(&mut self) -> Result<(), HandlerError> {
-        match &self.ill_while {
+        match &self.unhealthy_while {
             Some(path) if path.exists() => {
                 let says = self.says.as_deref().unwrap_or("on purpose");
-                Err(HandlerError::retryable(format!("ill {says}")))
+                Err(HandlerError::retryable(format!("unhealthy {says}")))
             }
             _ => Ok(()),
         }
@@ -315,7 +315,7 @@ impl Handler for BadCreate {
     }
 }
 
-/// A batch handler that panics on a value `panic`, after it has settled what came before.
+/// A batch handler that panics on a value `panic`, after it has settled earlier `drop` records.
 pub struct BadBatch;
 
 impl BatchHandler for BadBatch {
@@ -336,7 +336,7 @@ impl BatchHandler for BadBatch {
     }
 }
 
-/// Waits as many milliseconds as the value says.
+/// Waits the number of milliseconds in the value.
 pub struct Wait;
 
 impl AsyncHandler for Wait {

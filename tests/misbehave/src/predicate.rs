@@ -1,4 +1,4 @@
-//! The condition of a rule, written as the `when` of a route, evaluated plainly.
+//! The condition of a rule, written as the `when` of a route, evaluated without an index.
 
 use std::cell::Cell;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sluicegate_sdk::Record;
 
-/// One object of the tree: a branch, or a subject with its tests beside it.
+/// One node of the tree: a branch, or a subject with its tests.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct When {
@@ -18,8 +18,8 @@ pub struct When {
     header: Option<String>,
     key: Option<bool>,
     partition: Option<bool>,
-    /// Holds for the last of every so many records that reach an instance: one that was built anew after a panic
-    /// begins with good records.
+    /// Holds for the last of every `one_in` records that reach an instance: one rebuilt after a panic starts with
+    /// good records.
     one_in: Option<u64>,
     equals: Option<Value>,
     #[serde(rename = "in")]
@@ -34,7 +34,7 @@ pub struct When {
     ge: Option<f64>,
 }
 
-/// A condition that is ready to be asked.
+/// A compiled condition.
 #[derive(Debug)]
 pub enum Condition {
     /// All hold.
@@ -49,11 +49,11 @@ pub enum Condition {
     Key(Test),
     /// The partition passes.
     Partition(Test),
-    /// Every so many records.
+    /// Every nth record.
     OneIn(u64, Cell<u64>),
 }
 
-/// Whether the first number stands to the second as wanted.
+/// A comparison of two numbers.
 type Comparison = fn(f64, f64) -> bool;
 
 /// A test on bytes.
@@ -74,10 +74,10 @@ pub enum Test {
 }
 
 impl When {
-    /// Makes it ready.
+    /// Compiles the condition.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If it is invalid, with the reason.
     pub fn condition(&self) -> Result<Condition, String> {
         let many = |list: &[When]| {
             list.iter()
@@ -96,7 +96,7 @@ impl When {
         }
         if let Some(n) = self.one_in {
             if n == 0 {
-                return Err("`one_in` wants 1 or more".into());
+                return Err("`one_in` must be 1 or more".into());
             }
             found.push(Condition::OneIn(n, Cell::new(0)));
         }
@@ -112,11 +112,11 @@ impl When {
         } else if self.partition.is_some() {
             found.extend(tests.into_iter().map(Condition::Partition));
         } else if !tests.is_empty() {
-            return Err("a test needs `header`, `key` or `partition` beside it".into());
+            return Err("a test needs `header`, `key` or `partition`".into());
         }
         match found.len() {
             0 => Err(
-                "`when` says nothing; write one of all, any, not, header, key, partition, one_in"
+                "`when` is empty; write one of all, any, not, header, key, partition, one_in"
                     .into(),
             ),
             _ => Ok(Condition::All(found)),
@@ -164,12 +164,14 @@ fn bytes(value: &Value) -> Result<Vec<u8>, String> {
     match value {
         Value::String(text) => Ok(text.as_bytes().to_vec()),
         Value::Number(_) | Value::Bool(_) => Ok(value.to_string().into_bytes()),
-        other => Err(format!("wants a text, a number or a flag, found {other}")),
+        other => Err(format!(
+            "expected a text, a number or a boolean, found {other}"
+        )),
     }
 }
 
 impl Condition {
-    /// Whether it holds for the record.
+    /// Whether the condition holds for the record.
     pub fn holds(&self, record: &Record<'_>) -> bool {
         match self {
             Self::All(list) => list.iter().all(|condition| condition.holds(record)),

@@ -1,4 +1,4 @@
-//! `misbehave` through the testing kit: its rules fit what they say and count over instances.
+//! `misbehave` in the testing kit: its rules match as specified and count across instances.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn flight(key: &str, offset: i64, carrier: &str, distance: &str) -> TestRecord {
         .header("distance", distance)
 }
 
-/// Which of three records a condition fits.
+/// Which of three records a condition matches.
 fn fits(when: Value) -> Vec<bool> {
     let records = [
         flight("N1", 0, "UA", "90"),
@@ -34,7 +34,7 @@ fn fits(when: Value) -> Vec<bool> {
 }
 
 #[test]
-fn conditions_are_those_of_routes() {
+fn conditions_match_like_those_of_routes() {
     for (when, expected) in [
         (
             json!({ "header": "carrier", "equals": "UA" }),
@@ -84,7 +84,7 @@ fn conditions_are_those_of_routes() {
 }
 
 #[test]
-fn one_in_some_panics_and_the_new_instance_goes_on_counting() {
+fn one_record_in_n_panics_and_the_new_instance_continues() {
     let mut kit = kit(json!([{ "when": { "one_in": 5 }, "do": "panic" }]));
     let mut panics = 0;
     for offset in 0..50 {
@@ -96,7 +96,7 @@ fn one_in_some_panics_and_the_new_instance_goes_on_counting() {
 }
 
 #[test]
-fn the_first_rule_that_fits_is_done_as_often_as_it_says() {
+fn the_first_matching_rule_applies_as_often_as_configured() {
     let mut kit = kit(json!([
         { "when": { "key": true, "equals": "a" }, "do": "error", "class": "terminal", "times": 2 },
         { "when": { "key": true, "equals": "a" }, "do": "sleep", "for": "20ms", "times": 1 },
@@ -118,14 +118,14 @@ fn the_first_rule_that_fits_is_done_as_often_as_it_says() {
 #[test]
 fn rules_are_checked() {
     for (rule, words) in [
-        (json!({ "when": {}, "do": "drop" }), "says nothing"),
+        (json!({ "when": {}, "do": "drop" }), "`when` is empty"),
         (
             json!({ "when": { "equals": 1 }, "do": "drop" }),
             "needs `header`, `key` or `partition`",
         ),
         (
             json!({ "when": { "one_in": 0 }, "do": "drop" }),
-            "wants 1 or more",
+            "must be 1 or more",
         ),
         (
             json!({ "when": { "key": true, "regex": "(" }, "do": "drop" }),
@@ -141,7 +141,7 @@ fn rules_are_checked() {
         ),
         (
             json!({ "when": { "one_in": 1 }, "do": "hang", "for": "1 hour" }),
-            "is no duration",
+            "is not a duration",
         ),
         (
             json!({ "when": { "one_in": 1 }, "do": "dance" }),

@@ -1,4 +1,4 @@
-//! What happens to a log besides plain writing: transactions, and records that go.
+//! Log operations besides plain writes: transactions, and the deletion of records.
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -8,7 +8,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{Acknowledged, Client, Outgoing, TIMEOUT, base, block_on, send};
 
 impl Client {
-    /// Writes records in one transaction, which is committed or aborted.
+    /// Writes records in one transaction and commits or aborts it.
     ///
     /// # Panics
     /// If the broker refuses.
@@ -34,7 +34,7 @@ impl Client {
         ended.expect("the end of a transaction");
     }
 
-    /// Deletes what stands before an offset of each partition, as retention does.
+    /// Deletes the records before an offset of each partition, as retention does.
     ///
     /// # Panics
     /// If the broker refuses.

@@ -1,12 +1,12 @@
-//! Access rules of the authorizer, in the words of Kafka's own tool.
+//! ACLs of the authorizer, as arguments of Kafka's own tool.
 
 use super::USER;
 
-/// A rule about what the test's user may do, or not.
+/// A permission or prohibition for the test's user.
 #[derive(Clone, Debug)]
 pub enum Acl {
-    /// The user may do everything with this topic that no other rule forbids. Without it, any rule about a topic takes away
-    /// everything else too.
+    /// Allows all operations on this topic that no other ACL denies. Without it, any ACL on a topic also denies all other
+    /// operations.
     AllowTopic {
         /// The topic.
         topic: String,

@@ -1,8 +1,8 @@
-//! Apache Kafka for tests: the broker of the environment, or KRaft nodes of our own.
+//! Apache Kafka for tests: the broker named in the environment, or KRaft nodes started here.
 //!
 //! ```text
 //! Kafka::shared()         one node for all tests of a process, or the broker of SLUICEGATE_TEST_KAFKA
-//! Kafka::start(&options)  nodes of our own: TLS, SASL, an authorizer, nodes that are stopped and started
+//! Kafka::start(&options)  started nodes: TLS, SASL, an authorizer, nodes that can be stopped and restarted
 //! ```
 
 mod acl;
@@ -24,17 +24,17 @@ use crate::ports::free_port;
 use crate::process::{Guarded, Signal};
 use crate::wait::try_wait_for;
 
-/// Names an endpoint (`host:port`, plain text) that is used instead of a broker of our own.
+/// Variable with an endpoint (`host:port`, plain text) to use instead of starting a broker.
 pub const ENDPOINT: &str = "SLUICEGATE_TEST_KAFKA";
 
-/// The user that the secured listeners know, beside the super users.
+/// The user of the secured listeners, in addition to the super users.
 pub const USER: &str = "service";
 /// That user's password.
 pub const PASSWORD: &str = "service-secret";
 
 const SERVER: JavaServer = JavaServer {
     name: "kafka-4.3.1",
-    // Without the last one Kafka's log goes nowhere, and with it the line that says it is ready.
+    // Without the last one Kafka's log is discarded, including the line that reports readiness.
     artefacts: &[
         "org.apache.kafka:kafka_2.13:4.3.1",
         "org.apache.kafka:kafka-tools:4.3.1",
@@ -49,7 +49,7 @@ const OTHER_CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const READY_LINE: &str = "Kafka Server started";
 
-/// What a cluster of our own should be.
+/// Options of a started cluster.
 #[derive(Clone, Debug)]
 pub struct KafkaOptions {
     /// 1, or 3 with replicated internal topics.
@@ -58,7 +58,7 @@ pub struct KafkaOptions {
     pub heap_mb: u32,
     /// Listeners with SASL (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER), without and with TLS.
     pub secured: bool,
-    /// An authorizer that denies what an [`Acl`] denies, and allows what none speaks of.
+    /// An authorizer that enforces [`Acl`]s and allows everything that none covers.
     pub authorizer: bool,
     /// Further broker properties.
     pub extra: Vec<(String, String)>,
@@ -76,7 +76,7 @@ impl Default for KafkaOptions {
     }
 }
 
-/// A Kafka cluster; one of our own ends with the value, or with the process.
+/// A Kafka cluster; a started one ends when the value is dropped or the process ends.
 pub struct Kafka {
     bootstrap: String,
     own: Option<Own>,
@@ -87,7 +87,7 @@ struct Own {
     nodes: Vec<Node>,
     certificates: Option<Certificates>,
     heap_mb: u32,
-    // Last: the nodes end before their folder goes.
+    // Last field: the nodes end before their folder is removed.
     folder: TempDir,
 }
 
@@ -106,10 +106,10 @@ struct Ports {
     secure: u16,
 }
 
-/// Makes ready what [`Kafka::start`] needs on this machine and says in a few words what that is.
+/// Prepares what [`Kafka::start`] needs on this machine and describes it briefly.
 ///
 /// # Errors
-/// If no broker can be had; the message says what to install or to set.
+/// If no broker is available; the message says what to install or to set.
 pub fn provision() -> Result<String> {
     if let Ok(endpoint) = std::env::var(ENDPOINT) {
         return Ok(format!("Kafka at {endpoint} ({ENDPOINT})"));
@@ -117,7 +117,7 @@ pub fn provision() -> Result<String> {
     provision_own()
 }
 
-/// As [`provision`], for tests that must own their cluster whatever the environment names.
+/// As [`provision`], for tests that need their own cluster regardless of the environment.
 ///
 /// # Errors
 /// If no broker can be started here; the message says what to install.
@@ -135,7 +135,7 @@ pub fn provision_own() -> Result<String> {
 }
 
 impl Kafka {
-    /// The broker of the environment, else one node shared by all tests of this process.
+    /// The broker named in the environment, else one node shared by all tests of this process.
     ///
     /// # Panics
     /// If none can be started.
@@ -152,10 +152,10 @@ impl Kafka {
         })
     }
 
-    /// Starts a cluster of our own on free ports, with its data in a temporary folder.
+    /// Starts a cluster on free ports, with its data in a temporary folder.
     ///
     /// # Errors
-    /// If no Kafka can be had on this machine, or a node does not come up; the message then ends with its log.
+    /// If Kafka is not available on this machine, or a node does not start; the message then ends with its log.
     pub fn start(options: &KafkaOptions) -> Result<Self> {
         Self::start_with(Launcher::find(&SERVER)?, options)
     }
@@ -224,7 +224,7 @@ impl Kafka {
     /// `host:port` of the first node's SASL listener without TLS.
     ///
     /// # Panics
-    /// If the cluster is not our own.
+    /// If the cluster was not started here.
     #[must_use]
     pub fn login(&self) -> String {
         format!("127.0.0.1:{}", self.own().nodes[0].ports.login)
@@ -263,14 +263,14 @@ impl Kafka {
     /// Starts a stopped node again with its data and waits until it serves.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If it does not start.
     pub fn start_node(&mut self, index: usize) -> Result<()> {
         let own = self.own_mut();
         own.launch(index)?;
         own.await_ready(index)
     }
 
-    /// Puts another, empty cluster at the address of this one of a single node: what was in it is gone.
+    /// Replaces a single-node cluster by another, empty one at the same address.
     ///
     /// # Errors
     /// If it cannot be stopped, formatted or started.
@@ -289,10 +289,10 @@ impl Kafka {
         self.start_node(0)
     }
 
-    /// The folder in which a node (counted from 0) keeps a partition's log.
+    /// The folder of a partition's log on a node (counted from 0).
     ///
     /// # Panics
-    /// If the cluster is not our own.
+    /// If the cluster was not started here.
     #[must_use]
     pub fn log_folder(&self, index: usize, topic: &str, partition: i32) -> PathBuf {
         let own = self.own();
@@ -301,7 +301,7 @@ impl Kafka {
         data.join(format!("{topic}-{partition}"))
     }
 
-    /// Adds or removes an access rule with Kafka's own tool, which takes some seconds.
+    /// Adds or removes an ACL with Kafka's own tool, which takes some seconds.
     ///
     /// # Errors
     /// If the tool fails.
@@ -347,7 +347,7 @@ impl Own {
         ];
         let mut command = self.launcher.command(&home, &options, "kafka.Kafka");
         command.arg(home.join("server.properties"));
-        // A node that is started again writes a log of its own, so that the line that says ready is its own too.
+        // A restarted node gets a new log file, so that its readiness line is its own.
         let log = home.join("node.log");
         let _ = std::fs::rename(&log, home.join("node.log.old"));
         let name = format!("Kafka node {id}");
@@ -370,7 +370,7 @@ impl Own {
                 return Ok(Ok(()));
             }
             match process.exited() {
-                Some(status) => Ok(Err(format!("it ended with {status}"))),
+                Some(status) => Ok(Err(format!("it exited with {status}"))),
                 None => Err(format!("not ready after {START_DEADLINE:?}")),
             }
         });

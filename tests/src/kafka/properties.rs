@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{KafkaOptions, PASSWORD, Ports, USER};
 use crate::certificates::Certificates;
 
-/// Warnings, and the lines that say how the node's start goes, to standard output.
+/// Logs warnings and the progress of the node's start to standard output.
 pub(super) const LOG4J2: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="WARN">
   <Appenders>
@@ -19,7 +19,7 @@ pub(super) const LOG4J2: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 </Configuration>
 "#;
 
-/// The text of node `id`'s `server.properties`; `all` holds every node's ports in the order of their ids.
+/// The text of node `id`'s `server.properties`; `all` contains the ports of all nodes in the order of their ids.
 pub(super) fn server(
     id: u16,
     all: &[Ports],
@@ -101,7 +101,7 @@ fn secured_listeners(text: &mut String, certificates: &Certificates) {
         "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
     );
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
-    // Takes tokens without a signature, as long as they are not over.
+    // Accepts unsigned tokens until they expire.
     let bearer = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
                   unsecuredLoginStringClaim_sub=\"broker\";";
     for listener in ["login", "secure"] {

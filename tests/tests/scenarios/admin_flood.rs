@@ -1,8 +1,8 @@
-//! Situation: hundreds of half-open connections at the admin address of a service under load, and then not one file descriptor
-//! left in its process.
-//! Property: `/livez` and `/readyz` are answered all along, a running handler does not notice, and a change of the plugins folder
-//! that cannot be read takes no plugin away.
-//! Alone: it takes up the connections of the machine.
+//! Situation: hundreds of half-open connections to the admin address of a service under load, and then no free file descriptor
+//! in its process.
+//! Property: `/livez` and `/readyz` are answered throughout, a running handler is not affected, and a change of the plugins
+//! folder that cannot be read removes no plugin.
+//! Alone: it uses up the connections of the machine.
 //! Needs: Kafka
 //! Command: `cargo xtask test --scenario admin_flood`
 
@@ -20,9 +20,9 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 const RECORDS: u64 = 300;
 const HALF_OPEN: usize = 500;
-const SOON: Duration = Duration::from_secs(60);
-/// What a probe may take on a busy machine; far less than a half-open connection lasts.
-const PROMPT: Duration = Duration::from_secs(3);
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Time limit of a probe on a busy machine; far below the lifetime of a half-open connection.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 fn probe(service: &Service) {
     for path in ["/livez", "/readyz"] {
@@ -30,7 +30,7 @@ fn probe(service: &Service) {
         let (status, body) = service.get(path).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(status, 200, "{path}: {body}");
         assert!(
-            asked.elapsed() < PROMPT,
+            asked.elapsed() < PROBE_DEADLINE,
             "{path} took {:?}",
             asked.elapsed()
         );
@@ -41,15 +41,15 @@ fn probe(service: &Service) {
 fn half_open(service: &Service, count: usize) -> Vec<TcpStream> {
     let address = service.admin().trim_start_matches("http://").to_owned();
     let open = |_| {
-        let mut stream = TcpStream::connect(&address).expect("the listener takes connections");
-        // It may be closed already, for a later one.
+        let mut stream = TcpStream::connect(&address).expect("the listener accepts connections");
+        // May already be closed, in favour of a later one.
         let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n");
         stream
     };
     (0..count).map(open).collect()
 }
 
-/// From now on the process can open no file beyond those that it has.
+/// From now on the process can open no additional file.
 fn take_all_descriptors(pid: u32) {
     let highest = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("the process's files")
@@ -59,7 +59,7 @@ fn take_all_descriptors(pid: u32) {
     limit_descriptors(pid, Some(highest + 1));
 }
 
-/// Sets how many files the process may have; `None` is what this one may.
+/// Sets the file descriptor limit of the process; `None` is this process's limit.
 fn limit_descriptors(pid: u32, most: Option<u64>) {
     let own = getrlimit(Resource::Nofile);
     let limit = Rlimit {
@@ -71,7 +71,7 @@ fn limit_descriptors(pid: u32, most: Option<u64>) {
 }
 
 #[test]
-fn probes_and_records_do_not_notice_a_flood_or_a_full_file_table() {
+fn probes_and_records_survive_a_flood_and_a_full_file_table() {
     let bootstrap = Kafka::shared().bootstrap();
     let client = Client::new(bootstrap);
     let (topic, copy) = (unique("flooded"), unique("copy"));
@@ -91,7 +91,7 @@ fn probes_and_records_do_not_notice_a_flood_or_a_full_file_table() {
             (0..RECORDS).map(|n| Outgoing::new(&n.to_string(), "v")),
         );
         sent += RECORDS;
-        service.wait_outcomes("copy", "ack", sent, SOON);
+        service.wait_outcomes("copy", "ack", sent, DEADLINE);
     };
     records_flow(&service);
 
@@ -103,12 +103,12 @@ fn probes_and_records_do_not_notice_a_flood_or_a_full_file_table() {
     probe(&service);
 
     take_all_descriptors(service.process().pid());
-    // What is left below the limit is taken as well.
+    // Uses up the remaining descriptors.
     flood.extend(half_open(&service, HALF_OPEN));
     for _ in 0..10 {
         probe(&service);
     }
-    // A new plugin makes the folder be read, which takes a descriptor that is not there.
+    // A new plugin triggers a scan of the folder, which needs a descriptor and finds none.
     workdir.plugins(&["flight-delays"]);
     workdir.spec("second", &spec);
     records_flow(&service);
@@ -117,12 +117,14 @@ fn probes_and_records_do_not_notice_a_flood_or_a_full_file_table() {
 
     limit_descriptors(service.process().pid(), None);
     drop(flood);
-    wait_for("the handler that came meanwhile", SOON, || {
-        match service.api("handlers/second")?["state"].as_str() {
+    wait_for(
+        "the handler added during the flood",
+        DEADLINE,
+        || match service.api("handlers/second")?["state"].as_str() {
             Some("ACTIVE") => Ok(()),
             state => Err(format!("{state:?}")),
-        }
-    });
+        },
+    );
     records_flow(&service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

@@ -1,8 +1,8 @@
-//! Situation: configs and specs with every kind of mistake, at the start and while the service runs.
-//! Property: at the start each ends with exit code 2 and names its place and the cure; while the service runs the last good
-//! version of the handlers concerned keeps running, and log, metric and API say what was refused; gates act all the same, or the
-//! answer says why not. (The wording of each message is held by snapshots in `config/tests`.)
-//! Alone: faults are to be told within seconds.
+//! Situation: configs and specs with every kind of mistake, at start and while the service runs.
+//! Property: at start each exits with code 2 and names its position and the remedy; while the service runs the last good
+//! version of the affected handlers keeps running, and log, metrics and API report the refusal; gates still take effect, or
+//! the response says why not. (The wording of each message is checked by snapshots in `config/tests`.)
+//! Alone: faults must be reported within seconds.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario bad_configs`
 
@@ -15,10 +15,10 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 const GOOD: &str = "plugin: relay\nversion: \"*\"\nroute: { topics: [a] }\nconfig: { topic: b }\n";
 
-/// A change to the good config, and words that the refusal must hold.
+/// A change to the good config, and words that the refusal must contain.
 const BAD_CONFIGS: &[(&str, &str, &[&str])] = &[
     (
         "kafka:\n",
@@ -85,7 +85,7 @@ const BAD_CONFIGS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// A bad spec (below `name: copy`), and words that the refusal must hold.
+/// A bad spec (below `name: copy`), and words that the refusal must contain.
 const BAD_SPECS: &[(&str, &[&str])] = &[
     (
         "plugin: relay\nversion: \"*\"\nroute: { topics: [\"/(/\"] }\n",
@@ -137,10 +137,10 @@ fn good(bootstrap: &str, group: &str) -> Workdir {
     workdir
 }
 
-/// Nothing else on the machine has it.
+/// Cannot conflict with other processes.
 const ANY_PORT: &str = "admin.listen=127.0.0.1:0";
 
-/// Runs `validate` and `run`, both of which must refuse with exit code 2 and the same words.
+/// Runs `validate` and `run`, both of which must fail with exit code 2 and the same words.
 fn assert_refused(workdir: &Workdir, what: &str, words: &[&str]) {
     for command in ["validate", "run"] {
         let arguments = [command, "-c", "sluicegate.yaml", "--set", ANY_PORT];
@@ -167,7 +167,7 @@ fn assert_refused(workdir: &Workdir, what: &str, words: &[&str]) {
 }
 
 #[test]
-fn a_bad_config_ends_with_2_and_names_its_place() {
+fn a_bad_config_exits_with_2_and_names_its_position() {
     let workdir = good("127.0.0.1:1", "g");
     let text = std::fs::read_to_string(workdir.config()).expect("the config");
     let valid = run_binary(workdir.path(), &["validate", "-c", "sluicegate.yaml"]);
@@ -185,7 +185,7 @@ fn a_bad_config_ends_with_2_and_names_its_place() {
 }
 
 #[test]
-fn a_bad_spec_ends_with_2_and_names_its_place() {
+fn a_bad_spec_exits_with_2_and_names_its_position() {
     let workdir = good("127.0.0.1:1", "g");
     for (spec, words) in BAD_SPECS {
         workdir.spec("copy", spec);
@@ -209,18 +209,18 @@ fn a_bad_spec_ends_with_2_and_names_its_place() {
     );
 }
 
-/// The likeliest first mistake: nobody listens where the brokers should be.
+/// The most likely first mistake: no broker listens at the configured address.
 #[test]
-fn a_wrong_broker_address_is_told_soon_once_and_with_the_address() {
-    /// Loading the plugin comes before.
-    const LOADS_WITHIN: Duration = Duration::from_secs(3);
+fn a_wrong_broker_address_is_reported_soon_and_once_with_the_address() {
+    /// Time for loading the plugin, which comes first.
+    const LOAD_TIME: Duration = Duration::from_secs(3);
 
     let workdir = good("127.0.0.1:1", "g");
     workdir.spec("copy", GOOD);
     let mut service = Service::start(&workdir, &[]);
     let says = "no broker at `127.0.0.1:1` can be connected to yet";
-    let within = Duration::from_secs(3) + LOADS_WITHIN;
-    wait_for("word of the address", within, || {
+    let within = Duration::from_secs(3) + LOAD_TIME;
+    wait_for("the report of the address", within, || {
         let log = service.process().log();
         log.contains(says).then_some(()).ok_or(log)
     });
@@ -262,12 +262,14 @@ fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
     for (round, (bad, _)) in (1..).zip(BAD_SPECS) {
         let before = rejections(&service).expect("metrics");
         workdir.spec("copy", bad);
-        wait_for("the refusal to be counted", SOON, || {
-            match rejections(&service)? {
+        wait_for(
+            "the refusal to be counted",
+            DEADLINE,
+            || match rejections(&service)? {
                 now if now > before => Ok(()),
                 now => Err(format!("{now} rejections with {bad}")),
-            }
-        });
+            },
+        );
         let status = service.api("status").expect("the status");
         assert!(
             status["last_rejection"]
@@ -276,12 +278,12 @@ fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
             "{status}"
         );
         client.produce(&source, [Outgoing::new("k", "v")]);
-        service.wait_outcomes("copy", "ack", round, SOON);
+        service.wait_outcomes("copy", "ack", round, DEADLINE);
     }
     let other = unique("other");
     client.create_topic(&other, 1);
     workdir.spec("copy", &spec(&other));
-    wait_for("the good spec to be applied", SOON, || {
+    wait_for("the good spec to be applied", DEADLINE, || {
         client.produce(&source, [Outgoing::new("k", "v")]);
         if client.count(&other) > 0 {
             Ok(())
@@ -291,11 +293,11 @@ fn a_bad_spec_in_a_running_service_leaves_the_last_good_snapshot() {
     });
     let status = service.api("status").expect("the status");
     assert!(status["last_rejection"].is_null(), "{status}");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn gates_act_beside_bad_specs_and_an_answer_is_true() {
+fn gates_take_effect_despite_bad_specs_and_responses_are_true() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
@@ -314,7 +316,7 @@ fn gates_act_beside_bad_specs_and_an_answer_is_true() {
     workdir.write("handlers.d/second.yaml", &format!("name: twice\n{spec}"));
     workdir.spec("typo", &format!("{spec}wrokers: 3\n"));
     workdir.spec("torn", &format!("{spec}retry: {{ max_attempts: [1 }}\n"));
-    wait_for("the refusals", SOON, || {
+    wait_for("the refusals", DEADLINE, || {
         let last = service.api("status")?["last_rejection"].to_string();
         let all = ["second.yaml", "typo.yaml", "torn.yaml"];
         let told = all.iter().all(|file| last.contains(file));
@@ -333,7 +335,7 @@ fn gates_act_beside_bad_specs_and_an_answer_is_true() {
         names.map(|name| {
             let handler = service.api(&format!("handlers/{name}"));
             let handler = handler.unwrap_or_else(|error| panic!("{error}"));
-            (name, handler["gate"] == "shut")
+            (name, handler["gate"] == "closed")
         })
     };
     for name in ["good", "twice", "typo"] {
@@ -341,23 +343,23 @@ fn gates_act_beside_bad_specs_and_an_answer_is_true() {
         assert_eq!(code, Some(0), "{name}: {said}");
         assert!(
             gates().contains(&(name, true)),
-            "it is said to be shut: {:?}",
+            "reported as closed: {:?}",
             gates()
         );
     }
     let (code, said) = off("torn");
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("torn.yaml") && said.contains("no valid YAML"),
+        said.contains("torn.yaml") && said.contains("not valid YAML"),
         "{said}"
     );
     assert!(gates().contains(&("torn", false)));
-    // By hand it acts in a text that is no YAML.
+    // `enabled: false` also takes effect in a file that is not valid YAML.
     workdir.spec(
         "torn",
         &format!("enabled: false\n{spec}retry: {{ max_attempts: [1 }}\n"),
     );
-    wait_for("the gate", SOON, || {
+    wait_for("the gate", DEADLINE, || {
         gates()
             .contains(&("torn", true))
             .then_some(())
@@ -365,12 +367,12 @@ fn gates_act_beside_bad_specs_and_an_answer_is_true() {
     });
     client.produce(&source, [Outgoing::new("k", "v")]);
     for name in names {
-        service.wait_outcomes(name, "skipped", 1, SOON);
+        service.wait_outcomes(name, "skipped", 1, DEADLINE);
     }
-    // A gate that stays shut is not said to be open.
+    // A gate that stays closed is not reported as open.
     workdir.spec("good", &format!("enabled: false\n{spec}"));
     workdir.spec("good", &format!("enabled: false\n{spec}wrokers: 3\n"));
-    wait_for("the refusal", SOON, || {
+    wait_for("the refusal", DEADLINE, || {
         let last = service.api("status")?["last_rejection"].to_string();
         last.contains("good.yaml").then_some(()).ok_or(last)
     });
@@ -385,5 +387,5 @@ fn gates_act_beside_bad_specs_and_an_answer_is_true() {
         "{said}"
     );
     assert!(gates().contains(&("good", true)));
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

@@ -1,7 +1,7 @@
-//! Situation: partitions begin for the first time, again after a restart, in a topic that was created anew, without a leader,
-//! and in a cluster that is another one.
-//! Property: an offset counts in its own topic alone and nothing of a new one is skipped (G2, G12); where a partition without a
-//! commit begins is decided once; a later owner's fencing token is higher (G4); one partition holds no other one up (G8).
+//! Situation: partitions start for the first time, again after a restart, in a re-created topic, without a leader,
+//! and in another cluster.
+//! Property: an offset is valid only in its own topic and no record of a new one is skipped (G2, G12); the starting offset of a
+//! partition without a commit is decided once; a later owner's fencing token is higher (G4); no partition delays another (G8).
 //! Needs: Kafka of its own.
 //! Mostly waits: for leaders and rebalances.
 //! Takes: 67 s.
@@ -18,10 +18,10 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
-/// Metadata comes often, so that new partitions and topics are seen soon.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Frequent metadata refreshes, so that new partitions and topics are discovered soon.
 const OFTEN: &str = "  client: { topic.metadata.refresh.interval.ms: 1000 }";
-/// Metadata comes seldom, so that the client learns of a new topic from its fetches.
+/// Rare metadata refreshes, so that the client learns of a new topic from its fetches.
 const SELDOM: &str = "  client: { topic.metadata.refresh.interval.ms: 300000 }";
 
 struct Copied {
@@ -31,7 +31,7 @@ struct Copied {
     copy: String,
 }
 
-/// A service that copies `source`, which has so many partitions, with the provenance of each record.
+/// A service that copies `source`, a topic with `partitions` partitions, with the provenance of each record.
 fn copied(bootstrap: &str, partitions: i32, start: &str, client_keys: &str) -> Copied {
     let client = Client::new(bootstrap);
     let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
@@ -64,7 +64,7 @@ fn copied(bootstrap: &str, partitions: i32, start: &str, client_keys: &str) -> C
 }
 
 impl Copied {
-    /// Writes so many records to each of the partitions, told apart by `name`.
+    /// Writes `count` records to each of the partitions, with values prefixed by `name`.
     fn produce(&self, partitions: &[i32], name: &str, count: usize) {
         let records = partitions.iter().flat_map(|&partition| {
             (0..count).map(move |n| {
@@ -75,7 +75,7 @@ impl Copied {
         self.client.produce(&self.source, records);
     }
 
-    /// How often each value was copied whose name begins so.
+    /// The number of copies of each value with this prefix.
     fn copies(&self, name: &str) -> BTreeMap<String, usize> {
         let mut copies = BTreeMap::new();
         self.client.for_each(&self.copy, |copy: Read| {
@@ -87,14 +87,16 @@ impl Copied {
         copies
     }
 
-    /// Waits until so many records of that name are copied, and checks that each is copied once.
+    /// Waits until `count` records with this prefix are copied, and checks that each is copied once.
     fn await_copies(&self, name: &str, count: usize) {
-        wait_for(&format!("{count} copies of {name}"), SOON, || {
-            match self.copies(name).len() {
+        wait_for(
+            &format!("{count} copies of {name}"),
+            DEADLINE,
+            || match self.copies(name).len() {
                 found if found == count => Ok(()),
                 found => Err(format!("{found} copies")),
-            }
-        });
+            },
+        );
         let twice: Vec<_> = self
             .copies(name)
             .into_iter()
@@ -103,7 +105,7 @@ impl Copied {
         assert!(twice.is_empty(), "copied again: {twice:?}");
     }
 
-    /// The tokens under which each partition's records were handled, in the order of the copies.
+    /// The fencing tokens under which a partition's records were handled, in the order of the copies.
     fn tokens(&self, partition: i32) -> Vec<u64> {
         let mut tokens = Vec::new();
         self.client.for_each(&self.copy, |copy: Read| {
@@ -118,34 +120,34 @@ impl Copied {
     }
 }
 
-/// The client learns from its metadata that the topic is gone, before there is a new one.
+/// The client learns from its metadata that the topic was deleted, before the new one exists.
 #[test]
-fn a_topic_that_is_created_again_is_read_from_its_beginning() {
+fn a_re_created_topic_is_read_from_its_beginning() {
     created_again(OFTEN);
 }
 
-/// The client finds another topic under the name that it reads.
+/// The client finds another topic under the same name.
 #[test]
-fn a_topic_that_is_replaced_under_a_client_is_read_from_its_beginning() {
+fn a_topic_replaced_during_use_is_read_from_its_beginning() {
     created_again(SELDOM);
 }
 
-/// With `kafka.start: latest`, by which nothing of the new topic would be read: it is a new one all the same.
+/// With `kafka.start: latest`, which must not apply to the new topic.
 fn created_again(client_keys: &str) {
     let kafka = Kafka::shared();
     let run = copied(kafka.bootstrap(), 2, "latest", client_keys);
     let mut service = Service::ready(&run.workdir, &[]);
-    service.wait_caught_up(SOON);
+    service.wait_caught_up(DEADLINE);
     run.produce(&[0, 1], "first", 30);
     run.await_copies("first", 60);
-    service.wait_caught_up(SOON);
+    service.wait_caught_up(DEADLINE);
 
-    // Longer than the old one was read, so that the old offset is one of it.
+    // Longer than the old log was read, so that the old offset exists in it.
     run.client.delete_topic(&run.source);
     run.client.create_topic(&run.source, 2);
     run.produce(&[0, 1], "second", 60);
     run.await_copies("second", 120);
-    wait_for("the metric", SOON, || {
+    wait_for("the metric", DEADLINE, || {
         let recreated = service.metrics()?.sum(
             "sluicegate_topic_recreated_total",
             &[("topic", &run.source)],
@@ -161,12 +163,12 @@ fn created_again(client_keys: &str) {
     let log = service.process().log();
     assert_eq!(log.matches("recreated topic").count(), 1, "{log}");
 
-    // The tokens go on over a restart.
-    assert!(service.stop(SOON).success());
+    // Tokens keep increasing across a restart.
+    assert!(service.stop(DEADLINE).success());
     let mut service = Service::ready(&run.workdir, &[]);
     run.produce(&[0, 1], "fourth", 10);
     run.await_copies("fourth", 20);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
     for partition in [0, 1] {
         let tokens = run.tokens(partition);
         let ascending = tokens.windows(2).all(|pair| pair[0] < pair[1]);
@@ -175,15 +177,15 @@ fn created_again(client_keys: &str) {
 }
 
 #[test]
-fn latest_is_decided_once_and_partitions_that_come_later_begin_at_their_beginning() {
+fn latest_is_resolved_once_and_later_partitions_start_at_their_beginning() {
     let kafka = Kafka::shared();
     let run = copied(kafka.bootstrap(), 2, "latest", OFTEN);
     run.produce(&[0, 1], "before", 5);
     let mut service = Service::ready(&run.workdir, &[]);
-    service.wait_caught_up(SOON);
+    service.wait_caught_up(DEADLINE);
     run.produce(&[0], "seen", 5);
     run.await_copies("seen", 5);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
     // Partition 1 has not had a record yet.
     run.produce(&[0, 1], "between", 10);
     let mut service = Service::ready(&run.workdir, &[]);
@@ -192,12 +194,15 @@ fn latest_is_decided_once_and_partitions_that_come_later_begin_at_their_beginnin
     run.client.add_partitions(&run.source, 4);
     run.produce(&[2, 3], "added", 20);
     run.await_copies("added", 40);
-    assert!(service.stop(SOON).success());
-    assert!(run.copies("before").is_empty(), "latest is after these");
+    assert!(service.stop(DEADLINE).success());
+    assert!(
+        run.copies("before").is_empty(),
+        "`latest` starts after these"
+    );
 }
 
 #[test]
-fn a_partition_without_a_leader_holds_no_other_one_up() {
+fn a_partition_without_a_leader_delays_no_other_one() {
     let mut kafka = Kafka::start(&KafkaOptions {
         nodes: 3,
         heap_mb: 320,
@@ -207,7 +212,7 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
     let run = copied(kafka.bootstrap(), 6, "earliest", OFTEN);
     let all: Vec<i32> = (0..6).collect();
     run.produce(&all, "waiting", 10);
-    // The topics have one replica: the node that goes may lead no copy, or none could be written.
+    // The topics have one replica: the stopped node must not lead a partition of `copy`, or writes would fail.
     let leads_copies = run.client.leader(&run.copy, 0);
     let (index, gone) = (1..=3)
         .enumerate()
@@ -224,13 +229,15 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
         .unwrap_or_else(|error| panic!("{error:#}"));
     let mut service = Service::start(&run.workdir, &[]);
     let there = all.len() - lost.len();
-    wait_for("the partitions that have a leader", SOON, || {
-        match run.copies("waiting").len() {
+    wait_for(
+        "the partitions that have a leader",
+        DEADLINE,
+        || match run.copies("waiting").len() {
             found if found == there * 10 => Ok(()),
             found => Err(format!("{found} copies")),
-        }
-    });
-    wait_for("what the others wait for", SOON, || {
+        },
+    );
+    wait_for("the records of the others", DEADLINE, || {
         let partitions = service.partitions()?;
         let starting = partitions
             .iter()
@@ -246,11 +253,11 @@ fn a_partition_without_a_leader_holds_no_other_one_up() {
         .start_node(index)
         .unwrap_or_else(|error| panic!("{error:#}"));
     run.await_copies("waiting", 60);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn another_cluster_at_the_same_address_ends_the_service_with_a_reason() {
+fn another_cluster_at_the_same_address_stops_the_service_with_a_reason() {
     let options = KafkaOptions::default();
     let mut kafka = Kafka::start(&options).unwrap_or_else(|error| panic!("{error:#}"));
     let run = copied(kafka.bootstrap(), 1, "earliest", OFTEN);
@@ -262,7 +269,7 @@ fn another_cluster_at_the_same_address_ends_the_service_with_a_reason() {
         .unwrap_or_else(|error| panic!("{error:#}"));
     let status = service
         .process()
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     assert!(!status.success(), "{status}");
     let log = service.process().log();

@@ -1,7 +1,7 @@
 //! Situation: two bridges between a real etcd and a real ZooKeeper; users edit both sides while both stores are killed and
-//! started again, and one bridge is stopped and another one started; ZooKeeper loses its data, or is restored from a backup.
-//! Property: both sides end equal; a key that is edited on one side holds that side's last edit; nothing comes back after its
-//! delete; conflicts go to the preferred side and are counted. What ZooKeeper has lost is deleted nowhere, and the advice is right (G10).
+//! restarted, and one bridge is stopped and another one started; ZooKeeper loses its data, or is restored from a backup.
+//! Property: both sides converge; a key edited on one side has that side's last edit; no deleted key comes back;
+//! the preferred side wins conflicts, which are counted. Keys that ZooKeeper lost are deleted nowhere, and the advice is right (G10).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge`; `--long` makes 10,000 edits.
 
@@ -21,11 +21,11 @@ use sluicegate_config::store::{
     ControlKey, EtcdSettings, Expected, KeyKind, PathMap, Store, StoreError, ZooKeeperSettings,
 };
 
-const SOON: Duration = Duration::from_secs(20);
-/// An edit crosses in this time, also on a machine that is busy with other things (G10).
-const PROMPT: Duration = Duration::from_secs(5);
-/// After both stores are back and the edits are over.
-const HEALED: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Time limit for the transfer of an edit, also on a busy machine (G10).
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+/// Time limit for convergence after both stores are back and the edits are over.
+const CONVERGENCE_DEADLINE: Duration = Duration::from_secs(90);
 
 fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
@@ -68,7 +68,7 @@ impl Scene {
         Bridge::start(stores, self.config.settings()).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A bridge that may take over `side`.
+    /// A bridge that accepts `side`.
     fn accepting_bridge(&self, side: Side) -> Bridge {
         let stores = self.config.open().unwrap_or_else(|error| panic!("{error}"));
         let settings = BridgeSettings {
@@ -92,7 +92,7 @@ impl Scene {
     }
 
     fn wait_value(&self, side: Side, key: &ControlKey, value: Option<&str>) {
-        wait_for(&format!("{key} = {value:?} on {side}"), SOON, || {
+        wait_for(&format!("{key} = {value:?} on {side}"), DEADLINE, || {
             let now = self.values(side)?.get(key).cloned();
             match now.as_deref() == value {
                 true => Ok(()),
@@ -101,7 +101,7 @@ impl Scene {
         });
     }
 
-    /// Kills a store and starts it again.
+    /// Kills a store and restarts it.
     fn bounce(&mut self, side: Side) {
         match side {
             Side::Etcd => {
@@ -118,7 +118,7 @@ impl Scene {
 }
 
 #[test]
-fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
+fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
     let scene = Scene::start();
     put(scene.store(Side::Etcd), &gate("auditor"), "true");
     put(scene.store(Side::ZooKeeper), &gate("relay"), "false");
@@ -146,7 +146,7 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
     let bridge = scene.bridge();
     scene.wait_value(Side::ZooKeeper, &gate("auditor"), Some("true"));
     scene.wait_value(Side::Etcd, &gate("relay"), Some("false"));
-    wait_for("the refusal to be told", SOON, || {
+    wait_for("the refusal to be reported", DEADLINE, || {
         match bridge.report().refused.as_slice() {
             [refused] if refused.place == "/plugins/broken" => Ok(()),
             other => Err(format!("{other:?}")),
@@ -163,11 +163,11 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
     times.sort();
     let (half, slowest) = (times[times.len() / 2], times[times.len() - 1]);
     println!(
-        "    20 edits across: half within {:.0} ms, the slowest {:.0} ms",
+        "    20 edits transferred: half within {:.0} ms, the slowest {:.0} ms",
         half.as_secs_f64() * 1e3,
         slowest.as_secs_f64() * 1e3
     );
-    assert!(slowest < PROMPT, "{slowest:?}");
+    assert!(slowest < TRANSFER_DEADLINE, "{slowest:?}");
     delete(scene.store(Side::ZooKeeper), &gate("auditor"));
     scene.wait_value(Side::Etcd, &gate("auditor"), None);
     drop(bridge);
@@ -177,7 +177,7 @@ fn edits_and_deletes_cross_soon_and_are_rehearsed_truly() {
 }
 
 impl Scene {
-    /// Gates on both sides, equal and noted.
+    /// Gates that are in sync on both sides.
     fn put_gates(&self, bridge: &Bridge, names: std::ops::Range<usize>) {
         for name in names {
             put(self.store(Side::Etcd), &gate(&format!("h{name}")), "true");
@@ -186,7 +186,7 @@ impl Scene {
     }
 
     fn settle(&self, bridge: &Bridge) {
-        wait_for("both sides to be equal", HEALED, || {
+        wait_for("both sides to be equal", CONVERGENCE_DEADLINE, || {
             let (etcd, zookeeper) = (self.values(Side::Etcd)?, self.values(Side::ZooKeeper)?);
             let report = bridge.report();
             match etcd == zookeeper && report.unsettled == 0 && report.halted.is_none() {
@@ -207,7 +207,7 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     wiped.unwrap_or_else(|error| panic!("{error:#}"));
 
     let bridge = scene.bridge();
-    let reason = wait_for("the bridge to stand still", SOON, || {
+    let reason = wait_for("the bridge to halt", DEADLINE, || {
         let report = bridge.report();
         let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
         halted.ok_or_else(|| format!("{report:?}"))
@@ -227,14 +227,14 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     });
     assert_eq!(bridge.report().counts.deletes, Pair::default());
 
-    // What the advice says; then ZooKeeper gets everything, and the first bridge goes on.
+    // Follows the advice; then ZooKeeper gets everything, and the first bridge resumes.
     let accepting = scene.accepting_bridge(Side::ZooKeeper);
     scene.settle(&accepting);
     scene.settle(&bridge);
     assert_eq!(scene.values(Side::ZooKeeper).map(|keys| keys.len()), Ok(6));
 }
 
-/// With another map the same store holds other keys: those that it has no more were not deleted.
+/// With another map the same store has other keys: those that are no longer seen were not deleted.
 #[test]
 fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
     for side in Side::BOTH {
@@ -259,16 +259,19 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
             Side::Etcd => scene.config.etcd.paths = moved,
             Side::ZooKeeper => scene.config.zookeeper.paths = moved,
         }
-        // As while a config is rolled out: one bridge has it already.
+        // As during the rollout of a config: one bridge already has it.
         let other = scene.bridge();
-        let reason = wait_for("the bridge to stand still", SOON, || {
+        let reason = wait_for("the bridge to halt", DEADLINE, || {
             let report = other.report();
             let halted = report.halted.as_ref().map(|halted| halted.reason.clone());
             halted.ok_or_else(|| format!("{report:?}"))
         });
         println!("    {reason}");
         assert!(reason.contains("enabled={name}/gate"), "{reason}");
-        assert!(reason.contains("or other `paths` are meant"), "{reason}");
+        assert!(
+            reason.contains("`paths` were changed on purpose"),
+            "{reason}"
+        );
         let kept = |scene: &Scene| {
             let gates = Pair::from_fn(|side| scene.values(side).map(|keys| keys.len()));
             match (gates.etcd?, gates.zookeeper?) {
@@ -285,7 +288,7 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
             .config
             .open()
             .unwrap_or_else(|error| panic!("{error}"));
-        wait_for("the gates at their new places", SOON, || {
+        wait_for("the gates at their new paths", DEADLINE, || {
             let tree = stores.sides.of(side).list();
             let tree = tree.map_err(|error| error.to_string())?;
             let closed = |name| {
@@ -311,7 +314,7 @@ fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
     scene.put_gates(&bridge, 0..3);
     let backup = scene.zookeeper.back_up();
     let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
-    // The start of a bridge marks ZooKeeper anew, which the backup does not have.
+    // The start of a bridge writes a new marker to ZooKeeper, which the backup does not have.
     drop(bridge);
     let bridge = scene.bridge();
     scene.put_gates(&bridge, 3..30);
@@ -320,7 +323,7 @@ fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
     scene.settle(&bridge);
     assert_eq!(scene.values(Side::Etcd).map(|keys| keys.len()), Ok(30));
 
-    // Again, while no bridge runs, and others write to it before one does.
+    // Again while no bridge runs, with other writes before one starts.
     drop(bridge);
     let restored = scene.zookeeper.restore(Some(&backup));
     restored.unwrap_or_else(|error| panic!("{error:#}"));
@@ -336,15 +339,15 @@ fn a_zookeeper_that_was_restored_gets_back_what_it_lost() {
     scene.wait_value(Side::Etcd, &gate("h7"), None);
 }
 
-/// The last edit of a key on each side that the store acknowledged, or may have taken.
+/// The last edits of a key on each side that the store acknowledged, or may have applied.
 #[derive(Default)]
 struct Edits {
-    /// By side: the values that the last edit may have left.
+    /// By side: the values that the last edit may have written.
     last: Pair<Vec<Option<String>>>,
 }
 
 #[test]
-fn two_bridges_end_in_equal_trees_through_bounced_stores() {
+fn two_bridges_converge_through_store_restarts() {
     let mut scene = Scene::start();
     let mut bridges = vec![scene.bridge(), scene.bridge()];
     let edits = if long() { 10_000 } else { 600 };
@@ -354,7 +357,7 @@ fn two_bridges_end_in_equal_trees_through_bounced_stores() {
     for number in 0..edits {
         if number % (edits / 4) == edits / 8 {
             let side = Side::BOTH[(number / (edits / 4)) % 2];
-            println!("    {number} edits: {side} is killed and started again");
+            println!("    {number} edits: {side} is killed and restarted");
             scene.bounce(side);
         }
         if number == edits / 2 {
@@ -363,7 +366,7 @@ fn two_bridges_end_in_equal_trees_through_bounced_stores() {
         }
         edit(&scene, &mut random, &mut known);
     }
-    wait_for("both sides to be equal", HEALED, || {
+    wait_for("both sides to be equal", CONVERGENCE_DEADLINE, || {
         let (etcd, zookeeper) = (scene.values(Side::Etcd)?, scene.values(Side::ZooKeeper)?);
         if etcd != zookeeper {
             return Err(difference(&etcd, &zookeeper));
@@ -374,7 +377,7 @@ fn two_bridges_end_in_equal_trees_through_bounced_stores() {
                 .iter()
                 .any(|side| edits.last.of(*side).contains(&now))
             {
-                return Err(format!("{key} holds {now:?}, which nobody wrote last"));
+                return Err(format!("{key} has {now:?}, which is not a last edit"));
             }
         }
         Ok(())
@@ -433,15 +436,15 @@ fn edit(scene: &Scene, random: &mut Random, known: &mut BTreeMap<ControlKey, Edi
         .write(&key, value.as_ref().map(String::as_bytes), Expected::Any)
     {
         Ok(_) => *last = vec![value],
-        // Nobody knows whether it took place.
+        // It is unknown whether the write was applied.
         Err(error) if error.is_retryable() => last.push(value),
-        // A bridge was faster; ZooKeeper may say so even where anything was expected.
+        // A bridge was faster; ZooKeeper may report this even for an unconditional write.
         Err(StoreError::Conflict { .. }) => {}
         Err(error) => panic!("{error}"),
     }
 }
 
-/// A small generator of its own, so that a run can be repeated.
+/// A small random number generator, so that a run can be reproduced.
 struct Random(u64);
 
 impl Random {

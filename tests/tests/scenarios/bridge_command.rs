@@ -1,6 +1,6 @@
 //! Situation: `sluicegate bridge` between a real etcd and a real ZooKeeper, as an operator runs it.
-//! Property: the dry run says what would be written and writes nothing; the running bridge carries across, tells of itself over
-//! HTTP, metrics and `bridge status`, and ends with 0 at a signal; a bad config ends with 2 and says where.
+//! Property: the dry run shows what would be written and writes nothing; the running bridge transfers changes, reports its state by
+//! HTTP, metrics and `bridge status`, and exits with 0 on a signal; a bad config exits with 2 and names the position.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario bridge_command`
 
@@ -20,7 +20,7 @@ use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use serde_json::Value;
 use sluicegate_config::store::{ControlKey, EtcdSettings, ZooKeeperSettings};
 
-const SOON: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 fn gate(name: &str) -> ControlKey {
     ControlKey::enabled(name).expect("a handler's name")
@@ -35,7 +35,7 @@ fn get(admin: &str, path: &str) -> Result<String, String> {
 }
 
 #[test]
-fn a_bridge_is_rehearsed_run_and_asked() {
+fn a_bridge_runs_after_a_dry_run_and_reports_its_state() {
     let etcd = Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
@@ -82,15 +82,15 @@ fn a_bridge_is_rehearsed_run_and_asked() {
     let log = workdir.path().join("bridge.log");
     let mut bridge = Guarded::start("sluicegate bridge", &mut command, &log, None)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    wait_for("the bridge to be ready", SOON, || {
+    wait_for("the bridge to be ready", DEADLINE, || {
         get(&admin, "/readyz").map(drop)
     });
-    wait_for("the gate to cross", SOON, || {
+    wait_for("the gate to be transferred", DEADLINE, || {
         let tree = right.list().map_err(|error| error.to_string())?;
         let there = tree.get(&gate("auditor"));
         there.map(drop).ok_or_else(|| format!("{tree:?}"))
     });
-    wait_for("the report to be settled", SOON, || {
+    wait_for("the report to be settled", DEADLINE, || {
         let metrics = Metrics::parse(&get(&admin, "/metrics")?);
         let wrote = metrics.sum("sluicegate_bridge_writes_total", &[("side", "zookeeper")]);
         let refused = metrics.sum("sluicegate_bridge_refused_values", &[]);
@@ -107,18 +107,18 @@ fn a_bridge_is_rehearsed_run_and_asked() {
     assert!(text.contains("preferred side etcd"), "{text}");
     bridge.signal(Signal::TERM);
     let ended = bridge
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     assert!(ended.success(), "{ended}; {}", bridge.log_tail());
 
-    let nobody = run_binary(workdir.path(), &["bridge", "status", "--admin", &admin]);
-    assert_eq!(nobody.status.code(), Some(1));
-    let why = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    let unreachable = run_binary(workdir.path(), &["bridge", "status", "--admin", &admin]);
+    assert_eq!(unreachable.status.code(), Some(1));
+    let why = String::from_utf8_lossy(&unreachable.stderr).into_owned();
     assert!(why.contains("start it with `sluicegate bridge`"), "{why}");
 }
 
 #[test]
-fn a_bad_config_is_told_with_its_place() {
+fn a_bad_config_is_reported_with_its_position() {
     let workdir = Workdir::empty();
     workdir.write(
         "bridge.yaml",

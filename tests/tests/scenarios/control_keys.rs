@@ -1,8 +1,8 @@
-//! Situation: specs and gates stand in real etcd and ZooKeeper; somebody writes garbage, the store or the service is away at the
-//! wrong time, the store is restored or is another one.
-//! Property: garbage is refused by key, path and reason in log, metric, member key and API while the last good state runs on; a
-//! start without the store uses the last good specs on disk, or refuses (G10). A restored
-//! store is followed again; what another one says is held back, told everywhere, and applied once it is accepted, also if that
+//! Situation: specs and gates are in a real etcd or ZooKeeper; malformed values are written, the store or the service is down at
+//! the wrong time, the store is restored or replaced.
+//! Property: malformed values are refused by key, path and reason in log, metrics, member key and API while the last good state
+//! stays active; a start without the store uses the last good specs on disk, or fails (G10). A restored
+//! store is followed again; the contents of a replaced one are held back, reported everywhere, and applied once accepted, also if it
 //! has the same cluster id, and after a restart.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario control_keys`
@@ -21,7 +21,7 @@ use e2e::{control, unique};
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
 
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn own_etcd() -> (Etcd, Arc<dyn Store>, String) {
     let etcd = Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
@@ -45,7 +45,7 @@ fn delete(store: &dyn Store, key: &ControlKey) {
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// What the only member says.
+/// The report of the only member.
 pub(crate) fn member(store: &dyn Store) -> Result<MemberReport, String> {
     let members = store.members().map_err(|error| error.to_string())?;
     match &members[..] {
@@ -68,7 +68,7 @@ fn gate(name: &str) -> ControlKey {
     ControlKey::Enabled(name.to_owned())
 }
 
-/// A topic, and a folder with the plugin.
+/// Creates a topic, and a folder with the plugin.
 pub(crate) fn set_up(handlers: &str) -> (Client, String, Workdir) {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
@@ -92,13 +92,13 @@ fn key_of(kind: &str) -> ControlKey {
 }
 
 #[test]
-fn garbage_in_etcd_is_refused_and_the_last_good_state_runs_on() {
+fn malformed_values_in_etcd_are_refused_and_the_last_good_state_stays_active() {
     let (_etcd, store, handlers) = own_etcd();
     feed_garbage(&*store, &handlers, true);
 }
 
 #[test]
-fn garbage_in_zookeeper_is_refused_and_the_last_good_state_runs_on() {
+fn malformed_values_in_zookeeper_are_refused_and_the_last_good_state_stays_active() {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
     let store = ZooKeeperSettings::new(zookeeper.connect()).open();
@@ -107,12 +107,12 @@ fn garbage_in_zookeeper_is_refused_and_the_last_good_state_runs_on() {
         "member_id: host-1\n  zookeeper: {{ servers: \"{}\" }}",
         zookeeper.connect()
     );
-    // A node without data is a node without a value there.
+    // In ZooKeeper, a node without data has no value.
     feed_garbage(&*store, &handlers, false);
 }
 
 fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
-    // As the tests of the config read the same values: what leads out of a listed folder is refused for that.
+    // The tests of the config read the same values: a path out of a listed folder is refused for that reason.
     let (client, source, workdir) =
         set_up(&format!("references: {{ folder: plugins }}\n  {handlers}"));
     write(store, &spec_key("a"), spec("a", &source));
@@ -132,7 +132,7 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
         let place = store.locate(&key);
         let before = rejections().unwrap_or_default();
         write(store, &key, value);
-        wait_for(&format!("{shown} in the member key"), SOON, || {
+        wait_for(&format!("{shown} in the member key"), DEADLINE, || {
             let report = member(store)?;
             let told = report.rejections.iter().find(|told| told.key == place);
             let told = told.ok_or_else(|| format!("{:?}", report.rejections))?;
@@ -156,7 +156,7 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
         } else {
             delete(store, &key);
         }
-        wait_for(&format!("the end of {shown}"), SOON, || {
+        wait_for(&format!("the end of {shown}"), DEADLINE, || {
             let report = member(store)?;
             let over = report.rejections.is_empty();
             over.then_some(())
@@ -170,48 +170,48 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
         &source,
         (0..100).map(|n| Outgoing::new(&format!("k{n}"), "v")),
     );
-    service.wait_outcomes("a", "ack", 100, SOON);
+    service.wait_outcomes("a", "ack", 100, DEADLINE);
     let log = service.process().log();
     for place in [store.locate(&spec_key("a")), store.locate(&gate("a"))] {
         assert!(log.contains(&place), "{place} is not in the log");
     }
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn what_is_written_while_the_service_is_down_counts_at_its_start() {
+fn writes_during_downtime_are_applied_at_the_next_start() {
     let (_etcd, store, handlers) = own_etcd();
     let (client, source, workdir) = set_up(&handlers);
     write(&*store, &spec_key("a"), spec("a", &source));
     let mut service = Service::ready(&workdir, &[]);
     client.produce(&source, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("a", "ack", 1, SOON);
-    assert!(service.stop(SOON).success());
-    wait_for("the member key to go", SOON, || match store.members() {
+    service.wait_outcomes("a", "ack", 1, DEADLINE);
+    assert!(service.stop(DEADLINE).success());
+    wait_for("the member key to go", DEADLINE, || match store.members() {
         Ok(members) if members.is_empty() => Ok(()),
         other => Err(format!("{other:?}")),
     });
     write(&*store, &gate("a"), "false");
     let mut service = Service::ready(&workdir, &[]);
     client.produce(&source, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("a", "skipped", 1, SOON);
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("a", "skipped", 1, DEADLINE);
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn without_the_store_a_service_runs_on_and_starts_from_its_disk_or_refuses() {
+fn without_the_store_a_service_keeps_running_and_starts_from_its_cache_or_fails() {
     let (mut etcd, store, handlers) = own_etcd();
     let (client, source, workdir) = set_up(&handlers);
     write(&*store, &spec_key("a"), spec("a", &source));
     write(&*store, &gate("a"), "false");
     let mut service = Service::ready(&workdir, &[]);
     let cache = workdir.path().join("handlers.cache");
-    wait_for("the cache to know of the gate", SOON, || {
+    wait_for("the gate in the cache", DEADLINE, || {
         let text = std::fs::read_to_string(&cache).map_err(|error| error.to_string())?;
         text.contains("\"enabled\"").then_some(()).ok_or(text)
     });
     etcd.kill(0);
-    wait_for("the loss of the store to show", SOON, || {
+    wait_for("the loss of the store to show", DEADLINE, || {
         let away = service
             .metrics()?
             .sum("sluicegate_control_plane_unreachable_seconds", &[]);
@@ -221,8 +221,8 @@ fn without_the_store_a_service_runs_on_and_starts_from_its_disk_or_refuses() {
             .ok_or(format!("away for {away} s, readyz {ready}"))
     });
     client.produce(&source, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("a", "skipped", 1, SOON);
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("a", "skipped", 1, DEADLINE);
+    assert!(service.stop(DEADLINE).success());
 
     start_is_refused(&workdir, "handlers.require_fresh=true", "require_fresh");
     start_is_refused(
@@ -233,22 +233,22 @@ fn without_the_store_a_service_runs_on_and_starts_from_its_disk_or_refuses() {
 
     let mut service = Service::ready(&workdir, &[]);
     client.produce(&source, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("a", "skipped", 1, SOON);
+    service.wait_outcomes("a", "skipped", 1, DEADLINE);
     let log = service.process().log();
     let said = "starting from the last good specs on disk";
     assert!(log.contains(said), "{log}");
     etcd.start_again(0)
         .unwrap_or_else(|error| panic!("{error:#}"));
     write(&*store, &gate("a"), "true");
-    wait_for("the gate to open once the store is back", SOON, || {
+    wait_for("the gate to open once the store is back", DEADLINE, || {
         client.produce(&source, [Outgoing::new("k", "v")]);
         let acked = service.outcomes("a", "ack")?;
         (acked > 0).then_some(()).ok_or("nothing acked".to_owned())
     });
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
-/// Runs the service with one more setting: it ends at once, with exit code 1 and the reason.
+/// Runs the service with an additional setting and expects exit code 1 and the reason.
 fn start_is_refused(workdir: &Workdir, set: &str, reason: &str) {
     let any_port = "admin.listen=127.0.0.1:0";
     let arguments = [
@@ -267,7 +267,7 @@ fn start_is_refused(workdir: &Workdir, set: &str, reason: &str) {
 }
 
 #[test]
-fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
+fn a_restored_store_is_followed_and_a_replaced_one_only_once_accepted() {
     let (mut etcd, store, handlers) = own_etcd();
     let (client, source, workdir) = set_up(&handlers);
     for name in ["a", "b", "c"] {
@@ -280,23 +280,23 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
         client.produce(&source, [Outgoing::new("k", "v")]);
         service.outcomes("a", outcome).unwrap_or_default()
     };
-    wait_for("the gate to shut", SOON, || match counted("skipped") {
+    wait_for("the gate to close", DEADLINE, || match counted("skipped") {
         0 => Err("nothing skipped".to_owned()),
         _ => Ok(()),
     });
     let acked = service.outcomes("a", "ack").unwrap_or_default();
     etcd.restore(Some(&backup))
         .unwrap_or_else(|error| panic!("{error:#}"));
-    wait_for("the restored state to be in force", SOON, || {
+    wait_for("the restored state to be active", DEADLINE, || {
         let now = counted("ack");
         (now > acked).then_some(()).ok_or(format!("{now} acked"))
     });
 
-    // An empty one that is another cluster.
+    // An empty store that is another cluster.
     etcd.restore(None)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let said = "is another store than before";
-    wait_for("the other store to be held back", SOON, || {
+    wait_for("the other store to be held back", DEADLINE, || {
         let (status, text) = service.get("/readyz")?;
         let held = service
             .metrics()?
@@ -306,7 +306,7 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
             .then_some(())
             .ok_or(format!("{status}: {text}, {held} s"))
     });
-    wait_for("the member key to say so", SOON, || {
+    wait_for("the member key to say so", DEADLINE, || {
         let report = member(&*store)?;
         let says = report
             .held
@@ -315,7 +315,7 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
         says.then_some(()).ok_or(format!("{report:?}"))
     });
     let before = service.outcomes("a", "ack").unwrap_or_default();
-    wait_for("records to flow by the last specs", SOON, || {
+    wait_for("records to flow with the last specs", DEADLINE, || {
         let now = counted("ack");
         (now > before).then_some(()).ok_or(format!("{now} acked"))
     });
@@ -327,7 +327,7 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
     assert!(accepted.status.success(), "{accepted:?}");
     let printed = String::from_utf8_lossy(&accepted.stdout).into_owned();
     assert!(printed.contains("\"accepted\": true"), "{printed}");
-    wait_for("what stands there to be in force", SOON, || {
+    wait_for("the accepted contents to be active", DEADLINE, || {
         let handlers = service.api("handlers")?;
         let listed = handlers.as_array().map_or(0, Vec::len);
         let (_, text) = service.get("/readyz")?;
@@ -335,22 +335,22 @@ fn a_restored_store_is_followed_and_another_one_only_when_it_is_accepted() {
         over.then_some(())
             .ok_or(format!("{listed} handlers, {text}"))
     });
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
-/// etcd makes its cluster id of the first members' flags.
+/// etcd derives its cluster id from the first members' flags.
 #[test]
-fn an_etcd_that_was_set_up_anew_with_the_same_flags_is_held_back_also_after_a_restart() {
+fn a_new_etcd_with_the_same_flags_is_held_back_also_after_a_restart() {
     let (mut etcd, store, handlers) = own_etcd();
     let (_, source, workdir) = set_up(&handlers);
     for name in ["a", "b", "c"] {
         write(&*store, &spec_key(name), spec(name, &source));
     }
     let mut service = Service::ready(&workdir, &[]);
-    etcd.set_up_anew()
+    etcd.recreate_with_same_id()
         .unwrap_or_else(|error| panic!("{error:#}"));
     let shows = |service: &Service, said: &str| {
-        wait_for("the store to be held back", SOON, || {
+        wait_for("the store to be held back", DEADLINE, || {
             let (status, text) = service.get("/readyz")?;
             let handlers = service.api("handlers")?;
             let listed = handlers.as_array().map_or(0, Vec::len);
@@ -361,7 +361,7 @@ fn an_etcd_that_was_set_up_anew_with_the_same_flags_is_held_back_also_after_a_re
         });
     };
     shows(&service, "3 of 3 handler specs are missing");
-    // It is filled again from somewhere, and its revision passes what was known.
+    // The store is refilled, and its revision passes the known one.
     for name in ["a", "b"] {
         write(&*store, &spec_key(name), spec(name, &source));
     }
@@ -369,14 +369,14 @@ fn an_etcd_that_was_set_up_anew_with_the_same_flags_is_held_back_also_after_a_re
         write(&*store, &gate("a"), open);
     }
     shows(&service, "went back behind revision");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 
     let mut service = Service::ready(&workdir, &[]);
     shows(&service, "went back behind revision");
     let accept = ["control-plane", "accept", "--admin", service.admin()];
     let accepted = run_binary(workdir.path(), &accept);
     assert!(accepted.status.success(), "{accepted:?}");
-    wait_for("what stands there to be in force", SOON, || {
+    wait_for("the accepted contents to be active", DEADLINE, || {
         let handlers = service.api("handlers")?;
         let listed = handlers.as_array().map_or(0, Vec::len);
         let (_, text) = service.get("/readyz")?;
@@ -384,5 +384,5 @@ fn an_etcd_that_was_set_up_anew_with_the_same_flags_is_held_back_also_after_a_re
         over.then_some(())
             .ok_or(format!("{listed} handlers, {text}"))
     });
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

@@ -1,6 +1,6 @@
-//! Situation: topics are deleted while a service uses them: one that a handler names, and one for dead letters.
-//! Property: the first shows in `/readyz` and `explain`, and once in the log, within a metadata refresh; the second is made again,
-//! and what waited for it is written, so that nothing is lost and nobody has to act (G7).
+//! Situation: topics are deleted while a service uses them: one that a handler names, and a dead-letter topic.
+//! Property: the first is reported in `/readyz` and `explain`, and once in the log, within a metadata refresh; the second is created
+//! again, and the waiting dead letters are written, so that nothing is lost and no operator has to act (G7).
 //! Needs: Kafka.
 //! Mostly waits: for metadata.
 //! Command: `cargo xtask test --scenario deleted_topics`
@@ -15,9 +15,9 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(90);
-/// The service's metadata refresh, and a look to be sure.
-const REFRESH: Duration = Duration::from_secs(30 + 15);
+const DEADLINE: Duration = Duration::from_secs(90);
+/// The service's metadata refresh interval, plus a second check for confirmation.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(30 + 15);
 
 fn problems(service: &Service) -> Result<Vec<Value>, String> {
     let (_, body) = service.get("/readyz")?;
@@ -27,7 +27,7 @@ fn problems(service: &Service) -> Result<Vec<Value>, String> {
 }
 
 #[test]
-fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
+fn a_deleted_topic_is_reported_soon_and_a_dead_letter_topic_is_re_created() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (source, read, group) = (unique("source"), unique("read"), unique("group"));
@@ -53,26 +53,26 @@ fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
     let mut service = Service::ready(&workdir, &[]);
     let three = || (0..3).map(|number| Outgoing::new("k", number.to_string()));
     client.produce(&source, three());
-    client.wait_committed(&group, &source, SOON);
+    client.wait_committed(&group, &source, DEADLINE);
     assert_eq!(client.count(&letters), 3);
 
     client.delete_topic(&letters);
     client.produce(&source, three());
-    client.wait_committed(&group, &source, SOON);
+    client.wait_committed(&group, &source, DEADLINE);
     assert_eq!(
         client.count(&letters),
         3,
-        "the ones of before went with their topic"
+        "earlier ones were deleted with their topic"
     );
 
     client.delete_topic(&read);
     let deleted = Instant::now();
     let what = format!("handler `copy` reads topic {read}, which does not exist");
-    wait_for("the deleted topic to be missed", REFRESH, || {
+    wait_for("the deleted topic to be reported", REFRESH_DEADLINE, || {
         let problems = problems(&service)?;
         for problem in &problems {
             let kind = &problem["kind"];
-            // Whatever it is that shows first says what has happened.
+            // The first problem to appear must give the cause.
             if kind == "commits_refused" || kind == "partition_unreadable" {
                 let remedy = problem["remedy"].to_string();
                 assert!(remedy.contains("deleted"), "{problem}");
@@ -83,18 +83,20 @@ fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
             false => Err(format!("{problems:?}")),
         }
     });
-    println!("    missed after {:?}", deleted.elapsed());
+    println!("    reported after {:?}", deleted.elapsed());
     let (_, said) = service
         .get(&format!("/api/v1/explain/{read}/0"))
         .unwrap_or_else(|error| panic!("{error}"));
     assert!(said.contains("which does not exist"), "{said}");
     client.create_topic(&read, 1);
-    wait_for("everything to heal", SOON, || match problems(&service)? {
-        none if none.is_empty() => Ok(()),
-        some => Err(format!("{some:?}")),
+    wait_for("all problems to clear", DEADLINE, || {
+        match problems(&service)? {
+            none if none.is_empty() => Ok(()),
+            some => Err(format!("{some:?}")),
+        }
     });
     client.produce(&read, three());
-    wait_for("copies", SOON, || match client.count(&copies) {
+    wait_for("copies", DEADLINE, || match client.count(&copies) {
         3 => Ok(()),
         count => Err(count.to_string()),
     });
@@ -103,5 +105,5 @@ fn a_deleted_topic_is_missed_soon_and_a_dead_letter_topic_is_made_again() {
         .lines()
         .filter(|line| line.contains("topics of the route do not exist") && line.contains(&read));
     assert_eq!(told.count(), 1, "{log}");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

@@ -1,6 +1,6 @@
-//! Situation: the demo runs, with a handler that panics on purpose; somebody switches a handler off, and breaks another.
+//! Situation: the demo runs, with a handler that panics on purpose; a user switches a handler off, and breaks another.
 //! Property: records flow and panics are contained; a switch takes effect while records flow; the demo ends by itself
-//! with a summary and exit code 0; where a handler hangs, a first signal waits for it and a second one ends at once.
+//! with a summary and exit code 0; while a handler hangs, a first signal waits for it and a second one ends the demo at once.
 //! Needs: nothing.
 //! Mostly waits: for its end.
 //! Command: `cargo xtask test --scenario demo`
@@ -15,7 +15,7 @@ use e2e::service::run_binary;
 use e2e::wait::wait_for;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Demo {
     process: Guarded,
@@ -38,9 +38,9 @@ impl Demo {
         Self { process, folder }
     }
 
-    /// What the welcome says after `label`.
+    /// The text after `label` in the welcome message.
     fn told(&self, label: &str) -> String {
-        wait_for(&format!("{label} in the welcome"), SOON, || {
+        wait_for(&format!("{label} in the welcome"), DEADLINE, || {
             let output = self.process.log();
             let found = output
                 .lines()
@@ -60,9 +60,9 @@ impl Demo {
         serde_json::from_slice(&done.stdout).expect("JSON away from a terminal")
     }
 
-    /// Waits until `done` holds for what `handlers show NAME` says.
+    /// Waits until `done` holds for the output of `handlers show NAME`.
     fn wait_handler(&self, name: &str, what: &str, done: impl Fn(&Value) -> bool) {
-        wait_for(&format!("{name} to have {what}"), SOON, || {
+        wait_for(&format!("{name} to have {what}"), DEADLINE, || {
             let handler = self.cli(&["handlers", "show", name]);
             if done(&handler) {
                 Ok(())
@@ -80,18 +80,18 @@ fn count(handler: &Value, outcome: &str) -> u64 {
 #[test]
 fn records_flow_panics_are_contained_and_it_ends_by_itself() {
     let mut demo = Demo::start(&["--rate", "1000", "--for", "20s"]);
-    demo.wait_handler("clumsy", "panicked and gone on", |clumsy| {
+    demo.wait_handler("clumsy", "panicked and continued", |clumsy| {
         clumsy["panics"].as_u64() > Some(0) && count(clumsy, "ack") > 0
     });
     demo.wait_handler("everything", "emitted", |relay| {
         relay["emitted"]["flights-copy"].as_u64() > Some(0)
     });
     let change = demo.cli(&["handlers", "off", "late"]);
-    assert_eq!(change["gate"], "shut");
+    assert_eq!(change["gate"], "closed");
     demo.wait_handler("late", "skipped records", |late| count(late, "skipped") > 0);
     let status = demo
         .process
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let output = demo.process.log();
     assert_eq!(status.code(), Some(0), "{output}");
@@ -112,26 +112,26 @@ fn records_flow_panics_are_contained_and_it_ends_by_itself() {
     let (clumsy, everything) = (row("clumsy"), row("everything"));
     assert_eq!(
         clumsy[4], everything[4],
-        "the clumsy one has seen everything too:\n{summary}"
+        "the clumsy handler has processed everything too:\n{summary}"
     );
     assert_ne!(clumsy[9], "0");
     assert_eq!(everything[5..], ["0", "0", "0", "0", "0"]);
-    assert_eq!(row("late")[2], "shut");
+    assert_eq!(row("late")[2], "closed");
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_where_a_handler_hangs() {
+fn a_second_signal_ends_the_demo_at_once_while_a_handler_hangs() {
     let mut demo = Demo::start(&["--rate", "500"]);
     let clumsy = PathBuf::from(demo.told("specs")).join("clumsy.yaml");
     let spec = std::fs::read_to_string(&clumsy).expect("the demo's spec");
     let hanging = spec.replace("do: panic", "do: hang") + "timeout: 10m\n";
     assert_ne!(hanging, spec);
-    std::fs::write(&clumsy, hanging).expect("the folder is there to be edited");
+    std::fs::write(&clumsy, hanging).expect("the folder is writable");
     demo.wait_handler("clumsy", "hung", |clumsy| {
         clumsy["busy"].as_u64() == Some(4)
     });
     demo.process.signal(Signal::INT);
-    wait_for("the feed's end", SOON, || {
+    wait_for("the end of the load", DEADLINE, || {
         let line = demo.process.log();
         if line.contains("\nIn ") {
             Ok(())
@@ -148,7 +148,7 @@ fn a_second_signal_ends_it_at_once_where_a_handler_hangs() {
     demo.process.signal(Signal::INT);
     let status = demo
         .process
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     assert_eq!(status.code(), Some(1));
     assert!(
@@ -159,6 +159,6 @@ fn a_second_signal_ends_it_at_once_where_a_handler_hangs() {
     assert!(
         demo.process
             .log()
-            .contains("stopped at once by a second signal")
+            .contains("stopped immediately by a second signal")
     );
 }

@@ -1,7 +1,7 @@
-//! Situation: handlers emit what a cluster takes, what it takes only later, and what it never takes: records of 10 MB, a topic
-//! that is missing, timestamps ahead of the clock; and they emit before they drop or give up a record.
-//! Property: what the cluster refuses costs no attempt and no other record; it is explained, and heals when the cluster does.
-//! What a record alone is refused for is its dead letter. Every outcome's emits are written (G1, G7).
+//! Situation: handlers emit records that a cluster accepts, accepts only later, or never accepts: records of 10 MB, a missing
+//! topic, future timestamps; and they emit before they drop or dead-letter a record.
+//! Property: a refusal by the cluster costs no attempt and no other record; it is explained, and clears when the cluster recovers.
+//! A record that is refused by itself goes to its dead letter. The emits of every outcome are written (G1, G7).
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario emits`
 
@@ -16,9 +16,9 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(120);
 const LARGE: usize = 10 << 20;
-/// Topics of large records.
+/// Settings of topics for large records.
 const ROOM: [(&str, &str); 1] = [("max.message.bytes", "20000000")];
 
 struct Scene {
@@ -60,9 +60,10 @@ impl Scene {
         topic
     }
 
-    /// Everything is settled and committed.
+    /// Waits until everything is settled and committed.
     fn settled(&self) {
-        self.client.wait_committed(&self.group, &self.source, SOON);
+        self.client
+            .wait_committed(&self.group, &self.source, DEADLINE);
     }
 }
 
@@ -87,7 +88,7 @@ fn records_of_10_mb_are_copied_and_dead_lettered() {
     let fails = "{ rules: [ { when: { one_in: 1 }, do: error, class: terminal } ] }";
     scene.spec("fails", "misbehave", fails);
     let mut service = Service::ready(&scene.workdir, &[]);
-    // The second one fits into the default of 1,000,000 bytes only without the headers of a dead letter.
+    // The second one fits into the default limit of 1,000,000 bytes only without dead-letter headers.
     let sizes = [LARGE, 999_500, 10];
     let records = sizes.map(|size| Outgoing::new("k", vec![b'x'; size]));
     scene.client.produce(&scene.source, records);
@@ -102,11 +103,11 @@ fn records_of_10_mb_are_copied_and_dead_lettered() {
     }
     assert_eq!(outcomes(&service, "copy"), [3, 0, 0, 0]);
     assert_eq!(outcomes(&service, "fails"), [0, 0, 3, 0]);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
+fn a_missing_output_topic_holds_its_records_and_recovers_without_a_dead_letter() {
     const RECORDS: u64 = 2_000;
     let scene = Scene::new(3, &[]);
     let letters = scene.topic("copy", &[]);
@@ -117,7 +118,7 @@ fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
     scene
         .client
         .produce(&scene.source, (0..RECORDS).map(record));
-    let problem = wait_for("the missing topic to be a problem", SOON, || {
+    let problem = wait_for("the missing topic to be a problem", DEADLINE, || {
         let status = service.api("status")?;
         let problems = status["problems"].as_array().cloned().unwrap_or_default();
         let emitting = |problem: &&Value| {
@@ -135,7 +136,7 @@ fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
     );
     assert_eq!(problem["remedy"], "create the topic");
     let mut since = BTreeSet::new();
-    let explained = wait_for("five refusals of the missing topic", SOON, || {
+    let explained = wait_for("five refusals of the missing topic", DEADLINE, || {
         let explained = service.api(&format!("explain/{}/0", scene.source))?;
         let refused = &explained["held_by"][0]["waits_for"]["refused"];
         match refused["tries"].as_u64() {
@@ -147,7 +148,7 @@ fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
             _ => Err(explained.to_string()),
         }
     });
-    assert_eq!(since.len(), 1, "since when does not move: {since:?}");
+    assert_eq!(since.len(), 1, "the start time does not change: {since:?}");
     assert_eq!(explained["topic"], missing.as_str());
     assert_eq!(explained["remedy"], "create the topic");
     let refused = service
@@ -177,11 +178,11 @@ fn a_missing_output_topic_holds_its_records_and_heals_without_a_dead_letter() {
     let status = service.api("status").expect("status");
     let problems = status["problems"].to_string();
     assert!(!problems.contains("emit to"), "{problems}");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_refused_record_does_not_take_its_batch_along() {
+fn a_refused_record_does_not_affect_its_batch() {
     const RECORDS: u64 = 2_000;
     let any_time = [("message.timestamp.after.max.ms", "9223372036854775807")];
     let scene = Scene::new(1, &any_time);
@@ -206,21 +207,21 @@ fn a_refused_record_does_not_take_its_batch_along() {
         let numbers = (0..RECORDS).filter(|number| is_bad(*number) == bad);
         numbers.map(|number| number.to_string()).collect()
     };
-    let given_up = scene.client.read(&letters);
-    assert_eq!(values(&given_up), expected(true));
-    assert_eq!(given_up.len(), 200, "each once");
+    let dead_letters = scene.client.read(&letters);
+    assert_eq!(values(&dead_letters), expected(true));
+    assert_eq!(dead_letters.len(), 200, "each once");
     assert_eq!(values(&scene.client.read(&copies)), expected(false));
     assert_eq!(outcomes(&service, "copy"), [1_800, 0, 200, 0]);
-    let header = |name: &str| given_up[0].header(name).unwrap_or_default();
+    let header = |name: &str| dead_letters[0].header(name).unwrap_or_default();
     assert_eq!(header("__dlq.errors.reason"), "emit_refused");
     assert_eq!(header("__dlq.errors.delivery.count"), "1");
     let why = header("__dlq.errors.message");
     assert!(why.contains("message.timestamp.after.max.ms"), "{why}");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn what_precedes_a_drop_or_a_dead_letter_is_written() {
+fn emits_before_a_drop_or_a_dead_letter_are_written() {
     let scene = Scene::new(1, &[]);
     let out = scene.topic("out", &[]);
     let letters = scene.topic("mixed", &[]);
@@ -243,5 +244,5 @@ fn what_precedes_a_drop_or_a_dead_letter_is_written() {
     assert_eq!(scene.client.read(&out).len(), 300);
     assert_eq!(scene.client.count(&letters), 100);
     assert_eq!(outcomes(&service, "mixed"), [100, 0, 100, 100]);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

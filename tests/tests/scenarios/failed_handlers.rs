@@ -1,9 +1,9 @@
-//! Situation: a handler trips, or hangs in calls that nobody ends, beside a good one on the same topic; the operator restarts
+//! Situation: a handler trips, or hangs in endless calls, next to a good one on the same topic; the operator restarts
 //! it, switches it off, or deletes it.
-//! Property: a restart makes it handle what it has; switched off or deleted it lets go of its partitions within the drain
-//! timeout, counted, while other topics go on and readiness says how things stand (G1, G8, G14).
+//! Property: a restart makes it handle its records; switched off or deleted it releases its partitions within the drain
+//! timeout, counted, while other topics continue and readiness reports the state (G1, G8, G14).
 //! Needs: Kafka.
-//! Mostly waits: for back-off.
+//! Mostly waits: for backoff.
 //! Command: `cargo xtask test --scenario failed_handlers`
 
 use std::time::{Duration, Instant};
@@ -16,29 +16,29 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
 const RECORDS: u64 = 3_000;
-/// Fewer than there are: a held partition stops.
+/// Fewer than `RECORDS`, so that a held partition stops.
 const MAX_UNCOMMITTED: u64 = 500;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Stage {
     client: Client,
     workdir: Workdir,
     service: Service,
-    /// Read by the good handler and the one that fails.
+    /// Read by the good handler and the failing one.
     shared: String,
-    /// Read by another good handler alone.
+    /// Read only by another good handler.
     other: String,
     group: String,
 }
 
 impl Stage {
-    /// A service with the handler `ill` on the shared topic, done as `spec` says below its route.
+    /// A service with the handler `failing` on the shared topic; `spec` is the rest of its spec.
     fn new(spec: &str) -> Self {
         Self::with("", spec)
     }
 
-    /// The same; `more` are further settings of `processing`.
+    /// As [`Self::new`], with further settings of `processing`.
     fn with(more: &str, spec: &str) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
@@ -52,15 +52,15 @@ impl Stage {
         );
         let workdir = Workdir::new(kafka.bootstrap(), &group, &bounds);
         workdir.plugins(&["relay", "misbehave"]);
-        for (name, topic) in [("good", &shared), ("beside", &other)] {
+        for (name, topic) in [("good", &shared), ("other", &other)] {
             workdir.spec(
                 name,
                 &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ topic: {copies} }}\n"),
             );
         }
-        let ill =
+        let failing =
             format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{shared}] }}\n{spec}");
-        workdir.spec("ill", &ill);
+        workdir.spec("failing", &failing);
         let service = Service::ready(&workdir, &[]);
         Self {
             client,
@@ -80,7 +80,7 @@ impl Stage {
         );
     }
 
-    /// `sluicegate handlers …` of the running service; gives whether it succeeded, and what it said.
+    /// Runs `sluicegate handlers …` on the running service; returns whether it succeeded, and its output.
     fn handlers(&self, arguments: &[&str]) -> (bool, String) {
         let all = [&["handlers"], arguments, &["--admin", self.service.admin()]].concat();
         let done = run_binary(self.workdir.path(), &all);
@@ -96,26 +96,27 @@ impl Stage {
     }
 
     fn wait_state(&self, state: &str) {
-        wait_for(&format!("`ill` to be {state}"), SOON, || {
-            let ill = self.service.api("handlers/ill")?;
-            match ill["state"] == state {
+        wait_for(&format!("`failing` to be {state}"), DEADLINE, || {
+            let failing = self.service.api("handlers/failing")?;
+            match failing["state"] == state {
                 true => Ok(()),
-                false => Err(ill["state"].to_string()),
+                false => Err(failing["state"].to_string()),
             }
         });
     }
 
-    /// It has failed, what it holds stops its topic, and the other topic goes on.
+    /// Waits until the handler has failed, its records stop its topic, and the other topic continues.
     fn wait_failed_and_held(&self) {
         self.wait_state("FAILED");
         let (status, why) = self.ready();
-        // The other handlers run: a rollout that waits for this one would wait for ever.
+        // The service stays ready, because a rollout that waits for this handler would wait forever.
         assert!(
-            status == 200 && why.contains("handler `ill` has failed"),
+            status == 200 && why.contains("handler `failing` has failed"),
             "{status} {why}"
         );
         self.produce(&self.other);
-        self.client.wait_committed(&self.group, &self.other, SOON);
+        self.client
+            .wait_committed(&self.group, &self.other, DEADLINE);
         let committed: i64 = self
             .client
             .committed(&self.group, &self.shared)
@@ -123,17 +124,18 @@ impl Stage {
             .sum();
         assert!(
             committed < RECORDS as i64,
-            "{committed} committed although it is held"
+            "{committed} committed although the partition is held"
         );
     }
 
-    /// The shared topic is committed to its end within the drain timeout and a few moments, counted from `since`.
+    /// Waits until the shared topic is committed to its end, soon after the drain timeout, counted from `since`.
     fn wait_freed(&self, since: Instant) {
-        self.client.wait_committed(&self.group, &self.shared, SOON);
+        self.client
+            .wait_committed(&self.group, &self.shared, DEADLINE);
         let took = since.elapsed();
         assert!(
             took < DRAIN_TIMEOUT + Duration::from_secs(7),
-            "freed after {took:?}"
+            "released after {took:?}"
         );
     }
 
@@ -143,57 +145,59 @@ impl Stage {
     }
 }
 
-/// Every call of a record panics.
+/// Every call panics.
 const PANICS: &str = "workers: 2\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100 }\n\
                       config: { rules: [ { when: { one_in: 1 }, do: panic } ] }\n";
 
 #[test]
-fn a_restart_lets_a_tripped_handler_go_on_with_what_it_has() {
-    // One worker: another's good call would be newer than the third panic and forget all three.
+fn a_restarted_handler_continues_with_its_records() {
+    // One worker: a later successful call on another one would reset the failure count.
     let stage = Stage::new(
         "workers: 1\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n\
          config: { rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }\n",
     );
     stage.produce(&stage.shared);
     stage.wait_failed_and_held();
-    let (done, said) = stage.handlers(&["restart", "ill", "--output", "table"]);
+    let (done, said) = stage.handlers(&["restart", "failing", "--output", "table"]);
     assert!(done && said.contains("is restarted: generation"), "{said}");
-    stage.service.wait_outcomes("ill", "ack", RECORDS, SOON);
+    stage
+        .service
+        .wait_outcomes("failing", "ack", RECORDS, DEADLINE);
     stage
         .client
-        .wait_committed(&stage.group, &stage.shared, SOON);
+        .wait_committed(&stage.group, &stage.shared, DEADLINE);
     stage.wait_state("ACTIVE");
     assert_eq!(stage.ready().0, 200);
-    assert_eq!(stage.service.outcomes("ill", "skipped"), Ok(0));
-    let (done, said) = stage.handlers(&["restart", "nobody"]);
-    assert!(!done && said.contains("no handler `nobody`"), "{said}");
+    assert_eq!(stage.service.outcomes("failing", "skipped"), Ok(0));
+    let (done, said) = stage.handlers(&["restart", "missing"]);
+    assert!(!done && said.contains("no handler `missing`"), "{said}");
     stage.stop();
 }
 
 #[test]
-fn a_tripped_handler_that_is_switched_off_frees_its_partitions() {
+fn a_tripped_handler_that_is_switched_off_releases_its_partitions() {
     let stage = Stage::new(PANICS);
     stage.produce(&stage.shared);
     stage.wait_failed_and_held();
     let off = Instant::now();
-    let (done, said) = stage.handlers(&["off", "ill"]);
+    let (done, said) = stage.handlers(&["off", "failing"]);
     assert!(done, "{said}");
     stage.wait_freed(off);
-    assert_eq!(stage.service.outcomes("ill", "skipped"), Ok(RECORDS));
+    assert_eq!(stage.service.outcomes("failing", "skipped"), Ok(RECORDS));
     assert_eq!(stage.ready().0, 200);
     stage.stop();
 }
 
 #[test]
-fn a_tripped_handler_that_is_deleted_frees_its_partitions_and_is_gone() {
+fn a_tripped_handler_that_is_deleted_releases_its_partitions_and_is_removed() {
     let stage = Stage::new(PANICS);
     stage.produce(&stage.shared);
     stage.wait_failed_and_held();
     let deleted = Instant::now();
-    stage.workdir.remove("handlers.d/ill.yaml");
+    stage.workdir.remove("handlers.d/failing.yaml");
     stage.wait_freed(deleted);
-    wait_for("`ill` to be gone", SOON, || {
-        match stage.service.get("/api/v1/handlers/ill")? {
+    wait_for("`failing` to be gone", DEADLINE, || {
+        match stage.service.get("/api/v1/handlers/failing")? {
             (404, _) => Ok(()),
             (status, body) => Err(format!("{status}: {body}")),
         }
@@ -203,36 +207,32 @@ fn a_tripped_handler_that_is_deleted_frees_its_partitions_and_is_gone() {
 }
 
 #[test]
-fn calls_that_hang_are_abandoned_when_their_handler_is_deleted() {
+fn hanging_calls_are_abandoned_when_their_handler_is_deleted() {
     let stage = Stage::new(
         "workers: 2\ntimeout: 1h\nconfig: { rules: [ { when: { one_in: 1 }, do: hang } ] }\n",
     );
     stage.produce(&stage.shared);
-    wait_for("calls to hang", SOON, || {
-        let ill = stage.service.api("handlers/ill")?;
-        match ill["busy"].as_u64() {
+    wait_for("calls to hang", DEADLINE, || {
+        let failing = stage.service.api("handlers/failing")?;
+        match failing["busy"].as_u64() {
             Some(2) => Ok(()),
             busy => Err(format!("{busy:?}")),
         }
     });
     let deleted = Instant::now();
-    stage.workdir.remove("handlers.d/ill.yaml");
-    wait_for(
-        "the command to say that it is deleted",
-        DRAIN_TIMEOUT,
-        || {
-            let (_, said) = stage.handlers(&["restart", "ill"]);
-            match said.contains("is deleted; it has") {
-                true => Ok(()),
-                false => Err(said),
-            }
-        },
-    );
+    stage.workdir.remove("handlers.d/failing.yaml");
+    wait_for("the command to report the delete", DRAIN_TIMEOUT, || {
+        let (_, said) = stage.handlers(&["restart", "failing"]);
+        match said.contains("is deleted; it has") {
+            true => Ok(()),
+            false => Err(said),
+        }
+    });
     stage.wait_freed(deleted);
     assert_eq!(
         stage
             .service
-            .get("/api/v1/handlers/ill")
+            .get("/api/v1/handlers/failing")
             .expect("an answer")
             .0,
         404
@@ -241,8 +241,8 @@ fn calls_that_hang_are_abandoned_when_their_handler_is_deleted() {
 }
 
 #[test]
-fn a_held_handler_leaves_memory_to_the_topics_that_it_does_not_read() {
-    // Half of it is for records in flight: 4 MiB.
+fn a_held_handler_leaves_memory_to_topics_that_it_does_not_read() {
+    // Half of the memory is for records in flight: 4 MiB.
     let stage = Stage::with("  memory: 8MiB\n", PANICS);
     let large = vec![b'x'; 10_000];
     stage.client.produce(
@@ -250,23 +250,27 @@ fn a_held_handler_leaves_memory_to_the_topics_that_it_does_not_read() {
         (0..RECORDS).map(|number| Outgoing::new(&format!("k{number}"), large.clone())),
     );
     stage.wait_state("FAILED");
-    wait_for("the held partitions to be paused for memory", SOON, || {
-        let partitions = stage.service.partitions()?;
-        let held: Vec<_> = partitions
-            .iter()
-            .filter(|row| row["topic"] == stage.shared.as_str())
-            .collect();
-        match held.iter().any(|row| row["paused_for"] == "memory") {
-            true => Ok(()),
-            false => Err(format!("{held:?}")),
-        }
-    });
+    wait_for(
+        "the held partitions to be paused for memory",
+        DEADLINE,
+        || {
+            let partitions = stage.service.partitions()?;
+            let held: Vec<_> = partitions
+                .iter()
+                .filter(|row| row["topic"] == stage.shared.as_str())
+                .collect();
+            match held.iter().any(|row| row["paused_for"] == "memory") {
+                true => Ok(()),
+                false => Err(format!("{held:?}")),
+            }
+        },
+    );
     for round in 0..3 {
         stage.produce(&stage.other);
         let begun = Instant::now();
         stage
             .client
-            .wait_committed(&stage.group, &stage.other, SOON);
+            .wait_committed(&stage.group, &stage.other, DEADLINE);
         let took = begun.elapsed();
         assert!(
             took < Duration::from_secs(15),
@@ -277,10 +281,10 @@ fn a_held_handler_leaves_memory_to_the_topics_that_it_does_not_read() {
     let held = metrics.sum("sluicegate_in_flight_bytes", &[]);
     assert!(held <= 4.0 * 1_048_576.0 * 1.1, "{held} bytes are held");
     let off = Instant::now();
-    let (done, said) = stage.handlers(&["off", "ill"]);
+    let (done, said) = stage.handlers(&["off", "failing"]);
     assert!(done, "{said}");
     stage.wait_freed(off);
-    wait_for("nothing to be paused", SOON, || {
+    wait_for("nothing to be paused", DEADLINE, || {
         let partitions = stage.service.partitions()?;
         let paused = partitions.iter().find(|row| !row["paused_for"].is_null());
         paused.map_or(Ok(()), |row| Err(row.to_string()))

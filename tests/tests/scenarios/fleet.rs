@@ -1,7 +1,7 @@
-//! Situation: three members of a fleet take their handlers from one real etcd, and an operator writes from the command line.
-//! Property: `--wait` returns after the last member has it, and names the one that does not answer; a rollout whose second wave
-//! refuses restores the earlier spec everywhere, says so and exits with 1; one that nobody refuses reaches everybody. A member
-//! whose id another one has works all the same, and takes another id aloud.
+//! Situation: three members of a fleet read their handlers from one real etcd, and an operator writes from the command line.
+//! Property: `--wait` returns after the last member has the change, and names a member that does not answer; a rollout whose second
+//! wave refuses restores the earlier spec everywhere, reports it and exits with 1; one that no member refuses reaches all of them. A
+//! member with the id of another one works, takes another id and reports it.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Mostly waits: for members to settle.
 //! Takes: 83 s.
@@ -22,11 +22,11 @@ use serde_json::Value;
 use sluicegate_config::MemberReport;
 use sluicegate_config::store::EtcdSettings;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 const MEMBERS: [&str; 3] = ["m1", "m2", "m3"];
 
 struct Fleet {
-    // The services end before their store and their folders go.
+    // Dropped first: the services end before their store and their folders.
     services: Vec<Service>,
     workdirs: Vec<Workdir>,
     source: String,
@@ -36,7 +36,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Three members with the plugin `relay`; `extra` plugins are the first member's alone.
+    /// Three members with the plugin `relay`; only the first one has the `extra` plugins.
     fn start(extra: &[&str]) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
@@ -86,7 +86,7 @@ impl Fleet {
         fleet
     }
 
-    /// Writes a spec of the handler `copy` beside the first member's config.
+    /// Writes a spec of the handler `copy` next to the first member's config.
     fn write_spec(&self, file: &str, rest: &str) {
         let source = &self.source;
         let text = format!("name: copy\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n{rest}");
@@ -119,7 +119,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn waiting_returns_after_the_last_member_and_names_the_one_that_is_silent() {
+fn waiting_returns_after_the_last_member_and_names_an_unresponsive_one() {
     let mut fleet = Fleet::start(&[]);
     let off = fleet.sluicegate(&["handlers", "off", "copy", "--wait"]);
     assert!(off.status.success(), "{}", told(&off));
@@ -128,7 +128,7 @@ fn waiting_returns_after_the_last_member_and_names_the_one_that_is_silent() {
         assert_eq!(members[at]["member"], *member, "{members}");
         assert_eq!(members[at]["state"], "applied", "{members}");
         let handler = fleet.handler(at).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(handler["gate"], "shut", "{handler}");
+        assert_eq!(handler["gate"], "closed", "{handler}");
     }
     fleet.services[1].process().signal(Signal::STOP);
     let on = fleet.sluicegate(&["handlers", "on", "copy", "--wait", "--timeout", "4s"]);
@@ -143,7 +143,7 @@ fn waiting_returns_after_the_last_member_and_names_the_one_that_is_silent() {
         &fleet.source,
         (0..30).map(|number| Outgoing::new(&format!("k{number}"), "x")),
     );
-    wait_for("the records to be handled", SOON, || {
+    wait_for("the records to be handled", DEADLINE, || {
         let mut handled = 0;
         for service in &fleet.services {
             handled += service.outcomes("copy", "ack")?;
@@ -156,7 +156,7 @@ fn waiting_returns_after_the_last_member_and_names_the_one_that_is_silent() {
 }
 
 #[test]
-fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
+fn a_second_member_with_the_same_id_works_takes_another_id_and_reports_it() {
     let mut fleet = Fleet::start(&[]);
     let store = EtcdSettings::new(&[fleet.etcd.endpoint()]).open();
     let store = store.unwrap_or_else(|error| panic!("{error}"));
@@ -175,8 +175,12 @@ fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
     workdir.write("sluicegate.yaml", &config);
     workdir.plugins(&["relay"]);
     let mut second = Service::ready(&workdir, &[]);
-    assert_eq!(members().len(), 3, "it works before it is listed");
-    let taken = wait_for("another id", SOON, || {
+    assert_eq!(
+        members().len(),
+        3,
+        "the second one works before it is listed"
+    );
+    let taken = wait_for("another id", DEADLINE, || {
         let ids: Vec<String> = members().into_iter().map(|(id, _)| id).collect();
         let taken = ids.iter().find(|id| id.starts_with("m1-"));
         taken.cloned().ok_or_else(|| ids.join(", "))
@@ -188,16 +192,16 @@ fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
         ("m1", &first),
         "the first one keeps its id"
     );
-    let problems = wait_for("a word in the status", SOON, || {
+    let problems = wait_for("the problem in the status", DEADLINE, || {
         let problems = second.api("status")?["problems"].to_string();
         let told = problems.contains(&taken) && problems.contains("handlers.member_id");
         told.then(|| problems.clone()).ok_or(problems)
     });
     assert!(problems.contains("member id `m1`"), "{problems}");
     let log = second.process().log();
-    assert!(log.contains("two processes have one member id"), "{log}");
+    assert!(log.contains("two processes share one member id"), "{log}");
 
-    // Whoever waits hears of each of them.
+    // `--wait` counts both members.
     second.process().signal(Signal::STOP);
     let off = ["handlers", "off", "copy", "--wait", "--timeout", "3s"];
     let silent = fleet.sluicegate(&off);
@@ -214,8 +218,8 @@ fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
         json(&all)["awaited"]["members"].as_array().map(Vec::len),
         Some(4)
     );
-    assert!(second.stop(SOON).success());
-    wait_for("its key to go, and no other", SOON, || {
+    assert!(second.stop(DEADLINE).success());
+    wait_for("its key to go, and no other", DEADLINE, || {
         match members().len() {
             3 => Ok(()),
             other => Err(format!("{other} members")),
@@ -223,10 +227,10 @@ fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
     });
     assert_eq!(members()[0].1.instance, first);
 
-    // One that was killed has its id again as soon as its old key lapses, and works meanwhile.
+    // A killed member gets its id back as soon as its old key expires, and works until then.
     fleet.services[0].process().signal(Signal::KILL);
     let mut again = Service::ready(&fleet.workdirs[0], &[]);
-    wait_for("its id", SOON, || {
+    wait_for("its id", DEADLINE, || {
         let (id, report) = members().swap_remove(0);
         let is_new = id == "m1" && report.instance != first;
         is_new
@@ -234,7 +238,7 @@ fn a_second_member_of_one_id_works_and_takes_another_id_aloud() {
             .ok_or(format!("{id} of {}", report.instance))
     });
     assert_eq!(members().len(), 3);
-    assert!(again.stop(SOON).success());
+    assert!(again.stop(DEADLINE).success());
 }
 
 #[test]
@@ -282,9 +286,11 @@ fn a_refusal_in_the_second_wave_restores_the_earlier_spec() {
     assert!(done.status.success(), "{}", told(&done));
     assert_eq!(json(&done)["result"], "done");
     for member in 0..MEMBERS.len() {
-        wait_for("the new spec", SOON, || match fleet.handler(member)? {
-            handler if handler["workers"] == 2 => Ok(()),
-            handler => Err(handler.to_string()),
+        wait_for("the new spec", DEADLINE, || {
+            match fleet.handler(member)? {
+                handler if handler["workers"] == 2 => Ok(()),
+                handler => Err(handler.to_string()),
+            }
         });
     }
     let history = json(&fleet.sluicegate(&["handlers", "history", "copy"]));

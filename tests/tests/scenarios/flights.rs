@@ -1,7 +1,7 @@
-//! Situation: all 336,776 flights of 2013 in twelve partitions, four handlers at once: a nested header predicate, a topic
+//! Situation: all 336,776 flights of 2013 in twelve partitions, four concurrent handlers: a nested header predicate, a topic
 //! regex, late flights, and everything; one process, then two processes in one group.
-//! Property: what each handler made equals what other code computes from the file, every key's records keep their order
-//! (G4), and after SIGTERM a restart handles nothing twice (G3).
+//! Property: the output of each handler equals the result computed independently from the file, the records of every key keep
+//! their order (G4), and after SIGTERM a restart handles no record twice (G3).
 //! Needs: Kafka.
 //! Takes: 85 s.
 //! Command: `cargo xtask test --scenario flights`
@@ -19,10 +19,10 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
 const PARTITIONS: i32 = 12;
-const ALL_DONE: Duration = Duration::from_secs(240);
+const COMPLETION_DEADLINE: Duration = Duration::from_secs(240);
 const HANDLERS: [&str; 4] = ["nested", "by-regex", "late", "everything"];
 
-/// Values by key in their order; a null key has no order and its values are sorted.
+/// Values by key, in order; null keys have no order, so their values are sorted.
 type PerKey = HashMap<Option<Vec<u8>>, Vec<u64>>;
 
 fn fingerprint(value: &[u8]) -> u64 {
@@ -49,7 +49,7 @@ fn is_nested(carrier: &str, origin: &str, destination: &str) -> bool {
     ["UA", "DL", "B6"].contains(&carrier) && (origin == "JFK" || !destination.starts_with('S'))
 }
 
-/// How many flights each handler must settle and how, from the file.
+/// The expected outcomes of each handler, computed from the file.
 struct Expected {
     nested: u64,
     late: u64,
@@ -73,7 +73,7 @@ impl Expected {
     }
 }
 
-/// The outputs' topics and the folder with the four specs.
+/// The output topics and the folder with the four specs.
 struct Setting {
     group: String,
     outputs: BTreeMap<&'static str, String>,
@@ -124,7 +124,7 @@ impl Setting {
         }
     }
 
-    /// Counts and order of everything that the handlers wrote.
+    /// Checks number and order of all records that the handlers wrote.
     fn check(&self, client: &Client, source: &str, expected: &Expected) {
         let all = per_key(client, source, |_| true);
         for name in ["everything", "by-regex"] {
@@ -202,7 +202,7 @@ fn outcomes(services: &[&Service], handler: &str, outcome: &str) -> Result<u64, 
         .sum()
 }
 
-/// Waits until all handlers have settled everything, and checks how.
+/// Waits until all handlers have settled everything, and checks the outcomes.
 fn wait_settled(services: &[&Service], expected: &Expected) {
     for name in HANDLERS {
         let (acks, drops) = match name {
@@ -210,17 +210,21 @@ fn wait_settled(services: &[&Service], expected: &Expected) {
             "late" => (FLIGHTS as u64 - expected.cancelled, expected.cancelled),
             _ => (FLIGHTS as u64, 0),
         };
-        let seen = wait_for(&format!("{name} to have settled all"), ALL_DONE, || {
-            let seen = (
-                outcomes(services, name, "ack")?,
-                outcomes(services, name, "drop")?,
-            );
-            if seen.0 + seen.1 >= acks + drops {
-                Ok(seen)
-            } else {
-                Err(format!("{seen:?} of {:?}", (acks, drops)))
-            }
-        });
+        let seen = wait_for(
+            &format!("{name} to have settled all"),
+            COMPLETION_DEADLINE,
+            || {
+                let seen = (
+                    outcomes(services, name, "ack")?,
+                    outcomes(services, name, "drop")?,
+                );
+                if seen.0 + seen.1 >= acks + drops {
+                    Ok(seen)
+                } else {
+                    Err(format!("{seen:?} of {:?}", (acks, drops)))
+                }
+            },
+        );
         assert_eq!(seen, (acks, drops), "{name}: acks and drops");
         assert_eq!(
             outcomes(services, name, "dead_letter").expect("metrics"),
@@ -230,7 +234,7 @@ fn wait_settled(services: &[&Service], expected: &Expected) {
     }
 }
 
-/// The order in which flights were written, per key, against the file.
+/// Checks the order in which flights were written, per key, against the file.
 fn check_source(client: &Client, source: &str, header: &csv::StringRecord, flights: &[Flight]) {
     let position = |name: &str| {
         header
@@ -270,12 +274,12 @@ fn check_source(client: &Client, source: &str, header: &csv::StringRecord, fligh
     }
     assert!(
         wanted == written,
-        "the topic does not hold the file's flights in the file's order per key"
+        "the topic does not contain the flights in the file's order per key"
     );
 }
 
 #[test]
-fn four_handlers_make_of_every_flight_what_the_file_says() {
+fn four_handlers_process_every_flight_as_computed_from_the_file() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (header, flights) = flights::read().expect("the flights");
@@ -289,12 +293,12 @@ fn four_handlers_make_of_every_flight_what_the_file_says() {
     let setting = Setting::new(&client, kafka.bootstrap(), &source);
     let mut service = Service::ready(&setting.workdir, &[]);
     wait_settled(&[&service], &expected);
-    client.wait_committed(&setting.group, &source, ALL_DONE);
+    client.wait_committed(&setting.group, &source, COMPLETION_DEADLINE);
     assert!(service.stop(Duration::from_secs(60)).success());
     setting.check(&client, &source, &expected);
 
     let mut again = Service::ready(&setting.workdir, &[]);
-    again.wait_caught_up(ALL_DONE);
+    again.wait_caught_up(COMPLETION_DEADLINE);
     assert_eq!(
         again.consumed().expect("metrics"),
         0,
@@ -315,7 +319,7 @@ fn two_processes_share_the_flights_and_repeat_none() {
     let setting = Setting::new(&client, kafka.bootstrap(), &source);
     let mut first = Service::ready(&setting.workdir, &[]);
     let mut second = Service::ready(&setting.workdir, &[]);
-    wait_for("both to have partitions", ALL_DONE, || {
+    wait_for("both to have partitions", COMPLETION_DEADLINE, || {
         let counts = [&first, &second].map(|service| {
             service
                 .api("partitions")
@@ -328,18 +332,18 @@ fn two_processes_share_the_flights_and_repeat_none() {
     });
     produce(kafka.bootstrap(), &source);
     wait_settled(&[&first, &second], &expected);
-    client.wait_committed(&setting.group, &source, ALL_DONE);
+    client.wait_committed(&setting.group, &source, COMPLETION_DEADLINE);
     assert!(
         first.consumed().expect("metrics") > 0 && second.consumed().expect("metrics") > 0,
         "both took part"
     );
     assert!(first.stop(Duration::from_secs(60)).success());
-    second.wait_caught_up(ALL_DONE);
+    second.wait_caught_up(COMPLETION_DEADLINE);
     assert!(second.stop(Duration::from_secs(60)).success());
     setting.check(&client, &source, &expected);
 
     let mut again = Service::ready(&setting.workdir, &[]);
-    again.wait_caught_up(ALL_DONE);
+    again.wait_caught_up(COMPLETION_DEADLINE);
     assert_eq!(
         again.consumed().expect("metrics"),
         0,

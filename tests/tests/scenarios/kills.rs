@@ -1,7 +1,7 @@
-//! Situation: two processes in one group are killed at random moments while records flow; and a broker takes the right to
-//! read away for seconds while members come and go.
-//! Property: nothing is lost and nothing is invented, a key's records start in order within each ownership, and what is handled
-//! again stays within the bound of G3 (G1, G3, G4, G5).
+//! Situation: two processes in one group are killed at random moments while records flow; and a broker revokes the Read
+//! permission for seconds while members join and leave.
+//! Property: no record is lost or invented, the records of a key start in order within each ownership, and the number of duplicates
+//! stays within the bound of G3 (G1, G3, G4, G5).
 //! Needs: Kafka of its own.
 //! Takes: 80 s.
 //! Command: `cargo xtask test --scenario kills`, and with `--long` 300,000 records and 20 kills
@@ -19,9 +19,9 @@ use e2e::workdir::Workdir;
 
 const PARTITIONS: i32 = 12;
 const MAX_UNCOMMITTED: u64 = 500;
-const SOON: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Members that die are missed quickly.
+/// Dead members are detected quickly.
 const CLIENT: &str = "  client: { session.timeout.ms: 3000, heartbeat.interval.ms: 500";
 
 fn workdir(bootstrap: &str, group: &str, client: &str, source: &str, copy: &str) -> Workdir {
@@ -46,7 +46,7 @@ fn workdir(bootstrap: &str, group: &str, client: &str, source: &str, copy: &str)
     workdir
 }
 
-/// Where a copy came from, and in which ownership.
+/// The partition, offset and epoch from which a copy was made.
 fn origin(copy: &Read) -> (i32, i64, u64) {
     let source = copy.header("sluicegate.source").expect("a source");
     let mut parts = source.rsplit('/');
@@ -65,7 +65,7 @@ fn origin(copy: &Read) -> (i32, i64, u64) {
     (partition, offset, epoch)
 }
 
-/// Holds the copies against the source, and gives how many were made again.
+/// Checks the copies against the source, and returns the number of duplicates.
 fn check(client: &Client, source: &str, copy: &str) -> u64 {
     let written: BTreeMap<(i32, i64), Read> = client
         .read(source)
@@ -73,7 +73,7 @@ fn check(client: &Client, source: &str, copy: &str) -> u64 {
         .map(|record| ((record.partition, record.offset), record))
         .collect();
     let mut copies: BTreeMap<(i32, i64), u64> = BTreeMap::new();
-    // Of each key the last offset seen in the order of the copies: a lower one is a new ownership or a fault.
+    // The last offset of each key in the order of the copies: a lower one means a new ownership or an error.
     let mut last: BTreeMap<Vec<u8>, (i64, u64)> = BTreeMap::new();
     let mut faults = Vec::new();
     for record in client.read(copy) {
@@ -121,7 +121,7 @@ fn record(number: u64) -> Outgoing {
     Outgoing::new(&format!("k{}", number % 1000), number.to_string())
 }
 
-/// Numbers that differ from run to run, and that a failure names.
+/// A random seed, which a failure reports.
 fn seed() -> u64 {
     let clock = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -157,14 +157,14 @@ fn kills_at_random_moments_lose_nothing() {
     let mut state = seed();
     println!("seed {state:#x}");
     let copied = |count: u64| {
-        wait_for("the copies", SOON, || match client.count("copy") {
+        wait_for("the copies", DEADLINE, || match client.count("copy") {
             now if now >= count => Ok(()),
             now => Err(format!("{now} of {count}")),
         });
     };
     std::thread::scope(|scope| {
         let produced = scope.spawn(|| {
-            // One small part ahead of the copies, so that the load lasts as long as the killing.
+            // Only slightly ahead of the copies, so that the load lasts as long as the kills.
             let part = records / (kills * 10);
             for start in (0..records).step_by(part as usize) {
                 client.produce("source", (start..(start + part).min(records)).map(record));
@@ -180,9 +180,9 @@ fn kills_at_random_moments_lose_nothing() {
         }
         produced.join().expect("the producer");
     });
-    client.wait_committed("killed", "source", SOON);
+    client.wait_committed("killed", "source", DEADLINE);
     for service in &mut services {
-        assert!(service.stop(SOON).success());
+        assert!(service.stop(DEADLINE).success());
     }
     assert_eq!(client.count("source"), records);
     let repeated = check(&client, "source", "copy");
@@ -195,7 +195,7 @@ fn kills_at_random_moments_lose_nothing() {
 }
 
 #[test]
-fn a_right_to_read_that_goes_and_comes_back_loses_nothing() {
+fn a_read_permission_that_is_revoked_and_restored_loses_nothing() {
     let extra = vec![("group.min.session.timeout.ms".to_owned(), "1000".to_owned())];
     let options = KafkaOptions {
         secured: true,
@@ -227,12 +227,12 @@ fn a_right_to_read_that_goes_and_comes_back_loses_nothing() {
             .change_acl(&rule, true)
             .unwrap_or_else(|error| panic!("{error:#}"));
         produce(1_000);
-        // A member that comes and goes while reading is denied: each rebalance pauses what the others read.
+        // A member joins and leaves while reading is denied: each rebalance pauses the others.
         let mut other = Service::start(&workdir, &[]);
-        wait_for("the other member to start", SOON, || {
+        wait_for("the other member to start", DEADLINE, || {
             other.api("status").map(drop)
         });
-        wait_for("the denial to be seen", SOON, || {
+        wait_for("the denial to be seen", DEADLINE, || {
             let log = first.process().log().to_lowercase();
             if log.contains("authoriz") || log.contains("denied") {
                 Ok(())
@@ -241,7 +241,7 @@ fn a_right_to_read_that_goes_and_comes_back_loses_nothing() {
             }
         });
         if round % 2 == 0 {
-            assert!(other.stop(SOON).success());
+            assert!(other.stop(DEADLINE).success());
         } else {
             other.process().signal(Signal::KILL);
         }
@@ -250,8 +250,8 @@ fn a_right_to_read_that_goes_and_comes_back_loses_nothing() {
             .unwrap_or_else(|error| panic!("{error:#}"));
         produce(500);
     }
-    client.wait_committed("denied", "source", SOON);
-    assert!(first.stop(SOON).success());
+    client.wait_committed("denied", "source", DEADLINE);
+    assert!(first.stop(DEADLINE).success());
     assert_eq!(client.count("source"), written);
     let repeated = check(&client, "source", "copy");
     println!("{written} records, {repeated} handled again");

@@ -1,5 +1,5 @@
-//! Situation: whoever should read the service's log does not: a pipe without a reader, one whose reader has gone, a full disk.
-//! Property: records flow and are committed, the service is ready and stops gracefully, and what the log has lost is counted.
+//! Situation: the service's log is not read: a pipe without a reader, one whose reader has gone, a full disk.
+//! Property: records flow and are committed, the service is ready and stops gracefully, and lost log lines are counted.
 //! Needs: Kafka
 //! Mostly waits: for readers.
 //! Command: `cargo xtask test --scenario log_ends`
@@ -17,11 +17,11 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
 const RECORDS: u64 = 500;
-/// Bytes that a pipe takes without a reader.
+/// Capacity of a pipe in bytes.
 const PIPE: usize = 64 << 10;
-const SOON: Duration = Duration::from_secs(60);
-/// Within `processing.drain_timeout` and 5 s; far less where nothing hangs.
-const STOP: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Time limit of a stop: less than `processing.drain_timeout` plus 5 s, because nothing hangs.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 fn workdir(bootstrap: &str, topic: &str) -> Workdir {
     let workdir = Workdir::new(bootstrap, topic, "logging: { level: debug }\n");
@@ -35,7 +35,7 @@ fn workdir(bootstrap: &str, topic: &str) -> Workdir {
     workdir
 }
 
-/// Runs a service whose log goes to `stderr`, which takes nothing, or refuses what it is given.
+/// Runs a service whose log goes to `stderr`, which blocks, or refuses writes.
 fn records_flow(stderr: Stdio, refuses: bool) {
     let bootstrap = Kafka::shared().bootstrap();
     let topic = &*unique("unlogged");
@@ -50,9 +50,9 @@ fn records_flow(stderr: Stdio, refuses: bool) {
         topic,
         (0..RECORDS).map(|number| Outgoing::new(&number.to_string(), "v")),
     );
-    service.wait_outcomes("copy", "ack", RECORDS, SOON);
-    client.wait_committed(topic, topic, SOON);
-    wait_for("the count of lost lines", SOON, || {
+    service.wait_outcomes("copy", "ack", RECORDS, DEADLINE);
+    client.wait_committed(topic, topic, DEADLINE);
+    wait_for("the count of lost lines", DEADLINE, || {
         match service
             .metrics()?
             .sum("sluicegate_log_lines_lost_total", &[])
@@ -62,15 +62,15 @@ fn records_flow(stderr: Stdio, refuses: bool) {
         }
     });
     assert_eq!(service.get("/livez").expect("an answer").0, 200);
-    assert!(service.stop(STOP).success());
+    assert!(service.stop(STOP_DEADLINE).success());
     assert_eq!(client.count(&format!("{topic}-copy")), RECORDS);
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_holds_up_nothing() {
+fn an_unread_pipe_blocks_nothing() {
     let (_unread, mut end) = std::io::pipe().expect("a pipe");
     end.write_all(&[b'\n'; PIPE])
-        .expect("as much as a pipe takes");
+        .expect("the pipe has room for its capacity");
     records_flow(end.into(), false);
 }
 

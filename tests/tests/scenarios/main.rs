@@ -1,6 +1,6 @@
-//! Every scenario, as a module: one program, so that what they share is compiled and linked once.
+//! All scenarios, as modules of one program, so that shared code is compiled and linked once.
 //!
-//! `cargo xtask test --scenario NAME` runs one in a process of its own.
+//! `cargo xtask test --scenario NAME` runs one in its own process.
 
 mod admin_flood;
 mod bad_configs;

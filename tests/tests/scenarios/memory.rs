@@ -1,6 +1,6 @@
-//! Situation: a handler stops for a long while with far more data waiting in Kafka than may be in memory.
-//! Property: resident memory stays under the byte budget and a tenth, polling goes on (the group does not rebalance), and
-//! everything is handled afterwards, once (G8).
+//! Situation: a handler blocks for a long time while far more data waits in Kafka than fits into memory.
+//! Property: resident memory stays below the byte budget plus 10 %, polling continues (the group does not rebalance), and
+//! afterwards every record is handled once (G8).
 //! Alone: the memory of the process is measured under load.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario memory`, and with `--long` 3 GB and a minute
@@ -17,10 +17,10 @@ use e2e::{long, unique};
 const PARTITIONS: i32 = 6;
 const VALUE: usize = 10_000;
 const BUDGET: u64 = 256 << 20;
-const SOON: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_handler_that_stops_does_not_fill_the_memory() {
+fn a_blocked_handler_does_not_exhaust_the_memory() {
     let (records, stop) = if long() {
         (300_000, Duration::from_secs(60))
     } else {
@@ -30,7 +30,7 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
     let client = Client::new(kafka.bootstrap());
     let (source, group) = (unique("waiting"), unique("group"));
     client.create_topic(&source, PARTITIONS);
-    // Values that do not compress, so that Kafka holds what memory would.
+    // Incompressible values, so that the size in Kafka equals the size in memory.
     let value = |number: u64| -> Vec<u8> {
         let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let next = || {
@@ -61,7 +61,7 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
             stop.as_secs()
         ),
     );
-    // A member that does not poll for this long is thrown out of the group, and its partitions get a new epoch.
+    // A member that does not poll for this long is removed from the group, and its partitions get a new epoch.
     let short = [
         "--set",
         "kafka.client.session.timeout.ms=6000",
@@ -69,9 +69,9 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
         "kafka.client.max.poll.interval.ms=10000",
     ];
     let mut service = Service::ready(&workdir, &short);
-    wait_for("the budget to be used", SOON, || {
+    wait_for("the budget to be used", DEADLINE, || {
         let used = service.metrics()?.sum("sluicegate_in_flight_bytes", &[]) as u64;
-        // Half of the memory is for records in flight; partitions that are slow fill three quarters of that for certain.
+        // Half of the memory is for records in flight; slow partitions fill at least three quarters of that.
         if used > BUDGET / 2 / 4 * 3 {
             Ok(())
         } else {
@@ -83,7 +83,7 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
     let mut peak = 0;
     let check = Instant::now();
     stays(
-        "the memory's bound",
+        "the memory bound",
         stop.saturating_sub(Duration::from_secs(4)),
         || {
             let resident = service
@@ -105,14 +105,14 @@ fn a_handler_that_stops_does_not_fill_the_memory() {
         records * VALUE as u64 / 1_000_000
     );
     service.wait_outcomes("stops", "ack", records, stop + Duration::from_secs(240));
-    client.wait_committed(&group, &source, SOON);
+    client.wait_committed(&group, &source, DEADLINE);
     assert_eq!(self::epochs(&service), epochs, "the group has rebalanced");
     assert_eq!(
         service.consumed().expect("metrics"),
         records,
         "everything is read once"
     );
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 fn epochs(service: &Service) -> Vec<(i64, i64)> {

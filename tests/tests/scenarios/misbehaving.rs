@@ -1,6 +1,6 @@
-//! Situation: a good handler beside one that panics on chosen records, one that hangs on some, and one that always errs.
-//! Property: the good one sees everything at full pace, bad records get their attempts and their dead letters, counts,
-//! metrics and API agree, and the process stays up (G7, G14).
+//! Situation: a good handler together with one that panics on certain records, one that hangs on some, and one that always fails.
+//! Property: the good one handles every record at full speed, bad records get their attempts and their dead letters, counts,
+//! metrics and API agree, and the process keeps running (G7, G14).
 //! Needs: Kafka.
 //! Mostly waits: for hung calls.
 //! Command: `cargo xtask test --scenario misbehaving`
@@ -18,7 +18,7 @@ const RECORDS: u64 = 4_000;
 const PANICS: u64 = 20;
 const HANGS: u64 = 2;
 const ATTEMPTS: u64 = 3;
-const SOON: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 fn kind(number: u64) -> &'static str {
     match number {
@@ -28,7 +28,7 @@ fn kind(number: u64) -> &'static str {
     }
 }
 
-/// The numbers of the records that a dead-letter topic holds.
+/// The numbers of the records in a dead-letter topic.
 fn numbers(letters: &[Read]) -> BTreeSet<u64> {
     letters
         .iter()
@@ -75,7 +75,7 @@ fn set_up(kafka: &Kafka, client: &Client) -> (Names, Workdir) {
         );
         workdir.spec(name, &spec);
     };
-    // The instances may die often here: each record that kills one is followed by others that are acked.
+    // The restart limit is never reached: acked records follow each one that panics.
     let restart = "restart: { max_restarts: 1000, restart_window: 1m }\n";
     bad(
         "panics",
@@ -99,7 +99,7 @@ fn set_up(kafka: &Kafka, client: &Client) -> (Names, Workdir) {
 }
 
 #[test]
-fn the_good_handler_does_not_notice_the_bad_ones() {
+fn the_good_handler_is_not_affected_by_the_bad_ones() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (names, workdir) = set_up(kafka, &client);
@@ -112,28 +112,28 @@ fn the_good_handler_does_not_notice_the_bad_ones() {
                 .header("kind", kind(number))
         }),
     );
-    service.wait_outcomes("good", "ack", RECORDS, SOON);
+    service.wait_outcomes("good", "ack", RECORDS, DEADLINE);
     let good_after = begun.elapsed();
-    service.wait_outcomes("panics", "dead_letter", PANICS, SOON);
-    service.wait_outcomes("hangs", "dead_letter", HANGS, SOON);
-    service.wait_outcomes("errs", "dead_letter", RECORDS, SOON);
+    service.wait_outcomes("panics", "dead_letter", PANICS, DEADLINE);
+    service.wait_outcomes("hangs", "dead_letter", HANGS, DEADLINE);
+    service.wait_outcomes("errs", "dead_letter", RECORDS, DEADLINE);
     assert!(
         good_after < Duration::from_secs(20),
         "the good handler took {good_after:?}"
     );
-    client.wait_committed(&names.group, &names.source, SOON);
+    client.wait_committed(&names.group, &names.source, DEADLINE);
     assert_eq!(service.get("/livez").expect("an answer").0, 200);
 
     check_counts(&service);
     assert!(
         service.stop(Duration::from_secs(60)).success(),
-        "hung calls do not keep the process from stopping"
+        "hung calls do not prevent the process from stopping"
     );
     check_letters(&client, &names);
     assert_eq!(client.count(&names.copy), RECORDS);
 }
 
-/// Metrics and API say the same, and it is what happened.
+/// Checks that metrics and API agree with each other and with the expected counts.
 fn check_counts(service: &Service) {
     let metrics = service.metrics().expect("metrics");
     let wanted = [
@@ -178,7 +178,7 @@ fn check_counts(service: &Service) {
     assert_eq!(retries, RECORDS * (ATTEMPTS - 1));
 }
 
-/// Dead letters carry the record byte for byte and say what became of it.
+/// Checks that dead letters contain the record byte for byte and describe its failure.
 fn check_letters(client: &Client, names: &Names) {
     for (handler, of, attempts) in [
         ("panics", "panic", ATTEMPTS),
@@ -190,7 +190,7 @@ fn check_letters(client: &Client, names: &Names) {
         assert_eq!(
             letters.len(),
             expected(of).len(),
-            "{handler}: one letter a record"
+            "{handler}: one dead letter per record"
         );
         for letter in &letters {
             let number: u64 = letter.text().parse().expect("a number");

@@ -1,7 +1,7 @@
-//! Situation: a broker that takes OAUTHBEARER tokens, and an OpenID Connect token endpoint behind TLS that gives short ones to
-//! who knows the secret.
-//! Property: the service fetches tokens and renews them, records flow and are committed; with a wrong secret it says so, is not
-//! ready, and shows the secret nowhere.
+//! Situation: a broker that accepts OAUTHBEARER tokens, and an OpenID Connect token endpoint behind TLS that issues short-lived ones
+//! for the right secret.
+//! Property: the service fetches tokens and renews them, records flow and are committed; with a wrong secret it reports the refusal,
+//! is not ready, and shows the secret nowhere.
 //! Needs: Kafka of its own.
 //! Mostly waits: for tokens.
 //! Command: `cargo xtask test --scenario oidc`
@@ -26,12 +26,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 const RECORDS: u64 = 200;
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 const SECRET: &str = "open-sesame-open";
-/// How long a token is good for; it is renewed when four fifths of that are over.
-const LIFETIME: Duration = Duration::from_secs(5);
+/// Lifetime of a token; it is renewed after 80 % of it.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(5);
 
-/// A token endpoint: `POST` with the client's id and secret, by TLS.
+/// A token endpoint over TLS: `POST` with the client's id and secret.
 struct Endpoint {
     url: String,
     given: Arc<AtomicUsize>,
@@ -47,7 +47,7 @@ impl Endpoint {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (tls, count) = (Arc::clone(&tls), Arc::clone(&count));
-                // A client that breaks off is not waited for.
+                // Does not wait for clients that disconnect.
                 std::thread::spawn(move || answer(stream, tls, &count));
             }
         });
@@ -73,7 +73,7 @@ fn server_config(certificates: &Certificates) -> Arc<ServerConfig> {
 }
 
 fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Option<()> {
-    stream.set_read_timeout(Some(SOON)).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
     let connection = ServerConnection::new(tls).ok()?;
     let mut reader = BufReader::new(StreamOwned::new(connection, stream));
     let (mut length, mut authorization) = (0, String::new());
@@ -121,7 +121,7 @@ fn answer(stream: TcpStream, tls: Arc<ServerConfig>, given: &AtomicUsize) -> Opt
     stream.flush().ok()
 }
 
-/// A token without a signature, which the test's broker takes.
+/// An unsigned token, which the test's broker accepts.
 fn token() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -130,7 +130,7 @@ fn token() -> String {
     let part = |text: String| URL_SAFE_NO_PAD.encode(text);
     let claims = format!(
         "{{\"sub\": \"service\", \"iat\": {now}, \"exp\": {}}}",
-        now + LIFETIME.as_secs()
+        now + TOKEN_LIFETIME.as_secs()
     );
     format!(
         "{}.{}.",
@@ -167,7 +167,7 @@ fn workdir(
 }
 
 #[test]
-fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_told() {
+fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_reported() {
     let kafka = Kafka::start(&KafkaOptions {
         secured: true,
         ..KafkaOptions::default()
@@ -195,19 +195,19 @@ fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_told() {
         )
     };
     produce();
-    service.wait_outcomes("copy", "ack", RECORDS, SOON);
+    service.wait_outcomes("copy", "ack", RECORDS, DEADLINE);
     let first = endpoint.given.load(Ordering::SeqCst);
-    wait_for("renewed tokens", SOON, || {
+    wait_for("renewed tokens", DEADLINE, || {
         match endpoint.given.load(Ordering::SeqCst) {
-            // The consumer and the producer, each twice more.
+            // Two more each for the consumer and the producer.
             given if given >= first + 4 => Ok(()),
             given => Err(format!("{given} tokens, {first} at first")),
         }
     });
     produce();
-    service.wait_outcomes("copy", "ack", 2 * RECORDS, SOON);
-    client.wait_committed("bearer", "guarded", SOON);
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("copy", "ack", 2 * RECORDS, DEADLINE);
+    client.wait_committed("bearer", "guarded", DEADLINE);
+    assert!(service.stop(DEADLINE).success());
     assert_eq!(client.count("copied"), 2 * RECORDS);
     assert!(
         !service.process().log().contains(SECRET),
@@ -223,7 +223,7 @@ fn tokens_are_fetched_and_renewed_and_a_wrong_secret_is_told() {
         wrong,
     );
     let mut service = Service::start(&bad, &[]);
-    wait_for("the refusal to be told", SOON, || {
+    wait_for("the refusal to be reported", DEADLINE, || {
         match service.process().log().contains("who is that") {
             true => Ok(()),
             false => Err("not in the log".to_owned()),

@@ -1,7 +1,7 @@
-//! Situation: 20,000 records a second flow through a service whose store goes away in every way that is known, while somebody
-//! moves a gate.
-//! Property: a toggle made meanwhile is in effect within 5 s of healing, each toggle switches each partition once and none is
-//! applied backwards, the service stays ready, and records flow all the time (G10).
+//! Situation: 20,000 records per second flow through a service whose store becomes unavailable in every known way, while a gate
+//! is toggled.
+//! Property: a toggle during an outage takes effect within 5 s of recovery, each toggle switches each partition once and none is
+//! applied backwards, the service stays ready, and records flow throughout (G10).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Takes: 80 s.
 //! Command: `cargo xtask test --scenario outages`; `--long` pauses for 40 s and cuts for 60 s.
@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::toggling::{Flow, SOON, now_ms, put};
+use crate::toggling::{DEADLINE, Flow, now_ms, put};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
 use e2e::process::Signal;
@@ -18,13 +18,13 @@ use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use sluicegate_config::store::{ControlKey, EtcdSettings, Store, ZooKeeperSettings};
 
-/// How soon after healing a toggle must be in effect.
+/// Time limit for a toggle to take effect after recovery, in milliseconds.
 const HEALED_MS: i64 = 5_000;
-/// Longest time without a record through the handler that nobody touches.
-const STILLNESS: Duration = Duration::from_secs(3);
+/// Longest time without a record through the handler whose gate is not toggled.
+const MAX_GAP: Duration = Duration::from_secs(3);
 
-/// What both stores' settings in the service say: requests fail soon, and nothing is repaired by the re-list in time.
-const PROMPT: &str = "request_timeout: 2s, relist: 30s";
+/// Settings of both stores: requests fail soon, and the re-list is too rare to repair a missed toggle in time.
+const TIMEOUTS: &str = "request_timeout: 2s, relist: 30s";
 
 struct Outages {
     flow: Flow,
@@ -39,9 +39,9 @@ impl Outages {
         }
     }
 
-    /// Waits until the service says since when its store is away.
+    /// Waits until the service reports since when its store is unavailable.
     fn await_loss(&self) {
-        wait_for("the loss of the store to show", SOON, || {
+        wait_for("the loss of the store to show", DEADLINE, || {
             let metrics = self.flow.service.metrics()?;
             match metrics.sum("sluicegate_control_plane_unreachable_seconds", &[]) {
                 away if away > 0.0 => Ok(()),
@@ -50,7 +50,7 @@ impl Outages {
         });
     }
 
-    /// The outage goes on for a while, in which the service stays ready.
+    /// Lets the outage last for a while, in which the service must stay ready.
     fn endure(&self, long_form_s: u64) {
         let span = if long() { long_form_s } else { 3 };
         stays("the service", Duration::from_secs(span), || {
@@ -61,7 +61,7 @@ impl Outages {
         });
     }
 
-    /// The outage is over, and the gate was moved in it.
+    /// To call after an outage during which the gate was toggled.
     fn healed(&mut self, name: &'static str) {
         if let Some(last) = self.flow.toggles.last_mut() {
             last.since_ms = now_ms();
@@ -70,7 +70,7 @@ impl Outages {
         self.names.push(name);
     }
 
-    /// The gate is moved as soon as the store answers again.
+    /// Toggles the gate as soon as the store answers again.
     fn moved_at_once(&mut self, name: &'static str, store: &dyn Store) {
         self.flow.toggle(store);
         self.names.push(name);
@@ -80,7 +80,7 @@ impl Outages {
         let reckoning = self.flow.reckon();
         assert_eq!(self.names.len(), reckoning.latencies_ms.len());
         for (name, latency) in self.names.iter().zip(&reckoning.latencies_ms) {
-            println!("    {store}: {name}: in effect {latency} ms after healing");
+            println!("    {store}: {name}: in effect {latency} ms after recovery");
             assert!(*latency < HEALED_MS, "{name}: {latency} ms");
         }
         println!(
@@ -88,7 +88,7 @@ impl Outages {
             reckoning.sent,
             reckoning.longest_gap.as_millis()
         );
-        assert!(reckoning.longest_gap < STILLNESS);
+        assert!(reckoning.longest_gap < MAX_GAP);
     }
 }
 
@@ -105,7 +105,7 @@ fn records_flow_while_etcd_is_restarted_paused_compacted_and_cut_off() {
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
     let store = open_etcd(&[etcd.endpoint()]);
     let handlers = format!(
-        "etcd: {{ endpoints: [\"http://{}\"], {PROMPT} }}",
+        "etcd: {{ endpoints: [\"http://{}\"], {TIMEOUTS} }}",
         proxy.address()
     );
     let mut outages = Outages::start(&handlers, &*store);
@@ -151,14 +151,14 @@ fn records_flow_while_members_of_etcd_are_removed() {
     .unwrap_or_else(|error| panic!("{error:#}"));
     let endpoints = etcd.endpoints();
     let store = open_etcd(&endpoints[..1]);
-    // The service begins with one of them by chance: most probably with one that goes.
-    let handlers = format!("etcd: {{ endpoints: {endpoints:?}, {PROMPT} }}");
+    // The service starts with a random one, most probably one that is removed.
+    let handlers = format!("etcd: {{ endpoints: {endpoints:?}, {TIMEOUTS} }}");
     let mut outages = Outages::start(&handlers, &*store);
     for (node, name) in [
         ("node-2", "a member removed"),
         ("node-1", "another one removed"),
     ] {
-        etcd.remove_member(node, SOON);
+        etcd.remove_member(node, DEADLINE);
         outages.moved_at_once(name, &*store);
     }
     outages.reckon("etcd of three");
@@ -173,12 +173,12 @@ fn records_flow_while_zookeeper_is_restarted_paused_and_cut_off_until_its_sessio
     let store = ZooKeeperSettings::new(zookeeper.connect()).open();
     let store = store.unwrap_or_else(|error| panic!("{error}"));
     let handlers = format!(
-        "zookeeper: {{ servers: \"{}\", session_timeout: 4s, {PROMPT} }}",
+        "zookeeper: {{ servers: \"{}\", session_timeout: 4s, {TIMEOUTS} }}",
         proxy.address()
     );
     let mut outages = Outages::start(&handlers, &*store);
     let members = |wanted: usize| {
-        wait_for("the member's node", SOON, || match store.members() {
+        wait_for("the member's node", DEADLINE, || match store.members() {
             Ok(members) if members.len() == wanted => Ok(()),
             other => Err(format!("{other:?}")),
         });
@@ -198,7 +198,7 @@ fn records_flow_while_zookeeper_is_restarted_paused_and_cut_off_until_its_sessio
     members(1);
     proxy.set(Traffic::Stalled);
     outages.await_loss();
-    // The server takes the node away with the session.
+    // The server removes the node with the session.
     members(0);
     outages.flow.move_gate(&*store);
     proxy.set(Traffic::Flowing);

@@ -1,6 +1,6 @@
-//! Situation: an author with nothing but the binary and Rust; a service that runs and does not know of them.
-//! Property: three commands make, build and test a handler that nobody edited; dropped into the plugins folder with its spec it
-//! handles records in the running service, without a restart, within a minute besides compiling.
+//! Situation: an author with only the binary and Rust; a running service without their handler.
+//! Property: three commands create, build and test an unedited handler; put into the plugins folder with its spec it
+//! handles records in the running service, without a restart, within a minute in addition to compiling.
 //! Needs: Kafka.
 //! Command: `cargo xtask test --scenario own_handler`
 
@@ -14,8 +14,8 @@ use e2e::service::{Service, run_binary};
 use e2e::unique;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
-const BESIDES_COMPILING: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
+const LIVE_DEADLINE: Duration = Duration::from_secs(60);
 
 fn run(folder: &Path, arguments: &[&str]) -> Duration {
     let begun = Instant::now();
@@ -30,7 +30,7 @@ fn run(folder: &Path, arguments: &[&str]) -> Duration {
         arguments.join(" ")
     );
     if arguments[1] == "test" {
-        // It takes minutes at first.
+        // Announced, because it takes minutes the first time.
         assert!(
             errors.contains("building and running the crate's tests"),
             "{errors}"
@@ -40,7 +40,7 @@ fn run(folder: &Path, arguments: &[&str]) -> Duration {
 }
 
 #[test]
-fn a_handler_made_from_nothing_runs_in_the_live_service() {
+fn a_new_handler_runs_in_the_running_service() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (known, source, group) = (unique("known"), unique("orders"), unique("group"));
@@ -56,7 +56,7 @@ fn a_handler_made_from_nothing_runs_in_the_live_service() {
     );
     let mut service = Service::ready(&workdir, &[]);
     client.produce(&known, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("old", "ack", 1, SOON);
+    service.wait_outcomes("old", "ack", 1, DEADLINE);
 
     let sdk = workspace().join("handler-sdk");
     let made = run(
@@ -70,7 +70,7 @@ fn a_handler_made_from_nothing_runs_in_the_live_service() {
         ],
     );
     let own = workdir.path().join("my-handler");
-    // Quick to compile; what is compiled is the same.
+    // Compiles faster; the code is the same.
     run(&own, &["handler", "build", "--debug"]);
     run(&own, &["handler", "test", "--debug"]);
     let begun = Instant::now();
@@ -88,12 +88,15 @@ fn a_handler_made_from_nothing_runs_in_the_live_service() {
         &source,
         (0..300).map(|number| Outgoing::new(&number.to_string(), "v")),
     );
-    service.wait_outcomes("my-handler", "ack", 300, BESIDES_COMPILING);
+    service.wait_outcomes("my-handler", "ack", 300, LIVE_DEADLINE);
     let live = made + begun.elapsed();
-    println!("live after {live:?} besides compiling");
-    assert!(live < BESIDES_COMPILING, "live after {live:?}");
+    println!("live after {live:?}, without compiling");
+    assert!(live < LIVE_DEADLINE, "live after {live:?}");
 
     client.produce(&known, [Outgoing::new("k", "v")]);
-    service.wait_outcomes("old", "ack", 2, SOON);
-    assert!(service.stop(SOON).success(), "the same process served both");
+    service.wait_outcomes("old", "ack", 2, DEADLINE);
+    assert!(
+        service.stop(DEADLINE).success(),
+        "the same process served both"
+    );
 }

@@ -1,6 +1,6 @@
-//! Situation: routes that are patterns, beside the cluster's own topics, dead-letter topics and topics that come later.
-//! Property: internal topics are not even assigned, a topic has its dead-letter topic before it is read, what is missing is
-//! told once and shown until it heals, and no record goes round without end (G1, G7).
+//! Situation: routes with patterns, in a cluster with internal topics, dead-letter topics and topics created later.
+//! Property: internal topics are not even assigned, a topic has its dead-letter topic before it is read, missing topics are
+//! logged once and shown until they exist, and no record circulates endlessly (G1, G7).
 //! Needs: Kafka of its own.
 //! Mostly waits: for topics to be found.
 //! Command: `cargo xtask test --scenario patterns`
@@ -17,12 +17,12 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(60);
-const DRAIN: Duration = Duration::from_secs(5);
-/// `processing` goes on with this, and patterns look for new topics every second.
+const DEADLINE: Duration = Duration::from_secs(60);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Further settings of `processing`.
 const MORE: &str = "  drain_timeout: 5s\n";
 
-/// A cluster of its own: what is read by `*` must not be what other tests write.
+/// A cluster per test: `*` must not match topics of other tests.
 fn cluster() -> (Kafka, Client) {
     let kafka = Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
@@ -59,7 +59,7 @@ fn problems(service: &Service) -> Result<Vec<String>, String> {
 }
 
 fn wait_no_problems(service: &Service) {
-    wait_for("every problem to be over", SOON, || {
+    wait_for("every problem to be over", DEADLINE, || {
         let problems = problems(service)?;
         match problems.is_empty() {
             true => Ok(()),
@@ -68,7 +68,7 @@ fn wait_no_problems(service: &Service) {
     });
 }
 
-/// How often a line of the log holds all of `parts`.
+/// The number of log lines that contain all of `parts`.
 fn lines(service: &mut Service, parts: &[&str]) -> usize {
     let log = service.process().log();
     log.lines()
@@ -90,13 +90,13 @@ fn end_offsets(client: &Client, topic: &str) -> i64 {
 }
 
 #[test]
-fn a_pattern_for_everything_does_not_read_what_commits_write() {
+fn a_pattern_for_everything_does_not_read_the_offsets_topic() {
     let (kafka, client) = cluster();
     let (source, group) = (unique("in"), unique("group"));
     client.create_topic(&source, 2);
     client.create_topic("given.dlt", 1);
     client.produce(&source, records(100));
-    // The first group makes the topic that commits go to.
+    // The first group creates the topic for commits.
     let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
     workdir.plugins(&["misbehave"]);
     workdir.spec(
@@ -104,8 +104,8 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
         &format!("plugin: misbehave\nversion: \"*\"\nroute: {{ topics: [{source}] }}\n"),
     );
     let mut first = Service::ready(&workdir, &[]);
-    client.wait_committed(&group, &source, SOON);
-    assert!(first.stop(SOON).success());
+    client.wait_committed(&group, &source, DEADLINE);
+    assert!(first.stop(DEADLINE).success());
     for protocol in ["classic", "consumer"] {
         let group = format!("{group}-{protocol}");
         let workdir = Workdir::new(kafka.bootstrap(), &group, MORE);
@@ -116,9 +116,9 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
         );
         let protocol = format!("kafka.client.group.protocol={protocol}");
         let mut service = Service::ready(&workdir, &["--set", &protocol]);
-        service.wait_outcomes("all", "ack", 100, SOON);
-        client.wait_committed(&group, &source, SOON);
-        // Its own commits are in `__consumer_offsets`: with that assigned, each would make the next.
+        service.wait_outcomes("all", "ack", 100, DEADLINE);
+        client.wait_committed(&group, &source, DEADLINE);
+        // Commits are written to `__consumer_offsets`: if that were assigned, each would cause the next.
         let assigned = topics_of(&service).expect("partitions");
         assert!(
             assigned
@@ -127,47 +127,44 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
             "{assigned:?}"
         );
         let before = end_offsets(&client, "__consumer_offsets");
-        let looked = Instant::now();
-        wait_for("five commit intervals", SOON, || {
-            match looked.elapsed() > Duration::from_secs(2) {
+        let started = Instant::now();
+        wait_for("five commit intervals", DEADLINE, || {
+            match started.elapsed() > Duration::from_secs(2) {
                 true => Ok(()),
                 false => Err("not yet".to_owned()),
             }
         });
         let written = end_offsets(&client, "__consumer_offsets") - before;
-        assert!(
-            written < 5,
-            "{written} commits of a service that has nothing to do"
-        );
+        assert!(written < 5, "{written} commits of an idle service");
         assert_eq!(service.consumed().expect("metrics"), 100);
         assert_eq!(
             lines(
                 &mut service,
-                &["leave out", "internal topic", "__consumer_offsets"]
+                &["exclude topics", "internal topic", "__consumer_offsets"]
             ),
             1
         );
         assert_eq!(
             lines(
                 &mut service,
-                &["leave out", "dead-letter topic", "given.dlt"]
+                &["exclude topics", "dead-letter topic", "given.dlt"]
             ),
             1
         );
         assert_eq!(
-            lines(&mut service, &["patterns take in topics", &source]),
+            lines(&mut service, &["patterns include topics", &source]),
             1
         );
         let stopped = Instant::now();
-        assert!(service.stop(SOON).success());
+        assert!(service.stop(DEADLINE).success());
         assert!(
-            stopped.elapsed() < DRAIN,
+            stopped.elapsed() < DRAIN_TIMEOUT,
             "the stop took {:?}",
             stopped.elapsed()
         );
     }
 
-    // Named exactly, an internal topic is read.
+    // An internal topic that is named exactly is read.
     let workdir = Workdir::new(kafka.bootstrap(), &unique("group"), MORE);
     workdir.plugins(&["misbehave"]);
     workdir.spec(
@@ -175,7 +172,7 @@ fn a_pattern_for_everything_does_not_read_what_commits_write() {
         "plugin: misbehave\nversion: \"*\"\nroute: { topics: [__consumer_offsets] }\ndead_letter: { create: false, topic: given.dlt }\nconfig: {}\n",
     );
     let service = Service::ready(&workdir, &[]);
-    wait_for("the internal topic to be assigned", SOON, || {
+    wait_for("the internal topic to be assigned", DEADLINE, || {
         let topics = topics_of(&service)?;
         match topics.contains("__consumer_offsets") {
             true => Ok(()),
@@ -195,24 +192,24 @@ fn a_topic_that_a_pattern_matches_has_its_dead_letter_topic() {
     workdir.plugins(&["misbehave"]);
     workdir.spec("errs", &errs(&format!("\"{base}-*\""), ""));
     let mut service = Service::ready(&workdir, &quick());
-    service.wait_outcomes("errs", "dead_letter", 20, SOON);
-    client.wait_committed(&group, &first, SOON);
+    service.wait_outcomes("errs", "dead_letter", 20, DEADLINE);
+    client.wait_committed(&group, &first, DEADLINE);
     assert_eq!(client.partitions(&format!("{first}.dlt")).len(), 3);
 
-    // One that comes later, with its dead-letter topic before it is read.
+    // A topic created later gets its dead-letter topic before it is read.
     let later = format!("{base}-later");
     client.create_topic(&later, 2);
     client.produce(&later, records(20));
-    service.wait_outcomes("errs", "dead_letter", 40, SOON);
-    client.wait_committed(&group, &later, SOON);
+    service.wait_outcomes("errs", "dead_letter", 40, DEADLINE);
+    client.wait_committed(&group, &later, DEADLINE);
     assert_eq!(client.partitions(&format!("{later}.dlt")).len(), 2);
-    assert_eq!(lines(&mut service, &["take in topics", &later]), 1);
+    assert_eq!(lines(&mut service, &["include topics", &later]), 1);
     assert_eq!(lines(&mut service, &["dead-letter topics missing"]), 0);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_is() {
+fn every_missing_dead_letter_topic_is_logged_once_and_shown_until_it_exists() {
     let (kafka, client) = cluster();
     let (base, group) = (unique("wish"), unique("group"));
     let name = |part: &str| format!("{base}-{part}");
@@ -232,7 +229,7 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
         "strict",
         &errs(&format!("\"{base}-d\""), "dead_letter: { create: false }\n"),
     );
-    // A topic that a route names must have its dead-letter topic: the start names every one that has not.
+    // A topic named by a route must have its dead-letter topic: the start lists those without one.
     let (status, text) = refused(&workdir, "run");
     assert_eq!(status, Some(1), "{text}");
     assert!(
@@ -243,7 +240,7 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
         "{text}"
     );
 
-    // Once it runs, all that is wrong is shown and the rest goes on.
+    // The running service shows all problems, and the rest continues.
     client.create_topic(&format!("{}.dlt", name("d")), 1);
     let mut service = Service::ready(&workdir, &quick());
     workdir.spec("absent", &errs(&name("absent"), ""));
@@ -261,7 +258,7 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
         (name("absent"), "the cluster has no such topic"),
     ];
     let wanted = &wanted[..];
-    wait_for("the problems to be shown", SOON, || {
+    wait_for("the problems to be shown", DEADLINE, || {
         let problems = problems(&service)?;
         let shown = |(topic, cause): &(String, &str)| {
             problems
@@ -283,11 +280,11 @@ fn every_dead_letter_topic_that_cannot_be_there_is_told_once_and_shown_until_it_
             "{topic}"
         );
     }
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn what_the_broker_says_against_a_dead_letter_topic_is_passed_on() {
+fn the_brokers_reason_against_a_dead_letter_topic_is_reported() {
     let kafka = Kafka::start(&KafkaOptions {
         extra: vec![("default.replication.factor".to_owned(), "3".to_owned())],
         ..KafkaOptions::default()
@@ -309,7 +306,7 @@ fn what_the_broker_says_against_a_dead_letter_topic_is_passed_on() {
         assert!(shown.contains(part), "{shown}");
     }
     client.create_topic("orders.dlt", 1);
-    client.wait_committed(&group, "orders", SOON);
+    client.wait_committed(&group, "orders", DEADLINE);
     wait_no_problems(&service);
     assert_eq!(
         lines(
@@ -318,11 +315,11 @@ fn what_the_broker_says_against_a_dead_letter_topic_is_passed_on() {
         ),
         1
     );
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn dead_letters_that_would_go_round_are_refused_when_applied() {
+fn dead_letter_cycles_are_refused_when_applied() {
     let (kafka, client) = cluster();
     for topic in ["a", "x.dead", "y.dead", "copy"] {
         client.create_topic(topic, 1);
@@ -342,7 +339,7 @@ fn dead_letters_that_would_go_round_are_refused_when_applied() {
         );
     }
 
-    // Neither does a running service take it, nor a route that brings back what the handler emits.
+    // A running service refuses it too, and so it does a route that matches what its handler emits.
     workdir.remove("handlers.d/y.yaml");
     let relay = |topics: &str| {
         format!(
@@ -354,7 +351,7 @@ fn dead_letters_that_would_go_round_are_refused_when_applied() {
     workdir.spec("y", &y);
     let refusal = |part: &'static str| {
         let service = &service;
-        wait_for(part, SOON, move || {
+        wait_for(part, DEADLINE, move || {
             let status = service.api("status")?;
             let why = status["last_rejection"].as_str().unwrap_or_default();
             match why.contains(part) {
@@ -363,18 +360,18 @@ fn dead_letters_that_would_go_round_are_refused_when_applied() {
             }
         });
     };
-    refusal("dead letters would go round");
+    refusal("dead letters would cycle endlessly");
     workdir.remove("handlers.d/y.yaml");
     workdir.spec("relay", &relay("\"*\""));
     refusal("it emits to `copy`, which `*` of its own route matches");
     client.produce("a", records(20));
-    service.wait_outcomes("relay", "ack", 20, SOON);
+    service.wait_outcomes("relay", "ack", 20, DEADLINE);
     assert_eq!(client.count("copy"), 20);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_record_that_goes_round_through_copies_is_held_after_some_laps() {
+fn a_record_that_circulates_through_copies_is_held_after_some_rounds() {
     let (kafka, client) = cluster();
     client.create_topic("a", 1);
     client.create_topic("a.dlt", 1);
@@ -395,7 +392,7 @@ fn a_record_that_goes_round_through_copies_is_held_after_some_laps() {
         "plugin: relay\nversion: \"*\"\nroute: { topics: [a.dlt] }\nconfig: { topic: a }\n",
     );
     let mut service = Service::ready(&workdir, &[]);
-    wait_for("the record to be held", SOON, || {
+    wait_for("the record to be held", DEADLINE, || {
         let handler = service.api("handlers/errs")?;
         let why = handler["last_error"].as_str().unwrap_or_default();
         match why.contains("written to a.dlt 16 times already") {
@@ -405,22 +402,22 @@ fn a_record_that_goes_round_through_copies_is_held_after_some_laps() {
     });
     assert_eq!(client.count("a.dlt"), 16);
     assert_eq!(client.count("a"), 2 + 16);
-    // It is there, at the frontier, and other keys pass it by.
+    // It stays at the frontier, and records with other keys pass it.
     client.produce("a", [Outgoing::new("other", "fine too")]);
-    service.wait_outcomes("errs", "ack", 2, SOON);
+    service.wait_outcomes("errs", "ack", 2, DEADLINE);
     let explained = service.api("explain/a/0").expect("an explanation");
     assert_eq!(explained["held_by"][0]["offset"], 17, "{explained}");
 
-    // Another dead-letter topic lets it go.
+    // Another dead-letter topic releases it.
     client.create_topic("a.poison", 1);
     workdir.spec(
         "errs",
         "plugin: misbehave\nversion: \"*\"\nroute: { topics: [a] }\ndead_letter: { topic: \"{topic}.poison\" }\n\
          config: { rules: [ { when: { key: true, equals: k }, do: error, class: terminal } ] }\n",
     );
-    client.wait_committed(&group, "a", SOON);
+    client.wait_committed(&group, "a", DEADLINE);
     let letters = client.read("a.poison");
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].text(), "poison");
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

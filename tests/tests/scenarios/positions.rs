@@ -1,7 +1,7 @@
-//! Situation: logs that end in what no consumer is given (control records, aborted data), logs whose beginning goes
-//! while records of theirs are in flight, and one that is damaged on the broker's disk.
-//! Property: an idle partition has no lag and is committed to its end (G2); what is gone is told, counted and passed over
-//! as the policy says; damaged data holds its partition until it can be read (G12).
+//! Situation: logs that end in offsets that are never delivered (control records, aborted data), logs whose beginning is deleted
+//! while their records are in flight, and one that is corrupt on the broker's disk.
+//! Property: an idle partition has no lag and is committed to its end (G2); missing offsets are reported, counted and skipped only
+//! as the policy says; corrupt data holds its partition until it can be read (G12).
 //! Needs: Kafka.
 //! Mostly waits: for stall timeouts.
 //! Takes: 73 s.
@@ -17,7 +17,7 @@ use e2e::unique;
 use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn records(partition: i32, values: std::ops::Range<i32>) -> Vec<Outgoing> {
     values
@@ -89,45 +89,45 @@ fn a_log_that_ends_in_control_records_and_aborted_data_has_no_lag_and_survives_r
     client.transact(topic, &records(3, 0..4), false);
     client.transact(topic, &records(3, 8..9), true);
     assert_eq!(scene.ends(), [11, 37, 6, 16]);
-    service.wait_outcomes("copy", "ack", 29, SOON);
-    service.wait_caught_up(SOON);
-    client.wait_committed(&scene.group, topic, SOON);
-    assert_eq!(scene.copied(), 29, "nothing that was aborted");
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("copy", "ack", 29, DEADLINE);
+    service.wait_caught_up(DEADLINE);
+    client.wait_committed(&scene.group, topic, DEADLINE);
+    assert_eq!(scene.copied(), 29, "no aborted record");
+    assert!(service.stop(DEADLINE).success());
 
-    // What is deleted was handled to the last offset: nothing is missing.
+    // Everything deleted was handled: no offset is missing.
     client.delete_before(topic, (0..).zip(scene.ends()));
     let mut service = Service::ready(&scene.workdir, &[]);
     client.produce(topic, (0..4).flat_map(|partition| records(partition, 0..1)));
-    wait_for("the new records to be copied", SOON, || {
+    wait_for("the new records to be copied", DEADLINE, || {
         match service.outcomes("copy", "ack")? {
             4 => Ok(()),
             seen => Err(format!("{seen}, {:?}", service.partitions())),
         }
     });
-    service.wait_caught_up(SOON);
-    client.wait_committed(&scene.group, topic, SOON);
+    service.wait_caught_up(DEADLINE);
+    client.wait_committed(&scene.group, topic, DEADLINE);
     for row in service.partitions().expect("partitions") {
         assert_eq!(row["state"], "running", "{row}");
     }
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn what_a_stop_finds_read_is_committed_with_control_records_and_all() {
+fn a_stop_commits_past_control_records_that_it_has_read() {
     let scene = Scene::new(1);
-    // Nothing is asked for or committed while it runs.
+    // Commits are too rare to happen while it runs.
     let interval = ["--set", "processing.commit_interval=1h"];
     let mut service = Service::ready(&scene.workdir, &interval);
     scene
         .client
         .transact(&scene.topic, &records(0, 0..10), true);
-    service.wait_outcomes("copy", "ack", 10, SOON);
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("copy", "ack", 10, DEADLINE);
+    assert!(service.stop(DEADLINE).success());
     assert_eq!(scene.committed(), [11]);
 }
 
-/// A service with a slow handler and little memory, whose log goes on being deleted under it.
+/// A service with a slow handler and little memory, whose log is being deleted while it reads.
 fn overtaken(policy: &str) -> (Scene, Service, u64) {
     let scene = Scene::new(1);
     let kafka = Kafka::shared().bootstrap();
@@ -153,7 +153,7 @@ fn overtaken(policy: &str) -> (Scene, Service, u64) {
     let large = (0..100).map(|n| Outgoing::new(&format!("k{n}"), vec![b'x'; 150_000]).partition(0));
     scene.client.produce(&scene.topic, large);
     let service = Service::ready(&scene.workdir, &[]);
-    service.wait_outcomes("copy", "ack", 2, SOON);
+    service.wait_outcomes("copy", "ack", 2, DEADLINE);
     scene.client.delete_before(&scene.topic, [(0, 90)]);
     let gone = || {
         let metrics = service.metrics()?;
@@ -162,21 +162,23 @@ fn overtaken(policy: &str) -> (Scene, Service, u64) {
     };
     let gone = match policy {
         "stop" => 0,
-        _ => wait_for("offsets to be counted as gone", SOON, || match gone()? {
-            0 => Err("none".to_owned()),
-            gone => Ok(gone),
+        _ => wait_for("offsets to be counted as gone", DEADLINE, || {
+            match gone()? {
+                0 => Err("none".to_owned()),
+                gone => Ok(gone),
+            }
         }),
     };
     (scene, service, gone)
 }
 
 #[test]
-fn retention_under_records_in_flight_goes_on_at_the_log_s_beginning_if_so_wished() {
+fn retention_during_processing_continues_at_the_beginning_if_configured() {
     let (scene, mut service, gone) = overtaken("earliest");
     scene
         .client
-        .wait_committed(&scene.group, &scene.topic, SOON);
-    service.wait_caught_up(SOON);
+        .wait_committed(&scene.group, &scene.topic, DEADLINE);
+    service.wait_caught_up(DEADLINE);
     assert!((60..90).contains(&gone), "{gone} offsets");
     assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
     let row = &service.partitions().expect("partitions")[0];
@@ -184,25 +186,25 @@ fn retention_under_records_in_flight_goes_on_at_the_log_s_beginning_if_so_wished
         (&row["state"], row["gone"].as_u64()),
         (&"running".into(), Some(gone))
     );
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn retention_under_records_in_flight_goes_on_at_the_log_s_end_if_so_wished() {
+fn retention_during_processing_continues_at_the_end_if_configured() {
     let (scene, mut service, gone) = overtaken("latest");
     scene
         .client
-        .wait_committed(&scene.group, &scene.topic, SOON);
+        .wait_committed(&scene.group, &scene.topic, DEADLINE);
     assert_eq!(service.outcomes("copy", "ack"), Ok(100 - gone));
     scene.client.produce(&scene.topic, records(0, 0..3));
-    service.wait_outcomes("copy", "ack", 103 - gone, SOON);
-    assert!(service.stop(SOON).success());
+    service.wait_outcomes("copy", "ack", 103 - gone, DEADLINE);
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn retention_under_records_in_flight_stops_the_partition_where_everybody_can_see_it() {
+fn retention_during_processing_stops_the_partition_visibly() {
     let (scene, mut service, _) = overtaken("stop");
-    let row = wait_for("the partition to stop", SOON, || {
+    let row = wait_for("the partition to stop", DEADLINE, || {
         let row = service.partitions()?.remove(0);
         match row["state"].as_str() {
             Some("stopped") if row["in_flight"] == 0 => Ok(row),
@@ -227,20 +229,20 @@ fn retention_under_records_in_flight_stops_the_partition_where_everybody_can_see
     assert_eq!(metrics.sum("sluicegate_partition_state", &stopped), 1.0);
     let lag = metrics.sum("sluicegate_partition_lag_records", &stopped[..1]);
     assert_eq!(lag as i64, 100 - frontier);
-    assert!(service.stop(SOON).success());
-    assert_eq!(scene.committed(), [frontier], "nothing was passed over");
+    assert!(service.stop(DEADLINE).success());
+    assert_eq!(scene.committed(), [frontier], "no offset was skipped");
 
     // The operator accepts the loss.
     let accepted = ["--set", "processing.offset_out_of_range=earliest"];
     let mut service = Service::ready(&scene.workdir, &accepted);
     scene
         .client
-        .wait_committed(&scene.group, &scene.topic, SOON);
+        .wait_committed(&scene.group, &scene.topic, DEADLINE);
     assert_eq!(service.outcomes("copy", "ack"), Ok(10));
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
-/// Changes one byte in the middle of the second batch of a partition's log, and back when it is called again.
+/// Flips one byte in the middle of the second batch of a partition's log; a second call restores it.
 fn damage(folder: &std::path::Path) {
     let log = folder.join("00000000000000000000.log");
     let mut bytes = std::fs::read(&log).expect("a log");
@@ -255,7 +257,7 @@ fn damage(folder: &std::path::Path) {
 }
 
 #[test]
-fn damaged_data_holds_its_partition_until_it_can_be_read() {
+fn corrupt_data_holds_its_partition_until_it_can_be_read() {
     let mut kafka =
         Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let scene = Scene::on(kafka.bootstrap(), 1);
@@ -275,8 +277,8 @@ fn damaged_data_holds_its_partition_until_it_can_be_read() {
     };
     restart(&mut kafka);
     let mut service = Service::ready(&scene.workdir, &[]);
-    service.wait_outcomes("copy", "ack", 10, SOON);
-    let reason = wait_for("the damage to show", SOON, || {
+    service.wait_outcomes("copy", "ack", 10, DEADLINE);
+    let reason = wait_for("the damage to show", DEADLINE, || {
         let row = service.partitions()?.remove(0);
         match row["state"].as_str() {
             Some("unreadable") => Ok(row["reason"].to_string()),
@@ -299,8 +301,8 @@ fn damaged_data_holds_its_partition_until_it_can_be_read() {
     restart(&mut kafka);
     scene
         .client
-        .wait_committed(&scene.group, &scene.topic, SOON * 2);
-    service.wait_caught_up(SOON);
+        .wait_committed(&scene.group, &scene.topic, DEADLINE * 2);
+    service.wait_caught_up(DEADLINE);
     let mut copies: Vec<String> = scene
         .client
         .read(&scene.copies)
@@ -310,5 +312,5 @@ fn damaged_data_holds_its_partition_until_it_can_be_read() {
     copies.sort_by_key(|text| text.parse::<i32>().unwrap_or(-1));
     let all: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     assert_eq!(copies, all);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }

@@ -1,9 +1,9 @@
-//! Situation: everything that can keep records from progressing: rights that are taken away, a group that is lost or refuses the
+//! Situation: everything that can keep records from progressing: revoked permissions, a group that is lost or refuses the
 //! member, dead letters and emits that cannot be written, handlers that fail or are held, refused specs, missing topics,
-//! a cluster that is away; and a member that has nothing to do.
-//! Property: each shows in `/readyz`, the status, the metrics and `explain` with cause, remedy, since when and how often; it makes
-//! the service unready only before the first join, beyond `stall_timeout` without Kafka, without any handler that runs, and
-//! during a stop; the log has few lines about it; and all of it goes when it heals (G7, G8, G12).
+//! an unavailable cluster; and an idle member.
+//! Property: each problem is shown in `/readyz`, the status, the metrics and `explain` with cause, remedy, start and count; it makes
+//! the service unready only before the first join, after `stall_timeout` without Kafka, without any running handler, and
+//! during a stop; the log has few lines about it; and all of it disappears when the problem is solved (G7, G8, G12).
 //! Needs: Kafka of its own.
 //! Mostly waits: for problems to clear.
 //! Takes: 127 s.
@@ -22,9 +22,9 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(90);
 
-/// A cluster with rights that can be taken away.
+/// A cluster with permissions that can be revoked.
 fn guarded() -> &'static Kafka {
     static GUARDED: OnceLock<Kafka> = OnceLock::new();
     GUARDED.get_or_init(|| {
@@ -38,7 +38,7 @@ fn guarded() -> &'static Kafka {
     })
 }
 
-/// The user whose rights are taken away; topics that come are seen soon.
+/// The user whose permissions are revoked; new topics are discovered soon.
 const LOGIN: &str = "security.protocol: SASL_PLAINTEXT, sasl.mechanism: PLAIN, sasl.username: service, sasl.password: \
                      service-secret, topic.metadata.refresh.interval.ms: 2000";
 
@@ -84,8 +84,8 @@ impl Scene {
         scene
     }
 
-    /// Members that lose their group hear of it soon.
-    fn impatient() -> Self {
+    /// Members notice the loss of their group soon.
+    fn with_short_timeouts() -> Self {
         Self::new("session.timeout.ms: 6000, heartbeat.interval.ms: 500, ", "")
     }
 
@@ -107,7 +107,8 @@ impl Scene {
     }
 
     fn settled(&self) {
-        self.client.wait_committed(&self.group, &self.topic, SOON);
+        self.client
+            .wait_committed(&self.group, &self.topic, DEADLINE);
     }
 }
 
@@ -117,8 +118,8 @@ fn change(acl: &Acl, deny: bool) {
 }
 
 #[test]
-fn a_right_to_read_that_is_missing_shows_and_heals_without_a_record() {
-    let scene = Scene::impatient();
+fn a_missing_read_permission_is_shown_and_clears_without_a_record() {
+    let scene = Scene::with_short_timeouts();
     let mut service = Service::ready(&scene.workdir, &[]);
     scene.produce(90);
     scene.settled();
@@ -131,7 +132,7 @@ fn a_right_to_read_that_is_missing_shows_and_heals_without_a_record() {
             .count()
     };
     assert_eq!(lag(&service), 3);
-    // The topic can still be described: what a fetch is answered decides, not which answer comes first.
+    // The topic can still be described: the response to a fetch decides, not the first response.
     let described = Acl::AllowTopic {
         topic: scene.topic.clone(),
     };
@@ -155,16 +156,16 @@ fn a_right_to_read_that_is_missing_shows_and_heals_without_a_record() {
     let unreadable = [("topic", scene.topic.as_str()), ("state", "unreadable")];
     let metrics = service.metrics().expect("metrics");
     assert_eq!(metrics.sum("sluicegate_partition_state", &unreadable), 3.0);
-    assert_eq!(lag(&service), 3, "the series stay");
-    minute(&mut service, began, before, "a right to read");
+    assert_eq!(lag(&service), 3, "the time series stay");
+    minute(&mut service, began, before, "a read permission");
     change(&rule, false);
     heals(&mut service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_group_that_takes_the_member_no_more_shows_and_heals() {
-    let scene = Scene::impatient();
+fn a_group_that_refuses_the_member_is_shown_and_clears() {
+    let scene = Scene::with_short_timeouts();
     let mut service = Service::ready(&scene.workdir, &[]);
     scene.produce(30);
     scene.settled();
@@ -190,16 +191,16 @@ fn a_group_that_takes_the_member_no_more_shows_and_heals() {
             explain: (&place, "authorization failed"),
         },
     );
-    minute(&mut service, began, before, "a right to the group");
+    minute(&mut service, began, before, "a group permission");
     change(&rule, false);
     heals(&mut service);
     scene.settled();
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn dead_letters_without_a_right_and_emits_without_a_topic_show_and_heal() {
-    let scene = Scene::impatient();
+fn dead_letters_without_permission_and_emits_without_a_topic_are_shown_and_clear() {
+    let scene = Scene::with_short_timeouts();
     let letters = format!("{}.dlt", scene.topic);
     scene.client.create_topic(&letters, 3);
     let more = "retry: { max_attempts: 1 }\ndead_letter: { create: false }\n";
@@ -236,7 +237,7 @@ fn dead_letters_without_a_right_and_emits_without_a_topic_show_and_heal() {
     let missing = format!("{}.missing", scene.topic);
     scene.spec("bad", "relay", more, &format!("{{ topic: {missing} }}"));
     let before = warnings(&mut service);
-    wait_for("the spec to be taken", SOON, || {
+    wait_for("the spec to be applied", DEADLINE, || {
         let handler = service.api("handlers/bad")?;
         match handler["plugin"] == "relay" && handler["state"] == "ACTIVE" {
             true => Ok(()),
@@ -257,19 +258,19 @@ fn dead_letters_without_a_right_and_emits_without_a_topic_show_and_heal() {
     scene.client.create_topic(&missing, 1);
     scene.settled();
     heals(&mut service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn one_handler_of_several_makes_nobody_unready() {
+fn one_handler_of_several_does_not_make_the_service_unready() {
     let scene = Scene::new("", "  max_uncommitted: 1000\n");
-    let illness = scene.workdir.path().join("illness");
-    let ill = format!("{{ ill_while: {} }}", illness.display());
-    scene.spec("ill", "misbehave", "", &ill);
+    let flag = scene.workdir.path().join("unhealthy");
+    let config = format!("{{ unhealthy_while: {} }}", flag.display());
+    scene.spec("unwell", "misbehave", "", &config);
     scene.spec(
         "bad",
         "misbehave",
-        // One worker: another's good call would be newer than the third panic and forget all three.
+        // One worker: a later successful call on another one would reset the failure count.
         "workers: 1\nrestart: { max_restarts: 2, restart_window: 1m }\nretry: { max_attempts: 100, backoff: { delay: 10ms } }\n",
         "{ rules: [ { when: { one_in: 1 }, do: panic, times: 3 } ] }",
     );
@@ -298,32 +299,38 @@ fn one_handler_of_several_makes_nobody_unready() {
     scene.settled();
     heals(&mut service);
 
-    std::fs::write(&illness, "").expect("a file");
+    std::fs::write(&flag, "").expect("a file");
     let healthy = |kind, words| Shown {
         kind,
         status: 200,
         words,
         explain: (place.as_str(), "idle"),
     };
-    let unhealthy = healthy("handler_unhealthy", &["handler `ill`", "ill on purpose"]);
+    let unhealthy = healthy(
+        "handler_unhealthy",
+        &["handler `unwell`", "unhealthy on purpose"],
+    );
     shows(&mut service, before, &unhealthy);
     let gate = |to: &str| {
-        let arguments = ["handlers", to, "ill", "--admin", service.admin()];
+        let arguments = ["handlers", to, "unwell", "--admin", service.admin()];
         run_binary(scene.workdir.path(), &arguments)
             .status
             .success()
     };
     assert!(gate("off"));
-    assert!(!gate("on"), "it says why it is not open");
+    assert!(!gate("on"), "the gate is held");
     let held = healthy(
         "handler_held",
-        &["the gate of handler `ill` is held", "ill on purpose"],
+        &[
+            "the gate of handler `unwell` is held",
+            "unhealthy on purpose",
+        ],
     );
     shows(&mut service, before, &held);
-    std::fs::remove_file(&illness).expect("it was there");
+    std::fs::remove_file(&flag).expect("the file exists");
     heals(&mut service);
 
-    // One team's mistake, and a topic that nobody has made yet.
+    // One team's mistake, and a topic that does not exist yet.
     let bad = format!(
         "plugin: relay\nversion: \"*\"\nroute: {{ topics: [{}] }}\nworkers: many\n",
         scene.topic
@@ -345,11 +352,11 @@ fn one_handler_of_several_makes_nobody_unready() {
     shows(&mut service, before, &missing);
     scene.client.create_topic(&later, 1);
     heals(&mut service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
+fn a_service_without_a_running_handler_or_during_a_stop_is_not_ready() {
     let scene = Scene::new("", "  drain_timeout: 30s\n");
     scene.spec(
         "copy",
@@ -361,7 +368,7 @@ fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
     let mut service = Service::ready(&scene.workdir, &[]);
     scene.produce(1);
     let unready = |service: &Service, words: &str| {
-        wait_for(words, SOON, || {
+        wait_for(words, DEADLINE, || {
             let (status, body) = readyz(service)?;
             let reason = body["error"]["message"].as_str().unwrap_or_default();
             match status == 503 && reason.contains(words) {
@@ -380,7 +387,7 @@ fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
             .status
             .success()
     );
-    wait_for("the record to be in a call", SOON, || {
+    wait_for("the record to be in a call", DEADLINE, || {
         let (status, body) = readyz(&service)?;
         let busy = service.api("handlers/copy")?["busy"].as_u64();
         match status == 200 && busy == Some(1) {
@@ -389,13 +396,13 @@ fn a_service_without_a_handler_that_runs_or_that_stops_is_not_ready() {
         }
     });
     service.process().signal(Signal::TERM);
-    unready(&service, "the service stops");
-    let ended = service.process().wait(SOON);
+    unready(&service, "the service is shutting down");
+    let ended = service.process().wait(DEADLINE);
     assert!(ended.unwrap_or_else(|error| panic!("{error:#}")).success());
 }
 
 #[test]
-fn a_cluster_that_is_away_shows_and_makes_unready_beyond_the_stall_timeout() {
+fn an_unavailable_cluster_is_shown_and_makes_unready_after_the_stall_timeout() {
     let mut kafka =
         Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
@@ -410,7 +417,7 @@ fn a_cluster_that_is_away_shows_and_makes_unready_beyond_the_stall_timeout() {
     let mut service = Service::ready(&workdir, &[]);
     let records = || (0..30).map(|number| Outgoing::new(&format!("k{number}"), "v"));
     client.produce(&topic, records());
-    client.wait_committed(&group, &topic, SOON);
+    client.wait_committed(&group, &topic, DEADLINE);
     heals(&mut service);
     let (began, before) = (Instant::now(), warnings(&mut service));
     kafka
@@ -423,11 +430,15 @@ fn a_cluster_that_is_away_shows_and_makes_unready_beyond_the_stall_timeout() {
         &Shown {
             kind: "kafka_unreachable",
             status: 200,
-            words: &["no Kafka broker answers", "refused", "see that the broker"],
+            words: &[
+                "no Kafka broker answers",
+                "refused",
+                "check that the broker",
+            ],
             explain: (&place, "no Kafka broker answers"),
         },
     );
-    wait_for("the service to be unready", SOON, || {
+    wait_for("the service to be unready", DEADLINE, || {
         let (status, body) = readyz(&service)?;
         match status {
             503 => Ok(()),
@@ -441,26 +452,26 @@ fn a_cluster_that_is_away_shows_and_makes_unready_beyond_the_stall_timeout() {
     );
     let away = service.metrics().expect("metrics");
     assert!(away.sum("sluicegate_kafka_unreachable_seconds", &[]) >= 20.0);
-    minute(&mut service, began, before, "a cluster that is away");
+    minute(&mut service, began, before, "an unavailable cluster");
     kafka
         .start_node(0)
         .unwrap_or_else(|error| panic!("{error:#}"));
     heals(&mut service);
     client.produce(&topic, records());
-    client.wait_committed(&group, &topic, SOON);
+    client.wait_committed(&group, &topic, DEADLINE);
     heals(&mut service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_group_of_another_assignor_keeps_the_service_unready_and_says_why() {
+fn a_group_with_another_assignor_keeps_the_service_unready_with_the_reason() {
     let first = Scene::new("partition.assignment.strategy: range, ", "");
     let mut other = Service::ready(&first.workdir, &[]);
     let config = std::fs::read_to_string(first.workdir.config()).expect("a config");
     let config = config.replace("partition.assignment.strategy: range, ", "");
     first.workdir.write("sluicegate.yaml", &config);
     let mut service = Service::start(&first.workdir, &[]);
-    let reason = wait_for("the reason to be told", SOON, || {
+    let reason = wait_for("the reason to be reported", DEADLINE, || {
         let (status, body) = readyz(&service)?;
         let reason = body["error"]["message"].as_str().unwrap_or_default();
         match status == 503 && reason.contains("nconsistent group protocol") {
@@ -473,17 +484,17 @@ fn a_group_of_another_assignor_keeps_the_service_unready_and_says_why() {
         "{reason}"
     );
     println!("    {reason}");
-    assert!(other.stop(SOON).success());
+    assert!(other.stop(DEADLINE).success());
     service.wait_ready();
     heals(&mut service);
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
 fn a_member_without_partitions_is_ready_under_either_protocol() {
     for protocol in ["classic", "consumer"] {
         let scene = Scene::new(&format!("group.protocol: {protocol}, "), "");
-        // The consumer protocol has no assignor on the client's side.
+        // The consumer protocol has no client-side assignor.
         let mut members = vec![Service::ready(&scene.workdir, &[])];
         for _ in 0..4 {
             let began = Instant::now();
@@ -494,7 +505,7 @@ fn a_member_without_partitions_is_ready_under_either_protocol() {
                 "{protocol}: ready after {took:?}"
             );
         }
-        let owned = wait_for("the partitions to be spread", SOON, || {
+        let owned = wait_for("the partitions to be spread", DEADLINE, || {
             let counts: Result<Vec<u64>, String> = members
                 .iter()
                 .map(|member| Ok(member.api("status")?["partitions"].as_u64().unwrap_or(0)))
@@ -510,7 +521,7 @@ fn a_member_without_partitions_is_ready_under_either_protocol() {
             heals(member);
         }
         for mut member in members {
-            assert!(member.stop(SOON).success());
+            assert!(member.stop(DEADLINE).success());
         }
     }
 }

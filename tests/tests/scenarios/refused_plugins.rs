@@ -1,9 +1,9 @@
-//! Situation: files in the plugins folder that are no plugins, or not ours: another ABI major, another layout generation,
-//! another panic strategy, a cut file, a text, a library without a descriptor.
-//! Property: each is refused with its reason before any of its code runs; a running service keeps serving the old one.
+//! Situation: files in the plugins folder that are not plugins, or are incompatible: another ABI major, another layout generation,
+//! another panic strategy, a truncated file, a text, a library without a descriptor.
+//! Property: each is refused with its reason before any of its code runs; a running service continues to serve the old plugin.
 //! Needs: Kafka.
 //! Mostly waits: for scans.
-//! Command: `cargo xtask test --scenario refused_plugins`, and with `--long` plugins that are really built with another panic
+//! Command: `cargo xtask test --scenario refused_plugins`, and with `--long` plugins actually built with another panic
 //! strategy and another layout
 
 use std::path::Path;
@@ -18,7 +18,7 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 const MAGIC: &[u8] = b"SLUICEGT";
 // Offsets in the descriptor (handler-sdk/abi/src/descriptor.rs), as an attacker or an old compiler would leave them.
 const ABI_MAJOR: usize = 12;
@@ -50,7 +50,7 @@ fn library_without_descriptor(folder: &Path) -> Vec<u8> {
     std::fs::read(library).expect("the library")
 }
 
-/// The relay as somebody else would build it: from a copy of its sources in which `change` was made, with `options` for cargo.
+/// The relay built elsewhere: from a copy of the sources with `change` applied, and with `options` for cargo.
 fn built_elsewhere(change: impl FnOnce(&Path), options: &[&str]) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a folder");
     for part in ["Cargo.toml", "Cargo.lock", "handler-sdk", "handlers/relay"] {
@@ -80,7 +80,7 @@ fn built_elsewhere(change: impl FnOnce(&Path), options: &[&str]) -> Vec<u8> {
     std::fs::read(target.join("debug").join(library_name("relay"))).expect("the library")
 }
 
-/// Swaps two fields of the record that handlers get: the same size, the same names, and every handler would read wrongly.
+/// Swaps two fields of the record that handlers get: size and names are unchanged, and every handler would misread it.
 fn swap_fields_of_the_record(folder: &Path) {
     let file = folder.join("handler-sdk/abi/src/record.rs");
     let text = std::fs::read_to_string(&file).expect("the record");
@@ -92,7 +92,7 @@ fn swap_fields_of_the_record(folder: &Path) {
     std::fs::write(&file, swapped).expect("a file");
 }
 
-/// Plugins that were really built so, which takes minutes; the short form patches their descriptors.
+/// Plugins actually built that way, which takes minutes; the short form patches descriptors instead.
 fn really_built() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let abort = built_elsewhere(|_| (), &["--config", "profile.dev.panic='abort'"]);
     let layout = built_elsewhere(swap_fields_of_the_record, &[]);
@@ -102,7 +102,7 @@ fn really_built() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
-/// Bad files by name, each with a word that its refusal must hold.
+/// Bad files by name, each with a word that its refusal must contain.
 fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let relay = std::fs::read(artefacts::plugin("relay")).expect("the relay");
     vec![
@@ -117,8 +117,16 @@ fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "panic",
             patched(&relay, PANIC_UNWIND, 0),
         ),
-        ("a cut file", "cut short", relay[..relay.len() / 3].to_vec()),
-        ("a text", "shared library", b"this is no library\n".to_vec()),
+        (
+            "a truncated file",
+            "truncated",
+            relay[..relay.len() / 3].to_vec(),
+        ),
+        (
+            "a text",
+            "shared library",
+            b"this is not a library\n".to_vec(),
+        ),
         (
             "a library without a descriptor",
             "descriptor",
@@ -128,7 +136,7 @@ fn bad_files(folder: &Path) -> Vec<(&'static str, &'static str, Vec<u8>)> {
 }
 
 #[test]
-fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
+fn each_is_refused_with_its_reason_and_the_old_one_continues_to_serve() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let (source, copy, group) = (unique("source"), unique("copy"), unique("group"));
@@ -148,7 +156,7 @@ fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
         std::fs::write(&bad, bytes).expect("a file");
         let inspected = run_binary(workdir.path(), &["handler", "inspect", "bad.so"]);
         let reason = String::from_utf8_lossy(&inspected.stderr).to_lowercase();
-        // The layout of the types is seen only by loading, which an inspection does not do.
+        // The type layout is checked only when loading, which an inspection does not do.
         if word != "layout" {
             assert!(!inspected.status.success(), "{what} was accepted");
             assert!(reason.contains(word), "{what}: {reason}");
@@ -161,7 +169,7 @@ fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
 
         let told = service.process().log().len();
         workdir.plugin_file(&bad, &library_name("relay"));
-        wait_for(&format!("the service to refuse {what}"), SOON, || {
+        wait_for(&format!("the service to refuse {what}"), DEADLINE, || {
             let log = service.process().log();
             let fresh = log.get(told..).unwrap_or_default().to_lowercase();
             if fresh.contains(word) {
@@ -171,7 +179,7 @@ fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
             }
         });
         client.produce(&source, [Outgoing::new("k", what)]);
-        service.wait_outcomes("copy", "ack", round, SOON);
+        service.wait_outcomes("copy", "ack", round, DEADLINE);
         let page = service.api("handlers/copy").expect("the handler's page");
         assert_eq!(
             (&page["generation"], &page["state"]),
@@ -179,11 +187,11 @@ fn each_is_refused_with_its_reason_and_the_old_one_goes_on() {
             "{what}: {page}"
         );
     }
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
 }
 
 #[test]
-fn a_service_does_not_start_with_a_refused_plugin_that_a_spec_names() {
+fn a_service_does_not_start_with_a_refused_plugin_named_by_a_spec() {
     let workdir = Workdir::new("127.0.0.1:1", "group", "");
     let relay = std::fs::read(artefacts::plugin("relay")).expect("the relay");
     std::fs::write(
@@ -198,7 +206,7 @@ fn a_service_does_not_start_with_a_refused_plugin_that_a_spec_names() {
     let mut service = Service::start(&workdir, &[]);
     let status = service
         .process()
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let log = service.process().log();
     assert_eq!(status.code(), Some(2), "{log}");

@@ -1,9 +1,9 @@
-//! Situation: processes of one group are stopped with SIGTERM at random moments 0 to 2 s apart and started again at once, so that
-//! joins, hand-overs and stops overlap, while records flow at a steady rate; everything at shipped defaults. Either without
-//! a pause, when most members stop while they still join; or two at a time, after which the group may settle.
-//! Property: nothing is lost, nothing is handled twice (G1, G3), every stop ends within its deadline, and no partition is without
-//! progress for longer than two heartbeat intervals and a second.
-//! Alone: its silences are measured in seconds.
+//! Situation: processes of one group are stopped with SIGTERM at random moments 0 to 2 s apart and restarted at once, so that
+//! joins, hand-overs and stops overlap, while records flow at a steady rate; everything with shipped defaults. Either without
+//! a pause, so that most members stop while they still join; or two at a time, after which the group may settle.
+//! Property: no record is lost or handled twice (G1, G3), every stop ends within its deadline, and no partition is without
+//! progress for longer than two heartbeat intervals plus one second.
+//! Alone: its gaps are measured in seconds.
 //! Needs: Kafka of its own.
 //! Command: `cargo xtask test --scenario rolling`, and with `--long` 200 stops each and 400,000 records
 
@@ -21,18 +21,18 @@ use e2e::workdir::Workdir;
 
 const PARTITIONS: i32 = 12;
 const MEMBERS: usize = 3;
-const SOON: Duration = Duration::from_secs(120);
-/// The shipped `heartbeat.interval.ms`: members hear of a rebalance at a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// The broker's `group.consumer.heartbeat.interval.ms`, which holds under the newer protocol.
-const BROKERS_HEARTBEAT: Duration = Duration::from_secs(5);
-/// What a hand-over takes beside the heartbeats: a rebalance, the look-ups and the first fetch.
-const HAND_OVER: Duration = Duration::from_secs(1);
-/// The shipped `processing.drain_timeout`, and what a stop may take beyond it.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// The shipped `heartbeat.interval.ms`: members learn of a rebalance at a heartbeat.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// The broker's `group.consumer.heartbeat.interval.ms`, which applies under the newer protocol.
+const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Duration of a hand-over in addition to the heartbeats: a rebalance, the offset queries and the first fetch.
+const HANDOVER_TIME: Duration = Duration::from_secs(1);
+/// The shipped `processing.drain_timeout` plus the 5 s that a stop may take beyond it.
 const STOP_DEADLINE: Duration = Duration::from_secs(20 + 5);
-/// Time between two looks at the members.
+/// Interval between checks of the members.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Records written in a second: each partition gets one every 12 ms.
+/// Records written per second: each partition gets one every 12 ms.
 const RATE: u64 = 1_000;
 
 fn workdir(bootstrap: &str, protocol: &str) -> Workdir {
@@ -57,9 +57,9 @@ fn workdir(bootstrap: &str, protocol: &str) -> Workdir {
 /// A member of the group, between its starts and stops.
 struct Member {
     service: Service,
-    /// When it was told to stop.
+    /// When the stop was requested.
     stopping: Option<Instant>,
-    /// It has had an assignment since its start.
+    /// Whether it has had an assignment since its start.
     joined: bool,
 }
 
@@ -77,7 +77,7 @@ impl Member {
         self.joined
     }
 
-    /// Starts it again if it has ended, and gives how long its stop took.
+    /// Restarts it if it has ended, and returns the duration of its stop.
     fn restart_if_over(&mut self, workdir: &Workdir) -> Option<Duration> {
         let told = self.stopping?;
         let took = told.elapsed();
@@ -88,7 +88,7 @@ impl Member {
             );
             return None;
         };
-        // A process that is told before it has come to its first line dies of the signal: it is no member of anything.
+        // A process that is signalled before it has installed its handler is killed by the signal; it is not a member yet.
         let not_begun = self.service.process().log().is_empty();
         assert!(status.success() || not_begun, "a stop ended with {status}");
         *self = Self::start(workdir);
@@ -100,9 +100,9 @@ impl Member {
 struct Members<'a> {
     workdir: &'a Workdir,
     all: Vec<Member>,
-    /// How long each stop took.
+    /// The duration of each stop.
     stops: Vec<Duration>,
-    /// When each was told, in milliseconds since 1970, as the broker stamps copies.
+    /// The time of each stop request, in milliseconds since the epoch, like the timestamps of copies.
     told: Vec<i64>,
     random: u64,
 }
@@ -124,8 +124,8 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Starts members again whose stop is over.
-    fn look(&mut self) {
+    /// Restarts members whose stop is complete.
+    fn restart_stopped(&mut self) {
         let ended = self
             .all
             .iter_mut()
@@ -134,10 +134,10 @@ impl<'a> Members<'a> {
         std::thread::sleep(POLL_INTERVAL);
     }
 
-    /// Stops a member at random, as soon as one is found that can: somebody else has to be there to take what it gives back,
-    /// since a group of which nobody is left owns nothing.
+    /// Stops a random member, as soon as one can be stopped: another member must be there to take over its partitions,
+    /// because an empty group owns nothing.
     fn stop_one(&mut self) {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             assert!(Instant::now() < deadline, "no member can be stopped");
             let victim = (next(&mut self.random) % MEMBERS as u64) as usize;
@@ -150,24 +150,24 @@ impl<'a> Members<'a> {
                 self.told.push(now_ms());
                 return;
             }
-            self.look();
+            self.restart_stopped();
         }
     }
 
     fn pause(&mut self) {
         let over = Instant::now() + Duration::from_millis(next(&mut self.random) % 2_000);
         while Instant::now() < over {
-            self.look();
+            self.restart_stopped();
         }
     }
 
-    /// Waits until every partition has an owner, every member has some, and each owner has handled records.
+    /// Waits until every partition has an owner, every member has partitions, and each owner has handled records.
     fn settle(&mut self) {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + DEADLINE;
         let mut first: Option<BTreeMap<i64, i64>> = None;
         loop {
             assert!(Instant::now() < deadline, "the group does not settle");
-            self.look();
+            self.restart_stopped();
             let seen = self.frontiers();
             match (seen, &first) {
                 (None, _) => first = None,
@@ -181,7 +181,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The frontier of every partition by its number, while each has one owner and each member some.
+    /// The frontier of every partition, if each has one owner and each member has partitions.
     fn frontiers(&self) -> Option<BTreeMap<i64, i64>> {
         let mut frontiers = BTreeMap::new();
         for member in &self.all {
@@ -221,7 +221,7 @@ fn produce(client: &Client, records: u64, over: &AtomicBool, written: &AtomicU64
     client.produce("source", numbers);
 }
 
-/// Partition and offset that a copy was made from.
+/// The partition and offset from which a copy was made.
 fn origin(copy: &Read) -> (i32, i64) {
     let source = copy.header("sluicegate.source").expect("a source");
     let mut parts = source
@@ -231,43 +231,43 @@ fn origin(copy: &Read) -> (i32, i64) {
     (parts.next().expect("a partition") as i32, offset)
 }
 
-/// A time between two copies of a partition.
-struct Silence {
+/// The time between two copies of a partition.
+struct Gap {
     took: Duration,
     partition: i32,
-    /// The offset that ended it.
+    /// The offset that ended the gap.
     offset: i64,
-    /// How many members were told to stop meanwhile, or just before: the first of them ends its last record within a moment.
+    /// The number of stops requested during the gap or just before it, because a stopping member still finishes its last record.
     stops: usize,
 }
 
-impl Silence {
-    /// How long before a silence begins the stop can have been told that causes it.
+impl Gap {
+    /// Maximum time in milliseconds between a stop request and the start of the gap that it causes.
     const BEFORE: i64 = 1_000;
 }
 
-impl std::fmt::Display for Silence {
+impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:?} without a copy of source/{} before offset {}, in which {} members were told to stop",
+            "{:?} without a copy of source/{} before offset {}, in which {} members were stopped",
             self.took, self.partition, self.offset, self.stops
         )
     }
 }
 
-/// What the copies say.
+/// The results computed from the copies.
 #[derive(Default)]
 struct Account {
     lost: u64,
     repeated: u64,
-    /// The longest silence of each partition and number of stops.
-    silences: Vec<Silence>,
+    /// The longest gap by partition and number of stops.
+    gaps: Vec<Gap>,
 }
 
 fn account(client: &Client, told: &[i64]) -> Account {
     let mut account = Account::default();
-    // By partition: the moment at which each offset was copied first.
+    // By partition: the time at which each offset was first copied.
     let mut copied: BTreeMap<i32, BTreeMap<i64, i64>> = BTreeMap::new();
     client.for_each("copy", |copy| {
         let (partition, offset) = origin(&copy);
@@ -286,26 +286,26 @@ fn account(client: &Client, told: &[i64]) -> Account {
             .map(|(offset, at)| (at, offset))
             .collect();
         moments.sort_unstable();
-        let mut longest: BTreeMap<usize, Silence> = BTreeMap::new();
+        let mut longest: BTreeMap<usize, Gap> = BTreeMap::new();
         for pair in moments.windows(2) {
             let [(from, _), (to, offset)] = [pair[0], pair[1]];
-            let within = |at: &&i64| (from - Silence::BEFORE..to).contains(*at);
-            let silence = Silence {
+            let within = |at: &&i64| (from - Gap::BEFORE..to).contains(*at);
+            let gap = Gap {
                 took: Duration::from_millis((to - from) as u64),
                 partition,
                 offset,
                 stops: told.iter().filter(within).count(),
             };
             if longest
-                .get(&silence.stops)
-                .is_none_or(|so_far| silence.took > so_far.took)
+                .get(&gap.stops)
+                .is_none_or(|so_far| gap.took > so_far.took)
             {
-                longest.insert(silence.stops, silence);
+                longest.insert(gap.stops, gap);
             }
         }
-        account.silences.extend(longest.into_values());
+        account.gaps.extend(longest.into_values());
     }
-    assert!(copied.is_empty(), "copies of partitions that are not there");
+    assert!(copied.is_empty(), "copies of partitions that do not exist");
     account
 }
 
@@ -316,7 +316,7 @@ fn now_ms() -> i64 {
     clock.as_millis() as i64
 }
 
-/// Numbers that differ from run to run, and that a failure names.
+/// A random seed, which a failure reports.
 fn seed() -> u64 {
     let clock = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -331,12 +331,12 @@ fn next(state: &mut u64) -> u64 {
     *state >> 1
 }
 
-/// Has records flow while members are stopped as `roll` says; nothing may be lost or handled twice. Gives the longest silences.
-fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec<Silence> {
+/// Lets records flow while `roll` stops members; none may be lost or handled twice. Returns the longest gaps.
+fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec<Gap> {
     let kafka = Kafka::start(&KafkaOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let client = Client::new(kafka.bootstrap());
     client.create_topic("source", PARTITIONS);
-    // The time at which a copy is written tells when its record was handled.
+    // The append time of a copy is the time at which its record was handled.
     let handled_at = [("message.timestamp.type", "LogAppendTime")];
     client.create_topic_with("copy", PARTITIONS, 1, &handled_at);
     let workdir = workdir(kafka.bootstrap(), protocol);
@@ -344,7 +344,7 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
     let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let producer = scope.spawn(|| produce(&client, records, &over, &written));
-        // Ends the producer also when a stop fails.
+        // Stops the producer even if a stop fails.
         struct Over<'a>(&'a AtomicBool);
         impl Drop for Over<'_> {
             fn drop(&mut self) {
@@ -352,16 +352,18 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
             }
         }
         let ends = Over(&over);
-        wait_for("the first copies", SOON, || match client.count("copy") {
-            0 => Err("none".to_owned()),
-            _ => Ok(()),
+        wait_for("the first copies", DEADLINE, || {
+            match client.count("copy") {
+                0 => Err("none".to_owned()),
+                _ => Ok(()),
+            }
         });
         roll(&mut members);
         members.settle();
         drop(ends);
         producer.join().expect("the producer");
     });
-    client.wait_committed("rolled", "source", SOON);
+    client.wait_committed("rolled", "source", DEADLINE);
     let account = account(&client, &members.told);
     let longest = members.stops.iter().max().copied().unwrap_or_default();
     println!(
@@ -372,12 +374,9 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
         account.repeated,
     );
     for stops in 0..=members.stops.len() {
-        let of = account
-            .silences
-            .iter()
-            .filter(|silence| silence.stops == stops);
-        if let Some(silence) = of.max_by_key(|silence| silence.took) {
-            println!("{silence}");
+        let of = account.gaps.iter().filter(|gap| gap.stops == stops);
+        if let Some(gap) = of.max_by_key(|gap| gap.took) {
+            println!("{gap}");
         }
     }
     assert_eq!(
@@ -388,42 +387,42 @@ fn run(protocol: &str, records: u64, roll: impl FnOnce(&mut Members<'_>)) -> Vec
     for member in &mut members.all {
         assert!(member.service.stop(STOP_DEADLINE).success());
     }
-    account.silences
+    account.gaps
 }
 
-/// No silence is longer than two heartbeat intervals and a hand-over.
-fn check(silences: &[Silence], heartbeat: Duration) {
-    let most = 2 * heartbeat + HAND_OVER;
-    for silence in silences {
-        assert!(silence.took <= most, "{silence}; the bound is {most:?}");
+/// Checks that no gap is longer than two heartbeat intervals and a hand-over.
+fn check(gaps: &[Gap], heartbeat: Duration) {
+    let most = 2 * heartbeat + HANDOVER_TIME;
+    for gap in gaps {
+        assert!(gap.took <= most, "{gap}; the bound is {most:?}");
     }
 }
 
 fn restart_without_a_pause(protocol: &str, heartbeat: Duration) {
     let (records, stops) = if long() { (400_000, 200) } else { (20_000, 20) };
-    let silences = run(protocol, records, |members| {
+    let gaps = run(protocol, records, |members| {
         for _ in 0..stops {
             members.stop_one();
             members.pause();
         }
     });
-    check(&silences, heartbeat);
+    check(&gaps, heartbeat);
 }
 
 #[test]
 fn restarts_without_a_pause_repeat_nothing() {
-    restart_without_a_pause("classic", HEARTBEAT);
+    restart_without_a_pause("classic", HEARTBEAT_INTERVAL);
 }
 
 #[test]
 fn restarts_under_the_newer_protocol_repeat_nothing() {
-    restart_without_a_pause("consumer", BROKERS_HEARTBEAT);
+    restart_without_a_pause("consumer", BROKER_HEARTBEAT_INTERVAL);
 }
 
 #[test]
-fn two_restarts_at_once_leave_no_partition_alone() {
+fn two_concurrent_restarts_leave_no_partition_without_progress() {
     let (records, pairs) = if long() { (400_000, 100) } else { (20_000, 5) };
-    let silences = run("classic", records, |members| {
+    let gaps = run("classic", records, |members| {
         for _ in 0..pairs {
             members.stop_one();
             members.pause();
@@ -431,5 +430,5 @@ fn two_restarts_at_once_leave_no_partition_alone() {
             members.settle();
         }
     });
-    check(&silences, HEARTBEAT);
+    check(&gaps, HEARTBEAT_INTERVAL);
 }

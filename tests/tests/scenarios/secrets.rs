@@ -1,9 +1,9 @@
 //! Situation: specs in etcd refer to secrets, in an environment variable and in a file, that the service config lists or does not
 //! list; plugins refuse them, panic with them, log them, name metrics after them, and emit to topics of that name, which are
-//! missing at first; a bridge carries the keys to ZooKeeper.
-//! Property: no secret shows in a log of either format, an answer of the admin server, a metric, a member key, a dead letter, the
-//! bridge, the cache on disk, or what a command prints (G15); an emitted record has one only where the handler's own config
-//! puts an allowed one; what is not listed is not looked up.
+//! missing at first; a bridge transfers the keys to ZooKeeper.
+//! Property: no secret appears in a log of either format, a response of the admin server, a metric, a member key, a dead letter, the
+//! bridge, the cache on disk, or the output of a command (G15); an emitted record contains one only if the handler's own config
+//! puts an allowed one there; unlisted references are not resolved.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario secrets`
 
@@ -29,9 +29,9 @@ use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use serde_json::{Value, json};
 use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Each is told from the others, is long enough to be found by chance nowhere, and holds what escaping changes.
+/// Secrets that are distinguishable, too long to occur by chance, and contain characters that escaping changes.
 const LISTED: &str = "listed-Hunter2\"\\ä-7f3a";
 const IN_FILE: &str = "filed-Hunter3-9c41\nsecond-line-of-it-55e0";
 const UNLISTED: &str = "unlisted-Hunter4-1b77";
@@ -44,7 +44,7 @@ const VARIABLES: [(&str, &str); 4] = [
     ("SECRETS_KAFKA", FOR_KAFKA),
 ];
 
-/// What of a secret no output may hold: parts of it that no escaping changes.
+/// Parts of the secrets that escaping does not change; no output may contain them.
 const MARKS: [&str; 6] = [
     "topic-Hunter6",
     "listed-Hunter2",
@@ -54,7 +54,7 @@ const MARKS: [&str; 6] = [
     "kafka-Hunter5",
 ];
 
-/// Handlers that are refused: by their plugin, or for what they refer to.
+/// Handlers that are refused, by their plugin or for their references.
 const REFUSED: [&str; 5] = [
     "shows",
     "shows-file",
@@ -62,10 +62,10 @@ const REFUSED: [&str; 5] = [
     "steals-config",
     "steals-file",
 ];
-/// Those of them whose references no key may have, so that they do not cross a bridge.
-const NOT_CROSSING: usize = 2;
+/// The number of those whose references are invalid in any key, so that a bridge does not transfer them.
+const NOT_TRANSFERRED: usize = 2;
 
-/// Everything that was put out, by where.
+/// All outputs, by source.
 #[derive(Default)]
 struct Outputs(BTreeMap<String, String>);
 
@@ -74,7 +74,7 @@ impl Outputs {
         self.0.insert(place.into(), text.into());
     }
 
-    /// Runs a command, whatever comes of it.
+    /// Runs a command, ignoring its exit code.
     fn run(&mut self, workdir: &Workdir, arguments: &[&str]) -> String {
         let done = run_binary_with(workdir.path(), arguments, &VARIABLES);
         let text = String::from_utf8_lossy(&done.stdout).into_owned()
@@ -148,7 +148,7 @@ impl Scene {
         put(&*self.store, &key, &spec.to_string());
     }
 
-    /// Those that run, and say what they know.
+    /// Handlers that run and output their secrets.
     fn talkative(&self) {
         let says = "${env:SECRETS_LISTED} ${file:token}";
         for (name, deed, class) in [
@@ -168,18 +168,18 @@ impl Scene {
         self.spec("copies", "relay", &relay);
     }
 
-    /// A service does not start with specs that it refuses.
+    /// Removes the refused specs, because a service does not start with them.
     fn withdraw(&self) {
         for name in REFUSED {
             let key = ControlKey::spec(name).expect("a handler's name");
-            wait_for("the delete", SOON, || {
+            wait_for("the delete", DEADLINE, || {
                 let deleted = self.store.write(&key, None, Expected::Any);
                 deleted.map(drop).map_err(|error| error.to_string())
             });
         }
     }
 
-    /// Those that are refused, by the plugin or before it.
+    /// Handlers that are refused, by the plugin or before it is called.
     fn refused(&self) {
         let threshold = json!({ "topic": self.copies, "threshold": "${env:SECRETS_LISTED}" });
         self.spec("shows", "fraud-detector", &threshold);
@@ -200,7 +200,7 @@ impl Scene {
     }
 }
 
-/// Every GET that the service's own document names, with its placeholders filled.
+/// The responses to every GET in the service's OpenAPI document, with placeholders filled in.
 fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs) {
     let document = service
         .api("openapi.json")
@@ -225,14 +225,12 @@ fn answers(stage: &str, service: &Service, scene: &Scene, outputs: &mut Outputs)
     }
 }
 
-/// What a handler emits to a topic whose name is a secret: that it is missing at first, and then how much.
+/// Emits to a topic whose name is a secret: first while it is missing, then once it exists.
 fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
     let missing = "cannot emit to topic ***";
-    wait_for("a refusal of what is emitted", SOON, || {
-        match service.api("status") {
-            Ok(status) if status.to_string().contains(missing) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+    wait_for("a refused emit", DEADLINE, || match service.api("status") {
+        Ok(status) if status.to_string().contains(missing) => Ok(()),
+        other => Err(format!("{other:?}")),
     });
     answers("while a topic is missing", service, scene, outputs);
     let explain = format!("{}/0/0", scene.source);
@@ -245,32 +243,34 @@ fn hidden_topic(scene: &Scene, service: &Service, outputs: &mut Outputs) {
         "table",
     ];
     let said = outputs.run(&scene.workdir, &arguments);
-    assert!(said.contains("*** refuses it since"), "{said}");
+    assert!(said.contains("*** has refused it for"), "{said}");
     scene.client.create_topic(TOPIC, 1);
     let counted = "handler=\"hidden\",topic=\"***\"";
-    wait_for("what is emitted to it", SOON, || {
+    wait_for("the emitted records", DEADLINE, || {
         let (_, metrics) = service.get("/metrics")?;
         let line = metrics.lines().find(|line| line.contains(counted));
         line.map(drop).ok_or(metrics.clone())
     });
 }
 
-/// Dead letters of every handler, and copies: whole records. The header that an allowed reference sets is looked at apart.
+/// Whole records: dead letters of every handler, and copies. The header that an allowed reference sets is checked separately.
 fn records(scene: &Scene, outputs: &mut Outputs) {
     for name in ["errs", "retries", "panics"] {
         let topic = format!("{}.{name}.dlt", scene.source);
-        wait_for(&format!("dead letters of {name}"), SOON, || {
-            match scene.client.count(&topic) {
+        wait_for(
+            &format!("dead letters of {name}"),
+            DEADLINE,
+            || match scene.client.count(&topic) {
                 0 => Err("none".to_owned()),
                 _ => Ok(()),
-            }
-        });
+            },
+        );
         let letters = scene.client.read(&topic);
         let message = |record: &Read| record.header("__dlq.errors.message").unwrap_or_default();
-        // Once the handler that panics has failed, the service itself says why records are given up.
+        // Once the panicking handler has failed, the reason of the dead letters comes from the service.
         let says = letters.iter().any(|record| message(record).contains("***"));
         let messages: Vec<String> = letters.iter().map(message).collect();
-        assert!(says, "{name} says nothing of what it knows: {messages:?}");
+        assert!(says, "{name} outputs none of its secrets: {messages:?}");
         for (at, record) in letters.iter().enumerate() {
             outputs.add(format!("{topic} {at}"), shown(record, ""));
         }
@@ -282,7 +282,7 @@ fn records(scene: &Scene, outputs: &mut Outputs) {
     }
 }
 
-/// A record as text, but for one header.
+/// A record as text, except for one header.
 fn shown(record: &Read, but: &str) -> String {
     let headers = record.headers.iter().filter(|(name, _)| name != but);
     let headers =
@@ -291,7 +291,7 @@ fn shown(record: &Read, but: &str) -> String {
     headers.fold(format!("{key}\n{value}\n"), |all, header| all + &header)
 }
 
-/// Runs a bridge until everything has crossed, and gives what it says.
+/// Runs a bridge until everything is transferred, and collects its outputs.
 fn bridge(scene: &Scene, outputs: &mut Outputs) {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
@@ -328,10 +328,10 @@ fn bridge(scene: &Scene, outputs: &mut Outputs) {
     let mut bridge = Guarded::start("sluicegate bridge", &mut command, &log, None)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let here = scene.store.list().unwrap_or_else(|error| panic!("{error}"));
-    wait_for("the specs to cross", SOON, || {
+    wait_for("the specs to be transferred", DEADLINE, || {
         let there = right.list().map_err(|error| error.to_string())?;
         match there.entries.len() {
-            all if all + NOT_CROSSING >= here.entries.len() => Ok(()),
+            all if all + NOT_TRANSFERRED >= here.entries.len() => Ok(()),
             some => Err(format!("{some} of {}", here.entries.len())),
         }
     });
@@ -339,27 +339,31 @@ fn bridge(scene: &Scene, outputs: &mut Outputs) {
     outputs.tree("ZooKeeper", &right);
     bridge.signal(Signal::TERM);
     let ended = bridge
-        .wait(SOON)
+        .wait(DEADLINE)
         .unwrap_or_else(|error| panic!("{error:#}"));
     assert!(ended.success(), "{ended}");
     outputs.add("bridge's log", bridge.log());
 }
 
-/// One run of the service with what it says and leaves behind.
+/// Runs the service once and collects its outputs and files.
 fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
     scene.withdraw();
     let set = format!("logging.format={format}");
     let mut service = Service::start_with(&scene.workdir, &["--set", &set], &VARIABLES);
-    wait_for("the admin server", SOON, || service.api("status").map(drop));
+    wait_for("the admin server", DEADLINE, || {
+        service.api("status").map(drop)
+    });
     scene.refused();
     let copied = scene.client.count(&scene.copies);
     let produced = (0..5).map(|n| Outgoing::new(&format!("k{n}"), "{\"amount\": 1}"));
     scene.client.produce(&scene.source, produced);
-    wait_for("copies", SOON, || match scene.client.count(&scene.copies) {
-        count if count >= copied + 5 => Ok(()),
-        count => Err(format!("{count}")),
+    wait_for("copies", DEADLINE, || {
+        match scene.client.count(&scene.copies) {
+            count if count >= copied + 5 => Ok(()),
+            count => Err(format!("{count}")),
+        }
     });
-    wait_for("every refusal in the member's key", SOON, || {
+    wait_for("every refusal in the member's key", DEADLINE, || {
         let keys = all_keys(&scene.etcd);
         let member = keys.get(MEMBER).cloned().unwrap_or_default();
         match REFUSED.iter().find(|name| !member.contains(*name)) {
@@ -396,7 +400,7 @@ fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
     for (key, value) in all_keys(&scene.etcd) {
         outputs.add(format!("etcd's {key}"), value);
     }
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
     let log = service.process().log();
     for said in ["shows", "steals-env", "it says ***"] {
         assert!(log.contains(said), "no `{said}` in the log: {log}");
@@ -411,7 +415,7 @@ fn service(scene: &Scene, format: &str, outputs: &mut Outputs) {
 
 const MEMBER: &str = "/sluicegate/members/one";
 
-/// Every key of the server with its value, member keys and notes included.
+/// Every key of the server with its value, including member keys and the sync state of bridges.
 fn all_keys(etcd: &Etcd) -> BTreeMap<String, String> {
     let everything = json!({ "key": "AA==", "range_end": "AA==" });
     let answer = etcd.ask(0, "/v3/kv/range", &everything, None);
@@ -430,7 +434,7 @@ fn decoded(text: &str) -> String {
 }
 
 #[test]
-fn no_secret_shows_anywhere() {
+fn no_secret_appears_in_any_output() {
     let scene = Scene::new();
     scene.talkative();
     let mut outputs = Outputs::default();
@@ -449,5 +453,5 @@ fn no_secret_shows_anywhere() {
             }
         }
     }
-    assert!(leaks.is_empty(), "secrets show:\n{}", leaks.join("\n"));
+    assert!(leaks.is_empty(), "leaked secrets:\n{}", leaks.join("\n"));
 }

@@ -1,6 +1,6 @@
-//! Situation: a broker that speaks TLS and asks for a login.
-//! Property: with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 over TLS, and SCRAM without it, records flow and are committed; with a
-//! wrong password the service says so, is not ready, and commits nothing. The password is neither in the log nor in the API.
+//! Situation: a broker with TLS that requires a login.
+//! Property: with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 over TLS, and SCRAM without TLS, records flow and are committed; with a
+//! wrong password the service reports the refusal, is not ready, and commits nothing. The password is neither in the log nor in the API.
 //! Needs: Kafka of its own.
 //! Mostly waits: for logins.
 //! Command: `cargo xtask test --scenario secured`
@@ -14,7 +14,7 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
 const RECORDS: u64 = 200;
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn workdir(
     bootstrap: &str,
@@ -70,10 +70,10 @@ fn records_flow_through_tls_and_logins() {
         let group = format!("{protocol}-{mechanism}").to_lowercase();
         let workdir = workdir(&bootstrap, &group, protocol, mechanism, PASSWORD, more);
         let mut service = Service::ready(&workdir, &[]);
-        service.wait_outcomes("copy", "ack", RECORDS, SOON);
-        client.wait_committed(&group, "guarded", SOON);
+        service.wait_outcomes("copy", "ack", RECORDS, DEADLINE);
+        client.wait_committed(&group, "guarded", DEADLINE);
         let status = service.api("status").expect("the status").to_string();
-        assert!(service.stop(SOON).success());
+        assert!(service.stop(DEADLINE).success());
         assert!(
             !status.contains(PASSWORD) && !service.process().log().contains(PASSWORD),
             "the password leaks"
@@ -94,7 +94,7 @@ fn records_flow_through_tls_and_logins() {
         "",
     );
     let mut service = Service::start(&workdir, &[]);
-    wait_for("the refusal to be told", SOON, || {
+    wait_for("the refusal to be reported", DEADLINE, || {
         let log = service.process().log();
         if log.to_lowercase().contains("authenticat") {
             Ok(())
@@ -102,16 +102,20 @@ fn records_flow_through_tls_and_logins() {
             Err("nothing about authentication in the log".to_owned())
         }
     });
-    wait_for("the service to say that it is not ready", SOON, || {
-        match service.process().exited() {
-            Some(status) if status.success() => panic!("the service ended as if all was well"),
-            Some(_) => return Ok(()),
-            None => {}
-        }
-        match service.get("/readyz")? {
-            (503, _) => Ok(()),
-            (status, body) => Err(format!("/readyz answered {status}: {body}")),
-        }
-    });
+    wait_for(
+        "the service to report that it is not ready",
+        DEADLINE,
+        || {
+            match service.process().exited() {
+                Some(status) if status.success() => panic!("the service exited successfully"),
+                Some(_) => return Ok(()),
+                None => {}
+            }
+            match service.get("/readyz")? {
+                (503, _) => Ok(()),
+                (status, body) => Err(format!("/readyz answered {status}: {body}")),
+            }
+        },
+    );
     assert!(client.committed("intruder", "guarded").is_empty());
 }

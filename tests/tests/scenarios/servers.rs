@@ -1,6 +1,6 @@
 //! Situation: a machine with Java and Maven (or Docker), and nothing else.
-//! Property: the harness starts real servers, and what is written comes back; access rules and logins are enforced;
-//! a node that is killed comes back with its records. Without this no other scenario means anything.
+//! Property: the harness starts real servers, and written records are read back; ACLs and logins are enforced;
+//! a killed node comes back with its records. All other scenarios depend on this.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Takes: 62 s.
 //! Command: `cargo xtask test --scenario servers`
@@ -16,10 +16,10 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-const SOON: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
-fn records_come_back_whole_and_in_order() {
+fn records_are_read_back_complete_and_in_order() {
     let kafka = Kafka::shared();
     let client = Client::new(kafka.bootstrap());
     let topic = unique("round-trip");
@@ -46,11 +46,11 @@ fn records_come_back_whole_and_in_order() {
             ]
         );
     }
-    assert!(client.committed("nobody", &topic).is_empty());
+    assert!(client.committed("no-such-group", &topic).is_empty());
 }
 
 #[test]
-fn a_login_is_asked_for_and_a_taken_right_is_missed() {
+fn a_login_is_required_and_a_revoked_permission_is_enforced() {
     let options = KafkaOptions {
         secured: true,
         authorizer: true,
@@ -74,7 +74,7 @@ fn a_login_is_asked_for_and_a_taken_right_is_missed() {
             .set("sasl.password", PASSWORD);
         let consumer: BaseConsumer = config.create().expect("a consumer");
         let found = consumer
-            .fetch_watermarks("guarded", 0, SOON)
+            .fetch_watermarks("guarded", 0, DEADLINE)
             .expect("offsets through TLS and SASL");
         assert_eq!(found, (0, 1), "{mechanism}");
         config.set("sasl.password", "wrong");
@@ -112,21 +112,21 @@ fn a_login_is_asked_for_and_a_taken_right_is_missed() {
     let rule = Acl::DenyRead {
         topic: "guarded".to_owned(),
     };
-    wait_for("the right to read", SOON, may_read);
+    wait_for("the read permission", DEADLINE, may_read);
     kafka
         .change_acl(&rule, true)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    wait_for("the right to be gone", SOON, || {
+    wait_for("the permission to be revoked", DEADLINE, || {
         may_read().map_or(Ok(()), |()| Err("may still read".to_owned()))
     });
     kafka
         .change_acl(&rule, false)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    wait_for("the right to be back", SOON, may_read);
+    wait_for("the permission to be restored", DEADLINE, may_read);
 }
 
 #[test]
-fn three_nodes_outlive_one_of_them_and_a_killed_node_comes_back() {
+fn three_nodes_survive_the_loss_of_one_and_a_killed_node_comes_back() {
     let options = KafkaOptions {
         nodes: 3,
         heap_mb: 384,
@@ -153,12 +153,14 @@ fn three_nodes_outlive_one_of_them_and_a_killed_node_comes_back() {
     kafka
         .stop_node(0, Signal::TERM)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    wait_for("all records from the nodes left", SOON, || {
-        match client.count("kept") {
+    wait_for(
+        "all records from the remaining nodes",
+        DEADLINE,
+        || match client.count("kept") {
             600 => Ok(()),
             other => Err(format!("{other} records")),
-        }
-    });
+        },
+    );
     assert_eq!(client.read("kept").len(), 600);
 }
 

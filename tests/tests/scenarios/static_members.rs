@@ -1,5 +1,5 @@
-//! Situation: a service of two clients whose config names a `group.instance.id`, started, and started again.
-//! Property: both clients are members of the group and read their partitions; nobody fences the other.
+//! Situation: a service with two clients whose config sets a `group.instance.id`, started and restarted.
+//! Property: both clients are members of the group and read their partitions; neither fences the other.
 //! Needs: Kafka
 //! Mostly waits: for sessions.
 //! Command: `cargo xtask test --scenario static_members`
@@ -15,10 +15,10 @@ use e2e::workdir::Workdir;
 
 const RECORDS: u64 = 200;
 const PARTITIONS: i32 = 4;
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
-fn each_client_of_a_service_is_a_static_member_of_its_own() {
+fn each_client_of_a_service_is_a_separate_static_member() {
     let bootstrap = Kafka::shared().bootstrap();
     let client = Client::new(bootstrap);
     let (topic, copy) = (unique("static"), unique("copy"));
@@ -40,15 +40,15 @@ fn each_client_of_a_service_is_a_static_member_of_its_own() {
             let record = |number: u64| Outgoing::new(&number.to_string(), "v").partition(partition);
             client.produce(&topic, (0..RECORDS / PARTITIONS as u64).map(record));
         }
-        service.wait_outcomes("copy", "ack", RECORDS, SOON);
+        service.wait_outcomes("copy", "ack", RECORDS, DEADLINE);
         let assigned = service.partitions().expect("partitions");
         let assigned: BTreeSet<Option<i64>> = assigned
             .iter()
             .map(|row| row["partition"].as_i64())
             .collect();
         assert_eq!(assigned.len(), PARTITIONS as usize, "{assigned:?}");
-        client.wait_committed(&topic, &topic, SOON);
-        assert!(service.stop(SOON).success());
+        client.wait_committed(&topic, &topic, DEADLINE);
+        assert!(service.stop(DEADLINE).success());
         assert_eq!(client.count(&copy), RECORDS * round);
     }
 }

@@ -1,9 +1,9 @@
-//! Situation: a member of a group is told to stop in the middle of its first join, alone and with others, with an eager and a
-//! cooperative assignor, while it owns nothing, while its broker is away, while calls run that last longer than its time to
-//! drain, with one client and with two, twice, and while its plugins load.
-//! Property: it leaves the group before it ends, so that nobody waits for its session to end, a stop ends by its deadline, and
-//! what a call has finished by then is not handled again (G3). A stop that leaves anything behind says so and fails; one that
-//! leaves nothing succeeds. While plugins load it says that it lives and is not ready.
+//! Situation: a member of a group is stopped in the middle of its first join, alone and with others, with an eager and a
+//! cooperative assignor, while it owns nothing, while its broker is down, while calls run longer than its drain timeout,
+//! with one client and with two, twice, and while its plugins load.
+//! Property: it leaves the group before it exits, so that no member waits for its session timeout, a stop ends by its deadline, and
+//! records finished by a call until then are not handled again (G3). A stop that leaves anything behind reports it and fails; one
+//! that leaves nothing succeeds. While plugins load the service is live and not ready.
 //! Needs: Kafka of its own.
 //! Mostly waits: for members that leave.
 //! Takes: 160 s.
@@ -18,15 +18,15 @@ use e2e::service::Service;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 
-const SOON: Duration = Duration::from_secs(60);
-const DRAIN: Duration = Duration::from_secs(3);
-/// What a stop may take beyond the drain, and what this machine may add.
-const GRACE: Duration = Duration::from_secs(5 + 1);
-/// How long a broker collects the first members of a group.
-const COLLECTS: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(60);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time that a stop may take beyond the drain timeout, plus a margin for this machine.
+const STOP_GRACE: Duration = Duration::from_secs(5 + 1);
+/// How long a broker waits for the first members of a group.
+const JOIN_WINDOW: Duration = Duration::from_secs(2);
 
 fn start() -> (Kafka, Client) {
-    let delay = COLLECTS.as_millis().to_string();
+    let delay = JOIN_WINDOW.as_millis().to_string();
     let extra = vec![("group.initial.rebalance.delay.ms".to_owned(), delay)];
     let kafka = Kafka::start(&KafkaOptions {
         extra,
@@ -52,7 +52,7 @@ fn workdir_with(kafka: &Kafka, group: &str, assignor: &str) -> Workdir {
              plugins: {{ folder: plugins, cache: cache, allow_unsigned: true }}\n\
              processing: {{ drain_timeout: {}s }}\n",
             kafka.bootstrap(),
-            DRAIN.as_secs(),
+            DRAIN_TIMEOUT.as_secs(),
         ),
     );
     workdir.plugins(&["relay"]);
@@ -64,7 +64,7 @@ fn workdir_with(kafka: &Kafka, group: &str, assignor: &str) -> Workdir {
 }
 
 fn await_members(client: &Client, group: &str, count: usize) {
-    wait_for("the members of the group", SOON, || {
+    wait_for("the members of the group", DEADLINE, || {
         match client.members(group) {
             now if now == count => Ok(()),
             now => Err(format!("{now} of {count}")),
@@ -72,10 +72,10 @@ fn await_members(client: &Client, group: &str, count: usize) {
     });
 }
 
-/// Tells a member to stop and gives how long it took.
+/// Stops a member and returns how long it took.
 fn stop(member: &mut Service) -> Duration {
     let told = Instant::now();
-    let status = member.stop(DRAIN + GRACE);
+    let status = member.stop(DRAIN_TIMEOUT + STOP_GRACE);
     assert!(status.success(), "a stop ended with {status}");
     told.elapsed()
 }
@@ -93,20 +93,20 @@ fn a_member_that_stops_while_it_joins_leaves_the_group() {
     assert_eq!(client.members("joined"), 0, "the member has not left");
 }
 
-/// Three members that are told to stop at one moment of their first join, as when a deployment is taken back at once.
+/// Stops three members at the same moment of their first join, as when a deployment is rolled back at once.
 fn stop_three_within_their_join(kafka: &Kafka, client: &Client, assignor: &str, after: Duration) {
     let group = format!("{assignor}-{}", after.as_millis());
     let workdir = workdir_with(kafka, &group, assignor);
     let mut members: Vec<Service> = (0..3).map(|_| Service::start(&workdir, &[])).collect();
     await_members(client, &group, 3);
-    // The moment of the stop is what is tried here; it waits for nothing.
+    // The time of the stop is the test parameter; no condition is awaited.
     std::thread::sleep(after);
     let told = Instant::now();
     for member in &mut members {
         member.process().signal(Signal::TERM);
     }
     for member in &mut members {
-        let ended = member.process().wait(DRAIN + GRACE);
+        let ended = member.process().wait(DRAIN_TIMEOUT + STOP_GRACE);
         let status = ended.unwrap_or_else(|error| panic!("{error:#}"));
         let took = told.elapsed();
         println!("{group}: ended with {status} after {took:?}");
@@ -114,8 +114,11 @@ fn stop_three_within_their_join(kafka: &Kafka, client: &Client, assignor: &str, 
         assert!(status.success(), "a stop ended with {status}:\n{log}");
         assert!(log.contains("graceful=true"), "{log}");
         assert!(!log.contains("left behind"), "{log}");
-        // Every member that comes prolongs the join once.
-        assert!(took < 2 * COLLECTS + DRAIN / 3, "after {took:?}:\n{log}");
+        // Every joining member prolongs the join once.
+        assert!(
+            took < 2 * JOIN_WINDOW + DRAIN_TIMEOUT / 3,
+            "after {took:?}:\n{log}"
+        );
     }
     assert_eq!(client.members(&group), 0, "{group}: a member has not left");
 }
@@ -139,7 +142,7 @@ fn a_member_without_partitions_leaves_the_group() {
     client.create_topic("copy", 1);
     let workdir = workdir(&kafka, "idle");
     let owner = Service::ready(&workdir, &[]);
-    wait_for("the owner", SOON, || owner.partitions().map(drop));
+    wait_for("the owner", DEADLINE, || owner.partitions().map(drop));
     let mut idle = Service::ready(&workdir, &[]);
     let took = stop(&mut idle);
     println!("a stop without partitions took {took:?}");
@@ -147,7 +150,7 @@ fn a_member_without_partitions_leaves_the_group() {
 }
 
 #[test]
-fn a_stop_ends_by_its_deadline_while_the_broker_is_away() {
+fn a_stop_ends_by_its_deadline_while_the_broker_is_down() {
     let (mut kafka, client) = start();
     client.create_topic("source", 4);
     client.create_topic("copy", 4);
@@ -155,42 +158,42 @@ fn a_stop_ends_by_its_deadline_while_the_broker_is_away() {
     let mut member = Service::ready(&workdir, &[]);
     let records = |count: u64| (0..count).map(|number| Outgoing::new(&format!("k{number}"), "v"));
     client.produce("source", records(1_000));
-    member.wait_outcomes("copy", "ack", 1_000, SOON);
+    member.wait_outcomes("copy", "ack", 1_000, DEADLINE);
     client.produce("source", records(20_000));
     kafka
         .stop_node(0, Signal::KILL)
         .unwrap_or_else(|error| panic!("{error:#}"));
     let told = Instant::now();
     member.process().signal(Signal::TERM);
-    let ended = member.process().wait(DRAIN + GRACE);
+    let ended = member.process().wait(DRAIN_TIMEOUT + STOP_GRACE);
     let took = told.elapsed();
     println!("a stop without a broker took {took:?}");
     let status = ended.unwrap_or_else(|error| panic!("{error:#}"));
     let log = member.process().log();
     assert_eq!(status.code(), Some(1), "{log}");
-    let told = "members that the group has not heard leave: 1;";
+    let told = "members without a confirmed leave: 1;";
     assert!(error_of(&log).contains(told), "{log}");
 }
 
-/// A member that has read and committed everything leaves only itself behind.
+/// A member that has read and committed everything leaves only its membership behind.
 #[test]
-fn a_stop_without_a_broker_is_no_success_for_an_idle_member_either() {
+fn a_stop_without_a_broker_fails_for_an_idle_member_too() {
     let (mut kafka, client) = start();
     client.create_topic("source", 1);
     client.create_topic("copy", 1);
     let workdir = workdir(&kafka, "quiet");
     let mut member = Service::ready(&workdir, &[]);
-    wait_for("the partition", SOON, || member.partitions().map(drop));
+    wait_for("the partition", DEADLINE, || member.partitions().map(drop));
     kafka
         .stop_node(0, Signal::KILL)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    let status = member.stop(DRAIN + GRACE);
+    let status = member.stop(DRAIN_TIMEOUT + STOP_GRACE);
     let log = member.process().log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(error_of(&log).contains("heard leave: 1;"), "{log}");
+    assert!(error_of(&log).contains("confirmed leave: 1;"), "{log}");
 }
 
-/// The line with which a stop ended that left something.
+/// The final log line of a stop that left something behind.
 fn error_of(log: &str) -> String {
     let line = log
         .lines()
@@ -198,7 +201,7 @@ fn error_of(log: &str) -> String {
     line.unwrap_or_default().to_owned()
 }
 
-/// A handler whose calls last longer than the drain and heed no request to end; each client has such a call.
+/// Starts a handler whose calls last longer than the drain timeout and ignore cancellation; each client has such a call.
 fn within_long_calls(
     kafka: &Kafka,
     client: &Client,
@@ -213,7 +216,7 @@ fn within_long_calls(
          config: { rules: [{ when: { one_in: 1 }, do: sleep, for: 30s }] }\n";
     workdir.spec("copy", &format!("route: {{ topics: [{topic}] }}\n{spec}"));
     let service = Service::ready(&workdir, &["--set", &format!("kafka.clients={clients}")]);
-    wait_for("both partitions", SOON, || {
+    wait_for("both partitions", DEADLINE, || {
         match service.partitions()?.len() {
             2 => Ok(()),
             some => Err(some.to_string()),
@@ -221,7 +224,7 @@ fn within_long_calls(
     });
     let records = (0..2).map(|at| Outgoing::new("k", "v").partition(at));
     client.produce(&topic, records);
-    wait_for("both calls", SOON, || {
+    wait_for("both calls", DEADLINE, || {
         let running = |row: &serde_json::Value| row["in_flight"] == 1;
         match service.partitions()?.iter().all(running) {
             true => Ok(()),
@@ -232,24 +235,23 @@ fn within_long_calls(
 }
 
 #[test]
-fn a_stop_that_leaves_calls_unfinished_says_so_fails_and_leaves_the_group() {
+fn a_stop_that_leaves_calls_unfinished_reports_it_fails_and_leaves_the_group() {
     let (kafka, client) = start();
     for clients in [1, 2] {
         let group = format!("clients-{clients}");
         let (_workdir, mut member) = within_long_calls(&kafka, &client, &group, clients);
         let told = Instant::now();
-        let status = member.stop(DRAIN + GRACE);
+        let status = member.stop(DRAIN_TIMEOUT + STOP_GRACE);
         println!("a stop with {clients} clients took {:?}", told.elapsed());
         let log = member.process().log();
         assert_eq!(status.code(), Some(1), "{log}");
-        let left =
-            "records begun and not finished: 2, partitions whose last commit was not accepted: 0;";
+        let left = "unfinished records: 2, partitions whose last commit failed: 0;";
         let line = error_of(&log);
         assert!(
             line.contains(left) && line.contains("graceful=false"),
             "{log}"
         );
-        assert!(!line.contains("members that"), "{line}");
+        assert!(!line.contains("members without"), "{line}");
         assert_eq!(client.members(&group), 0, "{log}");
     }
 }
@@ -259,16 +261,16 @@ fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
     let (kafka, client) = start();
     let (_workdir, mut member) = within_long_calls(&kafka, &client, "twice", 1);
     member.process().signal(Signal::TERM);
-    wait_for("the stop", SOON, || match member.process().log() {
-        log if log.contains("stopping: what was begun") => Ok(()),
+    wait_for("the stop", DEADLINE, || match member.process().log() {
+        log if log.contains("shutting down: draining") => Ok(()),
         log => Err(log),
     });
-    // Within a second it is the same request, so it is sent until it is another one.
+    // Within one second it counts as the same request, so it is sent until it counts as a second one.
     let told = Instant::now();
-    let status = wait_for("the second signal to be taken", DRAIN, || {
+    let status = wait_for("the second signal to take effect", DRAIN_TIMEOUT, || {
         member.process().signal(Signal::TERM);
         let ended = member.process().exited();
-        ended.ok_or_else(|| "it runs".to_owned())
+        ended.ok_or_else(|| "it is still running".to_owned())
     });
     assert!(
         told.elapsed() < Duration::from_secs(2),
@@ -277,7 +279,10 @@ fn a_second_signal_ends_a_stop_that_waits_for_a_call_at_once() {
     );
     let log = member.process().log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("stopped at once by a second signal"), "{log}");
+    assert!(
+        log.contains("stopped immediately by a second signal"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -288,7 +293,7 @@ fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
     client.create_topic("done", 1);
     let workdir = workdir(&kafka, "slow");
     workdir.plugins(&["misbehave"]);
-    // A worker is given dozens of records at once: its first call lasts longer than the drain.
+    // A worker receives dozens of records at once: its first call lasts longer than the drain timeout.
     workdir.spec(
         "copy",
         "plugin: misbehave\nversion: \"*\"\nroute: { topics: [slow] }\nworkers: 4\n\
@@ -298,7 +303,7 @@ fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
         (0..RECORDS).map(|number| Outgoing::new(&format!("k{number}"), number.to_string()));
     client.produce("slow", records);
     let mut member = Service::ready(&workdir, &[]);
-    wait_for("the records to be handed out", SOON, || {
+    wait_for("the records to be dispatched", DEADLINE, || {
         match member.partitions()?.first() {
             Some(partition) if partition["delivered"] == RECORDS => Ok(()),
             other => Err(format!("{other:?}")),
@@ -307,7 +312,7 @@ fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
     let took = stop(&mut member);
     println!("a stop within slow calls took {took:?}");
     let mut next = Service::ready(&workdir, &[]);
-    client.wait_committed("slow", "slow", SOON);
+    client.wait_committed("slow", "slow", DEADLINE);
     let mut done: Vec<u64> = client
         .read("done")
         .iter()
@@ -319,7 +324,7 @@ fn a_stop_ends_calls_between_two_records_and_nothing_is_handled_twice() {
 }
 
 #[test]
-fn a_service_whose_plugins_load_slowly_lives_and_stops() {
+fn a_service_with_slowly_loading_plugins_is_live_and_stops() {
     let (kafka, _client) = start();
     let workdir = workdir(&kafka, "slow");
     workdir.plugins(&["misbehave"]);
@@ -328,7 +333,7 @@ fn a_service_whose_plugins_load_slowly_lives_and_stops() {
         "plugin: misbehave\nversion: \"*\"\nroute: { topics: [source] }\nconfig: { slow_start: 25s }\n",
     );
     let mut service = Service::start(&workdir, &[]);
-    wait_for("the plugin to be found", SOON, || {
+    wait_for("the plugin to be found", DEADLINE, || {
         match service.process().log().contains("plugin found") {
             true => Ok(()),
             false => Err("not in the log".to_owned()),
@@ -339,7 +344,7 @@ fn a_service_whose_plugins_load_slowly_lives_and_stops() {
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("starting"), "{body}");
     let asked = Instant::now();
-    assert!(service.stop(SOON).success());
+    assert!(service.stop(DEADLINE).success());
     assert!(
         asked.elapsed() < Duration::from_secs(3),
         "{:?}",

@@ -1,6 +1,6 @@
-//! Situation: real etcd and ZooKeeper, with writers and watchers on connections of their own.
-//! Property: both stores pass every check that the store in memory passes (list, change, delete, burst, compare and set,
-//! reorder, members, outage, restart), and the sources of specs over them every check that a folder passes (also garbage).
+//! Situation: real etcd and ZooKeeper, with writers and watchers on separate connections.
+//! Property: both stores pass the conformance suite of the in-memory store (list, change, delete, burst, compare-and-set,
+//! reorder, members, outage, restart), and spec sources on top of them that of the folder (including malformed values).
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario stores_conform`
 
@@ -64,7 +64,7 @@ impl Bench for ZooKeeperBench {
     }
 }
 
-/// The source of specs over a store.
+/// The spec source on top of a store.
 struct SourceBench<B> {
     stores: B,
     writer: Arc<dyn Store>,

@@ -1,6 +1,6 @@
-//! Situation: a watch of a real etcd, through everything that is known to make watches deaf.
-//! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
-//! lost without a word is repaired by the re-list and counted. A store that is restored from a backup is followed again.
+//! Situation: a watch of a real etcd, through every known cause of silently failing watches.
+//! Property: changes made during an outage are seen within 5 s of recovery, nothing is applied backwards (G10), and events that a
+//! server silently lost are found by the re-list and counted. A store that is restored from a backup is followed again.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_etcd_faults`; `--long` pauses for 40 s and cuts for 60 s.
@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
+use crate::stores::{
+    DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,
+    put, watched,
+};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::long;
 use e2e::process::Signal;
@@ -35,7 +38,7 @@ fn open_with(settings: &EtcdSettings) -> Arc<dyn Store> {
     settings.open().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A store behind a proxy, with a direct one beside it.
+/// A store behind a proxy, and one with a direct connection.
 fn proxied(etcd: &Etcd) -> (Proxy, Arc<dyn Store>, Arc<dyn Store>) {
     let target = etcd.endpoint().trim_start_matches("http://");
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
@@ -45,13 +48,13 @@ fn proxied(etcd: &Etcd) -> (Proxy, Arc<dyn Store>, Arc<dyn Store>) {
         let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
         tree.identity
     };
-    // Another address is no other store.
+    // The address is not part of the identity of a store.
     assert_eq!(identity(&reader), identity(&direct));
     (proxy, reader, direct)
 }
 
 #[test]
-fn killed_and_started_again() {
+fn a_restart_after_a_kill() {
     let mut etcd = own(1);
     let store = open(&[etcd.endpoint()]);
     let key = gate("auditor");
@@ -60,38 +63,40 @@ fn killed_and_started_again() {
         etcd.kill(0);
         etcd.start_again(0)
             .unwrap_or_else(|error| panic!("{error:#}"));
-        change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
-        assert_healed(&record, &key, "false");
+        change_during_outage(&*open(&[etcd.endpoint()]), &key, "false");
+        assert_recovered(&record, &key, "false");
     }
 }
 
 #[test]
-fn paused() {
+fn a_paused_process() {
     let etcd = own(1);
     let store = open(&[etcd.endpoint()]);
     let key = gate("auditor");
     let (record, _watch) = watched(&*store, &key);
     etcd.signal(0, Signal::STOP);
     let span = Duration::from_secs(if long() { 40 } else { 10 });
-    let last = record.tree().expect("there is one");
+    let last = record.tree().expect("a tree");
     stays("the last tree", span, || match record.tree() {
         Some(tree) if tree == last => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    record.until_away(NOTICED);
+    record.until_away(DETECTION_DEADLINE);
     etcd.signal(0, Signal::CONT);
-    change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
-    assert_healed(&record, &key, "false");
+    change_during_outage(&*open(&[etcd.endpoint()]), &key, "false");
+    assert_recovered(&record, &key, "false");
 }
 
-/// The connection is cut; the re-list that follows is answered, and the watch after it is held until traffic flows.
+/// Cuts the connection; the following re-list is answered, and the watch after it is held back until traffic flows.
 fn hold_the_watch_behind_the_re_list(proxy: &Proxy, record: &Record) {
     proxy.set(Traffic::Cut);
-    record.until_away(NOTICED);
+    record.until_away(DETECTION_DEADLINE);
     proxy.set(Traffic::HoldingRequests);
-    wait_for("the re-list", NOTICED, || match proxy.answered() {
-        0 => Err("no answer yet".to_owned()),
-        _ => Ok(()),
+    wait_for("the re-list", DETECTION_DEADLINE, || {
+        match proxy.answered() {
+            0 => Err("no answer yet".to_owned()),
+            _ => Ok(()),
+        }
     });
 }
 
@@ -101,15 +106,15 @@ fn compacted_behind_the_watchs_back() {
     let (proxy, reader, writer) = proxied(&etcd);
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
-    // The watch that starts after the re-list arrives when its start is compacted already.
+    // The watch after the re-list arrives when its start revision is already compacted.
     hold_the_watch_behind_the_re_list(&proxy, &record);
-    change_meanwhile(&*writer, &key, "true");
+    change_during_outage(&*writer, &key, "true");
     let stamp = put(&*writer, &key, "false");
     etcd.compact(stamp.revision);
     proxy.set(Traffic::Flowing);
-    assert_healed(&record, &key, "false");
+    assert_recovered(&record, &key, "false");
     put(&*writer, &key, "true");
-    record.until_value(&key, Some("true"), HEALED);
+    record.until_value(&key, Some("true"), RECOVERY_DEADLINE);
     assert_eq!(
         record.count(Cause::MissedUpdate),
         0,
@@ -129,8 +134,8 @@ fn a_delete_and_a_put_behind_the_watchs_back() {
     let (proxy, reader, writer) = proxied(&etcd);
     let key = gate("auditor");
     let (record, _watch) = watched(&*reader, &key);
-    // The watch that starts after the re-list arrives when its start is long past: etcd sends what it missed in one response,
-    // whose header is of the present revision.
+    // The watch after the re-list arrives long after its start revision: etcd sends the missed events in one response,
+    // whose header has the current revision.
     hold_the_watch_behind_the_re_list(&proxy, &record);
     for _ in 0..3 {
         delete(&*writer, &key);
@@ -138,8 +143,8 @@ fn a_delete_and_a_put_behind_the_watchs_back() {
         put(&*writer, &gate("busy"), "true");
     }
     proxy.set(Traffic::Flowing);
-    record.until_value(&gate("busy"), Some("true"), HEALED);
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&gate("busy"), Some("true"), RECOVERY_DEADLINE);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
     assert_eq!(
         record.count(Cause::MissedUpdate),
         0,
@@ -152,13 +157,13 @@ fn a_member_is_removed() {
     let etcd = own(3);
     let endpoints = etcd.endpoints();
     let key = gate("auditor");
-    // Each begins with a member by chance: some of them are on the one that goes.
+    // Each starts with a random member: some of them use the removed one.
     let stores: Vec<Arc<dyn Store>> = (0..8).map(|_| open(&endpoints)).collect();
     let watches: Vec<_> = stores.iter().map(|store| watched(&**store, &key)).collect();
-    etcd.remove_member("node-2", NOTICED);
-    change_meanwhile(&*open(&endpoints[..2]), &key, "false");
+    etcd.remove_member("node-2", DETECTION_DEADLINE);
+    change_during_outage(&*open(&endpoints[..2]), &key, "false");
     for (record, _watch) in &watches {
-        assert_healed(record, &key, "false");
+        assert_recovered(record, &key, "false");
     }
 }
 
@@ -171,12 +176,12 @@ fn the_majority_is_lost() {
     for node in [1, 2] {
         etcd.signal(node, Signal::STOP);
     }
-    record.until_away(NOTICED);
+    record.until_away(DETECTION_DEADLINE);
     for node in [1, 2] {
         etcd.signal(node, Signal::CONT);
     }
-    change_meanwhile(&*open(&etcd.endpoints()[1..]), &key, "false");
-    assert_healed(&record, &key, "false");
+    change_during_outage(&*open(&etcd.endpoints()[1..]), &key, "false");
+    assert_recovered(&record, &key, "false");
 }
 
 #[test]
@@ -199,7 +204,7 @@ fn events_are_swallowed() {
     let target = etcd.endpoint().trim_start_matches("http://");
     let proxy = Proxy::start(target, Protocol::Etcd).unwrap_or_else(|error| panic!("{error:#}"));
     let mut settings = EtcdSettings::new(&[&format!("http://{}", proxy.address())]);
-    settings.relist = crate::stores::faults::RELIST;
+    settings.relist = crate::stores::faults::RELIST_INTERVAL;
     crate::stores::faults::swallow_events(
         &proxy,
         &*open_with(&settings),
@@ -218,9 +223,11 @@ fn a_members_lease_expires() {
         .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
-        wait_for("the member's key", NOTICED, || match other.members() {
-            Ok(members) if members.len() == wanted => Ok(members),
-            other => Err(format!("{other:?}")),
+        wait_for("the member's key", DETECTION_DEADLINE, || {
+            match other.members() {
+                Ok(members) if members.len() == wanted => Ok(members),
+                other => Err(format!("{other:?}")),
+            }
         })
     };
     until(1);
@@ -229,11 +236,11 @@ fn a_members_lease_expires() {
     member.report(crate::stores::report("host-1", 2));
     proxy.set(Traffic::Flowing);
     let told = MemberReport::from_json(&until(1)[0].1).expect("a report");
-    assert_eq!(told.applied_revision, 2, "the newest report is written");
+    assert_eq!(told.applied_revision, 2, "the latest report is written");
 }
 
 #[test]
-fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_deleted() {
+fn a_frequently_reporting_member_keeps_its_key_and_restores_it_after_a_delete() {
     let etcd = own(1);
     let mut settings = EtcdSettings::new(&[etcd.endpoint()]);
     settings.member_ttl = Duration::from_secs(2);
@@ -252,7 +259,7 @@ fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_d
         });
     };
     key_is(1);
-    // Each change of the control plane makes a report: a gate that is written ten times a second makes ten.
+    // Each change of the control plane causes a report: a gate written ten times per second causes ten.
     let mut revision = 1;
     stays("the member's key", 4 * settings.member_ttl, || {
         revision += 1;
@@ -273,7 +280,7 @@ fn a_member_that_reports_all_the_time_keeps_its_key_and_has_it_back_when_it_is_d
 }
 
 #[test]
-fn more_keys_than_a_page_and_what_is_no_key() {
+fn more_keys_than_a_page_and_an_unrecognized_key() {
     const KEYS: usize = 300;
     let etcd = own(1);
     let store = open(&[etcd.endpoint()]);
@@ -282,24 +289,29 @@ fn more_keys_than_a_page_and_what_is_no_key() {
     }
     let tree = store.list().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(tree.entries.len(), KEYS);
-    // Values of 1 MiB pass; a page of them does too.
+    // Values of 1 MiB are accepted, and so is a page of them.
     let long = "x".repeat(1024 * 1024);
     for at in 0..12 {
         put(&*store, &gate(&format!("many-{at}")), &long);
     }
     let (record, _watch) = Record::watch(&*store);
-    record.until("all of it", NOTICED, |record| {
+    record.until("all keys", DETECTION_DEADLINE, |record| {
         record.tree().is_some_and(|tree| tree.entries.len() == KEYS)
     });
-    let stranger = json!({ "key": base64(b"/plugins/auditor/enable"), "value": base64(b"true") });
-    etcd.ask(0, "/v3/kv/put", &stranger, None)
+    let unrecognized =
+        json!({ "key": base64(b"/plugins/auditor/enable"), "value": base64(b"true") });
+    etcd.ask(0, "/v3/kv/put", &unrecognized, None)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    record.until("word of the stranger", HEALED, |record| {
-        let tree = record.tree().expect("there is one");
-        tree.unrecognized_keys
-            .get("auditor/enable")
-            .is_some_and(|reason| reason.contains("known are {name}/enabled"))
-    });
+    record.until(
+        "the report of the unrecognized key",
+        RECOVERY_DEADLINE,
+        |record| {
+            let tree = record.tree().expect("a tree");
+            tree.unrecognized_keys
+                .get("auditor/enable")
+                .is_some_and(|reason| reason.contains("known paths: {name}/enabled"))
+        },
+    );
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -315,11 +327,11 @@ fn restored_from_a_backup() {
     let (record, _watch) = watched(&*store, &key);
     let backup = etcd.back_up();
     let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
-    change_meanwhile(&*open(&[etcd.endpoint()]), &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    change_during_outage(&*open(&[etcd.endpoint()]), &key, "false");
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
     let restored = etcd.restore(Some(&backup));
     restored.unwrap_or_else(|error| panic!("{error:#}"));
-    record.until_value(&key, Some("true"), HEALED);
+    record.until_value(&key, Some("true"), RECOVERY_DEADLINE);
     put(&*open(&[etcd.endpoint()]), &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
 }

@@ -1,6 +1,6 @@
-//! Situation: real etcd and ZooKeeper that speak TLS, ask for client certificates, and know users.
-//! Property: the stores get in with the right certificates and passwords and say why they do not with wrong ones; a token that
-//! the server has forgotten is asked for anew.
+//! Situation: real etcd and ZooKeeper with TLS, client certificates, and users.
+//! Property: the stores connect with the right certificates and passwords and report the reason with wrong ones; a token that
+//! the server no longer accepts is requested again.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Mostly waits: for tokens.
 //! Command: `cargo xtask test --scenario stores_secured`
@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, gate, put, watched};
+use crate::stores::{
+    DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, gate, put,
+    watched,
+};
 use base64::Engine;
 use e2e::certificates::Certificates;
 use e2e::etcd::{Etcd, EtcdOptions};
@@ -46,16 +49,16 @@ fn identified(files: &Certificates) -> TlsFiles {
     }
 }
 
-/// A write is seen by a watch, through whatever secures the connection.
+/// Checks that a watch sees a write over the secured connection.
 fn works(store: &dyn Store) {
     let key = gate("auditor");
     let (record, _watch) = Record::watch(store);
     put(store, &key, "true");
-    record.until_value(&key, Some("true"), NOTICED);
+    record.until_value(&key, Some("true"), DETECTION_DEADLINE);
     let member = store
         .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
-    e2e::wait::wait_for("the member", NOTICED, || match store.members() {
+    e2e::wait::wait_for("the member", DETECTION_DEADLINE, || match store.members() {
         Ok(members) if members.len() == 1 => Ok(()),
         other => Err(format!("{other:?}")),
     });
@@ -70,7 +73,8 @@ fn is_away(store: &dyn Store) {
     );
 }
 
-/// In with the right certificates, away with wrong ones; without one of its own only where the server asks for none.
+/// Checks that the store connects with the right certificates and not with wrong ones; without a client certificate only if the
+/// server requires none.
 fn asks_for_certificates(
     client_certificates: bool,
     files: &Certificates,
@@ -115,7 +119,7 @@ fn etcd_over_tls_with_and_without_a_client_certificate() {
         ca_file: folder.path().join("nowhere.pem"),
         ..trusting(&files)
     });
-    let refused = missing.open().err().expect("there is no such file");
+    let refused = missing.open().err().expect("the file does not exist");
     assert!(refused.to_string().contains("nowhere.pem"), "{refused}");
 }
 
@@ -140,7 +144,7 @@ fn zookeeper_over_tls_with_and_without_a_client_certificate() {
 }
 
 #[test]
-fn etcd_with_a_user_and_a_forgotten_token() {
+fn etcd_with_a_user_and_an_expired_token() {
     let mut etcd =
         Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
@@ -198,10 +202,10 @@ fn etcd_with_a_user_and_a_forgotten_token() {
         matches!(&wrong, Err(StoreError::Refused { reason, .. }) if reason.contains("authentication failed")),
         "{wrong:?}"
     );
-    let nobody = open_etcd(&EtcdSettings::new(&[etcd.endpoint()])).list();
+    let anonymous = open_etcd(&EtcdSettings::new(&[etcd.endpoint()])).list();
     assert!(
-        matches!(&nobody, Err(StoreError::Refused { .. })),
-        "{nobody:?}"
+        matches!(&anonymous, Err(StoreError::Refused { .. })),
+        "{anonymous:?}"
     );
     let mut outside = settings.clone();
     outside.prefix = "/elsewhere".to_owned();
@@ -211,20 +215,20 @@ fn etcd_with_a_user_and_a_forgotten_token() {
         "{refused:?}"
     );
 
-    // Simple tokens are in the server's memory alone: after a restart the present one is refused.
+    // Simple tokens exist only in the server's memory: after a restart the current one is refused.
     let key = gate("auditor");
     let (record, _watch) = watched(&*store, &key);
     etcd.kill(0);
     etcd.start_again(0)
         .unwrap_or_else(|error| panic!("{error:#}"));
-    change_meanwhile(&*store, &key, "false");
-    assert_healed(&record, &key, "false");
+    change_during_outage(&*store, &key, "false");
+    assert_recovered(&record, &key, "false");
     put(&*store, &key, "true");
-    record.until_value(&key, Some("true"), HEALED);
+    record.until_value(&key, Some("true"), RECOVERY_DEADLINE);
 }
 
 #[test]
-fn zookeeper_with_digest_and_nodes_of_the_creator_alone() {
+fn zookeeper_with_digest_and_creator_only_nodes() {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
     let with = |password: &str| {
@@ -252,6 +256,6 @@ fn zookeeper_with_digest_and_nodes_of_the_creator_alone() {
         }
     }
     let (record, _watch) = watched(&*store, &key);
-    change_meanwhile(&*store, &key, "false");
-    assert_healed(&record, &key, "false");
+    change_during_outage(&*store, &key, "false");
+    assert_recovered(&record, &key, "false");
 }

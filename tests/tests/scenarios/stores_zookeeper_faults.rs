@@ -1,6 +1,6 @@
-//! Situation: a watch of a real ZooKeeper, through everything that is known to make watches deaf.
-//! Property: what changed meanwhile is seen within 5 s of healing, nothing is applied backwards (G10), and what a server
-//! lost without a word is repaired by the re-list and counted. A store that is restored from a backup is followed again.
+//! Situation: a watch of a real ZooKeeper, through every known cause of silently failing watches.
+//! Property: changes made during an outage are seen within 5 s of recovery, nothing is applied backwards (G10), and events that a
+//! server silently lost are found by the re-list and counted. A store that is restored from a backup is followed again.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! At once: 2
 //! Command: `cargo xtask test --scenario stores_zookeeper_faults`; `--long` pauses for 40 s and cuts for 60 s.
@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
+use crate::stores::{
+    DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,
+    put, watched,
+};
 use e2e::long;
 use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
@@ -35,7 +38,7 @@ fn proxy_of(zookeeper: &ZooKeeper) -> Proxy {
 }
 
 #[test]
-fn killed_and_started_again() {
+fn a_restart_after_a_kill() {
     let mut zookeeper = own();
     let store = open(zookeeper.connect());
     let key = gate("auditor");
@@ -44,28 +47,28 @@ fn killed_and_started_again() {
         zookeeper
             .restart()
             .unwrap_or_else(|error| panic!("{error:#}"));
-        change_meanwhile(&*open(zookeeper.connect()), &key, "false");
-        assert_healed(&record, &key, "false");
+        change_during_outage(&*open(zookeeper.connect()), &key, "false");
+        assert_recovered(&record, &key, "false");
     }
 }
 
 #[test]
-fn paused() {
+fn a_paused_process() {
     let zookeeper = own();
     let store = open(zookeeper.connect());
     let key = gate("auditor");
     let (record, _watch) = watched(&*store, &key);
     zookeeper.signal(Signal::STOP);
     let span = Duration::from_secs(if long() { 40 } else { 10 });
-    let last = record.tree().expect("there is one");
+    let last = record.tree().expect("a tree");
     stays("the last tree", span, || match record.tree() {
         Some(tree) if tree == last => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    record.until_away(NOTICED);
+    record.until_away(DETECTION_DEADLINE);
     zookeeper.signal(Signal::CONT);
-    change_meanwhile(&*open(zookeeper.connect()), &key, "false");
-    assert_healed(&record, &key, "false");
+    change_during_outage(&*open(zookeeper.connect()), &key, "false");
+    assert_recovered(&record, &key, "false");
 }
 
 #[test]
@@ -82,22 +85,24 @@ fn the_session_expires() {
         .join(crate::stores::report("host-1", 1))
         .unwrap_or_else(|error| panic!("{error}"));
     let until = |wanted: usize| {
-        wait_for("the member's node", NOTICED, || match writer.members() {
-            Ok(members) if members.len() == wanted => Ok(members),
-            other => Err(format!("{other:?}")),
+        wait_for("the member's node", DETECTION_DEADLINE, || {
+            match writer.members() {
+                Ok(members) if members.len() == wanted => Ok(members),
+                other => Err(format!("{other:?}")),
+            }
         })
     };
     until(1);
     proxy.set(Traffic::Stalled);
-    // The server takes the node away with the session.
+    // The server removes the node with the session.
     until(0);
-    record.until_away(NOTICED);
+    record.until_away(DETECTION_DEADLINE);
     member.report(crate::stores::report("host-1", 2));
-    change_meanwhile(&*writer, &key, "false");
+    change_during_outage(&*writer, &key, "false");
     proxy.set(Traffic::Flowing);
-    assert_healed(&record, &key, "false");
+    assert_recovered(&record, &key, "false");
     let told = MemberReport::from_json(&until(1)[0].1).expect("a report");
-    assert_eq!(told.applied_revision, 2, "the newest report is written");
+    assert_eq!(told.applied_revision, 2, "the latest report is written");
     drop(member);
     until(0);
 }
@@ -111,14 +116,14 @@ fn the_connection_is_lost_for_a_moment() {
     let (record, _watch) = watched(&*reader, &key);
     for round in 0..5 {
         let last = if round % 2 == 0 { "false" } else { "true" };
-        put(&*writer, &gate("went-meanwhile"), "true");
+        put(&*writer, &gate("removed"), "true");
         proxy.set(Traffic::Cut);
-        change_meanwhile(&*writer, &key, last);
+        change_during_outage(&*writer, &key, last);
         proxy.set(Traffic::Flowing);
-        assert_healed(&record, &key, last);
-        // And it goes on hearing what comes later.
+        assert_recovered(&record, &key, last);
+        // The watch continues to deliver later changes.
         put(&*writer, &key, "later");
-        record.until_value(&key, Some("later"), HEALED);
+        record.until_value(&key, Some("later"), RECOVERY_DEADLINE);
     }
     assert_eq!(
         record.count(Cause::MissedUpdate),
@@ -148,7 +153,7 @@ fn events_are_swallowed() {
     let zookeeper = own();
     let proxy = proxy_of(&zookeeper);
     let mut settings = ZooKeeperSettings::new(&proxy.address());
-    settings.relist = crate::stores::faults::RELIST;
+    settings.relist = crate::stores::faults::RELIST_INTERVAL;
     crate::stores::faults::swallow_events(
         &proxy,
         &*open_with(&settings),
@@ -157,7 +162,7 @@ fn events_are_swallowed() {
 }
 
 #[test]
-fn a_gate_with_a_spec_is_emptied_and_history_is_not_kept() {
+fn deleting_a_gate_with_a_spec_clears_it_and_no_history_is_kept() {
     let zookeeper = own();
     let store = open(zookeeper.connect());
     let key = gate("auditor");
@@ -175,9 +180,9 @@ fn a_gate_with_a_spec_is_emptied_and_history_is_not_kept() {
     );
 }
 
-/// Others keep their own nodes below the keys of handlers.
+/// Other applications keep nodes below the keys of handlers.
 #[test]
-fn nodes_that_are_too_deep_for_a_key_are_left_alone() {
+fn nodes_below_the_depth_of_keys_are_ignored() {
     let zookeeper = own();
     let mut settings = ZooKeeperSettings::new(zookeeper.connect());
     settings.relist = Duration::from_millis(500);
@@ -203,7 +208,7 @@ fn nodes_that_are_too_deep_for_a_key_are_left_alone() {
     });
     delete(&*below, &gate("cursor"));
     put(&*store, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
 }
 
 #[test]
@@ -215,11 +220,11 @@ fn restored_from_a_backup() {
     let backup = zookeeper.back_up();
     let backup = backup.unwrap_or_else(|error| panic!("{error:#}"));
     let writer = open(zookeeper.connect());
-    change_meanwhile(&*writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    change_during_outage(&*writer, &key, "false");
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
     let restored = zookeeper.restore(Some(&backup));
     restored.unwrap_or_else(|error| panic!("{error:#}"));
-    record.until_value(&key, Some("true"), HEALED);
+    record.until_value(&key, Some("true"), RECOVERY_DEADLINE);
     put(&*open(zookeeper.connect()), &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
 }

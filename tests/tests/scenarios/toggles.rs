@@ -1,15 +1,15 @@
-//! Situation: 20,000 records a second flow through a handler whose gate is opened and shut again and again by keys in etcd, in
-//! ZooKeeper, and in etcd for a service on ZooKeeper with a bridge between, beside a handler that nobody touches.
-//! Property: a gate acts within 1 s of the write's acknowledgement, through the bridge within 1.5 s (p99); each toggle switches
-//! over at one offset a partition; every record is handled or counted as skipped, none is lost, and the other handler does
-//! not notice (G10). A gate of instances that are not well opens once they are.
+//! Situation: 20,000 records per second flow through a handler whose gate is toggled repeatedly by keys in etcd, in
+//! ZooKeeper, and in etcd for a service on ZooKeeper with a bridge between them, next to a handler whose gate stays open.
+//! Property: a toggle takes effect within 1 s of the write's acknowledgement, through the bridge within 1.5 s (p99); each toggle
+//! switches each partition at one offset; every record is handled or counted as skipped, none is lost, and the other handler is
+//! not affected (G10). The gate of an unhealthy handler opens once it is healthy.
 //! Needs: Kafka, ZooKeeper and etcd of its own.
 //! Command: `cargo xtask test --scenario toggles`; `--long` moves each gate 1,000 times.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::toggling::{Flow, SOON, put};
+use crate::toggling::{DEADLINE, Flow, put};
 use e2e::client::{Client, Outgoing};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
@@ -62,7 +62,7 @@ fn a_gate_in_etcd_switches_a_service_on_zookeeper_through_a_bridge() {
     move_gate("bridge", &handlers, &*sides.etcd, &*sides.zookeeper, 1_500);
 }
 
-/// Moves a gate again and again by keys in `written`, of a service that reads `read`.
+/// Toggles a gate repeatedly by keys in `written`, in a service that reads `read`.
 fn move_gate(name: &str, handlers: &str, written: &dyn Store, read: &dyn Store, p99_ms: i64) {
     let mut flow = Flow::start(handlers, written, read);
     for _ in 0..if long() { 1_000 } else { 30 } {
@@ -84,10 +84,10 @@ fn move_gate(name: &str, handlers: &str, written: &dyn Store, read: &dyn Store, 
     assert!(reckoning.longest_gap < Duration::from_secs(3));
 }
 
-/// Instances are asked every 5 s, and their gates looked after every second; a refusal is tried again after 30 s.
-const RECOVERY: Duration = Duration::from_secs(20);
+/// Health checks run every 5 s and held gates are checked every second; a refused change is retried only after 30 s.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(20);
 
-/// A service on etcd with one handler `one` of a topic with one partition; its spec is written by hand.
+/// The environment of a service on etcd with one handler, `one`, for a topic with one partition; tests write its spec.
 struct Stage {
     client: Client,
     store: Arc<dyn Store>,
@@ -129,7 +129,7 @@ impl Stage {
     }
 }
 
-/// Whether the service says this of its handler.
+/// Whether the service reports this value for its handler.
 fn says(service: &Service, field: &str, expected: &str) -> Result<(), String> {
     let handler = service.api("handlers/one")?;
     match handler[field].as_str() {
@@ -139,51 +139,51 @@ fn says(service: &Service, field: &str, expected: &str) -> Result<(), String> {
 }
 
 #[test]
-fn a_gate_written_before_its_spec_ships_the_handler_dark() {
+fn a_gate_written_before_its_spec_deploys_the_handler_disabled() {
     let stage = Stage::new();
     put(&*stage.store, &ControlKey::Enabled("one".into()), "false");
     let service = Service::ready(&stage.workdir, &[]);
     stage.write_spec("{ rules: [] }");
-    wait_for("the handler behind its gate", SOON, || {
-        says(&service, "gate", "shut")
+    wait_for("the handler with a closed gate", DEADLINE, || {
+        says(&service, "gate", "closed")
     });
     stage.produce();
-    service.wait_outcomes("one", "skipped", 1, SOON);
+    service.wait_outcomes("one", "skipped", 1, DEADLINE);
 }
 
 #[test]
-fn a_gate_of_an_ill_handler_opens_when_it_is_well_again() {
+fn the_gate_of_an_unhealthy_handler_opens_once_it_is_healthy() {
     let stage = Stage::new();
-    let illness = stage.workdir.path().join("illness");
-    stage.write_spec(&format!("{{ ill_while: {} }}", illness.display()));
+    let flag = stage.workdir.path().join("unhealthy");
+    stage.write_spec(&format!("{{ unhealthy_while: {} }}", flag.display()));
     let service = Service::ready(&stage.workdir, &[]);
     let switch = |to: &str| {
         let switched = run_binary(stage.workdir.path(), &["handlers", to, "one", "--wait"]);
         let told = String::from_utf8_lossy(&switched.stderr).into_owned();
         (switched.status.success(), told)
     };
-    let (shut, told) = switch("off");
-    assert!(shut, "{told}");
-    std::fs::write(&illness, "").expect("a file");
-    wait_for("the illness to show", SOON, || {
+    let (closed, told) = switch("off");
+    assert!(closed, "{told}");
+    std::fs::write(&flag, "").expect("a file");
+    wait_for("the handler to be unhealthy", DEADLINE, || {
         says(&service, "state", "UNHEALTHY")
     });
     let (opened, told) = switch("on");
-    assert!(!opened && told.contains("ill on purpose"), "{told}");
+    assert!(!opened && told.contains("unhealthy on purpose"), "{told}");
     stage.produce();
-    service.wait_outcomes("one", "skipped", 1, SOON);
+    service.wait_outcomes("one", "skipped", 1, DEADLINE);
     assert_eq!(says(&service, "gate", "held"), Ok(()));
     let (status, why) = service.get("/readyz").expect("an answer");
     assert!(
-        status == 503 && why.contains("ill on purpose"),
+        status == 503 && why.contains("unhealthy on purpose"),
         "{status} {why}"
     );
-    std::fs::remove_file(&illness).expect("it was there");
-    // Sooner than what was refused is tried again.
-    wait_for("the gate to open", RECOVERY, || {
+    std::fs::remove_file(&flag).expect("the file exists");
+    // Sooner than the retry of a refused change.
+    wait_for("the gate to open", RECOVERY_DEADLINE, || {
         says(&service, "gate", "open")
     });
     stage.produce();
-    service.wait_outcomes("one", "ack", 1, SOON);
+    service.wait_outcomes("one", "ack", 1, DEADLINE);
     assert_eq!(service.outcomes("one", "skipped"), Ok(1));
 }

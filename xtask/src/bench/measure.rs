@@ -12,7 +12,7 @@ use e2e::workdir::Workdir;
 
 use super::{Case, Programs};
 
-/// What a run took.
+/// The result of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     records: u64,
@@ -22,11 +22,11 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    pub(crate) fn records_a_second(&self) -> f64 {
+    pub(crate) fn records_per_second(&self) -> f64 {
         self.records as f64 / self.seconds
     }
 
-    pub(crate) fn cpu_seconds_a_million(&self) -> f64 {
+    pub(crate) fn cpu_seconds_per_million(&self) -> f64 {
         self.cpu_seconds * 1e6 / self.records as f64
     }
 
@@ -37,14 +37,14 @@ impl Measured {
     pub(crate) fn line(&self) -> String {
         format!(
             "{:.2} M/s, {:.3} CPU-s/M, {:.0} MiB",
-            self.records_a_second() / 1e6,
-            self.cpu_seconds_a_million(),
+            self.records_per_second() / 1e6,
+            self.cpu_seconds_per_million(),
             self.peak_mib()
         )
     }
 }
 
-/// The fetch keys of the service, for the bare loop. What is fetched ahead is an eighth of the service's byte budget.
+/// The service's fetch properties, for the bare loop. The prefetch queue is an eighth of the service's byte budget.
 const FETCH_KEYS: [&str; 8] = [
     "check.crcs=true",
     "fetch.max.bytes=4194304",
@@ -55,9 +55,9 @@ const FETCH_KEYS: [&str; 8] = [
     "enable.auto.offset.store=false",
     "socket.keepalive.enable=true",
 ];
-/// Time between two looks at the service.
+/// Time between two samples of the service.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
-/// Longest time of a run.
+/// Time limit of a run.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Reads the topic with the bare loop.
@@ -75,7 +75,7 @@ pub(crate) fn bare_loop(
     let number = |name: &str| {
         said[name]
             .as_f64()
-            .with_context(|| format!("the bare loop does not say {name}"))
+            .with_context(|| format!("the bare loop does not report {name}"))
     };
     Ok(Measured {
         records: number("records")? as u64,
@@ -85,7 +85,7 @@ pub(crate) fn bare_loop(
     })
 }
 
-/// Reads the topic with the service and a handler that does nothing.
+/// Reads the topic with the service and a no-op handler.
 pub(crate) fn service(
     programs: &Programs,
     bootstrap: &str,
@@ -113,13 +113,13 @@ pub(crate) fn service(
     process.signal(Signal::TERM);
     let status = process.wait(Duration::from_secs(60))?;
     if !status.success() {
-        bail!("the service ended with {status}: {}", process.log_tail());
+        bail!("the service exited with {status}: {}", process.log_tail());
     }
     Ok(measured)
 }
 
-/// A look at the running service.
-struct Look {
+/// A sample of the running service.
+struct Sample {
     at: Instant,
     cpu_seconds: f64,
     acked: u64,
@@ -127,10 +127,10 @@ struct Look {
 
 fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
     let deadline = Instant::now() + LIMIT;
-    let mut first: Option<Look> = None;
+    let mut first: Option<Sample> = None;
     loop {
         if let Some(status) = process.exited() {
-            bail!("the service ended with {status}: {}", process.log_tail());
+            bail!("the service exited with {status}: {}", process.log_tail());
         }
         if Instant::now() > deadline {
             bail!("the service did not finish in time: {}", process.log_tail());
@@ -142,7 +142,7 @@ fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
         if acked == 0 {
             continue;
         }
-        let look = Look {
+        let sample = Sample {
             at: Instant::now(),
             cpu_seconds: cpu_seconds(process.pid())?,
             acked,
@@ -150,19 +150,19 @@ fn watch(process: &mut Guarded, port: u16, records: u64) -> Result<Measured> {
         if acked > records {
             bail!("the service acknowledged {acked} of {records} records");
         }
-        let first = first.get_or_insert(Look { ..look });
+        let first = first.get_or_insert(Sample { ..sample });
         if acked == records {
             return Ok(Measured {
                 records: acked - first.acked,
-                seconds: (look.at - first.at).as_secs_f64(),
-                cpu_seconds: look.cpu_seconds - first.cpu_seconds,
+                seconds: (sample.at - first.at).as_secs_f64(),
+                cpu_seconds: sample.cpu_seconds - first.cpu_seconds,
                 peak_kib: peak_kib(process.pid())?,
             });
         }
     }
 }
 
-/// Records that the handler has acknowledged; none while nobody answers.
+/// Records that the handler has acknowledged; `None` while the service does not answer.
 fn acked(port: u16) -> Option<u64> {
     let mut response = ureq::get(format!("http://127.0.0.1:{port}/metrics"))
         .call()
@@ -173,10 +173,10 @@ fn acked(port: u16) -> Option<u64> {
     Some(metrics.sum("sluicegate_handler_outcomes_total", &labels) as u64)
 }
 
-/// CPU time of a process, all threads, in user and kernel.
+/// CPU seconds of a process: all threads, user and kernel mode.
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in brackets may hold spaces.
+    // The name in brackets may contain spaces.
     let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has a name")?;
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let ticks: f64 = [11, 12]

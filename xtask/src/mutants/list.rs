@@ -1,11 +1,11 @@
-//! The mutants, and the suite that must catch each.
+//! The mutants, each with the suite that must catch it.
 
 use super::Mutant;
 use super::suites::{
     ADMIN, BEGINNINGS, BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD,
-    FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, OVERRUN, PUMP,
-    RAW, RECALL, REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS,
-    STORE_SOURCE, STORES, ZOOKEEPER,
+    FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, PUMP, RAW,
+    RECALL, REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS, STORE_SOURCE,
+    STORES, WATCHDOG, ZOOKEEPER,
 };
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -26,32 +26,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "drain-lets-calls-run",
-        what: "a call goes on with records of a partition that drains",
+        what: "a call continues with records of a partition that drains",
         suite: FLOW,
     },
     Mutant {
         name: "drain-forgets-begun",
-        what: "while calls are stopped, what only they had is handed out again",
+        what: "while calls are being stopped, records that only they held are dispatched again",
         suite: FLOW,
     },
     Mutant {
         name: "hung-call-holds-drains",
-        what: "a call that hangs after its partition was released holds what later drains have to finish",
+        what: "a call that hangs after its partition was released adds its records to what later drains have to finish",
         suite: FLOW,
     },
     Mutant {
         name: "renewal-awaits-commit",
-        what: "a new client waits for the answer to a commit of the one before",
+        what: "a new client waits for the response to a commit of its predecessor",
         suite: PUMP,
     },
     Mutant {
         name: "forgotten-member-stays",
-        what: "a member that its group does not know handles records and never commits",
+        what: "a member unknown to its group handles records and never commits",
         suite: PUMP,
     },
     Mutant {
         name: "fence-not-raised",
-        what: "calls that run go on with the records of a revoked partition",
+        what: "running calls continue with the records of a revoked partition",
         suite: SIMULATION,
     },
     Mutant {
@@ -66,17 +66,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "late-acks-believed",
-        what: "a call that returns after it was given up is believed, its emits lost",
-        suite: OVERRUN,
+        what: "the outcomes of an abandoned call that returns late are accepted, and its emits are lost",
+        suite: WATCHDOG,
     },
     Mutant {
         name: "epoch-without-assignment",
-        what: "a late outcome is matched by place alone, whoever has the place now",
+        what: "a late outcome is matched by slot alone, even if the slot has a new owner",
         suite: SIMULATION,
     },
     Mutant {
         name: "refused-commit-is-success",
-        what: "a partition's refusal inside an answered commit is recorded as success",
+        what: "a partition's error inside a commit response is recorded as success",
         suite: SIMULATION,
     },
     Mutant {
@@ -86,27 +86,27 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "emit-not-awaited",
-        what: "an acknowledged record settles before what it emitted is acknowledged",
+        what: "an acknowledged record settles before its emits are acknowledged",
         suite: SIMULATION,
     },
     Mutant {
         name: "emits-of-a-drop-lost",
-        what: "what an attempt emits before a drop or a dead letter is not sent",
+        what: "emits of an attempt that ends in a drop or a dead letter are not sent",
         suite: HANDLERS,
     },
     Mutant {
         name: "letter-before-its-emits",
-        what: "a dead letter is written before what its attempt emitted is acknowledged",
+        what: "a dead letter is written before the emits of its attempt are acknowledged",
         suite: SIMULATION,
     },
     Mutant {
         name: "target-refusal-gives-up",
-        what: "a record is given up because its output topic is missing",
+        what: "a record is dead-lettered because its output topic is missing",
         suite: SIMULATION,
     },
     Mutant {
         name: "refused-batch-believed",
-        what: "a refused batch gives up every record that was in it",
+        what: "a refused batch dead-letters every record in it",
         suite: SIMULATION,
     },
     Mutant {
@@ -116,22 +116,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "offset-off-by-one",
-        what: "the commit names one offset too many",
+        what: "the committed offset is one too high",
         suite: SIMULATION,
     },
     Mutant {
         name: "gap-complete-too-early",
-        what: "a gap settles what was delivered before it",
+        what: "a gap settles records that were delivered before it",
         suite: LEDGER,
     },
     Mutant {
         name: "gap-never-complete",
-        what: "offsets that do not exist are waited for",
+        what: "the frontier waits for offsets that do not exist",
         suite: LEDGER,
     },
     Mutant {
         name: "repeat-handled-twice",
-        what: "a record that the client delivers again is handled again",
+        what: "a record that the client delivers twice is handled twice",
         suite: SIMULATION,
     },
     Mutant {
@@ -146,7 +146,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "end-is-consumed",
-        what: "the end of the log is taken for what was read of it",
+        what: "the end of the log is taken for the consumed position",
         suite: SOURCE,
     },
     Mutant {
@@ -161,7 +161,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "consumed-passes-dropped-records",
-        what: "the consumed position passes what a drain drops",
+        what: "the consumed position passes records that a drain drops",
         suite: SIMULATION,
     },
     Mutant {
@@ -171,32 +171,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "position-inherited",
-        what: "a position left over from an earlier assignment is believed",
+        what: "a position left over from an earlier assignment is trusted",
         suite: GAP_DETECTOR,
     },
     Mutant {
         name: "position-after-error-entry",
-        what: "a position that an error entry has moved is believed",
+        what: "a position that an error entry has moved is trusted",
         suite: GAP_DETECTOR,
     },
     Mutant {
         name: "restart-over-in-flight",
-        what: "a partition goes on elsewhere while records of it are in flight",
+        what: "a partition continues at another offset while its records are in flight",
         suite: SIMULATION,
     },
     Mutant {
         name: "missing-without-bounds",
-        what: "an offset counts as missing although the log has it",
+        what: "an offset that is in the log counts as missing",
         suite: PUMP,
     },
     Mutant {
         name: "cut-off-log-read-on",
-        what: "a log that was cut off is read on where the old one was",
+        what: "a truncated log is read from the old position",
         suite: PUMP,
     },
     Mutant {
         name: "damaged-data-skipped",
-        what: "what stands behind damaged data is handled in its place",
+        what: "records after corrupt data are handled in its place",
         suite: GAP_DETECTOR,
     },
     Mutant {
@@ -206,7 +206,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "library-path-reused",
-        what: "a new generation's copy has the name of an earlier one",
+        what: "a new generation's copy has the file name of an earlier one",
         suite: GENERATIONS,
     },
     Mutant {
@@ -216,62 +216,62 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "index-swapped-in-halves",
-        what: "answers remembered from the old routing index outlive the swap",
+        what: "cached answers of the old routing index outlive the swap",
         suite: ROUTING,
     },
     Mutant {
         name: "second-commit-in-flight",
-        what: "giving a partition back lets a second commit go out beside the first",
+        what: "releasing a partition sends a second commit while one is in flight",
         suite: SIMULATION,
     },
     Mutant {
         name: "last-commit-not-retried",
-        what: "a last commit that a rebalancing group refuses is given up",
+        what: "a last commit that a rebalancing group refuses is not retried",
         suite: SIMULATION,
     },
     Mutant {
         name: "commit-after-lost",
-        what: "commits name partitions that were lost or given back",
+        what: "commits name partitions that were lost or released",
         suite: SIMULATION,
     },
     Mutant {
         name: "leave-not-sent",
-        what: "a member that joins or owns nothing ends without leaving its group",
+        what: "a member that is joining or owns nothing ends without leaving its group",
         suite: SOURCE,
     },
     Mutant {
         name: "ungraceful-stop-exits-zero",
-        what: "a stop that leaves records to be handled again ends as a success",
+        what: "a stop that leaves records to be handled again exits with success",
         suite: CLI,
     },
     Mutant {
         name: "unheard-leave-is-graceful",
-        what: "a stop whose leaving the group has not heard of counts as graceful",
+        what: "a stop whose leave request the group has not received counts as graceful",
         suite: PUMP,
     },
     Mutant {
         name: "close-overtakes-unsubscribe",
-        what: "a member that stops within its first join hangs until its deadline, by an eager assignor",
+        what: "with an eager assignor, a member that stops within its first join hangs until its deadline",
         suite: FIRST_JOIN,
     },
     Mutant {
         name: "stop-forsakes-a-rebalance",
-        what: "a stop gives back unread what a rebalance under way brings",
+        what: "a stop returns unread what a rebalance in progress assigns",
         suite: PUMP,
     },
     Mutant {
         name: "lost-in-a-stop-forgotten",
-        what: "a stop that loses its partitions says that it left nothing (G3)",
+        what: "a stop that loses its partitions reports that it left nothing (G3)",
         suite: PUMP,
     },
     Mutant {
         name: "delivered-is-served",
-        what: "a stop takes a partition for served whose first record has come, but was not handled",
+        what: "a stop counts a partition as served when its first record is delivered, not when it is handled",
         suite: PUMP,
     },
     Mutant {
         name: "start-after-release",
-        what: "a call that overruns after its partition was given back parks its record",
+        what: "a call that times out after its partition was released parks its record",
         suite: FLOW,
     },
     Mutant {
@@ -281,32 +281,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "bridge-echo-not-recognised",
-        what: "the bridge notes its own write by the revision of what it replaced, so its echo is a change",
+        what: "the bridge records its own write under the revision of the replaced value, so that its echo counts as a change",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-delete-lost",
-        what: "a key that is gone from one side counts as untouched there",
+        what: "a key that is missing on one side counts as unchanged there",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-overrules-unread",
-        what: "the bridge writes without comparing with what it has read",
+        what: "the bridge writes without comparing with the value that it read",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-identity-not-compared",
-        what: "a bridge works on beside another store than its notes are about",
+        what: "a bridge continues on another store than its sync state describes",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-pair-not-compared",
-        what: "an etcd without the notes of a ZooKeeper that was bridged counts as a first start, and overrules it",
+        what: "an etcd without the sync state of a bridged ZooKeeper counts as a first start, and overrules it",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-name-not-compared",
-        what: "a bridge of another name takes bridged stores over, as if only the notes were gone",
+        what: "a bridge with another name takes over bridged stores, as if only the sync state were missing",
         suite: BRIDGE_RUNNING,
     },
     Mutant {
@@ -316,32 +316,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "bridge-new-key-risen",
-        what: "a key that is made anew in a restored side is deleted, as if it had come back with the restored state",
+        what: "a key that is re-created in a restored side is deleted, as if it had come back with the restored state",
         suite: BRIDGE_RUNNING,
     },
     Mutant {
         name: "bridge-lost-revision-trusted",
-        what: "a revision that a side lost with its state counts in what is noted of it since",
+        what: "sync state written since a side went back still refers to a revision that the side has lost",
         suite: BRIDGE_RUNNING,
     },
     Mutant {
         name: "bridge-standing-deletes",
-        what: "what a bridge that stood still saw being emptied is deleted once the side is accepted",
+        what: "keys that a halted bridge saw disappear are deleted once the side is accepted",
         suite: BRIDGE_RUNNING,
     },
     Mutant {
         name: "bridge-accepted-store-wins",
-        what: "a side that is accepted as one that went back overrules what is newer, since it is the preferred side",
+        what: "a side that is accepted as restored overrules newer values, because it is the preferred side",
         suite: BRIDGE,
     },
     Mutant {
         name: "bridge-paths-not-compared",
-        what: "a bridge with other paths takes keys that it does not see any more for deleted ones (G10)",
+        what: "a bridge with other paths treats keys that it no longer sees as deleted (G10)",
         suite: BRIDGE_PATHS,
     },
     Mutant {
         name: "bridge-mark-not-compared",
-        what: "a ZooKeeper that was restored, and written to since, counts as one that deleted what it lacks",
+        what: "a ZooKeeper that was restored and written to since counts as having deleted what it lacks",
         suite: BRIDGE,
     },
     Mutant {
@@ -351,62 +351,62 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "other-store-applied",
-        what: "a service applies what another store says without being told to",
+        what: "a service applies the contents of another store without an operator's acceptance",
         suite: STORE_SOURCE,
     },
     Mutant {
         name: "alike-cluster-believed",
-        what: "a store that went back and lacks specs is followed where its identity is the same",
+        what: "a store that went back and lacks specs is followed if its identity is the same",
         suite: STORE_SOURCE,
     },
     Mutant {
         name: "restart-takes-what-is-held",
-        what: "a start takes what stands in the store, and its cache, whatever was held back before it",
+        what: "a start applies the contents of the store and its cache, although they were held back before it",
         suite: STORE_SOURCE,
     },
     Mutant {
         name: "unnumbered-delete-doubted",
-        what: "a delete that a notice without a number told of counts as seen by nobody",
+        what: "a delete reported by an unnumbered notification counts as not observed",
         suite: STORES,
     },
     Mutant {
         name: "older-revision-applied",
-        what: "a store's event that is older than what is known of its key is applied",
+        what: "an event older than the known state of its key is applied",
         suite: STORES,
     },
     Mutant {
         name: "delete-filed-by-response",
-        what: "a delete counts as made at the revision of the response that brings it, so that it hides the write behind it",
+        what: "a delete is recorded at the revision of the response that carries it, and hides the write after it",
         suite: STORES,
     },
     Mutant {
         name: "delete-at-the-headers-revision",
-        what: "the watch of etcd takes the revision of a delete from the response's header",
+        what: "the etcd watch takes the revision of a delete from the response header",
         suite: ETCD,
     },
     Mutant {
         name: "lease-clock-restarted",
-        what: "each report of a member restarts the clock by which its lease is kept alive",
+        what: "each report of a member restarts the timer that renews its lease",
         suite: STORES,
     },
     Mutant {
         name: "foreign-member-overwritten",
-        what: "a member writes over the key of another process with its id",
+        what: "a member overwrites the key of another process with its id",
         suite: STORES,
     },
     Mutant {
         name: "watch-resumed-at-r",
-        what: "a watch of etcd begins with the listing's own revision",
+        what: "an etcd watch starts at the listing's own revision",
         suite: STORES,
     },
     Mutant {
         name: "cancel-not-noticed",
-        what: "a watch of etcd goes on listening after the server has cancelled it",
+        what: "an etcd watch keeps listening after the server has cancelled it",
         suite: ETCD,
     },
     Mutant {
         name: "not-reread-after-reconnect",
-        what: "a watch of ZooKeeper goes on as it is after the connection was lost",
+        what: "a ZooKeeper watch continues unchanged after the connection was lost",
         suite: ZOOKEEPER,
     },
     Mutant {
@@ -416,67 +416,67 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "dead-letter-name-in-part",
-        what: "patterns leave out topics that only begin like a dead-letter topic",
+        what: "patterns leave out topics whose names only start like a dead-letter topic",
         suite: ROUTING,
     },
     Mutant {
         name: "circle-not-refused",
-        what: "specs whose dead letters go round are taken",
+        what: "specs whose dead letters form a cycle are accepted",
         suite: SPECS,
     },
     Mutant {
         name: "laps-not-bounded",
-        what: "a record that comes back from its dead-letter topic goes there again without end",
+        what: "a record that returns from its dead-letter topic goes there again without limit",
         suite: SETTLEMENT,
     },
     Mutant {
         name: "header-fault-distrusts-all",
-        what: "one record's odd header name turns off the reading of headers in place for the process",
+        what: "one record's malformed header name disables in-place header access for the process",
         suite: RAW,
     },
     Mutant {
         name: "list-unbound",
-        what: "the list of finished records counts beside any offset of its partition",
+        what: "the list of finished records is applied at any offset of its partition",
         suite: SIMULATION,
     },
     Mutant {
         name: "list-lost-when-settled",
-        what: "an owner that has settled all that came forgets what is finished beyond it",
+        what: "an owner that has settled all delivered records forgets those finished beyond them",
         suite: FLOW,
     },
     Mutant {
         name: "topic-id-not-compared",
-        what: "a topic that was created again goes on at the committed offset of the one before",
+        what: "a re-created topic is read from the committed offset of its predecessor",
         suite: SIMULATION,
     },
     Mutant {
         name: "token-not-kept",
-        what: "the fencing token of the last commit is not looked at",
+        what: "the fencing token of the last commit is ignored",
         suite: SIMULATION,
     },
     Mutant {
         name: "token-not-committed-first",
-        what: "records run before a token that a restart could give again is committed",
+        what: "records run before a token that a restart could issue again is committed",
         suite: SIMULATION,
     },
     Mutant {
         name: "new-partition-at-the-end",
-        what: "a partition that is added to a topic begins where kafka.start says",
+        what: "a partition that is added to a topic starts where kafka.start says",
         suite: BEGINNINGS,
     },
     Mutant {
         name: "unfound-holds-all",
-        what: "a partition of which nobody knows where it begins holds the whole assignment",
+        what: "a partition whose starting offset is unknown holds the whole assignment",
         suite: BEGINNINGS,
     },
     Mutant {
         name: "new-topic-believed",
-        what: "records of a topic that was created again are taken for those of the one before",
+        what: "records of a re-created topic are taken for those of its predecessor",
         suite: BEGINNINGS,
     },
     Mutant {
         name: "closed-handler-keeps-records",
-        what: "a handler that failed keeps its records when it is switched off or removed",
+        what: "a failed handler keeps its records when it is switched off or removed",
         suite: SIMULATION,
     },
     Mutant {
@@ -491,22 +491,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "restart-undone",
-        what: "a restart is forgotten because the spec needs no new generation",
+        what: "a restart is dropped because the spec needs no new generation",
         suite: HANDLERS,
     },
     Mutant {
         name: "awaited-record-not-stalled",
-        what: "a record that the log has and that does not come is no stall (G8)",
+        what: "a record that is in the log but is not delivered does not count as a stall (G8)",
         suite: PUMP,
     },
     Mutant {
         name: "unwanted-records-hide-a-stall",
-        what: "records that no handler wants keep a partition that is held from being told as stalled (G8)",
+        what: "records that no handler wants keep a held partition from being reported as stalled (G8)",
         suite: FLOW,
     },
     Mutant {
         name: "refused-right-never-over",
-        what: "a partition whose topic may be read again stays unreadable until a record comes (G8)",
+        what: "a partition whose topic is readable again stays unreadable until a record is delivered (G8)",
         suite: PUMP,
     },
     Mutant {
@@ -516,22 +516,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "log-waits-for-its-reader",
-        what: "who logs waits for room in the buffer of a log that nobody reads",
+        what: "logging threads wait for room in the buffer of an unread log",
         suite: LOGGING,
     },
     Mutant {
         name: "half-open-keeps-others-out",
-        what: "a connection that asks nothing makes no room for one that does",
+        what: "a connection that sends no request makes no room for one that does",
         suite: CONNECTIONS,
     },
     Mutant {
         name: "unread-folder-is-empty",
-        what: "a plugins folder that cannot be read has lost its plugins",
+        what: "a plugins folder that cannot be read loses its plugins",
         suite: HANDLERS,
     },
     Mutant {
         name: "static-id-shared",
-        what: "several clients of a process are static members of one id",
+        what: "several clients of a process share one static member id",
         suite: BEGINNINGS,
     },
     Mutant {
@@ -541,27 +541,27 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "reference-leads-out",
-        what: "a link below the folder for references leads out of it",
+        what: "a link in the folder for references may point out of it",
         suite: REFERENCES,
     },
     Mutant {
         name: "secrets-not-redacted",
-        what: "what a plugin says of its config is passed on with its secrets",
+        what: "text from a plugin about its config is passed on with its secrets",
         suite: HANDLERS,
     },
     Mutant {
         name: "emit-topic-shown",
-        what: "a topic to emit to that is a secret is told with what is refused",
+        what: "an emit topic that is a secret is shown in refusals",
         suite: EMIT,
     },
     Mutant {
         name: "deleted-letters-not-missed",
-        what: "nobody looks after a dead-letter topic that was deleted in use",
+        what: "a dead-letter topic that is deleted in use is not noticed",
         suite: FLOW,
     },
     Mutant {
         name: "aliases-without-bytes",
-        what: "what aliases repeat is bounded in values and not in bytes",
+        what: "alias expansion is bounded in values but not in bytes",
         suite: HOSTILE,
     },
 ];

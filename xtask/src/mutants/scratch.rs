@@ -1,4 +1,4 @@
-//! A copy of the tree to plant mutants in, with a target folder of its own that is kept from run to run.
+//! A copy of the tree in which mutants are applied, with its own target folder that is kept between runs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,17 +24,17 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// The tree.
+    /// The copied tree.
     pub(super) fn tree(&self) -> PathBuf {
         self.folder.join("tree")
     }
 
-    /// Cargo's target folder for it.
+    /// Cargo's target folder for the copy.
     pub(super) fn target(&self) -> PathBuf {
         self.folder.join("target")
     }
 
-    /// Makes the copy equal to the tree at `root`; files that are equal are not touched, so that little is built anew.
+    /// Makes the copy equal to the tree at `root`; equal files are not touched, so that little is rebuilt.
     fn copy(&self, root: &Path) -> Result<()> {
         let wanted = files_of(root)?;
         for file in &wanted {
@@ -46,7 +46,7 @@ impl Scratch {
             }
             let parent = to.parent().context("a file stands in a folder")?;
             fs::create_dir_all(parent)?;
-            // Written rather than copied: cargo goes by the time of the change.
+            // Written rather than copied: cargo compares modification times.
             fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
         }
         remove_others(&self.tree(), &self.tree(), &wanted)
@@ -57,7 +57,7 @@ impl Scratch {
         self.git_apply(patch, &[])
     }
 
-    /// Takes an applied patch out again.
+    /// Reverts an applied patch.
     pub(super) fn revert(&self, patch: &Path) -> Result<()> {
         let reverted = self.git_apply(patch, &["--reverse"])?;
         reverted.map_err(|reason| anyhow!("cannot revert {}: {reason}", patch.display()))
@@ -69,7 +69,7 @@ impl Scratch {
             .args(options)
             .arg(patch)
             .current_dir(self.tree())
-            // The copy lies inside a repository, whose root the paths are not relative to.
+            // The copy is inside a repository, and paths are not relative to that repository's root.
             .env("GIT_CEILING_DIRECTORIES", &self.folder)
             .output()
             .context("cannot start git")?;
@@ -80,7 +80,7 @@ impl Scratch {
     }
 }
 
-/// The files of the working tree that git knows or would take.
+/// The files of the working tree that git tracks or would add.
 fn files_of(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let output = Command::new("git")
         .args([

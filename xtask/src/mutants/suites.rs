@@ -1,6 +1,6 @@
 //! The suites that must catch mutants, as arguments of `cargo test`.
 
-/// The pump's core between scripted neighbours.
+/// The pump's core with scripted collaborators.
 pub(super) const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
 /// The tests in the service's own modules, by module.
 pub(super) const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
@@ -8,8 +8,8 @@ pub(super) const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
 pub(super) const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
 pub(super) const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"];
 pub(super) const ENDING: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::ending"];
-pub(super) const OVERRUN: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::overrun"];
-/// What the SDK promises to authors.
+pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::watchdog"];
+/// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
 pub(super) const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
 pub(super) const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
@@ -17,32 +17,32 @@ pub(super) const GAP_DETECTOR: &[&str] = &["-p", "sluicegate", "--lib", "source:
 pub(super) const ADMIN: &[&str] = &["-p", "sluicegate", "--lib", "admin::"];
 pub(super) const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
 pub(super) const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
-/// The Kafka source against an in-process cluster.
+/// The Kafka source on an in-process cluster.
 pub(super) const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
 pub(super) const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
-/// The log's writer, and the connections of the admin HTTP.
+/// The log writer, and the connections of the admin HTTP.
 pub(super) const LOGGING: &[&str] = &["-p", "sluicegate", "--lib", "logging::"];
 pub(super) const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
 pub(super) const EMIT: &[&str] = &["-p", "sluicegate", "--lib", "emit::"];
 pub(super) const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
-/// What specs say between each other.
+/// Conflicts between specs.
 pub(super) const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
-/// What values of a store may refer to.
+/// References in values of a store.
 pub(super) const REFERENCES: &[&str] = &["-p", "sluicegate-config", "--test", "store_references"];
-/// What hostile specs cost.
+/// The cost of hostile specs.
 pub(super) const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "hostile_specs"];
-/// Loading one plugin again and again.
+/// Repeated loads of one plugin.
 pub(super) const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 
-/// Bridges between two stores in memory, late and crashing.
+/// Bridges between two in-memory stores, with delays and crashes.
 pub(super) const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
-/// Running bridges between two stores in memory.
+/// Running bridges between two in-memory stores.
 pub(super) const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_running"];
-/// What the keys of a store become.
+/// Snapshots built from the keys of a store.
 pub(super) const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", "store_source"];
-/// The stores: their trees, and their watch loop on a scripted link.
+/// The stores: their trees, and their watch loop on a scripted connection.
 pub(super) const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
-/// Members of a real Kafka's group; a watch of a real etcd that is cancelled, and one of a real ZooKeeper that is cut off for a moment.
+/// On real servers: members of a Kafka group, a cancelled etcd watch, and a ZooKeeper watch whose connection is briefly lost.
 pub(super) const ETCD: &[&str] = &[
     "-p",
     "e2e",

@@ -1,4 +1,4 @@
-//! What a change concerns: the crates that it touches, those that stand on them, and a few scenarios.
+//! The tests that a change affects: those of the changed crates and their dependents, and a few scenarios.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,12 +9,12 @@ use e2e::artefacts::{cargo, workspace};
 use e2e::launcher;
 use serde_json::Value;
 
-/// Scenarios that any change of what runs is shown to: a record on its way, a handler that misbehaves, a bridge. Seconds each.
+/// Scenarios run for any change of shipped code: the record path, a misbehaving handler, a bridge. Each takes seconds.
 const SMOKE: [&str; 3] = ["first_record", "misbehaving", "bridge_command"];
-/// The package of the scenarios: what it stands on is what it tests, and it does so with SMOKE here.
+/// The package of the scenarios. It tests its dependencies, so a change of these runs only `SMOKE` of it.
 const E2E: &str = "e2e";
 
-/// What is to be run.
+/// The affected packages and scenarios.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Concerned {
     pub(super) packages: BTreeSet<String>,
@@ -24,11 +24,11 @@ pub(super) struct Concerned {
 struct Package {
     name: String,
     folder: String,
-    /// Names of ours that it depends on, in builds and tests.
+    /// Workspace packages that it depends on, in builds and tests.
     depends: Vec<String>,
 }
 
-/// What differs from `revision` in the working tree.
+/// What the difference between `revision` and the working tree affects.
 pub(super) fn since(revision: &str) -> Result<Concerned> {
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
@@ -52,11 +52,11 @@ fn of(files: &[&str], packages: &[Package]) -> Concerned {
             Some(package) => {
                 concerned.packages.insert(package.name.clone());
             }
-            // Pages that tests compare with what they are made of.
+            // Tests compare these pages with the tables they are generated from.
             None if file.starts_with("docs/") => {
                 concerned.packages.insert("sluicegate-config".to_owned());
             }
-            // Versions, lints and profiles are those of every crate.
+            // Versions, lints and profiles apply to every crate.
             None if file.starts_with("Cargo.") || file.starts_with(".cargo/") => {
                 let all = packages.iter().map(|package| package.name.clone());
                 concerned.packages.extend(all);
@@ -73,7 +73,7 @@ fn of(files: &[&str], packages: &[Package]) -> Concerned {
     }
     let touched = concerned.packages.clone();
     loop {
-        let stands_on = |package: &&Package| {
+        let depends_on_affected = |package: &&Package| {
             package.name != E2E
                 && !concerned.packages.contains(&package.name)
                 && package
@@ -83,7 +83,7 @@ fn of(files: &[&str], packages: &[Package]) -> Concerned {
         };
         let more: Vec<String> = packages
             .iter()
-            .filter(stands_on)
+            .filter(depends_on_affected)
             .map(|package| package.name.clone())
             .collect();
         if more.is_empty() {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_concerns_its_crate_and_those_that_stand_on_it() {
+    fn a_change_affects_its_crate_and_its_dependents() {
         let (packages, scenarios) = names(&["handler-sdk/src/lib.rs"]);
         assert_eq!(packages, ["relay", "sdk"]);
         assert_eq!(scenarios, ["bridge_command", "first_record", "misbehaving"]);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_scenario_is_run_and_no_other() {
+    fn a_changed_scenario_runs_alone() {
         let (packages, scenarios) = names(&[
             "tests/tests/scenarios/stopping.rs",
             "tests/tests/scenarios/stores/put.rs",

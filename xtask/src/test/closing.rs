@@ -1,11 +1,11 @@
-//! What the gate says at its end.
+//! The summary at the end of a run.
 
 use std::process::ExitCode;
 
 use super::scenarios::ON_KAFKA;
 use crate::step::Report;
 
-/// Prints the table, what was skipped and why, what ran on a real Kafka, what failed, and the line of counts.
+/// Prints the table, the steps that ran on a real Kafka, what was skipped and why, what failed, and the line of counts.
 pub(super) fn print(reports: &[Report]) -> ExitCode {
     let width = reports
         .iter()

@@ -1,4 +1,4 @@
-//! The steps that need no server: form, rules, unit tests, models, Miri.
+//! The steps that need no server: formatting, lints, rules, unit tests, models, Miri.
 
 use std::process::Command;
 
@@ -25,7 +25,7 @@ pub(super) fn clippy() -> Result<Report> {
         "-D",
         "warnings",
     ];
-    step::run_behind("clippy", programs::cargo().args(arguments), LIMIT)
+    step::run_in_background("clippy", programs::cargo().args(arguments), LIMIT)
 }
 
 pub(super) fn docs() -> Result<Report> {
@@ -38,10 +38,10 @@ pub(super) fn docs() -> Result<Report> {
             "--document-private-items",
         ])
         .env("RUSTDOCFLAGS", "-D warnings");
-    step::run_behind("docs", &mut command, LIMIT)
+    step::run_in_background("docs", &mut command, LIMIT)
 }
 
-/// The rules of the repository alone.
+/// Checks only the repository rules.
 pub(super) fn tidy() -> Result<Report> {
     step::run(
         "tidy",
@@ -50,13 +50,13 @@ pub(super) fn tidy() -> Result<Report> {
     )
 }
 
-/// The program that holds the rules of the repository.
+/// The test program of the repository rules.
 pub(super) const TIDY: &str = "xtask::tidy";
 
-/// Programs that wait for members of a group, and for hung handlers.
+/// Programs that mostly wait for group members and hung handlers.
 const MOSTLY_WAIT: [&str; 2] = ["sluicegate::kafka_source", "sluicegate::native_handlers"];
 
-/// A test program of a crate, as a step that waits for its turn.
+/// A test program of a crate, as a queued step.
 pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Waiting<'a> {
     let load = match MOSTLY_WAIT.contains(&program.name.as_str()) {
         true => Load::Light,
@@ -67,7 +67,7 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
         load,
         run: Box::new(|| {
             let mut command = artefacts.command(program);
-            step::run_beside(&program.name, &mut command, LIMIT)
+            step::run_concurrently(&program.name, &mut command, LIMIT)
         }),
     }
 }
@@ -75,10 +75,10 @@ pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Wai
 pub(super) fn doctest() -> Result<Report> {
     let mut command = programs::cargo();
     command.args(["test", "--workspace", "--doc"]);
-    step::run_beside("doctest", &mut command, LIMIT)
+    step::run_concurrently("doctest", &mut command, LIMIT)
 }
 
-/// What threads share, under every interleaving: the tests that stand behind `--cfg loom`.
+/// Models of state shared between threads, under every interleaving: the tests behind `--cfg loom`.
 pub(super) fn loom() -> Result<Report> {
     let mut names = String::new();
     let mut find = Command::new("git");
@@ -102,7 +102,7 @@ pub(super) fn loom() -> Result<Report> {
         ));
     }
     let mut command = cargo();
-    // A folder of its own: other flags for every crate would else throw away what the other steps share.
+    // A target folder of its own: the other flags would otherwise invalidate the build that the other steps share.
     command
         .args(["test", "--lib", "--target-dir", "target/loom"])
         .env("RUSTFLAGS", "--cfg loom");
@@ -110,12 +110,12 @@ pub(super) fn loom() -> Result<Report> {
         command.args(["--package", package]);
     }
     command.arg("loom");
-    step::run_behind("loom", &mut command, LIMIT)
+    step::run_in_background("loom", &mut command, LIMIT)
 }
 
-/// What touches memory that others own, under Miri: the ABI crate's unit tests, and a pump that ends under a call which
-/// hangs. Leaks are no fault here: what a panic throws is given up on purpose, since dropping it can panic again, and so
-/// is a record that a call still reads.
+/// Code that accesses memory owned by others, under Miri: the ABI crate's unit tests, and a pump that ends during a hanging
+/// call. Leaks are not errors here: panic payloads are leaked on purpose, because dropping one can panic again, and so
+/// are records that a call still reads.
 pub(super) fn miri() -> Result<Report> {
     let nightly = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
@@ -125,8 +125,8 @@ pub(super) fn miri() -> Result<Report> {
     if !nightly(&["run", "nightly", "rustc", "--version"]) {
         return Ok(Report::skipped("miri", "no nightly toolchain is installed"));
     }
-    let there = || nightly(&["run", "nightly", "cargo", "miri", "--version"]);
-    if !there()
+    let has_miri = || nightly(&["run", "nightly", "cargo", "miri", "--version"]);
+    if !has_miri()
         && !nightly(&[
             "component",
             "add",
@@ -157,14 +157,14 @@ pub(super) fn miri() -> Result<Report> {
     Ok(report)
 }
 
-/// The C libraries that the service is linked with, by their `links` keys. Miri runs no C.
+/// The C libraries that the service links, by their `links` keys. Miri cannot run C code.
 const C_LIBRARIES: [&str; 5] = ["rdkafka", "openssl", "curl", "z", "zstd"];
 
 fn under_miri(tests: &[&str]) -> Result<Report> {
     let host = launcher::run(Command::new("rustc").arg("-vV"))?;
     let host = host.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc -vV names no host")?;
-    // Instead of their build scripts, which would compile them once more.
+    // Replaces their build scripts, which would compile them again.
     let without_c = C_LIBRARIES.iter().flat_map(|library| {
         [
             "--config".to_owned(),
@@ -181,10 +181,10 @@ fn under_miri(tests: &[&str]) -> Result<Report> {
         .env("MIRIFLAGS", "-Zmiri-ignore-leaks -Zmiri-disable-isolation")
         .env_remove("RUSTUP_TOOLCHAIN")
         .env_remove("CARGO");
-    step::run_behind("miri", &mut command, LIMIT)
+    step::run_in_background("miri", &mut command, LIMIT)
 }
 
-/// The packages that the files of `paths` (one a line, relative to the workspace) belong to.
+/// The packages that contain the files of `paths` (one per line, relative to the workspace).
 fn packages_of(paths: &str) -> Result<Vec<String>> {
     let metadata = metadata()?;
     let root = workspace();

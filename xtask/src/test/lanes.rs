@@ -1,4 +1,4 @@
-//! Steps side by side. A step keeps a core busy, or mostly waits; as many run as the cores can bear.
+//! Concurrent steps. A step keeps a core busy or mostly waits; the number of running steps is limited by the cores.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -7,12 +7,12 @@ use anyhow::Result;
 
 use crate::step::Report;
 
-/// What a step takes of a core.
+/// How much of a core a step uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
-    /// Half of one: it waits for servers, members and deadlines.
+    /// Half a core: the step waits for servers, members and deadlines.
     Light,
-    /// All of one, and what it times is right only if it has that.
+    /// A whole core, which its time limits rely on.
     Full,
 }
 
@@ -25,7 +25,7 @@ impl Load {
     }
 }
 
-/// A step that waits for its turn.
+/// A queued step.
 pub(super) struct Waiting<'a> {
     pub(super) name: String,
     pub(super) load: Load,
@@ -42,7 +42,7 @@ impl Waiting<'_> {
     }
 }
 
-/// Steps that wait for half cores.
+/// Steps queued for half cores.
 struct Queue<'a> {
     state: Mutex<State<'a>>,
     freed: Condvar,
@@ -65,7 +65,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// The first step that fits into what is free, once one does; `None` when none is left.
+    /// Blocks until a step fits into the free half cores and takes the first such step; `None` when the queue is empty.
     fn next(&self) -> Option<Waiting<'a>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -88,31 +88,32 @@ impl<'a> Queue<'a> {
         }
     }
 
-    fn give_back(&self, load: Load) {
+    fn release(&self, load: Load) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.free += load.halves();
         self.freed.notify_all();
     }
 
-    fn work_off(&self) -> Vec<Report> {
+    /// Runs steps until the queue is empty.
+    fn run_all(&self) -> Vec<Report> {
         let mut reports = Vec::new();
         while let Some(step) = self.next() {
             reports.push(done(&step.name, (step.run)()));
-            self.give_back(step.load);
+            self.release(step.load);
         }
         reports
     }
 }
 
-/// Runs `steps` side by side, the first ones first, and those of `behind` one after the other beside them.
-pub(super) fn run(steps: Vec<Waiting<'_>>, behind: Vec<Waiting<'_>>) -> Vec<Report> {
+/// Runs `steps` concurrently, in order, and those of `background` one after the other at the same time.
+pub(super) fn run(steps: Vec<Waiting<'_>>, background: Vec<Waiting<'_>>) -> Vec<Report> {
     let halves = 2 * std::thread::available_parallelism().map_or(2, usize::from);
-    let (steps, behind) = (Queue::new(steps, halves), Queue::new(behind, 2));
+    let (steps, background) = (Queue::new(steps, halves), Queue::new(background, 2));
     std::thread::scope(|scope| {
         let mut running: Vec<_> = (0..halves)
-            .map(|_| scope.spawn(|| steps.work_off()))
+            .map(|_| scope.spawn(|| steps.run_all()))
             .collect();
-        running.push(scope.spawn(|| behind.work_off()));
+        running.push(scope.spawn(|| background.run_all()));
         let ended = running.into_iter().flat_map(|thread| match thread.join() {
             Ok(reports) => reports,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -121,12 +122,12 @@ pub(super) fn run(steps: Vec<Waiting<'_>>, behind: Vec<Waiting<'_>>) -> Vec<Repo
     })
 }
 
-/// Runs `steps` one after the other with nothing beside them.
+/// Runs `steps` one after the other, with nothing else running.
 pub(super) fn one_by_one(steps: Vec<Waiting<'_>>) -> Vec<Report> {
-    Queue::new(steps, 2).work_off()
+    Queue::new(steps, 2).run_all()
 }
 
-/// The report of a step; one that could not be run has failed.
+/// The report of a step; a step that could not run counts as failed.
 pub(super) fn done(name: &str, done: Result<Report>) -> Report {
     done.unwrap_or_else(|error| {
         eprintln!("{name}: {error:#}");
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_run_side_by_side_and_one_that_cannot_run_stops_no_other() {
+    fn steps_run_concurrently_and_one_that_cannot_run_does_not_stop_the_others() {
         let together = Meeting::of(2);
         let meets = |name: &str| Waiting {
             name: name.to_owned(),
@@ -203,10 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn no_more_runs_than_the_cores_bear() {
+    fn running_steps_are_limited_by_the_cores() {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (busy, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        // As many as may run at once wait for each other: fewer do not meet, more are counted.
+        // As many steps as may run concurrently wait for each other: fewer do not meet, more are counted.
         let together = Meeting::of(cores);
         let step = |load: Load| Waiting {
             name: "step".to_owned(),

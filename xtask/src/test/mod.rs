@@ -1,14 +1,14 @@
-//! `cargo xtask test`: every step of the gate, each timed, with a table and one line of counts at the end.
+//! `cargo xtask test`: every step of the test suite, each timed, with a table and one line of counts at the end.
 //!
 //! ```text
 //! fmt
 //! build         the service, its plugins and every test, in one call of cargo
-//! side by side  the test programs of every crate (unit, model and property tests, tidy), doctest, and the scenarios on
-//!               real servers, several at a time, since they mostly wait │ behind them: clippy, docs, loom, miri
+//! concurrent    the test programs of every crate (unit, model and property tests, tidy), doctest, and the scenarios on
+//!               real servers, which mostly wait │ in the background: clippy, docs, loom, miri
 //! alone         scenarios that measure
 //! ```
 //!
-//! A step that cannot run on this machine is skipped by name with its reason; a step that fails does not stop the others.
+//! A step that cannot run on this machine is skipped and listed with its reason; a failed step does not stop the others.
 
 mod changed;
 mod closing;
@@ -25,13 +25,14 @@ use anyhow::{Result, bail};
 
 use lanes::Waiting;
 use programs::Program;
+use scenarios::Scenario;
 
 use crate::step::{self, Report};
 
-/// A step is stopped after this long; the whole gate is meant to take less than 30 minutes on two cores.
+/// Time limit of a step; the whole suite should take less than 30 minutes on two cores.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
 
-/// The steps in their order.
+/// All steps, in order.
 const STEPS: [&str; 9] = [
     "fmt", "clippy", "docs", "tidy", "unit", "doctest", "loom", "miri", "e2e",
 ];
@@ -39,12 +40,12 @@ const STEPS: [&str; 9] = [
 /// A step by name.
 type Step = (&'static str, fn() -> Result<Report>);
 
-/// What is seen at once.
+/// Checks that take seconds.
 const FORM: [Step; 1] = [("fmt", code::fmt)];
-/// What cargo alone can run.
+/// Steps that need cargo to run.
 const OF_CARGO: [Step; 1] = [("doctest", code::doctest)];
-/// What needs the processor and nothing else. It gets what the others leave.
-const BEHIND: [Step; 4] = [
+/// CPU-bound steps; they run at low priority on the CPU time that the others leave.
+const BACKGROUND: [Step; 4] = [
     ("clippy", code::clippy),
     ("docs", code::docs),
     ("loom", code::loom),
@@ -56,11 +57,11 @@ pub(crate) struct Arguments {
     /// Add the long forms of the scenarios: soaks and full sizes
     #[arg(long)]
     long: bool,
-    /// Run these steps alone: fmt, clippy, docs, tidy, unit, doctest, loom, miri, e2e
+    /// Run only these steps: fmt, clippy, docs, tidy, unit, doctest, loom, miri, e2e
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     only: Vec<String>,
-    /// Run what a change concerns: fmt, clippy, tidy, the tests of the crates that differ from this revision and of those
-    /// that stand on them, the scenarios that differ, and three short ones
+    /// Run what a change affects: fmt, clippy, tidy, the tests of the crates that differ from this revision and of their
+    /// dependents, the scenarios that differ, and three short ones
     #[arg(
         long,
         value_name = "REVISION",
@@ -70,12 +71,12 @@ pub(crate) struct Arguments {
         conflicts_with_all = ["only", "scenario", "long"]
     )]
     changed: Option<String>,
-    /// Of the scenarios run these alone
+    /// Run only these scenarios
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     scenario: Vec<String>,
 }
 
-/// Runs the steps asked for and prints what came of them.
+/// Runs the requested steps and prints their results.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let wanted = Wanted::of(arguments)?;
     let mut reports = wanted.each(&FORM, |name, step| lanes::done(name, step()));
@@ -92,8 +93,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             reports.push(provisioned);
             match scenarios::find(&wanted.scenarios, arguments.long, artefacts, &servers) {
                 Ok(found) => {
-                    let beside = found.beside.into_iter();
-                    steps.extend(beside.map(|one| one.waiting(step::run_beside, artefacts)));
+                    let concurrent = found.concurrent.into_iter();
+                    let waiting = |one: Scenario| one.waiting(step::run_concurrently, artefacts);
+                    steps.extend(concurrent.map(waiting));
                     let measured = found.alone.into_iter();
                     alone.extend(measured.map(|one| one.waiting(step::run, artefacts)));
                     reports.extend(found.skipped);
@@ -105,20 +107,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         steps.extend(own.map(|program| code::waiting(program, artefacts)));
     }
     steps.extend(wanted.each(&OF_CARGO, Waiting::of));
-    let behind = wanted.each(&BEHIND, Waiting::of);
-    let mut side_by_side = lanes::run(steps, behind);
-    side_by_side.sort_by(|one, other| one.name.cmp(&other.name));
-    reports.extend(side_by_side);
+    let background = wanted.each(&BACKGROUND, Waiting::of);
+    let mut concurrent = lanes::run(steps, background);
+    concurrent.sort_by(|one, other| one.name.cmp(&other.name));
+    reports.extend(concurrent);
     reports.extend(lanes::one_by_one(alone));
     Ok(closing::print(&reports))
 }
 
-/// What is asked for.
+/// The requested part of the suite.
 struct Wanted {
     steps: Vec<&'static str>,
-    /// The scenarios by name; none is all of them.
+    /// The scenarios by name; empty means all.
     scenarios: Vec<String>,
-    /// Whose programs are run; `None` is everybody's.
+    /// Packages whose test programs run; `None` means all.
     packages: Option<BTreeSet<String>>,
 }
 
@@ -137,7 +139,7 @@ impl Wanted {
         if let Some(revision) = &arguments.changed {
             return Ok(Self::by(changed::since(revision)?));
         }
-        // A scenario by name asks for no other step.
+        // Naming a scenario requests no other step.
         let is_wanted =
             |step: &&str| match (arguments.only.is_empty(), arguments.scenario.is_empty()) {
                 (true, true) => true,
@@ -151,7 +153,7 @@ impl Wanted {
         })
     }
 
-    /// What a change concerns.
+    /// The part of the suite that a change affects.
     fn by(concerned: changed::Concerned) -> Self {
         let mut steps = vec!["fmt", "clippy", "tidy"];
         if !concerned.packages.is_empty() {
@@ -162,7 +164,7 @@ impl Wanted {
         }
         let left_out = STEPS.into_iter().filter(|step| !steps.contains(step));
         println!(
-            "packages concerned: {}\nscenarios: {}\nleft out: {}, and every other package and scenario",
+            "affected packages: {}\nscenarios: {}\nleft out: {}, and every other package and scenario",
             join(&concerned.packages),
             join(&concerned.scenarios),
             left_out.collect::<Vec<_>>().join(", "),
@@ -190,7 +192,7 @@ impl Wanted {
         self.step("unit") && packages.is_none_or(|packages| packages.contains(&program.package))
     }
 
-    /// What `take` makes of each of `steps` that is wanted.
+    /// Maps each requested step of `steps` with `take`.
     fn each<T>(
         &self,
         steps: &[Step],
@@ -208,7 +210,7 @@ fn join(names: &BTreeSet<String>) -> String {
     }
 }
 
-/// The rules of the repository alone.
+/// Checks only the repository rules.
 pub(crate) fn tidy() -> Result<ExitCode> {
     Ok(closing::print(&[code::tidy()?]))
 }

@@ -1,7 +1,7 @@
-//! Everything that is compiled, in one call of cargo, and the test programs that come of it.
+//! Builds everything in one cargo invocation, and runs the resulting test programs.
 //!
-//! One call with one set of features: each crate is compiled once for all steps. The programs are then run as they are, so
-//! that no step waits for cargo to look at the whole workspace again.
+//! One invocation with one set of features compiles each crate once for all steps. The programs are then run directly, so
+//! that no step waits for cargo to check the whole workspace again.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,24 +18,24 @@ use crate::step::Report;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
     pub(super) package: String,
-    /// `package` for the tests in its modules, `package::target` for those of `tests/`.
+    /// `package` for the tests in its modules, `package::target` for those in `tests/`.
     pub(super) name: String,
     executable: PathBuf,
-    /// The package's folder: tests run there.
+    /// The package's folder, the working directory of its tests.
     folder: PathBuf,
 }
 
-/// What was compiled.
+/// The build results.
 pub(super) struct Artefacts {
     pub(super) programs: Vec<Program>,
     built: Built,
 }
 
-/// The program that holds the scenarios.
+/// The test program of the scenarios.
 const SCENARIOS: &str = "e2e::scenarios";
 
 impl Artefacts {
-    /// Every program but that of the scenarios.
+    /// Every program except the scenarios.
     pub(super) fn own(&self) -> impl Iterator<Item = &Program> {
         let is_own = |program: &&Program| program.name != SCENARIOS;
         self.programs.iter().filter(is_own)
@@ -43,10 +43,10 @@ impl Artefacts {
 
     pub(super) fn scenarios(&self) -> Result<&Program> {
         let found = self.programs.iter().find(|one| one.name == SCENARIOS);
-        found.context("no program of the scenarios was built")
+        found.context("the scenarios were not built")
     }
 
-    /// Runs a program as cargo does, with what was built in its environment.
+    /// A command that runs a program as cargo does, with the build results in its environment.
     pub(super) fn command(&self, program: &Program) -> Command {
         let mut command = Command::new(&program.executable);
         artefacts::forget_caller(&mut command);
@@ -61,8 +61,8 @@ impl Artefacts {
     }
 }
 
-/// A cargo command in the workspace. Where nothing of it was compiled before, nothing is kept for the next change: that takes
-/// a tenth of the time, and a fresh clone is mostly compiled once.
+/// A cargo command in the workspace. In a fresh clone, incremental compilation is off: it costs a tenth of the build time,
+/// and a fresh clone is usually compiled once.
 pub(super) fn cargo() -> Command {
     static IS_COLD: LazyLock<bool> = LazyLock::new(|| {
         let target = std::env::var_os("CARGO_TARGET_DIR");
@@ -81,7 +81,7 @@ pub(super) fn cargo() -> Command {
     command
 }
 
-/// Compiles the workspace with its tests. What fails is in the report, and there is nothing to run then.
+/// Compiles the workspace with its tests. On failure the report says so and there are no artefacts.
 pub(super) fn build() -> Result<(Report, Option<Artefacts>)> {
     println!("\n==> build: the service, its plugins and every test");
     let start = Instant::now();
@@ -101,14 +101,14 @@ pub(super) fn build() -> Result<(Report, Option<Artefacts>)> {
     if !output.status.success() {
         report
             .failed
-            .push(format!("build (cargo build ended with {})", output.status));
+            .push(format!("build (cargo build failed: {})", output.status));
         return Ok((report, None));
     }
     let artefacts = read(&String::from_utf8_lossy(&output.stdout))?;
     Ok((report, Some(artefacts)))
 }
 
-/// Reads what cargo says that it has built.
+/// Parses the messages of a cargo build.
 fn read(messages: &str) -> Result<Artefacts> {
     let mut programs = Vec::new();
     let mut binary = None;
@@ -122,7 +122,7 @@ fn read(messages: &str) -> Result<Artefacts> {
         let target = &message["target"];
         let (name, kind) = (text(&target["name"]), text(&target["kind"][0]));
         if message["profile"]["test"] == true {
-            // A bench measures, and so is no test.
+            // Benches measure; they are not tests.
             if target["test"] == false || kind == "bench" {
                 continue;
             }
@@ -218,7 +218,7 @@ mod tests {
                 "/w/target/debug/sluicegate",
             ),
         ];
-        let artefacts = read(&messages.join("\n")).expect("the binary is there");
+        let artefacts = read(&messages.join("\n")).expect("the binary is listed");
         let names: Vec<&str> = artefacts
             .programs
             .iter()

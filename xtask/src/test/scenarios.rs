@@ -1,4 +1,4 @@
-//! The scenarios on real servers: what each needs and how it can run, as its header says.
+//! The scenarios on real servers: their requirements and how they can run, as declared in their headers.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use crate::step::{self, Report};
 
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 const LONG_LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
-/// Where they stand, one a file.
+/// Their folder, one file each.
 const FOLDER: &str = "tests/tests/scenarios";
 
-/// What a scenario stands on; its header says so in a line `//! Needs: …`.
+/// The requirements of a scenario, from its header line `//! Needs: …`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needs {
-    /// The binary alone.
+    /// Only the binary.
     Nothing,
-    /// Any broker, also one of the environment.
+    /// Any broker, including one given in the environment.
     Kafka,
     /// Brokers that it can stop and configure.
     OwnKafka,
@@ -41,8 +41,8 @@ impl Needs {
     }
 }
 
-/// A number that a scenario's header says, such as `//! At once: 4`: how many of its tests run side by side, since they mostly
-/// wait.
+/// A number in a scenario's header, such as `//! At once: 4`, the number of its tests that run concurrently because they
+/// mostly wait.
 fn number(scenario: &str, name: &str) -> Result<Option<u64>> {
     let said = header(scenario, name)?;
     said.map(|said| {
@@ -54,7 +54,7 @@ fn number(scenario: &str, name: &str) -> Result<Option<u64>> {
     .transpose()
 }
 
-/// What the header of a scenario says in its line of that name.
+/// The value of a line in the header of a scenario.
 fn header(scenario: &str, name: &str) -> Result<Option<String>> {
     let path = workspace().join(FOLDER).join(format!("{scenario}.rs"));
     let text = std::fs::read_to_string(&path)
@@ -64,7 +64,7 @@ fn header(scenario: &str, name: &str) -> Result<Option<String>> {
     Ok(line.map(|line| line.trim_end_matches('.').to_owned()))
 }
 
-/// Why each kind of server cannot be had here, if it cannot.
+/// How each kind of server was provisioned, or why it is unavailable.
 pub(super) struct Servers {
     kafka: Result<String, String>,
     own_kafka: Result<String, String>,
@@ -83,16 +83,16 @@ impl Servers {
     }
 }
 
-/// The scenarios that were asked for, ready to run, and those that cannot run here.
+/// The requested scenarios that can run here, and those that cannot.
 pub(super) struct Scenarios {
-    /// They bear others beside them. The longest come first, so that none is left alone at the end.
-    pub(super) beside: Vec<Scenario>,
-    /// What they measure or take up bears nothing beside it.
+    /// Can run concurrently. The longest come first, so that the run does not end with a single long one.
+    pub(super) concurrent: Vec<Scenario>,
+    /// Must run alone, because of their measurements or their resource usage.
     pub(super) alone: Vec<Scenario>,
     pub(super) skipped: Vec<Report>,
 }
 
-/// Sorts the scenarios named in `only`, or all, by how they can run; `long` asks for their long forms.
+/// Sorts the scenarios named in `only`, or all, by how they can run; `long` selects their long forms, which run alone.
 pub(super) fn find(
     only: &[String],
     long: bool,
@@ -104,7 +104,7 @@ pub(super) fn find(
         anyhow::bail!("there is no scenario {unknown} under {FOLDER}");
     }
     let mut found = Scenarios {
-        beside: Vec::new(),
+        concurrent: Vec::new(),
         alone: Vec::new(),
         skipped: Vec::new(),
     };
@@ -118,16 +118,16 @@ pub(super) fn find(
         match servers.missing(scenario.needs) {
             Some(why) => found.skipped.push(scenario.skipped(why)),
             None if scenario.alone || long => found.alone.push(scenario),
-            None => found.beside.push(scenario),
+            None => found.concurrent.push(scenario),
         }
     }
     found
-        .beside
+        .concurrent
         .sort_by_key(|scenario| std::cmp::Reverse(scenario.takes));
     Ok(found)
 }
 
-/// Every scenario: a file each. What they share stands in folders.
+/// Every scenario, one per file. Shared code is in folders.
 fn names() -> Result<Vec<String>> {
     let mut names = Vec::new();
     let folder = workspace().join(FOLDER);
@@ -146,22 +146,22 @@ fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A scenario, and what its header says of it.
+/// A scenario with the values of its header.
 pub(super) struct Scenario {
     pub(super) name: String,
-    /// Its tests, with their module.
+    /// Its tests, with their module path.
     tests: Vec<String>,
     needs: Needs,
     alone: bool,
     mostly_waits: bool,
     at_once: u64,
-    /// Seconds, about; only what takes more than a minute says it.
+    /// Approximate seconds; declared only if more than a minute.
     takes: u64,
     long: bool,
 }
 
 impl Scenario {
-    /// `tests` is what the program lists.
+    /// `tests` is the output of the program's `--list`.
     fn of(name: String, tests: &str, long: bool) -> Result<Self> {
         let of_module = |line: &str| {
             let test = line.strip_suffix(": test")?;
@@ -185,7 +185,7 @@ impl Scenario {
         })
     }
 
-    /// Its tests alone, in a process of their own.
+    /// A command that runs its tests in their own process.
     fn command(&self, mut program: Command) -> Command {
         program.args(&self.tests).arg("--exact");
         program.arg(format!("--test-threads={}", self.at_once));
@@ -195,7 +195,7 @@ impl Scenario {
         program
     }
 
-    /// As a step that waits for its turn.
+    /// As a queued step.
     pub(super) fn waiting(self, run: step::Run, artefacts: &Artefacts) -> Waiting<'_> {
         Waiting {
             name: self.name.clone(),
@@ -226,11 +226,11 @@ impl Scenario {
     }
 }
 
-/// The remark that the closing lines gather the scenarios by.
+/// The note by which the summary recognizes scenarios that ran on Kafka.
 pub(super) const ON_KAFKA: &str = "on a real Kafka";
 
 pub(super) fn provision() -> (Report, Servers) {
-    println!("\n==> provision: Kafka, ZooKeeper, etcd (fetched once for a machine)");
+    println!("\n==> provision: Kafka, ZooKeeper, etcd (downloaded once per machine)");
     let start = Instant::now();
     let mut report = Report::new("provision");
     let try_one = |what: &str, provision: fn() -> Result<String>| {
@@ -242,13 +242,13 @@ pub(super) fn provision() -> (Report, Servers) {
                 "    {what}: {how}, ready in {:.1} s",
                 begun.elapsed().as_secs_f32()
             ),
-            Err(why) => println!("    {what}: not to be had: {why}"),
+            Err(why) => println!("    {what}: unavailable: {why}"),
         }
         done
     };
     let kafka = try_one("Kafka", kafka::provision);
     let own_kafka = if std::env::var_os(kafka::ENDPOINT).is_some() {
-        try_one("Kafka nodes of our own", kafka::provision_own)
+        try_one("Kafka nodes to start", kafka::provision_own)
     } else {
         kafka.clone()
     };

@@ -1,4 +1,4 @@
-//! Who may depend on whom, as ARCHITECTURE.md draws it.
+//! The allowed dependencies between crates, as listed in ARCHITECTURE.md.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,12 +10,12 @@ use crate::sources::{assert_none, root};
 struct Package {
     name: String,
     folder: String,
-    /// Names of the crates of ours that it depends on in a build; development dependencies are free.
+    /// Workspace crates that it depends on in a build; development dependencies are not restricted.
     ours: Vec<String>,
     all: Vec<String>,
 }
 
-/// What `cargo metadata` says with these options.
+/// The output of `cargo metadata` with these options.
 pub(crate) fn metadata(options: &[&str]) -> Value {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
@@ -56,7 +56,7 @@ fn package(package: &Value) -> Package {
     }
 }
 
-/// What a package in `folder` may depend on among ours; none is anything.
+/// The workspace crates that a package in `folder` may depend on; `None` means any.
 fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     Some(match folder {
         "handler-sdk/abi" | "config" => &[],
@@ -71,7 +71,7 @@ fn allowed(folder: &str) -> Option<&'static [&'static str]> {
 }
 
 #[test]
-fn nobody_depends_on_what_architecture_forbids() {
+fn no_crate_has_a_dependency_that_architecture_forbids() {
     let mut broken = Vec::new();
     for package in packages() {
         let Some(allowed) = allowed(&package.folder) else {
@@ -88,11 +88,11 @@ fn nobody_depends_on_what_architecture_forbids() {
             ));
         }
     }
-    assert_none("see ARCHITECTURE.md, who may depend on whom:", &broken);
+    assert_none("see the allowed dependencies in ARCHITECTURE.md:", &broken);
 }
 
 #[test]
-fn plugins_and_their_sdk_know_neither_kafka_nor_the_services_runtime() {
+fn plugins_and_their_sdk_depend_neither_on_kafka_nor_on_the_services_runtime() {
     let mut broken = Vec::new();
     for package in packages() {
         let of_an_author =
@@ -106,14 +106,14 @@ fn plugins_and_their_sdk_know_neither_kafka_nor_the_services_runtime() {
                 broken.push(format!("{} depends on {other}", package.name));
             }
         }
-        // An async handler's SDK may bring a runtime of its own; what every plugin links must not.
+        // The SDK of an async handler may bring its own runtime; crates linked into every plugin must not.
         if (package.folder == "handler-sdk/abi" || is_api)
             && package.all.iter().any(|name| name == "tokio")
         {
             broken.push(format!("{} depends on tokio", package.name));
         }
     }
-    assert_none("a plugin must not drag the service in:", &broken);
+    assert_none("a plugin must not depend on the service:", &broken);
 }
 
 #[test]

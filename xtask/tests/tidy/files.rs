@@ -1,4 +1,4 @@
-//! What every file keeps to: an opening line, a length, a name, no machine's paths, nothing unfinished.
+//! Rules for every file: a header line, a maximum length, a specific name, no machine-specific paths, nothing unfinished.
 
 use regex::Regex;
 
@@ -6,7 +6,7 @@ use crate::sources::{Source, all, assert_none, rust};
 
 const LONGEST_FILE: usize = 600;
 
-/// The lines of a Rust file without its test modules, which stand at the end by custom.
+/// The lines of a Rust file without its test modules, which are at its end by convention.
 pub(crate) fn production_lines(source: &Source) -> usize {
     let before_tests = source
         .text
@@ -17,15 +17,15 @@ pub(crate) fn production_lines(source: &Source) -> usize {
 }
 
 #[test]
-fn every_rust_file_opens_by_saying_what_it_is_for() {
-    let says = |source: &&Source| !source.text.starts_with("//! ");
+fn every_rust_file_starts_with_its_purpose() {
+    let has_no_header = |source: &&Source| !source.text.starts_with("//! ");
     let broken: Vec<String> = rust()
         .iter()
-        .filter(says)
+        .filter(has_no_header)
         .map(|source| source.path.clone())
         .collect();
     assert_none(
-        "open the file with a `//!` line that says what it is for:",
+        "start the file with a `//!` line that states its purpose:",
         &broken,
     );
 }
@@ -38,13 +38,13 @@ fn no_file_is_too_long() {
     };
     let broken: Vec<String> = rust().iter().filter_map(long).collect();
     assert_none(
-        &format!("split what is longer than {LONGEST_FILE} lines before its tests:"),
+        &format!("split files of more than {LONGEST_FILE} lines before their tests:"),
         &broken,
     );
 }
 
 #[test]
-fn no_file_is_named_for_nothing() {
+fn no_file_has_a_generic_name() {
     let names = [
         "utils.rs",
         "util.rs",
@@ -54,7 +54,7 @@ fn no_file_is_named_for_nothing() {
         "misc.rs",
         "manager.rs",
     ];
-    let nameless = |source: &&Source| {
+    let is_generic = |source: &&Source| {
         source
             .path
             .rsplit('/')
@@ -63,15 +63,15 @@ fn no_file_is_named_for_nothing() {
     };
     let broken: Vec<String> = rust()
         .iter()
-        .filter(nameless)
+        .filter(is_generic)
         .map(|source| source.path.clone())
         .collect();
-    assert_none("name the file for what it holds:", &broken);
+    assert_none("name the file after its contents:", &broken);
 }
 
 #[test]
 fn nothing_is_unfinished() {
-    // Put together, so that this file does not find itself.
+    // Concatenated, so that this file does not match itself.
     let marks = [
         concat!("todo", "!("),
         concat!("unimplemented", "!("),
@@ -92,7 +92,7 @@ fn nothing_is_unfinished() {
 }
 
 #[test]
-fn no_path_of_a_machine_is_written_down() {
+fn no_file_contains_a_machine_specific_path() {
     let paths =
         Regex::new(r"(^|[^a-zA-Z0-9_.\-}])/(work|tmp|farm|root|home/[a-z]+)/").expect("a regex");
     let mut broken = Vec::new();

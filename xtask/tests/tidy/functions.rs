@@ -1,4 +1,4 @@
-//! How long a function may be.
+//! The maximum length of a function.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -41,7 +41,7 @@ fn no_function_is_too_long() {
     let mut broken = Vec::new();
     let mut measured = 0;
     for source in rust().iter().filter(|source| !source.is_test()) {
-        // Files that are meant not to compile (fixtures of UI tests) are under tests/ and left out above.
+        // Files that must not compile (fixtures of UI tests) are under tests/ and excluded above.
         let file = syn::parse_file(&source.text)
             .unwrap_or_else(|error| panic!("{}: {error}", source.path));
         let mut lengths = Lengths { found: Vec::new() };
@@ -55,7 +55,7 @@ fn no_function_is_too_long() {
     }
     assert!(
         measured > 50,
-        "only {measured} functions seen: the rule would hold of nothing"
+        "only {measured} functions found: the rule would check nothing"
     );
     assert_none(
         &format!("split functions longer than {LONGEST_FUNCTION} lines:"),

@@ -1,4 +1,4 @@
-//! Guarantees are cited by number: every number cited is one that docs/guarantees.md promises.
+//! Guarantees are cited by number: every cited number is defined in docs/guarantees.md.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::sources::{all, assert_none, read};
 
 #[test]
-fn every_guarantee_cited_is_promised() {
+fn every_cited_guarantee_is_defined() {
     let promised: BTreeSet<u32> = Regex::new(r"(?m)^- \*\*G(\d+) ")
         .expect("a regex")
         .captures_iter(&read("docs/guarantees.md"))
@@ -15,7 +15,7 @@ fn every_guarantee_cited_is_promised() {
         .collect();
     assert!(
         promised.len() >= 14,
-        "docs/guarantees.md promises {promised:?}"
+        "docs/guarantees.md defines {promised:?}"
     );
     let cited = Regex::new(r"\bG(\d{1,2})\b").expect("a regex");
     let mut broken = Vec::new();
@@ -32,5 +32,5 @@ fn every_guarantee_cited_is_promised() {
             }
         }
     }
-    assert_none("cite a guarantee that docs/guarantees.md makes:", &broken);
+    assert_none("cite a guarantee that docs/guarantees.md defines:", &broken);
 }

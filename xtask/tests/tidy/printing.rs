@@ -1,13 +1,13 @@
-//! Nobody in the service writes to stdout or stderr past the two places that do it safely: the log's writer, which never
-//! waits for the other end, and the command line's output, which takes a closed pipe for an end and not for a fault. A print
-//! macro waits, and panics when the other end is gone.
+//! The service writes to stdout and stderr only in two places that do it safely: the log writer, which never blocks on the
+//! reader, and the command line's output, which treats a closed pipe as the end and not as an error. A print macro blocks, and
+//! panics when the reader is gone.
 
 use syn::visit::{self, Visit};
 
 use crate::sources::{assert_none, is_test_module, rust};
 
-/// What runs inside the service or the command line.
-const HELD: &[&str] = &[
+/// Code that runs inside the service or the command line.
+const CHECKED: &[&str] = &[
     "config/src/",
     "consumer/src/",
     "handler-sdk/src/",
@@ -16,21 +16,21 @@ const HELD: &[&str] = &[
     "runtimes/",
 ];
 
-/// Files that may take hold of stdout or stderr.
+/// Files that may use stdout or stderr, with the reason.
 const WRITERS: &[(&str, &str)] = &[
     (
         "consumer/src/logging.rs",
-        "the log, and the program's last words",
+        "the log, and final error messages",
     ),
     ("consumer/src/cli/output.rs", "results of commands"),
     (
         "consumer/src/cli/produce.rs",
-        "asks whether there is a terminal for a progress bar",
+        "checks for a terminal before showing a progress bar",
     ),
-    ("consumer/src/demo/display.rs", "the demo's picture"),
+    ("consumer/src/demo/display.rs", "the demo's display"),
 ];
 
-/// Checks that tests call; they say how long each took.
+/// Conformance checks called by tests; they print their durations.
 const CHECKS: &[&str] = &[
     "config/src/source/conformance.rs",
     "config/src/store/conformance.rs",
@@ -77,8 +77,8 @@ fn the_service_prints_nothing_past_its_writers() {
     let mut read = 0;
     for source in rust().iter().filter(|source| !source.is_test()) {
         let path = source.path.as_str();
-        let held = HELD.iter().any(|folder| path.starts_with(folder));
-        if !held
+        let checked = CHECKED.iter().any(|folder| path.starts_with(folder));
+        if !checked
             || path.ends_with("_tests.rs")
             || CHECKS.contains(&path)
             || path.contains("/templates/")
@@ -96,13 +96,13 @@ fn the_service_prints_nothing_past_its_writers() {
         }
         if may && !printing.takes_hold {
             broken.push(format!(
-                "{path}: writes nothing; take it off the list of writers"
+                "{path}: writes nothing; remove it from the list of writers"
             ));
         }
     }
     assert!(
         read > 100,
-        "only {read} files read: the rule would hold of nothing"
+        "only {read} files read: the rule would check nothing"
     );
     assert_none("use `logging::say`, `tracing`, or `cli::output`:", &broken);
 }

@@ -1,4 +1,4 @@
-//! The files that the rules read: what git tracks, and what is new and not ignored.
+//! The files that the rules read: files tracked by git, and new ones that are not ignored.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Whether the file is about tests alone: integration tests, benches, and the crates under `tests/`.
+    /// Whether the file contains only test code: integration tests, benches, and the crates under `tests/`.
     pub(crate) fn is_test(&self) -> bool {
         let path = &self.path;
         path.contains("/tests/")
@@ -22,9 +22,7 @@ impl Source {
 
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent()
-        .expect("xtask stands in the workspace")
-        .to_owned()
+    here.parent().expect("xtask is in the workspace").to_owned()
 }
 
 /// Every text file.
@@ -40,7 +38,7 @@ pub(crate) fn all() -> Vec<Source> {
     );
     let listed = String::from_utf8(output.stdout).expect("paths are UTF-8");
     let read = |path: &str| {
-        // A file that was removed but not yet committed, or one that is not text, has nothing to say.
+        // Skips files that are deleted but not committed, and files that are not text.
         let text = std::fs::read_to_string(root().join(path)).ok()?;
         Some(Source {
             path: path.to_owned(),
@@ -50,7 +48,7 @@ pub(crate) fn all() -> Vec<Source> {
     let found: Vec<Source> = listed.lines().filter_map(read).collect();
     assert!(
         found.len() > 20,
-        "only {} files found: the rules would hold of nothing",
+        "only {} files found: the rules would check nothing",
         found.len()
     );
     found
@@ -64,12 +62,12 @@ pub(crate) fn rust() -> Vec<Source> {
         .collect()
 }
 
-/// The text of one file that must be there.
+/// The text of a required file.
 pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Whether a module is compiled for tests only.
+/// Whether a module is compiled only for tests.
 pub(crate) fn is_test_module(module: &syn::ItemMod) -> bool {
     module.attrs.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -79,7 +77,7 @@ pub(crate) fn is_test_module(module: &syn::ItemMod) -> bool {
     })
 }
 
-/// Fails with every place that breaks a rule.
+/// Fails with the list of violations, if there are any.
 pub(crate) fn assert_none(rule: &str, broken: &[String]) {
     assert!(broken.is_empty(), "{rule}\n  {}", broken.join("\n  "));
 }

@@ -1,5 +1,5 @@
-//! What comes from elsewhere, held to `deny.toml` without `cargo deny`: licences, sources, bans. The advisories are its own
-//! business, since their database cannot be had everywhere: `cargo xtask test` skips them by name.
+//! Checks third-party dependencies against `deny.toml` without `cargo deny`: licences, sources, bans. Advisories need
+//! `cargo deny` and its database, which is not available everywhere; they are not checked here.
 
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
@@ -9,7 +9,7 @@ use crate::sources::{assert_none, read};
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Crates that take long to compile, or whose state is one for the process: one version of each.
+/// Crates that take long to compile or have process-wide state: only one version of each.
 const ONCE: [&str; 12] = [
     "aws-lc-sys",
     "axum",
@@ -25,7 +25,7 @@ const ONCE: [&str; 12] = [
     "tracing-core",
 ];
 
-/// What stands between `start` and `end` of `deny.toml`.
+/// The text between `start` and `end` in `deny.toml`.
 fn part(start: &str, end: &str) -> String {
     let deny = read("deny.toml");
     let part = deny.split(start).nth(1);
@@ -38,7 +38,7 @@ fn quoted(text: &str) -> Vec<&str> {
     text.split('"').skip(1).step_by(2).collect()
 }
 
-/// Everything that is not ours.
+/// All third-party packages.
 fn foreign() -> Vec<Value> {
     let metadata = metadata(&["--locked"]);
     let packages = metadata["packages"].as_array().expect("a list of packages");
@@ -52,7 +52,7 @@ fn text<'a>(package: &'a Value, field: &str) -> &'a str {
     package[field].as_str().unwrap_or_default()
 }
 
-/// Whether an expression can be met with licences of the list.
+/// Whether a licence expression can be satisfied with the allowed licences.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     let parsed = Expression::parse_mode(expression, ParseMode::LAX);
     parsed.is_ok_and(|parsed| {
@@ -64,7 +64,7 @@ fn is_met(expression: &str, allowed: &[&str]) -> bool {
 }
 
 #[test]
-fn every_dependency_has_a_licence_that_is_allowed() {
+fn every_dependency_has_an_allowed_licence() {
     let (allowed, exceptions) = (part("\nallow = [", "]"), part("exceptions = [", "\n]"));
     let allowed = quoted(&allowed);
     let packages = foreign();
@@ -78,7 +78,7 @@ fn every_dependency_has_a_licence_that_is_allowed() {
 }
 
 #[test]
-fn licences_are_read_as_expressions() {
+fn licences_are_parsed_as_expressions() {
     let is_met = |expression| is_met(expression, &["MIT", "Apache-2.0", "Unicode-3.0"]);
     assert!(is_met("MIT OR GPL-3.0-only"));
     assert!(is_met("MIT/GPL-3.0"));
@@ -90,7 +90,7 @@ fn licences_are_read_as_expressions() {
 }
 
 #[test]
-fn everything_foreign_comes_from_one_registry_and_nothing_that_is_banned_does() {
+fn third_party_crates_come_from_one_registry_and_none_is_banned() {
     let bans = part("\ndeny = [", "\n]");
     let packages = foreign();
     let mut broken = Vec::new();
@@ -99,7 +99,7 @@ fn everything_foreign_comes_from_one_registry_and_nothing_that_is_banned_does() 
         if text(package, "source") != CRATES_IO {
             broken.push(format!("{name} comes from {}", text(package, "source")));
         }
-        // With wrappers it is allowed below those: who may depend on it has a rule of its own.
+        // With wrappers it is allowed as their dependency; `dependencies.rs` checks who may depend on it.
         let is_banned = |line: &&str| {
             line.contains(&format!("crate = \"{name}\"")) && !line.contains("wrappers")
         };
@@ -119,5 +119,5 @@ fn everything_foreign_comes_from_one_registry_and_nothing_that_is_banned_does() 
             ));
         }
     }
-    assert_none("sources, bans and single versions:", &broken);
+    assert_none("violations of sources, bans or single versions:", &broken);
 }

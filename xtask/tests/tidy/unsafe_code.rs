@@ -1,16 +1,16 @@
-//! Where `unsafe` may stand: read as tokens, so that words in comments and strings do not count and macro bodies do.
+//! Where `unsafe` is allowed. Files are read as tokens, so that comments and strings do not count and macro bodies do.
 
 use proc_macro2::{TokenStream, TokenTree};
 
 use crate::sources::{assert_none, rust};
 
-/// Folders, and single files with their reason.
+/// Allowed folders, and single files with the reason.
 fn may_be_unsafe(path: &str) -> bool {
     path.starts_with("handler-sdk/abi/")
         || path.starts_with("runtimes/native/")
-        // The export macro's expansion is the plugin's side of the ABI.
+        // The expansion of the export macro is the plugin's side of the ABI.
         || path.starts_with("handler-sdk/src/export")
-        // The study of bad plugins builds libraries that break the contract on purpose.
+        // The misbehaving test plugin breaks the contract on purpose.
         || path.starts_with("tests/misbehave/")
 }
 
@@ -25,7 +25,7 @@ fn unsafe_lines(tokens: TokenStream, found: &mut Vec<usize>) {
 }
 
 #[test]
-fn unsafe_stands_only_at_the_boundaries() {
+fn unsafe_is_used_only_at_the_boundaries() {
     let mut broken = Vec::new();
     let mut in_the_source = Vec::new();
     for source in rust() {
@@ -43,7 +43,7 @@ fn unsafe_stands_only_at_the_boundaries() {
         }
         broken.push(format!("{}: lines {lines:?}", source.path));
     }
-    // One module, with one file for each part of the C library that it speaks to.
+    // One module, with one file per part of the C library that it calls.
     in_the_source.retain(|path| !path.starts_with("consumer/src/source/raw"));
     if !in_the_source.is_empty() {
         broken.push(format!(

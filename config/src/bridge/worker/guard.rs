@@ -1,5 +1,5 @@
-//! What a bridge looks at before anything crosses: whether both stores are those of the notes, and whether what is missing
-//! there looks lost.
+//! Checks before anything is copied: whether both stores are those of the sync state, and whether missing keys look
+//! lost.
 
 use std::time::{Duration, Instant};
 
@@ -8,35 +8,36 @@ use super::super::pair::{PairCheck, PairRecord, check_pair};
 use super::super::renewal::Renewal;
 use super::super::report::HaltReport;
 use super::super::{Pair, Progress, Side};
-use super::{Decision, OVERTAKEN, Worker, now_ms};
+use super::{Decision, OVERTAKEN_RETRY_DELAY, Worker, now_ms};
 use crate::jitter::jittered;
 use crate::store::{ControlKey, StoreError};
 
-/// Time between two looks at stores that the bridge does not work with.
+/// Poll interval of a halted bridge.
 const HALTED_POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// A new mark is left at the start, and this long after the last one if something was noted since: a store that is restored
-/// from an older backup than that is known for it whatever was written to it meanwhile.
+/// Interval of new marks, if something was recorded since the last one; a mark is also written at the start. A restore
+/// from a backup older than the last mark is detected whatever was written to the store afterwards.
 const MARK_INTERVAL: Duration = Duration::from_secs(600);
 
 impl Worker {
-    /// What is known of the pair is to be looked at again before anything crosses.
-    pub(super) fn doubt(&mut self) {
+    /// Requires a check of the pair before anything is copied.
+    pub(super) fn recheck_pair(&mut self) {
         self.pair = None;
-        // The notes may be those of an earlier state, whose revisions are lower.
+        // The sync state may be of an earlier state, whose revisions are lower.
         self.forget_before = 0;
     }
 
-    /// Reads everything anew, looks whether the stores are those of the notes, and leaves a new mark if one is due.
+    /// Re-reads everything, verifies that the stores are those of the sync state, and writes a new mark if one is due.
     pub(super) fn pair_up(&mut self) {
         match self.try_pair_up() {
             Ok(Progress::Going | Progress::Done) => {}
             Ok(Progress::Late) => {
-                self.failed(&"reading both stores and the notes takes longer than 3 s, too long to know what stands there");
+                self.failed(&"reading both stores and the sync state took longer than 3 s; the readings are too old to act on");
             }
             Ok(_) => {
-                // Another bridge is at it.
+                // Another bridge is renewing the pair.
                 self.counts.overtaken += 1;
-                self.not_before = Instant::now() + OVERTAKEN.mul_f64(0.2 + 0.8 * fastrand::f64());
+                self.not_before =
+                    Instant::now() + OVERTAKEN_RETRY_DELAY.mul_f64(0.2 + 0.8 * fastrand::f64());
             }
             Err(error) => self.failed(&error),
         }
@@ -44,16 +45,17 @@ impl Worker {
 
     fn try_pair_up(&mut self) -> Result<Progress, StoreError> {
         let began_ms = now_ms();
-        self.notes.adopt(self.stores.notes.list()?);
-        self.see_notes();
+        self.state.adopt(self.stores.state.list()?);
+        self.record_sightings();
         self.read_sides()?;
-        let anew = self.noted && Instant::now() >= self.mark_due;
-        let mut renewal = match self.check_pair(anew, began_ms) {
+        let new_mark = self.recorded_since_mark && Instant::now() >= self.mark_due;
+        let mut renewal = match self.check_pair(new_mark, began_ms) {
             PairCheck::Fits(pair) => {
                 self.failures_in_a_row = 0;
                 let joined = Some((pair.id.clone(), pair.trusted_from));
                 if self.joined != joined {
-                    // A side was emptied or went back, and is given back what it lacks: another bridge may have done that.
+                    // A side was emptied or reverted and gets its missing keys back, possibly by another bridge:
+                    // deletes seen before are void.
                     for side in Side::BOTH {
                         self.sides.of_mut(side).forget_all_deleted();
                     }
@@ -61,36 +63,38 @@ impl Worker {
                 }
                 self.pair = Some(pair);
                 if matches!(self.halt, Some((Halt::Foreign { .. }, _))) {
-                    self.go_on();
+                    self.leave_halt();
                 }
-                // It was an answer to what stood there then, not to what will.
+                // The answer was about the state at the start, not about later ones.
                 if std::mem::take(&mut self.settings.accept) != Pair::default() {
-                    tracing::info!("both sides are those of the pair: no store is left to accept");
+                    tracing::info!(
+                        "both sides belong to the pair: --accept-store no longer applies"
+                    );
                 }
                 return Ok(Progress::Done);
             }
             PairCheck::Renew(renewal) => renewal,
             foreign @ PairCheck::Foreign(_) => {
-                let now = self.stores.notes.list()?;
-                if PairRecord::of(&now) != PairRecord::of(self.notes.tree()) {
-                    // Another bridge joins the sides between the readings.
+                let now = self.stores.state.list()?;
+                if PairRecord::of(&now) != PairRecord::of(self.state.tree()) {
+                    // Another bridge joined the sides between the readings.
                     return Ok(Progress::Overtaken);
                 }
                 let address = |side| self.stores.sides.of(side).address();
                 if let Some(halt) = Halt::of(&foreign, address) {
-                    self.stand_still(halt);
+                    self.enter_halt(halt);
                 }
                 return Ok(Progress::Done);
             }
         };
-        self.tell_of(&renewal);
+        self.log_renewal(&renewal);
         let sides = Pair::from_fn(|side| &**self.stores.sides.of(side));
         loop {
-            match renewal.step(sides, &*self.stores.notes, now_ms()) {
+            match renewal.step(sides, &*self.stores.state, now_ms()) {
                 Progress::Going => {}
                 Progress::Done => {
                     self.mark_due = Instant::now() + jittered(MARK_INTERVAL);
-                    self.noted = false;
+                    self.recorded_since_mark = false;
                     if renewal.taken_over().next().is_some() {
                         self.settings.accept = Pair::default();
                     }
@@ -102,19 +106,19 @@ impl Worker {
         }
     }
 
-    /// Says why the pair is joined anew.
-    fn tell_of(&self, renewal: &Renewal) {
+    /// Logs why the pair is renewed.
+    fn log_renewal(&self, renewal: &Renewal) {
         for side in renewal.went_back() {
             tracing::warn!(
                 store = %self.stores.sides.of(side).address(),
-                "the store went back to an earlier state: keys that are missing there are written again, none is deleted for it; those \
+                "the store reverted to an earlier state: keys missing there are written again and not deleted elsewhere; keys \
                  that were deleted on both sides since are deleted there again"
             );
         }
         for side in renewal.taken_over() {
             tracing::warn!(
                 store = %self.stores.sides.of(side).address(),
-                "the store is accepted as one that went back: what {} holds travels to it, and nothing is deleted for what it lacks",
+                "the store is accepted as reverted: values of {} are written to it, and keys that it lacks are not deleted",
                 side.other()
             );
         }
@@ -124,30 +128,30 @@ impl Worker {
         for side in Side::BOTH {
             let tree = self.stores.sides.of(side).list()?;
             self.sides.of_mut(side).adopt(tree);
-            // Whoever reads looks at once whether it is the store that it was.
-            self.sides.of_mut(side).take_broke();
+            // The caller checks at once whether it is still the same store.
+            self.sides.of_mut(side).take_discontinuity();
         }
         Ok(())
     }
 
-    pub(super) fn check_pair(&self, anew: bool, began_ms: u64) -> PairCheck {
+    pub(super) fn check_pair(&self, new_mark: bool, began_ms: u64) -> PairCheck {
         let sides = Pair::from_fn(|side| self.sides.of(side).tree());
         check_pair(
             &self.stores.name,
-            self.notes.tree(),
+            self.state.tree(),
             &sides,
-            anew,
+            new_mark,
             self.settings.accept,
             began_ms,
         )
     }
 
-    pub(super) fn stand_still(&mut self, halt: Halt) {
+    pub(super) fn enter_halt(&mut self, halt: Halt) {
         self.not_before = Instant::now() + HALTED_POLL_INTERVAL;
         if self.halt.as_ref().is_some_and(|(known, _)| *known == halt) {
             return;
         }
-        tracing::error!("the bridge stands still: {halt}");
+        tracing::error!("bridge halted: {halt}");
         let report = HaltReport {
             reason: halt.to_string(),
             since: jiff::Timestamp::now().to_string(),
@@ -155,14 +159,15 @@ impl Worker {
         self.halt = Some((halt, report));
     }
 
-    pub(super) fn go_on(&mut self) {
+    pub(super) fn leave_halt(&mut self) {
         if self.halt.take().is_some() {
-            tracing::info!("the bridge carries keys across again");
+            tracing::info!("bridge resumed");
         }
     }
 
-    /// Whether so many keys are missing that they look lost. One that stands still for it does so until none is missing.
-    pub(super) fn brake(
+    /// Returns a halt if so many keys are missing that they look lost. A bridge that is halted for it stays so until
+    /// none is missing.
+    pub(super) fn check_mass_delete(
         &self,
         decided: &[(&ControlKey, Decision)],
         pair: &PairRecord,
@@ -194,21 +199,21 @@ impl Worker {
         })
     }
 
-    /// Whether `decision` carries a delete across that only a listing found on `side`.
+    /// Whether `decision` copies a delete that only a listing found on `side`.
     fn is_found_absent(&self, key: &ControlKey, side: Side, decision: &Decision) -> bool {
         let view = self.sides.of(side);
-        let crosses = matches!(decision, Decision::Copy { to, .. } if *to == side.other());
-        crosses && view.get(key).is_none() && !view.saw_deleted(key)
+        let is_copied = matches!(decision, Decision::Copy { to, .. } if *to == side.other());
+        is_copied && view.get(key).is_none() && !view.saw_deleted(key)
     }
 
     fn absences(&self, side: Side, pair: &PairRecord) -> Absences {
         let mut absences = Absences::default();
-        for key in self.notes.keys() {
-            let note = self.note(key);
-            if note.is_some_and(|note| note.value.is_some()) {
+        for key in self.state.keys() {
+            let sync = self.sync(key);
+            if sync.is_some_and(|sync| sync.value.is_some()) {
                 absences.known += 1;
                 if self.sides.of(side).get(key).is_none() {
-                    let decision = self.look(key, pair, true);
+                    let decision = self.decide_on(key, pair, true);
                     let counts = self.is_found_absent(key, side, &decision);
                     absences.absent += usize::from(counts);
                 }

@@ -1,7 +1,7 @@
-//! What does not cross: values that are no values where they are to go, and writes that a store refuses.
+//! Refused values and writes: values that are invalid at their destination, and writes that a store refuses.
 //!
-//! A value is looked at again when it changes. A write is tried again with growing pauses, since a right or a limit may be
-//! mended without a change of the key; until it succeeds the key is not known to be equal.
+//! A value is checked again when it changes. A write is retried with growing delays, since a permission or limit may be
+//! fixed without a change of the key; until it succeeds the key counts as unsettled.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use super::Worker;
 use crate::jitter::backoff;
 use crate::store::{ControlKey, StoreError};
 
-/// First and longest wait before a refused write is tried again; a random part of it.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Between two log lines about one write.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Initial and maximum delay before a refused write is retried; randomized.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Minimum time between two log lines about one refused write.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Refused writes are tried again at multiples of this.
-const TRIED_EVERY: Duration = Duration::from_secs(5);
+/// Retries are aligned to multiples of this: each may need a listing of both sides, and one listing serves all.
+const RETRY_STEP: Duration = Duration::from_secs(5);
 
 pub(super) struct Refusals {
     began: Instant,
@@ -30,9 +30,9 @@ pub(super) struct Refusals {
 
 struct RefusedWrite {
     what: Writes,
-    tries: u32,
+    attempts: u32,
     due: Instant,
-    told: Instant,
+    logged: Instant,
     shown: RefusedValue,
 }
 
@@ -45,7 +45,7 @@ impl Refusals {
         }
     }
 
-    /// Takes note of a value that is refused as it stands at `revision`; `false` if it is known.
+    /// Records a value that is refused at `revision`; `false` if that is known.
     pub(super) fn value(&mut self, key: &ControlKey, revision: u64, refused: RefusedValue) -> bool {
         let known = self.values.get(key);
         if known.is_some_and(|(at, known)| *at == revision && known.side == refused.side) {
@@ -55,12 +55,12 @@ impl Refusals {
         true
     }
 
-    /// The value of a key is one again.
+    /// Clears the refusal of a key's value.
     pub(super) fn clear_value(&mut self, key: &ControlKey) {
         self.values.remove(key);
     }
 
-    /// Takes note of a write that a store refuses; `true` if that is to be logged.
+    /// Records a write that a store refuses; `true` if it is to be logged.
     pub(super) fn write(
         &mut self,
         key: &ControlKey,
@@ -69,41 +69,40 @@ impl Refusals {
         now: Instant,
     ) -> bool {
         let known = self.writes.get(key).filter(|one| one.what == what);
-        let tries = known.map_or(1, |one| one.tries.saturating_add(1));
-        let told = known
-            .map(|one| one.told)
-            .filter(|told| now.duration_since(*told) < SAY_AGAIN);
+        let attempts = known.map_or(1, |one| one.attempts.saturating_add(1));
+        let logged = known
+            .map(|one| one.logged)
+            .filter(|logged| now.duration_since(*logged) < LOG_INTERVAL);
         let write = RefusedWrite {
             what,
-            tries,
-            due: self.together(now + backoff(RETRY.0, RETRY.1, tries)),
-            told: told.unwrap_or(now),
+            attempts,
+            due: self.align_to_step(now + backoff(RETRY_DELAYS.0, RETRY_DELAYS.1, attempts)),
+            logged: logged.unwrap_or(now),
             shown,
         };
         self.writes.insert(key.clone(), write);
-        told.is_none()
+        logged.is_none()
     }
 
-    /// How long a write that was refused is not to be tried again, which may be no time any more; `None` for any other.
+    /// Remaining delay of a refused write, possibly zero; `None` for any other write.
     pub(super) fn wait(&self, key: &ControlKey, what: Writes, now: Instant) -> Option<Duration> {
         let known = self.writes.get(key).filter(|one| one.what == what)?;
         Some(known.due.saturating_duration_since(now))
     }
 
-    /// The next time of those at which everything is tried again that is due until then: each try may need a listing of both
-    /// sides, and one serves all.
-    fn together(&self, due: Instant) -> Instant {
-        let step = TRIED_EVERY.as_secs_f64();
+    /// The next retry time at or after `due`, on the grid of `RETRY_STEP`.
+    fn align_to_step(&self, due: Instant) -> Instant {
+        let step = RETRY_STEP.as_secs_f64();
         let steps = (due.duration_since(self.began).as_secs_f64() / step).ceil();
-        self.began + TRIED_EVERY.mul_f64(steps)
+        self.began + RETRY_STEP.mul_f64(steps)
     }
 
-    /// Nothing is to be written of a key, or it was.
+    /// Clears the refused write of a key: it succeeded, or is no longer needed.
     pub(super) fn clear_write(&mut self, key: &ControlKey) {
         self.writes.remove(key);
     }
 
-    /// Everything, sorted by key.
+    /// All refusals, sorted by key.
     pub(super) fn report(&self) -> Vec<RefusedValue> {
         let mut all: BTreeMap<&ControlKey, &RefusedValue> = self
             .writes
@@ -125,12 +124,12 @@ impl Worker {
         let refused = RefusedValue::new(key.to_string(), side, place, &refusal.problems);
         if self.refusals.value(key, revision, refused) {
             *self.counts.refusals.of_mut(side) += 1;
-            tracing::error!(key = %key, %side, "value does not cross: {}", refusal.problems);
+            tracing::error!(key = %key, %side, "value refused: {}", refusal.problems);
         }
     }
 
-    /// How long what a decision asks for is put off, if a store has refused it before.
-    pub(super) fn refused_before(&self, key: &ControlKey, decision: &Decision) -> Option<Duration> {
+    /// Remaining delay of a decision's write, if a store has refused it before.
+    pub(super) fn retry_wait(&self, key: &ControlKey, decision: &Decision) -> Option<Duration> {
         let what = self.writes(key, decision)?;
         self.refusals.wait(key, what, Instant::now())
     }
@@ -147,20 +146,20 @@ impl Worker {
                     replaces: at(*to).unwrap_or(0),
                 })
             }
-            Decision::RecordInSync(_) => Some(Writes::Note),
+            Decision::RecordInSync(_) => Some(Writes::State),
             _ => None,
         }
     }
 
-    /// A store has refused what a crossing was to write.
-    pub(super) fn write_refused(&mut self, crossing: &Transfer, error: &StoreError) {
+    /// Handles a store's refusal of a transfer's write.
+    pub(super) fn write_refused(&mut self, transfer: &Transfer, error: &StoreError) {
         self.counts.failures += 1;
-        let (key, what) = (crossing.key(), crossing.writes());
-        // The notes are in etcd, whichever side is written.
-        let (side, place) = match crossing.was_note_refused() {
-            true => (Side::Etcd, self.stores.notes.locate(key)),
+        let (key, what) = (transfer.key(), transfer.writes());
+        // The sync state is in etcd, whichever side is written.
+        let (side, place) = match transfer.was_state_refused() {
+            true => (Side::Etcd, self.stores.state.locate(key)),
             false => {
-                let side = crossing.to();
+                let side = transfer.to();
                 (side, self.stores.sides.of(side).locate(key))
             }
         };
@@ -170,14 +169,14 @@ impl Worker {
             *self.counts.refusals.of_mut(side) += 1;
         }
         if self.refusals.write(key, what, shown, now) {
-            tracing::error!(key = %key, "{error}; it is tried again with growing pauses");
+            tracing::error!(key = %key, "{error}; retrying with growing delays");
         }
         let wait = self.refusals.wait(key, what, now);
         self.requeue_after(key, wait.unwrap_or_default());
     }
 }
 
-/// A write as it is shown.
+/// A refused write in the form of the status.
 fn shown(key: &ControlKey, side: Side, place: String, why: &impl ToString) -> RefusedValue {
     RefusedValue {
         key: key.to_string(),
@@ -196,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_write_is_tried_again_with_growing_pauses_and_told_once_a_minute() {
+    fn a_refused_write_is_retried_with_growing_delays_and_logged_once_per_minute() {
         let start = Instant::now();
         let mut refusals = Refusals::new(start);
         let value = |revision| Writes::Value {
@@ -210,7 +209,7 @@ mod tests {
             replaces: 6,
         };
         let seven = value(Some(7));
-        let (mut now, mut tries, mut lines) = (start, 0, 0);
+        let (mut now, mut attempts, mut lines) = (start, 0, 0);
         while now < start + Duration::from_secs(600) {
             assert!(
                 refusals
@@ -219,13 +218,16 @@ mod tests {
             );
             let shown = shown(&key(), Side::ZooKeeper, "/p/h".to_owned(), &"no");
             lines += u32::from(refusals.write(&key(), seven, shown, now));
-            tries += 1;
+            attempts += 1;
             now += refusals.wait(&key(), seven, now).unwrap_or_default();
         }
-        assert!((10..60).contains(&tries), "{tries} tries in ten minutes");
+        assert!(
+            (10..60).contains(&attempts),
+            "{attempts} attempts in ten minutes"
+        );
         assert!((5..=11).contains(&lines), "{lines} lines in ten minutes");
         assert_eq!(refusals.report().len(), 1);
-        for other in [value(Some(8)), value(None), over_another, Writes::Note] {
+        for other in [value(Some(8)), value(None), over_another, Writes::State] {
             assert_eq!(refusals.wait(&key(), other, now), None, "{other:?}");
         }
         refusals.clear_write(&key());

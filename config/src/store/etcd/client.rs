@@ -1,4 +1,4 @@
-//! Connections to the members of an etcd cluster: one client each, the next one when a member does not answer.
+//! Connections to the members of an etcd cluster: one client per member, failing over when a member does not answer.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,14 +12,14 @@ use super::super::{EtcdSettings, TlsFiles};
 use crate::bounded_file;
 use crate::document::MAX_BYTES;
 
-/// gRPC codes of what is refused for good.
+/// gRPC codes of permanent refusals.
 const REFUSALS: [i32; 4] = [3, 7, 9, 16];
-/// Longest wait for the answer of a ping.
+/// Timeout of a keep-alive ping.
 const PING_ANSWER: Duration = Duration::from_secs(2);
-/// gRPC code of a revision that is compacted, among others.
+/// gRPC code that etcd uses for compacted revisions, among others.
 const OUT_OF_RANGE: i32 = 11;
 
-/// What an error of the client means.
+/// Classifies an error of the client.
 pub(super) fn failure(error: &Error) -> Failure {
     match error {
         Error::GRpcStatus(status) => {
@@ -38,7 +38,7 @@ pub(super) fn failure(error: &Error) -> Failure {
     }
 }
 
-/// tonic says "transport error" and keeps the cause for itself.
+/// tonic reports only "transport error"; the cause is in the source chain.
 fn with_source(message: &str, error: &dyn std::error::Error) -> String {
     let mut text = message.to_owned();
     let mut source = error.source();
@@ -52,19 +52,19 @@ fn with_source(message: &str, error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The members, and which one answers at present.
+/// The members, and the one in use.
 pub(super) struct Endpoints {
     urls: Vec<String>,
     options: ConnectOptions,
     clients: Vec<Mutex<Option<Client>>>,
     current: AtomicUsize,
     request_timeout: Duration,
-    /// How long one member may take.
-    patience: Duration,
+    /// Timeout of a call to one member.
+    attempt_timeout: Duration,
 }
 
 impl Endpoints {
-    /// Nothing is connected yet. Errors are sentences about the TLS files.
+    /// Does not connect yet. Errors are messages about the TLS files.
     pub(super) fn new(settings: &EtcdSettings) -> Result<Self, String> {
         let mut options = ConnectOptions::new()
             .with_keep_alive(settings.keep_alive, settings.keep_alive.min(PING_ANSWER))
@@ -84,80 +84,83 @@ impl Endpoints {
         Ok(Self {
             clients: urls.iter().map(|_| Mutex::new(None)).collect(),
             current: AtomicUsize::new(fastrand::usize(0..urls.len().max(1))),
-            patience: settings.request_timeout / tries,
+            attempt_timeout: settings.request_timeout / tries,
             request_timeout: settings.request_timeout,
             urls,
             options,
         })
     }
 
-    /// A client of the member that answers at present, and which one that is.
+    /// The index and a client of the member in use.
     async fn client(&self) -> Result<(usize, Client), Failure> {
         let at = self.current.load(Ordering::Relaxed) % self.urls.len().max(1);
         let Some((slot, url)) = self.clients.get(at).zip(self.urls.get(at)) else {
-            return Err(Failure::Refused("no endpoint is given".to_owned()));
+            return Err(Failure::Refused("no endpoint is configured".to_owned()));
         };
         if let Some(client) = lock(slot).clone() {
             return Ok((at, client));
         }
-        // Connecting logs in already; without a login nothing is sent before the first call.
+        // Connecting logs in; without a login nothing is sent before the first call.
         let connected = Client::connect([url], Some(self.options.clone()));
-        let client = match timeout(self.patience, connected).await {
+        let client = match timeout(self.attempt_timeout, connected).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
-                self.leave(at);
+                self.fail_over(at);
                 return Err(failure(&error));
             }
             Err(_) => {
-                self.leave(at);
-                return Err(self.silent(at));
+                self.fail_over(at);
+                return Err(self.no_answer(at));
             }
         };
         *lock(slot) = Some(client.clone());
         Ok((at, client))
     }
 
-    /// The next member is tried from now on; this one is connected anew.
-    fn leave(&self, at: usize) {
+    /// Drops the connection to this member and switches to the next one.
+    fn fail_over(&self, at: usize) {
         if let Some(slot) = self.clients.get(at) {
             *lock(slot) = None;
         }
         let next = (at + 1) % self.urls.len().max(1);
-        // Somebody else may have moved on already.
+        // Another caller may have switched already.
         let _ = self
             .current
             .compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    fn silent(&self, at: usize) -> Failure {
+    fn no_answer(&self, at: usize) -> Failure {
         let url = self.urls.get(at).map_or("", String::as_str);
-        Failure::Away(format!("{url} gave no answer within {:?}", self.patience))
+        Failure::Away(format!(
+            "{url} did not answer within {:?}",
+            self.attempt_timeout
+        ))
     }
 
-    /// Calls the present member once: for what must not be sent twice.
+    /// Calls the member in use once, for requests that must not be sent twice.
     pub(super) async fn once<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let (at, client) = self.client().await?;
-        let failed = match timeout(self.patience, call(client)).await {
+        let failed = match timeout(self.attempt_timeout, call(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => failure(&error),
-            Err(_) => self.silent(at),
+            Err(_) => self.no_answer(at),
         };
         if matches!(failed, Failure::Away(_)) {
-            self.leave(at);
+            self.fail_over(at);
         }
         Err(failed)
     }
 
-    /// Calls one member after the other until one answers: for reads.
+    /// Calls one member after another until one answers, for reads.
     pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let attempts = async {
-            let mut last = Failure::away("no endpoint is given");
+            let mut last = Failure::away("no endpoint is configured");
             for _ in &self.urls {
                 match self.once(&call).await {
                     Err(failure @ Failure::Away(_)) => last = failure,
@@ -175,9 +178,9 @@ impl Endpoints {
         }
     }
 
-    /// Forgets the present member's connection, since it went silent.
-    pub(super) fn leave_current(&self) {
-        self.leave(self.current.load(Ordering::Relaxed) % self.urls.len().max(1));
+    /// Fails over from the member in use after it stopped answering.
+    pub(super) fn fail_over_current(&self) {
+        self.fail_over(self.current.load(Ordering::Relaxed) % self.urls.len().max(1));
     }
 }
 

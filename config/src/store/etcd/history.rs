@@ -1,4 +1,4 @@
-//! Earlier values of a key: etcd keeps every revision until it is compacted, and replays them to a watch.
+//! Earlier values of a key: etcd keeps every revision until compaction and replays them to a watch.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::Shared;
 use super::client::failure;
 use super::link::read_one;
 
-/// A replay that is silent for so long is at its end, where the newest revision is not known.
-const SILENCE: Duration = Duration::from_secs(1);
+/// A replay without events for this long is complete, if the newest revision is unknown.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What one replay gave.
+/// Result of one replay.
 enum Replay {
     All(Vec<HistoryEntry>),
-    /// Revisions before this one are gone.
+    /// Revisions before this one are compacted.
     CompactedTo(i64),
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn of(
     let newest = read_one(shared, key).await?.map(|kv| kv.mod_revision());
     let mut past = Vec::new();
     let mut from = 1;
-    // A compaction between the two attempts moves the start again; each one moves it forward.
+    // A compaction between two attempts moves the start forward again.
     let replayed = loop {
         match replay(shared, key, from, newest).await? {
             Replay::All(replayed) => break replayed,
@@ -48,7 +48,7 @@ pub(super) async fn of(
     Ok(past)
 }
 
-/// The value that stood at `revision`, the oldest one that is kept.
+/// The value at `revision`, the oldest one that is kept.
 async fn oldest(
     shared: &Shared,
     key: &str,
@@ -83,19 +83,19 @@ async fn replay(
             async move { client.watch(key, Some(options)).await }
         })
         .await?;
-    let patience = match newest {
+    let limit = match newest {
         Some(_) => shared.settings.request_timeout,
-        None => SILENCE,
+        None => IDLE_TIMEOUT,
     };
     let mut past: Vec<HistoryEntry> = Vec::new();
     let end = newest.and_then(|revision| u64::try_from(revision).ok());
     while end.is_none() || past.last().map(|last| last.revision) < end {
-        let answer = match timeout(patience, stream.message()).await {
+        let answer = match timeout(limit, stream.message()).await {
             Ok(Ok(Some(answer))) => answer,
             Ok(Ok(None)) => return Err(Failure::away("the replay was closed")),
             Ok(Err(error)) => return Err(failure(&error)),
             Err(_) if newest.is_none() => break,
-            Err(_) => return Err(Failure::Away(format!("no answer within {patience:?}"))),
+            Err(_) => return Err(Failure::Away(format!("no answer within {limit:?}"))),
         };
         if answer.compact_revision() > 0 {
             return Ok(Replay::CompactedTo(answer.compact_revision()));

@@ -1,4 +1,4 @@
-//! Reading and watching a prefix of etcd: list at revision R, watch from R + 1, and say so when the watch is over.
+//! Lists and watches a prefix of etcd: list at revision R, watch from R + 1, report the end of the watch.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use super::super::{ControlKey, Entry, KeyVersion, PathMap, Tree, TreeChange, bou
 use super::Shared;
 use super::client::failure;
 
-/// Keys of one page; with values of up to 1.5 MiB, which is what etcd takes, a page stays below the limit of a message.
+/// Keys per page. With values of up to 1.5 MiB, etcd's own limit, a page stays below `MAX_MESSAGE`.
 const PAGE: i64 = 128;
-/// Longest message that is decoded, in bytes.
+/// Maximum size of a decoded message, in bytes.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
 /// Everything below a prefix, as of one revision.
@@ -23,7 +23,7 @@ pub(super) struct Read {
     pub(super) cluster: u64,
 }
 
-/// Reads a prefix in pages, all as of the first one's revision.
+/// Reads a prefix in pages, all at the revision of the first page.
 pub(super) async fn read_prefix(shared: &Shared, prefix: &str) -> Result<Read, Failure> {
     let end = end_of(prefix);
     let mut from = prefix.as_bytes().to_vec();
@@ -69,7 +69,7 @@ pub(super) async fn read_one(shared: &Shared, key: &str) -> Result<Option<KeyVal
 /// The first key that does not begin with `prefix`.
 fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
-    // A prefix ends with a slash, which is not the last byte there is.
+    // A prefix ends with a slash, so incrementing the last byte cannot overflow.
     if let Some(last) = end.last_mut() {
         *last += 1;
     }
@@ -95,7 +95,7 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
             Err(reason) => drop(tree.unrecognized_keys.insert(path, reason)),
         }
     }
-    // A restore makes another cluster of it, and an address more or less does not.
+    // A restore creates a new cluster id; added or removed endpoints do not.
     let identity = format!(
         "cluster {:016x} prefix {}{}",
         read.cluster,
@@ -122,7 +122,7 @@ fn entry_of(kv: &KeyValue) -> Entry {
     }
 }
 
-/// An event of a watch, at its own revision: the response that brings it may be of a later one.
+/// The change of a watch event, at its own revision: the response that carries it may have a later one.
 fn change_of(key: ControlKey, kv: &KeyValue, is_put: bool) -> TreeChange {
     let entry = entry_of(kv);
     match is_put {
@@ -131,7 +131,7 @@ fn change_of(key: ControlKey, kv: &KeyValue, is_put: bool) -> TreeChange {
     }
 }
 
-/// A watch on the prefix, on a stream of its own.
+/// A watch on the prefix, on its own stream.
 pub(super) struct EtcdLink {
     shared: Arc<Shared>,
     stream: Option<WatchStream>,
@@ -145,7 +145,7 @@ impl EtcdLink {
         }
     }
 
-    /// Watches from `revision` on, once the server says that it does.
+    /// Watches from `revision` on; returns after the server has confirmed the watch.
     async fn watch(&self, revision: i64) -> Result<WatchStream, Failure> {
         let prefix = self.shared.prefix();
         let options = WatchOptions::new()
@@ -159,19 +159,19 @@ impl EtcdLink {
                 async move { watch.watch(prefix, Some(options)).await }
             })
             .await?;
-        let patience = self.shared.settings.request_timeout;
-        match timeout(patience, stream.message()).await {
+        let limit = self.shared.settings.request_timeout;
+        match timeout(limit, stream.message()).await {
             Ok(Ok(Some(answer))) if answer.created() && !answer.canceled() => Ok(stream),
             Ok(Ok(Some(answer))) => Err(Failure::Away(ended(&answer))),
-            Ok(Ok(None)) => Err(Failure::away("the watch was closed at once")),
+            Ok(Ok(None)) => Err(Failure::away("the watch was closed immediately")),
             Ok(Err(error)) => Err(failure(&error)),
-            Err(_) => Err(Failure::Away(format!("no watch within {patience:?}"))),
+            Err(_) => Err(Failure::Away(format!("no watch within {limit:?}"))),
         }
     }
 
     fn changes(&self, answer: &WatchResponse) -> WatchEvent {
         let prefix = self.shared.prefix();
-        let (mut changes, mut strangers) = (Vec::new(), Vec::new());
+        let (mut changes, mut unrecognized) = (Vec::new(), Vec::new());
         for event in answer.events() {
             let Some(kv) = event.kv() else {
                 continue;
@@ -180,27 +180,27 @@ impl EtcdLink {
             let is_put = event.event_type() == EventType::Put;
             match self.shared.settings.paths.key(&path) {
                 Ok(key) => {
-                    strangers.push((path, None));
+                    unrecognized.push((path, None));
                     changes.push(change_of(key, kv, is_put));
                 }
-                Err(reason) => strangers.push((path, is_put.then_some(reason))),
+                Err(reason) => unrecognized.push((path, is_put.then_some(reason))),
             }
         }
         let revision = answer.header().map_or(0, |header| header.revision());
         WatchEvent::Changes {
             changes,
-            strangers,
+            unrecognized,
             revision: u64::try_from(revision).unwrap_or(0),
         }
     }
 }
 
-/// Where a watch begins after a listing of `revision`: nothing is seen twice, and nothing falls between.
+/// The start of a watch after a listing at `revision`: no event is seen twice, and none is missed.
 fn first_after(revision: u64) -> i64 {
     i64::try_from(revision).map_or(i64::MAX, |revision| revision.saturating_add(1))
 }
 
-/// Why a watch is over, where the server says so in an ordinary message.
+/// The reason for the end of a watch, where the server reports it in an ordinary message.
 fn ended(answer: &WatchResponse) -> String {
     match (answer.compact_revision(), answer.cancel_reason()) {
         (1.., _) => format!(
@@ -219,7 +219,7 @@ impl WatchConnection for EtcdLink {
         match self.watch(first_after(listing.tree.revision)).await {
             Ok(stream) => self.stream = Some(stream),
             Err(failure) => {
-                self.shared.endpoints.leave_current();
+                self.shared.endpoints.fail_over_current();
                 return Err(failure.reason());
             }
         }
@@ -232,10 +232,10 @@ impl WatchConnection for EtcdLink {
 
     async fn next(&mut self) -> WatchEvent {
         let Some(stream) = &mut self.stream else {
-            return WatchEvent::Lost("there is no watch".to_owned());
+            return WatchEvent::Lost("no watch is open".to_owned());
         };
-        // A cancel and a compaction are ordinary messages, with silence after them.
-        let heard = match stream.message().await {
+        // Cancellation and compaction arrive as ordinary messages, followed by silence.
+        let event = match stream.message().await {
             Ok(Some(answer)) if answer.canceled() || answer.compact_revision() > 0 => {
                 WatchEvent::Lost(ended(&answer))
             }
@@ -244,7 +244,7 @@ impl WatchConnection for EtcdLink {
             Err(error) => WatchEvent::Lost(failure(&error).reason()),
         };
         self.stream = None;
-        heard
+        event
     }
 }
 
@@ -253,14 +253,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_begins_one_past_the_listing() {
+    fn a_watch_starts_one_past_the_listing() {
         assert_eq!(first_after(0), 1);
         assert_eq!(first_after(41), 42);
         assert_eq!(first_after(u64::MAX), i64::MAX);
     }
 
     #[test]
-    fn a_prefix_ends_before_its_neighbours() {
+    fn a_prefix_range_excludes_its_siblings() {
         assert_eq!(end_of("/plugins/"), b"/plugins0");
         assert_eq!(
             path_of(b"/plugins/auditor/spec", "/plugins/"),

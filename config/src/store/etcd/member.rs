@@ -1,4 +1,4 @@
-//! A member's key under a lease: created only if nobody else's stands there, and looked at with each renewal.
+//! A member's key under a lease: created only if no other member's key exists, and verified with each renewal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,19 +13,19 @@ use super::super::keeper::{self, Life, MemberLink, Written};
 use super::Shared;
 use crate::member::MemberReport;
 
-/// Longest wait for the key's deletion when a member leaves.
-const LEAVING: Duration = Duration::from_secs(1);
-/// Leases that have lapsed are looked for every half second, and removed through the log.
-const REMOVAL: Duration = Duration::from_secs(2);
-/// Most attempts of one write while others write the same key.
+/// Timeout of the key's deletion when a member leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// etcd checks for expired leases every 500 ms and revokes them through the raft log; this bounds both.
+const REMOVAL_DELAY: Duration = Duration::from_secs(2);
+/// Maximum attempts of one write under contention.
 const ATTEMPTS: u32 = 5;
 
-/// A lease and what stands under it.
+/// A lease and the key under it.
 struct Lease {
     shared: Arc<Shared>,
-    /// 0: there is none. Shared with whoever leaves.
+    /// 0 for no lease. Shared with the `leave` callback.
     id: Arc<AtomicI64>,
-    /// What this process wrote last and nobody has changed since, as far as it is known.
+    /// The last write of this process, as long as it is not known to have been changed.
     wrote: Option<Wrote>,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn join(
 ) -> Box<dyn Membership> {
     let life = Life {
         ttl: shared.settings.member_ttl,
-        removal: REMOVAL,
+        removal: REMOVAL_DELAY,
     };
     let id = Arc::new(AtomicI64::new(0));
     let link = Lease {
@@ -51,7 +51,7 @@ pub(super) fn join(
         id: Arc::clone(&id),
         wrote: None,
     };
-    // Whoever holds the id by now: their key hangs on another lease.
+    // If another process holds the id by now, its key is attached to a different lease.
     let leave = move |driver: &Driver, _| {
         let lease = id.load(Ordering::Relaxed);
         if lease == 0 {
@@ -61,19 +61,19 @@ pub(super) fn join(
             let revoked = shared
                 .endpoints
                 .once(|mut client| async move { client.lease_revoke(lease).await });
-            tokio::time::timeout(LEAVING, revoked).await
+            tokio::time::timeout(LEAVE_TIMEOUT, revoked).await
         });
         if !matches!(left, Some(Ok(Ok(_)))) {
-            tracing::info!("the member's key is left to expire");
+            tracing::info!("member key not deleted; it expires with its lease");
         }
     };
     keeper::join(driver, link, life, report, Box::new(leave))
 }
 
 impl Lease {
-    /// Whether the lease lives on.
+    /// Whether the lease still exists.
     async fn keep_alive(&self, lease: i64) -> Result<bool, Failure> {
-        // The stream is given up after its first answer, which this waits for.
+        // The stream is dropped after its first answer.
         self.shared
             .endpoints
             .call(|mut client| async move {
@@ -97,8 +97,8 @@ impl Lease {
         Ok(())
     }
 
-    /// Writes, or only looks where there is nothing to write, if the key is as it was at `known` (0 for none). Else what
-    /// stands there.
+    /// Writes `report`, or only verifies the key if `report` is `None`, provided that the key is at revision `known` (0
+    /// for absent). Otherwise returns the present value.
     async fn attempt(
         &self,
         key: &str,
@@ -115,7 +115,7 @@ impl Lease {
             .when([as_known])
             .and_then(put.into_iter().collect::<Vec<_>>())
             .or_else([TxnOp::get(key, None)]);
-        // One that arrives twice finds what it wrote, which is this process's.
+        // A retried transaction finds its own value.
         let answer = self
             .shared
             .endpoints
@@ -155,8 +155,8 @@ impl MemberLink for Lease {
         let key = format!("{}{id}", self.shared.members_prefix());
         let lease = self.id.load(Ordering::Relaxed);
         if lease == 0 {
-            // A key without a lease would stay for ever.
-            return Err(Failure::away("there is no lease"));
+            // A key without a lease would never expire.
+            return Err(Failure::away("no lease is held"));
         }
         let wrote = self.wrote.take().filter(|wrote| wrote.key == key);
         let mut known = wrote.as_ref().map_or(0, |wrote| wrote.revision);
@@ -174,7 +174,7 @@ impl MemberLink for Lease {
                     return Ok(Written::Done);
                 }
                 Err(None) => known = 0,
-                // What no lease holds belongs to nobody that lives.
+                // A key without a lease belongs to no live process.
                 Err(Some(there)) if there.lease() == 0 || is_own(there.value()) => {
                     known = there.mod_revision();
                 }
@@ -182,10 +182,10 @@ impl MemberLink for Lease {
             }
             new = Some(report);
         }
-        Err(Failure::away("others write the same key all the time"))
+        Err(Failure::away("too many concurrent writes of the same key"))
     }
 
-    async fn disturbed(&mut self) {
+    async fn invalidated(&mut self) {
         // A lease outlives connections.
         std::future::pending().await
     }

@@ -1,4 +1,5 @@
-//! etcd as a [`Store`]: leaves below a prefix, `mod_revision` as the stamp, leases for members, history until compaction.
+//! etcd as a [`Store`]: one key per control key below a prefix, `mod_revision` as the version, leases for members,
+//! history until compaction.
 
 mod client;
 mod history;
@@ -20,21 +21,21 @@ use super::{
 };
 use crate::member::MemberReport;
 
-/// An etcd cluster. Made by [`EtcdStore::open`]; clones share connections.
+/// An etcd cluster. Opened by [`EtcdStore::open`]; clones share connections.
 #[derive(Clone)]
 pub struct EtcdStore {
     shared: Arc<Shared>,
     driver: Arc<Driver>,
 }
 
-/// What every task of a store needs.
+/// State shared by the tasks of a store.
 struct Shared {
     settings: EtcdSettings,
     endpoints: Endpoints,
 }
 
 impl EtcdStore {
-    /// Opens a store. Nothing is connected yet: an unreachable store is told by its calls and watches.
+    /// Opens a store without connecting; calls and watches report an unreachable store.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for TLS files that cannot be read or used.
@@ -59,7 +60,7 @@ impl EtcdStore {
         call: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let result = self.driver.call(call);
-        let result = result.unwrap_or_else(|| Err(Failure::away("it is being closed")));
+        let result = result.unwrap_or_else(|| Err(Failure::away("the store is being closed")));
         result.map_err(|failure| failure.into_error(self.describe(), what))
     }
 }
@@ -70,7 +71,7 @@ impl Shared {
         format!("{}/{path}", self.settings.prefix)
     }
 
-    /// What every control key begins with.
+    /// The prefix of every control key.
     fn prefix(&self) -> String {
         format!("{}/", self.settings.prefix)
     }
@@ -106,9 +107,9 @@ impl Store for EtcdStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = WatchTimings::new(settings.request_timeout, settings.relist);
+        let timings = WatchTimings::new(settings.request_timeout, settings.relist);
         let link = EtcdLink::new(Arc::clone(&self.shared));
-        Ok(self.driver.watch(link, pace, sink))
+        Ok(self.driver.watch(link, timings, sink))
     }
 
     fn write(
@@ -159,14 +160,14 @@ impl Store for EtcdStore {
     }
 }
 
-/// Writes if what stands there is as expected; `None` if it is not.
+/// Writes if the present value is as expected; `None` otherwise.
 async fn write(
     shared: &Shared,
     place: &str,
     value: Option<Vec<u8>>,
     expected: Expected,
 ) -> Result<Option<KeyVersion>, Failure> {
-    // Reading first finds an endpoint that answers; the write itself is sent once, since it may have arrived.
+    // The read finds an endpoint that answers; the write itself is sent once, since a failed one may have been applied.
     let there = link::read_one(shared, place).await?;
     let known = there.map_or(0, |kv| kv.mod_revision());
     let wanted = match expected {

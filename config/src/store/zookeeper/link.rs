@@ -1,10 +1,11 @@
-//! Reading and watching a tree of ZooKeeper nodes: a persistent recursive watch says where to read again.
+//! Lists and watches a tree of ZooKeeper nodes: notices of a persistent recursive watch name the nodes to read again.
 //!
-//! The watch is set before the first reading, so that nothing falls between. It is given up at any loss of the connection:
-//! ZooKeeper does not tell what happened meanwhile, and the client does not set it again.
+//! The watch is set before the first reading, so that no change is missed. It is dropped at any connection loss:
+//! ZooKeeper does not report what happened during the loss, and the client does not set the watch again.
 //!
-//! Servers before 3.9 do not say which write a notice is of. Everything is read again then, beside the watch, which goes on: a
-//! client hears of a delete before any answer shows it, so that each delete is known to have been told.
+//! Servers before 3.9 do not report the zxid of a notice. Then everything is read again while the watch continues: a
+//! client receives the notice of a delete before any answer that shows it, so each delete is known to have been
+//! reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -21,11 +22,11 @@ use super::super::reflector::{Listing, WatchConnection, WatchEvent};
 use super::super::{ControlKey, Entry, KeyVersion, PathMap, Tree, TreeChange, bounded};
 use super::{Shared, failure};
 
-/// Most nodes that are asked for at once, and most notices that are taken together.
+/// Maximum number of nodes requested at once, and of notices processed together.
 const AT_ONCE: usize = 256;
 
-/// Everything below the root. It is not of one moment: only what was known before it began, which is `known`, and is
-/// missing in it counts as deleted. One that is older than `known` is proved to be what the ensemble holds.
+/// Lists everything below the root. The listing is not atomic: only keys known before it began, up to the revision
+/// `known`, count as deleted when missing. A listing older than `known` is verified to be the state of the ensemble.
 pub(super) async fn read_all(
     shared: &Shared,
     client: &Client,
@@ -35,20 +36,20 @@ pub(super) async fn read_all(
     if listing.tree.revision >= known {
         return Ok(listing);
     }
-    take_part(shared, client).await?;
+    commit_check(shared, client).await?;
     read_synced(shared, client, known).await
 }
 
-/// Passes a check through the ensemble's majority: a leader that does not know yet that it leads no more answers a sync
-/// from what it has, but gets no such request through.
-async fn take_part(shared: &Shared, client: &Client) -> Result<(), Failure> {
+/// Commits a version check through the ensemble's majority: a leader that does not know yet that it was deposed still
+/// answers a sync, but cannot commit.
+async fn commit_check(shared: &Shared, client: &Client) -> Result<(), Failure> {
     let mut writer = client.new_multi_writer();
     let added = writer.add_check_version(&shared.settings.root, 0);
     added.map_err(|error| failure(&error))?;
     let committed = writer.commit();
     let answered = shared.sessions.answer(async {
         match committed.await {
-            // Whether the root has this version does not matter.
+            // The result of the check does not matter, only that it was committed.
             Ok(_) | Err(MultiWriteError::OperationFailed { .. }) => Ok(()),
             Err(MultiWriteError::RequestFailed { source }) => Err(source),
         }
@@ -68,7 +69,7 @@ async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Lis
     let mut level = match sessions.answer(client.get_children(root)).await? {
         Ok((children, stat)) => {
             tree.revision = newest(&stat);
-            // A restored root is the same one; one that was made anew is not.
+            // A restored root keeps its identity; a recreated one has a different one.
             let (made, at) = (stat.czxid, stat.ctime);
             let paths = shared.settings.paths.differences(&PathMap::zookeeper());
             tree.identity = Some(format!("root {root} made at {at} by {made:x}{paths}").into());
@@ -105,12 +106,12 @@ async fn read_synced(shared: &Shared, client: &Client, known: u64) -> Result<Lis
     Ok(tree.into())
 }
 
-/// The newest write that a node knows of: of its data, or of its list of children.
+/// The newest write recorded in a node: of its data, or of its list of children.
 pub(super) fn newest(stat: &Stat) -> u64 {
     u64::try_from(stat.mzxid.max(stat.pzxid)).unwrap_or(0)
 }
 
-/// The newest write that is seen from the lowest node that is there.
+/// The newest write recorded in the nearest existing ancestor.
 pub(super) async fn revision_above(
     shared: &Shared,
     client: &Client,
@@ -133,7 +134,7 @@ pub(super) async fn revision_above(
 
 type Node = Option<(Vec<u8>, Stat)>;
 
-/// The nodes at these paths below the root; all are asked for before the first answer is awaited.
+/// Reads the nodes at these paths below the root; all requests are sent before the first answer is awaited.
 async fn read_nodes(
     shared: &Shared,
     client: &Client,
@@ -141,9 +142,9 @@ async fn read_nodes(
 ) -> Result<Vec<(String, Node)>, Failure> {
     let root = &shared.settings.root;
     let full: Vec<String> = paths.iter().map(|path| format!("{root}/{path}")).collect();
-    let asked: Vec<_> = full.iter().map(|path| client.get_data(path)).collect();
+    let requests: Vec<_> = full.iter().map(|path| client.get_data(path)).collect();
     let mut nodes = Vec::with_capacity(paths.len());
-    for (path, answer) in paths.iter().zip(asked) {
+    for (path, answer) in paths.iter().zip(requests) {
         let node = match shared.sessions.answer(answer).await? {
             Ok(node) => Some(node),
             Err(Error::NoNode) => None,
@@ -164,8 +165,8 @@ async fn children(
     let full: Vec<String> = paths.iter().map(|path| format!("{root}/{path}")).collect();
     let mut found = Vec::new();
     for (paths, full) in paths.chunks(AT_ONCE).zip(full.chunks(AT_ONCE)) {
-        let asked: Vec<_> = full.iter().map(|path| client.list_children(path)).collect();
-        for (path, answer) in paths.iter().zip(asked) {
+        let requests: Vec<_> = full.iter().map(|path| client.list_children(path)).collect();
+        for (path, answer) in paths.iter().zip(requests) {
             match shared.sessions.answer(answer).await? {
                 Ok(names) => found.extend(names.iter().map(|name| format!("{path}/{name}"))),
                 Err(Error::NoNode) => {}
@@ -176,7 +177,7 @@ async fn children(
     Ok(found)
 }
 
-/// What a node is: a control key with or without a value, nothing, or a stranger for a reason.
+/// Classifies a node: a control key with or without a value, nothing, or an unrecognized path with the reason.
 fn place(
     shared: &Shared,
     path: &str,
@@ -185,7 +186,7 @@ fn place(
 ) -> Result<Option<TreeChange>, String> {
     let key = match shared.settings.paths.key(path) {
         Ok(key) => key,
-        // A node without data holds others together.
+        // A node without data only contains others.
         Err(_) if data.is_empty() => return Ok(None),
         Err(reason) => return Err(reason),
     };
@@ -199,7 +200,7 @@ fn place(
     }))
 }
 
-/// The stamp of a node's data.
+/// The version of a node's data.
 pub(super) fn stamp(stat: &Stat) -> KeyVersion {
     KeyVersion {
         revision: u64::try_from(stat.mzxid).unwrap_or(0),
@@ -211,16 +212,16 @@ pub(super) fn stamp(stat: &Stat) -> KeyVersion {
 pub(super) struct ZooKeeperLink {
     shared: Arc<Shared>,
     watch: Option<(Client, PersistentWatcher)>,
-    /// Paths that notices named and that are not read yet, below the root.
+    /// Paths below the root that notices named and that are not read yet.
     dirty: BTreeMap<String, ()>,
     /// The newest write that a notice named.
     noticed: u64,
-    /// A notice did not say of which write it is.
+    /// Whether a notice came without a zxid.
     unnumbered: bool,
-    /// Keys that notices told to be deleted or emptied, and that no reading has shown to be so yet.
+    /// Keys that notices reported as deleted or emptied, without a confirming reading yet.
     deleted: BTreeSet<ControlKey>,
-    /// Those of them that were told before the reading under way began.
-    asked: BTreeSet<ControlKey>,
+    /// The part of them that was reported before the current reading began.
+    deletes_before_read: BTreeSet<ControlKey>,
 }
 
 impl ZooKeeperLink {
@@ -232,28 +233,29 @@ impl ZooKeeperLink {
             noticed: 0,
             unnumbered: false,
             deleted: BTreeSet::new(),
-            asked: BTreeSet::new(),
+            deletes_before_read: BTreeSet::new(),
         }
     }
 
-    /// Takes a notice in; a reason when the watch is over.
-    fn note(&mut self, event: &WatchedEvent) -> Result<(), String> {
+    /// Processes a notice; an error when the watch has ended.
+    fn on_notice(&mut self, event: &WatchedEvent) -> Result<(), String> {
         if event.event_type == EventType::Session {
             return match event.session_state {
                 SessionState::SyncConnected => Ok(()),
                 state => Err(format!("the session is {state}")),
             };
         }
-        self.note_node(event.event_type, &event.path, event.zxid);
+        self.on_node_notice(event.event_type, &event.path, event.zxid);
         Ok(())
     }
 
-    /// Takes in a notice of the node at `path`, of the write `zxid` if that is not negative.
-    fn note_node(&mut self, event_type: EventType, path: &str, zxid: i64) {
+    /// Processes a notice about the node at `path`, caused by the write `zxid` unless that is negative.
+    fn on_node_notice(&mut self, event_type: EventType, path: &str, zxid: i64) {
         let settings = &self.shared.settings;
         let below = path.strip_prefix(settings.root.as_str());
         let below = below.and_then(|path| path.strip_prefix('/'));
-        // What is too deep for a control key no listing sees, so that it must not count as known either.
+        // Listings do not reach nodes deeper than any control key, so such notices must not advance the known revision
+        // either.
         if below.is_some_and(|path| path.split('/').count() > settings.paths.depth()) {
             return;
         }
@@ -264,7 +266,7 @@ impl ZooKeeperLink {
             let key = below.and_then(|path| settings.paths.key(path).ok());
             self.deleted.extend(key);
         }
-        // Servers before 3.9 do not say which write a notice is of; only a full reading is safe then.
+        // Servers before 3.9 do not report the zxid; only a full reading is safe then.
         let Ok(zxid) = u64::try_from(zxid) else {
             self.unnumbered = true;
             return;
@@ -275,48 +277,49 @@ impl ZooKeeperLink {
         }
     }
 
-    /// Waits for a notice, and takes what has come with it.
+    /// Waits for a notice, then processes all that have arrived with it.
     async fn wait(&mut self) -> Result<(), String> {
         while self.dirty.is_empty() && !self.unnumbered {
             let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
             let event = watcher.changed().await;
-            self.note(&event)?;
+            self.on_notice(&event)?;
         }
-        self.take_in(AT_ONCE)
+        self.take_notices(AT_ONCE)
     }
 
-    /// Takes in the notices that have come, until so many nodes are to be read.
-    fn take_in(&mut self, most: usize) -> Result<(), String> {
+    /// Processes the notices that have arrived, until `most` nodes are to be read.
+    fn take_notices(&mut self, most: usize) -> Result<(), String> {
         while self.dirty.len() < most {
             let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
             let polled = pin!(watcher.changed()).poll(&mut Context::from_waker(Waker::noop()));
             let Poll::Ready(event) = polled else {
                 return Ok(());
             };
-            self.note(&event)?;
+            self.on_notice(&event)?;
         }
         Ok(())
     }
 
-    /// Reads everything, and takes in what the watch has told by then.
+    /// Lists everything, then processes the notices that have arrived by then.
     async fn read(&mut self, known: u64) -> Result<Listing, String> {
-        self.asked.append(&mut self.deleted);
+        self.deletes_before_read.append(&mut self.deleted);
         let (client, _) = self.watch.as_ref().ok_or(NO_WATCH)?;
         let listing = read_all(&self.shared, client, known).await;
         let listing = listing.map_err(Failure::reason)?;
         // The notice of a delete arrives before any answer that shows it.
-        self.take_in(usize::MAX)?;
-        let mut told_deleted = std::mem::take(&mut self.asked);
-        told_deleted.extend(self.deleted.iter().cloned());
-        // What was deleted behind the reading shows in the next one.
+        self.take_notices(usize::MAX)?;
+        let mut deletes_seen = std::mem::take(&mut self.deletes_before_read);
+        deletes_seen.extend(self.deleted.iter().cloned());
+        // A delete after the reading passed shows in the next one.
         self.deleted.retain(|key| listing.tree.get(key).is_some());
         Ok(Listing {
-            told_deleted,
+            deletes_seen,
             ..listing
         })
     }
 
-    /// Reads what notices named. They stay named until it is read, so that a dropped future loses nothing.
+    /// Reads the nodes named by notices. The paths are kept until the read completes, so a dropped future loses
+    /// nothing.
     async fn read_dirty(&mut self) -> Result<WatchEvent, Failure> {
         let Some((client, _)) = &self.watch else {
             return Err(Failure::away(NO_WATCH));
@@ -327,7 +330,7 @@ impl ZooKeeperLink {
         for paths in paths.chunks(AT_ONCE) {
             nodes.append(&mut read_nodes(&self.shared, client, paths).await?);
         }
-        let (mut changes, mut strangers) = (Vec::new(), Vec::new());
+        let (mut changes, mut unrecognized) = (Vec::new(), Vec::new());
         for (path, node) in nodes {
             let key = self.shared.settings.paths.key(&path).ok();
             if let Some(key) = &key {
@@ -335,37 +338,37 @@ impl ZooKeeperLink {
             }
             let found = match &node {
                 Some((data, stat)) => place(&self.shared, &path, data, stat),
-                // What is read is not older than any notice that has come.
+                // The reading is not older than any received notice.
                 None => Ok(key.map(|key| TreeChange::delete(key, revision))),
             };
             match found {
                 Ok(change) => {
                     changes.extend(change);
-                    strangers.push((path, None));
+                    unrecognized.push((path, None));
                 }
-                Err(reason) => strangers.push((path, Some(reason))),
+                Err(reason) => unrecognized.push((path, Some(reason))),
             }
         }
         self.dirty.clear();
         Ok(WatchEvent::Changes {
             changes,
-            strangers,
+            unrecognized,
             revision,
         })
     }
 }
 
-/// Why nothing is heard.
-const NO_WATCH: &str = "there is no watch";
+/// The reason while no watch is open.
+const NO_WATCH: &str = "no watch is open";
 
 impl WatchConnection for ZooKeeperLink {
     async fn open(&mut self, known: u64) -> Result<Listing, String> {
-        // What a watch that is lost has told still counts; why it is lost does not matter any more.
-        let _ = self.take_in(usize::MAX);
+        // Deletes reported by a lost watch still count; the reason for its loss is irrelevant here.
+        let _ = self.take_notices(usize::MAX);
         self.watch = None;
         self.dirty.clear();
         self.unnumbered = false;
-        // Of another history, should the store have been restored meanwhile.
+        // The old value would belong to a different history if the store was restored.
         self.noticed = 0;
         let sessions = &self.shared.sessions;
         let client = sessions.connected().await.map_err(Failure::reason)?;
@@ -382,13 +385,13 @@ impl WatchConnection for ZooKeeperLink {
     }
 
     async fn next(&mut self) -> WatchEvent {
-        let heard = match self.wait().await {
+        let event = match self.wait().await {
             Ok(()) if std::mem::take(&mut self.unnumbered) => Ok(WatchEvent::Unnumbered),
             Ok(()) => self.read_dirty().await.map_err(Failure::reason),
             Err(reason) => Err(reason),
         };
-        // The next opening takes in what a lost watch has told.
-        heard.unwrap_or_else(WatchEvent::Lost)
+        // The next opening processes the remaining notices of a lost watch.
+        event.unwrap_or_else(WatchEvent::Lost)
     }
 }
 
@@ -405,21 +408,21 @@ mod tests {
     }
 
     #[test]
-    fn notices_without_a_number_tell_which_keys_were_deleted_and_ask_for_a_reading() {
+    fn an_unnumbered_notice_records_deleted_keys_and_requests_a_full_reading() {
         let mut link = link();
-        link.note_node(EventType::NodeDeleted, "/plugins/auditor/spec", -1);
-        link.note_node(EventType::NodeDataChanged, "/plugins/auditor", -1);
-        link.note_node(EventType::NodeCreated, "/plugins/other/spec", -1);
+        link.on_node_notice(EventType::NodeDeleted, "/plugins/auditor/spec", -1);
+        link.on_node_notice(EventType::NodeDataChanged, "/plugins/auditor", -1);
+        link.on_node_notice(EventType::NodeCreated, "/plugins/other/spec", -1);
         let spec = ControlKey::Spec("auditor".to_owned());
         let gate = ControlKey::Enabled("auditor".to_owned());
         assert_eq!(link.deleted, [spec.clone(), gate].into());
         assert!(link.unnumbered && link.dirty.is_empty());
-        assert_eq!(link.noticed, 0, "no revision is made up");
+        assert_eq!(link.noticed, 0, "no revision is invented");
 
         let mut link = self::link();
-        link.note_node(EventType::NodeDeleted, "/plugins/auditor/state/cursor", -1);
-        assert!(!link.unnumbered, "no listing sees so deep");
-        link.note_node(EventType::NodeDeleted, "/plugins/auditor/spec", 7);
+        link.on_node_notice(EventType::NodeDeleted, "/plugins/auditor/state/cursor", -1);
+        assert!(!link.unnumbered, "listings do not reach this depth");
+        link.on_node_notice(EventType::NodeDeleted, "/plugins/auditor/spec", 7);
         assert_eq!(link.deleted, [spec].into());
         assert!(!link.unnumbered && link.dirty.contains_key("auditor/spec"));
         assert_eq!(link.noticed, 7);

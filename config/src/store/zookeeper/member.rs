@@ -1,5 +1,5 @@
-//! A member's ephemeral node: made only if nobody else's stands there, looked at by the clock, made again after an expired
-//! session, deleted with the membership.
+//! A member's ephemeral node: created only if no other member's node exists, verified periodically, recreated after an
+//! expired session, deleted with the membership.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::failure;
 use super::session::Sessions;
 use crate::member::MemberReport;
 
-/// Longest wait for the node's deletion when a member leaves.
-const LEAVING: Duration = Duration::from_secs(1);
-/// Servers look for sessions that have expired once a tick, and give none less than two ticks; a tick is 2 s as they come.
-const REMOVAL: Duration = Duration::from_secs(4);
-/// Most attempts of one write while others write the same node.
+/// Timeout of the node's deletion when a member leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Servers check for expired sessions once per tick and enforce a minimum of two ticks; the default tick is 2 s.
+const REMOVAL_DELAY: Duration = Duration::from_secs(4);
+/// Maximum attempts of one write under contention.
 const ATTEMPTS: u32 = 5;
 
-/// A session and the node that hangs on it.
+/// A session and its ephemeral node.
 struct Node {
     sessions: Arc<Sessions>,
     root: String,
@@ -37,7 +37,7 @@ pub(super) fn join(
 ) -> Box<dyn Membership> {
     let life = Life {
         ttl: settings.session_timeout,
-        removal: REMOVAL,
+        removal: REMOVAL_DELAY,
     };
     let root = settings.members_root.clone();
     let link = Node {
@@ -50,15 +50,15 @@ pub(super) fn join(
             return;
         };
         let path = format!("{root}/{id}");
-        let left = driver.call(async move { timeout(LEAVING, leave(&client, &path)).await });
+        let left = driver.call(async move { timeout(LEAVE_TIMEOUT, leave(&client, &path)).await });
         if !matches!(left, Some(Ok(Ok(())))) {
-            tracing::info!("the member's node is left to expire");
+            tracing::info!("member node not deleted; it expires with its session");
         }
     };
     keeper::join(driver, link, life, report, Box::new(leave))
 }
 
-/// Deletes the node if it is this session's.
+/// Deletes the node if this session owns it.
 async fn leave(client: &Client, path: &str) -> Result<(), Error> {
     match client.check_stat(path).await? {
         Some(stat) if stat.ephemeral_owner == client.session_id().0 => {
@@ -68,7 +68,7 @@ async fn leave(client: &Client, path: &str) -> Result<(), Error> {
     }
 }
 
-/// The members that are alive, sorted by id.
+/// The live members, sorted by id.
 pub(super) async fn read_all(
     sessions: &Sessions,
     root: &str,
@@ -95,12 +95,12 @@ pub(super) async fn read_all(
 }
 
 impl Node {
-    /// The session, once it is connected. One that is only disconnected still holds the node; the client itself tries to
-    /// reconnect until it expires.
+    /// The session, once it is connected. A disconnected session still holds the node; the client reconnects until the
+    /// session expires.
     async fn connected(&mut self) -> Result<Client, Failure> {
         self.renew().await?;
         let Some((client, states)) = &mut self.held else {
-            return Err(Failure::away("there is no session"));
+            return Err(Failure::away("no session is open"));
         };
         let mut state = client.state();
         while state == SessionState::Disconnected {
@@ -113,7 +113,7 @@ impl Node {
         }
     }
 
-    /// What stands at `path` after one attempt to have `report` there; `None` when it is to be tried again.
+    /// One attempt to store `report` at `path`: the result, or `None` to try again.
     async fn attempt(
         &self,
         client: &Client,
@@ -136,7 +136,8 @@ impl Node {
                 let set = client.set_data(path, report, Some(stat.version));
                 sessions.answer(set).await?.map(|_| Some(Written::Done))
             }
-            // What no session holds belongs to nobody that lives; what an earlier session of this process left is replaced.
+            // A node without a session belongs to no live process; a node left by an earlier session of this process is
+            // replaced.
             false if stat.ephemeral_owner == 0 || is_own(&data) => {
                 let deleted = client.delete(path, Some(stat.version));
                 sessions.answer(deleted).await?.map(|()| None)
@@ -173,12 +174,12 @@ impl Node {
 }
 
 impl MemberLink for Node {
-    /// Sessions renew themselves; one that has ended is followed by another.
+    /// Sessions renew themselves; an ended one is replaced.
     async fn renew(&mut self) -> Result<(), Failure> {
         let held = self.held.as_ref().map(|(client, _)| client);
         let current = self.sessions.current();
         let lives = held.is_some_and(|client| {
-            // A session that was silent is given up.
+            // A session that stopped answering was discarded.
             let same = current.is_some_and(|now| now.session_id() == client.session_id());
             same && !client.state().is_terminated()
         });
@@ -204,10 +205,10 @@ impl MemberLink for Node {
                 return Ok(written);
             }
         }
-        Err(Failure::away("others write the same node all the time"))
+        Err(Failure::away("too many concurrent writes of the same node"))
     }
 
-    async fn disturbed(&mut self) {
+    async fn invalidated(&mut self) {
         match &mut self.held {
             Some((_, states)) => drop(states.changed().await),
             None => std::future::pending().await,

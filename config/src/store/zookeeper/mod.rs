@@ -1,7 +1,8 @@
-//! ZooKeeper as a [`Store`]: the data of nodes below a root, `mzxid` and the data version as the stamp, ephemeral members.
+//! ZooKeeper as a [`Store`]: the data of nodes below a root, `mzxid` and the data version as the version, ephemeral
+//! nodes for members.
 //!
-//! A node with empty data has no value. A gate is the data of a handler's node, so that deleting one that has children
-//! empties it.
+//! A node with empty data has no value. A gate is the data of a handler's node, so deleting a gate empties the node if
+//! it has children.
 
 mod link;
 mod member;
@@ -21,17 +22,18 @@ use super::{
 };
 use crate::member::MemberReport;
 
-/// Longest value, in bytes: a server closes the connection at a packet of 1 MiB, which holds the path and the rights too.
+/// Maximum length of a value, in bytes: a server closes the connection at a packet of 1 MiB, which includes the path
+/// and the ACL.
 const MAX_VALUE: usize = 1024 * 1024 - 4096;
 
-/// A ZooKeeper ensemble. Made by [`ZooKeeperStore::open`]; clones share sessions.
+/// A ZooKeeper ensemble. Opened by [`ZooKeeperStore::open`]; clones share sessions.
 #[derive(Clone)]
 pub struct ZooKeeperStore {
     shared: Arc<Shared>,
     driver: Arc<Driver>,
 }
 
-/// What every task of a store needs.
+/// State shared by the tasks of a store.
 struct Shared {
     settings: ZooKeeperSettings,
     /// The session of reads, writes and watches.
@@ -45,7 +47,7 @@ impl Shared {
 }
 
 impl ZooKeeperStore {
-    /// Opens a store. Nothing is connected yet: an unreachable store is told by its calls and watches.
+    /// Opens a store without connecting; calls and watches report an unreachable store.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for TLS files that cannot be read or used.
@@ -63,7 +65,7 @@ impl ZooKeeperStore {
         call: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let result = self.driver.call(call);
-        let result = result.unwrap_or_else(|| Err(Failure::away("it is being closed")));
+        let result = result.unwrap_or_else(|| Err(Failure::away("the store is being closed")));
         result.map_err(|failure| failure.into_error(self.describe(), what))
     }
 }
@@ -104,9 +106,9 @@ impl Store for ZooKeeperStore {
 
     fn watch(&self, sink: StoreSink) -> Result<Box<dyn StoreWatch>, StoreError> {
         let settings = &self.shared.settings;
-        let pace = WatchTimings::new(settings.request_timeout, settings.relist);
+        let timings = WatchTimings::new(settings.request_timeout, settings.relist);
         let link = ZooKeeperLink::new(Arc::clone(&self.shared));
-        Ok(self.driver.watch(link, pace, sink))
+        Ok(self.driver.watch(link, timings, sink))
     }
 
     fn write(
@@ -121,7 +123,8 @@ impl Store for ZooKeeperStore {
             return Err(StoreError::Refused {
                 store: self.describe(),
                 what: format!("the write of {place}"),
-                reason: "an empty value is no value here; delete the key instead".to_owned(),
+                reason: "an empty value means no value in ZooKeeper; delete the key instead"
+                    .to_owned(),
             });
         }
         let shared = Arc::clone(&self.shared);
@@ -136,7 +139,7 @@ impl Store for ZooKeeperStore {
     fn join(&self, report: MemberReport) -> Result<Box<dyn Membership>, StoreError> {
         check_member_id(&self.describe(), &report.id)?;
         let settings = &self.shared.settings;
-        // A session of its own: it outlives short losses, which the watch does not wait for.
+        // Its own session, which survives short connection losses; the watch replaces its session at once.
         let sessions = Arc::new(sessions(settings)?);
         Ok(member::join(&self.driver, sessions, settings, report))
     }

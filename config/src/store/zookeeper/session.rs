@@ -1,4 +1,4 @@
-//! Sessions with a ZooKeeper ensemble: one that is connected, or the reason why there is none.
+//! Sessions with a ZooKeeper ensemble: a connected one, or the reason why there is none.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::super::{Acl, TlsFiles, ZooKeeperSettings};
 use crate::bounded_file;
 use crate::document::MAX_BYTES;
 
-/// What an error of the client means.
+/// Classifies an error of the client.
 pub(super) fn failure(error: &Error) -> Failure {
     let reason = match error {
         Error::NoAuth => {
             return Failure::Refused(
-                "not authorized: look at the node's ACL and at `digest`".to_owned(),
+                "not authorized: check the node's ACL and `digest`".to_owned(),
             );
         }
         Error::AuthFailed | Error::InvalidAcl | Error::BadArguments(_) | Error::QuotaExceeded => {
@@ -28,7 +28,7 @@ pub(super) fn failure(error: &Error) -> Failure {
     Failure::Away(reason)
 }
 
-/// Makes sessions and keeps the one that is in use.
+/// Opens sessions and holds the one in use.
 pub(super) struct Sessions {
     servers: String,
     tls: Option<TlsOptions>,
@@ -37,12 +37,12 @@ pub(super) struct Sessions {
     session_timeout: Duration,
     request_timeout: Duration,
     current: Mutex<Option<Client>>,
-    /// Held while connecting, so that callers who find no session make one together.
+    /// Held while connecting, so that concurrent callers share one new session.
     connecting: tokio::sync::Mutex<()>,
 }
 
 impl Sessions {
-    /// Nothing is connected yet. Errors are sentences about the TLS files.
+    /// Does not connect yet. Errors are messages about the TLS files.
     pub(super) fn new(settings: &ZooKeeperSettings) -> Result<Self, String> {
         let tls = settings.tls.as_ref().map(tls).transpose()?;
         let digest = settings.digest.as_ref().map(|login| {
@@ -61,13 +61,13 @@ impl Sessions {
         })
     }
 
-    /// The session in use if it is connected now, else a new one. A lost session is not waited for: its own attempts grow
-    /// rare in a long outage.
+    /// The session in use if it is connected, else a new one. A lost session is not waited for: its reconnect attempts
+    /// become rare in a long outage.
     pub(super) async fn connected(&self) -> Result<Client, Failure> {
         if let Some(client) = self.in_use(SessionState::SyncConnected) {
             return Ok(client);
         }
-        let _one_at_a_time = self.connecting.lock().await;
+        let _serialized = self.connecting.lock().await;
         if let Some(client) = self.in_use(SessionState::SyncConnected) {
             return Ok(client);
         }
@@ -86,12 +86,12 @@ impl Sessions {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The session in use, whatever its state.
+    /// The session in use, in any state.
     pub(super) fn current(&self) -> Option<Client> {
         self.slot().clone()
     }
 
-    /// Gives the session up, since its server went silent.
+    /// Discards the session after its server stopped answering.
     pub(super) fn discard(&self) {
         *self.slot() = None;
     }
@@ -117,7 +117,7 @@ impl Sessions {
             None => return self.await_session(connector.connect(&self.servers)).await,
         };
         let connected = connected.await;
-        self.settle(connected)
+        self.classify(connected)
     }
 
     async fn await_session(
@@ -125,25 +125,25 @@ impl Sessions {
         session: impl Future<Output = Result<Client, Error>>,
     ) -> Result<Client, Failure> {
         let connected = timeout(self.request_timeout, session).await;
-        self.settle(connected)
+        self.classify(connected)
     }
 
-    fn settle(
+    fn classify(
         &self,
         connected: Result<Result<Client, Error>, tokio::time::error::Elapsed>,
     ) -> Result<Client, Failure> {
         match connected {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(error)) => Err(failure(&error)),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(self.no_answer()),
         }
     }
 
-    fn silent(&self) -> Failure {
+    fn no_answer(&self) -> Failure {
         Failure::Away(format!("no answer within {:?}", self.request_timeout))
     }
 
-    /// Waits for the answer of a request, at most for the request timeout; a session that is silent is given up.
+    /// Waits for the answer of a request for at most the request timeout; a session that does not answer is discarded.
     pub(super) async fn answer<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,
@@ -155,12 +155,12 @@ impl Sessions {
             Ok(answer) => Ok(answer),
             Err(_) => {
                 self.discard();
-                Err(self.silent())
+                Err(self.no_answer())
             }
         }
     }
 
-    /// How nodes of this mode are made.
+    /// Options for creating nodes of this mode.
     pub(super) fn options(&self, mode: CreateMode) -> CreateOptions<'static> {
         mode.with_acls(match self.acl {
             Acl::Open => Acls::anyone_all(),
@@ -170,25 +170,26 @@ impl Sessions {
 }
 
 fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
-    // Both stores' clients use rustls, each with another provider: one has to be named, and it stays if it is already.
+    // The clients of both stores use rustls with different providers: one must be installed as default, and an
+    // installed one is kept.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let read = |path: &std::path::Path| {
         bounded_file::read_text(path, MAX_BYTES)
             .map_err(|error| format!("{} {error}", path.display()))
     };
-    let told = |path: &std::path::Path| {
+    let named = |path: &std::path::Path| {
         let path = path.display().to_string();
         move |error: Error| format!("{path}: {error}")
     };
     let ca = read(&files.ca_file)?;
     let mut options = TlsOptions::new()
         .with_pem_ca(&ca)
-        .map_err(told(&files.ca_file))?;
+        .map_err(named(&files.ca_file))?;
     if let Some(identity) = &files.identity {
         let (cert, key) = (read(&identity.cert_file)?, read(&identity.key_file)?);
         options = options
             .with_pem_identity(&cert, &key)
-            .map_err(told(&identity.cert_file))?;
+            .map_err(named(&identity.cert_file))?;
     }
     Ok(options)
 }

@@ -1,4 +1,5 @@
-//! Writing one node: compared by its data version, parents made as needed, emptied where it has children.
+//! Writes one node: compared by its data version, with parents created as needed, emptied instead of deleted where it
+//! has children.
 
 use zookeeper_client::{Client, CreateMode, Error, Stat};
 
@@ -7,17 +8,17 @@ use super::super::{Expected, KeyVersion};
 use super::link::{revision_above, stamp};
 use super::{Shared, failure};
 
-/// How often a write that names no version is tried again when somebody else was faster.
+/// Maximum attempts of a write without an expected version under contention.
 const ATTEMPTS: usize = 16;
 
-/// What one attempt came to.
+/// Result of one attempt.
 enum Attempt {
     Done(KeyVersion),
-    /// The node changed between the reading and the writing.
+    /// The node changed between read and write.
     Overtaken,
 }
 
-/// Writes if what stands there is as expected; `None` if it is not.
+/// Writes if the present value is as expected; `None` otherwise.
 pub(super) async fn write(
     shared: &Shared,
     path: &str,
@@ -53,7 +54,7 @@ pub(super) async fn write(
             Attempt::Overtaken => {}
         }
     }
-    Err(Failure::away("others write the same node all the time"))
+    Err(Failure::away("too many concurrent writes of the same node"))
 }
 
 async fn read(
@@ -75,8 +76,8 @@ async fn set(
     value: &[u8],
     there: &Stat,
 ) -> Result<Attempt, Failure> {
-    let asked = client.set_data(path, value, Some(there.version));
-    match shared.sessions.answer(asked).await? {
+    let request = client.set_data(path, value, Some(there.version));
+    match shared.sessions.answer(request).await? {
         Ok(stat) => Ok(Attempt::Done(stamp(&stat))),
         Err(Error::BadVersion | Error::NoNode) => Ok(Attempt::Overtaken),
         Err(error) => Err(failure(&error)),
@@ -90,8 +91,8 @@ async fn create(
     value: &[u8],
 ) -> Result<Attempt, Failure> {
     let options = shared.sessions.options(CreateMode::Persistent);
-    let asked = client.create(path, value, &options);
-    match shared.sessions.answer(asked).await? {
+    let request = client.create(path, value, &options);
+    match shared.sessions.answer(request).await? {
         Ok((stat, _)) => Ok(Attempt::Done(stamp(&stat))),
         Err(Error::NodeExists) => Ok(Attempt::Overtaken),
         Err(Error::NoNode) => {
@@ -113,24 +114,24 @@ async fn delete(
     if there.num_children > 0 {
         return set(shared, client, path, b"", there).await;
     }
-    let asked = client.delete(path, Some(there.version));
-    match shared.sessions.answer(asked).await? {
+    let request = client.delete(path, Some(there.version));
+    match shared.sessions.answer(request).await? {
         Ok(()) => {}
-        // A child came meanwhile, or somebody else was faster.
+        // A child was created, or another writer was faster.
         Err(Error::NotEmpty | Error::BadVersion | Error::NoNode) => return Ok(Attempt::Overtaken),
         Err(error) => return Err(failure(&error)),
     }
-    // The delete itself is not told; its parent's list of children knows it.
+    // The answer has no revision; the parent's `pzxid` records it.
     let revision = revision_above(shared, client, path).await?;
-    sweep(shared, client, path).await;
+    remove_empty_parent(shared, client, path).await;
     Ok(Attempt::Done(KeyVersion {
         revision,
         version: 0,
     }))
 }
 
-/// Removes the parent if it only held the deleted node; somebody who needs it makes it again.
-async fn sweep(shared: &Shared, client: &Client, path: &str) {
+/// Removes the parent if it only contained the deleted node; a writer that needs it creates it again.
+async fn remove_empty_parent(shared: &Shared, client: &Client, path: &str) {
     let Some((parent, _)) = path.rsplit_once('/') else {
         return;
     };
@@ -141,7 +142,7 @@ async fn sweep(shared: &Shared, client: &Client, path: &str) {
         && data.is_empty()
         && stat.num_children == 0
     {
-        // Losing a race only leaves an empty node, which is no value.
+        // A lost race only leaves an empty node, which is not a value.
         let _ = shared
             .sessions
             .answer(client.delete(parent, Some(stat.version)))

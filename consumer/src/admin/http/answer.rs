@@ -1,4 +1,4 @@
-//! Answers of the API: JSON, and errors in one shape.
+//! Responses of the API: JSON bodies, and one format for errors.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -6,24 +6,24 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The body of every answer that is not a success.
+/// The body of every error response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: ErrorDetail,
 }
 
-/// What went wrong.
+/// An error for programs and for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDetail {
-    /// For programs: `not_found`, `method_not_allowed`, `bad_request`, `forbidden`, `not_ready`, `busy`, `timeout`,
-    /// `not_written`, `not_shut`, `not_serving`, `removed`, `failed`.
+    /// Machine-readable code: `not_found`, `method_not_allowed`, `bad_request`, `forbidden`, `not_ready`, `busy`, `timeout`,
+    /// `not_written`, `not_closed`, `not_serving`, `removed`, `failed`.
     pub code: String,
-    /// For people, with what to do.
+    /// Human-readable message with a remedy.
     pub message: String,
 }
 
-/// An error on its way to a client.
+/// An error response under construction.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,

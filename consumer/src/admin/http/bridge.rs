@@ -1,4 +1,4 @@
-//! The admin HTTP of a bridge: health, metrics and its report.
+//! The admin HTTP server of a bridge: health, metrics and its report.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::answer::Refusal;
 use super::server;
 use crate::admin::metrics;
 
-/// Asks a bridge for its report.
+/// Returns a bridge's current report.
 pub type BridgeReporter = Arc<dyn Fn() -> BridgeReport + Send + Sync>;
 
-/// Answers requests about a bridge until `stop` is done, then finishes those under way.
+/// Serves requests about a bridge until `stop` resolves, then completes the requests in progress.
 pub async fn serve_bridge(
     listener: TcpListener,
     report: BridgeReporter,
@@ -26,17 +26,17 @@ pub async fn serve_bridge(
     server::serve(listener, bridge_router(report), stop).await;
 }
 
-/// The routes over a bridge.
+/// The routes of a bridge.
 pub fn bridge_router(report: BridgeReporter) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
-        .route("/api/v1/bridge", get(whole))
+        .route("/api/v1/bridge", get(full_report))
         .fallback(|request: Request| async move {
             let path = request.uri().path();
             Refusal::not_found(format!(
-                "nothing at `{path}`; this is a bridge: /livez, /readyz, /metrics, /api/v1/bridge"
+                "no route `{path}`; a bridge serves /livez, /readyz, /metrics and /api/v1/bridge"
             ))
         })
         .with_state(report)
@@ -56,6 +56,6 @@ async fn prometheus(State(report): State<BridgeReporter>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
-async fn whole(State(report): State<BridgeReporter>) -> Json<BridgeReport> {
+async fn full_report(State(report): State<BridgeReporter>) -> Json<BridgeReport> {
     Json(report())
 }

@@ -3,11 +3,11 @@
 //! ```text
 //!  GET  /livez /readyz /metrics
 //!  GET  /api/v1/status, handlers, handlers/{name}, partitions, explain/{topic}/{partition}[/{offset}], openapi.json
-//!  PUT  /api/v1/handlers/{name}/gate        only from this machine, and not from another site's page (see `origin`)
+//!  PUT  /api/v1/handlers/{name}/gate        only from this machine, never from another site's page (see `origin`)
 //!  POST /api/v1/handlers/{name}/restart, control-plane/accept    the same
 //! ```
 //!
-//! Every answer under `/api` is JSON, errors too: `{"error": {"code": …, "message": …}}`.
+//! Every response under `/api` is JSON, including errors: `{"error": {"code": …, "message": …}}`.
 
 mod answer;
 mod bridge;
@@ -28,25 +28,25 @@ pub use routes::{
     ControlPlaneAcceptance, GateBody, GateChange, HandlerRestart, Readiness, StatusReport,
 };
 
-/// Why the server does not run.
+/// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error(
         "cannot listen on {listen} for admin HTTP: {reason}; set `admin.listen` to a free address"
     )]
     Listen {
         /// The address.
         listen: SocketAddr,
-        /// The system's words.
+        /// The operating system's error.
         reason: std::io::Error,
     },
-    /// The address that was taken cannot be told.
-    #[error("the admin HTTP address cannot be told: {0}")]
+    /// The bound address cannot be determined.
+    #[error("cannot determine the admin HTTP address: {0}")]
     Address(std::io::Error),
 }
 
-/// Takes the address, so that a second service on it fails at start.
+/// Binds the address before the service starts, so that a second service on the same address fails early.
 ///
 /// # Errors
 /// [`AdminError::Listen`].
@@ -56,7 +56,7 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener, AdminError> {
         .map_err(|reason| AdminError::Listen { listen, reason })
 }
 
-/// Answers requests about `view` until `stop` is done, then finishes those under way.
+/// Serves requests about `view` until `stop` resolves, then completes the requests in progress.
 pub async fn serve(
     listener: TcpListener,
     view: Arc<dyn ServiceView>,
@@ -65,8 +65,8 @@ pub async fn serve(
     serve_starting(listener, Arc::new(ServiceSlot::of(view)), stop).await;
 }
 
-/// As [`serve`], for a service that is still starting: until `slot` holds it, `/livez` says that the process lives, and
-/// everything else that there is no service yet.
+/// As [`serve`], for a service that is still starting: until `slot` is filled, `/livez` answers 200 and every other route
+/// 503 `not_ready`.
 pub async fn serve_starting(
     listener: TcpListener,
     slot: Arc<ServiceSlot>,

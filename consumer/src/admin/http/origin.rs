@@ -1,7 +1,7 @@
-//! Who may change something: a client on this machine, asking under a loopback name, and no other site's page.
+//! Authorizes changing requests: only clients on this machine that use a loopback host name, never another site's page.
 //!
-//! A browser on this machine reaches the loopback address for any page it shows. Two checks keep pages out: `Host` must
-//! be a loopback name (a rebound DNS name of the page's own is not), and `Origin`, which browsers add to every changing
+//! A browser on this machine can reach the loopback address on behalf of any page. Two checks reject such requests:
+//! `Host` must be a loopback name (which defeats DNS rebinding), and `Origin`, which browsers add to every changing
 //! request, must be a loopback address too.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 
 use super::answer::Refusal;
 
-/// Refuses a changing request that does not come from this machine itself.
+/// Rejects a changing request that does not originate from this machine.
 pub(super) fn check(peer: SocketAddr, headers: &HeaderMap) -> Result<(), Refusal> {
     let forbidden =
         |message: String| Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
@@ -25,12 +25,12 @@ pub(super) fn check(peer: SocketAddr, headers: &HeaderMap) -> Result<(), Refusal
     };
     if !is_loopback_authority(host) {
         return forbidden(format!(
-            "changes are accepted under a loopback name only, not `{host}`; use http://127.0.0.1 and the port"
+            "changes require a loopback host name, not `{host}`; use http://127.0.0.1 and the port"
         ));
     }
     match text(headers, header::ORIGIN) {
         Some(origin) if !is_loopback_origin(origin) => {
-            forbidden(format!("a page of `{origin}` may not change anything here"))
+            forbidden(format!("changes from pages of `{origin}` are not allowed"))
         }
         _ => Ok(()),
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_under_a_loopback_name_may_change_something() {
+    fn only_loopback_clients_with_a_loopback_host_name_may_change_anything() {
         let here = "127.0.0.1:50000";
         for host in [
             "127.0.0.1:9600",

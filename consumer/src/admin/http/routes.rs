@@ -1,4 +1,4 @@
-//! The routes and what answers them.
+//! The routes and their handlers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,31 +23,31 @@ use crate::admin::{
     ServiceProblem, ServiceReport, ServiceSlot, ServiceView, TopicReport, metrics, openapi,
 };
 
-/// How long pumps have to answer.
+/// How long pumps may take to report.
 const REPORT_DEADLINE: Duration = Duration::from_secs(2);
-/// How long they have when readiness is asked: probes give up after a second.
+/// The same for readiness; below the one-second default timeout of Kubernetes probes.
 const READY_DEADLINE: Duration = Duration::from_millis(500);
-/// How long a request may take.
+/// Upper bound for a whole request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The largest request body in bytes; the only body there is holds one boolean.
+/// Maximum request body in bytes; the only body that the API takes holds one boolean.
 const BODY_LIMIT: usize = 4 * 1024;
-/// Requests that may ask the service something at the same time.
-const MAX_ASKING: usize = 16;
+/// Maximum number of concurrent queries to the service.
+const MAX_CONCURRENT_QUERIES: usize = 16;
 
 #[derive(Clone)]
 struct Admin {
     service: Arc<ServiceSlot>,
-    asking: Arc<Semaphore>,
-    /// Readiness has its own way past the others: however many of them there are, a probe is answered.
+    query_permits: Arc<Semaphore>,
+    /// Readiness bypasses the query limit: a probe is answered however many queries are in progress.
     probe: Arc<Probe>,
 }
 
-/// The last answer to readiness, and when it was begun.
+/// The last readiness result, and when its evaluation started.
 #[derive(Default)]
 struct Probe(tokio::sync::Mutex<Option<(Instant, Readiness)>>);
 
 const STARTING: &str =
-    "the service is starting: specs are read and plugins are loaded; its log says how that goes";
+    "the service is starting: reading specs and loading plugins; see its log for progress";
 
 impl Admin {
     fn service(&self) -> Result<Arc<dyn ServiceView>, Refusal> {
@@ -57,34 +57,34 @@ impl Admin {
             .ok_or_else(|| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", STARTING))
     }
 
-    /// Where the service stands, by its report alone. At most one question at a time goes to it, however many ask here;
-    /// whoever has waited for one that was begun after they came is content with its answer.
+    /// Readiness according to the service's report. Evaluations are serialized: a request that waited for an evaluation
+    /// which started after the request arrived reuses its result.
     async fn readiness(&self) -> Result<Readiness, Refusal> {
-        let came = Instant::now();
+        let arrived = Instant::now();
         let Some(view) = self.service.get().cloned() else {
             return Ok(Readiness::of(Err(STARTING.to_owned()), Vec::new()));
         };
         let mut last = self.probe.0.lock().await;
-        if let Some((begun, readiness)) = &*last
-            && *begun >= came
+        if let Some((started, readiness)) = &*last
+            && *started >= arrived
         {
             return Ok(readiness.clone());
         }
-        let begun = Instant::now();
-        let asked = tokio::task::spawn_blocking(move || view.report(READY_DEADLINE));
-        let report = asked.await.map_err(|_| cannot_answer())?;
+        let started = Instant::now();
+        let task = tokio::task::spawn_blocking(move || view.report(READY_DEADLINE));
+        let report = task.await.map_err(|_| query_failed())?;
         let readiness = Readiness::of(report.readiness(now_ms()), report.facts.problems);
-        *last = Some((begun, readiness.clone()));
+        *last = Some((started, readiness.clone()));
         Ok(readiness)
     }
 
-    /// Runs a question where blocking is allowed; refuses when too many are under way.
-    async fn ask<T: Send + 'static>(
+    /// Runs a query on a blocking thread; fails with `busy` at the limit of concurrent queries.
+    async fn query<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&dyn ServiceView) -> T + Send + 'static,
+        run: impl FnOnce(&dyn ServiceView) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        let Ok(permit) = Arc::clone(&self.asking).try_acquire_owned() else {
-            let message = "too many requests at once; ask again in a moment";
+        let Ok(permit) = Arc::clone(&self.query_permits).try_acquire_owned() else {
+            let message = "too many concurrent requests; retry in a moment";
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "busy",
@@ -93,25 +93,25 @@ impl Admin {
         };
         let view = self.service()?;
         let answer = tokio::task::spawn_blocking(move || {
-            let answer = question(view.as_ref());
+            let answer = run(view.as_ref());
             drop(permit);
             answer
         });
-        answer.await.map_err(|_| cannot_answer())
+        answer.await.map_err(|_| query_failed())
     }
 
     async fn report(&self) -> Result<ServiceReport, Refusal> {
-        self.ask(|view| view.report(REPORT_DEADLINE)).await
+        self.query(|view| view.report(REPORT_DEADLINE)).await
     }
 }
 
-/// The service as a whole, as `/api/v1/status` gives it.
+/// Status of the whole service, as returned by `/api/v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusReport {
     /// Version, group, snapshot.
     #[serde(flatten)]
     pub facts: ServiceInfo,
-    /// As `/readyz` says: the group was joined, Kafka is not away for long, and some enabled handler takes records.
+    /// As in `/readyz`: the group was joined, Kafka answers within `stall_timeout`, and some enabled handler takes records.
     pub ready: bool,
     /// Why it is not ready.
     pub reason: Option<String>,
@@ -127,11 +127,11 @@ pub struct StatusReport {
     pub handlers: usize,
     /// Number of partitions.
     pub partitions: usize,
-    /// Partitions whose frontier has not moved for `stall_timeout` while records wait.
+    /// Partitions whose frontier has not moved for `stall_timeout` although records are waiting.
     pub stalled: Vec<String>,
 }
 
-/// The answer of `/readyz`, with 200 or 503.
+/// The response of `/readyz`, with status 200 or 503.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Readiness {
     /// Whether it is ready.
@@ -139,7 +139,7 @@ pub struct Readiness {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorDetail>,
-    /// What does not progress, and what else an operator should mend. Most of it makes nobody unready.
+    /// What does not progress, and other conditions that need an operator. Most of them do not affect readiness.
     pub problems: Vec<ServiceProblem>,
 }
 
@@ -157,7 +157,7 @@ impl Readiness {
     }
 }
 
-/// A body that is an object: serde would take a list of its values too.
+/// A body that must be a JSON object: serde would also accept a list of the values.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -170,48 +170,48 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GateBody {
-    /// Open (`true`) or shut (`false`).
+    /// Open (`true`) or closed (`false`).
     pub open: bool,
 }
 
-/// What a gate change did: the control plane holds the new value, and the service runs by it.
+/// A completed gate change: the control plane holds the new value and the service has applied it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GateChange {
     /// The handler.
     pub name: String,
-    /// Its gate as it is.
+    /// Its gate after the change.
     pub gate: Gate,
 }
 
-/// What a restart did.
+/// A completed restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HandlerRestart {
     /// The handler.
     pub name: String,
-    /// The generation that serves from now on.
+    /// The generation that now serves.
     pub generation: u64,
-    /// Whether it was built anew. Otherwise what is loaded was reset: no plugin in the folder serves the spec any more.
+    /// Whether it was rebuilt. Otherwise the loaded generation was reset: no plugin in the folder serves the spec any more.
     #[serde(default = "rebuilt")]
     pub rebuilt: bool,
 }
 
-/// What a member of an earlier version does, which does not say it.
+/// The value for a member of an earlier version, whose response lacks the field.
 fn rebuilt() -> bool {
     true
 }
 
-/// What `control-plane/accept` did.
+/// The result of `control-plane/accept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ControlPlaneAcceptance {
-    /// Whether something was held back, which is applied from now on.
+    /// Whether held-back control-plane state was applied.
     pub accepted: bool,
 }
 
-/// The routes over a service.
+/// The routes of a service.
 pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
     let admin = Admin {
         service,
-        asking: Arc::new(Semaphore::new(MAX_ASKING)),
+        query_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_QUERIES)),
         probe: Arc::default(),
     };
     Router::new()
@@ -236,14 +236,14 @@ pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
         )
         .fallback(|request: Request| async move {
             let message = format!(
-                "nothing at `{}`; see /api/v1/openapi.json",
+                "no route `{}`; see /api/v1/openapi.json",
                 request.uri().path()
             );
             Refusal::not_found(message)
         })
         .method_not_allowed_fallback(|request: Request| async move {
             let message = format!(
-                "`{}` does not take {}",
+                "`{}` does not support {}",
                 request.uri().path(),
                 request.method()
             );
@@ -258,15 +258,15 @@ pub(super) fn router(service: Arc<ServiceSlot>) -> Router {
         .with_state(admin)
 }
 
-fn cannot_answer() -> Refusal {
-    Refusal::failed("the service could not answer; its log says why")
+fn query_failed() -> Refusal {
+    Refusal::failed("the service failed to answer; see its log")
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let message = format!("no answer within {} s", REQUEST_TIMEOUT.as_secs());
+            let message = format!("request timed out after {} s", REQUEST_TIMEOUT.as_secs());
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message).into_response()
         }
     }
@@ -320,7 +320,7 @@ async fn handler(
 ) -> Result<Json<HandlerReport>, Refusal> {
     let report = admin.report().await?;
     let known: Vec<&str> = report.handlers.iter().map(|h| h.name.as_str()).collect();
-    let message = format!("no handler `{name}`; there are: {}", known.join(", "));
+    let message = format!("no handler `{name}`; known handlers: {}", known.join(", "));
     let found = report.handlers.into_iter().find(|h| h.name == name);
     found.map(Json).ok_or_else(|| Refusal::not_found(message))
 }
@@ -333,7 +333,7 @@ async fn explain_frontier(
     State(admin): State<Admin>,
     path: Result<Path<(String, i32)>, PathRejection>,
 ) -> Result<Json<Explanation>, Refusal> {
-    let Path((topic, partition)) = path.map_err(bad_place)?;
+    let Path((topic, partition)) = path.map_err(invalid_path)?;
     explain(admin, topic, partition, None).await
 }
 
@@ -341,7 +341,7 @@ async fn explain_record(
     State(admin): State<Admin>,
     path: Result<Path<(String, i32, i64)>, PathRejection>,
 ) -> Result<Json<Explanation>, Refusal> {
-    let Path((topic, partition, offset)) = path.map_err(bad_place)?;
+    let Path((topic, partition, offset)) = path.map_err(invalid_path)?;
     explain(admin, topic, partition, Some(offset)).await
 }
 
@@ -352,16 +352,16 @@ async fn explain(
     offset: Option<i64>,
 ) -> Result<Json<Explanation>, Refusal> {
     let place = format!("{topic}/{partition}");
-    let asked = move |view: &dyn ServiceView| {
+    let query = move |view: &dyn ServiceView| {
         let found = view.explain(&topic, partition, offset, REPORT_DEADLINE);
-        found.ok_or_else(|| not_ours(&place, &topic, &view.report(REPORT_DEADLINE)))
+        found.ok_or_else(|| not_assigned(&place, &topic, &view.report(REPORT_DEADLINE)))
     };
-    let found = admin.ask(asked).await?;
+    let found = admin.query(query).await?;
     found.map(Json).map_err(Refusal::not_found)
 }
 
-/// That a partition is not ours, and what of the client, the group or the topic may be the reason.
-fn not_ours(place: &str, topic: &str, report: &ServiceReport) -> String {
+/// Says that a partition is not assigned here, with the client, group and topic problems that may explain it.
+fn not_assigned(place: &str, topic: &str, report: &ServiceReport) -> String {
     let mut text = format!("{place} is not assigned to this process; see /api/v1/partitions");
     let may_be_why =
         |problem: &&ServiceProblem| problem.kind.is_of_client() || problem.is_missing_topic(topic);
@@ -372,7 +372,7 @@ fn not_ours(place: &str, topic: &str, report: &ServiceReport) -> String {
     text
 }
 
-fn bad_place(rejection: PathRejection) -> Refusal {
+fn invalid_path(rejection: PathRejection) -> Refusal {
     let message = format!(
         "{}; partition and offset are numbers: /api/v1/explain/TOPIC/PARTITION[/OFFSET]",
         rejection.body_text()
@@ -396,12 +396,12 @@ async fn gate(
     })?;
     let handler = name.clone();
     let written = admin
-        .ask(move |view| view.set_gate(&handler, body.open))
+        .query(move |view| view.set_gate(&handler, body.open))
         .await?;
     written.map_err(refused)?;
     Ok(Json(GateChange {
         name,
-        gate: if body.open { Gate::Open } else { Gate::Shut },
+        gate: if body.open { Gate::Open } else { Gate::Closed },
     }))
 }
 
@@ -413,7 +413,7 @@ async fn restart(
 ) -> Result<Json<HandlerRestart>, Refusal> {
     origin::check(peer, &headers)?;
     let handler = name.clone();
-    let restarted = admin.ask(move |view| view.restart(&handler)).await?;
+    let restarted = admin.query(move |view| view.restart(&handler)).await?;
     let restarted = restarted.map_err(refused)?;
     Ok(Json(HandlerRestart {
         name,
@@ -428,7 +428,7 @@ async fn accept(
     headers: HeaderMap,
 ) -> Result<Json<ControlPlaneAcceptance>, Refusal> {
     origin::check(peer, &headers)?;
-    let accepted = admin.ask(|view| view.accept_control_plane()).await?;
+    let accepted = admin.query(|view| view.accept_control_plane()).await?;
     Ok(Json(ControlPlaneAcceptance { accepted }))
 }
 
@@ -437,7 +437,7 @@ fn refused(error: GateError) -> Refusal {
         GateError::Unknown { .. } => (StatusCode::NOT_FOUND, "not_found"),
         GateError::Removed { .. } => (StatusCode::CONFLICT, "removed"),
         GateError::NotWritten { .. } => (StatusCode::CONFLICT, "not_written"),
-        GateError::NotShut { .. } => (StatusCode::CONFLICT, "not_shut"),
+        GateError::NotClosed { .. } => (StatusCode::CONFLICT, "not_closed"),
         GateError::NotServing { .. } => (StatusCode::CONFLICT, "not_serving"),
     };
     Refusal::new(status, code, error.to_string())

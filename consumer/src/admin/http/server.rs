@@ -1,13 +1,14 @@
-//! Connections of the admin HTTP: what they may cost the rest of the process, and each other.
+//! Connection management of the admin HTTP server: bounds on connections, descriptors, time and memory.
 //!
 //! ```text
-//!  accept ─► more than the limit open? ── the one that has waited longest without a request is closed for the new one
-//!         └► no descriptor left?       ── a kept one is given up for it, or such a connection is closed
-//!  each: header timeout ─► body timeout ─► request ─► routes ─► answer ─► next request, within the same timeouts
+//!  accept ─► connection limit reached? ── close the connection that has been idle longest
+//!         └► out of descriptors?       ── release a reserved one, or close an idle connection
+//!  each: header timeout ─► body timeout ─► request ─► routes ─► response ─► next request, within the same timeouts
 //! ```
 //!
-//! A request is under way once it is there whole. Connections that ask nothing (half open, slow, idle) therefore never keep one that does from being answered: a probe
-//! is answered among hundreds of them, and while the process has no file descriptor left.
+//! A connection counts as busy once its request has been received completely. Half-open, slow and idle connections
+//! therefore never block a real request: a probe is answered among hundreds of them, and even while the process has run
+//! out of file descriptors.
 
 use std::fs::File;
 use std::future::Future;
@@ -36,26 +37,26 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::answer::Refusal;
 
-/// How long a connection may take for the head of a request, from its opening or its last answer on.
+/// How long a connection may take to send a request head, from accept or from its last response.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a request's head, and of what is read ahead.
+/// Maximum size in bytes of a request head, including read-ahead.
 const MAX_HEAD: usize = 16 << 10;
-/// How long the body of a request may take from its head on.
+/// How long a request body may take, from the end of its head.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a request's body: a gate's new state, or nothing.
+/// Maximum size in bytes of a request body: a gate's new state, or nothing.
 const MAX_BODY: usize = 64 << 10;
-/// Most connections at a time; fewer where the process may open few files.
+/// Maximum number of open connections; lower where the process may open few files.
 const MAX_CONNECTIONS: usize = 128;
-/// Least connections at a time.
+/// Minimum number of open connections.
 const MIN_CONNECTIONS: usize = 8;
-/// The part of the process's files that connections may be.
-const FILES_PART: u64 = 8;
-/// Descriptors that are kept for connections that come when there is none left.
+/// Connections may use one file descriptor in this many of the process's limit.
+const FD_LIMIT_DIVISOR: u64 = 8;
+/// Descriptors reserved for connections that arrive when the process has run out of them.
 const RESERVED: usize = 4;
-/// Pause after an accept that failed for want of something that cannot be given up for it.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Delay after an accept that failed for lack of resources when no reserved descriptor is left.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Answers by `router` until `stop` is done, then finishes the requests under way.
+/// Serves `router` until `stop` resolves, then completes the requests in progress.
 pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     serve_at_most(listener, router, stop, limit()).await;
 }
@@ -87,15 +88,15 @@ async fn serve_at_most(
         }
     }
     drop(listener);
-    // Every connection has its own receiver, and may have ended.
+    // Fails only when every connection has ended.
     let _ = stopping.send(true);
     while connections.tasks.join_next().await.is_some() {}
 }
 
-/// Connections at a time: a part of what the process may open, so that they cannot take what records need.
+/// Connection limit: a fraction of the process's descriptor limit, so that admin connections cannot starve Kafka ones.
 fn limit() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files / FILES_PART)
+    usize::try_from(files / FD_LIMIT_DIVISOR)
         .unwrap_or(MAX_CONNECTIONS)
         .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
 }
@@ -116,8 +117,8 @@ struct Open {
 }
 
 impl Connections {
-    /// Serves a connection, in the place of another one if need be. Where every other one has a request under way, it is
-    /// closed unanswered.
+    /// Serves a connection, closing an idle one at the limit. The new connection is closed unanswered if all others are
+    /// busy.
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         if self.open.len() >= self.limit {
             self.sweep();
@@ -125,7 +126,7 @@ impl Connections {
         if self.open.len() >= self.limit && !self.close_one() {
             return;
         }
-        // An answer is one write; waiting for more to send gains nothing.
+        // A response is a single write, so Nagle's algorithm only adds latency.
         let _ = stream.set_nodelay(true);
         let activity = Arc::new(Activity::default());
         let routes = Routes {
@@ -139,44 +140,44 @@ impl Connections {
         self.open.push(Open { task, activity });
     }
 
-    /// Forgets connections that have ended, and takes back descriptors for the next emergency.
+    /// Removes ended connections and refills the descriptor reserve.
     fn sweep(&mut self) {
         self.open.retain(|open| !open.task.is_finished());
         self.reserve.refill();
     }
 
-    /// Closes the connection that has waited longest without a request; `false` when all have one.
+    /// Closes the connection that has been idle longest; `false` when all are busy.
     fn close_one(&mut self) -> bool {
-        let waiting = self
+        let idle = self
             .open
             .iter()
             .enumerate()
-            .filter_map(|(index, open)| Some((open.activity.waits_since()?, index)));
-        let Some((_, index)) = waiting.min() else {
+            .filter_map(|(index, open)| Some((open.activity.idle_since()?, index)));
+        let Some((_, index)) = idle.min() else {
             return false;
         };
         self.open.swap_remove(index).task.abort();
         true
     }
 
-    /// After an accept that failed: sees to it that the next one does not.
+    /// Handles a failed accept: frees a descriptor so that the next one succeeds.
     async fn make_room(&mut self, error: &io::Error) {
         let full = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
             .iter()
             .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
         if !full {
-            // The client has gone before it was taken.
+            // The client closed the connection before it was accepted.
             return;
         }
-        if self.reserve.give_up() {
+        if self.reserve.release_one() {
             return;
         }
         self.close_one();
-        tokio::time::sleep(ACCEPT_PAUSE).await;
+        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
     }
 }
 
-/// Serves one connection to its end, or until the stop and the end of its request.
+/// Serves one connection until it ends, or until shutdown and the end of its current request.
 async fn answer(stream: TcpStream, routes: Routes, mut stopped: watch::Receiver<bool>) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -185,7 +186,7 @@ async fn answer(stream: TcpStream, routes: Routes, mut stopped: watch::Receiver<
         .serve_connection(TokioIo::new(stream), routes);
     let mut connection = pin!(connection);
     tokio::select! {
-        // A connection that breaks off is its client's affair.
+        // Errors of a connection concern only its client.
         _ = &mut connection => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
@@ -193,11 +194,11 @@ async fn answer(stream: TcpStream, routes: Routes, mut stopped: watch::Receiver<
     let _ = connection.await;
 }
 
-/// What a connection is doing, for the choice of one to close.
+/// Idle time of a connection, for choosing the one to close.
 struct Activity {
-    begun: Instant,
-    /// Milliseconds from `begun` to the time since which it waits for a request; [`BUSY`] while there is one.
-    waits_since_ms: AtomicU64,
+    opened: Instant,
+    /// Milliseconds from `opened` to the start of the idle period; [`BUSY`] during a request.
+    idle_since_ms: AtomicU64,
 }
 
 const BUSY: u64 = u64::MAX;
@@ -205,27 +206,27 @@ const BUSY: u64 = u64::MAX;
 impl Default for Activity {
     fn default() -> Self {
         Self {
-            begun: Instant::now(),
-            waits_since_ms: AtomicU64::new(0),
+            opened: Instant::now(),
+            idle_since_ms: AtomicU64::new(0),
         }
     }
 }
 
 impl Activity {
-    fn waits_since(&self) -> Option<Instant> {
-        match self.waits_since_ms.load(Ordering::Relaxed) {
+    fn idle_since(&self) -> Option<Instant> {
+        match self.idle_since_ms.load(Ordering::Relaxed) {
             BUSY => None,
-            since_ms => Some(self.begun + Duration::from_millis(since_ms)),
+            since_ms => Some(self.opened + Duration::from_millis(since_ms)),
         }
     }
 
-    fn waits_again(&self) {
-        let since_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(BUSY - 1);
-        self.waits_since_ms.store(since_ms, Ordering::Relaxed);
+    fn mark_idle(&self) {
+        let since_ms = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(BUSY - 1);
+        self.idle_since_ms.store(since_ms, Ordering::Relaxed);
     }
 }
 
-/// The routes as one connection asks them.
+/// The routes, with the peer address and activity of one connection.
 struct Routes {
     routes: TowerToHyperService<Router>,
     activity: Arc<Activity>,
@@ -243,7 +244,7 @@ impl Service<Request<Incoming>> for Routes {
         head.extensions.insert(ConnectInfo(self.peer));
         let (routes, activity) = (self.routes.clone(), Arc::clone(&self.activity));
         Box::pin(async move {
-            let body = match whole(body).await {
+            let body = match read_body(body).await {
                 Ok(body) => body,
                 Err(refusal) => return Ok(refusal.into_response()),
             };
@@ -253,8 +254,8 @@ impl Service<Request<Incoming>> for Routes {
     }
 }
 
-/// The body of a request, once it is there; until then its connection counts as one that waits.
-async fn whole(body: Incoming) -> Result<Body, Refusal> {
+/// Reads a request body completely; until then its connection counts as idle.
+async fn read_body(body: Incoming) -> Result<Body, Refusal> {
     let refused = |status, code, message: String| Err(Refusal::new(status, code, message));
     let body = axum::body::to_bytes(Body::new(body), MAX_BODY);
     match tokio::time::timeout(BODY_TIMEOUT, body).await {
@@ -262,38 +263,36 @@ async fn whole(body: Incoming) -> Result<Body, Refusal> {
         Ok(Err(error)) => refused(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body_refused",
-            format!(
-                "the request's body cannot be read, or has more than {MAX_BODY} bytes: {error}"
-            ),
+            format!("the request body cannot be read or exceeds {MAX_BODY} bytes: {error}"),
         ),
         Err(_) => refused(
             StatusCode::REQUEST_TIMEOUT,
             "body_timeout",
             format!(
-                "the request's body did not come within {} s",
+                "the request body did not arrive within {} s",
                 BODY_TIMEOUT.as_secs()
             ),
         ),
     }
 }
 
-/// A request that is under way.
+/// Marks a connection as busy for the duration of a request.
 struct Busy(Arc<Activity>);
 
 impl Busy {
     fn begin(activity: &Arc<Activity>) -> Self {
-        activity.waits_since_ms.store(BUSY, Ordering::Relaxed);
+        activity.idle_since_ms.store(BUSY, Ordering::Relaxed);
         Self(Arc::clone(activity))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.waits_again();
+        self.0.mark_idle();
     }
 }
 
-/// Descriptors that are given up when there are no others for a connection.
+/// Reserved descriptors, released one at a time when the process has run out of them.
 struct Reserve(Vec<File>);
 
 impl Reserve {
@@ -312,7 +311,7 @@ impl Reserve {
         }
     }
 
-    fn give_up(&mut self) -> bool {
+    fn release_one(&mut self) -> bool {
         self.0.pop().is_some()
     }
 }

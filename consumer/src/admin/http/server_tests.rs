@@ -1,4 +1,4 @@
-//! The server among connections that ask nothing.
+//! The server under half-open, slow and idle connections.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use axum::routing::get;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Running {
     address: SocketAddr,
@@ -17,17 +17,17 @@ struct Running {
     _runtime: tokio::runtime::Runtime,
 }
 
-/// A server of so many connections, with a route `/` and one that says when it begins and answers when it is told to.
-fn start(limit: usize, begun: mpsc::Sender<()>, release: watch::Receiver<bool>) -> Running {
+/// A server with this connection limit, a route `/`, and a route `/slow` that signals its start and answers on release.
+fn start(limit: usize, started: mpsc::Sender<()>, release: watch::Receiver<bool>) -> Running {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let listener = runtime
         .block_on(TcpListener::bind("127.0.0.1:0"))
         .expect("a free port");
     let address = listener.local_addr().expect("an address");
     let slow = move || {
-        let (begun, mut release) = (begun.clone(), release.clone());
+        let (started, mut release) = (started.clone(), release.clone());
         async move {
-            let _ = begun.send(());
+            let _ = started.send(());
             let _ = release.wait_for(|release| *release).await;
             "at last"
         }
@@ -55,13 +55,15 @@ fn start(limit: usize, begun: mpsc::Sender<()>, release: watch::Receiver<bool>) 
 impl Running {
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("a connection");
-        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        stream
+            .set_read_timeout(Some(TEST_TIMEOUT))
+            .expect("a timeout");
         stream
     }
 
     fn ask(&self, path: &str) -> TcpStream {
         let mut stream = self.connect();
-        // It may be closed already; that shows in the answer.
+        // The server may have closed it already; the response shows that.
         let _ = write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -70,7 +72,7 @@ impl Running {
     }
 }
 
-/// Nothing when the connection was closed instead.
+/// The response; empty when the connection was closed instead.
 fn answer_on(mut stream: TcpStream) -> String {
     let mut text = String::new();
     match stream.read_to_string(&mut text) {
@@ -80,58 +82,58 @@ fn answer_on(mut stream: TcpStream) -> String {
     }
 }
 
-/// Whether the server ends the connection within the time that reads have.
+/// Whether the server closes the connection within the read timeout.
 fn is_closed(stream: &mut TcpStream) -> bool {
     use io::ErrorKind::{TimedOut, WouldBlock};
     !matches!(stream.read(&mut [0]), Err(error) if [TimedOut, WouldBlock].contains(&error.kind()))
 }
 
 #[test]
-fn connections_that_ask_nothing_make_room_for_one_that_does() {
+fn idle_connections_make_room_for_a_request() {
     let (_release, released) = watch::channel(true);
     let running = start(8, mpsc::channel().0, released);
     let mut half_open: Vec<TcpStream> = (0..50)
         .map(|_| {
             let mut stream = running.connect();
-            // It may be closed already, for a later one.
+            // It may have been closed already in favour of a later one.
             let _ = stream.write_all(b"GET / HT");
             stream
         })
         .collect();
-    let begun = Instant::now();
+    let started = Instant::now();
     assert!(answer_on(running.ask("/")).ends_with("here"));
     assert!(
-        begun.elapsed() < HEADER_TIMEOUT,
-        "it waited for others to time out"
+        started.elapsed() < HEADER_TIMEOUT,
+        "the request waited for others to time out"
     );
-    // The oldest were closed for the others; the last ones by the timeout.
+    // The oldest were closed in favour of newer ones, the rest by the timeout.
     assert!(half_open.iter_mut().all(is_closed));
-    assert!(begun.elapsed() >= HEADER_TIMEOUT);
+    assert!(started.elapsed() >= HEADER_TIMEOUT);
 }
 
 #[test]
-fn requests_whose_body_does_not_come_make_room_too_and_end() {
+fn requests_without_their_body_make_room_too_and_time_out() {
     let (_release, released) = watch::channel(true);
     let running = start(8, mpsc::channel().0, released);
     let mut bodiless: Vec<TcpStream> = (0..50)
         .map(|_| {
             let mut stream = running.connect();
-            // It may be closed already, for a later one.
+            // It may have been closed already in favour of a later one.
             let _ =
                 stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n");
             stream
         })
         .collect();
-    let begun = Instant::now();
+    let started = Instant::now();
     assert!(answer_on(running.ask("/")).ends_with("here"));
     assert!(
-        begun.elapsed() < BODY_TIMEOUT,
-        "it waited for others to time out"
+        started.elapsed() < BODY_TIMEOUT,
+        "the request waited for others to time out"
     );
     let last = bodiless.pop().expect("one of 50");
     let answer = answer_on(last);
     assert!(
-        answer.contains("408") && answer.contains("did not come within 5 s"),
+        answer.contains("408") && answer.contains("did not arrive within 5 s"),
         "{answer}"
     );
     let mut large = running.connect();
@@ -147,15 +149,17 @@ fn requests_whose_body_does_not_come_make_room_too_and_end() {
 }
 
 #[test]
-fn a_request_under_way_is_not_closed_for_another_and_a_stop_waits_for_it() {
+fn a_request_in_progress_is_not_closed_for_another_and_shutdown_waits_for_it() {
     let (release, released) = watch::channel(false);
-    let (begin, begun) = mpsc::channel();
+    let (begin, started) = mpsc::channel();
     let mut running = start(2, begin, released);
     let slow = [running.ask("/slow"), running.ask("/slow")];
     for _ in &slow {
-        begun.recv_timeout(SOON).expect("a request under way");
+        started
+            .recv_timeout(TEST_TIMEOUT)
+            .expect("a request in progress");
     }
-    // Whoever comes now finds every place taken.
+    // Every connection is busy: a new one is refused.
     assert_eq!(answer_on(running.ask("/")), "");
     drop(running.stop.take());
     assert!(
@@ -164,9 +168,9 @@ fn a_request_under_way_is_not_closed_for_another_and_a_stop_waits_for_it() {
             .recv_timeout(Duration::from_millis(100))
             .is_err()
     );
-    release.send(true).expect("requests wait for it");
+    release.send(true).expect("requests are waiting");
     for stream in slow {
         assert!(answer_on(stream).ends_with("at last"));
     }
-    running.ended.recv_timeout(SOON).expect("its end");
+    running.ended.recv_timeout(TEST_TIMEOUT).expect("its end");
 }

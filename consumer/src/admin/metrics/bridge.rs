@@ -4,7 +4,7 @@ use sluicegate_config::bridge::{BridgeReport, Side};
 
 use super::family::Families;
 
-/// The text for `report`.
+/// Encodes `report`.
 pub fn encode_bridge(report: &BridgeReport) -> String {
     let mut families = Families::default();
     families.gauge(
@@ -21,7 +21,7 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
         notes,
     ];
     for (name, store) in stores {
-        let help = "Whether the store answers";
+        let help = "1 while the store is reachable";
         let up = f64::from(u8::from(store.reachable));
         let labels = [("store", name)];
         families.gauge("sluicegate_bridge_store_reachable", help, &labels, up);
@@ -31,25 +31,25 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
     }
     families.gauge(
         "sluicegate_bridge_halted",
-        "1 while the bridge carries nothing across, since a side is another store or lacks many keys, or the bridge has failed",
+        "1 while replication is halted because a side is another store or lacks many keys, or the bridge has failed",
         &[],
         f64::from(u8::from(report.halted.is_some() || report.failed.is_some())),
     );
     families.gauge(
         "sluicegate_bridge_unsettled_keys",
-        "Keys that are not known to be equal on both sides yet",
+        "Keys not yet known to be equal on both sides",
         &[],
         report.unsettled as f64,
     );
     families.gauge(
         "sluicegate_bridge_lag_seconds",
-        "How long the oldest unsettled key has been waiting",
+        "Age of the oldest unsettled key",
         &[],
         report.lag_seconds,
     );
     families.gauge(
         "sluicegate_bridge_refused_values",
-        "What does not cross: values that are not valid for their keys, and writes that a store refuses",
+        "Values not replicated: invalid for their keys, or refused by a store",
         &[],
         report.refused.len() as f64,
     );
@@ -62,7 +62,7 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
     );
     families.counter(
         "sluicegate_bridge_overtaken_total",
-        "Crossings that another bridge or a new edit overtook",
+        "Transfers overtaken by another bridge or a new edit",
         &[],
         report.counts.overtaken,
     );
@@ -77,27 +77,27 @@ fn sides(report: &BridgeReport, families: &mut Families) {
         let samples = [
             (
                 "sluicegate_bridge_writes_total",
-                "Values that the bridge wrote, by the side that was written",
+                "Values written by the bridge, by target side",
                 *counts.writes.of(side),
             ),
             (
                 "sluicegate_bridge_deletes_total",
-                "Keys that the bridge deleted, by the side that they were deleted from",
+                "Keys deleted by the bridge, by target side",
                 *counts.deletes.of(side),
             ),
             (
                 "sluicegate_bridge_conflicts_total",
-                "Changes that were overruled, by the side that lost its change",
+                "Changes overruled in a conflict, by the side that lost its change",
                 *counts.conflicts.of(side),
             ),
             (
                 "sluicegate_bridge_refusals_total",
-                "Values that were refused, by the side where they stand, and writes, by the side that refused them",
+                "Refused values, by the side that holds them, and refused writes, by the side that refused them",
                 *counts.refusals.of(side),
             ),
             (
                 "sluicegate_bridge_repairs_total",
-                "Changes that a watch had missed and the re-list found",
+                "Changes that a watch missed and a re-list found",
                 *counts.repairs.of(side),
             ),
         ];

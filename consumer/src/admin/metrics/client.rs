@@ -1,17 +1,17 @@
-//! librdkafka's statistics as `sluicegate_kafka_client_*`: those that say whether the client or the cluster is slow.
+//! librdkafka's statistics as `sluicegate_kafka_client_*`: the ones that show whether the client or the cluster is slow.
 
 use serde_json::Value;
 
 use super::family::Families;
 
-/// Field, metric name, help, and whether it only grows.
+/// Field, metric name, help, and whether it is a counter.
 type Field = (&'static str, &'static str, &'static str, bool);
 
 const CLIENT: [Field; 8] = [
     (
         "replyq",
         "reply_queue_operations",
-        "Operations that wait for the service to serve them",
+        "Operations waiting to be served by the service",
         false,
     ),
     ("tx", "requests_total", "Requests sent to brokers", true),
@@ -52,13 +52,13 @@ const BROKER: [Field; 7] = [
     (
         "outbuf_cnt",
         "broker_requests_waiting",
-        "Requests that wait to be sent",
+        "Requests waiting to be sent",
         false,
     ),
     (
         "waitresp_cnt",
         "broker_requests_in_flight",
-        "Requests that wait for a response",
+        "Requests waiting for a response",
         false,
     ),
     (
@@ -82,7 +82,7 @@ const BROKER: [Field; 7] = [
     (
         "connects",
         "broker_connects_total",
-        "Attempts to connect",
+        "Connection attempts",
         true,
     ),
     (
@@ -97,13 +97,13 @@ const PARTITION: [Field; 4] = [
     (
         "fetchq_cnt",
         "partition_fetch_queue_records",
-        "Records fetched and not read yet",
+        "Records fetched but not read yet",
         false,
     ),
     (
         "fetchq_size",
         "partition_fetch_queue_bytes",
-        "Bytes fetched and not read yet",
+        "Bytes fetched but not read yet",
         false,
     ),
     (
@@ -135,7 +135,7 @@ const GROUP: [Field; 2] = [
     ),
 ];
 
-/// Adds the statistics of one pump's client. A text that is no JSON adds nothing.
+/// Adds the statistics of one pump's client. Text that is not JSON is ignored.
 pub(super) fn add(pump: u32, statistics: &str, families: &mut Families) {
     let Ok(statistics) = serde_json::from_str::<Value>(statistics) else {
         return;
@@ -154,7 +154,7 @@ pub(super) fn add(pump: u32, statistics: &str, families: &mut Families) {
     }
     for (topic, detail) in objects(&statistics["topics"]) {
         for (number, partition) in objects(&detail["partitions"]) {
-            // -1 collects what has no partition yet; a partition that is not fetched went to another member.
+            // -1 holds records without a partition; an unfetched partition belongs to another member.
             let fetched = !matches!(partition["fetch_state"].as_str(), Some("none" | "stopped"));
             if number != "-1" && fetched {
                 let labels = [client[0], ("topic", topic), ("partition", number)];
@@ -173,13 +173,13 @@ fn objects(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 fn fields(table: &[Field], object: &Value, labels: &[(&str, &str)], families: &mut Families) {
-    for (field, name, help, grows) in table {
+    for (field, name, help, is_counter) in table {
         // Negative numbers stand for "not known".
         let Some(value) = object[field].as_f64().filter(|value| *value >= 0.0) else {
             continue;
         };
         let name = format!("sluicegate_kafka_client_{name}");
-        if *grows {
+        if *is_counter {
             families.counter_f64(&name, help, labels, value);
         } else {
             families.gauge(&name, help, labels, value);
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_its_brokers_and_partitions_are_told_apart() {
+    fn statistics_are_labelled_by_client_broker_and_partition() {
         let statistics = r#"{
             "replyq": 2, "tx": 10, "rxmsgs": 7,
             "brokers": {

@@ -1,4 +1,4 @@
-//! Families of samples, in the order in which they were first named, and their encoding.
+//! Metric families, in order of first use, and their encoding.
 
 use std::collections::HashMap;
 
@@ -20,12 +20,12 @@ pub(super) struct Families {
 }
 
 impl Families {
-    /// Adds a sample of something that only grows.
+    /// Adds a counter sample.
     pub(super) fn counter(&mut self, name: &str, help: &str, labels: &Labels<'_>, value: u64) {
         self.counter_f64(name, help, labels, value as f64);
     }
 
-    /// Adds a sample of something that only grows. `false`, and nothing added, if the name is of another type.
+    /// Adds a counter sample. Returns `false` without adding it if the name already has another type.
     pub(super) fn counter_f64(
         &mut self,
         name: &str,
@@ -40,7 +40,7 @@ impl Families {
         self.add(name, help, MetricType::COUNTER, metric)
     }
 
-    /// Adds a sample of something that goes up and down. `false`, and nothing added, if the name is of another type.
+    /// Adds a gauge sample. Returns `false` without adding it if the name already has another type.
     pub(super) fn gauge(
         &mut self,
         name: &str,
@@ -55,7 +55,7 @@ impl Families {
         self.add(name, help, MetricType::GAUGE, metric)
     }
 
-    /// Adds a distribution. `false`, and nothing added, if the name is of another type.
+    /// Adds a histogram. Returns `false` without adding it if the name already has another type.
     pub(super) fn histogram(
         &mut self,
         name: &str,
@@ -89,7 +89,7 @@ impl Families {
         same_kind
     }
 
-    /// The text.
+    /// Encodes all families.
     pub(super) fn encode(&self) -> String {
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.families, &mut text) {
@@ -116,7 +116,7 @@ pub(super) fn seconds_histogram(counts: &DurationCounts) -> Histogram {
     histogram(&buckets, counts.count(), counts.sum_ns as f64 / 1e9)
 }
 
-/// A histogram from the counts of each bucket alone; `count` includes what is beyond the last bound.
+/// A histogram from non-cumulative bucket counts; `count` includes observations above the last bound.
 pub(super) fn histogram(buckets: &[(f64, u64)], count: u64, sum: f64) -> Histogram {
     let mut cumulative = 0;
     let buckets = buckets.iter().map(|(bound, within)| {

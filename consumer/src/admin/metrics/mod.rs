@@ -1,6 +1,6 @@
-//! Metrics in Prometheus' text format, encoded from a report when somebody scrapes.
+//! Metrics in Prometheus' text format, encoded from a report on each scrape.
 //!
-//! Nothing is counted here: counters live where the work is done, so a record costs no metric call.
+//! Nothing is counted here: counters live where the work is done, so there is no metrics call per record.
 
 mod bridge;
 mod client;
@@ -14,10 +14,10 @@ use sluicegate_config::MetricsLevel;
 use super::view::now_ms;
 use super::{HandlerReport, PartitionState, ProblemKind, ServiceReport};
 
-/// The content type of [`encode`]'s text.
+/// Content type of the output of [`encode`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The text for `report`.
+/// Encodes `report`.
 pub fn encode(report: &ServiceReport) -> String {
     let mut families = Families::default();
     let level = report.facts.metrics_level;
@@ -67,11 +67,11 @@ fn identity(report: &ServiceReport, families: &mut Families) {
     );
 }
 
-/// What the process's log has lost.
+/// Lines that the process's log has lost.
 fn log(families: &mut Families) {
     families.counter(
         "sluicegate_log_lines_lost_total",
-        "Log lines that were dropped because the log was not read, or that its disk or pipe has refused",
+        "Log lines dropped because the reader was too slow, or the disk or pipe refused them",
         &[],
         crate::logging::lost_lines(),
     );
@@ -81,47 +81,47 @@ fn control_plane(report: &ServiceReport, families: &mut Families) {
     let facts = &report.facts;
     families.gauge(
         "sluicegate_snapshot_revision",
-        "Revision of the handler specs in force",
+        "Revision of the active handler specs",
         &[],
         facts.revision as f64,
     );
     families.counter(
         "sluicegate_snapshot_rejections_total",
-        "Snapshots of handler specs that were refused",
+        "Refused snapshots of handler specs",
         &[],
         facts.rejections,
     );
     families.counter(
         "sluicegate_snapshot_repairs_total",
-        "Keys whose change the watch had missed and a re-read found",
+        "Changed keys that the watch missed and a re-read found",
         &[],
         facts.repairs,
     );
     families.gauge(
         "sluicegate_control_plane_unreachable_seconds",
-        "How long the source of specs cannot be read; 0 while it can",
+        "How long the source of specs has been unreadable; 0 while it is readable",
         &[],
         seconds_since(facts.unreachable_since_ms),
     );
     families.gauge(
         "sluicegate_control_plane_held_seconds",
-        "How long what stands in the control plane is not applied, since it looks like another store's or like a loss; 0 while it is applied",
+        "How long control-plane state has been held back because it appears to be another store's or the result of a loss; 0 while it is applied",
         &[],
         seconds_since(facts.held_since_ms),
     );
 }
 
-/// How long something lasts that began then; 0 while it does not.
+/// Seconds since `since_ms`; 0 for `None`.
 fn seconds_since(since_ms: Option<i64>) -> f64 {
     since_ms.map_or(0, |since_ms| now_ms().abs_diff(since_ms)) as f64 / 1e3
 }
 
-/// At every level: what does not progress must be seen.
+/// Exported at every metrics level: a lack of progress must always be visible.
 fn problems(report: &ServiceReport, families: &mut Families) {
     let facts = &report.facts;
     families.gauge(
         "sluicegate_kafka_unreachable_seconds",
-        "How long no Kafka broker answers; 0 while one does",
+        "How long no Kafka broker has answered; 0 while one does",
         &[],
         seconds_since(facts.kafka_unreachable_since_ms),
     );
@@ -133,7 +133,7 @@ fn problems(report: &ServiceReport, families: &mut Families) {
             .count();
         families.gauge(
             "sluicegate_problems",
-            "Problems that stand, by kind; /readyz and the status tell them",
+            "Current problems by kind; /readyz and the status list them",
             &[("kind", kind.name())],
             count as f64,
         );
@@ -179,7 +179,7 @@ fn topics(report: &ServiceReport, families: &mut Families) {
             &labels,
             topic.consumed,
         );
-        let help = "Records that no handler wanted";
+        let help = "Records that matched no handler";
         families.counter(
             "sluicegate_records_unrouted_total",
             help,
@@ -194,14 +194,14 @@ fn topics(report: &ServiceReport, families: &mut Families) {
             topic.repeats_dropped,
         );
         let help =
-            "Partitions that began at their beginning: the topic was deleted and created again";
+            "Partitions that started from the beginning: the topic was deleted and recreated";
         families.counter(
             "sluicegate_topic_recreated_total",
             help,
             &labels,
             topic.recreated,
         );
-        let help = "Partitions whose commit metadata was not used";
+        let help = "Partitions whose commit metadata was discarded";
         families.counter(
             "sluicegate_commit_metadata_dropped_total",
             help,
@@ -215,7 +215,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
     for partition in &report.partitions {
         let number = partition.partition.to_string();
         let labels = [("topic", partition.topic.as_str()), ("partition", &number)];
-        // Where one begins that is starting is not known yet.
+        // A starting partition has no start offset yet.
         if partition.state != PartitionState::Starting {
             let help = "One past the highest contiguous settled offset";
             families.gauge(
@@ -234,7 +234,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
                 lag as f64,
             );
         }
-        let help = "1 for the partition's present state";
+        let help = "1 for the partition's current state";
         let state = partition.state.to_string();
         families.gauge(
             "sluicegate_partition_state",
@@ -242,7 +242,7 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
             &[labels[0], labels[1], ("state", &state)],
             1.0,
         );
-        let help = "Offsets passed over because they are not in the log any more";
+        let help = "Offsets skipped because they are no longer in the log";
         families.counter(
             "sluicegate_records_gone_total",
             help,
@@ -257,13 +257,13 @@ fn partitions(report: &ServiceReport, families: &mut Families) {
             partition.in_flight as f64,
         );
         if let Some(reason) = partition.paused_for {
-            let help = "1 while the fetching of the partition is paused, by reason";
+            let help = "1 while fetching from the partition is paused, by reason";
             let reason = reason.to_string();
             let labels = [labels[0], labels[1], ("reason", reason.as_str())];
             families.gauge("sluicegate_partition_paused", help, &labels, 1.0);
         }
         let help =
-            "1 while the frontier stands still longer than stall_timeout although records wait";
+            "1 while the frontier has not moved for stall_timeout although records are waiting";
         families.gauge(
             "sluicegate_partition_stalled",
             help,
@@ -279,18 +279,18 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
         let labels = [("handler", handler.name.as_str())];
         families.histogram(
             "sluicegate_handler_duration_seconds",
-            "Time a handler takes for a record: that of its call, in equal parts",
+            "Handler time per record: the call's time divided evenly among its records",
             &labels,
             seconds_histogram(&handler.durations),
         );
-        let help = "Records in a handler's lanes and pools, parked ones included";
+        let help = "Records in a handler's lanes and pools, including parked ones";
         families.gauge(
             "sluicegate_handler_in_flight_records",
             help,
             &labels,
             handler.in_flight as f64,
         );
-        let help = "Records that wait for their next attempt";
+        let help = "Records waiting for their next attempt";
         families.gauge(
             "sluicegate_handler_parked_records",
             help,
@@ -298,14 +298,14 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             handler.parked as f64,
         );
         refusals(handler, families);
-        let help = "Instances that were built anew";
+        let help = "Instances rebuilt";
         families.counter(
             "sluicegate_handler_restarts_total",
             help,
             &labels,
             handler.restarts,
         );
-        let help = "Workers given up because a call overran its timeout";
+        let help = "Workers abandoned after a call timeout";
         families.gauge(
             "sluicegate_handler_quarantined_workers",
             help,
@@ -320,7 +320,7 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             &labels,
             f64::from(open),
         );
-        let help = "1 for the state of the handler's present generation";
+        let help = "1 for the state of the handler's current generation";
         let state = handler.state.to_string();
         let labels = [labels[0], ("state", &state)];
         families.gauge("sluicegate_handler_state", help, &labels, 1.0);
@@ -335,14 +335,14 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
 fn refusals(handler: &HandlerReport, families: &mut Families) {
     let labels = [("handler", handler.name.as_str())];
     let help =
-        "Times that an emitted record or a dead letter was refused by the cluster or the producer";
+        "Emitted records and dead letters refused by the cluster or the producer, per attempt";
     families.counter(
         "sluicegate_handler_produce_refusals_total",
         help,
         &labels,
         handler.refusals,
     );
-    let help = "Records that hold their lane until a refused emit or dead letter is produced";
+    let help = "Records that block their lane until a refused emit or dead letter is produced";
     families.gauge(
         "sluicegate_handler_refused_records",
         help,
@@ -362,7 +362,7 @@ fn outcomes(handler: &HandlerReport, families: &mut Families) {
             let help = "Outcomes of a handler's records";
             families.counter("sluicegate_handler_outcomes_total", help, &labels, count);
         }
-        let help = "Panics of a handler, contained";
+        let help = "Contained panics of a handler";
         families.counter(
             "sluicegate_handler_panics_total",
             help,
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_the_surface_is_there_with_its_labels() {
+    fn every_metric_is_exported_with_its_labels() {
         let text = encode(&full_report());
         for line in [
             r#"sluicegate_records_consumed_total{topic="fl\"ights"} 20"#,
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn each_level_has_what_the_one_before_has() {
+    fn each_level_includes_the_metrics_of_the_previous_one() {
         let mut report = full_report();
         let mut names_at = |level| {
             report.facts.metrics_level = level;
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_is_announced_once_however_many_handlers_have_it() {
+    fn a_family_is_announced_once_for_all_handlers() {
         let mut report = full_report();
         let mut other = report.handlers[0].clone();
         other.name = "second".into();

@@ -3,7 +3,7 @@
 use super::family::{Families, histogram};
 use crate::admin::report::{HandlerReport, UserMetricKind};
 
-/// Adds the metrics of `handler`. One whose name another handler uses with another type is left out.
+/// Adds the metrics of `handler`. A metric whose name another handler uses with another type is omitted.
 pub(super) fn add(handler: &HandlerReport, families: &mut Families) {
     let labels = [("handler", handler.name.as_str())];
     let mut taken = Vec::new();
@@ -12,7 +12,7 @@ pub(super) fn add(handler: &HandlerReport, families: &mut Families) {
         if taken.contains(&name) {
             continue;
         }
-        let help = "A metric of the handler's own";
+        let help = "Metric defined by the handler";
         match &metric.kind {
             UserMetricKind::Counter { value } => families.counter_f64(&name, help, &labels, *value),
             UserMetricKind::Gauge { value } => families.gauge(&name, help, &labels, *value),
@@ -29,7 +29,7 @@ pub(super) fn add(handler: &HandlerReport, families: &mut Families) {
     }
 }
 
-/// The name with everything that Prometheus does not take as `_`.
+/// The name with characters that Prometheus does not allow replaced by `_`.
 fn legal(name: &str) -> String {
     name.chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_made_legal_and_a_name_keeps_the_type_of_its_first_user() {
+    fn names_are_sanitized_and_keep_the_type_of_their_first_user() {
         let histogram = UserMetricKind::Histogram {
             buckets: vec![(1.0, 2), (5.0, 1)],
             beyond: 4,

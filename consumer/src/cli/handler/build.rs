@@ -1,4 +1,4 @@
-//! `sluicegate handler build`: cargo, and the library in its place.
+//! `sluicegate handler build`: runs cargo and copies the library to a plugin folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use crate::cli::output;
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     crate_folder: CrateFolder,
-    /// Folder of plugins to put it into; a running service that uses it takes it up
+    /// Plugin folder to copy it into; a running service that uses the folder picks it up
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
 }
 
-/// Builds and prints the plugin's path.
+/// Builds the plugin and prints its path.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let built = arguments.crate_folder.build()?;
     let place = match &arguments.into {
         None => built,
         Some(folder) => put(&built, folder).map_err(|error| {
             Failure::other(format!(
-                "cannot put the plugin into `{}`: {error}",
+                "cannot copy the plugin to `{}`: {error}",
                 folder.display()
             ))
         })?,
@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     output::show(&place.display().to_string())
 }
 
-/// Copies by way of a temporary name, so that nobody sees half a file.
+/// Copies under a temporary name and renames: a scan of the folder never sees a partial file.
 fn put(built: &Path, folder: &Path) -> std::io::Result<PathBuf> {
     let name = built.file_name().unwrap_or_default();
     fs::create_dir_all(folder)?;

@@ -1,4 +1,4 @@
-//! A handler's crate: what cargo is asked, and what it answers.
+//! A handler's crate: runs cargo and reads its messages.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,14 +20,14 @@ pub(super) struct CrateFolder {
 }
 
 impl CrateFolder {
-    /// Builds the crate and gives the plugin's file.
+    /// Builds the crate and returns the plugin's path.
     pub(super) fn build(&self) -> Result<PathBuf, Failure> {
         let mut command = self.cargo("build")?;
         if !self.debug {
             command.arg("--release");
         }
         command.args(["--lib", "--message-format", "json-render-diagnostics"]);
-        // Progress and diagnostics are cargo's to show; its messages alone are read here.
+        // cargo prints progress and diagnostics itself; only its JSON messages are read here.
         let way = match self.debug {
             true => "",
             false => " with optimisation",
@@ -42,14 +42,14 @@ impl CrateFolder {
         let output = output.map_err(no_cargo)?;
         if !output.status.success() {
             return Err(Failure::other(
-                "the plugin does not build; cargo says why above",
+                "the plugin does not build; see cargo's output above",
             ));
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let mut files = messages.lines().filter_map(plugin_file);
         files.next_back().ok_or_else(|| {
             Failure::bad_input(format!(
-                "`{}` builds no plugin; its Cargo.toml needs `crate-type = [\"cdylib\", \"rlib\"]` under [lib]",
+                "`{}` does not build a plugin; its Cargo.toml needs `crate-type = [\"cdylib\", \"rlib\"]` under [lib]",
                 self.path.display()
             ))
         })
@@ -66,7 +66,7 @@ impl CrateFolder {
             return Ok(());
         }
         Err(Failure::other(
-            "the crate's tests fail; cargo says which above",
+            "the crate's tests fail; see cargo's output above",
         ))
     }
 
@@ -74,7 +74,7 @@ impl CrateFolder {
         let manifest = self.path.join("Cargo.toml");
         if !manifest.is_file() {
             return Err(Failure::bad_input(format!(
-                "`{}` is no crate: it has no Cargo.toml; run this in the handler's folder, or set --path",
+                "`{}` is not a crate: it has no Cargo.toml; run this in the handler's folder, or set --path",
                 self.path.display()
             )));
         }
@@ -93,7 +93,7 @@ fn no_cargo(error: std::io::Error) -> Failure {
     ))
 }
 
-/// The dynamic library of one of cargo's messages.
+/// The dynamic library named by a cargo message, if any.
 fn plugin_file(line: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(line).ok()?;
     let kinds = message["target"]["crate_types"].as_array()?;

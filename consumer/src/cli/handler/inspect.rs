@@ -1,4 +1,4 @@
-//! `sluicegate handler inspect FILE`: who a plugin is, without running any of its code.
+//! `sluicegate handler inspect FILE`: a plugin's identity, read without running its code.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ struct Identity {
     sha256: String,
 }
 
-/// Reads and prints.
+/// Reads the identity and prints it.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = NativeRuntime;
     let identity = runtime.inspect(&arguments.file).map_err(Failure::other)?;

@@ -1,4 +1,4 @@
-//! `sluicegate handler new|build|test|inspect`: an author's whole loop.
+//! `sluicegate handler new|build|test|inspect`: the handler author's workflow.
 
 mod build;
 mod crate_folder;
@@ -8,20 +8,20 @@ mod test;
 
 use super::failure::Failure;
 
-/// What to do with a handler's crate or file.
+/// Subcommands of `handler`.
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Command {
-    /// Make a crate for a new handler; it builds, passes its tests and runs as it is
+    /// Create a crate for a new handler; it builds, passes its tests and runs unchanged
     New(new::Arguments),
-    /// Build the plugin, and put it into a folder of plugins if asked
+    /// Build the plugin, and optionally copy it to a plugin folder
     Build(build::Arguments),
-    /// Run the crate's tests, then the plugin contract on the built file
+    /// Run the crate's tests, then the plugin contract checks on the built file
     Test(test::Arguments),
-    /// Say who a plugin file is without running any of its code
+    /// Show a plugin file's identity without running its code
     Inspect(inspect::Arguments),
 }
 
-/// Does it.
+/// Runs the subcommand.
 pub(super) fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::New(arguments) => new::run(arguments),

@@ -17,7 +17,7 @@ pub(in crate::cli) struct Arguments {
     /// Language
     #[arg(long, value_enum, default_value = "rust")]
     lang: Language,
-    /// Where the SDK is: a folder, or a version in the registry; found beside the program unless set
+    /// Source of the SDK: a folder, or a version in the registry; defaults to the source tree that contains the program
     #[arg(long, value_name = "PATH|VERSION", env = "SLUICEGATE_SDK")]
     sdk: Option<String>,
 }
@@ -28,15 +28,15 @@ enum Language {
     Rust,
 }
 
-/// Where a crate gets the SDK from.
+/// The SDK dependency of a new crate.
 struct Sdk {
     /// The right side of `sluicegate-sdk = …`.
     dependency: String,
-    /// Versions that the SDK is known to build with.
+    /// Lock file with versions that the SDK is known to build with.
     lock: Option<PathBuf>,
 }
 
-/// Writes the crate and says what comes next.
+/// Writes the crate and prints the next steps.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Language::Rust = arguments.lang;
     let name = &arguments.name;
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = Path::new(name);
     if folder.exists() {
         return Err(Failure::bad_input(format!(
-            "`{name}` exists already; remove it or choose another name"
+            "`{name}` already exists; remove it or choose another name"
         )));
     }
     for (path, text) in files {
@@ -57,12 +57,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         })?;
     }
     output::show(&format!(
-        "made `{name}`\n\
+        "created `{name}`\n\
          next:\n  \
            cd {name}\n  \
-           sluicegate handler test           # builds it, runs its tests, then the plugin contract\n  \
-           sluicegate handler build --into FOLDER   # puts it into the service's `plugins.folder`\n  \
-           cp handler.yaml FOLDER            # into the service's folder of specs; edit `route.topics` first"
+           sluicegate handler test           # builds it, runs its tests, then the plugin contract checks\n  \
+           sluicegate handler build --into FOLDER   # copies it to the service's `plugins.folder`\n  \
+           cp handler.yaml FOLDER            # to the service's folder of specs; edit `route.topics` first"
     ))
 }
 
@@ -91,15 +91,15 @@ fn sdk(given: Option<&str>) -> Result<Sdk, Failure> {
         Some(other) => Err(Failure::bad_input(format!(
             "--sdk `{other}` is neither a folder nor a version"
         ))),
-        None => Ok(beside_the_program().unwrap_or_else(|| Sdk {
+        None => Ok(sdk_of_source_tree().unwrap_or_else(|| Sdk {
             dependency: format!("\"{}\"", env!("CARGO_PKG_VERSION")),
             lock: None,
         })),
     }
 }
 
-/// The SDK of the source tree that the program was built in, or that the current folder is in.
-fn beside_the_program() -> Option<Sdk> {
+/// The SDK of the source tree that contains the current folder or the program.
+fn sdk_of_source_tree() -> Option<Sdk> {
     let program = std::env::current_exe().ok();
     let current = std::env::current_dir().ok();
     let starts = [current, program].into_iter().flatten();
@@ -122,7 +122,7 @@ fn of_folder(folder: &Path) -> Option<Sdk> {
     }
     let folder = folder.canonicalize().ok()?;
     let lock = folder.parent()?.join("Cargo.lock");
-    // A path in TOML is a string like one in JSON.
+    // A JSON string is also a valid TOML basic string.
     let path = serde_json::to_string(folder.to_str()?).ok()?;
     Some(Sdk {
         dependency: format!("{{ path = {path} }}"),

@@ -1,4 +1,4 @@
-//! `sluicegate handler test`: the crate's own tests, then the plugin contract on the built file.
+//! `sluicegate handler test`: the crate's own tests, then the plugin contract checks on the built file.
 
 use sluicegate_native::NativeRuntime;
 use sluicegate_native::conformance::{self, Options};
@@ -14,12 +14,12 @@ use crate::logging;
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     crate_folder: CrateFolder,
-    /// A handler's config for the contract's checks, where its schema does not reveal a good one
+    /// Handler config for the contract checks, where the schema does not imply a valid one
     #[arg(long, value_name = "HANDLER=JSON")]
     config: Vec<String>,
 }
 
-/// Tests and says what passed.
+/// Runs the tests and checks, and prints the result.
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.crate_folder.test()?;
     let built = arguments.crate_folder.build()?;
@@ -28,12 +28,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for config in &arguments.config {
         let (handler, json) = config.split_once('=').ok_or_else(|| {
             Failure::bad_input(format!(
-                "--config `{config}` wants the form HANDLER=JSON, such as relay={{\"topic\":\"x\"}}"
+                "--config `{config}` needs the form HANDLER=JSON, such as relay={{\"topic\":\"x\"}}"
             ))
         })?;
         options.configs.insert(handler.into(), json.into());
     }
-    logging::say("checking the plugin contract on what was built");
+    logging::say("checking the plugin contract on the built file");
     let report = conformance::run(&built, &options);
     output::show(report.to_string().trim_end())?;
     if !report.passed() {

@@ -1,4 +1,4 @@
-//! Memory that partitions share: who is paused, who goes on, and what shows of it.
+//! Memory shared by partitions: which is paused, which continues, and what is reported.
 
 use super::*;
 use crate::admin::{PartitionReport, PauseReason};
@@ -7,10 +7,10 @@ use crate::flow::report::WallClock;
 use crate::logging::capture::captured;
 use crate::source::AssignmentId;
 
-/// Bytes of a record's value; with what a record costs besides, about 2 KB.
+/// Bytes per record value; with the overhead per record, about 2 KB.
 const VALUE: usize = 1_600;
 
-/// Two partitions of a budget of a mebibyte, which one handler reads.
+/// Two partitions with a budget of 1 MiB, read by one handler.
 struct Two {
     bench: Bench,
     other: AssignmentId,
@@ -37,7 +37,7 @@ impl Two {
         }
     }
 
-    /// Reads as much as may be read of one partition, as a pump does; gives how many records that were.
+    /// Reads as much of one partition as the quota allows, as a pump does; returns the number of records.
     fn read(&mut self, partition: usize, most: usize) -> usize {
         let mut read = 0;
         while read < most {
@@ -63,7 +63,7 @@ impl Two {
         read
     }
 
-    /// Time passes, with what a pump does in each of its turns.
+    /// Advances time, with the steps of a pump's loop.
     fn pass(&mut self, from_ms: u64, to_ms: u64) -> Vec<(AssignmentId, bool)> {
         let mut due = Vec::new();
         for now_ms in (from_ms..to_ms).step_by(50) {
@@ -81,12 +81,12 @@ impl Two {
 }
 
 #[test]
-fn the_largest_slow_partition_is_paused_and_the_other_has_the_rest() {
+fn the_largest_slow_partition_is_paused_and_the_other_gets_the_rest() {
     let mut two = Two::new();
     two.pass(0, 1_100);
     let filled = two.read(0, 10_000);
     assert!((300..600).contains(&filled), "{filled}");
-    assert_eq!(two.bench.flow.read_quota(1), 0, "a quarter is kept");
+    assert_eq!(two.bench.flow.read_quota(1), 0, "a quarter is reserved");
     let first = two.bench.slot;
     let log = captured(|| assert_eq!(two.pass(1_100, 2_200), vec![(first, true)]));
     assert_eq!(log.lines().count(), 1, "{log}");
@@ -101,10 +101,10 @@ fn the_largest_slow_partition_is_paused_and_the_other_has_the_rest() {
     assert_eq!(report.paused_for, Some(PauseReason::Memory));
     assert!(report.reason.unwrap().starts_with("paused: memory; "));
     let more = two.read(1, 10_000);
-    assert!(more > filled / 8, "{more} beside {filled}");
+    assert!(more > filled / 8, "{more} next to {filled}");
     assert!(two.bench.flow.charged() <= 1 << 20);
     assert_eq!(two.report(1).paused_for, None);
-    // Whatever the other does, it is the last that is read, and stays so.
+    // Whatever the other does, it is the last one that is read, and stays so.
     assert_eq!(two.pass(2_200, 9_000), vec![]);
     let explained = two.bench.flow.explain(
         &TopicPartition {
@@ -116,10 +116,10 @@ fn the_largest_slow_partition_is_paused_and_the_other_has_the_rest() {
     );
     let reason = explained.unwrap().reason.unwrap();
     assert!(
-        reason.contains("nothing is read just now") && reason.contains("t/0 holds"),
+        reason.contains("reading is suspended") && reason.contains("t/0 holds"),
         "{reason}"
     );
-    // Half of it settles, and it is read again.
+    // Half of it settles, and reading resumes.
     let mut batches = std::mem::take(&mut *two.bench.pools[0].taken.lock().unwrap());
     let mut settled = 0;
     let mut resumed = Vec::new();
@@ -135,14 +135,14 @@ fn the_largest_slow_partition_is_paused_and_the_other_has_the_rest() {
 }
 
 #[test]
-fn in_a_rush_that_handlers_keep_up_with_nothing_is_paused() {
+fn a_burst_that_handlers_keep_up_with_pauses_nothing() {
     let mut two = Two::new();
     let mut records = 0;
     for now_ms in (0..20_000).step_by(100) {
         records += two.read(0, 200) + two.read(1, 200);
         two.bench.flow.tick(now_ms);
         assert_eq!(two.bench.flow.pauses_due(), vec![], "at {now_ms} ms");
-        // A fifth of the budget in 100 ms: what is there stays for less than a second.
+        // A fifth of the budget per 100 ms: records stay for less than a second.
         let mut taken = std::mem::take(&mut *two.bench.pools[0].taken.lock().unwrap());
         let kept = taken.split_off(taken.len().min(4));
         *two.bench.pools[0].taken.lock().unwrap() = taken;

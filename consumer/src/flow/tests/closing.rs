@@ -1,15 +1,15 @@
-//! Handlers that are switched off or removed: what works finishes, what has failed or hangs lets go.
+//! Handlers that are switched off or removed: healthy ones finish, failed or hung ones release their records.
 
 use super::*;
 
-/// Ten records for two handlers, of which the first has acknowledged all and the second has failed.
+/// Ten records for two handlers; the first has acknowledged all, the second has failed.
 fn half_done() -> Bench {
     let mut bench = Bench::new(2);
     bench.deliver(0..10, |offset| Some((offset % 3).to_string()));
     bench.finish(0, |_| ACK);
     bench.finish(1, |_| outcome_code::NOT_RUN);
     bench.fail(1, true);
-    // What had been submitted again comes back as the pool trips.
+    // The resubmitted batch is returned when the pool trips.
     bench.finish(1, |_| outcome_code::NOT_RUN);
     bench.deliver(10..20, |offset| Some((offset % 3).to_string()));
     bench.finish(0, |_| ACK);
@@ -18,19 +18,19 @@ fn half_done() -> Bench {
 }
 
 #[test]
-fn a_failed_handler_that_is_switched_off_lets_go_of_its_partition() {
+fn a_failed_handler_that_is_switched_off_releases_its_partition() {
     let mut bench = half_done();
     bench.apply(|place, handler| {
         handler.gate_open = place != 1;
         true
     });
-    assert_eq!(bench.frontier(), 20, "at once: nobody runs what it has");
+    assert_eq!(bench.frontier(), 20, "at once: nothing runs its records");
     assert_eq!(bench.skipped(1), 20);
     assert_eq!((bench.flow.held_records(), bench.flow.charged()), (0, 0));
     bench.deliver(20..30, |_| None);
     bench.finish(0, |_| ACK);
     assert_eq!((bench.frontier(), bench.skipped(1)), (30, 30));
-    // It is mended and switched on again: its lanes are free.
+    // It is repaired and switched on again: its lanes are free.
     bench.fail(1, false);
     bench.apply(|_, _| true);
     bench.deliver(30..40, |offset| Some((offset % 3).to_string()));
@@ -40,7 +40,7 @@ fn a_failed_handler_that_is_switched_off_lets_go_of_its_partition() {
 }
 
 #[test]
-fn a_failed_handler_that_is_removed_lets_go_and_is_gone() {
+fn a_failed_handler_that_is_removed_releases_its_partition_and_is_dropped() {
     let mut bench = half_done();
     bench.apply(|place, _| place != 1);
     assert_eq!(bench.frontier(), 20);
@@ -51,7 +51,7 @@ fn a_failed_handler_that_is_removed_lets_go_and_is_gone() {
 }
 
 #[test]
-fn a_handler_that_fails_while_it_is_off_lets_go_soon() {
+fn a_handler_that_fails_while_it_is_off_releases_its_partition_soon() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |offset| Some(offset.to_string()));
     bench.apply(|_, handler| {
@@ -68,7 +68,7 @@ fn a_handler_that_fails_while_it_is_off_lets_go_soon() {
             .len(),
         10
     );
-    assert_eq!(bench.frontier(), 4, "what it has begun, it may finish");
+    assert_eq!(bench.frontier(), 4, "started records may finish");
     bench.fail(0, true);
     bench.flow.tick(60);
     assert_eq!((bench.frontier(), bench.skipped(0)), (10, 6));
@@ -76,7 +76,7 @@ fn a_handler_that_fails_while_it_is_off_lets_go_soon() {
 }
 
 #[test]
-fn a_healthy_handler_that_is_switched_off_finishes_what_it_has() {
+fn a_healthy_handler_that_is_switched_off_finishes_its_records() {
     let mut bench = Bench::new(1);
     bench.deliver(0..100, |_| Some("k".to_owned()));
     bench.apply(|_, handler| {
@@ -101,7 +101,7 @@ fn a_healthy_handler_that_is_switched_off_finishes_what_it_has() {
 }
 
 #[test]
-fn calls_that_hang_are_abandoned_after_the_drain_timeout_and_their_outcomes_discarded() {
+fn hung_calls_are_abandoned_after_the_drain_timeout_and_their_outcomes_discarded() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |offset| Some(offset.to_string()));
     let hung = bench.pools[0].taken.lock().unwrap().pop().unwrap();
@@ -119,7 +119,7 @@ fn calls_that_hang_are_abandoned_after_the_drain_timeout_and_their_outcomes_disc
 }
 
 #[test]
-fn a_failed_handler_with_a_dead_letter_policy_gives_its_records_up_instead() {
+fn a_failed_handler_with_a_dead_letter_policy_dead_letters_its_records_instead() {
     let mut bench = Bench::new(1);
     let dead_letters = |handler: &mut HandlerSettings| {
         handler.on_failure = OnFailure::DeadLetter;

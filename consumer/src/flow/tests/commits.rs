@@ -1,7 +1,7 @@
-//! Commits that are refused: the last one of a partition, and those while it is ours.
+//! Rejected commits: the last one of a partition, and those while it is owned.
 
 use super::*;
-use crate::flow::commits::{HandOver, LAST_COMMIT_MS};
+use crate::flow::commits::{HandOver, LAST_COMMIT_GRACE_MS};
 use crate::source::{CommitEntry, CommitError, CommitErrorKind, CommitResult, Rejection};
 
 const DEADLINE_MS: u64 = 20_000;
@@ -14,7 +14,7 @@ fn refusal(kind: CommitErrorKind) -> CommitError {
 }
 
 impl Bench {
-    /// Drains what the partition has; ten records are finished.
+    /// Finishes ten records and drains the partition.
     fn drained() -> Self {
         let mut bench = Self::new(1);
         bench.deliver(0..10, |_| None);
@@ -39,7 +39,7 @@ impl Bench {
         self.flow.hand_over(&[self.slot])
     }
 
-    /// Lets time pass until a commit is due; `None` when none is for a minute.
+    /// Advances time until a commit is due; `None` if none is due within a minute.
     fn next_commit(&mut self, now_ms: &mut u64) -> Option<Vec<CommitEntry>> {
         for _ in 0..60_000 {
             self.flow.tick(*now_ms);
@@ -54,12 +54,12 @@ impl Bench {
 }
 
 #[test]
-fn a_last_commit_that_a_rebalancing_group_refuses_is_sent_until_it_is_accepted() {
+fn a_last_commit_that_a_rebalancing_group_rejects_is_resent_until_it_is_accepted() {
     let mut bench = Bench::drained();
     let mut now_ms = 0;
     let mut sent_ms = Vec::new();
     for _ in 0..10 {
-        let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+        let entries = bench.next_commit(&mut now_ms).expect("it is resent");
         assert_eq!(entries[0].offset, 10);
         assert_eq!(bench.hand_over(), HandOver::Committing);
         assert!(bench.flow.commits_due().is_empty(), "one is in flight");
@@ -72,7 +72,7 @@ fn a_last_commit_that_a_rebalancing_group_refuses_is_sent_until_it_is_accepted()
         waits[0] >= 25 && waits.iter().all(|wait| *wait <= 250),
         "{waits:?}"
     );
-    let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+    let entries = bench.next_commit(&mut now_ms).expect("it is resent");
     bench.answer_commit(&entries, None);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
 }
@@ -103,7 +103,7 @@ fn the_commit_in_flight_is_awaited_before_the_last_one() {
 }
 
 #[test]
-fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
+fn a_last_commit_is_abandoned_when_it_cannot_succeed_or_its_grace_has_passed() {
     for kind in [
         CommitErrorKind::NotMember,
         CommitErrorKind::Rejected(Rejection::Other),
@@ -115,16 +115,16 @@ fn a_last_commit_is_given_up_when_nothing_can_help_or_its_time_is_over() {
     }
     let mut bench = Bench::drained();
     let entries = bench.flow.commits_due();
-    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_MS - 1);
+    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_GRACE_MS - 1);
     assert_eq!(bench.hand_over(), HandOver::Committing);
-    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_MS);
+    bench.flow.tick(DEADLINE_MS + LAST_COMMIT_GRACE_MS);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 1 });
     bench.answer_commit(&entries, None);
     assert_eq!(bench.hand_over(), HandOver::Ready { uncommitted: 0 });
 }
 
 #[test]
-fn nothing_is_sent_for_a_partition_that_was_lost_while_its_last_commit_was_refused() {
+fn a_partition_lost_while_its_last_commit_was_rejected_commits_nothing() {
     let mut bench = Bench::drained();
     let entries = bench.flow.commits_due();
     bench.answer_commit(&entries, Some(CommitErrorKind::Rebalancing));
@@ -133,7 +133,7 @@ fn nothing_is_sent_for_a_partition_that_was_lost_while_its_last_commit_was_refus
 }
 
 #[test]
-fn a_second_revoke_does_not_put_the_deadline_off() {
+fn a_second_revoke_does_not_extend_the_deadline() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     bench.flow.start_drain(&[bench.slot], 1_000);
@@ -143,14 +143,14 @@ fn a_second_revoke_does_not_put_the_deadline_off() {
 }
 
 #[test]
-fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_settled() {
+fn rejected_commits_are_resent_with_backoff_and_at_once_after_the_rebalance() {
     let mut bench = Bench::new(1);
     bench.deliver(0..100, |_| None);
     bench.finish(0, |_| ACK);
     let mut now_ms = 0;
     let mut sent_ms = Vec::new();
     for _ in 0..12 {
-        let entries = bench.next_commit(&mut now_ms).expect("it is sent again");
+        let entries = bench.next_commit(&mut now_ms).expect("it is resent");
         sent_ms.push(now_ms);
         bench.answer_commit(&entries, Some(CommitErrorKind::Rejected(Rejection::Other)));
     }
@@ -166,7 +166,7 @@ fn refused_commits_are_sent_with_growing_waits_and_at_once_when_the_group_has_se
 }
 
 #[test]
-fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() {
+fn a_permanently_rejected_commit_of_one_partition_does_not_delay_the_others() {
     let mut bench = Bench::new(1);
     let refused = TopicPartition {
         topic: "refused".into(),
@@ -181,10 +181,10 @@ fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() 
         bench.finish(0, |_| ACK);
         next += 50;
         let sent_ms = now_ms;
-        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        let entries = bench.next_commit(&mut now_ms).expect("it continues");
         assert!(
             now_ms <= sent_ms + 1_000,
-            "half of what may be uncommitted is, {} ms ago",
+            "half of max_uncommitted is reached, {} ms ago",
             now_ms - sent_ms
         );
         assert!(
@@ -205,14 +205,11 @@ fn a_partition_whose_commit_is_refused_for_good_does_not_hold_the_others_back() 
         bench.flow.committed(&results, None);
         now_ms += 10;
     }
-    assert!(
-        (10..40).contains(&tries),
-        "it is tried again: {tries} times"
-    );
+    assert!((10..40).contains(&tries), "it is retried: {tries} times");
 }
 
 #[test]
-fn each_partition_says_what_the_group_has_against_its_own_commit() {
+fn each_partition_reports_why_its_own_commit_was_rejected() {
     let mut bench = Bench::new(1);
     let deleted = TopicPartition {
         topic: "deleted".into(),
@@ -245,7 +242,7 @@ fn each_partition_says_what_the_group_has_against_its_own_commit() {
         bench
             .flow
             .why_not_committed(slot, clock)
-            .expect("it is refused")
+            .expect("it is rejected")
     };
     assert!(why(bench.slot).contains("grant the service READ"));
     assert!(why(other).contains("the topic seems to be deleted"));
@@ -253,29 +250,29 @@ fn each_partition_says_what_the_group_has_against_its_own_commit() {
 }
 
 #[test]
-fn a_member_that_its_group_has_forgotten_is_told_from_one_that_hears_of_it() {
+fn a_member_that_missed_its_removal_is_told_from_one_that_rejoins() {
     let mut bench = Bench::new(1);
     bench.deliver(0..5, |_| None);
     bench.finish(0, |_| ACK);
     let mut now_ms = 0;
     while now_ms < 4_000 {
-        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        let entries = bench.next_commit(&mut now_ms).expect("it continues");
         bench.answer_commit(&entries, Some(CommitErrorKind::NotMember));
-        assert!(!bench.flow.is_forgotten(), "after {now_ms} ms");
+        assert!(!bench.flow.has_lost_membership(), "after {now_ms} ms");
     }
     bench.flow.group_settled();
     let ends_ms = now_ms + 20_000;
     while now_ms < ends_ms {
-        let entries = bench.next_commit(&mut now_ms).expect("it goes on");
+        let entries = bench.next_commit(&mut now_ms).expect("it continues");
         bench.answer_commit(&entries, Some(CommitErrorKind::NotMember));
     }
-    assert!(bench.flow.is_forgotten());
+    assert!(bench.flow.has_lost_membership());
     bench.flow.client_renewed();
-    assert!(!bench.flow.is_forgotten());
+    assert!(!bench.flow.has_lost_membership());
 }
 
 #[test]
-fn a_commit_that_a_client_took_along_when_it_ended_is_not_waited_for() {
+fn a_commit_lost_with_its_client_is_not_awaited() {
     let mut bench = Bench::drained();
     assert_eq!(bench.flow.commits_due().len(), 1);
     bench.flow.release(&[bench.slot]);

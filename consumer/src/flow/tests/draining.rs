@@ -1,8 +1,8 @@
-//! What a drain finishes, and what it leaves to the next owner.
+//! Which records a drain finishes, and which it leaves to the next owner.
 
 use super::*;
 
-/// A call that gets through the records before `end` and is then stopped.
+/// A call that runs the records before `end` and is then stopped.
 fn runs_before(end: i64) -> impl Fn(i64) -> u16 {
     move |offset| match offset < end {
         true => ACK,
@@ -10,13 +10,14 @@ fn runs_before(end: i64) -> impl Fn(i64) -> u16 {
     }
 }
 
-/// Both handlers have records; one has begun five, the other two, when their calls are stopped. Gives what runs then.
+/// Both handlers have records; one has started five, the other two, when their calls are stopped. Returns the offsets
+/// that run then.
 fn drain_two_handlers(bench: &mut Bench) -> Vec<i64> {
     bench.deliver(0..10, |_| None);
     bench.finish(1, runs_before(5));
     let deadline_ms = bench.flow.now_ms + 10_000;
     bench.flow.start_drain(&[bench.slot], deadline_ms);
-    // Both were given records again; neither gets to more than is named here.
+    // Both were given records again; neither runs more than the stated number.
     bench.finish(1, runs_before(0));
     bench.finish(0, runs_before(2));
     assert!(!bench.flow.is_drained(&[bench.slot]));
@@ -24,7 +25,7 @@ fn drain_two_handlers(bench: &mut Bench) -> Vec<i64> {
 }
 
 #[test]
-fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
+fn a_drain_finishes_started_records_and_leaves_the_rest() {
     let mut bench = Bench::new(2);
     bench.deliver(0..10, |_| Some("k".to_owned()));
     assert_eq!(bench.finish(0, runs_before(3)), [0, 1, 2]);
@@ -44,7 +45,7 @@ fn a_drain_finishes_what_was_begun_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_drain_ends_calls_after_the_record_that_they_are_at() {
+fn a_drain_ends_calls_after_their_current_record() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
     let cancel = bench.pools[0].taken.lock().unwrap()[0].cancel.clone();
@@ -52,12 +53,12 @@ fn a_drain_ends_calls_after_the_record_that_they_are_at() {
     bench.flow.start_drain(&[bench.slot], 10_000);
     assert!(
         cancel.is_set() && !cancel.is_cancelled(),
-        "it begins no further record, and finishes the one that it is at"
+        "it starts no further record, and finishes its current one"
     );
     bench.finish(0, runs_before(3));
     assert!(
         bench.flow.is_drained(&[bench.slot]),
-        "what was not begun is left to the next owner"
+        "unstarted records are left to the next owner"
     );
     assert_eq!(bench.flow.commits_due()[0].offset, 3);
     bench.flow.release(&[bench.slot]);
@@ -65,7 +66,7 @@ fn a_drain_ends_calls_after_the_record_that_they_are_at() {
 }
 
 #[test]
-fn a_drain_runs_again_what_a_stopped_call_has_not_begun_and_another_handler_has() {
+fn a_drain_reruns_unstarted_records_of_a_stopped_call_that_another_handler_started() {
     let mut bench = Bench::new(2);
     assert_eq!(drain_two_handlers(&mut bench), [2, 3, 4]);
     assert!(bench.flow.is_drained(&[bench.slot]));
@@ -73,7 +74,7 @@ fn a_drain_runs_again_what_a_stopped_call_has_not_begun_and_another_handler_has(
 }
 
 #[test]
-fn a_call_that_hangs_after_its_drain_holds_no_later_one() {
+fn a_call_that_hangs_after_its_drain_blocks_no_later_drain() {
     let mut bench = Bench::new(2);
     bench.deliver(0..2, |_| None);
     let hung: Vec<_> = bench
@@ -91,12 +92,12 @@ fn a_call_that_hangs_after_its_drain_holds_no_later_one() {
 }
 
 #[test]
-fn a_call_that_overruns_after_its_partition_was_released_parks_nothing() {
+fn a_call_that_times_out_after_its_partition_was_released_parks_nothing() {
     let mut bench = Bench::new(1);
     bench.deliver(0..3, |_| None);
     let flight = bench.pools[0].taken.lock().unwrap()[0].flight;
     bench.flow.release(&[bench.slot]);
-    bench.flow.receive(PumpMessage::Overrun {
+    bench.flow.receive(PumpMessage::CallTimedOut {
         flight,
         completed: Vec::new(),
     });
@@ -105,7 +106,7 @@ fn a_call_that_overruns_after_its_partition_was_released_parks_nothing() {
     assert_eq!(
         bench.pools[0].taken.lock().unwrap().len(),
         1,
-        "nothing but the call that hangs"
+        "only the hung call"
     );
     assert_eq!(bench.outcomes().retry, 0);
 }

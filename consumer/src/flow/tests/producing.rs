@@ -1,4 +1,4 @@
-//! What waits for the producer: every outcome's emits, refusals of each kind, dead letters.
+//! Records that wait for the producer: emits with every outcome, refusals of each kind, dead letters.
 
 use sluicegate_runtime::Emit;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::admin::WaitsFor;
 use crate::emit::{AckGroup, EmitFailure, FailureKind, send_from};
 
-/// A refusal of a kind, as a broker might put it.
+/// A refusal of this kind, as a broker might report it.
 fn refusal(kind: FailureKind) -> EmitFailure {
     EmitFailure {
         kind,
@@ -22,7 +22,7 @@ impl Bench {
         answered.into_iter().map(|(sent, _)| sent).collect()
     }
 
-    /// Answers everything that was sent, with what the broker says of it.
+    /// Answers everything that was sent, with the broker's result.
     fn answer(&mut self, broker: impl Fn(&str, Way) -> Option<FailureKind>) -> Vec<(String, Way)> {
         let sent = std::mem::take(&mut *self.emitter.sent.lock().unwrap());
         let mut answered = Vec::new();
@@ -42,7 +42,7 @@ impl Bench {
         answered
     }
 
-    /// Finishes what pool 0 has; every record has emitted `emits` records, and ends with `code`.
+    /// Finishes the records of pool 0; each has emitted `emits` records and ends with `code`.
     fn finish_emitting(&mut self, code: u16, emits: usize) {
         let mut groups = Vec::new();
         for mut batch in std::mem::take(&mut *self.pools[0].taken.lock().unwrap()) {
@@ -110,7 +110,7 @@ fn a_dead_letter_follows_once_the_emits_of_its_attempt_are_acknowledged() {
 }
 
 #[test]
-fn what_the_cluster_refuses_holds_its_lane_and_burns_no_attempt() {
+fn a_record_refused_by_the_cluster_holds_its_lane_and_costs_no_attempt() {
     let mut bench = Bench::new(1);
     bench.deliver(0..3, |offset| Some(format!("k{}", offset % 2)));
     bench.finish_emitting(ACK, 2);
@@ -172,7 +172,7 @@ fn what_the_cluster_refuses_holds_its_lane_and_burns_no_attempt() {
 }
 
 #[test]
-fn after_a_refusal_everything_from_the_first_refused_one_on_is_sent_again() {
+fn after_a_refusal_all_emits_from_the_first_refused_one_are_resent() {
     let mut bench = Bench::new(1);
     bench.deliver(0..1, |_| None);
     bench.finish_emitting(ACK, 4);
@@ -186,7 +186,7 @@ fn after_a_refusal_everything_from_the_first_refused_one_on_is_sent_again() {
 }
 
 #[test]
-fn a_refused_batch_is_sent_again_alone_and_only_its_culprit_is_given_up() {
+fn records_of_a_refused_batch_are_resent_alone_and_only_the_culprit_is_dead_lettered() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |offset| Some(offset.to_string()));
     bench.finish_emitting(ACK, 1);
@@ -210,14 +210,14 @@ fn a_refused_batch_is_sent_again_alone_and_only_its_culprit_is_given_up() {
     );
     let why = bench.handler_report().last_error.unwrap();
     assert!(
-        why.contains("an emitted record is refused for good"),
+        why.contains("an emitted record is permanently rejected"),
         "{why}"
     );
     assert_eq!(bench.flow.held_records(), 0);
 }
 
 #[test]
-fn a_dead_letter_that_is_refused_holds_its_lane_whatever_the_reason() {
+fn a_refused_dead_letter_holds_its_lane_whatever_the_reason() {
     let kinds = [
         FailureKind::Record,
         FailureKind::Target,
@@ -252,7 +252,7 @@ fn a_dead_letter_that_is_refused_holds_its_lane_whatever_the_reason() {
 }
 
 #[test]
-fn what_a_newer_generation_or_config_may_not_emit_is_run_again_as_the_same_attempt() {
+fn a_record_that_a_newer_generation_may_not_emit_is_rerun_as_the_same_attempt() {
     refused_by_the_target_then(|settings| settings.generation += 1);
     refused_by_the_target_then(|settings| settings.config_digest += 1);
 }
@@ -329,7 +329,7 @@ fn a_handler_that_is_off_waits_for_refused_emits_as_long_as_a_drain_and_for_dead
 }
 
 #[test]
-fn only_a_dead_letter_whose_topic_is_missing_has_topics_looked_at() {
+fn only_a_missing_dead_letter_topic_triggers_topic_maintenance() {
     for (kind, missed) in [
         (FailureKind::Target, true),
         (FailureKind::Cluster, false),
@@ -341,6 +341,6 @@ fn only_a_dead_letter_whose_topic_is_missing_has_topics_looked_at() {
         bench.answer_producer();
         bench.answer(|_, _| Some(kind));
         assert_eq!(bench.flow.take_missed_target(), missed, "{kind:?}");
-        assert!(!bench.flow.take_missed_target(), "it is told once");
+        assert!(!bench.flow.take_missed_target(), "it is reported once");
     }
 }

@@ -1,9 +1,9 @@
-//! What a plugin says that would turn the loop hot: wishes without end, and calls that run nothing.
+//! Plugin results that would make the loop spin: unbounded retry delays, and calls that run no record.
 
 use super::*;
 
 #[test]
-fn a_wish_without_end_is_capped() {
+fn an_unbounded_retry_delay_is_capped() {
     let mut bench = Bench::new(1);
     bench.flow.tick(1_000);
     bench.deliver(0..1, |_| None);
@@ -26,7 +26,7 @@ fn a_wish_without_end_is_capped() {
 }
 
 #[test]
-fn a_handler_whose_calls_run_nothing_rests_longer_and_longer() {
+fn a_handler_whose_calls_run_no_record_backs_off_exponentially() {
     let mut bench = Bench::new(1);
     bench.deliver(0..5, |offset| Some(offset.to_string()));
     let mut calls = 0;
@@ -51,6 +51,6 @@ fn a_handler_whose_calls_run_nothing_rests_longer_and_longer() {
     assert_eq!(
         bench.finish(0, |_| ACK),
         vec![5],
-        "good work ends the rests"
+        "a call that runs records ends the backoff"
     );
 }

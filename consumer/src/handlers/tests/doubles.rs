@@ -1,4 +1,4 @@
-//! The doubles themselves.
+//! The test doubles.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -17,57 +17,57 @@ use crate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use crate::handlers::pool::relock;
 use crate::source::Wake;
 
-/// Longest wait for anything.
+/// Timeout of every wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the scripted handler does with the record of an offset; anything else is acknowledged.
+/// What the scripted handler does with the record at an offset; records without a step are acknowledged.
 #[derive(Clone, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum Step {
     Drop,
     Retry,
     Panic,
     /// Blocks until the gate of that name is opened, then acknowledges.
     Hang(&'static str),
-    /// Blocks as `Hang`, then reads the record to `Script::read` and acknowledges.
+    /// Blocks like `Hang`, then copies the record to `Script::read` and acknowledges.
     HangAndRead(&'static str),
     /// Emits to the topic, then acknowledges.
     Emit(&'static str),
-    /// Emits to the topic, then ends with this outcome code.
+    /// Emits to the topic, then returns this outcome code.
     EmitThen(&'static str, u16),
 }
 
 /// Topic, key, value and header block.
 pub(crate) type ReadRecord = (String, Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>);
 
-/// What all instances do, and what they did.
+/// The behaviour of all instances, and a record of what they did.
 #[derive(Default)]
 pub(crate) struct Script {
-    deeds: Mutex<HashMap<i64, Deed>>,
+    steps: Mutex<HashMap<i64, Step>>,
     open: Mutex<HashSet<String>>,
     opened: Condvar,
-    /// Creations still to fail.
+    /// Number of creations that still fail.
     pub(crate) failing_creations: AtomicU32,
     pub(crate) built: AtomicU32,
     pub(crate) dropped: AtomicU32,
     pub(crate) drained: AtomicU32,
-    /// Instances say that they are not well.
-    pub(crate) ill: AtomicBool,
-    /// Instance names, in the order of their calls, with the number of records.
+    /// Whether health checks fail.
+    pub(crate) unhealthy: AtomicBool,
+    /// Instance name and number of records of each call, in order.
     pub(crate) calls: Mutex<Vec<(String, usize)>>,
-    /// What was read of records after a hang: topic, key, value and header block.
+    /// Records read after a hang.
     pub(crate) read: Mutex<Vec<ReadRecord>>,
-    /// Offsets of the records that were begun, in order.
-    pub(crate) begun: Mutex<Vec<i64>>,
-    /// What instances were told, and their first records, in order.
-    pub(crate) told: Mutex<Vec<String>>,
-    /// The configs that instances were built with or have taken, in order.
+    /// Offsets of the started records, in order.
+    pub(crate) started: Mutex<Vec<i64>>,
+    /// Partition notifications, and the first record of each call, in order.
+    pub(crate) notifications: Mutex<Vec<String>>,
+    /// Configs that instances were built with or took, in order.
     pub(crate) configs: Mutex<Vec<String>>,
 }
 
 impl Script {
-    pub(crate) fn new(deeds: &[(i64, Deed)]) -> Arc<Self> {
+    pub(crate) fn new(steps: &[(i64, Step)]) -> Arc<Self> {
         let script = Self::default();
-        *relock(&script.deeds) = deeds.iter().cloned().collect();
+        *relock(&script.steps) = steps.iter().cloned().collect();
         Arc::new(script)
     }
 
@@ -78,8 +78,8 @@ impl Script {
 
     fn pass(&self, gate: &str) {
         let open = relock(&self.open);
-        let shut = |open: &mut HashSet<String>| !open.contains(gate);
-        drop(self.opened.wait_timeout_while(open, DEADLINE, shut));
+        let closed = |open: &mut HashSet<String>| !open.contains(gate);
+        drop(self.opened.wait_timeout_while(open, DEADLINE, closed));
     }
 
     pub(crate) fn living(&self) -> u32 {
@@ -87,9 +87,9 @@ impl Script {
     }
 }
 
-/// A plugin that follows a script. Its config says how creation goes: `refuse`, `hang-create` (at gate `create`),
-/// `unhealthy`, anything else is well. A new config is taken by the same words, and by `first-only`, which only the first
-/// instance that is asked takes, `spend`, which it does not survive, and `hang-take` (at gate `take`).
+/// A plugin that follows a script. Its config controls creation: `refuse`, `hang-create` (at gate `create`), `unhealthy`;
+/// anything else is healthy. The same words apply to a new config, and also `first-only` (only the first instance takes it),
+/// `spend` (the instance is unusable afterwards) and `hang-take` (at gate `take`).
 pub(crate) struct ScriptedPlugin {
     pub(crate) script: Arc<Script>,
     pub(crate) identity: PluginIdentity,
@@ -158,7 +158,7 @@ impl LoadedPlugin for ScriptedPlugin {
         relock(&self.script.configs).push(format!("built with {config_json}"));
         Ok(Box::new(Instance {
             name: instance_name.to_owned(),
-            well: !config_json.contains("unhealthy"),
+            healthy: !config_json.contains("unhealthy"),
             monitor: Arc::new(Monitor {
                 script: Arc::clone(&self.script),
                 serial: AtomicU64::new(0),
@@ -174,7 +174,7 @@ impl LoadedPlugin for ScriptedPlugin {
 
 struct Instance {
     name: String,
-    well: bool,
+    healthy: bool,
     monitor: Arc<Monitor>,
 }
 
@@ -208,11 +208,11 @@ impl CallMonitor for Monitor {
 
 impl Instance {
     fn note(&self, what: String) {
-        relock(&self.monitor.script.told).push(what);
+        relock(&self.monitor.script.notifications).push(what);
     }
 
     fn one(&self, index: u32, record: &RawRecord, output: &mut CallOutput) -> RawOutcome {
-        let deed = relock(&self.monitor.script.deeds)
+        let step = relock(&self.monitor.script.steps)
             .get(&record.offset)
             .cloned();
         let mut outcome = RawOutcome {
@@ -231,12 +231,12 @@ impl Instance {
             });
             outcome_flag::EMITTED
         };
-        match deed {
+        match step {
             None => {}
-            Some(Deed::Drop) => outcome.code = outcome_code::DROP,
-            Some(Deed::Retry) => outcome.code = outcome_code::RETRY,
-            Some(Deed::Hang(gate)) => self.monitor.script.pass(gate),
-            Some(Deed::HangAndRead(gate)) => {
+            Some(Step::Drop) => outcome.code = outcome_code::DROP,
+            Some(Step::Retry) => outcome.code = outcome_code::RETRY,
+            Some(Step::Hang(gate)) => self.monitor.script.pass(gate),
+            Some(Step::HangAndRead(gate)) => {
                 self.monitor.script.pass(gate);
                 let read = record.view();
                 relock(&self.monitor.script.read).push((
@@ -246,12 +246,12 @@ impl Instance {
                     read.header_block().to_vec(),
                 ));
             }
-            Some(Deed::Emit(topic)) => outcome.flags = emit(topic),
-            Some(Deed::EmitThen(topic, code)) => {
+            Some(Step::Emit(topic)) => outcome.flags = emit(topic),
+            Some(Step::EmitThen(topic, code)) => {
                 outcome.flags = emit(topic);
                 outcome.code = code;
             }
-            Some(Deed::Panic) => {
+            Some(Step::Panic) => {
                 output.details.push("scripted panic".to_owned());
                 outcome.code = outcome_code::PANICKED;
                 outcome.detail = output.details.len() as u32;
@@ -271,7 +271,7 @@ impl HandlerInstance for Instance {
         let script = &self.monitor.script;
         let records = call.records;
         relock(&script.calls).push((self.name.clone(), records.len()));
-        relock(&script.told).push(format!("called with {}", records[0].offset));
+        relock(&script.notifications).push(format!("called with {}", records[0].offset));
         self.monitor.serial.fetch_add(1, Ordering::SeqCst);
         *relock(&self.monitor.progress) = Some(Vec::new());
         let mut status = CallStatus::Usable;
@@ -279,7 +279,7 @@ impl HandlerInstance for Instance {
             if call.cancel.is_set() {
                 break;
             }
-            relock(&script.begun).push(record.offset);
+            relock(&script.started).push(record.offset);
             outcomes[index] = self.one(index as u32, record, output);
             if outcomes[index].code == outcome_code::PANICKED {
                 status = CallStatus::Spent;
@@ -298,9 +298,9 @@ impl HandlerInstance for Instance {
     }
 
     fn health(&mut self) -> Result<(), String> {
-        match self.well && !self.monitor.script.ill.load(Ordering::SeqCst) {
+        match self.healthy && !self.monitor.script.unhealthy.load(Ordering::SeqCst) {
             true => Ok(()),
-            false => Err("scripted to be ill".to_owned()),
+            false => Err("scripted to be unhealthy".to_owned()),
         }
     }
 
@@ -319,7 +319,7 @@ impl HandlerInstance for Instance {
         if config_json.contains("first-only") && configs.contains(&taken) {
             return Err(NotTaken::Refused("taken already".to_owned()));
         }
-        self.well = !config_json.contains("unhealthy");
+        self.healthy = !config_json.contains("unhealthy");
         configs.push(taken);
         Ok(())
     }
@@ -343,10 +343,10 @@ impl Drop for Instance {
     }
 }
 
-/// A producer that acknowledges everything at once, unless it is full.
+/// A producer that acknowledges every record at once, unless it is full.
 #[derive(Default)]
 pub(crate) struct Producer {
-    /// Sends still to be refused for want of room.
+    /// Number of sends that are still refused for lack of room.
     pub(crate) full_for: AtomicU32,
     pub(crate) topics: Mutex<Vec<String>>,
 }
@@ -364,7 +364,7 @@ impl Emitter for Producer {
     }
 }
 
-/// A pump's inbox whose messages a test waits for.
+/// A pump's inbox that a test can wait on.
 pub(crate) struct Home {
     pub(crate) inbox: Arc<Inbox>,
     bell: Arc<Bell>,
@@ -374,13 +374,13 @@ pub(crate) struct Home {
 #[derive(Default)]
 struct Bell {
     rung: Mutex<bool>,
-    heard: Condvar,
+    woken: Condvar,
 }
 
 impl Wake for Bell {
     fn wake(&self) {
         *relock(&self.rung) = true;
-        self.heard.notify_all();
+        self.woken.notify_all();
     }
 }
 
@@ -395,7 +395,7 @@ impl Home {
         }
     }
 
-    /// Takes the next message that fits, leaving others for later.
+    /// Waits for the next message that `fits` accepts and takes it; others are kept for later.
     pub(crate) fn next<T>(
         &mut self,
         what: &str,
@@ -424,11 +424,11 @@ impl Home {
 
     fn wait(&mut self, deadline: Instant, what: &str) {
         let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "no {what} came in time");
+        assert!(!left.is_zero(), "no {what} in time");
         let rung = relock(&self.bell.rung);
         let (mut rung, _) = self
             .bell
-            .heard
+            .woken
             .wait_timeout_while(rung, left, |rung| !*rung)
             .unwrap();
         *rung = false;
@@ -438,7 +438,7 @@ impl Home {
         self.seen.append(&mut taken);
     }
 
-    /// Whether it was told of room since the last time.
+    /// Discards notices of room; returns whether there were any since the last call.
     pub(crate) fn forget_room(&mut self) -> bool {
         let mut taken = Vec::new();
         self.inbox.take(&mut taken);
@@ -473,7 +473,7 @@ pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A batch of one record an offset.
+/// A batch with one record per offset.
 pub(crate) fn batch(flight: u32, offsets: &[i64]) -> Box<Batch> {
     let mut batch = Box::new(Batch::new());
     batch.flight = FlightKey {

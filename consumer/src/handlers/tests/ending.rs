@@ -1,16 +1,16 @@
-//! Pumps that end while calls of theirs hang: what the calls still read stays in memory, the rest is freed.
+//! Pumps that end while their calls hang: records that the calls still read stay in memory, all others are freed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::pool::Rig;
+use super::pool::PoolHarness;
 use super::recall::Pump;
-use super::{Deed, batch, until};
+use super::{Step, batch, until};
 use crate::dispatch::WorkerPool;
 use crate::flow::Flow;
 use crate::handlers::pool::relock;
 use crate::source::{AssignmentId, Delivery, RecordBuf};
 
-/// Two records of each size, so that the allocator gives the memory of a freed one to somebody else soon.
+/// Values of two sizes; the allocator soon reuses the memory of a freed record, so that a read after free is noticed.
 const VALUES: [&[u8]; 2] = [b"the first value", b"the second value, somewhat longer"];
 const HEADERS: &[u8] = b"\x02\x02a\x021";
 
@@ -27,40 +27,40 @@ fn deliver(flow: &mut Flow, slot: AssignmentId) {
     }
 }
 
-/// Ends a pump while a call hangs on one record and another batch is queued; then the call reads its record.
+/// Ends a pump while a call hangs on one record and another batch is queued; then lets the call read its record.
 fn ends(end: impl FnOnce(Flow, AssignmentId)) {
-    let rig = Rig::new(&[(0, Deed::HangAndRead("go"))]);
-    let pool = rig.pool(1);
+    let harness = PoolHarness::new(&[(0, Step::HangAndRead("go"))]);
+    let pool = harness.pool(1);
     let Pump {
         mut flow,
         mut home,
         slots: [slot, _],
-    } = Pump::new(&rig, pool.clone());
+    } = Pump::new(&harness, pool.clone());
     deliver(&mut flow, slot);
     until("the first record runs", || {
-        *relock(&rig.script.begun) == [0]
+        *relock(&harness.script.started) == [0]
     });
     end(flow, slot);
-    rig.script.open("go");
-    until("it has read", || relock(&rig.script.read).len() == 1);
-    let (topic, key, value, headers) = relock(&rig.script.read).remove(0);
+    harness.script.open("go");
+    until("it has read", || relock(&harness.script.read).len() == 1);
+    let (topic, key, value, headers) = relock(&harness.script.read).remove(0);
     assert_eq!(topic, "t");
     assert_eq!(key.as_deref(), Some(&b"key"[..]));
     assert_eq!(value.as_deref(), Some(VALUES[0]));
     assert_eq!(headers, HEADERS);
     assert_eq!(
-        *relock(&rig.script.begun),
+        *relock(&harness.script.started),
         [0],
-        "the queued one never starts"
+        "the queued batch never starts"
     );
-    // The pool goes on without that pump.
+    // The pool continues without that pump.
     let mut next = batch(9, &[7]);
     while let Err(refused) = pool.submit(next, &home.inbox) {
         home.pool_free();
         next = refused;
     }
-    until("the pool runs others", || {
-        relock(&rig.script.begun).last() == Some(&7)
+    until("the pool runs other batches", || {
+        relock(&harness.script.started).last() == Some(&7)
     });
 }
 

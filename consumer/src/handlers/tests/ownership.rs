@@ -1,10 +1,10 @@
-//! What instances are told of partitions, and when.
+//! Partition notifications of instances, and their order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pool::Rig;
-use super::{Deed, Home, batch, until};
+use super::pool::PoolHarness;
+use super::{Home, Step, batch, until};
 use crate::dispatch::{OwnedPartition, WorkerPool};
 use crate::handlers::pool::relock;
 
@@ -16,31 +16,31 @@ fn owned(partition: i32, epoch: u32) -> OwnedPartition {
     }
 }
 
-fn told(rig: &Rig) -> Vec<String> {
-    relock(&rig.script.told).clone()
+fn notified(harness: &PoolHarness) -> Vec<String> {
+    relock(&harness.script.notifications).clone()
 }
 
 #[test]
-fn an_instance_hears_of_a_partition_before_its_first_record_and_when_it_is_gone() {
-    let rig = Rig::new(&[]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn an_instance_is_notified_of_a_partition_before_its_first_record_and_after_its_loss() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     pool.probe(true, Duration::from_secs(20)).unwrap();
     pool.own(&home.inbox, &[owned(0, 1), owned(1, 2)]);
     assert!(pool.submit(batch(0, &[7]), &home.inbox).is_ok());
     home.finished();
-    // The same partition under another ownership is another one.
+    // The same partition under another epoch counts as another one.
     pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
     pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
-    until("the change is told", || told(&rig).len() == 5);
+    until("the change is notified", || notified(&harness).len() == 5);
     let other = Home::new();
     pool.own(&other.inbox, &[owned(2, 1)]);
-    until("the other pump's partition is told", || {
-        told(&rig).len() == 6
+    until("the other pump's partition is notified", || {
+        notified(&harness).len() == 6
     });
     pool.own(&home.inbox, &[]);
-    until("all is told", || told(&rig).len() == 8);
+    until("all changes are notified", || notified(&harness).len() == 8);
     assert_eq!(
-        told(&rig),
+        notified(&harness),
         [
             "assigned t/0 1",
             "assigned t/1 2",
@@ -55,9 +55,9 @@ fn an_instance_hears_of_a_partition_before_its_first_record_and_when_it_is_gone(
 }
 
 #[test]
-fn an_instance_that_is_built_later_or_again_is_told_first() {
-    let rig = Rig::new(&[(1, Deed::Panic)]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn a_later_or_rebuilt_instance_is_notified_before_its_first_call() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     pool.own(&home.inbox, &[owned(0, 1)]);
     for (flight, offset) in [(0, 1), (1, 2)] {
         assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
@@ -65,8 +65,8 @@ fn an_instance_that_is_built_later_or_again_is_told_first() {
     }
     let once = ["assigned t/0 1", "called with 1"];
     let again = ["assigned t/0 1", "called with 2"];
-    assert_eq!(told(&rig), [once, again].concat());
-    until("the pool keeps no pump", || {
+    assert_eq!(notified(&harness), [once, again].concat());
+    until("the pool holds no reference to the pump", || {
         Arc::strong_count(&home.inbox) == 1
     });
 }

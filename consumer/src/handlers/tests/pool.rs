@@ -1,4 +1,4 @@
-//! Pools: hand-over, containment of panics, emits, shared threads, departure.
+//! Pools: submission, containment of panics, emits, shared threads, release.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use sluicegate_runtime::{HostServices, LogLevel, MetricKind, outcome_code};
 
-use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
+use super::{Home, Producer, Script, ScriptedPlugin, Step, batch, until};
 use crate::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
 use crate::emit::FailureKind;
 use crate::handlers::pool::relock;
 use crate::handlers::{
-    Crew, CrewSettings, HandlerPool, HandlerSetup, HandlerStats, LiveConfig, OverrunWatch, Release,
+    CallWatchdog, Crew, CrewSettings, HandlerPool, HandlerSetup, HandlerStats, LiveConfig, Release,
     RestartPolicy,
 };
 
@@ -23,20 +23,20 @@ impl HostServices for Silent {
     fn metric(&self, _kind: MetricKind, _name: &str, _value: f64) {}
 }
 
-/// What a test's pool stands on.
-pub(super) struct Rig {
-    pub(super) watch: OverrunWatch,
+/// Everything that a pool needs in a test.
+pub(super) struct PoolHarness {
+    pub(super) watchdog: CallWatchdog,
     pub(super) producer: Arc<Producer>,
     pub(super) script: Arc<Script>,
     pub(super) stats: Arc<HandlerStats>,
 }
 
-impl Rig {
-    pub(super) fn new(deeds: &[(i64, Deed)]) -> Self {
+impl PoolHarness {
+    pub(super) fn new(steps: &[(i64, Step)]) -> Self {
         Self {
-            watch: OverrunWatch::start().unwrap(),
+            watchdog: CallWatchdog::start().unwrap(),
             producer: Arc::default(),
-            script: Script::new(deeds),
+            script: Script::new(steps),
             stats: Arc::default(),
         }
     }
@@ -46,12 +46,12 @@ impl Rig {
     }
 
     pub(super) fn crew_with(&self, workers: u32, create_timeout: Duration) -> Arc<Crew> {
-        Crew::new(settings(workers, create_timeout), &self.watch)
+        Crew::new(settings(workers, create_timeout), &self.watchdog)
     }
 
-    /// A crew that nobody looks at but the test.
+    /// A crew without a watchdog: only the test calls `check`.
     pub(super) fn unwatched(&self, workers: u32) -> Arc<Crew> {
-        let ended = OverrunWatch::start().unwrap();
+        let ended = CallWatchdog::start().unwrap();
         Crew::new(settings(workers, Duration::from_secs(20)), &ended)
     }
 
@@ -71,7 +71,7 @@ impl Rig {
     }
 
     pub(super) fn pool(&self, workers: u32) -> Arc<HandlerPool> {
-        self.crew(workers).found(self.setup("one"))
+        self.crew(workers).join_first(self.setup("one"))
     }
 }
 
@@ -82,7 +82,7 @@ fn settings(workers: u32, create_timeout: Duration) -> CrewSettings {
         workers,
         create_timeout,
         drain_timeout: Duration::from_secs(20),
-        health_every: Duration::from_millis(50),
+        health_interval: Duration::from_millis(50),
     }
 }
 
@@ -94,30 +94,30 @@ const ACK: u16 = outcome_code::ACK;
 const NOT_RUN: u16 = outcome_code::NOT_RUN;
 
 #[test]
-fn a_batch_comes_back_with_its_outcomes_and_counts() {
-    let rig = Rig::new(&[(2, Deed::Drop), (3, Deed::Retry)]);
-    let (pool, mut home) = (rig.pool(2), Home::new());
+fn a_batch_is_returned_with_its_outcomes_and_counted() {
+    let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Retry)]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
     assert!(pool.submit(batch(7, &[1, 2, 3]), &home.inbox).is_ok());
     let back = home.finished();
     assert_eq!(back.flight.index, 7);
     assert_eq!(codes(&back), [ACK, outcome_code::DROP, outcome_code::RETRY]);
     assert!(back.emits_pending.is_empty());
-    let counts = rig.stats.counts();
+    let counts = harness.stats.counts();
     assert_eq!((counts.batches, counts.in_flight), (1, 0));
     assert_eq!(counts.durations.buckets.iter().sum::<u64>(), 3);
-    assert_eq!(rig.script.living(), 1, "one worker was needed");
+    assert_eq!(harness.script.living(), 1, "one worker was needed");
 }
 
 #[test]
-fn one_batch_waits_behind_each_running_one_and_room_is_told() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let (pool, mut home) = (rig.pool(2), Home::new());
+fn one_batch_waits_behind_each_running_one_and_room_is_notified() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
     for flight in 0..4 {
         assert!(pool.submit(batch(flight, &[1]), &home.inbox).is_ok());
     }
     let refused = pool.submit(batch(4, &[1]), &home.inbox).unwrap_err();
     assert_eq!(refused.flight.index, 4);
-    rig.script.open("go");
+    harness.script.open("go");
     home.pool_free();
     assert!(pool.submit(refused, &home.inbox).is_ok());
     let mut flights: Vec<_> = (0..5).map(|_| home.finished().flight.index).collect();
@@ -126,9 +126,9 @@ fn one_batch_waits_behind_each_running_one_and_room_is_told() {
 }
 
 #[test]
-fn a_batch_bound_to_a_worker_goes_to_no_other() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let (pool, mut home) = (rig.pool(2), Home::new());
+fn a_batch_bound_to_a_worker_runs_on_no_other() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
     let bound = |flight, offset| {
         let mut batch = batch(flight, &[offset]);
         batch.worker = Some(1);
@@ -139,28 +139,30 @@ fn a_batch_bound_to_a_worker_goes_to_no_other() {
     assert!(pool.submit(bound(2, 3), &home.inbox).is_err());
     assert!(pool.submit(batch(3, &[4]), &home.inbox).is_ok());
     assert_eq!(home.finished().flight.index, 3, "the other worker is free");
-    rig.script.open("go");
+    harness.script.open("go");
     assert_eq!(home.finished().flight.index, 0);
     assert_eq!(home.finished().flight.index, 1);
     home.pool_free();
 }
 
 #[test]
-fn a_panic_costs_the_instance_and_the_rest_of_the_batch_was_not_run() {
-    let rig = Rig::new(&[(2, Deed::Panic)]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
+    let harness = PoolHarness::new(&[(2, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     assert!(pool.submit(batch(0, &[1, 2, 3]), &home.inbox).is_ok());
     assert!(pool.submit(batch(1, &[4]), &home.inbox).is_ok());
     let back = home.finished();
     assert_eq!(codes(&back), [ACK, outcome_code::PANICKED, NOT_RUN]);
     assert_eq!(codes(&home.finished()), [ACK], "rebuilt at once");
-    until("the spent instance is dropped", || rig.script.living() == 1);
-    let counts = rig.stats.counts();
+    until("the spent instance is dropped", || {
+        harness.script.living() == 1
+    });
+    let counts = harness.stats.counts();
     assert_eq!((counts.panics, counts.restarts), (1, 1));
     assert_eq!(&*counts.last_error.unwrap().message, "scripted panic");
 }
 
-/// Submits until the pool takes it.
+/// Submits until the pool accepts the batch.
 fn give(pool: &HandlerPool, home: &mut Home, mut batch: Box<Batch>) {
     while let Err(refused) = pool.submit(batch, &home.inbox) {
         assert_eq!(pool.state(), PoolState::Active);
@@ -170,11 +172,11 @@ fn give(pool: &HandlerPool, home: &mut Home, mut batch: Box<Batch>) {
 }
 
 #[test]
-fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
-    let rig = Rig::new(&[(1, Deed::Panic)]);
-    let mut setup = rig.setup("one");
+fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers_it() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let mut setup = harness.setup("one");
     setup.restart.max_restarts = 3;
-    let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
+    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
     for flight in 0..4 {
         give(&pool, &mut home, batch(flight, &[1]));
         assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
@@ -182,7 +184,7 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
     assert_eq!(pool.state(), PoolState::Failed);
     let why = pool.failure().unwrap();
     assert!(
-        why.contains("died 4 times") && why.contains("scripted panic"),
+        why.contains("failed 4 times") && why.contains("scripted panic"),
         "{why}"
     );
     let refused = pool.submit(batch(4, &[2]), &home.inbox).unwrap_err();
@@ -193,12 +195,12 @@ fn dying_without_an_acknowledged_record_in_between_trips_and_a_reset_heals() {
 }
 
 #[test]
-fn who_is_refused_by_a_tripped_handler_hears_of_it_again_when_it_is_reset() {
-    let rig = Rig::new(&[(1, Deed::Panic)]);
-    let mut setup = rig.setup("one");
+fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let mut setup = harness.setup("one");
     setup.restart.max_restarts = 0;
-    let (crew, mut home) = (rig.crew(1), Home::new());
-    let pool = crew.found(setup);
+    let (crew, mut home) = (harness.crew(1), Home::new());
+    let pool = crew.join_first(setup);
     give(&pool, &mut home, batch(0, &[1]));
     home.finished();
     assert_eq!(pool.state(), PoolState::Failed);
@@ -206,29 +208,29 @@ fn who_is_refused_by_a_tripped_handler_hears_of_it_again_when_it_is_reset() {
     for flight in 1..4 {
         assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
         crew.check(Instant::now());
-        assert!(!home.forget_room(), "it is asked for nothing");
+        assert!(!home.forget_room(), "there is no room to report");
     }
     pool.reset();
     assert!(home.forget_room());
 }
 
 #[test]
-fn poison_among_good_records_never_trips() {
-    let rig = Rig::new(&[(1, Deed::Panic)]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn a_poison_record_among_good_ones_never_trips() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     for flight in 0..50 {
         give(&pool, &mut home, batch(flight, &[0, 1]));
         assert_eq!(codes(&home.finished()), [ACK, outcome_code::PANICKED]);
     }
     assert_eq!(pool.state(), PoolState::Active);
-    assert_eq!(rig.stats.counts().panics, 50);
+    assert_eq!(harness.stats.counts().panics, 50);
 }
 
 #[test]
-fn an_instance_that_is_not_built_sends_its_batch_back_untouched() {
-    let rig = Rig::new(&[]);
-    rig.script.failing_creations.store(2, Ordering::SeqCst);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn a_failed_creation_returns_its_batch_unprocessed() {
+    let harness = PoolHarness::new(&[]);
+    harness.script.failing_creations.store(2, Ordering::SeqCst);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     for flight in 0..2 {
         give(&pool, &mut home, batch(flight, &[1, 2]));
         assert_eq!(codes(&home.finished()), [NOT_RUN, NOT_RUN]);
@@ -238,15 +240,15 @@ fn an_instance_that_is_not_built_sends_its_batch_back_untouched() {
 }
 
 #[test]
-fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
-    let rig = Rig::new(&[
-        (1, Deed::Emit("acked")),
-        (2, Deed::EmitThen("never", outcome_code::RETRY)),
-        (3, Deed::EmitThen("dropped", outcome_code::DROP)),
-        (4, Deed::EmitThen("lettered", outcome_code::DEAD_LETTER)),
+fn every_final_outcome_emits_and_waits_for_the_producer() {
+    let harness = PoolHarness::new(&[
+        (1, Step::Emit("acked")),
+        (2, Step::EmitThen("never", outcome_code::RETRY)),
+        (3, Step::EmitThen("dropped", outcome_code::DROP)),
+        (4, Step::EmitThen("lettered", outcome_code::DEAD_LETTER)),
     ]);
-    rig.producer.full_for.store(3, Ordering::SeqCst);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+    harness.producer.full_for.store(3, Ordering::SeqCst);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     assert!(pool.submit(batch(0, &[0, 1, 2, 3, 4]), &home.inbox).is_ok());
     let mut order = Vec::new();
     for _ in 0..4 {
@@ -267,17 +269,17 @@ fn every_outcome_that_stands_emits_and_waits_for_the_producer() {
             "produced 4 true"
         ]
     );
-    let topics = relock(&rig.producer.topics);
+    let topics = relock(&harness.producer.topics);
     assert_eq!(*topics, ["acked", "dropped", "lettered"]);
 }
 
 #[test]
-fn what_finds_no_room_in_time_is_kept_for_the_pump_from_the_first_record_on() {
-    let rig = Rig::new(&[(1, Deed::Emit("out")), (2, Deed::Emit("out"))]);
-    rig.producer.full_for.store(u32::MAX, Ordering::SeqCst);
-    let mut setup = rig.setup("one");
+fn emits_without_room_in_time_are_kept_for_the_pump() {
+    let harness = PoolHarness::new(&[(1, Step::Emit("out")), (2, Step::Emit("out"))]);
+    harness.producer.full_for.store(u32::MAX, Ordering::SeqCst);
+    let mut setup = harness.setup("one");
     setup.timeout = Duration::from_millis(50);
-    let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
+    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
     assert!(pool.submit(batch(0, &[1, 2]), &home.inbox).is_ok());
     assert_eq!(home.finished().emits_pending, [true, true]);
     for entry_index in [0, 1] {
@@ -296,9 +298,9 @@ fn what_finds_no_room_in_time_is_kept_for_the_pump_from_the_first_record_on() {
 }
 
 #[test]
-fn a_dropped_pool_drains_and_drops_its_instances_and_ends_its_threads() {
-    let rig = Rig::new(&[]);
-    let (pool, mut home) = (rig.pool(2), Home::new());
+fn a_dropped_pool_drains_and_drops_its_instances_and_stops_its_threads() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
     pool.probe(true, Duration::from_secs(20)).unwrap();
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     home.finished();
@@ -307,45 +309,45 @@ fn a_dropped_pool_drains_and_drops_its_instances_and_ends_its_threads() {
     drop(pool);
     let release = watch.wait(Instant::now() + Duration::from_secs(20));
     assert_eq!(release, Release::Clean);
-    assert_eq!(rig.script.living(), 0);
+    assert_eq!(harness.script.living(), 0);
     assert_eq!(
-        rig.script.drained.load(Ordering::SeqCst),
-        rig.script.built.load(Ordering::SeqCst)
+        harness.script.drained.load(Ordering::SeqCst),
+        harness.script.built.load(Ordering::SeqCst)
     );
 }
 
 #[test]
-fn an_instance_that_falls_ill_shows_and_heals() {
-    let rig = Rig::new(&[]);
-    let mut setup = rig.setup("one");
+fn an_unhealthy_instance_is_reported_until_it_recovers() {
+    let harness = PoolHarness::new(&[]);
+    let mut setup = harness.setup("one");
     setup.timeout = Duration::from_millis(100);
-    let pool = rig.crew(1).found(setup);
+    let pool = harness.crew(1).join_first(setup);
     pool.probe(true, Duration::from_secs(20)).unwrap();
-    assert_eq!(pool.illness(), None);
-    rig.script.ill.store(true, Ordering::SeqCst);
-    until("it shows", || pool.illness().is_some());
+    assert_eq!(pool.unhealthy_reason(), None);
+    harness.script.unhealthy.store(true, Ordering::SeqCst);
+    until("it is reported", || pool.unhealthy_reason().is_some());
     assert_eq!(pool.state(), PoolState::Active, "it still takes records");
-    let message = rig.stats.counts().last_error.unwrap().message;
-    assert_eq!(&*message, "not well: scripted to be ill");
-    rig.script.ill.store(false, Ordering::SeqCst);
-    until("it is well again", || pool.illness().is_none());
+    let message = harness.stats.counts().last_error.unwrap().message;
+    assert_eq!(&*message, "unhealthy: scripted to be unhealthy");
+    harness.script.unhealthy.store(false, Ordering::SeqCst);
+    until("it has recovered", || pool.unhealthy_reason().is_none());
 }
 
 #[test]
-fn a_probe_tells_refused_configs_and_ill_instances() {
-    let rig = Rig::new(&[]);
-    let crew = rig.crew(1);
+fn a_probe_reports_refused_configs_and_unhealthy_instances() {
+    let harness = PoolHarness::new(&[]);
+    let crew = harness.crew(1);
     let probe = |config: &str| {
-        let mut setup = rig.setup("one");
+        let mut setup = harness.setup("one");
         setup.config = LiveConfig::new(config);
-        let pool = crew.found(setup);
+        let pool = crew.join_first(setup);
         (pool.probe(false, Duration::from_secs(20)), pool)
     };
-    let (well, _keeps_the_crew) = probe("{}");
-    assert_eq!(well, Ok(()));
+    let (healthy, _keeps_the_crew) = probe("{}");
+    assert_eq!(healthy, Ok(()));
     let (refused, _) = probe("refuse");
     assert!(refused.unwrap_err().contains("config refused"));
-    let (ill, _) = probe("unhealthy");
-    assert!(ill.unwrap_err().contains("scripted to be ill"));
-    until("nothing is kept", || rig.script.living() == 0);
+    let (unhealthy, _) = probe("unhealthy");
+    assert!(unhealthy.unwrap_err().contains("scripted to be unhealthy"));
+    until("nothing is kept", || harness.script.living() == 0);
 }

@@ -1,4 +1,4 @@
-//! Batches whose partition is no longer ours: what a pool still has of them does not start (G5).
+//! Recall of batches whose partition was revoked: records that have not started do not start (G5).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_runtime::outcome_code;
 
-use super::pool::{Rig, codes};
-use super::{Deed, Home, batch, until};
+use super::pool::{PoolHarness, codes};
+use super::{Home, Step, batch, until};
 use crate::assignment::NewAssignment;
 use crate::dispatch::{HandlerIx, OwnedPartition, WorkerPool};
 use crate::flow::handler::{HandlerSettings, OnFailure, Order};
@@ -31,15 +31,15 @@ fn owned() -> OwnedPartition {
 }
 
 #[test]
-fn queued_batches_come_back_while_workers_hang_and_running_ones_stop_between_records() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn queued_batches_are_returned_while_workers_hang_and_running_ones_stop_between_records() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     pool.own(&home.inbox, &[owned()]);
     let (running, queued) = (batch(0, &[1, 2]), batch(1, &[7]));
     let flags = [running.cancel.clone(), queued.cancel.clone()];
     assert!(pool.submit(running, &home.inbox).is_ok());
     until("the first record runs", || {
-        *relock(&rig.script.begun) == [1]
+        *relock(&harness.script.started) == [1]
     });
     assert!(pool.submit(queued, &home.inbox).is_ok());
     assert!(pool.submit(batch(2, &[8]), &home.inbox).is_err(), "full");
@@ -50,22 +50,28 @@ fn queued_batches_come_back_while_workers_hang_and_running_ones_stop_between_rec
     let back = home.finished();
     assert_eq!((back.flight.index, codes(&back)), (1, vec![NOT_RUN]));
     home.pool_free();
-    assert_eq!(rig.stats.counts().in_flight, 2, "what runs is still there");
-    rig.script.open("go");
+    assert_eq!(
+        harness.stats.counts().in_flight,
+        2,
+        "the running batch is still there"
+    );
+    harness.script.open("go");
     let back = home.finished();
     assert_eq!((back.flight.index, codes(&back)), (0, vec![ACK, NOT_RUN]));
-    until("it is told", || relock(&rig.script.told).len() == 3);
+    until("it is notified", || {
+        relock(&harness.script.notifications).len() == 3
+    });
     assert_eq!(
-        *relock(&rig.script.told),
+        *relock(&harness.script.notifications),
         ["assigned t/0 1", "called with 1", "revoked t/0 1"]
     );
-    assert_eq!(*relock(&rig.script.begun), [1]);
+    assert_eq!(*relock(&harness.script.started), [1]);
 }
 
 #[test]
-fn a_batch_at_a_worker_of_its_own_is_recalled_and_others_are_let_be() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn only_the_cancelled_batch_of_a_bound_worker_is_recalled() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     let mut bound = batch(1, &[2]);
     bound.worker = Some(0);
@@ -76,49 +82,49 @@ fn a_batch_at_a_worker_of_its_own_is_recalled_and_others_are_let_be() {
     assert_eq!(codes(&home.finished()), [NOT_RUN]);
     assert!(pool.submit(batch(2, &[3]), &home.inbox).is_ok());
     pool.recall();
-    rig.script.open("go");
+    harness.script.open("go");
     assert_eq!(codes(&home.finished()), [ACK]);
-    assert_eq!(codes(&home.finished()), [ACK], "nobody cancelled it");
+    assert_eq!(codes(&home.finished()), [ACK], "it was not cancelled");
 }
 
 #[test]
-fn a_batch_that_waits_for_its_instance_is_recalled_and_the_instance_stays() {
-    let rig = Rig::new(&[]);
-    let mut setup = rig.setup("one");
+fn a_batch_waiting_for_its_instance_is_recalled_and_the_instance_is_kept() {
+    let harness = PoolHarness::new(&[]);
+    let mut setup = harness.setup("one");
     setup.config = LiveConfig::new("hang-create");
-    let (pool, mut home) = (rig.crew(1).found(setup), Home::new());
+    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
     let waiting = batch(0, &[1]);
     let flag = waiting.cancel.clone();
     assert!(pool.submit(waiting, &home.inbox).is_ok());
     flag.set();
     pool.recall();
     assert_eq!(codes(&home.finished()), [NOT_RUN]);
-    rig.script.open("create");
+    harness.script.open("create");
     let mut next = batch(1, &[2]);
     while let Err(refused) = pool.submit(next, &home.inbox) {
         home.pool_free();
         next = refused;
     }
     assert_eq!(codes(&home.finished()), [ACK]);
-    assert_eq!(rig.script.living(), 1, "it was built once");
-    assert_eq!(*relock(&rig.script.begun), [2]);
+    assert_eq!(harness.script.living(), 1, "it was built once");
+    assert_eq!(*relock(&harness.script.started), [2]);
 }
 
 #[test]
-fn a_batch_that_is_cancelled_before_its_call_is_not_begun() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let (pool, mut home) = (rig.pool(1), Home::new());
+fn a_batch_cancelled_before_its_call_does_not_start() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
     let queued = batch(1, &[2, 3]);
     let flag = queued.cancel.clone();
     assert!(pool.submit(queued, &home.inbox).is_ok());
-    // Its pool is not asked to give it back: an earlier generation's is out of reach.
+    // Its pool is not asked to recall it: the pool of a previous generation cannot be.
     flag.set();
-    rig.script.open("go");
+    harness.script.open("go");
     assert_eq!(codes(&home.finished()), [ACK]);
     assert_eq!(codes(&home.finished()), [NOT_RUN; 2]);
-    assert_eq!(*relock(&rig.script.begun), [1]);
-    let calls = relock(&rig.script.calls).len();
+    assert_eq!(*relock(&harness.script.started), [1]);
+    let calls = relock(&harness.script.calls).len();
     assert_eq!(calls, 1, "the instance is not called for it");
 }
 
@@ -130,7 +136,7 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    pub(super) fn new(rig: &Rig, pool: Arc<HandlerPool>) -> Self {
+    pub(super) fn new(harness: &PoolHarness, pool: Arc<HandlerPool>) -> Self {
         let home = Home::new();
         let settings = FlowSettings {
             max_uncommitted: 1_000,
@@ -143,7 +149,7 @@ impl Pump {
         };
         let mut flow = Flow::new(
             settings,
-            Arc::clone(&rig.producer) as _,
+            Arc::clone(&harness.producer) as _,
             Arc::clone(&home.inbox),
         );
         let route = Route {
@@ -165,7 +171,7 @@ impl Pump {
         Self { flow, home, slots }
     }
 
-    /// Offsets tell the partitions apart: those of the second begin at 100.
+    /// Offsets identify the partition: those of the second one start at 100.
     fn deliver(&mut self, partition: usize, offsets: Range<i64>) {
         for offset in offsets {
             self.flow.deliver(Delivery {
@@ -178,8 +184,8 @@ impl Pump {
         }
     }
 
-    /// Takes back the next batch.
-    fn hear(&mut self) -> Vec<u16> {
+    /// Receives the next finished batch.
+    fn receive(&mut self) -> Vec<u16> {
         let batch = self.home.finished();
         let codes = codes(&batch);
         self.flow
@@ -214,43 +220,43 @@ fn handler(pool: Arc<HandlerPool>) -> HandlerSettings {
     }
 }
 
-/// What a partition's end does to a pump with a running batch (0, 100, 1) and a queued one (2, 101).
+/// Ends a partition of a pump with a running batch (0, 100, 1) and a queued one (2, 101).
 fn ends(end: impl FnOnce(&mut Flow, AssignmentId)) {
-    let rig = Rig::new(&[(0, Deed::Hang("go"))]);
-    let mut pump = Pump::new(&rig, rig.pool(1));
+    let harness = PoolHarness::new(&[(0, Step::Hang("go"))]);
+    let mut pump = Pump::new(&harness, harness.pool(1));
     pump.deliver(0, 0..1);
     pump.deliver(1, 100..101);
     pump.deliver(0, 1..2);
     pump.flow.dispatch();
     until("the first record runs", || {
-        *relock(&rig.script.begun) == [0]
+        *relock(&harness.script.started) == [0]
     });
     pump.deliver(0, 2..3);
     pump.deliver(1, 101..102);
     pump.flow.dispatch();
 
     end(&mut pump.flow, pump.slots[0]);
-    assert_eq!(pump.hear(), [NOT_RUN; 2], "while the worker still hangs");
-    rig.script.open("go");
-    assert_eq!(pump.hear(), [ACK, NOT_RUN, NOT_RUN]);
+    assert_eq!(pump.receive(), [NOT_RUN; 2], "while the worker still hangs");
+    harness.script.open("go");
+    assert_eq!(pump.receive(), [ACK, NOT_RUN, NOT_RUN]);
     while pump.flow.held_records() > 0 {
-        assert_eq!(pump.hear(), [ACK]);
+        assert_eq!(pump.receive(), [ACK]);
     }
     assert_eq!(
-        *relock(&rig.script.begun),
+        *relock(&harness.script.started),
         [0, 101, 100],
-        "the released partition's records never start, the other's go on"
+        "records of the released partition never start, those of the other do"
     );
     let second = pump.flow.assignment(pump.slots[1]);
     assert_eq!(second.ledger.frontier(), 102);
-    let told = relock(&rig.script.told).clone();
+    let told = relock(&harness.script.notifications).clone();
     let at = |what: &str| told.iter().position(|told| told == what);
     assert!(at("revoked t/0 1") > at("called with 0"), "{told:?}");
     assert_eq!(at("called with 1").or(at("called with 2")), None);
 }
 
 #[test]
-fn nothing_of_a_lost_partition_starts_and_the_others_go_on() {
+fn no_record_of_a_lost_partition_starts_and_other_partitions_continue() {
     ends(|flow, slot| {
         flow.release(&[slot]);
         flow.dispatch();
@@ -258,18 +264,18 @@ fn nothing_of_a_lost_partition_starts_and_the_others_go_on() {
 }
 
 #[test]
-fn nothing_of_a_partition_starts_after_its_drain_deadline() {
+fn no_record_of_a_partition_starts_after_its_drain_deadline() {
     ends(|flow, slot| {
         flow.start_drain(&[slot], 1_000);
         flow.tick(999);
-        assert!(!flow.is_drained(&[slot]), "what was begun may finish");
+        assert!(!flow.is_drained(&[slot]), "started records may finish");
         flow.tick(1_000);
         assert!(flow.is_drained(&[slot]));
         let finished = flow.assignment(slot).note().finished;
         assert_eq!(
             (flow.assignment(slot).ledger.frontier(), finished),
             (0, vec![]),
-            "nothing of it was finished"
+            "none of its records was finished"
         );
         flow.release(&[slot]);
         flow.dispatch();

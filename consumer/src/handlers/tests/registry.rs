@@ -1,4 +1,4 @@
-//! The registry: discovery, health before publication, refusals that leave the old generation serving, release.
+//! The registry: discovery, health checks before activation, rejections that leave the old generation active, release.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
 use sluicegate_runtime::{HandlerRuntime, LoadError, LoadedPlugin, PluginIdentity, outcome_code};
 
 use super::pool::codes;
-use super::{Deed, Home, Producer, Script, ScriptedPlugin, batch, until};
+use super::{Home, Producer, Script, ScriptedPlugin, Step, batch, until};
 use crate::admin::HandlerState;
 use crate::dispatch::PoolState;
 use crate::handlers::pool::relock;
-use crate::handlers::{Applied, FolderWatch, HandlerPlan, Registry, RegistrySettings};
+use crate::handlers::{Applied, HandlerPlan, Registry, RegistrySettings};
 
 /// Files named `libNAME.so` that hold `NAME VERSION HANDLER…`; their bytes are their hash.
 pub(super) struct TextRuntime {
     pub(super) script: Arc<Script>,
     loaded: std::sync::Mutex<Vec<Arc<ScriptedPlugin>>>,
-    /// Loads still to panic.
+    /// Number of loads that still panic.
     pub(super) panics: AtomicU32,
 }
 
@@ -82,21 +82,21 @@ impl HandlerRuntime for TextRuntime {
     }
 }
 
-pub(super) struct Shop {
+pub(super) struct RegistryHarness {
     pub(super) folder: tempfile::TempDir,
     pub(super) runtime: Arc<TextRuntime>,
     pub(super) registry: Registry,
     revision: u64,
 }
 
-impl Shop {
+impl RegistryHarness {
     pub(super) fn new(files: &[(&str, &str)]) -> Self {
         Self::with(files, &[], true)
     }
 
     pub(super) fn with(
         files: &[(&str, &str)],
-        deeds: &[(i64, Deed)],
+        steps: &[(i64, Step)],
         allow_unsigned: bool,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -104,7 +104,7 @@ impl Shop {
             put(folder.path(), file, text);
         }
         let runtime = Arc::new(TextRuntime {
-            script: Script::new(deeds),
+            script: Script::new(steps),
             loaded: std::sync::Mutex::default(),
             panics: AtomicU32::new(0),
         });
@@ -113,7 +113,7 @@ impl Shop {
             cache: PathBuf::new(),
             allow_unsigned,
             create_timeout: Duration::from_millis(300),
-            health_every: Duration::from_millis(50),
+            health_interval: Duration::from_millis(50),
             drain_timeout: Duration::from_secs(20),
             runtimes: vec![Arc::clone(&runtime) as _],
             emitter: Arc::new(Producer::default()),
@@ -133,7 +133,7 @@ impl Shop {
             .apply(&Snapshot::new(self.revision, specs.iter().cloned()))
     }
 
-    /// As the control side does when the folder has changed; `None` when nothing came of it.
+    /// Rescans as the control thread does after a change of the folder; `None` if nothing changed.
     pub(super) fn rescan(&self) -> Option<Applied> {
         self.registry.rescan().then(|| {
             while self.registry.prepare_next() {}
@@ -146,7 +146,7 @@ impl Shop {
     }
 }
 
-/// Writes a file that looks settled.
+/// Writes a file with an old modification time, so that a scan reads it at once.
 pub(super) fn put(folder: &Path, file: &str, text: &str) {
     let path = folder.join(file);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -154,7 +154,7 @@ pub(super) fn put(folder: &Path, file: &str, text: &str) {
     age(&path);
 }
 
-/// Makes a file old enough to count as written.
+/// Sets an old modification time, so that the file counts as completely written.
 pub(super) fn age(path: &Path) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_modified(std::time::SystemTime::now() - Duration::from_secs(5))
@@ -209,48 +209,52 @@ pub(super) fn run_one(plan: &HandlerPlan) -> Vec<u16> {
 }
 
 #[test]
-fn the_newest_fitting_version_serves_and_a_newer_one_takes_over() {
-    let mut shop = Shop::new(&[
+fn the_newest_matching_version_is_active_and_a_newer_one_replaces_it() {
+    let mut harness = RegistryHarness::new(&[
         ("liba.so", "copy 1.1.0 copy"),
         ("libb.so", "copy 1.2.0 copy"),
         ("libc.so", "copy 2.0.0 copy"),
         ("broken.so", ""),
         ("README.md", "copy 9.0.0 copy"),
     ]);
-    let first = shop.apply(&[spec("one", "1", "a")]);
+    let first = harness.apply(&[spec("one", "1", "a")]);
     assert_eq!(first.refusals, []);
     assert_eq!(&*first.plan.handlers[0].version, "1.2.0");
     assert_eq!(run_one(&first.plan.handlers[0]), [outcome_code::ACK]);
-    assert!(shop.rescan().is_none(), "nothing has changed");
+    assert!(harness.rescan().is_none(), "nothing has changed");
 
-    put(shop.folder.path(), "libd.so", "copy 1.3.0 copy");
-    let second = shop.rescan().unwrap();
+    put(harness.folder.path(), "libd.so", "copy 1.3.0 copy");
+    let second = harness.rescan().unwrap();
     assert_eq!(second.changed, ["one"]);
     let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
     assert_eq!(&*new.version, "1.3.0");
     assert!(new.generation > old.generation && new.ix == old.ix);
-    assert_eq!(run_one(old), [outcome_code::ACK], "until pumps let it go");
-    let script = Arc::clone(&shop.runtime.script);
+    assert_eq!(
+        run_one(old),
+        [outcome_code::ACK],
+        "active until pumps drop it"
+    );
+    let script = Arc::clone(&harness.runtime.script);
     assert_eq!(script.living(), 2);
     drop(first);
-    until("the old generation is gone", || script.living() == 1);
+    until("the old generation is released", || script.living() == 1);
     until("its code has ended", || {
-        relock(&shop.runtime.loaded)[0]
+        relock(&harness.runtime.loaded)[0]
             .shut_down
             .load(Ordering::SeqCst)
             == 1
     });
-    let states: Vec<_> = shop.registry.report().iter().map(|r| r.state).collect();
+    let states: Vec<_> = harness.registry.report().iter().map(|r| r.state).collect();
     assert_eq!(states, [HandlerState::Draining, HandlerState::Active]);
 }
 
 #[test]
-fn a_failed_load_keeps_the_old_generation_and_spec_but_follows_the_gate() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    let good = shop.apply(&[spec("one", "*", "a")]);
+fn a_failed_load_keeps_the_old_generation_and_spec_but_applies_the_gate() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let good = harness.apply(&[spec("one", "*", "a")]);
     let mut bad = spec("one", "*", "refuse");
     bad.enabled = false;
-    let kept = shop.apply(&[bad]);
+    let kept = harness.apply(&[bad]);
     assert_eq!(kept.refusals[0].effect, RejectionEffect::LastGoodSpec);
     assert!(
         kept.refusals[0].reason.contains("at /refuse: not allowed"),
@@ -263,46 +267,50 @@ fn a_failed_load_keeps_the_old_generation_and_spec_but_follows_the_gate() {
     assert!(!new.spec.enabled);
     assert_eq!(run_one(new), [outcome_code::ACK]);
 
-    let ill = shop.apply(&[spec("one", "*", "unhealthy")]);
-    assert!(ill.refusals[0].reason.contains("scripted to be ill"));
-    assert_eq!(ill.plan.handlers[0].generation, old.generation);
-    let healed = shop.apply(&[spec("one", "*", "b")]);
+    let unhealthy = harness.apply(&[spec("one", "*", "unhealthy")]);
+    assert!(
+        unhealthy.refusals[0]
+            .reason
+            .contains("scripted to be unhealthy")
+    );
+    assert_eq!(unhealthy.plan.handlers[0].generation, old.generation);
+    let healed = harness.apply(&[spec("one", "*", "b")]);
     assert_eq!(healed.refusals, []);
     assert!(healed.plan.handlers[0].generation > old.generation);
-    assert_eq!(shop.loads(), 1, "the same bytes are loaded once");
+    assert_eq!(harness.loads(), 1, "the same bytes are loaded once");
 }
 
 #[test]
 fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
-    let mut shop = Shop::new(&[("liba.so", "hot 1.0.0 hot")]);
+    let mut harness = RegistryHarness::new(&[("liba.so", "hot 1.0.0 hot")]);
     let hot = |config: &str| HandlerSpec {
         plugin: "hot".to_owned(),
         ..spec("one", "*", config)
     };
-    let first = shop.apply(&[hot("a")]);
-    let second = shop.apply(&[hot("b")]);
+    let first = harness.apply(&[hot("a")]);
+    let second = harness.apply(&[hot("b")]);
     assert_eq!((second.refusals.len(), second.changed.len()), (0, 1));
     let (old, new) = (&first.plan.handlers[0], &second.plan.handlers[0]);
     assert_eq!(new.generation, old.generation);
     assert_eq!(new.spec.config, hot("b").config);
-    let refused = shop.apply(&[hot("refuse")]);
+    let refused = harness.apply(&[hot("refuse")]);
     let reason = &refused.refusals[0].reason;
     assert!(
         reason.starts_with("handler `one`") && reason.contains("at /refuse: not allowed"),
         "{reason}"
     );
     assert_eq!(refused.plan.handlers[0].spec.config, hot("b").config);
-    // What was taken last still serves: nobody is asked again.
-    let back = shop.apply(&[hot("b")]);
+    // The config taken last is still active: no instance is reconfigured.
+    let back = harness.apply(&[hot("b")]);
     assert_eq!((back.refusals.len(), back.changed.len()), (0, 0));
-    let configs = relock(&shop.runtime.script.configs).clone();
+    let configs = relock(&harness.runtime.script.configs).clone();
     assert_eq!(configs, [r#"built with {"is":"a"}"#, r#"took {"is":"b"}"#]);
-    // More than the config asks for a new generation, as ever.
+    // A change beyond the config still needs a new generation.
     let wider = HandlerSpec {
         workers: 2,
         ..hot("c")
     };
-    let replaced = shop.apply(&[wider]);
+    let replaced = harness.apply(&[wider]);
     assert!(replaced.plan.handlers[0].generation > old.generation);
     assert_eq!(run_one(&replaced.plan.handlers[0]), [outcome_code::ACK]);
 }
@@ -310,22 +318,22 @@ fn a_handler_that_takes_a_config_keeps_its_generation_and_instance() {
 #[test]
 fn a_config_for_instances_in_long_calls_makes_a_new_generation() {
     let files = [("liba.so", "hot 1.0.0 hot")];
-    let mut shop = Shop::with(&files, &[(1, Deed::Hang("long"))], true);
+    let mut harness = RegistryHarness::with(&files, &[(1, Step::Hang("long"))], true);
     let hot = |config: &str| HandlerSpec {
         plugin: "hot".to_owned(),
         ..spec("one", "*", config)
     };
-    let first = shop.apply(&[hot("a")]);
+    let first = harness.apply(&[hot("a")]);
     let (old, mut home) = (&first.plan.handlers[0], Home::new());
     let pool = old.pool.as_ref().unwrap();
     assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
-    until("the call runs", || shop.registry.report()[0].busy == 1);
-    let second = shop.apply(&[hot("b")]);
+    until("the call runs", || harness.registry.report()[0].busy == 1);
+    let second = harness.apply(&[hot("b")]);
     assert_eq!(second.refusals, []);
     assert!(second.plan.handlers[0].generation > old.generation);
-    shop.runtime.script.open("long");
+    harness.runtime.script.open("long");
     home.finished();
-    let configs = relock(&shop.runtime.script.configs).clone();
+    let configs = relock(&harness.runtime.script.configs).clone();
     assert_eq!(
         configs,
         [r#"built with {"is":"a"}"#, r#"built with {"is":"b"}"#]
@@ -333,8 +341,8 @@ fn a_config_for_instances_in_long_calls_makes_a_new_generation() {
 }
 
 #[test]
-fn a_new_handler_that_is_refused_is_not_in_the_plan() {
-    let mut shop = Shop::new(&[
+fn a_rejected_new_handler_is_not_in_the_table() {
+    let mut harness = RegistryHarness::new(&[
         ("liba.so", "copy 1.0.0 copy"),
         ("libm.so", "many 1.0.0 x y"),
     ]);
@@ -344,90 +352,111 @@ fn a_new_handler_that_is_refused_is_not_in_the_plan() {
     ambiguous.plugin = "many".to_owned();
     let too_new = spec("too-new", "2", "a");
     let hangs = spec("hangs", "*", "hang-create");
-    let applied = shop.apply(&[unknown, ambiguous, too_new, hangs, spec("well", "*", "a")]);
+    let applied = harness.apply(&[
+        unknown,
+        ambiguous,
+        too_new,
+        hangs,
+        spec("healthy", "*", "a"),
+    ]);
     let names: Vec<_> = applied.plan.handlers.iter().map(|h| &*h.name).collect();
-    assert_eq!(names, ["well"]);
+    assert_eq!(names, ["healthy"]);
     let reason = |name: &str| {
         let refusal = applied.refusals.iter().find(|r| r.handler == name).unwrap();
         assert_eq!(refusal.effect, RejectionEffect::NotRunning);
         refusal.reason.clone()
     };
-    assert!(reason("unknown").contains("there is: copy, many, x, y"));
+    assert!(reason("unknown").contains("available: copy, many, x, y"));
     assert!(reason("ambiguous").contains("name one of: x, y"));
-    assert!(reason("too-new").contains("fits `2`; there is: 1.0.0"));
-    assert!(reason("hangs").contains("did not end within 300ms"));
-    shop.runtime.script.open("create");
+    assert!(reason("too-new").contains("matches `2`; available: 1.0.0"));
+    assert!(reason("hangs").contains("timed out after 300ms"));
+    harness.runtime.script.open("create");
 }
 
 #[test]
 fn packages_are_found_and_read_again_when_their_manifest_changes() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    let folder = shop.folder.path().to_owned();
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = harness.folder.path().to_owned();
     std::fs::create_dir_all(folder.join("pack")).unwrap();
     std::fs::create_dir_all(folder.join("deps")).unwrap();
     put(&folder, "pack/libb.so", "copy 1.1.0 copy");
     put(&folder, "deps/libc.so", "copy 9.0.0 copy");
-    let before = shop.apply(&[spec("one", "*", "a")]);
+    let before = harness.apply(&[spec("one", "*", "a")]);
     assert_eq!(&*before.plan.handlers[0].version, "1.0.0");
     put(&folder, "pack/plugin.yaml", "name: copy");
-    let packed = shop.rescan().unwrap();
+    let packed = harness.rescan().unwrap();
     assert_eq!(&*packed.plan.handlers[0].version, "1.1.0");
-    assert!(shop.rescan().is_none());
+    assert!(harness.rescan().is_none());
     put(&folder, "pack/plugin.yaml", "name: copy # again");
-    assert!(shop.rescan().is_some(), "the library is read again with it");
+    assert!(
+        harness.rescan().is_some(),
+        "the library is read again with it"
+    );
 }
 
 #[test]
 fn unsigned_plugins_are_refused_unless_allowed() {
-    let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[], false);
-    let applied = shop.apply(&[spec("one", "*", "a")]);
+    let mut harness = RegistryHarness::with(&[("liba.so", "copy 1.0.0 copy")], &[], false);
+    let applied = harness.apply(&[spec("one", "*", "a")]);
     assert!(applied.plan.handlers.is_empty());
     let reason = &applied.refusals[0].reason;
     assert!(reason.contains("plugins.allow_unsigned: true"), "{reason}");
-    assert_eq!(shop.loads(), 0);
+    assert_eq!(harness.loads(), 0);
 }
 
 #[test]
-fn a_shut_handler_loads_nothing_until_its_gate_opens_and_stays_loaded_when_it_shuts() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+fn a_handler_is_loaded_when_its_gate_first_opens_and_stays_loaded_when_it_closes() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
     let gate = |open| {
         let mut spec = spec("one", "*", "a");
         spec.enabled = open;
         spec
     };
-    let shut = shop.apply(&[gate(false)]);
-    assert!(shut.plan.handlers[0].pool.is_none() && shop.loads() == 0);
-    let open = shop.apply(&[gate(true)]);
+    let closed = harness.apply(&[gate(false)]);
+    assert!(closed.plan.handlers[0].pool.is_none() && harness.loads() == 0);
+    let open = harness.apply(&[gate(true)]);
     assert_eq!(run_one(&open.plan.handlers[0]), [outcome_code::ACK]);
-    let shut = shop.apply(&[gate(false)]);
+    let closed = harness.apply(&[gate(false)]);
     assert_eq!(
-        shut.plan.handlers[0].generation,
+        closed.plan.handlers[0].generation,
         open.plan.handlers[0].generation
     );
-    assert!(shut.changed.is_empty());
+    assert!(closed.changed.is_empty());
 }
 
 #[test]
-fn a_gate_opens_only_to_instances_that_are_well() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+fn a_gate_opens_only_if_its_instances_are_healthy() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
     let open = spec("one", "*", "a");
-    let shut = HandlerSpec {
+    let closed = HandlerSpec {
         enabled: false,
         ..open.clone()
     };
-    let first = shop.apply(std::slice::from_ref(&open));
-    shop.apply(std::slice::from_ref(&shut));
-    let state = |shop: &Shop| shop.registry.report()[0].state;
-    shop.runtime.script.ill.store(true, Ordering::SeqCst);
-    until("it shows", || state(&shop) == HandlerState::Unhealthy);
-    let held = shop.apply(std::slice::from_ref(&open));
-    assert!(!held.plan.handlers[0].spec.enabled, "it is not well");
-    assert!(held.refusals[0].reason.contains("scripted to be ill"));
-    assert!(!shop.registry.recover(), "it still is not");
-    shop.runtime.script.ill.store(false, Ordering::SeqCst);
-    until("it is well again", || state(&shop) == HandlerState::Active);
-    assert!(shop.registry.recover());
-    let opened = shop.registry.current();
+    let first = harness.apply(std::slice::from_ref(&open));
+    harness.apply(std::slice::from_ref(&closed));
+    let state = |harness: &RegistryHarness| harness.registry.report()[0].state;
+    harness
+        .runtime
+        .script
+        .unhealthy
+        .store(true, Ordering::SeqCst);
+    until("it is reported", || {
+        state(&harness) == HandlerState::Unhealthy
+    });
+    let held = harness.apply(std::slice::from_ref(&open));
+    assert!(!held.plan.handlers[0].spec.enabled, "it is unhealthy");
+    assert!(held.refusals[0].reason.contains("scripted to be unhealthy"));
+    assert!(!harness.registry.recover(), "it is still unhealthy");
+    harness
+        .runtime
+        .script
+        .unhealthy
+        .store(false, Ordering::SeqCst);
+    until("it has recovered", || {
+        state(&harness) == HandlerState::Active
+    });
+    assert!(harness.registry.recover());
+    let opened = harness.registry.current();
     assert!(opened.plan.handlers[0].spec.enabled);
     assert_eq!(opened.refusals, []);
     let kept = opened.plan.handlers[0].generation;
@@ -435,31 +464,32 @@ fn a_gate_opens_only_to_instances_that_are_well() {
 }
 
 #[test]
-fn a_tripped_handler_runs_again_when_its_gate_was_shut_and_opened() {
-    let mut shop = Shop::with(&[("liba.so", "copy 1.0.0 copy")], &[(1, Deed::Panic)], true);
+fn a_tripped_handler_runs_again_after_its_gate_was_closed_and_opened() {
+    let mut harness =
+        RegistryHarness::with(&[("liba.so", "copy 1.0.0 copy")], &[(1, Step::Panic)], true);
     let spec = |open| {
         let mut spec = spec("one", "*", "a");
         spec.restart.max_restarts = 0;
         spec.enabled = open;
         spec
     };
-    let plan = shop.apply(&[spec(true)]).plan;
+    let plan = harness.apply(&[spec(true)]).plan;
     assert_eq!(run_one(&plan.handlers[0]), [outcome_code::PANICKED]);
-    assert_eq!(shop.registry.report()[0].state, HandlerState::Failed);
+    assert_eq!(harness.registry.report()[0].state, HandlerState::Failed);
     let pool = plan.handlers[0].pool.clone().unwrap();
-    shop.apply(&[spec(true)]);
-    assert_eq!(pool.state(), PoolState::Failed, "nothing was asked");
-    shop.apply(&[spec(false)]);
+    harness.apply(&[spec(true)]);
+    assert_eq!(pool.state(), PoolState::Failed, "nothing was requested");
+    harness.apply(&[spec(false)]);
     assert_eq!(pool.state(), PoolState::Failed);
-    shop.apply(&[spec(true)]);
+    harness.apply(&[spec(true)]);
     assert_eq!(pool.state(), PoolState::Active);
-    let error = shop.registry.report()[0].last_error.clone().unwrap();
-    assert!(error.contains("died 1 times"), "{error}");
+    let error = harness.registry.report()[0].last_error.clone().unwrap();
+    assert!(error.contains("failed 1 times"), "{error}");
 }
 
 #[test]
 fn a_thousand_handlers_share_two_threads_one_load_and_few_instances() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
     let shared = |n: usize| {
         let mut spec = spec(&format!("h{n}"), "*", "a");
         spec.pool = Some("small".to_owned());
@@ -467,25 +497,26 @@ fn a_thousand_handlers_share_two_threads_one_load_and_few_instances() {
         spec
     };
     let specs: Vec<_> = (0..1_000).map(shared).collect();
-    let applied = shop.apply(&specs);
+    let applied = harness.apply(&specs);
     assert_eq!(
         (applied.refusals.len(), applied.plan.handlers.len()),
         (0, 1_000)
     );
-    let script = Arc::clone(&shop.runtime.script);
-    assert_eq!((shop.loads(), script.living()), (1, 0));
+    let script = Arc::clone(&harness.runtime.script);
+    assert_eq!((harness.loads(), script.living()), (1, 0));
     for plan in applied.plan.handlers.iter().take(10) {
         assert_eq!(run_one(plan), [outcome_code::ACK]);
     }
     assert!(script.living() <= 20, "{} instances", script.living());
     drop(applied);
     assert!(
-        shop.registry
+        harness
+            .registry
             .shutdown(Instant::now() + Duration::from_secs(20))
     );
     assert_eq!(script.living(), 0);
     assert_eq!(
-        relock(&shop.runtime.loaded)[0]
+        relock(&harness.runtime.loaded)[0]
             .shut_down
             .load(Ordering::SeqCst),
         1
@@ -493,108 +524,33 @@ fn a_thousand_handlers_share_two_threads_one_load_and_few_instances() {
 }
 
 #[test]
-fn a_removed_handler_is_released_and_its_place_is_its_own_for_ever() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    let both = shop.apply(&[spec("one", "*", "a"), spec("two", "*", "a")]);
+fn a_removed_handler_is_released_and_its_index_is_never_reused() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let both = harness.apply(&[spec("one", "*", "a"), spec("two", "*", "a")]);
     let place = both.plan.handlers[1].ix;
-    let one = shop.apply(&[spec("one", "*", "a")]);
+    let one = harness.apply(&[spec("one", "*", "a")]);
     assert_eq!(
         (one.changed, one.plan.handlers.len()),
         (vec!["two".to_owned()], 1)
     );
     drop(both);
-    until("its instance is gone", || shop.runtime.script.living() == 1);
-    let again = shop.apply(&[spec("three", "*", "a"), spec("two", "*", "a")]);
+    until("its instance is dropped", || {
+        harness.runtime.script.living() == 1
+    });
+    let again = harness.apply(&[spec("three", "*", "a"), spec("two", "*", "a")]);
     assert_eq!(again.plan.handlers[1].ix, place);
     assert_ne!(again.plan.handlers[0].ix, place);
 }
 
 #[test]
-fn gates_act_while_another_handler_takes_long_to_start() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    shop.apply(&[spec("quick", "*", "a")]);
-    let mut shut = spec("quick", "*", "a");
-    shut.enabled = false;
-    let specs = [shut, spec("slow", "*", "hang-create")];
-    let registry = &shop.registry;
-    std::thread::scope(|scope| {
-        assert!(registry.settle(&Snapshot::new(2, specs.iter().cloned())));
-        let preparing = scope.spawn(|| registry.prepare_next());
-        until("the slow one is being built", || {
-            registry.report().len() == 1 && !registry.settle(&Snapshot::new(3, specs.clone()))
-        });
-        let now = registry.current();
-        assert_eq!(now.plan.handlers.len(), 1);
-        assert!(!now.plan.handlers[0].spec.enabled);
-        assert_eq!(now.plan.revision, 1, "all of a later one is not in force");
-        // It is not wanted any more by the time it is ready.
-        assert!(!registry.settle(&Snapshot::new(4, [spec("quick", "*", "a")])));
-        shop.runtime.script.open("create");
-        assert!(preparing.join().unwrap());
-    });
-    let now = registry.current();
-    assert_eq!((now.plan.revision, now.plan.handlers.len()), (4, 1));
-    assert_eq!(now.refusals, []);
-    until("nothing of it stays", || shop.runtime.script.living() == 1);
-}
-
-#[test]
-fn a_handler_that_takes_long_to_start_holds_up_no_other() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    shop.apply(&[spec("quick", "*", "a")]);
-    let registry = &shop.registry;
-    let slow = |config: &str| spec("a-slow", "*", config);
-    std::thread::scope(|scope| {
-        let specs = [slow("hang-create"), spec("quick", "*", "b")];
-        assert!(registry.settle(&Snapshot::new(2, specs)));
-        let preparing = scope.spawn(|| registry.prepare_next());
-        until("the slow one is being built", || {
-            registry.has_waiting(1) && !registry.has_waiting(2)
-        });
-        assert!(registry.prepare_next());
-        let now = registry.current();
-        assert_eq!(now.settled, 2);
-        assert_eq!(now.preparing, ["a-slow"]);
-        let quick = now.plan.handler("quick").expect("it serves");
-        assert_eq!(quick.spec.config.expose()["is"], "b");
-        // Of one handler nothing is prepared twice at the same time.
-        let specs = [slow("other"), spec("quick", "*", "b")];
-        assert!(registry.settle(&Snapshot::new(3, specs)));
-        assert!(!registry.has_waiting(1) && !registry.prepare_next());
-        shop.runtime.script.open("create");
-        assert!(preparing.join().unwrap());
-    });
-    assert!(registry.prepare_next(), "what was wanted meanwhile");
-    let now = registry.current();
-    assert_eq!((now.settled, now.plan.revision), (3, 3));
-    assert!(now.preparing.is_empty());
-    let slow = now.plan.handler("a-slow").expect("it serves");
-    assert_eq!(slow.spec.config.expose()["is"], "other");
-}
-
-#[test]
-fn code_that_was_loaded_only_to_be_refused_is_ended() {
-    let mut shop = Shop::new(&[("liba.so", "copy 1.0.0 copy")]);
-    let applied = shop.apply(&[spec("one", "*", "refuse")]);
+fn the_code_of_a_rejected_generation_is_shut_down() {
+    let mut harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let applied = harness.apply(&[spec("one", "*", "refuse")]);
     assert_eq!(applied.refusals.len(), 1);
     until("its code has ended", || {
-        relock(&shop.runtime.loaded)[0]
+        relock(&harness.runtime.loaded)[0]
             .shut_down
             .load(Ordering::SeqCst)
             == 1
     });
-}
-
-#[test]
-fn a_plugin_dropped_into_the_folder_is_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let (said, heard) = std::sync::mpsc::channel();
-    let watch = FolderWatch::start(folder.path(), Duration::from_secs(3_600), move || {
-        // The test may be over.
-        let _ = said.send(());
-    });
-    let watch = watch.unwrap();
-    put(folder.path(), "liba.so", "copy 1.0.0 copy");
-    assert!(heard.recv_timeout(Duration::from_secs(20)).is_ok());
-    drop(watch);
 }

@@ -1,17 +1,17 @@
-//! Many pumps and handlers on one crew: nobody starves, and whoever was refused is always told of room.
+//! Many pumps and handlers on one crew: none starves, and no notice of room is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::pool::Rig;
-use super::{Deed, Home, batch};
+use super::pool::PoolHarness;
+use super::{Home, Step, batch};
 use crate::dispatch::{Batch, PumpMessage, WorkerPool};
 use crate::handlers::HandlerPool;
 use crate::handlers::pool::relock;
 
-/// A pump with more work than room for several handlers, which always tries them in the same order: the worst case for
-/// the last one.
+/// A pump with more work than room for several handlers, which it always tries in the same order: the worst case for the
+/// last one.
 struct GreedyPump {
     home: Home,
     pools: Vec<Arc<HandlerPool>>,
@@ -51,7 +51,7 @@ impl GreedyPump {
         }
     }
 
-    /// Submits again only when it is told of room: one lost notice and it waits for ever.
+    /// Submits again only after a notice of room, so that it waits forever if one is lost.
     fn run(&mut self) {
         self.submit_all();
         while self.left.iter().any(|&left| left > 0) || self.in_flight > 0 {
@@ -69,18 +69,18 @@ impl GreedyPump {
 }
 
 #[test]
-fn handlers_of_a_full_crew_take_turns() {
-    let rig = Rig::new(&[(0, Deed::Hang("go"))]);
-    let crew = rig.crew(1);
-    let mut pools = vec![crew.found(rig.setup("a"))];
+fn handlers_of_a_full_crew_get_equal_shares() {
+    let harness = PoolHarness::new(&[(0, Step::Hang("go"))]);
+    let crew = harness.crew(1);
+    let mut pools = vec![crew.join_first(harness.setup("a"))];
     for name in ["b", "c"] {
-        pools.push(crew.join(rig.setup(name)).ok().unwrap());
+        pools.push(crew.join(harness.setup(name)).ok().unwrap());
     }
     let mut pump = GreedyPump::new(pools, 100);
     pump.submit_all();
-    rig.script.open("go");
+    harness.script.open("go");
     pump.run();
-    let calls = relock(&rig.script.calls);
+    let calls = relock(&harness.script.calls);
     let place = |name: &str, nth: usize| {
         let of = |(at, (who, _)): (usize, &(String, usize))| (who == name).then_some(at);
         calls.iter().enumerate().filter_map(of).nth(nth).unwrap()
@@ -93,20 +93,20 @@ fn handlers_of_a_full_crew_take_turns() {
 }
 
 #[test]
-fn a_handler_whose_turn_it_is_but_who_does_not_come_holds_nobody_for_long() {
-    let rig = Rig::new(&[(1, Deed::Hang("go"))]);
-    let crew = rig.crew(1);
-    let mut setup = rig.setup("here");
+fn a_handler_that_does_not_use_its_turn_blocks_no_other_for_long() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let crew = harness.crew(1);
+    let mut setup = harness.setup("here");
     setup.timeout = Duration::from_millis(500);
-    let here = crew.found(setup);
-    let gone = crew.join(rig.setup("gone")).ok().unwrap();
+    let here = crew.join_first(setup);
+    let gone = crew.join(harness.setup("gone")).ok().unwrap();
     let (mut home, elsewhere) = (Home::new(), Home::new());
     for flight in 0..2 {
         assert!(here.submit(batch(flight, &[1]), &home.inbox).is_ok());
     }
     assert!(gone.submit(batch(9, &[1]), &elsewhere.inbox).is_err());
     let mut waiting = here.submit(batch(2, &[2]), &home.inbox).unwrap_err();
-    rig.script.open("go");
+    harness.script.open("go");
     while let Err(refused) = here.submit(waiting, &home.inbox) {
         home.pool_free();
         waiting = refused;
@@ -117,18 +117,18 @@ fn a_handler_whose_turn_it_is_but_who_does_not_come_holds_nobody_for_long() {
 }
 
 #[test]
-fn no_notice_of_room_is_lost_while_pumps_race_and_instances_die() {
-    let rig = Rig::new(&[(1, Deed::Panic)]);
-    rig.script.failing_creations.store(4, Ordering::SeqCst);
-    let crew = rig.crew(3);
+fn no_notice_of_room_is_lost_while_pumps_race_and_instances_fail() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    harness.script.failing_creations.store(4, Ordering::SeqCst);
+    let crew = harness.crew(3);
     let forgiving = |name: &str| {
-        let mut setup = rig.setup(name);
+        let mut setup = harness.setup(name);
         setup.restart.max_restarts = u32::MAX;
         setup.restart.restart_window = Duration::from_millis(1);
         setup
     };
-    let good = crew.found(forgiving("good"));
-    // Its second place in a pump's list makes it panic at every record: it rests, is refused, is told.
+    let good = crew.join_first(forgiving("good"));
+    // As second in a pump's list it panics on every record (offset 1): it backs off, is refused, is notified.
     let bad = crew.join(forgiving("bad")).ok().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -141,5 +141,5 @@ fn no_notice_of_room_is_lost_while_pumps_race_and_instances_die() {
             });
         }
     });
-    assert_eq!(rig.stats.counts().in_flight, 0);
+    assert_eq!(harness.stats.counts().in_flight, 0);
 }

@@ -1,4 +1,4 @@
-//! The index against its oracle, and the corners that random records seldom reach.
+//! The index against its oracle, and corner cases that random records seldom reach.
 
 mod properties;
 mod scenes;

@@ -1,4 +1,4 @@
-//! Random routes, random records: the index says what the oracle says.
+//! Random routes and records: the index agrees with the oracle.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -174,13 +174,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn the_index_says_what_the_oracle_says(
+    fn the_index_agrees_with_the_oracle(
         routes in vec(any_route(), 1..12),
         records in vec(any_record(), 1..30),
     ) {
         let mut router = router(&routes);
         check(&mut router, &routes, &records)?;
-        // Once more, with everything remembered.
+        // Again, with every result cached.
         check(&mut router, &routes, &records)?;
     }
 

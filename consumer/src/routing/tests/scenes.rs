@@ -1,4 +1,4 @@
-//! One corner each.
+//! Corner cases, one per test.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ fn equals(value: &str) -> Test {
 }
 
 #[test]
-fn a_record_goes_to_every_handler_that_wants_it_in_ascending_order() {
+fn a_record_goes_to_every_matching_handler_in_ascending_order() {
     let index = RoutingIndex::compile(
         1,
         vec![
@@ -29,19 +29,19 @@ fn a_record_goes_to_every_handler_that_wants_it_in_ascending_order() {
     let y = OwnedRecord::new("t", &[("h", Some(b"y"))]);
     assert_eq!(ask(&mut router, plan, &x), [4, 9]);
     assert_eq!(ask(&mut router, plan, &y), [9]);
-    let nobody = router.plan("nobody");
-    assert_eq!(ask(&mut router, nobody, &x), [0u32; 0]);
+    let unrouted = router.plan("unrouted");
+    assert_eq!(ask(&mut router, unrouted, &x), [0u32; 0]);
 }
 
 #[test]
-fn a_plan_without_header_atoms_never_asks_for_headers() {
+fn a_plan_without_header_atoms_never_reads_headers() {
     let mut router = router(&[
         route("plain", Predicate::always()),
         route("keyed", Predicate::Key(equals("k"))),
     ]);
     for topic in ["plain", "keyed"] {
         let plan = router.plan(topic);
-        let handlers = router.route(plan, 0, Some(b"k"), || panic!("headers were asked for"));
+        let handlers = router.route(plan, 0, Some(b"k"), || panic!("headers were read"));
         assert_eq!(handlers.len(), 1);
     }
 }
@@ -66,7 +66,7 @@ fn any_value_of_a_repeated_header_counts() {
 }
 
 #[test]
-fn a_null_header_exists_and_is_nothing_else() {
+fn a_null_header_exists_and_matches_no_other_test() {
     let routes = [
         route("t", header("h", Test::Exists(true))),
         route("t", header("h", Test::Exists(false))),
@@ -85,7 +85,7 @@ fn a_null_header_exists_and_is_nothing_else() {
 }
 
 #[test]
-fn more_headers_than_class_numbers_can_hold_still_route_right() {
+fn more_headers_than_class_numbers_can_hold_still_route_correctly() {
     let routes: Vec<_> = (0..300)
         .map(|n| route("t", header(&format!("h{n}"), equals("x"))))
         .collect();
@@ -98,7 +98,7 @@ fn more_headers_than_class_numbers_can_hold_still_route_right() {
 }
 
 #[test]
-fn more_combinations_than_the_memo_holds_still_route_right() {
+fn more_combinations_than_the_memo_holds_still_route_correctly() {
     let routes: Vec<_> = (0..400)
         .flat_map(|n| {
             let value = format!("v{n}");
@@ -129,7 +129,7 @@ fn more_combinations_than_the_memo_holds_still_route_right() {
 }
 
 #[test]
-fn more_sets_of_regexes_than_there_are_numbers_still_route_right() {
+fn more_sets_of_regexes_than_numbers_still_route_correctly() {
     // 17 independent regexes make 131,072 sets; 65,536 have a number at a time.
     let routes: Vec<_> = ('a'..='q')
         .map(|c| route("t", header("h", Test::Regex(format!("{c}+")))))
@@ -148,7 +148,7 @@ fn more_sets_of_regexes_than_there_are_numbers_still_route_right() {
 }
 
 #[test]
-fn long_values_are_matched_without_being_remembered() {
+fn long_values_are_matched_without_being_cached() {
     let routes = [route("t", header("h", Test::Regex("z$".into())))];
     let mut router = router(&routes);
     let plan = router.plan("t");
@@ -161,7 +161,7 @@ fn long_values_are_matched_without_being_remembered() {
 }
 
 #[test]
-fn a_plan_stays_valid_across_a_swap_and_forgets_the_old_answers() {
+fn a_plan_stays_valid_across_a_swap_and_drops_cached_results() {
     let mut router = router(&[route("t", header("h", equals("x")))]);
     let plan = router.plan("t");
     let record = OwnedRecord::new("t", &[("h", Some(b"x"))]);
@@ -176,12 +176,12 @@ fn a_plan_stays_valid_across_a_swap_and_forgets_the_old_answers() {
 }
 
 #[test]
-fn a_malformed_regex_is_named() {
+fn a_malformed_regex_is_reported() {
     let bad = vec![(
         HandlerIx(0),
         route("t", header("h", Test::Regex("(".into()))),
     )];
-    let error = RoutingIndex::compile(1, bad).err().expect("it is refused");
+    let error = RoutingIndex::compile(1, bad).err().expect("it is rejected");
     assert!(matches!(&error, RouteError::Pattern { pattern, .. } if pattern == "("));
     assert!(error.to_string().starts_with("regex `(` in a route"));
     let mut topic = route("t", Predicate::always());
@@ -190,7 +190,7 @@ fn a_malformed_regex_is_named() {
     assert!(matches!(error, Some(RouteError::Topic { .. })));
 }
 
-/// Routes of one pattern each, and the dead-letter topics.
+/// Routes of one pattern each, with the given dead-letter topics.
 fn with_dead_letters(patterns: &[TopicPattern], dead_letters: &[&str]) -> Arc<RoutingIndex> {
     let routes = patterns.iter().map(|pattern| Route {
         topics: vec![pattern.clone()],
@@ -247,7 +247,7 @@ fn a_fixed_dead_letter_name_is_compared_whole() {
 }
 
 #[test]
-fn a_subscription_is_the_names_that_are_read_and_says_what_is_left_out() {
+fn a_subscription_lists_topic_names_and_reports_excluded_topics() {
     let index = with_dead_letters(
         &[
             glob("orders*"),

@@ -1,4 +1,4 @@
-//! Waiting until a gate that was written is as it was written, or saying why it is not.
+//! Waits until a written gate takes effect, or reports why it does not.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -8,47 +8,47 @@ use sluicegate_config::source::GateWrite;
 use super::{ControlStatus, POLL_INTERVAL, ServiceStatus};
 use crate::admin::{Gate, GateError, HandlerState};
 
-/// How long whoever opens a gate waits for the handler to serve, and whoever shuts one for its records to pass it by.
-const MOVES_WITHIN: Duration = Duration::from_secs(5);
+/// Maximum wait of a gate request: for an opened handler to run, or for a closed one to receive no more records.
+const GATE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether an opened handler serves.
+/// Readiness of a handler whose gate was opened.
 enum Readiness {
     Ready,
-    /// It may yet; what keeps it, if that is known.
+    /// Not ready yet, with the reason if known.
     Pending(Option<String>),
-    /// It is refused.
+    /// The spec is rejected.
     Rejected(String),
 }
 
 impl ControlStatus {
-    /// Whether every pump runs by the state in which the gate was written, or by a later one.
-    fn knows_of(&self, written: &GateWrite) -> bool {
+    /// Whether every pump has applied the revision of the write, or a later one.
+    fn includes(&self, written: &GateWrite) -> bool {
         let revision = written.revision;
-        revision.is_none_or(|revision| self.gates_as_of >= revision)
+        revision.is_none_or(|revision| self.gates_revision >= revision)
     }
 
-    /// Whether the gate is shut by the spec and in every pump. A handler that is not there has none that is open.
-    fn is_shut(&self, handler: &str) -> bool {
+    /// Whether the gate is closed in the spec and in every pump. A missing handler counts as closed.
+    fn is_closed(&self, handler: &str) -> bool {
         let declared = self.declared.iter().find(|one| one.name == handler);
-        declared.is_none_or(|one| one.gate == Gate::Shut)
-            && self.in_force.get(handler) != Some(&true)
+        declared.is_none_or(|one| one.gate == Gate::Closed)
+            && self.active.get(handler) != Some(&true)
     }
 }
 
 impl ServiceStatus {
-    /// Waits until an opened handler serves, by a standing that knows of the write.
+    /// Waits until an opened handler is ready, by a status that includes the write.
     ///
     /// # Errors
-    /// Why it does not.
+    /// Why it is not.
     pub(super) fn await_open(&self, handler: &str, written: &GateWrite) -> Result<(), GateError> {
-        let deadline = Instant::now() + MOVES_WITHIN;
+        let deadline = Instant::now() + GATE_TIMEOUT;
         loop {
             let late = Instant::now() >= deadline;
-            let serves = match self.look(|standing| standing.knows_of(written)) {
-                true => self.serves(handler),
+            let readiness = match self.read(|status| status.includes(written)) {
+                true => self.readiness(handler),
                 false => Readiness::Pending(None),
             };
-            let reason = match serves {
+            let reason = match readiness {
                 Readiness::Ready => return Ok(()),
                 Readiness::Rejected(reason) => reason,
                 Readiness::Pending(reason) if late => {
@@ -66,16 +66,16 @@ impl ServiceStatus {
         }
     }
 
-    /// Waits until no pump gives the handler records any more, by a standing that knows of the write: while a watch lags, one
-    /// from before an earlier write may look the same.
+    /// Waits until no pump dispatches records to the handler, by a status that includes the write: while the watch lags, a status
+    /// from before an earlier write can be identical.
     ///
     /// # Errors
-    /// Why some do.
-    pub(super) fn await_shut(&self, handler: &str, written: &GateWrite) -> Result<(), GateError> {
-        let deadline = Instant::now() + MOVES_WITHIN;
-        while !self.look(|standing| standing.knows_of(written) && standing.is_shut(handler)) {
+    /// Why some still do.
+    pub(super) fn await_closed(&self, handler: &str, written: &GateWrite) -> Result<(), GateError> {
+        let deadline = Instant::now() + GATE_TIMEOUT;
+        while !self.read(|status| status.includes(written) && status.is_closed(handler)) {
             if Instant::now() >= deadline {
-                return Err(GateError::NotShut {
+                return Err(GateError::NotClosed {
                     name: handler.to_owned(),
                     reason: self.why_not(handler, written),
                 });
@@ -85,32 +85,32 @@ impl ServiceStatus {
         Ok(())
     }
 
-    /// What the control side knows, for a look at it.
-    fn look<T>(&self, look: impl FnOnce(&ControlStatus) -> T) -> T {
-        look(&self.standing.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs `read` on the control thread's state, under its lock.
+    fn read<T>(&self, read: impl FnOnce(&ControlStatus) -> T) -> T {
+        read(&self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn serves(&self, handler: &str) -> Readiness {
-        let (gate, in_force) = {
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            let declared = standing.declared.iter().find(|one| one.name == handler);
-            let in_force = standing.in_force.get(handler).copied();
-            (declared.map(|one| one.gate), in_force)
+    fn readiness(&self, handler: &str) -> Readiness {
+        let (gate, active) = {
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            let declared = status.declared.iter().find(|one| one.name == handler);
+            let active = status.active.get(handler).copied();
+            (declared.map(|one| one.gate), active)
         };
         match gate {
-            None | Some(Gate::Shut) => return Readiness::Pending(None),
+            None | Some(Gate::Closed) => return Readiness::Pending(None),
             Some(Gate::Open | Gate::Held) => {}
         }
         let pools = self.registry.report();
-        let serving = pools
+        let running = pools
             .into_iter()
             .find(|pool| pool.handler == handler && pool.state != HandlerState::Draining);
-        match serving {
+        match running {
             Some(pool) if pool.state == HandlerState::Active => match gate {
                 Some(Gate::Held) => {
                     Readiness::Pending(Some("its gate is about to open".to_owned()))
                 }
-                _ if in_force != Some(true) => Readiness::Pending(None),
+                _ if active != Some(true) => Readiness::Pending(None),
                 _ => Readiness::Ready,
             },
             Some(pool) => {
@@ -127,42 +127,42 @@ impl ServiceStatus {
         }
     }
 
-    /// What keeps a gate that was written from acting, as far as it is known.
+    /// The known reasons why a written gate has not taken effect.
     pub(in crate::runtime) fn why_not(&self, handler: &str, written: &GateWrite) -> String {
         let mut whys = Vec::new();
-        let in_force = {
-            let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(reason) = &standing.unreachable {
+        let active = {
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = &status.unreachable {
                 whys.push(format!("handler specs cannot be read: {reason}"));
             }
-            if let Some(held) = &standing.held {
+            if let Some(held) = &status.held {
                 whys.push(format!("{}: {}; {}", held.what, held.cause, held.remedy));
             }
             let of_handler = |names: &[String]| names.iter().any(|name| name == handler);
-            let rejected = standing.rejected.iter();
+            let rejected = status.rejected.iter();
             let rejected = rejected.filter(|(names, _)| of_handler(names));
             whys.extend(rejected.map(|(_, why)| why.clone()));
-            standing.in_force.get(handler).copied()
+            status.active.get(handler).copied()
         };
         let refusals = self.registry.refusals().into_iter();
         let refusals = refusals.filter(|refusal| refusal.handler == handler);
         whys.extend(refusals.map(|refusal| refusal.reason));
-        let seconds = MOVES_WITHIN.as_secs();
+        let seconds = GATE_TIMEOUT.as_secs();
         let origin = &written.origin;
-        let stands = match written.changed {
+        let write = match written.changed {
             true => format!("it is written to {origin}"),
-            false => format!("{origin} says so already"),
+            false => format!("{origin} already says so"),
         };
-        let acts = match in_force {
-            Some(true) => "; the gate in force is open",
-            Some(false) => "; the gate in force is shut",
+        let effect = match active {
+            Some(true) => "; the active gate is open",
+            Some(false) => "; the active gate is closed",
             None => "",
         };
         match whys.is_empty() {
             true => format!(
-                "{stands}, and after {seconds} s not every pump runs by it; it acts as soon as they do{acts}"
+                "{write}, but after {seconds} s not every pump has applied it; it takes effect as soon as they have{effect}"
             ),
-            false => format!("{stands}, and does not act: {}{acts}", whys.join("; ")),
+            false => format!("{write}, but has no effect: {}{effect}", whys.join("; ")),
         }
     }
 }
@@ -173,30 +173,30 @@ mod tests {
     use crate::admin::DeclaredHandler;
 
     #[test]
-    fn a_standing_from_before_a_write_does_not_answer_for_it() {
-        let mut standing = ControlStatus {
+    fn a_status_from_before_a_write_does_not_include_it() {
+        let mut status = ControlStatus {
             declared: vec![DeclaredHandler {
                 name: "copy".to_owned(),
                 plugin: "relay".to_owned(),
-                gate: Gate::Shut,
+                gate: Gate::Closed,
                 route: serde_json::Value::Null,
                 rejected: None,
                 refused_spec: None,
             }],
-            in_force: [("copy".into(), false)].into(),
-            gates_as_of: 4,
+            active: [("copy".into(), false)].into(),
+            gates_revision: 4,
             ..ControlStatus::default()
         };
-        // It was opened at 5 and shut at 6, and the watch has told of neither: it is about to open.
+        // Opened at 5 and closed at 6; the watch has reported neither, so the gate is about to open.
         let written = |revision| GateWrite {
             origin: "/plugins/copy/enabled".to_owned(),
             changed: true,
             revision,
         };
-        assert!(standing.is_shut("copy"));
-        assert!(!standing.knows_of(&written(Some(6))));
-        standing.gates_as_of = 6;
-        assert!(standing.knows_of(&written(Some(6))));
-        assert!(standing.knows_of(&written(None)), "a folder has no such");
+        assert!(status.is_closed("copy"));
+        assert!(!status.includes(&written(Some(6))));
+        status.gates_revision = 6;
+        assert!(status.includes(&written(Some(6))));
+        assert!(status.includes(&written(None)), "a folder has no revisions");
     }
 }

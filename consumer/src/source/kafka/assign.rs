@@ -11,23 +11,23 @@ use super::super::{
     AssignmentId, ClientErrorKind, SourceError, SourceEvent, StartAt, StartPartition,
     TopicPartition,
 };
-use super::{KafkaSource, START_RETRY, list_of};
+use super::{KafkaSource, START_RETRY_DELAY, list_of};
 
 impl KafkaSource {
-    /// A rebalance without partitions needs nobody's decision.
+    /// Answers a rebalance without partitions, for which the pump has nothing to decide.
     pub(super) fn answer_empty(&mut self) {
         if let Err(error) = self.answer_rebalance() {
-            tracing::warn!(%error, "could not answer an empty rebalance");
+            tracing::warn!(%error, "cannot answer an empty rebalance");
         }
     }
 
-    /// Tells librdkafka what it waits for, once everything is known.
+    /// Answers the pending rebalance once every partition is resolved.
     pub(super) fn answer_rebalance(&mut self) -> Result<(), SourceError> {
         match self.rebalance.answer() {
             None => return Ok(()),
             Some(Answer::Assign(partitions)) => self.assign(&partitions)?,
             Some(Answer::Unassign(partitions)) => {
-                // Whatever librdkafka says, the partitions are gone.
+                // Whether or not librdkafka reports an error, the partitions are gone.
                 self.rebalance.answered();
                 return self.unassign(&partitions);
             }
@@ -37,7 +37,7 @@ impl KafkaSource {
     }
 
     /// Rule 1: forward before the assign, at every assign, and put the start offset in the list. The leader epoch lets
-    /// librdkafka see whether the log was cut off below it (KIP-320).
+    /// librdkafka detect a log that was truncated below the offset (KIP-320).
     fn assign(&self, partitions: &[Begin]) -> Result<(), SourceError> {
         let connection = self.connection()?;
         let mut list = TopicPartitionList::with_capacity(partitions.len());
@@ -74,7 +74,7 @@ impl KafkaSource {
     pub(super) fn begin(&mut self, wanted: &StartPartition) -> Result<(), SourceError> {
         let at = &wanted.at;
         if !self.rebalance.waits_for_start(at) && !self.rebalance.is_deferred(at) {
-            if self.admission.get(wanted.slot).map(|a| &a.at) != Some(at) {
+            if self.gap_detector.get(wanted.slot).map(|a| &a.at) != Some(at) {
                 return Err(SourceError::Terminal(format!(
                     "{at} is not assigned to this client"
                 )));
@@ -91,7 +91,7 @@ impl KafkaSource {
             .ok_or_else(|| SourceError::Retryable(format!("no handle for topic {}", at.topic)))?;
         self.topics.note(topic, &at.topic, wanted.topic_id);
         let due = offset_of(wanted.start).or(wanted.due);
-        self.admission
+        self.gap_detector
             .open(wanted.slot, at.clone(), topic, wanted.start, due);
         let begin = Begin {
             at: at.clone(),
@@ -102,7 +102,7 @@ impl KafkaSource {
         Ok(())
     }
 
-    /// Assigns what was found only after the rebalance was answered.
+    /// Assigns partitions whose start was found after the rebalance was answered.
     pub(super) fn assign_late(&mut self) -> Result<(), SourceError> {
         if self.late.is_empty() || self.rebalance.is_owed() {
             return Ok(());
@@ -120,10 +120,10 @@ impl KafkaSource {
         Ok(())
     }
 
-    /// An eager assign replaces everything: the others go on where they are.
+    /// An eager assign replaces the whole assignment: the other partitions continue at their current offsets.
     fn with_running(&self, mut begins: Vec<Begin>) -> Vec<Begin> {
         let running: Vec<_> = self
-            .admission
+            .gap_detector
             .opened()
             .filter(|(_, a)| !begins.iter().any(|begin| begin.at == a.at))
             .map(|(_, a)| Begin {
@@ -138,7 +138,7 @@ impl KafkaSource {
 
     fn forward_again(&mut self, begins: &[Begin]) {
         let due = |begin: &Begin| {
-            let (slot, admitted) = self.admission.opened().find(|(_, a)| a.at == begin.at)?;
+            let (slot, admitted) = self.gap_detector.opened().find(|(_, a)| a.at == begin.at)?;
             Some((slot, admitted.next?))
         };
         let moved: Vec<_> = begins.iter().filter_map(due).collect();
@@ -147,30 +147,26 @@ impl KafkaSource {
         self.moved.extend(moved);
     }
 
-    /// Does again what librdkafka refused for the moment.
-    pub(super) fn answer_again(&mut self) {
+    /// Retries what librdkafka temporarily refused.
+    pub(super) fn retry_answer(&mut self) {
         if self.answer_due.is_none_or(|due| Instant::now() < due) {
             return;
         }
         self.answer_due = None;
         let done = self.answer_rebalance().and_then(|()| self.assign_late());
-        self.try_again_if_refused(done);
+        self.retry_if_refused(done);
     }
 
-    /// The group waits: a refusal for the moment must not cost the assignment.
-    pub(super) fn try_again_if_refused(&mut self, done: Result<(), SourceError>) {
+    /// The group waits for the answer, so a temporary refusal must not cost the assignment.
+    pub(super) fn retry_if_refused(&mut self, done: Result<(), SourceError>) {
         match done {
             Ok(()) => {}
             Err(SourceError::Retryable(reason)) => {
                 let now_ms = self.made.elapsed().as_millis() as u64;
                 if let Some(times) = self.unassigned_log.count(now_ms) {
-                    tracing::warn!(
-                        reason,
-                        times,
-                        "partitions cannot be assigned yet; trying again"
-                    );
+                    tracing::warn!(reason, times, "partitions cannot be assigned yet; retrying");
                 }
-                self.answer_due = Some(Instant::now() + START_RETRY);
+                self.answer_due = Some(Instant::now() + START_RETRY_DELAY);
             }
             Err(SourceError::Terminal(reason)) => {
                 self.pending.push(SourceEvent::ClientError {
@@ -183,7 +179,7 @@ impl KafkaSource {
         }
     }
 
-    /// The offset behind a start: the doubt guard must know which record is due first (rule 2).
+    /// Resolves a start to an offset: the gap detector must know the first expected record (rule 2).
     fn resolve(&self, wanted: &StartPartition) -> Result<i64, SourceError> {
         let asked = match wanted.start {
             StartAt::Offset(offset) => return Ok(offset),
@@ -193,7 +189,7 @@ impl KafkaSource {
         };
         match self.look_up(&wanted.at, asked)? {
             Some(offset) => Ok(offset),
-            // There is no record at or after that time yet: begin at the end.
+            // There is no record at or after that time yet: start at the end.
             None => Ok(self.look_up(&wanted.at, Offset::End)?.unwrap_or(0)),
         }
     }
@@ -217,16 +213,16 @@ impl KafkaSource {
         }
     }
 
-    /// Moves an assignment that runs already: by assigning it anew, since a partition whose offset went missing does
-    /// not fetch and cannot be sought.
+    /// Repositions a running assignment by assigning it again, because a partition whose offset went missing does not
+    /// fetch and cannot be sought.
     pub(super) fn reposition(&mut self, slot: AssignmentId, to: i64) -> Result<(), SourceError> {
         if self.rebalance.is_owed() {
             return Err(SourceError::Retryable(
-                "cannot move a partition while the group rebalances".into(),
+                "cannot reposition a partition during a rebalance".into(),
             ));
         }
         let from = StartAt::Offset(to);
-        let Some((at, topic)) = self.admission.get(slot).map(|a| (a.at.clone(), a.topic)) else {
+        let Some((at, topic)) = self.gap_detector.get(slot).map(|a| (a.at.clone(), a.topic)) else {
             return Ok(());
         };
         let mut moved = vec![Begin {
@@ -241,21 +237,21 @@ impl KafkaSource {
             }
         }
         self.assign(&moved)?;
-        self.admission.open(slot, at, topic, from, Some(to));
-        self.rest_or_fetch(slot);
+        self.gap_detector.open(slot, at, topic, from, Some(to));
+        self.update_client_pause(slot);
         self.forward_again(&moved);
         Ok(())
     }
 
-    /// The fetch stop of a moved partition takes its forward away, and may come after the forward that precedes the
-    /// assign (rule 1): so it is forwarded again until something comes.
+    /// Stopping the fetch of a repositioned partition removes its forward, possibly after the forward that precedes the
+    /// assign (rule 1): so it is forwarded again until a record arrives.
     pub(super) fn forward_moved(&mut self) {
         let Some(connection) = &self.connection else {
             return;
         };
-        let admission = &self.admission;
+        let gap_detector = &self.gap_detector;
         self.moved.retain(|(slot, due)| {
-            let waits = admission.get(*slot).filter(|a| a.next == Some(*due));
+            let waits = gap_detector.get(*slot).filter(|a| a.next == Some(*due));
             waits.is_some_and(|a| connection.forward(&a.at.topic, a.at.partition))
         });
         let waiting: Vec<AssignmentId> = self.moved.iter().map(|(slot, _)| *slot).collect();

@@ -1,5 +1,5 @@
-//! Where a partition's log begins and ends, asked of its leader: what tells a missing offset from one that could not be
-//! read.
+//! The first and end offset of a partition's log, queried from its leader: they tell a missing offset from one that
+//! could not be read.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use super::super::raw::{Answer, OffsetSpec, describe};
 use super::super::{SourceEvent, TopicPartition};
 use super::KafkaSource;
 
-/// Marks the tokens of these questions, among those of the others.
+/// Marks the tokens of these requests, to tell them from the tokens of other requests.
 const MARK: usize = 1 << (usize::BITS - 1);
 
-/// A question under way: first for the first offset, then for the end.
+/// A pending request: first for the first offset, then for the end offset.
 struct Question {
     at: TopicPartition,
     first: Option<i64>,
 }
 
-/// The questions under way.
+/// The pending requests.
 #[derive(Default)]
 pub(super) struct Bounds {
     open: BTreeMap<usize, Question>,
@@ -37,20 +37,20 @@ impl KafkaSource {
         self.bounds.last += 1;
         let token = self.bounds.last | MARK;
         let wanted = [(question.at.clone(), spec)];
-        // The end of everything, of open transactions too: what is read can be of one.
+        // The end of all records, including those of open transactions: the record to read may belong to one.
         let asked = self.connection.as_ref().is_some_and(|connection| {
             connection.ask_offsets(&wanted, false, token, self.request_timeout)
         });
         if asked {
             self.bounds.open.insert(token, question);
         } else {
-            let bounds = Err("the cluster cannot be asked for offsets".to_owned());
+            let bounds = Err("cannot query offsets of the cluster".to_owned());
             let at = question.at;
             self.pending.push(SourceEvent::Bounds { at, bounds });
         }
     }
 
-    /// Takes what was answered to questions of all kinds; gives the answers to the others.
+    /// Handles responses to bounds requests; returns the responses to other requests.
     pub(super) fn take_answers(&mut self) -> Vec<(usize, Answer)> {
         let mut others = Vec::new();
         if self.bounds.open.is_empty() && self.finder.is_idle() {
@@ -91,8 +91,8 @@ fn offset_of(answer: Answer) -> Result<i64, String> {
         Answer::Offsets(entries) => match entries.first() {
             Some(entry) if entry.error_code != 0 => Err(describe(entry.error_code)),
             Some(entry) if entry.offset >= 0 => Ok(entry.offset),
-            _ => Err("the leader does not say".to_owned()),
+            _ => Err("the leader returned no offset".to_owned()),
         },
-        Answer::Committed(_) => Err("an answer to another question came".to_owned()),
+        Answer::Committed(_) => Err("unexpected response type".to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! Taking records out of the application queue, and what error entries between them mean.
+//! Taking records from the application queue, and handling the error entries between them.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,17 @@ use super::super::{AssignmentId, Delivery, PartitionFault, SourceEvent, TopicPar
 use super::KafkaSource;
 
 impl KafkaSource {
-    /// Takes one batch; returns how many messages there were.
+    /// Takes one batch; returns the number of messages.
     pub(super) fn take_batch(&mut self, max: usize, out: &mut Vec<Delivery>) -> usize {
         let Some(connection) = &mut self.connection else {
             return 0;
         };
-        let admission = &mut self.admission;
+        let detector = &mut self.gap_detector;
         let topics = &mut self.topics;
         let first = out.len();
         let mut seeks: Vec<(AssignmentId, i64)> = Vec::new();
         let mut failures: Vec<Failure> = Vec::new();
-        admission.begin_batch();
+        detector.begin_batch();
         let taken = connection.take(max, |message| {
             let (topic, partition) = (message.topic(), message.partition());
             topics.saw(topic);
@@ -34,12 +34,12 @@ impl KafkaSource {
             if code != 0 {
                 let now = Instant::now();
                 let kind = FaultKind::of(code);
-                let slot = admission.slot(topic, partition);
+                let slot = detector.slot(topic, partition);
                 let said = slot.is_none_or(|slot| match kind {
                     FaultKind::Missing => true,
-                    FaultKind::Damaged => admission.damaged(slot, now).is_some(),
+                    FaultKind::Damaged => detector.damaged(slot, now).is_some(),
                     FaultKind::Denied | FaultKind::Other => {
-                        admission.doubt(slot, now);
+                        detector.suspect(slot, now);
                         true
                     }
                 });
@@ -55,7 +55,7 @@ impl KafkaSource {
                 }
                 return;
             }
-            match admission.judge(topic, partition, message.offset()) {
+            match detector.judge(topic, partition, message.offset()) {
                 Verdict::Deliver(slot, check) => out.push(delivery(slot, message, check)),
                 Verdict::Drop => {}
                 Verdict::SeekBack(slot, to) => seeks.push((slot, to)),
@@ -72,24 +72,24 @@ impl KafkaSource {
     }
 
     pub(super) fn seek_back(&mut self, slot: AssignmentId, to: i64) {
-        let (Some(connection), Some(admitted)) = (&self.connection, self.admission.get(slot))
+        let (Some(connection), Some(admitted)) = (&self.connection, self.gap_detector.get(slot))
         else {
             return;
         };
         let at = admitted.at.clone();
-        tracing::debug!(%at, offset = to, "an error entry made the position doubtful; reading again");
+        tracing::debug!(%at, offset = to, "position is suspect after an error entry; seeking back");
         let offset = Offset::Offset(to);
         let sought = connection
             .consumer()
             .seek(&at.topic, at.partition, offset, Duration::ZERO);
         match sought {
-            Ok(()) => self.admission.sought(slot),
+            Ok(()) => self.gap_detector.sought(slot),
             Err(error) => {
-                // Not believed yet: the next record above makes the next attempt.
-                self.admission.doubt(slot, Instant::now());
+                // Still suspect: the next record above the expected offset triggers another seek.
+                self.gap_detector.suspect(slot, Instant::now());
                 self.pending.push(SourceEvent::PartitionError {
                     at,
-                    reason: format!("cannot read offset {to} again: {error}"),
+                    reason: format!("cannot seek back to offset {to}: {error}"),
                     fault: PartitionFault::Passing,
                 });
             }
@@ -110,7 +110,7 @@ impl KafkaSource {
             tracing::warn!(
                 partition,
                 reason,
-                "an error of a partition that is not ours"
+                "error of a partition that is not assigned"
             );
             return;
         };
@@ -119,20 +119,20 @@ impl KafkaSource {
             partition,
         };
         if self.topics.is_gone(topic) {
-            // An offset of the topic that was before means nothing in this one.
+            // An offset of the deleted topic has no meaning in the new one.
             return;
         }
         let event = match kind {
             FaultKind::Missing => SourceEvent::OffsetMissing {
                 at,
-                asked: slot.and_then(|slot| self.admission.missing(slot)),
+                asked: slot.and_then(|slot| self.gap_detector.missing(slot)),
                 fetched: (offset >= 0).then_some(offset),
                 truncated: reason.contains(&describe(RDKafkaErrorCode::LogTruncation as i32)),
                 reason,
             },
             FaultKind::Damaged => {
                 if let Some(slot) = slot {
-                    self.rest_or_fetch(slot);
+                    self.update_client_pause(slot);
                 }
                 SourceEvent::PartitionError {
                     at,
@@ -168,13 +168,13 @@ struct Failure {
 /// What an error entry means for its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FaultKind {
-    /// librdkafka has stopped fetching: its offset is missing, as far as it knows.
+    /// librdkafka has stopped fetching because it considers the offset missing.
     Missing,
-    /// What stands in the log cannot be read as it is; librdkafka goes on behind it, or asks for it in a tight loop.
+    /// A record in the log cannot be read; librdkafka continues after it, or fetches it in a tight loop.
     Damaged,
-    /// The client may not read it; librdkafka says so once.
+    /// The client is not authorized to read it; librdkafka reports this once.
     Denied,
-    /// Anything else: librdkafka tries again.
+    /// Any other error: librdkafka retries.
     Other,
 }
 
@@ -206,22 +206,22 @@ impl FaultKind {
 }
 
 impl Connection<Callbacks> {
-    /// A record that came out of the consumer queue, copied; the same admission holds for it.
+    /// A copy of a record from the consumer queue, admitted by the same rules.
     pub(super) fn stray(
         &self,
         message: &BorrowedMessage<'_>,
-        admission: &mut GapDetector,
+        detector: &mut GapDetector,
     ) -> Option<Delivery> {
-        let (slot, topic) = admission
+        let (slot, topic) = detector
             .opened()
             .find(|(_, a)| *a.at.topic == *message.topic() && a.at.partition == message.partition())
             .map(|(slot, a)| (slot, a.topic))?;
-        admission.begin_batch();
-        match admission.judge(topic, message.partition(), message.offset()) {
+        detector.begin_batch();
+        match detector.judge(topic, message.partition(), message.offset()) {
             Verdict::Deliver(..) => {}
             Verdict::Drop | Verdict::SeekBack(..) => {
-                // The jump stays in doubt: the queue's next record makes the seek.
-                admission.doubt(slot, Instant::now());
+                // The jump stays suspect: the queue's next record triggers the seek.
+                detector.suspect(slot, Instant::now());
                 return None;
             }
         }
@@ -237,7 +237,7 @@ impl Connection<Callbacks> {
             slot,
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
-            // The bindings do not say; the next record of the partition does.
+            // The bindings do not provide it; the partition's next record does.
             leader_epoch: -1,
             lease: RecordBuf::owned(message.key(), message.payload(), &headers),
         })

@@ -1,12 +1,12 @@
-//! Finding out where partitions begin, without waiting for the broker.
+//! Looks up where partitions start, without blocking on the broker.
 //!
 //! ```text
 //!  find() ─► metadata: id, leader ─► committed offsets ─┬─► decided ──────────────────────────────► Found
 //!                                                       └─► no usable commit ─► offsets, by leader ─► Found
-//!                  any of it refused or not answered ─► NotFound, asked again after a pause
+//!                 any request refused or unanswered ─► NotFound, retried after a delay
 //! ```
 //!
-//! Each partition is answered for itself: one without a leader, or whose leader does not answer, waits alone.
+//! Partitions are independent: one without a leader, or whose leader does not answer, delays no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use super::super::{Found, SourceEvent, StartAt, TopicPartition};
 use super::list_of;
 use crate::commit::TopicUuid;
 
-/// First pause before what could not be found out is asked again; it doubles.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// Longest pause.
-const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// Delay before a failed lookup is first retried; it doubles.
+const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// Maximum delay.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// What the source knows of its group and its config.
+/// The source's group, config and connection, as the lookup needs them.
 pub(super) struct Context<'a> {
     pub(super) connection: &'a mut Connection<Callbacks>,
     pub(super) group: &'a str,
@@ -38,17 +38,17 @@ pub(super) struct Context<'a> {
     pub(super) timeout: Duration,
 }
 
-/// A partition that is looked for.
+/// A partition whose start is looked up.
 #[derive(Clone, Debug)]
 struct Wanted {
     at: TopicPartition,
     start: StartAt,
     since: Instant,
     failures: u32,
-    /// When it is asked for; `None` while a question is under way.
+    /// When the request is due; `None` while one is pending.
     due: Option<Instant>,
-    /// The question about it. What is still answered of an earlier assignment says nothing of this one: other members may
-    /// have committed meanwhile.
+    /// The pending request. A response to a request of an earlier assignment is ignored: another member may have
+    /// committed since.
     question: Option<usize>,
 }
 
@@ -66,7 +66,7 @@ struct Open {
     decision: Decision,
 }
 
-/// A question under way.
+/// A pending request.
 enum Question {
     Committed {
         partitions: Vec<TopicPartition>,
@@ -77,7 +77,7 @@ enum Question {
     },
 }
 
-/// The partitions whose beginning is not known yet.
+/// The partitions whose start is not known yet.
 #[derive(Default)]
 pub(super) struct Finder {
     wanted: Vec<Wanted>,
@@ -86,7 +86,7 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// Begins to look for partitions.
+    /// Starts to look up partitions.
     pub(super) fn find(&mut self, partitions: &[TopicPartition], start: StartAt) {
         self.forget(partitions);
         let now = Instant::now();
@@ -101,23 +101,23 @@ impl Finder {
             }));
     }
 
-    /// Partitions are not ours any more.
+    /// Drops partitions that are no longer owned.
     pub(super) fn forget(&mut self, partitions: &[TopicPartition]) {
         self.wanted
             .retain(|wanted| !partitions.contains(&wanted.at));
     }
 
-    /// Whether a partition is looked for.
-    pub(super) fn looks_for(&self, at: &TopicPartition) -> bool {
+    /// Whether a partition is being looked up.
+    pub(super) fn is_resolving(&self, at: &TopicPartition) -> bool {
         self.wanted.iter().any(|wanted| wanted.at == *at)
     }
 
-    /// Whether nothing is looked for and no answer is awaited.
+    /// Whether no lookup and no response is pending.
     pub(super) fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.questions.is_empty()
     }
 
-    /// Asks what is due and takes what was answered.
+    /// Sends due requests and handles responses.
     pub(super) fn proceed(
         &mut self,
         answers: Vec<(usize, Answer)>,
@@ -145,7 +145,7 @@ impl Finder {
         }
     }
 
-    /// Asks for the commits of the partitions that are due and whose topics are known.
+    /// Requests the commits of due partitions whose topics are known.
     fn ask_due(&mut self, context: &mut Context<'_>, out: &mut Vec<SourceEvent>) {
         let now = Instant::now();
         let due: Vec<(TopicPartition, Instant)> = self
@@ -162,13 +162,13 @@ impl Finder {
                     topics.insert(at.topic.clone(), Topic { id, partitions });
                     known.push(at);
                 }
-                // librdkafka asks for it; looked at again in the next turn.
+                // librdkafka is fetching it; checked again in the next iteration.
                 TopicState::Unknown if since.elapsed() < context.timeout => {}
                 TopicState::Unknown => {
                     self.failed(&[at], "the cluster does not describe the topic", out);
                 }
                 TopicState::Missing => {
-                    let reason = "the topic does not exist, or may not be described";
+                    let reason = "the topic does not exist, or the service may not describe it";
                     self.failed(&[at], reason, out);
                 }
             }
@@ -189,11 +189,15 @@ impl Finder {
             };
             self.questions.insert(token, question);
         } else {
-            self.failed(&known, "the group cannot be asked for its commits", out);
+            self.failed(
+                &known,
+                "cannot query the committed offsets of the group",
+                out,
+            );
         }
     }
 
-    /// The partitions, and the others of their topics where a partition without a commit may be a new one.
+    /// The partitions, and the other partitions of their topics if one without a commit may be new.
     fn with_others(
         &self,
         partitions: &[TopicPartition],
@@ -228,7 +232,7 @@ impl Finder {
         let entries = match answer {
             Answer::Committed(entries) => entries,
             Answer::Failed(reason) => {
-                let reason = format!("cannot read the group's commits: {reason}");
+                let reason = format!("cannot read the group's committed offsets: {reason}");
                 return self.failed(&partitions, &reason, out);
             }
             other => return self.failed(&partitions, &unexpected(&other), out),
@@ -290,7 +294,7 @@ impl Finder {
         self.ask_offsets(open, context, out);
     }
 
-    /// Asks each leader for itself: one that does not answer holds its own partitions alone.
+    /// One request per leader: one that does not answer delays only its own partitions.
     fn ask_offsets(
         &mut self,
         open: Vec<Open>,
@@ -323,7 +327,7 @@ impl Finder {
             ) {
                 self.questions.insert(token, Question::Offsets { open });
             } else {
-                let reason = "the cluster cannot be asked for offsets";
+                let reason = "cannot query offsets of the cluster";
                 self.failed(&places(&open), reason, out);
             }
         }
@@ -357,12 +361,12 @@ impl Finder {
                 Some(entry) if entry.offset >= 0 => {
                     found.push(one.decision.found(one.at, one.topic_id, entry.offset));
                 }
-                // There is no record at or after that time yet: begin at the end.
+                // There is no record at or after that time yet: start at the end.
                 Some(_) if matches!(one.decision.start, StartAt::Time(_)) => {
                     one.decision.start = StartAt::Latest;
                     again.push(one);
                 }
-                _ => self.failed(&[one.at], "the leader does not say its offset", out),
+                _ => self.failed(&[one.at], "the leader returned no offset", out),
             }
         }
         self.found(found, out);
@@ -385,8 +389,8 @@ impl Finder {
             if !partitions.contains(&wanted.at) {
                 continue;
             }
-            let pause = FIRST_RETRY.saturating_mul(1 << wanted.failures.min(10));
-            wanted.due = Some(now + pause.min(LONGEST_RETRY));
+            let pause = INITIAL_RETRY_DELAY.saturating_mul(1 << wanted.failures.min(10));
+            wanted.due = Some(now + pause.min(MAX_RETRY_DELAY));
             wanted.question = None;
             wanted.failures += 1;
             out.push(SourceEvent::NotFound {
@@ -396,7 +400,7 @@ impl Finder {
         }
     }
 
-    /// A question about these partitions is under way.
+    /// Marks a request for these partitions as pending.
     fn is_asked(&mut self, partitions: &[TopicPartition], token: usize) {
         for wanted in &mut self.wanted {
             if partitions.contains(&wanted.at) {
@@ -406,7 +410,7 @@ impl Finder {
         }
     }
 
-    /// Whether an answer to this question is the one that a partition waits for.
+    /// Whether a partition waits for the response to this request.
     fn awaits(&self, at: &TopicPartition, token: usize) -> bool {
         self.wanted
             .iter()
@@ -424,7 +428,7 @@ impl Finder {
     }
 }
 
-/// What the client's metadata says of a partition's topic; asks for it if it says nothing.
+/// The client's metadata about a partition's topic; requests it if there is none.
 fn topic_of(context: &mut Context<'_>, at: &TopicPartition) -> TopicState {
     let topic = context.connection.topic_id(&at.topic);
     topic.map_or(TopicState::Missing, |topic| {
@@ -452,7 +456,7 @@ fn spec_of(start: StartAt) -> OffsetSpec {
 }
 
 fn unexpected(answer: &Answer) -> String {
-    format!("an answer to another question came: {answer:?}")
+    format!("unexpected response: {answer:?}")
 }
 
 #[cfg(test)]
@@ -461,7 +465,7 @@ mod tests {
     use crate::source::testing::at;
 
     #[test]
-    fn an_answer_to_a_question_of_an_earlier_assignment_is_not_taken() {
+    fn a_response_to_a_request_of_an_earlier_assignment_is_ignored() {
         let mut finder = Finder::default();
         finder.find(&[at(0), at(1)], StartAt::Earliest);
         let first = finder.next_token();
@@ -471,7 +475,7 @@ mod tests {
         assert_eq!(
             (finder.awaits(&at(0), first), finder.awaits(&at(1), first)),
             (false, true),
-            "t/0 was somebody else's meanwhile"
+            "t/0 had another owner in between"
         );
         let second = finder.next_token();
         finder.is_asked(&[at(0)], second);

@@ -1,9 +1,9 @@
-//! Whether what is read is still what was assigned: the same topics, of the same cluster (G2).
+//! Checks that topics and cluster are still the assigned ones (G2).
 //!
-//! librdkafka goes on at the old offset when a topic was deleted and created again, and stays deaf when another cluster
-//! answers at its address. It does say what id a topic has by its last metadata, and fetches by that id (Kafka 3.1 and
-//! later): what was fetched from a new topic came into the queue after the id had changed. So the id is looked at after
-//! each batch, before a record of it is believed, and once a second for the topics of which nothing comes.
+//! librdkafka continues at the old offset when a topic was deleted and recreated, and stops receiving when another
+//! cluster answers at its address. It does provide the topic id of its last metadata, and fetches by that id (Kafka 3.1
+//! and later): records of a new topic entered the queue after the id had changed. So the id is checked after each
+//! batch, before a record of it is trusted, and once per second for topics without records.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,31 +14,31 @@ use super::super::{Delivery, SourceEvent};
 use super::KafkaSource;
 use crate::commit::TopicUuid;
 
-/// Time between two looks at topics of which nothing comes.
+/// Time between two checks of topics without records.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Known {
     topic: TopicId,
     name: Arc<str>,
     id: TopicUuid,
-    /// Partitions of it began under different ids.
+    /// Its partitions were assigned under different ids.
     mixed: bool,
     gone: bool,
 }
 
-/// The topics that are read, each with the id that it had when it was assigned.
+/// The topics being read, each with its id at assignment.
 #[derive(Default)]
 pub(super) struct Topics {
     known: Vec<Known>,
-    /// Topics of the batch that is being taken.
+    /// Topics of the current batch.
     seen: Vec<TopicId>,
     cluster: Option<String>,
-    looked: Option<Instant>,
+    checked: Option<Instant>,
 }
 
 impl Topics {
-    /// A partition of the topic begins. Under another id than those before it, it does not hide what has become of these:
-    /// the topic was created again since, whichever of the two is the present one.
+    /// Notes that a partition of the topic was assigned. If the id differs from that of earlier partitions, the topic
+    /// was recreated in between, whichever id is the current one; the earlier partitions must still be reported.
     pub(super) fn note(&mut self, topic: TopicId, name: &Arc<str>, id: TopicUuid) {
         match self.known.iter_mut().find(|known| known.topic == topic) {
             Some(known) if known.id.contradicts(id) => known.mixed = true,
@@ -54,7 +54,7 @@ impl Topics {
         }
     }
 
-    /// A message of the topic came; messages come in runs.
+    /// Notes that a message of the topic arrived; messages arrive in runs.
     pub(super) fn saw(&mut self, topic: TopicId) {
         if self.seen.last() != Some(&topic) && !self.seen.contains(&topic) {
             self.seen.push(topic);
@@ -68,7 +68,7 @@ impl Topics {
             .any(|known| known.topic == topic && known.gone)
     }
 
-    /// Marks topics among `which` whose id is not the noted one any more; gives those that are new among them.
+    /// Marks topics among `which` whose id has changed; returns the newly marked ones.
     fn find_recreated(
         &mut self,
         which: impl Fn(TopicId) -> bool,
@@ -94,7 +94,7 @@ fn uuid_now(connection: &Connection<Callbacks>, topic: TopicId) -> TopicUuid {
 }
 
 impl KafkaSource {
-    /// Takes the records of topics out of a batch that are not the ones that were assigned.
+    /// Removes from a batch the records of recreated topics.
     pub(super) fn drop_recreated(&mut self, first: usize, out: &mut Vec<Delivery>) {
         let Some(connection) = &self.connection else {
             return;
@@ -111,27 +111,27 @@ impl KafkaSource {
         let kept: Vec<Delivery> = out
             .drain(first..)
             .filter(|delivery| {
-                let admitted = self.admission.get(delivery.slot);
+                let admitted = self.gap_detector.get(delivery.slot);
                 !admitted.is_some_and(|a| found.iter().any(|(topic, _)| *topic == a.topic))
             })
             .collect();
         out.extend(kept);
-        self.say_recreated(found);
+        self.report_recreated(found);
     }
 
-    /// Looks at the topics of which nothing comes, and at the cluster.
+    /// Checks the topics without records, and the cluster.
     pub(super) fn check_identity(&mut self, now: Instant) {
         let Some(connection) = &self.connection else {
             return;
         };
         let due = self
             .topics
-            .looked
+            .checked
             .is_none_or(|last| now - last >= POLL_INTERVAL);
         if !due {
             return;
         }
-        self.topics.looked = Some(now);
+        self.topics.checked = Some(now);
         if let Some(is) = connection.cluster_id() {
             let was = self.topics.cluster.get_or_insert_with(|| is.clone());
             if *was != is {
@@ -142,22 +142,22 @@ impl KafkaSource {
         let found = self
             .topics
             .find_recreated(|_| true, |id| uuid_now(connection, id));
-        self.say_recreated(found);
+        self.report_recreated(found);
     }
 
-    fn say_recreated(&mut self, found: Vec<(TopicId, Arc<str>)>) {
+    fn report_recreated(&mut self, found: Vec<(TopicId, Arc<str>)>) {
         for (topic, name) in found {
             let partitions: Vec<_> = self
-                .admission
+                .gap_detector
                 .opened()
                 .filter(|(_, a)| a.topic == topic)
                 .map(|(_, a)| a.at.clone())
                 .collect();
             for at in &partitions {
-                self.admission.close(at);
+                self.gap_detector.close(at);
             }
             self.main_queue_records
-                .retain(|stray| self.admission.get(stray.slot).is_some());
+                .retain(|stray| self.gap_detector.get(stray.slot).is_some());
             self.pending
                 .push(SourceEvent::TopicRecreated { topic: name });
         }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_whose_id_changes_is_told_once_and_an_unknown_id_says_nothing() {
+    fn a_topic_whose_id_changes_is_reported_once_and_an_unknown_id_is_ignored() {
         let mut topics = Topics::default();
         topics.note(TopicId(1), &"a".into(), TopicUuid(10));
         topics.note(TopicId(2), &"b".into(), TopicUuid(0));
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_begins_under_another_id_does_not_hide_those_that_began_before() {
+    fn a_partition_with_a_new_id_does_not_hide_those_assigned_with_the_old_one() {
         for (first, second) in [(10, 11), (11, 10)] {
             let mut topics = Topics::default();
             topics.note(TopicId(1), &"a".into(), TopicUuid(first));

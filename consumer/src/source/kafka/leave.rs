@@ -1,10 +1,11 @@
 //! Leaving the group, in whatever state the client is.
 //!
-//! librdkafka 2.12.1 sends a LeaveGroup only when it has partitions to unassign: not while a join is under way that has
-//! brought none yet, and not from a member whose share is empty (`rd_kafka_cgrp_terminate0`). The group then waits for the
-//! member until its session ends, and every rebalance meanwhile waits as long. An unsubscribe leaves in those cases: it is
-//! put off until the join is over and is done then (`rd_kafka_cgrp_apply_next_subscribe`). The close must not overtake one that
-//! is put off: it would take up the answer that stands ready for the close, and end by asking for a second one.
+//! librdkafka 2.12.1 sends a LeaveGroup only if it has partitions to unassign: not during a join that has assigned none
+//! yet, and not from a member whose assignment is empty (`rd_kafka_cgrp_terminate0`). The group then waits for the
+//! member until its session times out, and so does every rebalance until then. In those cases an unsubscribe leaves the
+//! group: it is deferred until the join has ended and is applied then (`rd_kafka_cgrp_apply_next_subscribe`). The close
+//! must not overtake a deferred unsubscribe: the unsubscribe would consume the answer that is meant for the close, and
+//! a second one would be needed.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +16,23 @@ use super::super::callbacks::{CallbackEvent, Callbacks};
 use super::find::Finder;
 use super::{Connection, KafkaSource};
 
-/// How long a client that may have asked for its first membership is given to hear of it. It takes one round trip; brokers
-/// before 2.2 answer only when the join is over.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
-/// Kafka's own `session.timeout.ms`.
-const SESSION: Duration = Duration::from_secs(45);
-/// Time between two looks at the client while it leaves.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long to wait for the first membership of a client that may have requested it. It takes one round trip; brokers
+/// before 2.2 respond only at the end of the join.
+const FIRST_MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Default of Kafka's `session.timeout.ms`.
+const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(45);
+/// Poll interval while the client leaves.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What leaving the group depends on.
+/// State that leaving the group depends on.
 pub(super) struct Leaving {
-    /// The client has asked to be a member.
+    /// The client has subscribed, and so asked to be a member.
     pub(super) subscribed: bool,
-    /// It was a member when it unsubscribed, then: it leaves by that, and hears of no first membership.
+    /// When it unsubscribed, if it was a member then: that makes it leave, and no first membership follows.
     pub(super) unsubscribed: Option<Instant>,
-    /// How long a member that is not heard of counts as one.
+    /// How long a member that sends no heartbeats counts as one.
     session: Duration,
-    /// The broker assigns (KIP-848): the client makes its own id, and is a member from its first epoch on.
+    /// The broker assigns (KIP-848): the client creates its own id, and is a member from its first epoch on.
     pub(super) assigned_by_broker: bool,
     /// A static member keeps its partitions while it restarts: it does not leave (KIP-345).
     is_static: bool,
@@ -45,7 +46,7 @@ impl Leaving {
             session: config
                 .get("session.timeout.ms")
                 .and_then(|text| text.parse().ok())
-                .map_or(SESSION, Duration::from_millis),
+                .map_or(DEFAULT_SESSION_TIMEOUT, Duration::from_millis),
             assigned_by_broker: config.get("group.protocol") == Some("consumer"),
             is_static: config
                 .get("group.instance.id")
@@ -55,8 +56,8 @@ impl Leaving {
 }
 
 impl KafkaSource {
-    /// Leaves the group and ends the client. `false`: the group goes on counting on this member until its session ends, as
-    /// far as the client knows.
+    /// Leaves the group and ends the client. `false`: as far as the client knows, the group counts on this member until
+    /// its session times out.
     pub(super) fn leave(&mut self, deadline: Instant) -> bool {
         let was_member = self.finish_join(deadline) || self.is_member();
         let Some(mut connection) = self.connection.take() else {
@@ -65,7 +66,7 @@ impl KafkaSource {
         let consumer = connection.consumer();
         consumer.context().set_closing();
         let closing = consumer.close_queue();
-        // A rebalance that nobody has answered would hold the close.
+        // An unanswered rebalance would block the close.
         let seen = consumer.context().take();
         let unseen = |seen: &CallbackEvent| {
             matches!(
@@ -74,17 +75,19 @@ impl KafkaSource {
             )
         };
         if self.rebalance.is_owed() || seen.iter().any(unseen) {
-            consumer.context().give_up(consumer);
+            consumer.context().release_all(consumer);
             self.rebalance.answered();
         }
         match closing {
             // After a fatal error there is no group to leave.
-            Err(error) => tracing::warn!(%error, "the Kafka client ends without leaving its group"),
+            Err(error) => {
+                tracing::warn!(%error, "the Kafka client closes without leaving its group")
+            }
             Ok(()) => wait_until_closed(&connection, deadline),
         }
         let is_fatal = consumer.client().fatal_error().is_some();
         let has_ended = consumer.closed() || is_fatal;
-        // A client ends whether or not the coordinator has heard that it leaves. A static member tells it nothing (KIP-345).
+        // The client ends whether or not the coordinator has confirmed the leave. A static member sends none (KIP-345).
         let has_left = has_ended
             && (is_fatal
                 || self.leaving.is_static
@@ -101,11 +104,12 @@ impl KafkaSource {
         has_left
     }
 
-    /// Lets a join come to its end and leaves, if the close would not: afterwards the client is no member, or it has
-    /// partitions already, with which the close leaves. Gives whether it was a member at any time: the client forgets that
-    /// once it has asked to leave, whatever the coordinator answers.
+    /// Waits for a join to end and unsubscribes, if the close would not leave: afterwards the client is not a member,
+    /// or it owns partitions, with which the close leaves. Returns whether it was a member at any time: the client
+    /// forgets that once it has requested to leave, whatever the coordinator answers.
     fn finish_join(&mut self, deadline: Instant) -> bool {
-        // One that has unsubscribed was one, and knows it no more; the group has forgotten it when its session is over.
+        // A client that has unsubscribed was a member, but no longer knows it; the group drops it when its session
+        // times out.
         let unsubscribed = self.leaving.unsubscribed;
         let counts = unsubscribed.is_some_and(|since| since.elapsed() < self.leaving.session);
         let mut was_member = self.is_member() || counts;
@@ -114,12 +118,12 @@ impl KafkaSource {
         if !self.leaving.subscribed || self.leaving.is_static || self.leaves_by_closing() {
             return was_member;
         }
-        let first_answer = deadline.min(Instant::now() + FIRST_ANSWER);
+        let first_answer = deadline.min(Instant::now() + FIRST_MEMBERSHIP_TIMEOUT);
         while !(self.is_member() || unsubscribed.is_some())
             && self.has_met_a_broker()
             && Instant::now() < first_answer
         {
-            self.serve_events(PAUSE);
+            self.serve_events(POLL_INTERVAL);
         }
         was_member |= self.is_member();
         if self.leaves_by_closing() {
@@ -128,22 +132,22 @@ impl KafkaSource {
         if let Some(connection) = &self.connection {
             connection.consumer().unsubscribe();
         }
-        // What the join has brought is taken unread: only then does the client do the unsubscribe.
+        // The assignment of the join is accepted without reading it: only then does the client apply the unsubscribe.
         while self.is_member() && !self.has_failed() {
             was_member = true;
             self.take_unread();
             if Instant::now() >= deadline {
                 tracing::warn!(
-                    "a join was not over in time: the group waits for this member until its session ends"
+                    "a join did not end in time: the group waits for this member until its session times out"
                 );
                 return true;
             }
-            self.serve_events(PAUSE);
+            self.serve_events(POLL_INTERVAL);
         }
         was_member
     }
 
-    /// Accepts an assignment without reading any of its partitions. They are given back when the unsubscribe takes hold.
+    /// Accepts an assignment without reading any of its partitions. They are revoked when the unsubscribe takes effect.
     fn take_unread(&mut self) {
         if self.rebalance.owes_assign() {
             self.rebalance.defer(|_| true);
@@ -163,7 +167,7 @@ impl KafkaSource {
         self.rebalance.owns_any() || self.rebalance.is_owed() || self.has_failed()
     }
 
-    /// A client that has never reached the cluster has not asked it for anything.
+    /// A client that has never reached the cluster has not requested anything from it.
     fn has_met_a_broker(&self) -> bool {
         let cluster = self.connection.as_ref().and_then(Connection::cluster_id);
         cluster.is_some()
@@ -184,9 +188,9 @@ impl KafkaSource {
 fn wait_until_closed(connection: &Connection<Callbacks>, deadline: Instant) {
     let consumer = connection.consumer();
     while !consumer.closed() && Instant::now() < deadline {
-        drop(consumer.poll(PAUSE));
+        drop(consumer.poll(POLL_INTERVAL));
     }
-    // The client ends on a thread of its own. What it said last, such as how the coordinator answered, may still be queued.
+    // The client ends on a thread of its own. Its last events, such as the coordinator's response, may still be queued.
     while consumer.closed() && connection.events_waiting() > 0 && Instant::now() < deadline {
         drop(consumer.poll(Duration::ZERO));
     }

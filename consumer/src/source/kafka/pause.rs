@@ -1,4 +1,4 @@
-//! Partitions that librdkafka is not to fetch: those that the pump has paused, and those that stand before damaged data.
+//! Partitions that librdkafka must not fetch: those paused by the pump, and those halted at damaged data.
 
 use rdkafka::consumer::Consumer;
 
@@ -6,15 +6,19 @@ use super::super::AssignmentId;
 use super::{KafkaSource, list_of};
 
 impl KafkaSource {
-    /// Tells librdkafka whether to fetch a partition, when that has changed.
-    pub(super) fn rest_or_fetch(&mut self, slot: AssignmentId) {
-        if let Some(rests) = self.admission.get(slot).map(|admitted| admitted.rests()) {
-            self.tell_paused(slot, rests);
+    /// Pauses or resumes the fetching of a partition, if that has changed.
+    pub(super) fn update_client_pause(&mut self, slot: AssignmentId) {
+        if let Some(suspended) = self
+            .gap_detector
+            .get(slot)
+            .map(|admitted| admitted.is_fetch_suspended())
+        {
+            self.set_client_paused(slot, suspended);
         }
     }
 
-    pub(super) fn tell_paused(&mut self, slot: AssignmentId, paused: bool) {
-        let admitted = self.admission.get(slot);
+    pub(super) fn set_client_paused(&mut self, slot: AssignmentId, paused: bool) {
+        let admitted = self.gap_detector.get(slot);
         let Some(at) = admitted
             .filter(|admitted| admitted.client_paused != paused)
             .map(|admitted| admitted.at.clone())
@@ -31,9 +35,9 @@ impl KafkaSource {
             false => connection.consumer().resume(&list),
         };
         if let Err(error) = done {
-            tracing::warn!(%at, %error, paused, "could not pause or resume");
+            tracing::warn!(%at, %error, paused, "cannot pause or resume a partition");
         }
-        if let Some(admitted) = self.admission.get_mut(slot) {
+        if let Some(admitted) = self.gap_detector.get_mut(slot) {
             admitted.client_paused = paused;
         }
     }

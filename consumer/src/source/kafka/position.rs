@@ -1,22 +1,22 @@
-//! How far partitions were read: the client's consumed position, where it can be believed.
+//! How far partitions were read: the client's consumed position, where it can be trusted.
 //!
 //! ```text
 //!   log        r r r c . . . a     r record   c control record   . aborted data   a its control record
-//!   consumed         ^             what the application's queue has given, control records included
-//!   fetched                  ^     runs ahead of the queue by all that waits in it: of no use here
+//!   consumed         ^             what was taken from the application queue, control records included
+//!   fetched                  ^     ahead of the queue by everything that waits in it: not usable here
 //! ```
 //!
-//! The broker sends control records, the client drops them when they are taken out of the queue, and moves its position
-//! then. Aborted data is dropped earlier, but the control record that ends it stands behind it.
+//! The broker sends control records; the client drops them when they are taken out of the queue, and advances its
+//! position then. Aborted data is dropped earlier, but it is always followed by the control record that ends it.
 
 use super::super::AssignmentId;
 use super::super::raw::list_entries;
 use super::{KafkaSource, list_of};
 
 impl KafkaSource {
-    /// Looks whether the positions of assignments that begin are reset, before anything moves them.
-    pub(super) fn see_reset(&mut self, begun: &[AssignmentId]) {
-        self.read_positions(begun, &mut Vec::new());
+    /// Checks whether the positions of new assignments are reset, before anything moves them.
+    pub(super) fn see_reset(&mut self, started: &[AssignmentId]) {
+        self.read_positions(started, &mut Vec::new());
     }
 
     pub(super) fn read_positions(
@@ -27,7 +27,7 @@ impl KafkaSource {
         let Some(connection) = &self.connection else {
             return;
         };
-        // A stray has moved the position and is not delivered yet.
+        // A record of the main queue has moved the position and is not delivered yet.
         let sure = |slot: &AssignmentId| {
             self.main_queue_records
                 .iter()
@@ -37,7 +37,7 @@ impl KafkaSource {
             .iter()
             .copied()
             .filter(sure)
-            .filter_map(|slot| Some((slot, self.admission.get(slot)?.at.clone())))
+            .filter_map(|slot| Some((slot, self.gap_detector.get(slot)?.at.clone())))
             .unzip();
         if asked.is_empty() {
             return;
@@ -51,10 +51,10 @@ impl KafkaSource {
                 continue;
             }
             let end = position.and_then(|_| {
-                let topic = self.admission.get(slot)?.topic;
+                let topic = self.gap_detector.get(slot)?.topic;
                 connection.end_offset(topic, entry.partition)
             });
-            let read = self.admission.judge_position(slot, position, end);
+            let read = self.gap_detector.judge_position(slot, position, end);
             out.extend(read.map(|position| (slot, position)));
         }
     }

@@ -1,4 +1,4 @@
-//! What the scripted cluster holds, and what it makes of what the member asks for.
+//! State of the scripted cluster, and its reactions to the member's requests.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,23 +17,23 @@ pub(super) struct Script {
     pub(super) events: VecDeque<SourceEvent>,
     pub(super) running: BTreeMap<TopicPartition, Running>,
     pub(super) committed: BTreeMap<TopicPartition, Commit>,
-    /// Times that a topic was deleted and created again.
+    /// How often a topic was deleted and recreated.
     pub(super) recreated: BTreeMap<String, u128>,
-    /// Partitions without a leader: nobody can say where they begin.
+    /// Partitions without a leader: their start cannot be looked up.
     pub(super) leaderless: Vec<TopicPartition>,
-    /// What was asked for and could not be found.
+    /// Lookups that could not be answered yet.
     pub(super) unfound: Vec<(TopicPartition, StartAt)>,
     pub(super) generation: i32,
-    /// The group agrees on a new assignment.
+    /// The group is rebalancing.
     pub(super) rebalancing: bool,
-    /// What the client is to say of fetches; unknown where nothing is scripted.
+    /// The fetch states that the client reports; unknown if not scripted.
     pub(super) fetches: BTreeMap<TopicPartition, FetchState>,
     pub(super) commit_log: Vec<CommitEntry>,
     pub(super) refusals: VecDeque<Refusal>,
     pub(super) held: Option<Vec<SourceEvent>>,
     pub(super) subscription: Vec<String>,
     pub(super) closed: bool,
-    /// The group does not hear of the client's leaving.
+    /// The group ignores the client's leave request.
     pub(super) refuses_leave: bool,
 }
 
@@ -53,15 +53,15 @@ pub(super) struct Stored {
 
 pub(super) struct Running {
     pub(super) slot: AssignmentId,
-    /// The consumed position: what comes next is at this offset or beyond it.
+    /// The consumed position: the next record is at this offset or later.
     pub(super) next: i64,
-    /// The end of its log when it was paused, while it is: what is not fetched is not heard of.
+    /// The end of its log when it was paused, while it is: the client learns of no later records.
     pub(super) paused: Option<i64>,
     pub(super) missing_told: bool,
 }
 
 pub(super) enum Refusal {
-    /// One partition's commit is refused inside an answer that succeeds.
+    /// One partition's commit is rejected in a response that succeeds as a whole.
     Partition(CommitError),
     /// The request fails as a whole.
     Whole(CommitError),
@@ -83,7 +83,7 @@ impl Log {
 }
 
 impl Script {
-    /// Tells where the partitions begin that can be found.
+    /// Reports the start of the partitions that can be found.
     pub(super) fn find_again(&mut self) {
         let mut found = Vec::new();
         for (at, start) in std::mem::take(&mut self.unfound) {
@@ -136,7 +136,7 @@ impl Script {
         (self.seed % below.max(1) as u64) as usize
     }
 
-    /// Partitions that have something to deliver. One whose offset is gone says so, once.
+    /// Partitions that have something to deliver. One whose offset is gone reports it, once.
     pub(super) fn ready(&mut self) -> Vec<TopicPartition> {
         let mut ready = Vec::new();
         for (at, running) in &mut self.running {

@@ -1,7 +1,7 @@
-//! Questions to the cluster that nobody waits for: the answer comes as an event of a queue of its own.
+//! Asynchronous queries of the cluster: the result arrives as an event in a queue of its own.
 //!
-//! Each question carries a token, which comes back with its answer. A question that the cluster does not answer in time
-//! is answered by librdkafka with an error.
+//! Each request carries a token, which is returned with its result. A request that the cluster does not answer in time
+//! gets an error from librdkafka.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::NonNull;
@@ -22,18 +22,18 @@ unsafe extern "C" {
     fn error_code(error: *const sys::rd_kafka_error_t) -> c_int;
 }
 
-/// What came of a question.
+/// The result of a request.
 #[derive(Debug)]
 pub(in crate::source) enum Answer {
-    /// Committed offsets; negative for none.
+    /// Committed offsets; negative if there is none.
     Committed(Vec<ListEntry>),
-    /// Offsets that were looked up; negative where there is no record at or after the time.
+    /// Offsets that were looked up; negative if there is no record at or after the time.
     Offsets(Vec<ListEntry>),
-    /// The question as a whole failed, in librdkafka's words.
+    /// The request as a whole failed, with librdkafka's error.
     Failed(String),
 }
 
-/// Where in a partition to look.
+/// The position to look up in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::source) enum OffsetSpec {
     Earliest,
@@ -53,7 +53,7 @@ impl OffsetSpec {
     }
 }
 
-/// Options of one question, freed with the value.
+/// Options of one request, freed with the value.
 struct Options(NonNull<sys::rd_kafka_AdminOptions_t>);
 
 impl Drop for Options {
@@ -71,7 +71,7 @@ impl<C: ConsumerContext> Connection<C> {
         timeout: Duration,
     ) -> Option<Options> {
         let timeout = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: the client is alive; the token is a number that librdkafka hands back unseen.
+        // SAFETY: the client is alive; the token is a number that librdkafka returns unread.
         unsafe {
             let options = sys::rd_kafka_AdminOptions_new(self.client(), operation);
             let options = Options(NonNull::new(options)?);
@@ -93,7 +93,8 @@ impl<C: ConsumerContext> Connection<C> {
         self.consumer().client().native_ptr()
     }
 
-    /// Asks what `group` has committed for partitions; offsets of open transactions are an error until they are decided.
+    /// Requests the offsets that `group` has committed for partitions; offsets of open transactions are an error until
+    /// they are decided.
     pub(in crate::source) fn ask_committed(
         &self,
         group: &str,
@@ -129,7 +130,7 @@ impl<C: ConsumerContext> Connection<C> {
         true
     }
 
-    /// Asks for offsets of partitions. With `read_committed` the end is where open transactions begin.
+    /// Requests offsets of partitions. With `read_committed` the end is where open transactions start.
     pub(in crate::source) fn ask_offsets(
         &self,
         wanted: &[(TopicPartition, OffsetSpec)],
@@ -169,7 +170,7 @@ impl<C: ConsumerContext> Connection<C> {
         true
     }
 
-    /// The next answer that is there, with the token of its question.
+    /// The next available result, with the token of its request.
     pub(in crate::source) fn next_answer(&self) -> Option<(usize, Answer)> {
         // SAFETY: the queue is alive; the event is ours until it is destroyed, and everything read from it is copied.
         unsafe {
@@ -187,7 +188,7 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// The generation (classic protocol) or member epoch (KIP-848) under which the client is a member of its group.
+    /// The generation (classic protocol) or member epoch (KIP-848) of the client's group membership.
     pub(in crate::source) fn generation(&self) -> Option<i32> {
         // SAFETY: the client is alive; the metadata is ours until it is destroyed.
         unsafe {
@@ -198,9 +199,9 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// The id of the cluster that answered last, if one has.
+    /// The id of the cluster that responded last, if any has.
     pub(in crate::source) fn cluster_id(&self) -> Option<String> {
-        // SAFETY: the client is alive; without a timeout the call only looks at what is known. The string is ours.
+        // SAFETY: the client is alive; without a timeout the call only reads what is known. The string is ours.
         unsafe {
             let id = NonNull::new(sys::rd_kafka_clusterid(self.client(), 0))?;
             let text = CStr::from_ptr(id.as_ptr()).to_string_lossy().into_owned();
@@ -222,7 +223,7 @@ unsafe fn answer_of(event: *mut sys::rd_kafka_event_t) -> Answer {
                 let groups =
                     sys::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count);
                 let Some(group) = (count > 0).then(|| *groups) else {
-                    return Answer::Failed("the answer names no group".into());
+                    return Answer::Failed("the response contains no group".into());
                 };
                 match error_code(sys::rd_kafka_group_result_error(group)) {
                     0 => {
@@ -243,7 +244,7 @@ unsafe fn answer_of(event: *mut sys::rd_kafka_event_t) -> Answer {
                 });
                 Answer::Offsets(entries.collect())
             }
-            other => Answer::Failed(format!("an event of type {other} came as an answer")),
+            other => Answer::Failed(format!("unexpected event of type {other}")),
         }
     }
 }

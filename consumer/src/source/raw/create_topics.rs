@@ -1,4 +1,4 @@
-//! Makes topics, with the broker's own words for those that it refuses: the bindings leave them out.
+//! Creates topics, with the broker's own error text for those that it rejects: the bindings omit it.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::time::Duration;
@@ -18,25 +18,25 @@ unsafe extern "C" {
     fn topic_result_error(result: *const sys::rd_kafka_topic_result_t) -> c_int;
 }
 
-/// A topic to be made, with the broker's own replication.
+/// A topic to create, with the broker's default replication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewTopic {
     pub(crate) name: String,
     pub(crate) partitions: i32,
 }
 
-/// The client's code for a request without an answer.
+/// The client's code for a request without a response.
 const TIMED_OUT: c_int = -185;
-/// The broker's code for a topic that is there already.
+/// The broker's code for a topic that already exists.
 const TOPIC_ALREADY_EXISTS: c_int = 36;
 
-/// Whether a topic was made (`false`: it was there), or the broker's own words, which the bindings leave out.
+/// Whether a topic was created (`false`: it existed), or the broker's own error text, which the bindings omit.
 type TopicAnswer = Result<bool, String>;
 
-/// Makes topics and waits for the answers, in the order of `topics`.
+/// Creates topics and waits for the results, in the order of `topics`.
 ///
 /// # Errors
-/// When the cluster does not answer in time.
+/// If the cluster does not respond in time.
 pub(crate) fn create_topics<C: ClientContext>(
     client: &Client<C>,
     topics: &[NewTopic],
@@ -45,7 +45,8 @@ pub(crate) fn create_topics<C: ClientContext>(
     let client = client.native_ptr();
     let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
     let mut error = [0 as c_char; 512];
-    let mut answers = vec![Err("the broker did not speak of this topic".to_owned()); topics.len()];
+    let mut answers =
+        vec![Err("the broker returned no result for this topic".to_owned()); topics.len()];
     let mut wanted = Vec::with_capacity(topics.len());
     for (topic, answer) in topics.iter().zip(&mut answers) {
         match new_topic(topic) {
@@ -53,8 +54,8 @@ pub(crate) fn create_topics<C: ClientContext>(
             None => *answer = Err("its name or partition count is invalid".to_owned()),
         }
     }
-    // SAFETY: the client is alive for the borrow. What is made here is destroyed here, once; the answers are read before
-    // their event goes.
+    // SAFETY: the client is alive for the borrow. What is created here is destroyed here, once; the results are read
+    // before their event is destroyed.
     unsafe {
         let options = sys::rd_kafka_AdminOptions_new(
             client,
@@ -68,7 +69,7 @@ pub(crate) fn create_topics<C: ClientContext>(
         }
         let queue = sys::rd_kafka_queue_new(client);
         sys::rd_kafka_CreateTopics(client, wanted.as_mut_ptr(), wanted.len(), options, queue);
-        // The request's own timeout ends the wait; a second more for its answer.
+        // The request's own timeout ends the wait; the response gets another second.
         let event = sys::rd_kafka_queue_poll(queue, timeout_ms.saturating_add(1_000));
         let read = read_answers(event, topics, &mut answers);
         if !event.is_null() {
@@ -84,7 +85,7 @@ pub(crate) fn create_topics<C: ClientContext>(
     }
 }
 
-/// librdkafka's own form of a topic to be made; the caller destroys it.
+/// librdkafka's form of a topic to create; the caller destroys it.
 fn new_topic(topic: &NewTopic) -> Option<*mut sys::rd_kafka_NewTopic_t> {
     let name = CString::new(topic.name.as_str()).ok()?;
     let mut error = [0 as c_char; 512];
@@ -101,7 +102,7 @@ fn new_topic(topic: &NewTopic) -> Option<*mut sys::rd_kafka_NewTopic_t> {
     (!made.is_null()).then_some(made)
 }
 
-/// Puts what an event says of each topic in its place; else the error of the request as a whole.
+/// Stores the event's result of each topic, or else the error of the request as a whole.
 ///
 /// # Safety
 /// `event` is null or alive.
@@ -134,7 +135,7 @@ unsafe fn read_answers(
     Ok(())
 }
 
-/// An error code that the bindings may not have, as theirs.
+/// An error code that the bindings may lack, as theirs.
 fn code_of(code: c_int) -> RDKafkaErrorCode {
     match code {
         TIMED_OUT => RDKafkaErrorCode::OperationTimedOut,

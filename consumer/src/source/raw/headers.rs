@@ -1,8 +1,8 @@
-//! Whether the two ways to a record's headers agree: in place, and through librdkafka's public call.
+//! Compares the two ways to read a record's headers: in place, and through librdkafka's public call.
 
 use sluicegate_abi::header_block;
 
-/// What the public call says of a record's headers.
+/// The result of the public call for a record's headers.
 #[derive(Debug)]
 pub(super) enum PublicHeaders {
     /// There are none.
@@ -13,16 +13,16 @@ pub(super) enum PublicHeaders {
     Block(Vec<u8>),
 }
 
-/// Headers beyond which the public call takes a block for malformed.
+/// Number of headers beyond which the public call considers a block malformed.
 pub(super) const MOST_PUBLIC_HEADERS: usize = 100_000;
 
-/// Whether a block that was read in place and the public call speak of the same headers. A difference that lies in the
-/// record says nothing against reading in place: a block that cannot be read whole, numbers that are written longer than
-/// need be, and a name with a zero byte in it, which the public call cuts there.
+/// Whether a block read in place and the public call contain the same headers. A difference caused by the record does
+/// not count against reading in place: a block that cannot be read completely, numbers with a non-minimal encoding, and
+/// a name with a zero byte, where the public call truncates it.
 pub(super) fn agree(in_place: &[u8], public: &PublicHeaders) -> bool {
     let headers = || header_block::Headers::new(in_place);
     match public {
-        // No more than a number, which says that there are none.
+        // Only a number that encodes zero headers.
         PublicHeaders::None => in_place.len() <= 10 && headers().next().is_none(),
         PublicHeaders::Malformed => !is_whole(in_place) || headers().count() > MOST_PUBLIC_HEADERS,
         PublicHeaders::Block(block) if in_place == block => true,
@@ -35,7 +35,7 @@ pub(super) fn agree(in_place: &[u8], public: &PublicHeaders) -> bool {
     }
 }
 
-/// Whether a block holds as many headers as it says, and nothing else.
+/// Whether a block contains exactly as many headers as it declares, and nothing else.
 fn is_whole(block: &[u8]) -> bool {
     let headers: Vec<_> = header_block::Headers::new(block).collect();
     let mut again = Vec::with_capacity(block.len());

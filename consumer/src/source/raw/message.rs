@@ -1,4 +1,4 @@
-//! A message of the client's memory: its parts in place, and its end.
+//! A message in the client's memory: in-place access to its parts, and its release.
 
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
@@ -28,7 +28,7 @@ static PUBLIC_HEADERS: AtomicBool = AtomicBool::new(!cfg!(raw_headers));
 pub(in crate::source) struct Message(NonNull<sys::rd_kafka_message_t>);
 
 impl Message {
-    /// Takes over a message that was taken from a queue; it counts in [`LIVE`] already.
+    /// Takes ownership of a message that was taken from a queue; it is already counted in [`LIVE`].
     pub(super) fn owned(message: NonNull<sys::rd_kafka_message_t>) -> Self {
         Self(message)
     }
@@ -39,7 +39,7 @@ impl Message {
         unsafe { (&raw const (*self.0.as_ptr()).err).cast::<i32>().read() }
     }
 
-    /// The words of an error entry.
+    /// The text of an error entry.
     pub(in crate::source) fn error_text(&self) -> String {
         let words = self
             .value()
@@ -62,13 +62,13 @@ impl Message {
         unsafe { (*self.0.as_ptr()).offset }
     }
 
-    /// Milliseconds, -1 when there is none.
+    /// Milliseconds; -1 if there is none.
     pub(in crate::source) fn timestamp_ms(&self) -> i64 {
         // SAFETY: the message is alive; a null type pointer is allowed.
         unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), std::ptr::null_mut()) }
     }
 
-    /// Epoch of the leader that took it, -1 when the broker gives none.
+    /// Epoch of the leader that appended it; -1 if the broker provides none.
     pub(in crate::source) fn leader_epoch(&self) -> i32 {
         // SAFETY: the message is alive and consumed.
         unsafe { sys::rd_kafka_message_leader_epoch(self.0.as_ptr()) }
@@ -90,12 +90,12 @@ impl Message {
         }
     }
 
-    /// Asks the processor to fetch the message and what librdkafka keeps around it.
+    /// Prefetches the message and librdkafka's data around it.
     pub(in crate::source) fn prefetch(&self) {
         prefetch(self.0.as_ptr());
     }
 
-    /// The header block in place, or nothing where the shim is not built.
+    /// The header block in place; empty if the shim is not built.
     pub(in crate::source) fn header_block(&self) -> &[u8] {
         #[cfg(raw_headers)]
         {
@@ -110,19 +110,19 @@ impl Message {
         &[]
     }
 
-    /// Whether [`Self::header_block`] can be believed. `check` compares it with the public call; where the two differ for
-    /// no reason that lies in the record, the public call is used for good.
+    /// Whether [`Self::header_block`] can be trusted. `check` compares it with the public call; if the two differ for a
+    /// reason that does not lie in the record, the public call is used from then on.
     pub(in crate::source) fn headers_are_in_place(&self, check: bool) -> bool {
         if check && !PUBLIC_HEADERS.load(Ordering::Relaxed) {
             #[cfg(raw_headers)]
             let fits = sluicegate_headers_shim_fits() != 0;
             #[cfg(not(raw_headers))]
             let fits = false;
-            // A library of another version is not read in place even once.
+            // With a library of another version, headers are never read in place.
             if !(fits && agree(self.header_block(), &self.public_headers())) {
                 tracing::warn!(
                     offset = self.offset(),
-                    "record headers cannot be read in place with this librdkafka; reading them the slow way"
+                    "record headers cannot be read in place with this librdkafka; falling back to its slower public call"
                 );
                 PUBLIC_HEADERS.store(true, Ordering::Relaxed);
             }
@@ -130,7 +130,7 @@ impl Message {
         !PUBLIC_HEADERS.load(Ordering::Relaxed)
     }
 
-    /// The header block, encoded from what librdkafka's public call gives; empty for none.
+    /// The header block, encoded from the result of librdkafka's public call; empty if there are none.
     pub(in crate::source) fn public_header_block(&self) -> Vec<u8> {
         match self.public_headers() {
             PublicHeaders::Block(block) => block,
@@ -138,7 +138,7 @@ impl Message {
         }
     }
 
-    /// What librdkafka's public call gives, encoded.
+    /// The result of librdkafka's public call, encoded.
     fn public_headers(&self) -> PublicHeaders {
         let mut out = Vec::new();
         let mut headers = std::ptr::null_mut();
@@ -163,10 +163,10 @@ impl Message {
     }
 }
 
-/// Messages between the one that is taken and the one whose memory is fetched ahead: another core wrote them last.
+/// Prefetch distance in messages: another core wrote their memory last.
 pub(super) const PREFETCH: usize = 8;
 
-/// Asks the processor for the cache lines of a message that are read later. Elsewhere than on x86-64 it does nothing.
+/// Prefetches the cache lines of a message that are read later. A no-op except on x86-64.
 pub(super) fn prefetch(message: *const sys::rd_kafka_message_t) {
     #[cfg(target_arch = "x86_64")]
     for line in LINES {
@@ -179,7 +179,7 @@ pub(super) fn prefetch(message: *const sys::rd_kafka_message_t) {
     let _ = message;
 }
 
-/// The cache lines around a message that librdkafka's operation of it takes up: its head lies before the message.
+/// The cache lines of librdkafka's operation around a message: its head lies before the message.
 #[cfg(target_arch = "x86_64")]
 const LINES: [isize; 6] = [-2, -1, 0, 1, 2, 3];
 

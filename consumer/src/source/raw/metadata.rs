@@ -1,4 +1,4 @@
-//! What a client's metadata says of topics, beyond what librdkafka has public calls for.
+//! A client's metadata about topics that librdkafka has no public calls for.
 
 #[cfg(raw_headers)]
 use std::ffi::c_int;
@@ -25,19 +25,19 @@ unsafe extern "C" {
     fn sluicegate_fetch_error(topic: *const sys::rd_kafka_topic_t, partition: i32) -> c_int;
 }
 
-/// What a client's metadata says of a topic.
+/// A topic according to a client's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::source) enum TopicState {
-    /// Nothing yet.
+    /// Nothing is known yet.
     Unknown,
     /// It exists.
     Exists {
-        /// Which creation of it.
+        /// Its id, which identifies one creation of the topic.
         id: TopicUuid,
-        /// How many partitions it has.
+        /// Its partition count.
         partitions: i32,
     },
-    /// It does not exist, or may not be described.
+    /// It does not exist, or the client may not describe it.
     Missing,
 }
 
@@ -46,10 +46,10 @@ pub(in crate::source) enum TopicState {
 pub(in crate::source) struct NoLeader;
 
 impl<C: ConsumerContext> Connection<C> {
-    /// What the client's metadata says of a topic now; nothing but that it exists where the shim is not built.
+    /// The topic according to the client's current metadata; always "exists" if the shim is not built.
     ///
-    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another one was put into the
-    /// queue after this had changed.
+    /// librdkafka fetches by the id (Kafka 3.1 and later), so a record that was fetched under another id entered the
+    /// queue after the id had changed.
     pub(in crate::source) fn topic_state(&self, id: TopicId) -> TopicState {
         #[cfg(raw_headers)]
         if sluicegate_headers_shim_fits() != 0
@@ -76,8 +76,8 @@ impl<C: ConsumerContext> Connection<C> {
         }
     }
 
-    /// The leader of a partition by the client's metadata. An error is that it has none; `None` is that nobody knows,
-    /// where the shim is not built.
+    /// The leader of a partition according to the client's metadata. An error means that it has none; `None` means
+    /// unknown, if the shim is not built.
     pub(in crate::source) fn leader(
         &self,
         id: TopicId,
@@ -99,7 +99,7 @@ impl<C: ConsumerContext> Connection<C> {
         Ok(None)
     }
 
-    /// How the fetching of a partition goes; unknown where the shim is not built.
+    /// State of the fetching of a partition; unknown if the shim is not built.
     pub(in crate::source) fn fetch_state(&self, id: TopicId, partition: i32) -> FetchState {
         #[cfg(raw_headers)]
         if sluicegate_headers_shim_fits() != 0

@@ -1,4 +1,4 @@
-//! librdkafka's mock cluster, as far as the bindings do not have it.
+//! librdkafka's mock cluster: functions that the bindings lack.
 
 use rdkafka::client::{Client, ClientContext};
 use rdkafka_sys as sys;
@@ -14,7 +14,7 @@ pub(in crate::source) fn form_groups_at_once<C: ClientContext>(client: &Client<C
     }
 }
 
-/// Has a client's mock cluster keep the requests that it gets.
+/// Makes a client's mock cluster keep the requests that it receives.
 pub(in crate::source) fn keep_requests<C: ClientContext>(client: &Client<C>) {
     // SAFETY: the client is alive and owns the cluster, if it has one.
     unsafe {
@@ -25,7 +25,7 @@ pub(in crate::source) fn keep_requests<C: ClientContext>(client: &Client<C>) {
     }
 }
 
-/// How many requests of a kind a client's mock cluster has got since it keeps them.
+/// Number of kept requests of a kind in a client's mock cluster.
 pub(in crate::source) fn kept_requests<C: ClientContext>(
     client: &Client<C>,
     api_key: i16,

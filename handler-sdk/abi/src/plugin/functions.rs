@@ -1,7 +1,7 @@
-//! The functions of the boundary on the plugin's side.
+//! The plugin's side of the ABI functions.
 //!
-//! Nothing unwinds out of them. A panic of the author's code becomes a status and a text; an instance that panicked is
-//! never entered again, except to be dropped.
+//! They never unwind. A panic of the author's code becomes a status and a text; an instance that panicked is never called
+//! again, only dropped.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub fn module<P: Plugin>() -> PluginModule_Ref {
     PluginModule_Ref(Functions::<P>::MODULE.static_as_prefix())
 }
 
-/// The header that `abi_stable` looks for in a library; the export macro makes a static of it.
+/// The header that `abi_stable` expects in a library; the export macro creates a static of it.
 #[must_use]
 pub const fn library_header<P: Plugin>() -> LibHeader {
     extern "C" fn loader<P: Plugin>() -> RootModuleResult {
@@ -64,17 +64,14 @@ struct Cell {
 }
 
 impl Cell {
-    /// Runs `work` on an instance that has not panicked; a panic puts its text into `sink`.
+    /// Runs `work` unless the instance has panicked before; a panic writes its text to `sink`.
     fn run(
         &mut self,
         sink: RawSink,
         work: impl FnOnce(&mut dyn Instance) -> Result<(), String>,
     ) -> i32 {
         if self.spent {
-            put(
-                sink,
-                "the instance panicked earlier and is not used any more",
-            );
+            put(sink, "the instance panicked earlier and is no longer used");
             return status::SPENT;
         }
         match guard::guarded(|| work(self.instance.as_mut())) {
@@ -157,7 +154,7 @@ unsafe extern "C" fn shutdown<P: Plugin>(deadline_ms: u64) -> i32 {
 /// # Safety
 /// `context` comes from [`create`], is not destroyed, and no other call is running on it.
 unsafe fn cell<'a>(context: *mut ()) -> &'a mut Cell {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { &mut *context.cast::<Cell>() }
 }
 
@@ -184,10 +181,8 @@ unsafe extern "C" fn handle(context: *mut (), call: *const RawCall) -> i32 {
         }
         Err(panic) => {
             cell.spent = true;
-            cell.host.log(
-                0,
-                &format!("the handler panicked around its records: {panic}"),
-            );
+            cell.host
+                .log(0, &format!("handler panicked outside its records: {panic}"));
             status::SPENT
         }
     }
@@ -247,7 +242,7 @@ unsafe extern "C" fn reconfigure(context: *mut (), config: RawBytes, sink: RawSi
                 refusal = status::CONFIG;
                 text
             }
-            Refusal::Unknown => "it takes no new config".to_owned(),
+            Refusal::Unknown => "it cannot be reconfigured".to_owned(),
             Refusal::Failed(text) => text,
         })
     });
@@ -258,7 +253,7 @@ unsafe extern "C" fn reconfigure(context: *mut (), config: RawBytes, sink: RawSi
 }
 
 unsafe extern "C" fn destroy(context: *mut (), sink: RawSink) -> i32 {
-    // SAFETY: made by `create` with `Box::into_raw`, and given back once.
+    // SAFETY: created by `create` with `Box::into_raw`, and destroyed once.
     let cell = unsafe { Box::from_raw(context.cast::<Cell>()) };
     let Cell {
         instance,

@@ -1,5 +1,5 @@
-//! The plugin's side: safe traits that the SDK implements ([`Plugin`], [`Instance`]), and safe handles on the service
-//! ([`Host`]) and on a call ([`Call`]). The functions of the boundary that call the traits stand in `functions`.
+//! The plugin's side of the ABI: safe traits that the SDK implements ([`Plugin`], [`Instance`]), and safe handles to the
+//! service ([`Host`]) and to a call ([`Call`]). The ABI functions that call the traits are in `functions`.
 
 mod functions;
 
@@ -15,7 +15,7 @@ use crate::module::{RawBytes, RawCall, RawEmit, RawHost, emit_flag, status};
 use crate::record::{RawOutcome, RawRecord};
 use crate::view::RecordView;
 
-/// A plugin library: what the export macro makes of an author's handlers.
+/// A plugin library, implemented by the export macro.
 pub trait Plugin: 'static {
     /// The handlers, as a JSON document.
     fn describe() -> String;
@@ -23,7 +23,7 @@ pub trait Plugin: 'static {
     /// Builds an instance.
     ///
     /// # Errors
-    /// [`Refusal`] says why there is none.
+    /// [`Refusal`] has the reason.
     fn create(
         host: Host,
         handler: &str,
@@ -31,11 +31,11 @@ pub trait Plugin: 'static {
         config: &str,
     ) -> Result<Box<dyn Instance>, Refusal>;
 
-    /// Ends what the plugin runs on its own.
+    /// Stops the plugin's background work.
     fn shutdown(deadline: Duration);
 }
 
-/// Why an instance was not built, or takes no new config.
+/// Why an instance was not built or reconfigured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The handler refuses its config.
@@ -46,34 +46,34 @@ pub enum Refusal {
     Failed(String),
 }
 
-/// One running handler.
+/// A handler instance.
 pub trait Instance {
     /// Handles the records of a call.
     fn handle(&mut self, call: &Call<'_>) -> CallEnd;
 
-    /// Whether it is well.
+    /// Runs the health check.
     ///
     /// # Errors
     /// What is wrong.
     fn health(&mut self) -> Result<(), String>;
 
-    /// A partition's records will come.
+    /// A partition was assigned.
     fn assigned(&mut self, topic: &str, partition: i32, epoch: u32);
 
-    /// No record of this partition and epoch will come any more.
+    /// A partition was revoked: no more records of this partition and epoch follow.
     fn revoked(&mut self, topic: &str, partition: i32, epoch: u32);
 
-    /// The last calls are over; finish what is held back.
+    /// The last call has returned: finish pending work.
     fn drain(&mut self, deadline: Duration);
 
-    /// Takes a config in the place of the one that it has.
+    /// Replaces the config.
     ///
     /// # Errors
-    /// [`Refusal`] says why it goes on with the one that it has.
+    /// [`Refusal`] has the reason; the previous config stays active.
     fn reconfigure(&mut self, config: &str) -> Result<(), Refusal>;
 }
 
-/// Whether the instance can be called again.
+/// Whether the instance may be called again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallEnd {
     /// It can.
@@ -99,7 +99,7 @@ pub struct Emission<'a> {
     pub headers: &'a [u8],
 }
 
-/// The service, for whoever in the plugin wants to log or count; usable from any thread, also between calls.
+/// The service's logging and metrics; usable from any thread, also between calls.
 pub struct Host {
     raw: RawHost,
 }
@@ -119,7 +119,7 @@ impl Clone for Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // SAFETY: gives back the one count that `self` owns.
+        // SAFETY: releases the one count that `self` owns.
         unsafe { (self.raw.functions.release())(self.raw.context) };
     }
 }
@@ -133,7 +133,7 @@ impl Host {
         };
     }
 
-    /// Adds to a counter (kind 0), sets a gauge (1), observes into a histogram (2).
+    /// Adds to a counter (kind 0), sets a gauge (1), records a histogram observation (2).
     pub fn metric(&self, kind: u32, name: &str, value: f64) {
         // SAFETY: as in `log`.
         unsafe {
@@ -147,7 +147,7 @@ impl Host {
     }
 }
 
-/// A call, as the plugin sees it; bound to the thread and the time of the call.
+/// The plugin's view of a call; bound to its thread and its duration.
 pub struct Call<'a> {
     raw: &'a RawCall,
     host: &'a Host,
@@ -186,7 +186,7 @@ impl<'a> Call<'a> {
         unsafe { RecordView::new(&self.records()[index]) }
     }
 
-    /// Publishes a record's outcome; the service can read it at once.
+    /// Publishes a record's outcome; the service can read it immediately.
     ///
     /// # Panics
     /// When `index` is out of range.
@@ -195,7 +195,7 @@ impl<'a> Call<'a> {
         self.slot(index).store(outcome);
     }
 
-    /// What is published for a record so far.
+    /// The outcome published for a record so far.
     ///
     /// # Panics
     /// When `index` is out of range.
@@ -214,20 +214,20 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.outcomes.add(index) }
     }
 
-    /// Says which record is being handled now.
+    /// Publishes the index of the current record.
     #[inline]
     pub fn reached(&self, index: usize) {
         // SAFETY: `progress` lives until `handle` returns.
         unsafe { &*self.raw.progress }.store(index as u32, Ordering::Release);
     }
 
-    /// Whether the result is no longer wanted.
+    /// Whether the result is no longer needed.
     #[inline]
     pub fn cancelled(&self) -> bool {
         self.ending() & CANCELLED != 0
     }
 
-    /// Whether no further record may be begun.
+    /// Whether no further record may start.
     #[inline]
     pub fn stopped(&self) -> bool {
         self.ending() != 0
@@ -239,12 +239,12 @@ impl<'a> Call<'a> {
         unsafe { &*self.raw.cancelled }.load(Ordering::Relaxed)
     }
 
-    /// Time for the whole call, if limited.
+    /// Timeout of the whole call, if limited.
     pub fn timeout(&self) -> Option<Duration> {
         (self.raw.timeout_ms != 0).then(|| Duration::from_millis(self.raw.timeout_ms))
     }
 
-    /// Counts the calls of the instance, from 1.
+    /// Serial number of the call within the instance, from 1.
     pub fn serial(&self) -> u64 {
         self.raw.serial
     }
@@ -254,7 +254,7 @@ impl<'a> Call<'a> {
         self.host
     }
 
-    /// Hands over a text for an outcome; gives the value for `RawOutcome::detail`.
+    /// Stores a text for an outcome and returns the value for `RawOutcome::detail`.
     pub fn detail(&self, text: &str) -> u32 {
         // SAFETY: `output` is valid until `handle` returns and `self` cannot leave the thread; the text lives for
         // the call.
@@ -263,7 +263,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Hands over a record to produce on behalf of record `index`; `false` when the service refuses it.
+    /// Emits a record for record `index`; `false` if the service refuses it.
     ///
     /// # Panics
     /// When `index` is out of range.

@@ -1,4 +1,4 @@
-//! The sentences of the contract about one handler.
+//! The rules of the contract that concern one handler.
 
 use std::sync::Arc;
 
@@ -8,43 +8,46 @@ use sluicegate_runtime::{
     LoadedPlugin, NotTaken, RawOutcome, outcome_code, outcome_flag,
 };
 
-use super::{Check, CheckResult, Quiet, records};
+use super::{Check, CheckResult, NullServices, records};
 
-/// The handler that is asked.
+/// The handler under test.
 pub(super) struct Subject {
     pub(super) plugin: Arc<dyn LoadedPlugin>,
     pub(super) info: HandlerInfo,
     pub(super) config: String,
-    /// The config was given, not made from the schema.
+    /// The config was given, not derived from the schema.
     pub(super) given: bool,
 }
 
-/// What a call came to.
+/// Result of a call.
 struct Called {
     status: CallStatus,
     outcomes: Vec<RawOutcome>,
     output: CallOutput,
 }
 
-type Sentence = fn(&Subject) -> Result<(), String>;
+type Rule = fn(&Subject) -> Result<(), String>;
 
-const WITH_INSTANCE: [(&str, Sentence); 9] = [
-    ("says whether it is well", Subject::health_answers),
-    ("takes a call without records", Subject::empty_call),
-    ("gives every odd record an outcome", Subject::odd_records),
-    ("keeps a lane in order", Subject::lanes),
-    ("answers calls one after the other", Subject::repeated_calls),
+const WITH_INSTANCE: [(&str, Rule); 9] = [
+    ("reports its health", Subject::health_answers),
+    ("accepts a call without records", Subject::empty_call),
     (
-        "begins no record of a call that is cancelled",
+        "returns an outcome for every unusual record",
+        Subject::unusual_records,
+    ),
+    ("keeps a lane in order", Subject::lanes),
+    ("handles consecutive calls", Subject::repeated_calls),
+    (
+        "starts no record of a cancelled call",
         Subject::cancelled_call,
     ),
     (
-        "takes partitions and lets them go, drains and ends",
-        Subject::life,
+        "handles assigned, revoked, drain and drop",
+        Subject::lifecycle,
     ),
     ("runs on two workers at once", Subject::two_workers),
     (
-        "takes a config if it says so, and survives a bad one",
+        "accepts a new config if declared, and survives an invalid one",
         Subject::new_config,
     ),
 ];
@@ -52,33 +55,36 @@ const WITH_INSTANCE: [(&str, Sentence); 9] = [
 impl Subject {
     pub(super) fn check(self, done: &mut dyn FnMut(Check)) {
         let handler = Some(self.info.name.clone());
-        let mut say = |name, result| {
+        let mut report = |name, result| {
             done(Check {
                 handler: handler.clone(),
                 name,
                 result,
             })
         };
-        let told = |result: Result<(), String>| {
+        let to_result = |result: Result<(), String>| {
             result.map_or_else(CheckResult::Failed, |()| CheckResult::Passed)
         };
-        say("refuses a config of another type", told(self.bad_config()));
+        report(
+            "refuses a config of another type",
+            to_result(self.bad_config()),
+        );
         match self.create() {
             Ok(instance) => {
                 drop(instance);
-                say("starts with its config", CheckResult::Passed);
+                report("starts with its config", CheckResult::Passed);
             }
             Err(why) if self.given => {
-                return say("starts with its config", CheckResult::Failed(why));
+                return report("starts with its config", CheckResult::Failed(why));
             }
             Err(why) => {
                 let text =
-                    format!("give a config for it; the one made from its schema is no good: {why}");
-                return say("starts with its config", CheckResult::Skipped(text));
+                    format!("provide a config; the one derived from its schema is refused: {why}");
+                return report("starts with its config", CheckResult::Skipped(text));
             }
         }
-        for (name, sentence) in WITH_INSTANCE {
-            say(name, told(sentence(&self)));
+        for (name, rule) in WITH_INSTANCE {
+            report(name, to_result(rule(&self)));
         }
     }
 
@@ -88,7 +94,7 @@ impl Subject {
                 &self.info.name,
                 "conformance-0",
                 &self.config,
-                Arc::new(Quiet),
+                Arc::new(NullServices),
             )
             .map_err(|error| error.to_string())
     }
@@ -98,22 +104,20 @@ impl Subject {
             &self.info.name,
             "conformance-0",
             "[\"no\", 1]",
-            Arc::new(Quiet),
+            Arc::new(NullServices),
         ) {
             Err(CreateError::Config(reason)) if !reason.is_empty() => Ok(()),
             Err(other) => Err(format!(
-                "it should say what is wrong with the config, it says: {other}"
+                "expected a config error with a reason, got: {other}"
             )),
-            Ok(_) => {
-                Err("it starts with a list as its config; describe the config by a type".into())
-            }
+            Ok(_) => Err("it accepts a list as its config; describe the config by a type".into()),
         }
     }
 
     fn health_answers(&self) -> Result<(), String> {
-        // Not being well is an answer too.
+        // An unhealthy handler passes if it gives a reason.
         match self.create()?.health() {
-            Err(text) if text.is_empty() => Err("it is not well and does not say why".into()),
+            Err(text) if text.is_empty() => Err("it is unhealthy without a reason".into()),
             _ => Ok(()),
         }
     }
@@ -123,22 +127,25 @@ impl Subject {
         if called.output.emits.is_empty() {
             Ok(())
         } else {
-            Err("it emits records for nothing".into())
+            Err("it emits records in a call without records".into())
         }
     }
 
-    fn odd_records(&self) -> Result<(), String> {
-        for (what, parts) in records::odd() {
+    fn unusual_records(&self) -> Result<(), String> {
+        for (what, parts) in records::unusual() {
             let called = self.call(self.create()?.as_mut(), std::slice::from_ref(&parts))?;
             match called.outcomes[0].code {
                 outcome_code::PANICKED => {
                     return Err(format!("it panics on {what}: {}", called.detail(0)));
                 }
-                outcome_code::NOT_RUN => return Err(format!("it gives no outcome for {what}")),
+                outcome_code::NOT_RUN => return Err(format!("it returns no outcome for {what}")),
                 _ => {}
             }
         }
-        let all: Vec<RecordParts> = records::odd().into_iter().map(|(_, parts)| parts).collect();
+        let all: Vec<RecordParts> = records::unusual()
+            .into_iter()
+            .map(|(_, parts)| parts)
+            .collect();
         let called = self.call(self.create()?.as_mut(), &all)?;
         match called
             .outcomes
@@ -146,8 +153,8 @@ impl Subject {
             .position(|outcome| outcome.code == outcome_code::NOT_RUN)
         {
             Some(index) => Err(format!(
-                "among others, it gives no outcome for {}",
-                records::odd()[index].0
+                "in one call with the others, it returns no outcome for {}",
+                records::unusual()[index].0
             )),
             None => Ok(()),
         }
@@ -169,12 +176,12 @@ impl Subject {
             let ran = outcome.code != outcome_code::NOT_RUN;
             if ran && blocked {
                 return Err(format!(
-                    "record {index} ran though an earlier one of its lane is not settled"
+                    "record {index} ran although an earlier one of its lane is not settled"
                 ));
             }
             if !ran && !blocked {
                 return Err(format!(
-                    "record {index} did not run though nothing of its lane is open"
+                    "record {index} did not run although nothing of its lane is open"
                 ));
             }
             let plain = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP);
@@ -191,19 +198,19 @@ impl Subject {
         for size in [1, 5, 2, 5] {
             let called = self.call(instance.as_mut(), &records::one_lane()[..size])?;
             if called.status == CallStatus::Spent {
-                return Err("it panics on plain records".into());
+                return Err("it panics on ordinary records".into());
             }
         }
         match instance.monitor().current() {
             None => Ok(()),
             Some(call) => Err(format!(
-                "call {} seems to run after it returned",
+                "call {} is reported as running after it returned",
                 call.serial
             )),
         }
     }
 
-    fn life(&self) -> Result<(), String> {
+    fn lifecycle(&self) -> Result<(), String> {
         let mut instance = self.create()?;
         instance.assigned("conformance", 3, 1);
         self.call(instance.as_mut(), &records::one_lane())?;
@@ -211,7 +218,7 @@ impl Subject {
         instance.assigned("conformance", 3, 2);
         instance.revoked("conformance", 3, 2);
         instance.drain(1000);
-        // A panic in one of them spends the instance, which this shows.
+        // A panic in one of them makes the instance unusable, which this call detects.
         let called = self.call(instance.as_mut(), &[])?;
         if called.status == CallStatus::Spent {
             return Err("it panics in assigned, revoked or drain".into());
@@ -229,9 +236,9 @@ impl Subject {
                 Ok(())
             };
             let workers = [scope.spawn(work), scope.spawn(work)];
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().map_err(|_| "a worker ended".to_string())?)
+            workers.into_iter().try_for_each(|worker| {
+                worker.join().map_err(|_| "a worker panicked".to_string())?
+            })
         })
     }
 
@@ -244,11 +251,11 @@ impl Subject {
         match instance.reconfigure("[\"no\", 1]") {
             Err(NotTaken::Refused(reason)) if !reason.is_empty() => {}
             Err(other) => return Err(format!("a config of another type: {other}")),
-            Ok(()) => return Err("it takes a list as its config".into()),
+            Ok(()) => return Err("it accepts a list as its config".into()),
         }
         instance
             .reconfigure(&self.config)
-            .map_err(|error| format!("the config that it began with: {error}"))?;
+            .map_err(|error| format!("its initial config: {error}"))?;
         self.call(instance.as_mut(), &records::one_lane()).map(drop)
     }
 
@@ -257,14 +264,14 @@ impl Subject {
         let cancel = CancelFlag::default();
         cancel.set();
         let called = self.call_until(instance.as_mut(), &records::one_lane(), &cancel)?;
-        let begun = |outcome: &RawOutcome| outcome.code != outcome_code::NOT_RUN;
-        if called.outcomes.iter().any(begun) || !called.output.emits.is_empty() {
-            return Err("it handles records whose result nobody wants any more".into());
+        let started = |outcome: &RawOutcome| outcome.code != outcome_code::NOT_RUN;
+        if called.outcomes.iter().any(started) || !called.output.emits.is_empty() {
+            return Err("it handles records of a cancelled call".into());
         }
         Ok(())
     }
 
-    /// Calls, and holds what comes back to what every call promises.
+    /// Calls the handler and checks the invariants of every call.
     fn call(
         &self,
         instance: &mut dyn HandlerInstance,
@@ -293,7 +300,7 @@ impl Subject {
             outcomes,
             output,
         };
-        called.promises()?;
+        called.check_invariants()?;
         Ok(called)
     }
 }
@@ -305,7 +312,7 @@ impl Called {
             .map_or("", String::as_str)
     }
 
-    fn promises(&self) -> Result<(), String> {
+    fn check_invariants(&self) -> Result<(), String> {
         for (index, outcome) in self.outcomes.iter().enumerate() {
             if outcome.code > outcome_code::PANICKED {
                 return Err(format!(
@@ -315,7 +322,7 @@ impl Called {
             }
             if outcome.detail as usize > self.output.details.len() {
                 return Err(format!(
-                    "the outcome of record {index} points to a text that is not there"
+                    "the outcome of record {index} references a missing text"
                 ));
             }
             let flagged = outcome.flags & outcome_flag::EMITTED != 0;
@@ -335,11 +342,11 @@ impl Called {
             .iter()
             .any(|outcome| outcome.code == outcome_code::PANICKED);
         if panicked && self.status == CallStatus::Usable {
-            return Err("it panicked and claims to be usable".into());
+            return Err("it panicked but reports to be usable".into());
         }
         match self.output.emits.iter().find(|emit| emit.topic.is_empty()) {
             Some(emit) => Err(format!(
-                "it emits to no topic on behalf of record {}",
+                "it emits without a topic for record {}",
                 emit.record
             )),
             None => Ok(()),

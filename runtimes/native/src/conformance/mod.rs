@@ -1,8 +1,8 @@
-//! The plugin contract, run on any built plugin file: what an author checks before shipping.
+//! The plugin conformance suite, run on any built plugin file: what an author checks before shipping.
 //!
-//! Each check is one sentence of the contract. Handlers are checked on threads of their own with a time limit, so that
-//! one that hangs is reported like any other failure. A handler that needs more config than its schema reveals is given
-//! one through [`Options::configs`], else what needs an instance is skipped and says so.
+//! Each check tests one rule of the contract. Handlers are checked on separate threads with a timeout, so that a hanging
+//! handler is reported like any other failure. A handler whose config cannot be derived from its schema needs one in
+//! [`Options::configs`]; otherwise the checks that need an instance are reported as skipped.
 
 mod handler;
 mod records;
@@ -21,57 +21,57 @@ use crate::NativeRuntime;
 /// How to run the suite.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Configs (JSON text) by handler name; others are made from the config's schema.
+    /// Configs (JSON text) by handler name; other configs are derived from the schema.
     pub configs: BTreeMap<String, String>,
-    /// How long one handler's checks may take.
-    pub patience: Duration,
-    /// Where private copies go.
+    /// Timeout for all checks of one handler.
+    pub timeout: Duration,
+    /// Folder for private copies.
     pub cache: PathBuf,
 }
 
 impl Options {
-    /// Configs from schemas, a minute a handler, and copies under `cache`.
+    /// Configs from schemas, a timeout of one minute per handler, and private copies under `cache`.
     #[must_use]
     pub fn new(cache: PathBuf) -> Self {
         Self {
             configs: BTreeMap::new(),
-            patience: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
             cache,
         }
     }
 }
 
-/// What the suite found.
+/// Result of the suite.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// In the order in which they ran.
+    /// In execution order.
     pub checks: Vec<Check>,
 }
 
-/// One sentence of the contract, for one handler or for the library.
+/// One rule of the contract, checked on one handler or on the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// The handler; `None` is the library itself.
     pub handler: Option<String>,
-    /// The sentence.
+    /// The rule.
     pub name: &'static str,
-    /// Whether it holds.
+    /// The result.
     pub result: CheckResult,
 }
 
-/// How a check went.
+/// Result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckResult {
-    /// It holds.
+    /// The rule holds.
     Passed,
-    /// It does not, and why.
+    /// The rule is violated, with the reason.
     Failed(String),
-    /// It could not be asked, and what to do about it.
+    /// The check could not run, with a remedy.
     Skipped(String),
 }
 
 impl Report {
-    /// Nothing failed.
+    /// Whether no check failed.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.checks
@@ -109,27 +109,27 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the contract on the plugin at `path`.
+/// Runs the suite on the plugin at `path`.
 #[must_use]
 pub fn run(path: &Path, options: &Options) -> Report {
     let mut report = Report::default();
     let plugin = match NativeRuntime.load(path, &options.cache, 1) {
         Ok(plugin) => plugin,
         Err(error) => {
-            report.add(None, "passes the gates", Err(error.to_string()));
+            report.add(None, "passes the load checks", Err(error.to_string()));
             return report;
         }
     };
-    report.add(None, "passes the gates", Ok(()));
+    report.add(None, "passes the load checks", Ok(()));
     report.add(None, "describes its handlers", described(plugin.as_ref()));
     report.add(
         None,
-        "refuses a handler that it does not have",
+        "rejects an unknown handler name",
         unknown_is_refused(plugin.as_ref()),
     );
     report.add(
         None,
-        "loads a second time beside itself",
+        "loads twice in one process",
         second_generation(path, options),
     );
     for info in plugin.handlers() {
@@ -145,7 +145,7 @@ pub fn run(path: &Path, options: &Options) -> Report {
         };
         report
             .checks
-            .extend(within(options.patience, &info.name, move |done| {
+            .extend(within(options.timeout, &info.name, move |done| {
                 subject.check(done)
             }));
     }
@@ -155,11 +155,13 @@ pub fn run(path: &Path, options: &Options) -> Report {
 
 fn described(plugin: &dyn LoadedPlugin) -> Result<(), String> {
     for info in plugin.handlers() {
-        let schema: serde_json::Value = serde_json::from_str(&info.config_schema)
-            .map_err(|error| format!("the config schema of `{}` is no JSON: {error}", info.name))?;
+        let schema: serde_json::Value =
+            serde_json::from_str(&info.config_schema).map_err(|error| {
+                format!("the config schema of `{}` is not JSON: {error}", info.name)
+            })?;
         if !schema.is_object() && !schema.is_boolean() {
             return Err(format!(
-                "the config schema of `{}` is no JSON Schema",
+                "the config schema of `{}` is not a JSON Schema",
                 info.name
             ));
         }
@@ -168,10 +170,15 @@ fn described(plugin: &dyn LoadedPlugin) -> Result<(), String> {
 }
 
 fn unknown_is_refused(plugin: &dyn LoadedPlugin) -> Result<(), String> {
-    match plugin.create("no-such-handler", "conformance", "{}", Arc::new(Quiet)) {
+    match plugin.create(
+        "no-such-handler",
+        "conformance",
+        "{}",
+        Arc::new(NullServices),
+    ) {
         Err(sluicegate_runtime::CreateError::Unknown { .. }) => Ok(()),
-        Err(other) => Err(format!("it says something else: {other}")),
-        Ok(_) => Err("it builds one".into()),
+        Err(other) => Err(format!("it returns another error: {other}")),
+        Ok(_) => Err("it builds an instance".into()),
     }
 }
 
@@ -183,9 +190,9 @@ fn second_generation(path: &Path, options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs `work` on a thread; what it has not sent in time is one failure more.
+/// Runs `work` on a thread; if it does not finish in time, a failed check is added.
 fn within(
-    patience: Duration,
+    timeout: Duration,
     handler: &str,
     work: impl FnOnce(&mut dyn FnMut(Check)) + Send + 'static,
 ) -> Vec<Check> {
@@ -194,18 +201,18 @@ fn within(
     let started = std::thread::Builder::new()
         .name(format!("{handler}-conformance"))
         .spawn(move || {
-            // The receiver is gone once patience has run out.
+            // Fails once the timeout has elapsed and the receiver is gone.
             work(&mut |check| drop(sender.send(check)));
         });
     let failed = |why: String| Check {
         handler: Some(name.clone()),
-        name: "comes back from every call",
+        name: "returns from every call",
         result: CheckResult::Failed(why),
     };
     if let Err(error) = started {
-        return vec![failed(format!("no thread for it: {error}"))];
+        return vec![failed(format!("cannot start a thread: {error}"))];
     }
-    let end = std::time::Instant::now() + patience;
+    let end = std::time::Instant::now() + timeout;
     let mut found = Vec::new();
     loop {
         match checks.recv_timeout(end.saturating_duration_since(std::time::Instant::now())) {
@@ -214,8 +221,8 @@ fn within(
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let last = found.last().map_or("the first check", |check| check.name);
                 found.push(failed(format!(
-                    "after `{last}` nothing came for {} s in all",
-                    patience.as_secs()
+                    "timed out after `{last}`: its checks took longer than {} s in total",
+                    timeout.as_secs()
                 )));
                 return found;
             }
@@ -223,10 +230,10 @@ fn within(
     }
 }
 
-/// Hears nothing: logs and metrics are the handler's own affair.
-struct Quiet;
+/// Discards logs and metrics.
+struct NullServices;
 
-impl HostServices for Quiet {
+impl HostServices for NullServices {
     fn log(&self, _: LogLevel, _: &str) {}
 
     fn metric(&self, _: MetricKind, _: &str, _: f64) {}

@@ -1,4 +1,4 @@
-//! Records that a handler must get through: everything that Kafka allows, however odd.
+//! Records that a handler must tolerate: unusual ones that Kafka allows.
 
 use sluicegate_abi::view::RecordParts;
 
@@ -15,11 +15,11 @@ fn record(index: usize) -> RecordParts {
     }
 }
 
-type Odd = fn(&mut RecordParts);
+type Change = fn(&mut RecordParts);
 
-/// One record of each oddity, with what is odd about it.
-pub(super) fn odd() -> Vec<(&'static str, RecordParts)> {
-    let kinds: [(&str, Odd); 14] = [
+/// One record per unusual property, with its description.
+pub(super) fn unusual() -> Vec<(&'static str, RecordParts)> {
+    let kinds: [(&str, Change); 14] = [
         ("null key and null value", |_| {}),
         ("empty key and empty value", |r| {
             (r.key, r.value) = (Some(Vec::new()), Some(Vec::new()));
@@ -61,15 +61,15 @@ pub(super) fn odd() -> Vec<(&'static str, RecordParts)> {
             },
         ),
     ];
-    let build = |(index, (what, odd)): (usize, (&'static str, Odd))| {
+    let build = |(index, (what, change)): (usize, (&'static str, Change))| {
         let mut parts = record(index);
-        odd(&mut parts);
+        change(&mut parts);
         (what, parts)
     };
     kinds.into_iter().enumerate().map(build).collect()
 }
 
-/// Four records of one lane, and one of another between them.
+/// Four records of one lane, with one of another lane between them.
 pub(super) fn one_lane() -> Vec<RecordParts> {
     let mut all: Vec<RecordParts> = (0..5).map(record).collect();
     for (index, parts) in all.iter_mut().enumerate() {

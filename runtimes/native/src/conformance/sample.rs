@@ -1,4 +1,4 @@
-//! A config that fits a JSON Schema, as far as the schema tells.
+//! Derives a config from a JSON Schema, as far as the schema determines it.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ pub(super) fn config(schema: &str) -> String {
 }
 
 fn value(schema: &Value, root: &Value, depth: u32) -> Value {
-    // A schema that refers to itself has no end.
+    // A schema that refers to itself would recurse forever.
     if depth > 16 {
         return Value::Null;
     }

@@ -1,4 +1,4 @@
-//! Built plugins, a service that listens, and records, for the tests of this crate.
+//! Test support: built plugins, captured host services, and records.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -18,7 +18,7 @@ use sluicegate_runtime::{
     LoadedPlugin, LogLevel, MetricKind, RawOutcome,
 };
 
-/// The library of a workspace package: in the folder that `SLUICEGATE_PLUGINS_DIR` names, else built once a test process.
+/// The library of a workspace package: from the folder `SLUICEGATE_PLUGINS_DIR`, or else built once per test process.
 pub fn built(package: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("SLUICEGATE_PLUGINS_DIR") {
         return Path::new(&folder).join(library(package));
@@ -31,7 +31,7 @@ pub fn built(package: &str) -> PathBuf {
         .clone()
 }
 
-/// The library of a workspace package, built now with more arguments for cargo.
+/// Builds the library of a workspace package with additional cargo arguments.
 pub fn built_with(package: &str, arguments: &[&str]) -> PathBuf {
     let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
@@ -68,18 +68,18 @@ fn library(package: &str) -> String {
     format!("lib{name}.so")
 }
 
-/// Hears what handlers log and count.
+/// Captures log lines and metrics of handlers.
 #[derive(Default)]
-pub struct Heard(pub Mutex<Vec<String>>);
+pub struct CapturedOutput(pub Mutex<Vec<String>>);
 
-impl Heard {
-    /// Everything so far, in one text.
+impl CapturedOutput {
+    /// All captured lines, joined.
     pub fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")
     }
 }
 
-impl HostServices for Heard {
+impl HostServices for CapturedOutput {
     fn log(&self, level: LogLevel, message: &str) {
         self.0.lock().unwrap().push(format!("{level:?}: {message}"));
     }
@@ -92,14 +92,14 @@ impl HostServices for Heard {
     }
 }
 
-/// A loaded plugin and where its copy is.
+/// A loaded plugin with its cache folder and captured output.
 pub struct Loaded {
     pub plugin: Arc<dyn LoadedPlugin>,
     pub cache: tempfile::TempDir,
-    pub heard: Arc<Heard>,
+    pub captured: Arc<CapturedOutput>,
 }
 
-/// Loads `path` as generation 1 with a cache of its own.
+/// Loads `path` as generation 1 with its own cache.
 pub fn load(path: &Path) -> Loaded {
     let cache = tempfile::tempdir().unwrap();
     let plugin = NativeRuntime
@@ -108,7 +108,7 @@ pub fn load(path: &Path) -> Loaded {
     Loaded {
         plugin,
         cache,
-        heard: Arc::default(),
+        captured: Arc::default(),
     }
 }
 
@@ -116,12 +116,12 @@ impl Loaded {
     /// An instance of `handler`.
     pub fn create(&self, handler: &str, config: &str) -> Box<dyn HandlerInstance> {
         self.plugin
-            .create(handler, "test-0", config, Arc::clone(&self.heard) as _)
+            .create(handler, "test-0", config, Arc::clone(&self.captured) as _)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
-/// Records with these values and keys `k0`, `k1`, … in lanes of their own.
+/// Records with these values and keys `k0`, `k1`, …, each in its own lane.
 pub fn records(values: &[&str]) -> Vec<RecordParts> {
     let one = |(index, value): (usize, &&str)| RecordParts {
         topic: "in".into(),
@@ -137,7 +137,7 @@ pub fn records(values: &[&str]) -> Vec<RecordParts> {
     values.iter().enumerate().map(one).collect()
 }
 
-/// Handles `parts` without a limit.
+/// Handles `parts` without a timeout.
 pub fn handle(
     instance: &mut dyn HandlerInstance,
     parts: &[RecordParts],
@@ -145,7 +145,7 @@ pub fn handle(
     handle_until(instance, parts, 0, &CancelFlag::default())
 }
 
-/// Handles `parts` within a time, until it is cancelled.
+/// Handles `parts` with a timeout and a cancel flag.
 pub fn handle_until(
     instance: &mut dyn HandlerInstance,
     parts: &[RecordParts],

@@ -1,4 +1,4 @@
-//! What the scenario `problems` asks of each cause: where it must show, how few lines it may cost, and that it goes.
+//! Checks of the scenario `problems` for each cause: where it is shown, how few log lines it causes, and that it clears.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use e2e::service::Service;
 use e2e::wait::wait_for;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(90);
 /// Warnings and errors of the service in the first minute of one cause.
 const MOST_LINES: usize = 20;
 
@@ -16,7 +16,7 @@ pub(crate) fn readyz(service: &Service) -> Result<(u16, Value), String> {
     Ok((status, body))
 }
 
-/// The problem of this kind, with these words, that `/readyz` lists.
+/// The problem of this kind, with these words, in `/readyz`.
 fn problem(service: &Service, shown: &Shown<'_>) -> Result<(u16, Value), String> {
     let (status, body) = readyz(service)?;
     let all = body["problems"].as_array().ok_or("no list of problems")?;
@@ -30,13 +30,13 @@ fn problem(service: &Service, shown: &Shown<'_>) -> Result<(u16, Value), String>
     Ok((status, found))
 }
 
-/// What one cause must show, and where.
+/// The expected effects of a cause.
 pub(crate) struct Shown<'a> {
     pub(crate) kind: &'a str,
     pub(crate) status: u16,
-    /// Parts of what, cause and remedy.
+    /// Parts of description, cause and remedy.
     pub(crate) words: &'a [&'a str],
-    /// A partition, and what `explain` says of it.
+    /// A partition, and its state in `explain`.
     pub(crate) explain: (&'a str, &'a str),
 }
 
@@ -48,23 +48,23 @@ pub(crate) fn warnings(service: &mut Service) -> usize {
     told.count()
 }
 
-/// Waits until the cause shows everywhere. The log had `before` warnings before it.
+/// Waits until the cause is shown everywhere. The log had `before` warnings before it.
 pub(crate) fn shows(service: &mut Service, before: usize, shown: &Shown<'_>) {
     let what = format!("{} to show", shown.kind);
-    let (status, problem) = wait_for(&what, SOON, || problem(service, shown));
+    let (status, problem) = wait_for(&what, DEADLINE, || problem(service, shown));
     assert_eq!(status, shown.status, "{problem}");
     assert!(problem["since_ms"].as_i64() > Some(0) && problem["count"].as_u64() > Some(0));
     for field in ["what", "cause", "remedy"] {
         assert!(problem[field] != "", "{problem}");
     }
-    wait_for("the status to show it", SOON, || {
+    wait_for("the status to show it", DEADLINE, || {
         let status = service.api("status")?;
         match status["problems"].to_string().contains(shown.kind) {
             true => Ok(()),
             false => Err(status["problems"].to_string()),
         }
     });
-    wait_for("the metrics to show it", SOON, || {
+    wait_for("the metrics to show it", DEADLINE, || {
         let kind = [("kind", shown.kind)];
         match service.metrics()?.sum("sluicegate_problems", &kind) {
             count if count >= 1.0 => Ok(()),
@@ -72,7 +72,7 @@ pub(crate) fn shows(service: &mut Service, before: usize, shown: &Shown<'_>) {
         }
     });
     let (place, words) = shown.explain;
-    let said = wait_for("explain to show it", SOON, || {
+    let said = wait_for("explain to show it", DEADLINE, || {
         let (status, body) = service.get(&format!("/api/v1/explain/{place}"))?;
         match body.to_lowercase().contains(&words.to_lowercase()) {
             true => Ok(format!("{status} {body}")),
@@ -91,7 +91,7 @@ pub(crate) fn shows(service: &mut Service, before: usize, shown: &Shown<'_>) {
     );
 }
 
-/// Waits until nothing stands any more. The log tells of the end of what stood for some looks.
+/// Waits until no problem is left. The log has a line for the end of each problem that lasted for several polls.
 pub(crate) fn heals(service: &mut Service) {
     let kinds = |body: &Value| -> Vec<String> {
         let problems = body["problems"].as_array().into_iter().flatten();
@@ -105,7 +105,7 @@ pub(crate) fn heals(service: &mut Service) {
         kinds.map(str::to_owned).collect()
     };
     let stood = readyz(service).map_or_else(|_| Vec::new(), |(_, body)| kinds(&body));
-    wait_for("everything to heal", SOON, || {
+    wait_for("all problems to clear", DEADLINE, || {
         let (status, body) = readyz(service)?;
         let none = body["problems"].as_array().is_some_and(Vec::is_empty);
         let metrics = service.metrics()?;
@@ -119,11 +119,11 @@ pub(crate) fn heals(service: &mut Service) {
             false => Err(format!("{status}, {left} in metrics: {body}")),
         }
     });
-    wait_for("the log to tell of the end", SOON, || {
+    wait_for("the log to report the end", DEADLINE, || {
         let log = service.process().log();
         let told = |kind: &String| {
             let kind = format!("kind={kind}");
-            let mut ends = log.lines().filter(|line| line.contains(" over: "));
+            let mut ends = log.lines().filter(|line| line.contains(" resolved: "));
             ends.any(|line| line.contains(&kind))
         };
         match stood.iter().all(told) {
@@ -133,7 +133,7 @@ pub(crate) fn heals(service: &mut Service) {
     });
 }
 
-/// The rest of a minute since `began` passes, in which the log stays short.
+/// Waits for the rest of a minute since `began`, in which the log must stay short.
 pub(crate) fn minute(service: &mut Service, began: Instant, before: usize, what: &str) {
     while began.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! Faults of the way between a watch and its store, the same for every store.
+//! Network faults between a watch and its store, the same for every store.
 
 use std::time::{Duration, Instant};
 
@@ -7,24 +7,27 @@ use e2e::proxy::{Proxy, Traffic};
 use e2e::wait::stays;
 use sluicegate_config::store::{Cause, Store};
 
-use crate::stores::{HEALED, NOTICED, assert_healed, change_meanwhile, delete, gate, put, watched};
+use crate::stores::{
+    DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,
+    put, watched,
+};
 
-/// The re-list of a reader whose events are swallowed.
-pub(crate) const RELIST: Duration = Duration::from_secs(3);
-/// How soon a swallowed change must be seen: the longest time to the next re-list, the grace behind it, and its reading.
-const REPAIRED: Duration = Duration::from_secs(6);
-/// Notices that must have been swallowed: a change that falls between a new watch and its reading makes none.
+/// The re-list interval of a reader whose events are swallowed.
+pub(crate) const RELIST_INTERVAL: Duration = Duration::from_secs(3);
+/// Time limit for seeing a swallowed change: the longest time to the next re-list, its grace period, and the read.
+const REPAIR_DEADLINE: Duration = Duration::from_secs(6);
+/// Number of notifications to swallow: a change between a new watch and its read causes none.
 const SWALLOWED: u64 = 3;
 
-/// Stalls the connections of `reader`, then cuts them; for a minute each in the long form.
+/// Stalls the connections of `reader`, then cuts them; each for a minute in the long form.
 pub(crate) fn cut_the_network(proxy: &Proxy, reader: &dyn Store, writer: &dyn Store) {
     let key = gate("auditor");
     let (record, _watch) = watched(reader, &key);
     for (traffic, last) in [(Traffic::Stalled, "false"), (Traffic::Cut, "true")] {
         proxy.set(traffic);
-        put(writer, &gate("went-meanwhile"), "true");
-        record.until_away(NOTICED);
-        change_meanwhile(writer, &key, last);
+        put(writer, &gate("removed"), "true");
+        record.until_away(DETECTION_DEADLINE);
+        change_during_outage(writer, &key, last);
         if long() {
             stays("the outage", Duration::from_secs(60), || {
                 match record.value(&key) {
@@ -34,23 +37,23 @@ pub(crate) fn cut_the_network(proxy: &Proxy, reader: &dyn Store, writer: &dyn St
             });
         }
         proxy.set(Traffic::Flowing);
-        assert_healed(&record, &key, last);
+        assert_recovered(&record, &key, last);
     }
 }
 
-/// Lets the connections of `reader`, whose re-list is [`RELIST`], live and swallows its notices.
+/// Swallows the notifications of `reader`, whose re-list interval is [`RELIST_INTERVAL`], on live connections.
 pub(crate) fn swallow_events(proxy: &Proxy, reader: &dyn Store, writer: &dyn Store) {
     let key = gate("auditor");
     let (record, _watch) = watched(reader, &key);
     proxy.set(Traffic::Swallowing);
-    let heard = record.count(Cause::Event);
+    let events = record.count(Cause::Event);
     let end = Instant::now() + Duration::from_secs(60);
     for value in [Some("false"), Some("true"), None].iter().cycle() {
         match value {
             Some(value) => put(writer, &key, value),
             None => delete(writer, &key),
         };
-        record.until_value(&key, *value, REPAIRED);
+        record.until_value(&key, *value, REPAIR_DEADLINE);
         if proxy.swallowed() >= SWALLOWED {
             break;
         }
@@ -58,16 +61,16 @@ pub(crate) fn swallow_events(proxy: &Proxy, reader: &dyn Store, writer: &dyn Sto
     }
     assert!(
         record.count(Cause::MissedUpdate) >= 1,
-        "nothing was repaired"
+        "no missed update was found"
     );
-    assert_eq!(record.count(Cause::Event), heard, "nothing was heard");
+    assert_eq!(record.count(Cause::Event), events, "no event arrived");
     proxy.set(Traffic::Flowing);
     put(writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
     record.assert_never_backwards();
 }
 
-/// A watch that has nothing to tell keeps its connection, and then tells at once.
+/// An idle watch keeps its connection, and then delivers an event at once.
 pub(crate) fn stay_idle(proxy: &Proxy, reader: &dyn Store, writer: &dyn Store) {
     let key = gate("auditor");
     let (record, _watch) = watched(reader, &key);
@@ -79,5 +82,5 @@ pub(crate) fn stay_idle(proxy: &Proxy, reader: &dyn Store, writer: &dyn Store) {
         }
     });
     put(writer, &key, "false");
-    record.until_value(&key, Some("false"), HEALED);
+    record.until_value(&key, Some("false"), RECOVERY_DEADLINE);
 }

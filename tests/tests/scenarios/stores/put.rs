@@ -1,4 +1,4 @@
-//! A write that takes as long as its store needs to be ready for it.
+//! A write that is retried until its store is ready.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> KeyVersio
     wait_for("the write", Duration::from_secs(15), || {
         match store.write(key, Some(value.as_bytes()), Expected::Any) {
             Ok(stamp) => Ok(stamp),
-            // ZooKeeper may say so even where anything was expected.
+            // ZooKeeper may report a conflict even for an unconditional write.
             Err(error @ StoreError::Conflict { .. }) => Err(error.to_string()),
             Err(error) if error.is_retryable() => Err(error.to_string()),
             Err(error) => panic!("{error}"),

@@ -1,5 +1,5 @@
-//! What the scenarios `toggles` and `outages` share: records at a rate through a handler whose gate moves, beside one that
-//! nobody touches, and the reckoning of where each move switched each partition.
+//! Shared by the scenarios `toggles` and `outages`: records at a steady rate through a handler whose gate is toggled and one whose
+//! gate stays open, and the evaluation of where each toggle switched each partition.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,32 +17,32 @@ use sluicegate_config::store::{ControlKey, Store};
 
 pub(crate) use crate::stores::put;
 
-pub(crate) const SOON: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 const PARTITIONS: u64 = 6;
-/// Records a second.
+/// Records per second.
 const RATE: u64 = 20_000;
 /// Records that flow before the first toggle.
-const WARM: u64 = 2_000;
-/// Records that a service which keeps up has not acked yet: what is made in 100 ms.
-const BEHIND: u64 = RATE / 10;
-/// Offsets of each partition that are treated in a new state before the next toggle.
-const SEEN: u64 = 100;
+const WARM_UP_RECORDS: u64 = 2_000;
+/// Maximum number of unacked records in a service that keeps up: the records of 100 ms.
+const MAX_LAG: u64 = RATE / 10;
+/// Offsets of each partition that are processed in a new state before the next toggle.
+const MIN_OFFSETS: u64 = 100;
 
 pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
 }
 
-/// What the test tells the producer, and hears from it.
+/// State shared between the test and the producer.
 #[derive(Default)]
 struct Pace {
     stop: AtomicBool,
-    /// Records made so far.
+    /// Records produced so far.
     made: AtomicU64,
 }
 
-/// Records numbered from 0 at the rate, until told to stop, to the partitions in turn; each carries its number, and when it
-/// was made.
+/// Records numbered from 0 at the steady rate, until stopped, round-robin over the partitions; each contains its number and its
+/// creation time.
 fn records(pace: Arc<Pace>) -> impl Iterator<Item = Outgoing> {
     let begun = Instant::now();
     let until = Arc::clone(&pace);
@@ -51,7 +51,7 @@ fn records(pace: Arc<Pace>) -> impl Iterator<Item = Outgoing> {
         .map(move |number| {
             pace.made.store(number + 1, Ordering::Relaxed);
             let due = Duration::from_micros(number * 1_000_000 / RATE);
-            // Pacing is the load of these scenarios; nothing waits for it.
+            // Sleeps to keep the rate, not to wait for a condition.
             if number % 100 == 0 {
                 std::thread::sleep(due.saturating_sub(begun.elapsed()));
             }
@@ -61,48 +61,48 @@ fn records(pace: Arc<Pace>) -> impl Iterator<Item = Outgoing> {
         })
 }
 
-/// One move of the gate.
+/// One toggle of the gate.
 pub(crate) struct Toggle {
     open: bool,
-    /// What was counted in its state before.
+    /// The number of records counted in the previous state.
     before: u64,
-    /// When it could act: the write was acknowledged, or what stood in its way was over.
+    /// When it could take effect: at the acknowledgement of the write, or the end of the outage.
     pub(crate) since_ms: i64,
 }
 
-/// What is counted of a record at an open gate, and at a shut one.
+/// The outcome counted for a record at an open or a closed gate.
 fn outcome_of(open: bool) -> &'static str {
     if open { "ack" } else { "skipped" }
 }
 
-/// Records on their way through the service: `moved` has the gate that is moved, `steady` is left alone.
+/// Records flowing through the service: the gate of handler `moved` is toggled, that of `steady` stays open.
 pub(crate) struct Flow {
     client: Client,
     pub(crate) service: Service,
     _workdir: Workdir,
     group: String,
     source: String,
-    /// What `moved` copies, with the times at which it came.
+    /// The copies of `moved`, with their append times.
     copy: String,
-    /// What `steady` copies, likewise.
+    /// The copies of `steady`, likewise.
     steady: String,
     pace: Arc<Pace>,
     producer: Option<JoinHandle<u64>>,
     pub(crate) toggles: Vec<Toggle>,
 }
 
-/// What became of the records.
+/// The evaluation of a run.
 pub(crate) struct Reckoning {
-    /// Records made.
+    /// Records produced.
     pub(crate) sent: u64,
     /// For each toggle, milliseconds until the last partition had switched.
     pub(crate) latencies_ms: Vec<i64>,
-    /// The longest time without a record through the handler that nobody touches.
+    /// The longest time without a record through the handler whose gate stays open.
     pub(crate) longest_gap: Duration,
 }
 
 impl Flow {
-    /// Starts a service with the source `handlers` (YAML), which reads what stands in `read`; specs are written to `written`.
+    /// Starts a service with the source `handlers` (YAML), which reads `read`; specs are written to `written`.
     pub(crate) fn start(handlers: &str, written: &dyn Store, read: &dyn Store) -> Self {
         let kafka = Kafka::shared();
         let client = Client::new(kafka.bootstrap());
@@ -110,7 +110,7 @@ impl Flow {
         let (copy, steady) = (unique("copy"), unique("steady"));
         let partitions = i32::try_from(PARTITIONS).expect("it is small");
         client.create_topic(&source, partitions);
-        // The broker's clock says when a copy came; the handler keeps the record's own time.
+        // Copies get the broker's append time; their values keep the record's own time.
         let append_time = [("message.timestamp.type", "LogAppendTime")];
         for topic in [&copy, &steady] {
             client.create_topic_with(topic, partitions, 1, &append_time);
@@ -124,7 +124,7 @@ impl Flow {
             );
             let key = ControlKey::Spec(name.into());
             put(written, &key, &spec);
-            wait_for("the spec", SOON, || {
+            wait_for("the spec", DEADLINE, || {
                 let tree = read.list().map_err(|error| error.to_string())?;
                 tree.get(&key).map(|_| ()).ok_or("not there".to_owned())
             });
@@ -136,11 +136,11 @@ impl Flow {
             let client = Client::new(kafka.bootstrap());
             std::thread::spawn(move || client.produce(&source, records(pace)))
         };
-        // What piled up while everything started is not what a toggle is measured by.
-        wait_for("the service to keep up", SOON, || {
+        // The backlog from the start must not count in the latency of a toggle.
+        wait_for("the service to keep up", DEADLINE, || {
             let made = pace.made.load(Ordering::Relaxed);
             match service.outcomes("moved", "ack")? {
-                acked if acked >= WARM && acked + BEHIND >= made => Ok(()),
+                acked if acked >= WARM_UP_RECORDS && acked + MAX_LAG >= made => Ok(()),
                 acked => Err(format!("{acked} of {made}")),
             }
         });
@@ -163,13 +163,13 @@ impl Flow {
         counted.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Moves the gate and waits until the new state has been seen at work.
+    /// Toggles the gate and waits until the new state has taken effect.
     pub(crate) fn toggle(&mut self, store: &dyn Store) {
         self.move_gate(store);
         self.await_switch();
     }
 
-    /// Moves the gate by a write to `store`; the toggle counts from the acknowledgement on.
+    /// Toggles the gate by a write to `store`; its latency counts from the acknowledgement.
     pub(crate) fn move_gate(&mut self, store: &dyn Store) {
         let open = self.toggles.len() % 2 == 1;
         let before = self.outcomes("moved", outcome_of(open));
@@ -182,18 +182,18 @@ impl Flow {
         });
     }
 
-    /// Waits until the state of the last toggle has been seen at work in every partition.
+    /// Waits until the last toggle has taken effect in every partition.
     pub(crate) fn await_switch(&self) {
         let Some(last) = self.toggles.last() else {
             return;
         };
         let outcome = outcome_of(last.open);
         self.service
-            .wait_outcomes("moved", outcome, last.before + 1, SOON);
-        // The state is in force: what is made from now on is treated in it. The partitions are filled in turn.
+            .wait_outcomes("moved", outcome, last.before + 1, DEADLINE);
+        // The state is active: records produced from now on are processed in it. Partitions are filled round-robin.
         let offset = self.pace.made.load(Ordering::Relaxed) / PARTITIONS + 1;
-        let past = i64::try_from(offset + SEEN).expect("it is small");
-        wait_for("every partition to pass the offset", SOON, || {
+        let past = i64::try_from(offset + MIN_OFFSETS).expect("it is small");
+        wait_for("every partition to pass the offset", DEADLINE, || {
             let partitions = self.service.partitions()?;
             let behind = partitions
                 .iter()
@@ -202,20 +202,21 @@ impl Flow {
         });
     }
 
-    /// Ends the flow: every record was handled or counted as skipped, none twice, and each toggle switched each partition at
-    /// one offset.
+    /// Ends the flow and checks that every record was handled or counted as skipped, none twice, and that each toggle switched
+    /// each partition at one offset.
     pub(crate) fn reckon(mut self) -> Reckoning {
         self.pace.stop.store(true, Ordering::Relaxed);
         let producer = self.producer.take().map(JoinHandle::join);
         let sent = producer.and_then(Result::ok).expect("the producer ends");
-        self.client.wait_committed(&self.group, &self.source, SOON);
+        self.client
+            .wait_committed(&self.group, &self.source, DEADLINE);
         assert_eq!(self.outcomes("steady", "ack"), sent);
         let (acked, skipped) = (
             self.outcomes("moved", "ack"),
             self.outcomes("moved", "skipped"),
         );
         assert_eq!(acked + skipped, sent, "handled {acked}, skipped {skipped}");
-        assert!(self.service.stop(SOON).success());
+        assert!(self.service.stop(DEADLINE).success());
         Reckoning {
             sent,
             latencies_ms: latencies(
@@ -241,7 +242,7 @@ fn longest_gap(client: &Client, steady: &str, sent: u64) -> Duration {
     Duration::from_millis(gaps.max().unwrap_or_default().unsigned_abs())
 }
 
-/// For each toggle, how long after it could act the last partition had switched.
+/// For each toggle, the time from when it could take effect until the last partition had switched.
 fn latencies(
     client: &Client,
     source: &str,
@@ -264,11 +265,11 @@ fn latencies(
         let twice = copied_ms.insert(number, record.timestamp_ms);
         assert!(twice.is_none(), "record {number} was handled twice");
     });
-    assert_eq!(copied_ms.len() as u64, acked, "a copy an ack");
+    assert_eq!(copied_ms.len() as u64, acked, "one copy per ack");
     assert_eq!(made_ms.values().map(Vec::len).sum::<usize>() as u64, sent);
     let mut worst = vec![i64::MIN; toggles.len()];
     for (partition, records) in &made_ms {
-        // Where the state changes, in offset order: one place a toggle.
+        // The state changes, in offset order: one per toggle.
         let handled = |at: usize| copied_ms.get(&records[at].0);
         let switches: Vec<usize> = (1..records.len())
             .filter(|&at| handled(at).is_some() != handled(at - 1).is_some())
@@ -286,7 +287,7 @@ fn latencies(
         for ((at, toggle), worst) in switches.iter().zip(toggles).zip(&mut worst) {
             let switched_ms = match (handled(*at), handled(at - 1)) {
                 (Some(first), _) => *first,
-                // The last one of before was still under way, or the first one of after was not made yet.
+                // The last record before was still in flight, or the first one after was not produced yet.
                 (None, before) => records[*at].1.max(before.copied().unwrap_or_default()),
             };
             assert_eq!(handled(*at).is_some(), toggle.open);
@@ -299,5 +300,5 @@ fn latencies(
 fn parts(text: &str) -> (u64, i64) {
     let parts = text.split_once(':');
     let parts = parts.and_then(|(number, made)| Some((number.parse().ok()?, made.parse().ok()?)));
-    parts.unwrap_or_else(|| panic!("{text} is no record of ours"))
+    parts.unwrap_or_else(|| panic!("{text} is not a record of this test"))
 }

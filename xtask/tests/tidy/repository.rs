@@ -1,4 +1,4 @@
-//! The repository's own files: the compose file and the Dockerfile by form (no engine is needed), the README's commands, the gate.
+//! The repository's own files: the compose file and the Dockerfile (checked without an engine), the README's commands, CI, the docs.
 
 use saphyr::{LoadableYamlNode, Yaml};
 
@@ -17,7 +17,7 @@ fn every_yaml_file_parses() {
     let yamls = files
         .iter()
         .filter(|source| source.path.ends_with(".yaml") || source.path.ends_with(".yml"));
-    // Fixtures may be bad on purpose.
+    // Fixtures may be invalid on purpose.
     let broken: Vec<String> = yamls
         .filter(|source| !source.is_test() && !source.path.contains("/templates/"))
         .filter_map(|source| {
@@ -30,7 +30,7 @@ fn every_yaml_file_parses() {
 }
 
 #[test]
-fn the_readme_shows_the_handler_that_handler_new_makes() {
+fn the_readme_shows_the_handler_that_handler_new_generates() {
     let readme = read("README.md");
     let (_, block) = readme.split_once("```rust\n").expect("a handler");
     let (block, _) = block.split_once("```").expect("its end");
@@ -39,12 +39,12 @@ fn the_readme_shows_the_handler_that_handler_new_makes() {
         .replace("{{name}}", "my-handler");
     assert!(
         made.contains(block.trim_end()),
-        "the README's handler is not the template's:\n{block}"
+        "the README's handler differs from the template's:\n{block}"
     );
 }
 
 #[test]
-fn the_compose_file_starts_everything_pinned_and_watched() {
+fn the_compose_file_pins_versions_and_has_health_checks() {
     let compose = yaml("docker-compose.yml");
     let services = compose["services"].as_mapping().expect("services");
     let mut broken = Vec::new();
@@ -57,7 +57,7 @@ fn the_compose_file_starts_everything_pinned_and_watched() {
         "sluicegate",
     ] {
         if compose["services"].as_mapping_get(name).is_none() {
-            broken.push(format!("there is no service {name}"));
+            broken.push(format!("service {name} is missing"));
         }
     }
     for (name, service) in services {
@@ -84,7 +84,7 @@ fn the_compose_file_starts_everything_pinned_and_watched() {
 }
 
 #[test]
-fn files_that_the_compose_file_mounts_are_there() {
+fn files_mounted_by_the_compose_file_exist() {
     let compose = yaml("docker-compose.yml");
     let mut broken = Vec::new();
     for (name, service) in compose["services"].as_mapping().expect("services") {
@@ -93,13 +93,13 @@ fn files_that_the_compose_file_mounts_are_there() {
             let from = volume.split(':').next().unwrap_or_default();
             if from.starts_with("./") && !root().join(from).exists() {
                 broken.push(format!(
-                    "{}: {from} is not there",
+                    "{}: {from} does not exist",
                     name.as_str().unwrap_or_default()
                 ));
             }
         }
     }
-    assert_none("docker-compose.yml mounts what is missing:", &broken);
+    assert_none("docker-compose.yml mounts missing files:", &broken);
 }
 
 /// Whether a service of the compose file has a named volume at the folder.
@@ -113,10 +113,10 @@ fn keeps(service: &Yaml<'_>, folder: &str) -> bool {
 }
 
 #[test]
-fn the_compose_files_volumes_hold_the_data() {
+fn the_compose_files_volumes_contain_the_data() {
     let compose = yaml("docker-compose.yml");
     let service = |name: &str| &compose["services"][name];
-    // With any KAFKA_* variable the image drops its own settings, and with them where the data stands.
+    // With any KAFKA_* variable the image discards its own settings, including the data folder.
     let logs = service("kafka")["environment"]["KAFKA_LOG_DIRS"].as_str();
     let mut broken = Vec::new();
     for (name, folder) in [
@@ -135,7 +135,7 @@ fn the_compose_files_volumes_hold_the_data() {
         .iter()
         .any(|word| word.as_str() == Some("--data-dir=/var/lib/etcd"))
     {
-        broken.push("etcd writes elsewhere than /var/lib/etcd".to_owned());
+        broken.push("etcd does not write to /var/lib/etcd".to_owned());
     }
     assert_none("docker-compose.yml loses data:", &broken);
 }
@@ -190,7 +190,7 @@ fn the_image_is_built_in_stages_and_runs_without_root() {
 }
 
 #[test]
-fn the_gate_is_the_readmes_command() {
+fn ci_runs_the_readmes_test_command() {
     let gate = read(".ci/run");
     assert!(
         gate.contains("cargo xtask test"),
@@ -202,14 +202,14 @@ fn the_gate_is_the_readmes_command() {
     }
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(root().join(".ci/run"))
-        .expect(".ci/run is there")
+        .expect(".ci/run exists")
         .permissions()
         .mode();
     assert_eq!(mode & 0o111, 0o111, ".ci/run is executable");
 }
 
 #[test]
-fn the_papers_are_in_order() {
+fn the_required_documents_exist() {
     let needed = [
         "README.md",
         "ARCHITECTURE.md",
@@ -236,7 +236,7 @@ fn the_papers_are_in_order() {
 }
 
 #[test]
-fn every_adr_says_what_confirms_it_and_what_is_bad_about_it() {
+fn every_adr_states_its_evidence_and_its_drawbacks() {
     let mut broken = Vec::new();
     let files = all();
     let adrs: Vec<_> = files
@@ -255,11 +255,11 @@ fn every_adr_says_what_confirms_it_and_what_is_bad_about_it() {
             }
         }
     }
-    assert_none("an ADR without its grounds:", &broken);
+    assert_none("an ADR without a required section:", &broken);
 }
 
 #[test]
-fn links_between_the_papers_lead_somewhere() {
+fn links_between_documents_resolve() {
     let link = regex::Regex::new(r"\]\(([^)#\s]+)(#[^)]*)?\)").expect("a regex");
     let mut broken = Vec::new();
     for source in all().iter().filter(|source| source.path.ends_with(".md")) {
@@ -278,7 +278,7 @@ fn links_between_the_papers_lead_somewhere() {
             }
         }
     }
-    assert_none("links that lead nowhere:", &broken);
+    assert_none("broken links:", &broken);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Watches running calls: one that stands on a record for longer than the timeout is cancelled, then given up with its
-//! thread (G14). One thread a process; it looks every tenth of the shortest timeout, between 10 ms and 1 s.
+//! Call-timeout watchdog: a call that stays on one record for longer than its timeout is cancelled, then abandoned together
+//! with its thread (G14). One thread per process; it checks at a tenth of the shortest timeout, clamped to 10 ms..1 s.
 
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use super::pool::relock;
 use super::seats::{Call, Errand, Notices, Phase, State};
 use crate::dispatch::PumpMessage;
 
-/// Threads that calls of one handler may hang on, for each of its workers, before it is tripped.
-const HUNG_PER_WORKER: u32 = 4;
-/// Longest time between asking a call to stop and giving it up.
-const LONGEST_GRACE: Duration = Duration::from_secs(1);
+/// Hung calls of one handler, per worker, at which it is tripped; each of them blocks a thread for good.
+const MAX_HUNG_CALLS_PER_WORKER: u32 = 4;
+/// Upper bound of the grace period between cancelling a call and abandoning it.
+const MAX_CANCEL_GRACE: Duration = Duration::from_secs(1);
 
-/// The watching thread. It ends when the last clone of the handle is gone.
-pub struct OverrunWatch {
+/// Handle of the watchdog thread, which exits when the handle is dropped.
+pub struct CallWatchdog {
     shared: Arc<Shared>,
 }
 
@@ -33,22 +33,22 @@ struct Watched {
     stop: bool,
 }
 
-impl OverrunWatch {
+impl CallWatchdog {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The system's, when it has no thread to give.
+    /// The operating system's error if the thread cannot be started.
     pub fn start() -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
+        let for_thread = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("handler/watch".to_owned())
-            .spawn(move || watch(&theirs))?;
+            .spawn(move || run(&for_thread))?;
         Ok(Self { shared })
     }
 
-    /// Looks after a crew for as long as it lives.
-    pub(super) fn look_after(&self, crew: &Arc<Crew>) {
+    /// Watches the calls of a crew for as long as it lives.
+    pub(super) fn watch(&self, crew: &Arc<Crew>) {
         relock(&self.shared.watched)
             .crews
             .push(Arc::downgrade(crew));
@@ -56,18 +56,18 @@ impl OverrunWatch {
     }
 }
 
-impl Drop for OverrunWatch {
+impl Drop for CallWatchdog {
     fn drop(&mut self) {
         relock(&self.shared.watched).stop = true;
         self.shared.changed.notify_all();
     }
 }
 
-fn watch(shared: &Shared) {
+fn run(shared: &Shared) {
     let mut crews: Vec<Arc<Crew>> = Vec::new();
     loop {
         let tick = crews.iter().map(|crew| crew.tick_ms()).min();
-        // Clones must not outlive the look: a crew ends when its users are gone.
+        // Clones must not outlive the check: a crew ends with its last user.
         crews.clear();
         let watched = relock(&shared.watched);
         if watched.stop {
@@ -89,11 +89,11 @@ fn watch(shared: &Shared) {
 }
 
 impl Call {
-    /// Takes note of progress; `true` when the call is to be given up.
-    fn is_overrun(&mut self, now: Instant) -> bool {
+    /// Updates the call's progress; returns whether it must be abandoned.
+    fn has_timed_out(&mut self, now: Instant) -> bool {
         let at = self.monitor.current().map(|at| (at.serial, at.index));
         if at.is_some() && at != self.seen {
-            // The first look tells nothing of when the record was reached: the batch's start stands.
+            // The first check does not know when the record was reached: the time counts from the start of the batch.
             if self.seen.is_some() {
                 self.since = now;
                 self.cancelled = None;
@@ -101,7 +101,7 @@ impl Call {
             self.seen = at;
         }
         if at.is_none() && self.seen.is_some() {
-            // The call has just returned; its worker will say so.
+            // The call has just returned; its worker reports that.
             return false;
         }
         let timeout = self.tenant.setup.timeout;
@@ -115,14 +115,14 @@ impl Call {
                 false
             }
             Some(since) => {
-                let grace = (timeout / 10).min(LONGEST_GRACE);
+                let grace = (timeout / 10).min(MAX_CANCEL_GRACE);
                 now.saturating_duration_since(since) >= grace
             }
         }
     }
 
-    /// Notes the outcomes that the call had written, one for each record before the one that hangs. `false` when it has
-    /// gone on or returned since it was looked at: then no record is to blame, and its worker has the outcomes.
+    /// Copies the outcomes that the call has written, one for each record before the one that hangs. `false` if the call has
+    /// made progress or returned since the check: then no record is to blame, and its worker has the outcomes.
     fn note_completed(&mut self) -> bool {
         self.completed.clear();
         let at = self.monitor.current().map(|at| (at.serial, at.index));
@@ -130,51 +130,51 @@ impl Call {
             return false;
         }
         let Some((serial, index)) = at else {
-            // It never opened: nothing of it is done.
+            // The call never started: no record is done.
             return true;
         };
         let still = self.monitor.completed(serial, &mut self.completed);
-        // Outcomes behind the record that hangs do not count.
+        // Outcomes after the record that hangs do not count.
         self.completed.resize(index as usize, RawOutcome::default());
         still
     }
 }
 
 impl Crew {
-    /// Looks at every seat once.
+    /// Checks every seat once.
     pub(super) fn check(self: &Arc<Self>, now: Instant) {
         let mut notices = Notices::default();
         let mut state = self.lock();
         for seat in 0..state.seats.len() {
-            let given_up = match &mut state.seats[seat].phase {
+            let abandoned = match &mut state.seats[seat].phase {
                 Phase::Idle | Phase::Finishing => false,
-                Phase::Calling(call) => call.is_overrun(now) && call.note_completed(),
+                Phase::Calling(call) => call.has_timed_out(now) && call.note_completed(),
                 Phase::Creating { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.create_timeout
                 }
-                Phase::Aside { since, .. } => {
+                Phase::LifecycleCall { since, .. } => {
                     now.saturating_duration_since(*since) >= self.settings.drain_timeout
                 }
             };
-            if given_up {
-                self.give_up(&mut state, seat, &mut notices);
+            if abandoned {
+                self.abandon_worker(&mut state, seat, &mut notices);
             }
         }
         if now >= state.health_due {
-            state.health_due = now + self.settings.health_every;
-            self.ask_health(&mut state, &mut notices);
+            state.health_due = now + self.settings.health_interval;
+            self.request_health_checks(&mut state, &mut notices);
         }
         if !state.waiting.is_empty() && state.has_room() {
-            // Those whose turn it was have not come: their records may be gone.
-            state.turns.forget();
-            state.tell_waiting(&mut notices);
+            // The handlers whose turn it was did not submit; their records may be gone.
+            state.turns.clear_waiting();
+            state.notify_waiting(&mut notices);
         }
         drop(state);
         notices.deliver();
     }
 
-    /// Abandons the thread of a seat and seats another.
-    fn give_up(self: &Arc<Self>, state: &mut State, seat: usize, notices: &mut Notices) {
+    /// Abandons the thread of a seat and starts another one.
+    fn abandon_worker(self: &Arc<Self>, state: &mut State, seat: usize, notices: &mut Notices) {
         let place = &mut state.seats[seat];
         place.incarnation = 0;
         place.alive = false;
@@ -184,47 +184,47 @@ impl Crew {
         state.threads -= 1;
         for errand in errands {
             match errand {
-                // Its instance, if it has one, is on the abandoned thread.
-                Errand::Leave(tenant) => tenant.let_go(true),
-                Errand::TellNews(_) | Errand::AskHealth => {}
+                // The handler's instance, if any, is on the abandoned thread.
+                Errand::Leave(tenant) => tenant.worker_released(true),
+                Errand::NotifyChange(_) | Errand::CheckHealth => {}
                 probe @ Errand::Probe { .. } => state.seats[seat].errands.push_back(probe),
             }
         }
-        self.give_up_work(state, seat, phase, notices);
-        state.tell_waiting(notices);
+        self.abandon_work(state, seat, phase, notices);
+        state.notify_waiting(notices);
         if state.closing {
-            self.seat_given_up();
+            self.seat_abandoned();
         } else {
-            self.rouse(state, seat, notices);
+            self.wake_or_spawn(state, seat, notices);
         }
     }
 
-    fn give_up_work(&self, state: &mut State, seat: usize, phase: Phase, notices: &mut Notices) {
+    fn abandon_work(&self, state: &mut State, seat: usize, phase: Phase, notices: &mut Notices) {
         match phase {
             Phase::Idle | Phase::Finishing => {}
             Phase::Calling(call) => {
                 let (tenant, timeout) = (&call.tenant, call.tenant.setup.timeout);
-                let why = format!("a call hangs on one record for longer than {timeout:?}");
-                tracing::error!(handler = %tenant.setup.name, worker = seat, "{why}; its thread is given up");
+                let why = format!("call timed out after {timeout:?} on one record");
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "{why}; worker thread abandoned");
                 tenant.setup.stats.quarantined();
                 tenant.setup.stats.failed(&why);
-                tenant.set_ill(seat, None);
-                tenant.setup.stats.gave_back(call.records);
-                let bound = HUNG_PER_WORKER * self.workers();
-                if let Some(standing) = state.tenants.get_mut(&tenant.id) {
-                    standing.hung += 1;
-                    if standing.hung >= bound {
+                tenant.set_unhealthy(seat, None);
+                tenant.setup.stats.returned(call.records);
+                let bound = MAX_HUNG_CALLS_PER_WORKER * self.workers();
+                if let Some(tenant_state) = state.tenants.get_mut(&tenant.id) {
+                    tenant_state.hung += 1;
+                    if tenant_state.hung >= bound {
                         let why = format!(
-                            "too many hung calls: {bound} threads are stuck in it, until the service ends; fix what they wait for, \
+                            "too many hung calls: {bound} threads are stuck in this handler until the process exits; fix what they wait for, \
                              then run `sluicegate handlers restart {}`",
                             tenant.setup.name
                         );
                         state.trip(tenant, &why, notices);
                     }
                 }
-                // Said under the lock: the call may return at any moment, and its thread, which learns of this from the
-                // lock, must not be heard first.
-                call.home.push(PumpMessage::Overrun {
+                // Sent under the lock: the call may return at any moment, and its thread, which learns of this under the
+                // lock, must not send its own message first.
+                call.home.push(PumpMessage::CallTimedOut {
                     flight: call.flight,
                     completed: call.completed,
                 });
@@ -233,25 +233,27 @@ impl Crew {
                 tenant, job, reply, ..
             } => {
                 let limit = self.settings.create_timeout;
-                let why = format!("building an instance did not end within {limit:?}");
+                let why = format!(
+                    "instance creation, config change or health check timed out after {limit:?}"
+                );
                 tenant.setup.stats.quarantined();
                 if let Some(reply) = reply {
-                    // Whoever asked may have stopped waiting.
+                    // The caller may have stopped waiting.
                     let _ = reply.try_send(Err(why.clone()));
                 }
                 if let Some(job) = job {
                     notices.not_run(job);
                 }
-                state.instance_died(seat, &tenant, &why, notices);
+                state.instance_failed(seat, &tenant, &why, notices);
             }
-            Phase::Aside {
+            Phase::LifecycleCall {
                 tenant, leaving, ..
             } => {
-                tracing::error!(handler = %tenant.setup.name, worker = seat, "an instance hangs beside its records (health, partitions, drain or drop); its thread is given up");
+                tracing::error!(handler = %tenant.setup.name, worker = seat, "lifecycle call timed out (health, partition or config change, drain or drop); worker thread abandoned");
                 tenant.setup.stats.quarantined();
-                tenant.set_ill(seat, None);
+                tenant.set_unhealthy(seat, None);
                 if leaving {
-                    tenant.let_go(true);
+                    tenant.worker_released(true);
                 }
             }
         }
