@@ -69,14 +69,14 @@ fn answer(side: Side) -> String {
     let other = side.other();
     format!(
         "If {side} was emptied, restored, recreated or moved, or its `paths` were changed on purpose, run `sluicegate bridge -c CONFIG \
-         --accept-store {side}` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled: values of {other} are then written to {side}, keys that {side} lacks are not deleted, \
+         --accept-store {side}` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports `all in sync`: values of {other} are then written to {side}, keys that {side} lacks are not deleted, \
          and keys that only {side} has are copied to {other}; `--dry-run` shows what it would write"
     )
 }
 
 /// The remedy where both sides are foreign.
 const ANSWER_BOTH: &str = "If both were emptied, restored, recreated or moved, or their `paths` were changed on purpose, run `sluicegate bridge -c CONFIG \
-                           --accept-store etcd --accept-store zookeeper` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled: nothing \
+                           --accept-store etcd --accept-store zookeeper` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports `all in sync`: nothing \
                            is deleted, keys that one side lacks are copied to it, and where both hold a key the preferred side's value \
                            wins; `--dry-run` shows what it would write";
 
@@ -174,7 +174,7 @@ impl fmt::Display for Halt {
                 f,
                 "{absent} of {known} keys that both sides held are missing in {store}, and no watch saw them being deleted: \
                  they look lost; nothing is written or deleted. Restore them there. If they were deleted on purpose, run \
-                 `sluicegate bridge -c CONFIG --allow-mass-delete` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports all keys settled; `--dry-run` \
+                 `sluicegate bridge -c CONFIG --allow-mass-delete` instead of this bridge, or concurrently with a different `admin.listen`, until `bridge status` reports `all in sync`; `--dry-run` \
                  shows what would be deleted from {}",
                 side.other()
             ),

@@ -129,7 +129,7 @@ pub struct ProcessingConfig {
     pub guarantee: Guarantee,
     /// Maximum uncommitted records per partition, which bounds duplicates after a crash (G3); at least 1.
     pub max_uncommitted: u64,
-    /// Byte budget of in-flight records in the whole process (G8).
+    /// Byte budget of the whole process; half is for in-flight records (G8).
     pub memory: u64,
     /// Interval of offset commits.
     pub commit_interval: Duration,

@@ -162,7 +162,7 @@ static PROCESSING: SectionType = SectionType {
         },
         Field {
             name: "memory",
-            doc: "Byte budget of in-flight records in the whole process.",
+            doc: "Byte budget of the whole process: half is for in-flight records, an eighth for prefetched ones, the rest for per-record overhead.",
             kind: FieldType::Size {
                 min: 1 << 20,
                 max: 1 << 44,

@@ -44,11 +44,11 @@ pub struct HandlerSpec {
     pub order: Order,
     /// Worker threads of the pool, with one instance each; at least 1.
     pub workers: usize,
-    /// Shared pool: handlers of one plugin version with the same pool name share its threads and limits.
+    /// Shared pool: handlers of one plugin version with the same pool name share its threads.
     pub pool: Option<String>,
-    /// Limits on in-flight records of this handler.
+    /// Limits on in-flight records of this handler, per Kafka client.
     pub max_in_flight: InFlightLimit,
-    /// Timeout of a call, after which its worker is quarantined (G14).
+    /// Maximum time on one record, after which the call is cancelled and its worker quarantined (G14).
     pub timeout: Duration,
     /// Retries of failed attempts.
     pub retry: Retry,

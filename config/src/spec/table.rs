@@ -90,7 +90,7 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "pool",
-            doc: "Shared pool: handlers of one plugin version with the same pool name share its threads and limits.",
+            doc: "Shared pool: handlers of one plugin version with the same pool name share its threads; their `workers` and `max_in_flight` must be equal.",
             kind: FieldType::Text(&POOL),
             need: Presence::Optional,
         },
@@ -120,13 +120,13 @@ pub(crate) static SPEC: SectionType = SectionType {
         },
         Field {
             name: "max_in_flight",
-            doc: "Limits on in-flight records of this handler.",
+            doc: "Limits on in-flight records of this handler, per Kafka client.",
             kind: FieldType::Object(&MAX_IN_FLIGHT),
             need: Presence::Default("{}"),
         },
         Field {
             name: "timeout",
-            doc: "Timeout of a call, after which its worker is quarantined.",
+            doc: "Maximum time on one record (for a batch handler: since the last record that it reached), after which the call is cancelled and its worker quarantined.",
             kind: millis(1, 24 * HOUR_MS),
             need: Presence::Default("5s"),
         },
@@ -203,7 +203,7 @@ static ROUTE: SectionType = SectionType {
 };
 
 static MAX_IN_FLIGHT: SectionType = SectionType {
-    doc: "Limits on in-flight records of this handler.",
+    doc: "Limits on in-flight records of this handler, per Kafka client.",
     fields: &[
         Field {
             name: "records",

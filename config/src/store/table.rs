@@ -230,7 +230,11 @@ const fn service_path(name: &'static str, doc: &'static str, default: &'static s
 const GATE: &str = "The gate of a handler.";
 const SPEC: Field = path("spec", "The spec of a handler.", "{name}/spec");
 const CONFIG: Field = path("config", "The config of a handler.", "{name}/config");
-const CANARY: Field = path("canary", "The canary of a handler.", "{name}/canary");
+const CANARY: Field = path(
+    "canary",
+    "The canary of a handler (not implemented yet: rejected).",
+    "{name}/canary",
+);
 const ROLLOUT: Field = path("rollout", "A rollout in progress.", "{name}/rollout");
 const LOGGING: &str = "The built-in record log.";
 const METRICS: &str = "Metrics granularity.";

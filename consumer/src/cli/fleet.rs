@@ -110,7 +110,7 @@ enum Key {
     Enabled,
     /// The handler's own config
     Config,
-    /// The canary
+    /// The canary (not implemented yet: services reject it)
     Canary,
 }
 

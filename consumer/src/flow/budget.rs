@@ -10,7 +10,8 @@
 //! belong to handlers that are slow, held or hung, or to a burst. A partition that needs more than `SLOW_DRAIN_MS` for
 //! its records at its present rate is paused, the largest first, and the remaining quarter is for the others: one held
 //! handler does not stop the topics that it does not read. A paused partition resumes once half of its records are
-//! freed. The budget itself is never exceeded.
+//! freed. A poll is sized by the mean size of records, so a
+//! burst of unusually large ones can exceed the budget once.
 
 use super::Flow;
 use crate::assignment::{Assignment, AssignmentState};

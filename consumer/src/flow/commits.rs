@@ -167,9 +167,13 @@ impl Commits {
 }
 
 impl Flow {
-    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`].
+    /// Commits that are due, unless one is in flight. The caller sends them and reports with [`Flow::committed`]. None is due
+    /// once an invariant was violated: what is settled is not known any more (G13).
     pub fn commits_due(&mut self) -> Vec<CommitEntry> {
-        if self.commits.in_flight.is_some() || !(self.hand_over_due() || self.commit_due()) {
+        if self.fault.is_some()
+            || self.commits.in_flight.is_some()
+            || !(self.hand_over_due() || self.commit_due())
+        {
             return Vec::new();
         }
         self.commits.sent_ms = self.now_ms;

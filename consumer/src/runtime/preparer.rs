@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::handlers::Registry;
 
 /// Maximum generations prepared concurrently: each plugin that hangs during creation occupies a thread until
-/// `plugins.create_timeout`.
+/// the creation timeout.
 const MAX_THREADS: usize = 8;
 /// Interval at which finished generations are passed to the pumps while others are still being prepared.
 const READY_INTERVAL: Duration = Duration::from_millis(200);

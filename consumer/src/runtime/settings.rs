@@ -21,6 +21,11 @@ const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum time to create and check an instance.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of in-flight records that the whole process may hold.
+pub(super) fn in_flight_bytes(config: &ServiceConfig) -> u64 {
+    config.processing.memory / 2
+}
+
 /// The settings of one pump. Half of the byte budget is for records in flight, an eighth for prefetched ones, and the rest
 /// for per-record overhead.
 pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate>) -> PumpSettings {
@@ -29,7 +34,7 @@ pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate
         number,
         flow: FlowSettings {
             max_uncommitted: i64::try_from(processing.max_uncommitted).unwrap_or(i64::MAX / 2),
-            budget_bytes: processing.memory / 2 / config.kafka.clients.max(1) as u64,
+            budget_bytes: in_flight_bytes(config) / config.kafka.clients.max(1) as u64,
             stall_timeout_ms: processing.stall_timeout.as_millis() as u64,
             drain_timeout_ms: processing.drain_timeout.as_millis() as u64,
             commit_interval_ms: processing.commit_interval.as_millis() as u64,

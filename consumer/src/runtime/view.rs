@@ -166,7 +166,7 @@ impl ServiceStatus {
             gates,
             group_id: config.kafka.group_id.clone(),
             started_ms: now_ms(),
-            budget_bytes: config.processing.memory,
+            budget_bytes: super::settings::in_flight_bytes(config),
             allow_unsigned: config.plugins.allow_unsigned,
             rejections: AtomicU64::new(0),
             repairs: AtomicU64::new(0),

@@ -1,4 +1,4 @@
-//! The interface between the service and plugin runtimes (native, process, WebAssembly, script).
+//! The interface between the service and plugin runtimes. The only one so far is native.
 //!
 //! ```text
 //!  HandlerRuntime::load(file) ─► LoadedPlugin::create(handler, config) ─► HandlerInstance::handle(call) ─► outcomes

@@ -61,7 +61,7 @@ fn count_load(loads: &AtomicU32) -> Result<(), Refusal> {
             "limit",
             format!(
                 "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are \
-                 never freed; restart the service, or run the handler as a process plugin"
+                 never freed; restart the service"
             ),
         )),
     }

@@ -214,7 +214,7 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
     });
     println!("    {reason}");
     assert!(reason.contains("is not the store that this pair was bridged with"));
-    assert!(reason.contains("--accept-store zookeeper` in"));
+    assert!(reason.contains("--accept-store zookeeper` instead of this bridge"));
     stays("both sides", Duration::from_secs(6), || {
         let counts = (
             scene.values(Side::Etcd)?.len(),

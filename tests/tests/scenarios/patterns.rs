@@ -395,7 +395,7 @@ fn a_record_that_circulates_through_copies_is_held_after_some_rounds() {
     wait_for("the record to be held", DEADLINE, || {
         let handler = service.api("handlers/errs")?;
         let why = handler["last_error"].as_str().unwrap_or_default();
-        match why.contains("written to a.dlt 16 times already") {
+        match why.contains("written to a.dlt 16 times") {
             true => Ok(()),
             false => Err(handler.to_string()),
         }

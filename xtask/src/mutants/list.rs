@@ -235,6 +235,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: SIMULATION,
     },
     Mutant {
+        name: "commit-after-a-fault",
+        what: "commits are sent in the turn that found a violated invariant",
+        suite: FLOW,
+    },
+    Mutant {
         name: "leave-not-sent",
         what: "a member that is joining or owns nothing ends without leaving its group",
         suite: SOURCE,

@@ -149,7 +149,7 @@ fn flow(report: &ServiceReport, families: &mut Families) {
     );
     families.gauge(
         "sluicegate_in_flight_bytes_limit",
-        "Byte budget of records in flight",
+        "Bytes of records in flight at which reading is suspended",
         &[],
         report.facts.budget_bytes as f64,
     );
@@ -305,7 +305,7 @@ fn handlers(report: &ServiceReport, families: &mut Families) {
             &labels,
             handler.restarts,
         );
-        let help = "Workers abandoned after a call timeout";
+        let help = "Worker threads abandoned since the start after a call, a creation or a lifecycle call timed out";
         families.gauge(
             "sluicegate_handler_quarantined_workers",
             help,

@@ -133,6 +133,22 @@ fn a_partition_lost_while_its_last_commit_was_rejected_commits_nothing() {
 }
 
 #[test]
+fn nothing_is_committed_once_an_invariant_was_violated() {
+    let mut bench = Bench::new(1);
+    bench.deliver(0..10, |_| None);
+    let slot = bench.slot.0 as usize;
+    assert!(bench.flow.assignments[slot].ledger.settle(3));
+    bench.finish(0, |_| ACK);
+    bench.flow.tick(1_000);
+    let fault = bench.flow.fault().expect("offset 3 was settled twice");
+    assert!(
+        fault.contains("offset 3 of t/0 was settled twice"),
+        "{fault}"
+    );
+    assert_eq!(bench.flow.commits_due(), []);
+}
+
+#[test]
 fn a_second_revoke_does_not_extend_the_deadline() {
     let mut bench = Bench::new(1);
     bench.deliver(0..10, |_| None);
