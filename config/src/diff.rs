@@ -1,4 +1,15 @@
 //! Computes the changes that take a running service from one snapshot to another. Pure: no I/O, no clock.
+//!
+//! ```text
+//!  old, new ─► Removed … ─► per handler: Added │ Replaced (code or pool) │ one each of Route, Config, Failure, Gate
+//! ```
+//!
+//! The service logs these changes, one aspect of one handler per line. What a change costs is decided by the handlers'
+//! registry, which compares a spec with the generation that serves it: a version requirement that the loaded code still
+//! meets needs no new generation, for example, although it is a change here.
+//!
+//! [`apply`] is the inverse: a property test applies the changes to the old snapshot and expects the new one. A new
+//! field of a spec belongs to one aspect; otherwise its change is applied without a line in the log.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,14 +43,15 @@ pub enum Change {
         /// The new route.
         route: Route,
     },
-    /// Handler config changed: instances are reconfigured in place or rebuilt; code and pool stay.
+    /// Handler config changed: instances are reconfigured in place if the handler supports it; otherwise a new generation is built
+    /// (ADR 0013).
     Config {
         /// Handler name.
         name: String,
         /// The new config.
         config: HandlerConfig,
     },
-    /// Failure policy changed: applies from the next settlement, nothing is rebuilt.
+    /// Failure policy changed: applies from the next settlement. Only a changed `restart` builds a new generation.
     Failure {
         /// Handler name.
         name: String,

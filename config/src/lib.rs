@@ -4,14 +4,20 @@
 //!  service file ─► ServiceConfig ─────────────────────────────► the service's parts
 //!                     │ names the source
 //!                     ▼
-//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► diff with the active one ─► Changes
-//!  (file, memory)         (all of them, with positions)
+//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► the service's registry
+//!  (folder, store, memory)   (all of them, with positions)
 //! ```
 //!
-//! [`store`] abstracts the key-value stores that the source, the bridge and the CLI share; [`bridge`] replicates between two.
+//! Every document is checked against a table of its fields (`document`). The JSON Schemas and the reference pages are
+//! generated from the same tables, so a field that is read without being in its table is missing there and rejected as
+//! unknown.
 //!
-//! Modules in data-flow order: [`source`] reads texts, [`spec`] and [`service`] are the typed results, [`problem`] lists
-//! errors with their positions, and the service acts on [`snapshot`] and [`mod@diff`].
+//! [`store`] abstracts the key-value stores that the source, the bridge and the CLI share; [`bridge`] replicates
+//! between two, and [`fleet`] has the operator's commands on one. None of this depends on another crate of the
+//! workspace: validation, bridge and fleet commands need neither Kafka nor a plugin.
+//!
+//! Modules in data-flow order: [`source`] reads texts, [`spec`] and [`service`] are the typed results, [`problem`]
+//! lists errors with their positions, the service acts on a [`snapshot`], and [`mod@diff`] describes what changed.
 
 mod atomic_file;
 mod bounded_file;

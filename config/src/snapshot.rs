@@ -1,4 +1,13 @@
 //! Snapshots: every handler's spec at one revision of its source, the desired state of the service.
+//!
+//! A snapshot is complete and valid. A rejected text does not remove its handler: the last good version takes its
+//! place, with the gate closed if the rejected text closes it, and the rejection is listed (ADR 0014). A handler that
+//! is missing was therefore deleted, or was never valid, and the service can drain it without asking why. If a source
+//! left out what it cannot read, a typing mistake would remove a handler, and its records would pass by and be
+//! committed (G1).
+//!
+//! The service applies snapshots without knowing their source (ADR 0005). Specs are shared, and an unchanged one
+//! usually keeps its `Arc`, which makes the comparison of two snapshots with thousands of handlers cheap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,18 @@
 //! The assignment of one partition to this process: `Assigned → Draining → Released`, under one epoch (G5).
+//!
+//! ```text
+//!  Assigned ── revoked, or stop ──► Draining ── last commit accepted, or no longer possible ──► Released
+//!     └───────────────── lost, topic re-created, group forgotten ─────────────────────────────────┘
+//! ```
+//!
+//! An [`Assignment`] owns what must not outlive an ownership: the ledger, the leader epochs of its records, the last
+//! accepted commit and the fencing token. A partition that is assigned again gets a new one under a new
+//! [`AssignmentId`](crate::source::AssignmentId), and ids are never reused. A late outcome thus finds the released
+//! assignment; with a shared ledger it would settle an offset that the new ownership has not handled.
+//!
+//! `fenced` is separate from the state: at the drain deadline nothing starts or counts any more, while the last commit
+//! may still be on its way. A token that the group's generation does not imply has to be committed before the first
+//! record runs (`token_first`, ADR 0021), because the next owner learns it only from that commit (G4).
 
 use std::collections::VecDeque;
 

@@ -5,14 +5,15 @@
 //!                 └─ bound to group, topic and partition   └─ bound to that and to the committed offset as well
 //! ```
 //!
-//! The first part identifies the log (G2) and the fencing token of the owner that committed (G4); it stays valid when an
-//! operator resets the offset. The second part lists the finished offsets beyond the commit (G3), relative to the committed
-//! offset and valid for that offset only: in another log, under another group or with another offset they would name
-//! unhandled records. A part whose check fails is dropped and counts as nothing finished, which causes repeats but never a
-//! loss.
+//! The first part identifies the log (G2) and the fencing token of the owner that committed (G4); it stays valid when
+//! an operator resets the offset. The second part lists the finished offsets beyond the commit (G3), relative to the
+//! committed offset and valid for that offset only: in another log, under another group or with another offset they
+//! would name unhandled records (ADR 0021). A part whose check fails is dropped and counts as nothing finished, which
+//! causes repeats but never a loss. So does metadata with another prefix: a change of the layout needs a new one.
 //!
-//! Brokers reject metadata over 4,096 characters (`offset.metadata.max.bytes`): ranges that do not fit are omitted, highest
-//! first.
+//! Brokers reject metadata over 4,096 characters (`offset.metadata.max.bytes`): ranges that do not fit are omitted,
+//! highest first. [`next_epoch`] derives the token of a new owner from the group's generation and the token in the last
+//! commit.
 
 use std::ops::Range;
 

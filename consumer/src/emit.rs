@@ -7,9 +7,14 @@
 //!           └─► refused: hold the lane, explain, back off ─► AckGroup::reopen, send_from the first refused one
 //! ```
 //!
-//! The worker holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`. A
-//! group keeps its records until all of them are acknowledged: a refusal comes from the cluster and costs the record no
-//! attempt (ADR 0020). The memory is bounded by the producer's queue, and beyond it by the pump's byte budget.
+//! A record settles only after everything that it emitted is acknowledged by all in-sync replicas (G1). The worker
+//! holds one share of the group until its batch is in the inbox, so `Produced` never overtakes `Finished`: it would
+//! find no record that waits for it, and the record would wait forever. For the same reason a [`Ticket`] is answered
+//! exactly once, by its drop if by nothing else.
+//!
+//! A group keeps its records until all of them are acknowledged: a refusal comes from the cluster and costs the record
+//! no attempt (ADR 0020). Records after the first refused one are sent again too, so that the last copies are in order.
+//! The memory is bounded by the producer's queue, and beyond it by the pump's byte budget.
 
 pub mod failure;
 mod group;

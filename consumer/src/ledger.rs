@@ -6,8 +6,16 @@
 //!  …settled….│ . x . x x . . x │ (not delivered yet)      x settled   . delivered, not settled
 //! ```
 //!
-//! Two bitmaps over a sliding window, one word per 64 offsets; a settle costs a few nanoseconds in any order. Pure: no
-//! Kafka, no clock. A property test compares it with a plain set.
+//! Two bitmaps over a sliding window, one word of each per 64 offsets: a settle costs a few nanoseconds in any order,
+//! and the frontier skips a run of settled offsets at once. Kafka leaves legal gaps (compaction, control records,
+//! aborted data). A gap counts as settled only once a later record has arrived or the consumed position has passed it
+//! ([`Ledger::pass`]); earlier, the frontier could pass a record that is still on its way, and a commit would lose it.
+//!
+//! `settled` alone could not tell a repeated delivery, which is dropped, from a record in a gap that was assumed to be
+//! empty, which is an error and stops the partition instead of being skipped (G12). Words therefore stay for `BEHIND`
+//! offsets after the frontier has passed them. Offsets that an earlier owner finished (`done`, from the commit
+//! metadata) are settled by their delivery and not handled again (G3). Pure: no Kafka, no clock. A property test
+//! compares it with a plain set.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -18,7 +26,7 @@ use crate::commit::push_range;
 /// is known to deliver (one batch).
 const BEHIND: i64 = 16 * 1024;
 
-/// Maximum distance of `next` from the frontier; bounds the window.
+/// Maximum distance of `next` from the frontier. Bounds the window at two bits per offset, that is 1 MiB.
 const AHEAD: i64 = 1 << 22;
 
 /// How the ledger classifies a delivered offset.
@@ -30,7 +38,7 @@ pub enum Delivered {
     Done,
     /// Delivered before in this assignment: drop it.
     Repeat,
-    /// In a gap that the ledger assumed to be empty, or too far behind: stop the partition (G13).
+    /// In a gap that the ledger assumed to be empty, or too far behind: stop the partition (G12).
     Fault,
     /// Too far ahead of the frontier: deliver it again once the frontier has advanced.
     TooFar,

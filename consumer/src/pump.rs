@@ -1,10 +1,21 @@
 //! One OS thread per Kafka client: polls, routes, dispatches, collects outcomes, commits. It never blocks on a handler.
 //!
 //! ```text
-//!  loop: inbox (outcomes, control) ─► events (assign, revoke, commit answers) ─► poll ─► dispatch ─► commit ─► wait
+//!  turn: clock ─► inbox (outcomes, control) ─► events (assign, revoke, commit answers) ─► dispatch
+//!         ┌────────────────────────────────────────────────────────────────────────────────┘
+//!         └─► up to 4 × (poll ─► deliver ─► dispatch) ─► positions ─► commit ─► pauses ─► hand-overs, stop
+//!  a turn without work is followed by `wait`, until a record, an event, a message or the next timer
 //! ```
 //!
-//! All decisions are made in [`crate::flow`], a pure core; this module owns the order of the steps and the source.
+//! All decisions are made in [`crate::flow`], a pure core; this module owns the source, the clock and the order of the
+//! steps. A loop that blocks on a handler exceeds `max.poll.interval.ms` and loses the membership of the group
+//! (ADR 0002).
+//!
+//! - Outcomes are received before records are read: a turn frees memory before it takes more (G8).
+//! - A turn takes the whole inbox, because [`Inbox::push`] wakes the pump only if the inbox was empty.
+//! - Positions are queried after all polled records are delivered to the flow: the client's consumed position covers
+//!   polled records, and a frontier moved past an undelivered one would be committed (G2).
+//! - The flow is dropped before the source: its records borrow the client's memory.
 
 mod address;
 mod attention;
@@ -45,7 +56,7 @@ use missing::{Missing, Unreadable};
 use renewal::PumpWake;
 use starting::Starting;
 
-/// Maximum records per poll.
+/// Maximum records per poll. Equal to the maximum that the source takes from librdkafka's queue in one call.
 const POLL_RECORDS: usize = 1_024;
 /// Maximum polls per turn, so that the inbox is served between them.
 const POLLS_PER_TURN: usize = 4;

@@ -1,4 +1,6 @@
-//! Decides what to do about one key, from its values on both sides and its sync state. Pure.
+//! Decides what to do about one key, from its values on both sides and its sync state. Pure, so that the simulation can
+//! try every order of readings, writes and crashes: a wrong decision is a deleted key that comes back, or an edit that
+//! an echo reverts (ADR 0015).
 //!
 //! | one side | the other | result |
 //! |---|---|---|

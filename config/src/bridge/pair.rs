@@ -1,4 +1,5 @@
-//! Checks that both stores are still those that the sync state is about, and whether one reverted to an earlier state.
+//! Checks that both stores are still those that the sync state is about, and whether one reverted to an earlier state
+//! (G10, ADR 0025).
 //!
 //! ```text
 //!  record, in etcd next to the sync state:  pair ID, the stores, mark 7, missing keys in ZooKeeper count from mark 5 on
@@ -16,6 +17,7 @@
 //! A side identifies its store by its identity and its pair by its mark. If either differs from the record, nothing is
 //! copied until an operator says which side to take over ([`Foreign::is_answered_by`]). A side that is taken over
 //! counts as reverted: its values are not edits and yield to the other side, and keys that it lacks were not deleted.
+//! The pair then gets a new id, so that a bridge that still joins the former stores stops.
 
 use std::collections::BTreeMap;
 

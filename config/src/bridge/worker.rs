@@ -1,4 +1,9 @@
 //! The bridge's worker thread: receives the changes of both sides, decides, and runs the transfers.
+//!
+//! Until `guard` has verified that both stores are those of the sync state, nothing is decided. Then due keys are
+//! decided in batches; what may delete or overrule is decided again on fresh readings of both sides (`confirm`), and
+//! the transfers run on up to 8 threads. The worker waits for them, so no key is decided on while this bridge writes
+//! it. A halt holds all transfers until fresh readings show that it is over: one of them could be a wrong delete (G10).
 
 mod guard;
 mod refusals;

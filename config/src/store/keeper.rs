@@ -8,7 +8,14 @@
 //!  another process holds the id ──────┘
 //! ```
 //!
-//! Reports must not reset the timer: a busy control plane produces many.
+//! Reports must not reset the timer: a busy control plane produces many, and the lease would expire between them. The
+//! key is written or verified each time, because an operator can delete it and an expired lease takes it along.
+//!
+//! A key of another process is not overwritten: it may be a live member with the same id, and an operator's `--wait`
+//! would then count one member for two. It may also be the remains of a killed process, so the claim waits for as long
+//! as such a key can last before it takes another id. Time in which the store is unreachable does not count, since
+//! leases outlive a change of the store's leader. A report that the store refuses is replaced by a minimal one: a
+//! member that reports too much is still a member.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +30,8 @@ use super::{Membership, MembershipStatus};
 use crate::jitter::backoff;
 use crate::member::MemberReport;
 
-/// Initial and maximum delay between attempts to keep a key; randomized.
+/// Initial and maximum delay between attempts to keep a key; randomized. Never longer than the interval between renewals, or
+/// repeated failures would cost a short lease.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(3200));
 /// Maximum poll interval of an id that another process holds.
 const CLAIM_POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -9,6 +9,12 @@
 //!
 //! The interface uses [`ControlKey`]s; the path of a key is internal to each store ([`Store::locate`] shows it to
 //! people). Users are the service's spec source, the bridge between two stores, and the commands that edit keys.
+//!
+//! Two things keep the differences of the stores inside: each value carries a [`KeyVersion`] (etcd's `mod_revision`,
+//! ZooKeeper's `mzxid` with the data version), so that readers can order and writers can compare without knowing which
+//! store it is; and each tree carries the store's identity, so that a restored or replaced store is recognized
+//! (ADR 0025). Calls block, and the async clients run on threads of the store (`driver`), so that callers need no
+//! runtime. The suite in `conformance` tests what the trait promises; every store passes it.
 
 mod claim;
 #[cfg(any(test, feature = "testing"))]

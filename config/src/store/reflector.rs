@@ -13,9 +13,14 @@
 //!    └── re-list ─► still different after `grace`? ─► MissedUpdate ──► open (the server lost the watch)
 //! ```
 //!
+//! A watch that may have missed something is replaced, never repaired (ADR 0016): both stores have ways to drop events
+//! silently, and only a full listing shows what was lost. The periodic re-list finds losses that nothing announces. Its
+//! result is kept for a grace period first, since events and listing arrive independently and one that is merely late
+//! is not lost.
+//!
 //! An opening that reads an older revision than before, or a different store, is trusted: it is a full linearised
 //! reading, so the store was restored or replaced. Its state replaces the known one; the receiver decides what to do
-//! about that.
+//! about that (ADR 0025). Any other reading is merged by revision, so that nothing is applied backwards.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,7 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Cause, ControlKey, StoreSink, StoreUpdate, Tree, TreeChange};
 use crate::jitter::{backoff, jittered};
 
-/// Initial and maximum delay between attempts to reach a store; randomized.
+/// Initial and maximum delay between attempts to reach a store; randomized. The maximum is G10's bound for a recovered store.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// A full reading of the store.

@@ -1,4 +1,14 @@
 //! The unit of work between the pump and a worker: records of one handler, in a structure that is reused.
+//!
+//! `records`, `keys` and `outcomes` are parallel: one index is one record. The records point to bytes that the pump's
+//! slab owns, and are lent until the batch returns. The pump keeps its own copy of the keys, so that it can settle,
+//! retry or abandon the records of a batch that a hung worker never returns (G14).
+//!
+//! Slab and batch table reuse their indexes; the serial in [`EntryKey`] and [`FlightKey`] makes a late batch
+//! recognizable. Without it, its outcomes would be taken for those of the index's next user. `cancel` belongs to the
+//! batch and not to an instance, so that it also applies before the call begins (G5); it is renewed with the batch,
+//! because a worker may still hold the flag of an earlier use. Batches travel as boxes and keep their allocations: in a
+//! steady state none is made.
 
 use sluicegate_runtime::{CallOutput, CancelFlag, RawOutcome, RawRecord};
 

@@ -1,9 +1,20 @@
 //! Lanes: records with the same key are handled one after the other, different keys do not wait for each other (G4).
 //!
-//! A lane is identified by a key's 64-bit hash. It exists while a record of it is in flight and costs one probe of an
-//! open-addressing table. Returning a batch writes nothing here: a lane names the batch that has its records, and is
-//! free as soon as that batch has ended. Only a lane in which records wait, or which a deferred record holds, is
-//! touched again.
+//! ```text
+//!  claim ─► free: the lane names the open batch ─► batch in flight ─► its serial number changes: the lane is free
+//!    └────► taken or held: the record waits in the lane ─► the batch that it waits for releases it (`contended`)
+//!                                                   hold, unhold: a record that is parked or waits for the producer
+//! ```
+//!
+//! A lane is identified by a 64-bit hash of assignment and key. It exists while a record of it is in flight and costs
+//! one probe of an open-addressing table. Returning a batch writes nothing here: a lane names the batch that has its
+//! records, and is free as soon as that batch has ended (ADR 0006). Only a lane in which records wait, or which a
+//! deferred record holds, is touched again. A full table drops its free lanes, so its size follows the lanes in use and
+//! not the keys seen.
+//!
+//! A record that waits comes before every later one, even if the lane has become free: whatever puts records back uses
+//! [`Lanes::wait_first`], and a batch with records in contended lanes releases these when it ends. Keys with equal
+//! hashes share a lane, which delays them but never reorders a key.
 
 use std::collections::VecDeque;
 

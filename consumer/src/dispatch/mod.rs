@@ -1,4 +1,18 @@
 //! From routed records to worker pools: lanes keep the order, batches carry the records, the inbox returns outcomes.
+//!
+//! ```text
+//!  flow ─► lanes: may it start? ─► batch: records of one handler ─► WorkerPool::submit ─► worker thread
+//!   ▲                                                                   │ refused            │
+//!   └───────── inbox ◄── PoolFree, once there is room ◄─────────────────┘                    │
+//!                ▲                                                                           │
+//!                └── Finished · CallTimedOut · Produced ◄────────────────────────────────────┘
+//! ```
+//!
+//! These types are the whole contract between a pump and the threads that run its handlers. Neither side waits for the
+//! other: a pool refuses a batch instead of blocking, and workers only push messages. A refused batch stays with its
+//! pump, whose memory it fills until reading stops: this is the backpressure (G8). Every accepted batch returns as
+//! [`PumpMessage::Finished`], or is reported as [`PumpMessage::CallTimedOut`]; a pool that loses one blocks its lanes
+//! and the frontier for good. A batch costs one message; a record costs one only if it emits or is dead-lettered.
 
 pub mod batch;
 pub mod inbox;

@@ -1,5 +1,5 @@
 //! Handlers that are switched off or removed. They finish their in-flight records, so that closing a gate costs no
-//! record; but a failed or hung handler finishes nothing, and must not hold its partitions because of that.
+//! record; but a failed or hung handler finishes nothing, and must not hold its partitions because of that (ADR 0019).
 //!
 //! ```text
 //!  gate closed, or removed ─► healthy: finishes its records
@@ -7,9 +7,11 @@
 //!                          └► no record settles for `drain_timeout`: all its records are skipped, its calls are abandoned
 //! ```
 //!
-//! A skipped record is settled for this handler and counted, as a new record is while the gate is closed (G1). With
-//! `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters no longer
-//! belong to the handler, and are awaited (G7).
+//! Progress is a settled record, not a running call: a slow handler that settles one record per `drain_timeout` keeps
+//! all of them. A skipped record is settled for this handler and counted, as a new record is while the gate is closed
+//! (G1). With `on_failure: dead_letter` a failed handler's records go to the dead-letter topic instead. Dead letters no
+//! longer belong to the handler, and are awaited (G7). An abandoned call ends like one that timed out: its outcomes are
+//! discarded when it returns, since its records are settled already and a second settle is a fault (G13).
 
 use super::Flow;
 use super::handler::{HandlerFlow, OnFailure};

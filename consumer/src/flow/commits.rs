@@ -7,10 +7,15 @@
 //!    └────── back-off ◄── refused
 //! ```
 //!
-//! At most one commit is in flight, so an older one can never overtake a newer one. The last commit of a partition is
-//! an ordinary one that does not wait for the interval. A rebalancing group rejects commits until its members have
-//! agreed on a new generation; the same offsets are accepted after that, as long as this member still owns the
-//! partition (G3, G5).
+//! At most one commit is in flight, so an older one can never overtake a newer one. A commit is due at its interval,
+//! and at once for a new token, for a partition with half of `max_uncommitted`, and for a drained partition: its last
+//! commit is an ordinary one that does not wait for the interval.
+//!
+//! The result is compared with what was sent, partition by partition. A request that succeeds as a whole can reject
+//! single partitions: recorded as accepted, such a commit would not be sent again. What resolves a rejection decides
+//! who waits ([`CommitErrorKind`]): a rebalancing group rejects commits until its members have agreed on a new
+//! generation and then accepts the same offsets, as long as this member still owns the partition (G3, G5); a missing
+//! right on one topic concerns only its partitions, and the others do not back off.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,11 +30,13 @@ use crate::trouble::{LogLimit, Trouble};
 
 /// Delay after the first rejection; it doubles with each further one.
 const INITIAL_RETRY_DELAY_MS: u64 = 50;
-/// Maximum delay while only a commit keeps partitions from being handed over.
+/// Maximum delay while only a commit keeps partitions from being handed over. A fraction of [`LAST_COMMIT_GRACE_MS`], so that
+/// a last commit is tried several times.
 const MAX_HAND_OVER_RETRY_DELAY_MS: u64 = 250;
 /// Maximum delay otherwise.
 const MAX_RETRY_DELAY_MS: u64 = 5_000;
-/// Time past the drain deadline in which a last commit may still be accepted.
+/// Time past the drain deadline in which a last commit may still be accepted. Shorter than the pump's `LEAVE_GRACE`, which also
+/// has to cover leaving the group.
 pub const LAST_COMMIT_GRACE_MS: u64 = 2_000;
 /// Rejections by a rebalancing group that last longer than this are logged as a warning.
 const REBALANCE_GRACE_MS: u64 = 30_000;

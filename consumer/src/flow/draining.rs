@@ -1,8 +1,20 @@
 //! Draining revoked partitions: stop admission, finish the started records, fence the others (G3, G5).
 //!
-//! A record that some handler has started is finished in all of them, or else its next owner would run it twice. To
-//! keep the order, everything up to the last such record is finished too; later records are left to the next owner. A
-//! running call has started the records up to its current one: it ends there.
+//! ```text
+//!  start_drain ─► drop the records beyond the last started one ─► running calls end after their current record
+//!                                                                 └─ the last has ended: drop unstarted records again
+//!  started records finish in all handlers ─► is_drained ─► last commit ─► release
+//!          └─ deadline ─► fence: calls are cancelled, nothing more starts or counts ─► last commit ─► release
+//! ```
+//!
+//! A record that some handler has started is finished in all of them, or else its next owner would run it twice
+//! (ADR 0007). To keep the order, everything up to the last such record is finished too; later records are left to the
+//! next owner. A parked record that no handler has finished does not count as started: it had no effect yet.
+//!
+//! While stopped calls are running it is unknown which of their records they have started. Until the last of them has
+//! returned, no batch with a record of a draining partition is dispatched: it would start records that could have been
+//! left to the next owner, and prolong the drain. The fence precedes the last commit: an outcome that counted after it
+//! would be handled here and again by the next owner.
 
 use std::collections::HashSet;
 

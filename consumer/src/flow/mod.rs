@@ -14,7 +14,14 @@
 //!
 //! It has no Kafka client, no thread and no clock: time arrives with [`Flow::tick`], batches leave through
 //! [`crate::dispatch::WorkerPool`], produced records through [`crate::emit::Emitter`]. The seeded simulator scripts all
-//! three.
+//! three, so whatever a decision depends on must come in through them. That includes the order of iteration: every
+//! collection that decides something by being iterated is ordered or has a fixed hasher, or a seed would not reproduce
+//! its run.
+//!
+//! One file per stage: `admit` (ledger, routing), `place` (lanes, batches, submission), `outcomes` (results, retries,
+//! settling), `produce` (emits, dead letters), `commits`, `draining` (revoked partitions), `closing` (handlers switched
+//! off), `budget` (memory, pauses), `rest` (calls that run nothing), `reading` (stopped and restarted partitions),
+//! `report`.
 
 mod admit;
 pub mod budget;

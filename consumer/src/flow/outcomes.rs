@@ -1,4 +1,20 @@
 //! Outcomes: results of batches, calls that time out, and settling records.
+//!
+//! ```text
+//!  Finished ─► still in flight? ─ no ─► late: the records' memory is returned, the outcomes are discarded
+//!                 │ yes: the batch ends, which frees its lanes; then for each record
+//!                 ├─ ack, drop ──────────────────► settled; with emits only once these are acknowledged (`produce`)
+//!                 ├─ dead letter ────────────────► holds its lane; written after its emits, settled once acknowledged
+//!                 ├─ retry, panic, unknown code ─► holds its lane, parked; after the last attempt dead-lettered
+//!                 └─ not run ────────────────────► back to the head of its lane, as the same attempt
+//!  CallTimedOut ─► published outcomes count, the record after them has failed, the others go back like unrun ones
+//! ```
+//!
+//! A record has one slab entry, however many handlers receive it; the last handler settles its offset (G1). Settling an
+//! offset twice is a broken invariant (G13). An entry is freed only when no batch contains it, because a hung call may
+//! still read its bytes (G14). Unrun records return to their lanes before any lane is released, or a later record of
+//! the key would overtake them (G4). Outcomes with emits that a hung call has published do not count: the emits are
+//! stuck in the call.
 
 use std::sync::Arc;
 

@@ -1,7 +1,13 @@
 //! Bounds on delays that a plugin influences.
 //!
-//! A handler whose calls return without running any of their records backs off before the next call, longer each time,
-//! so that a plugin that never runs its records does not keep the pump and its workers busy.
+//! A handler whose calls return without running any of their records backs off before the next call, longer each time
+//! (10 ms to 1 s). Its records go back to their lanes, and without a delay the next dispatch would submit them again at
+//! once: pump and worker would pass the same batch to and fro at full speed, and neither an attempt nor a timeout would
+//! end it. Batches that were returned without a call, recalled or stopped do not count, because the plugin had no part
+//! in it.
+//!
+//! The delay that a handler requests for a retry is bounded for another reason: a parked record holds its partition's
+//! frontier, and with it the commits of every other handler of the topic (G8).
 
 use super::Flow;
 use crate::dispatch::HandlerIx;

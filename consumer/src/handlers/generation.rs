@@ -201,7 +201,7 @@ impl Generation {
             && mine.config == spec.config
     }
 
-    /// Retires it: pumps keep its pool until their last batch is back, then its instances are dropped.
+    /// Retires it: its instances are dropped once their last batch has been returned.
     pub fn retire(self) -> Retired {
         self.status.advance(GenerationState::Draining);
         self.discard()

@@ -11,6 +11,15 @@
 //!                      ├─► table ─► pumps
 //!                      └─► release: drain, drop, shut down
 //! ```
+//!
+//! A handler keeps its name and changes its generation: code, config and threads are replaced together, and only once
+//! the new ones are healthy (G9). Pumps know a generation only as a worker pool in the [`HandlerTable`]. It is released
+//! once every pump has swapped its table: queued batches return and are submitted to the new generation, running calls
+//! finish first.
+//!
+//! Plugin code is not trusted to return. An instance is created, called and dropped on one worker thread, without a
+//! lock: a call that hangs costs its thread, which is abandoned and replaced, and nothing else (G14). Pumps, the
+//! registry and the admin server read what a call has done from memory of the service and never wait for it (ADR 0011).
 
 mod build;
 pub mod catalogue;

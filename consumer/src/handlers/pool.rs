@@ -1,13 +1,21 @@
-//! A handler generation's share of a crew, which pumps use as their [`WorkerPool`].
+//! A handler generation's share of a thread pool ([`Crew`]), which pumps use as their [`WorkerPool`].
 //!
 //! ```text
-//!  pump ─► HandlerPool::submit ─► Crew: queue ─► worker thread: instance.handle ─► emits ─► home inbox
+//!  pump ─► HandlerPool::submit ─► Crew: queue ─► worker thread: instance.handle ─► emits ─► the pump's inbox
 //!                                  │                    │ panicked: drop, back off, rebuild (`restart`)
 //!                                  │                    │ timed out: abandoned, replaced (`watchdog`)
 //!                                  └─ full, backing off or failed: refused, PoolFree later
 //! ```
 //!
-//! One lock per crew, taken twice per batch; nothing is locked, counted or timed per record.
+//! One lock per thread pool, taken twice per batch; nothing is locked, counted or timed per record (ADR 0010). A
+//! refusal registers the pump's inbox, and whatever makes room notifies it: without that notice the pump keeps its
+//! batches, since it does not poll. The watchdog's check notifies again, so that a notice that was not used cannot stop
+//! a handler.
+//!
+//! A health check or a new config runs on a worker, and its caller waits with a timeout. `ProbeToken` decides between
+//! the two: either the worker starts it or the caller gives up, never both, so a config is not applied after its caller
+//! was told that it is not. Dropping the last `Arc` of a pool releases it: queued batches return, and each worker
+//! drains and drops its instance between two tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

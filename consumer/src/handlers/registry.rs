@@ -1,4 +1,5 @@
-//! Turns snapshots into handler tables: which generation of which plugin serves each handler, and which specs were rejected.
+//! Turns snapshots into handler tables: which generation of which plugin serves each handler, and which specs were
+//! rejected.
 //!
 //! ```text
 //!  Snapshot ─► settle: catalogue.find ─► still served? ─ yes ─► keep the generation, take over the spec
@@ -10,7 +11,15 @@
 //!               current: table ─► pumps swap ─► the old generation drains (`release`)
 //! ```
 //!
-//! Settling never waits for a plugin, so that gate changes apply while another handler is slow to start.
+//! Settling runs no plugin code, so that gate changes apply while another handler is slow to start; it waits only
+//! briefly for a plugin file that is still being written. Preparing runs on threads of its own, without the lock, at
+//! most once at a time per handler and per shared pool: instances would otherwise get configs in another order than
+//! requested. What is ready is installed only if it is still wanted (`ManagedHandler::awaits`); if the spec has
+//! changed since, it is released unused.
+//!
+//! A rejected change is retried with growing delays and not on each snapshot, because a creation that hangs costs a
+//! thread. The gate follows the newest spec even if the rest is rejected: an operator must be able to switch off a
+//! handler whose spec is broken (ADR 0014).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,5 +1,19 @@
-//! State behind a crew's lock: seats, queues, inboxes that wait for room. Makes the scheduling decisions; starts no thread and
-//! calls no plugin.
+//! State behind the lock of a thread pool: worker slots, queues, inboxes that wait for room. Makes the scheduling
+//! decisions; starts no thread and calls no plugin.
+//!
+//! ```text
+//!  Idle ─┬─► Creating ─► Calling ─► Finishing ─► Idle
+//!        └─► LifecycleCall ────────────┘
+//!  Creating, Calling, LifecycleCall past their timeout ─► abandoned: another thread takes the slot, a new incarnation
+//! ```
+//!
+//! `incarnation` is the number of the thread that holds a slot, and every report of a thread is checked against it
+//! under the lock. An abandoned thread finds another number, discards its results and exits; without the check it would
+//! deliver outcomes of records that the pump has given to another worker since (G14).
+//!
+//! The shared queue and the workers' own queues have room for one batch per slot in addition to the running ones: more
+//! would wait behind slow calls, fewer would let workers idle between batches (ADR 0010). Messages and wake-ups are
+//! collected in [`Notices`] and delivered after the lock is released, so that a woken thread does not block on it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

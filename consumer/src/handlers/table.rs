@@ -1,7 +1,8 @@
 //! The handler table that the registry gives to every pump: the handlers of one revision, each with its worker pool.
 //!
-//! A pump swaps the whole table between two polls. An old pool is released when the last clone of its `Arc` is dropped; a
-//! pump keeps one until the pool has returned all its batches.
+//! A pump swaps the whole table between two polls. An old pool is released when the last clone of its `Arc` is dropped:
+//! for a replaced one at the swap, while its batches return to the pump's inbox; for a removed handler once the pool has
+//! returned all its batches.
 
 use std::fmt;
 use std::sync::Arc;

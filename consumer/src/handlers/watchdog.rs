@@ -1,5 +1,22 @@
-//! Call-timeout watchdog: a call that stays on one record for longer than its timeout is cancelled, then abandoned together
-//! with its thread (G14). One thread per process; it checks at a tenth of the shortest timeout, clamped to 10 ms..1 s.
+//! Call-timeout watchdog: a call that stays on one record for longer than its timeout is cancelled, then abandoned
+//! together with its thread (G14). One thread per process; it checks at a tenth of the shortest timeout, clamped to
+//! 10 ms..1 s.
+//!
+//! ```text
+//!  current record changes ─► time restarts
+//!  timeout ─► cancel flag set ─► grace: a tenth of the timeout, at most 1 s ─► still the same record ─► abandon:
+//!               CallTimedOut to the pump, with the outcomes so far · another thread for the slot · quarantined + 1
+//!  4 × workers of one handler hang at once ─► tripped: each hung call costs a thread until the process exits
+//! ```
+//!
+//! The timeout is measured per record and not per call, because the number of records per call is chosen at run time;
+//! for a handler that takes batches the call is the unit. Progress is read from memory that the plugin writes through
+//! atomics (ADR 0011), and read again just before a thread is abandoned: a call that has progressed or returned in
+//! between is not to blame, and its worker reports the outcomes.
+//!
+//! `CallTimedOut` is sent under the lock of the thread pool. The call can return at any moment, and its thread learns
+//! under that lock that it was abandoned. Its late `Finished`, whose outcomes are void, must not arrive first: records
+//! that the call had completed would run again.
 
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};

@@ -1,4 +1,13 @@
 //! The routing index: all routes of one snapshot, compiled; immutable, shared by the pumps, replaced as a whole.
+//!
+//! Each distinct test of a distinct field is numbered once (an atom), so that a thousand routes on one header cost one
+//! lookup of its value. A predicate becomes a tree over atoms. For each route the compiler also picks the cheapest set
+//! of atoms of which one is true whenever the predicate holds (`access`); the route is posted under these, and only the
+//! routes posted under a true atom are evaluated. A route that can hold with all atoms false, such as a negation, has
+//! no such set and is evaluated for every record whose result is not cached.
+//!
+//! An index is never modified: a pump that applied routes one by one would route records of one poll by a mixture of
+//! two snapshots (G9). Routes that do not compile reject the whole index, and the previous one stays active.
 
 use std::sync::Arc;
 

@@ -11,7 +11,12 @@
 //!
 //! A header value, key or partition is mapped to small class numbers (`fields`, `patterns`): values that no atom
 //! distinguishes have the same ones. Together they are the cache key of the result (`memo`), so the cost per record
-//! does not depend on the number of handlers. `oracle` is a slow and plain implementation of the same.
+//! does not depend on the number of handlers. A record with a repeated header, or with more classes than fit the cache
+//! key, is evaluated by postings each time: slower, with the same result. All caches are bounded.
+//!
+//! A swap replaces the plans of all topics and empties the caches: a result cached under the old index would route a
+//! record by two snapshots (G9). `oracle` is a slow and plain implementation of the same; property tests compare the
+//! two. Patterns are resolved to topic names here, not by the Kafka client, which knows no exceptions (ADR 0017).
 
 mod atoms;
 mod fields;

@@ -5,8 +5,11 @@
 //!                 └─► preparer threads: verify, load, create, health ─► the same again, with the new generations
 //! ```
 //!
-//! Gates do not wait for handlers that are slow to start. A rejected change leaves the previous state active; the reason goes
-//! to log, metric and API.
+//! Gates do not wait for handlers that are slow to start. A rejected change leaves the previous state active; the
+//! reason goes to log, metric and API. A plan counts as active, for `--wait` and for the member key, only once every
+//! pump has confirmed it: before that, records are still dispatched by the old one. A pump that does not answer in time
+//! still has the request in its inbox, and gets the plan again. Calls to the cluster, such as listing topics, run on
+//! other threads: here they would delay gates.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

@@ -6,8 +6,17 @@
 //!  stop:  pumps (drain, last commit, leave) ─► emitter (flush) ─► pools ─► admin HTTP, all by one deadline
 //! ```
 //!
-//! Config changes are applied by `control`: update → registry (verify, load, create, health) → routing index → every pump, which
-//! applies routes and handlers in one step.
+//! Config changes are applied by `control`: update → registry (verify, load, create, health) → routing index → every
+//! pump, which applies routes and handlers in one step.
+//!
+//! The first plan is all or nothing: a declared handler that cannot be served ends the start, since its records would
+//! pass by and be committed (G1, ADR 0009). Pumps exist before but subscribe with the first plan, so that no member
+//! joins the group that has nothing to run. Only then is the source watched; what changed in between is its first
+//! update.
+//!
+//! At the stop each part ends before the parts that it needs: draining records run in pools and wait for the emitter's
+//! acknowledgements, and probes read the drain's progress from the admin server. Each has a share of [`STOP_GRACE`], so
+//! that one that hangs does not take the time of the next.
 
 mod control;
 mod every;
@@ -80,7 +89,8 @@ pub struct Service {
 }
 
 /// Maximum shutdown time after `processing.drain_timeout`, whatever brokers, stores and plugins do. Used in sequence by the pumps'
-/// last commits and leaving the group, the producer, the handlers' instances and the admin server.
+/// last commits and leaving the group, the producer, the handlers' instances and the admin server: the sum of [`LEAVE_GRACE`],
+/// the three constants below, and 500 ms for the instances. What exceeds its share is abandoned, so that the rest keeps its own.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Time for a pump's thread to exit after it has left the group.
 const PUMP_EXIT_GRACE: Duration = Duration::from_millis(500);

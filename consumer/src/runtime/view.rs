@@ -1,4 +1,16 @@
 //! The service's status for the admin interface: combines the reports of pumps and pools with the declared specs.
+//!
+//! ```text
+//!  control thread ── record_* ──► ControlStatus ─┐
+//!  pumps ◄── report, by one deadline ────────────┼─► ServiceReport ─► /readyz, /api/v1, /metrics
+//!  registry ── pools ────────────────────────────┘
+//! ```
+//!
+//! Counters live where the work is done and are read on request, so that the record path pays nothing for being
+//! observed. One deadline covers all pumps, and a pump that misses it is listed as unresponsive instead of delaying the
+//! answer: a probe must not fail because one thread is busy. Requests that change something return only once it has
+//! taken effect, or with the reason why it has not (`gates`): they wait for a status that includes their own write,
+//! because while the watch lags, the status from before an earlier write can be identical.
 
 mod gates;
 

@@ -1,14 +1,21 @@
-//! Decides which fetched records are delivered: only those of an owned partition, and none past a suspect jump. Pure.
+//! Decides which fetched records are delivered: only those of an owned partition, and none past a suspect gap. Pure.
+//!
+//! ```text
+//!  queue:  41   42   error entry   44 …      librdkafka's position is past 43, which was not delivered
+//!                    │ suspect     └ a gap ─► drop 44, seek back to 43, once ─► trust what follows
+//!                    └ nothing for SUSPECT_TIMEOUT ─► seek back to 43
+//! ```
 //!
 //! Rule 2: an error entry in a batch moves librdkafka's position past a record that was not delivered yet, and the next
-//! pause (also librdkafka's own, during a rebalance) resumes there: a silent loss. The ledger cannot see it, because an
-//! upward jump is legal (compaction, transactions). So an error entry marks the partition as suspect. A jump while it
-//! is suspect causes one seek back to the next expected offset, and the records after that seek are trusted. If no
-//! record follows the error (the skipped record was the last one), the seek is made after `SUSPECT_TIMEOUT`; not at
-//! each error entry, because a seek resets the backoff between failing fetches.
+//! pause (also librdkafka's own, during a rebalance) resumes there: a silent loss (G12). The ledger cannot see it,
+//! because an upward gap is legal (compaction, transactions). So an error entry marks the partition as suspect, and the
+//! first gap after it causes one seek back to the next expected offset. If no record follows the error (the skipped
+//! record was the last one), the seek is made after `SUSPECT_TIMEOUT`; not at each error entry, because a seek resets
+//! the backoff between failing fetches. Corrupt data is read again with growing delays, since librdkafka would continue
+//! after it; after a missing offset nothing of the partition is admitted until it is started again.
 //!
 //! For the same reason librdkafka's consumed position of a partition is trusted only while nothing but records read by
-//! this assignment have moved it.
+//! this assignment have moved it (G2).
 
 use std::time::{Duration, Instant};
 

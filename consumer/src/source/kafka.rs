@@ -6,8 +6,14 @@
 //!  both queues and every Wake::wake ──► one eventfd ──► wait()
 //! ```
 //!
+//! Batches from a queue of the application reached 1.7 times the records per second of polling one by one, but they
+//! bypass what the consumer does for its user; `raw` lists the five rules that make up for it, and the comments cite
+//! them (ADR 0002). They hold for the linked version of librdkafka: an upgrade has to repeat the measurements. They
+//! also require that one thread makes all calls, which is why a source is created and used on the pump's thread.
+//!
 //! Order of one iteration of the pump's loop: `wait` reads the eventfd first, then `events` and `poll` empty both
-//! queues, so that the next entry writes the eventfd again. `raw` lists the five rules that the comments cite.
+//! queues, so that the next entry writes the eventfd again. In the other order, the wake-up of an entry that arrives
+//! between the two would be consumed, and the entry would stay in its queue until the wait times out.
 
 mod assign;
 mod bounds;

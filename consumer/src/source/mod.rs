@@ -5,8 +5,15 @@
 //! ```
 //!
 //! A source is used only by the pump's thread. Callbacks of the client only record what happened; the pump reads it
-//! with [`Source::events`] and acts. Implementations: `kafka` (the production client) and `memory` (scripted, for
-//! tests).
+//! with [`Source::events`] and acts: a callback runs inside the client's poll, which serves no other event before it
+//! returns, so a drain in a callback would wait for the answers to its own commits. Implementations: `kafka` (the
+//! production client) and `memory` (scripted, for tests).
+//!
+//! The group waits for `start` and `release`, which is what makes a graceful hand-over possible: between `Revoked` and
+//! `release` this member still owns the partitions and may commit (G3). After `Revoked` with `lost`, and after
+//! `release`, it must not (G5). Start offsets are looked up without blocking and answered partition by partition, so
+//! that one without a leader delays no other (ADR 0021). Records carry an [`AssignmentId`] and not only a partition: a
+//! record of an earlier ownership must not enter the ledger of the present one.
 
 pub(crate) mod callbacks;
 mod client_check;
@@ -52,10 +59,9 @@ impl std::fmt::Display for TopicPartition {
     }
 }
 
-/// Index of an assignment in the pump's table; a partition gets a new slot each time it is assigned.
+/// Index of an assignment in the pump's table; a partition gets a new id each time it is assigned.
 ///
-/// A slot is never reused while a record of its assignment is alive, so a late record or outcome of a revoked
-/// assignment cannot be attributed to its successor (G5).
+/// An id is never reused, so a late record or outcome of a revoked assignment cannot be attributed to its successor (G5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentId(pub u32);
 

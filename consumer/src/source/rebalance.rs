@@ -9,7 +9,11 @@
 //! The group waits in librdkafka's states `wait-assign-call` and `wait-unassign-call` for as long as it takes and
 //! delivers no second rebalance until then (rdkafka_cgrp.c: `RD_KAFKA_CGRP_REBALANCING` skips them), so a drain may lie
 //! between event and answer; heartbeats continue. It expects one call for the whole list: the first
-//! `incremental_unassign` lets the member rejoin.
+//! `incremental_unassign` lets the member rejoin, with partitions that still drain.
+//!
+//! A partition whose start offset is unknown is deferred: left out of the answer and assigned later, because the others
+//! must not wait for it (G8). librdkafka does not know such a partition, and rejects an unassign that names it. An
+//! assign that librdkafka refuses for the moment stays due and is retried, because the group waits for it.
 
 use std::collections::HashSet;
 

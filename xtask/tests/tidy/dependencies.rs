@@ -60,7 +60,7 @@ fn package(package: &Value) -> Package {
 fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     Some(match folder {
         "handler-sdk/abi" | "config" => &[],
-        "handler-sdk" => &["sluicegate-abi", "sluicegate-sdk-macros"],
+        "handler-sdk" => &["sluicegate-abi"],
         "runtimes/api" => &["sluicegate-abi"],
         "xtask" => &["e2e"],
         "tests" | "consumer" => return None,

@@ -214,6 +214,8 @@ fn the_required_documents_exist() {
         "README.md",
         "ARCHITECTURE.md",
         "CONTRIBUTING.md",
+        "DEVELOPING.md",
+        "SECURITY.md",
         "CHANGELOG.md",
         "LICENSE-APACHE",
         "LICENSE-MIT",
