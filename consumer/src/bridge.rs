@@ -9,7 +9,7 @@ use sluicegate_config::store::StoreError;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::admin::http::{self, AdminError};
+use crate::admin::http::{self, AdminError, BridgeReporter};
 
 /// Why a bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,12 @@ impl RunningBridge {
         let failed = self.bridge.as_ref().and_then(Bridge::failure);
         let has_ended = self.admin.is_finished();
         failed.or_else(|| has_ended.then(|| "the bridge's admin server has terminated".to_owned()))
+    }
+
+    /// Returns its current report each time it is called, also after the bridge has stopped.
+    pub fn reporter(&self) -> Option<BridgeReporter> {
+        let bridge = self.bridge.as_ref()?;
+        Some(Arc::new(bridge.reporter()))
     }
 
     /// The address of the admin server.

@@ -89,6 +89,8 @@ kinds! {
     SpecsUnreachable = "specs_unreachable",
     /// The store's specs are held back: they appear to be another store's or the result of a loss.
     SpecsHeld = "specs_held",
+    /// The bridge inside the service is halted or has failed.
+    BridgeHalted = "bridge_halted",
     /// Another process uses the member id.
     MemberId = "member_id",
     /// A topic that a route names does not exist.

@@ -43,6 +43,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         tracing::info!("stopped during startup, before joining the group");
         return Ok(());
     };
+    if let Some(report) = bridge.as_ref().and_then(RunningBridge::reporter) {
+        service.watch_bridge(report);
+    }
     tracing::info!(
         admin = %service.admin_address(),
         group = config.kafka.group_id,

@@ -190,6 +190,11 @@ impl Service {
         self.view.clone()
     }
 
+    /// Makes what halts this bridge a problem of the service.
+    pub fn watch_bridge(&self, report: crate::admin::http::BridgeReporter) {
+        self.view.set_bridge(report);
+    }
+
     /// Re-reads the spec source immediately.
     pub fn reread(&self) {
         if let Some(watch) = &self.watch {

@@ -12,6 +12,7 @@
 //! taken effect, or with the reason why it has not (`gates`): they wait for a status that includes their own write,
 //! because while the watch lags, the status from before an earlier write can be identical.
 
+mod bridge;
 mod gates;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{RejectionEffect, RuntimeSettings, ServiceConfig, Snapshot};
 
 use super::control::{ControlCommand, named};
+use crate::admin::http::BridgeReporter;
 use crate::admin::view::now_ms;
 use crate::admin::{
     DeclaredHandler, Explanation, Gate, GateError, ProblemKind, PumpReport, Restarted, ServiceInfo,
@@ -54,6 +56,7 @@ pub(super) struct ServiceStatus {
     control: OnceLock<Sender<ControlCommand>>,
     /// The spec watch, while it runs.
     watch: OnceLock<Weak<dyn WatchHandle>>,
+    bridge: OnceLock<BridgeReporter>,
 }
 
 /// State recorded by the control thread.
@@ -185,6 +188,7 @@ impl ServiceStatus {
             status: Mutex::default(),
             control: OnceLock::new(),
             watch: OnceLock::new(),
+            bridge: OnceLock::new(),
         }
     }
 
@@ -496,6 +500,7 @@ impl ServiceView for ServiceStatus {
                     .filter(|_| !stopping)
                     .chain(status.problems())
                     .chain(unread)
+                    .chain(self.bridge_problem())
                     .collect(),
                 unresponsive_pumps,
                 allow_unsigned: self.allow_unsigned,

@@ -10,9 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::stores::put;
+use e2e::client::Client;
 use e2e::etcd::{Etcd, EtcdOptions};
+use e2e::kafka::Kafka;
 use e2e::long;
+use e2e::service::Service;
+use e2e::unique;
 use e2e::wait::{stays, wait_for};
+use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use sluicegate_config::bridge::{
     Bridge, BridgeConfig, BridgeSettings, DryRunStep, Pair, Side, dry_run,
@@ -235,6 +240,48 @@ fn a_zookeeper_that_was_wiped_takes_nothing_from_etcd() {
 }
 
 /// With another map the same store has other keys: those that are no longer seen were not deleted.
+#[test]
+fn a_halted_bridge_inside_a_service_is_a_problem_of_the_service() {
+    let scene = Scene::start();
+    let bridge = scene.bridge();
+    put(scene.store(Side::Etcd), &gate("a"), "false");
+    scene.settle(&bridge);
+    drop(bridge);
+    let kafka = Kafka::shared();
+    let topic = unique("source");
+    Client::new(kafka.bootstrap()).create_topic(&topic, 1);
+    let block = format!(
+        "bridge:\n  etcd: {{ endpoints: {:?}, paths: {{ enabled: \"{{name}}/gate\" }} }}\n  \
+         zookeeper: {{ servers: \"{}\" }}\n  admin: {{ listen: \"127.0.0.1:0\" }}\n",
+        scene.etcd.endpoints(),
+        scene.zookeeper.connect()
+    );
+    let workdir = Workdir::new(kafka.bootstrap(), &unique("group"), &block);
+    workdir.plugins(&["relay"]);
+    workdir.spec(
+        "copy",
+        &format!("plugin: relay\nversion: \"*\"\nroute: {{ topics: [{topic}] }}\nconfig: {{ topic: {topic}.copy }}\n"),
+    );
+    let mut service = Service::ready(&workdir, &[]);
+    let problem = wait_for("the problem to show", DEADLINE, || {
+        let (status, body) = service.get("/readyz")?;
+        let found: serde_json::Value =
+            serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+        let mut all = found["problems"].as_array().into_iter().flatten();
+        let halted = all.find(|one| one["kind"] == "bridge_halted").cloned();
+        halted
+            .filter(|_| status == 200)
+            .ok_or_else(|| format!("{status}: {body}"))
+    });
+    let cause = problem["cause"].as_str().unwrap_or_default();
+    assert!(cause.contains("enabled={name}/gate"), "{problem}");
+    assert!(
+        problem["since_ms"].as_i64() > Some(1_700_000_000_000),
+        "{problem}"
+    );
+    assert!(service.stop(DEADLINE).success());
+}
+
 #[test]
 fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
     for side in Side::BOTH {
