@@ -56,6 +56,22 @@ fn a_new_handler_has_a_name_that_is_valid_in_a_spec() {
     assert!(folder.path().join("late-2").exists() && folder.path().join("record").exists());
 }
 
+/// A guessed version from a registry would run the code of the owner of the name there.
+#[test]
+fn a_program_outside_a_source_tree_needs_its_sdk_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("sluicegate");
+    std::fs::copy(env!("CARGO_BIN_EXE_sluicegate"), &program).unwrap();
+    let mut new = Command::new(&program);
+    new.args(["handler", "new", "mine"])
+        .env_remove("SLUICEGATE_SDK");
+    let made = new.current_dir(folder.path()).output().unwrap();
+    let printed = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert_eq!(made.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("--sdk CLONE/handler-sdk"), "{printed}");
+    assert!(!folder.path().join("mine").exists());
+}
+
 #[test]
 fn a_failing_build_shows_the_compiler_errors() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ pub(in crate::cli) struct Arguments {
     /// Language
     #[arg(long, value_enum, default_value = "rust")]
     lang: Language,
-    /// Source of the SDK: a folder, or a version in the registry; defaults to the source tree that contains the program
+    /// Source of the SDK: a folder, or a version in the registry; required unless a source tree contains the program
     #[arg(long, value_name = "PATH|VERSION", env = "SLUICEGATE_SDK")]
     sdk: Option<String>,
 }
@@ -91,10 +91,13 @@ fn sdk(given: Option<&str>) -> Result<Sdk, Failure> {
         Some(other) => Err(Failure::bad_input(format!(
             "--sdk `{other}` is neither a folder nor a version"
         ))),
-        None => Ok(sdk_of_source_tree().unwrap_or_else(|| Sdk {
-            dependency: format!("\"{}\"", env!("CARGO_PKG_VERSION")),
-            lock: None,
-        })),
+        // Never a guessed version from a registry: the owner of that name there would run code in the build.
+        None => sdk_of_source_tree().ok_or_else(|| {
+            Failure::bad_input(
+                "the SDK is not found next to the program or above the current folder; name its source: `--sdk CLONE/handler-sdk`, \
+                 or a version in your registry",
+            )
+        }),
     }
 }
 
