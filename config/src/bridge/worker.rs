@@ -545,7 +545,7 @@ impl Worker {
         let overruled_revision = overruled.map_or(0, |entry| entry.stamp.revision);
         tracing::warn!(
             key = %key, winner = %loser.other(), overruled_revision,
-            "conflict: both sides hold different values; the winner's value is kept"
+            "conflict: both sides were changed differently; the winner's state is kept"
         );
         if self.conflicts.len() == MAX_CONFLICTS {
             self.conflicts.remove(0);

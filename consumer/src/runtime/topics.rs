@@ -317,7 +317,7 @@ impl TopicScanner {
                 handler,
                 topics = %listed(&topics),
                 cause,
-                "dead-letter topics missing; records with a dead letter will wait (G7)"
+                "dead-letter topics missing; records with a dead letter will wait"
             );
         }
         for (handler, topics) in absent {

@@ -18,6 +18,7 @@ use super::reflector::WatchTimings;
 use super::{
     ControlKey, EtcdSettings, Expected, HistoryEntry, KeyVersion, MAX_VALUE, Membership, Store,
     StoreAddress, StoreError, StoreSink, StoreWatch, Tree, check_length, check_member_id,
+    name_of_change,
 };
 use crate::member::MemberReport;
 
@@ -121,8 +122,8 @@ impl Store for EtcdStore {
         let place = self.locate(key);
         check_length(&self.describe(), &place, value, MAX_VALUE)?;
         let shared = Arc::clone(&self.shared);
+        let what = name_of_change(value, &place);
         let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
-        let what = format!("the write of {place}");
         let written = self.call(
             &what,
             async move { write(&shared, &at, value, expected).await },

@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::reflector::WatchTimings;
 use super::{
     ControlKey, Expected, HistoryEntry, KeyVersion, Membership, Store, StoreAddress, StoreError,
-    StoreSink, StoreWatch, Tree, ZooKeeperSettings, check_length, check_member_id,
+    StoreSink, StoreWatch, Tree, ZooKeeperSettings, check_length, check_member_id, name_of_change,
 };
 use crate::member::MemberReport;
 
@@ -128,8 +128,8 @@ impl Store for ZooKeeperStore {
             });
         }
         let shared = Arc::clone(&self.shared);
+        let what = name_of_change(value, &place);
         let (at, value) = (place.clone(), value.map(<[u8]>::to_vec));
-        let what = format!("the write of {place}");
         let written = self.call(&what, async move {
             write::write(&shared, &at, value, expected).await
         })?;

@@ -16,7 +16,7 @@ pub(super) fn failure(error: &Error) -> Failure {
     let reason = match error {
         Error::NoAuth => {
             return Failure::Refused(
-                "not authorized: check the node's ACL and `digest`".to_owned(),
+                "not authorized: check the ACL of the node (for a delete, of its parent) and `digest`".to_owned(),
             );
         }
         Error::AuthFailed | Error::InvalidAcl | Error::BadArguments(_) | Error::QuotaExceeded => {
