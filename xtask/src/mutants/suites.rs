@@ -48,7 +48,7 @@ pub(super) const ETCD: &[&str] = &[
     "e2e",
     "--test",
     "scenarios",
-    "stores_etcd_faults::a_delete_and_a_put_behind_the_watchs_back",
+    "behind_the_watchs_back",
 ];
 pub(super) const BRIDGE_PATHS: &[&str] = &[
     "-p",
