@@ -43,13 +43,7 @@ pub(super) const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", 
 /// The stores: their trees, and their watch loop on a scripted connection.
 pub(super) const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
 /// On real servers: members of a Kafka group, a cancelled etcd watch, and a ZooKeeper watch whose connection is briefly lost.
-pub(super) const ETCD: &[&str] = &[
-    "-p",
-    "e2e",
-    "--test",
-    "scenarios",
-    "behind_the_watchs_back",
-];
+pub(super) const ETCD: &[&str] = &["-p", "e2e", "--test", "scenarios", "behind_the_watchs_back"];
 pub(super) const BRIDGE_PATHS: &[&str] = &[
     "-p",
     "e2e",

@@ -157,6 +157,24 @@ pub(super) fn miri() -> Result<Report> {
     Ok(report)
 }
 
+/// Known vulnerabilities of the dependencies, by `cargo deny` and its database, which has to be fetched.
+pub(super) fn advisories() -> Result<Report> {
+    let deny = |arguments: &[&str]| {
+        let mut command = cargo();
+        command.current_dir(workspace()).arg("deny").args(arguments);
+        command
+    };
+    let skipped = |why| Ok(Report::skipped("advisories", why));
+    if !launcher::works(&mut deny(&["--version"])) {
+        return skipped("`cargo deny` is not installed");
+    }
+    if !launcher::works(&mut deny(&["fetch", "db"])) {
+        return skipped("the advisory database cannot be fetched");
+    }
+    let mut check = deny(&["check", "--disable-fetch", "advisories"]);
+    step::run_in_background("advisories", &mut check, LIMIT)
+}
+
 /// The C libraries that the service links, by their `links` keys. Miri cannot run C code.
 const C_LIBRARIES: [&str; 5] = ["rdkafka", "openssl", "curl", "z", "zstd"];
 

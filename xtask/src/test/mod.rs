@@ -33,8 +33,17 @@ use crate::step::{self, Report};
 const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// All steps, in order.
-const STEPS: [&str; 9] = [
-    "fmt", "clippy", "docs", "tidy", "unit", "doctest", "loom", "miri", "e2e",
+const STEPS: [&str; 10] = [
+    "fmt",
+    "clippy",
+    "docs",
+    "tidy",
+    "unit",
+    "doctest",
+    "loom",
+    "miri",
+    "advisories",
+    "e2e",
 ];
 
 /// A step by name.
@@ -45,7 +54,8 @@ const FORM: [Step; 1] = [("fmt", code::fmt)];
 /// Steps that need cargo to run.
 const OF_CARGO: [Step; 1] = [("doctest", code::doctest)];
 /// CPU-bound steps; they run at low priority on the CPU time that the others leave.
-const BACKGROUND: [Step; 4] = [
+const BACKGROUND: [Step; 5] = [
+    ("advisories", code::advisories),
     ("clippy", code::clippy),
     ("docs", code::docs),
     ("loom", code::loom),
@@ -57,7 +67,7 @@ pub(crate) struct Arguments {
     /// Add the long forms of the scenarios: soaks and full sizes
     #[arg(long)]
     long: bool,
-    /// Run only these steps: fmt, clippy, docs, tidy, unit, doctest, loom, miri, e2e
+    /// Run only these steps: fmt, clippy, docs, tidy, unit, doctest, loom, miri, advisories, e2e
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     only: Vec<String>,
     /// Run what a change affects: fmt, clippy, tidy, the tests of the crates that differ from this revision and of their
