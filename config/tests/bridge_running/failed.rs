@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sluicegate_config::MemberReport;
-use sluicegate_config::bridge::{Bridge, Pair, Side};
+use sluicegate_config::bridge::{Bridge, BridgeStores, Pair, Side};
 use sluicegate_config::store::{
     ControlKey, Expected, HistoryEntry, KeyVersion, Membership, MemoryStore, Store, StoreAddress,
     StoreError, StoreSink, StoreWatch, Tree,
@@ -29,6 +29,22 @@ impl Broken {
             refuses: Arc::default(),
             sinks: Arc::default(),
         }
+    }
+
+    fn shared(&self) -> Arc<dyn Store> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Harness {
+    /// A settled bridge over the stores that `replace` has changed.
+    fn settled_with(&self, replace: impl FnOnce(&mut BridgeStores)) -> Bridge {
+        let mut stores = self.stores();
+        replace(&mut stores);
+        let settings = self.settings("one", Side::Etcd);
+        let bridge = Bridge::start(stores, settings).expect("threads start");
+        self.settle(&bridge);
+        bridge
     }
 }
 
@@ -103,11 +119,7 @@ fn a_bridge_whose_thread_or_watch_has_ended_reports_failure() {
     for panics in [true, false] {
         let harness = Harness::new();
         let broken = Broken::over(&harness.sides.zookeeper);
-        let mut stores = harness.stores();
-        stores.sides.zookeeper = Arc::new(broken.clone());
-        let settings = harness.settings("one", Side::Etcd);
-        let bridge = Bridge::start(stores, settings).expect("threads start");
-        harness.settle(&bridge);
+        let bridge = harness.settled_with(|stores| stores.sides.zookeeper = broken.shared());
         assert_eq!(bridge.report().problems(), Vec::<String>::new());
         assert_eq!(bridge.failure(), None);
         match panics {
@@ -127,19 +139,15 @@ fn a_bridge_whose_thread_or_watch_has_ended_reports_failure() {
     }
 }
 
-/// A value that comes to the side that refuses is overruled like any other, and told at once.
+/// A value written to the refusing side is overruled like any other, and counted at once.
 #[test]
 fn a_conflict_behind_a_refused_write_is_counted_once() {
-    let scene = Harness::new();
-    let broken = Broken::over(&scene.sides.zookeeper);
-    let mut stores = scene.stores();
-    stores.sides.zookeeper = Arc::new(broken.clone());
-    let settings = scene.settings("one", Side::Etcd);
-    let bridge = Bridge::start(stores, settings).expect("threads can be started");
-    scene.settle(&bridge);
+    let harness = Harness::new();
+    let broken = Broken::over(&harness.sides.zookeeper);
+    let bridge = harness.settled_with(|stores| stores.sides.zookeeper = broken.shared());
     broken.refuses.store(true, Ordering::SeqCst);
-    scene.put(Side::Etcd, &gate("a"), "true");
-    scene.wait_until("the refusal is reported", |_| {
+    harness.put(Side::Etcd, &gate("a"), "true");
+    harness.wait_until("the refusal is reported", |_| {
         bridge.report().counts.refusals.zookeeper == 1
     });
     let refused = bridge.report().refused;
@@ -149,13 +157,13 @@ fn a_conflict_behind_a_refused_write_is_counted_once() {
         (Side::ZooKeeper, "broken a/enabled")
     );
     assert_eq!(bridge.report().counts.conflicts, Pair::default());
-    scene.put(Side::ZooKeeper, &gate("a"), "false");
-    scene.wait_until("the conflict is reported", |_| {
+    harness.put(Side::ZooKeeper, &gate("a"), "false");
+    harness.wait_until("the conflict is reported", |_| {
         bridge.report().conflicts.len() == 1
     });
     broken.refuses.store(false, Ordering::SeqCst);
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
-    scene.settle(&bridge);
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.settle(&bridge);
     let report = bridge.report();
     assert_eq!(report.counts.conflicts.zookeeper, 1);
     assert_eq!(report.counts.refusals.zookeeper, 2);
@@ -164,16 +172,12 @@ fn a_conflict_behind_a_refused_write_is_counted_once() {
 
 #[test]
 fn a_refusal_by_the_state_store_is_not_attributed_to_the_written_side() {
-    let scene = Harness::new();
-    let broken = Broken::over(&scene.notes);
-    let mut stores = scene.stores();
-    stores.state = Arc::new(broken.clone());
-    let settings = scene.settings("one", Side::Etcd);
-    let bridge = Bridge::start(stores, settings).expect("threads can be started");
-    scene.settle(&bridge);
+    let harness = Harness::new();
+    let broken = Broken::over(&harness.notes);
+    let bridge = harness.settled_with(|stores| stores.state = broken.shared());
     broken.refuses.store(true, Ordering::SeqCst);
-    scene.put(Side::Etcd, &gate("a"), "true");
-    scene.wait_until("the refusal is reported", |_| {
+    harness.put(Side::Etcd, &gate("a"), "true");
+    harness.wait_until("the refusal is reported", |_| {
         !bridge.report().refused.is_empty()
     });
     let report = bridge.report();
@@ -182,7 +186,7 @@ fn a_refusal_by_the_state_store_is_not_attributed_to_the_written_side() {
         (Side::Etcd, "broken a/enabled")
     );
     assert_eq!(report.counts.refusals.zookeeper, 0);
-    assert!(!scene.values(Side::ZooKeeper).contains_key("a/enabled"));
+    assert!(!harness.values(Side::ZooKeeper).contains_key("a/enabled"));
     broken.refuses.store(false, Ordering::SeqCst);
-    scene.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
+    harness.wait_for(Side::ZooKeeper, &gate("a"), Some("true"));
 }
