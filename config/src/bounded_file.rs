@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Why a file was not read. Displays as a phrase that follows the file's name.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
+pub enum ReadError {
     /// I/O error, such as a missing file or permission.
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
@@ -23,7 +23,7 @@ pub(crate) enum ReadError {
 
 impl ReadError {
     /// The I/O error; other causes are wrapped in one.
-    pub(crate) fn into_io(self) -> std::io::Error {
+    pub fn into_io(self) -> std::io::Error {
         match self {
             Self::Io(error) => error,
             other => std::io::Error::other(other.to_string()),
@@ -32,7 +32,7 @@ impl ReadError {
 }
 
 /// Reads the regular file at `path`, at most `most` bytes. Never blocks: a pipe is rejected, whether or not it has a writer.
-pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
+pub fn read(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
     let file = open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -42,14 +42,14 @@ pub(crate) fn read(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
 }
 
 /// As [`read`], for a file named on the command line: a pipe, such as the shell's `<(…)`, is read to its end.
-pub(crate) fn read_given(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
+pub fn read_given(path: &Path, most: usize) -> Result<Vec<u8>, ReadError> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     read_open(file, length, most)
 }
 
 /// [`read`], as UTF-8 text.
-pub(crate) fn read_text(path: &Path, most: usize) -> Result<String, ReadError> {
+pub fn read_text(path: &Path, most: usize) -> Result<String, ReadError> {
     String::from_utf8(read(path, most)?).map_err(|_| {
         let kind = std::io::ErrorKind::InvalidData;
         ReadError::Io(std::io::Error::new(kind, "not UTF-8 text"))

@@ -19,36 +19,24 @@
 //! Modules in data-flow order: [`source`] reads texts, [`spec`] and [`service`] are the typed results, [`problem`]
 //! lists errors with their positions, the service acts on a [`snapshot`], and [`mod@diff`] describes what changed.
 
-mod atomic_file;
-mod bounded_file;
-pub mod bridge;
+pub mod bounded_file;
+pub mod control;
 pub mod diff;
-mod digest;
-mod document;
+pub mod document;
 mod environment;
 pub mod escape;
-pub mod fleet;
-mod jitter;
-pub mod member;
 pub mod problem;
 pub mod reference;
-pub mod rollout;
 pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod snapshot;
-pub mod source;
 pub mod spec;
-pub mod store;
-mod validate;
 
 pub use diff::{Change, diff};
 pub use environment::Environment;
-pub use member::MemberReport;
 pub use problem::{Problem, Problems};
-pub use rollout::Rollout;
 pub use secret::Secret;
 pub use service::{ServiceConfig, load_service_config};
 pub use snapshot::{MetricsLevel, Rejection, RejectionEffect, RuntimeSettings, Snapshot};
 pub use spec::{HandlerSpec, Predicate, Test, read_spec};
-pub use validate::validate_everything;

@@ -1,7 +1,7 @@
 //! The reference pages of the service, bridge and handler configs, generated from the tables that the parser uses.
 
-use crate::bridge::BRIDGE_FILE;
 use crate::document::{FieldType, Presence, SectionType, join};
+use crate::service::BRIDGE_FILE;
 use crate::service::{SERVICE, owned_client_keys};
 use crate::spec::SPEC;
 

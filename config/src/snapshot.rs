@@ -95,7 +95,7 @@ pub enum RejectionEffect {
 
 impl Rejection {
     /// A rejection of a text for at most one handler, which keeps its last good version (`runs_on`) or does not run.
-    pub(crate) fn of_one(
+    pub fn of_one(
         origin: String,
         handler: Option<&str>,
         runs_on: bool,

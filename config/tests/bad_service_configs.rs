@@ -4,7 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use sluicegate_config::{Environment, service::read_service_config};
+use sluicegate_config::Environment;
+use sluicegate_config::service::read_service_config;
 
 /// Situation, text, environment, `--set`.
 type Case = (

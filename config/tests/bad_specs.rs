@@ -4,7 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use sluicegate_config::{Environment, read_spec, validate_everything};
+use sluicegate_config::{Environment, read_spec};
+use sluicegate_sync::validate_everything;
 
 /// Common prefix of most cases; the text of the case starts in line 4.
 const HEAD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";

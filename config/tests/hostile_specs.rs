@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use sluicegate_config::control::{ControlKey, check_value};
 use sluicegate_config::service::read_service_config;
-use sluicegate_config::store::{ControlKey, check_value};
 use sluicegate_config::{Environment, Problems, read_spec};
 
 /// Maximum memory for parsing one text.

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_config::bridge::{Bridge, BridgeConfig, BridgeSettings};
-use sluicegate_config::store::StoreError;
+use sluicegate_bridge::{Bridge, BridgeSettings, BridgeStores};
+use sluicegate_config::service::BridgeConfig;
+use sluicegate_store::StoreError;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -52,7 +53,7 @@ impl RunningBridge {
             .map_err(BridgeError::Thread)?;
         let listener = tokio.block_on(http::bind(config.admin))?;
         let address = listener.local_addr().map_err(AdminError::Address)?;
-        let bridge = Bridge::start(config.open()?, settings)?;
+        let bridge = Bridge::start(BridgeStores::open(config)?, settings)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let reporter = Arc::new(bridge.reporter());
         let admin = tokio.spawn(async move {

@@ -11,7 +11,7 @@ use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, s
 use crate::problem::{Problem, Problems};
 
 /// Collects the problems of one document.
-pub(crate) struct Checker<'a> {
+pub struct Checker<'a> {
     file: Option<&'a Path>,
     root: &'static SectionType,
     problems: Problems,
@@ -22,9 +22,9 @@ pub(crate) struct Checker<'a> {
 /// A map that was checked against its table: values of all fields that are set or have a default.
 ///
 /// For a rejected value the getters return a placeholder; it is never used, since the document has problems.
-pub(crate) struct Section {
-    pub(crate) path: String,
-    pub(crate) place: Place,
+pub struct Section {
+    pub path: String,
+    pub place: Place,
     values: BTreeMap<&'static str, CheckedValue>,
 }
 
@@ -34,10 +34,10 @@ struct CheckedValue {
 }
 
 /// One entry of a list of strings.
-pub(crate) struct ListedText {
-    pub(crate) text: String,
-    pub(crate) place: Place,
-    pub(crate) path: String,
+pub struct ListedText {
+    pub text: String,
+    pub place: Place,
+    pub path: String,
 }
 
 enum Checked {
@@ -53,7 +53,7 @@ enum Checked {
 
 impl<'a> Checker<'a> {
     /// A checker for a document of `file` with the table `root`.
-    pub(crate) fn new(file: Option<&'a Path>, root: &'static SectionType) -> Self {
+    pub fn new(file: Option<&'a Path>, root: &'static SectionType) -> Self {
         Self {
             file,
             root,
@@ -63,17 +63,17 @@ impl<'a> Checker<'a> {
     }
 
     /// The collected problems.
-    pub(crate) fn into_problems(self) -> Problems {
+    pub fn into_problems(self) -> Problems {
         self.problems
     }
 
     /// Whether the limit is reached and further problems are only counted.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.problems.is_full()
     }
 
     /// Adds a problem.
-    pub(crate) fn report(&mut self, place: &Place, path: &str, message: impl Into<String>) {
+    pub fn report(&mut self, place: &Place, path: &str, message: impl Into<String>) {
         let mut message = message.into();
         if let Some(set_by) = &place.set_by {
             message.push_str(&format!(" (set by {set_by})"));
@@ -89,18 +89,13 @@ impl<'a> Checker<'a> {
     }
 
     /// Reports an unresolved reference and excludes its value from further checks.
-    pub(crate) fn report_unresolved(&mut self, place: &Place, path: &str, message: String) {
+    pub fn report_unresolved(&mut self, place: &Place, path: &str, message: String) {
         self.report(place, path, message);
         self.unresolved.insert(path.to_owned());
     }
 
     /// Checks `node` against `object`.
-    pub(crate) fn section(
-        &mut self,
-        node: &Node,
-        object: &'static SectionType,
-        path: &str,
-    ) -> Section {
+    pub fn section(&mut self, node: &Node, object: &'static SectionType, path: &str) -> Section {
         let mut section = Section {
             path: path.to_owned(),
             place: node.place.clone(),
@@ -227,7 +222,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Reports that `node` is not what was `expected`.
-    pub(crate) fn refuse(&mut self, node: &Node, expected: &str, path: &str) {
+    pub fn refuse(&mut self, node: &Node, expected: &str, path: &str) {
         let message = format!("expected {expected}, found {}", node.describe());
         self.report(&node.place, path, message);
     }
@@ -393,49 +388,49 @@ impl Section {
     }
 
     /// Position of the field's value; the section's own position for a default.
-    pub(crate) fn place_of(&self, name: &str) -> &Place {
+    pub fn place_of(&self, name: &str) -> &Place {
         self.values
             .get(name)
             .map_or(&self.place, |held| &held.place)
     }
 
     /// Dotted path of a field.
-    pub(crate) fn path_of(&self, name: &str) -> String {
+    pub fn path_of(&self, name: &str) -> String {
         join(&self.path, name)
     }
 
     /// Whether the field has a valid value.
-    pub(crate) fn holds(&self, name: &str) -> bool {
+    pub fn holds(&self, name: &str) -> bool {
         self.values.contains_key(name)
     }
 
-    pub(crate) fn flag(&self, name: &str) -> bool {
+    pub fn flag(&self, name: &str) -> bool {
         matches!(self.held(name), Some(Checked::Flag(true)))
     }
 
     /// A count or a size.
-    pub(crate) fn count(&self, name: &str) -> u64 {
+    pub fn count(&self, name: &str) -> u64 {
         match self.held(name) {
             Some(Checked::Count(count)) => *count,
             _ => 1,
         }
     }
 
-    pub(crate) fn number(&self, name: &str) -> f64 {
+    pub fn number(&self, name: &str) -> f64 {
         match self.held(name) {
             Some(Checked::Number(number)) => *number,
             _ => 1.0,
         }
     }
 
-    pub(crate) fn duration(&self, name: &str) -> Duration {
+    pub fn duration(&self, name: &str) -> Duration {
         match self.held(name) {
             Some(Checked::Duration(duration)) => *duration,
             _ => Duration::ZERO,
         }
     }
 
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         match self.held(name) {
             Some(Checked::Text(text)) => Some(text),
             _ => None,
@@ -443,11 +438,11 @@ impl Section {
     }
 
     /// The value of a choice field; `None` only if it was rejected.
-    pub(crate) fn word<T: ChoiceValue>(&self, name: &str) -> Option<T> {
+    pub fn word<T: ChoiceValue>(&self, name: &str) -> Option<T> {
         T::of(self.text(name)?)
     }
 
-    pub(crate) fn texts(&self, name: &str) -> &[ListedText] {
+    pub fn texts(&self, name: &str) -> &[ListedText] {
         match self.held(name) {
             Some(Checked::Texts(texts)) => texts,
             _ => &[],
@@ -455,7 +450,7 @@ impl Section {
     }
 
     /// A field that is an object; `None` only if it is optional and absent.
-    pub(crate) fn object(&self, name: &str) -> Option<&Section> {
+    pub fn object(&self, name: &str) -> Option<&Section> {
         match self.held(name) {
             Some(Checked::Object(section)) => Some(section),
             _ => None,
@@ -463,7 +458,7 @@ impl Section {
     }
 
     /// The raw node of a field with a custom parser.
-    pub(crate) fn custom(&self, name: &str) -> Option<&Node> {
+    pub fn custom(&self, name: &str) -> Option<&Node> {
         match self.held(name) {
             Some(Checked::Custom(node)) => Some(node),
             _ => None,

@@ -13,7 +13,7 @@ use serde_json::{Map, Number, Value as Json};
 use super::{Checker, MAX_DEPTH, MAX_NODES, Node, Plain, Scalar, Trail, Value, shortened};
 
 /// Converts `node`. Values that JSON cannot represent are reported and become null.
-pub(crate) fn to_json(node: &Node, path: &Trail<'_>, checker: &mut Checker<'_>) -> Json {
+pub fn to_json(node: &Node, path: &Trail<'_>, checker: &mut Checker<'_>) -> Json {
     match &node.value {
         Value::Scalar(scalar) => scalar_to_json(scalar).unwrap_or_else(|reason| {
             checker.report(&node.place, &path.to_string(), reason);
@@ -56,7 +56,7 @@ fn scalar_to_json(scalar: &Scalar) -> Result<Json, String> {
 ///
 /// # Errors
 /// Line and column, from 1, and the cause; line 0 for the whole text.
-pub(crate) fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u32, String)> {
+pub fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u32, String)> {
     let nodes = Cell::new(0);
     let seed = Bounded {
         nodes: &nodes,
@@ -78,7 +78,7 @@ pub(crate) fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u3
 }
 
 /// Parses a value that the service itself has written. Requires an object, since serde would also accept a list of the fields.
-pub(crate) fn from_object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+pub fn from_object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'[') => Err(serde_json::Error::custom(
             "a list where an object is expected",

@@ -13,18 +13,16 @@ mod suggest;
 mod table;
 mod trail;
 
-pub(crate) use check::{Checker, Section};
-pub(crate) use json::{from_object, read_json_object, to_json};
-pub(crate) use parse::{MAX_BYTES, parse, read_given_text, read_text};
+pub use check::{Checker, Section};
+pub use json::{from_object, read_json_object, to_json};
+pub use parse::{MAX_BYTES, parse, read_given_text, read_text};
 use parse::{MAX_DEPTH, MAX_NODES};
-pub(crate) use quantity::{format_duration, format_size, parse_duration};
+pub use quantity::{format_duration, format_size, parse_duration};
 pub use reference::References;
-pub(crate) use reference::{Lookup, resolve, resolve_json};
-pub(crate) use suggest::{did_you_mean, nearest};
-pub(crate) use table::{
-    ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule, words,
-};
-pub(crate) use trail::Trail;
+pub use reference::{Lookup, resolve, resolve_json};
+pub use suggest::{did_you_mean, nearest};
+pub use table::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule, words};
+pub use trail::Trail;
 
 use std::fmt;
 use std::ops::Range;
@@ -32,27 +30,27 @@ use std::sync::Arc;
 
 /// Source position of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
+pub struct Place {
     /// Line, from 1; 0 for a node without a text.
-    pub(crate) line: u32,
+    pub line: u32,
     /// Column in characters, from 1.
-    pub(crate) column: u32,
+    pub column: u32,
     /// Byte range in the text.
-    pub(crate) span: Range<usize>,
+    pub span: Range<usize>,
     /// The override that set the value, such as `--set kafka.clients` or an environment variable.
-    pub(crate) set_by: Option<Arc<str>>,
+    pub set_by: Option<Arc<str>>,
 }
 
 /// One value with its position.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Node {
-    pub(crate) value: Value,
-    pub(crate) place: Place,
+pub struct Node {
+    pub value: Value,
+    pub place: Place,
 }
 
 /// Content of a node.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
+pub enum Value {
     Scalar(Scalar),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -60,24 +58,24 @@ pub(crate) enum Value {
 
 /// One key of a map with its value.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) key_place: Place,
-    pub(crate) value: Node,
+pub struct Entry {
+    pub key: String,
+    pub key_place: Place,
+    pub value: Node,
 }
 
 /// A scalar as written; its type depends on the field.
 #[derive(Clone, PartialEq)]
-pub(crate) struct Scalar {
-    pub(crate) text: String,
-    pub(crate) style: Style,
+pub struct Scalar {
+    pub text: String,
+    pub style: Style,
     /// The text before references were resolved. If set, messages show it instead of the resolved text.
-    pub(crate) reference: Option<String>,
+    pub reference: Option<String>,
 }
 
 /// Notation of a scalar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Style {
+pub enum Style {
     /// Without quotes: null, boolean, number or string by YAML's core schema.
     Plain,
     /// Quoted, or a block scalar: always a string.
@@ -88,7 +86,7 @@ pub(crate) enum Style {
 
 /// Type of a plain scalar by YAML's core schema.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Plain {
+pub enum Plain {
     Null,
     Flag(bool),
     Integer(i128),
@@ -105,7 +103,7 @@ impl fmt::Debug for Scalar {
 
 impl Scalar {
     /// Type of the scalar, by its notation.
-    pub(crate) fn plain(&self) -> Plain {
+    pub fn plain(&self) -> Plain {
         match self.style {
             Style::Quoted => Plain::Text,
             Style::Plain | Style::Untyped => read_plain(&self.text),
@@ -113,13 +111,13 @@ impl Scalar {
     }
 
     /// The string value: quoted, untyped, or plain and a string by the core schema.
-    pub(crate) fn as_text(&self) -> Option<&str> {
+    pub fn as_text(&self) -> Option<&str> {
         let is_text = self.style != Style::Plain || self.plain() == Plain::Text;
         is_text.then_some(self.text.as_str())
     }
 
     /// Description for messages; never contains a resolved secret.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         if let Some(reference) = &self.reference {
             return format!("the value of {}", shortened(reference));
         }
@@ -133,7 +131,7 @@ impl Scalar {
     }
 }
 
-pub(crate) fn read_plain(text: &str) -> Plain {
+pub fn read_plain(text: &str) -> Plain {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Plain::Null,
         "true" | "True" | "TRUE" => Plain::Flag(true),
@@ -172,7 +170,7 @@ fn read_number(text: &str) -> Plain {
 
 impl Node {
     /// A scalar from an override.
-    pub(crate) fn untyped(text: &str, place: Place) -> Self {
+    pub fn untyped(text: &str, place: Place) -> Self {
         let scalar = Scalar {
             text: text.to_owned(),
             style: Style::Untyped,
@@ -185,7 +183,7 @@ impl Node {
     }
 
     /// An empty map.
-    pub(crate) fn empty_map(place: Place) -> Self {
+    pub fn empty_map(place: Place) -> Self {
         Self {
             value: Value::Map(Vec::new()),
             place,
@@ -193,12 +191,12 @@ impl Node {
     }
 
     /// Whether it is null or empty.
-    pub(crate) fn is_null(&self) -> bool {
+    pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.style == Style::Plain && scalar.plain() == Plain::Null)
     }
 
     /// Description for messages.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         match &self.value {
             Value::Scalar(scalar) => scalar.describe(),
             Value::List(_) => "a list".to_owned(),
@@ -208,7 +206,7 @@ impl Node {
 }
 
 /// `path.key`, or `key` at the top level.
-pub(crate) fn join(path: &str, key: &str) -> String {
+pub fn join(path: &str, key: &str) -> String {
     if path.is_empty() {
         key.to_owned()
     } else {
@@ -217,7 +215,7 @@ pub(crate) fn join(path: &str, key: &str) -> String {
 }
 
 /// Shortens untrusted text for a message.
-pub(crate) fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     let mut shown: String = text.chars().take(60).collect();
     if shown.len() < text.len() {
         shown.push('…');

@@ -10,7 +10,7 @@ use crate::bounded_file::{self, ReadError};
 use crate::problem::{Problem, Problems};
 
 /// Maximum text size in bytes.
-pub(crate) const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = 1 << 20;
 /// Maximum nesting depth.
 pub(super) const MAX_DEPTH: usize = 64;
 /// Maximum number of nodes, including expanded aliases and the anchored nodes kept for them.
@@ -19,12 +19,12 @@ pub(super) const MAX_NODES: usize = 50_000;
 const MAX_EXPANDED: usize = 4 * MAX_BYTES;
 
 /// Reads a file of a folder as text. The path is untrusted: a pipe is rejected instead of blocking.
-pub(crate) fn read_text(file: &Path) -> Result<String, Problems> {
+pub fn read_text(file: &Path) -> Result<String, Problems> {
     as_text(file, bounded_file::read(file, MAX_BYTES))
 }
 
 /// Reads a file named on the command line, which may be a pipe, as text.
-pub(crate) fn read_given_text(file: &Path) -> Result<String, Problems> {
+pub fn read_given_text(file: &Path) -> Result<String, Problems> {
     as_text(file, bounded_file::read_given(file, MAX_BYTES))
 }
 
@@ -44,15 +44,15 @@ fn as_text(file: &Path, bytes: Result<Vec<u8>, ReadError>) -> Result<String, Pro
 }
 
 /// Result of parsing a text.
-pub(crate) struct Parsed {
+pub struct Parsed {
     /// The document; an empty text gives an empty map. `None` when the text cannot be parsed to its end.
-    pub(crate) root: Option<Node>,
+    pub root: Option<Node>,
     /// Syntax problems.
-    pub(crate) problems: Problems,
+    pub problems: Problems,
 }
 
 /// Parses one document.
-pub(crate) fn parse(text: &str, file: Option<&Path>) -> Parsed {
+pub fn parse(text: &str, file: Option<&Path>) -> Parsed {
     if text.len() > MAX_BYTES {
         let message = format!("has {} bytes; at most {MAX_BYTES} are read", text.len());
         return Parsed {

@@ -27,7 +27,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
 ];
 
 /// Parses a duration such as `1.5s` or `1h30m`.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || {
         "write a number with a unit: ns, us, ms, s, m, h or d, such as 500ms or 1h30m".to_owned()
     };
@@ -60,7 +60,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a size such as `256MiB` or `1024`.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let refused = || {
         "write a number of bytes or one with a unit: B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 256MiB".to_owned()
     };
@@ -102,7 +102,7 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
 }
 
 /// The shortest exact notation of a duration.
-pub(crate) fn format_duration(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     let unit = TIME_UNITS
         .iter()
@@ -114,7 +114,7 @@ pub(crate) fn format_duration(duration: Duration) -> String {
 }
 
 /// The shortest exact notation of a size, in binary units.
-pub(crate) fn format_size(bytes: u64) -> String {
+pub fn format_size(bytes: u64) -> String {
     let unit = SIZE_UNITS[..4]
         .iter()
         .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));

@@ -26,7 +26,7 @@ pub struct References {
 
 /// Policy for resolving references.
 #[derive(Clone, Copy)]
-pub(crate) enum Lookup<'a> {
+pub enum Lookup<'a> {
     /// Only check the syntax, with the rules of a store's value; leave references in place.
     Form,
     /// Any variable and any file; relative paths are resolved against `base`.
@@ -44,18 +44,13 @@ pub(crate) enum Lookup<'a> {
 /// Replaces every reference in the values of `node`; failures are reported to `checker`.
 ///
 /// A value with a reference takes the type of its field. `$${` is an escaped `${`.
-pub(crate) fn resolve(
-    node: &mut Node,
-    path: &Trail<'_>,
-    lookup: Lookup<'_>,
-    checker: &mut Checker<'_>,
-) {
+pub fn resolve(node: &mut Node, path: &Trail<'_>, lookup: Lookup<'_>, checker: &mut Checker<'_>) {
     let mut resolver = Resolver::new(lookup);
     resolver.node(node, path, checker);
 }
 
 /// Replaces every reference in the strings of `value` and returns the resolved values; failures go to `report`.
-pub(crate) fn resolve_json(
+pub fn resolve_json(
     value: &mut Json,
     path: &Trail<'_>,
     lookup: Lookup<'_>,

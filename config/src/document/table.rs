@@ -8,23 +8,23 @@ use serde_json::Value as Json;
 use super::quantity::{format_duration, format_size};
 
 /// The fields of a map.
-pub(crate) struct SectionType {
-    pub(crate) doc: &'static str,
-    pub(crate) fields: &'static [Field],
+pub struct SectionType {
+    pub doc: &'static str,
+    pub fields: &'static [Field],
     /// Names reserved for future fields; rejected for now.
-    pub(crate) later: &'static [Reserved],
+    pub later: &'static [Reserved],
 }
 
 /// One field of a map.
-pub(crate) struct Field {
-    pub(crate) name: &'static str,
-    pub(crate) doc: &'static str,
-    pub(crate) kind: FieldType,
-    pub(crate) need: Presence,
+pub struct Field {
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub kind: FieldType,
+    pub need: Presence,
 }
 
 /// Whether a field may be left out, and its default.
-pub(crate) enum Presence {
+pub enum Presence {
     Required,
     Optional,
     /// YAML text of the default; empty for objects, whose fields have their own defaults.
@@ -32,14 +32,14 @@ pub(crate) enum Presence {
 }
 
 /// A field or choice that is designed but not implemented.
-pub(crate) struct Reserved {
-    pub(crate) name: &'static str,
+pub struct Reserved {
+    pub name: &'static str,
     /// Reason; completes a sentence that starts with the name.
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
 }
 
 /// Type and bounds of a field.
-pub(crate) enum FieldType {
+pub enum FieldType {
     Flag,
     Count {
         min: u64,
@@ -75,17 +75,17 @@ pub(crate) enum FieldType {
 }
 
 /// Validation rule of a string.
-pub(crate) struct TextRule {
+pub struct TextRule {
     /// Fails with what is expected. Must not quote the text, which may be secret.
-    pub(crate) check: fn(&str) -> Result<(), String>,
+    pub check: fn(&str) -> Result<(), String>,
     /// The rule for a JSON Schema, as far as a regex can express it.
-    pub(crate) pattern: Option<&'static str>,
+    pub pattern: Option<&'static str>,
     /// Accepts unquoted numbers as strings.
-    pub(crate) numbers: bool,
+    pub numbers: bool,
 }
 
 /// An enumeration with one word per value.
-pub(crate) trait ChoiceValue: Copy + PartialEq + 'static {
+pub trait ChoiceValue: Copy + PartialEq + 'static {
     /// All values with their words.
     const WORDS: &'static [(&'static str, Self)];
 
@@ -107,21 +107,21 @@ pub(crate) trait ChoiceValue: Copy + PartialEq + 'static {
 }
 
 /// Every word of `T`, for [`FieldType::Choice`].
-pub(crate) fn words<T: ChoiceValue>() -> Vec<&'static str> {
+pub fn words<T: ChoiceValue>() -> Vec<&'static str> {
     T::WORDS.iter().map(|(word, _)| *word).collect()
 }
 
 impl SectionType {
-    pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
+    pub fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         self.fields.iter().map(|field| field.name)
     }
 
     /// Dotted path of the first field called `name` below this object.
-    pub(crate) fn find_below(&self, name: &str, path: &str) -> Option<String> {
+    pub fn find_below(&self, name: &str, path: &str) -> Option<String> {
         self.fields.iter().find_map(|field| {
             let here = super::join(path, field.name);
             if field.name == name {
@@ -137,7 +137,7 @@ impl SectionType {
 
 impl FieldType {
     /// Description of the accepted values, for messages and the reference pages.
-    pub(crate) fn expected(&self) -> String {
+    pub fn expected(&self) -> String {
         match self {
             Self::Flag => "true or false".to_owned(),
             Self::Count { min, max } => range("a whole number", min, max, *max == u64::MAX),

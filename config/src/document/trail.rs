@@ -10,7 +10,7 @@ const SHOWN: usize = 16;
 
 /// A path from the root of a tree to one of its values.
 #[derive(Clone, Copy)]
-pub(crate) enum Trail<'a> {
+pub enum Trail<'a> {
     /// The root, by its own dotted path.
     Root(&'a str),
     /// A key of a map.
@@ -21,7 +21,7 @@ pub(crate) enum Trail<'a> {
 
 impl Trail<'_> {
     /// The node at this path below `root`, or its nearest existing ancestor.
-    pub(crate) fn find<'n>(&self, root: &'n Node) -> &'n Node {
+    pub fn find<'n>(&self, root: &'n Node) -> &'n Node {
         let (above, below) = match self {
             Self::Root(_) => return root,
             Self::Key(above, key) => {

@@ -4,12 +4,15 @@
 //!  YAML text ─► document (positions) ─► overrides (--set, SLUICEGATE__…) ─► references (${env:…}) ─► table ─► ServiceConfig
 //! ```
 
+mod bridge;
 mod client_key_names;
 mod client_keys;
 mod locate;
 mod overrides;
 mod read;
 mod rules;
+mod store_settings;
+mod store_table;
 mod table;
 
 use std::collections::BTreeMap;
@@ -20,18 +23,21 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use bridge::{BRIDGE, BRIDGE_FILE};
+pub use bridge::{BridgeConfig, load_bridge_config, read_bridge_config};
 pub(crate) use client_keys::owned_client_keys;
 pub use locate::place_in;
-pub(crate) use read::examine;
 pub(crate) use read::read_logging;
+pub use read::{Examined, examine};
 pub use read::{load_service_config, read_service_config};
 pub(crate) use rules::{ADDRESS, parse_address};
+pub use store_settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
+pub(crate) use store_table::{ABSOLUTE, ETCD, ZOOKEEPER};
 pub(crate) use table::{LOGGING, SERVICE};
 
-use crate::bridge::BridgeConfig;
+use crate::control::{host, instance};
 pub use crate::document::References;
 use crate::secret::Secret;
-use crate::store::{EtcdSettings, ZooKeeperSettings};
 
 /// The validated config of `sluicegate run`. Relative paths are resolved against the config file.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,6 +178,16 @@ pub struct HandlersConfig {
     pub member_id: Option<String>,
     /// Variables and files that a store's specs may reference.
     pub references: References,
+}
+
+impl HandlersConfig {
+    /// The id under which this process joins its fleet; the same for every call.
+    #[must_use]
+    pub fn member(&self) -> String {
+        self.member_id
+            .clone()
+            .unwrap_or_else(|| format!("{}-{}", host(), instance()))
+    }
 }
 
 /// The source of handler specs.

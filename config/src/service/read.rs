@@ -9,14 +9,14 @@ use super::{
     AdminConfig, EmitConfig, HandlersConfig, HandlersFrom, KafkaConfig, LoggingConfig,
     PluginsConfig, ProcessingConfig, ServiceConfig, client_keys, overrides,
 };
-use crate::bridge::BridgeConfig;
 use crate::document::{
     Checker, ChoiceValue, Lookup, Node, Place, References, Section, Trail, parse, parse_duration,
     read_given_text, resolve,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
-use crate::store::{EtcdSettings, ZooKeeperSettings};
+use crate::service::BridgeConfig;
+use crate::service::{EtcdSettings, ZooKeeperSettings};
 
 /// Reads the service config in `file` with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, with higher
 /// precedence, from `sets` (`kafka.group_id=x`).
@@ -50,15 +50,15 @@ pub fn read_service_config(
 }
 
 /// A possibly incomplete config and its problems.
-pub(crate) struct Examined {
+pub struct Examined {
     pub(crate) config: Option<ServiceConfig>,
     /// The spec source, available even if other parts are invalid.
-    pub(crate) handlers: Option<HandlersConfig>,
-    pub(crate) problems: Problems,
+    pub handlers: Option<HandlersConfig>,
+    pub problems: Problems,
 }
 
 /// Parses as much as possible.
-pub(crate) fn examine(
+pub fn examine(
     text: &str,
     file: Option<&Path>,
     environment: &Environment,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::rules::{ADDRESS, BROKERS, GROUP, LEVEL, MEMBER, PATH, START, VARIABLE};
 use super::{Guarantee, LogFormat, OffsetOutOfRange, client_keys};
-use crate::bridge::BRIDGE;
 use crate::document::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, words};
-use crate::store::{ETCD, ZOOKEEPER};
+use crate::service::BRIDGE;
+use crate::service::{ETCD, ZOOKEEPER};
 
 impl ChoiceValue for Guarantee {
     const WORDS: &'static [(&'static str, Self)] = &[("at_least_once", Self::AtLeastOnce)];

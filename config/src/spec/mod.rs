@@ -21,7 +21,7 @@ pub use handler_config::HandlerConfig;
 pub use predicate::{PartitionTest, Predicate, Test};
 pub(crate) use predicate_schema::definitions;
 pub use read::read_spec;
-pub(crate) use read::{LocatedSpec, Origin, read_config, read_from, read_located};
+pub use read::{LocatedSpec, Origin, read_config, read_from, read_located};
 pub use route::{Route, TopicMatcher, TopicPattern, is_internal_topic};
 pub(crate) use rules::check_name;
 pub(crate) use table::SPEC;

@@ -28,25 +28,25 @@ pub fn read_spec(
 }
 
 /// A spec with the positions of its name, pool and dead-letter topic, for conflicts between specs.
-pub(crate) struct LocatedSpec {
-    pub(crate) spec: HandlerSpec,
-    pub(crate) name_place: Place,
-    pub(crate) pool_place: Place,
+pub struct LocatedSpec {
+    pub spec: HandlerSpec,
+    pub name_place: Place,
+    pub pool_place: Place,
     /// Position of the dead-letter topic, or of the spec if it is left out.
-    pub(crate) dead_letter_place: Place,
+    pub dead_letter_place: Place,
 }
 
 /// Origin of a text and its reference policy.
 #[derive(Clone, Copy)]
-pub(crate) struct Origin<'a> {
+pub struct Origin<'a> {
     /// File or key that problems name.
-    pub(crate) place: Option<&'a Path>,
+    pub place: Option<&'a Path>,
     /// How references are resolved.
-    pub(crate) lookup: Lookup<'a>,
+    pub lookup: Lookup<'a>,
 }
 
 /// As [`read_spec`], with positions.
-pub(crate) fn read_located(
+pub fn read_located(
     text: &str,
     file: Option<&Path>,
     environment: &Environment,
@@ -62,7 +62,7 @@ pub(crate) fn read_located(
 }
 
 /// Parses the spec in `text`.
-pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems> {
+pub fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems> {
     let parsed = parse(text, origin.place);
     let mut problems = parsed.problems;
     let Some(root) = parsed.root else {
@@ -88,7 +88,7 @@ pub(crate) fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, P
 }
 
 /// Parses a handler's own config from a JSON object.
-pub(crate) fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
+pub fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
     let problem = |line, column, path: String, message| Problem {
         file: origin.place.map(Path::to_path_buf),
         line,

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use sluicegate_bridge::{BridgeReport, BridgeSettings, BridgeStores, DryRun, DryRunStep, dry_run};
 use sluicegate_config::Environment;
-use sluicegate_config::bridge::{
-    BridgeConfig, BridgeReport, BridgeSettings, DryRun, DryRunStep, Pair, Side, dry_run,
-    load_bridge_config,
-};
+use sluicegate_config::control::{Pair, Side};
 use sluicegate_config::escape::escape;
+use sluicegate_config::service::{BridgeConfig, load_bridge_config};
 
 use super::admin_client::Admin;
 use super::failure::Failure;
@@ -106,7 +105,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let settings = BridgeSettings {
         allow_mass_delete: arguments.allow_mass_delete,
         accept,
-        ..config.settings()
+        ..BridgeSettings::new(&config)
     };
     let bridge = RunningBridge::start(&config, settings).map_err(|error| match error {
         BridgeError::Store(error) => Failure::bad_input(error),
@@ -143,7 +142,7 @@ fn wait_for_end(signals: &Receiver<Signal>, bridge: &RunningBridge) -> Option<St
 }
 
 fn print_dry_run(config: &BridgeConfig, accept: Pair<bool>, output: Output) -> Result<(), Failure> {
-    let stores = config.open().map_err(Failure::bad_input)?;
+    let stores = BridgeStores::open(config).map_err(Failure::bad_input)?;
     let result = dry_run(&stores, config.preferred_side, accept).map_err(Failure::other)?;
     if let Some(halt) = &result.halt {
         use std::io::Write;

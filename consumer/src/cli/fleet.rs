@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sluicegate_config::Environment;
+use sluicegate_config::control::{ControlKey, host};
 use sluicegate_config::escape::escape;
-use sluicegate_config::fleet::{
-    self as operate, FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep,
-    WaitResult, Wave, WaveError, parse_waves,
-};
 use sluicegate_config::service::HandlersFrom;
-use sluicegate_config::source::{FileSource, SpecSource, host};
-use sluicegate_config::store::{ControlKey, Store};
+use sluicegate_store::Store;
+use sluicegate_sync::fleet as operate;
+use sluicegate_sync::fleet::{
+    FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep, WaitResult, Wave,
+    WaveError, parse_waves,
+};
+use sluicegate_sync::source::{FileSource, SpecSource, open_store};
 
 use super::demo::duration;
 use super::failure::Failure;
@@ -146,7 +148,7 @@ impl SpecBackend {
         if let HandlersFrom::File { folder, .. } = &config.handlers.from {
             return Ok(Self::Folder(folder.clone()));
         }
-        match config.handlers.open_store().map_err(Failure::bad_input)? {
+        match open_store(&config.handlers).map_err(Failure::bad_input)? {
             Some(store) => Ok(Self::Store(store)),
             None => Err(Failure::other("the config does not name a spec store")),
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use sluicegate_bridge::BridgeSettings;
 use sluicegate_config::{Environment, ServiceConfig};
 
 use super::failure::Failure;
@@ -36,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     logging::start(&config.logging, None).map_err(Failure::bad_input)?;
     let bridge = config.bridge.as_ref();
-    let bridge = bridge.map(|config| RunningBridge::start(config, config.settings()));
+    let bridge = bridge.map(|config| RunningBridge::start(config, BridgeSettings::new(config)));
     let bridge = bridge.transpose().map_err(Failure::other)?;
     let config = Arc::new(config);
     let Some(Started { service, stop }) = start(&config, &signals)? else {

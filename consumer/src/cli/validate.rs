@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sluicegate_config::service::{HandlersFrom, place_in};
-use sluicegate_config::source::spec_files_by_name;
-use sluicegate_config::{
-    Environment, Problem, Problems, ServiceConfig, load_service_config, validate_everything,
-};
+use sluicegate_config::{Environment, Problem, Problems, ServiceConfig, load_service_config};
 use sluicegate_native::NativeRuntime;
+use sluicegate_sync::source::{open_source_read_only, spec_files_by_name};
+use sluicegate_sync::validate_everything;
 
 use super::failure::Failure;
 use super::output::Output;
@@ -141,7 +140,7 @@ fn specs_without_plugin(config: &ServiceConfig) -> Problems {
     if !config.plugins.folder.is_dir() {
         return problems;
     }
-    let source = config.handlers.open_read_only(&Environment::of_process());
+    let source = open_source_read_only(&config.handlers, &Environment::of_process());
     let mut source = match source {
         Ok(source) => source,
         Err(error) => return Problems::of_file(None, error.to_string()),

@@ -287,8 +287,10 @@ pub(super) fn find_plugins(given: Option<&Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use sluicegate_config::Environment;
+    use sluicegate_sync::validate_everything;
+
     use super::*;
-    use sluicegate_config::{Environment, validate_everything};
 
     #[test]
     fn config_and_specs_are_valid_and_handlers_without_a_plugin_are_left_out() {

@@ -1,7 +1,6 @@
 //! Lost offsets with records in flight, on a scripted source: the effect of each policy.
 
-use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_runtime::{RawOutcome, outcome_code};

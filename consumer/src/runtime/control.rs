@@ -17,9 +17,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::source::{OwnId, Update, UpdateSink};
-use sluicegate_config::store::{Store, StoreError};
 use sluicegate_config::{Snapshot, diff};
+use sluicegate_store::{Store, StoreError};
+use sluicegate_sync::source::{OwnId, Update, UpdateSink};
 
 use super::every::Every;
 use super::members::{Member, MemberState};

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
 use sluicegate_config::service::read_service_config;
-use sluicegate_config::source::{GateWrite, MemorySource, SpecSource};
 use sluicegate_config::{Environment, HandlerSpec, read_spec};
+use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
 use super::*;
 use crate::admin::{ProblemKind, ServiceView};

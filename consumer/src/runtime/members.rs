@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use sluicegate_config::member::{MemberHandler, MemberRejection, instance};
+use sluicegate_config::control::{MemberHandler, MemberRejection, MemberReport, host, instance};
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::source::{OwnId, host};
-use sluicegate_config::store::{Membership, MembershipStatus, Store, StoreError};
-use sluicegate_config::{MemberReport, Rejection, Snapshot};
+use sluicegate_config::{Rejection, Snapshot};
+use sluicegate_store::{Membership, MembershipStatus, Store, StoreError};
+use sluicegate_sync::source::OwnId;
 
 use super::control::ActivePlan;
 use crate::admin::view::now_ms;

@@ -32,8 +32,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::source::{SnapshotError, WatchHandle};
 use sluicegate_config::{Environment, Problems, ServiceConfig};
+use sluicegate_sync::source::{SnapshotError, WatchHandle, open_source};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -116,9 +116,7 @@ impl Service {
         let listener = listen(&tokio, config.admin.listen)?;
         let slot = Arc::new(ServiceSlot::default());
         let (admin_stop, admin_address) = start_admin(&tokio, listener, &slot)?;
-        let mut source = config
-            .handlers
-            .open(environment)
+        let mut source = open_source(&config.handlers, environment)
             .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
         let snapshot = source.snapshot().map_err(|error| match error {
             SnapshotError::Problems(problems) => StartError::Specs(problems),

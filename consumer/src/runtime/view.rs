@@ -21,9 +21,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use sluicegate_config::source::{GateWriter, WatchHandle};
 use sluicegate_config::spec::{HandlerSpec, Route};
 use sluicegate_config::{RejectionEffect, RuntimeSettings, ServiceConfig, Snapshot};
+use sluicegate_sync::source::{GateWriter, WatchHandle};
 
 use super::control::{ControlCommand, named};
 use crate::admin::http::BridgeReporter;
@@ -542,7 +542,7 @@ impl ServiceView for ServiceStatus {
     }
 
     fn set_gate(&self, handler: &str, open: bool) -> Result<(), GateError> {
-        use sluicegate_config::source::GateError as Refused;
+        use sluicegate_sync::source::GateError as Refused;
         match self.gates.set_gate(handler, open) {
             Ok(written) if open => self.await_open(handler, &written),
             Ok(written) => self.await_closed(handler, &written),

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use sluicegate::commit::TopicUuid;
-use sluicegate::commit::{CommitNote, Place};
+use sluicegate::commit::{CommitNote, Place, TopicUuid};
 use sluicegate::flow::handler::Order;
 use sluicegate::routing::oracle::{self, RecordView};
 use sluicegate::source::starts::Commit;

@@ -9,22 +9,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sluicegate_bridge::{Bridge, BridgeSettings, BridgeStores, DryRunStep, dry_run};
+use sluicegate_config::control::{ControlKey, KeyKind, Pair, PathMap, Side};
+use sluicegate_config::service::{BridgeConfig, EtcdSettings, ZooKeeperSettings};
+use sluicegate_store::{Expected, Store, StoreError};
+
 use crate::stores::put;
 use e2e::client::Client;
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
-use e2e::long;
 use e2e::service::Service;
-use e2e::unique;
 use e2e::wait::{stays, wait_for};
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use sluicegate_config::bridge::{
-    Bridge, BridgeConfig, BridgeSettings, DryRunStep, Pair, Side, dry_run,
-};
-use sluicegate_config::store::{
-    ControlKey, EtcdSettings, Expected, KeyKind, PathMap, Store, StoreError, ZooKeeperSettings,
-};
+use e2e::{long, unique};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Time limit for the transfer of an edit, also on a busy machine (G10).
@@ -59,7 +57,7 @@ impl Scene {
             ZooKeeperSettings::new(zookeeper.connect()),
         );
         config.resync_interval = Duration::from_secs(5);
-        let stores = config.open().unwrap_or_else(|error| panic!("{error}"));
+        let stores = BridgeStores::open(&config).unwrap_or_else(|error| panic!("{error}"));
         Self {
             etcd,
             zookeeper,
@@ -69,16 +67,17 @@ impl Scene {
     }
 
     fn bridge(&self) -> Bridge {
-        let stores = self.config.open().unwrap_or_else(|error| panic!("{error}"));
-        Bridge::start(stores, self.config.settings()).unwrap_or_else(|error| panic!("{error}"))
+        let stores = BridgeStores::open(&self.config).unwrap_or_else(|error| panic!("{error}"));
+        Bridge::start(stores, BridgeSettings::new(&self.config))
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A bridge that accepts `side`.
     fn accepting_bridge(&self, side: Side) -> Bridge {
-        let stores = self.config.open().unwrap_or_else(|error| panic!("{error}"));
+        let stores = BridgeStores::open(&self.config).unwrap_or_else(|error| panic!("{error}"));
         let settings = BridgeSettings {
             accept: Pair::from_fn(|one| one == side),
-            ..self.config.settings()
+            ..BridgeSettings::new(&self.config)
         };
         Bridge::start(stores, settings).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -128,10 +127,7 @@ fn edits_and_deletes_are_transferred_soon_and_as_the_dry_run_says() {
     put(scene.store(Side::Etcd), &gate("auditor"), "true");
     put(scene.store(Side::ZooKeeper), &gate("relay"), "false");
     put(scene.store(Side::ZooKeeper), &gate("broken"), "perhaps");
-    let stores = scene
-        .config
-        .open()
-        .unwrap_or_else(|error| panic!("{error}"));
+    let stores = BridgeStores::open(&scene.config).unwrap_or_else(|error| panic!("{error}"));
     let planned =
         dry_run(&stores, Side::Etcd, Pair::default()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(planned.halt, None);
@@ -331,10 +327,7 @@ fn a_bridge_with_other_paths_deletes_nothing_until_they_are_accepted() {
         drop(other);
 
         let accepting = scene.accepting_bridge(side);
-        let stores = scene
-            .config
-            .open()
-            .unwrap_or_else(|error| panic!("{error}"));
+        let stores = BridgeStores::open(&scene.config).unwrap_or_else(|error| panic!("{error}"));
         wait_for("the gates at their new paths", DEADLINE, || {
             let tree = stores.sides.of(side).list();
             let tree = tree.map_err(|error| error.to_string())?;

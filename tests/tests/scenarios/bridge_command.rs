@@ -7,6 +7,10 @@
 use std::process::Command;
 use std::time::Duration;
 
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
+use sluicegate_store::OpenStore;
+
 use crate::stores::put;
 use e2e::artefacts;
 use e2e::etcd::{Etcd, EtcdOptions};
@@ -18,7 +22,6 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use serde_json::Value;
-use sluicegate_config::store::{ControlKey, EtcdSettings, ZooKeeperSettings};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

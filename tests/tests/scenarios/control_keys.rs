@@ -18,8 +18,10 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, unique};
-use sluicegate_config::MemberReport;
-use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::control::MemberReport;
+use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
+use sluicegate_store::{Expected, OpenStore, Store};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -123,7 +125,7 @@ fn feed_garbage(store: &dyn Store, handlers: &str, empty_is_a_value: bool) {
             .sum("sluicegate_snapshot_rejections_total", &[]))
     };
     let mut fed = 0;
-    for (kind, value, reason) in crate::garbage::GARBAGE {
+    for (kind, value, reason) in sluicegate_kit::garbage::GARBAGE {
         if value.is_empty() && !empty_is_a_value {
             continue;
         }

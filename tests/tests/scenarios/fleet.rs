@@ -19,8 +19,9 @@ use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use serde_json::Value;
-use sluicegate_config::MemberReport;
-use sluicegate_config::store::EtcdSettings;
+use sluicegate_config::control::MemberReport;
+use sluicegate_config::service::EtcdSettings;
+use sluicegate_store::OpenStore;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MEMBERS: [&str; 3] = ["m1", "m2", "m3"];

@@ -42,6 +42,3 @@ mod stores_zookeeper_faults;
 mod thousand_handlers;
 mod toggles;
 mod toggling;
-
-#[path = "../../../config/tests/garbage/mod.rs"]
-mod garbage;

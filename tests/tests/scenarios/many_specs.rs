@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use e2e::client::Outgoing;
 use e2e::service::Service;
 use e2e::wait::wait_for;
-use sluicegate_config::store::ControlKey;
+use sluicegate_config::control::ControlKey;
 
 use crate::control_keys::{DEADLINE, member, own_etcd, set_up, spec_key, write};
 

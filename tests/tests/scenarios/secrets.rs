@@ -12,22 +12,24 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
+use sluicegate_store::{Expected, OpenStore, Store};
+
 use crate::stores::put;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use e2e::artefacts;
 use e2e::client::{Client, Outgoing, Read};
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::kafka::Kafka;
 use e2e::ports::free_port;
 use e2e::process::{Guarded, Signal};
 use e2e::service::{Service, run_binary_with};
-use e2e::unique;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
+use e2e::{artefacts, unique};
 use serde_json::{Value, json};
-use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 

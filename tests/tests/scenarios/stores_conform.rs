@@ -12,10 +12,13 @@ use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::process::Signal;
 use e2e::wait::wait_for;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use sluicegate_config::source::{SpecSource, StoreSource, StoreSourceSettings};
-use sluicegate_config::store::conformance::Bench;
-use sluicegate_config::store::{ControlKey, EtcdSettings, Expected, Store, ZooKeeperSettings};
-use sluicegate_config::{source, store};
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
+use sluicegate_kit::store_conformance::Bench;
+use sluicegate_kit::{source_conformance, store_conformance};
+use sluicegate_store::{Expected, OpenStore, Store};
+
+use sluicegate_sync::source::{SpecSource, StoreSource, StoreSourceSettings};
 
 struct EtcdBench(RefCell<Etcd>);
 
@@ -77,7 +80,7 @@ impl<B: Bench> SourceBench<B> {
     }
 }
 
-impl<B: Bench> source::conformance::Bench for SourceBench<B> {
+impl<B: Bench> source_conformance::Bench for SourceBench<B> {
     fn open(&self) -> Box<dyn SpecSource> {
         let settings = StoreSourceSettings::default();
         Box::new(StoreSource::new(self.stores.open(), settings))
@@ -106,8 +109,8 @@ impl<B: Bench> source::conformance::Bench for SourceBench<B> {
 fn etcd_conforms() {
     let etcd = Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"));
     let bench = EtcdBench(RefCell::new(etcd));
-    store::conformance::run_all(&bench);
-    source::conformance::run_all(&SourceBench::new(bench));
+    store_conformance::run_all(&bench);
+    source_conformance::run_all(&SourceBench::new(bench));
 }
 
 #[test]
@@ -115,6 +118,6 @@ fn zookeeper_conforms() {
     let zookeeper = ZooKeeper::start_own(&ZooKeeperOptions::default())
         .unwrap_or_else(|error| panic!("{error:#}"));
     let bench = ZooKeeperBench(RefCell::new(zookeeper));
-    store::conformance::run_all(&bench);
-    source::conformance::run_all(&SourceBench::new(bench));
+    store_conformance::run_all(&bench);
+    source_conformance::run_all(&SourceBench::new(bench));
 }

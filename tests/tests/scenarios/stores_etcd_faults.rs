@@ -8,6 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_config::control::MemberReport;
+use sluicegate_config::service::EtcdSettings;
+use sluicegate_kit::store_conformance::Record;
+use sluicegate_store::{Cause, OpenStore, Store};
+
 use crate::stores::{
     DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,
     put, watched,
@@ -18,9 +23,6 @@ use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use serde_json::json;
-use sluicegate_config::MemberReport;
-use sluicegate_config::store::conformance::Record;
-use sluicegate_config::store::{Cause, EtcdSettings, Store};
 
 fn own(nodes: usize) -> Etcd {
     let options = EtcdOptions {

@@ -8,6 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_config::Secret;
+use sluicegate_config::service::{
+    Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings,
+};
+use sluicegate_kit::store_conformance::Record;
+use sluicegate_store::{Expected, OpenStore, Store, StoreError};
+
 use crate::stores::{
     DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, gate, put,
     watched,
@@ -17,11 +24,6 @@ use e2e::certificates::Certificates;
 use e2e::etcd::{Etcd, EtcdOptions};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use serde_json::json;
-use sluicegate_config::Secret;
-use sluicegate_config::store::conformance::Record;
-use sluicegate_config::store::{
-    Acl, EtcdSettings, Expected, Login, Store, StoreError, TlsFiles, TlsIdentity, ZooKeeperSettings,
-};
 
 fn open_etcd(settings: &EtcdSettings) -> Arc<dyn Store> {
     settings.open().unwrap_or_else(|error| panic!("{error}"))

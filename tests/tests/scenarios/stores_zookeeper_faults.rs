@@ -8,6 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_config::control::MemberReport;
+use sluicegate_config::service::ZooKeeperSettings;
+use sluicegate_store::{Cause, OpenStore, Store, StoreError};
+
 use crate::stores::{
     DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,
     put, watched,
@@ -17,8 +21,6 @@ use e2e::process::Signal;
 use e2e::proxy::{Protocol, Proxy, Traffic};
 use e2e::wait::{stays, wait_for};
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
-use sluicegate_config::MemberReport;
-use sluicegate_config::store::{Cause, Store, StoreError, ZooKeeperSettings};
 
 fn own() -> ZooKeeper {
     ZooKeeper::start_own(&ZooKeeperOptions::default()).unwrap_or_else(|error| panic!("{error:#}"))
@@ -166,7 +168,7 @@ fn deleting_a_gate_with_a_spec_clears_it_and_no_history_is_kept() {
     let zookeeper = own();
     let store = open(zookeeper.connect());
     let key = gate("auditor");
-    let spec = sluicegate_config::store::ControlKey::spec("auditor").expect("a name");
+    let spec = sluicegate_config::control::ControlKey::spec("auditor").expect("a name");
     put(&*store, &spec, "name: auditor");
     put(&*store, &key, "true");
     assert!(store.locate(&key).ends_with("/plugins/auditor"));

@@ -9,6 +9,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate_bridge::{Bridge, BridgeSettings, BridgeStores};
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::service::{BridgeConfig, EtcdSettings, ZooKeeperSettings};
+use sluicegate_store::{OpenStore, Store};
+
 use crate::toggling::{DEADLINE, Flow, put};
 use e2e::client::{Client, Outgoing};
 use e2e::etcd::{Etcd, EtcdOptions};
@@ -18,8 +23,6 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, long, unique};
-use sluicegate_config::bridge::{Bridge, BridgeConfig};
-use sluicegate_config::store::{ControlKey, EtcdSettings, Store, ZooKeeperSettings};
 
 fn own_etcd() -> Etcd {
     Etcd::start_own(&EtcdOptions::default()).unwrap_or_else(|error| panic!("{error:#}"))
@@ -54,8 +57,8 @@ fn a_gate_in_etcd_switches_a_service_on_zookeeper_through_a_bridge() {
         EtcdSettings::new(&etcd.endpoints()),
         ZooKeeperSettings::new(zookeeper.connect()),
     );
-    let open = || config.open().unwrap_or_else(|error| panic!("{error}"));
-    let bridge = Bridge::start(open(), config.settings());
+    let open = || BridgeStores::open(&config).unwrap_or_else(|error| panic!("{error}"));
+    let bridge = Bridge::start(open(), BridgeSettings::new(&config));
     let _bridge = bridge.unwrap_or_else(|error| panic!("{error}"));
     let sides = open().sides;
     let handlers = format!("zookeeper: {{ servers: \"{}\" }}", zookeeper.connect());

@@ -28,20 +28,20 @@ pub(super) const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlemen
 /// Conflicts between specs.
 pub(super) const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
 /// References in values of a store.
-pub(super) const REFERENCES: &[&str] = &["-p", "sluicegate-config", "--test", "store_references"];
+pub(super) const REFERENCES: &[&str] = &["-p", "sluicegate-sync", "--test", "store_references"];
 /// The cost of hostile specs.
 pub(super) const HOSTILE: &[&str] = &["-p", "sluicegate-config", "--test", "hostile_specs"];
 /// Repeated loads of one plugin.
 pub(super) const GENERATIONS: &[&str] = &["-p", "sluicegate-native", "--test", "generations"];
 
 /// Bridges between two in-memory stores, with delays and crashes.
-pub(super) const BRIDGE: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_simulation"];
+pub(super) const BRIDGE: &[&str] = &["-p", "sluicegate-bridge", "--test", "bridge_simulation"];
 /// Running bridges between two in-memory stores.
-pub(super) const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-config", "--test", "bridge_running"];
+pub(super) const BRIDGE_RUNNING: &[&str] = &["-p", "sluicegate-bridge", "--test", "bridge_running"];
 /// Snapshots built from the keys of a store.
-pub(super) const STORE_SOURCE: &[&str] = &["-p", "sluicegate-config", "--test", "store_source"];
+pub(super) const STORE_SOURCE: &[&str] = &["-p", "sluicegate-sync", "--test", "store_source"];
 /// The stores: their trees, and their watch loop on a scripted connection.
-pub(super) const STORES: &[&str] = &["-p", "sluicegate-config", "--lib", "store::"];
+pub(super) const STORES: &[&str] = &["-p", "sluicegate-store", "--lib"];
 /// On real servers: members of a Kafka group, a cancelled etcd watch, and a ZooKeeper watch whose connection is briefly lost.
 pub(super) const ETCD: &[&str] = &["-p", "e2e", "--test", "scenarios", "behind_the_watchs_back"];
 pub(super) const BRIDGE_PATHS: &[&str] = &[

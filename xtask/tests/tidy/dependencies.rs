@@ -60,10 +60,12 @@ fn package(package: &Value) -> Package {
 fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     Some(match folder {
         "handler-sdk/abi" | "config" => &[],
+        "config/store" => &["sluicegate-config"],
+        "config/sync" | "config/bridge" => &["sluicegate-config", "sluicegate-store"],
         "handler-sdk" => &["sluicegate-abi"],
         "runtimes/api" => &["sluicegate-abi"],
         "xtask" => &["e2e"],
-        "tests" | "consumer" => return None,
+        "tests" | "tests/kit" | "consumer" => return None,
         _ if folder.starts_with("handlers/") || folder.starts_with("tests/") => &["sluicegate-sdk"],
         _ if folder.starts_with("runtimes/") => &["sluicegate-abi", "sluicegate-runtime"],
         _ => return None,

@@ -32,8 +32,8 @@ const WRITERS: &[(&str, &str)] = &[
 
 /// Conformance checks called by tests; they print their durations.
 const CHECKS: &[&str] = &[
-    "config/src/source/conformance.rs",
-    "config/src/store/conformance.rs",
+    "tests/kit/src/source_conformance.rs",
+    "tests/kit/src/store_conformance.rs",
 ];
 
 const MACROS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];

@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use sluicegate_config::bridge::BridgeReport;
+use sluicegate_bridge::BridgeReport;
 use tokio::net::TcpListener;
 
 use super::answer::Refusal;

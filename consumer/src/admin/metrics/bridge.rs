@@ -1,6 +1,7 @@
 //! Metrics of a bridge between etcd and ZooKeeper.
 
-use sluicegate_config::bridge::{BridgeReport, Side};
+use sluicegate_bridge::BridgeReport;
+use sluicegate_config::control::Side;
 
 use super::family::Families;
 

@@ -7,9 +7,10 @@ mod client;
 mod family;
 mod user;
 
+use sluicegate_config::MetricsLevel;
+
 pub use bridge::encode_bridge;
 use family::{Families, seconds_histogram};
-use sluicegate_config::MetricsLevel;
 
 use super::view::now_ms;
 use super::{HandlerReport, PartitionState, ProblemKind, ServiceReport};

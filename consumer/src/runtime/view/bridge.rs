@@ -1,7 +1,7 @@
 //! The bridge inside the service (a `bridge:` block): what halts it is a problem of the service as well, since operators
 //! watch the service's `/readyz`. It does not make the service unready: records are handled without it.
 
-use sluicegate_config::bridge::{BridgeReport, HaltReport};
+use sluicegate_bridge::{BridgeReport, HaltReport};
 
 use super::ServiceStatus;
 use crate::admin::http::BridgeReporter;
@@ -51,7 +51,8 @@ fn problem(report: &BridgeReport) -> Option<ServiceProblem> {
 
 #[cfg(test)]
 mod tests {
-    use sluicegate_config::bridge::{Counts, Pair, Side, StoreReport};
+    use sluicegate_bridge::{Counts, StoreReport};
+    use sluicegate_config::control::{Pair, Side};
 
     use super::*;
 

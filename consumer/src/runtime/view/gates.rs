@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use sluicegate_config::source::GateWrite;
+use sluicegate_sync::source::GateWrite;
 
 use super::{ControlStatus, POLL_INTERVAL, ServiceStatus};
 use crate::admin::{Gate, GateError, HandlerState};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use e2e::long;
 use e2e::proxy::{Proxy, Traffic};
 use e2e::wait::stays;
-use sluicegate_config::store::{Cause, Store};
+use sluicegate_store::{Cause, Store};
 
 use crate::stores::{
     DETECTION_DEADLINE, RECOVERY_DEADLINE, assert_recovered, change_during_outage, delete, gate,

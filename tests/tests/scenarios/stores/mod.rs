@@ -5,10 +5,12 @@ mod put;
 
 use std::time::{Duration, Instant};
 
+use sluicegate_config::control::ControlKey;
+use sluicegate_config::control::MemberReport;
+use sluicegate_kit::store_conformance::Record;
+use sluicegate_store::{Expected, KeyVersion, Store, StoreWatch};
+
 pub(crate) use put::put;
-use sluicegate_config::MemberReport;
-use sluicegate_config::store::conformance::Record;
-use sluicegate_config::store::{ControlKey, Expected, KeyVersion, Store, StoreWatch};
 
 /// Time limit for seeing changes made during an outage, from the recovery of the store (G10).
 pub(crate) const RECOVERY_DEADLINE: Duration = Duration::from_secs(5);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use e2e::wait::wait_for;
-use sluicegate_config::store::{ControlKey, Expected, KeyVersion, Store, StoreError};
+use sluicegate_config::control::ControlKey;
+use sluicegate_store::{Expected, KeyVersion, Store, StoreError};
 
 pub(crate) fn put(store: &dyn Store, key: &ControlKey, value: &str) -> KeyVersion {
     wait_for("the write", Duration::from_secs(15), || {

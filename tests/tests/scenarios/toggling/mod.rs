@@ -13,7 +13,8 @@ use e2e::service::Service;
 use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::{control, unique};
-use sluicegate_config::store::{ControlKey, Store};
+use sluicegate_config::control::ControlKey;
+use sluicegate_store::Store;
 
 pub(crate) use crate::stores::put;
 
