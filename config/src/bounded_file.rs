@@ -15,10 +15,18 @@ pub enum ReadError {
     NotRegular,
     /// Longer than the limit.
     #[error("has {length} bytes; at most {most} are read")]
-    TooLong { length: u64, most: usize },
+    TooLong {
+        /// Size of the file in bytes, from its metadata.
+        length: u64,
+        /// Limit in bytes.
+        most: usize,
+    },
     /// Grew beyond the limit while it was being read.
     #[error("has more than {most} bytes; at most that many are read")]
-    Grew { most: usize },
+    Grew {
+        /// Limit in bytes.
+        most: usize,
+    },
 }
 
 impl ReadError {

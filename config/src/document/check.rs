@@ -23,7 +23,9 @@ pub struct Checker<'a> {
 ///
 /// For a rejected value the getters return a placeholder; it is never used, since the document has problems.
 pub struct Section {
+    /// Dotted path of the map; empty for the document itself.
     pub path: String,
+    /// Position of the map, or of the nearest enclosing map that is written out if this one is left out.
     pub place: Place,
     values: BTreeMap<&'static str, CheckedValue>,
 }
@@ -404,6 +406,7 @@ impl Section {
         self.values.contains_key(name)
     }
 
+    /// Whether a flag field is `true`; `false` if it is absent or rejected.
     pub fn flag(&self, name: &str) -> bool {
         matches!(self.held(name), Some(Checked::Flag(true)))
     }
@@ -416,6 +419,7 @@ impl Section {
         }
     }
 
+    /// Value of a number field; 1 if it is absent or rejected.
     pub fn number(&self, name: &str) -> f64 {
         match self.held(name) {
             Some(Checked::Number(number)) => *number,
@@ -423,6 +427,7 @@ impl Section {
         }
     }
 
+    /// Value of a duration field; zero if it is absent or rejected.
     pub fn duration(&self, name: &str) -> Duration {
         match self.held(name) {
             Some(Checked::Duration(duration)) => *duration,
@@ -430,6 +435,7 @@ impl Section {
         }
     }
 
+    /// String of a text field or word of a choice field; `None` if it is absent or rejected.
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.held(name) {
             Some(Checked::Text(text)) => Some(text),
@@ -442,6 +448,7 @@ impl Section {
         T::of(self.text(name)?)
     }
 
+    /// Strings of a list field with their positions, without rejected entries; empty if the field is absent or rejected.
     pub fn texts(&self, name: &str) -> &[ListedText] {
         match self.held(name) {
             Some(Checked::Texts(texts)) => texts,

@@ -44,30 +44,40 @@ pub struct Place {
 /// One value with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
+    /// Content, with aliases expanded.
     pub value: Value,
+    /// Position of the value; for an alias, that of the alias and not of its anchor.
     pub place: Place,
 }
 
 /// Content of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// Null, boolean, number or string; not typed yet.
     Scalar(Scalar),
+    /// Items in the order of the text.
     List(Vec<Node>),
+    /// Entries in the order of the text; their keys are unique.
     Map(Vec<Entry>),
 }
 
 /// One key of a map with its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
+    /// Text of the key, without quotes; references in it are not resolved.
     pub key: String,
+    /// Position of the key, for problems such as an unknown name.
     pub key_place: Place,
+    /// Value of the key, with its own position.
     pub value: Node,
 }
 
 /// A scalar as written; its type depends on the field.
 #[derive(Clone, PartialEq)]
 pub struct Scalar {
+    /// Text without quotes and with references resolved; may be secret if `reference` is set.
     pub text: String,
+    /// Notation, which determines whether the text can be anything but a string.
     pub style: Style,
     /// The text before references were resolved. If set, messages show it instead of the resolved text.
     pub reference: Option<String>,
@@ -87,10 +97,15 @@ pub enum Style {
 /// Type of a plain scalar by YAML's core schema.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Plain {
+    /// `null`, `~` or nothing.
     Null,
+    /// `true` or `false`.
     Flag(bool),
+    /// Decimal, hexadecimal (`0x`) or octal (`0o`) integer that fits in 128 bits.
     Integer(i128),
+    /// Number with a fraction or exponent, a decimal integer beyond 128 bits, or `.inf`, `-.inf` or `.nan`.
     Float(f64),
+    /// String: any other text, and every quoted one.
     Text,
 }
 
@@ -131,6 +146,7 @@ impl Scalar {
     }
 }
 
+/// Returns the type of an unquoted text by YAML's core schema, with the parsed value of a boolean or number.
 pub fn read_plain(text: &str) -> Plain {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Plain::Null,

@@ -31,12 +31,16 @@ pub enum Lookup<'a> {
     Form,
     /// Any variable and any file; relative paths are resolved against `base`.
     Anything {
+        /// Environment in which `${env:NAME}` is looked up.
         environment: &'a Environment,
+        /// Folder against which a relative path in `${file:PATH}` is resolved.
         base: &'a Path,
     },
     /// Only listed variables and files.
     Listed {
+        /// Environment in which listed variables are looked up.
         environment: &'a Environment,
+        /// Allow-list of variables and base folder of files.
         references: &'a References,
     },
 }

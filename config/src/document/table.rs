@@ -9,7 +9,9 @@ use super::quantity::{format_duration, format_size};
 
 /// The fields of a map.
 pub struct SectionType {
+    /// Description of the map in the JSON Schema.
     pub doc: &'static str,
+    /// Accepted fields, in the order of the reference pages; any other key is rejected.
     pub fields: &'static [Field],
     /// Names reserved for future fields; rejected for now.
     pub later: &'static [Reserved],
@@ -17,15 +19,21 @@ pub struct SectionType {
 
 /// One field of a map.
 pub struct Field {
+    /// Key of the field, without the path of its map.
     pub name: &'static str,
+    /// Meaning of the field in the reference pages and the JSON Schema, and in the problem that reports it as missing.
     pub doc: &'static str,
+    /// Type and bounds of the value.
     pub kind: FieldType,
+    /// Whether the field may be left out, and its default.
     pub need: Presence,
 }
 
 /// Whether a field may be left out, and its default.
 pub enum Presence {
+    /// The field must be set; leaving it out is a problem.
     Required,
+    /// The field may be left out and has no default.
     Optional,
     /// YAML text of the default; empty for objects, whose fields have their own defaults.
     Default(&'static str),
@@ -33,6 +41,7 @@ pub enum Presence {
 
 /// A field or choice that is designed but not implemented.
 pub struct Reserved {
+    /// Key of the field, or word of the choice.
     pub name: &'static str,
     /// Reason; completes a sentence that starts with the name.
     pub reason: &'static str,
@@ -40,36 +49,59 @@ pub struct Reserved {
 
 /// Type and bounds of a field.
 pub enum FieldType {
+    /// Boolean: `true` or `false`.
     Flag,
+    /// Whole number.
     Count {
+        /// Smallest accepted number.
         min: u64,
+        /// Largest accepted number; `u64::MAX` for no upper bound.
         max: u64,
     },
+    /// Integer or floating-point number.
     Number {
+        /// Smallest accepted number.
         min: f64,
+        /// Largest accepted number; `f64::MAX` for no upper bound.
         max: f64,
     },
+    /// String that satisfies the rule.
     Text(&'static TextRule),
+    /// One word of a fixed set, such as the words of a [`ChoiceValue`].
     Choice {
+        /// Returns the accepted words, in the order in which messages list them.
         words: fn() -> Vec<&'static str>,
+        /// Words reserved for future choices; rejected with their reason.
         later: &'static [Reserved],
     },
+    /// Duration with a unit, such as `1.5s` or `1h30m`.
     Duration {
+        /// Shortest accepted duration.
         min: Duration,
+        /// Longest accepted duration.
         max: Duration,
     },
+    /// Number of bytes, with or without a unit, such as `256MiB`.
     Size {
+        /// Smallest accepted size in bytes.
         min: u64,
+        /// Largest accepted size in bytes; `u64::MAX` for no upper bound.
         max: u64,
     },
+    /// List of strings.
     Texts {
+        /// Rule that every entry satisfies.
         rule: &'static TextRule,
+        /// Minimum number of entries.
         min: usize,
+        /// Maximum number of entries.
         max: usize,
     },
+    /// Map with a table of its own.
     Object(&'static SectionType),
     /// Parsed by custom code.
     Custom {
+        /// Returns the JSON Schema of the accepted values.
         schema: fn() -> Json,
     },
 }
@@ -112,10 +144,12 @@ pub fn words<T: ChoiceValue>() -> Vec<&'static str> {
 }
 
 impl SectionType {
+    /// The field called `name`; `None` if it is unknown or only reserved.
     pub fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
 
+    /// Names of the accepted fields in table order, without reserved ones.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         self.fields.iter().map(|field| field.name)
     }

@@ -54,6 +54,7 @@ pub struct Examined {
     pub(crate) config: Option<ServiceConfig>,
     /// The spec source, available even if other parts are invalid.
     pub handlers: Option<HandlersConfig>,
+    /// All problems of the text and the overrides; empty if the config is complete and valid.
     pub problems: Problems,
 }
 

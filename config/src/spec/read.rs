@@ -29,8 +29,11 @@ pub fn read_spec(
 
 /// A spec with the positions of its name, pool and dead-letter topic, for conflicts between specs.
 pub struct LocatedSpec {
+    /// The validated spec.
     pub spec: HandlerSpec,
+    /// Position of the handler's name.
     pub name_place: Place,
+    /// Position of the pool's name, or of the spec if it is left out.
     pub pool_place: Place,
     /// Position of the dead-letter topic, or of the spec if it is left out.
     pub dead_letter_place: Place,
