@@ -1,10 +1,10 @@
-//! Handler specs, service config, validation, and the sources and stores that specs come from.
+//! Handler specs, service config and control keys: their formats, their validation, and the snapshots made of them.
 //!
 //! ```text
 //!  service file ─► ServiceConfig ─────────────────────────────► the service's parts
 //!                     │ names the source
 //!                     ▼
-//!  SpecSource ─► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► the service's registry
+//!  a source ───► texts ─► HandlerSpec, or Problems ─► Snapshot{revision} ─► the service's registry
 //!  (folder, store, memory)   (all of them, with positions)
 //! ```
 //!
@@ -12,12 +12,10 @@
 //! generated from the same tables, so a field that is read without being in its table is missing there and rejected as
 //! unknown.
 //!
-//! [`store`] abstracts the key-value stores that the source, the bridge and the CLI share; [`bridge`] replicates
-//! between two, and [`fleet`] has the operator's commands on one. None of this depends on another crate of the
-//! workspace: validation, bridge and fleet commands need neither Kafka nor a plugin.
-//!
-//! Modules in data-flow order: [`source`] reads texts, [`spec`] and [`service`] are the typed results, [`problem`]
-//! lists errors with their positions, the service acts on a [`snapshot`], and [`mod@diff`] describes what changed.
+//! [`spec`] and [`service`] are the typed results, [`problem`] lists errors with their positions, the service acts on a
+//! [`snapshot`], and [`mod@diff`] describes what changed. [`control`] has the keys of a store and their values. Nothing
+//! here opens a store or depends on another crate of the workspace: stores are `sluicegate-store`, sources and fleet
+//! commands `sluicegate-sync`, the bridge `sluicegate-bridge`. None of them needs Kafka or a plugin.
 
 pub mod bounded_file;
 pub mod control;

@@ -54,7 +54,7 @@ plugins:
   allow_unsigned: true
 admin: { listen: "[::1]:0" }
 emit: { provenance: true }
-logging: { format: json, level: "info,sluicegate::dispatch=debug" }
+logging: { format: json, level: "info,sluicegate_engine::flow=debug" }
 "#;
 
 #[test]

@@ -17,37 +17,9 @@
 //!    producer: a record settles only after its emits are acknowledged
 //! ```
 //!
-//! The modules are listed in the order in which a record passes through them. `flow` is the pump's pure core: it has no
-//! Kafka client, no threads and no clock, so that the seeded simulator runs exactly the code that runs in production.
+//! The commands: [`cli`] reads the arguments, and starts the service (`sluicegate-service`), the bridge, the [`demo`] or
+//! the loader of records ([`load`]).
 
-pub mod source;
-
-pub mod assignment;
-pub mod ledger;
-pub mod trouble;
-
-pub mod routing;
-
-pub mod dispatch;
-pub mod flow;
-
-pub mod handlers;
-
-pub mod settlement;
-
-pub mod emit;
-mod sync;
-
-pub mod commit;
-
-pub mod pump;
-
-pub mod runtime;
-
-pub mod bridge;
-
-pub mod admin;
 pub mod cli;
 pub mod demo;
-pub mod logging;
-pub mod produce;
+pub mod load;

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sluicegate::source::mock::MockKafka;
+use sluicegate_kafka::mock::MockKafka;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluicegate::admin::http;
-use sluicegate::admin::{
-    Explanation, GateError, HandlerReport, HeldBy, RecordStatus, Restarted, ServiceReport,
-    ServiceView, WaitsFor,
+use sluicegate_admin::{GateError, Restarted, ServiceView, http};
+use sluicegate_engine::status::{
+    Explanation, HandlerReport, HeldBy, RecordStatus, ServiceReport, WaitsFor,
 };
 
 #[derive(Default)]

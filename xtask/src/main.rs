@@ -8,6 +8,7 @@ mod instructions;
 mod mutants;
 mod services;
 mod step;
+mod structure;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Command {
     Instructions(instructions::Arguments),
     /// Apply mutants (deliberate bugs) one by one and show which suite catches each
     Mutants(mutants::Arguments),
+    /// Print size, documentation and long functions of every crate, in the working tree or at a revision
+    Structure(structure::Arguments),
     /// Run servers for development
     #[command(subcommand)]
     Services(services::Command),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
+        Command::Structure(arguments) => structure::run(&arguments),
         Command::Services(command) => services::run(&command),
     };
     match done {

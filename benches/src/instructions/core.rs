@@ -5,17 +5,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluicegate::assignment::NewAssignment;
-use sluicegate::dispatch::{
+use sluicegate_abi::lend::OwnedRecord;
+use sluicegate_config::spec::{Predicate, Route, TopicPattern};
+use sluicegate_engine::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
 };
-use sluicegate::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
-use sluicegate::flow::handler::{HandlerSettings, OnFailure, Order};
-use sluicegate::flow::{Flow, FlowSettings};
-use sluicegate::routing::RoutingIndex;
-use sluicegate::settlement::RetryPolicy;
-use sluicegate::source::{AssignmentId, Delivery, RecordBuf, TopicPartition};
-use sluicegate_config::spec::{Predicate, Route, TopicPattern};
+use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
+use sluicegate_engine::flow::{Flow, FlowSettings};
+use sluicegate_engine::partition::assignment::NewAssignment;
+use sluicegate_engine::routing::RoutingIndex;
+use sluicegate_engine::settlement::RetryPolicy;
+use sluicegate_engine::source::{AssignmentId, Delivery, TopicPartition};
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use crate::{RECORDS, measured};
@@ -55,7 +56,7 @@ impl Emitter for NoEmitter {
 }
 
 struct Core {
-    flow: Flow,
+    flow: Flow<OwnedRecord>,
     pools: Vec<Arc<Pool>>,
     slot: AssignmentId,
 }
@@ -121,7 +122,7 @@ impl Core {
         Self { flow, pools, slot }
     }
 
-    fn deliveries(&self, offsets: std::ops::Range<i64>) -> Vec<Delivery> {
+    fn deliveries(&self, offsets: std::ops::Range<i64>) -> Vec<Delivery<OwnedRecord>> {
         let one = |offset: i64| {
             let key = format!("key-{}", offset % 1_000);
             Delivery {
@@ -129,13 +130,13 @@ impl Core {
                 offset,
                 timestamp_ms: 1_700_000_000_000 + offset,
                 leader_epoch: 1,
-                lease: RecordBuf::owned(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
+                lease: OwnedRecord::new(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
             }
         };
         offsets.map(one).collect()
     }
 
-    fn deliver(&mut self, deliveries: Vec<Delivery>) {
+    fn deliver(&mut self, deliveries: Vec<Delivery<OwnedRecord>>) {
         for delivery in deliveries {
             self.flow.deliver(delivery);
         }
@@ -236,7 +237,7 @@ fn commit(core: &mut Core) {
     let due = measured(|| core.flow.commits_due());
     let results: Vec<_> = due
         .iter()
-        .map(|entry| sluicegate::source::CommitResult {
+        .map(|entry| sluicegate_engine::source::CommitResult {
             at: entry.at.clone(),
             offset: entry.offset,
             error: None,

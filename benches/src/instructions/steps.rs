@@ -2,10 +2,10 @@
 
 use std::hint::black_box;
 
-use sluicegate::dispatch::HandlerIx;
-use sluicegate::ledger::Ledger;
-use sluicegate::routing::{Router, RoutingIndex};
 use sluicegate_config::spec::{Predicate, Route, Test, TopicPattern};
+use sluicegate_engine::dispatch::HandlerIx;
+use sluicegate_engine::partition::ledger::Ledger;
+use sluicegate_engine::routing::{Router, RoutingIndex};
 
 use crate::{RECORDS, measured};
 

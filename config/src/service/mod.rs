@@ -236,7 +236,7 @@ pub struct EmitConfig {
 pub struct LoggingConfig {
     /// Log format.
     pub format: LogFormat,
-    /// Minimum level, or a filter such as `info,sluicegate::dispatch=debug`.
+    /// Minimum level, or a filter such as `info,sluicegate_engine::flow=debug`.
     pub level: String,
 }
 

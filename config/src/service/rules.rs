@@ -140,6 +140,6 @@ fn check_level(text: &str) -> Result<(), String> {
     });
     refuse_if(
         !fits,
-        "write off, error, warn, info, debug or trace, or a filter such as info,sluicegate::dispatch=debug",
+        "write off, error, warn, info, debug or trace, or a filter such as info,sluicegate_engine::flow=debug",
     )
 }

@@ -360,7 +360,7 @@ pub(crate) static LOGGING: SectionType = SectionType {
         },
         Field {
             name: "level",
-            doc: "Minimum level, or a filter such as info,sluicegate::dispatch=debug.",
+            doc: "Minimum level, or a filter such as info,sluicegate_engine::flow=debug.",
             kind: FieldType::Text(&LEVEL),
             need: Presence::Default("info"),
         },

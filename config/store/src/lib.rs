@@ -14,7 +14,7 @@
 //! ZooKeeper's `mzxid` with the data version), so that readers can order and writers can compare without knowing which
 //! store it is; and each tree carries the store's identity, so that a restored or replaced store is recognized
 //! (ADR 0025). Calls block, and the async clients run on threads of the store (`driver`), so that callers need no
-//! runtime. The suite in `conformance` tests what the trait promises; every store passes it.
+//! runtime. The suite `store_conformance` of `sluicegate-kit` tests what the trait promises; every store passes it.
 
 mod claim;
 pub mod digest;

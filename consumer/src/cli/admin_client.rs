@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sluicegate_admin::http::ErrorBody;
 use sluicegate_config::escape::escape;
 
 use super::failure::Failure;
-use crate::admin::http::ErrorBody;
 
 /// Longer than the server's own limit, so that its error message arrives first.
 const TIMEOUT: Duration = Duration::from_secs(20);

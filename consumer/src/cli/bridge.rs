@@ -4,19 +4,19 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use sluicegate_admin::logging;
 use sluicegate_bridge::{BridgeReport, BridgeSettings, BridgeStores, DryRun, DryRunStep, dry_run};
 use sluicegate_config::Environment;
 use sluicegate_config::control::{Pair, Side};
 use sluicegate_config::escape::escape;
 use sluicegate_config::service::{BridgeConfig, load_bridge_config};
+use sluicegate_service::bridge::{BridgeError, RunningBridge};
 
 use super::admin_client::Admin;
 use super::failure::Failure;
 use super::output::Output;
 use super::signals::{self, Signal};
 use super::table::Table;
-use crate::bridge::{BridgeError, RunningBridge};
-use crate::logging;
 
 /// How often the bridge is checked for failure.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,9 +1,10 @@
 //! `sluicegate control-plane accept`: accepts the content of a store that was restored or replaced.
 
+use sluicegate_admin::http::ControlPlaneAcceptance;
+
 use super::admin_client::Admin;
 use super::failure::Failure;
 use super::output::Output;
-use crate::admin::http::ControlPlaneAcceptance;
 
 /// Subcommands of `control-plane`.
 #[derive(clap::Subcommand, Debug)]

@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use sluicegate_engine::status::Explanation;
+use sluicegate_pool::clock::now_ms;
+
 use super::admin_client::{Admin, segment};
 use super::failure::Failure;
 use super::output::Output;
-use crate::admin::Explanation;
 
 /// Arguments of `explain`.
 #[derive(clap::Args, Debug)]
@@ -70,7 +72,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         path.push_str(&format!("/{offset}"));
     }
     let explanation: Explanation = arguments.admin.get(&path)?;
-    arguments.output.print(&explanation, Explanation::sentence)
+    arguments
+        .output
+        .print(&explanation, |found| found.sentence(now_ms()))
 }
 
 #[cfg(test)]

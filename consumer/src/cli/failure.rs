@@ -3,9 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use sluicegate_admin::logging;
 use sluicegate_config::Problems;
-
-use crate::logging;
 
 /// A failed command.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sluicegate_admin::logging;
 use sluicegate_config::Environment;
 use sluicegate_config::control::{ControlKey, host};
 use sluicegate_config::escape::escape;
@@ -23,7 +24,6 @@ use super::failure::Failure;
 use super::output::Output;
 use super::table::Table;
 use super::validate::ConfigFile;
-use crate::logging;
 
 /// Arguments that make a command wait for the fleet.
 #[derive(clap::Args, Clone, Debug)]

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
+use sluicegate_admin::http::{GateBody, GateChange, HandlerRestart};
 use sluicegate_config::escape::escape;
+use sluicegate_engine::status::{DurationCounts, HandlerReport};
 
 use super::admin_client::{Admin, segment};
 use super::failure::Failure;
@@ -11,8 +13,6 @@ use super::fleet;
 use super::output::Output;
 use super::table::Table;
 use super::validate::ConfigFile;
-use crate::admin::http::{GateBody, GateChange, HandlerRestart};
-use crate::admin::{DurationCounts, HandlerReport};
 
 /// Subcommands of `handlers`.
 #[derive(clap::Subcommand, Debug)]
@@ -231,7 +231,10 @@ fn gate_of(handler: &HandlerReport) -> String {
         Some(since_ms) => format!(
             "{gate}; {} records left, none settled for {} s",
             handler.in_flight,
-            crate::admin::view::now_ms().saturating_sub(since_ms).max(0) / 1_000
+            sluicegate_pool::clock::now_ms()
+                .saturating_sub(since_ms)
+                .max(0)
+                / 1_000
         ),
     }
 }
@@ -249,8 +252,9 @@ fn record_time(durations: &DurationCounts) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sluicegate_engine::status::{HandlerState, OutcomeCounts};
+
     use super::*;
-    use crate::admin::{HandlerState, OutcomeCounts};
 
     #[test]
     fn the_table_shows_state_gate_and_outcomes() {

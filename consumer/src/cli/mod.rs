@@ -22,8 +22,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sluicegate_admin::logging;
 
-use crate::logging;
 use failure::Failure;
 
 /// A Kafka consumer service whose handlers are plugins.

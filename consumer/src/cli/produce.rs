@@ -4,12 +4,13 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sluicegate_admin::logging;
 
 use super::failure::Failure;
 use super::output;
-use crate::logging;
-use crate::produce::input::Format;
-use crate::produce::{self, Job, ProduceError, Progress, Summary};
+use crate::load;
+use crate::load::input::Format;
+use crate::load::{Job, ProduceError, Progress, Summary};
 
 /// Arguments of `produce`.
 ///
@@ -84,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         limit: arguments.limit,
     };
     let bar = io::stderr().is_terminal().then(bar);
-    let result = produce::run(&job, logging::say, &mut |progress| {
+    let result = load::run(&job, logging::say, &mut |progress| {
         if let Some(bar) = &bar {
             show(bar, progress);
         }

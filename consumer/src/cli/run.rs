@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use sluicegate_admin::logging;
 use sluicegate_bridge::BridgeSettings;
 use sluicegate_config::{Environment, ServiceConfig};
+use sluicegate_service::bridge::RunningBridge;
+use sluicegate_service::pump::{JoinGate, StopReport};
+use sluicegate_service::{STOP_GRACE, Service, StartError};
 
 use super::failure::Failure;
 use super::signals::{self, Signal};
 use super::validate::{ConfigFile, refused_by_client};
-use crate::bridge::RunningBridge;
-use crate::logging;
-use crate::pump::{JoinGate, StopReport};
-use crate::runtime::{STOP_GRACE, Service, StartError};
 
 /// How often the service is checked for failure.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);

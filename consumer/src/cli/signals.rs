@@ -4,10 +4,10 @@
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use sluicegate_admin::logging;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::Failure;
-use crate::logging;
 
 /// A stop request within this time of the first is a duplicate: a shell and a parent process may both forward the signal.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);

@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 use sluicegate_config::service::{HandlersFrom, place_in};
 use sluicegate_config::{Environment, Problem, Problems, ServiceConfig, load_service_config};
+use sluicegate_kafka::{ClientSettings, ConfigRefusal};
 use sluicegate_native::NativeRuntime;
+use sluicegate_plugins::Catalogue;
 use sluicegate_sync::source::{open_source_read_only, spec_files_by_name};
 use sluicegate_sync::validate_everything;
 
 use super::failure::Failure;
 use super::output::Output;
-use crate::handlers::Catalogue;
-use crate::source::{ClientSettings, ConfigRefusal};
 
 /// The arguments that select a service config.
 #[derive(clap::Args, Clone, Debug)]

@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use crate::admin::ServiceReport;
+use sluicegate_engine::status::ServiceReport;
+
 use crate::cli::table::Table;
 
 /// Time between two plain lines.
@@ -186,8 +187,9 @@ pub(super) fn write(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use sluicegate_engine::status::{HandlerReport, OutcomeCounts, PartitionReport, TopicReport};
+
     use super::*;
-    use crate::admin::{HandlerReport, OutcomeCounts, PartitionReport, TopicReport};
 
     #[test]
     fn the_frame_has_rates_outcomes_panics_frontier_and_lag() {

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::produce::rows::{Fields, Row};
-use crate::produce::sender::Sender;
-use crate::produce::{self, ProduceError, input};
+use crate::load;
+use crate::load::rows::{Fields, Row};
+use crate::load::sender::Sender;
+use crate::load::{ProduceError, input};
 
 /// The field used as the key.
 const KEY: &str = "tailnum";
@@ -106,7 +107,7 @@ fn write_once(
         ..Fields::default()
     };
     input::open(file, None, |mut input| {
-        let mut rows = produce::open_rows(&mut input, fields)?;
+        let mut rows = load::open_rows(&mut input, fields)?;
         let mut row = Row::default();
         while !signals.stopped.load(Ordering::Relaxed) {
             if signals.held.load(Ordering::Relaxed) {

@@ -18,14 +18,15 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use sluicegate_admin::logging;
+use sluicegate_admin::logging::LoggingError;
 use sluicegate_config::{Environment, Problems, ServiceConfig, load_service_config};
+use sluicegate_engine::status::ServiceReport;
+use sluicegate_kafka::mock::MockKafka;
+use sluicegate_service::pump::PumpError;
+use sluicegate_service::{Service, StartError};
 
-use crate::admin::ServiceReport;
-use crate::logging::{self, LoggingError};
-use crate::produce::ProduceError;
-use crate::pump::PumpError;
-use crate::runtime::{Service, StartError};
-use crate::source::mock::MockKafka;
+use crate::load::ProduceError;
 use display::{Display, Frame};
 use environment::{DemoEnvironment, PARTITIONS, TOPIC, TOPICS};
 use load_generator::LoadGenerator;

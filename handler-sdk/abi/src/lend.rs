@@ -24,6 +24,64 @@ pub unsafe trait RecordBytes {
     fn parts(&self) -> Parts<'_>;
 }
 
+/// A record in memory of its own, such as a copy that keeps no fetch buffer alive.
+///
+/// As large as a pointer: a pump keeps one per record.
+#[derive(Debug)]
+pub struct OwnedRecord(Box<OwnedParts>);
+
+#[derive(Debug)]
+struct OwnedParts {
+    key: Option<Box<[u8]>>,
+    value: Option<Box<[u8]>>,
+    headers: Box<[u8]>,
+}
+
+impl OwnedRecord {
+    /// Copies the given bytes. `headers` is a header block (see [`crate::header_block`]), empty for none.
+    pub fn new(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8]) -> Self {
+        Self(Box::new(OwnedParts {
+            key: key.map(Into::into),
+            value: value.map(Into::into),
+            headers: headers.into(),
+        }))
+    }
+
+    /// Key; `None` means null.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.0.key.as_deref()
+    }
+
+    /// Value; `None` means a tombstone.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.0.value.as_deref()
+    }
+
+    /// Header block; empty means none.
+    pub fn headers(&self) -> &[u8] {
+        &self.0.headers
+    }
+}
+
+// SAFETY: the parts lie behind boxes that are boxed themselves, whose memory stays where it is when the record is moved.
+// Nothing writes to them before the drop.
+unsafe impl RecordBytes for OwnedRecord {
+    fn parts(&self) -> Parts<'_> {
+        (self.key(), self.value(), self.headers())
+    }
+}
+
+/// In debug builds, freed bytes are overwritten first, so that a read after free is noticed.
+#[cfg(debug_assertions)]
+impl Drop for OwnedParts {
+    fn drop(&mut self) {
+        let parts = [self.key.as_deref_mut(), self.value.as_deref_mut()];
+        for part in parts.into_iter().flatten().chain([&mut *self.headers]) {
+            part.fill(0xdd);
+        }
+    }
+}
+
 /// A record, and the number of its outstanding views.
 pub struct Lent<B: RecordBytes> {
     bytes: ManuallyDrop<B>,

@@ -299,11 +299,11 @@ mod tests {
     use sluicegate_config::control::ControlKey;
     use sluicegate_config::{Environment, read_spec};
     use sluicegate_store::{Expected, MemoryStore, Store};
-
-    use super::*;
     use sluicegate_sync::source::{
         FileSource, MemoryHandle, MemorySource, StoreSource, StoreSourceSettings,
     };
+
+    use super::*;
 
     struct FolderBench {
         root: tempfile::TempDir,

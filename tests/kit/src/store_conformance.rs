@@ -551,8 +551,9 @@ fn restart(bench: &dyn Bench) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use sluicegate_store::{MemoryStore, MemoryStoreHandle};
+
+    use super::*;
 
     struct Memory {
         store: MemoryStore,

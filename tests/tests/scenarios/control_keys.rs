@@ -18,8 +18,7 @@ use e2e::wait::wait_for;
 use e2e::workdir::Workdir;
 use e2e::zookeeper::{ZooKeeper, ZooKeeperOptions};
 use e2e::{control, unique};
-use sluicegate_config::control::ControlKey;
-use sluicegate_config::control::MemberReport;
+use sluicegate_config::control::{ControlKey, MemberReport};
 use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
 use sluicegate_store::{Expected, OpenStore, Store};
 

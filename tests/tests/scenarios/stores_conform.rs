@@ -17,7 +17,6 @@ use sluicegate_config::service::{EtcdSettings, ZooKeeperSettings};
 use sluicegate_kit::store_conformance::Bench;
 use sluicegate_kit::{source_conformance, store_conformance};
 use sluicegate_store::{Expected, OpenStore, Store};
-
 use sluicegate_sync::source::{SpecSource, StoreSource, StoreSourceSettings};
 
 struct EtcdBench(RefCell<Etcd>);

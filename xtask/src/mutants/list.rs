@@ -2,10 +2,10 @@
 
 use super::Mutant;
 use super::suites::{
-    ADMIN, BEGINNINGS, BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD,
-    FIRST_JOIN, FLOW, GAP_DETECTOR, GENERATIONS, HANDLERS, HOSTILE, LEDGER, LOGGING, PUMP, RAW,
-    RECALL, REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS, STORE_SOURCE,
-    STORES, WATCHDOG, ZOOKEEPER,
+    BRIDGE, BRIDGE_PATHS, BRIDGE_RUNNING, CLI, CONNECTIONS, EMIT, ENDING, ETCD, FIRST_JOIN, FLOW,
+    GAP_DETECTOR, GENERATIONS, HOSTILE, KAFKA, LEDGER, LOGGING, PLUGINS, POOL, PUMP, RAW, RECALL,
+    REFERENCES, ROUTING, SDK_RULES, SETTLEMENT, SIMULATION, SOURCE, SPECS, STARTS, STATUS,
+    STORE_SOURCE, STORES, WATCHDOG, ZOOKEEPER,
 };
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -92,7 +92,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "emits-of-a-drop-lost",
         what: "emits of an attempt that ends in a drop or a dead letter are not sent",
-        suite: HANDLERS,
+        suite: POOL,
     },
     Mutant {
         name: "letter-before-its-emits",
@@ -282,7 +282,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "refused-config-kept",
         what: "a new config that the first instance refuses is given to the next ones",
-        suite: HANDLERS,
+        suite: POOL,
     },
     Mutant {
         name: "bridge-echo-not-recognised",
@@ -467,17 +467,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "new-partition-at-the-end",
         what: "a partition that is added to a topic starts where kafka.start says",
-        suite: BEGINNINGS,
+        suite: STARTS,
     },
     Mutant {
         name: "unfound-holds-all",
         what: "a partition whose starting offset is unknown holds the whole assignment",
-        suite: BEGINNINGS,
+        suite: KAFKA,
     },
     Mutant {
         name: "new-topic-believed",
         what: "records of a re-created topic are taken for those of its predecessor",
-        suite: BEGINNINGS,
+        suite: KAFKA,
     },
     Mutant {
         name: "closed-handler-keeps-records",
@@ -497,7 +497,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "restart-undone",
         what: "a restart is dropped because the spec needs no new generation",
-        suite: HANDLERS,
+        suite: PLUGINS,
     },
     Mutant {
         name: "awaited-record-not-stalled",
@@ -517,7 +517,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "one-held-handler-unready",
         what: "one handler that does not run makes the service unready",
-        suite: ADMIN,
+        suite: STATUS,
     },
     Mutant {
         name: "log-waits-for-its-reader",
@@ -532,12 +532,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "unread-folder-is-empty",
         what: "a plugins folder that cannot be read loses its plugins",
-        suite: HANDLERS,
+        suite: PLUGINS,
     },
     Mutant {
         name: "static-id-shared",
         what: "several clients of a process share one static member id",
-        suite: BEGINNINGS,
+        suite: KAFKA,
     },
     Mutant {
         name: "references-not-listed",
@@ -552,7 +552,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "secrets-not-redacted",
         what: "text from a plugin about its config is passed on with its secrets",
-        suite: HANDLERS,
+        suite: PLUGINS,
     },
     Mutant {
         name: "emit-topic-shown",

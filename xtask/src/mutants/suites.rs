@@ -1,30 +1,37 @@
 //! The suites that must catch mutants, as arguments of `cargo test`.
 
 /// The pump's core with scripted collaborators.
-pub(super) const SIMULATION: &[&str] = &["-p", "sluicegate", "--test", "simulation"];
-/// The tests in the service's own modules, by module.
-pub(super) const ROUTING: &[&str] = &["-p", "sluicegate", "--lib", "routing::"];
-pub(super) const LEDGER: &[&str] = &["-p", "sluicegate", "--lib", "ledger::"];
-pub(super) const HANDLERS: &[&str] = &["-p", "sluicegate", "--lib", "handlers::"];
-pub(super) const RECALL: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::recall"];
-pub(super) const ENDING: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::ending"];
-pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate", "--lib", "handlers::tests::watchdog"];
+pub(super) const SIMULATION: &[&str] = &["-p", "sluicegate-engine", "--test", "simulation"];
+/// The tests in the modules of the service's crates.
+pub(super) const ROUTING: &[&str] = &["-p", "sluicegate-engine", "--lib", "routing::"];
+pub(super) const LEDGER: &[&str] = &["-p", "sluicegate-engine", "--lib", "ledger::"];
+pub(super) const POOL: &[&str] = &["-p", "sluicegate-pool", "--lib"];
+pub(super) const PLUGINS: &[&str] = &["-p", "sluicegate-plugins", "--lib"];
+pub(super) const RECALL: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::recall"];
+pub(super) const ENDING: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::ending"];
+pub(super) const WATCHDOG: &[&str] = &["-p", "sluicegate-pool", "--lib", "tests::watchdog"];
 /// The SDK's contract with authors.
 pub(super) const SDK_RULES: &[&str] = &["-p", "sluicegate-sdk", "--test", "rules"];
-pub(super) const FLOW: &[&str] = &["-p", "sluicegate", "--lib", "flow::tests"];
-pub(super) const BEGINNINGS: &[&str] = &["-p", "sluicegate", "--lib", "source::"];
-pub(super) const GAP_DETECTOR: &[&str] = &["-p", "sluicegate", "--lib", "source::gap_detector::"];
-pub(super) const ADMIN: &[&str] = &["-p", "sluicegate", "--lib", "admin::"];
+pub(super) const FLOW: &[&str] = &["-p", "sluicegate-engine", "--lib", "flow::tests"];
+pub(super) const STARTS: &[&str] = &["-p", "sluicegate-engine", "--lib", "source::starts"];
+pub(super) const KAFKA: &[&str] = &["-p", "sluicegate-kafka", "--lib"];
+pub(super) const GAP_DETECTOR: &[&str] = &[
+    "-p",
+    "sluicegate-kafka",
+    "--lib",
+    "consumer::gap_detector::",
+];
+pub(super) const STATUS: &[&str] = &["-p", "sluicegate-engine", "--lib", "status::"];
 pub(super) const CLI: &[&str] = &["-p", "sluicegate", "--lib", "cli::"];
-pub(super) const PUMP: &[&str] = &["-p", "sluicegate", "--lib", "pump::"];
+pub(super) const PUMP: &[&str] = &["-p", "sluicegate-service", "--lib", "pump::"];
 /// The Kafka source on an in-process cluster.
-pub(super) const SOURCE: &[&str] = &["-p", "sluicegate", "--test", "kafka_source"];
-pub(super) const RAW: &[&str] = &["-p", "sluicegate", "--lib", "source::raw::"];
+pub(super) const SOURCE: &[&str] = &["-p", "sluicegate-kafka", "--test", "kafka_source"];
+pub(super) const RAW: &[&str] = &["-p", "sluicegate-kafka", "--lib", "ffi::"];
 /// The log writer, and the connections of the admin HTTP.
-pub(super) const LOGGING: &[&str] = &["-p", "sluicegate", "--lib", "logging::"];
-pub(super) const CONNECTIONS: &[&str] = &["-p", "sluicegate", "--lib", "admin::http::"];
-pub(super) const EMIT: &[&str] = &["-p", "sluicegate", "--lib", "emit::"];
-pub(super) const SETTLEMENT: &[&str] = &["-p", "sluicegate", "--lib", "settlement::"];
+pub(super) const LOGGING: &[&str] = &["-p", "sluicegate-admin", "--lib", "logging::"];
+pub(super) const CONNECTIONS: &[&str] = &["-p", "sluicegate-admin", "--lib", "http::"];
+pub(super) const EMIT: &[&str] = &["-p", "sluicegate-engine", "--lib", "emit::"];
+pub(super) const SETTLEMENT: &[&str] = &["-p", "sluicegate-engine", "--lib", "settlement::"];
 /// Conflicts between specs.
 pub(super) const SPECS: &[&str] = &["-p", "sluicegate-config", "--lib", "spec::"];
 /// References in values of a store.

@@ -54,7 +54,8 @@ fn of(files: &[&str], packages: &[Package]) -> Concerned {
             }
             // Tests compare these pages with the tables they are generated from.
             None if file.starts_with("docs/") => {
-                concerned.packages.insert("sluicegate-config".to_owned());
+                let compare = ["sluicegate-config", "sluicegate-admin"];
+                concerned.packages.extend(compare.map(str::to_owned));
             }
             // Versions, lints and profiles apply to every crate.
             None if file.starts_with("Cargo.") || file.starts_with(".cargo/") => {
@@ -165,7 +166,14 @@ mod tests {
         let (packages, _) = names(&["handler-sdk/abi/src/lib.rs", "docs/guarantees.md"]);
         assert_eq!(
             packages,
-            ["abi", "relay", "sdk", "sluicegate", "sluicegate-config"]
+            [
+                "abi",
+                "relay",
+                "sdk",
+                "sluicegate",
+                "sluicegate-admin",
+                "sluicegate-config"
+            ]
         );
         assert_eq!(names(&["Cargo.lock"]).0.len(), 7);
     }

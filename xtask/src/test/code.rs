@@ -54,7 +54,10 @@ pub(super) fn tidy() -> Result<Report> {
 pub(super) const TIDY: &str = "xtask::tidy";
 
 /// Programs that mostly wait for group members and hung handlers.
-const MOSTLY_WAIT: [&str; 2] = ["sluicegate::kafka_source", "sluicegate::native_handlers"];
+const MOSTLY_WAIT: [&str; 2] = [
+    "sluicegate-kafka::kafka_source",
+    "sluicegate-plugins::native_handlers",
+];
 
 /// A test program of a crate, as a queued step.
 pub(super) fn waiting<'a>(program: &'a Program, artefacts: &'a Artefacts) -> Waiting<'a> {
@@ -144,10 +147,10 @@ pub(super) fn miri() -> Result<Report> {
     let mut report = under_miri(&["--package", "sluicegate-abi", "--lib"])?;
     let calls = [
         "--package",
-        "sluicegate",
+        "sluicegate-pool",
         "--lib",
         "--",
-        "handlers::tests::ending",
+        "tests::ending",
     ];
     let calls = under_miri(&calls)?;
     report.took += calls.took;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::sources::{assert_none, root};
+use crate::sources::{assert_none, root, rust};
 
 struct Package {
     name: String,
@@ -65,6 +65,41 @@ fn allowed(folder: &str) -> Option<&'static [&'static str]> {
         "handler-sdk" => &["sluicegate-abi"],
         "runtimes/api" => &["sluicegate-abi"],
         "xtask" => &["e2e"],
+        "consumer/engine" => &["sluicegate-abi", "sluicegate-config", "sluicegate-runtime"],
+        "consumer/kafka" | "consumer/pool" => &[
+            "sluicegate-abi",
+            "sluicegate-config",
+            "sluicegate-engine",
+            "sluicegate-runtime",
+        ],
+        "consumer/plugins" => &[
+            "sluicegate-abi",
+            "sluicegate-config",
+            "sluicegate-engine",
+            "sluicegate-pool",
+            "sluicegate-runtime",
+        ],
+        "consumer/admin" => &[
+            "sluicegate-bridge",
+            "sluicegate-config",
+            "sluicegate-engine",
+            "sluicegate-plugins",
+            "sluicegate-pool",
+            "sluicegate-sdk",
+        ],
+        "consumer/service" => &[
+            "sluicegate-admin",
+            "sluicegate-bridge",
+            "sluicegate-config",
+            "sluicegate-engine",
+            "sluicegate-kafka",
+            "sluicegate-native",
+            "sluicegate-plugins",
+            "sluicegate-pool",
+            "sluicegate-runtime",
+            "sluicegate-store",
+            "sluicegate-sync",
+        ],
         "tests" | "tests/kit" | "consumer" => return None,
         _ if folder.starts_with("handlers/") || folder.starts_with("tests/") => &["sluicegate-sdk"],
         _ if folder.starts_with("runtimes/") => &["sluicegate-abi", "sluicegate-runtime"],
@@ -91,6 +126,43 @@ fn no_crate_has_a_dependency_that_architecture_forbids() {
         }
     }
     assert_none("see the allowed dependencies in ARCHITECTURE.md:", &broken);
+}
+
+#[test]
+fn the_engine_has_no_kafka_client_no_async_runtime_no_server_and_no_clock() {
+    let packages = packages();
+    let engine = packages
+        .iter()
+        .find(|package| package.folder == "consumer/engine");
+    let engine = engine.expect("the engine is a package");
+    let mut broken: Vec<String> = ["rdkafka", "rdkafka-sys", "tokio", "axum"]
+        .iter()
+        .filter(|other| engine.all.iter().any(|name| name == *other))
+        .map(|other| format!("sluicegate-engine depends on {other}"))
+        .collect();
+    let clocks = [
+        "Instant::now",
+        "SystemTime::now",
+        "thread::sleep",
+        "thread::spawn",
+    ];
+    for source in rust() {
+        if !source.path.starts_with("consumer/engine/src/") || source.is_test() {
+            continue;
+        }
+        let production = source.text.split("\n#[cfg(test)]\nmod ").next();
+        let lines = production.unwrap_or_default().lines();
+        for clock in clocks {
+            let used = lines.clone().any(|line| line.contains(clock));
+            if used {
+                broken.push(format!("{} uses {clock}", source.path));
+            }
+        }
+    }
+    assert_none(
+        "what the engine decides depends on its arguments alone, so that the simulator reproduces it:",
+        &broken,
+    );
 }
 
 #[test]

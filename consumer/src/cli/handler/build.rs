@@ -9,7 +9,7 @@ use crate::cli::output;
 
 /// Arguments of `handler build`.
 #[derive(clap::Args, Debug)]
-pub(in crate::cli) struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     crate_folder: CrateFolder,
     /// Plugin folder to copy it into; a running service that uses the folder picks it up

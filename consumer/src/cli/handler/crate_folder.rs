@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use sluicegate_admin::logging;
 
 use crate::cli::failure::Failure;
-use crate::logging;
 
 /// The argument that names the crate.
 #[derive(clap::Args, Clone, Debug)]

@@ -11,7 +11,7 @@ use crate::cli::output::Output;
 
 /// Arguments of `handler inspect`.
 #[derive(clap::Args, Debug)]
-pub(in crate::cli) struct Arguments {
+pub(crate) struct Arguments {
     /// The plugin's file
     file: PathBuf,
     #[command(flatten)]

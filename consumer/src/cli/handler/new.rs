@@ -11,7 +11,7 @@ use crate::cli::output;
 
 /// Arguments of `handler new`.
 #[derive(clap::Args, Debug)]
-pub(in crate::cli) struct Arguments {
+pub(crate) struct Arguments {
     /// Name of the handler, its crate and its folder
     name: String,
     /// Language

@@ -1,5 +1,6 @@
 //! `sluicegate handler test`: the crate's own tests, then the plugin contract checks on the built file.
 
+use sluicegate_admin::logging;
 use sluicegate_native::NativeRuntime;
 use sluicegate_native::conformance::{self, Options};
 use sluicegate_runtime::HandlerRuntime;
@@ -7,11 +8,10 @@ use sluicegate_runtime::HandlerRuntime;
 use super::crate_folder::CrateFolder;
 use crate::cli::failure::Failure;
 use crate::cli::output;
-use crate::logging;
 
 /// Arguments of `handler test`.
 #[derive(clap::Args, Debug)]
-pub(in crate::cli) struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     crate_folder: CrateFolder,
     /// Handler config for the contract checks, where the schema does not imply a valid one

@@ -5,8 +5,7 @@ mod put;
 
 use std::time::{Duration, Instant};
 
-use sluicegate_config::control::ControlKey;
-use sluicegate_config::control::MemberReport;
+use sluicegate_config::control::{ControlKey, MemberReport};
 use sluicegate_kit::store_conformance::Record;
 use sluicegate_store::{Expected, KeyVersion, Store, StoreWatch};
 

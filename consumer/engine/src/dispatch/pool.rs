@@ -1,0 +1,55 @@
+//! The interface between a pump and the threads that run instances; `sluicegate-pool` implements it, tests script it.
+
+use std::sync::Arc;
+
+use super::{Batch, Inbox};
+
+/// State of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// It runs batches.
+    Active,
+    /// Its circuit breaker has tripped (state `FAILED`): it accepts nothing until an operator or a new generation acts.
+    Failed,
+}
+
+/// An owned partition, as instances see it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnedPartition {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number.
+    pub partition: i32,
+    /// Fencing number of the ownership (G5).
+    pub epoch: u32,
+}
+
+/// The threads of one handler generation (or of several handlers that share a named pool).
+///
+/// A pool returns every accepted batch to `home` as [`super::PumpMessage::Finished`], whatever happened to the
+/// instance, unless the call times out: then it reports [`super::PumpMessage::CallTimedOut`] at once, and `Finished`
+/// only if the call ever returns. It never blocks the caller.
+pub trait WorkerPool: Send + Sync {
+    /// Submits a batch.
+    ///
+    /// # Errors
+    /// Returns the batch if no worker is free (or not the one that must run it), or if the pool has failed. The pool
+    /// then sends [`super::PumpMessage::PoolFree`] to `home` once it accepts one again.
+    fn submit(&self, batch: Box<Batch>, home: &Arc<Inbox>) -> Result<(), Box<Batch>>;
+
+    /// Returns cancelled batches (`Batch::cancel`) that no worker has started to their pump, without running them.
+    /// Running ones are returned by their workers as soon as the current record has ended.
+    fn recall(&self) {}
+
+    /// Announces the partitions whose records may come from `home` from now on, replacing the previous announcement.
+    /// Instances are notified of each new one before its first record, and of each removed one. Does not wait for them.
+    fn own(&self, home: &Arc<Inbox>, partitions: &[OwnedPartition]) {
+        let _ = (home, partitions);
+    }
+
+    /// Number of workers, for handlers whose keys stay with a worker.
+    fn workers(&self) -> u32;
+
+    /// The pool's state.
+    fn state(&self) -> PoolState;
+}

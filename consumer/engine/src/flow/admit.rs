@@ -1,0 +1,208 @@
+//! Admission: from the source through the ledger and routing, within the bounds on uncommitted records and memory.
+
+use rapidhash::v3::rapidhash_v3;
+use sluicegate_abi::lend::Lent;
+
+use super::Flow;
+use super::slab::NewEntry;
+use crate::dispatch::HandlerIx;
+use crate::partition::assignment::OverflowRecord;
+use crate::partition::ledger::Delivered;
+use crate::record::Record;
+use crate::source::{AssignmentId, Delivery};
+
+/// Bytes charged per record besides its own: librdkafka's operation and the slab entry.
+const OVERHEAD: usize = 304 + 96;
+/// Maximum number of handlers per record; validation rejects a configuration with more.
+const MAX_FANOUT: usize = u16::MAX as usize;
+
+impl<R: Record> Flow<R> {
+    /// Queues a record until its partition has room for it.
+    fn defer_record(&mut self, delivery: Delivery<R>, in_front: bool) {
+        let charge = (delivery.lease.size() + OVERHEAD) as u64;
+        let kept = OverflowRecord { delivery, charge };
+        self.charged += charge;
+        let now_ms = self.now_ms;
+        let assignment = &mut self.assignments[kept.delivery.slot.0 as usize];
+        assignment.overflow_bytes += charge;
+        assignment.full_since_ms.get_or_insert(now_ms);
+        match in_front {
+            true => assignment.overflow.push_front(kept),
+            false => assignment.overflow.push_back(kept),
+        }
+    }
+
+    /// Removes the oldest queued record of a partition.
+    fn pop_overflow(&mut self, slot: AssignmentId) -> Option<Delivery<R>> {
+        let assignment = &mut self.assignments[slot.0 as usize];
+        let OverflowRecord { delivery, charge } = assignment.overflow.pop_front()?;
+        assignment.overflow_bytes -= charge;
+        if assignment.overflow.is_empty() {
+            assignment.full_since_ms = None;
+        }
+        self.charged -= charge;
+        Some(delivery)
+    }
+
+    /// Accepts one fetched record.
+    pub fn deliver(&mut self, delivery: Delivery<R>) {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        if !assignment.admits() {
+            return;
+        }
+        if !assignment.overflow.is_empty() || !assignment.has_room(self.settings.max_uncommitted) {
+            self.defer_record(delivery, false);
+            return;
+        }
+        if let Some(back) = self.admit(delivery) {
+            self.defer_record(back, false);
+        }
+    }
+
+    /// Admits one record; returns it if the ledger has no room for it yet.
+    fn admit(&mut self, delivery: Delivery<R>) -> Option<Delivery<R>> {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        if delivery.leader_epoch > assignment.finished_leader_epoch {
+            let forgot = assignment.forget_inherited(delivery.offset);
+            if forgot && let Some(counts) = self.topics.get_mut(&assignment.at.topic) {
+                counts.metadata_dropped += 1;
+            }
+        }
+        let was_settled = assignment.ledger.is_settled();
+        match assignment.ledger.deliver(delivery.offset) {
+            // Nothing was unsettled until now, so the wait of the frontier starts here.
+            Delivered::New if was_settled => assignment.begun_ms = self.now_ms,
+            Delivered::New => {}
+            Delivered::Done => {
+                assignment.delivered += 1;
+                assignment
+                    .leader_epochs
+                    .note(delivery.offset, delivery.leader_epoch);
+                return None;
+            }
+            Delivered::Repeat => {
+                assignment.repeats += 1;
+                return None;
+            }
+            Delivered::TooFar => return Some(delivery),
+            Delivered::Fault => {
+                let cause = format!(
+                    "unexpected record at offset {} (next is {})",
+                    delivery.offset,
+                    assignment.ledger.next()
+                );
+                let remedy = "restart the service to resume from the committed offset";
+                self.stop_partition(delivery.slot, &cause, remedy);
+                return None;
+            }
+        }
+        assignment.delivered += 1;
+        assignment
+            .leader_epochs
+            .note(delivery.offset, delivery.leader_epoch);
+        if let Some(log) = &mut self.record_log {
+            log.note(&assignment.at, &delivery, self.now_ms);
+        }
+        self.route(delivery);
+        None
+    }
+
+    fn route(&mut self, delivery: Delivery<R>) {
+        let assignment = &mut self.assignments[delivery.slot.0 as usize];
+        let lease = delivery.lease;
+        let wanted = self.router.route(
+            assignment.plan,
+            assignment.at.partition,
+            lease.key(),
+            || lease.headers(),
+        );
+        let mut open = 0usize;
+        for ix in wanted {
+            if let Some(handler) = self
+                .handlers
+                .get_mut(ix.0 as usize)
+                .and_then(Option::as_mut)
+            {
+                if handler.settings.gate_open && handler.settings.pool.is_some() {
+                    open += 1;
+                } else {
+                    handler.counts.skipped += 1;
+                }
+            }
+        }
+        if open == 0 {
+            if wanted.is_empty()
+                && let Some(counts) = self.topics.get_mut(&assignment.at.topic)
+            {
+                counts.unrouted += 1;
+            }
+            assignment.pass_by(delivery.offset, self.now_ms);
+            return;
+        }
+        debug_assert!(open <= MAX_FANOUT, "validation bounds their number");
+        let place = assignment.place_of(delivery.offset, delivery.timestamp_ms);
+        let key_hash = lease.key().map_or(0, |key| rapidhash_v3(key) | 1);
+        let record = Lent::new(lease, place);
+        let charge = (record.size() + OVERHEAD) as u32;
+        self.charged += u64::from(charge);
+        assignment.entries += 1;
+        assignment.usage.entry_bytes += u64::from(charge);
+        let entry = self.slab.insert(NewEntry {
+            record,
+            slot: delivery.slot,
+            key_hash,
+            charge,
+            handlers: open as u16,
+        });
+        if let [only] = wanted {
+            let only = *only;
+            self.enqueue(only, entry);
+            return;
+        }
+        let targets: smallvec::SmallVec<[HandlerIx; 16]> = wanted
+            .iter()
+            .copied()
+            .filter(|ix| {
+                self.handlers
+                    .get(ix.0 as usize)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|handler| {
+                        handler.settings.gate_open && handler.settings.pool.is_some()
+                    })
+            })
+            .collect();
+        for ix in targets {
+            self.enqueue(ix, entry);
+        }
+    }
+
+    /// Admits queued records, in order, as far as their partitions have room.
+    pub(super) fn admit_overflow(&mut self) {
+        let slots: smallvec::SmallVec<[AssignmentId; 16]> = self
+            .current
+            .values()
+            .copied()
+            .filter(|slot| !self.assignments[slot.0 as usize].overflow.is_empty())
+            .collect();
+        for slot in slots {
+            loop {
+                let assignment = &mut self.assignments[slot.0 as usize];
+                if !assignment.admits() || !assignment.has_room(self.settings.max_uncommitted) {
+                    break;
+                }
+                let Some(delivery) = self.pop_overflow(slot) else {
+                    break;
+                };
+                if let Some(back) = self.admit(delivery) {
+                    self.defer_record(back, true);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Drops the queued records of a partition that is revoked.
+    pub(super) fn drop_overflow(&mut self, slot: AssignmentId) {
+        while self.pop_overflow(slot).is_some() {}
+    }
+}

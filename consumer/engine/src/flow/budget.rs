@@ -1,0 +1,271 @@
+//! Which partitions are read and which are paused (G8): the partitions of a pump share its byte budget.
+//!
+//! ```text
+//!  0                      3/4                    1        of the room that paused partitions leave
+//!  ├── records are read ───┼── reserve ────────────┤
+//!                          └─► the largest slow partition is paused; the others may fill the reserve
+//! ```
+//!
+//! Partitions that are read fill at most three quarters of the room that the paused ones leave. The records in it then
+//! belong to handlers that are slow, held or hung, or to a burst. A partition that needs more than `SLOW_DRAIN_MS` for
+//! its records at its present rate is paused, the largest first, and the remaining quarter is for the others: one held
+//! handler does not stop the topics that it does not read. A paused partition resumes once half of its records are
+//! freed. A poll is sized by the mean size of records, so a
+//! burst of unusually large ones can exceed the budget once.
+
+use super::Flow;
+use crate::partition::assignment::{Assignment, AssignmentState};
+use crate::record::Record;
+use crate::source::AssignmentId;
+
+/// Maximum number of queued records of full partitions; beyond it nothing is read until one has room or is paused.
+const MAX_OVERFLOW: usize = 8 * 1024;
+/// How long a partition is full before its fetching is paused: a pause discards prefetched records.
+const PAUSE_AFTER_MS: u64 = 500;
+/// A poll is skipped while less than this fraction of the limit is free.
+const MIN_ROOM_DIVISOR: u64 = 16;
+/// Records per poll while the mean record size is unknown.
+const FIRST_POLL: usize = 32;
+/// Window over which a partition's settle rate is measured.
+const RATE_WINDOW_MS: u64 = 500;
+/// A partition that needs longer than this to settle its records is slow.
+const SLOW_DRAIN_MS: u64 = 2_000;
+
+/// Why the fetching of a partition is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PausedFor {
+    /// The partition is stopped, or has reached `max_uncommitted`.
+    Bound,
+    /// The partition holds memory that others need.
+    Memory,
+}
+
+/// Bytes held by a partition, and how fast they are freed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Bytes of its in-flight records, as charged.
+    pub entry_bytes: u64,
+    /// Bytes freed since it was assigned.
+    pub freed_bytes: u64,
+    /// `freed_bytes` at the start of the window.
+    freed_before: u64,
+    /// Bytes freed in the last complete window; `None` before the first.
+    freed_in_window: Option<u64>,
+    /// Bytes that it held when it was paused for memory; `None` while it is not.
+    paused_at: Option<u64>,
+    /// Paused because of its own bound.
+    bound: bool,
+}
+
+impl Usage {
+    /// Ends the measuring window.
+    fn end_window(&mut self, first: bool) {
+        let freed = self.freed_bytes - self.freed_before;
+        self.freed_before = self.freed_bytes;
+        self.freed_in_window = (!first).then_some(freed);
+    }
+}
+
+impl<R> Assignment<R> {
+    /// Bytes of its records, as charged: in flight and queued.
+    pub fn held_bytes(&self) -> u64 {
+        self.usage.entry_bytes + self.overflow_bytes
+    }
+
+    /// Why its fetching is paused; `None` if it is not.
+    pub fn paused_for(&self) -> Option<PausedFor> {
+        match self.usage.paused_at {
+            _ if !self.paused => None,
+            Some(_) => Some(PausedFor::Memory),
+            None => Some(PausedFor::Bound),
+        }
+    }
+
+    pub(super) fn is_read(&self) -> bool {
+        self.admits() && !self.paused
+    }
+
+    /// Whether its records need longer than `SLOW_DRAIN_MS` at the present rate.
+    fn is_slow(&self) -> bool {
+        let pace = self.usage.freed_in_window;
+        pace.is_some_and(|freed| {
+            self.held_bytes() > freed.saturating_mul(SLOW_DRAIN_MS / RATE_WINDOW_MS)
+        })
+    }
+}
+
+/// Totals over the partitions that are read.
+#[derive(Default)]
+struct Reading {
+    partitions: u64,
+    bytes: u64,
+    /// At least one of them accepts another record.
+    takes: bool,
+    /// At least one of their records is in flight, and frees its memory when it settles.
+    waits: bool,
+    /// Queued records of all partitions.
+    total_overflow: usize,
+    /// Queued records of the partitions whose fetching is not paused.
+    overflow_records: usize,
+    overflow_bytes: u64,
+}
+
+impl<R: Record> Flow<R> {
+    /// Number of records to read from the source in this poll, at most `most`, estimated from the mean size of held
+    /// records (G8).
+    pub fn read_quota(&self, most: usize) -> usize {
+        let reading = self.reading();
+        let has_overflow_room = reading.overflow_records < MAX_OVERFLOW
+            && reading.overflow_bytes < self.settings.budget_bytes / 4;
+        if !has_overflow_room || !(reading.takes || self.current.is_empty()) {
+            return 0;
+        }
+        let limit = self.read_limit(&reading);
+        let room = limit.saturating_sub(reading.bytes);
+        // A poll for one or two records costs as much as one for many: wait until more have settled.
+        if room <= limit / MIN_ROOM_DIVISOR {
+            // With nothing in flight there is nothing to wait for: admit one record at a time next to what hung calls
+            // or paused partitions hold.
+            return usize::from(!reading.waits);
+        }
+        match self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes) {
+            0 => most.min(FIRST_POLL),
+            mean => most.min((room / mean) as usize).max(1),
+        }
+    }
+
+    /// Mean size of held records, if there are any.
+    fn mean_bytes(&self, reading: &Reading) -> Option<u64> {
+        let records = self.slab.live() + reading.total_overflow;
+        self.charged.checked_div(records as u64)
+    }
+
+    /// Whether reading is blocked by lack of memory.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        let reading = self.reading();
+        self.is_filled(&reading)
+    }
+
+    /// Whether the partitions that are read have used so much of their room that none is read.
+    fn is_filled(&self, reading: &Reading) -> bool {
+        let limit = self.read_limit(reading);
+        reading.bytes >= limit - limit / MIN_ROOM_DIVISOR
+    }
+
+    fn reading(&self) -> Reading {
+        let mut reading = Reading::default();
+        for slot in self.current.values() {
+            let assignment = &self.assignments[slot.0 as usize];
+            reading.total_overflow += assignment.overflow.len();
+            if !assignment.paused {
+                reading.overflow_records += assignment.overflow.len();
+                reading.overflow_bytes += assignment.overflow_bytes;
+            }
+            if assignment.is_read() {
+                reading.partitions += 1;
+                reading.bytes += assignment.held_bytes();
+                reading.takes |= assignment.overflow.is_empty();
+                reading.waits |= !assignment.ledger.is_settled() || !assignment.overflow.is_empty();
+            }
+        }
+        reading
+    }
+
+    /// Bytes that the partitions that are read may hold together: a quarter of what the paused ones leave stays free as
+    /// the reserve that pausing one of them opens.
+    fn read_limit(&self, reading: &Reading) -> u64 {
+        let all = self.charged + self.refusals.held_bytes();
+        let others = all.saturating_sub(reading.bytes);
+        let room = self.settings.budget_bytes.saturating_sub(others);
+        room - room / 4
+    }
+
+    /// Partitions whose fetching is to be paused or resumed, with hysteresis: a pause discards prefetched records.
+    pub fn pauses_due(&mut self) -> Vec<(AssignmentId, bool)> {
+        self.measure();
+        self.pause_for_memory();
+        let mut due = Vec::new();
+        let max_uncommitted = self.settings.max_uncommitted;
+        let now_ms = self.now_ms;
+        for &slot in self.current.values() {
+            let assignment = &mut self.assignments[slot.0 as usize];
+            if assignment.state != AssignmentState::Assigned {
+                continue;
+            }
+            let full = assignment.stopped.is_some()
+                || assignment
+                    .full_since_ms
+                    .is_some_and(|since| now_ms.saturating_sub(since) >= PAUSE_AFTER_MS);
+            let has_room =
+                assignment.overflow.is_empty() && assignment.uncommitted() <= max_uncommitted / 2;
+            let held = assignment.held_bytes();
+            let usage = &mut assignment.usage;
+            usage.bound = full || (usage.bound && !has_room);
+            usage.paused_at = usage.paused_at.filter(|&paused_at| held > paused_at / 2);
+            let pause = usage.bound || usage.paused_at.is_some();
+            if pause != assignment.paused {
+                assignment.paused = pause;
+                due.push((slot, pause));
+            }
+        }
+        due
+    }
+
+    /// Measures, once per window, how fast partitions settle their records.
+    fn measure(&mut self) {
+        if self.now_ms < self.measured_ms + RATE_WINDOW_MS {
+            return;
+        }
+        // A partition assigned within this window has no complete window yet.
+        let began_ms = self.measured_ms;
+        self.measured_ms = self.now_ms;
+        for &slot in self.current.values() {
+            let assignment = &mut self.assignments[slot.0 as usize];
+            let first = assignment.assigned_ms >= began_ms;
+            assignment.usage.end_window(first);
+        }
+    }
+
+    /// Pauses the largest slow partition if the partitions that are read have used up their room.
+    fn pause_for_memory(&mut self) {
+        let reading = self.reading();
+        self.last_mean_bytes = self.mean_bytes(&reading).unwrap_or(self.last_mean_bytes);
+        if reading.partitions < 2 || !self.is_filled(&reading) {
+            return;
+        }
+        let largest = self
+            .current
+            .values()
+            .copied()
+            .filter(|slot| {
+                let assignment = &self.assignments[slot.0 as usize];
+                assignment.is_read() && assignment.is_slow()
+            })
+            .max_by_key(|slot| self.assignments[slot.0 as usize].held_bytes());
+        let Some(slot) = largest else { return };
+        let assignment = &mut self.assignments[slot.0 as usize];
+        let held = assignment.held_bytes();
+        // If bursts of other partitions hold most of the memory, pausing a small one frees little.
+        if held.saturating_mul(2 * reading.partitions) < reading.bytes {
+            return;
+        }
+        assignment.usage.paused_at = Some(held);
+        if let Some(pauses) = self.memory_log.count(self.now_ms) {
+            let now_paused = self.current.values().filter(|slot| {
+                let usage = &self.assignments[slot.0 as usize].usage;
+                usage.paused_at.is_some()
+            });
+            let partitions = now_paused.count();
+            let at = &self.assignments[slot.0 as usize].at;
+            tracing::warn!(
+                partitions,
+                pauses,
+                largest = %at,
+                held_bytes = held,
+                budget_bytes = self.settings.budget_bytes,
+                "partitions paused to leave memory for the others: their records settle slowly; `sluicegate explain {at}` \
+                 shows what blocks the largest; fix that, or raise processing.memory"
+            );
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What keeps a partition from being read or handled, and how it restarts from another offset (G12, G13).
+
+use super::Flow;
+use crate::partition::assignment::{AssignmentState, LeaderEpochs};
+use crate::partition::ledger::Ledger;
+use crate::partition::trouble::Trouble;
+use crate::record::Record;
+use crate::source::{AssignmentId, TopicPartition};
+
+impl<R: Record> Flow<R> {
+    /// Stops a partition: none of its records starts, its frontier stays (G12, G13).
+    pub fn stop_partition(&mut self, slot: AssignmentId, cause: &str, remedy: &str) {
+        let now_ms = self.now_ms;
+        let assignment = &mut self.assignments[slot.0 as usize];
+        if assignment.stopped.is_none() {
+            tracing::error!(
+                topic = &*assignment.at.topic,
+                partition = assignment.at.partition,
+                frontier = assignment.ledger.frontier(),
+                cause,
+                remedy,
+                "partition stopped"
+            );
+            assignment.stopped = Some(Trouble::new(cause, remedy, now_ms));
+            assignment.unreadable = None;
+            // They would never be admitted, and hold memory that others need.
+            self.drop_overflow(slot);
+        }
+    }
+
+    /// Records that a partition cannot be read at present. Returns whether that is new or has another cause than
+    /// before.
+    pub fn unreadable(&mut self, slot: AssignmentId, cause: &str, remedy: &str) -> bool {
+        let unreadable = &mut self.assignments[slot.0 as usize].unreadable;
+        Trouble::note(unreadable, cause, remedy, self.now_ms)
+    }
+
+    /// Records that a partition can be read again. Returns the previous trouble, if there was any.
+    pub fn readable(&mut self, slot: AssignmentId) -> Option<Trouble> {
+        self.assignments[slot.0 as usize].unreadable.take()
+    }
+
+    /// Whether a partition is owned, and neither draining nor stopped.
+    pub fn is_read(&self, at: &TopicPartition, slot: AssignmentId) -> bool {
+        let assignment = &self.assignments[slot.0 as usize];
+        self.slot(at) == Some(slot)
+            && assignment.state == AssignmentState::Assigned
+            && assignment.stopped.is_none()
+    }
+
+    /// Whether the client fetches a partition: it is neither draining, stopped nor paused.
+    pub fn is_fetched(&self, slot: AssignmentId) -> bool {
+        self.assignments[slot.0 as usize].is_read()
+    }
+
+    /// Whether nothing of a partition is in flight: it may restart from any offset.
+    pub fn is_unused(&self, slot: AssignmentId) -> bool {
+        let assignment = &self.assignments[slot.0 as usize];
+        assignment.entries == 0 && assignment.overflow.is_empty() && assignment.ledger.is_settled()
+    }
+
+    /// Restarts a partition from `to` under the same epoch, skipping `gone` offsets. The new start is committed,
+    /// whether it is below or above the frontier. The partition must be unused. `another_log`: the log was replaced, so
+    /// offsets settled beyond `to` say nothing about the records there now.
+    pub fn restart(&mut self, slot: AssignmentId, to: i64, gone: u64, another_log: bool) {
+        debug_assert!(self.is_unused(slot), "in-flight records would be lost");
+        let now_ms = self.now_ms;
+        let assignment = &mut self.assignments[slot.0 as usize];
+        if another_log || to < assignment.ledger.next() {
+            assignment.ledger = Ledger::new(to, Vec::new());
+            assignment.leader_epochs = LeaderEpochs::default();
+            assignment.finished_leader_epoch = i32::MAX;
+            assignment.committed = to - 1;
+            assignment.committed_metadata.clear();
+            // Its result would be taken for a result about the new start.
+            self.commits.release(&[slot]);
+        } else {
+            assignment.ledger.pass(to);
+        }
+        assignment.unreadable = None;
+        assignment.moved_ms = now_ms;
+        *self.gone.entry(assignment.at.clone()).or_default() += gone;
+    }
+
+    /// Offsets of a partition skipped since process start because they are no longer in the log.
+    pub fn gone(&self, at: &TopicPartition) -> u64 {
+        self.gone.get(at).copied().unwrap_or(0)
+    }
+}

@@ -1,0 +1,209 @@
+//! Storage of in-flight records: one entry per record, whatever the number of handlers that receive it.
+
+use sluicegate_abi::lend::Lent;
+use sluicegate_runtime::RawRecord;
+
+use crate::dispatch::EntryKey;
+use crate::record::Record;
+use crate::source::AssignmentId;
+
+/// An in-flight record.
+#[derive(Debug)]
+pub struct Entry<R: Record> {
+    /// Its bytes, lent to the batches that contain it. The view that handlers get is built once, while the bytes are in
+    /// the cache: later steps find everything here, and touch the client's memory again only to free it.
+    record: Option<Lent<R>>,
+    /// The assignment that delivered it.
+    pub slot: AssignmentId,
+    /// Hash of its key; 0 for a null key.
+    pub key_hash: u64,
+    /// Bytes charged to the budget.
+    pub charge: u32,
+    /// Handlers that have not settled it.
+    pub unsettled: u16,
+    /// Handlers that it was routed to.
+    pub wanted: u16,
+    /// It is settled or revoked, but a hung call may still read it: its bytes no longer count for its partition.
+    pub stranded: bool,
+    serial: u32,
+}
+
+impl<R: Record> Entry<R> {
+    /// Kafka offset.
+    pub fn offset(&self) -> i64 {
+        self.record.as_ref().map_or(-1, Lent::offset)
+    }
+
+    /// Kafka timestamp in milliseconds.
+    pub fn timestamp_ms(&self) -> i64 {
+        self.record.as_ref().map_or(-1, Lent::timestamp_ms)
+    }
+
+    /// Its bytes.
+    pub fn lease(&self) -> Option<&R> {
+        self.record.as_ref().map(Lent::bytes)
+    }
+
+    /// Whether a batch contains it.
+    pub fn is_lent(&self) -> bool {
+        self.record.as_ref().is_some_and(Lent::is_lent)
+    }
+
+    /// Lends it to a batch.
+    pub fn lend(&mut self, lane: u64, attempt: u32) -> Option<RawRecord> {
+        let record = self.record.as_mut()?;
+        Some(record.lend(lane, attempt))
+    }
+
+    /// Returns what was lent to a batch.
+    pub fn return_record(&mut self, record: RawRecord) {
+        if let Some(lent) = &mut self.record {
+            lent.give_back(record);
+        }
+    }
+
+    /// Copies the bytes out of the client's memory, unless a batch points into it.
+    pub fn detach(&mut self) {
+        if let Some(record) = &mut self.record
+            && record.bytes().pins_client_memory()
+        {
+            record.exchange(R::detach);
+        }
+    }
+}
+
+/// All entries of a pump.
+pub struct Slab<R: Record> {
+    entries: Vec<Entry<R>>,
+    spare: Vec<u32>,
+    live: usize,
+}
+
+impl<R: Record> Default for Slab<R> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            spare: Vec::new(),
+            live: 0,
+        }
+    }
+}
+
+impl<R: Record> Slab<R> {
+    /// Number of entries in use.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Adds a record.
+    pub fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
+        self.live += 1;
+        let NewEntry {
+            record,
+            slot,
+            key_hash,
+            charge,
+            handlers,
+        } = new;
+        if let Some(index) = self.spare.pop() {
+            let entry = &mut self.entries[index as usize];
+            let serial = entry.serial;
+            *entry = Entry {
+                record: Some(record),
+                slot,
+                key_hash,
+                charge,
+                unsettled: handlers,
+                wanted: handlers,
+                stranded: false,
+                serial,
+            };
+            return EntryKey { index, serial };
+        }
+        self.entries.push(Entry {
+            record: Some(record),
+            slot,
+            key_hash,
+            charge,
+            unsettled: handlers,
+            wanted: handlers,
+            stranded: false,
+            serial: 1,
+        });
+        EntryKey {
+            index: (self.entries.len() - 1) as u32,
+            serial: 1,
+        }
+    }
+
+    /// The entry, if it still exists.
+    pub fn get(&self, key: EntryKey) -> Option<&Entry<R>> {
+        self.entries
+            .get(key.index as usize)
+            .filter(|entry| entry.serial == key.serial && entry.record.is_some())
+    }
+
+    /// The entry, if it still exists.
+    pub fn get_mut(&mut self, key: EntryKey) -> Option<&mut Entry<R>> {
+        self.entries
+            .get_mut(key.index as usize)
+            .filter(|entry| entry.serial == key.serial && entry.record.is_some())
+    }
+
+    /// Prefetches the client's memory of a record, which [`Slab::remove`] will touch.
+    pub fn prefetch(&self, key: EntryKey) {
+        if let Some(lease) = self.entries.get(key.index as usize).and_then(Entry::lease) {
+            lease.prefetch();
+        }
+    }
+
+    /// Frees the entry and its bytes.
+    pub fn remove(&mut self, key: EntryKey) {
+        let entry = &mut self.entries[key.index as usize];
+        debug_assert!(
+            entry.serial == key.serial && entry.record.is_some(),
+            "the entry is freed twice"
+        );
+        entry.record = None;
+        entry.serial = entry.serial.wrapping_add(1);
+        self.spare.push(key.index);
+        self.live -= 1;
+    }
+
+    /// Records lent to a batch: they stay in memory if they are not returned before the slab is dropped.
+    pub fn lent(&self) -> impl Iterator<Item = &Entry<R>> {
+        self.entries.iter().filter(|entry| entry.is_lent())
+    }
+
+    /// Every live entry.
+    pub fn iter(&self) -> impl Iterator<Item = (EntryKey, &Entry<R>)> {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.record.is_some())
+            .map(|(index, entry)| {
+                (
+                    EntryKey {
+                        index: index as u32,
+                        serial: entry.serial,
+                    },
+                    entry,
+                )
+            })
+    }
+}
+
+/// Initial values of an entry.
+#[derive(Debug)]
+pub struct NewEntry<R: Record> {
+    /// Its bytes.
+    pub record: Lent<R>,
+    /// The assignment that delivered it.
+    pub slot: AssignmentId,
+    /// Hash of its key; 0 for a null key.
+    pub key_hash: u64,
+    /// Bytes charged to the budget.
+    pub charge: u32,
+    /// Number of handlers that it is routed to.
+    pub handlers: u16,
+}

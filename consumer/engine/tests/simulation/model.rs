@@ -1,0 +1,564 @@
+//! The reference model: the state of every record and every handler's share of it, checked at each event.
+//!
+//! The model receives an event just before the flow does, so it always knows everything that the flow may act on.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use sluicegate_config::spec::TopicPattern;
+use sluicegate_engine::flow::handler::Order;
+use sluicegate_engine::partition::commit::{CommitNote, Place, TopicUuid};
+use sluicegate_engine::routing::oracle;
+use sluicegate_engine::routing::oracle::RecordView;
+use sluicegate_engine::source::starts::Commit;
+use sluicegate_engine::source::{AssignmentId, CommitEntry, TopicPartition};
+
+use super::coverage::Coverage;
+use super::pools::Emitted;
+use super::script::{Log, SimHandler};
+use super::world::ShareKey;
+
+/// A violated guarantee, as text.
+pub type Check = Result<(), String>;
+
+/// State of a record at one handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Not started, or returned without an attempt.
+    Queued,
+    /// A worker has started it.
+    Running,
+    /// The worker has finished it successfully; the pump has not received the outcome yet.
+    Acked,
+    /// Waiting for the producer.
+    Producing,
+    /// An attempt failed; another follows, or a dead letter.
+    Failed,
+    /// Final.
+    Settled,
+}
+
+/// One handler's share of a record.
+#[derive(Clone, Debug)]
+pub struct Share {
+    pub stage: Stage,
+    pub failures: u32,
+    /// Its attempts are over: only a dead letter may follow.
+    pub dead_lettered: bool,
+    /// Its handler dead-lettered it after emitting: the letter must wait for the acknowledgement of the emits.
+    pub owes_letter: bool,
+    /// Its emits were refused and must be produced again.
+    pub refused: bool,
+    /// Records that the attempt emitted.
+    pub emits: u32,
+    /// Copies accepted by the producer, in order, and whether each is acknowledged.
+    pub written: Vec<(u32, bool)>,
+    /// At least one attempt was made.
+    pub started: bool,
+    /// Its handler was switched off and has failed or hangs: the share is settled without it.
+    pub skipped: bool,
+    pub order: Order,
+}
+
+impl Share {
+    /// All emits are acknowledged, and their last copies are in order (G4).
+    pub fn written_in_order(&self, offset: i64) -> Check {
+        let copies = self
+            .written
+            .iter()
+            .filter(|(_, acknowledged)| *acknowledged);
+        let copies: Vec<u32> = copies.map(|(index, _)| *index).collect();
+        let last = |index| copies.iter().rposition(|copy| *copy == index);
+        let places: Option<Vec<usize>> = (0..self.emits).map(last).collect();
+        match places {
+            None => Err(format!(
+                "an emit of {offset} is missing: {:?} (G1)",
+                self.written
+            )),
+            Some(places) if !places.is_sorted() => {
+                Err(format!("emits of {offset} are written as {copies:?} (G4)"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// A record of an assignment.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    pub admitted: bool,
+    /// It was finished under an earlier assignment.
+    pub done: bool,
+    pub shares: BTreeMap<u32, Share>,
+}
+
+impl Held {
+    fn is_settled(&self) -> bool {
+        self.done || (self.admitted && self.shares.values().all(|s| s.stage == Stage::Settled))
+    }
+}
+
+/// A partition that is or was assigned to this process.
+pub struct Owned {
+    pub log: usize,
+    pub at: TopicPartition,
+    pub slot: AssignmentId,
+    pub finished: Vec<Range<i64>>,
+    pub records: BTreeMap<i64, Held>,
+    pub draining: bool,
+    /// Its drain deadline has passed: no record may start, although it is not released yet.
+    pub fenced: bool,
+    pub released: bool,
+    /// Next offset that the client delivers; offsets up to `fetched` are in its queue.
+    pub position: i64,
+    /// Next offset that the client fetches.
+    pub fetched: i64,
+    /// Consumed position reported by the client, including control records; `None` before the first record.
+    pub consumed: Option<i64>,
+    /// Where the client started, or its last seek.
+    pub seeked_to: i64,
+    /// Its next offset has been deleted: the start of the log.
+    pub missing: Option<i64>,
+    pub paused: bool,
+    /// Highest offset admitted by the flow, plus one.
+    pub next: i64,
+    /// Every record before it is known to be settled.
+    pub settled_to: Cell<i64>,
+}
+
+/// What the group has committed for a partition.
+#[derive(Clone)]
+pub struct Committed {
+    pub commit: Commit,
+    /// Identity of the topic at the commit.
+    pub topic_id: TopicUuid,
+}
+
+/// The reference model.
+#[derive(Default)]
+pub struct Model {
+    /// By epoch; of the running process only.
+    pub owned: BTreeMap<u32, Owned>,
+    /// What the group has committed.
+    pub committed: HashMap<TopicPartition, Committed>,
+    /// The highest token under which a record of a log was started, in any process (G4).
+    pub started_under: HashMap<usize, u32>,
+    /// Shares settled before a clean release, by log, offset and handler: they must never run again (G3).
+    pub settled_cleanly: BTreeSet<(usize, i64, u32)>,
+    /// Records that were settled by all handlers at some time, by log and offset.
+    pub settled_ever: BTreeSet<(usize, i64)>,
+    /// Records deleted by retention before they were read, by log and offset.
+    pub gone: BTreeSet<(usize, i64)>,
+    /// The log start offset, by log.
+    pub log_start: HashMap<usize, i64>,
+    /// Coverage of rare situations.
+    pub coverage: Coverage,
+    /// Cache of the oracle's topic matches.
+    pub topics_named: HashMap<(TopicPattern, Arc<str>), bool>,
+    /// Whether events are printed.
+    pub verbose: bool,
+}
+
+impl Model {
+    /// Prints an event in verbose mode.
+    pub fn trace(&self, event: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{}", event());
+        }
+    }
+
+    /// The current assignment of a partition.
+    pub fn current(&self, at: &TopicPartition) -> Option<&Owned> {
+        self.owned
+            .values()
+            .find(|owned| !owned.released && owned.at == *at)
+    }
+
+    /// The flow admitted `offset`: the matching handlers of this snapshot must now settle it.
+    pub fn admitted(&mut self, epoch: u32, offset: i64, logs: &[Log], handlers: &[SimHandler]) {
+        let Some(owned) = self.owned.get_mut(&epoch) else {
+            return;
+        };
+        owned.next = owned.next.max(offset + 1);
+        let Some(record) = logs[owned.log].record(offset) else {
+            return;
+        };
+        let view = RecordView {
+            topic: &owned.at.topic,
+            partition: owned.at.partition,
+            key: record.key.as_deref(),
+            headers: &record.headers,
+        };
+        let done = owned.finished.iter().any(|range| range.contains(&offset));
+        let held = owned.records.entry(offset).or_default();
+        held.admitted = true;
+        held.done = done;
+        if done {
+            return;
+        }
+        for handler in handlers.iter().filter(|handler| handler.gate_open) {
+            let topic_named = handler.route.topics.iter().any(|pattern| {
+                *self
+                    .topics_named
+                    .entry((pattern.clone(), owned.at.topic.clone()))
+                    .or_insert_with_key(|(pattern, topic)| oracle::topic_matches(pattern, topic))
+            });
+            if topic_named && oracle::holds(&handler.route.when, &view) {
+                let share = Share {
+                    stage: Stage::Queued,
+                    failures: 0,
+                    dead_lettered: false,
+                    owes_letter: false,
+                    refused: false,
+                    emits: 0,
+                    written: Vec::new(),
+                    started: false,
+                    skipped: false,
+                    order: handler.order,
+                };
+                held.shares.insert(handler.ix.0, share);
+            }
+        }
+        if held.is_settled() {
+            self.settled_ever.insert((owned.log, offset));
+        }
+        let wanted: Vec<u32> = held.shares.keys().copied().collect();
+        self.trace(|| format!("admitted {offset} of epoch {epoch} for {wanted:?}"));
+    }
+
+    /// A handler's share of a record; `None` once the assignment is released.
+    pub fn share(&mut self, epoch: u32, offset: i64, handler: u32) -> Option<&mut Share> {
+        let owned = self.owned.get_mut(&epoch)?;
+        if owned.released {
+            return None;
+        }
+        owned.records.get_mut(&offset)?.shares.get_mut(&handler)
+    }
+
+    /// A handler emitted `count` records for a record.
+    pub fn emits(&mut self, of: &ShareKey, count: u32) {
+        if let Some(share) = self.share(of.epoch, of.offset, of.handler) {
+            share.emits = count;
+            share.written.clear();
+        }
+    }
+
+    /// An emitted record was passed to the producer; if `taken`, returns its index among the share's written copies.
+    pub fn emitted(
+        &mut self,
+        emitted: &Emitted,
+        taken: bool,
+        by_worker: bool,
+    ) -> Result<Option<usize>, String> {
+        let Emitted {
+            epoch,
+            offset,
+            handler,
+            index,
+        } = *emitted;
+        let Some(share) = self.share(epoch, offset, handler) else {
+            return match by_worker {
+                true => Ok(None),
+                false => Err(format!(
+                    "emits of {offset} are produced again after its release (G5)"
+                )),
+            };
+        };
+        if share.dead_lettered {
+            return Err(format!(
+                "emits of {offset} are produced after its last attempt"
+            ));
+        }
+        if !taken {
+            return Ok(None);
+        }
+        share.written.push((index, false));
+        Ok(Some(share.written.len() - 1))
+    }
+
+    /// The broker acknowledged an emitted record.
+    pub fn acknowledged(&mut self, of: &ShareKey, written: Option<usize>) {
+        if let Some(share) = self.share(of.epoch, of.offset, of.handler)
+            && let Some(copy) = written.and_then(|at| share.written.get_mut(at))
+        {
+            copy.1 = true;
+        }
+    }
+
+    /// A handler has settled a record.
+    pub fn settle(&mut self, epoch: u32, offset: i64, handler: u32) {
+        if let Some(share) = self.share(epoch, offset, handler) {
+            share.stage = Stage::Settled;
+        }
+        if let Some(owned) = self.owned.get(&epoch)
+            && !owned.released
+            && owned.records.get(&offset).is_some_and(Held::is_settled)
+        {
+            self.settled_ever.insert((owned.log, offset));
+        }
+    }
+
+    /// A worker got a record.
+    pub fn submitted(&mut self, epoch: u32, offset: i64, handler: u32) -> Check {
+        let owned = self
+            .owned
+            .get(&epoch)
+            .ok_or("a batch without an assignment")?;
+        if owned.released {
+            return Err(format!(
+                "{}/{offset} starts in h{handler} after its release (G5)",
+                owned.at
+            ));
+        }
+        match self.share(epoch, offset, handler) {
+            Some(_) => Ok(()),
+            None => Err(format!(
+                "offset {offset} went to h{handler}, which does not match it"
+            )),
+        }
+    }
+
+    /// A worker starts a record. `in_batch` are the offsets before it in the same call of a batch handler.
+    pub fn start(
+        &mut self,
+        epoch: u32,
+        offset: i64,
+        handler: u32,
+        attempt: u32,
+        logs: &[Log],
+        in_batch: Option<&[i64]>,
+    ) -> Check {
+        self.coverage.starts += 1;
+        let Some(owned) = self.owned.get(&epoch) else {
+            return Err("a start without an assignment".into());
+        };
+        let what = format!("{}/{offset} in h{handler}, attempt {attempt}", owned.at);
+        if owned.released || owned.fenced {
+            return Err(format!(
+                "{what}: started after its release or its drain's deadline (G5)"
+            ));
+        }
+        self.trace(|| format!("start {what}, epoch {epoch}"));
+        if self.settled_cleanly.contains(&(owned.log, offset, handler)) {
+            return Err(format!("{what}: run again after a clean release (G3)"));
+        }
+        let held = &owned.records[&offset];
+        let share = &held.shares[&handler];
+        if share.skipped {
+            // Its call was abandoned, so its effects no longer count.
+            return Ok(());
+        }
+        // A newer generation runs it again instead of producing the old emits again.
+        let instead = share.stage == Stage::Producing && share.refused;
+        if !matches!(share.stage, Stage::Queued | Stage::Failed) && !instead {
+            return Err(format!("{what}: started while {:?}", share.stage));
+        }
+        if share.dead_lettered || attempt != share.failures + 1 {
+            return Err(format!("{what}: {} attempts failed before", share.failures));
+        }
+        let key = |offset: i64| {
+            logs[owned.log]
+                .record(offset)
+                .and_then(|r| r.key.as_deref())
+        };
+        let same_lane = |other: i64| match share.order {
+            Order::Key => key(offset).is_some() && key(offset) == key(other),
+            Order::Partition => true,
+            Order::Unordered => false,
+        };
+        for (&earlier, other) in owned
+            .records
+            .range(owned.settled_to.get().min(offset)..offset)
+        {
+            if let Some(before) = other.shares.get(&handler)
+                && !matches!(before.stage, Stage::Settled | Stage::Acked)
+                && same_lane(earlier)
+                && !in_batch.is_some_and(|offsets| offsets.contains(&earlier))
+            {
+                return Err(format!(
+                    "{what}: started while {earlier} of its lane is {:?} (G4)",
+                    before.stage
+                ));
+            }
+        }
+        for (&later, other) in owned.records.range(offset + 1..) {
+            // A batch handler may have seen both in one call, where only the earlier one failed.
+            if in_batch.is_none()
+                && let Some(after) = other.shares.get(&handler)
+                && after.started
+                && same_lane(later)
+            {
+                return Err(format!("{what}: started after {later} of its lane (G4)"));
+            }
+        }
+        if let Some(share) = self.share(epoch, offset, handler) {
+            share.stage = Stage::Running;
+            share.refused = false;
+            share.owes_letter = false;
+            share.started = true;
+        }
+        let log = self.owned[&epoch].log;
+        let started_under = self.started_under.entry(log).or_default();
+        *started_under = epoch.max(*started_under);
+        Ok(())
+    }
+
+    /// Checks a commit of the flow.
+    pub fn check_commit(&self, entry: &CommitEntry, logs: &[Log]) -> Check {
+        let what = format!("commit of {} at {}", entry.at, entry.offset);
+        let owned = self
+            .current(&entry.at)
+            .ok_or_else(|| format!("{what}: not assigned (G5)"))?;
+        let before = self
+            .committed
+            .get(&entry.at)
+            .filter(|committed| committed.topic_id == logs[owned.log].topic_id)
+            .map_or(0, |committed| committed.commit.offset);
+        if entry.offset < before {
+            return Err(format!("{what}: regresses from {before}"));
+        }
+        let read = owned.next.max(owned.consumed.unwrap_or(0));
+        if entry.offset > read {
+            return Err(format!("{what}: nothing was read beyond {read} (G2)"));
+        }
+        let log = &logs[owned.log];
+        let settled = |offset: i64| {
+            let finished = owned.finished.iter().any(|range| range.contains(&offset));
+            let gone = self.gone.contains(&(owned.log, offset));
+            let held = owned.records.get(&offset);
+            finished || held.map_or(gone, Held::is_settled)
+        };
+        let covered = |range: Range<i64>| {
+            let from = log.index_of(range.start).unwrap_or_else(|index| index);
+            log.records[from..]
+                .iter()
+                .map(|record| record.offset)
+                .take_while(move |offset| *offset < range.end)
+        };
+        let unchecked = owned.settled_to.get()..entry.offset;
+        if let Some(open) = covered(unchecked).find(|&offset| !settled(offset)) {
+            return Err(format!("{what}: passes {open}, which is not settled (G1)"));
+        }
+        owned.settled_to.set(entry.offset);
+        let place = Place {
+            group: "g",
+            at: &entry.at,
+            offset: entry.offset,
+        };
+        let read = CommitNote::decode(&entry.metadata, place);
+        let Some(note) = read.note.filter(|_| read.dropped.is_none()) else {
+            return Err(format!("{what}: its metadata cannot be read (G3)"));
+        };
+        for range in note.finished {
+            if let Some(open) = covered(range.clone()).find(|&offset| !settled(offset)) {
+                return Err(format!(
+                    "{what}: lists {open} as finished, but it is not (G1)"
+                ));
+            }
+            let beyond = range.start.max(owned.next)..range.end;
+            let inherited = |offset: i64| owned.finished.iter().any(|f| f.contains(&offset));
+            if covered(beyond).any(|offset| !inherited(offset)) {
+                return Err(format!(
+                    "{what}: {range:?} lies beyond the delivered offsets (G2)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The drain deadline has passed.
+    pub fn fence(&mut self, slots: &[AssignmentId]) {
+        for owned in self.owned.values_mut() {
+            owned.fenced |= slots.contains(&owned.slot);
+        }
+    }
+
+    /// A partition resumes at the start of its log: all records read must be settled, the others are lost to retention.
+    pub fn restart(&mut self, epoch: u32, logs: &[Log]) -> Check {
+        let Some(owned) = self.owned.get_mut(&epoch) else {
+            return Ok(());
+        };
+        let Some(to) = owned.missing.take() else {
+            return Ok(());
+        };
+        if let Some((open, _)) = owned.records.iter().find(|(_, held)| !held.is_settled()) {
+            return Err(format!(
+                "{} resumes at {to} past {open}, which is in flight",
+                owned.at
+            ));
+        }
+        for record in &logs[owned.log].records {
+            if (owned.seeked_to..to).contains(&record.offset)
+                && !owned.records.contains_key(&record.offset)
+            {
+                self.gone.insert((owned.log, record.offset));
+            }
+        }
+        owned.position = to;
+        owned.fetched = to;
+        owned.consumed = None;
+        owned.seeked_to = to;
+        owned.next = owned.next.max(to);
+        self.coverage.restarts += 1;
+        Ok(())
+    }
+
+    /// A record of an assignment that some handler (`by_all`: every matching handler) has finished and that the next owner
+    /// would run again; `None` if there is none.
+    pub fn uncommitted(&self, slot: AssignmentId, by_all: bool) -> Option<i64> {
+        let mut ours = self.owned.values();
+        let owned = ours.find(|owned| owned.slot == slot && !owned.released)?;
+        let commit = self
+            .committed
+            .get(&owned.at)
+            .map(|committed| &committed.commit);
+        let committed = commit.map_or(0, |commit| commit.offset);
+        let place = Place {
+            group: "g",
+            at: &owned.at,
+            offset: committed,
+        };
+        let note = commit.and_then(|commit| CommitNote::decode(&commit.metadata, place).note);
+        let finished = note.map(|note| note.finished).unwrap_or_default();
+        let covered = |offset: i64| {
+            offset < committed || finished.iter().any(|range| range.contains(&offset))
+        };
+        let is_settled = |share: &Share| share.stage == Stage::Settled;
+        let ran = |share: &Share| is_settled(share) && !share.skipped;
+        let mut records = owned.records.iter();
+        let left = records.find(|(offset, held)| {
+            let finished = match by_all {
+                true => held.shares.values().any(ran) && held.shares.values().all(is_settled),
+                false => held.shares.values().any(ran),
+            };
+            finished && !covered(**offset)
+        });
+        left.map(|(offset, _)| *offset)
+    }
+
+    /// The assignment ends. `clean`: all started records were finished and the last commit was accepted.
+    pub fn release(&mut self, slot: AssignmentId, clean: bool) {
+        let Some(owned) = self
+            .owned
+            .values_mut()
+            .find(|owned| owned.slot == slot && !owned.released)
+        else {
+            return;
+        };
+        owned.released = true;
+        if self.verbose {
+            println!("released {} clean: {clean}", owned.at);
+        }
+        if clean {
+            for (&offset, held) in &owned.records {
+                for (&handler, share) in &held.shares {
+                    if share.stage == Stage::Settled && !share.skipped {
+                        self.settled_cleanly.insert((owned.log, offset, handler));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Passive worker pools and a passive producer: the world drives the batches and records that they hold.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sluicegate_abi::header_block::Headers;
+use sluicegate_engine::dispatch::{Batch, Inbox, PoolState, WorkerPool};
+use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
+use sluicegate_runtime::Emit;
+
+/// A pool with a fixed number of seats.
+pub struct SimPool {
+    state: Mutex<SimPoolState>,
+    seats: usize,
+}
+
+struct SimPoolState {
+    busy: Vec<bool>,
+    failed: bool,
+    owes_notice: bool,
+    recalled: bool,
+    taken: Vec<(usize, Box<Batch>)>,
+}
+
+impl SimPool {
+    /// A pool of `seats` workers.
+    pub fn new(seats: usize) -> Self {
+        Self {
+            state: Mutex::new(SimPoolState {
+                busy: vec![false; seats],
+                failed: false,
+                owes_notice: false,
+                recalled: false,
+                taken: Vec::new(),
+            }),
+            seats,
+        }
+    }
+
+    /// Batches submitted since the last call, with their seats.
+    pub fn taken(&self) -> Vec<(usize, Box<Batch>)> {
+        std::mem::take(&mut self.lock().taken)
+    }
+
+    /// Whether batches were recalled since the last call.
+    pub fn recalled(&self) -> bool {
+        std::mem::take(&mut self.lock().recalled)
+    }
+
+    /// Frees a seat. `true`: the pump must be notified.
+    pub fn free(&self, seat: usize) -> bool {
+        let mut state = self.lock();
+        state.busy[seat] = false;
+        !state.failed && std::mem::take(&mut state.owes_notice)
+    }
+
+    /// Fails or recovers the pool. `true`: the pump must be notified.
+    pub fn set_failed(&self, failed: bool) -> bool {
+        let mut state = self.lock();
+        state.failed = failed;
+        !failed && std::mem::take(&mut state.owes_notice)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SimPoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WorkerPool for SimPool {
+    fn submit(&self, batch: Box<Batch>, _home: &Arc<Inbox>) -> Result<(), Box<Batch>> {
+        let mut state = self.lock();
+        let seat = match batch.worker {
+            Some(worker) => Some(worker as usize % self.seats).filter(|&seat| !state.busy[seat]),
+            None => state.busy.iter().position(|busy| !busy),
+        };
+        match seat {
+            Some(seat) if !state.failed => {
+                state.busy[seat] = true;
+                state.taken.push((seat, batch));
+                Ok(())
+            }
+            _ => {
+                state.owes_notice = true;
+                Err(batch)
+            }
+        }
+    }
+
+    fn recall(&self) {
+        self.lock().recalled = true;
+    }
+
+    fn workers(&self) -> u32 {
+        self.seats as u32
+    }
+
+    fn state(&self) -> PoolState {
+        match self.lock().failed {
+            true => PoolState::Failed,
+            false => PoolState::Active,
+        }
+    }
+}
+
+/// A dead letter, parsed from its headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub handler: u32,
+    pub to: String,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    /// The headers without the provenance ones, re-encoded.
+    pub headers: Vec<u8>,
+}
+
+impl DeadLetter {
+    fn new(record: &ProducerRecord<'_>) -> Self {
+        let provenance = |name: &str| {
+            let name = format!("__dlq.errors.{name}");
+            Headers::new(record.headers)
+                .filter(|(header, _)| *header == name.as_bytes())
+                .find_map(|(_, value)| str::from_utf8(value?).ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let original: Vec<_> = Headers::new(record.headers)
+            .filter(|(name, _)| !name.starts_with(b"__dlq."))
+            .collect();
+        let mut headers = Vec::new();
+        sluicegate_abi::header_block::write(&mut headers, original.into_iter());
+        Self {
+            topic: provenance("topic"),
+            partition: provenance("partition").parse().unwrap_or(-1),
+            offset: provenance("offset").parse().unwrap_or(-1),
+            handler: provenance("handler")[1..].parse().unwrap_or(u32::MAX),
+            to: record.topic.to_owned(),
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers,
+        }
+    }
+}
+
+/// An emitted record; its key encodes its origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    pub epoch: u32,
+    pub offset: i64,
+    pub handler: u32,
+    /// Index among the records emitted for the origin.
+    pub index: u32,
+}
+
+impl Emitted {
+    /// The record that the handler emits.
+    pub fn emit(&self) -> Emit {
+        let key = format!(
+            "{}/{}/{}/{}",
+            self.epoch, self.offset, self.handler, self.index
+        );
+        Emit {
+            record: 0,
+            topic: OUT.to_owned(),
+            partition: None,
+            timestamp_ms: None,
+            key: Some(key.into_bytes()),
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
+    fn of(record: &ProducerRecord<'_>) -> Option<Self> {
+        let key = str::from_utf8(record.key?).ok()?;
+        let mut parts = key.split('/');
+        Some(Self {
+            epoch: parts.next()?.parse().ok()?,
+            offset: parts.next()?.parse().ok()?,
+            handler: parts.next()?.parse().ok()?,
+            index: parts.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Target topic of emitted records.
+const OUT: &str = "out";
+
+/// A record passed to the producer.
+pub enum Handed {
+    Letter(DeadLetter),
+    Emit(Emitted),
+}
+
+/// A record that the producer holds, with the ticket to complete.
+pub struct InProducer {
+    pub what: Handed,
+    pub way: Way,
+    /// The call refused it.
+    pub refused: bool,
+    pub ticket: Ticket,
+}
+
+/// A producer that accepts or refuses records.
+#[derive(Default)]
+pub struct SimProducer(Mutex<SimProducerState>);
+
+#[derive(Default)]
+struct SimProducerState {
+    refusing: bool,
+    given: Vec<InProducer>,
+}
+
+impl SimProducer {
+    /// Sets whether the next records are refused.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.lock().refusing = refusing;
+    }
+
+    /// Records passed since the last call, in order.
+    pub fn given(&self) -> Vec<InProducer> {
+        std::mem::take(&mut self.lock().given)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SimProducerState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Emitter for SimProducer {
+    // The world completes the tickets of refused records too, so that it can attribute the answer.
+    fn send(&self, record: &ProducerRecord<'_>, way: Way, ticket: Ticket) -> Sent {
+        let mut state = self.lock();
+        let what = match Emitted::of(record).filter(|_| record.topic == OUT) {
+            Some(emitted) => Handed::Emit(emitted),
+            None => Handed::Letter(DeadLetter::new(record)),
+        };
+        let refused = state.refusing;
+        state.given.push(InProducer {
+            what,
+            way,
+            refused,
+            ticket,
+        });
+        match refused {
+            true => Sent::Refused,
+            false => Sent::Queued,
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! How workers process batches, and how their outcomes update the model.
+
+use std::sync::Arc;
+
+use sluicegate_abi::{RawOutcome, outcome_code, outcome_flag};
+use sluicegate_engine::dispatch::{Inbox, PumpMessage};
+use sluicegate_engine::emit::{AckGroup, EmitFailure, FailureKind, Way, send_from};
+
+use super::model::{Check, Stage};
+use super::pools::{Emitted, SimPool};
+use super::world::{Message, Running, ShareKey, Unanswered, World};
+
+/// How a worker finishes one record.
+enum End {
+    Outcome(u16),
+    /// A panic; the rest of the batch is not run.
+    Panic,
+    /// A hang: the call returns long after its timeout.
+    Hang,
+}
+
+impl World {
+    /// Advances one batch by one record, or returns it once complete.
+    pub fn work(&mut self) -> Check {
+        let able: Vec<usize> = (0..self.running.len())
+            .filter(|&at| !self.running[at].hung && !self.running[at].stuck)
+            .collect();
+        if able.is_empty() {
+            return Ok(());
+        }
+        let at = *self.random.pick(&able);
+        if self.running[at].outcomes.len() == self.running[at].batch.records.len() {
+            return self.return_batch(at);
+        }
+        self.run_one(at)
+    }
+
+    fn run_one(&mut self, at: usize) -> Check {
+        let Self {
+            running,
+            model,
+            script,
+            ..
+        } = self;
+        let run = &mut running[at];
+        let index = run.outcomes.len();
+        if run.batch.cancel.is_set() {
+            let records = run.batch.records.len();
+            model.coverage.recalled += (records - index) as u64;
+            run.outcomes.resize(records, RawOutcome::default());
+            return Ok(());
+        }
+        let record = &run.batch.records[index];
+        if record.lane != 0 && run.blocked.contains(&record.lane) {
+            run.outcomes.push(RawOutcome::default());
+            return Ok(());
+        }
+        if self.random.chance(self.faults.not_run) {
+            run.outcomes.push(RawOutcome::default());
+            run.blocked.push(record.lane);
+            return Ok(());
+        }
+        let handler = run.batch.handler.0;
+        let before: Vec<i64> = run.batch.records[..index]
+            .iter()
+            .filter(|other| other.epoch == record.epoch)
+            .map(|other| other.offset)
+            .collect();
+        let in_batch = run.takes_batches.then_some(before.as_slice());
+        model.start(
+            record.epoch,
+            record.offset,
+            handler,
+            record.attempt,
+            &script.logs,
+            in_batch,
+        )?;
+        match self.any_end() {
+            End::Hang => self.hang(at),
+            End::Panic => {
+                let run = &mut self.running[at];
+                run.batch.output.details.push("boom".into());
+                run.outcomes.push(outcome(
+                    outcome_code::PANICKED,
+                    run.batch.output.details.len(),
+                ));
+                run.outcomes
+                    .resize(run.batch.records.len(), RawOutcome::default());
+                Ok(())
+            }
+            End::Outcome(code) => {
+                self.end_with(at, index, code);
+                Ok(())
+            }
+        }
+    }
+
+    fn any_end(&mut self) -> End {
+        let faults = self.faults;
+        let choices = [
+            (faults.retry, End::Outcome(outcome_code::RETRY)),
+            (faults.dead_letter, End::Outcome(outcome_code::DEAD_LETTER)),
+            (faults.drop, End::Outcome(outcome_code::DROP)),
+            (faults.retry / 8, End::Outcome(77)),
+            (faults.panic, End::Panic),
+            (faults.hang, End::Hang),
+        ];
+        for (percent, end) in choices {
+            if self.random.chance(percent) {
+                return end;
+            }
+        }
+        End::Outcome(outcome_code::ACK)
+    }
+
+    fn end_with(&mut self, at: usize, index: usize, code: u16) {
+        let keeps_emits = matches!(
+            code,
+            outcome_code::ACK | outcome_code::DROP | outcome_code::DEAD_LETTER
+        );
+        let emits = keeps_emits && self.random.chance(self.faults.emit);
+        let emitted = self.random.between(1, 3) as u32;
+        let explained = code != outcome_code::ACK && self.random.chance(70);
+        let run = &mut self.running[at];
+        let record = &run.batch.records[index];
+        if explained {
+            run.batch.output.details.push("because".into());
+        }
+        let detail = if explained {
+            run.batch.output.details.len()
+        } else {
+            0
+        };
+        let mut outcome = outcome(code, detail);
+        if emits {
+            outcome.flags |= outcome_flag::EMITTED;
+            run.emits.push((index, emitted));
+        }
+        run.outcomes.push(outcome);
+        let plain = matches!(code, outcome_code::ACK | outcome_code::DROP) && !emits;
+        if !plain && !run.takes_batches && record.lane != 0 {
+            run.blocked.push(record.lane);
+        }
+        let handler = run.batch.handler.0;
+        if plain
+            && let Some(share) = self.model.share(record.epoch, record.offset, handler)
+            && !share.skipped
+        {
+            share.stage = Stage::Acked;
+        }
+    }
+
+    /// The worker is abandoned: the pump receives the outcomes up to the hanging record.
+    fn hang(&mut self, at: usize) -> Check {
+        let run = &mut self.running[at];
+        run.hung = true;
+        if run.takes_batches {
+            // A batch handler returns all outcomes at the end.
+            run.outcomes.clear();
+        }
+        let handler = run.batch.handler.0;
+        let shares = run.batch.records.iter().map(|record| ShareKey {
+            epoch: record.epoch,
+            offset: record.offset,
+            handler,
+        });
+        self.timed_out.insert(run.batch.flight, shares.collect());
+        let message = PumpMessage::CallTimedOut {
+            flight: run.batch.flight,
+            completed: run.outcomes.clone(),
+        };
+        self.messages.push_back(Message {
+            message,
+            share: None,
+        });
+        // A new thread takes the seat.
+        let (pool, seat) = (run.pool.clone(), run.seat);
+        self.free_seat(&pool, seat);
+        Ok(())
+    }
+
+    fn free_seat(&mut self, pool: &Arc<SimPool>, seat: usize) {
+        if pool.free(seat) {
+            self.messages.push_back(Message {
+                message: PumpMessage::PoolFree,
+                share: None,
+            });
+        }
+    }
+
+    /// A hung call returns after all: its outcomes are ignored.
+    pub fn return_hung(&mut self) {
+        if let Some(at) = self.running.iter().position(|run| run.hung) {
+            let mut run = self.running.swap_remove(at);
+            run.outcomes
+                .resize(run.batch.records.len(), RawOutcome::default());
+            run.batch.outcomes = run.outcomes;
+            run.batch.output.clear();
+            self.messages.push_back(Message {
+                message: PumpMessage::Finished(run.batch),
+                share: None,
+            });
+        }
+    }
+
+    /// Returns a batch that was not started.
+    pub fn send_back(&mut self, at: usize) {
+        let Running {
+            pool,
+            seat,
+            mut batch,
+            ..
+        } = self.running.swap_remove(at);
+        batch.not_run();
+        self.model.coverage.recalled += batch.records.len() as u64;
+        self.messages.push_back(Message {
+            message: PumpMessage::Finished(batch),
+            share: None,
+        });
+        self.free_seat(&pool, seat);
+    }
+
+    fn return_batch(&mut self, at: usize) -> Check {
+        let mut run = self.running.swap_remove(at);
+        let groups = self.emit(&mut run)?;
+        let Running {
+            pool,
+            seat,
+            mut batch,
+            outcomes,
+            ..
+        } = run;
+        batch.outcomes = outcomes;
+        batch.elapsed_us = self.random.below(3_000) as u64;
+        self.messages.push_back(Message {
+            message: PumpMessage::Finished(batch),
+            share: None,
+        });
+        for (share, group) in groups {
+            group.seal();
+            let pushed = taken(&self.inbox);
+            self.expect(pushed, Some(share))?;
+        }
+        self.free_seat(&pool, seat);
+        Ok(())
+    }
+
+    /// Passes the batch's emits to the producer.
+    fn emit(&mut self, run: &mut Running) -> Result<Vec<(ShareKey, Arc<AckGroup>)>, String> {
+        let mut groups = Vec::new();
+        for &(index, count) in &run.emits {
+            let record = &run.batch.records[index];
+            run.batch
+                .emits_pending
+                .resize(run.batch.records.len(), false);
+            run.batch.emits_pending[index] = true;
+            let key = run.batch.keys[index];
+            let share = ShareKey {
+                epoch: record.epoch,
+                offset: record.offset,
+                handler: run.batch.handler.0,
+            };
+            self.model.emits(&share, count);
+            let emitted = |index| Emitted {
+                epoch: share.epoch,
+                offset: share.offset,
+                handler: share.handler,
+                index,
+            };
+            let emits = (0..count).map(|index| emitted(index).emit()).collect();
+            let home = self.inbox.clone();
+            let group = AckGroup::new(home, run.batch.handler, key, emits, None);
+            let refuses = self.random.chance(self.faults.produce_fails / 4);
+            self.producer.set_refusing(refuses);
+            send_from(&group, 0, Way::Batched, &*self.producer);
+            self.see_given(true)?;
+            groups.push((share, group));
+        }
+        Ok(groups)
+    }
+
+    /// The producer completes one record.
+    pub fn answer_produce(&mut self) -> Check {
+        if self.unanswered.is_empty() {
+            return Ok(());
+        }
+        let at = self.random.below(self.unanswered.len());
+        let Unanswered {
+            share,
+            way,
+            ticket,
+            written,
+        } = self.unanswered.swap_remove(at);
+        if self.random.chance(self.faults.produce_fails) {
+            let own = match way {
+                Way::Batched => FailureKind::Batch,
+                Way::Alone => FailureKind::Record,
+            };
+            let kinds = [FailureKind::Cluster, FailureKind::Target, own];
+            ticket.failed(failure(*self.random.pick(&kinds)));
+        } else {
+            self.model.acknowledged(&share, written);
+            ticket.acknowledged();
+        }
+        let pushed = taken(&self.inbox);
+        self.expect(pushed, Some(share))
+    }
+
+    /// The flow receives the oldest message; the model receives it just before.
+    pub fn deliver_message(&mut self) -> Check {
+        let Some(Message { message, share }) = self.messages.pop_front() else {
+            return Ok(());
+        };
+        self.model.trace(|| match &message {
+            PumpMessage::Finished(batch) => {
+                let codes = batch.outcomes.iter().map(|outcome| outcome.code);
+                let offsets = batch.records.iter().map(|record| record.offset);
+                let all: Vec<_> = offsets.zip(codes).collect();
+                format!("received h{} finished {all:?}", batch.handler.0)
+            }
+            PumpMessage::CallTimedOut { flight, completed } => {
+                let of = self.timed_out.get(flight);
+                format!("received timeout of {of:?} after {}", completed.len())
+            }
+            PumpMessage::Produced { refused, .. } => {
+                let why = refused.as_ref().map(|refused| refused.failure.kind);
+                format!("received produced {share:?}: {why:?}")
+            }
+            _ => "received pool free".into(),
+        });
+        match (&message, share) {
+            // The model has already accounted for a flight that timed out.
+            (PumpMessage::Finished(batch), _) if self.timed_out.remove(&batch.flight).is_none() => {
+                for (i, record) in batch.records.iter().enumerate() {
+                    let pending = batch.emits_pending.get(i) == Some(&true);
+                    let share = ShareKey {
+                        epoch: record.epoch,
+                        offset: record.offset,
+                        handler: batch.handler.0,
+                    };
+                    let mut outcome = batch.outcomes[i];
+                    if batch.cancel.is_cancelled() && outcome.code == outcome_code::RETRY {
+                        // A retry requested by a cancelled call is not a failed attempt.
+                        outcome = RawOutcome::default();
+                    }
+                    self.count(&share, outcome, pending);
+                }
+            }
+            (PumpMessage::CallTimedOut { flight, completed }, _) => {
+                self.count_timeout(*flight, completed);
+            }
+            (PumpMessage::Produced { refused, .. }, Some(share)) => {
+                let kind = refused.as_ref().map(|refused| refused.failure.kind);
+                self.count_produced(&share, kind)?;
+            }
+            _ => {}
+        }
+        self.flow.receive(message);
+        Ok(())
+    }
+
+    fn count(&mut self, share: &ShareKey, outcome: RawOutcome, pending: bool) {
+        let ShareKey {
+            epoch,
+            offset,
+            handler,
+        } = *share;
+        let most = self.max_attempts(handler);
+        let counts = self.model.share(epoch, offset, handler);
+        let settles = matches!(outcome.code, outcome_code::ACK | outcome_code::DROP)
+            && !pending
+            && counts.is_some_and(|share| !share.skipped);
+        self.closing.note_event(handler, settles, self.now_ms);
+        match (outcome.code, self.model.share(epoch, offset, handler)) {
+            (_, Some(share)) if share.skipped => {}
+            (outcome_code::ACK | outcome_code::DROP, _) if !pending => {
+                self.model.settle(epoch, offset, handler);
+            }
+            (code, Some(share)) if pending => {
+                share.stage = Stage::Producing;
+                share.owes_letter = code == outcome_code::DEAD_LETTER;
+            }
+            (outcome_code::NOT_RUN, Some(share)) => {
+                share.stage = if share.failures > 0 {
+                    Stage::Failed
+                } else {
+                    Stage::Queued
+                };
+            }
+            (outcome_code::DEAD_LETTER, Some(share)) => {
+                share.stage = Stage::Failed;
+                share.dead_lettered = true;
+            }
+            (_, Some(share)) => {
+                share.stage = Stage::Failed;
+                share.failures += 1;
+                share.dead_lettered = share.failures >= most;
+            }
+            (_, None) => {}
+        }
+    }
+
+    fn count_timeout(
+        &mut self,
+        flight: sluicegate_engine::dispatch::FlightKey,
+        completed: &[RawOutcome],
+    ) {
+        let shares = self.timed_out.get(&flight).cloned().unwrap_or_default();
+        for (i, share) in shares.into_iter().enumerate() {
+            let outcome = match completed.get(i) {
+                // Its emits are lost with the call, so it runs again.
+                Some(outcome) if outcome.flags & outcome_flag::EMITTED == 0 => *outcome,
+                None if i == completed.len() => outcome(outcome_code::RETRY, 0),
+                _ => RawOutcome::default(),
+            };
+            self.count(&share, outcome, false);
+        }
+    }
+
+    /// The producer's result for all emits of a share; a refusal does not count as an attempt.
+    fn count_produced(&mut self, share: &ShareKey, refused: Option<FailureKind>) -> Check {
+        let ShareKey {
+            epoch,
+            offset,
+            handler,
+        } = *share;
+        let Some(found) = self.model.share(epoch, offset, handler) else {
+            return Ok(());
+        };
+        if found.skipped {
+            return Ok(());
+        }
+        let settles = refused.is_none() && (found.dead_lettered || !found.owes_letter);
+        self.closing.note_event(handler, settles, self.now_ms);
+        match refused {
+            // The refused record was the dead letter.
+            Some(_) if found.dead_lettered => found.stage = Stage::Failed,
+            None if found.dead_lettered => self.model.settle(epoch, offset, handler),
+            Some(FailureKind::Record) => {
+                found.stage = Stage::Failed;
+                found.dead_lettered = true;
+            }
+            Some(_) => found.refused = true,
+            None => {
+                found.written_in_order(offset)?;
+                if std::mem::take(&mut found.owes_letter) {
+                    found.stage = Stage::Failed;
+                    found.dead_lettered = true;
+                } else {
+                    self.model.settle(epoch, offset, handler);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Maximum attempts of a handler, by its last settings even if it has left the snapshot.
+    fn max_attempts(&self, handler: u32) -> u32 {
+        self.max_attempts_of.get(&handler).copied().unwrap_or(1)
+    }
+}
+
+fn outcome(code: u16, detail: usize) -> RawOutcome {
+    RawOutcome {
+        code,
+        detail: detail as u32,
+        ..RawOutcome::default()
+    }
+}
+
+/// A produce failure of the given kind.
+pub fn failure(kind: FailureKind) -> EmitFailure {
+    EmitFailure {
+        kind,
+        topic: "somewhere".into(),
+        error: "refused".into(),
+        remedy: "none".into(),
+    }
+}
+
+/// Takes the messages pushed into the inbox.
+pub fn taken(inbox: &Inbox) -> Vec<PumpMessage> {
+    let mut pushed = Vec::new();
+    inbox.take(&mut pushed);
+    pushed
+}

@@ -1,0 +1,496 @@
+//! The world around a flow: broker, workers, producer, clock and control side, driven step by step by random events.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use sluicegate_abi::RawOutcome;
+use sluicegate_abi::lend::OwnedRecord;
+use sluicegate_engine::dispatch::{Batch, FlightKey, HandlerIx, Inbox, PumpMessage};
+use sluicegate_engine::emit::{Ticket, Way};
+use sluicegate_engine::flow::Flow;
+use sluicegate_engine::partition::assignment::NewAssignment;
+use sluicegate_engine::partition::commit::next_epoch;
+use sluicegate_engine::routing::RoutingIndex;
+use sluicegate_engine::source::StartAt;
+use sluicegate_engine::source::starts::{Evidence, decide};
+
+use super::closing::Closing;
+use super::group::{CommitUnderWay, Group, Revoke};
+use super::model::{Check, Model};
+use super::pools::{SimPool, SimProducer};
+use super::random::Random;
+use super::script::{FaultRates, Script, SimHandler, any_handler, recreated};
+
+/// The share that a producer message concerns.
+#[derive(Clone, Debug)]
+pub struct ShareKey {
+    pub epoch: u32,
+    pub offset: i64,
+    pub handler: u32,
+}
+
+/// A batch at a worker.
+pub struct Running {
+    pub pool: Arc<SimPool>,
+    pub seat: usize,
+    pub batch: Box<Batch>,
+    pub outcomes: Vec<RawOutcome>,
+    pub blocked: Vec<u64>,
+    /// Records to emit, by index in the batch.
+    pub emits: Vec<(usize, u32)>,
+    /// The pump has received its timeout.
+    pub hung: bool,
+    /// It does not return, and no timeout is reported.
+    pub stuck: bool,
+    pub takes_batches: bool,
+}
+
+/// A record whose result the producer has not reported yet.
+pub struct Unanswered {
+    pub share: ShareKey,
+    pub way: Way,
+    pub ticket: Ticket,
+    /// For an emitted record, its index among the share's written copies.
+    pub written: Option<usize>,
+}
+
+/// A message on its way to the flow.
+pub struct Message {
+    pub message: PumpMessage,
+    /// For a producer result, the share that it concerns.
+    pub share: Option<ShareKey>,
+}
+
+/// The simulated world.
+pub struct World {
+    pub random: Random,
+    pub script: Script,
+    pub faults: FaultRates,
+    pub flow: Flow<OwnedRecord>,
+    pub inbox: Arc<Inbox>,
+    pub producer: Arc<SimProducer>,
+    pub model: Model,
+    /// The group's generation.
+    pub generation: i32,
+    /// Whether a static member reclaims its partitions in the same generation.
+    pub rejoins: bool,
+    pub handlers: Vec<SimHandler>,
+    /// Every pool of this process, with the handler that it serves.
+    pub pools: Vec<(HandlerIx, bool, Arc<SimPool>)>,
+    pub running: Vec<Running>,
+    pub unanswered: Vec<Unanswered>,
+    pub messages: VecDeque<Message>,
+    pub commit: Option<CommitUnderWay>,
+    pub revokes: Vec<Revoke>,
+    pub group: Group,
+    pub now_ms: u64,
+    pub revision: u64,
+    pub next_handler: u32,
+    /// The shares of batches that hang, until they return.
+    pub timed_out: HashMap<FlightKey, Vec<ShareKey>>,
+    /// By handler, from its latest settings.
+    pub max_attempts_of: HashMap<u32, u32>,
+    /// Handlers that are switched off or removed.
+    pub closing: Closing,
+}
+
+impl World {
+    /// The initial world of a seed.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let script = Script::new(&mut random);
+        let mut world = Self::without_handlers(random, script);
+        for _ in 0..world.random.between(1, 4) {
+            world.add_handler();
+        }
+        world.apply();
+        world
+    }
+
+    /// An initial world without handlers.
+    pub fn without_handlers(random: Random, script: Script) -> Self {
+        let inbox = Arc::new(Inbox::new());
+        let producer = Arc::new(SimProducer::default());
+        let flow = Flow::new(script.flow.clone(), producer.clone(), inbox.clone());
+        Self {
+            faults: script.faults,
+            random,
+            script,
+            flow,
+            inbox,
+            producer,
+            model: Model {
+                verbose: std::env::var_os("SLUICEGATE_SIM_TELL").is_some(),
+                ..Model::default()
+            },
+            handlers: Vec::new(),
+            pools: Vec::new(),
+            running: Vec::new(),
+            unanswered: Vec::new(),
+            messages: VecDeque::new(),
+            commit: None,
+            revokes: Vec::new(),
+            group: Group::default(),
+            now_ms: 0,
+            generation: 0,
+            rejoins: false,
+            revision: 0,
+            next_handler: 0,
+            timed_out: HashMap::new(),
+            max_attempts_of: HashMap::new(),
+            closing: Closing::default(),
+        }
+    }
+
+    fn add_handler(&mut self) {
+        let ix = HandlerIx(self.next_handler);
+        let handler = any_handler(&mut self.random, ix, self.revision + 1);
+        self.add(handler);
+    }
+
+    /// Adds a handler that the next [`World::apply`] activates.
+    pub fn add(&mut self, handler: SimHandler) {
+        let SimHandler {
+            ix,
+            takes_batches,
+            max_attempts,
+            ..
+        } = handler;
+        self.next_handler = self.next_handler.max(ix.0 + 1);
+        self.pools.push((ix, takes_batches, handler.pool.clone()));
+        self.max_attempts_of.insert(ix.0, max_attempts);
+        self.handlers.push(handler);
+    }
+
+    /// Applies the current handlers to the flow.
+    pub fn apply(&mut self) {
+        self.revision += 1;
+        let routes = self
+            .handlers
+            .iter()
+            .map(|handler| (handler.ix, handler.route.clone()))
+            .collect();
+        let index = RoutingIndex::compile(self.revision, routes).expect("the routes compile");
+        let settings = self
+            .handlers
+            .iter()
+            .map(|handler| (handler.ix, handler.settings()))
+            .collect();
+        for handler in &self.handlers {
+            self.model.trace(|| {
+                format!(
+                    "apply {}: h{} {:?} gate {} generation {} in flight {} batches {} state {} attempts {} {:?}",
+                    self.revision,
+                    handler.ix.0,
+                    handler.order,
+                    handler.gate_open,
+                    handler.generation,
+                    handler.max_in_flight,
+                    handler.takes_batches,
+                    handler.keeps_key_state,
+                    handler.max_attempts,
+                    handler.on_failure,
+                )
+            });
+        }
+        self.closing.apply(&self.handlers, self.now_ms);
+        self.flow.apply(index, settings);
+        self.see_skips();
+    }
+
+    /// A new snapshot: a handler is added or removed, or changes its route, gate or generation.
+    pub fn swap(&mut self) {
+        let place = (!self.handlers.is_empty()).then(|| self.random.below(self.handlers.len()));
+        match (self.random.below(5), place) {
+            (0, _) | (_, None) => self.add_handler(),
+            (1, Some(place)) => {
+                self.handlers.remove(place);
+            }
+            (2, Some(place)) => {
+                self.handlers[place].route = super::script::any_route(&mut self.random);
+            }
+            (3, Some(place)) => {
+                let handler = &mut self.handlers[place];
+                handler.gate_open = !handler.gate_open;
+            }
+            (_, Some(place)) => {
+                let seats = self.random.between(1, 3);
+                let handler = &mut self.handlers[place];
+                handler.generation = self.revision + 1;
+                handler.pool = Arc::new(SimPool::new(seats));
+                self.pools
+                    .push((handler.ix, handler.takes_batches, handler.pool.clone()));
+            }
+        }
+        self.apply();
+    }
+
+    /// The operator closes a handler's gate, or removes the handler.
+    pub fn switch_off(&mut self, ix: HandlerIx) {
+        let Some(place) = self.handlers.iter().position(|handler| handler.ix == ix) else {
+            return;
+        };
+        if self.random.chance(50) {
+            self.handlers.remove(place);
+        } else {
+            self.handlers[place].gate_open = false;
+        }
+        self.apply();
+    }
+
+    /// The process crashes and restarts: only committed state survives.
+    pub fn crash(&mut self) {
+        self.inbox = Arc::new(Inbox::new());
+        self.producer = Arc::new(SimProducer::default());
+        self.flow = Flow::new(
+            self.script.flow.clone(),
+            self.producer.clone(),
+            self.inbox.clone(),
+        );
+        self.rejoins = self.script.is_static;
+        self.model.owned.clear();
+        self.running.clear();
+        self.timed_out.clear();
+        self.unanswered.clear();
+        self.messages.clear();
+        self.commit = None;
+        self.revokes.clear();
+        self.group.rebalancing = false;
+        self.pools.clear();
+        self.closing.crash();
+        for handler in &mut self.handlers {
+            handler.pool = Arc::new(SimPool::new(self.random.between(1, 3)));
+            self.pools
+                .push((handler.ix, handler.takes_batches, handler.pool.clone()));
+        }
+        self.apply();
+        self.flow.tick(self.now_ms);
+    }
+
+    /// A topic is recreated; the client detects it, and all of its partitions are lost.
+    pub fn recreate(&mut self, log: usize) {
+        let at = self.script.logs[log].at.clone();
+        let ours: Vec<u32> = self
+            .model
+            .owned
+            .iter()
+            .filter(|(_, owned)| !owned.released && owned.log == log)
+            .map(|(&epoch, _)| epoch)
+            .collect();
+        self.lose(&ours);
+        self.model.coverage.recreated += u64::from(self.model.committed.contains_key(&at));
+        self.script.logs[log] = recreated(&mut self.random, &self.script.logs[log]);
+        self.model.settled_ever.retain(|(of, _)| *of != log);
+        self.model.settled_cleanly.retain(|(of, ..)| *of != log);
+        self.model.gone.retain(|(of, _)| *of != log);
+        self.model.log_start.remove(&log);
+    }
+
+    /// An operator resets the offset of an unassigned partition to an earlier one, without changing the metadata.
+    pub fn reset_offset(&mut self, log: usize) {
+        let at = &self.script.logs[log].at;
+        if self.model.current(at).is_some() {
+            return;
+        }
+        if let Some(committed) = self.model.committed.get_mut(at)
+            && committed.topic_id == self.script.logs[log].topic_id
+            && committed.commit.offset > 0
+        {
+            let back = self.random.between(1, committed.commit.offset as usize);
+            committed.commit.offset -= back as i64;
+            self.model.coverage.resets += 1;
+            self.model.settled_cleanly.retain(|(of, ..)| *of != log);
+        }
+    }
+
+    /// Assigns a partition at the group's committed offset.
+    pub fn assign(&mut self, log: usize) -> Check {
+        let at = self.script.logs[log].at.clone();
+        let topic_id = self.script.logs[log].topic_id;
+        let committed = self.model.committed.get(&at);
+        let decision = decide(
+            &at,
+            &Evidence {
+                group: "g",
+                topic_id,
+                commit: committed.map(|committed| &committed.commit),
+                others: &[],
+                generation: Some(self.generation),
+                is_static: self.script.is_static,
+                start: StartAt::Earliest,
+            },
+        );
+        let start = match decision.start {
+            StartAt::Offset(offset) => offset,
+            _ => 0,
+        };
+        let note = decision.read.note.unwrap_or_default();
+        let kept = committed.map(|_| note.epoch);
+        // A static member that was killed reclaims its partitions in the same generation; every other owner gets them in
+        // a later one.
+        self.generation += i32::from(!self.rejoins);
+        let token = |generation| next_epoch(Some(generation), kept, self.script.is_static);
+        let (mut epoch, mut token_first) = token(self.generation).expect("tokens are small here");
+        let mut new = NewAssignment {
+            at,
+            topic_id,
+            start,
+            epoch,
+            token_first,
+            leader_epoch: decision.leader_epoch,
+            inherited: note,
+        };
+        self.group.assigned(
+            log,
+            !new.inherited.finished.is_empty(),
+            &mut self.model.coverage,
+        );
+        self.model.check_assign(&new, log, &self.script.logs)?;
+        // The model identifies the assignments of a process by their tokens: rebalances pass until the token is unused.
+        while self.model.owned.contains_key(&epoch) {
+            self.generation = self.generation.max(epoch as i32) + 1;
+            (epoch, token_first) = token(self.generation).expect("tokens are small here");
+        }
+        (new.epoch, new.token_first) = (epoch, token_first);
+        let slot = self.flow.assign(new.clone());
+        self.model.assign(&new, slot, log);
+        self.begin_missing(epoch);
+        Ok(())
+    }
+
+    /// Starts revoking partitions.
+    pub fn revoke(&mut self, epochs: &[u32]) {
+        self.rejoins = false;
+        let deadline_ms = self.now_ms + self.script.drain_ms;
+        let mut slots = Vec::new();
+        for epoch in epochs {
+            if let Some(owned) = self.model.owned.get_mut(epoch) {
+                owned.draining = true;
+                owned.records.retain(|_, held| held.admitted);
+                slots.push(owned.slot);
+            }
+        }
+        self.tell_positions_of(&slots);
+        self.model.trace(|| format!("drain {epochs:?}"));
+        self.flow.start_drain(&slots, deadline_ms);
+        self.revokes.push(Revoke {
+            slots,
+            deadline_ms,
+            refused: false,
+        });
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        for revoke in &self.revokes {
+            if self.now_ms >= revoke.deadline_ms {
+                self.model.fence(&revoke.slots);
+            }
+        }
+        self.flow.tick(self.now_ms);
+        self.see_skips();
+    }
+
+    /// Observes the flow's effects: admitted records, submitted batches, produced dead letters.
+    pub fn observe(&mut self) -> Check {
+        if let Some(fault) = self.flow.fault() {
+            return Err(format!("fault: {fault}"));
+        }
+        if let Some(broken) = self.closing.broken.take() {
+            return Err(broken);
+        }
+        self.see_admissions()?;
+        self.see_submissions()?;
+        self.see_recalls();
+        self.see_given(false)
+    }
+
+    fn see_admissions(&mut self) -> Check {
+        let mut admitted = Vec::new();
+        for (&epoch, owned) in self.model.owned.iter().filter(|(_, owned)| !owned.released) {
+            let assignment = self.flow.assignment(owned.slot);
+            if let Some(reason) = &assignment.stopped {
+                return Err(format!("{} was stopped: {}", owned.at, reason.cause));
+            }
+            let waiting = owned.records.iter().filter(|(_, held)| !held.admitted);
+            for (&offset, _) in
+                waiting.take_while(|(offset, _)| **offset < assignment.ledger.next())
+            {
+                admitted.push((epoch, offset));
+            }
+        }
+        for (epoch, offset) in admitted {
+            let Self {
+                model,
+                script,
+                handlers,
+                ..
+            } = self;
+            model.admitted(epoch, offset, &script.logs, handlers);
+        }
+        Ok(())
+    }
+
+    fn see_submissions(&mut self) -> Check {
+        for (ix, takes_batches, pool) in &self.pools {
+            for (seat, batch) in pool.taken() {
+                if batch.records.is_empty() || batch.records.len() != batch.keys.len() {
+                    return Err(format!("h{} was given a malformed batch", ix.0));
+                }
+                let offsets = batch.records.iter().map(|r| (r.epoch, r.offset, r.attempt));
+                self.model
+                    .trace(|| format!("h{} gets {:?}", ix.0, offsets.collect::<Vec<_>>()));
+                for record in &batch.records {
+                    self.model.submitted(record.epoch, record.offset, ix.0)?;
+                }
+                self.running.push(Running {
+                    pool: pool.clone(),
+                    seat,
+                    batch,
+                    outcomes: Vec::new(),
+                    blocked: Vec::new(),
+                    emits: Vec::new(),
+                    hung: false,
+                    stuck: false,
+                    takes_batches: *takes_batches,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Cancelled batches that a pool has not started are returned immediately.
+    fn see_recalls(&mut self) {
+        let recalled: Vec<Arc<SimPool>> = self
+            .pools
+            .iter()
+            .filter(|(_, _, pool)| pool.recalled())
+            .map(|(_, _, pool)| pool.clone())
+            .collect();
+        for pool in recalled {
+            while let Some(at) = self.running.iter().position(|run| {
+                Arc::ptr_eq(&run.pool, &pool)
+                    && run.batch.cancel.is_set()
+                    && run.outcomes.is_empty()
+                    && !run.hung
+            }) {
+                self.send_back(at);
+            }
+        }
+    }
+
+    /// Queues messages that were pushed into the inbox for `share`.
+    pub fn expect(&mut self, pushed: Vec<PumpMessage>, share: Option<ShareKey>) -> Check {
+        for message in pushed {
+            if matches!(message, PumpMessage::Produced { .. }) && share.is_none() {
+                return Err("a producer result without a record".into());
+            }
+            self.messages.push_back(Message {
+                message,
+                share: share.clone(),
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,506 @@
+//! The catalogue: artefacts in the plugins folder, by the names and versions embedded in them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use semver::Version;
+use sluicegate_config::spec::VersionRequirement;
+use sluicegate_engine::status::{ProblemKind, ServiceProblem};
+use sluicegate_pool::clock::now_ms;
+use sluicegate_pool::pool::relock;
+use sluicegate_runtime::{HandlerRuntime, LoadError, PluginIdentity};
+
+use super::folder::{FileFingerprint, Listing};
+
+/// A file modified more recently than this may still be being written.
+const SETTLE_WINDOW: Duration = Duration::from_millis(300);
+/// Interval of scans while a file is too new.
+const SCAN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The artefacts of a folder.
+pub struct Catalogue {
+    folder: PathBuf,
+    allow_unsigned: bool,
+    runtimes: Vec<Arc<dyn HandlerRuntime>>,
+    files: Mutex<BTreeMap<PathBuf, File>>,
+    /// Unusable files as of the last scan; under its own lock, since a scan can take long.
+    refused: Mutex<Vec<ServiceProblem>>,
+    /// Why and since when the folder, or a package in it, cannot be read.
+    unreadable: Mutex<Option<Unreadable>>,
+}
+
+/// A file and its last known contents.
+struct File {
+    stamp: FileFingerprint,
+    content: Result<Arc<Artefact>, Refused>,
+    /// Why the last scan could not read it. That says nothing about its contents: the next scan retries.
+    unread: Option<Refused>,
+}
+
+/// Why a file cannot be used, and since when in milliseconds since the Unix epoch.
+#[derive(Clone, Debug)]
+struct Refused {
+    why: String,
+    since_ms: i64,
+}
+
+impl Refused {
+    /// A refusal with this reason that started with `before`, if there was one.
+    fn since(before: Option<&Self>, why: String) -> Self {
+        let since_ms = before.map_or_else(now_ms, |before| before.since_ms);
+        Self { why, since_ms }
+    }
+}
+
+/// A folder that cannot be read.
+#[derive(Clone, Debug)]
+struct Unreadable {
+    why: String,
+    since_ms: i64,
+    /// Files known from earlier scans stay in use.
+    keeps: bool,
+}
+
+/// A plugin that can be loaded.
+pub struct Artefact {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its embedded identity.
+    pub identity: PluginIdentity,
+    /// Its version, parsed.
+    pub version: Version,
+    /// The runtime that can load it.
+    pub runtime: Arc<dyn HandlerRuntime>,
+    modified: SystemTime,
+}
+
+impl fmt::Debug for Artefact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} at {}",
+            self.identity.name,
+            self.version,
+            self.path.display()
+        )
+    }
+}
+
+/// Result of a scan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// The artefacts differ from those of the previous scan.
+    pub changed: bool,
+    /// A file is too new to be read; scan again soon.
+    pub unsettled: bool,
+}
+
+/// Why no artefact matches.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    /// No plugin or handler of this name.
+    #[error("no plugin in `{folder}` is named or exports `{plugin}`; available: {known}{broken}")]
+    Unknown {
+        /// The folder.
+        folder: String,
+        /// The name.
+        plugin: String,
+        /// Available plugins and handlers.
+        known: String,
+        /// Unusable files, as a clause; empty if there are none.
+        broken: String,
+    },
+    /// No version that the spec accepts is available.
+    #[error("plugin `{plugin}` has no version that matches `{wanted}`; available: {known}")]
+    NoVersion {
+        /// The name.
+        plugin: String,
+        /// The requirement.
+        wanted: String,
+        /// Available versions.
+        known: String,
+    },
+    /// The spec names a plugin that exports several handlers.
+    #[error("plugin `{plugin}` exports several handlers; name one of: {known}")]
+    Ambiguous {
+        /// The name.
+        plugin: String,
+        /// Its handlers.
+        known: String,
+    },
+    /// The plugin is not signed.
+    #[error(
+        "plugin `{plugin}` at `{path}` is not signed; for development set `plugins.allow_unsigned: true`"
+    )]
+    Unsigned {
+        /// The name.
+        plugin: String,
+        /// The file.
+        path: String,
+    },
+}
+
+impl Catalogue {
+    /// An empty catalogue of `folder`. Each file is read by the first of `runtimes` that recognises it.
+    pub fn new(
+        folder: PathBuf,
+        allow_unsigned: bool,
+        runtimes: Vec<Arc<dyn HandlerRuntime>>,
+    ) -> Self {
+        Self {
+            folder,
+            allow_unsigned,
+            runtimes,
+            files: Mutex::default(),
+            refused: Mutex::default(),
+            unreadable: Mutex::default(),
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Rescans the folder; unchanged files are not opened. Whatever is currently unreadable (the folder, a package in it, a file)
+    /// keeps its last known contents: unreadable does not mean deleted.
+    pub fn scan(&self) -> Scan {
+        let now = SystemTime::now();
+        let mut found = Scan::default();
+        let mut files = relock(&self.files);
+        let mut before = std::mem::take(&mut *files);
+        let had_files = !before.is_empty();
+        let listing = Listing::of(&self.folder);
+        for (path, stamp) in listing.files {
+            let known = before.remove(&path);
+            let Some(stamp) = stamp else {
+                files.extend(known.map(|file| (path, file)));
+                continue;
+            };
+            let known = match known {
+                Some(file) if file.stamp == stamp && file.unread.is_none() => {
+                    files.insert(path, file);
+                    continue;
+                }
+                known => known,
+            };
+            let Some(runtime) = self.runtimes.iter().find(|r| r.recognises(&path)) else {
+                found.changed |= known.is_some();
+                continue;
+            };
+            // A modification time in the future does not tell when the file was written.
+            let age = now.duration_since(stamp.modified).unwrap_or(SETTLE_WINDOW);
+            if age < SETTLE_WINDOW {
+                found.unsettled = true;
+                // The previous contents stay known until the new bytes are read.
+                files.extend(known.map(|file| (path, file)));
+                continue;
+            }
+            let (file, changed) = self.read(&path, stamp, runtime, known);
+            found.changed |= changed;
+            files.insert(path, file);
+        }
+        for (path, file) in before {
+            match listing
+                .unreadable
+                .iter()
+                .any(|(at, _)| path.starts_with(at))
+            {
+                true => {
+                    files.insert(path, file);
+                }
+                false => found.changed = true,
+            }
+        }
+        let mut refused = refused(&files);
+        drop(files);
+        let mut before = relock(&self.refused);
+        refused.extend(self.non_file_problems(&listing.not_files, &before));
+        *before = refused;
+        drop(before);
+        self.note_unreadable(&listing.unreadable, had_files);
+        found
+    }
+
+    /// Scans until no file is too new to be read, or until `enough` holds; for `limit` at most.
+    pub fn scan_settled(&self, limit: Duration, enough: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + limit;
+        while self.scan().unsettled && !enough(self) && Instant::now() < deadline {
+            std::thread::sleep(SCAN_INTERVAL);
+        }
+    }
+
+    /// Problems for entries with a plugin's name that are not files; `before`: the problems of the previous scan.
+    fn non_file_problems(
+        &self,
+        not_files: &[(PathBuf, &'static str)],
+        before: &[ServiceProblem],
+    ) -> Vec<ServiceProblem> {
+        let named = not_files
+            .iter()
+            .filter(|(path, _)| self.runtimes.iter().any(|r| r.recognises(path)));
+        let problem = |(path, what): &(PathBuf, &'static str)| {
+            let what = format!("`{}` is {what}", path.display());
+            let known = before.iter().find(|problem| problem.what == what);
+            known.cloned().unwrap_or_else(|| {
+                tracing::warn!("{what}: not usable as a plugin");
+                ServiceProblem {
+                    kind: ProblemKind::PluginRefused,
+                    what,
+                    since_ms: now_ms(),
+                    count: 1,
+                    cause: "a plugin must be a regular file".to_owned(),
+                    remedy:
+                        "put the plugin file there, mount the volume that its link leads to, or remove the entry"
+                            .to_owned(),
+                }
+            })
+        };
+        named.map(problem).collect()
+    }
+
+    /// Records what cannot be read, and logs when that starts and ends. `keeps`: plugins are known from earlier scans.
+    fn note_unreadable(&self, found: &[(PathBuf, String)], keeps: bool) {
+        let why: Vec<&str> = found.iter().map(|(_, why)| why.as_str()).collect();
+        let why = why.join("; ");
+        let mut noted = relock(&self.unreadable);
+        let before = noted.take();
+        let was_logged = before.as_ref().is_some_and(|before| before.keeps);
+        if why.is_empty() {
+            if was_logged {
+                tracing::info!("plugins folder is readable again");
+            }
+            return;
+        }
+        if keeps && !was_logged {
+            tracing::warn!(
+                why,
+                "plugins folder cannot be read; known plugins stay in use"
+            );
+        }
+        *noted = Some(Unreadable {
+            why,
+            since_ms: before.map_or_else(now_ms, |before| before.since_ms),
+            keeps,
+        });
+    }
+
+    /// Current problems with the folder and its files.
+    pub fn problems(&self) -> Vec<ServiceProblem> {
+        let refused = relock(&self.refused).clone();
+        self.unread_problem().into_iter().chain(refused).collect()
+    }
+
+    /// The problem of an unreadable folder whose plugins are in use.
+    fn unread_problem(&self) -> Option<ServiceProblem> {
+        let noted = relock(&self.unreadable).clone();
+        let Unreadable { why, since_ms, .. } = noted.filter(|noted| noted.keeps)?;
+        Some(ServiceProblem {
+            kind: ProblemKind::PluginsUnread,
+            count: 1,
+            what: "the plugins folder cannot be read".to_owned(),
+            since_ms,
+            cause: why,
+            remedy: "make it readable for the service; known plugins stay in use, and new ones are found once it can be \
+                     read"
+                .to_owned(),
+        })
+    }
+
+    /// Reads a file; returns it and whether the catalogue changed. An unreadable file keeps its last known contents.
+    fn read(
+        &self,
+        path: &Path,
+        stamp: FileFingerprint,
+        runtime: &Arc<dyn HandlerRuntime>,
+        known: Option<File>,
+    ) -> (File, bool) {
+        let before = known.as_ref();
+        let refused = before.and_then(|known| known.content.as_ref().err());
+        let content = match runtime.inspect(path) {
+            Err(error @ LoadError::Unreadable { .. }) => {
+                let unread = before.and_then(|known| known.unread.as_ref());
+                let reason = Refused::since(unread, error.to_string());
+                return Self::unread(stamp, known, reason);
+            }
+            Err(error) => Err(error.to_string()),
+            Ok(identity) => artefact(path, stamp, runtime, identity),
+        };
+        let content = content.map_err(|why| Refused::since(refused, why));
+        match &content {
+            Err(Refused { why: reason, .. }) => tracing::warn!(%reason, "plugin not usable"),
+            Ok(artefact) => tracing::info!(plugin = ?artefact, "plugin found"),
+        }
+        let file = File {
+            stamp,
+            content,
+            unread: None,
+        };
+        (file, true)
+    }
+
+    /// An unreadable file: keeps its last known contents, if any.
+    fn unread(stamp: FileFingerprint, known: Option<File>, reason: Refused) -> (File, bool) {
+        let why = &reason.why;
+        match known {
+            Some(known) => {
+                if known.unread.is_none() {
+                    tracing::warn!(reason = %why, "plugin file cannot be read; its last known contents stay in use");
+                }
+                let unread = Some(reason);
+                (File { unread, ..known }, false)
+            }
+            None => {
+                tracing::warn!(reason = %why, "plugin not usable");
+                let file = File {
+                    stamp,
+                    content: Err(reason.clone()),
+                    unread: Some(reason),
+                };
+                (file, true)
+            }
+        }
+    }
+
+    /// The newest artefact for `plugin` (the name of a plugin or of a handler that it exports) in a version that `wanted`
+    /// accepts, and the handler's name. Of two files with the same version, the one modified later is chosen.
+    ///
+    /// # Errors
+    /// [`FindError`] lists what is available instead.
+    pub fn find(
+        &self,
+        plugin: &str,
+        wanted: &VersionRequirement,
+    ) -> Result<(Arc<Artefact>, String), FindError> {
+        let files = relock(&self.files);
+        let artefacts = || files.values().filter_map(|file| file.content.as_ref().ok());
+        let named: Vec<_> = artefacts()
+            .filter(|artefact| {
+                let identity = &artefact.identity;
+                identity.name == plugin || identity.handlers.iter().any(|name| name == plugin)
+            })
+            .collect();
+        if named.is_empty() {
+            let known = artefacts()
+                .flat_map(|a| std::iter::once(&a.identity.name).chain(&a.identity.handlers));
+            let unreadable = relock(&self.unreadable).clone();
+            let broken = files.values().filter_map(|file| {
+                let refused = file.unread.as_ref().or(file.content.as_ref().err())?;
+                Some(refused.why.clone())
+            });
+            let broken: Vec<_> = unreadable
+                .map(|it| it.why)
+                .into_iter()
+                .chain(broken)
+                .collect();
+            return Err(FindError::Unknown {
+                folder: self.folder.display().to_string(),
+                plugin: plugin.to_owned(),
+                known: list(known.cloned()),
+                broken: match broken.is_empty() {
+                    true => String::new(),
+                    false => format!("; not usable: {}", broken.join("; ")),
+                },
+            });
+        }
+        let fitting = named
+            .iter()
+            .filter(|artefact| wanted.matches(&artefact.version));
+        let newest = fitting.max_by_key(|artefact| (&artefact.version, artefact.modified));
+        let Some(&newest) = newest else {
+            return Err(FindError::NoVersion {
+                plugin: plugin.to_owned(),
+                wanted: wanted.to_string(),
+                known: list(named.iter().map(|artefact| artefact.version.to_string())),
+            });
+        };
+        if !self.allow_unsigned {
+            return Err(FindError::Unsigned {
+                plugin: plugin.to_owned(),
+                path: newest.path.display().to_string(),
+            });
+        }
+        let handler = exported_handler(&newest.identity, plugin)?;
+        Ok((Arc::clone(newest), handler))
+    }
+}
+
+/// Problems for unusable files.
+fn refused(files: &BTreeMap<PathBuf, File>) -> Vec<ServiceProblem> {
+    let refused = files.iter().filter_map(|(path, file)| {
+        let path = path.display();
+        let (refused, what, remedy) = match (&file.unread, &file.content) {
+            (Some(unread), content) => (
+                unread,
+                match content {
+                    Ok(_) => format!("`{path}` cannot be read; its last known contents stay in use"),
+                    Err(_) => format!("`{path}` cannot be read"),
+                },
+                "make it readable for the service; it is retried at each scan of the folder",
+            ),
+            (None, Err(refused)) => (
+                refused,
+                format!("`{path}` is not a usable plugin"),
+                "rebuild it with this version of the SDK and copy it there again, or remove the file",
+            ),
+            (None, Ok(_)) => return None,
+        };
+        Some(ServiceProblem {
+            kind: ProblemKind::PluginRefused,
+            count: 1,
+            what,
+            since_ms: refused.since_ms,
+            cause: refused.why.clone(),
+            remedy: remedy.to_owned(),
+        })
+    });
+    refused.collect()
+}
+
+fn artefact(
+    path: &Path,
+    stamp: FileFingerprint,
+    runtime: &Arc<dyn HandlerRuntime>,
+    identity: PluginIdentity,
+) -> Result<Arc<Artefact>, String> {
+    let version = Version::parse(&identity.version).map_err(|error| {
+        let (path, version) = (path.display(), &identity.version);
+        format!(
+            "plugin `{path}` has the version `{version}`, which is not a semantic version: {error}"
+        )
+    })?;
+    Ok(Arc::new(Artefact {
+        path: path.to_owned(),
+        identity,
+        version,
+        runtime: Arc::clone(runtime),
+        modified: stamp.modified,
+    }))
+}
+
+fn exported_handler(identity: &PluginIdentity, plugin: &str) -> Result<String, FindError> {
+    if identity.handlers.iter().any(|name| name == plugin) {
+        return Ok(plugin.to_owned());
+    }
+    match identity.handlers.as_slice() {
+        [only] => Ok(only.clone()),
+        several => Err(FindError::Ambiguous {
+            plugin: plugin.to_owned(),
+            known: list(several.iter().cloned()),
+        }),
+    }
+}
+
+/// Joins names for a sentence, sorted and without duplicates.
+fn list(names: impl Iterator<Item = String>) -> String {
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    match names.is_empty() {
+        true => "nothing".to_owned(),
+        false => names.join(", "),
+    }
+}

@@ -1,0 +1,42 @@
+//! From specs and plugin files to running handlers: which generation of which plugin serves which spec.
+//!
+//! ```text
+//!  plugins folder ─► catalogue ─┐
+//!  Snapshot ──────► registry ◄──┘     managed: applied spec, rejection, pending change
+//!                      │ build: load, create, health
+//!                      ▼
+//!                 generation ── worker pool (`sluicegate-pool`)
+//!                      │
+//!                      ├─► table ─► pumps
+//!                      └─► release: drain, drop, shut down
+//! ```
+//!
+//! A handler keeps its name and changes its generation: code, config and threads are replaced together, and only once
+//! the new ones are healthy (G9). Pumps know a generation only as a worker pool in the [`HandlerTable`]. It is released
+//! once every pump has swapped its table: queued batches return and are submitted to the new generation, running calls
+//! finish first.
+
+mod build;
+pub mod catalogue;
+mod folder;
+pub mod generation;
+mod managed;
+mod outputs;
+pub mod redaction;
+pub mod registry;
+pub mod release;
+mod report;
+mod restarting;
+pub mod services;
+pub mod table;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use catalogue::Catalogue;
+pub use generation::GenerationState;
+pub use registry::{Applied, Refusal, Registry, RegistrySettings};
+pub use restarting::{RestartRefusal, RestartState};
+pub use table::{HandlerPlan, HandlerTable};
+pub use watch::FolderWatch;

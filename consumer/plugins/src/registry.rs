@@ -1,0 +1,589 @@
+//! Turns snapshots into handler tables: which generation of which plugin serves each handler, and which specs were
+//! rejected.
+//!
+//! ```text
+//!  Snapshot ─► settle: catalogue.find ─► still served? ─ yes ─► keep the generation, take over the spec
+//!                                            │ no: the gate is applied at once, the rest when it is ready
+//!                                            ▼
+//!               prepare_next: load, create, health ─ failed ─► Refusal; the old generation and spec stay (G9)
+//!                                            │ healthy
+//!                                            ▼
+//!               current: table ─► pumps swap ─► the old generation drains (`release`)
+//! ```
+//!
+//! Settling runs no plugin code, so that gate changes apply while another handler is slow to start; it waits only
+//! briefly for a plugin file that is still being written. Preparing runs on threads of its own, without the lock, at
+//! most once at a time per handler and per shared pool: instances would otherwise get configs in another order than
+//! requested. What is ready is installed only if it is still wanted (`ManagedHandler::awaits`); if the spec has
+//! changed since, it is released unused.
+//!
+//! A rejected change is retried with growing delays and not on each snapshot, because a creation that hangs costs a
+//! thread. The gate follows the newest spec even if the rest is rejected: an operator must be able to switch off a
+//! handler whose spec is broken (ADR 0014).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
+use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
+use sluicegate_engine::emit::Emitter;
+use sluicegate_engine::partition::trouble::panic_text;
+use sluicegate_pool::HandlerPool;
+use sluicegate_pool::pool::{ConfigNotTaken, relock};
+use sluicegate_runtime::HandlerRuntime;
+
+use super::build::{GenerationBuilder, PrepareJob};
+use super::catalogue::Catalogue;
+use super::generation::{Generation, GenerationState, VersionCounters};
+use super::managed::{DesiredSpec, ManagedHandler, PendingChange};
+use super::outputs;
+use super::release::Releaser;
+use super::restarting::reset_in_place;
+use super::table::{HandlerPlan, HandlerTable};
+
+/// How long the first scan of the plugins folder waits for files that are still being written.
+const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a new snapshot waits for a plugin file that was written just before it.
+const NEW_PLUGIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Settings of a registry.
+pub struct RegistrySettings {
+    /// The plugins folder.
+    pub folder: PathBuf,
+    /// Folder for private copies of loaded artefacts.
+    pub cache: PathBuf,
+    /// Load plugins without a signature.
+    pub allow_unsigned: bool,
+    /// Timeout for building and checking an instance.
+    pub create_timeout: Duration,
+    /// Interval of the health checks.
+    pub health_interval: Duration,
+    /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
+    pub drain_timeout: Duration,
+    /// The supported plugin runtimes.
+    pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
+    /// Where emitted records go.
+    pub emitter: Arc<dyn Emitter>,
+    /// Whether emitted records get provenance headers.
+    pub provenance: bool,
+}
+
+/// A rejected spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The handler.
+    pub handler: String,
+    /// Why, and the remedy.
+    pub reason: String,
+    /// What stays in effect.
+    pub effect: RejectionEffect,
+}
+
+/// Result of applying a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The handler table for the pumps.
+    pub plan: HandlerTable,
+    /// Handlers that are missing from the table, or not as declared.
+    pub refusals: Vec<Refusal>,
+    /// Names of the handlers whose generation changed.
+    pub changed: Vec<String>,
+    /// Revision of the snapshot that the table reflects, apart from pending preparations.
+    pub settled: u64,
+    /// Names of the handlers of which only the gate is applied so far.
+    pub preparing: Vec<String>,
+}
+
+/// The declared handlers and their generations.
+pub struct Registry {
+    pub(super) inner: Mutex<Inner>,
+    catalogue: Catalogue,
+    builder: GenerationBuilder,
+    pub(super) releaser: Releaser,
+}
+
+pub(super) struct Inner {
+    snapshot: Snapshot,
+    pub(super) live: BTreeMap<String, ManagedHandler>,
+    places: HashMap<String, HandlerIx>,
+    /// By handler and version; kept after a generation is released, so that counters never decrease.
+    pub(super) counters: BTreeMap<(String, String), CountersEntry>,
+    /// Handlers whose generation changed since the last call of [`Registry::current`].
+    changed: BTreeSet<String>,
+    /// The last revision that was applied completely.
+    applied_revision: u64,
+    /// Running preparations, each on its own thread.
+    in_progress: Vec<Preparation>,
+}
+
+/// A running preparation. At most one per handler and per shared pool, so that the instances of a pool get configs in the
+/// order in which they were requested.
+struct Preparation {
+    handler: String,
+    pool: Option<(String, String)>,
+}
+
+impl Preparation {
+    fn of(spec: &HandlerSpec) -> Self {
+        let pool = spec.pool.clone();
+        Self {
+            handler: spec.name.clone(),
+            pool: pool.map(|pool| (spec.plugin.clone(), pool)),
+        }
+    }
+
+    fn excludes(&self, spec: &HandlerSpec) -> bool {
+        let pools = self.pool.as_ref().zip(spec.pool.as_ref());
+        let same_pool =
+            pools.is_some_and(|((plugin, pool), other)| *plugin == spec.plugin && pool == other);
+        self.handler == spec.name || same_pool
+    }
+}
+
+/// Counters of a handler and version, and its latest generation.
+pub(super) struct CountersEntry {
+    pub(super) counters: Arc<VersionCounters>,
+    /// The latest generation of that version.
+    pub(super) generation: u64,
+}
+
+impl Registry {
+    /// A registry without handlers; the plugins folder has been scanned once.
+    ///
+    /// # Errors
+    /// The operating system's error if a thread cannot be started.
+    pub fn new(settings: RegistrySettings) -> std::io::Result<Self> {
+        let runtimes = settings.runtimes.clone();
+        let folder = settings.folder.clone();
+        let catalogue = Catalogue::new(folder, settings.allow_unsigned, runtimes);
+        let releaser = Releaser::start(settings.drain_timeout)?;
+        let builder = GenerationBuilder::new(settings)?;
+        let registry = Self {
+            inner: Mutex::new(Inner {
+                snapshot: Snapshot::default(),
+                live: BTreeMap::new(),
+                places: HashMap::new(),
+                counters: BTreeMap::new(),
+                changed: BTreeSet::new(),
+                applied_revision: 0,
+                in_progress: Vec::new(),
+            }),
+            catalogue,
+            builder,
+            releaser,
+        };
+        // Waits for files that are too new to be read, with a limit.
+        registry
+            .catalogue
+            .scan_settled(FIRST_SCAN_TIMEOUT, |_| false);
+        Ok(registry)
+    }
+
+    /// Applies `snapshot` as far as possible. Blocks while plugins are loaded and instances are built and checked.
+    pub fn apply(&self, snapshot: &Snapshot) -> Applied {
+        self.settle(snapshot);
+        while self.prepare_next() {}
+        self.current()
+    }
+
+    /// Applies what needs no new generation: gates, routes, removals. Returns whether generations are left to prepare with
+    /// [`Registry::prepare_next`]. Does not wait for plugins, except that a spec whose plugin is missing waits up to half a
+    /// second for files that are still being written, since one of them may be that plugin.
+    pub fn settle(&self, snapshot: &Snapshot) -> bool {
+        self.catalogue
+            .scan_settled(NEW_PLUGIN_TIMEOUT, |catalogue| {
+                let is_found = |spec: &Arc<HandlerSpec>| {
+                    !spec.enabled || catalogue.find(&spec.plugin, &spec.version).is_ok()
+                };
+                snapshot.handlers.values().all(is_found)
+            });
+        let mut inner = relock(&self.inner);
+        inner.snapshot = snapshot.clone();
+        self.converge(&mut inner)
+    }
+
+    /// Rescans the plugins folder, for artefacts that serve the last snapshot better, and retries rejected specs that are due.
+    /// Returns whether anything may have changed; call [`Registry::prepare_next`] then. To be called on every notification of
+    /// [`super::FolderWatch`].
+    pub fn rescan(&self) -> bool {
+        let changed = self.catalogue.scan().changed;
+        let mut inner = relock(&self.inner);
+        let now = Instant::now();
+        let due =
+            |live: &ManagedHandler| live.refused.as_ref().is_some_and(|old| old.again_at <= now);
+        if !changed && !inner.live.values().any(due) {
+            return false;
+        }
+        self.converge(&mut inner);
+        true
+    }
+
+    /// Opens gates that were held closed for unhealthy instances that have recovered. Returns whether any changed.
+    pub fn recover(&self) -> bool {
+        let mut inner = relock(&self.inner);
+        if !inner.live.values().any(ManagedHandler::has_recovered) {
+            return false;
+        }
+        self.converge(&mut inner);
+        true
+    }
+
+    /// Whether at least `count` generations are wanted and could be prepared now.
+    pub fn has_waiting(&self, count: usize) -> bool {
+        relock(&self.inner).wanted().take(count).count() == count
+    }
+
+    /// Prepares one wanted generation and activates it if it is still wanted once it is ready. Blocks while its code is loaded
+    /// and its instance is built and checked; other threads may prepare other generations concurrently. `false` if there is
+    /// none left to prepare.
+    pub fn prepare_next(&self) -> bool {
+        let Some((job, name)) = self.take_wanted() else {
+            return false;
+        };
+        {
+            let _guard = PreparationGuard {
+                inner: &self.inner,
+                handler: &name,
+            };
+            let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare(&job, &name)));
+            if let Err(panic) = prepared {
+                // Otherwise the handler would count as being prepared forever, without a report.
+                let message = job
+                    .counters
+                    .redaction
+                    .redact(panic_text(&*panic))
+                    .into_owned();
+                let reason = format!(
+                    "preparing the generation panicked: {message}; this is a bug in the plugin or in the service: report it. It is \
+                     retried later, or at once by `sluicegate handlers restart {name}`"
+                );
+                refuse(&mut relock(&self.inner), &name, &job, reason);
+            }
+        }
+        true
+    }
+
+    fn prepare(&self, job: &PrepareJob, name: &str) {
+        if let Some(pool) = self.pool_that_takes_config(name, job) {
+            match self.builder.reconfigure(&pool, job) {
+                // Build a new generation, which need not wait for the calls of the old one.
+                Err(ConfigNotTaken::Busy) => {}
+                Err(ConfigNotTaken::Refused(reason)) => {
+                    refuse(&mut relock(&self.inner), name, job, reason);
+                    return;
+                }
+                Ok(()) => {
+                    self.take_config(name, job);
+                    return;
+                }
+            }
+        }
+        let prepared = self.builder.prepare(job);
+        let mut inner = relock(&self.inner);
+        match prepared {
+            Ok(generation) => self.install(&mut inner, name, generation, job),
+            Err(error) => {
+                if let Some(leftover) = error.leftover {
+                    self.releaser.follow(leftover);
+                }
+                refuse(&mut inner, name, job, error.reason);
+            }
+        }
+    }
+
+    /// The handler's active pool, if only the config changes and its instances can take one.
+    fn pool_that_takes_config(&self, name: &str, job: &PrepareJob) -> Option<Arc<HandlerPool>> {
+        let inner = relock(&self.inner);
+        let live = inner.live.get(name).filter(|live| !live.restarting)?;
+        let generation = live.generation.as_ref()?;
+        let sha256 = &job.artefact.identity.sha256;
+        let takes = generation.takes_config_of(&job.spec, sha256)
+            && outputs::refusal(&generation.info, &job.spec).is_none();
+        takes.then(|| Arc::clone(&generation.pool))
+    }
+
+    /// Records that the running instances have taken the config of `job`.
+    fn take_config(&self, name: &str, job: &PrepareJob) {
+        let mut inner = relock(&self.inner);
+        let Some(live) = inner.live.get_mut(name) else {
+            return;
+        };
+        if let Some(generation) = &mut live.generation {
+            generation.spec = Arc::clone(&job.spec);
+        }
+        if live.awaits(job.number) {
+            live.next = PendingChange::Nothing;
+            live.take_over(&job.spec);
+            inner.changed.insert(name.to_owned());
+            return;
+        }
+        // The spec has changed since, perhaps back to the previous config.
+        self.converge(&mut inner);
+    }
+
+    /// The current handler table, and what changed since the last call.
+    pub fn current(&self) -> Applied {
+        let mut inner = relock(&self.inner);
+        Applied {
+            plan: plan(&mut inner),
+            refusals: refusals(&inner),
+            changed: std::mem::take(&mut inner.changed).into_iter().collect(),
+            settled: inner.snapshot.revision,
+            preparing: inner.preparing(),
+        }
+    }
+
+    /// The current rejections.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        refusals(&relock(&self.inner))
+    }
+
+    /// The plugins folder.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Retires all generations and blocks until they are released; `false` if some are not by the deadline. Pumps must drop
+    /// their tables for that.
+    pub fn shutdown(&self, deadline: Instant) -> bool {
+        let mut inner = relock(&self.inner);
+        for (_, live) in std::mem::take(&mut inner.live) {
+            self.retire(live.generation);
+        }
+        drop(inner);
+        self.releaser.wait(deadline)
+    }
+
+    /// Brings every handler as close to its spec as possible without a new generation; returns whether one is wanted.
+    pub(super) fn converge(&self, inner: &mut Inner) -> bool {
+        let specs = inner.snapshot.handlers.clone();
+        let stays = |name: &String| specs.contains_key(name);
+        let (live, gone) = std::mem::take(&mut inner.live)
+            .into_iter()
+            .partition(|(name, _)| stays(name));
+        inner.live = live;
+        for (name, live) in gone {
+            self.retire(live.generation);
+            inner.changed.insert(name);
+        }
+        let mut wanted = false;
+        for (name, spec) in specs {
+            let live = inner.live.entry(name).or_default();
+            live.next = match (self.step(live, &spec), std::mem::take(&mut live.next)) {
+                // Already being prepared.
+                (Some(new), PendingChange::Preparing(old, number)) if new.is_same(&old) => {
+                    PendingChange::Preparing(old, number)
+                }
+                (Some(new), _) => PendingChange::Wanted(new),
+                (None, _) => PendingChange::Nothing,
+            };
+            wanted |= matches!(live.next, PendingChange::Wanted(_));
+        }
+        wanted
+    }
+
+    /// Brings one handler to its spec, or returns the generation that this needs.
+    fn step(&self, live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) -> Option<DesiredSpec> {
+        if !spec.enabled && live.generation.is_none() {
+            live.take_over(spec);
+            return None;
+        }
+        let serving = live.generation.as_ref();
+        let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
+            Ok(found) => found,
+            // The file may have been removed from the folder while its code stays active.
+            Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
+                reset_in_place(live, spec);
+                take_over(live, spec);
+                return None;
+            }
+            Err(error) => {
+                live.end_restart(Some(&error.to_string()));
+                live.refuse(spec, None, error.to_string());
+                return None;
+            }
+        };
+        let sha256 = &artefact.identity.sha256;
+        let serves = serving.is_some_and(|generation| generation.serves(spec, sha256));
+        if serves && !live.restarting {
+            take_over(live, spec);
+            return None;
+        }
+        live.follow_gate(spec);
+        if live.was_just_refused(spec, sha256) {
+            return None;
+        }
+        Some(DesiredSpec {
+            spec: Arc::clone(spec),
+            artefact,
+            handler,
+        })
+    }
+
+    /// The next generation to prepare, and its handler's name.
+    fn take_wanted(&self) -> Option<(PrepareJob, String)> {
+        let mut inner = relock(&self.inner);
+        let (name, wanted) = inner.wanted().next()?;
+        let (name, wanted) = (name.clone(), wanted.clone());
+        let spec = &wanted.spec;
+        let key = (name.clone(), wanted.artefact.version.to_string());
+        let counters = inner
+            .counters
+            .get(&key)
+            .map(|entry| Arc::clone(&entry.counters));
+        let sharing = inner.snapshot.handlers.values().filter(|other| {
+            spec.pool.is_some() && other.pool == spec.pool && other.plugin == spec.plugin
+        });
+        let workers = sharing
+            .map(|other| other.workers)
+            .fold(spec.workers, usize::max);
+        let job = PrepareJob {
+            number: self.builder.next_number(),
+            spec: Arc::clone(spec),
+            artefact: Arc::clone(&wanted.artefact),
+            handler: wanted.handler.clone(),
+            counters: counters.unwrap_or_default(),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
+        };
+        inner.in_progress.push(Preparation::of(&job.spec));
+        if let Some(live) = inner.live.get_mut(&name) {
+            live.next = PendingChange::Preparing(wanted, job.number);
+        }
+        Some((job, name))
+    }
+
+    fn install(&self, inner: &mut Inner, name: &str, generation: Generation, job: &PrepareJob) {
+        let live = inner.live.get_mut(name);
+        let Some(live) = live.filter(|live| live.awaits(job.number)) else {
+            // The handler was removed or its spec has changed since.
+            self.retire(Some(generation));
+            return;
+        };
+        generation.status.advance(GenerationState::Active);
+        live.next = PendingChange::Nothing;
+        live.end_restart(None);
+        let old = live.generation.replace(generation);
+        live.take_over(&job.spec);
+        self.retire(old);
+        inner.changed.insert(name.to_owned());
+        let entry = CountersEntry {
+            counters: Arc::clone(&job.counters),
+            generation: job.number,
+        };
+        let key = (name.to_owned(), job.artefact.version.to_string());
+        inner.counters.insert(key, entry);
+    }
+
+    fn retire(&self, generation: Option<Generation>) {
+        if let Some(generation) = generation {
+            self.releaser.follow(generation.retire());
+        }
+    }
+}
+
+/// Removes a preparation when it ends, also by a panic.
+struct PreparationGuard<'r> {
+    inner: &'r Mutex<Inner>,
+    handler: &'r str,
+}
+
+impl Drop for PreparationGuard<'_> {
+    fn drop(&mut self) {
+        let mut inner = relock(self.inner);
+        inner.in_progress.retain(|one| one.handler != self.handler);
+    }
+}
+
+impl Inner {
+    /// Generations that are wanted and can be prepared now, by handler.
+    fn wanted(&self) -> impl Iterator<Item = (&String, &DesiredSpec)> {
+        self.live.iter().filter_map(|(name, live)| {
+            let PendingChange::Wanted(wanted) = &live.next else {
+                return None;
+            };
+            let excludes = |in_progress: &Preparation| in_progress.excludes(&wanted.spec);
+            let is_free = !self.in_progress.iter().any(excludes);
+            is_free.then_some((name, wanted))
+        })
+    }
+
+    /// Handlers that are not yet as the snapshot declares them.
+    fn preparing(&self) -> Vec<String> {
+        let waits = |(name, live): (&String, &ManagedHandler)| {
+            (!matches!(live.next, PendingChange::Nothing)).then(|| name.clone())
+        };
+        self.live.iter().filter_map(waits).collect()
+    }
+}
+
+/// Rejects the spec of `job`, if it is still wanted.
+fn refuse(inner: &mut Inner, name: &str, job: &PrepareJob, reason: String) {
+    let live = inner.live.get_mut(name);
+    if let Some(live) = live.filter(|live| live.awaits(job.number)) {
+        live.next = PendingChange::Nothing;
+        live.end_restart(Some(&reason));
+        let sha256 = job.artefact.identity.sha256.clone();
+        live.refuse(&job.spec, Some(sha256), reason);
+    }
+}
+
+/// Applies a spec that the active generation can run, unless its route matches a topic that the handler emits to.
+fn take_over(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
+    // Gate changes pass through here too: an unchanged route and config are not checked again.
+    let same = live
+        .applied
+        .as_ref()
+        .is_some_and(|old| old.route.topics == spec.route.topics && old.config == spec.config);
+    let serving = live.generation.as_ref().filter(|_| !same);
+    match serving.and_then(|generation| outputs::refusal(&generation.info, spec)) {
+        None => live.take_over_if_healthy(spec),
+        Some(reason) => live.refuse(spec, None, reason),
+    }
+}
+
+fn refusals(inner: &Inner) -> Vec<Refusal> {
+    let refusal = |(name, live): (&String, &ManagedHandler)| {
+        live.refused.as_ref().map(|refused| Refusal {
+            handler: name.clone(),
+            reason: refused.reason.clone(),
+            effect: match live.generation {
+                Some(_) => RejectionEffect::LastGoodSpec,
+                None => RejectionEffect::NotRunning,
+            },
+        })
+    };
+    inner.live.iter().filter_map(refusal).collect()
+}
+
+fn plan(inner: &mut Inner) -> HandlerTable {
+    let ready = |live: &ManagedHandler| matches!(live.next, PendingChange::Nothing);
+    if inner.live.values().all(ready) {
+        inner.applied_revision = inner.snapshot.revision;
+    }
+    let mut plan = HandlerTable {
+        revision: inner.applied_revision,
+        handlers: Vec::new(),
+    };
+    for (name, live) in &inner.live {
+        let Some(spec) = &live.applied else {
+            continue;
+        };
+        let next = HandlerIx(inner.places.len() as u32);
+        let ix = *inner.places.entry(name.clone()).or_insert(next);
+        let generation = live.generation.as_ref();
+        plan.handlers.push(HandlerPlan {
+            ix,
+            name: name.as_str().into(),
+            generation: generation.map_or(0, |g| g.number),
+            version: generation.map_or_else(|| "".into(), |g| Arc::clone(&g.version)),
+            spec: Arc::clone(spec),
+            pool: generation.map(|g| Arc::clone(&g.pool) as Arc<dyn WorkerPool>),
+            takes_batches: generation.is_some_and(|g| g.info.takes_batches),
+            keeps_key_state: generation.is_some_and(|g| g.info.keeps_key_state),
+        });
+    }
+    plan
+}

@@ -1,0 +1,62 @@
+//! The registry's report on its pools, in the types of the admin API.
+
+use sluicegate_engine::dispatch::WorkerPool;
+use sluicegate_engine::status::{HandlerState, PoolReport};
+use sluicegate_pool::pool::relock;
+
+use super::managed::ManagedHandler;
+use super::registry::{CountersEntry, Registry};
+
+impl Registry {
+    /// One entry per handler and version that was ever active; counters never decrease.
+    pub fn report(&self) -> Vec<PoolReport> {
+        let inner = relock(&self.inner);
+        let entry = |(key, entry): (&(String, String), &CountersEntry)| {
+            let (handler, version) = key;
+            one(handler, version, entry, inner.live.get(handler))
+        };
+        inner.counters.iter().map(entry).collect()
+    }
+}
+
+fn one(
+    handler: &str,
+    version: &str,
+    entry: &CountersEntry,
+    live: Option<&ManagedHandler>,
+) -> PoolReport {
+    let counts = entry.counters.stats.counts();
+    let last_error = counts.last_error.map(|error| error.message.to_string());
+    let mut report = PoolReport {
+        handler: handler.to_owned(),
+        version: version.to_owned(),
+        generation: entry.generation,
+        state: HandlerState::Draining,
+        workers: 0,
+        busy: 0,
+        quarantined: u32::try_from(counts.quarantined).unwrap_or(u32::MAX),
+        panics: counts.panics,
+        restarts: counts.restarts,
+        last_error,
+        since_ms: None,
+        durations: counts.durations,
+        emitted: entry.counters.stats.emitted().counts(),
+        metrics: entry.counters.metrics.snapshot(),
+    };
+    let serving = live.and_then(|live| live.generation.as_ref());
+    if let Some(generation) = serving.filter(|generation| &*generation.version == version) {
+        report.workers = generation.pool.workers();
+        report.busy = generation.pool.busy();
+        report.state = HandlerState::Active;
+        report.since_ms = generation.pool.failing_since_ms();
+        if let Some(why) = generation.pool.unhealthy_reason() {
+            report.state = HandlerState::Unhealthy;
+            report.last_error = Some(why.to_string());
+        }
+        if let Some(why) = generation.pool.failure() {
+            report.state = HandlerState::Failed;
+            report.last_error = Some(why.to_string());
+        }
+    }
+    report
+}

@@ -1,0 +1,193 @@
+//! The plugins folder: unreadable files and folders, files that are not plugins, change notification.
+
+use std::time::Duration;
+
+use sluicegate_config::HandlerSpec;
+use sluicegate_engine::status::ProblemKind;
+
+use super::registry::{RegistryHarness, age, put, spec};
+use crate::{Applied, FolderWatch};
+
+/// A temporarily unreadable folder (an unmounted volume, no file descriptor left) has not lost its plugins.
+#[test]
+fn temporarily_unreadable_plugins_stay_known() {
+    let mut harness = RegistryHarness::new(&[
+        ("liba.so", "copy 1.0.0 copy"),
+        ("pack/libb.so", "other 1.0.0 other"),
+    ]);
+    let folder = harness.folder.path().to_owned();
+    put(&folder, "pack/plugin.yaml", "name: other");
+    let both = |name: &str| {
+        [
+            spec("one", "*", "a"),
+            HandlerSpec {
+                plugin: "other".into(),
+                ..spec(name, "*", "a")
+            },
+        ]
+    };
+    let accepted =
+        |applied: &Applied| assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
+    accepted(&harness.apply(&both("two")));
+    assert!(harness.registry.catalogue().problems().is_empty());
+
+    let away = folder.with_extension("away");
+    std::fs::rename(&folder, &away).unwrap();
+    assert!(harness.rescan().is_none(), "nothing is removed");
+    let problem = harness.registry.catalogue().problems().remove(0);
+    assert!(problem.cause.contains("cannot be read"), "{problem:?}");
+    // A regular file in place of the folder cannot be listed either.
+    std::fs::write(&folder, "").unwrap();
+    assert!(harness.rescan().is_none());
+    let known = |plugin: &str| {
+        harness
+            .registry
+            .catalogue()
+            .find(plugin, &"*".parse().unwrap())
+    };
+    assert!(known("copy").is_ok() && known("other").is_ok());
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+    assert!(harness.rescan().is_none());
+    assert!(harness.registry.catalogue().problems().is_empty());
+
+    // The contents of an unreadable file are unknown; it is read once it is readable.
+    std::fs::write(folder.join("liba.so"), [0xff]).unwrap();
+    age(&folder.join("liba.so"));
+    assert!(harness.rescan().is_none());
+    accepted(&harness.apply(&both("two")));
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    std::os::unix::fs::symlink("liba.so", folder.join("liba.so")).unwrap();
+    assert!(harness.rescan().is_none());
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    put(&folder, "liba.so", "copy 1.1.0 copy");
+    let next = harness.rescan().unwrap();
+    assert_eq!(&*next.plan.handlers[0].version, "1.1.0");
+    std::fs::remove_file(folder.join("liba.so")).unwrap();
+    let gone = harness.rescan().unwrap();
+    assert_eq!(
+        &*gone.plan.handlers[0].version, "1.1.0",
+        "the active generation continues"
+    );
+    assert!(
+        harness
+            .registry
+            .catalogue()
+            .find("copy", &"*".parse().unwrap())
+            .is_err()
+    );
+}
+
+/// `handler build --into` and the copy of a spec may follow each other within milliseconds.
+#[test]
+fn a_plugin_file_that_is_still_new_is_waited_for_and_not_rejected() {
+    let mut harness = RegistryHarness::new(&[]);
+    std::fs::write(harness.folder.path().join("liba.so"), "copy 1.0.0 copy").unwrap();
+    let applied = harness.apply(&[spec("one", "*", "a")]);
+    assert!(applied.refusals.is_empty(), "{:?}", applied.refusals);
+    assert_eq!(&*applied.plan.handlers[0].version, "1.0.0");
+    // A missing one is rejected at once.
+    let missing = HandlerSpec {
+        plugin: "other".into(),
+        ..spec("two", "*", "a")
+    };
+    assert_eq!(harness.apply(&[missing]).refusals.len(), 1);
+}
+
+#[test]
+fn an_unreadable_file_is_reported_as_such_with_and_without_known_contents() {
+    for known in ["copy 1.0.0 copy", "?"] {
+        let harness = RegistryHarness::new(&[("liba.so", known)]);
+        let file = harness.folder.path().join("liba.so");
+        let shown = || {
+            harness.registry.catalogue().scan();
+            harness.registry.catalogue().problems()
+        };
+        assert_eq!(shown().len(), usize::from(known == "?"));
+        // Invalid UTF-8, which the runtime of these tests cannot read.
+        std::fs::write(&file, [0xff]).unwrap();
+        age(&file);
+        let [problem] = &shown()[..] else {
+            panic!("{:?}", shown());
+        };
+        assert!(problem.what.contains("cannot be read"), "{problem:?}");
+        let known_stays = problem.what.contains("stay in use");
+        assert_eq!(known_stays, known != "?", "{problem:?}");
+        assert!(problem.cause.contains("UTF-8"), "{problem:?}");
+        std::fs::remove_file(&file).unwrap();
+        assert!(shown().is_empty());
+    }
+}
+
+#[test]
+fn a_file_that_is_not_a_plugin_is_reported_until_it_is_replaced_or_removed() {
+    let harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = harness.folder.path().to_owned();
+    let shown = || harness.registry.catalogue().problems();
+    for repaired in [true, false] {
+        put(&folder, "libbroken.so", "?");
+        harness.registry.catalogue().scan();
+        let since_ms = shown()[0].since_ms;
+        harness.registry.catalogue().scan();
+        let [problem] = &shown()[..] else {
+            panic!("{:?}", shown());
+        };
+        assert_eq!(problem.kind, ProblemKind::PluginRefused);
+        assert_eq!(problem.since_ms, since_ms);
+        assert!(problem.what.contains("libbroken.so"), "{problem:?}");
+        assert!(!problem.cause.is_empty() && !problem.remedy.is_empty());
+        match repaired {
+            true => put(&folder, "libbroken.so", "b 1.0.0 b"),
+            false => std::fs::remove_file(folder.join("libbroken.so")).unwrap(),
+        }
+        harness.registry.catalogue().scan();
+        assert!(shown().is_empty(), "{:?}", shown());
+    }
+}
+
+#[test]
+fn a_non_file_with_a_plugin_name_is_reported_until_it_is_a_file() {
+    let harness = RegistryHarness::new(&[("liba.so", "copy 1.0.0 copy")]);
+    let folder = harness.folder.path().to_owned();
+    let shown = || {
+        harness.registry.catalogue().scan();
+        harness.registry.catalogue().problems()
+    };
+    let target = folder.join("not-there");
+    std::os::unix::fs::symlink(&target, folder.join("libgone.so")).unwrap();
+    std::os::unix::net::UnixListener::bind(folder.join("libsocket.so")).unwrap();
+    std::os::unix::fs::symlink(&target, folder.join("README")).unwrap();
+    let problems = shown();
+    let whats: Vec<&str> = problems.iter().map(|one| one.what.as_str()).collect();
+    assert_eq!(problems.len(), 2, "{whats:?}");
+    assert!(
+        whats
+            .iter()
+            .any(|what| what.ends_with("libgone.so` is a broken link"))
+    );
+    assert!(
+        whats
+            .iter()
+            .any(|what| what.ends_with("libsocket.so` is not a regular file"))
+    );
+    let since: Vec<i64> = problems.iter().map(|one| one.since_ms).collect();
+    let again: Vec<i64> = shown().iter().map(|one| one.since_ms).collect();
+    assert_eq!(since, again);
+    std::fs::remove_file(folder.join("libsocket.so")).unwrap();
+    put(&folder, "not-there", "b 1.0.0 b");
+    assert_eq!(shown(), []);
+}
+
+#[test]
+fn a_plugin_copied_into_the_folder_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let watch = FolderWatch::start(folder.path(), Duration::from_secs(3_600), move || {
+        // The test may be over.
+        let _ = sender.send(());
+    });
+    let watch = watch.unwrap();
+    put(folder.path(), "liba.so", "copy 1.0.0 copy");
+    assert!(receiver.recv_timeout(Duration::from_secs(20)).is_ok());
+    drop(watch);
+}

@@ -1,0 +1,122 @@
+//! Restart backoff and circuit breaker of a handler's instances. Pure; time is passed in.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Delay after the second failure in a row (the first rebuild is immediate); doubled from there on.
+const INITIAL_DELAY: Duration = Duration::from_millis(10);
+/// Upper bound of the delay.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// When a handler whose instances keep failing is tripped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartPolicy {
+    /// Failures tolerated within the window without an acknowledged record in between; one more trips the handler.
+    pub max_restarts: u32,
+    /// Length of the window.
+    pub restart_window: Duration,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self {
+            max_restarts: 10,
+            restart_window: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Reaction to a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterFailure {
+    /// Rebuild the instance after this delay.
+    Rebuild(Duration),
+    /// Trip the handler: no rebuild until a reset.
+    Trip,
+}
+
+/// Instance failures of one handler since its last acknowledged or dropped record.
+#[derive(Debug, Default)]
+pub(crate) struct RestartBackoff {
+    failures: VecDeque<Instant>,
+    streak: u32,
+}
+
+impl RestartBackoff {
+    /// Whether there are failures to clear.
+    pub(crate) fn has_failures(&self) -> bool {
+        self.streak > 0
+    }
+
+    /// Clears the failures after an acknowledged or dropped record, so that a poison record among good ones never trips the
+    /// handler.
+    pub(crate) fn clear(&mut self) {
+        self.failures.clear();
+        self.streak = 0;
+    }
+
+    /// Records that an instance failed or could not be built.
+    pub(crate) fn record_failure(&mut self, now: Instant, policy: &RestartPolicy) -> AfterFailure {
+        while self
+            .failures
+            .front()
+            .is_some_and(|&first| now.duration_since(first) > policy.restart_window)
+        {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(now);
+        self.streak = self.streak.saturating_add(1);
+        if self.failures.len() > policy.max_restarts as usize {
+            return AfterFailure::Trip;
+        }
+        let doublings = match self.streak {
+            1 => return AfterFailure::Rebuild(Duration::ZERO),
+            streak => (streak - 2).min(16),
+        };
+        AfterFailure::Rebuild((INITIAL_DELAY * (1 << doublings)).min(MAX_DELAY))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: RestartPolicy = RestartPolicy {
+        max_restarts: 3,
+        restart_window: Duration::from_secs(60),
+    };
+
+    #[test]
+    fn delays_grow_and_one_failure_over_the_limit_trips() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
+        let seen: Vec<_> = (0..4)
+            .map(|_| backoff.record_failure(now, &POLICY))
+            .collect();
+        let wait = |ms| AfterFailure::Rebuild(Duration::from_millis(ms));
+        assert_eq!(seen, [wait(0), wait(10), wait(20), AfterFailure::Trip]);
+    }
+
+    #[test]
+    fn an_acknowledged_record_in_between_clears_the_failures() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(
+                backoff.record_failure(now, &POLICY),
+                AfterFailure::Rebuild(Duration::ZERO)
+            );
+            backoff.clear();
+        }
+    }
+
+    #[test]
+    fn failures_outside_the_window_do_not_trip_and_delays_stay_bounded() {
+        let (mut backoff, start) = (RestartBackoff::default(), Instant::now());
+        for minute in 0..40u32 {
+            let after = backoff.record_failure(start + Duration::from_secs(61) * minute, &POLICY);
+            let AfterFailure::Rebuild(wait) = after else {
+                panic!("tripped by failures a minute apart");
+            };
+            assert!(wait <= MAX_DELAY);
+        }
+    }
+}

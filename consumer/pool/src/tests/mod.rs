@@ -1,0 +1,9 @@
+//! Pools against scripted plugins. No test relies on sleeps; each waits for a condition with a deadline.
+
+mod ending;
+mod ownership;
+mod pool;
+mod recall;
+mod reconfigure;
+mod sharing;
+mod watchdog;

@@ -1,0 +1,73 @@
+//! Partition notifications of instances, and their order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_engine::dispatch::{OwnedPartition, WorkerPool};
+use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
+
+use crate::pool::relock;
+use crate::tests::pool::PoolHarness;
+
+fn owned(partition: i32, epoch: u32) -> OwnedPartition {
+    OwnedPartition {
+        topic: "t".into(),
+        partition,
+        epoch,
+    }
+}
+
+fn notified(harness: &PoolHarness) -> Vec<String> {
+    relock(&harness.script.notifications).clone()
+}
+
+#[test]
+fn an_instance_is_notified_of_a_partition_before_its_first_record_and_after_its_loss() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    pool.own(&home.inbox, &[owned(0, 1), owned(1, 2)]);
+    assert!(pool.submit(batch(0, &[7]), &home.inbox).is_ok());
+    home.finished();
+    // The same partition under another epoch counts as another one.
+    pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
+    pool.own(&home.inbox, &[owned(0, 1), owned(1, 3)]);
+    until("the change is notified", || notified(&harness).len() == 5);
+    let other = Home::new();
+    pool.own(&other.inbox, &[owned(2, 1)]);
+    until("the other pump's partition is notified", || {
+        notified(&harness).len() == 6
+    });
+    pool.own(&home.inbox, &[]);
+    until("all changes are notified", || notified(&harness).len() == 8);
+    assert_eq!(
+        notified(&harness),
+        [
+            "assigned t/0 1",
+            "assigned t/1 2",
+            "called with 7",
+            "revoked t/1 2",
+            "assigned t/1 3",
+            "assigned t/2 1",
+            "revoked t/0 1",
+            "revoked t/1 3"
+        ]
+    );
+}
+
+#[test]
+fn a_later_or_rebuilt_instance_is_notified_before_its_first_call() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    pool.own(&home.inbox, &[owned(0, 1)]);
+    for (flight, offset) in [(0, 1), (1, 2)] {
+        assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
+        home.finished();
+    }
+    let once = ["assigned t/0 1", "called with 1"];
+    let again = ["assigned t/0 1", "called with 2"];
+    assert_eq!(notified(&harness), [once, again].concat());
+    until("the pool holds no reference to the pump", || {
+        Arc::strong_count(&home.inbox) == 1
+    });
+}

@@ -1,0 +1,351 @@
+//! Pools: submission, containment of panics, emits, shared threads, release.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluicegate_engine::dispatch::{Batch, PoolState, PumpMessage, WorkerPool};
+use sluicegate_engine::emit::FailureKind;
+use sluicegate_kit::plugin_doubles::{
+    Home, Producer, Script, ScriptedPlugin, Step, batch, codes, until,
+};
+use sluicegate_runtime::{HostServices, LogLevel, MetricKind, outcome_code};
+
+use crate::crew::{Crew, CrewSettings};
+use crate::pool::{HandlerPool, HandlerSetup, LiveConfig, Release, relock};
+use crate::restart::RestartPolicy;
+use crate::stats::HandlerStats;
+use crate::watchdog::CallWatchdog;
+
+struct Silent;
+
+impl HostServices for Silent {
+    fn log(&self, _level: LogLevel, _message: &str) {}
+
+    fn metric(&self, _kind: MetricKind, _name: &str, _value: f64) {}
+}
+
+/// Everything that a pool needs in a test.
+pub(super) struct PoolHarness {
+    pub(super) watchdog: CallWatchdog,
+    pub(super) producer: Arc<Producer>,
+    pub(super) script: Arc<Script>,
+    pub(super) stats: Arc<HandlerStats>,
+}
+
+impl PoolHarness {
+    pub(super) fn new(steps: &[(i64, Step)]) -> Self {
+        Self {
+            watchdog: CallWatchdog::start().unwrap(),
+            producer: Arc::default(),
+            script: Script::new(steps),
+            stats: Arc::default(),
+        }
+    }
+
+    pub(super) fn crew(&self, workers: u32) -> Arc<Crew> {
+        self.crew_with(workers, Duration::from_secs(20))
+    }
+
+    pub(super) fn crew_with(&self, workers: u32, create_timeout: Duration) -> Arc<Crew> {
+        Crew::new(settings(workers, create_timeout), &self.watchdog)
+    }
+
+    /// A crew without a watchdog: only the test calls `check`.
+    pub(super) fn unwatched(&self, workers: u32) -> Arc<Crew> {
+        let ended = CallWatchdog::start().unwrap();
+        Crew::new(settings(workers, Duration::from_secs(20)), &ended)
+    }
+
+    pub(super) fn setup(&self, name: &str) -> HandlerSetup {
+        HandlerSetup {
+            name: name.into(),
+            exported_as: "scripted".to_owned(),
+            plugin: ScriptedPlugin::new(&self.script),
+            config: LiveConfig::new("{}"),
+            provenance: None,
+            timeout: Duration::from_secs(20),
+            restart: RestartPolicy::default(),
+            services: Arc::new(Silent),
+            emitter: Arc::clone(&self.producer) as _,
+            stats: Arc::clone(&self.stats),
+        }
+    }
+
+    pub(super) fn pool(&self, workers: u32) -> Arc<HandlerPool> {
+        self.crew(workers).join_first(self.setup("one"))
+    }
+}
+
+fn settings(workers: u32, create_timeout: Duration) -> CrewSettings {
+    CrewSettings {
+        name: "test".to_owned(),
+        generation: 1,
+        workers,
+        create_timeout,
+        drain_timeout: Duration::from_secs(20),
+        health_interval: Duration::from_millis(50),
+    }
+}
+
+const ACK: u16 = outcome_code::ACK;
+const NOT_RUN: u16 = outcome_code::NOT_RUN;
+
+#[test]
+fn a_batch_is_returned_with_its_outcomes_and_counted() {
+    let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Retry)]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
+    assert!(pool.submit(batch(7, &[1, 2, 3]), &home.inbox).is_ok());
+    let back = home.finished();
+    assert_eq!(back.flight.index, 7);
+    assert_eq!(codes(&back), [ACK, outcome_code::DROP, outcome_code::RETRY]);
+    assert!(back.emits_pending.is_empty());
+    let counts = harness.stats.counts();
+    assert_eq!((counts.batches, counts.in_flight), (1, 0));
+    assert_eq!(counts.durations.buckets.iter().sum::<u64>(), 3);
+    assert_eq!(harness.script.living(), 1, "one worker was needed");
+}
+
+#[test]
+fn one_batch_waits_behind_each_running_one_and_room_is_notified() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
+    for flight in 0..4 {
+        assert!(pool.submit(batch(flight, &[1]), &home.inbox).is_ok());
+    }
+    let refused = pool.submit(batch(4, &[1]), &home.inbox).unwrap_err();
+    assert_eq!(refused.flight.index, 4);
+    harness.script.open("go");
+    home.pool_free();
+    assert!(pool.submit(refused, &home.inbox).is_ok());
+    let mut flights: Vec<_> = (0..5).map(|_| home.finished().flight.index).collect();
+    flights.sort_unstable();
+    assert_eq!(flights, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_batch_bound_to_a_worker_runs_on_no_other() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("go"))]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
+    let bound = |flight, offset| {
+        let mut batch = batch(flight, &[offset]);
+        batch.worker = Some(1);
+        batch
+    };
+    assert!(pool.submit(bound(0, 1), &home.inbox).is_ok());
+    assert!(pool.submit(bound(1, 2), &home.inbox).is_ok());
+    assert!(pool.submit(bound(2, 3), &home.inbox).is_err());
+    assert!(pool.submit(batch(3, &[4]), &home.inbox).is_ok());
+    assert_eq!(home.finished().flight.index, 3, "the other worker is free");
+    harness.script.open("go");
+    assert_eq!(home.finished().flight.index, 0);
+    assert_eq!(home.finished().flight.index, 1);
+    home.pool_free();
+}
+
+#[test]
+fn a_panic_drops_the_instance_and_the_rest_of_the_batch_is_not_run() {
+    let harness = PoolHarness::new(&[(2, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    assert!(pool.submit(batch(0, &[1, 2, 3]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(1, &[4]), &home.inbox).is_ok());
+    let back = home.finished();
+    assert_eq!(codes(&back), [ACK, outcome_code::PANICKED, NOT_RUN]);
+    assert_eq!(codes(&home.finished()), [ACK], "rebuilt at once");
+    until("the spent instance is dropped", || {
+        harness.script.living() == 1
+    });
+    let counts = harness.stats.counts();
+    assert_eq!((counts.panics, counts.restarts), (1, 1));
+    assert_eq!(&*counts.last_error.unwrap().message, "scripted panic");
+}
+
+/// Submits until the pool accepts the batch.
+fn give(pool: &HandlerPool, home: &mut Home, mut batch: Box<Batch>) {
+    while let Err(refused) = pool.submit(batch, &home.inbox) {
+        assert_eq!(pool.state(), PoolState::Active);
+        home.pool_free();
+        batch = refused;
+    }
+}
+
+#[test]
+fn failures_without_an_acknowledged_record_trip_the_handler_and_a_reset_recovers_it() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let mut setup = harness.setup("one");
+    setup.restart.max_restarts = 3;
+    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
+    for flight in 0..4 {
+        give(&pool, &mut home, batch(flight, &[1]));
+        assert_eq!(codes(&home.finished()), [outcome_code::PANICKED]);
+    }
+    assert_eq!(pool.state(), PoolState::Failed);
+    let why = pool.failure().unwrap();
+    assert!(
+        why.contains("failed 4 times") && why.contains("scripted panic"),
+        "{why}"
+    );
+    let refused = pool.submit(batch(4, &[2]), &home.inbox).unwrap_err();
+    pool.reset();
+    home.pool_free();
+    give(&pool, &mut home, refused);
+    assert_eq!(codes(&home.finished()), [ACK]);
+}
+
+#[test]
+fn an_inbox_refused_by_a_tripped_handler_is_notified_after_a_reset() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let mut setup = harness.setup("one");
+    setup.restart.max_restarts = 0;
+    let (crew, mut home) = (harness.crew(1), Home::new());
+    let pool = crew.join_first(setup);
+    give(&pool, &mut home, batch(0, &[1]));
+    home.finished();
+    assert_eq!(pool.state(), PoolState::Failed);
+    home.forget_room();
+    for flight in 1..4 {
+        assert!(pool.submit(batch(flight, &[2]), &home.inbox).is_err());
+        crew.check(Instant::now());
+        assert!(!home.forget_room(), "there is no room to report");
+    }
+    pool.reset();
+    assert!(home.forget_room());
+}
+
+#[test]
+fn a_poison_record_among_good_ones_never_trips() {
+    let harness = PoolHarness::new(&[(1, Step::Panic)]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    for flight in 0..50 {
+        give(&pool, &mut home, batch(flight, &[0, 1]));
+        assert_eq!(codes(&home.finished()), [ACK, outcome_code::PANICKED]);
+    }
+    assert_eq!(pool.state(), PoolState::Active);
+    assert_eq!(harness.stats.counts().panics, 50);
+}
+
+#[test]
+fn a_failed_creation_returns_its_batch_unprocessed() {
+    let harness = PoolHarness::new(&[]);
+    harness.script.failing_creations.store(2, Ordering::SeqCst);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    for flight in 0..2 {
+        give(&pool, &mut home, batch(flight, &[1, 2]));
+        assert_eq!(codes(&home.finished()), [NOT_RUN, NOT_RUN]);
+    }
+    give(&pool, &mut home, batch(2, &[1]));
+    assert_eq!(codes(&home.finished()), [ACK]);
+}
+
+#[test]
+fn every_final_outcome_emits_and_waits_for_the_producer() {
+    let harness = PoolHarness::new(&[
+        (1, Step::Emit("acked")),
+        (2, Step::EmitThen("never", outcome_code::RETRY)),
+        (3, Step::EmitThen("dropped", outcome_code::DROP)),
+        (4, Step::EmitThen("lettered", outcome_code::DEAD_LETTER)),
+    ]);
+    harness.producer.full_for.store(3, Ordering::SeqCst);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    assert!(pool.submit(batch(0, &[0, 1, 2, 3, 4]), &home.inbox).is_ok());
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.push(home.next("message", |message| match message {
+            PumpMessage::Finished(batch) => Ok(format!("finished {:?}", batch.emits_pending)),
+            PumpMessage::Produced { entry, refused, .. } => {
+                Ok(format!("produced {} {}", entry.index, refused.is_none()))
+            }
+            other => Err(other),
+        }));
+    }
+    assert_eq!(
+        order,
+        [
+            "finished [false, true, false, true, true]",
+            "produced 1 true",
+            "produced 3 true",
+            "produced 4 true"
+        ]
+    );
+    let topics = relock(&harness.producer.topics);
+    assert_eq!(*topics, ["acked", "dropped", "lettered"]);
+}
+
+#[test]
+fn emits_without_room_in_time_are_kept_for_the_pump() {
+    let harness = PoolHarness::new(&[(1, Step::Emit("out")), (2, Step::Emit("out"))]);
+    harness.producer.full_for.store(u32::MAX, Ordering::SeqCst);
+    let mut setup = harness.setup("one");
+    setup.timeout = Duration::from_millis(50);
+    let (pool, mut home) = (harness.crew(1).join_first(setup), Home::new());
+    assert!(pool.submit(batch(0, &[1, 2]), &home.inbox).is_ok());
+    assert_eq!(home.finished().emits_pending, [true, true]);
+    for entry_index in [0, 1] {
+        let (entry, refused) = home.next("answer", |message| match message {
+            PumpMessage::Produced { entry, refused, .. } => Ok((entry, refused)),
+            other => Err(other),
+        });
+        assert_eq!(entry.index, entry_index);
+        let refused = refused.unwrap();
+        assert_eq!(refused.failure.kind, FailureKind::Cluster);
+        assert_eq!(&*refused.failure.error, "the producer's queue is full");
+        assert_eq!((refused.first, refused.group.records().len()), (0, 1));
+        let kept = &refused.group.records()[0];
+        assert_eq!(kept.value.as_deref(), Some(b"emitted".as_slice()));
+    }
+}
+
+#[test]
+fn a_dropped_pool_drains_and_drops_its_instances_and_stops_its_threads() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    home.finished();
+    let watch = pool.release_watch();
+    assert_eq!(watch.wait(Instant::now()), Release::Unfinished);
+    drop(pool);
+    let release = watch.wait(Instant::now() + Duration::from_secs(20));
+    assert_eq!(release, Release::Clean);
+    assert_eq!(harness.script.living(), 0);
+    assert_eq!(
+        harness.script.drained.load(Ordering::SeqCst),
+        harness.script.built.load(Ordering::SeqCst)
+    );
+}
+
+#[test]
+fn an_unhealthy_instance_is_reported_until_it_recovers() {
+    let harness = PoolHarness::new(&[]);
+    let mut setup = harness.setup("one");
+    setup.timeout = Duration::from_millis(100);
+    let pool = harness.crew(1).join_first(setup);
+    pool.probe(true, Duration::from_secs(20)).unwrap();
+    assert_eq!(pool.unhealthy_reason(), None);
+    harness.script.unhealthy.store(true, Ordering::SeqCst);
+    until("it is reported", || pool.unhealthy_reason().is_some());
+    assert_eq!(pool.state(), PoolState::Active, "it still takes records");
+    let message = harness.stats.counts().last_error.unwrap().message;
+    assert_eq!(&*message, "unhealthy: scripted to be unhealthy");
+    harness.script.unhealthy.store(false, Ordering::SeqCst);
+    until("it has recovered", || pool.unhealthy_reason().is_none());
+}
+
+#[test]
+fn a_probe_reports_refused_configs_and_unhealthy_instances() {
+    let harness = PoolHarness::new(&[]);
+    let crew = harness.crew(1);
+    let probe = |config: &str| {
+        let mut setup = harness.setup("one");
+        setup.config = LiveConfig::new(config);
+        let pool = crew.join_first(setup);
+        (pool.probe(false, Duration::from_secs(20)), pool)
+    };
+    let (healthy, _keeps_the_crew) = probe("{}");
+    assert_eq!(healthy, Ok(()));
+    let (refused, _) = probe("refuse");
+    assert!(refused.unwrap_err().contains("config refused"));
+    let (unhealthy, _) = probe("unhealthy");
+    assert!(unhealthy.unwrap_err().contains("scripted to be unhealthy"));
+    until("nothing is kept", || harness.script.living() == 0);
+}

@@ -1,0 +1,151 @@
+//! New configs for running instances: applied between two batches, refused without side effects, never applied in part.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sluicegate_engine::dispatch::WorkerPool;
+use sluicegate_kit::plugin_doubles::{Home, Step, batch, until};
+
+use crate::pool::{ConfigNotTaken, HandlerPool, relock};
+use crate::tests::pool::PoolHarness;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn configs(harness: &PoolHarness) -> Vec<String> {
+    relock(&harness.script.configs).clone()
+}
+
+/// Two instances, of which one is in a call until the gate `long` opens.
+fn two_instances() -> (PoolHarness, Arc<HandlerPool>, Home) {
+    let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
+    let (pool, mut home) = (harness.pool(2), Home::new());
+    for (flight, offset) in [(0, 1), (1, 2)] {
+        assert!(pool.submit(batch(flight, &[offset]), &home.inbox).is_ok());
+    }
+    home.finished();
+    (harness, pool, home)
+}
+
+#[test]
+fn every_instance_takes_the_config_and_a_busy_one_takes_it_after_its_call() {
+    let (harness, pool, mut home) = two_instances();
+    pool.reconfigure("new", TIMEOUT).unwrap();
+    let built = ["built with {}", "built with {}", "took new"];
+    assert_eq!(
+        configs(&harness),
+        built,
+        "the other one is still in its call"
+    );
+    harness.script.open("long");
+    home.finished();
+    until("the other one takes it", || configs(&harness).len() == 4);
+    assert_eq!(configs(&harness)[3], "took new");
+    assert_eq!(harness.script.living(), 2);
+}
+
+#[test]
+fn a_refused_config_leaves_the_instance_unchanged() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    pool.probe(true, TIMEOUT).unwrap();
+    let refused = pool.reconfigure("refuse", TIMEOUT).unwrap_err();
+    let reason = "config refused: at /refuse: not allowed".to_owned();
+    assert_eq!(refused, ConfigNotTaken::Refused(reason));
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&harness), ["built with {}"]);
+    assert_eq!(harness.script.living(), 1);
+}
+
+#[test]
+fn an_instance_that_fails_or_is_unhealthy_with_a_config_is_rebuilt_with_the_old_one() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    pool.probe(true, TIMEOUT).unwrap();
+    for (flight, (config, why)) in [
+        ("spend", "scripted panic"),
+        ("unhealthy", "health check failed"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let refused = pool.reconfigure(config, TIMEOUT).unwrap_err();
+        assert!(
+            matches!(&refused, ConfigNotTaken::Refused(reason) if reason.contains(why)),
+            "{refused:?}"
+        );
+        assert_eq!(harness.script.living(), 0);
+        let work = batch(flight as u32, &[1]);
+        assert!(pool.submit(work, &home.inbox).is_ok());
+        home.finished();
+        assert_eq!(configs(&harness).last().unwrap(), "built with {}");
+    }
+    assert_eq!(harness.script.built.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn an_instance_that_refuses_an_accepted_config_is_rebuilt_with_it() {
+    let (harness, pool, mut home) = two_instances();
+    pool.reconfigure("first-only", TIMEOUT).unwrap();
+    harness.script.open("long");
+    home.finished();
+    until("the other one is dropped", || harness.script.living() == 1);
+    // Bound to each worker, so that both have an instance again.
+    for worker in 0..2 {
+        let mut bound = batch(worker, &[3]);
+        bound.worker = Some(worker);
+        assert!(pool.submit(bound, &home.inbox).is_ok());
+        home.finished();
+    }
+    assert_eq!(
+        configs(&harness)[2..],
+        ["took first-only", "built with first-only"]
+    );
+}
+
+#[test]
+fn a_pool_without_instances_builds_one_with_the_new_config() {
+    let harness = PoolHarness::new(&[]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    assert!(pool.reconfigure("refuse", TIMEOUT).is_err());
+    pool.reconfigure("new", TIMEOUT).unwrap();
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&harness), ["built with new"]);
+}
+
+#[test]
+fn busy_workers_are_not_waited_for_and_take_no_config_later() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("long"))]);
+    let (pool, mut home) = (harness.pool(1), Home::new());
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    until("the call runs", || pool.busy() == 1);
+    let soon = Duration::from_millis(50);
+    assert_eq!(pool.reconfigure("new", soon), Err(ConfigNotTaken::Busy));
+    harness.script.open("long");
+    home.finished();
+    assert!(pool.submit(batch(1, &[2]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&harness), ["built with {}"]);
+}
+
+#[test]
+fn an_instance_that_hangs_on_a_config_is_abandoned_and_its_late_return_has_no_effect() {
+    let harness = PoolHarness::new(&[]);
+    let crew = harness.crew_with(1, Duration::from_millis(100));
+    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    pool.probe(true, TIMEOUT).unwrap();
+    let refused = pool.reconfigure("hang-take", TIMEOUT).unwrap_err();
+    assert!(
+        matches!(&refused, ConfigNotTaken::Refused(reason) if reason.contains("100ms")),
+        "{refused:?}"
+    );
+    harness.script.open("take");
+    until("the late instance is dropped", || {
+        harness.script.living() == 0
+    });
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    home.finished();
+    assert_eq!(configs(&harness).last().unwrap(), "built with {}");
+}

@@ -1,0 +1,234 @@
+//! Calls that hang: what is reported, what continues, late returns, and the limit.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluicegate_engine::dispatch::{Inbox, PoolState, PumpMessage, WorkerPool};
+use sluicegate_engine::source::Wake;
+use sluicegate_kit::plugin_doubles::{Home, Script, Step, batch, codes, until};
+use sluicegate_runtime::outcome_code;
+
+use crate::crew::Crew;
+use crate::pool::{HandlerPool, HandlerSetup, LiveConfig, Release, relock};
+use crate::tests::pool::PoolHarness;
+
+const ACK: u16 = outcome_code::ACK;
+
+fn short(harness: &PoolHarness, name: &str) -> HandlerSetup {
+    let mut setup = harness.setup(name);
+    setup.timeout = Duration::from_millis(100);
+    setup
+}
+
+fn pool(harness: &PoolHarness, workers: u32) -> (Arc<Crew>, Arc<HandlerPool>) {
+    let crew = harness.crew(workers);
+    let pool = crew.join_first(short(harness, "one"));
+    (crew, pool)
+}
+
+/// The flight that timed out, and the outcome codes of its finished records.
+fn timed_out_call(home: &mut Home) -> (u32, Vec<u16>) {
+    home.next("timed-out call", |message| match message {
+        PumpMessage::CallTimedOut { flight, completed } => {
+            let codes = completed.iter().map(|outcome| outcome.code).collect();
+            Ok((flight.index, codes))
+        }
+        other => Err(other),
+    })
+}
+
+#[test]
+fn a_hung_call_is_cancelled_then_reported_with_its_finished_records() {
+    let harness = PoolHarness::new(&[(2, Step::Drop), (3, Step::Hang("never"))]);
+    let ((_crew, pool), mut home) = (pool(&harness, 1), Home::new());
+    let started = Instant::now();
+    assert!(pool.submit(batch(0, &[1, 2, 3, 4]), &home.inbox).is_ok());
+    assert!(pool.submit(batch(1, &[5]), &home.inbox).is_ok());
+    assert_eq!(
+        timed_out_call(&mut home),
+        (0, vec![ACK, outcome_code::DROP])
+    );
+    assert!(started.elapsed() >= Duration::from_millis(100));
+    let next = home.finished();
+    assert_eq!(next.flight.index, 1, "a new worker took the next batch");
+    assert_eq!(codes(&next), [ACK]);
+    let counts = harness.stats.counts();
+    assert_eq!((counts.quarantined, counts.in_flight), (1, 0));
+
+    harness.script.open("never");
+    let late = home.finished();
+    assert_eq!((late.flight.index, late.records.len()), (0, 4));
+    assert!(late.cancel.is_set());
+    assert_eq!(
+        codes(&late),
+        [outcome_code::NOT_RUN; 4],
+        "late outcomes do not count"
+    );
+    assert_eq!(
+        *relock(&harness.script.started),
+        [1, 2, 3, 5],
+        "4 never starts"
+    );
+    until("the old thread has dropped its instance", || {
+        harness.script.living() == 1
+    });
+}
+
+/// Another pump's slow waker: the call at gate `b` ends while it runs.
+struct SlowWaker(Arc<Script>);
+
+impl Wake for SlowWaker {
+    fn wake(&self) {
+        self.0.open("b");
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while self.0.dropped.load(Ordering::SeqCst) == 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_call_that_returns_while_it_is_abandoned_counts_as_a_whole_or_not_at_all() {
+    let harness = PoolHarness::new(&[
+        (1, Step::Hang("a")),
+        (3, Step::Hang("b")),
+        (2, Step::Emit("out")),
+    ]);
+    let crew = harness.crew(2);
+    let (pool, mut home) = (crew.join_first(harness.setup("one")), Home::new());
+    let other = Arc::new(Inbox::new());
+    other.set_waker(Arc::new(SlowWaker(Arc::clone(&harness.script))));
+    for (worker, offsets, home) in [(0, &[1][..], &other), (1, &[2, 3], &home.inbox)] {
+        let mut batch = batch(worker, offsets);
+        batch.worker = Some(worker);
+        assert!(pool.submit(batch, home).is_ok());
+    }
+    until("both hang", || {
+        let started = relock(&harness.script.started);
+        started.contains(&1) && started.contains(&3)
+    });
+    let late = Instant::now() + Duration::from_secs(3_600);
+    crew.check(late);
+    crew.check(late + Duration::from_secs(3_600));
+    let (abandoned, codes) = home.next("message", |message| match message {
+        PumpMessage::CallTimedOut { completed, .. } => {
+            Ok((true, completed.iter().map(|o| o.code).collect()))
+        }
+        PumpMessage::Finished(batch) => Ok((false, codes(&batch))),
+        other => Err(other),
+    });
+    let emitted = || relock(&harness.producer.topics).len();
+    if abandoned {
+        assert_eq!(codes, [ACK]);
+        let late = home.finished();
+        assert_eq!(
+            sluicegate_kit::plugin_doubles::codes(&late),
+            [outcome_code::NOT_RUN; 2]
+        );
+        assert_eq!(emitted(), 0, "uncounted records emit nothing");
+    } else {
+        // It had already returned: it counts as a whole.
+        assert_eq!((codes, emitted()), (vec![ACK; 2], 1));
+    }
+    harness.script.open("a");
+}
+
+#[test]
+fn a_slow_batch_whose_records_are_each_in_time_is_not_cancelled() {
+    let gates = ["a", "b", "c", "d"];
+    let steps: Vec<_> = (0..4).map(|i| (i as i64, Step::Hang(gates[i]))).collect();
+    let harness = PoolHarness::new(&steps);
+    let setup = harness.setup("one");
+    let timeout = setup.timeout;
+    // Only the test checks the calls, on its own clock.
+    let (crew, mut home) = (harness.unwatched(1), Home::new());
+    let pool = crew.join_first(setup);
+    assert!(pool.submit(batch(0, &[0, 1, 2, 3]), &home.inbox).is_ok());
+    let mut now = Instant::now();
+    for (index, gate) in gates.into_iter().enumerate() {
+        until("the record has started", || {
+            relock(&harness.script.started).len() == index + 1
+        });
+        for _ in 0..3 {
+            crew.check(now);
+            now += timeout / 4;
+        }
+        harness.script.open(gate);
+    }
+    let finished = home.finished();
+    assert_eq!(codes(&finished), [ACK; 4]);
+    assert!(
+        !finished.cancel.is_set(),
+        "it took three times its timeout in all"
+    );
+    assert_eq!(harness.stats.counts().quarantined, 0);
+}
+
+#[test]
+fn other_workers_and_batches_of_a_hanging_handler_continue() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
+    let ((_crew, pool), mut home) = (pool(&harness, 2), Home::new());
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    for flight in 1..20 {
+        let mut next = batch(flight, &[2]);
+        while let Err(refused) = pool.submit(next, &home.inbox) {
+            home.pool_free();
+            next = refused;
+        }
+        assert_eq!(home.finished().flight.index, flight);
+    }
+    assert_eq!(timed_out_call(&mut home).0, 0);
+    harness.script.open("never");
+    assert_eq!(home.finished().flight.index, 0);
+}
+
+#[test]
+fn too_many_hung_calls_trip_only_their_own_handler() {
+    let harness = PoolHarness::new(&[(1, Step::Hang("never"))]);
+    let ((crew, bad), mut home) = (pool(&harness, 1), Home::new());
+    let good = crew.join(short(&harness, "two")).ok().unwrap();
+    for flight in 0..4 {
+        assert_eq!(bad.state(), PoolState::Active);
+        assert!(bad.submit(batch(flight, &[1]), &home.inbox).is_ok());
+        assert_eq!(timed_out_call(&mut home).0, flight);
+    }
+    assert_eq!(bad.state(), PoolState::Failed);
+    let why = bad.failure().unwrap();
+    for said in ["too many hung calls", "`sluicegate handlers restart one`"] {
+        assert!(why.contains(said), "{why}");
+    }
+    assert!(bad.submit(batch(9, &[2]), &home.inbox).is_err());
+    assert_eq!(good.state(), PoolState::Active);
+    assert!(good.submit(batch(5, &[2]), &home.inbox).is_ok());
+    assert_eq!(home.finished().flight.index, 5);
+
+    let watch = bad.release_watch();
+    drop(bad);
+    let release = watch.wait(Instant::now() + Duration::from_secs(20));
+    assert_eq!(release, Release::Quarantined, "its threads still hang");
+    harness.script.open("never");
+    let mut late: Vec<_> = (0..4).map(|_| home.finished().flight.index).collect();
+    late.sort_unstable();
+    assert_eq!(late, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_hung_creation_returns_its_batch_and_abandons_its_thread() {
+    let harness = PoolHarness::new(&[]);
+    let mut setup = harness.setup("one");
+    setup.config = LiveConfig::new("hang-create");
+    setup.timeout = Duration::from_millis(100);
+    let crew = harness.crew_with(1, Duration::from_millis(100));
+    let (pool, mut home) = (crew.join_first(setup), Home::new());
+    assert!(pool.submit(batch(0, &[1]), &home.inbox).is_ok());
+    assert_eq!(codes(&home.finished()), [outcome_code::NOT_RUN]);
+    assert_eq!(harness.stats.counts().quarantined, 1);
+    harness.script.open("create");
+    let mut again = batch(1, &[1]);
+    while let Err(refused) = pool.submit(again, &home.inbox) {
+        home.pool_free();
+        again = refused;
+    }
+    assert_eq!(codes(&home.finished()), [ACK]);
+}

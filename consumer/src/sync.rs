@@ -1,4 +1,0 @@
-//! Locks and atomics of state shared between threads; the models in `consumer/loom` replace them with loom's.
-
-pub(crate) use std::sync::atomic::AtomicU32;
-pub(crate) use std::sync::{Mutex, MutexGuard};
