@@ -12,14 +12,13 @@
 //! generated from the same tables, so a field that is read without being in its table is missing there and rejected as
 //! unknown.
 //!
-//! [`spec`] and [`service`] are the typed results, [`problem`] lists errors with their positions, the service acts on a
-//! [`snapshot`], and [`mod@diff`] describes what changed. [`control`] has the keys of a store and their values. Nothing
+//! [`spec`] and [`service`] are the typed results, [`problem`] lists errors with their positions, and the service acts on
+//! a [`snapshot`]. [`control`] has the keys of a store and their values. Nothing
 //! here opens a store or depends on another crate of the workspace: stores are `sluicegate-store`, sources and fleet
 //! commands `sluicegate-sync`, the bridge `sluicegate-bridge`. None of them needs Kafka or a plugin.
 
 pub mod bounded_file;
 pub mod control;
-pub mod diff;
 pub mod document;
 mod environment;
 pub mod escape;
@@ -31,7 +30,6 @@ pub mod service;
 pub mod snapshot;
 pub mod spec;
 
-pub use diff::{Change, diff};
 pub use environment::Environment;
 pub use problem::{Problem, Problems};
 pub use secret::Secret;

@@ -17,6 +17,7 @@ use sluicegate_pool::pool::relock;
 use sluicegate_pool::{HandlerPool, HandlerStats, ReleaseWatch};
 use sluicegate_runtime::{HandlerInfo, LoadedPlugin};
 
+use super::reconcile::{Required, Serving, required};
 use super::services::UserMetrics;
 
 /// State of a generation.
@@ -165,40 +166,19 @@ impl fmt::Debug for Generation {
 }
 
 impl Generation {
-    /// Whether it can stay active under `spec` with the code of hash `sha256`: at most settings that only pumps read changed.
-    pub fn serves(&self, spec: &HandlerSpec, sha256: &str) -> bool {
-        self.code.sha256 == sha256 && self.is_built_for(spec)
-    }
-
-    /// Whether its instances can take the config of `spec` in place, with no other difference between the specs. A tripped or
-    /// unhealthy generation is replaced instead.
-    pub fn takes_config_of(&self, spec: &HandlerSpec, sha256: &str) -> bool {
-        let same_config = HandlerSpec {
-            config: self.spec.config.clone(),
-            ..spec.clone()
-        };
-        self.info.takes_config
+    /// What `spec` requires while it serves; `found` as for [`required`].
+    pub fn required(&self, spec: &HandlerSpec, found: Option<&str>) -> Required {
+        // A tripped or unhealthy generation is replaced instead of reconfigured.
+        let takes_config = self.info.takes_config
             && self.pool.failure().is_none()
-            && self.pool.unhealthy_reason().is_none()
-            && self.serves(&same_config, sha256)
-    }
-
-    /// Whether it can stay active under `spec` although its artefact is no longer in the folder.
-    pub fn still_fits(&self, spec: &HandlerSpec) -> bool {
-        let version = semver::Version::parse(&self.version);
-        version.is_ok_and(|version| spec.version.matches(&version)) && self.is_built_for(spec)
-    }
-
-    fn is_built_for(&self, spec: &HandlerSpec) -> bool {
-        let mine = &*self.spec;
-        mine.plugin == spec.plugin
-            && mine.order == spec.order
-            && mine.workers == spec.workers
-            && mine.pool == spec.pool
-            && mine.max_in_flight == spec.max_in_flight
-            && mine.timeout == spec.timeout
-            && mine.restart == spec.restart
-            && mine.config == spec.config
+            && self.pool.unhealthy_reason().is_none();
+        let serving = Serving {
+            spec: &self.spec,
+            sha256: &self.code.sha256,
+            version: &self.version,
+            takes_config,
+        };
+        required(Some(serving), spec, found)
     }
 
     /// Retires it: its instances are dropped once their last batch has been returned.

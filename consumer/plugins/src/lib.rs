@@ -18,10 +18,12 @@
 
 mod build;
 pub mod catalogue;
+mod changes;
 mod folder;
 pub mod generation;
 mod managed;
 mod outputs;
+pub mod reconcile;
 pub mod redaction;
 pub mod registry;
 pub mod release;
@@ -35,6 +37,7 @@ pub mod watch;
 mod tests;
 
 pub use catalogue::Catalogue;
+pub use changes::Settled;
 pub use generation::GenerationState;
 pub use registry::{Applied, Refusal, Registry, RegistrySettings};
 pub use restarting::{RestartRefusal, RestartState};

@@ -37,9 +37,11 @@ use sluicegate_runtime::HandlerRuntime;
 
 use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
+use super::changes::Settled;
 use super::generation::{Generation, GenerationState, VersionCounters};
 use super::managed::{DesiredSpec, ManagedHandler, PendingChange};
 use super::outputs;
+use super::reconcile::Required;
 use super::release::Releaser;
 use super::restarting::reset_in_place;
 use super::table::{HandlerPlan, HandlerTable};
@@ -106,7 +108,7 @@ pub struct Registry {
 }
 
 pub(super) struct Inner {
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     pub(super) live: BTreeMap<String, ManagedHandler>,
     places: HashMap<String, HandlerIx>,
     /// By handler and version; kept after a generation is released, so that counters never decrease.
@@ -189,10 +191,10 @@ impl Registry {
         self.current()
     }
 
-    /// Applies what needs no new generation: gates, routes, removals. Returns whether generations are left to prepare with
-    /// [`Registry::prepare_next`]. Does not wait for plugins, except that a spec whose plugin is missing waits up to half a
+    /// Applies what needs no new generation: gates, routes, removals. Says what changed, and whether generations are left to
+    /// prepare with [`Registry::prepare_next`]. Does not wait for plugins, except that a spec whose plugin is missing waits up to half a
     /// second for files that are still being written, since one of them may be that plugin.
-    pub fn settle(&self, snapshot: &Snapshot) -> bool {
+    pub fn settle(&self, snapshot: &Snapshot) -> Settled {
         self.catalogue
             .scan_settled(NEW_PLUGIN_TIMEOUT, |catalogue| {
                 let is_found = |spec: &Arc<HandlerSpec>| {
@@ -201,8 +203,12 @@ impl Registry {
                 snapshot.handlers.values().all(is_found)
             });
         let mut inner = relock(&self.inner);
-        inner.snapshot = snapshot.clone();
-        self.converge(&mut inner)
+        let before = std::mem::replace(&mut inner.snapshot, snapshot.clone());
+        let prepares = self.converge(&mut inner);
+        Settled {
+            changes: inner.changes_since(&before),
+            prepares,
+        }
     }
 
     /// Rescans the plugins folder, for artefacts that serve the last snapshot better, and retries rejected specs that are due.
@@ -299,8 +305,8 @@ impl Registry {
         let inner = relock(&self.inner);
         let live = inner.live.get(name).filter(|live| !live.restarting)?;
         let generation = live.generation.as_ref()?;
-        let sha256 = &job.artefact.identity.sha256;
-        let takes = generation.takes_config_of(&job.spec, sha256)
+        let found = Some(job.artefact.identity.sha256.as_str());
+        let takes = generation.required(&job.spec, found) == Required::Reconfigure
             && outputs::refusal(&generation.info, &job.spec).is_none();
         takes.then(|| Arc::clone(&generation.pool))
     }
@@ -395,7 +401,7 @@ impl Registry {
         let (artefact, handler) = match self.catalogue.find(&spec.plugin, &spec.version) {
             Ok(found) => found,
             // The file may have been removed from the folder while its code stays active.
-            Err(_) if serving.is_some_and(|generation| generation.still_fits(spec)) => {
+            Err(_) if runs(serving, spec, None) => {
                 reset_in_place(live, spec);
                 take_over(live, spec);
                 return None;
@@ -407,8 +413,7 @@ impl Registry {
             }
         };
         let sha256 = &artefact.identity.sha256;
-        let serves = serving.is_some_and(|generation| generation.serves(spec, sha256));
-        if serves && !live.restarting {
+        if runs(serving, spec, Some(sha256)) && !live.restarting {
             take_over(live, spec);
             return None;
         }
@@ -517,6 +522,11 @@ impl Inner {
         };
         self.live.iter().filter_map(waits).collect()
     }
+}
+
+/// Whether the serving generation runs `spec`, with at most another handler table.
+fn runs(serving: Option<&Generation>, spec: &HandlerSpec, found: Option<&str>) -> bool {
+    serving.is_some_and(|generation| generation.required(spec, found) == Required::Nothing)
 }
 
 /// Rejects the spec of `job`, if it is still wanted.

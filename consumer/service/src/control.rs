@@ -16,8 +16,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use sluicegate_config::Snapshot;
 use sluicegate_config::service::HandlersConfig;
-use sluicegate_config::{Snapshot, diff};
 use sluicegate_engine::routing::{LeftOut, RoutingIndex, Subscription};
 use sluicegate_engine::source::SourceError;
 use sluicegate_kafka::ClientSettings;
@@ -237,10 +237,11 @@ impl Controller {
 
     /// Applies the parts of a snapshot that need no preparation, such as gates; the preparer threads do the rest.
     fn apply(&mut self, snapshot: Arc<Snapshot>, preparer: &Preparer) {
-        for change in diff(&self.snapshot, &snapshot) {
-            tracing::info!(handler = change.handler(), revision = snapshot.revision, %change, "spec changed in the source");
+        let settled = self.registry.settle(&snapshot);
+        for (handler, change) in &settled.changes {
+            tracing::info!(handler, revision = snapshot.revision, %change, "spec changed in the source");
         }
-        if self.registry.settle(&snapshot) {
+        if settled.prepares {
             preparer.wake();
         }
         self.activate_current(snapshot);

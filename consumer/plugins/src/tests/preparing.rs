@@ -14,17 +14,26 @@ fn gates_apply_while_another_handler_is_slow_to_start() {
     let specs = [closed, spec("slow", "*", "hang-create")];
     let registry = &harness.registry;
     std::thread::scope(|scope| {
-        assert!(registry.settle(&Snapshot::new(2, specs.iter().cloned())));
+        assert!(
+            registry
+                .settle(&Snapshot::new(2, specs.iter().cloned()))
+                .prepares
+        );
         let preparing = scope.spawn(|| registry.prepare_next());
         until("the slow one is being built", || {
-            registry.report().len() == 1 && !registry.settle(&Snapshot::new(3, specs.clone()))
+            registry.report().len() == 1
+                && !registry.settle(&Snapshot::new(3, specs.clone())).prepares
         });
         let now = registry.current();
         assert_eq!(now.plan.handlers.len(), 1);
         assert!(!now.plan.handlers[0].spec.enabled);
         assert_eq!(now.plan.revision, 1, "a later one is not fully applied");
         // It is no longer wanted once it is ready.
-        assert!(!registry.settle(&Snapshot::new(4, [spec("quick", "*", "a")])));
+        assert!(
+            !registry
+                .settle(&Snapshot::new(4, [spec("quick", "*", "a")]))
+                .prepares
+        );
         harness.runtime.script.open("create");
         assert!(preparing.join().unwrap());
     });
@@ -44,7 +53,7 @@ fn a_handler_that_is_slow_to_start_delays_no_other() {
     let slow = |config: &str| spec("a-slow", "*", config);
     std::thread::scope(|scope| {
         let specs = [slow("hang-create"), spec("quick", "*", "b")];
-        assert!(registry.settle(&Snapshot::new(2, specs)));
+        assert!(registry.settle(&Snapshot::new(2, specs)).prepares);
         let preparing = scope.spawn(|| registry.prepare_next());
         until("the slow one is being built", || {
             registry.has_waiting(1) && !registry.has_waiting(2)
@@ -57,7 +66,7 @@ fn a_handler_that_is_slow_to_start_delays_no_other() {
         assert_eq!(quick.spec.config.expose()["is"], "b");
         // A handler has at most one preparation at a time.
         let specs = [slow("other"), spec("quick", "*", "b")];
-        assert!(registry.settle(&Snapshot::new(3, specs)));
+        assert!(registry.settle(&Snapshot::new(3, specs)).prepares);
         assert!(!registry.has_waiting(1) && !registry.prepare_next());
         harness.runtime.script.open("create");
         assert!(preparing.join().unwrap());
