@@ -96,6 +96,11 @@ impl ProducerContext for Met {
 /// default grows to the length of the whole wait.
 const RECONNECT_MS: (&str, &str) = ("100", "1000");
 
+/// Whether the cluster answers a client made for this question. Blocks for up to 10 s.
+pub fn answers(config: &ClientConfig) -> bool {
+    wait_for_broker(config, None, |_| {}).is_ok()
+}
+
 /// Waits up to 10 s until a broker of `config` returns the metadata of `topic`, or of all topics. Reports once that
 /// every address has refused (after 2 s) or that nothing has answered (after 2.5 s): a broker may be starting, or be
 /// far away. Uses a client of its own, so that its errors are reported here and nowhere else.

@@ -128,6 +128,7 @@ fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
         offset_out_of_range: None,
         drain_timeout: Duration::from_secs(1),
         join_gate: Arc::clone(gate),
+        probe: Arc::new(|| false),
     };
     let pump = Pump::spawn(settings, Box::new(make_source), Arc::new(NoEmitter));
     (sender, pump.expect("a thread"))

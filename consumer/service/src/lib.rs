@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use sluicegate_admin::{ServiceSlot, http};
 use sluicegate_config::{Environment, Problems, ServiceConfig};
 use sluicegate_engine::source::{Source, SourceError};
+use sluicegate_kafka::reach::answers;
 use sluicegate_kafka::{ClientSettings, KafkaEmitter, KafkaSource, RecordBuf};
 use sluicegate_plugins::Registry;
 use sluicegate_sync::source::{SnapshotError, WatchHandle, open_source};
@@ -255,11 +256,13 @@ fn start_pumps(
     (0..config.kafka.clients)
         .map(|number| {
             let client = client.of_client(number, config.kafka.clients);
+            let connection = client.connection();
+            let probe = Arc::new(move || answers(&connection));
             let source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {
                 Ok(Box::new(KafkaSource::new(&client)?))
             };
             Pump::spawn(
-                settings::pump(config, number as u32, join_gate),
+                settings::pump(config, number as u32, join_gate, probe),
                 Box::new(source),
                 emitter.clone(),
             )

@@ -27,6 +27,7 @@ mod missing;
 mod position;
 mod renewal;
 mod starting;
+mod stuck;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,6 +39,7 @@ pub use address::{PumpAddress, PumpHandle};
 pub use closing::LEAVE_GRACE;
 pub use join_gate::JoinGate;
 pub use renewal::SourceFactory;
+pub use stuck::Probe;
 
 use attention::Attention;
 use client_state::ClientState;
@@ -58,6 +60,7 @@ use sluicegate_engine::source::{
 use sluicegate_engine::status::{ClientStatistics, PumpReport};
 use sluicegate_kafka::RecordBuf;
 use starting::Starting;
+use stuck::StuckClient;
 
 /// Maximum records per poll. Equal to the maximum that the source takes from librdkafka's queue in one call.
 const POLL_RECORDS: usize = 1_024;
@@ -83,6 +86,8 @@ pub struct PumpSettings {
     pub drain_timeout: Duration,
     /// Passed before the pump joins the group.
     pub join_gate: Arc<JoinGate>,
+    /// Asks whether the cluster answers, while the pump's own client reaches no broker.
+    pub probe: Probe,
 }
 
 /// Work that a shutdown left behind; the next owners reprocess it.
@@ -176,6 +181,7 @@ pub struct Pump {
     unreadable: Vec<Unreadable>,
     /// State of the connection to the cluster and the group.
     client: ClientState,
+    stuck: StuckClient,
     attention: Attention,
     /// Whether the group was joined and every partition of the first assignment is either started or reported. Never reset.
     has_joined: bool,
@@ -253,6 +259,7 @@ impl Pump {
             missing: Vec::new(),
             unreadable: Vec::new(),
             client,
+            stuck: StuckClient::default(),
             attention: Attention::default(),
             has_joined: false,
             missed: Arc::default(),
@@ -341,6 +348,7 @@ impl Pump {
         self.learn_positions();
         self.commit();
         self.rejoin_if_forgotten();
+        self.replace_stuck_client();
         for (slot, paused) in self.flow.pauses_due() {
             self.source.pause(slot, paused);
         }

@@ -14,7 +14,7 @@ use sluicegate_engine::source::StartAt;
 use sluicegate_native::NativeRuntime;
 use sluicegate_plugins::{HandlerPlan, RegistrySettings};
 
-use crate::pump::{JoinGate, PumpSettings};
+use crate::pump::{JoinGate, Probe, PumpSettings};
 
 /// Interval between two health checks of an instance.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -28,7 +28,12 @@ pub(super) fn in_flight_bytes(config: &ServiceConfig) -> u64 {
 
 /// The settings of one pump. Half of the byte budget is for records in flight, an eighth for prefetched ones, and the rest
 /// for per-record overhead.
-pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate>) -> PumpSettings {
+pub(super) fn pump(
+    config: &ServiceConfig,
+    number: u32,
+    join_gate: &Arc<JoinGate>,
+    probe: Probe,
+) -> PumpSettings {
     let processing = &config.processing;
     PumpSettings {
         number,
@@ -53,6 +58,7 @@ pub(super) fn pump(config: &ServiceConfig, number: u32, join_gate: &Arc<JoinGate
         },
         drain_timeout: processing.drain_timeout,
         join_gate: Arc::clone(join_gate),
+        probe,
     }
 }
 

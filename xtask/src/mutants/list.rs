@@ -45,6 +45,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: PUMP,
     },
     Mutant {
+        name: "stuck-client-stays",
+        what: "a client that alone reaches no broker is kept after the first probe was answered",
+        suite: PUMP,
+    },
+    Mutant {
         name: "forgotten-member-stays",
         what: "a member unknown to its group handles records and never commits",
         suite: PUMP,

@@ -51,7 +51,7 @@ impl Emitter for NoEmitter {
 
 pub(crate) struct Harness {
     pub(crate) kafka: MemoryKafka,
-    pump: Pump,
+    pub(crate) pump: Pump,
     pool: Arc<HeldPool>,
 }
 
@@ -81,6 +81,7 @@ impl Harness {
             offset_out_of_range,
             drain_timeout: Duration::from_mins(1),
             join_gate: Arc::default(),
+            probe: Arc::new(|| false),
         };
         let cluster = kafka.clone();
         let make_source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {

@@ -1,4 +1,4 @@
-//! Replacement of the client after a topic was re-created or the group has forgotten the member.
+//! Replacement of the client after a topic was re-created, the group has forgotten the member, or the client is stuck.
 //!
 //! librdkafka keeps a partition's leader epoch while it knows the topic, and treats the metadata of a re-created topic, whose
 //! epochs start again at 0, as outdated: it may never fetch from it. A new client has no state of the old topic. The member
@@ -67,7 +67,7 @@ impl Pump {
     }
 
     /// Releases partitions that can no longer be committed, and rejoins the group with a new client.
-    fn rejoin_without(&mut self, slots: &[AssignmentId]) {
+    pub(super) fn rejoin_without(&mut self, slots: &[AssignmentId]) {
         self.flow.release(slots);
         if self.stopping.is_none() {
             // A stop that was requested before stays a stop.
