@@ -5,7 +5,7 @@
 //! ```
 //!
 //! librdkafka keeps a broker that it has given up as long as anything refers to it, such as a fetch buffer whose record a
-//! hung call still borrows, and does not connect to it anew meanwhile. Such a client recovers only when the process
+//! hung call still borrows, and does not connect to it again until then. Such a client recovers only when the process
 //! restarts, while its partitions wait. A client that just reconnects slowly is not replaced: between two answers it
 //! has had several attempts (`reconnect.backoff.max.ms`, 10 s).
 
@@ -69,7 +69,7 @@ impl StuckClient {
         let started = std::thread::Builder::new()
             .name("probe".to_owned())
             .spawn(move || {
-                // The pump may have ended meanwhile.
+                // The pump may have ended.
                 let _ = tell.send(probe());
             });
         match started {

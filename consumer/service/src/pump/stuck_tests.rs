@@ -71,7 +71,7 @@ fn a_client_is_kept_while_the_cluster_is_away_or_answers_only_now_and_then() {
 }
 
 #[test]
-fn a_client_that_reconnects_is_kept_and_a_later_outage_counts_anew() {
+fn a_client_that_reconnects_is_kept_and_a_later_outage_counts_from_its_start() {
     let (mut harness, probes) = unreachable(|_| true);
     pass(&mut harness, 70);
     assert_eq!(probes.load(Ordering::SeqCst), 1);
