@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::io::{Result, Write};
 use std::path::Path;
 
+use sluicegate_config::bounded_file;
 use tempfile::{Builder, NamedTempFile};
 
 /// Mode of a file that others may read, before the umask.
@@ -30,4 +31,31 @@ pub(crate) fn write_temp(path: &Path, text: &[u8], mode: u32) -> Result<NamedTem
     file.write_all(text)?;
     file.as_file().sync_all()?;
     Ok(file)
+}
+
+/// Writes a file that must not exist yet.
+///
+/// # Errors
+/// The file system's error.
+pub(crate) fn create_new(file: &Path, text: &str) -> Result<()> {
+    write_temp(file, text.as_bytes(), SHARED)?.persist_noclobber(file)?;
+    Ok(())
+}
+
+/// Replaces the text of `file` if it is still `expected`; returns `false` if it has changed.
+///
+/// # Errors
+/// The file system's error.
+pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> Result<bool> {
+    // Replace the target of a symlink, not the link.
+    let file = file.canonicalize()?;
+    let new = write_temp(&file, text.as_bytes(), PRIVATE)?;
+    new.as_file()
+        .set_permissions(std::fs::metadata(&file)?.permissions())?;
+    let there = bounded_file::read(&file, expected.len());
+    if there.ok().as_deref() != Some(expected.as_bytes()) {
+        return Ok(false);
+    }
+    new.persist(&file)?;
+    Ok(true)
 }

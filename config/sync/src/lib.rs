@@ -3,8 +3,8 @@
 //! ```text
 //!  folder ─┐
 //!  store ──┴─► SpecSource ─► Snapshot{revision} ─► the service's registry
-//!    ▲
-//!    └── fleet: apply, delete, gates, rollouts in waves ◄── sluicegate handlers …
+//!  ▲
+//!  └── fleet: specs and gates, rollouts in waves ◄── sluicegate handlers …, admin API
 //! ```
 //!
 //! [`source`] reads and watches; [`fleet`] writes and waits until every member has what was written.

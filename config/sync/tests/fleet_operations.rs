@@ -11,8 +11,8 @@ use sluicegate_config::control::Rollout;
 use sluicegate_config::control::{ControlKey, MemberHandler, MemberReport, Omitted, rollout};
 use sluicegate_store::{Expected, MemoryStore, Store, StoreWatch};
 use sluicegate_sync::fleet::{
-    FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep, WaitResult, abort,
-    apply_spec, await_closed, await_members, begin, delete_handler, parse_waves, resume, set_gate,
+    FleetError, GateKeyPolicy, MemberState, RolloutResult, RolloutSettings, RolloutStep,
+    SpecBackend, WaitResult, abort, await_closed, await_members, begin, parse_waves, resume,
 };
 
 const OLD: &str = "name: a\nplugin: relay\nroute: { topics: [t] }\n";
@@ -103,6 +103,17 @@ impl Fleet {
         fleet
     }
 
+    fn backend(&self) -> SpecBackend {
+        SpecBackend::in_store(Arc::new(self.store.clone()))
+    }
+
+    /// Closes the gate; returns the revision that members wait for.
+    fn close_gate(&self) -> u64 {
+        let written = self.backend().write_gate("a", false, GateKeyPolicy::Always);
+        let written = written.expect("the handler exists");
+        written.revision.expect("a store has revisions")
+    }
+
     fn spec(&self) -> String {
         spec_for(&self.store, "").0
     }
@@ -152,40 +163,48 @@ fn deadline_in(millis: u64) -> Instant {
 #[test]
 fn apply_is_compared_with_the_revision_seen() {
     let fleet = Fleet::start(&[], &[], &[]);
-    let moved = apply_spec(&fleet.store, NEW, None, Some(99)).unwrap_err();
+    let moved = fleet.backend().apply(NEW, None, Some(99)).unwrap_err();
     assert!(
         matches!(moved, FleetError::Moved { found: 1, .. }),
         "{moved}"
     );
     assert_eq!(fleet.spec(), OLD);
-    let written = apply_spec(&fleet.store, NEW, None, Some(1)).unwrap();
+    let written = fleet.backend().apply(NEW, None, Some(1)).unwrap();
     assert!(written.changed && written.revision == 2);
-    assert!(!apply_spec(&fleet.store, NEW, None, None).unwrap().changed);
-    let bad = apply_spec(&fleet.store, "name: a\nworkers: 0\n", None, None).unwrap_err();
+    assert!(!fleet.backend().apply(NEW, None, None).unwrap().changed);
+    let bad = fleet
+        .backend()
+        .apply("name: a\nworkers: 0\n", None, None)
+        .unwrap_err();
     assert!(bad.to_string().contains("workers"), "{bad}");
-    let nameless = apply_spec(&fleet.store, "plugin: x\n", None, None).unwrap_err();
+    let nameless = fleet
+        .backend()
+        .apply("plugin: x\n", None, None)
+        .unwrap_err();
     assert!(nameless.to_string().contains("`name`"), "{nameless}");
 }
 
 #[test]
 fn a_delete_removes_exactly_the_keys_of_the_handler() {
     let fleet = Fleet::start(&[], &[], &[]);
-    set_gate(&fleet.store, "a", false).unwrap();
+    fleet.close_gate();
     let other = OLD.replace("name: a", "name: b");
-    apply_spec(&fleet.store, &other, None, None).unwrap();
-    let deleted = delete_handler(&fleet.store, "a").unwrap();
+    fleet.backend().apply(&other, None, None).unwrap();
+    let backend = fleet.backend();
+    let deleted = backend.delete("a").unwrap();
     assert_eq!(deleted.places, ["a/spec", "a/enabled"]);
     let tree = fleet.store.list().unwrap();
     assert_eq!(tree.entries.len(), 1, "{tree:?}");
-    let unknown = delete_handler(&fleet.store, "a").unwrap_err();
+    let unknown = backend.delete("a").unwrap_err();
     assert!(unknown.to_string().contains("no handler `a`"), "{unknown}");
-    assert!(set_gate(&fleet.store, "a", true).is_err());
+    let gone = backend.write_gate("a", true, GateKeyPolicy::Always);
+    assert!(gone.is_err());
 }
 
 #[test]
 fn waiting_returns_once_the_last_member_has_applied() {
     let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &[]);
-    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let revision = fleet.close_gate();
     let awaited = await_members(
         &fleet.store,
         "a",
@@ -204,7 +223,7 @@ fn waiting_returns_once_the_last_member_has_applied() {
 #[test]
 fn waiting_names_the_member_that_does_not_respond() {
     let fleet = Fleet::start(&["m1", "m2", "m3"], &[], &["m2"]);
-    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let revision = fleet.close_gate();
     let awaited = await_members(
         &fleet.store,
         "a",
@@ -227,7 +246,7 @@ fn a_member_that_disappears_during_the_wait_is_named() {
         ..MemberReport::default()
     };
     let mut membership = Some(fleet.store.join(behind).unwrap());
-    let revision = set_gate(&fleet.store, "a", false).unwrap();
+    let revision = fleet.close_gate();
     let awaited = await_members(
         &fleet.store,
         "a",
@@ -404,7 +423,7 @@ fn rollouts_of_a_handler_are_exclusive_and_can_be_resumed_or_aborted() {
         "{refused}"
     );
     assert!(matches!(
-        apply_spec(&fleet.store, NEW, None, None),
+        fleet.backend().apply(NEW, None, None),
         Err(FleetError::InProgress { .. })
     ));
     let aborted = abort(&fleet.store, "a", Duration::from_secs(2), &mut |_| {}).unwrap();

@@ -2,22 +2,18 @@
 //! control backend of the service config, whether the service runs or not.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sluicegate_admin::logging;
-use sluicegate_config::Environment;
 use sluicegate_config::control::{ControlKey, host};
 use sluicegate_config::escape::escape;
-use sluicegate_config::service::HandlersFrom;
 use sluicegate_store::Store;
 use sluicegate_sync::fleet as operate;
 use sluicegate_sync::fleet::{
-    FleetError, MemberState, RolloutResult, RolloutSettings, RolloutStep, WaitResult, Wave,
-    WaveError, parse_waves,
+    FleetError, GateKeyPolicy, MemberState, RolloutResult, RolloutSettings, RolloutStep,
+    SpecBackend, WaitResult, Wave, WaveError, parse_waves,
 };
-use sluicegate_sync::source::{FileSource, SpecSource, open_store};
 
 use super::demo::duration;
 use super::failure::Failure;
@@ -40,6 +36,16 @@ impl Waiting {
     /// Whether `--wait` is set.
     pub(super) fn is_wanted(&self) -> bool {
         self.wait
+    }
+
+    /// With `--wait`, the store whose members are waited for; `lacking` names what a folder lacks.
+    fn store<'b>(
+        &self,
+        backend: &'b SpecBackend,
+        lacking: &'static str,
+    ) -> Result<Option<&'b dyn Store>, Failure> {
+        let store = self.wait.then(|| backend.store(lacking));
+        store.transpose().map_err(failure)
     }
 }
 
@@ -136,40 +142,15 @@ pub(super) struct Rollout {
     output: Output,
 }
 
-/// Where a config's handler specs are stored.
-enum SpecBackend {
-    Folder(PathBuf),
-    Store(Arc<dyn Store>),
-}
-
-impl SpecBackend {
-    fn of(config: &ConfigFile) -> Result<Self, Failure> {
-        let config = config.load().map_err(Failure::problems)?;
-        if let HandlersFrom::File { folder, .. } = &config.handlers.from {
-            return Ok(Self::Folder(folder.clone()));
-        }
-        match open_store(&config.handlers).map_err(Failure::bad_input)? {
-            Some(store) => Ok(Self::Store(store)),
-            None => Err(Failure::other("the config does not name a spec store")),
-        }
-    }
-
-    /// The store, for an operation that a folder does not support; `what` names it in the error.
-    fn store(self, what: &str) -> Result<Arc<dyn Store>, Failure> {
-        match self {
-            Self::Store(store) => Ok(store),
-            Self::Folder(folder) => Err(Failure::bad_input(format!(
-                "specs are in the folder {}, which has no {what}; this requires `handlers.etcd` or `handlers.zookeeper`",
-                folder.display()
-            ))),
-        }
-    }
+fn open_backend(config: &ConfigFile) -> Result<SpecBackend, Failure> {
+    let config = config.load().map_err(Failure::problems)?;
+    SpecBackend::open(&config.handlers).map_err(Failure::bad_input)
 }
 
 fn failure(error: FleetError) -> Failure {
     match error {
         FleetError::Spec(problems) => Failure::problems(problems),
-        error @ FleetError::Name(_) => Failure::bad_input(error),
+        error @ (FleetError::Name(_) | FleetError::NeedsStore { .. }) => Failure::bad_input(error),
         error => Failure::other(error),
     }
 }
@@ -192,19 +173,19 @@ struct GateDone<'n> {
     revision: Option<u64>,
 }
 
-/// Prints the completed write and, with `--wait`, waits for the members; fails unless all of them have applied it.
+/// Prints the completed write and, with the store of `--wait`, waits for the members; fails unless all of them have applied it.
 fn finish<W: Serialize>(
     done: W,
     summary: &str,
-    of: (&dyn Store, &str, u64),
+    of: (Option<&dyn Store>, &str, u64),
     waiting: &Waiting,
     output: Output,
 ) -> Result<(), Failure> {
     let (store, name, revision) = of;
-    if !waiting.wait {
+    let Some(store) = store else {
         let awaited = None;
         return output.print(&Outcome { done, awaited }, |_| summary.to_owned());
-    }
+    };
     let deadline = Instant::now() + waiting.timeout;
     let awaited = operate::await_members(store, name, revision, None, deadline, &mut |_| {})
         .map_err(failure)?;
@@ -282,55 +263,38 @@ pub(super) fn gate(
     waiting: &Waiting,
     output: Output,
 ) -> Result<(), Failure> {
+    let backend = open_backend(config)?;
+    let store = waiting.store(&backend, "members to wait for")?;
+    let written = backend.write_gate(name, open, GateKeyPolicy::Always);
+    let written = written.map_err(failure)?;
     let gate = if open { "open" } else { "closed" };
-    // Without `--wait`, no service is asked whether the change is active.
-    let written = |place: &str| {
-        format!("gate of `{name}` is written as {gate} to {place}; running services will apply it")
+    let revision = written.revision;
+    let done = GateDone {
+        name,
+        gate,
+        revision,
     };
-    match SpecBackend::of(config)? {
-        SpecBackend::Folder(folder) if !waiting.wait => {
-            let source = FileSource::new(folder, Duration::from_secs(5), Environment::of_process());
-            let done = source.gates().set_gate(name, open);
-            let place = done.map_err(Failure::other)?.origin;
-            let revision = None;
-            output.print(
-                &GateDone {
-                    name,
-                    gate,
-                    revision,
-                },
-                |_| written(&place),
+    let Some((store, revision)) = store.zip(revision) else {
+        // Without `--wait`, no service is asked whether the change is active.
+        let place = written.origin;
+        let awaited = None;
+        return output.print(&Outcome { done, awaited }, |_| {
+            format!(
+                "gate of `{name}` is written as {gate} to {place}; running services will apply it"
             )
-        }
-        backend => {
-            let store = backend.store("members to wait for")?;
-            let revision = operate::set_gate(&*store, name, open).map_err(failure)?;
-            let done = GateDone {
-                name,
-                gate,
-                revision: Some(revision),
-            };
-            if !waiting.wait {
-                let key = ControlKey::enabled(name).map_err(Failure::bad_input)?;
-                let awaited = None;
-                let summary = written(&store.locate(&key));
-                return output.print(&Outcome { done, awaited }, |_| summary);
-            }
-            let deadline = Instant::now() + waiting.timeout;
-            let awaited = match open {
-                true => {
-                    operate::await_members(&*store, name, revision, None, deadline, &mut |_| {})
-                }
-                false => operate::await_closed(&*store, name, revision, deadline),
-            };
-            let awaited = awaited.map_err(failure)?;
-            let summary = match awaited.converged {
-                true => format!("gate of `{name}` is {gate}"),
-                false => format!("gate of `{name}` is written as {gate}"),
-            };
-            print_members(done, &summary, name, awaited, waiting, output)
-        }
-    }
+        });
+    };
+    let deadline = Instant::now() + waiting.timeout;
+    let awaited = match open {
+        true => operate::await_members(store, name, revision, None, deadline, &mut |_| {}),
+        false => operate::await_closed(store, name, revision, deadline),
+    };
+    let awaited = awaited.map_err(failure)?;
+    let summary = match awaited.converged {
+        true => format!("gate of `{name}` is {gate}"),
+        false => format!("gate of `{name}` is written as {gate}"),
+    };
+    print_members(done, &summary, name, awaited, waiting, output)
 }
 
 /// `apply FILE`.
@@ -342,23 +306,19 @@ pub(super) fn apply(apply: &Apply) -> Result<(), Failure> {
             file.display()
         ))
     })?;
-    let backend = SpecBackend::of(&apply.config)?;
+    let backend = open_backend(&apply.config)?;
     if let Some(Waves(waves)) = &apply.waves {
-        let store = backend.store("members to roll out to")?;
-        return staged(&*store, &text, apply, waves);
+        let store = backend.store("members to roll out to").map_err(failure)?;
+        return staged(store, &text, apply, waves);
     }
-    let wants_store = apply.waiting.wait || apply.expect.is_some();
-    if let SpecBackend::Folder(folder) = &backend
-        && !wants_store
-    {
-        let done = operate::apply_file(folder, &text, Some(file)).map_err(failure)?;
-        return apply.output.print(&done, written);
-    }
-    let store = backend.store("members to wait for and no revisions")?;
-    let done = operate::apply_spec(&*store, &text, Some(file), apply.expect).map_err(failure)?;
+    let waiting = &apply.waiting;
+    let store = waiting.store(&backend, "members to wait for and no revisions")?;
+    let done = backend
+        .apply(&text, Some(file), apply.expect)
+        .map_err(failure)?;
     let (summary, name, revision) = (written(&done), done.name.clone(), done.revision);
-    let of = (&*store, name.as_str(), revision);
-    finish(done, &summary, of, &apply.waiting, apply.output)
+    let of = (store, name.as_str(), revision);
+    finish(done, &summary, of, waiting, apply.output)
 }
 
 fn written(done: &operate::SpecWrite) -> String {
@@ -378,20 +338,12 @@ fn written(done: &operate::SpecWrite) -> String {
 
 /// `delete NAME`.
 pub(super) fn delete(delete: &Delete) -> Result<(), Failure> {
-    let summary = |places: &[String]| format!("deleted {}", places.join(", "));
-    match SpecBackend::of(&delete.config)? {
-        SpecBackend::Folder(folder) if !delete.waiting.wait => {
-            let done = operate::delete_file(&folder, &delete.name).map_err(failure)?;
-            delete.output.print(&done, |done| summary(&done.places))
-        }
-        backend => {
-            let store = backend.store("members to wait for")?;
-            let done = operate::delete_handler(&*store, &delete.name).map_err(failure)?;
-            let (summary, revision) = (summary(&done.places), done.revision);
-            let of = (&*store, delete.name.as_str(), revision);
-            finish(done, &summary, of, &delete.waiting, delete.output)
-        }
-    }
+    let backend = open_backend(&delete.config)?;
+    let store = delete.waiting.store(&backend, "members to wait for")?;
+    let done = backend.delete(&delete.name).map_err(failure)?;
+    let summary = format!("deleted {}", done.places.join(", "));
+    let of = (store, delete.name.as_str(), done.revision);
+    finish(done, &summary, of, &delete.waiting, delete.output)
 }
 
 /// An earlier value of a key, for output.
@@ -404,7 +356,8 @@ struct Earlier {
 
 /// `history NAME`.
 pub(super) fn history(history: &History) -> Result<(), Failure> {
-    let store = SpecBackend::of(&history.config)?.store("earlier values")?;
+    let backend = open_backend(&history.config)?;
+    let store = backend.store("earlier values").map_err(failure)?;
     let name = &history.name;
     let key = match history.key {
         Key::Spec => ControlKey::spec(name),
@@ -459,10 +412,11 @@ fn staged(store: &dyn Store, text: &str, apply: &Apply, waves: &[Wave]) -> Resul
 
 /// `rollout NAME --resume | --abort`.
 pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
-    let store = SpecBackend::of(&rollout.config)?.store("rollouts")?;
+    let backend = open_backend(&rollout.config)?;
+    let store = backend.store("rollouts").map_err(failure)?;
     let name = &rollout.name;
     if rollout.abort {
-        let ended = operate::abort(&*store, name, rollout.timeout, &mut report_step);
+        let ended = operate::abort(store, name, rollout.timeout, &mut report_step);
         let RolloutResult::Restored { awaited, .. } = ended.map_err(failure)? else {
             return Err(Failure::other("the rollout completed instead"));
         };
@@ -470,7 +424,7 @@ pub(super) fn rollout(rollout: &Rollout) -> Result<(), Failure> {
             format!("the earlier spec is in effect again\n{}", members(awaited))
         });
     }
-    let ended = operate::resume(&*store, name, rollout.timeout, &mut report_step);
+    let ended = operate::resume(store, name, rollout.timeout, &mut report_step);
     print_result(ended.map_err(failure)?, rollout.output)
 }
 

@@ -1,7 +1,7 @@
-//! Operator commands on a fleet through its store: write specs, wait for the members, roll out in waves.
+//! Operator commands: write specs and gates to a folder or a store; on a store, also wait for the members and roll out in waves.
 //!
 //! ```text
-//!  apply, delete ──► the handler's keys (compare-and-set) ──► await_members: every member has it, or reports why not
+//!  SpecBackend ──► the handler's files, or its keys ──► await_members: every member has it, or reports why not
 //!
 //!  begin ─► {name}/rollout ─► wave: more members ─► applied, and healthy ─┬─► next wave … ─► {name}/spec, done
 //!                                                                        └─► refused: rollout deleted, earlier spec restored
@@ -9,18 +9,22 @@
 //!
 //! The rollout key contains everything needed to continue, so another terminal can resume or abort it.
 
-mod edit;
+mod backend;
 mod folder;
+mod keys;
 mod members;
 mod staged;
 mod waves;
+
+use std::path::PathBuf;
 
 use sluicegate_config::control::KeyNameError;
 use sluicegate_config::problem::Problems;
 use sluicegate_store::StoreError;
 
-pub use edit::{Deleted, SpecWrite, apply_spec, delete_handler, name_of_spec, set_gate};
-pub use folder::{apply_file, delete_file};
+use crate::source::GateError;
+
+pub use backend::{Deleted, GateKeyPolicy, SpecBackend, SpecWrite};
 pub use members::{MemberState, MemberStatus, WaitResult, await_closed, await_members};
 pub use staged::{RolloutResult, RolloutSettings, RolloutStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};
@@ -44,6 +48,20 @@ pub enum FleetError {
         name: String,
         /// A suggestion of the nearest known name, or empty.
         hint: String,
+    },
+    /// The gate in a folder was not written.
+    #[error(transparent)]
+    Gate(GateError),
+    /// The operation requires a store, and the specs are in a folder.
+    #[error(
+        "specs are in the folder {}, which has no {what}; this requires `handlers.etcd` or `handlers.zookeeper`",
+        folder.display()
+    )]
+    NeedsStore {
+        /// The folder.
+        folder: PathBuf,
+        /// What the folder lacks.
+        what: &'static str,
     },
     /// The key is not at the revision that the caller expected.
     #[error(
@@ -86,4 +104,13 @@ pub enum FleetError {
     /// The fleet has no members to roll out to.
     #[error("no member is alive; start the service, or write the spec without `--waves`")]
     NoMembers,
+}
+
+impl From<GateError> for FleetError {
+    fn from(error: GateError) -> Self {
+        match error {
+            GateError::UnknownHandler { name, hint } => Self::Unknown { name, hint },
+            error => Self::Gate(error),
+        }
+    }
 }

@@ -7,7 +7,8 @@ use sluicegate_config::control::{ControlKey, MemberReport, Rollout};
 use sluicegate_config::document::{format_duration, parse_duration};
 use sluicegate_store::{Expected, KeyVersion, Store};
 
-use super::edit::{expected, in_progress, is_conflict, name_of_spec};
+use super::backend::name_of_spec;
+use super::keys::{check_revision, expected, in_progress, is_conflict};
 use super::members::handler_state;
 use super::{FleetError, MemberState, MemberStatus, WaitResult, Wave, await_members, parse_waves};
 
@@ -85,15 +86,7 @@ pub fn begin(
     let spec = ControlKey::spec(&name)?;
     let found = store.list()?;
     let found = found.get(&spec).map_or(0, |entry| entry.stamp.revision);
-    if let Some(expected) = expect
-        && expected != found
-    {
-        return Err(FleetError::Moved {
-            place: store.locate(&spec),
-            expected,
-            found,
-        });
-    }
+    check_revision(store, &spec, expect, found)?;
     if store.members()?.is_empty() {
         return Err(FleetError::NoMembers);
     }

@@ -16,16 +16,14 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use sluicegate_config::Environment;
-use sluicegate_config::document::{did_you_mean, read_text};
+use sluicegate_config::document::read_text;
 use sluicegate_config::problem::Problems;
 use sluicegate_config::snapshot::Snapshot;
 
 use super::folder::{Folder, spec_files};
-use super::gate_edit::{RefusedText, compare_and_write, with_gate};
-use super::{
-    GateError, GateWrite, GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink,
-    WatchHandle,
-};
+use super::gate_edit::RefusedText;
+use super::{GateWriter, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle};
+use crate::fleet::SpecBackend;
 
 /// A scan starts after this long without events, since writers need more than one step.
 const SETTLE_WINDOW: Duration = Duration::from_millis(50);
@@ -100,10 +98,7 @@ impl SpecSource for FileSource {
     }
 
     fn gates(&self) -> Arc<dyn GateWriter> {
-        Arc::new(FileGates {
-            folder: self.folder.path().to_path_buf(),
-            writing: Mutex::new(()),
-        })
+        Arc::new(SpecBackend::in_folder(self.folder.path()))
     }
 }
 
@@ -238,13 +233,6 @@ fn settle(inbox: &Receiver<Command>) -> bool {
     true
 }
 
-/// Writes gates to the files of a folder.
-struct FileGates {
-    folder: PathBuf,
-    /// Serialises writers in this process; writers in other processes are detected by comparing the text.
-    writing: Mutex<()>,
-}
-
 /// The files of a folder by spec name; unreadable files are left out.
 #[must_use]
 pub fn spec_files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
@@ -254,96 +242,4 @@ pub fn spec_files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
         Some((name, file))
     });
     named.collect()
-}
-
-impl FileGates {
-    /// The files whose spec has this name, valid or not, with their texts.
-    fn find(&self, handler: &str) -> Result<Vec<(PathBuf, String)>, GateError> {
-        let unlisted = |reason| GateError::NotWritable {
-            origin: self.folder.display().to_string(),
-            reason,
-        };
-        let mut found = Vec::new();
-        let mut names = Vec::new();
-        for file in spec_files(&self.folder).map_err(unlisted)? {
-            let Ok(text) = read_text(&file) else { continue };
-            let Some(name) = RefusedText::read(&text).name else {
-                continue;
-            };
-            if name == handler {
-                found.push((file, text));
-            } else {
-                names.push(name);
-            }
-        }
-        if found.is_empty() {
-            return Err(GateError::UnknownHandler {
-                name: handler.to_owned(),
-                hint: did_you_mean(handler, names.iter().map(String::as_str)),
-            });
-        }
-        Ok(found)
-    }
-}
-
-fn listed(files: &[(PathBuf, String)]) -> String {
-    let names: Vec<String> = files
-        .iter()
-        .map(|(file, _)| file.display().to_string())
-        .collect();
-    names.join(" and ")
-}
-
-impl GateWriter for FileGates {
-    fn set_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError> {
-        let _writing = self
-            .writing
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let files = self.find(handler)?;
-        if open && files.len() > 1 {
-            return Err(GateError::NotWritable {
-                origin: listed(&files),
-                reason: format!("both declare `{handler}`; keep one"),
-            });
-        }
-        // Write all files that declare it: whichever file remains must not open the gate again.
-        let mut done = Vec::new();
-        let mut changed = false;
-        let mut failed = None;
-        for (file, text) in files {
-            match set_gate_in(&file, &text, open) {
-                Ok(written) => {
-                    changed |= written;
-                    done.push((file, text));
-                }
-                Err(error) => failed = Some(error),
-            }
-        }
-        match failed {
-            Some(error) if done.is_empty() => Err(error),
-            _ => Ok(GateWrite {
-                origin: listed(&done),
-                changed,
-                revision: None,
-            }),
-        }
-    }
-}
-
-/// Returns whether the file changed.
-fn set_gate_in(file: &Path, text: &str, open: bool) -> Result<bool, GateError> {
-    let origin = file.display().to_string();
-    let refused = |reason| GateError::NotWritable {
-        origin: origin.clone(),
-        reason,
-    };
-    let Some(edited) = with_gate(text, open).map_err(refused)? else {
-        return Ok(false);
-    };
-    match compare_and_write(file, text, &edited) {
-        Ok(true) => Ok(true),
-        Ok(false) => Err(GateError::Conflict { origin }),
-        Err(error) => Err(refused(error.to_string())),
-    }
 }

@@ -1,9 +1,5 @@
 //! Opens or closes a gate in the text of a spec: only the `enabled` scalar changes, comments and layout stay.
 
-use std::path::Path;
-
-use crate::atomic_file;
-use sluicegate_config::bounded_file;
 use sluicegate_config::document::{Entry, Node, Plain, Style, Value, parse};
 
 /// The name in a spec's text, if it can be parsed.
@@ -21,14 +17,14 @@ fn name_of(root: &Node) -> Option<String> {
 /// Handler name and gate of a rejected spec text. Text that is not YAML is scanned line by line: a syntax error elsewhere must
 /// not keep open a gate that an operator has closed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct RefusedText {
-    pub(super) name: Option<String>,
+pub(crate) struct RefusedText {
+    pub(crate) name: Option<String>,
     /// The text has `enabled: false` as its only `enabled` key. `enabled: true` of a rejected text never opens a gate.
     pub(super) closes_gate: bool,
 }
 
 impl RefusedText {
-    pub(super) fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let parsed = parse(text, None);
         let Some(root) = parsed.root else {
             return Self::by_lines(text);
@@ -181,24 +177,6 @@ fn content(node: &Node) -> String {
             format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
         }
     }
-}
-
-/// Atomically replaces the text of `file` if it is still `expected`; returns `false` if it has changed.
-///
-/// # Errors
-/// The file system's error.
-pub(crate) fn compare_and_write(file: &Path, expected: &str, text: &str) -> std::io::Result<bool> {
-    // Replace the target of a symlink, not the link.
-    let file = file.canonicalize()?;
-    let new = atomic_file::write_temp(&file, text.as_bytes(), atomic_file::PRIVATE)?;
-    new.as_file()
-        .set_permissions(std::fs::metadata(&file)?.permissions())?;
-    let there = bounded_file::read(&file, expected.len());
-    if there.ok().as_deref() != Some(expected.as_bytes()) {
-        return Ok(false);
-    }
-    new.persist(&file)?;
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -18,16 +18,15 @@ mod parsed_key;
 mod pools;
 mod spec_cache;
 mod store;
-mod store_gates;
 mod store_map;
 
 use std::sync::Arc;
 
 pub use file::{FileSource, spec_files_by_name};
 pub(crate) use folder::spec_files;
-pub(crate) use gate_edit::{compare_and_write, name_in as name_in_spec};
+pub(crate) use gate_edit::{RefusedText, name_in as name_in_spec, with_gate};
 pub use memory::{MemoryHandle, MemorySource};
-pub use open::{open_source, open_source_read_only, open_store};
+pub use open::{open_source, open_source_read_only};
 pub use own_id::OwnId;
 pub use store::{StoreSource, StoreSourceSettings};
 

@@ -1,29 +1,15 @@
 //! Opens the spec source of a service config.
 
-use std::sync::Arc;
-
 use sluicegate_config::Environment;
 use sluicegate_config::service::{HandlersConfig, HandlersFrom};
-use sluicegate_store::{OpenStore, Store, StoreError};
+use sluicegate_store::{OpenStore, StoreError};
 
 use super::{FileSource, SpecSource, StoreSource, StoreSourceSettings};
 
-/// Opens the configured store without contacting it; `None` if specs come from a folder.
+/// Opens the source for a running service, without contacting a store.
 ///
 /// # Errors
 /// [`StoreError`] if the settings are unusable, such as an unreadable certificate.
-pub fn open_store(config: &HandlersConfig) -> Result<Option<Arc<dyn Store>>, StoreError> {
-    match &config.from {
-        HandlersFrom::File { .. } => Ok(None),
-        HandlersFrom::Etcd(settings) => settings.open().map(Some),
-        HandlersFrom::ZooKeeper(settings) => settings.open().map(Some),
-    }
-}
-
-/// Opens the source for a running service.
-///
-/// # Errors
-/// As [`open_store`].
 pub fn open_source(
     config: &HandlersConfig,
     environment: &Environment,
@@ -34,7 +20,7 @@ pub fn open_source(
 /// As [`open_source`], for read-only commands: reads the current content and ignores the cache.
 ///
 /// # Errors
-/// As [`open_store`].
+/// As [`open_source`].
 pub fn open_source_read_only(
     config: &HandlersConfig,
     environment: &Environment,

@@ -24,11 +24,11 @@ use sluicegate_store::{Cause, Store, StoreError, StoreUpdate, StoreWatch, Tree};
 
 use super::doubt::Known;
 use super::spec_cache::{CacheWriter, Kept, SpecCache};
-use super::store_gates::StoreGates;
 use super::store_map::StoreMap;
 use super::{
     GateWriter, OwnId, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
 };
+use crate::fleet::SpecBackend;
 
 /// Settings of a [`StoreSource`].
 #[derive(Clone, Debug, Default)]
@@ -252,9 +252,7 @@ impl SpecSource for StoreSource {
     }
 
     fn gates(&self) -> Arc<dyn GateWriter> {
-        Arc::new(StoreGates {
-            store: Arc::clone(&self.store),
-        })
+        Arc::new(SpecBackend::in_store(Arc::clone(&self.store)))
     }
 
     fn store(&self) -> Option<Arc<dyn Store>> {

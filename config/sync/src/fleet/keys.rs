@@ -1,87 +1,26 @@
 //! Writes and deletes a handler's keys by compare-and-set, so that concurrent operators do not overwrite each other.
 
-use std::path::Path;
-
-use serde::Serialize;
-use sluicegate_config::control::{ControlKey, Rollout, check_value};
-use sluicegate_config::document::did_you_mean;
-use sluicegate_config::problem::Problems;
+use sluicegate_config::control::{ControlKey, Rollout, read_switch, read_text};
+use sluicegate_config::document::{Lookup, did_you_mean};
+use sluicegate_config::spec::{Origin, read_from};
 use sluicegate_store::{Entry, Expected, KeyVersion, Store, StoreError, Tree};
 
-use super::FleetError;
-use crate::source::name_in_spec;
+use super::{Deleted, FleetError, GateKeyPolicy, SpecWrite};
+use crate::source::GateWrite;
 
-/// Result of writing a spec.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SpecWrite {
-    /// The handler.
-    pub name: String,
-    /// The place of its spec.
-    pub place: String,
-    /// The revision from which on members have the spec.
-    pub revision: u64,
-    /// Whether the text differed from the previous one.
-    pub changed: bool,
-    /// Keys that override parts of the spec, for messages.
-    pub overridden_by: Vec<String>,
-}
-
-/// Result of deleting a handler.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Deleted {
-    /// The handler.
-    pub name: String,
-    /// The places of the deleted keys.
-    pub places: Vec<String>,
-    /// The revision from which on members run without it.
-    pub revision: u64,
-}
-
-/// The name of the handler declared by a spec's text.
-///
-/// # Errors
-/// [`FleetError::Spec`] when the name is missing or invalid; `file` is named in problems.
-pub fn name_of_spec(text: &str, file: Option<&Path>) -> Result<String, FleetError> {
-    let missing = "has no readable `name`; a spec starts with `name: …`";
-    let name =
-        name_in_spec(text).ok_or_else(|| FleetError::Spec(Problems::of_file(file, missing)))?;
-    let key = ControlKey::spec(&name)?;
-    let place = file.map(|file| file.display().to_string());
-    check_value(
-        &key,
-        place.as_deref().unwrap_or("the spec"),
-        text.as_bytes(),
-    )
-    .map_err(FleetError::Spec)?;
-    Ok(name)
-}
-
-/// Writes the spec `text`, provided that the handler's spec is still at revision `expect` (0 for none), if given, and
-/// unchanged since it was read.
-///
-/// # Errors
-/// [`FleetError`]; nothing is changed then.
-pub fn apply_spec(
+/// See [`super::SpecBackend::apply`]; `text` is the checked spec of `name`.
+pub(super) fn apply(
     store: &dyn Store,
+    name: String,
     text: &str,
-    file: Option<&Path>,
     expect: Option<u64>,
 ) -> Result<SpecWrite, FleetError> {
-    let name = name_of_spec(text, file)?;
     let tree = store.list()?;
     refuse_in_progress(&tree, &name)?;
     let key = ControlKey::spec(&name)?;
     let there = tree.get(&key);
     let found = there.map_or(0, |entry| entry.stamp.revision);
-    if let Some(expected) = expect
-        && expected != found
-    {
-        return Err(FleetError::Moved {
-            place: store.locate(&key),
-            expected,
-            found,
-        });
-    }
+    check_revision(store, &key, expect, found)?;
     let same = there.is_some_and(|entry| &*entry.value == text.as_bytes());
     let revision = match same {
         true => found,
@@ -105,11 +44,8 @@ pub fn apply_spec(
     })
 }
 
-/// Deletes every key of the handler `name`, the spec first.
-///
-/// # Errors
-/// [`FleetError`]; keys that were deleted before a failure stay deleted.
-pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetError> {
+/// Deletes every key of the handler `name`, the spec first. Keys that were deleted before a failure stay deleted.
+pub(super) fn delete(store: &dyn Store, name: &str) -> Result<Deleted, FleetError> {
     let tree = store.list()?;
     let spec = ControlKey::spec(name)?;
     let keys: Vec<&ControlKey> = tree
@@ -139,25 +75,72 @@ pub fn delete_handler(store: &dyn Store, name: &str) -> Result<Deleted, FleetErr
     })
 }
 
-/// Opens or closes a gate. Returns the revision from which on members have the change.
-///
-/// # Errors
-/// [`FleetError`]; nothing is changed then.
-pub fn set_gate(store: &dyn Store, name: &str, open: bool) -> Result<u64, FleetError> {
+/// See [`super::SpecBackend::write_gate`].
+pub(super) fn write_gate(
+    store: &dyn Store,
+    name: &str,
+    open: bool,
+    policy: GateKeyPolicy,
+) -> Result<GateWrite, FleetError> {
     let tree = store.list()?;
-    let spec = ControlKey::spec(name)?;
-    let Some(spec) = tree.get(&spec) else {
+    let (key, spec_key) = (ControlKey::enabled(name)?, ControlKey::spec(name)?);
+    let Some(spec) = tree.get(&spec_key) else {
         return Err(unknown(&tree, name));
     };
-    let key = ControlKey::enabled(name)?;
     let there = tree.get(&key);
-    let value: &[u8] = if open { b"true" } else { b"false" };
-    if let Some(entry) = there
-        && entry.value.trim_ascii() == value
-    {
-        return Ok(entry.stamp.revision.max(spec.stamp.revision));
+    let (now, says) = match (there, policy) {
+        (Some(entry), _) => (read_switch(&entry.value, "").ok(), &key),
+        (None, GateKeyPolicy::Always) => (None, &key),
+        (None, GateKeyPolicy::UnlessDeclared) => (declared_gate(&tree, name, spec), &spec_key),
+    };
+    if now == Some(open) {
+        // Members that have not seen these writes yet may still have the other state.
+        let seen = there.map_or(0, |entry| entry.stamp.revision);
+        return Ok(GateWrite {
+            origin: store.locate(says),
+            changed: false,
+            revision: Some(seen.max(spec.stamp.revision)),
+        });
     }
-    Ok(store.write(&key, Some(value), expected(there))?.revision)
+    let value: &[u8] = if open { b"true" } else { b"false" };
+    let written = store.write(&key, Some(value), expected(there))?;
+    Ok(GateWrite {
+        origin: store.locate(&key),
+        changed: true,
+        revision: Some(written.revision),
+    })
+}
+
+/// The gate that the handler's `spec` declares for every member: `None` if the spec is invalid, or during a rollout, in which
+/// members have another spec.
+fn declared_gate(tree: &Tree, name: &str, spec: &Entry) -> Option<bool> {
+    if tree.get(&ControlKey::Rollout(name.to_owned())).is_some() {
+        return None;
+    }
+    let origin = Origin {
+        place: None,
+        lookup: Lookup::Form,
+    };
+    let text = read_text(&spec.value, "").ok()?;
+    let located = read_from(text, origin).ok()?;
+    Some(located.spec.enabled)
+}
+
+/// Checks that the revision `found` of a key is the one that the caller expects, if any.
+pub(super) fn check_revision(
+    store: &dyn Store,
+    key: &ControlKey,
+    expect: Option<u64>,
+    found: u64,
+) -> Result<(), FleetError> {
+    match expect {
+        Some(expected) if expected != found => Err(FleetError::Moved {
+            place: store.locate(key),
+            expected,
+            found,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The expected version for a compare-and-set of the value that was read.
