@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod instructions;
 mod mutants;
 mod services;
@@ -30,6 +31,8 @@ enum Command {
     Tidy,
     /// Run the service on an in-process Kafka with real flight data; arguments are passed to `sluicegate demo`
     Demo(demo::Arguments),
+    /// Build the service and its handlers as they are shipped, with separate debug files
+    Dist(dist::Arguments),
     /// Compare the service with a bare librdkafka loop on the same broker; writes `docs/benchmarks.md`
     Bench(bench::Arguments),
     /// Compare instructions per record, step by step, with `benches/instructions.json`
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy => test::tidy(),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Dist(arguments) => dist::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
