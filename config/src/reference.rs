@@ -1,8 +1,7 @@
 //! The reference pages of the service, bridge and handler configs, generated from the tables that the parser uses.
 
-use crate::document::{FieldType, Presence, SectionType, join};
-use crate::service::BRIDGE_FILE;
-use crate::service::{SERVICE, owned_client_keys};
+use crate::document::{FieldType, Presence, SectionFields, SectionType, join};
+use crate::service::{BridgeFile, ServiceConfig, owned_client_keys};
 use crate::spec::SPEC;
 
 const CONFIG_HEAD: &str = "# Service config
@@ -72,7 +71,7 @@ Limits: 16 levels, 1,024 branches and leaves.
 /// Renders the page on the service config as Markdown.
 pub fn config_page() -> String {
     let mut page = CONFIG_HEAD.to_owned();
-    page.push_str(&table(&SERVICE));
+    page.push_str(&table(ServiceConfig::TYPE));
     page.push_str("\n## Rejected librdkafka keys\n\n| key in `kafka.client` or `kafka.producer` | reason |\n|---|---|\n");
     for (key, reason) in owned_client_keys() {
         page.push_str(&format!("| `{key}` | {reason} |\n"));
@@ -85,7 +84,7 @@ pub fn config_page() -> String {
 /// Renders the page on the bridge's config as Markdown.
 pub fn bridge_page() -> String {
     let mut page = BRIDGE_HEAD.to_owned();
-    page.push_str(&table(&BRIDGE_FILE));
+    page.push_str(&table(BridgeFile::TYPE));
     page
 }
 

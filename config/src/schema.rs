@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::document::{Field, FieldType, Presence, SectionType};
-use crate::service::SERVICE;
+use crate::document::{Field, FieldType, Presence, SectionFields, SectionType};
+use crate::service::ServiceConfig;
 use crate::spec::{SPEC, definitions};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -14,7 +14,7 @@ const SIZE: &str = r"^[0-9]+(\.[0-9]+)? *([kKMGT]i?)?B?$";
 
 /// Schema of the service config.
 pub fn config_schema() -> Json {
-    let mut schema = object(&SERVICE, true);
+    let mut schema = object(ServiceConfig::TYPE, true);
     head(&mut schema, "sluicegate service config");
     schema
 }

@@ -17,8 +17,8 @@ pub use key::{ControlKey, KeyNameError};
 pub use member::{
     MAX_REPORT, MemberHandler, MemberRejection, MemberReport, Omitted, host, instance,
 };
-pub(crate) use path_map::check_template;
 pub use path_map::{KeyKind, PathMap, PathMapError};
+pub(crate) use path_map::{check_template, etcd_template, zookeeper_template};
 pub use rollout::Rollout;
 pub use side::{Pair, Side};
 pub use value::{

@@ -89,6 +89,8 @@ impl KeyKind {
 pub struct PathMapError {
     /// The field name of the template, such as `enabled`.
     pub template: &'static str,
+    /// The kind of key whose path it is.
+    pub kind: KeyKind,
     /// The problem and the remedy.
     pub reason: String,
 }
@@ -139,6 +141,7 @@ impl PathMap {
         for (word, kind) in KeyKind::ALL {
             let refused = |reason| PathMapError {
                 template: word,
+                kind,
                 reason,
             };
             let read = Template::read(template(kind), kind.is_of_handler()).map_err(refused)?;
@@ -227,7 +230,7 @@ impl PathMap {
     }
 }
 
-pub(crate) fn etcd_template(kind: KeyKind) -> &'static str {
+pub(crate) const fn etcd_template(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Enabled => "{name}/enabled",
         KeyKind::Spec => "{name}/spec",
@@ -240,7 +243,7 @@ pub(crate) fn etcd_template(kind: KeyKind) -> &'static str {
     }
 }
 
-pub(crate) fn zookeeper_template(kind: KeyKind) -> &'static str {
+pub(crate) const fn zookeeper_template(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Enabled => "{name}",
         KeyKind::Logging => "logging",

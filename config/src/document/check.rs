@@ -20,37 +20,58 @@ pub struct Checker<'a> {
 }
 
 /// A map that was checked against its table: values of all fields that are set or have a default.
-///
-/// For a rejected value the getters return a placeholder; it is never used, since the document has problems.
-pub struct Section {
+/// Read through the typed [`Section`](super::Section).
+pub struct CheckedSection {
     /// Dotted path of the map; empty for the document itself.
-    pub path: String,
+    pub(super) path: String,
     /// Position of the map, or of the nearest enclosing map that is written out if this one is left out.
-    pub place: Place,
-    values: BTreeMap<&'static str, CheckedValue>,
+    pub(super) place: Place,
+    pub(super) values: BTreeMap<&'static str, CheckedValue>,
 }
 
-struct CheckedValue {
-    place: Place,
-    value: Checked,
+pub(super) struct CheckedValue {
+    pub(super) place: Place,
+    pub(super) value: Checked,
 }
 
 /// One entry of a list of strings.
 pub struct ListedText {
+    /// The string.
     pub text: String,
+    /// Its position.
     pub place: Place,
+    /// Dotted path of the list, with the entry's index.
     pub path: String,
 }
 
-enum Checked {
+/// A checked value, by the type of its field.
+pub enum Checked {
+    /// Boolean.
     Flag(bool),
+    /// Whole number or number of bytes.
     Count(u64),
+    /// Number.
     Number(f64),
+    /// String or word.
     Text(String),
+    /// Duration.
     Duration(Duration),
+    /// List of strings, without rejected ones.
     Texts(Vec<ListedText>),
-    Object(Section),
+    /// Map with a table of its own.
+    Object(CheckedSection),
+    /// Any value, not checked yet.
     Custom(Node),
+}
+
+impl Checked {
+    /// String of a text field or word of a choice field.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Checker<'a> {
@@ -97,8 +118,13 @@ impl<'a> Checker<'a> {
     }
 
     /// Checks `node` against `object`.
-    pub fn section(&mut self, node: &Node, object: &'static SectionType, path: &str) -> Section {
-        let mut section = Section {
+    pub fn section(
+        &mut self,
+        node: &Node,
+        object: &'static SectionType,
+        path: &str,
+    ) -> CheckedSection {
+        let mut section = CheckedSection {
             path: path.to_owned(),
             place: node.place.clone(),
             values: BTreeMap::new(),
@@ -169,7 +195,13 @@ impl<'a> Checker<'a> {
         );
     }
 
-    fn absent(&mut self, field: &'static Field, node: &Node, path: &str, section: &mut Section) {
+    fn absent(
+        &mut self,
+        field: &'static Field,
+        node: &Node,
+        path: &str,
+        section: &mut CheckedSection,
+    ) {
         let full = join(path, field.name);
         match field.need {
             Presence::Optional => {}
@@ -384,7 +416,7 @@ fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
     Ok(text.to_owned())
 }
 
-impl Section {
+impl CheckedSection {
     fn held(&self, name: &str) -> Option<&Checked> {
         self.values.get(name).map(|held| &held.value)
     }
@@ -457,7 +489,7 @@ impl Section {
     }
 
     /// A field that is an object; `None` only if it is optional and absent.
-    pub fn object(&self, name: &str) -> Option<&Section> {
+    pub fn object(&self, name: &str) -> Option<&CheckedSection> {
         match self.held(name) {
             Some(Checked::Object(section)) => Some(section),
             _ => None,

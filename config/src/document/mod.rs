@@ -9,17 +9,24 @@ mod json;
 mod parse;
 mod quantity;
 mod reference;
+mod section;
 mod suggest;
 mod table;
 mod trail;
 
-pub use check::{Checker, Section};
+pub use check::{Checked, CheckedSection, Checker, ListedText};
 pub use json::{from_object, read_json_object, to_json};
 pub use parse::{MAX_BYTES, parse, read_given_text, read_text};
 use parse::{MAX_DEPTH, MAX_NODES};
 pub use quantity::{format_duration, format_size, parse_duration};
 pub use reference::References;
 pub use reference::{Lookup, resolve, resolve_json};
+pub use section::{
+    CountValue, Document, Extends, FieldValue, Key, Section, SectionFields, TextValue, ValueType,
+    choice, count, custom, flag, millis, number, object, only, size, text, texts,
+};
+#[doc(hidden)]
+pub use section::{doc_text, joined};
 pub use suggest::{did_you_mean, nearest};
 pub use table::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule, words};
 pub use trail::Trail;

@@ -18,6 +18,7 @@ pub struct SectionType {
 }
 
 /// One field of a map.
+#[derive(Clone, Copy)]
 pub struct Field {
     /// Key of the field, without the path of its map.
     pub name: &'static str,
@@ -30,6 +31,7 @@ pub struct Field {
 }
 
 /// Whether a field may be left out, and its default.
+#[derive(Clone, Copy)]
 pub enum Presence {
     /// The field must be set; leaving it out is a problem.
     Required,
@@ -48,6 +50,7 @@ pub struct Reserved {
 }
 
 /// Type and bounds of a field.
+#[derive(Clone, Copy)]
 pub enum FieldType {
     /// Boolean: `true` or `false`.
     Flag,

@@ -4,17 +4,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::rules::ADDRESS;
+use super::store_table::{ABSOLUTE, Etcd, ZooKeeper};
 use crate::control::Side;
 use crate::document::{
-    Checker, ChoiceValue, Field, FieldType, Lookup, Presence, Section, SectionType, TextRule,
-    Trail, parse, read_given_text, resolve, words,
+    Checker, ChoiceValue, Document, Lookup, Section, SectionFields, TextRule, Trail, choice,
+    millis, object, parse, read_given_text, resolve, text,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
-use crate::service::{
-    ABSOLUTE, ADDRESS, ETCD, EtcdSettings, LOGGING, LoggingConfig, ZOOKEEPER, ZooKeeperSettings,
-    parse_address, read_logging,
-};
+use crate::section;
+use crate::service::{EtcdSettings, LoggingConfig, ZooKeeperSettings};
 
 /// A bridge's config, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,107 +52,41 @@ static NAME: TextRule = TextRule {
     numbers: false,
 };
 
-static ADMIN: SectionType = SectionType {
-    doc: "The bridge's own admin HTTP server: health, metrics and status.",
-    fields: &[Field {
-        name: "listen",
-        doc: "Listen address and port; port 0 selects a free port.",
-        kind: FieldType::Text(&ADDRESS),
-        need: Presence::Default("127.0.0.1:9601"),
-    }],
-    later: &[],
-};
+section! {
+    /// The bridge's own admin HTTP server: health, metrics and status.
+    pub(crate) struct BridgeAdmin {
+        /// Listen address and port; port 0 selects a free port.
+        listen: SocketAddr = text(&ADDRESS), default "127.0.0.1:9601";
+    }
+}
 
-const ETCD_FIELD: Field = Field {
-    name: "etcd",
-    doc: "One side; also stores the sync state.",
-    kind: FieldType::Object(&ETCD),
-    need: Presence::Required,
-};
+section! {
+    /// A bridge that replicates control keys between an etcd prefix and a ZooKeeper tree.
+    pub(crate) keys Bridge {
+        /// One side; also stores the sync state.
+        etcd: Etcd = object(), required;
+        /// The other side.
+        zookeeper: ZooKeeper = object(), required;
+        /// Side whose value wins when both sides changed a key.
+        preferred_side: Side = choice(&[]), default "etcd";
+        /// Identifies the pair's sync state: the same for every bridge of the pair, different for each pair. Derived from prefix and root unless set.
+        name: String = text(&NAME), optional;
+        /// Prefix of the sync state in etcd.
+        state_prefix: String = text(&ABSOLUTE), default "/sluicegate/bridge";
+        /// Period of a full comparison of all keys, with ±20 % jitter.
+        resync_interval: Duration = millis(100, 3_600_000), default "30s";
+        /// The bridge's own admin HTTP server.
+        admin: BridgeAdmin = object(), default "{}";
+    }
+}
 
-const ZOOKEEPER_FIELD: Field = Field {
-    name: "zookeeper",
-    doc: "The other side.",
-    kind: FieldType::Object(&ZOOKEEPER),
-    need: Presence::Required,
-};
-
-const PREFERRED_SIDE_FIELD: Field = Field {
-    name: "preferred_side",
-    doc: "Side whose value wins when both sides changed a key.",
-    kind: FieldType::Choice {
-        words: words::<Side>,
-        later: &[],
-    },
-    need: Presence::Default("etcd"),
-};
-
-const NAME_FIELD: Field = Field {
-    name: "name",
-    doc: "Identifies the pair's sync state: the same for every bridge of the pair, different for each pair. Derived from prefix and root unless set.",
-    kind: FieldType::Text(&NAME),
-    need: Presence::Optional,
-};
-
-const STATE_PREFIX_FIELD: Field = Field {
-    name: "state_prefix",
-    doc: "Prefix of the sync state in etcd.",
-    kind: FieldType::Text(&ABSOLUTE),
-    need: Presence::Default("/sluicegate/bridge"),
-};
-
-const RESYNC_INTERVAL_FIELD: Field = Field {
-    name: "resync_interval",
-    doc: "Period of a full comparison of all keys, with ±20 % jitter.",
-    kind: FieldType::Duration {
-        min: Duration::from_millis(100),
-        max: Duration::from_secs(3_600),
-    },
-    need: Presence::Default("30s"),
-};
-
-const ADMIN_FIELD: Field = Field {
-    name: "admin",
-    doc: "The bridge's own admin HTTP server.",
-    kind: FieldType::Object(&ADMIN),
-    need: Presence::Default("{}"),
-};
-
-/// `bridge:` of the service config.
-pub(crate) static BRIDGE: SectionType = SectionType {
-    doc: "A bridge that replicates control keys between an etcd prefix and a ZooKeeper tree.",
-    fields: &[
-        ETCD_FIELD,
-        ZOOKEEPER_FIELD,
-        PREFERRED_SIDE_FIELD,
-        NAME_FIELD,
-        STATE_PREFIX_FIELD,
-        RESYNC_INTERVAL_FIELD,
-        ADMIN_FIELD,
-    ],
-    later: &[],
-};
-
-/// The file of `sluicegate bridge -c FILE`.
-pub(crate) static BRIDGE_FILE: SectionType = SectionType {
-    doc: "Config of `sluicegate bridge`.",
-    fields: &[
-        ETCD_FIELD,
-        ZOOKEEPER_FIELD,
-        PREFERRED_SIDE_FIELD,
-        NAME_FIELD,
-        STATE_PREFIX_FIELD,
-        RESYNC_INTERVAL_FIELD,
-        ADMIN_FIELD,
-        Field {
-            name: "logging",
-            doc: "The bridge's own log.",
-            kind: FieldType::Object(&LOGGING),
-            need: Presence::Default("{}"),
-        },
-    ],
-    later: &[],
-};
+section! {
+    /// Config of `sluicegate bridge`.
+    pub(crate) keys BridgeFile: Bridge {
+        /// The bridge's own log.
+        logging: LoggingConfig = object(), default "{}";
+    }
+}
 
 /// Reads the config of `sluicegate bridge` in `file`.
 ///
@@ -180,12 +114,12 @@ pub fn read_bridge_config(
     let Some(mut root) = parsed.root else {
         return Err(problems);
     };
-    let mut checker = Checker::new(file, &BRIDGE_FILE);
+    let mut checker = Checker::new(file, BridgeFile::TYPE);
     let lookup = Lookup::Anything { environment, base };
     resolve(&mut root, &Trail::Root(""), lookup, &mut checker);
-    let section = checker.section(&root, &BRIDGE_FILE, "");
-    let config = BridgeConfig::read(&section, base, &mut checker);
-    let logging = section.object("logging").and_then(read_logging);
+    let document: Document<BridgeFile> = Document::check(&root, &mut checker);
+    let config = BridgeConfig::read(document.section().base(), base, &mut checker);
+    let logging = document.section().get(BridgeFile::logging);
     problems.merge(checker.into_problems());
     match (config, logging) {
         (Some(config), Some(logging)) if problems.is_empty() => Ok((config, logging)),
@@ -194,39 +128,40 @@ pub fn read_bridge_config(
 }
 
 impl BridgeConfig {
-    /// Reads a block that was checked against [`BRIDGE`] or [`BRIDGE_FILE`]. `None` only where a problem was reported.
-    pub(crate) fn read(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Self> {
-        let etcd = section.object("etcd");
+    /// Reads a checked block; files are relative to `base`. `None` only if a problem was reported.
+    pub(crate) fn read(
+        section: Section<'_, Bridge>,
+        base: &Path,
+        checker: &mut Checker<'_>,
+    ) -> Option<Self> {
+        let etcd = section.object(Bridge::etcd);
         let etcd = etcd.and_then(|etcd| EtcdSettings::read(etcd, base, checker));
-        let zookeeper = section.object("zookeeper");
+        let zookeeper = section.object(Bridge::zookeeper);
         let zookeeper =
             zookeeper.and_then(|zookeeper| ZooKeeperSettings::read(zookeeper, base, checker));
         let (etcd, zookeeper) = (etcd?, zookeeper?);
-        let state_prefix = section.text("state_prefix")?.to_owned();
-        let name = match section.text("name") {
-            Some(name) => name.to_owned(),
-            None => pair_name(&etcd.prefix, &zookeeper.root),
-        };
-        for (what, taken) in [
-            ("prefix", &etcd.prefix),
-            ("members_prefix", &etcd.members_prefix),
+        let state_prefix = section.get(Bridge::state_prefix)?;
+        let name = section.get(Bridge::name);
+        for (key, taken) in [
+            (Etcd::prefix, &etcd.prefix),
+            (Etcd::members_prefix, &etcd.members_prefix),
         ] {
             if is_within(&state_prefix, taken) || is_within(taken, &state_prefix) {
+                let key = key.name();
                 let message = format!(
-                    "overlaps `etcd.{what}`, {taken}; the sync state needs a prefix of its own"
+                    "overlaps `etcd.{key}`, {taken}; the sync state needs a prefix of its own"
                 );
-                let path = section.path_of("state_prefix");
-                checker.report(section.place_of("state_prefix"), &path, message);
+                section.report(Bridge::state_prefix, message, checker);
             }
         }
         Some(Self {
+            name: name.unwrap_or_else(|| pair_name(&etcd.prefix, &zookeeper.root)),
             etcd,
             zookeeper,
-            preferred_side: section.word("preferred_side")?,
-            name,
+            preferred_side: section.get(Bridge::preferred_side)?,
             state_prefix,
-            resync_interval: section.duration("resync_interval"),
-            admin: parse_address(section.object("admin")?.text("listen")?).ok()?,
+            resync_interval: section.get(Bridge::resync_interval)?,
+            admin: section.get(Bridge::admin)?.listen,
         })
     }
 

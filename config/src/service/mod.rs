@@ -15,67 +15,27 @@ mod store_settings;
 mod store_table;
 mod table;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
-pub(crate) use bridge::{BRIDGE, BRIDGE_FILE};
+pub(crate) use bridge::BridgeFile;
 pub use bridge::{BridgeConfig, load_bridge_config, read_bridge_config};
 pub(crate) use client_keys::owned_client_keys;
 pub use locate::place_in;
-pub(crate) use read::read_logging;
 pub use read::{Examined, examine};
 pub use read::{load_service_config, read_service_config};
-pub(crate) use rules::{ADDRESS, parse_address};
 pub use store_settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
-pub(crate) use store_table::{ABSOLUTE, ETCD, ZOOKEEPER};
-pub(crate) use table::{LOGGING, SERVICE};
+pub use table::{
+    AdminConfig, EmitConfig, KafkaConfig, LoggingConfig, PluginsConfig, ProcessingConfig,
+    ServiceConfig,
+};
 
 use crate::control::{host, instance};
 pub use crate::document::References;
 use crate::secret::Secret;
-
-/// The validated config of `sluicegate run`. Relative paths are resolved against the config file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ServiceConfig {
-    /// The cluster and the consumer group.
-    pub kafka: KafkaConfig,
-    /// Delivery guarantee, limits and timeouts of processing.
-    pub processing: ProcessingConfig,
-    /// Source of handler specs.
-    pub handlers: HandlersConfig,
-    /// Plugin folders and signature policy.
-    pub plugins: PluginsConfig,
-    /// The admin HTTP server.
-    pub admin: AdminConfig,
-    /// Settings of emitted records.
-    pub emit: EmitConfig,
-    /// The service's own log.
-    pub logging: LoggingConfig,
-    /// A bridge between etcd and ZooKeeper in the same process.
-    pub bridge: Option<BridgeConfig>,
-}
-
-/// `kafka:` the cluster and the consumer group.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KafkaConfig {
-    /// Comma-separated `host:port` list.
-    pub bootstrap_servers: String,
-    /// Consumer group of all shared handlers.
-    pub group_id: String,
-    /// Number of Kafka clients, each with its own pump thread; at least 1.
-    pub clients: usize,
-    /// Start position of partitions without a committed offset.
-    pub start: Start,
-    /// Further librdkafka keys, without those that the service manages. Connection keys also apply to producers.
-    pub client: BTreeMap<String, ClientValue>,
-    /// Further librdkafka producer keys, without those that the service manages.
-    pub producer: BTreeMap<String, ClientValue>,
-}
 
 /// Start position of partitions without a committed offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,25 +86,6 @@ impl Serialize for ClientValue {
             Self::Secret(secret) => secret.serialize(serializer),
         }
     }
-}
-
-/// `processing:` delivery guarantee, limits and timeouts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ProcessingConfig {
-    /// Delivery guarantee.
-    pub guarantee: Guarantee,
-    /// Maximum uncommitted records per partition, which bounds duplicates after a crash (G3); at least 1.
-    pub max_uncommitted: u64,
-    /// Byte budget of the whole process; half is for in-flight records (G8).
-    pub memory: u64,
-    /// Interval of offset commits.
-    pub commit_interval: Duration,
-    /// How long a shutdown or revocation waits for in-flight records.
-    pub drain_timeout: Duration,
-    /// Time without frontier progress, while records wait, after which a partition is reported as stalled (G8).
-    pub stall_timeout: Duration,
-    /// Policy for a fetch offset that is no longer in the log (G12).
-    pub offset_out_of_range: OffsetOutOfRange,
 }
 
 /// Delivery guarantee.
@@ -204,40 +145,6 @@ pub enum HandlersFrom {
     Etcd(Box<EtcdSettings>),
     /// Nodes in ZooKeeper.
     ZooKeeper(Box<ZooKeeperSettings>),
-}
-
-/// `plugins:` plugin folders and signature policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PluginsConfig {
-    /// Folder of plugin artefacts.
-    pub folder: PathBuf,
-    /// Folder for private copies of loaded plugins.
-    pub cache: PathBuf,
-    /// Load unsigned plugins; for development.
-    pub allow_unsigned: bool,
-}
-
-/// `admin:` the admin HTTP server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdminConfig {
-    /// Listen address; port 0 selects a free port.
-    pub listen: SocketAddr,
-}
-
-/// `emit:` settings of emitted records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EmitConfig {
-    /// Add headers that identify the source record, handler and attempt.
-    pub provenance: bool,
-}
-
-/// `logging:` the service's own log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoggingConfig {
-    /// Log format.
-    pub format: LogFormat,
-    /// Minimum level, or a filter such as `info,sluicegate_engine::flow=debug`.
-    pub level: String,
 }
 
 /// Log format.

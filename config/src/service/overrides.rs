@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::ServiceConfig;
 use super::client_keys::is_sensitive;
-use super::table::SERVICE;
 use crate::document::{
-    Checker, Entry, FieldType, Node, Place, SectionType, Value, did_you_mean, parse,
+    Checker, Entry, FieldType, Node, Place, SectionFields, SectionType, Value, did_you_mean, parse,
 };
 use crate::environment::Environment;
 
@@ -112,7 +112,7 @@ fn set(
 
 /// The keys from the root to the field, looked up in the table so that misspelt ones are reported.
 fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
-    let mut object: &'static SectionType = &SERVICE;
+    let mut object: &'static SectionType = ServiceConfig::TYPE;
     let mut keys = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
         let Some(field) = object.field(segment) else {

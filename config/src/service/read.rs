@@ -3,20 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use super::client_keys::ClientRole;
-use super::rules::{parse_address, parse_start};
-use super::table::{DEFAULT_FOLDER, DEFAULT_RESCAN, SERVICE};
+use super::table::{DEFAULT_FOLDER, DEFAULT_RESCAN, Handlers, ListedReferences, SpecFolder};
 use super::{
-    AdminConfig, EmitConfig, HandlersConfig, HandlersFrom, KafkaConfig, LoggingConfig,
-    PluginsConfig, ProcessingConfig, ServiceConfig, client_keys, overrides,
+    BridgeConfig, EtcdSettings, HandlersConfig, HandlersFrom, KafkaConfig, PluginsConfig,
+    ServiceConfig, ZooKeeperSettings, client_keys, overrides,
 };
 use crate::document::{
-    Checker, ChoiceValue, Lookup, Node, Place, References, Section, Trail, parse, parse_duration,
-    read_given_text, resolve,
+    Checker, Document, Lookup, Node, Place, References, Section, SectionFields, Trail, parse,
+    parse_duration, read_given_text, resolve,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
-use crate::service::BridgeConfig;
-use crate::service::{EtcdSettings, ZooKeeperSettings};
 
 /// Reads the service config in `file` with overrides from `environment` (`SLUICEGATE__KAFKA__GROUP_ID=x`) and, with higher
 /// precedence, from `sets` (`kafka.group_id=x`).
@@ -72,14 +69,15 @@ pub fn examine(
     let mut root = parsed
         .root
         .unwrap_or_else(|| Node::empty_map(Place::default()));
-    let mut checker = Checker::new(file, &SERVICE);
+    let mut checker = Checker::new(file, ServiceConfig::TYPE);
     overrides::from_environment(&mut root, environment, &mut checker);
     overrides::from_sets(&mut root, sets, &mut checker);
     let lookup = Lookup::Anything { environment, base };
     resolve(&mut root, &Trail::Root(""), lookup, &mut checker);
-    let section = checker.section(&root, &SERVICE, "");
-    let handlers = handlers(&section, base, &mut checker);
-    let config = build(&section, base, handlers.clone(), &mut checker);
+    let document = Document::check(&root, &mut checker);
+    let section = document.section();
+    let handlers = handlers(section, base, &mut checker);
+    let config = build(section, base, handlers.clone(), &mut checker);
     problems.merge(checker.into_problems());
     Examined {
         config,
@@ -90,69 +88,71 @@ pub fn examine(
 
 /// `None` only if a problem was reported.
 fn build(
-    section: &Section,
+    section: Section<'_, ServiceConfig>,
     base: &Path,
     handlers: Option<HandlersConfig>,
     checker: &mut Checker<'_>,
 ) -> Option<ServiceConfig> {
-    let kafka = kafka(section.object("kafka")?, base, checker);
-    let processing = processing(section.object("processing")?);
-    let plugins = section.object("plugins")?;
-    let logging = section.object("logging")?;
-    let bridge = section.object("bridge");
-    let bridge = bridge.and_then(|bridge| BridgeConfig::read(bridge, base, checker));
-    Some(ServiceConfig {
-        kafka: kafka?,
-        processing: processing?,
-        handlers: handlers?,
-        plugins: PluginsConfig {
-            folder: path(plugins, "folder", base)?,
-            cache: path(plugins, "cache", base)?,
-            allow_unsigned: plugins.flag("allow_unsigned"),
-        },
-        admin: AdminConfig {
-            listen: parse_address(section.object("admin")?.text("listen")?).ok()?,
-        },
-        emit: EmitConfig {
-            provenance: section.object("emit")?.flag("provenance"),
-        },
-        logging: read_logging(logging)?,
-        bridge: match section.object("bridge") {
-            Some(_) => Some(bridge?),
-            None => None,
-        },
-    })
+    let kafka = section.object(ServiceConfig::kafka)?;
+    let mut map = |key, role| {
+        let path = kafka.path_of(key);
+        Some(client_keys::read(
+            kafka.node(key)?,
+            &path,
+            role,
+            base,
+            checker,
+        ))
+    };
+    let client = map(KafkaConfig::client, ClientRole::Consumer);
+    let producer = map(KafkaConfig::producer, ClientRole::Producer);
+    let plugins = section.get(ServiceConfig::plugins);
+    let plugins = plugins.map(|plugins| PluginsConfig {
+        folder: base.join(plugins.folder),
+        cache: base.join(plugins.cache),
+        ..plugins
+    });
+    let bridge = match section.object(ServiceConfig::bridge) {
+        Some(bridge) => BridgeConfig::read(bridge, base, checker).map(Some),
+        None => Some(None),
+    };
+    let kafka = KafkaConfig::read(kafka, client, producer);
+    ServiceConfig::read(section, kafka, handlers, plugins, bridge)
 }
 
-/// `None` only if a problem was reported.
-pub(crate) fn read_logging(logging: &Section) -> Option<LoggingConfig> {
-    Some(LoggingConfig {
-        format: logging.word("format")?,
-        level: logging.text("level")?.to_owned(),
-    })
-}
-
-fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<HandlersConfig> {
-    let handlers = section.object("handlers")?;
-    let given: Vec<&str> = ["file", "etcd", "zookeeper"]
+fn handlers(
+    section: Section<'_, ServiceConfig>,
+    base: &Path,
+    checker: &mut Checker<'_>,
+) -> Option<HandlersConfig> {
+    let handlers = section.object(ServiceConfig::handlers)?;
+    let sources = [
+        Handlers::file.any(),
+        Handlers::etcd.any(),
+        Handlers::zookeeper.any(),
+    ];
+    let given: Vec<_> = sources
         .into_iter()
-        .filter(|name| handlers.holds(name))
+        .filter(|source| handlers.holds(*source))
         .collect();
     if let [first, second, ..] = given[..] {
-        let place = handlers.place_of(second).clone();
+        let first = first.name();
         let message = format!("conflicts with `{first}`; specs come from exactly one source");
-        checker.report(&place, &handlers.path_of(second), message);
+        handlers.report(second, message, checker);
     }
-    let from = match (handlers.object("etcd"), handlers.object("zookeeper")) {
+    let from = match (
+        handlers.object(Handlers::etcd),
+        handlers.object(Handlers::zookeeper),
+    ) {
         (Some(etcd), _) => HandlersFrom::Etcd(Box::new(EtcdSettings::read(etcd, base, checker)?)),
         (None, Some(zookeeper)) => {
             let settings = ZooKeeperSettings::read(zookeeper, base, checker)?;
             HandlersFrom::ZooKeeper(Box::new(settings))
         }
-        (None, None) => match handlers.object("file") {
+        (None, None) => match handlers.object(Handlers::file) {
             Some(file) => HandlersFrom::File {
-                folder: path(file, "folder", base)?,
-                rescan: file.duration("rescan"),
+                folder: base.join(file.get(SpecFolder::folder)?),
+                rescan: file.get(SpecFolder::rescan).unwrap_or_default(),
             },
             None if given.is_empty() => HandlersFrom::File {
                 folder: base.join(DEFAULT_FOLDER),
@@ -163,29 +163,33 @@ fn handlers(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option
     };
     Some(HandlersConfig {
         from,
-        cache: path(handlers, "cache", base)?,
-        require_fresh: handlers.flag("require_fresh"),
-        member_id: handlers.text("member_id").map(str::to_owned),
+        cache: base.join(handlers.get(Handlers::cache)?),
+        require_fresh: handlers.get(Handlers::require_fresh).unwrap_or_default(),
+        member_id: handlers.get(Handlers::member_id),
         references: references(handlers, base, checker)?,
     })
 }
 
 /// Variables and files that a store's specs may reference: only listed ones.
-fn references(handlers: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<References> {
-    let Some(listed) = handlers.object("references") else {
+fn references(
+    handlers: Section<'_, Handlers>,
+    base: &Path,
+    checker: &mut Checker<'_>,
+) -> Option<References> {
+    let Some(listed) = handlers.object(Handlers::references) else {
         return Some(References::default());
     };
-    let folder = path(listed, "folder", base);
+    let folder = listed.get(ListedReferences::folder);
+    let folder = folder.map(|folder| base.join(folder));
     if let Some(folder) = &folder
         && real(base).starts_with(real(folder))
     {
         let message =
             "contains the service config and its secrets; use a dedicated folder below it";
-        let place = listed.place_of("folder").clone();
-        checker.report(&place, &listed.path_of("folder"), message);
+        listed.report(ListedReferences::folder, message, checker);
         return None;
     }
-    let env = listed.texts("env").iter();
+    let env = listed.texts(ListedReferences::env).iter();
     Some(References {
         env: env.map(|listed| listed.text.clone()).collect(),
         folder,
@@ -199,43 +203,4 @@ fn real(folder: &Path) -> PathBuf {
         .canonicalize()
         .or_else(|_| std::path::absolute(&named))
         .unwrap_or(named)
-}
-
-fn kafka(kafka: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<KafkaConfig> {
-    let mut map = |name, role| {
-        let path = kafka.path_of(name);
-        Some(client_keys::read(
-            kafka.custom(name)?,
-            &path,
-            role,
-            base,
-            checker,
-        ))
-    };
-    let client = map("client", ClientRole::Consumer);
-    let producer = map("producer", ClientRole::Producer);
-    Some(KafkaConfig {
-        bootstrap_servers: kafka.text("bootstrap_servers")?.to_owned(),
-        group_id: kafka.text("group_id")?.to_owned(),
-        clients: usize::try_from(kafka.count("clients")).ok()?,
-        start: parse_start(kafka.text("start")?).ok()?,
-        client: client?,
-        producer: producer?,
-    })
-}
-
-fn processing(processing: &Section) -> Option<ProcessingConfig> {
-    Some(ProcessingConfig {
-        guarantee: ChoiceValue::of(processing.text("guarantee")?)?,
-        max_uncommitted: processing.count("max_uncommitted"),
-        memory: processing.count("memory"),
-        commit_interval: processing.duration("commit_interval"),
-        drain_timeout: processing.duration("drain_timeout"),
-        stall_timeout: processing.duration("stall_timeout"),
-        offset_out_of_range: processing.word("offset_out_of_range")?,
-    })
-}
-
-fn path(section: &Section, name: &str, base: &Path) -> Option<PathBuf> {
-    section.text(name).map(|text| base.join(text))
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 
 use super::Start;
-use crate::document::TextRule;
+use crate::document::{Checked, FieldValue, TextRule, TextValue};
 
 /// The name of an environment variable.
 pub(crate) static VARIABLE: TextRule = TextRule {
@@ -102,7 +102,7 @@ fn is_broker(text: &str) -> bool {
 }
 
 /// Parses `kafka.start`.
-pub(crate) fn parse_start(text: &str) -> Result<Start, String> {
+fn parse_start(text: &str) -> Result<Start, String> {
     match text {
         "earliest" => Ok(Start::Earliest),
         "latest" => Ok(Start::Latest),
@@ -117,8 +117,24 @@ pub(crate) fn parse_start(text: &str) -> Result<Start, String> {
     }
 }
 
+impl FieldValue for Start {
+    fn of(checked: &Checked) -> Option<Self> {
+        parse_start(checked.text()?).ok()
+    }
+}
+
+impl TextValue for Start {}
+
+impl FieldValue for SocketAddr {
+    fn of(checked: &Checked) -> Option<Self> {
+        parse_address(checked.text()?).ok()
+    }
+}
+
+impl TextValue for SocketAddr {}
+
 /// Parses `admin.listen`.
-pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let numeric = match text.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),
         None => text.to_owned(),

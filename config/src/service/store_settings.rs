@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::store_table::{Digest, Etcd, PathFields, Tls, ZooKeeper};
 use crate::control::{KeyKind, PathMap};
-use crate::document::{Checker, Section};
+use crate::document::{Checker, FieldValue, Key, Section};
 use crate::secret::Secret;
 
 /// Settings of an etcd cluster and the layout of its keys.
@@ -113,14 +114,17 @@ impl EtcdSettings {
         }
     }
 
-    /// Reads a block that was checked against [`crate::service::ETCD`]; files are relative to `base`. `None` only where a
-    /// problem was reported.
-    pub(crate) fn read(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Self> {
-        let listed = section.texts("endpoints");
-        let tls = tls(section, base, checker);
+    /// Reads a checked block; files are relative to `base`. `None` only if a problem was reported.
+    pub(crate) fn read(
+        section: Section<'_, Etcd>,
+        base: &Path,
+        checker: &mut Checker<'_>,
+    ) -> Option<Self> {
+        let listed = section.texts(Etcd::endpoints);
+        let tls = tls(section.object(Etcd::tls), base, checker);
         for endpoint in listed {
             let is_tls = endpoint.text.starts_with("https://");
-            if is_tls != section.holds("tls") {
+            if is_tls != section.holds(Etcd::tls) {
                 let message = match is_tls {
                     true => "is https: add `tls` with the `ca_file` to trust",
                     false => "is http, but `tls` is set: write https://",
@@ -128,34 +132,22 @@ impl EtcdSettings {
                 checker.report(&endpoint.place, &endpoint.path, message);
             }
         }
-        let login = match (section.text("username"), section.text("password")) {
-            (Some(user), Some(password)) => Some(Login {
-                user: user.to_owned(),
-                password: Secret::new(password),
-            }),
-            (None, None) => None,
-            (user, _) => {
-                let (given, missing) = match user {
-                    Some(_) => ("username", "password"),
-                    None => ("password", "username"),
-                };
-                let message = format!("needs `{missing}` too");
-                checker.report(section.place_of(given), &section.path_of(given), message);
-                None
-            }
-        };
-        check_disjoint(section, "prefix", "members_prefix", checker);
+        let login = both(section, Etcd::username, Etcd::password, checker);
+        check_disjoint(section, Etcd::prefix, Etcd::members_prefix, checker);
         Some(Self {
             endpoints: listed.iter().map(|listed| listed.text.clone()).collect(),
-            prefix: section.text("prefix")?.to_owned(),
-            members_prefix: section.text("members_prefix")?.to_owned(),
+            prefix: section.get(Etcd::prefix)?,
+            members_prefix: section.get(Etcd::members_prefix)?,
             tls,
-            login,
-            request_timeout: section.duration("request_timeout"),
-            keep_alive: section.duration("keep_alive"),
-            relist: section.duration("relist"),
-            member_ttl: section.duration("member_ttl"),
-            paths: paths(section, checker)?,
+            login: login.map(|(user, password)| Login {
+                user,
+                password: Secret::new(&password),
+            }),
+            request_timeout: section.get(Etcd::request_timeout).unwrap_or_default(),
+            keep_alive: section.get(Etcd::keep_alive).unwrap_or_default(),
+            relist: section.get(Etcd::relist).unwrap_or_default(),
+            member_ttl: section.get(Etcd::member_ttl).unwrap_or_default(),
+            paths: paths(section.object(Etcd::paths)?, checker)?,
         })
     }
 }
@@ -178,120 +170,122 @@ impl ZooKeeperSettings {
         }
     }
 
-    /// Reads a block that was checked against [`crate::service::ZOOKEEPER`]; files are relative to `base`. `None` only where
-    /// a problem was reported.
-    pub(crate) fn read(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<Self> {
-        let tls = tls(section, base, checker);
+    /// Reads a checked block; files are relative to `base`. `None` only if a problem was reported.
+    pub(crate) fn read(
+        section: Section<'_, ZooKeeper>,
+        base: &Path,
+        checker: &mut Checker<'_>,
+    ) -> Option<Self> {
+        let tls = tls(section.object(ZooKeeper::tls), base, checker);
         if tls.as_ref().is_some_and(|tls| tls.server_name.is_some()) {
-            let path = section.path_of("tls");
             let message = "`server_name` is only for etcd: ZooKeeper's certificate must match the host in `servers`";
-            checker.report(section.place_of("tls"), &path, message);
+            section.report(ZooKeeper::tls, message, checker);
         }
-        let digest = section.object("digest").and_then(|digest| {
+        let digest = section.object(ZooKeeper::digest).and_then(|digest| {
             Some(Login {
-                user: digest.text("user")?.to_owned(),
-                password: Secret::new(digest.text("password")?),
+                user: digest.get(Digest::user)?,
+                password: Secret::new(&digest.get(Digest::password)?),
             })
         });
-        let acl: Acl = section.word("acl")?;
-        if acl == Acl::Creator && !section.holds("digest") {
-            let path = section.path_of("acl");
+        let acl = section.get(ZooKeeper::acl)?;
+        if acl == Acl::Creator && !section.holds(ZooKeeper::digest) {
             let message = "`creator` needs `digest`: without a login there is no creator";
-            checker.report(section.place_of("acl"), &path, message);
+            section.report(ZooKeeper::acl, message, checker);
         }
-        check_disjoint(section, "root", "members_root", checker);
+        check_disjoint(section, ZooKeeper::root, ZooKeeper::members_root, checker);
         Some(Self {
-            servers: section.text("servers")?.replace(' ', ""),
-            root: section.text("root")?.to_owned(),
-            members_root: section.text("members_root")?.to_owned(),
+            servers: section.get(ZooKeeper::servers)?.replace(' ', ""),
+            root: section.get(ZooKeeper::root)?,
+            members_root: section.get(ZooKeeper::members_root)?,
             tls,
             digest,
             acl,
-            request_timeout: section.duration("request_timeout"),
-            session_timeout: section.duration("session_timeout"),
-            relist: section.duration("relist"),
-            paths: paths(section, checker)?,
+            request_timeout: section.get(ZooKeeper::request_timeout).unwrap_or_default(),
+            session_timeout: section.get(ZooKeeper::session_timeout).unwrap_or_default(),
+            relist: section.get(ZooKeeper::relist).unwrap_or_default(),
+            paths: paths(section.object(ZooKeeper::paths)?, checker)?,
         })
     }
 }
 
-fn tls(section: &Section, base: &Path, checker: &mut Checker<'_>) -> Option<TlsFiles> {
-    let tls = section.object("tls")?;
-    let file = |name: &str| tls.text(name).map(|text| base.join(text));
-    let identity = match (file("cert_file"), file("key_file")) {
-        (Some(cert_file), Some(key_file)) => Some(TlsIdentity {
-            cert_file,
-            key_file,
-        }),
-        (None, None) => None,
-        (cert, _) => {
-            let (given, missing) = match cert {
-                Some(_) => ("cert_file", "key_file"),
-                None => ("key_file", "cert_file"),
-            };
-            let message = format!("needs `{missing}` too");
-            checker.report(tls.place_of(given), &tls.path_of(given), message);
-            None
-        }
-    };
+fn tls(tls: Option<Section<'_, Tls>>, base: &Path, checker: &mut Checker<'_>) -> Option<TlsFiles> {
+    let tls = tls?;
+    let identity = both(tls, Tls::cert_file, Tls::key_file, checker);
     Some(TlsFiles {
-        ca_file: file("ca_file")?,
-        identity,
-        server_name: tls.text("server_name").map(str::to_owned),
+        ca_file: base.join(tls.get(Tls::ca_file)?),
+        identity: identity.map(|(cert_file, key_file)| TlsIdentity {
+            cert_file: base.join(cert_file),
+            key_file: base.join(key_file),
+        }),
+        server_name: tls.get(Tls::server_name),
     })
 }
 
+/// Two fields that are set together or not at all.
+fn both<S, T: FieldValue>(
+    section: Section<'_, S>,
+    one: Key<S, T>,
+    two: Key<S, T>,
+    checker: &mut Checker<'_>,
+) -> Option<(T, T)> {
+    let (given, missing) = match (section.get(one), section.get(two)) {
+        (Some(one), Some(two)) => return Some((one, two)),
+        (None, None) => return None,
+        (Some(_), None) => (one, two),
+        (None, Some(_)) => (two, one),
+    };
+    let message = format!("needs `{}` too", missing.name());
+    section.report(given, message, checker);
+    None
+}
+
 /// Member keys and control keys must not overlap.
-fn check_disjoint(section: &Section, keys: &str, members: &str, checker: &mut Checker<'_>) {
-    let (Some(one), Some(two)) = (section.text(keys), section.text(members)) else {
+fn check_disjoint<S>(
+    section: Section<'_, S>,
+    keys: Key<S, String>,
+    members: Key<S, String>,
+    checker: &mut Checker<'_>,
+) {
+    let (Some(one), Some(two)) = (section.get(keys), section.get(members)) else {
         return;
     };
     let below = |one: &str, two: &str| {
         one.strip_prefix(two)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if below(one, two) || below(two, one) {
+    if below(&one, &two) || below(&two, &one) {
+        let keys = keys.name();
         let message = format!("`{two}` and `{keys}` `{one}` overlap; use separate paths");
-        checker.report(
-            section.place_of(members),
-            &section.path_of(members),
-            message,
-        );
+        section.report(members, message, checker);
     }
 }
 
-fn paths(section: &Section, checker: &mut Checker<'_>) -> Option<PathMap> {
-    let paths = section.object("paths")?;
-    let word = |kind: KeyKind| {
-        let of = KeyKind::ALL.iter().find(|(_, of)| *of == kind);
-        of.map_or("", |(word, _)| word)
-    };
-    if !KeyKind::ALL.iter().all(|(word, _)| paths.holds(word)) {
-        return None;
-    }
-    let map = PathMap::new(|kind| paths.text(word(kind)).unwrap_or_default());
-    map.map_err(|error| {
-        let place = paths.place_of(error.template);
-        checker.report(place, &paths.path_of(error.template), error.reason);
-    })
-    .ok()
+fn paths<P: PathFields>(paths: Section<'_, P>, checker: &mut Checker<'_>) -> Option<PathMap> {
+    let read = |(_, kind): (_, KeyKind)| Some((kind, paths.get(P::key(kind)?)?));
+    let read: Vec<(KeyKind, String)> = KeyKind::ALL.into_iter().map(read).collect::<Option<_>>()?;
+    let template = |kind| read.iter().find(|(of, _)| *of == kind);
+    PathMap::new(|kind| template(kind).map_or("", |(_, text)| text))
+        .map_err(|error| {
+            if let Some(key) = P::key(error.kind) {
+                paths.report(key, error.reason, checker);
+            }
+        })
+        .ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::{SectionType, parse};
-    use crate::service::{ETCD, ZOOKEEPER};
+    use crate::document::{Document, SectionFields, parse};
 
-    fn read<T>(
+    fn read<S: SectionFields, T>(
         text: &str,
-        table: &'static SectionType,
-        read: impl Fn(&Section, &Path, &mut Checker<'_>) -> Option<T>,
+        read: impl Fn(Section<'_, S>, &Path, &mut Checker<'_>) -> Option<T>,
     ) -> Result<T, String> {
         let root = parse(text, None).root.expect("a document");
-        let mut checker = Checker::new(None, table);
-        let section = checker.section(&root, table, "");
-        let settings = read(&section, Path::new("/etc/gate"), &mut checker);
+        let mut checker = Checker::new(None, S::TYPE);
+        let document = Document::check(&root, &mut checker);
+        let settings = read(document.section(), Path::new("/etc/gate"), &mut checker);
         let problems = checker.into_problems();
         match settings {
             Some(settings) if problems.is_empty() => Ok(settings),
@@ -300,11 +294,11 @@ mod tests {
     }
 
     fn etcd(text: &str) -> Result<EtcdSettings, String> {
-        read(text, &ETCD, EtcdSettings::read)
+        read(text, EtcdSettings::read)
     }
 
     fn zookeeper(text: &str) -> Result<ZooKeeperSettings, String> {
-        read(text, &ZOOKEEPER, ZooKeeperSettings::read)
+        read(text, ZooKeeperSettings::read)
     }
 
     #[test]

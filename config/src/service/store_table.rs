@@ -1,10 +1,14 @@
-//! The fields of the config blocks `etcd:` and `zookeeper:`, shared by every block that configures a store: names,
-//! meanings, bounds and defaults.
+//! The fields of the config blocks `etcd:` and `zookeeper:`, shared by every block that configures a store, each declared
+//! once: name, type, bounds, default and doc.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::control::check_template;
-use crate::document::{ChoiceValue, Field, FieldType, Presence, SectionType, TextRule, words};
+use crate::control::{KeyKind, check_template, etcd_template, zookeeper_template};
+use crate::document::{
+    ChoiceValue, Key, SectionFields, TextRule, choice, millis, object, text, texts,
+};
+use crate::section;
 use crate::service::Acl;
 
 impl ChoiceValue for Acl {
@@ -12,260 +16,140 @@ impl ChoiceValue for Acl {
         &[("open", Self::Open), ("creator", Self::Creator)];
 }
 
-const fn millis(min: u64, max: u64) -> FieldType {
-    FieldType::Duration {
-        min: Duration::from_millis(min),
-        max: Duration::from_millis(max),
+section! {
+    /// An etcd cluster, version 3.4 or later.
+    pub(crate) keys Etcd {
+        /// Member URLs, such as http://127.0.0.1:2379.
+        endpoints: Vec<String> = texts(&ENDPOINT, 1, 64), required;
+        /// Prefix of the control keys.
+        prefix: String = text(&ABSOLUTE), default "/plugins";
+        /// Prefix of the member keys.
+        members_prefix: String = text(&ABSOLUTE), default "/sluicegate/members";
+        /// Use TLS for connections to the store.
+        tls: Tls = object(), optional;
+        /// User name; requires a password.
+        username: String = text(&WORD), optional;
+        /// Password; use ${file:…} or ${env:…}.
+        password: String = text(&SECRET), optional;
+        /// Timeout of a read or a write.
+        request_timeout: Duration = millis(100, 60_000), default "5s";
+        /// Interval of keep-alive pings; etcd closes a connection that pings more often than its --grpc-keepalive-min-time (5s).
+        keep_alive: Duration = millis(1_000, 60_000), default "6s";
+        /// Interval of full re-reads, with ±20 % jitter; they repair events that a server lost.
+        relist: Duration = millis(100, 3_600_000), default "30s";
+        /// How long a member's key outlives its member.
+        member_ttl: Duration = millis(1_000, 600_000), default "10s";
+        /// Path of each control key below the prefix.
+        paths: EtcdPaths = object(), default "{}";
     }
 }
 
-const RELIST: Field = Field {
-    name: "relist",
-    doc: "Interval of full re-reads, with ±20 % jitter; they repair events that a server lost.",
-    kind: millis(100, 3_600_000),
-    need: Presence::Default("30s"),
-};
-
-const REQUEST_TIMEOUT: Field = Field {
-    name: "request_timeout",
-    doc: "Timeout of a read or a write.",
-    kind: millis(100, 60_000),
-    need: Presence::Default("5s"),
-};
-
-const TLS_FIELD: Field = Field {
-    name: "tls",
-    doc: "Use TLS for connections to the store.",
-    kind: FieldType::Object(&TLS),
-    need: Presence::Optional,
-};
-
-/// `etcd:` of the service's `handlers` and of the bridge.
-pub(crate) static ETCD: SectionType = SectionType {
-    doc: "An etcd cluster, version 3.4 or later.",
-    fields: &[
-        Field {
-            name: "endpoints",
-            doc: "Member URLs, such as http://127.0.0.1:2379.",
-            kind: FieldType::Texts {
-                rule: &ENDPOINT,
-                min: 1,
-                max: 64,
-            },
-            need: Presence::Required,
-        },
-        Field {
-            name: "prefix",
-            doc: "Prefix of the control keys.",
-            kind: FieldType::Text(&ABSOLUTE),
-            need: Presence::Default("/plugins"),
-        },
-        Field {
-            name: "members_prefix",
-            doc: "Prefix of the member keys.",
-            kind: FieldType::Text(&ABSOLUTE),
-            need: Presence::Default("/sluicegate/members"),
-        },
-        TLS_FIELD,
-        Field {
-            name: "username",
-            doc: "User name; requires a password.",
-            kind: FieldType::Text(&WORD),
-            need: Presence::Optional,
-        },
-        Field {
-            name: "password",
-            doc: "Password; use ${file:…} or ${env:…}.",
-            kind: FieldType::Text(&SECRET),
-            need: Presence::Optional,
-        },
-        REQUEST_TIMEOUT,
-        Field {
-            name: "keep_alive",
-            doc: "Interval of keep-alive pings; etcd closes a connection that pings more often than its --grpc-keepalive-min-time (5s).",
-            kind: millis(1_000, 60_000),
-            need: Presence::Default("6s"),
-        },
-        RELIST,
-        Field {
-            name: "member_ttl",
-            doc: "How long a member's key outlives its member.",
-            kind: millis(1_000, 600_000),
-            need: Presence::Default("10s"),
-        },
-        Field {
-            name: "paths",
-            doc: "Path of each control key below the prefix.",
-            kind: FieldType::Object(&ETCD_PATHS),
-            need: Presence::Default("{}"),
-        },
-    ],
-    later: &[],
-};
-
-/// `zookeeper:` of the service's `handlers` and of the bridge.
-pub(crate) static ZOOKEEPER: SectionType = SectionType {
-    doc: "A ZooKeeper ensemble, version 3.6 or later.",
-    fields: &[
-        Field {
-            name: "servers",
-            doc: "Comma-separated host:port list without a path; put the path into root.",
-            kind: FieldType::Text(&SERVERS),
-            need: Presence::Required,
-        },
-        Field {
-            name: "root",
-            doc: "Root node of the control keys.",
-            kind: FieldType::Text(&ABSOLUTE),
-            need: Presence::Default("/plugins"),
-        },
-        Field {
-            name: "members_root",
-            doc: "Root node of the member nodes.",
-            kind: FieldType::Text(&ABSOLUTE),
-            need: Presence::Default("/sluicegate/members"),
-        },
-        TLS_FIELD,
-        Field {
-            name: "digest",
-            doc: "User and password of ZooKeeper's digest scheme.",
-            kind: FieldType::Object(&DIGEST),
-            need: Presence::Optional,
-        },
-        Field {
-            name: "acl",
-            doc: "ACL of created nodes: open to everyone, or only to the creator (requires digest).",
-            kind: FieldType::Choice {
-                words: words::<Acl>,
-                later: &[],
-            },
-            need: Presence::Default("open"),
-        },
-        REQUEST_TIMEOUT,
-        Field {
-            name: "session_timeout",
-            doc: "How long a session, and with it a member's key, survives a lost connection; the server enforces its own bounds.",
-            kind: millis(1_000, 600_000),
-            need: Presence::Default("10s"),
-        },
-        RELIST,
-        Field {
-            name: "paths",
-            doc: "Path of each control key below the root.",
-            kind: FieldType::Object(&ZOOKEEPER_PATHS),
-            need: Presence::Default("{}"),
-        },
-    ],
-    later: &[],
-};
-
-static TLS: SectionType = SectionType {
-    doc: "TLS, with a client certificate where the store asks for one.",
-    fields: &[
-        Field {
-            name: "ca_file",
-            doc: "Trusted CA certificates, PEM.",
-            kind: FieldType::Text(&FILE),
-            need: Presence::Required,
-        },
-        Field {
-            name: "cert_file",
-            doc: "Client certificate and its chain, PEM; requires key_file.",
-            kind: FieldType::Text(&FILE),
-            need: Presence::Optional,
-        },
-        Field {
-            name: "key_file",
-            doc: "Private key of the client certificate, PEM; requires cert_file.",
-            kind: FieldType::Text(&FILE),
-            need: Presence::Optional,
-        },
-        Field {
-            name: "server_name",
-            doc: "Expected name in the server's certificate, instead of the endpoint's host; etcd only.",
-            kind: FieldType::Text(&WORD),
-            need: Presence::Optional,
-        },
-    ],
-    later: &[],
-};
-
-static DIGEST: SectionType = SectionType {
-    doc: "User and password of ZooKeeper's digest scheme.",
-    fields: &[
-        Field {
-            name: "user",
-            doc: "User name, without a colon.",
-            kind: FieldType::Text(&USER),
-            need: Presence::Required,
-        },
-        Field {
-            name: "password",
-            doc: "Password; use ${file:…} or ${env:…}.",
-            kind: FieldType::Text(&SECRET),
-            need: Presence::Required,
-        },
-    ],
-    later: &[],
-};
-
-const fn path(name: &'static str, doc: &'static str, default: &'static str) -> Field {
-    Field {
-        name,
-        doc,
-        kind: FieldType::Text(&HANDLER_PATH),
-        need: Presence::Default(default),
+section! {
+    /// A ZooKeeper ensemble, version 3.6 or later.
+    pub(crate) keys ZooKeeper {
+        /// Comma-separated host:port list without a path; put the path into root.
+        servers: String = text(&SERVERS), required;
+        /// Root node of the control keys.
+        root: String = text(&ABSOLUTE), default "/plugins";
+        /// Root node of the member nodes.
+        members_root: String = text(&ABSOLUTE), default "/sluicegate/members";
+        /// Use TLS for connections to the store.
+        tls: Tls = object(), optional;
+        /// User and password of ZooKeeper's digest scheme.
+        digest: Digest = object(), optional;
+        /// ACL of created nodes: open to everyone, or only to the creator (requires digest).
+        acl: Acl = choice(&[]), default "open";
+        /// Timeout of a read or a write.
+        request_timeout: Duration = millis(100, 60_000), default "5s";
+        /// How long a session, and with it a member's key, survives a lost connection; the server enforces its own bounds.
+        session_timeout: Duration = millis(1_000, 600_000), default "10s";
+        /// Interval of full re-reads, with ±20 % jitter; they repair events that a server lost.
+        relist: Duration = millis(100, 3_600_000), default "30s";
+        /// Path of each control key below the root.
+        paths: ZooKeeperPaths = object(), default "{}";
     }
 }
 
-const fn service_path(name: &'static str, doc: &'static str, default: &'static str) -> Field {
-    Field {
-        name,
-        doc,
-        kind: FieldType::Text(&SERVICE_PATH),
-        need: Presence::Default(default),
+section! {
+    /// TLS, with a client certificate where the store asks for one.
+    pub(crate) keys Tls {
+        /// Trusted CA certificates, PEM.
+        ca_file: PathBuf = text(&FILE), required;
+        /// Client certificate and its chain, PEM; requires key_file.
+        cert_file: PathBuf = text(&FILE), optional;
+        /// Private key of the client certificate, PEM; requires cert_file.
+        key_file: PathBuf = text(&FILE), optional;
+        /// Expected name in the server's certificate, instead of the endpoint's host; etcd only.
+        server_name: String = text(&WORD), optional;
     }
 }
 
-const GATE: &str = "The gate of a handler.";
-const SPEC: Field = path("spec", "The spec of a handler.", "{name}/spec");
-const CONFIG: Field = path("config", "The config of a handler.", "{name}/config");
-const CANARY: Field = path(
-    "canary",
-    "The canary of a handler (not implemented yet: rejected).",
-    "{name}/canary",
+section! {
+    /// User and password of ZooKeeper's digest scheme.
+    pub(crate) keys Digest {
+        /// User name, without a colon.
+        user: String = text(&USER), required;
+        /// Password; use ${file:…} or ${env:…}.
+        password: String = text(&SECRET), required;
+    }
+}
+
+/// The paths of control keys in a store.
+pub(crate) trait PathFields: SectionFields + Sized {
+    /// The field of a kind; `None` for a key whose path is fixed.
+    fn key(kind: KeyKind) -> Option<Key<Self, String>>;
+}
+
+/// The paths of a store, whose defaults are its templates.
+macro_rules! paths {
+    ($section:ident, $template:ident, $about:literal) => {
+        section! {
+            #[doc = $about]
+            pub(crate) keys $section {
+                /// The gate of a handler.
+                enabled: String = text(&HANDLER_PATH), default $template(KeyKind::Enabled);
+                /// The spec of a handler.
+                spec: String = text(&HANDLER_PATH), default $template(KeyKind::Spec);
+                /// The config of a handler.
+                config: String = text(&HANDLER_PATH), default $template(KeyKind::Config);
+                /// The canary of a handler (not implemented yet: rejected).
+                canary: String = text(&HANDLER_PATH), default $template(KeyKind::Canary);
+                /// A rollout in progress.
+                rollout: String = text(&HANDLER_PATH), default $template(KeyKind::Rollout);
+                /// The built-in record log.
+                logging: String = text(&SERVICE_PATH), default $template(KeyKind::Logging);
+                /// Metrics granularity.
+                metrics_level: String = text(&SERVICE_PATH), default $template(KeyKind::MetricsLevel);
+            }
+        }
+
+        impl PathFields for $section {
+            fn key(kind: KeyKind) -> Option<Key<Self, String>> {
+                Some(match kind {
+                    KeyKind::Enabled => Self::enabled,
+                    KeyKind::Spec => Self::spec,
+                    KeyKind::Config => Self::config,
+                    KeyKind::Canary => Self::canary,
+                    KeyKind::Rollout => Self::rollout,
+                    KeyKind::Logging => Self::logging,
+                    KeyKind::MetricsLevel => Self::metrics_level,
+                    KeyKind::Bridge => return None,
+                })
+            }
+        }
+    };
+}
+
+paths!(
+    EtcdPaths,
+    etcd_template,
+    "Path of each control key below the prefix; paths must be distinct."
 );
-const ROLLOUT: Field = path("rollout", "A rollout in progress.", "{name}/rollout");
-const LOGGING: &str = "The built-in record log.";
-const METRICS: &str = "Metrics granularity.";
-
-static ETCD_PATHS: SectionType = SectionType {
-    doc: "Path of each control key below the prefix; paths must be distinct.",
-    fields: &[
-        path("enabled", GATE, "{name}/enabled"),
-        SPEC,
-        CONFIG,
-        CANARY,
-        ROLLOUT,
-        service_path("logging", LOGGING, "logging/enabled"),
-        service_path("metrics_level", METRICS, "metrics/level"),
-    ],
-    later: &[],
-};
-
-static ZOOKEEPER_PATHS: SectionType = SectionType {
-    doc: "Path of each control key below the root; paths must be distinct.",
-    fields: &[
-        path("enabled", GATE, "{name}"),
-        SPEC,
-        CONFIG,
-        CANARY,
-        ROLLOUT,
-        service_path("logging", LOGGING, "logging"),
-        service_path("metrics_level", METRICS, "metrics"),
-    ],
-    later: &[],
-};
+paths!(
+    ZooKeeperPaths,
+    zookeeper_template,
+    "Path of each control key below the root; paths must be distinct."
+);
 
 fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
     if bad { Err(reason.to_owned()) } else { Ok(()) }

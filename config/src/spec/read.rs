@@ -9,8 +9,8 @@ use super::{
     Restart, Retry, Route, TopicMatcher, TopicPattern, dead_letter_source, predicate_read,
 };
 use crate::document::{
-    Checker, Lookup, Node, Place, Section, Trail, Value, parse, read_json_object, resolve_json,
-    to_json,
+    CheckedSection as Section, Checker, Lookup, Node, Place, Trail, Value, parse, read_json_object,
+    resolve_json, to_json,
 };
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
