@@ -8,9 +8,9 @@
 //!  (folder, store, memory)   (all of them, with positions)
 //! ```
 //!
-//! Every document is checked against a table of its fields (`document`). The JSON Schemas and the reference pages are
-//! generated from the same tables, so a field that is read without being in its table is missing there and rejected as
-//! unknown.
+//! Every document is checked against a table of its fields (`document`). [`section!`] makes the table and typed keys from one
+//! declaration per field, the JSON Schemas and the reference pages are generated from the tables, and readers name fields by
+//! their keys, so a field cannot be read without being in all of them.
 //!
 //! [`spec`] and [`service`] are the typed results, [`problem`] lists errors with their positions, and the service acts on
 //! a [`snapshot`]. [`control`] has the keys of a store and their values. Nothing

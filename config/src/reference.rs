@@ -2,7 +2,7 @@
 
 use crate::document::{FieldType, Presence, SectionFields, SectionType, join};
 use crate::service::{BridgeFile, ServiceConfig, owned_client_keys};
-use crate::spec::SPEC;
+use crate::spec::HandlerSpec;
 
 const CONFIG_HEAD: &str = "# Service config
 
@@ -91,7 +91,7 @@ pub fn bridge_page() -> String {
 /// Renders the page on handler specs as Markdown.
 pub fn handler_page() -> String {
     let mut page = HANDLER_HEAD.to_owned();
-    page.push_str(&table(&SPEC));
+    page.push_str(&table(HandlerSpec::TYPE));
     page.push_str(PREDICATES);
     page
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::document::{Field, FieldType, Presence, SectionFields, SectionType};
 use crate::service::ServiceConfig;
-use crate::spec::{SPEC, definitions};
+use crate::spec::{HandlerSpec, definitions};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 /// Pattern of a `${…}` reference.
@@ -21,7 +21,7 @@ pub fn config_schema() -> Json {
 
 /// Schema of the handler spec.
 pub fn handler_schema() -> Json {
-    let mut schema = object(&SPEC, false);
+    let mut schema = object(HandlerSpec::TYPE, false);
     head(&mut schema, "sluicegate handler spec");
     schema["$defs"] = definitions();
     schema

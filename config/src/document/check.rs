@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::quantity::{parse_duration, parse_size};
 use super::suggest::did_you_mean;
-use super::table::{ChoiceValue, Field, FieldType, Presence, SectionType, TextRule};
+use super::table::{Field, FieldType, Presence, SectionType, TextRule};
 use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
 use crate::problem::{Problem, Problems};
 
@@ -19,8 +19,8 @@ pub struct Checker<'a> {
     unresolved: BTreeSet<String>,
 }
 
-/// A map that was checked against its table: values of all fields that are set or have a default.
-/// Read through the typed [`Section`](super::Section).
+/// A map that was checked against its table: values of all fields that are set or have a default. It is read as a
+/// [`Section`](super::Section).
 pub struct CheckedSection {
     /// Dotted path of the map; empty for the document itself.
     pub(super) path: String,
@@ -414,93 +414,4 @@ fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
     (rule.check)(text)
         .map_err(|reason| Some(format!("{} is invalid: {reason}", scalar.describe())))?;
     Ok(text.to_owned())
-}
-
-impl CheckedSection {
-    fn held(&self, name: &str) -> Option<&Checked> {
-        self.values.get(name).map(|held| &held.value)
-    }
-
-    /// Position of the field's value; the section's own position for a default.
-    pub fn place_of(&self, name: &str) -> &Place {
-        self.values
-            .get(name)
-            .map_or(&self.place, |held| &held.place)
-    }
-
-    /// Dotted path of a field.
-    pub fn path_of(&self, name: &str) -> String {
-        join(&self.path, name)
-    }
-
-    /// Whether the field has a valid value.
-    pub fn holds(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
-
-    /// Whether a flag field is `true`; `false` if it is absent or rejected.
-    pub fn flag(&self, name: &str) -> bool {
-        matches!(self.held(name), Some(Checked::Flag(true)))
-    }
-
-    /// A count or a size.
-    pub fn count(&self, name: &str) -> u64 {
-        match self.held(name) {
-            Some(Checked::Count(count)) => *count,
-            _ => 1,
-        }
-    }
-
-    /// Value of a number field; 1 if it is absent or rejected.
-    pub fn number(&self, name: &str) -> f64 {
-        match self.held(name) {
-            Some(Checked::Number(number)) => *number,
-            _ => 1.0,
-        }
-    }
-
-    /// Value of a duration field; zero if it is absent or rejected.
-    pub fn duration(&self, name: &str) -> Duration {
-        match self.held(name) {
-            Some(Checked::Duration(duration)) => *duration,
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// String of a text field or word of a choice field; `None` if it is absent or rejected.
-    pub fn text(&self, name: &str) -> Option<&str> {
-        match self.held(name) {
-            Some(Checked::Text(text)) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The value of a choice field; `None` only if it was rejected.
-    pub fn word<T: ChoiceValue>(&self, name: &str) -> Option<T> {
-        T::of(self.text(name)?)
-    }
-
-    /// Strings of a list field with their positions, without rejected entries; empty if the field is absent or rejected.
-    pub fn texts(&self, name: &str) -> &[ListedText] {
-        match self.held(name) {
-            Some(Checked::Texts(texts)) => texts,
-            _ => &[],
-        }
-    }
-
-    /// A field that is an object; `None` only if it is optional and absent.
-    pub fn object(&self, name: &str) -> Option<&CheckedSection> {
-        match self.held(name) {
-            Some(Checked::Object(section)) => Some(section),
-            _ => None,
-        }
-    }
-
-    /// The raw node of a field with a custom parser.
-    pub fn custom(&self, name: &str) -> Option<&Node> {
-        match self.held(name) {
-            Some(Checked::Custom(node)) => Some(node),
-            _ => None,
-        }
-    }
 }

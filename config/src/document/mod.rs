@@ -1,4 +1,5 @@
 //! YAML (a superset of JSON) parsed into a tree that keeps source positions, and the tables that the tree is checked against.
+//! Tables and typed keys are declared by [`section!`](crate::section).
 //!
 //! ```text
 //!  text ─► parse (bounded) ─► Node tree ─► check against a table ─► Section of typed values, or every problem
@@ -28,7 +29,7 @@ pub use section::{
 #[doc(hidden)]
 pub use section::{doc_text, joined};
 pub use suggest::{did_you_mean, nearest};
-pub use table::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule, words};
+pub use table::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule};
 pub use trail::Trail;
 
 use std::fmt;

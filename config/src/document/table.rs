@@ -1,5 +1,5 @@
-//! Tables of fields: the single definition of each field's name, doc, bounds and default. The parser, the JSON Schema and the
-//! reference pages are derived from them.
+//! Tables of fields: name, doc, bounds and default of each. The parser, the JSON Schema and the reference pages are derived from
+//! them, and they from the declarations of [`section!`](crate::section).
 
 use std::time::Duration;
 
@@ -142,7 +142,7 @@ pub trait ChoiceValue: Copy + PartialEq + 'static {
 }
 
 /// Every word of `T`, for [`FieldType::Choice`].
-pub fn words<T: ChoiceValue>() -> Vec<&'static str> {
+pub(super) fn words<T: ChoiceValue>() -> Vec<&'static str> {
     T::WORDS.iter().map(|(word, _)| *word).collect()
 }
 

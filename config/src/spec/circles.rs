@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::{HandlerSpec, TopicPattern};
+use super::{HandlerSpec, exact_names};
 
 /// Maximum number of cycles searched for. Each is rejected, so that more would add nothing.
 const MAX_CIRCLES: usize = 32;
@@ -44,10 +44,13 @@ type Ways<'s> = BTreeMap<&'s str, BTreeMap<&'s str, BTreeSet<&'s str>>>;
 /// The cycles of `specs`. Includes handlers with closed gates, since opening a gate must not close a cycle.
 pub fn circles<'s>(specs: impl IntoIterator<Item = &'s HandlerSpec>) -> Vec<Circle> {
     let specs: Vec<&HandlerSpec> = specs.into_iter().collect();
-    let read: BTreeSet<&str> = specs.iter().flat_map(|spec| exact_names(spec)).collect();
+    let read: BTreeSet<&str> = specs
+        .iter()
+        .flat_map(|spec| exact_names(&spec.route.topics))
+        .collect();
     let mut ways: Ways<'_> = BTreeMap::new();
     for spec in &specs {
-        for topic in exact_names(spec) {
+        for topic in exact_names(&spec.route.topics) {
             let target = spec.dead_letter.topic_for(topic);
             if let Some(&target) = read.get(target.as_str()) {
                 let handlers = ways.entry(topic).or_default().entry(target).or_default();
@@ -56,16 +59,6 @@ pub fn circles<'s>(specs: impl IntoIterator<Item = &'s HandlerSpec>) -> Vec<Circ
         }
     }
     closed(&ways)
-}
-
-fn exact_names(spec: &HandlerSpec) -> impl Iterator<Item = &str> {
-    spec.route
-        .topics
-        .iter()
-        .filter_map(|pattern| match pattern {
-            TopicPattern::Exact(name) => Some(name.as_str()),
-            TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
-        })
 }
 
 /// One cycle per back edge of a depth-first search; iterative, since a chain can be as long as the number of handlers.
@@ -117,7 +110,7 @@ fn circle(ways: &Ways<'_>, topics: &[&str]) -> Circle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read_spec;
+    use super::super::{TopicPattern, read_spec};
     use super::*;
     use crate::environment::Environment;
 

@@ -1,16 +1,9 @@
 //! Dead-letter topics: templates, and the source topics of a dead-letter topic.
 
+use super::DeadLetter;
+
 /// Placeholder for the record's topic.
 const TOPIC: &str = "{topic}";
-
-/// Destination of records whose attempts are exhausted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Topic name template; `{topic}` is replaced by the record's topic.
-    pub topic: String,
-    /// Create a missing topic with the source topic's partition count.
-    pub create: bool,
-}
 
 impl DeadLetter {
     /// The dead-letter topic of records of `topic`.

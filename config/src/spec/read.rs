@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::rules::{MAX_TOPIC, RegexBudget, parse_topic};
-use super::table::SPEC;
+use super::table::RouteFields;
 use super::{
-    Backoff, DeadLetter, DeadLetterSource, HandlerConfig, HandlerSpec, InFlightLimit, Predicate,
-    Restart, Retry, Route, TopicMatcher, TopicPattern, dead_letter_source, predicate_read,
+    Backoff, DeadLetter, DeadLetterSource, HandlerConfig, HandlerSpec, Predicate, Retry, Route,
+    TopicMatcher, TopicPattern, dead_letter_source, dead_letter_topic, exact_names, predicate_read,
 };
 use crate::document::{
-    CheckedSection as Section, Checker, Lookup, Node, Place, Trail, Value, parse, read_json_object,
-    resolve_json, to_json,
+    Checker, Document, Lookup, Node, Place, Section, SectionFields, Trail, Value, parse,
+    read_json_object, resolve_json, to_json,
 };
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
@@ -71,20 +71,21 @@ pub fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems
     let Some(root) = parsed.root else {
         return Err(problems);
     };
-    let mut checker = Checker::new(origin.place, &SPEC);
-    let section = checker.section(&root, &SPEC, "");
-    let spec = build(&section, origin, &mut checker);
+    let mut checker = Checker::new(origin.place, HandlerSpec::TYPE);
+    let document: Document<HandlerSpec> = Document::check(&root, &mut checker);
+    let section = document.section();
+    let spec = build(section, origin, &mut checker);
     problems.merge(checker.into_problems());
     match spec {
         Some(spec) if problems.is_empty() => Ok(LocatedSpec {
             spec,
-            name_place: section.place_of("name").clone(),
-            pool_place: section.place_of("pool").clone(),
+            name_place: section.place_of(HandlerSpec::name).clone(),
+            pool_place: section.place_of(HandlerSpec::pool).clone(),
             dead_letter_place: section
-                .object("dead_letter")
-                .unwrap_or(&section)
-                .place_of("topic")
-                .clone(),
+                .object(HandlerSpec::dead_letter)
+                .map_or_else(Place::default, |inner| {
+                    inner.place_of(DeadLetter::topic).clone()
+                }),
         }),
         _ => Err(problems),
     }
@@ -117,49 +118,37 @@ pub fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Prob
 }
 
 /// `None` only if a problem was reported. All parts are parsed before the first `?`, so that every problem is reported.
-fn build(section: &Section, origin: Origin<'_>, checker: &mut Checker<'_>) -> Option<HandlerSpec> {
-    let config = section
-        .custom("config")
-        .and_then(|node| config(node, "config", origin, checker));
-    let route = section
-        .object("route")
-        .and_then(|route| read_route(route, checker));
-    let retry = section
-        .object("retry")
-        .and_then(|retry| read_retry(retry, checker));
-    let dead_letter = section.object("dead_letter").and_then(read_dead_letter);
-    if let (Some(route), Some(dead_letter)) = (&route, &dead_letter) {
-        refuse_loop(section, route, dead_letter, checker);
-        refuse_long_name(section, route, dead_letter, checker);
+fn build(
+    section: Section<'_, HandlerSpec>,
+    origin: Origin<'_>,
+    checker: &mut Checker<'_>,
+) -> Option<HandlerSpec> {
+    let config = section.node(HandlerSpec::config);
+    let config = config.and_then(|node| {
+        let path = section.path_of(HandlerSpec::config);
+        config_of(node, &path, origin, checker)
+    });
+    let route = section.object(HandlerSpec::route);
+    let route = route.and_then(|route| read_route(route, checker));
+    let retry = section.object(HandlerSpec::retry);
+    let backoff = retry.and_then(|retry| retry.object(Retry::backoff));
+    if let Some(backoff) = backoff {
+        check_backoff(backoff, checker);
     }
-    let max_in_flight = section.object("max_in_flight")?;
-    let restart = section.object("restart")?;
-    Some(HandlerSpec {
-        name: section.text("name")?.to_owned(),
-        plugin: section.text("plugin")?.to_owned(),
-        version: section.text("version")?.parse().ok()?,
-        enabled: section.flag("enabled"),
-        route: route?,
-        order: section.word("order")?,
-        workers: usize::try_from(section.count("workers")).ok()?,
-        pool: section.text("pool").map(str::to_owned),
-        max_in_flight: InFlightLimit {
-            records: max_in_flight.count("records"),
-            bytes: max_in_flight.count("bytes"),
-        },
-        timeout: section.duration("timeout"),
-        retry: retry?,
-        dead_letter: dead_letter?,
-        on_failure: section.word("on_failure")?,
-        restart: Restart {
-            max_restarts: u32::try_from(restart.count("max_restarts")).ok()?,
-            restart_window: restart.duration("restart_window"),
-        },
-        config: config?,
-    })
+    let dead_letter = section.object(HandlerSpec::dead_letter);
+    if let (Some(route), Some(dead_letter)) = (&route, dead_letter)
+        && let Some(template) = dead_letter.get(DeadLetter::topic)
+    {
+        let topics = &route.topics;
+        let reasons = [loops(topics, &template), too_long(topics, &template)];
+        for reason in reasons.into_iter().flatten() {
+            dead_letter.report(DeadLetter::topic, reason, checker);
+        }
+    }
+    HandlerSpec::read(section, route, config)
 }
 
-fn config(
+fn config_of(
     node: &Node,
     path: &str,
     origin: Origin<'_>,
@@ -199,10 +188,10 @@ fn resolved(
     }
 }
 
-fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
+fn read_route(route: Section<'_, RouteFields>, checker: &mut Checker<'_>) -> Option<Route> {
     let mut regexes = RegexBudget::new();
     let mut topics: Vec<TopicPattern> = Vec::new();
-    for listed in route.texts("topics") {
+    for listed in route.texts(RouteFields::topics) {
         let pattern = parse_topic(&listed.text).ok()?;
         if let TopicPattern::Regex(regex) = &pattern
             && let Err(reason) = regexes.check(regex)
@@ -216,92 +205,47 @@ fn read_route(route: &Section, checker: &mut Checker<'_>) -> Option<Route> {
         }
         topics.push(pattern);
     }
-    let when = match route.custom("when") {
-        Some(node) => predicate_read::read(node, &route.path_of("when"), &mut regexes, checker)?,
+    let when = match route.node(RouteFields::when) {
+        Some(node) => {
+            let path = route.path_of(RouteFields::when);
+            predicate_read::read(node, &path, &mut regexes, checker)?
+        }
         None => Predicate::always(),
     };
     Some(Route { topics, when })
 }
 
-fn read_retry(retry: &Section, checker: &mut Checker<'_>) -> Option<Retry> {
-    let backoff = retry.object("backoff")?;
-    let (delay, max_delay) = (backoff.duration("delay"), backoff.duration("max_delay"));
-    let both = backoff.holds("delay") && backoff.holds("max_delay");
-    if both && max_delay < delay {
+fn check_backoff(backoff: Section<'_, Backoff>, checker: &mut Checker<'_>) {
+    let delay = backoff.get(Backoff::delay);
+    let max_delay = backoff.get(Backoff::max_delay);
+    if let (Some(delay), Some(max_delay)) = (delay, max_delay)
+        && max_delay < delay
+    {
         let message = format!("is shorter than `delay`: {max_delay:?} < {delay:?}");
-        let place = backoff.place_of("max_delay").clone();
-        checker.report(&place, &backoff.path_of("max_delay"), message);
+        backoff.report(Backoff::max_delay, message, checker);
     }
-    Some(Retry {
-        max_attempts: u32::try_from(retry.count("max_attempts")).ok()?,
-        backoff: Backoff {
-            delay,
-            multiplier: backoff.number("multiplier"),
-            max_delay,
-            jitter: backoff.number("jitter"),
-        },
-    })
 }
 
-fn read_dead_letter(dead_letter: &Section) -> Option<DeadLetter> {
-    Some(DeadLetter {
-        topic: dead_letter.text("topic")?.to_owned(),
-        create: dead_letter.flag("create"),
-    })
-}
-
-/// Rejects a dead-letter topic in the handler's own route: its dead letters would cycle forever.
-fn refuse_loop(
-    section: &Section,
-    route: &Route,
-    dead_letter: &DeadLetter,
-    checker: &mut Checker<'_>,
-) {
-    let matcher = TopicMatcher::new(&route.topics);
+/// Why a dead-letter topic in the handler's own route is rejected: its dead letters would cycle forever.
+fn loops(topics: &[TopicPattern], template: &str) -> Option<String> {
+    let matcher = TopicMatcher::new(topics);
     let is_source = |source| match source {
         DeadLetterSource::Any => true,
         DeadLetterSource::Topic(source) => matcher.matching(source).next().is_some(),
     };
-    let own = route.topics.iter().find_map(|pattern| match pattern {
-        TopicPattern::Exact(name) => {
-            let source = dead_letter_source(&dead_letter.topic, name)?;
-            is_source(source).then_some(name)
-        }
-        TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
-    });
-    if let Some(own) = own {
-        let message = format!(
-            "`{own}` is in this handler's own route: its dead letters would come back to it"
-        );
-        refuse_dead_letter(section, checker, message);
-    }
+    let own = exact_names(topics)
+        .find(|name| dead_letter_source(template, name).is_some_and(is_source))?;
+    Some(format!(
+        "`{own}` is in this handler's own route: its dead letters would come back to it"
+    ))
 }
 
-/// Rejects dead-letter topics of exactly named topics that are too long to be created.
-fn refuse_long_name(
-    section: &Section,
-    route: &Route,
-    dead_letter: &DeadLetter,
-    checker: &mut Checker<'_>,
-) {
-    let too_long = route.topics.iter().find_map(|pattern| match pattern {
-        TopicPattern::Exact(name) => {
-            let length = dead_letter.topic_for(name).len();
-            (length > MAX_TOPIC).then_some((name, length))
-        }
-        TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
-    });
-    if let Some((topic, length)) = too_long {
-        let message = format!(
-            "the dead-letter topic of `{topic}` would have {length} characters, but a topic name has at most {MAX_TOPIC}; use a shorter template"
-        );
-        refuse_dead_letter(section, checker, message);
-    }
-}
-
-fn refuse_dead_letter(section: &Section, checker: &mut Checker<'_>, message: String) {
-    if let Some(object) = section.object("dead_letter") {
-        let place = object.place_of("topic").clone();
-        checker.report(&place, &object.path_of("topic"), message);
-    }
+/// Why dead-letter topics of exactly named topics are rejected that are too long to be created.
+fn too_long(topics: &[TopicPattern], template: &str) -> Option<String> {
+    let length = |name| dead_letter_topic(template, name).len();
+    let topic = exact_names(topics).find(|name| length(name) > MAX_TOPIC)?;
+    let length = length(topic);
+    Some(format!(
+        "the dead-letter topic of `{topic}` would have {length} characters, but a topic name has at most {MAX_TOPIC}; use a shorter template"
+    ))
 }

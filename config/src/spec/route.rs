@@ -28,6 +28,14 @@ pub fn is_internal_topic(name: &str) -> bool {
     name.starts_with("__")
 }
 
+/// The topics that are named exactly.
+pub(super) fn exact_names(topics: &[TopicPattern]) -> impl Iterator<Item = &str> {
+    topics.iter().filter_map(|pattern| match pattern {
+        TopicPattern::Exact(name) => Some(name.as_str()),
+        TopicPattern::Glob(_) | TopicPattern::Regex(_) => None,
+    })
+}
+
 impl TopicPattern {
     /// Whether the pattern matches the topic. Globs and regexes never match internal topics ([`is_internal_topic`]). A regex that
     /// does not compile matches nothing; validated specs contain none.

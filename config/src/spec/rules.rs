@@ -2,7 +2,7 @@
 
 use super::VersionRequirement;
 use super::route::TopicPattern;
-use crate::document::{TextRule, format_size, shortened};
+use crate::document::{Checked, FieldValue, TextRule, TextValue, format_size, shortened};
 
 /// Kafka's maximum length of a topic name.
 pub(super) const MAX_TOPIC: usize = 249;
@@ -54,6 +54,14 @@ pub(crate) static VERSION: TextRule = TextRule {
     pattern: Some(r"^[\s*0-9A-Za-z.,<>=^~+-]+$"),
     numbers: true,
 };
+
+impl FieldValue for VersionRequirement {
+    fn of(checked: &Checked) -> Option<Self> {
+        checked.text()?.parse().ok()
+    }
+}
+
+impl TextValue for VersionRequirement {}
 
 /// A topic pattern.
 pub(crate) static TOPIC: TextRule = TextRule {
