@@ -5,7 +5,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_config::spec::{Predicate, Route, TopicPattern};
 use sluicegate_engine::dispatch::{
     Batch, HandlerIx, Inbox, OwnedPartition, PoolState, PumpMessage, WorkerPool,
@@ -14,9 +13,11 @@ use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::flow::handler::{HandlerSettings, OnFailure, Order};
 use sluicegate_engine::flow::{Flow, FlowSettings};
 use sluicegate_engine::partition::assignment::NewAssignment;
+use sluicegate_engine::record::Record;
 use sluicegate_engine::routing::RoutingIndex;
 use sluicegate_engine::settlement::RetryPolicy;
 use sluicegate_engine::source::{AssignmentId, Delivery, TopicPartition};
+use sluicegate_kafka::RecordBuf;
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use crate::{RECORDS, measured};
@@ -56,7 +57,7 @@ impl Emitter for NoEmitter {
 }
 
 struct Core {
-    flow: Flow<OwnedRecord>,
+    flow: Flow<RecordBuf>,
     pools: Vec<Arc<Pool>>,
     slot: AssignmentId,
 }
@@ -122,7 +123,7 @@ impl Core {
         Self { flow, pools, slot }
     }
 
-    fn deliveries(&self, offsets: std::ops::Range<i64>) -> Vec<Delivery<OwnedRecord>> {
+    fn deliveries(&self, offsets: std::ops::Range<i64>) -> Vec<Delivery<RecordBuf>> {
         let one = |offset: i64| {
             let key = format!("key-{}", offset % 1_000);
             Delivery {
@@ -130,13 +131,13 @@ impl Core {
                 offset,
                 timestamp_ms: 1_700_000_000_000 + offset,
                 leader_epoch: 1,
-                lease: OwnedRecord::new(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
+                lease: RecordBuf::copied(Some(key.as_bytes()), Some(&[b'v'; 100]), &[]),
             }
         };
         offsets.map(one).collect()
     }
 
-    fn deliver(&mut self, deliveries: Vec<Delivery<OwnedRecord>>) {
+    fn deliver(&mut self, deliveries: Vec<Delivery<RecordBuf>>) {
         for delivery in deliveries {
             self.flow.deliver(delivery);
         }

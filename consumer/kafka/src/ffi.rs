@@ -5,12 +5,14 @@
 //! instead of trusting a jump; 3 drop redeliveries; 4 serve events until their queue is empty; 5 drop partition lists
 //! before the client.
 
+mod abandoned;
 mod admin;
 mod create_topics;
 mod headers;
 mod message;
 mod metadata;
 pub(super) mod mock;
+mod record;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -31,13 +33,13 @@ use sluicegate_abi::record::Parts;
 use sluicegate_engine::emit::{ProducerRecord, Ticket};
 use sluicegate_engine::record::Record;
 
-use crate::record::RecordBuf;
+pub use record::RecordBuf;
 
 pub(super) use admin::{Answer, OffsetSpec};
 pub use create_topics::{NewTopic, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
-pub(super) use metadata::{NoLeader, TopicState};
+pub(super) use metadata::{NoLeader, TopicState, brokers_answer};
 
 thread_local! {
     /// Records in the client's memory that this thread holds. A client must not be destroyed while one is alive: its
@@ -60,6 +62,7 @@ unsafe extern "C" {
 // SAFETY: the parts of a record lie behind boxes that are boxed themselves, and so do not move with it, or in the fetch
 // buffer of a message, which librdkafka keeps as long as the message. Nothing writes to them.
 unsafe impl RecordBytes for RecordBuf {
+    #[inline]
     fn parts(&self) -> Parts<'_> {
         (self.key(), self.value(), self.headers())
     }
@@ -388,6 +391,9 @@ impl<C: ConsumerContext> Drop for Connection<C> {
                 left_group,
                 "the Kafka client is leaked: it cannot be closed cleanly"
             );
+            for queue in [self.records, self.events, self.answers] {
+                abandoned::drain(queue);
+            }
             return;
         }
         for queue in [self.records, self.events, self.answers] {

@@ -10,19 +10,17 @@
 
 mod client_log;
 pub mod consumer;
-pub mod ffi;
+mod ffi;
 pub mod mock;
 pub mod producer;
 pub mod reach;
-mod record;
 pub mod settings;
 #[cfg(test)]
 mod testing;
 pub mod topics;
 
 pub use consumer::KafkaSource;
-pub use ffi::{NewTopic, create_topics};
+pub use ffi::{NewTopic, RecordBuf, create_topics};
 pub use producer::KafkaEmitter;
 pub use rdkafka::error::KafkaError;
-pub use record::RecordBuf;
 pub use settings::{ClientSettings, ConfigRefusal};

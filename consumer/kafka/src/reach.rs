@@ -11,6 +11,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
+use crate::ffi::brokers_answer;
+
 /// How long the cluster has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// When to report that every address has refused a connection. Not at once: a name can have several addresses.
@@ -96,9 +98,35 @@ impl ProducerContext for Met {
 /// default grows to the length of the whole wait.
 const RECONNECT_MS: (&str, &str) = ("100", "1000");
 
-/// Whether the cluster answers a client made for this question. Blocks for up to 10 s.
+/// Time after which a client has dropped the bootstrap addresses for the brokers that they name.
+const LEARN_DELAY: Duration = Duration::from_millis(500);
+
+/// Whether brokers of the cluster answer a client made for this question. Blocks for up to 10 s.
+///
+/// The first answer may come from a bootstrap address, such as a load balancer, while the brokers that it names cannot be
+/// reached. The client then drops that address, so the second answer comes from one of these brokers.
 pub fn answers(config: &ClientConfig) -> bool {
-    wait_for_broker(config, None, |_| {}).is_ok()
+    let client = config
+        .clone()
+        .set("reconnect.backoff.ms", RECONNECT_MS.0)
+        .set("reconnect.backoff.max.ms", RECONNECT_MS.1)
+        // It would return to the bootstrap addresses as soon as no broker is connected.
+        .set("metadata.recovery.strategy", "none")
+        .create_with_context(Met::default());
+    let Ok(client): Result<BaseProducer<Met>, _> = client else {
+        return false;
+    };
+    let start = Instant::now();
+    let answer = || {
+        let left = ANSWER_TIMEOUT.saturating_sub(start.elapsed());
+        // Without a topic that it knows, it asks for the brokers alone: cheap on a cluster of any size.
+        brokers_answer(client.client(), left)
+    };
+    if !answer() {
+        return false;
+    }
+    std::thread::sleep(LEARN_DELAY);
+    answer()
 }
 
 /// Waits up to 10 s until a broker of `config` returns the metadata of `topic`, or of all topics. Reports once that

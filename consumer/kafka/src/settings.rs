@@ -13,6 +13,9 @@ use sluicegate_config::service::{ClientValue, KafkaConfig};
 
 pub use check::ConfigRefusal;
 
+/// librdkafka's default of `reconnect.backoff.max.ms`.
+const RECONNECT_BACKOFF_MAX: Duration = Duration::from_secs(10);
+
 /// Settings of one client.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
@@ -273,6 +276,13 @@ impl ClientSettings {
             config.set(key, value);
         }
         config
+    }
+
+    /// Maximum time between two attempts of the client to reconnect to a broker.
+    pub fn reconnect_backoff_max(&self) -> Duration {
+        let set = self.client.get("reconnect.backoff.max.ms");
+        let set = set.and_then(|value| value.expose().parse().ok());
+        set.map_or(RECONNECT_BACKOFF_MAX, Duration::from_millis)
     }
 
     /// librdkafka's config for a producer or an admin client: the same cluster and credentials.

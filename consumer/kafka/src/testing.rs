@@ -7,7 +7,7 @@ use sluicegate_engine::source::{
 };
 
 use crate::consumer::KafkaSource;
-use crate::record::RecordBuf;
+use crate::ffi::RecordBuf;
 use crate::settings::ClientSettings;
 
 /// A partition of topic `t`.

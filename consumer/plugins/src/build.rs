@@ -19,8 +19,8 @@ use super::generation::{
 };
 use super::outputs;
 use super::redaction::Redacted;
-use super::registry::RegistrySettings;
 use super::services::HandlerServices;
+use super::settings::RegistrySettings;
 
 /// Builds generations; shares loaded code by hash, and crews by pool name.
 pub(super) struct GenerationBuilder {

@@ -171,3 +171,25 @@ impl RejectedChange {
         *self.spec == *spec && self.sha256.as_deref() == sha256
     }
 }
+
+impl ManagedHandler {
+    /// Completes a requested restart, if there is one; `refused`: why it failed.
+    pub(super) fn end_restart(&mut self, refused: Option<&str>) {
+        if std::mem::take(&mut self.restarting) {
+            self.restart_refused = refused.map(str::to_owned);
+        }
+    }
+}
+
+/// Restart without the artefact: resets the existing generation, since a new one cannot be built.
+pub(super) fn reset_in_place(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
+    if std::mem::take(&mut live.restarting)
+        && let Some(generation) = &live.generation
+    {
+        tracing::warn!(
+            handler = spec.name,
+            "artefact no longer in the plugins folder; resetting the current generation instead of building a new one"
+        );
+        generation.pool.reset();
+    }
+}

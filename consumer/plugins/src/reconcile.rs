@@ -16,7 +16,7 @@ use sluicegate_config::HandlerSpec;
 
 /// Who reads a field of a spec while the handler runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ReadBy {
+pub(crate) enum ReadBy {
     /// The catalogue, to find the artefact: the field matters only if it finds another one.
     Catalogue,
     /// The pumps, from the handler table.
@@ -29,15 +29,15 @@ pub enum ReadBy {
 
 /// A field in which two specs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// The field, as in the spec.
-    pub field: &'static str,
+    pub(crate) field: &'static str,
     /// Who reads it.
-    pub read_by: ReadBy,
+    pub(crate) read_by: ReadBy,
 }
 
 /// The fields in which two specs of a handler differ.
-pub fn differences(old: &HandlerSpec, new: &HandlerSpec) -> Vec<Difference> {
+pub(crate) fn differences(old: &HandlerSpec, new: &HandlerSpec) -> Vec<Difference> {
     use ReadBy::{Catalogue, Generation, Instances, Pumps};
     let HandlerSpec {
         // Specs are compared by name.
@@ -97,20 +97,24 @@ pub enum Required {
 
 /// What serves a handler.
 #[derive(Clone, Copy, Debug)]
-pub struct Serving<'a> {
+pub(crate) struct Serving<'a> {
     /// The spec that its generation was built from, with the config that its instances have taken since.
-    pub spec: &'a HandlerSpec,
+    pub(crate) spec: &'a HandlerSpec,
     /// Hash of its code.
-    pub sha256: &'a str,
+    pub(crate) sha256: &'a str,
     /// Version of its plugin.
-    pub version: &'a str,
+    pub(crate) version: &'a str,
     /// Whether its instances take a config in place now: they say so, and none has failed or is unhealthy.
-    pub takes_config: bool,
+    pub(crate) takes_config: bool,
 }
 
 /// What `spec` requires while `serving` serves. `found` is the hash of the artefact that the catalogue finds for it;
 /// `None` if the folder has none any more: loaded code stays usable without its file.
-pub fn required(serving: Option<Serving<'_>>, spec: &HandlerSpec, found: Option<&str>) -> Required {
+pub(crate) fn required(
+    serving: Option<Serving<'_>>,
+    spec: &HandlerSpec,
+    found: Option<&str>,
+) -> Required {
     let Some(serving) = serving else {
         return Required::Generation;
     };
@@ -368,6 +372,18 @@ mod tests {
         new.version = "2".parse().expect("a requirement");
         assert_eq!(of(&new, None), Required::Generation, "it is 1.2.3");
         assert_eq!(required(None, &old, Some("code")), Required::Generation);
+    }
+
+    #[test]
+    fn a_changed_secret_is_another_config() {
+        let read = |password: &str| {
+            let environment: Environment = [("P", password)].into_iter().collect();
+            let text = "name: a\nplugin: relay\nroute: { topics: [t] }\nconfig: { password: \"${env:P}\" }\n";
+            read_spec(text, None, &environment).expect("it is a spec")
+        };
+        let of = |new: &HandlerSpec| required(Some(serving(&read("one"))), new, Some("code"));
+        assert_eq!(of(&read("one")), Required::Nothing);
+        assert_eq!(of(&read("two")), Required::Reconfigure);
     }
 
     #[test]

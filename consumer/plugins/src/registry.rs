@@ -23,55 +23,30 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
 use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
-use sluicegate_engine::emit::Emitter;
 use sluicegate_engine::partition::trouble::panic_text;
 use sluicegate_pool::HandlerPool;
 use sluicegate_pool::pool::{ConfigNotTaken, relock};
-use sluicegate_runtime::HandlerRuntime;
 
 use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
-use super::changes::Settled;
+use super::changes::{self, Settled};
 use super::generation::{Generation, GenerationState, VersionCounters};
-use super::managed::{DesiredSpec, ManagedHandler, PendingChange};
+use super::managed::{DesiredSpec, ManagedHandler, PendingChange, reset_in_place};
 use super::outputs;
 use super::reconcile::Required;
 use super::release::Releaser;
-use super::restarting::reset_in_place;
+use super::settings::RegistrySettings;
 use super::table::{HandlerPlan, HandlerTable};
 
 /// How long the first scan of the plugins folder waits for files that are still being written.
 const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new snapshot waits for a plugin file that was written just before it.
 const NEW_PLUGIN_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Settings of a registry.
-pub struct RegistrySettings {
-    /// The plugins folder.
-    pub folder: PathBuf,
-    /// Folder for private copies of loaded artefacts.
-    pub cache: PathBuf,
-    /// Load plugins without a signature.
-    pub allow_unsigned: bool,
-    /// Timeout for building and checking an instance.
-    pub create_timeout: Duration,
-    /// Interval of the health checks.
-    pub health_interval: Duration,
-    /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
-    pub drain_timeout: Duration,
-    /// The supported plugin runtimes.
-    pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
-    /// Where emitted records go.
-    pub emitter: Arc<dyn Emitter>,
-    /// Whether emitted records get provenance headers.
-    pub provenance: bool,
-}
 
 /// A rejected spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +83,7 @@ pub struct Registry {
 }
 
 pub(super) struct Inner {
-    pub(super) snapshot: Snapshot,
+    snapshot: Snapshot,
     pub(super) live: BTreeMap<String, ManagedHandler>,
     places: HashMap<String, HandlerIx>,
     /// By handler and version; kept after a generation is released, so that counters never decrease.
@@ -206,7 +181,7 @@ impl Registry {
         let before = std::mem::replace(&mut inner.snapshot, snapshot.clone());
         let prepares = self.converge(&mut inner);
         Settled {
-            changes: inner.changes_since(&before),
+            changes: changes::between(&before, &inner.snapshot, |name| inner.required_of(name)),
             prepares,
         }
     }
@@ -512,6 +487,23 @@ impl Inner {
             let excludes = |in_progress: &Preparation| in_progress.excludes(&wanted.spec);
             let is_free = !self.in_progress.iter().any(excludes);
             is_free.then_some((name, wanted))
+        })
+    }
+
+    /// What the pending change of a handler requires.
+    fn required_of(&self, name: &str) -> Required {
+        let live = self.live.get(name);
+        let pending = live.and_then(|live| match &live.next {
+            PendingChange::Nothing => None,
+            PendingChange::Wanted(wanted) | PendingChange::Preparing(wanted, _) => {
+                Some((live.generation.as_ref(), wanted))
+            }
+        });
+        pending.map_or(Required::Nothing, |(serving, wanted)| {
+            let found = Some(wanted.artefact.identity.sha256.as_str());
+            serving.map_or(Required::Generation, |serving| {
+                serving.required(&wanted.spec, found)
+            })
         })
     }
 

@@ -1,13 +1,10 @@
 //! Restarts on request: a new generation of the same spec replaces the active or failed one, with its own instances, threads
 //! and restart backoff.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use sluicegate_config::HandlerSpec;
 use sluicegate_pool::pool::relock;
 
-use super::managed::ManagedHandler;
 use super::registry::Registry;
 
 /// Why a restart is refused.
@@ -71,27 +68,5 @@ impl Registry {
             Some(reason) if number == before => RestartState::Refused(reason.clone()),
             _ => RestartState::Done(number),
         }
-    }
-}
-
-impl ManagedHandler {
-    /// Completes a requested restart, if there is one; `refused`: why it failed.
-    pub(super) fn end_restart(&mut self, refused: Option<&str>) {
-        if std::mem::take(&mut self.restarting) {
-            self.restart_refused = refused.map(str::to_owned);
-        }
-    }
-}
-
-/// Restart without the artefact: resets the existing generation, since a new one cannot be built.
-pub(super) fn reset_in_place(live: &mut ManagedHandler, spec: &Arc<HandlerSpec>) {
-    if std::mem::take(&mut live.restarting)
-        && let Some(generation) = &live.generation
-    {
-        tracing::warn!(
-            handler = spec.name,
-            "artefact no longer in the plugins folder; resetting the current generation instead of building a new one"
-        );
-        generation.pool.reset();
     }
 }

@@ -22,10 +22,11 @@ use sluicegate_engine::routing::{LeftOut, RoutingIndex, Subscription};
 use sluicegate_engine::source::SourceError;
 use sluicegate_kafka::ClientSettings;
 use sluicegate_kafka::topics::{ClusterTopics, listed};
-use sluicegate_plugins::{Applied, FolderWatch, HandlerTable, Refusal, Registry};
+use sluicegate_plugins::{Applied, FolderWatch, HandlerTable, Registry};
 use sluicegate_store::{Store, StoreError};
 use sluicegate_sync::source::{OwnId, Update, UpdateSink};
 
+use super::commands::{ActivePlan, ControlCommand, named};
 use super::every::Every;
 use super::members::{Member, MemberState};
 use super::preparer::Preparer;
@@ -49,27 +50,6 @@ const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval between two checks whether the thread has exited.
 const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-pub(super) enum ControlCommand {
-    Update(Update),
-    /// Prepare a generation that no update requested, such as for a restart.
-    Prepare,
-    /// The plugin folder may have changed.
-    Rescan,
-    /// New generations are ready, or were rejected.
-    Prepared,
-    /// The topic watch has listed the cluster's topics.
-    Topics(TopicReport),
-    Stop(Instant),
-}
-
-/// The refusal's reason, prefixed with the handler's name unless it names it already.
-pub(super) fn named(refusal: &Refusal) -> String {
-    match refusal.reason.starts_with("handler `") {
-        true => refusal.reason.clone(),
-        false => format!("handler `{}`: {}", refusal.handler, refusal.reason),
-    }
-}
-
 /// The control loop's state; runs on its own thread after [`Controller::spawn`].
 pub(super) struct Controller {
     registry: Arc<Registry>,
@@ -91,15 +71,6 @@ pub(super) struct Controller {
     /// When an outage of the spec source was last logged.
     outage_logged: Option<Instant>,
     member: Option<Member>,
-}
-
-/// The plan applied by every pump.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ActivePlan {
-    /// The revision of the active snapshot.
-    pub(super) revision: u64,
-    /// Handlers of which only the gate is active: their specs are still being prepared.
-    pub(super) preparing: Vec<String>,
 }
 
 /// Result of sending a plan to the pumps.

@@ -19,7 +19,7 @@ use sluicegate_plugins::{HandlerPlan, RegistrySettings};
 use sluicegate_sync::source::{GateWrite, MemorySource, SpecSource};
 
 use super::*;
-use crate::pump::{JoinGate, Pump, PumpHandle, PumpSettings};
+use crate::pump::{JoinGate, Probe, Pump, PumpHandle, PumpSettings};
 
 struct NoEmitter;
 
@@ -128,7 +128,10 @@ fn held_pump(number: u32, gate: &Arc<JoinGate>) -> (Sender<()>, PumpHandle) {
         offset_out_of_range: None,
         drain_timeout: Duration::from_secs(1),
         join_gate: Arc::clone(gate),
-        probe: Arc::new(|| false),
+        probe: Probe {
+            ask: Arc::new(|| false),
+            interval: Duration::from_secs(30),
+        },
     };
     let pump = Pump::spawn(settings, Box::new(make_source), Arc::new(NoEmitter));
     (sender, pump.expect("a thread"))

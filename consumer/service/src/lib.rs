@@ -19,6 +19,7 @@
 //! that one that hangs does not take the time of the next.
 
 pub mod bridge;
+mod commands;
 mod control;
 mod every;
 mod members;
@@ -44,7 +45,7 @@ use sluicegate_sync::source::{SnapshotError, WatchHandle, open_source};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::pump::{JoinGate, LEAVE_GRACE, Pump, PumpError, PumpHandle, StopReport};
+use crate::pump::{JoinGate, LEAVE_GRACE, Probe, Pump, PumpError, PumpHandle, StopReport};
 use control::{Control, Controller};
 use problem_log::ProblemWatch;
 use view::ServiceStatus;
@@ -257,7 +258,10 @@ fn start_pumps(
         .map(|number| {
             let client = client.of_client(number, config.kafka.clients);
             let connection = client.connection();
-            let probe = Arc::new(move || answers(&connection));
+            let probe = Probe {
+                ask: Arc::new(move || answers(&connection)),
+                interval: client.reconnect_backoff_max() * 3,
+            };
             let source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {
                 Ok(Box::new(KafkaSource::new(&client)?))
             };

@@ -11,7 +11,7 @@ use sluicegate_pool::clock::now_ms;
 use sluicegate_store::{Membership, MembershipStatus, Store, StoreError};
 use sluicegate_sync::source::OwnId;
 
-use super::control::ActivePlan;
+use super::commands::ActivePlan;
 
 /// This process's member key.
 pub(super) struct Member {

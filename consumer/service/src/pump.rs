@@ -3,7 +3,7 @@
 //! ```text
 //!  turn: clock ─► inbox (outcomes, control) ─► events (assign, revoke, commit answers) ─► dispatch
 //!         ┌────────────────────────────────────────────────────────────────────────────────┘
-//!         └─► up to 4 × (poll ─► deliver ─► dispatch) ─► positions ─► commit ─► pauses ─► hand-overs, stop
+//!         └─► up to 4 × (poll ─► deliver ─► dispatch) ─► positions ─► commit ─► renewals ─► pauses ─► hand-overs, stop
 //!  a turn without work is followed by `wait`, until a record, an event, a message or the next timer
 //! ```
 //!

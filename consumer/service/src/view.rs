@@ -34,7 +34,7 @@ use sluicegate_plugins::{Applied, HandlerTable, Refusal, Registry, RestartRefusa
 use sluicegate_pool::clock::now_ms;
 use sluicegate_sync::source::{GateWriter, WatchHandle};
 
-use super::control::{ControlCommand, named};
+use super::commands::{ControlCommand, named};
 use crate::pump::PumpAddress;
 
 /// Status of the pumps, the registry and the controller, readable from any thread.

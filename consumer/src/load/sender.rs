@@ -11,8 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message};
-use sluicegate_kafka::ffi::{NewTopic, create_topics};
 use sluicegate_kafka::reach::{NoBroker, wait_for_broker};
+use sluicegate_kafka::{NewTopic, create_topics};
 
 /// How long the cluster may take to answer at the start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

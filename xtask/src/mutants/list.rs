@@ -46,7 +46,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "stuck-client-stays",
-        what: "a client that alone reaches no broker is kept after the first probe was answered",
+        what: "a client that alone reaches no broker is kept, however often the cluster answers another one",
         suite: PUMP,
     },
     Mutant {

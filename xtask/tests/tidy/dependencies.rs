@@ -83,7 +83,6 @@ fn allowed(folder: &str) -> Option<&'static [&'static str]> {
             "sluicegate-bridge",
             "sluicegate-config",
             "sluicegate-engine",
-            "sluicegate-plugins",
             "sluicegate-pool",
             "sluicegate-sdk",
         ],

@@ -10,6 +10,7 @@
 //! Every response under `/api` is JSON, including errors: `{"error": {"code": …, "message": …}}`.
 
 mod answer;
+mod bodies;
 mod bridge;
 mod origin;
 mod routes;
@@ -23,10 +24,10 @@ use tokio::net::TcpListener;
 use super::{ServiceSlot, ServiceView};
 
 pub use answer::{ErrorBody, ErrorDetail};
-pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
-pub use routes::{
+pub use bodies::{
     ControlPlaneAcceptance, GateBody, GateChange, HandlerRestart, Readiness, StatusReport,
 };
+pub use bridge::{BridgeReporter, bridge_router, serve_bridge};
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -15,8 +15,8 @@ use sluicegate_engine::source::{
 use super::KafkaSource;
 use crate::consumer::callbacks::Callbacks;
 use crate::consumer::gap_detector::{GapDetector, Verdict};
+use crate::ffi::RecordBuf;
 use crate::ffi::{Connection, Message, TopicId, describe};
-use crate::record::RecordBuf;
 
 impl KafkaSource {
     /// Takes one batch; returns the number of messages.

@@ -12,8 +12,8 @@ use sluicegate_engine::partition::commit::TopicUuid;
 use sluicegate_engine::source::{Delivery, SourceEvent};
 
 use super::KafkaSource;
-use crate::RecordBuf;
 use crate::consumer::callbacks::Callbacks;
+use crate::ffi::RecordBuf;
 use crate::ffi::{Connection, TopicId, TopicState};
 
 /// Time between two checks of topics without records.

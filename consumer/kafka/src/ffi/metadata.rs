@@ -1,10 +1,10 @@
 //! A client's metadata about topics that librdkafka has no public calls for.
 
-#[cfg(raw_headers)]
 use std::ffi::c_int;
+use std::time::Duration;
 
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::ConsumerContext;
-#[cfg(raw_headers)]
 use rdkafka_sys as sys;
 
 #[cfg(raw_headers)]
@@ -23,6 +23,27 @@ unsafe extern "C" {
     ) -> c_int;
     fn sluicegate_leader(topic: *const sys::rd_kafka_topic_t, partition: i32) -> i32;
     fn sluicegate_fetch_error(topic: *const sys::rd_kafka_topic_t, partition: i32) -> c_int;
+}
+
+/// Whether a broker answers a request for the list of brokers within `timeout`.
+pub(crate) fn brokers_answer<C: ClientContext>(client: &Client<C>, timeout: Duration) -> bool {
+    let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    let mut found = std::ptr::null();
+    // SAFETY: the client is alive; on success the metadata is ours and destroyed once, on failure there is none.
+    unsafe {
+        let error = sys::rd_kafka_metadata(
+            client.native_ptr(),
+            0,
+            std::ptr::null_mut(),
+            &mut found,
+            timeout_ms,
+        );
+        if found.is_null() || error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return false;
+        }
+        sys::rd_kafka_metadata_destroy(found);
+    }
+    true
 }
 
 /// A topic according to a client's metadata.

@@ -74,15 +74,22 @@ impl ClientState {
         self.group == Group::Member
     }
 
+    /// Whether the brokers reject the login: an outage that another client would only repeat.
+    pub(super) fn is_login_refused(&self) -> bool {
+        self.errors.contains_key(&ClientErrorKind::Login)
+    }
+
     /// Since when no broker is connected.
     pub(super) fn unreachable_ms(&self) -> Option<u64> {
         self.unreachable_ms
     }
 
-    /// Resets the state for a new client.
+    /// Resets the state for a new client. An outage lasts until that client reaches a broker: readiness counts it from its
+    /// beginning.
     pub(super) fn renew(&mut self, now_ms: u64) {
-        self.errors.clear();
-        self.unreachable_ms = None;
+        let is_away = self.unreachable_ms.is_some();
+        self.errors
+            .retain(|kind, _| is_away && *kind == ClientErrorKind::AllBrokersDown);
         self.group = Group::Joining {
             since_ms: now_ms,
             lost: false,

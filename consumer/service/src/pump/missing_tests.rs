@@ -17,7 +17,7 @@ use sluicegate_kit::memory_source::MemoryKafka;
 use sluicegate_runtime::{RawOutcome, outcome_code};
 
 use super::*;
-use crate::pump::{PumpSettings, StopReport};
+use crate::pump::{Probe, PumpSettings, StopReport};
 
 /// Holds its batches until the test finishes them.
 #[derive(Default)]
@@ -81,7 +81,10 @@ impl Harness {
             offset_out_of_range,
             drain_timeout: Duration::from_mins(1),
             join_gate: Arc::default(),
-            probe: Arc::new(|| false),
+            probe: Probe {
+                ask: Arc::new(|| false),
+                interval: Duration::from_secs(30),
+            },
         };
         let cluster = kafka.clone();
         let make_source = move || -> Result<Box<dyn Source<Record = RecordBuf>>, SourceError> {

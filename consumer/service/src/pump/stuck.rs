@@ -1,92 +1,134 @@
 //! Finds a client that stays unreachable although the cluster answers others, so that it is replaced.
 //!
 //! ```text
-//!  no broker connected for a minute ─► probe: does the cluster answer a client of its own? ─ twice, 30 s apart ─► stuck
+//!  no broker connected for a minute ─► probe: do the cluster's brokers answer a client of its own?
+//!                                        twice, 30 s or more apart ─► stuck: a new client
 //! ```
 //!
 //! librdkafka keeps a broker that it has given up as long as anything refers to it, such as a fetch buffer whose record a
 //! hung call still borrows, and does not connect to it again until then. Such a client recovers only when the process
 //! restarts, while its partitions wait. A client that just reconnects slowly is not replaced: between two answers it
-//! has had several attempts (`reconnect.backoff.max.ms`, 10 s).
+//! has had several attempts ([`Probe::interval`]). A replacement that does not help doubles the wait for the next one.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+use sluicegate_engine::source::AssignmentId;
 
 use super::Pump;
-use sluicegate_engine::source::AssignmentId;
+use super::closing::LEAVE_GRACE;
 
 /// How long a client is unreachable before the cluster is probed: outages usually end by themselves.
 const UNREACHABLE_FOR_MS: u64 = 60_000;
-/// Time between two probes.
-const PROBE_INTERVAL_MS: u64 = 30_000;
+/// Maximum number of doublings of that time.
+const MAX_DOUBLINGS: u32 = 5;
+/// How long the replacement waits for calls that borrow records of the old client. Its partitions have no owner here.
+const BORROWED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether the cluster answers a client made for this question. Blocks for up to 10 s, on a thread of its own.
-pub type Probe = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Asks whether the cluster answers another client.
+#[derive(Clone)]
+pub struct Probe {
+    /// Whether the cluster's brokers answer a client made for this question. Blocks for up to 10 s, on a thread of its own.
+    pub ask: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Time between two probes; longer than the client's own attempts to reconnect are apart.
+    pub interval: Duration,
+}
 
 /// What is known about an outage.
 #[derive(Default)]
 pub(super) struct StuckClient {
-    /// The running probe's answer.
-    answer: Option<Receiver<bool>>,
-    next_ms: u64,
-    /// The last probe was answered.
+    /// When the outage began; another time is another outage.
+    since_ms: Option<u64>,
+    /// From when the wait for the next replacement counts.
+    from_ms: u64,
+    /// The running probe's answer; at most one runs.
+    running: Option<Receiver<bool>>,
+    /// The running probe belongs to an earlier outage.
+    is_stale: bool,
+    /// The last probe of this outage was answered.
     answered: bool,
+    next_ms: u64,
+    /// Replacements in this outage; none of them has reached a broker.
+    replaced: u32,
 }
 
 impl StuckClient {
+    /// Forgets the answers so far: what they were about is over, or nothing is to be replaced now.
+    fn reset(&mut self, since_ms: Option<u64>, now_ms: u64) {
+        self.since_ms = since_ms;
+        self.from_ms = now_ms;
+        self.is_stale = self.running.is_some();
+        self.answered = false;
+    }
+
     /// Whether the client, unreachable since `since_ms`, has to be replaced. Starts probes.
     fn is_stuck(&mut self, since_ms: Option<u64>, now_ms: u64, probe: &Probe) -> bool {
-        let Some(since_ms) = since_ms else {
-            *self = Self::default();
-            return false;
-        };
-        if now_ms.saturating_sub(since_ms) < UNREACHABLE_FOR_MS {
+        let answer = self.finished();
+        if since_ms != self.since_ms {
+            self.reset(since_ms, now_ms);
+            self.replaced = 0;
+        }
+        if since_ms.is_none() {
             return false;
         }
-        match self.answer.as_ref().map(Receiver::try_recv) {
-            Some(Err(TryRecvError::Empty)) => return false,
-            Some(answer) => {
-                self.answer = None;
-                let answers = answer == Ok(true);
-                if answers && self.answered {
-                    *self = Self::default();
-                    return true;
-                }
-                self.answered = answers;
+        let wait_ms = UNREACHABLE_FOR_MS << self.replaced.min(MAX_DOUBLINGS);
+        if now_ms.saturating_sub(self.from_ms) < wait_ms {
+            return false;
+        }
+        if let Some(answers) = answer {
+            if answers && self.answered {
+                self.reset(since_ms, now_ms);
+                self.replaced += 1;
+                return true;
             }
-            None => {}
+            self.answered = answers;
         }
-        if now_ms >= self.next_ms {
-            self.next_ms = now_ms + PROBE_INTERVAL_MS;
+        if self.running.is_none() && now_ms >= self.next_ms {
+            // Members that lost the cluster at the same time do not probe it at the same time.
+            let jitter_ms = fastrand::u64(0..5_000);
+            self.next_ms = now_ms + probe.interval.as_millis() as u64 + jitter_ms;
             self.start(probe);
         }
         false
     }
 
+    /// The answer of a probe of this outage that has finished since the last call.
+    fn finished(&mut self) -> Option<bool> {
+        let answer = match self.running.as_ref()?.try_recv() {
+            Err(TryRecvError::Empty) => return None,
+            answer => answer == Ok(true),
+        };
+        self.running = None;
+        (!std::mem::take(&mut self.is_stale)).then_some(answer)
+    }
+
     fn start(&mut self, probe: &Probe) {
         let (tell, answer) = sync_channel(1);
-        let probe = Arc::clone(probe);
+        let ask = Arc::clone(&probe.ask);
         let started = std::thread::Builder::new()
             .name("probe".to_owned())
             .spawn(move || {
                 // The pump may have ended.
-                let _ = tell.send(probe());
+                let _ = tell.send(ask());
             });
         match started {
-            Ok(_) => self.answer = Some(answer),
+            Ok(_) => self.running = Some(answer),
             Err(error) => tracing::warn!(%error, "cannot start a thread that probes the cluster"),
         }
     }
 }
 
 impl Pump {
-    /// Replaces a client that alone cannot reach the cluster. Its session has timed out, so its partitions have other
-    /// owners by now, and the uncommitted records are theirs.
+    /// Replaces a client that alone cannot reach the cluster. Records that are not committed are processed again, by the
+    /// next owner of their partitions: within the session timeout that is usually this member.
     pub(super) fn replace_stuck_client(&mut self) {
-        if self.is_stopping() || self.topics.is_empty() {
+        let now_ms = self.now_ms();
+        let since_ms = self.client.unreachable_ms();
+        if self.is_stopping() || self.topics.is_empty() || self.client.is_login_refused() {
+            self.stuck.reset(since_ms, now_ms);
             return;
         }
-        let (since_ms, now_ms) = (self.client.unreachable_ms(), self.now_ms());
         if !self.stuck.is_stuck(since_ms, now_ms, &self.settings.probe) {
             return;
         }
@@ -94,10 +136,13 @@ impl Pump {
         tracing::warn!(
             seconds = now_ms.saturating_sub(since_ms.unwrap_or(now_ms)) / 1_000,
             partitions = slots.len(),
+            replacements = self.stuck.replaced,
             "this client reaches no broker although the cluster answers another one; replacing it, uncommitted records are \
              reprocessed"
         );
         self.rejoin_without(&slots);
+        let at_most = Instant::now() + BORROWED_TIMEOUT + LEAVE_GRACE;
+        self.stopping = self.stopping.map(|deadline| deadline.min(at_most));
     }
 }
 

@@ -1,12 +1,21 @@
 //! Replacement of a stuck client on a scripted source and a scripted clock.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use sluicegate_engine::source::{ClientErrorKind, SourceEvent, StartAt};
 
 use super::*;
 use crate::pump::missing::scripted::Harness;
+
+fn tell(harness: &mut Harness, kind: ClientErrorKind) {
+    harness.kafka.tell(SourceEvent::ClientError {
+        kind,
+        reason: "2/2 brokers are down".to_owned(),
+        remedy: "check the brokers",
+        fatal: false,
+    });
+    harness.turn();
+}
 
 /// A pump with five records in flight whose client loses its brokers; the cluster answers a probe as `answers` says.
 fn unreachable(answers: fn(u32) -> bool) -> (Harness, Arc<AtomicU32>) {
@@ -14,14 +23,9 @@ fn unreachable(answers: fn(u32) -> bool) -> (Harness, Arc<AtomicU32>) {
     harness.pump.topics = vec!["t".to_owned()];
     let probes = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&probes);
-    harness.pump.settings.probe = Arc::new(move || answers(counted.fetch_add(1, Ordering::SeqCst)));
-    harness.kafka.tell(SourceEvent::ClientError {
-        kind: ClientErrorKind::AllBrokersDown,
-        reason: "2/2 brokers are down".to_owned(),
-        remedy: "check the brokers",
-        fatal: false,
-    });
-    harness.turn();
+    harness.pump.settings.probe.ask =
+        Arc::new(move || answers(counted.fetch_add(1, Ordering::SeqCst)));
+    tell(&mut harness, ClientErrorKind::AllBrokersDown);
     (harness, probes)
 }
 
@@ -31,7 +35,7 @@ fn pass(harness: &mut Harness, seconds: u64) {
         harness.advance(Duration::from_secs(5));
         harness.turn();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while harness.pump.stuck.answer.is_some() && !harness.kafka.is_closed() {
+        while harness.pump.stuck.running.is_some() && !harness.pump.is_stopping() {
             assert!(Instant::now() < deadline, "the probe has no answer");
             std::thread::yield_now();
             harness.turn();
@@ -39,16 +43,20 @@ fn pass(harness: &mut Harness, seconds: u64) {
     }
 }
 
+fn count(probes: &AtomicU32) -> u32 {
+    probes.load(Ordering::SeqCst)
+}
+
 #[test]
 fn a_client_that_alone_is_unreachable_is_replaced_and_reads_again() {
     let (mut harness, probes) = unreachable(|_| true);
     pass(&mut harness, 55);
-    assert_eq!(probes.load(Ordering::SeqCst), 0, "it may still reconnect");
+    assert_eq!(count(&probes), 0, "it may still reconnect");
     pass(&mut harness, 10);
-    assert_eq!(probes.load(Ordering::SeqCst), 1);
-    assert!(!harness.kafka.is_closed(), "one answer is not enough");
-    pass(&mut harness, 30);
-    assert_eq!(probes.load(Ordering::SeqCst), 2);
+    assert_eq!(count(&probes), 1);
+    assert!(!harness.pump.is_stopping(), "one answer is not enough");
+    pass(&mut harness, 40);
+    assert_eq!(count(&probes), 2);
     assert!(harness.pump.is_stopping(), "two answers are");
     harness.run_all(true);
     assert!(harness.kafka.is_closed());
@@ -60,13 +68,26 @@ fn a_client_that_alone_is_unreachable_is_replaced_and_reads_again() {
 }
 
 #[test]
+fn a_call_that_never_returns_holds_the_replacement_back_for_seconds_only() {
+    let (mut harness, _probes) = unreachable(|_| true);
+    pass(&mut harness, 105);
+    assert!(harness.pump.is_stopping() && !harness.kafka.is_closed());
+    let deadline = harness.pump.stopping.expect("it stops");
+    let left = deadline.saturating_duration_since(Instant::now());
+    assert!(
+        left <= BORROWED_TIMEOUT + LEAVE_GRACE,
+        "{left:?} of a minute's drain timeout"
+    );
+}
+
+#[test]
 fn a_client_is_kept_while_the_cluster_is_away_or_answers_only_now_and_then() {
     for answers in [(|_| false) as fn(u32) -> bool, |nth| nth % 2 == 0] {
         let (mut harness, probes) = unreachable(answers);
         pass(&mut harness, 600);
-        assert!(!harness.kafka.is_closed());
-        let count = probes.load(Ordering::SeqCst);
-        assert!((15..=20).contains(&count), "{count} probes in nine minutes");
+        assert!(!harness.pump.is_stopping());
+        let count = count(&probes);
+        assert!((13..=19).contains(&count), "{count} probes in nine minutes");
     }
 }
 
@@ -74,9 +95,55 @@ fn a_client_is_kept_while_the_cluster_is_away_or_answers_only_now_and_then() {
 fn a_client_that_reconnects_is_kept_and_a_later_outage_counts_from_its_start() {
     let (mut harness, probes) = unreachable(|_| true);
     pass(&mut harness, 70);
-    assert_eq!(probes.load(Ordering::SeqCst), 1);
+    assert_eq!(count(&probes), 1);
     harness.produce(1);
-    pass(&mut harness, 300);
-    assert!(!harness.kafka.is_closed(), "a record has ended the outage");
-    assert_eq!(probes.load(Ordering::SeqCst), 1);
+    harness.turn();
+    tell(&mut harness, ClientErrorKind::AllBrokersDown);
+    pass(&mut harness, 55);
+    assert_eq!(
+        count(&probes),
+        1,
+        "the second outage is a minute old at most"
+    );
+    pass(&mut harness, 10);
+    assert_eq!(count(&probes), 2);
+    assert!(
+        !harness.pump.is_stopping(),
+        "the first outage's answer does not count"
+    );
+}
+
+#[test]
+fn a_replacement_that_does_not_help_keeps_the_outage_and_doubles_the_wait() {
+    let (mut harness, probes) = unreachable(|_| true);
+    let since_ms = harness.pump.client.unreachable_ms();
+    pass(&mut harness, 105);
+    harness.run_all(true);
+    assert!(harness.kafka.is_closed());
+    assert_eq!(
+        harness.pump.client.unreachable_ms(),
+        since_ms,
+        "readiness counts from there"
+    );
+    pass(&mut harness, 110);
+    assert_eq!(count(&probes), 2, "it waits two minutes now");
+    pass(&mut harness, 15);
+    assert_eq!(count(&probes), 3);
+}
+
+#[test]
+fn nothing_is_asked_while_the_login_is_refused_or_no_topic_is_read() {
+    let (mut harness, probes) = unreachable(|_| true);
+    for _ in 0..20 {
+        tell(&mut harness, ClientErrorKind::Login);
+        pass(&mut harness, 30);
+    }
+    assert_eq!(count(&probes), 0, "another client would be refused as well");
+    let (mut harness, probes) = unreachable(|_| true);
+    harness.pump.topics.clear();
+    pass(&mut harness, 600);
+    assert_eq!(count(&probes), 0);
+    harness.pump.topics.push("t".to_owned());
+    pass(&mut harness, 55);
+    assert_eq!(count(&probes), 0, "it has just begun to read");
 }

@@ -7,7 +7,7 @@
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_engine::record::Record;
 
-use crate::ffi::Message;
+use super::message::Message;
 
 /// A record's key, value and headers; frees them when dropped.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ const _: () = assert!(size_of::<RecordBuf>() <= 16);
 
 impl RecordBuf {
     /// Wraps a fetched record. `check_headers` compares both ways to read its headers.
-    pub(super) fn of(message: Message, check_headers: bool) -> Self {
+    pub(crate) fn of(message: Message, check_headers: bool) -> Self {
         match message.headers_are_in_place(check_headers) {
             true => Self(Bytes::Kafka(message)),
             false => Self::of_public(message),
@@ -46,7 +46,7 @@ impl RecordBuf {
 
     /// The same record with its headers from the public call.
     #[cfg(test)]
-    pub(super) fn into_public(self) -> Self {
+    pub(crate) fn into_public(self) -> Self {
         match self.0 {
             Bytes::Kafka(message) => Self::of_public(message),
             other => Self(other),
@@ -55,7 +55,7 @@ impl RecordBuf {
 
     /// The client's record, if its headers are read in place.
     #[cfg(test)]
-    pub(super) fn message(&self) -> Option<&Message> {
+    pub(crate) fn message(&self) -> Option<&Message> {
         match &self.0 {
             Bytes::Kafka(message) => Some(message),
             _ => None,
@@ -68,6 +68,7 @@ impl Record for RecordBuf {
         Self(Bytes::Owned(OwnedRecord::new(key, value, headers)))
     }
 
+    #[inline]
     fn key(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.key(),
@@ -76,6 +77,7 @@ impl Record for RecordBuf {
         }
     }
 
+    #[inline]
     fn value(&self) -> Option<&[u8]> {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.value(),
@@ -84,6 +86,7 @@ impl Record for RecordBuf {
         }
     }
 
+    #[inline]
     fn headers(&self) -> &[u8] {
         match &self.0 {
             Bytes::Owned(bytes) => bytes.headers(),
@@ -93,12 +96,14 @@ impl Record for RecordBuf {
         }
     }
 
+    #[inline]
     fn prefetch(&self) {
         if let Bytes::Kafka(message) | Bytes::Bare(message) = &self.0 {
             message.prefetch();
         }
     }
 
+    #[inline]
     fn pins_client_memory(&self) -> bool {
         !matches!(&self.0, Bytes::Owned(_))
     }

@@ -1,0 +1,30 @@
+//! What a registry is made with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_engine::emit::Emitter;
+use sluicegate_runtime::HandlerRuntime;
+
+/// Settings of a registry.
+pub struct RegistrySettings {
+    /// The plugins folder.
+    pub folder: PathBuf,
+    /// Folder for private copies of loaded artefacts.
+    pub cache: PathBuf,
+    /// Load plugins without a signature.
+    pub allow_unsigned: bool,
+    /// Timeout for building and checking an instance.
+    pub create_timeout: Duration,
+    /// Interval of the health checks.
+    pub health_interval: Duration,
+    /// Timeout for draining and dropping an instance, and for a plugin to stop its own threads.
+    pub drain_timeout: Duration,
+    /// The supported plugin runtimes.
+    pub runtimes: Vec<Arc<dyn HandlerRuntime>>,
+    /// Where emitted records go.
+    pub emitter: Arc<dyn Emitter>,
+    /// Whether emitted records get provenance headers.
+    pub provenance: bool,
+}
