@@ -68,7 +68,7 @@ fn said(payload: &(dyn Any + Send)) -> &str {
 /// Runs `work` and converts a panic into its message and location. Must be called within a [`Scope`].
 ///
 /// # Errors
-/// The panic's text, as `message (file:line:column)`.
+/// The panic's text, as `message (file:line:column)`. A text, since that is what crosses the ABI.
 #[inline]
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(caught)

@@ -3,6 +3,7 @@
 //! [`Module::of`] is for tests: it runs a plugin of the same binary through the functions that a loaded library exports.
 
 use std::any::Any;
+use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -54,6 +55,25 @@ pub enum NotTaken {
     Spent(String),
 }
 
+/// Why a function of a plugin failed. Its text is the one that the plugin wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InstanceError {
+    /// The handler's reason; the instance is still usable.
+    Failed(String),
+    /// It panicked, now or earlier, and must not be called again.
+    Panicked(String),
+}
+
+// By hand, so that plugins do not build another dependency.
+impl fmt::Display for InstanceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Failed(text) | Self::Panicked(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for InstanceError {}
+
 /// A plugin's root module.
 #[derive(Clone, Copy)]
 pub struct Module {
@@ -90,13 +110,14 @@ impl Module {
     /// The JSON document that lists the plugin's handlers.
     ///
     /// # Errors
-    /// The panic's text.
-    pub fn describe(&self) -> Result<String, String> {
+    /// [`InstanceError::Panicked`] with the panic's text.
+    pub fn describe(&self) -> Result<String, InstanceError> {
         let mut text = String::new();
         // SAFETY: the sink lives for the call.
         match unsafe { (self.raw.describe())(sink(&mut text)) } {
             status::OK => Ok(text),
-            _ => Err(text),
+            // Its only failure.
+            _ => Err(InstanceError::Panicked(text)),
         }
     }
 
@@ -221,7 +242,7 @@ impl Instance {
     ///
     /// # Errors
     /// The handler's reason, or its panic.
-    pub fn health(&mut self) -> Result<(), String> {
+    pub fn health(&mut self) -> Result<(), InstanceError> {
         // SAFETY: the instance is alive, idle and on its thread; the sink lives for the call.
         answer(|sink| unsafe { (self.functions.health())(self.context, sink) })
     }
@@ -230,7 +251,12 @@ impl Instance {
     ///
     /// # Errors
     /// Its panic.
-    pub fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
+    pub fn assigned(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        epoch: u32,
+    ) -> Result<(), InstanceError> {
         let topic = RawBytes::of(topic.as_bytes());
         // SAFETY: as in `health`; the text lives for the call.
         answer(|sink| unsafe {
@@ -242,7 +268,12 @@ impl Instance {
     ///
     /// # Errors
     /// Its panic.
-    pub fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
+    pub fn revoked(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        epoch: u32,
+    ) -> Result<(), InstanceError> {
         let topic = RawBytes::of(topic.as_bytes());
         // SAFETY: as in `assigned`.
         answer(|sink| unsafe {
@@ -254,7 +285,7 @@ impl Instance {
     ///
     /// # Errors
     /// Its panic.
-    pub fn drain(&mut self, deadline_ms: u64) -> Result<(), String> {
+    pub fn drain(&mut self, deadline_ms: u64) -> Result<(), InstanceError> {
         // SAFETY: as in `health`.
         answer(|sink| unsafe { (self.functions.drain())(self.context, deadline_ms, sink) })
     }
@@ -288,7 +319,7 @@ impl Instance {
     ///
     /// # Errors
     /// That panic.
-    pub fn destroy(self) -> Result<(), String> {
+    pub fn destroy(self) -> Result<(), InstanceError> {
         let this = std::mem::ManuallyDrop::new(self);
         // SAFETY: as in `health`; the instance is destroyed once, since `drop` does not run.
         answer(|sink| unsafe { (this.functions.destroy())(this.context, sink) })
@@ -302,11 +333,12 @@ impl Drop for Instance {
     }
 }
 
-fn answer(ask: impl FnOnce(RawSink) -> i32) -> Result<(), String> {
+fn answer(ask: impl FnOnce(RawSink) -> i32) -> Result<(), InstanceError> {
     let mut text = String::new();
     match ask(sink(&mut text)) {
         status::OK => Ok(()),
-        _ => Err(text),
+        status::SPENT => Err(InstanceError::Panicked(text)),
+        _ => Err(InstanceError::Failed(text)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::board::{Board, CancelFlag};
 use crate::descriptor::{ABI_MAJOR, Descriptor, DescriptorError, Facts};
-use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, Module, NotTaken};
+use crate::host::{CallEnd as HostCallEnd, CallSink, HostSink, InstanceError, Module, NotTaken};
 use crate::plugin::{Call, CallEnd, Emission, Host, Instance, Plugin, Refusal};
 use crate::record::{RawOutcome, outcome_code};
 use crate::view::{BorrowedRecords, RecordParts};
@@ -241,7 +241,7 @@ fn refusals_and_panics_outside_calls_become_errors() {
     );
     assert_eq!(
         make("echo", "unhealthy").ok().unwrap().health(),
-        Err("connection lost".into())
+        Err(InstanceError::Failed("connection lost".into()))
     );
     assert!(
         make("echo", "bad drop")
@@ -249,6 +249,7 @@ fn refusals_and_panics_outside_calls_become_errors() {
             .unwrap()
             .destroy()
             .unwrap_err()
+            .to_string()
             .starts_with("dropped badly")
     );
     drop(make("echo", "bad drop"));
@@ -258,9 +259,13 @@ fn refusals_and_panics_outside_calls_become_errors() {
         instance
             .assigned("t", -1, 1)
             .unwrap_err()
+            .to_string()
             .starts_with("t/-1 of epoch 1")
     );
-    assert!(instance.health().unwrap_err().contains("panicked earlier"));
+    assert!(matches!(
+        instance.health(),
+        Err(InstanceError::Panicked(text)) if text.contains("panicked earlier")
+    ));
     assert_eq!(module.describe(), Ok("{}".into()));
     assert!(module.shutdown(0));
 }
@@ -273,18 +278,15 @@ fn a_new_config_is_applied_or_refused_and_a_panic_in_it_spends_the_instance() {
         .ok()
         .unwrap();
     assert_eq!(instance.reconfigure("unhealthy"), Ok(()));
-    assert_eq!(instance.health(), Err("connection lost".into()));
+    let lost = Err(InstanceError::Failed("connection lost".into()));
+    assert_eq!(instance.health(), lost);
     for (config, refusal) in [
         ("bad", Refusal::Config("not that one".into())),
         ("later", Refusal::Failed("not now".into())),
     ] {
         let refused = instance.reconfigure(config);
         assert_eq!(refused, Err(NotTaken::Refused(refusal)));
-        assert_eq!(
-            instance.health(),
-            Err("connection lost".into()),
-            "the previous config"
-        );
+        assert_eq!(instance.health(), lost, "the previous config");
     }
     let Err(NotTaken::Spent(text)) = instance.reconfigure("panic") else {
         panic!("it must be spent")

@@ -82,7 +82,7 @@ pub struct Run {
     pub spent: bool,
 }
 
-/// A handler under test.
+/// A handler under test. Its errors are texts: a test compares or prints what an operator would read.
 pub struct Kit {
     module: Module,
     config: String,
@@ -234,7 +234,8 @@ impl Kit {
     /// # Errors
     /// The handler's reason.
     pub fn health(&mut self) -> Result<(), String> {
-        self.instance.health()
+        let checked = self.instance.health();
+        checked.map_err(|error| error.to_string())
     }
 
     /// Reports an assigned partition to the handler.
@@ -242,7 +243,8 @@ impl Kit {
     /// # Errors
     /// Its panic.
     pub fn assigned(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
-        self.instance.assigned(topic, partition, epoch)
+        let called = self.instance.assigned(topic, partition, epoch);
+        called.map_err(|panic| panic.to_string())
     }
 
     /// Reports a revoked partition to the handler.
@@ -250,7 +252,8 @@ impl Kit {
     /// # Errors
     /// Its panic.
     pub fn revoked(&mut self, topic: &str, partition: i32, epoch: u32) -> Result<(), String> {
-        self.instance.revoked(topic, partition, epoch)
+        let called = self.instance.revoked(topic, partition, epoch);
+        called.map_err(|panic| panic.to_string())
     }
 
     /// Drains the handler.
@@ -258,8 +261,9 @@ impl Kit {
     /// # Errors
     /// Its panic.
     pub fn drain(&mut self, deadline: Duration) -> Result<(), String> {
-        self.instance
-            .drain(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX))
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let called = self.instance.drain(deadline_ms);
+        called.map_err(|panic| panic.to_string())
     }
 
     /// Drops the handler.
@@ -267,7 +271,8 @@ impl Kit {
     /// # Errors
     /// The panic of its `Drop`.
     pub fn end(self) -> Result<(), String> {
-        self.instance.destroy()
+        let dropped = self.instance.destroy();
+        dropped.map_err(|panic| panic.to_string())
     }
 
     /// The log lines so far.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluicegate_abi::board::Board;
-use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance};
+use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance, InstanceError};
 use sluicegate_abi::plugin::{Emission, Refusal};
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, Emit, HandlerInstance,
@@ -50,7 +50,7 @@ impl NativeInstance {
     fn lifecycle_call(
         &mut self,
         what: &str,
-        work: impl FnOnce(&mut Instance) -> Result<(), String>,
+        work: impl FnOnce(&mut Instance) -> Result<(), InstanceError>,
     ) {
         if self.spent {
             return;
@@ -115,7 +115,7 @@ impl HandlerInstance for NativeInstance {
 
     fn health(&mut self) -> Result<(), String> {
         match &mut self.instance {
-            Some(instance) => instance.health(),
+            Some(instance) => instance.health().map_err(|error| error.to_string()),
             None => Err("the instance was dropped".into()),
         }
     }

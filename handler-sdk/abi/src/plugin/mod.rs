@@ -54,7 +54,7 @@ pub trait Instance {
     /// Runs the health check.
     ///
     /// # Errors
-    /// What is wrong.
+    /// What is wrong. A text, since that is what crosses the ABI.
     fn health(&mut self) -> Result<(), String>;
 
     /// A partition was assigned.
