@@ -15,7 +15,7 @@ use std::sync::Arc;
 use sluicegate_config::secret::Redaction;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallRequest, CallStatus, CreateError, HandlerInfo, HandlerInstance,
-    HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
+    HealthError, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
 };
 
 /// A plugin whose texts are redacted.
@@ -91,9 +91,12 @@ impl HandlerInstance for RedactedInstance {
         self.instance.monitor()
     }
 
-    fn health(&mut self) -> Result<(), String> {
+    fn health(&mut self) -> Result<(), HealthError> {
         let health = self.instance.health();
-        health.map_err(|why| self.redacted(why))
+        health.map_err(|error| match error {
+            HealthError::Unhealthy(why) => HealthError::Unhealthy(self.redacted(why)),
+            HealthError::Spent(why) => HealthError::Spent(self.redacted(why)),
+        })
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
@@ -189,8 +192,12 @@ mod tests {
             unreachable!("not called")
         }
 
-        fn health(&mut self) -> Result<(), String> {
-            Err(self.config.clone())
+        fn health(&mut self) -> Result<(), HealthError> {
+            let why = self.config.clone();
+            Err(match why.contains("spend") {
+                true => HealthError::Spent(why),
+                false => HealthError::Unhealthy(why),
+            })
         }
 
         fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {
@@ -247,7 +254,7 @@ mod tests {
         }];
         let mut ask = |instance: &mut Box<dyn HandlerInstance>| {
             instance.handle(&call, &mut outcomes, &mut output);
-            vec![instance.health().expect_err("it is unhealthy")]
+            vec![instance.health().expect_err("it is unhealthy").to_string()]
         };
         texts.extend(ask(&mut instance));
         // A later config adds a secret; the old one is still reported.

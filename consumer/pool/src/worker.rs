@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use sluicegate_engine::dispatch::{Batch, OwnedPartition, PumpMessage};
 use sluicegate_runtime::{
-    CallMonitor, CallRequest, CallStatus, HandlerInstance, NotTaken, RawOutcome, outcome_code,
+    CallMonitor, CallRequest, CallStatus, HandlerInstance, HealthError, NotTaken, RawOutcome,
+    outcome_code,
 };
 
 use crate::crew::Crew;
@@ -259,9 +260,9 @@ impl Worker {
             if !self.crew.begin_lifecycle_call(self.ticket, &built.tenant) {
                 return false;
             }
-            let health = catch_unwind(AssertUnwindSafe(|| built.instance.health()));
-            let health = health.unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()));
-            built.tenant.set_unhealthy(self.ticket.seat, health.err());
+            let health = checked_health(&mut *built.instance);
+            let why = health.err().map(|error| error.to_string());
+            built.tenant.set_unhealthy(self.ticket.seat, why);
         }
         true
     }
@@ -313,9 +314,7 @@ impl Worker {
         let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
             return Err("the instance no longer exists".to_owned());
         };
-        catch_unwind(AssertUnwindSafe(|| instance.health()))
-            .unwrap_or_else(|_| Err(RUNTIME_PANICKED.to_owned()))
-            .map_err(|why| format!("health check failed: {why}"))
+        checked_health(&mut **instance).map_err(|why| format!("health check failed: {why}"))
     }
 
     /// Applies a config to the instance here, or builds one with it. After an error the instance keeps the previous config or
@@ -378,6 +377,12 @@ impl Worker {
         self.to_rebuild.remove(&tenant.id);
         self.crew.released(self.ticket, tenant)
     }
+}
+
+/// Runs a health check. Runtimes contain plugin panics; one that escapes counts as a failure.
+fn checked_health(instance: &mut dyn HandlerInstance) -> Result<(), HealthError> {
+    catch_unwind(AssertUnwindSafe(|| instance.health()))
+        .unwrap_or_else(|_| Err(HealthError::Spent(RUNTIME_PANICKED.to_owned())))
 }
 
 /// The panic message, if the call left one.

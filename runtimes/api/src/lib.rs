@@ -12,6 +12,7 @@
 //! 3. The outcomes that a running call has written can be read from another thread ([`CallMonitor`]), so that a hanging
 //!    call costs only the record it hangs on.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -124,8 +125,8 @@ pub trait HandlerInstance {
     /// Runs the handler's health check.
     ///
     /// # Errors
-    /// The handler's reason, or why the check itself failed.
-    fn health(&mut self) -> Result<(), String>;
+    /// [`HealthError`] has the handler's reason, or why the check itself failed.
+    fn health(&mut self) -> Result<(), HealthError>;
 
     /// Replaces the instance's config; only if [`HandlerInfo::takes_config`] is set.
     ///
@@ -257,28 +258,47 @@ pub enum MetricKind {
 /// Why an artefact is not loaded, with a message for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file cannot be read or copied.
-    #[error("cannot read plugin `{path}`: {reason}")]
+    /// The file cannot be read or copied; a later attempt may succeed.
+    #[error("cannot read plugin `{path}`: {source}")]
     Unreadable {
         /// The artefact.
         path: String,
         /// The operating system's error.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
-    /// A check failed.
-    #[error("plugin `{path}` failed its {gate} check: {reason}")]
+    /// A check failed; only another file can pass it.
+    #[error("plugin `{path}` failed its {gate} check: {source}")]
     Refused {
         /// The artefact.
         path: String,
         /// The failed check: `manifest`, `descriptor`, `header`, `layout`, `description`, `limit`.
         gate: &'static str,
         /// What is wrong and what to do.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
+impl LoadError {
+    /// Whether the same file can be loaded later, without another one in its place.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
+}
+
+/// Why an instance is not healthy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HealthError {
+    /// The handler's reason; a later check may succeed.
+    #[error("{0}")]
+    Unhealthy(String),
+    /// The check panicked, or the instance panicked earlier or is gone: no later check of this instance succeeds.
+    #[error("{0}")]
+    Spent(String),
+}
+
 /// Why an instance was not reconfigured.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
     /// It refused the config and keeps the previous one.
     #[error("config refused: {0}")]
@@ -289,7 +309,7 @@ pub enum NotTaken {
 }
 
 /// Why an instance was not built.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
     /// The plugin exports no such handler.
     #[error("no handler `{name}` in this plugin; it exports: {known}")]

@@ -11,7 +11,7 @@ use sluicegate_abi::descriptor::{
 };
 use sluicegate_runtime::{LoadError, PluginIdentity};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestError};
 use crate::{refused, unreadable};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
@@ -25,6 +25,56 @@ pub(crate) struct Artefact {
     pub(crate) descriptor: Extent,
     /// The executable segments.
     pub(crate) code: Vec<Extent>,
+}
+
+/// Why the descriptor check fails; only another file can pass it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DescriptorError {
+    #[error(
+        "it is not a shared library (not an ELF file); name the lib*.so that the build produced"
+    )]
+    NotElf,
+    #[error("the file is truncated or damaged ({0}); copy or build it again")]
+    Damaged(#[source] object::Error),
+    #[error("it is an ELF file but not a shared library; build the crate as `cdylib`")]
+    NotShared,
+    #[error(
+        "the library has no symbol {DESCRIPTOR_SYMBOL}; export a handler with `export_handler!` of the Sluicegate SDK"
+    )]
+    NoSymbol,
+    #[error("{DESCRIPTOR_SYMBOL} points outside the file; it is damaged, build it again")]
+    SymbolOutside,
+    #[error("it has writable code segments; link it without text relocations")]
+    WritableCode,
+    #[error(
+        "the file is truncated: it has {have} bytes, but its contents extend further; copy or build it again"
+    )]
+    Truncated { have: u64 },
+    #[error(transparent)]
+    Content(#[from] sluicegate_abi::descriptor::DescriptorError),
+    #[error(
+        "it was built for handler ABI {theirs}, this service supports {ABI_MAJOR}.{ABI_MINOR}; build it with the SDK of \
+         this service's release"
+    )]
+    OtherAbi { theirs: String },
+    #[error(
+        "it was built for handler ABI {theirs}, which is newer than this service's {ABI_MAJOR}.{ABI_MINOR}; update the \
+         service, or build it with an older SDK"
+    )]
+    NewerAbi { theirs: String },
+    #[error(
+        "it was built with abi_stable 0.{theirs}, this service has 0.{ABI_STABLE_MINOR}; build it with the SDK of this \
+         service's release"
+    )]
+    AbiStable { theirs: u16 },
+    #[error(
+        "it was built with panic=abort, so a panic in it would end the service; build it with panic=unwind"
+    )]
+    PanicAbort,
+    #[error("it was built for {theirs}, this service runs on {TARGET}; build it for {TARGET}")]
+    OtherTarget { theirs: String },
+    #[error("it exports no handler; name at least one in `export_handler!`")]
+    NoHandler,
 }
 
 /// A range of the file, with its address relative to the library's base.
@@ -56,29 +106,20 @@ pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
 impl Artefact {
     /// Reads the file and runs the checks that need no code to run.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
-        let by_manifest = |reason: String| refused(path, "manifest", reason);
+        let by_manifest = |error: ManifestError| refused(path, "manifest", error);
         let manifest = Manifest::for_library(path).map_err(by_manifest)?;
         let mut bytes = Vec::new();
         open_regular(path)
             .and_then(|mut file| file.read_to_end(&mut bytes))
             .map_err(|error| unreadable(path, error))?;
-        let no = |reason: String| refused(path, "descriptor", reason);
+        let no = |error: DescriptorError| refused(path, "descriptor", error);
         if !bytes.starts_with(&ELF_MAGIC) {
-            return Err(no(
-                "it is not a shared library (not an ELF file); name the lib*.so that the build produced"
-                    .into(),
-            ));
+            return Err(no(DescriptorError::NotElf));
         }
-        let damaged = |error| {
-            no(format!(
-                "the file is truncated or damaged ({error}); copy or build it again"
-            ))
-        };
+        let damaged = |error| no(DescriptorError::Damaged(error));
         let file = object::File::parse(bytes.as_slice()).map_err(damaged)?;
         if file.kind() != object::ObjectKind::Dynamic {
-            return Err(no(
-                "it is an ELF file but not a shared library; build the crate as `cdylib`".into(),
-            ));
+            return Err(no(DescriptorError::NotShared));
         }
         let layout = Layout {
             file,
@@ -88,7 +129,7 @@ impl Artefact {
         let code = layout.code().map_err(no)?;
         let descriptor = layout.descriptor().map_err(no)?;
         let facts = Facts::read(&bytes[descriptor.offset..][..descriptor.len])
-            .map_err(|e| no(e.to_string()))?;
+            .map_err(|error| no(error.into()))?;
         check(&facts).map_err(no)?;
         let identity = PluginIdentity {
             name: facts.name,
@@ -119,17 +160,12 @@ struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    fn descriptor(&self) -> Result<Extent, String> {
+    fn descriptor(&self) -> Result<Extent, DescriptorError> {
         let symbol = self
             .file
             .dynamic_symbols()
             .find(|symbol| symbol.is_definition() && symbol.name() == Ok(DESCRIPTOR_SYMBOL))
-            .ok_or_else(|| {
-                format!(
-                    "the library has no symbol {DESCRIPTOR_SYMBOL}; export a handler with `export_handler!` of the \
-                     Sluicegate SDK"
-                )
-            })?;
+            .ok_or(DescriptorError::NoSymbol)?;
         let address = symbol.address();
         let len = usize::try_from(symbol.size())
             .unwrap_or(0)
@@ -143,12 +179,10 @@ impl Layout<'_> {
                 return self.extent(address, start.saturating_add(within), len as u64);
             }
         }
-        Err(format!(
-            "{DESCRIPTOR_SYMBOL} points outside the file; it is damaged, build it again"
-        ))
+        Err(DescriptorError::SymbolOutside)
     }
 
-    fn code(&self) -> Result<Vec<Extent>, String> {
+    fn code(&self) -> Result<Vec<Extent>, DescriptorError> {
         let mut code = Vec::new();
         for segment in self.file.segments() {
             let (start, size) = segment.file_range();
@@ -158,9 +192,7 @@ impl Layout<'_> {
             };
             let (executable, writable) = (p_flags.0 & PF_X.0 != 0, p_flags.0 & PF_W.0 != 0);
             if executable && writable {
-                return Err(
-                    "it has writable code segments; link it without text relocations".into(),
-                );
+                return Err(DescriptorError::WritableCode);
             }
             if executable {
                 code.push(all);
@@ -170,7 +202,7 @@ impl Layout<'_> {
     }
 
     /// The range, checked against the file size.
-    fn extent(&self, address: u64, offset: u64, len: u64) -> Result<Extent, String> {
+    fn extent(&self, address: u64, offset: u64, len: u64) -> Result<Extent, DescriptorError> {
         let have = self.have;
         match offset.checked_add(len) {
             Some(end) if end <= have => Ok(Extent {
@@ -178,48 +210,35 @@ impl Layout<'_> {
                 offset: offset as usize,
                 len: len as usize,
             }),
-            _ => Err(format!(
-                "the file is truncated: it has {have} bytes, but its contents extend further; copy or build it again"
-            )),
+            _ => Err(DescriptorError::Truncated { have }),
         }
     }
 }
 
 /// The descriptor check.
-fn check(facts: &Facts) -> Result<(), String> {
-    let theirs = format!("{}.{}", facts.abi_major, facts.abi_minor);
+fn check(facts: &Facts) -> Result<(), DescriptorError> {
+    let theirs = || format!("{}.{}", facts.abi_major, facts.abi_minor);
     if facts.abi_major != ABI_MAJOR {
-        return Err(format!(
-            "it was built for handler ABI {theirs}, this service supports {ABI_MAJOR}.{ABI_MINOR}; build it with the SDK \
-             of this service's release"
-        ));
+        return Err(DescriptorError::OtherAbi { theirs: theirs() });
     }
     if facts.abi_minor > ABI_MINOR {
-        return Err(format!(
-            "it was built for handler ABI {theirs}, which is newer than this service's {ABI_MAJOR}.{ABI_MINOR}; \
-             update the service, or build it with an older SDK"
-        ));
+        return Err(DescriptorError::NewerAbi { theirs: theirs() });
     }
     if facts.abi_stable_minor != ABI_STABLE_MINOR {
-        return Err(format!(
-            "it was built with abi_stable 0.{}, this service has 0.{ABI_STABLE_MINOR}; build it with the SDK of this \
-             service's release",
-            facts.abi_stable_minor
-        ));
+        return Err(DescriptorError::AbiStable {
+            theirs: facts.abi_stable_minor,
+        });
     }
     if !facts.panic_unwind {
-        return Err(
-            "it was built with panic=abort, so a panic in it would end the service; build it with panic=unwind".into()
-        );
+        return Err(DescriptorError::PanicAbort);
     }
     if facts.target != TARGET {
-        return Err(format!(
-            "it was built for {}, this service runs on {TARGET}; build it for {TARGET}",
-            facts.target
-        ));
+        return Err(DescriptorError::OtherTarget {
+            theirs: facts.target.clone(),
+        });
     }
     if facts.handlers.is_empty() {
-        return Err("it exports no handler; name at least one in `export_handler!`".into());
+        return Err(DescriptorError::NoHandler);
     }
     Ok(())
 }

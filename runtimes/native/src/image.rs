@@ -12,7 +12,7 @@ use abi_stable::abi_stability::abi_checking::{
 use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use sluicegate_abi::descriptor::{DESCRIPTOR_SYMBOL, RECONFIGURE_SYMBOL};
-use sluicegate_abi::host::Module;
+use sluicegate_abi::host::{InstanceError, Module};
 use sluicegate_abi::module::{PluginModule_Ref, Reconfigure};
 
 use crate::artefact::{Artefact, Extent};
@@ -23,16 +23,70 @@ pub const MAX_LOADS: u32 = 512;
 
 static LOADS: AtomicU32 = AtomicU32::new(0);
 
-/// The failed check, and the reason.
-pub(crate) type Refusal = (&'static str, String);
+/// Why a copy is not usable as a library. Errors of `abi_stable` point into the library, so their texts are kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error(
+        "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are never \
+         freed; restart the service"
+    )]
+    TooManyLoads,
+    #[error("the system cannot load it: {0}")]
+    System(#[source] libloading::Error),
+    #[error("its descriptor is missing after loading: {0}")]
+    NoDescriptor(#[source] libloading::Error),
+    #[error(
+        "the library in memory is not the file that was verified ({0}): the system loaded another one; restart the \
+         service"
+    )]
+    OtherImage(#[from] Difference),
+    #[error("the library has no abi_stable root module; build it with `export_handler!`")]
+    NoModule,
+    #[error("its abi_stable header does not match: {0}")]
+    Header(String),
+    #[error("its root module has no layout information; build it with `export_handler!`")]
+    NoLayout,
+    #[error(
+        "its type layout differs from this service's, although the ABI version is the same; build it with the SDK of \
+         this service's release ({0})"
+    )]
+    Layout(String),
+    #[error("its root module failed to initialize: {0}")]
+    Initialize(String),
+    #[error("it panicked while describing itself: {0}")]
+    Describe(#[source] InstanceError),
+}
+
+impl ImageError {
+    /// The failed check.
+    pub(crate) fn gate(&self) -> &'static str {
+        match self {
+            Self::TooManyLoads => "limit",
+            Self::Layout(_) => "layout",
+            Self::Describe(_) => "description",
+            _ => "header",
+        }
+    }
+}
+
+/// How an image differs from the file that was hashed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Difference {
+    #[error(transparent)]
+    Unknown(#[from] std::io::Error),
+    #[error("the copy is not mapped there")]
+    NotMapped,
+    #[error("its bytes differ")]
+    Bytes,
+}
 
 /// Opens the copy, checks it and returns its root module. Runs plugin code: call it on the control thread.
-pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, Refusal> {
+pub(crate) fn open(artefact: &Artefact, copy: &PrivateCopy) -> Result<Module, ImageError> {
     count_load(&LOADS)?;
     // SAFETY: opening runs the file's initialisers. Its descriptor was built by the SDK's macro, and installing a native
     // plugin means trusting it with the process; this kind offers no isolation from hostile code.
     let library = unsafe { Library::open(Some(&copy.path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(|error| ("header", format!("the system cannot load it: {error}")))?;
+        .map_err(ImageError::System)?;
     // Never unmapped, even if a later check fails: initialisers may have left pointers to it.
     let library = std::mem::ManuallyDrop::new(library);
     same_bytes(&library, artefact, copy)?;
@@ -53,43 +107,29 @@ fn reconfigure(library: &Library) -> Option<Reconfigure> {
 }
 
 /// Counts a load; fails at the limit.
-fn count_load(loads: &AtomicU32) -> Result<(), Refusal> {
+fn count_load(loads: &AtomicU32) -> Result<(), ImageError> {
     let one_more = |n: u32| (n < MAX_LOADS).then_some(n + 1);
     match loads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
         Ok(_) => Ok(()),
-        Err(_) => Err((
-            "limit",
-            format!(
-                "this process has loaded {MAX_LOADS} native plugins, and the system's thread-local keys for them are \
-                 never freed; restart the service"
-            ),
-        )),
+        Err(_) => Err(ImageError::TooManyLoads),
     }
 }
 
 /// The mapped descriptor and code are those of the file that was hashed (G11).
-fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Result<(), Refusal> {
+fn same_bytes(
+    library: &Library,
+    artefact: &Artefact,
+    copy: &PrivateCopy,
+) -> Result<(), ImageError> {
     let symbol = format!("{DESCRIPTOR_SYMBOL}\0");
     // SAFETY: the symbol is only taken for its address.
     let at = unsafe { library.get::<*const u8>(symbol.as_bytes()) }
-        .map_err(|error| {
-            (
-                "header",
-                format!("its descriptor is missing after loading: {error}"),
-            )
-        })?
+        .map_err(ImageError::NoDescriptor)?
         .as_raw_ptr()
         .cast::<u8>()
         .cast_const();
     let base = at.wrapping_sub(artefact.descriptor.address);
-    let other = |what: &str| -> Refusal {
-        let text = format!(
-            "the library in memory is not the file that was verified ({what}): the system loaded another one; restart the \
-             service"
-        );
-        ("header", text)
-    };
-    let mapped = Mapped::of(copy).map_err(|error| other(&error.to_string()))?;
+    let mapped = Mapped::of(copy).map_err(Difference::Unknown)?;
     for &Extent {
         address,
         offset,
@@ -98,12 +138,12 @@ fn same_bytes(library: &Library, artefact: &Artefact, copy: &PrivateCopy) -> Res
     {
         let start = base.wrapping_add(address);
         if !mapped.holds(start as usize, len) {
-            return Err(other("the copy is not mapped there"));
+            return Err(Difference::NotMapped.into());
         }
         // SAFETY: the range is mapped readable from the private copy, which is never written or unmapped.
         let bytes = unsafe { std::slice::from_raw_parts(start, len) };
         if bytes != &artefact.bytes[offset..][..len] {
-            return Err(other("its bytes differ"));
+            return Err(Difference::Bytes.into());
         }
     }
     Ok(())
@@ -141,47 +181,23 @@ impl Mapped {
     }
 }
 
-fn root_module(library: &Library) -> Result<PluginModule_Ref, Refusal> {
-    let header = |reason: String| -> Refusal { ("header", reason) };
+fn root_module(library: &Library) -> Result<PluginModule_Ref, ImageError> {
     // SAFETY: a symbol of this name is a static of `abi_stable`'s header type, whose first bytes are a magic string
     // that `upgrade` checks before anything else of it is used.
     let reference: AbiHeaderRef =
         *unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) }
-            .map_err(|_| {
-                header(
-                    "the library has no abi_stable root module; build it with `export_handler!`"
-                        .into(),
-                )
-            })?;
-    let loaded = reference.upgrade().map_err(|error| {
-        header(format!(
-            "its abi_stable header does not match: {}",
-            first_line(&error.to_string())
-        ))
-    })?;
-    let theirs = loaded.layout().ok_or_else(|| {
-        header("its root module has no layout information; build it with `export_handler!`".into())
-    })?;
+            .map_err(|_| ImageError::NoModule)?;
+    let loaded = reference
+        .upgrade()
+        .map_err(|error| ImageError::Header(first_line(&error.to_string()).to_owned()))?;
+    let theirs = loaded.layout().ok_or(ImageError::NoLayout)?;
     let ours = <PluginModule_Ref as StableAbi>::LAYOUT;
     // The errors point into the library, so they are converted to text immediately.
-    check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new()).map_err(|error| {
-        let text = error.to_string();
-        (
-            "layout",
-            format!(
-                "its type layout differs from this service's, although the ABI version is the same; build it \
-                 with the SDK of this service's release ({})",
-                first_difference(&text)
-            ),
-        )
-    })?;
+    check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new())
+        .map_err(|error| ImageError::Layout(first_difference(&error.to_string())))?;
     // SAFETY: the layout was checked above.
-    unsafe { loaded.unchecked_layout::<PluginModule_Ref>() }.map_err(|error| {
-        header(format!(
-            "its root module failed to initialize: {}",
-            first_line(&error.to_string())
-        ))
-    })
+    unsafe { loaded.unchecked_layout::<PluginModule_Ref>() }
+        .map_err(|error| ImageError::Initialize(first_line(&error.to_string()).to_owned()))
 }
 
 fn first_line(text: &str) -> &str {
@@ -213,9 +229,10 @@ mod tests {
     #[test]
     fn loads_are_counted_and_refused_at_the_limit() {
         let loads = AtomicU32::new(MAX_LOADS - 1);
-        assert_eq!(count_load(&loads), Ok(()));
-        let (gate, reason) = count_load(&loads).unwrap_err();
-        assert_eq!(gate, "limit");
+        count_load(&loads).unwrap();
+        let error = count_load(&loads).unwrap_err();
+        assert_eq!(error.gate(), "limit");
+        let reason = error.to_string();
         assert!(
             reason.contains("loaded 512 native plugins") && reason.contains("restart"),
             "{reason}"

@@ -7,7 +7,8 @@ use sluicegate_abi::host::{self, CallEnd, CallSink, HostSink, Instance, Instance
 use sluicegate_abi::plugin::{Emission, Refusal};
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, Emit, HandlerInstance,
-    HostServices, LogLevel, MetricKind, NotTaken, RawOutcome, outcome_code, outcome_flag,
+    HealthError, HostServices, LogLevel, MetricKind, NotTaken, RawOutcome, outcome_code,
+    outcome_flag,
 };
 
 /// Number of records per call without reallocation.
@@ -113,11 +114,14 @@ impl HandlerInstance for NativeInstance {
         Arc::clone(&self.monitor) as _
     }
 
-    fn health(&mut self) -> Result<(), String> {
-        match &mut self.instance {
-            Some(instance) => instance.health().map_err(|error| error.to_string()),
-            None => Err("the instance was dropped".into()),
-        }
+    fn health(&mut self) -> Result<(), HealthError> {
+        let Some(instance) = &mut self.instance else {
+            return Err(HealthError::Spent("the instance was dropped".into()));
+        };
+        instance.health().map_err(|error| match error {
+            InstanceError::Failed(reason) => HealthError::Unhealthy(reason),
+            InstanceError::Panicked(panic) => HealthError::Spent(panic),
+        })
     }
 
     fn reconfigure(&mut self, config_json: &str) -> Result<(), NotTaken> {

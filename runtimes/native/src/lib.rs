@@ -24,6 +24,7 @@ mod manifest;
 mod plugin;
 mod private_copy;
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,18 +63,22 @@ impl HandlerRuntime for NativeRuntime {
 }
 
 /// A failed check.
-fn refused(path: &Path, gate: &'static str, reason: impl Into<String>) -> LoadError {
+fn refused(
+    path: &Path,
+    gate: &'static str,
+    source: impl Into<Box<dyn Error + Send + Sync>>,
+) -> LoadError {
     LoadError::Refused {
         path: path.display().to_string(),
         gate,
-        reason: reason.into(),
+        source: source.into(),
     }
 }
 
 /// A file or folder that cannot be read or written.
-fn unreadable(path: &Path, reason: impl ToString) -> LoadError {
+fn unreadable(path: &Path, source: impl Into<Box<dyn Error + Send + Sync>>) -> LoadError {
     LoadError::Unreadable {
         path: path.display().to_string(),
-        reason: reason.to_string(),
+        source: source.into(),
     }
 }

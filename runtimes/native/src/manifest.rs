@@ -14,9 +14,10 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use saphyr_parser::{Event, Parser};
+use saphyr_parser::{Event, Parser, ScanError};
 use sluicegate_abi::descriptor::{ABI_MAJOR, ABI_MINOR};
 use sluicegate_runtime::PluginIdentity;
 
@@ -34,6 +35,56 @@ const KEYS: [&str; 8] = [
     "license",
 ];
 
+/// Why the manifest check fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    #[error("`{}` cannot be read: {source}", file.display())]
+    Unreadable { file: PathBuf, source: io::Error },
+    #[error("`{}`: {source}", file.display())]
+    Invalid { file: PathBuf, source: SyntaxError },
+    #[error("the manifest has no `{0}`")]
+    Missing(&'static str),
+    #[error("its kind is `{0}`, but the entry is a native library; write `kind: native`")]
+    Kind(String),
+    #[error("it has `{key}: {said}`, but the library has `{found}`; package matching files")]
+    OtherIdentity {
+        key: &'static str,
+        said: String,
+        found: String,
+    },
+    #[error("`files` has no SHA-256 of `{0}`; package the plugin again")]
+    NoHash(String),
+    #[error(
+        "`{entry}` has the SHA-256 {found}, but the manifest has {said}; it was changed after packaging"
+    )]
+    OtherHash {
+        entry: String,
+        found: String,
+        said: String,
+    },
+    #[error("`abi: {0}` is not a version such as \"1.0\"")]
+    AbiFormat(String),
+    #[error(
+        "it is for handler ABI {0}, this service supports {ABI_MAJOR}.{ABI_MINOR}; install a build for that version"
+    )]
+    OtherAbi(String),
+}
+
+/// Why a text is not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SyntaxError {
+    #[error(transparent)]
+    Yaml(#[from] ScanError),
+    #[error("line {line}: `{key}` is unknown; known keys: {}", KEYS.join(", "))]
+    UnknownKey { line: usize, key: String },
+    #[error("line {line}: `files` must be a map of file names to their SHA-256")]
+    FilesNotMap { line: usize },
+    #[error("line {line}: `{key}` is a duplicate key")]
+    DuplicateKey { line: usize, key: String },
+    #[error("line {line}: a manifest is a map of strings, with a map of hashes under `files`")]
+    NotMap { line: usize },
+}
+
 /// A manifest of one library.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
@@ -44,16 +95,16 @@ pub(crate) struct Manifest {
 
 impl Manifest {
     /// The manifest of the library at `path`, if it has one. An unsuitable manifest is refused before the library is read.
-    pub(crate) fn for_library(path: &Path) -> Result<Option<Self>, String> {
+    pub(crate) fn for_library(path: &Path) -> Result<Option<Self>, ManifestError> {
         let file = path.with_file_name(NAME);
         let read = open_regular(&file).and_then(std::io::read_to_string);
         let text = match read {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("`{}` cannot be read: {error}", file.display())),
+            Err(source) => return Err(ManifestError::Unreadable { file, source }),
         };
         let manifest =
-            Self::parse(&text).map_err(|reason| format!("`{}`: {reason}", file.display()))?;
+            Self::parse(&text).map_err(|source| ManifestError::Invalid { file, source })?;
         let entry = manifest.text("entry")?;
         if path
             .file_name()
@@ -63,69 +114,65 @@ impl Manifest {
         }
         let kind = manifest.text("kind")?;
         if kind != "native" {
-            return Err(format!(
-                "its kind is `{kind}`, but the entry is a native library; write `kind: native`"
-            ));
+            return Err(ManifestError::Kind(kind.clone()));
         }
         manifest.check_abi()?;
         Ok(Some(manifest))
     }
 
     /// Checks the library against the manifest.
-    pub(crate) fn check(&self, identity: &PluginIdentity) -> Result<(), String> {
+    pub(crate) fn check(&self, identity: &PluginIdentity) -> Result<(), ManifestError> {
         for (key, found) in [("name", &identity.name), ("version", &identity.version)] {
             let said = self.text(key)?;
             if said != found {
-                return Err(format!(
-                    "it has `{key}: {said}`, but the library has `{found}`; package matching files"
-                ));
+                return Err(ManifestError::OtherIdentity {
+                    key,
+                    said: said.clone(),
+                    found: found.clone(),
+                });
             }
         }
         let entry = self.text("entry")?;
-        let said = self.files.get(entry).ok_or_else(|| {
-            format!("`files` has no SHA-256 of `{entry}`; package the plugin again")
-        })?;
+        let said = self.files.get(entry);
+        let said = said.ok_or_else(|| ManifestError::NoHash(entry.clone()))?;
         if !said.eq_ignore_ascii_case(&identity.sha256) {
-            return Err(format!(
-                "`{entry}` has the SHA-256 {}, but the manifest has {said}; it was changed after packaging",
-                identity.sha256
-            ));
+            return Err(ManifestError::OtherHash {
+                entry: entry.clone(),
+                found: identity.sha256.clone(),
+                said: said.clone(),
+            });
         }
         Ok(())
     }
 
-    fn check_abi(&self) -> Result<(), String> {
+    fn check_abi(&self) -> Result<(), ManifestError> {
         let Some(abi) = self.texts.get("abi") else {
             return Ok(());
         };
-        let (major, minor) = abi.split_once('.').unwrap_or((abi, "0"));
+        let (major, minor) = abi.split_once('.').unwrap_or((abi.as_str(), "0"));
         let (Ok(major), Ok(minor)) = (major.parse::<u16>(), minor.parse::<u16>()) else {
-            return Err(format!("`abi: {abi}` is not a version such as \"1.0\""));
+            return Err(ManifestError::AbiFormat(abi.clone()));
         };
         if major != ABI_MAJOR || minor > ABI_MINOR {
-            return Err(format!(
-                "it is for handler ABI {abi}, this service supports {ABI_MAJOR}.{ABI_MINOR}; install a build for that version"
-            ));
+            return Err(ManifestError::OtherAbi(abi.clone()));
         }
         Ok(())
     }
 
-    fn text(&self, key: &str) -> Result<&String, String> {
-        self.texts
-            .get(key)
-            .ok_or_else(|| format!("the manifest has no `{key}`"))
+    fn text(&self, key: &'static str) -> Result<&String, ManifestError> {
+        self.texts.get(key).ok_or(ManifestError::Missing(key))
     }
 
     /// Parses a map of strings in which `files` is a nested map of strings.
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, SyntaxError> {
         let mut manifest = Self {
             texts: BTreeMap::new(),
             files: BTreeMap::new(),
         };
         let (mut depth, mut key) = (0, None::<String>);
         for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|error| error.to_string())?;
-            let at = |what: String| format!("line {}: {what}", span.start.line());
+            let (event, span) = event?;
+            let line = span.start.line();
             match event {
                 Event::MappingStart(..) if depth == 0 => depth = 1,
                 Event::MappingStart(..) if depth == 1 && key.as_deref() == Some("files") => {
@@ -134,16 +181,12 @@ impl Manifest {
                 Event::MappingEnd => depth -= 1,
                 Event::Scalar(text, ..) if depth > 0 => match key.take() {
                     None if depth == 1 && !KEYS.contains(&&*text) => {
-                        return Err(at(format!(
-                            "`{text}` is unknown; known keys: {}",
-                            KEYS.join(", ")
-                        )));
+                        let key = text.into_owned();
+                        return Err(SyntaxError::UnknownKey { line, key });
                     }
                     None => key = Some(text.into_owned()),
                     Some(key) if depth == 1 && key == "files" => {
-                        return Err(at(
-                            "`files` must be a map of file names to their SHA-256".into()
-                        ));
+                        return Err(SyntaxError::FilesNotMap { line });
                     }
                     Some(key) => {
                         let map = if depth == 2 {
@@ -152,7 +195,7 @@ impl Manifest {
                             &mut manifest.texts
                         };
                         if map.insert(key.clone(), text.into_owned()).is_some() {
-                            return Err(at(format!("`{key}` is a duplicate key")));
+                            return Err(SyntaxError::DuplicateKey { line, key });
                         }
                     }
                 },
@@ -160,9 +203,7 @@ impl Manifest {
                 | Event::MappingStart(..)
                 | Event::SequenceStart(..)
                 | Event::Alias(_) => {
-                    return Err(at(
-                        "a manifest is a map of strings, with a map of hashes under `files`".into(),
-                    ));
+                    return Err(SyntaxError::NotMap { line });
                 }
                 _ => {}
             }
@@ -191,17 +232,19 @@ mod tests {
     #[test]
     fn a_library_must_match_its_manifest() {
         let manifest = Manifest::parse(GOOD).unwrap();
-        assert_eq!(manifest.check(&identity("a", "ab")), Ok(()));
+        manifest.check(&identity("a", "ab")).unwrap();
         assert!(
             manifest
                 .check(&identity("b", "ab"))
                 .unwrap_err()
+                .to_string()
                 .contains("but the library has `b`")
         );
         assert!(
             manifest
                 .check(&identity("a", "ac"))
                 .unwrap_err()
+                .to_string()
                 .contains("changed after packaging")
         );
         let without = Manifest::parse(&GOOD.replace("liba.so: AB", "other.so: AB")).unwrap();
@@ -209,6 +252,7 @@ mod tests {
             without
                 .check(&identity("a", "ab"))
                 .unwrap_err()
+                .to_string()
                 .contains("no SHA-256 of `liba.so`")
         );
     }
@@ -223,7 +267,7 @@ mod tests {
             ("name: [a]", "line 1: a manifest is a map"),
             ("name: 'a", "line"),
         ] {
-            let error = Manifest::parse(text).unwrap_err();
+            let error = Manifest::parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
     }
@@ -237,19 +281,23 @@ mod tests {
             Manifest::for_library(&library)
         };
         assert!(with_manifest(GOOD).unwrap().is_some());
-        assert_eq!(with_manifest(&GOOD.replace("liba.so", "libb.so")), Ok(None));
+        let other = with_manifest(&GOOD.replace("liba.so", "libb.so"));
+        assert!(other.unwrap().is_none());
         assert!(
             with_manifest(&GOOD.replace("native", "grpc"))
                 .unwrap_err()
+                .to_string()
                 .contains("kind is `grpc`")
         );
         assert!(
             with_manifest(&GOOD.replace("1.0'", "2.0'"))
                 .unwrap_err()
+                .to_string()
                 .contains("for handler ABI 2.0")
         );
-        assert!(with_manifest("name: a").unwrap_err().contains("no `entry`"));
+        let nameless = with_manifest("name: a").unwrap_err();
+        assert!(nameless.to_string().contains("no `entry`"));
         std::fs::remove_file(folder.path().join(NAME)).unwrap();
-        assert_eq!(Manifest::for_library(&library), Ok(None));
+        assert!(Manifest::for_library(&library).unwrap().is_none());
     }
 }

@@ -14,9 +14,10 @@ use sluicegate_runtime::{
 
 use crate::artefact::Artefact;
 use crate::control::{ControlThread, NoAnswer};
+use crate::image::{self, ImageError};
 use crate::instance::{NativeInstance, ServicesSink};
 use crate::private_copy::PrivateCopy;
-use crate::{image, refused, unreadable};
+use crate::{refused, unreadable};
 
 /// Timeout for opening a library and reading its description.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,37 +48,15 @@ impl NativePlugin {
             let copy = Arc::clone(&copy);
             control.run(LOAD_TIMEOUT, move || {
                 let module = image::open(&artefact, &copy)?;
-                let text = module.describe().map_err(|panic| {
-                    (
-                        "description",
-                        format!("it panicked while describing itself: {panic}"),
-                    )
-                })?;
+                let text = module.describe().map_err(ImageError::Describe)?;
                 Ok((module, text))
             })
         };
-        let (module, text) = match opened {
-            Ok(done) => {
-                done.map_err(|(gate, reason): image::Refusal| refused(&path, gate, reason))?
-            }
-            Err(NoAnswer::Late) => {
-                let seconds = LOAD_TIMEOUT.as_secs();
-                return Err(refused(
-                    &path,
-                    "description",
-                    format!("it did not describe itself within {seconds} s"),
-                ));
-            }
-            Err(NoAnswer::Gone) => {
-                return Err(refused(
-                    &path,
-                    "description",
-                    "its control thread exited while it was loaded",
-                ));
-            }
-        };
-        let mut handlers =
-            handlers(&text, &identity).map_err(|reason| refused(&path, "description", reason))?;
+        let undescribed = |error: DescriptionError| refused(&path, "description", error);
+        let (module, text) = opened
+            .map_err(|no_answer| undescribed(no_answer.into()))?
+            .map_err(|error: ImageError| refused(&path, error.gate(), error))?;
+        let mut handlers = handlers(&text, &identity).map_err(undescribed)?;
         for handler in &mut handlers {
             handler.takes_config &= module.reconfigures();
         }
@@ -88,6 +67,35 @@ impl NativePlugin {
             control,
             _copy: copy,
         })
+    }
+}
+
+/// Why the description check fails.
+#[derive(Debug, thiserror::Error)]
+enum DescriptionError {
+    #[error("it did not describe itself within {} s", LOAD_TIMEOUT.as_secs())]
+    Late,
+    #[error("its control thread exited while it was loaded")]
+    ThreadExited,
+    #[error("its description cannot be read ({0}); build it with the Sluicegate SDK")]
+    Unreadable(#[from] serde_json::Error),
+    #[error(
+        "it describes the handlers {described:?} but its descriptor lists {listed:?}; build it again"
+    )]
+    OtherHandlers {
+        described: Vec<String>,
+        listed: Vec<String>,
+    },
+    #[error("it exports `{0}` twice; give each handler a unique name")]
+    Duplicate(String),
+}
+
+impl From<NoAnswer> for DescriptionError {
+    fn from(no_answer: NoAnswer) -> Self {
+        match no_answer {
+            NoAnswer::Late => Self::Late,
+            NoAnswer::Gone => Self::ThreadExited,
+        }
     }
 }
 
@@ -108,10 +116,8 @@ struct DescribedHandler {
     takes_config: bool,
 }
 
-fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, String> {
-    let described: Description = serde_json::from_str(text).map_err(|error| {
-        format!("its description cannot be read ({error}); build it with the Sluicegate SDK")
-    })?;
+fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, DescriptionError> {
+    let described: Description = serde_json::from_str(text)?;
     let handlers: Vec<HandlerInfo> = described
         .handlers
         .into_iter()
@@ -128,17 +134,14 @@ fn handlers(text: &str, identity: &PluginIdentity) -> Result<Vec<HandlerInfo>, S
         .map(|handler| handler.name.as_str())
         .collect();
     if names != identity.handlers {
-        return Err(format!(
-            "it describes the handlers {names:?} but its descriptor lists {:?}; build it again",
-            identity.handlers
-        ));
+        return Err(DescriptionError::OtherHandlers {
+            described: names.into_iter().map(str::to_owned).collect(),
+            listed: identity.handlers.clone(),
+        });
     }
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!(
-            "it exports `{}` twice; give each handler a unique name",
-            twice[0]
-        ));
+        return Err(DescriptionError::Duplicate(twice[0].to_owned()));
     }
     Ok(handlers)
 }

@@ -91,8 +91,8 @@ fn refusal(path: &Path) -> (&'static str, String) {
         .err()
         .expect("it is refused")
     {
-        LoadError::Refused { gate, reason, .. } => (gate, reason),
-        LoadError::Unreadable { reason, .. } => ("unreadable", reason),
+        LoadError::Refused { gate, source, .. } => (gate, source.to_string()),
+        LoadError::Unreadable { source, .. } => ("unreadable", source.to_string()),
     }
 }
 

@@ -11,8 +11,8 @@ use sluicegate_engine::emit::{Emitter, ProducerRecord, Sent, Ticket, Way};
 use sluicegate_engine::source::Wake;
 use sluicegate_runtime::{
     CallMonitor, CallOutput, CallProgress, CallRequest, CallStatus, CreateError, Emit, HandlerInfo,
-    HandlerInstance, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome, RawRecord,
-    outcome_code, outcome_flag,
+    HandlerInstance, HealthError, HostServices, LoadedPlugin, NotTaken, PluginIdentity, RawOutcome,
+    RawRecord, outcome_code, outcome_flag,
 };
 
 /// Locks, also after a panic of another holder: scripted panics must not fail other threads.
@@ -314,10 +314,12 @@ impl HandlerInstance for Instance {
         Arc::clone(&self.monitor) as Arc<dyn CallMonitor>
     }
 
-    fn health(&mut self) -> Result<(), String> {
+    fn health(&mut self) -> Result<(), HealthError> {
         match self.healthy && !self.monitor.script.unhealthy.load(Ordering::SeqCst) {
             true => Ok(()),
-            false => Err("scripted to be unhealthy".to_owned()),
+            false => Err(HealthError::Unhealthy(
+                "scripted to be unhealthy".to_owned(),
+            )),
         }
     }
 

@@ -40,13 +40,13 @@ impl HandlerRuntime for TextRuntime {
     fn inspect(&self, path: &Path) -> Result<PluginIdentity, LoadError> {
         let text = std::fs::read_to_string(path).map_err(|error| LoadError::Unreadable {
             path: path.display().to_string(),
-            reason: error.to_string(),
+            source: error.into(),
         })?;
         let mut words = text.split_whitespace();
         let refused = || LoadError::Refused {
             path: path.display().to_string(),
             gate: "descriptor",
-            reason: "there is none".to_owned(),
+            source: "there is none".into(),
         };
         Ok(PluginIdentity {
             name: words.next().ok_or_else(refused)?.to_owned(),

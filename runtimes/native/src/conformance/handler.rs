@@ -26,6 +26,7 @@ struct Called {
     output: CallOutput,
 }
 
+/// A rule returns a text if it is violated: the report shows it verbatim.
 type Rule = fn(&Subject) -> Result<(), String>;
 
 const WITH_INSTANCE: [(&str, Rule); 9] = [
@@ -117,7 +118,9 @@ impl Subject {
     fn health_answers(&self) -> Result<(), String> {
         // An unhealthy handler passes if it gives a reason.
         match self.create()?.health() {
-            Err(text) if text.is_empty() => Err("it is unhealthy without a reason".into()),
+            Err(error) if error.to_string().is_empty() => {
+                Err("it is unhealthy without a reason".into())
+            }
             _ => Ok(()),
         }
     }

@@ -79,6 +79,7 @@ impl Report {
             .all(|check| !matches!(check.result, CheckResult::Failed(_)))
     }
 
+    /// Adds a result, whose error is the text that the report shows.
     fn add(&mut self, handler: Option<&str>, name: &'static str, result: Result<(), String>) {
         let result = result.map_or_else(CheckResult::Failed, |()| CheckResult::Passed);
         self.checks.push(Check {
