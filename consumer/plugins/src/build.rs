@@ -1,17 +1,21 @@
 //! Builds generations: load, create, health check, all before any pump uses them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use semver::Version;
 use sluicegate_config::HandlerSpec;
 use sluicegate_engine::emit::Emitter;
-use sluicegate_pool::pool::{ConfigNotTaken, relock};
+use sluicegate_pool::pool::relock;
 use sluicegate_pool::{
-    CallWatchdog, Crew, CrewSettings, HandlerPool, HandlerSetup, LiveConfig, RestartPolicy,
+    CallWatchdog, ConfigNotTaken, Crew, CrewSettings, HandlerPool, HandlerSetup, LiveConfig,
+    ProbeError, RestartPolicy,
 };
+use sluicegate_runtime::LoadError;
 
 use super::catalogue::Artefact;
 use super::generation::{
@@ -49,16 +53,79 @@ pub(super) struct PrepareJob {
 
 /// Why a generation could not be built, and what remains to be released.
 pub(super) struct BuildError {
-    pub(super) reason: String,
-    pub(super) leftover: Option<Retired>,
+    pub(super) error: PrepareError,
+    pub(super) leftover: Option<Box<Retired>>,
 }
 
-impl From<String> for BuildError {
-    fn from(reason: String) -> Self {
+impl<E: Into<PrepareError>> From<E> for BuildError {
+    fn from(error: E) -> Self {
         Self {
-            reason,
+            error: error.into(),
             leftover: None,
         }
+    }
+}
+
+/// Why a spec cannot be served: by a new generation, or by running instances with its config.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PrepareError {
+    /// The runtime does not load the artefact.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The file has other bytes than those that the catalogue has read. The next scan finds them.
+    #[error(
+        "plugin `{}` changed while it was loaded; loading is retried after the next scan of the folder",
+        path.display()
+    )]
+    Changed { path: PathBuf },
+    /// The plugin's descriptor and its description differ.
+    #[error(
+        "plugin `{}` {} announces the handler `{}` but does not export it; rebuild it",
+        .0.plugin,
+        .0.version,
+        .0.handler
+    )]
+    NotExported(Box<PluginUser>),
+    /// The spec would make the handler's own output its input.
+    #[error("{user}: {reason}")]
+    EmitLoop {
+        user: Box<PluginUser>,
+        reason: String,
+    },
+    /// No instance works with the spec's config.
+    #[error("{user}: {source}")]
+    Instance {
+        user: Box<PluginUser>,
+        source: ProbeError,
+    },
+}
+
+/// A handler and the plugin that it runs on, for messages.
+#[derive(Debug)]
+pub(super) struct PluginUser {
+    handler: String,
+    plugin: String,
+    version: Version,
+}
+
+impl PluginUser {
+    fn of(job: &PrepareJob) -> Box<Self> {
+        Box::new(Self {
+            handler: job.spec.name.clone(),
+            plugin: job.spec.plugin.clone(),
+            version: job.artefact.version.clone(),
+        })
+    }
+}
+
+impl fmt::Display for PluginUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            handler,
+            plugin,
+            version,
+        } = self;
+        write!(f, "handler `{handler}` on plugin `{plugin}` {version}")
     }
 }
 
@@ -120,14 +187,15 @@ impl GenerationBuilder {
         let infos = code.plugin.handlers();
         let info = infos.iter().find(|info| info.name == *handler).cloned();
         let info = info.ok_or_else(|| {
-            let (plugin, version) = (&artefact.identity.name, &artefact.version);
-            format!("plugin `{plugin}` {version} announces the handler `{handler}` but does not export it; rebuild it")
+            PrepareError::NotExported(Box::new(PluginUser {
+                handler: handler.clone(),
+                plugin: artefact.identity.name.clone(),
+                version: artefact.version.clone(),
+            }))
         })?;
         if let Some(reason) = outputs::refusal(&info, spec) {
-            let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
-            return Err(
-                format!("handler `{name}` on plugin `{plugin}` {version}: {reason}").into(),
-            );
+            let user = PluginUser::of(job);
+            return Err(PrepareError::EmitLoop { user, reason }.into());
         }
         status.advance(GenerationState::Compatible);
         let pool = self.join(job, &code, self.setup(job, &code, status));
@@ -143,12 +211,12 @@ impl GenerationBuilder {
             pool,
             status: Arc::clone(status),
         };
-        if let Err(reason) = generation.pool.probe(keep, timeout) {
-            let (name, plugin, version) = (&spec.name, &spec.plugin, &artefact.version);
-            counters.stats.failed(&reason);
+        if let Err(source) = generation.pool.probe(keep, timeout) {
+            let user = PluginUser::of(job);
+            counters.stats.failed(&source.to_string());
             return Err(BuildError {
-                reason: format!("handler `{name}` on plugin `{plugin}` {version}: {reason}"),
-                leftover: Some(generation.discard()),
+                error: PrepareError::Instance { user, source },
+                leftover: Some(Box::new(generation.discard())),
             });
         }
         status.advance(GenerationState::Created);
@@ -156,27 +224,28 @@ impl GenerationBuilder {
         Ok(generation)
     }
 
-    /// Applies the config of `job` to the instances of an active pool.
+    /// Applies the config of `job` to the instances of an active pool. Returns `false` without effect if no worker was free
+    /// in time.
     pub(super) fn reconfigure(
         &self,
         pool: &HandlerPool,
         job: &PrepareJob,
-    ) -> Result<(), ConfigNotTaken> {
+    ) -> Result<bool, PrepareError> {
         let timeout = self.create_timeout + Duration::from_secs(1);
         let spec = &job.spec;
         self.hide(job);
-        let taken = pool.reconfigure(&spec.config.expose().to_string(), timeout);
-        taken.map_err(|not_taken| match not_taken {
-            ConfigNotTaken::Busy => ConfigNotTaken::Busy,
-            ConfigNotTaken::Refused(reason) => {
-                job.counters.stats.failed(&reason);
-                let (name, plugin, version) = (&spec.name, &spec.plugin, &job.artefact.version);
-                let reason = format!("handler `{name}` on plugin `{plugin}` {version}: {reason}");
-                ConfigNotTaken::Refused(reason)
+        match pool.reconfigure(&spec.config.expose().to_string(), timeout) {
+            Ok(()) => {
+                tracing::info!(handler = %spec.name, "running instances reconfigured");
+                Ok(true)
             }
-        })?;
-        tracing::info!(handler = %spec.name, "running instances reconfigured");
-        Ok(())
+            Err(ConfigNotTaken::Busy) => Ok(false),
+            Err(ConfigNotTaken::Refused(source)) => {
+                job.counters.stats.failed(&source.to_string());
+                let user = PluginUser::of(job);
+                Err(PrepareError::Instance { user, source })
+            }
+        }
     }
 
     /// Redacts the secrets of the job's config everywhere; called before instances get the config.
@@ -214,21 +283,17 @@ impl GenerationBuilder {
     }
 
     /// The artefact's code: already loaded, or loaded now from exactly the bytes that the catalogue has read (G11).
-    fn load(&self, artefact: &Artefact, number: u64) -> Result<Arc<Code>, String> {
+    fn load(&self, artefact: &Artefact, number: u64) -> Result<Arc<Code>, PrepareError> {
         let sha256 = &artefact.identity.sha256;
         let mut shared = relock(&self.shared);
         if let Some(code) = shared.code.get(sha256).and_then(Weak::upgrade) {
             return Ok(code);
         }
-        let plugin = artefact
-            .runtime
-            .load(&artefact.path, &self.cache, number)
-            .map_err(|error| error.to_string())?;
+        let plugin = artefact.runtime.load(&artefact.path, &self.cache, number)?;
         if plugin.identity().sha256 != *sha256 {
-            return Err(format!(
-                "plugin `{}` changed while it was loaded; loading is retried after the next scan of the folder",
-                artefact.path.display()
-            ));
+            return Err(PrepareError::Changed {
+                path: artefact.path.clone(),
+            });
         }
         let code = Arc::new(Code {
             sha256: sha256.clone(),

@@ -30,7 +30,7 @@ use sluicegate_config::{HandlerSpec, RejectionEffect, Snapshot};
 use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
 use sluicegate_engine::partition::trouble::panic_text;
 use sluicegate_pool::HandlerPool;
-use sluicegate_pool::pool::{ConfigNotTaken, relock};
+use sluicegate_pool::pool::relock;
 
 use super::build::{GenerationBuilder, PrepareJob};
 use super::catalogue::Catalogue;
@@ -251,12 +251,12 @@ impl Registry {
         if let Some(pool) = self.pool_that_takes_config(name, job) {
             match self.builder.reconfigure(&pool, job) {
                 // Build a new generation, which need not wait for the calls of the old one.
-                Err(ConfigNotTaken::Busy) => {}
-                Err(ConfigNotTaken::Refused(reason)) => {
-                    refuse(&mut relock(&self.inner), name, job, reason);
+                Ok(false) => {}
+                Err(error) => {
+                    refuse(&mut relock(&self.inner), name, job, error.to_string());
                     return;
                 }
-                Ok(()) => {
+                Ok(true) => {
                     self.take_config(name, job);
                     return;
                 }
@@ -268,9 +268,9 @@ impl Registry {
             Ok(generation) => self.install(&mut inner, name, generation, job),
             Err(error) => {
                 if let Some(leftover) = error.leftover {
-                    self.releaser.follow(leftover);
+                    self.releaser.follow(*leftover);
                 }
-                refuse(&mut inner, name, job, error.reason);
+                refuse(&mut inner, name, job, error.error.to_string());
             }
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_engine::dispatch::{Batch, Inbox};
 
+use crate::error::ProbeError;
 use crate::pool::{HandlerPool, HandlerSetup, Tenant, relock};
 use crate::seats::{
     Errand, Job, Notices, Phase, ProbeToken, QueueChoice, Seat, State, TenantState,
@@ -176,24 +177,27 @@ impl Crew {
             }
             Err(error) => {
                 tracing::error!(pool = %self.settings.name, %error, "cannot start a worker thread");
-                self.without_thread(
-                    state,
-                    seat,
-                    &format!("cannot start a worker thread: {error}"),
-                    notices,
-                );
+                let error = ProbeError::NoThread(Arc::new(error));
+                self.without_thread(state, seat, &error, notices);
             }
         }
     }
 
     /// The seat's thread could not be started: returns the seat's own queue, and the shared queue too if no worker remains.
-    fn without_thread(&self, state: &mut State, seat: usize, why: &str, notices: &mut Notices) {
+    fn without_thread(
+        &self,
+        state: &mut State,
+        seat: usize,
+        error: &ProbeError,
+        notices: &mut Notices,
+    ) {
+        let why = &error.to_string();
         let alone = state.threads == 0;
         let place = &mut state.seats[seat];
         let mut jobs: Vec<Job> = place.own.drain(..).collect();
         for errand in place.errands.drain(..) {
             match errand {
-                Errand::Probe { reply, .. } => drop(reply.try_send(Err(why.to_owned()))),
+                Errand::Probe { reply, .. } => drop(reply.try_send(Err(error.clone()))),
                 Errand::Leave(tenant) => tenant.worker_released(false),
                 Errand::NotifyChange(_) | Errand::CheckHealth => {}
             }
@@ -214,7 +218,7 @@ impl Crew {
         keep: bool,
         config: Option<Arc<str>>,
         token: Arc<ProbeToken>,
-        reply: SyncSender<Result<(), String>>,
+        reply: SyncSender<Result<(), ProbeError>>,
     ) {
         let mut notices = Notices::default();
         let mut state = self.lock();

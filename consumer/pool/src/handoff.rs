@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use sluicegate_runtime::CallMonitor;
 
 use crate::crew::Crew;
+use crate::error::ProbeError;
 use crate::pool::Tenant;
 use crate::seats::{Call, Errand, Job, Notices, Phase, Probe, State, Task};
 
@@ -89,7 +90,12 @@ impl Crew {
 
     /// Reports that the instance could not be built: returns the job to its inbox, and the handler backs off at this seat.
     /// `false` if the thread was abandoned.
-    pub(super) fn not_created(&self, ticket: Ticket, tenant: &Arc<Tenant>, why: &str) -> bool {
+    pub(super) fn not_created(
+        &self,
+        ticket: Ticket,
+        tenant: &Arc<Tenant>,
+        error: &ProbeError,
+    ) -> bool {
         let mut notices = Notices::default();
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
@@ -101,8 +107,9 @@ impl Crew {
         {
             notices.not_run(job);
         }
-        tenant.setup.stats.failed(why);
-        state.instance_failed(ticket.seat, tenant, why, &mut notices);
+        let why = error.to_string();
+        tenant.setup.stats.failed(&why);
+        state.instance_failed(ticket.seat, tenant, &why, &mut notices);
         drop(state);
         notices.deliver();
         true
@@ -153,7 +160,12 @@ impl Crew {
 
     /// Reports the probe's result; on success its config becomes the handler's current config. `false` if the thread was
     /// abandoned; the caller was then informed by the watchdog.
-    pub(super) fn probed(&self, ticket: Ticket, probe: &Probe, result: Result<(), String>) -> bool {
+    pub(super) fn probed(
+        &self,
+        ticket: Ticket,
+        probe: &Probe,
+        result: Result<(), ProbeError>,
+    ) -> bool {
         let mut state = self.lock();
         let seat = &mut state.seats[ticket.seat];
         if seat.incarnation != ticket.incarnation {

@@ -13,6 +13,7 @@
 pub mod clock;
 mod crew;
 mod emits;
+mod error;
 mod handoff;
 pub mod pool;
 mod provenance;
@@ -27,6 +28,7 @@ mod worker;
 mod tests;
 
 pub use crew::{Crew, CrewSettings};
+pub use error::{ConfigNotTaken, ProbeError};
 pub use pool::{HandlerPool, HandlerSetup, LiveConfig, Release, ReleaseWatch};
 pub use restart::RestartPolicy;
 pub use stats::{HandlerCounts, HandlerStats};

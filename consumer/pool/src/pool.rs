@@ -29,6 +29,7 @@ use sluicegate_runtime::{HostServices, LoadedPlugin};
 
 use crate::clock::now_ms;
 use crate::crew::Crew;
+use crate::error::{ConfigNotTaken, ProbeError};
 use crate::restart::RestartPolicy;
 use crate::seats::ProbeToken;
 use crate::stats::HandlerStats;
@@ -287,15 +288,6 @@ impl ReleaseWatch {
     }
 }
 
-/// Why a pool's instances did not take a config.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigNotTaken {
-    /// No worker was free in time: all are in long calls.
-    Busy,
-    /// The probed instance refused it or is unhealthy with it; the reason as a sentence.
-    Refused(String),
-}
-
 /// The pool of one handler generation. Dropping the last `Arc` drains its instances and drops them on their threads.
 pub struct HandlerPool {
     crew: Arc<Crew>,
@@ -311,12 +303,12 @@ impl HandlerPool {
     /// instance, otherwise it is dropped.
     ///
     /// # Errors
-    /// The reason as a sentence; a creation that hangs is abandoned after `timeout`.
-    pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), String> {
+    /// [`ProbeError`]; a creation that hangs is abandoned after `timeout`.
+    pub fn probe(&self, keep: bool, timeout: Duration) -> Result<(), ProbeError> {
         self.try_out(keep, None, timeout)
             .map_err(|failed| match failed {
-                ConfigNotTaken::Refused(reason) => reason,
-                ConfigNotTaken::Busy => probe_timed_out(timeout),
+                ConfigNotTaken::Refused(error) => error,
+                ConfigNotTaken::Busy => ProbeError::NoAnswer(timeout),
             })
     }
 
@@ -342,22 +334,20 @@ impl HandlerPool {
         self.crew
             .probe(&self.tenant, keep, config, Arc::clone(&token), reply);
         let mut answered = answer.recv_timeout(timeout);
-        if answered == Err(RecvTimeoutError::Timeout) {
+        if matches!(answered, Err(RecvTimeoutError::Timeout)) {
             if token.take() {
                 return Err(ConfigNotTaken::Busy);
             }
             // The worker has started the probe; the watchdog bounds its duration.
             answered = answer.recv_timeout(timeout);
         }
-        match answered {
-            Ok(result) => result.map_err(ConfigNotTaken::Refused),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(ConfigNotTaken::Refused(probe_timed_out(timeout)))
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(ConfigNotTaken::Refused(
-                "the worker thread ended during the health check".to_owned(),
-            )),
-        }
+        let result = answered.unwrap_or_else(|no_answer| {
+            Err(match no_answer {
+                RecvTimeoutError::Timeout => ProbeError::NoAnswer(timeout),
+                RecvTimeoutError::Disconnected => ProbeError::ThreadEnded,
+            })
+        });
+        Ok(result?)
     }
 
     /// Lets a tripped handler run again.
@@ -399,10 +389,6 @@ impl HandlerPool {
             crew: Arc::clone(&self.crew),
         }
     }
-}
-
-fn probe_timed_out(timeout: Duration) -> String {
-    format!("instance creation and health check timed out after {timeout:?}")
 }
 
 impl WorkerPool for HandlerPool {

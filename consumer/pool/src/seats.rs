@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use sluicegate_engine::dispatch::{Batch, FlightKey, Inbox, PumpMessage};
 use sluicegate_runtime::{CallMonitor, CancelFlag, RawOutcome};
 
+use crate::error::ProbeError;
 use crate::pool::Tenant;
 use crate::restart::{AfterFailure, RestartBackoff};
 use crate::turns::Turns;
@@ -81,7 +82,7 @@ pub(super) enum Phase {
         since: Instant,
         tenant: Arc<Tenant>,
         job: Option<Job>,
-        reply: Option<SyncSender<Result<(), String>>>,
+        reply: Option<SyncSender<Result<(), ProbeError>>>,
     },
     Calling(Call),
     /// Delivers emits and outcomes; runs no plugin code.
@@ -145,7 +146,7 @@ pub(super) enum Errand {
         /// New config to apply, if any.
         config: Option<Arc<str>>,
         token: Arc<ProbeToken>,
-        reply: SyncSender<Result<(), String>>,
+        reply: SyncSender<Result<(), ProbeError>>,
     },
     Leave(Arc<Tenant>),
     /// The handler's partitions or config have changed.

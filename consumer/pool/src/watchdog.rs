@@ -25,6 +25,7 @@ use sluicegate_engine::dispatch::PumpMessage;
 use sluicegate_runtime::RawOutcome;
 
 use crate::crew::Crew;
+use crate::error::ProbeError;
 use crate::pool::relock;
 use crate::seats::{Call, Errand, Notices, Phase, State};
 
@@ -250,13 +251,12 @@ impl Crew {
                 tenant, job, reply, ..
             } => {
                 let limit = self.settings.create_timeout;
-                let why = format!(
-                    "instance creation, config change or health check timed out after {limit:?}"
-                );
+                let error = ProbeError::Abandoned(limit);
+                let why = error.to_string();
                 tenant.setup.stats.quarantined();
                 if let Some(reply) = reply {
                     // The caller may have stopped waiting.
-                    let _ = reply.try_send(Err(why.clone()));
+                    let _ = reply.try_send(Err(error));
                 }
                 if let Some(job) = job {
                     notices.not_run(job);

@@ -12,6 +12,7 @@ use sluicegate_runtime::{
 };
 
 use crate::crew::Crew;
+use crate::error::ProbeError;
 use crate::handoff::{CallReport, Created, Ticket};
 use crate::pool::{Config, Tenant};
 use crate::seats::{Job, Probe, Task};
@@ -101,9 +102,9 @@ impl Worker {
                 Created::Recalled => true,
                 Created::Abandoned => false,
             },
-            Err(why) => {
-                tracing::warn!(handler = %tenant.setup.name, error = %why, "cannot create instance");
-                self.crew.not_created(self.ticket, tenant, &why)
+            Err(error) => {
+                tracing::warn!(handler = %tenant.setup.name, %error, "cannot create instance");
+                self.crew.not_created(self.ticket, tenant, &error)
             }
         }
     }
@@ -112,7 +113,7 @@ impl Worker {
         &mut self,
         tenant: &Arc<Tenant>,
         config: &Config,
-    ) -> Result<Arc<dyn CallMonitor>, String> {
+    ) -> Result<Arc<dyn CallMonitor>, ProbeError> {
         let setup = &tenant.setup;
         let create = || {
             let services = Arc::clone(&setup.services);
@@ -128,9 +129,8 @@ impl Worker {
                 config: config.serial,
             })
         };
-        let built = catch_unwind(AssertUnwindSafe(create))
-            .map_err(|_| "the plugin's runtime panicked while building it".to_owned())?
-            .map_err(|error| error.to_string())?;
+        let built =
+            catch_unwind(AssertUnwindSafe(create)).map_err(|_| ProbeError::RuntimePanicked)??;
         let monitor = Arc::clone(&built.monitor);
         if self.to_rebuild.remove(&tenant.id) {
             setup.stats.restarted();
@@ -275,11 +275,8 @@ impl Worker {
             token,
         } = probe;
         if !token.take() {
-            return self.crew.probed(
-                self.ticket,
-                probe,
-                Err("the probe was cancelled".to_owned()),
-            );
+            let cancelled = Err(ProbeError::Cancelled);
+            return self.crew.probed(self.ticket, probe, cancelled);
         }
         let has_one = self.built.contains_key(&tenant.id);
         let tried = match config {
@@ -289,7 +286,7 @@ impl Worker {
         };
         let tried = match tried {
             // The config was refused: the instance keeps the previous one.
-            Err(why) if has_one && self.built.contains_key(&tenant.id) => Err(why),
+            Err(error) if has_one && self.built.contains_key(&tenant.id) => Err(error),
             tried => {
                 let result = tried.and_then(|()| self.health_of(tenant));
                 let drop_it = result.is_err() || !(*keep || has_one);
@@ -310,16 +307,16 @@ impl Worker {
         true
     }
 
-    fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), String> {
+    fn health_of(&mut self, tenant: &Arc<Tenant>) -> Result<(), ProbeError> {
         let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
-            return Err("the instance no longer exists".to_owned());
+            return Err(ProbeError::Gone);
         };
-        checked_health(&mut **instance).map_err(|why| format!("health check failed: {why}"))
+        Ok(checked_health(&mut **instance)?)
     }
 
     /// Applies a config to the instance here, or builds one with it. After an error the instance keeps the previous config or
     /// is dropped.
-    fn try_config(&mut self, tenant: &Arc<Tenant>, json: &Arc<str>) -> Result<(), String> {
+    fn try_config(&mut self, tenant: &Arc<Tenant>, json: &Arc<str>) -> Result<(), ProbeError> {
         let Some(Built { instance, .. }) = self.built.get_mut(&tenant.id) else {
             let config = Config {
                 serial: 0,
@@ -333,7 +330,7 @@ impl Worker {
             if let NotTaken::Spent(why) = &error {
                 self.drop_instance(tenant, why);
             }
-            error.to_string()
+            error.into()
         })
     }
 
@@ -351,7 +348,7 @@ impl Worker {
                     built.config = config.serial;
                 }
             }
-            Err(why) => self.drop_instance(tenant, &why),
+            Err(error) => self.drop_instance(tenant, &error.to_string()),
         }
     }
 

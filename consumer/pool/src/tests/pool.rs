@@ -9,9 +9,10 @@ use sluicegate_engine::emit::FailureKind;
 use sluicegate_kit::plugin_doubles::{
     Home, Producer, Script, ScriptedPlugin, Step, batch, codes, until,
 };
-use sluicegate_runtime::{HostServices, LogLevel, MetricKind, outcome_code};
+use sluicegate_runtime::{CreateError, HostServices, LogLevel, MetricKind, outcome_code};
 
 use crate::crew::{Crew, CrewSettings};
+use crate::error::ProbeError;
 use crate::pool::{HandlerPool, HandlerSetup, LiveConfig, Release, relock};
 use crate::restart::RestartPolicy;
 use crate::stats::HandlerStats;
@@ -342,10 +343,18 @@ fn a_probe_reports_refused_configs_and_unhealthy_instances() {
         (pool.probe(false, Duration::from_secs(20)), pool)
     };
     let (healthy, _keeps_the_crew) = probe("{}");
-    assert_eq!(healthy, Ok(()));
+    healthy.unwrap();
     let (refused, _) = probe("refuse");
-    assert!(refused.unwrap_err().contains("config refused"));
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(refused, ProbeError::Create(CreateError::Config(_))),
+        "{refused:?}"
+    );
     let (unhealthy, _) = probe("unhealthy");
-    assert!(unhealthy.unwrap_err().contains("scripted to be unhealthy"));
+    let unhealthy = unhealthy.unwrap_err();
+    assert_eq!(
+        unhealthy.to_string(),
+        "health check failed: scripted to be unhealthy"
+    );
     until("nothing is kept", || harness.script.living() == 0);
 }

@@ -1,0 +1,53 @@
+//! Why an instance could not be built, reconfigured or health-checked.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate_runtime::{CreateError, HealthError, NotTaken};
+
+/// Why a probe failed: the instance that it builds, reconfigures or checks cannot be used, or there is none.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The plugin did not build the instance.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The instance did not take the new config.
+    #[error(transparent)]
+    Config(#[from] NotTaken),
+    /// The instance is not healthy.
+    #[error("health check failed: {0}")]
+    Health(#[from] HealthError),
+    /// A panic of the plugin's runtime, which is a bug in the runtime.
+    #[error("the plugin's runtime panicked while building it")]
+    RuntimePanicked,
+    /// The instance was dropped in the meantime.
+    #[error("the instance no longer exists")]
+    Gone,
+    /// The caller stopped waiting before the probe began.
+    #[error("the probe was cancelled")]
+    Cancelled,
+    /// The operating system started no thread for it.
+    #[error("cannot start a worker thread: {0}")]
+    NoThread(#[source] Arc<io::Error>),
+    /// The thread exited without an answer.
+    #[error("the worker thread ended during the health check")]
+    ThreadEnded,
+    /// The watchdog abandoned the thread, which did not return within this time.
+    #[error("instance creation, config change or health check timed out after {0:?}")]
+    Abandoned(Duration),
+    /// No answer within this time.
+    #[error("instance creation and health check timed out after {0:?}")]
+    NoAnswer(Duration),
+}
+
+/// Why a pool's instances did not take a config.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConfigNotTaken {
+    /// All workers were in long calls; a later attempt, or another pool, may succeed.
+    #[error("no worker was free in time")]
+    Busy,
+    /// The probed instance refused it or is unhealthy with it.
+    #[error(transparent)]
+    Refused(#[from] ProbeError),
+}
