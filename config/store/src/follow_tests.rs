@@ -8,6 +8,7 @@ use std::time::Duration;
 use sluicegate_config::control::ControlKey;
 use tokio::sync::mpsc;
 
+use super::failure::Failure;
 use super::reflector::{Listing, WatchConnection, WatchEvent, WatchTimings, follow};
 use super::{Cause, Entry, KeyVersion, StoreUpdate, Tree, TreeChange};
 
@@ -20,8 +21,8 @@ enum Step {
 
 /// Answers `open` and `list` from one queue each and plays the events in order, then stays silent.
 struct Script {
-    openings: VecDeque<Result<Listing, String>>,
-    listings: VecDeque<Result<Listing, String>>,
+    openings: VecDeque<Result<Listing, Failure>>,
+    listings: VecDeque<Result<Listing, Failure>>,
     steps: VecDeque<Step>,
     calls: Arc<Mutex<Vec<&'static str>>>,
 }
@@ -43,7 +44,7 @@ impl Script {
 }
 
 impl WatchConnection for Script {
-    async fn open(&mut self, _known: u64) -> Result<Listing, String> {
+    async fn open(&mut self, _known: u64) -> Result<Listing, Failure> {
         self.log_call("open");
         match self.openings.pop_front() {
             Some(answer) => answer,
@@ -51,7 +52,7 @@ impl WatchConnection for Script {
         }
     }
 
-    async fn list(&mut self, _known: u64) -> Result<Listing, String> {
+    async fn list(&mut self, _known: u64) -> Result<Listing, Failure> {
         self.log_call("list");
         match self.listings.pop_front() {
             Some(answer) => answer,
@@ -102,7 +103,7 @@ fn event(change: TreeChange, revision: u64) -> Step {
 }
 
 fn cancelled() -> Step {
-    Step::Event(WatchEvent::Lost("cancelled by the server".to_owned()))
+    Step::Event(WatchEvent::Lost(Failure::away("cancelled by the server")))
 }
 
 fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
@@ -113,15 +114,15 @@ fn listing_of(cluster: u64, changes: &[TreeChange], revision: u64) -> Listing {
     tree.into()
 }
 
-fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, String> {
+fn listing(changes: &[TreeChange], revision: u64) -> Result<Listing, Failure> {
     Ok(listing_of(1, changes, revision))
 }
 
 /// Plays a script until the sink has received `lines` updates. Returns these and the calls of the connection.
 fn play(
     lines: usize,
-    openings: Vec<Result<Listing, String>>,
-    listings: Vec<Result<Listing, String>>,
+    openings: Vec<Result<Listing, Failure>>,
+    listings: Vec<Result<Listing, Failure>>,
     steps: Vec<Step>,
 ) -> (Vec<String>, Vec<&'static str>) {
     let calls = Arc::new(Mutex::new(Vec::new()));
@@ -236,7 +237,7 @@ fn a_cancelled_watch_causes_a_resync_without_reporting_an_outage() {
 
 #[test]
 fn an_outage_is_reported_once_and_ends_with_the_changes_made_during_it() {
-    let refused = || Err("connection refused".to_owned());
+    let refused = || Err(Failure::away("connection refused"));
     let (seen, _) = play(
         4,
         vec![
@@ -322,7 +323,7 @@ fn a_reverted_revision_is_reported_even_without_changes() {
 
 #[test]
 fn a_changed_reason_of_an_outage_is_reported() {
-    let away = |reason: &str| Err(reason.to_owned());
+    let away = |reason: &str| Err(Failure::away(reason));
     let (seen, _) = play(
         5,
         vec![
@@ -407,7 +408,7 @@ fn a_failed_relist_reopens_the_connection() {
             listing(&[put("a", "true", 3)], 5),
             listing(&[put("a", "false", 6)], 6),
         ],
-        vec![Err("stalled".to_owned())],
+        vec![Err(Failure::away("stalled"))],
         vec![],
     );
     assert_eq!(seen, ["first a=true @5", "resync a=false @6"]);
@@ -415,7 +416,7 @@ fn a_failed_relist_reopens_the_connection() {
 }
 
 /// A listing after the watch has reported deletes.
-fn listing_after(deleted: &[&str], listing: Result<Listing, String>) -> Result<Listing, String> {
+fn listing_after(deleted: &[&str], listing: Result<Listing, Failure>) -> Result<Listing, Failure> {
     let deletes_seen = deleted.iter().map(|name| gate(name)).collect();
     listing.map(|listing| Listing {
         deletes_seen,

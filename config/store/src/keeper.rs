@@ -236,7 +236,7 @@ impl Failures {
     fn record(&mut self, member: &str, failure: Failure) {
         self.count = self.count.saturating_add(1);
         let refused = matches!(failure, Failure::Refused(_));
-        let reason = failure.reason();
+        let reason = failure.to_string();
         if refused && !self.is_logged {
             self.is_logged = true;
             tracing::warn!(member, reason, "member key refused by its store; retrying");

@@ -31,6 +31,7 @@ use sluicegate_config::control::ControlKey;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::failure::Failure;
 use super::{Cause, StoreSink, StoreUpdate, Tree, TreeChange};
 
 /// Initial and maximum delay between attempts to reach a store; randomized. The maximum is G10's bound for a recovered store.
@@ -81,17 +82,17 @@ pub(super) enum WatchEvent {
     /// continues.
     Unnumbered,
     /// The watch has ended; changes since then are unknown.
-    Lost(String),
+    Lost(Failure),
 }
 
-/// The store connection used by the loop. Errors are messages.
+/// The store connection used by the loop.
 pub(super) trait WatchConnection: Send {
     /// Lists everything and watches from there, dropping any earlier watch. `known` is the newest known revision; an
     /// older answer must be linearised, since the state reverts to it.
-    fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
+    fn open(&mut self, known: u64) -> impl Future<Output = Result<Listing, Failure>> + Send;
 
     /// Lists everything while the watch continues.
-    fn list(&mut self, known: u64) -> impl Future<Output = Result<Listing, String>> + Send;
+    fn list(&mut self, known: u64) -> impl Future<Output = Result<Listing, Failure>> + Send;
 
     /// The next events. Cancel-safe: dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = WatchEvent> + Send;
@@ -196,8 +197,8 @@ impl<L: WatchConnection> Reflector<L> {
                 self.apply_listing(listing, cause);
                 true
             }
-            Err(reason) => {
-                self.lost(reason);
+            Err(failure) => {
+                self.lost(failure.to_string());
                 false
             }
         }
@@ -309,7 +310,7 @@ impl<L: WatchConnection> Reflector<L> {
                     self.apply_listing(listing, Cause::Resync);
                 }
                 Step::Event(WatchEvent::Lost(reason)) => {
-                    tracing::debug!(reason, "watch ended; listing everything again");
+                    tracing::debug!(%reason, "watch ended; listing everything again");
                     return;
                 }
                 Step::Reread => return,
@@ -369,15 +370,15 @@ impl<L: WatchConnection> Reflector<L> {
             }
             Ok(_) => None,
             Err(reason) => {
-                tracing::debug!(reason, "periodic re-list failed; reconnecting");
+                tracing::debug!(%reason, "periodic re-list failed; reconnecting");
                 None
             }
         }
     }
 }
 
-fn no_answer(list_timeout: Duration) -> String {
-    format!("no answer within {list_timeout:?}")
+fn no_answer(list_timeout: Duration) -> Failure {
+    Failure::Away(format!("no answer within {list_timeout:?}"))
 }
 
 /// Resolves when a re-read is requested; never after all requesters are gone.

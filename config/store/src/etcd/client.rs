@@ -10,7 +10,7 @@ use sluicegate_config::document::MAX_BYTES;
 use sluicegate_config::service::{EtcdSettings, TlsFiles};
 use tokio::time::timeout;
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, TlsFileError};
 
 /// gRPC codes of permanent refusals.
 const REFUSALS: [i32; 4] = [3, 7, 9, 16];
@@ -64,8 +64,8 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Does not connect yet. Errors are messages about the TLS files.
-    pub(super) fn new(settings: &EtcdSettings) -> Result<Self, String> {
+    /// Does not connect yet; fails only on the TLS files.
+    pub(super) fn new(settings: &EtcdSettings) -> Result<Self, TlsFileError> {
         let mut options = ConnectOptions::new()
             .with_keep_alive(settings.keep_alive, settings.keep_alive.min(PING_ANSWER))
             // The server closes a connection that pings without any stream.
@@ -188,9 +188,9 @@ fn lock<T>(slot: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
+fn tls(files: &TlsFiles) -> Result<TlsOptions, TlsFileError> {
     let read = |path: &std::path::Path| {
-        bounded_file::read(path, MAX_BYTES).map_err(|error| format!("{} {error}", path.display()))
+        bounded_file::read(path, MAX_BYTES).map_err(TlsFileError::read(path))
     };
     let mut options =
         TlsOptions::new().ca_certificate(Certificate::from_pem(read(&files.ca_file)?));

@@ -214,35 +214,35 @@ fn ended(answer: &WatchResponse) -> String {
 }
 
 impl WatchConnection for EtcdLink {
-    async fn open(&mut self, _known: u64) -> Result<Listing, String> {
+    async fn open(&mut self, _known: u64) -> Result<Listing, Failure> {
         self.stream = None;
-        let listing = read_all(&self.shared).await.map_err(Failure::reason)?;
+        let listing = read_all(&self.shared).await?;
         match self.watch(first_after(listing.tree.revision)).await {
             Ok(stream) => self.stream = Some(stream),
             Err(failure) => {
                 self.shared.endpoints.fail_over_current();
-                return Err(failure.reason());
+                return Err(failure);
             }
         }
         Ok(listing)
     }
 
-    async fn list(&mut self, _known: u64) -> Result<Listing, String> {
-        read_all(&self.shared).await.map_err(Failure::reason)
+    async fn list(&mut self, _known: u64) -> Result<Listing, Failure> {
+        read_all(&self.shared).await
     }
 
     async fn next(&mut self) -> WatchEvent {
         let Some(stream) = &mut self.stream else {
-            return WatchEvent::Lost("no watch is open".to_owned());
+            return WatchEvent::Lost(Failure::away("no watch is open"));
         };
         // Cancellation and compaction arrive as ordinary messages, followed by silence.
         let event = match stream.message().await {
             Ok(Some(answer)) if answer.canceled() || answer.compact_revision() > 0 => {
-                WatchEvent::Lost(ended(&answer))
+                WatchEvent::Lost(Failure::Away(ended(&answer)))
             }
             Ok(Some(answer)) => return self.changes(&answer),
-            Ok(None) => WatchEvent::Lost("the watch was closed".to_owned()),
-            Err(error) => WatchEvent::Lost(failure(&error).reason()),
+            Ok(None) => WatchEvent::Lost(Failure::away("the watch was closed")),
+            Err(error) => WatchEvent::Lost(failure(&error)),
         };
         self.stream = None;
         event

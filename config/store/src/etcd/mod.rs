@@ -42,10 +42,10 @@ impl EtcdStore {
     /// [`StoreError::Refused`] for TLS files that cannot be read or used.
     pub fn open(settings: EtcdSettings) -> Result<Self, StoreError> {
         let name = address(&settings).to_string();
-        let endpoints = Endpoints::new(&settings).map_err(|reason| StoreError::Refused {
+        let endpoints = Endpoints::new(&settings).map_err(|error| StoreError::Refused {
             store: name.clone(),
             what: "the TLS settings".to_owned(),
-            reason,
+            reason: error.to_string(),
         })?;
         let driver = Driver::start(&name)?;
         let shared = Arc::new(Shared {

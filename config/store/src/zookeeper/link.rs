@@ -178,7 +178,8 @@ async fn children(
     Ok(found)
 }
 
-/// Classifies a node: a control key with or without a value, nothing, or an unrecognized path with the reason.
+/// Classifies a node: a control key with or without a value, nothing, or an unrecognized path with the reason that
+/// [`Tree::unrecognized_keys`] shows.
 fn place(
     shared: &Shared,
     path: &str,
@@ -239,11 +240,11 @@ impl ZooKeeperLink {
     }
 
     /// Processes a notice; an error when the watch has ended.
-    fn on_notice(&mut self, event: &WatchedEvent) -> Result<(), String> {
+    fn on_notice(&mut self, event: &WatchedEvent) -> Result<(), Failure> {
         if event.event_type == EventType::Session {
             return match event.session_state {
                 SessionState::SyncConnected => Ok(()),
-                state => Err(format!("the session is {state}")),
+                state => Err(Failure::Away(format!("the session is {state}"))),
             };
         }
         self.on_node_notice(event.event_type, &event.path, event.zxid);
@@ -279,9 +280,9 @@ impl ZooKeeperLink {
     }
 
     /// Waits for a notice, then processes all that have arrived with it.
-    async fn wait(&mut self) -> Result<(), String> {
+    async fn wait(&mut self) -> Result<(), Failure> {
         while self.dirty.is_empty() && !self.unnumbered {
-            let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
+            let (_, watcher) = self.watch.as_mut().ok_or_else(no_watch)?;
             let event = watcher.changed().await;
             self.on_notice(&event)?;
         }
@@ -289,9 +290,9 @@ impl ZooKeeperLink {
     }
 
     /// Processes the notices that have arrived, until `most` nodes are to be read.
-    fn take_notices(&mut self, most: usize) -> Result<(), String> {
+    fn take_notices(&mut self, most: usize) -> Result<(), Failure> {
         while self.dirty.len() < most {
-            let (_, watcher) = self.watch.as_mut().ok_or(NO_WATCH)?;
+            let (_, watcher) = self.watch.as_mut().ok_or_else(no_watch)?;
             let polled = pin!(watcher.changed()).poll(&mut Context::from_waker(Waker::noop()));
             let Poll::Ready(event) = polled else {
                 return Ok(());
@@ -302,11 +303,10 @@ impl ZooKeeperLink {
     }
 
     /// Lists everything, then processes the notices that have arrived by then.
-    async fn read(&mut self, known: u64) -> Result<Listing, String> {
+    async fn read(&mut self, known: u64) -> Result<Listing, Failure> {
         self.deletes_before_read.append(&mut self.deleted);
-        let (client, _) = self.watch.as_ref().ok_or(NO_WATCH)?;
-        let listing = read_all(&self.shared, client, known).await;
-        let listing = listing.map_err(Failure::reason)?;
+        let (client, _) = self.watch.as_ref().ok_or_else(no_watch)?;
+        let listing = read_all(&self.shared, client, known).await?;
         // The notice of a delete arrives before any answer that shows it.
         self.take_notices(usize::MAX)?;
         let mut deletes_seen = std::mem::take(&mut self.deletes_before_read);
@@ -323,7 +323,7 @@ impl ZooKeeperLink {
     /// nothing.
     async fn read_dirty(&mut self) -> Result<WatchEvent, Failure> {
         let Some((client, _)) = &self.watch else {
-            return Err(Failure::away(NO_WATCH));
+            return Err(no_watch());
         };
         let revision = self.noticed;
         let paths: Vec<String> = self.dirty.keys().cloned().collect();
@@ -359,11 +359,12 @@ impl ZooKeeperLink {
     }
 }
 
-/// The reason while no watch is open.
-const NO_WATCH: &str = "no watch is open";
+fn no_watch() -> Failure {
+    Failure::away("no watch is open")
+}
 
 impl WatchConnection for ZooKeeperLink {
-    async fn open(&mut self, known: u64) -> Result<Listing, String> {
+    async fn open(&mut self, known: u64) -> Result<Listing, Failure> {
         // Deletes reported by a lost watch still count; the reason for its loss is irrelevant here.
         let _ = self.take_notices(usize::MAX);
         self.watch = None;
@@ -372,24 +373,24 @@ impl WatchConnection for ZooKeeperLink {
         // The old value would belong to a different history if the store was restored.
         self.noticed = 0;
         let sessions = &self.shared.sessions;
-        let client = sessions.connected().await.map_err(Failure::reason)?;
+        let client = sessions.connected().await?;
         let root = &self.shared.settings.root;
         let watching = client.watch(root, AddWatchMode::PersistentRecursive);
-        let watcher = sessions.answer(watching).await.map_err(Failure::reason)?;
-        let watcher = watcher.map_err(|error| failure(&error).reason())?;
+        let watcher = sessions.answer(watching).await?;
+        let watcher = watcher.map_err(|error| failure(&error))?;
         self.watch = Some((client, watcher));
         self.read(known).await
     }
 
-    async fn list(&mut self, known: u64) -> Result<Listing, String> {
+    async fn list(&mut self, known: u64) -> Result<Listing, Failure> {
         self.read(known).await
     }
 
     async fn next(&mut self) -> WatchEvent {
         let event = match self.wait().await {
             Ok(()) if std::mem::take(&mut self.unnumbered) => Ok(WatchEvent::Unnumbered),
-            Ok(()) => self.read_dirty().await.map_err(Failure::reason),
-            Err(reason) => Err(reason),
+            Ok(()) => self.read_dirty().await,
+            Err(failure) => Err(failure),
         };
         // The next opening processes the remaining notices of a lost watch.
         event.unwrap_or_else(WatchEvent::Lost)

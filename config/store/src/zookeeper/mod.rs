@@ -73,10 +73,10 @@ impl ZooKeeperStore {
 }
 
 fn sessions(settings: &ZooKeeperSettings) -> Result<Sessions, StoreError> {
-    Sessions::new(settings).map_err(|reason| StoreError::Refused {
+    Sessions::new(settings).map_err(|error| StoreError::Refused {
         store: address(settings).to_string(),
         what: "the TLS settings".to_owned(),
-        reason,
+        reason: error.to_string(),
     })
 }
 

@@ -9,7 +9,7 @@ use sluicegate_config::service::{Acl, TlsFiles, ZooKeeperSettings};
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, SessionState, TlsOptions};
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, TlsFileError};
 
 /// Classifies an error of the client.
 pub(super) fn failure(error: &Error) -> Failure {
@@ -42,8 +42,8 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// Does not connect yet. Errors are messages about the TLS files.
-    pub(super) fn new(settings: &ZooKeeperSettings) -> Result<Self, String> {
+    /// Does not connect yet; fails only on the TLS files.
+    pub(super) fn new(settings: &ZooKeeperSettings) -> Result<Self, TlsFileError> {
         let tls = settings.tls.as_ref().map(tls).transpose()?;
         let digest = settings.digest.as_ref().map(|login| {
             let pair = format!("{}:{}", login.user, login.password.expose());
@@ -169,27 +169,22 @@ impl Sessions {
     }
 }
 
-fn tls(files: &TlsFiles) -> Result<TlsOptions, String> {
+fn tls(files: &TlsFiles) -> Result<TlsOptions, TlsFileError> {
     // The clients of both stores use rustls with different providers: one must be installed as default, and an
     // installed one is kept.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let read = |path: &std::path::Path| {
-        bounded_file::read_text(path, MAX_BYTES)
-            .map_err(|error| format!("{} {error}", path.display()))
-    };
-    let named = |path: &std::path::Path| {
-        let path = path.display().to_string();
-        move |error: Error| format!("{path}: {error}")
+        bounded_file::read_text(path, MAX_BYTES).map_err(TlsFileError::read(path))
     };
     let ca = read(&files.ca_file)?;
     let mut options = TlsOptions::new()
         .with_pem_ca(&ca)
-        .map_err(named(&files.ca_file))?;
+        .map_err(TlsFileError::content(&files.ca_file))?;
     if let Some(identity) = &files.identity {
         let (cert, key) = (read(&identity.cert_file)?, read(&identity.key_file)?);
         options = options
             .with_pem_identity(&cert, &key)
-            .map_err(named(&identity.cert_file))?;
+            .map_err(TlsFileError::content(&identity.cert_file))?;
     }
     Ok(options)
 }
