@@ -190,6 +190,15 @@ impl Drop for Bridge {
     }
 }
 
+/// Why the worker ended without a request to stop; only a restart helps.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    #[error("the watch of {0} has ended")]
+    WatchEnded(String),
+    #[error("the worker thread panicked")]
+    Panicked,
+}
+
 /// Runs the worker to its end; any end other than a requested stop marks the bridge as failed.
 fn work(worker: Worker, report: &Mutex<BridgeReport>) {
     // The worker's state is dropped with it; the shared report is only ever replaced field by field.
@@ -197,7 +206,7 @@ fn work(worker: Worker, report: &Mutex<BridgeReport>) {
         Ok(Ok(())) => return,
         Ok(Err(why)) => why,
         // The panic message is already in the log.
-        Err(_) => "the worker thread panicked".to_owned(),
+        Err(_) => WorkerError::Panicked,
     };
     let reason = format!(
         "the bridge has failed and stopped replicating: {why}; restart it, and report the log lines \

@@ -21,7 +21,7 @@ use super::decide::{Decision, KeyState, decide};
 use super::halt::Halt;
 use super::pair::{PairCheck, PairRecord};
 use super::report::{BridgeReport, Conflict, Counts, HaltReport};
-use super::running::{BridgeSettings, BridgeStores, Event, StoreRole, lock};
+use super::running::{BridgeSettings, BridgeStores, Event, StoreRole, WorkerError, lock};
 use super::sync_state::forget_deleted_before;
 use super::transfer::{Known, Progress, Transfer};
 use super::view::View;
@@ -133,7 +133,7 @@ impl Worker {
     ///
     /// # Errors
     /// Why it cannot continue.
-    pub(super) fn run(mut self) -> Result<(), String> {
+    pub(super) fn run(mut self) -> Result<(), WorkerError> {
         while self.recv()? {
             self.requeue_due();
             if self.is_ready() {
@@ -153,7 +153,7 @@ impl Worker {
     }
 
     /// Waits for an event or for the next due key; `false` stops the worker.
-    fn recv(&mut self) -> Result<bool, String> {
+    fn recv(&mut self) -> Result<bool, WorkerError> {
         let now = Instant::now();
         let soonest = self.later.values().copied().min();
         let mut until = soonest.map_or(self.next_resync, |soonest| soonest.min(self.next_resync));
@@ -174,7 +174,7 @@ impl Worker {
                         StoreRole::Side(side) => self.stores.sides.of(side),
                         StoreRole::State => &self.stores.state,
                     };
-                    return Err(format!("the watch of {} has ended", store.describe()));
+                    return Err(WorkerError::WatchEnded(store.describe()));
                 }
                 Event::Update(which, update) => self.apply_update(which, update),
             }
