@@ -2,6 +2,8 @@
 //!
 //! [`files`] fills the placeholders; the resulting crate builds and passes its tests without editing.
 
+use std::fmt;
+
 /// A file of a new crate: path inside it, and text.
 pub type TemplateFile = (&'static str, String);
 
@@ -24,8 +26,8 @@ const FILES: [(&str, &str); 6] = [
 /// `"0.1"` (with the quotes) or `{ path = "…" }`.
 ///
 /// # Errors
-/// When `name` is not valid for both a handler and a crate; the text has the reason.
-pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, String> {
+/// [`NameError`] when `name` is not valid for both a handler and a crate.
+pub fn files(name: &str, sdk: &str) -> Result<Vec<TemplateFile>, NameError> {
     check_name(name)?;
     let library = name.replace('-', "_");
     let mut type_name: String = name.split('-').map(capitalised).collect();
@@ -140,12 +142,33 @@ const RESERVED: [&str; 61] = [
     "some",
 ];
 
+/// Why a crate cannot be created under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameError {
+    /// The name.
+    pub name: String,
+    /// The rule that it violates, as an instruction.
+    pub reason: &'static str,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, reason } = self;
+        write!(f, "`{name}` cannot be a handler's name: {reason}")
+    }
+}
+
+impl std::error::Error for NameError {}
+
 /// Names that no spec may have: their control keys belong to the service's own settings.
 const RESERVED_BY_SERVICE: [&str; 2] = ["logging", "metrics"];
 
 /// Checks that the name is valid for both a handler in a spec and a crate.
-fn check_name(name: &str) -> Result<(), String> {
-    let refused = |why: &str| Err(format!("`{name}` cannot be a handler's name: {why}"));
+fn check_name(name: &str) -> Result<(), NameError> {
+    let refused = |reason: &'static str| {
+        let name = name.to_owned();
+        Err(NameError { name, reason })
+    };
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
     if !begins || name.ends_with('-') || !name.chars().all(fits) || name.len() > 63 {
