@@ -18,8 +18,8 @@ use script::{Log, Refusal, Running, Script, Stored};
 use sluicegate_abi::lend::OwnedRecord;
 use sluicegate_engine::record::Record;
 use sluicegate_engine::source::{
-    AssignmentId, CommitEntry, CommitError, CommitErrorKind, Delivery, FetchState, Membership,
-    Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
+    AssignmentId, BoundsError, CommitEntry, CommitError, CommitErrorKind, Delivery, FetchState,
+    Membership, Source, SourceError, SourceEvent, StartAt, StartPartition, TopicPartition, Wake,
 };
 
 /// The consumer group of all members.
@@ -365,7 +365,7 @@ impl<R: Record> Source for MemorySource<R> {
                 let bounds = log.map(|log| log.start..log.end);
                 script.events.push_back(SourceEvent::Bounds {
                     at: at.clone(),
-                    bounds: bounds.ok_or_else(|| "no such topic".to_owned()),
+                    bounds: bounds.ok_or_else(|| BoundsError::Refused("no such topic".to_owned())),
                 });
             }
         });

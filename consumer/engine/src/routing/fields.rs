@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use rapidhash::fast::GlobalState;
 
 use super::atoms::{AtomIx, AtomTest, Comparison, Subject};
+use super::index::RouteError;
 use super::patterns::Patterns;
 
 type ByBytes = HashMap<Box<[u8]>, u32, GlobalState>;
@@ -29,10 +30,7 @@ impl Field {
     ///
     /// # Errors
     /// The regex that does not compile, with the reason.
-    pub(super) fn new(
-        subject: Subject,
-        atoms: &[(AtomIx, &AtomTest)],
-    ) -> Result<Self, (String, String)> {
+    pub(super) fn new(subject: Subject, atoms: &[(AtomIx, &AtomTest)]) -> Result<Self, RouteError> {
         let mut exists = None;
         let mut equality = BTreeMap::<&[u8], Vec<AtomIx>>::new();
         let mut prefixes = Vec::new();

@@ -9,6 +9,7 @@
 //! An index is never modified: a pump that applied routes one by one would route records of one poll by a mixture of
 //! two snapshots (G9). Routes that do not compile reject the whole index, and the previous one stays active.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use sluicegate_config::spec::Route;
@@ -18,24 +19,24 @@ use super::fields::Field;
 use super::topics::TopicTable;
 use crate::dispatch::HandlerIx;
 
-/// Why routes do not compile.
+/// Why routes do not compile; only another spec does.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// A regex of the predicate is malformed.
-    #[error("regex `{pattern}` in a route does not compile: {reason}")]
+    #[error("regex `{pattern}` in a route does not compile: {source}")]
     Pattern {
         /// The regex.
         pattern: String,
         /// The reason.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A topic pattern is malformed.
-    #[error("topic pattern `{pattern}` does not compile: {reason}")]
+    #[error("topic pattern `{pattern}` does not compile: {source}")]
     Topic {
         /// The pattern.
         pattern: String,
         /// The reason.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
@@ -88,9 +89,9 @@ impl RoutingIndex {
             for pattern in &route.topics {
                 topics
                     .add(pattern, ix as u32)
-                    .map_err(|reason| RouteError::Topic {
+                    .map_err(|error| RouteError::Topic {
                         pattern: pattern.to_string(),
-                        reason,
+                        source: error.into(),
                     })?;
             }
             trees.push((*handler, table.tree(&route.when)));
@@ -130,9 +131,6 @@ fn compile_fields(table: &AtomTable) -> Result<Vec<Field>, RouteError> {
         .fields
         .iter()
         .zip(&atoms_of)
-        .map(|(subject, atoms)| {
-            Field::new(subject.clone(), atoms)
-                .map_err(|(pattern, reason)| RouteError::Pattern { pattern, reason })
-        })
+        .map(|(subject, atoms)| Field::new(subject.clone(), atoms))
         .collect()
 }

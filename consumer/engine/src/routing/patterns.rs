@@ -1,6 +1,7 @@
 //! The regexes of one field: a literal prefilter finds the few that can match, and results are cached by value.
 
 use std::collections::HashMap;
+use std::error::Error;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use rapidhash::fast::GlobalState;
@@ -10,6 +11,7 @@ use regex_syntax::hir::Look;
 use regex_syntax::hir::literal::{ExtractKind, Extractor};
 
 use super::atoms::AtomIx;
+use super::index::RouteError;
 
 /// The compiled regexes of one field.
 pub(super) struct Patterns {
@@ -27,17 +29,18 @@ impl Patterns {
     ///
     /// # Errors
     /// The pattern that does not compile, with the reason.
-    pub(super) fn new(patterns: &[(&str, AtomIx)]) -> Result<Self, (String, String)> {
+    pub(super) fn new(patterns: &[(&str, AtomIx)]) -> Result<Self, RouteError> {
         let mut regexes = Vec::new();
         let mut literals = Vec::new();
         let mut announces = Vec::new();
         let mut unfiltered = Vec::new();
         for (ix, &(pattern, atom)) in patterns.iter().enumerate() {
-            let refused = |reason: String| (pattern.to_owned(), reason);
-            regexes.push((
-                Regex::new(pattern).map_err(|e| refused(e.to_string()))?,
-                atom,
-            ));
+            let refused = |source| RouteError::Pattern {
+                pattern: pattern.to_owned(),
+                source,
+            };
+            let regex = Regex::new(pattern).map_err(|error| refused(error.into()))?;
+            regexes.push((regex, atom));
             match required_literals(pattern).map_err(refused)? {
                 None => unfiltered.push(ix as u32),
                 Some(required) => {
@@ -108,8 +111,8 @@ struct Required {
 }
 
 /// The literals that `pattern` requires; `None` if there is no such set.
-fn required_literals(pattern: &str) -> Result<Option<Required>, String> {
-    let hir = regex_syntax::parse(pattern).map_err(|e| e.to_string())?;
+fn required_literals(pattern: &str) -> Result<Option<Required>, Box<dyn Error + Send + Sync>> {
+    let hir = regex_syntax::parse(pattern)?;
     let at_start = hir.properties().look_set_prefix().contains(Look::Start);
     let prefixes = Extractor::new().kind(ExtractKind::Prefix).extract(&hir);
     let found = match prefixes.literals() {

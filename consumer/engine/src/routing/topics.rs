@@ -69,7 +69,7 @@ impl TopicTable {
     ///
     /// # Errors
     /// Why a regex does not compile.
-    pub(super) fn add(&mut self, pattern: &TopicPattern, route: u32) -> Result<(), String> {
+    pub(super) fn add(&mut self, pattern: &TopicPattern, route: u32) -> Result<(), regex::Error> {
         let text = match pattern {
             TopicPattern::Exact(name) => {
                 self.exact.entry(name.clone()).or_default().push(route);
@@ -80,7 +80,7 @@ impl TopicTable {
         let number = match self.numbers.get(&text) {
             Some(&number) => number,
             None => {
-                let regex = Regex::new(&text).map_err(|e| e.to_string())?;
+                let regex = Regex::new(&text)?;
                 self.patterns.push((regex, Vec::new()));
                 self.numbers.insert(text, self.patterns.len() - 1);
                 self.patterns.len() - 1

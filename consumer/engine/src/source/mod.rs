@@ -293,7 +293,7 @@ pub enum SourceEvent {
         /// The partition.
         at: TopicPartition,
         /// Its bounds.
-        bounds: Result<Range<i64>, String>,
+        bounds: Result<Range<i64>, BoundsError>,
     },
     /// An error of one partition; the client keeps retrying.
     PartitionError {
@@ -328,6 +328,23 @@ pub enum SourceError {
     /// Only a change of configuration or a new client helps.
     #[error("{0}")]
     Terminal(String),
+}
+
+/// Why the bounds of a partition's log are not available; a later query may succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BoundsError {
+    /// The client could not send the query.
+    #[error("cannot query offsets of the cluster")]
+    NotSent,
+    /// The error text of the broker or the client.
+    #[error("{0}")]
+    Refused(String),
+    /// The response names no offset of the partition.
+    #[error("the leader returned no offset")]
+    NoOffset,
+    /// A response to another kind of request.
+    #[error("unexpected response type")]
+    UnexpectedResponse,
 }
 
 /// Ends a [`Source::wait`] from any thread.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sluicegate_engine::source::{SourceEvent, TopicPartition};
+use sluicegate_engine::source::{BoundsError, SourceEvent, TopicPartition};
 
 use super::KafkaSource;
 use crate::ffi::{Answer, OffsetSpec, describe};
@@ -45,7 +45,7 @@ impl KafkaSource {
         if asked {
             self.bounds.open.insert(token, question);
         } else {
-            let bounds = Err("cannot query offsets of the cluster".to_owned());
+            let bounds = Err(BoundsError::NotSent);
             let at = question.at;
             self.pending.push(SourceEvent::Bounds { at, bounds });
         }
@@ -78,22 +78,24 @@ impl KafkaSource {
                 let bounds = Ok(first..end.max(first));
                 self.pending.push(SourceEvent::Bounds { at, bounds });
             }
-            (Err(reason), _) => {
-                let bounds = Err(reason);
+            (Err(error), _) => {
+                let bounds = Err(error);
                 self.pending.push(SourceEvent::Bounds { at, bounds });
             }
         }
     }
 }
 
-fn offset_of(answer: Answer) -> Result<i64, String> {
+fn offset_of(answer: Answer) -> Result<i64, BoundsError> {
     match answer {
-        Answer::Failed(reason) => Err(reason),
+        Answer::Failed(reason) => Err(BoundsError::Refused(reason)),
         Answer::Offsets(entries) => match entries.first() {
-            Some(entry) if entry.error_code != 0 => Err(describe(entry.error_code)),
+            Some(entry) if entry.error_code != 0 => {
+                Err(BoundsError::Refused(describe(entry.error_code)))
+            }
             Some(entry) if entry.offset >= 0 => Ok(entry.offset),
-            _ => Err("the leader returned no offset".to_owned()),
+            _ => Err(BoundsError::NoOffset),
         },
-        Answer::Committed(_) => Err("unexpected response type".to_owned()),
+        Answer::Committed(_) => Err(BoundsError::UnexpectedResponse),
     }
 }

@@ -10,8 +10,8 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluicegate_config::service::ClientValue;
 use sluicegate_engine::source::{
-    AssignmentId, CommitEntry, CommitError, CommitResult, Found, Source, SourceEvent, StartAt,
-    StartPartition, TopicPartition,
+    AssignmentId, BoundsError, CommitEntry, CommitError, CommitResult, Found, Source, SourceEvent,
+    StartAt, StartPartition, TopicPartition,
 };
 use sluicegate_kafka::{ClientSettings, KafkaSource};
 
@@ -81,7 +81,7 @@ pub(crate) struct Member {
     /// For each missing offset: the due offset, and the client's position.
     pub(crate) lost: Vec<(Option<i64>, Option<i64>)>,
     pub(crate) error_reasons: Vec<String>,
-    pub(crate) bounds: Vec<(TopicPartition, Result<Range<i64>, String>)>,
+    pub(crate) bounds: Vec<(TopicPartition, Result<Range<i64>, BoundsError>)>,
     pub(crate) commit_answers: Vec<(Vec<CommitResult>, Option<CommitError>)>,
     /// The test does not always poll: the group may drop this member.
     pub(crate) may_lose: bool,

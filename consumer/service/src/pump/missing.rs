@@ -11,7 +11,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use sluicegate_engine::source::{
-    AssignmentId, FetchState, PartitionFault, SourceError, StartAt, StartPartition, TopicPartition,
+    AssignmentId, BoundsError, FetchState, PartitionFault, SourceError, StartAt, StartPartition,
+    TopicPartition,
 };
 
 use super::Pump;
@@ -217,7 +218,7 @@ impl Pump {
     }
 
     /// Handles the bounds of a log, or the reason why they are not available.
-    pub(super) fn bounds(&mut self, at: &TopicPartition, bounds: Result<Range<i64>, String>) {
+    pub(super) fn bounds(&mut self, at: &TopicPartition, bounds: Result<Range<i64>, BoundsError>) {
         if let (Some(slot), Ok(log)) = (self.flow.slot(at), &bounds) {
             self.record_queried_end(slot, log.end);
         }
