@@ -89,6 +89,24 @@ impl fmt::Debug for Artefact {
     }
 }
 
+/// Why a file that can be read is not a usable plugin; only other bytes in its place help.
+#[derive(Debug, thiserror::Error)]
+enum ArtefactError {
+    /// Its runtime refuses it.
+    #[error(transparent)]
+    Refused(#[from] LoadError),
+    /// Versions are ordered, to find the newest one.
+    #[error(
+        "plugin `{}` has the version `{version}`, which is not a semantic version: {source}",
+        path.display()
+    )]
+    Version {
+        path: PathBuf,
+        version: String,
+        source: semver::Error,
+    },
+}
+
 /// Result of a scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
@@ -321,15 +339,15 @@ impl Catalogue {
         let before = known.as_ref();
         let refused = before.and_then(|known| known.content.as_ref().err());
         let content = match runtime.inspect(path) {
-            Err(error @ LoadError::Unreadable { .. }) => {
+            Err(error) if error.is_retryable() => {
                 let unread = before.and_then(|known| known.unread.as_ref());
                 let reason = Refused::since(unread, error.to_string());
                 return Self::unread(stamp, known, reason);
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
             Ok(identity) => artefact(path, stamp, runtime, identity),
         };
-        let content = content.map_err(|why| Refused::since(refused, why));
+        let content = content.map_err(|error| Refused::since(refused, error.to_string()));
         match &content {
             Err(Refused { why: reason, .. }) => tracing::warn!(%reason, "plugin not usable"),
             Ok(artefact) => tracing::info!(plugin = ?artefact, "plugin found"),
@@ -465,12 +483,11 @@ fn artefact(
     stamp: FileFingerprint,
     runtime: &Arc<dyn HandlerRuntime>,
     identity: PluginIdentity,
-) -> Result<Arc<Artefact>, String> {
-    let version = Version::parse(&identity.version).map_err(|error| {
-        let (path, version) = (path.display(), &identity.version);
-        format!(
-            "plugin `{path}` has the version `{version}`, which is not a semantic version: {error}"
-        )
+) -> Result<Arc<Artefact>, ArtefactError> {
+    let version = Version::parse(&identity.version).map_err(|source| ArtefactError::Version {
+        path: path.to_owned(),
+        version: identity.version.clone(),
+        source,
     })?;
     Ok(Arc::new(Artefact {
         path: path.to_owned(),

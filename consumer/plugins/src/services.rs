@@ -139,6 +139,29 @@ impl LineBudget {
     }
 }
 
+/// Why a value of a handler's metric is not recorded.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MetricError {
+    /// The value is infinite or not a number.
+    #[error("{0} is not a finite number")]
+    NotFinite(f64),
+    /// The name is not valid in an exposition.
+    #[error("use at most {MAX_NAME_BYTES} letters, digits and `_`, not starting with a digit")]
+    Name,
+    /// One more metric than a handler may have.
+    #[error("a handler may have {MAX_METRICS} metrics at most")]
+    TooMany,
+    /// The name would show a secret.
+    #[error("its name contains a secret of the config")]
+    SecretName,
+    /// A negative value for a counter.
+    #[error("a counter cannot decrease")]
+    Decrease,
+    /// The name belongs to a metric of another kind.
+    #[error("it was first used as another kind of metric")]
+    OtherKind,
+}
+
 /// The metrics of one handler and version, by name.
 #[derive(Debug, Default)]
 pub struct UserMetrics {
@@ -150,33 +173,33 @@ impl UserMetrics {
     /// Adds to a counter, sets a gauge, or observes a value in a histogram.
     ///
     /// # Errors
-    /// A sentence if the name or the value is invalid, or the handler has too many metrics.
+    /// [`MetricError`] if the name or the value is invalid, or the handler has too many metrics.
     pub fn record(
         &self,
         kind: MetricKind,
         name: &str,
         value: f64,
         redaction: &Redaction,
-    ) -> Result<(), String> {
+    ) -> Result<(), MetricError> {
         if !value.is_finite() {
-            return Err(format!("{value} is not a finite number"));
+            return Err(MetricError::NotFinite(value));
         }
         let mut by_name = relock(&self.by_name);
         if !by_name.contains_key(name) {
             check_name(name)?;
             if by_name.len() >= MAX_METRICS {
-                return Err(format!("a handler may have {MAX_METRICS} metrics at most"));
+                return Err(MetricError::TooMany);
             }
             let secrets = redaction.current();
             let shows = secrets.is_some_and(|secrets| secrets.shows_in_name(name));
             by_name.insert(name.to_owned(), (!shows).then(|| new_metric(kind)));
         }
         let Some(metric) = by_name.get_mut(name).and_then(Option::as_mut) else {
-            return Err("its name contains a secret of the config".to_owned());
+            return Err(MetricError::SecretName);
         };
         match (kind, metric) {
             (MetricKind::Counter, UserMetricKind::Counter { .. }) if value < 0.0 => {
-                Err("a counter cannot decrease".to_owned())
+                Err(MetricError::Decrease)
             }
             (MetricKind::Counter, UserMetricKind::Counter { value: sum }) => {
                 *sum += value;
@@ -201,7 +224,7 @@ impl UserMetrics {
                 }
                 Ok(())
             }
-            _ => Err("it was first used as another kind of metric".to_owned()),
+            _ => Err(MetricError::OtherKind),
         }
     }
 
@@ -227,15 +250,13 @@ impl UserMetrics {
     }
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+fn check_name(name: &str) -> Result<(), MetricError> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let valid_start = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if valid_start && name.len() <= MAX_NAME_BYTES && name.chars().all(word) {
         return Ok(());
     }
-    Err(format!(
-        "use at most {MAX_NAME_BYTES} letters, digits and `_`, not starting with a digit"
-    ))
+    Err(MetricError::Name)
 }
 
 fn new_metric(kind: MetricKind) -> UserMetricKind {
@@ -255,7 +276,7 @@ mod tests {
     use super::*;
 
     impl UserMetrics {
-        fn note(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), String> {
+        fn note(&self, kind: MetricKind, name: &str, value: f64) -> Result<(), MetricError> {
             self.record(kind, name, value, &Redaction::default())
         }
     }

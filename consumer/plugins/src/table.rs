@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluicegate_config::HandlerSpec;
 use sluicegate_engine::dispatch::{HandlerIx, WorkerPool};
-use sluicegate_engine::routing::RoutingIndex;
+use sluicegate_engine::routing::{RouteError, RoutingIndex};
 
 /// The handlers of one applied revision.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +24,8 @@ impl HandlerTable {
     /// Compiles its routes into an index. Patterns do not match the dead-letter topics of its handlers.
     ///
     /// # Errors
-    /// Why a route is invalid.
-    pub fn routes(&self) -> Result<Arc<RoutingIndex>, String> {
+    /// [`RouteError`] names the invalid route.
+    pub fn routes(&self) -> Result<Arc<RoutingIndex>, RouteError> {
         let routes = self
             .handlers
             .iter()
@@ -35,7 +35,6 @@ impl HandlerTable {
             .iter()
             .map(|handler| handler.spec.dead_letter.topic.as_str());
         RoutingIndex::compile_apart_from(self.revision, routes.collect(), dead_letters)
-            .map_err(|error| error.to_string())
     }
 
     /// The handler with that name.

@@ -193,7 +193,7 @@ impl Controller {
         };
         scanner
             .wait_for_broker(wanted)
-            .map_err(|error| StartError::part("kafka")(error.to_string()))?;
+            .map_err(StartError::part("kafka"))?;
         let found = scanner
             .scan(wanted)
             .map_err(|error| refused(format!("cannot list the cluster's topics: {error}")))?;
@@ -232,10 +232,10 @@ impl Controller {
             Err(error) => {
                 tracing::error!(
                     revision = plan.revision,
-                    error,
+                    %error,
                     "routes rejected; the previous ones stay active"
                 );
-                self.view.record_rejection(&error);
+                self.view.record_rejection(&error.to_string());
                 return;
             }
         };

@@ -31,6 +31,7 @@ mod told;
 mod topics;
 mod view;
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -60,18 +61,21 @@ pub enum StartError {
     #[error("{}", .0.join("\n"))]
     Handlers(Vec<String>),
     /// A part could not be started.
-    #[error("{part}: {reason}")]
+    #[error("{part}: {source}")]
     Part {
         /// Which part.
         part: &'static str,
         /// The cause, with the remedy if known.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
 impl StartError {
-    fn part(part: &'static str) -> impl Fn(String) -> Self {
-        move |reason| Self::Part { part, reason }
+    fn part<E: Into<Box<dyn Error + Send + Sync>>>(part: &'static str) -> impl Fn(E) -> Self {
+        move |source| Self::Part {
+            part,
+            source: source.into(),
+        }
     }
 }
 
@@ -119,12 +123,10 @@ impl Service {
         let slot = Arc::new(ServiceSlot::default());
         let (admin_stop, admin_address) = start_admin(&tokio, listener, &slot)?;
         let mut source = open_source(&config.handlers, environment)
-            .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
+            .map_err(StartError::part("handler specs"))?;
         let snapshot = source.snapshot().map_err(|error| match error {
             SnapshotError::Problems(problems) => StartError::Specs(problems),
-            error @ SnapshotError::Unreachable { .. } => {
-                StartError::part("handler specs")(error.to_string())
-            }
+            error @ SnapshotError::Unreachable { .. } => StartError::part("handler specs")(error),
         })?;
         if config.plugins.allow_unsigned {
             tracing::warn!(
@@ -135,11 +137,11 @@ impl Service {
         let client = ClientSettings::new(&config.kafka, config.processing.memory);
         let emitter = KafkaEmitter::new(&client)
             .map(Arc::new)
-            .map_err(|error| StartError::part("kafka producer")(error.to_string()))?;
+            .map_err(StartError::part("kafka producer"))?;
         let pumps = start_pumps(config, &client, &emitter, join_gate)?;
         let registry = Registry::new(settings::registry(config, emitter.clone()))
             .map(Arc::new)
-            .map_err(|error| StartError::part("worker threads")(error.to_string()))?;
+            .map_err(StartError::part("worker threads"))?;
         let addresses = pumps.iter().map(|pump| pump.address().clone()).collect();
         let view = Arc::new(ServiceStatus::new(
             config,
@@ -152,17 +154,17 @@ impl Service {
         if let Some(store) = source.store() {
             controller
                 .join(&store, &config.handlers, source.own_id())
-                .map_err(|error| StartError::part("member key")(error.to_string()))?;
+                .map_err(StartError::part("member key"))?;
         }
         slot.fill(view.clone());
         let (control, sink) = controller
             .spawn()
-            .map_err(|e| StartError::part("control thread")(e.to_string()))?;
-        let problems = ProblemWatch::start(view.clone())
-            .map_err(|error| StartError::part("problems thread")(error.to_string()))?;
+            .map_err(StartError::part("control thread"))?;
+        let problems =
+            ProblemWatch::start(view.clone()).map_err(StartError::part("problems thread"))?;
         let watch = source
             .watch(sink)
-            .map_err(|error| StartError::part("handler specs")(error.to_string()))?;
+            .map_err(StartError::part("handler specs"))?;
         let watch: Arc<dyn WatchHandle> = Arc::from(watch);
         view.set_watch(&watch);
         Ok(Self {
@@ -270,7 +272,7 @@ fn start_pumps(
                 Box::new(source),
                 emitter.clone(),
             )
-            .map_err(|error| StartError::part("pump thread")(error.to_string()))
+            .map_err(StartError::part("pump thread"))
         })
         .collect()
 }
@@ -281,7 +283,7 @@ fn start_tokio() -> Result<tokio::runtime::Runtime, StartError> {
         .thread_name("admin")
         .enable_all()
         .build()
-        .map_err(|error| StartError::part("admin thread")(error.to_string()))
+        .map_err(StartError::part("admin thread"))
 }
 
 fn listen(
@@ -289,7 +291,7 @@ fn listen(
     address: std::net::SocketAddr,
 ) -> Result<TcpListener, StartError> {
     let listener = tokio.block_on(http::bind(address));
-    listener.map_err(|error| StartError::part("admin server")(error.to_string()))
+    listener.map_err(StartError::part("admin server"))
 }
 
 type Admin = (oneshot::Sender<()>, std::net::SocketAddr);
@@ -301,7 +303,7 @@ fn start_admin(
 ) -> Result<Admin, StartError> {
     let address = listener
         .local_addr()
-        .map_err(|error| StartError::part("admin server")(error.to_string()))?;
+        .map_err(StartError::part("admin server"))?;
     let (stop, stopped) = oneshot::channel::<()>();
     let slot = Arc::clone(slot);
     tokio.spawn(async move {
