@@ -36,7 +36,7 @@ use sluicegate_engine::record::Record;
 pub use record::RecordBuf;
 
 pub(super) use admin::{Answer, OffsetSpec};
-pub use create_topics::{NewTopic, create_topics};
+pub use create_topics::{NewTopic, TopicNotCreated, create_topics};
 pub(super) use message::Message;
 use message::{PREFETCH, prefetch};
 pub(super) use metadata::{NoLeader, TopicState, brokers_answer};

@@ -20,7 +20,7 @@ mod testing;
 pub mod topics;
 
 pub use consumer::KafkaSource;
-pub use ffi::{NewTopic, RecordBuf, create_topics};
+pub use ffi::{NewTopic, RecordBuf, TopicNotCreated, create_topics};
 pub use producer::KafkaEmitter;
 pub use rdkafka::error::KafkaError;
 pub use settings::{ClientSettings, ConfigRefusal};

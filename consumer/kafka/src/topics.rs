@@ -8,7 +8,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
 
-use crate::ffi::{NewTopic, create_topics};
+use crate::ffi::{NewTopic, TopicNotCreated, create_topics};
 use crate::reach::{NoBroker, wait_for_broker};
 use crate::settings::ClientSettings;
 
@@ -65,12 +65,12 @@ pub enum TopicError {
         reason: String,
     },
     /// The broker rejects its creation.
-    #[error("cannot create topic {name}: {reason}; create it, or grant the service the right to")]
+    #[error("cannot create topic {name}: {source}; create it, or grant the service the right to")]
     Refused {
         /// Its name.
         name: String,
         /// The broker's error.
-        reason: String,
+        source: TopicNotCreated,
     },
 }
 
@@ -88,7 +88,8 @@ impl TopicError {
     pub fn cause(&self) -> String {
         match self {
             Self::Missing { .. } => "it is missing and dead_letter.create is false".to_owned(),
-            Self::BadName { reason, .. } | Self::Refused { reason, .. } => reason.clone(),
+            Self::BadName { reason, .. } => reason.clone(),
+            Self::Refused { source, .. } => source.to_string(),
         }
     }
 
@@ -160,7 +161,7 @@ impl TopicAdmin {
                         }
                         there.insert(name, topic.partitions);
                     }
-                    Err(reason) => faults.push(TopicError::Refused { name, reason }),
+                    Err(source) => faults.push(TopicError::Refused { name, source }),
                 }
             }
         }

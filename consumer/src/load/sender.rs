@@ -1,5 +1,6 @@
 //! An idempotent producer for rows: every record is acknowledged, or the first rejection ends the job.
 
+use std::error::Error;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -31,12 +32,12 @@ pub enum SendError {
     #[error(transparent)]
     NoBroker(#[from] NoBroker),
     /// The topic does not exist.
-    #[error("topic `{topic}` is not usable: {reason}; create it first, or with --create-topic")]
+    #[error("topic `{topic}` is not usable: {source}; create it first, or with --create-topic")]
     NoTopic {
         /// The topic.
         topic: String,
         /// The cluster's error.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A record was rejected.
     #[error("a record for `{topic}` was not written: {reason}")]
@@ -230,14 +231,14 @@ fn create_topic(brokers: &str, topic: &str, partitions: i32) -> Result<(), SendE
         name: topic.to_owned(),
         partitions,
     }];
-    let not_made = |reason: String| SendError::NoTopic {
+    let not_made = |source| SendError::NoTopic {
         topic: topic.to_owned(),
-        reason,
+        source,
     };
     let answers = create_topics(admin.inner(), &wanted, CONNECT_TIMEOUT)
-        .map_err(|error| not_made(error.to_string()))?;
+        .map_err(|error| not_made(error.into()))?;
     let answer = answers.into_iter().next().unwrap_or(Ok(false));
-    answer.map(drop).map_err(not_made)
+    answer.map(drop).map_err(|error| not_made(error.into()))
 }
 
 /// Polls the topic's metadata until it has a leader: a cluster may create the topic on request.
@@ -268,10 +269,10 @@ fn wait_for_topic(
             return Ok(());
         }
         if Instant::now() >= deadline {
-            let reason = error.map_or_else(|| "it has no partition".to_owned(), |e| e.to_string());
+            let source = error.map_or_else(|| "it has no partition".into(), Into::into);
             return Err(SendError::NoTopic {
                 topic: topic.to_owned(),
-                reason,
+                source,
             });
         }
         std::thread::sleep(Duration::from_millis(200));

@@ -32,8 +32,22 @@ const TIMED_OUT: c_int = -185;
 /// The broker's code for a topic that already exists.
 const TOPIC_ALREADY_EXISTS: c_int = 36;
 
-/// Whether a topic was created (`false`: it existed), or the broker's own error text, which the bindings omit.
-type TopicAnswer = Result<bool, String>;
+/// Whether a topic was created (`false`: it existed).
+type TopicAnswer = Result<bool, TopicNotCreated>;
+
+/// Why a topic was not created.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicNotCreated {
+    /// The client cannot request such a topic.
+    #[error("its name or partition count is invalid")]
+    Invalid,
+    /// The response does not name the topic.
+    #[error("the broker returned no result for this topic")]
+    NoResult,
+    /// The broker's own error text, which the bindings omit.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// Creates topics and waits for the results, in the order of `topics`.
 ///
@@ -47,13 +61,12 @@ pub fn create_topics<C: ClientContext>(
     let client = client.native_ptr();
     let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
     let mut error = [0 as c_char; 512];
-    let mut answers =
-        vec![Err("the broker returned no result for this topic".to_owned()); topics.len()];
+    let mut answers = vec![Err(TopicNotCreated::NoResult); topics.len()];
     let mut wanted = Vec::with_capacity(topics.len());
     for (topic, answer) in topics.iter().zip(&mut answers) {
         match new_topic(topic) {
             Some(made) => wanted.push(made),
-            None => *answer = Err("its name or partition count is invalid".to_owned()),
+            None => *answer = Err(TopicNotCreated::Invalid),
         }
     }
     // SAFETY: the client is alive for the borrow. What is created here is destroyed here, once; the results are read
@@ -161,10 +174,12 @@ unsafe fn topic_answer(result: *const sys::rd_kafka_topic_result_t) -> TopicAnsw
                     false => CStr::from_ptr(text).to_string_lossy().into_owned(),
                 };
                 let described = describe(code);
-                Err(match own.is_empty() || own == described {
-                    true => described,
-                    false => format!("{described} ({own})"),
-                })
+                Err(TopicNotCreated::Refused(
+                    match own.is_empty() || own == described {
+                        true => described,
+                        false => format!("{described} ({own})"),
+                    },
+                ))
             }
         }
     }
