@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     plugins: Option<PathBuf>,
 }
 
-/// Parses a duration with a unit.
+/// Parses a duration with a unit. The error is the text that clap prints.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("`{text}` is not a duration; expected a value such as 500ms, 30s, 5m or 1h");

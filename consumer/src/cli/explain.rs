@@ -30,6 +30,7 @@ struct Target {
 }
 
 impl FromStr for Target {
+    /// The text that clap prints.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -52,7 +52,7 @@ pub(super) struct Arguments {
     format: Option<Format>,
 }
 
-/// Parses a number above zero.
+/// Parses a number above zero. As of every parser here, the error is the text that clap prints.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),

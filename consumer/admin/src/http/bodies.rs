@@ -45,6 +45,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
+    /// `ready` fails with the text of the response.
     pub(super) fn of(ready: Result<(), String>, problems: Vec<ServiceProblem>) -> Self {
         let error = ready.err().map(|message| ErrorDetail {
             code: "not_ready".to_owned(),

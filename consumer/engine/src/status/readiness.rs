@@ -7,7 +7,7 @@ impl ServiceReport {
     /// Whether the service is ready.
     ///
     /// # Errors
-    /// The reason: the service is shutting down, it has not joined its group yet, Kafka has been unreachable for longer
+    /// The reason, a text that `/readyz` and the commands show: the service is shutting down, it has not joined its group yet, Kafka has been unreachable for longer
     /// than `processing.stall_timeout`, or none of its enabled handlers takes records.
     pub fn readiness(&self, now_ms: i64) -> Result<(), String> {
         let facts = &self.facts;
