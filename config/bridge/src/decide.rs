@@ -28,7 +28,7 @@ use sluicegate_config::control::{ControlKey, Pair, Side, check_value};
 use sluicegate_config::problem::Problems;
 use sluicegate_store::Entry;
 
-use super::pair::TakenOver;
+use super::pair_record::TakenOver;
 use super::sync_state::{FORGET_MS, PENDING_TIMEOUT_MS};
 use super::{Ages, PairRecord, SyncState, content_hash};
 

@@ -9,7 +9,8 @@ use sluicegate_store::{StoreError, Tree};
 
 use super::decide::{Decision, KeyState, decide};
 use super::halt::{Absences, Halt};
-use super::pair::{PairCheck, PairRecord, check_pair};
+use super::pair::{PairCheck, check_pair};
+use super::pair_record::PairRecord;
 use super::{Ages, BridgeStores, SyncState};
 
 /// What would happen to one key. Keys that would stay unchanged have no entry.

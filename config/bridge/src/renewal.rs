@@ -11,9 +11,8 @@
 use sluicegate_config::control::{ControlKey, Pair, Side};
 use sluicegate_store::{Expected, KeyVersion, Store, StoreError, Tree};
 
-use super::PairRecord;
 use super::mark::{Mark, Membership};
-use super::pair::MARKED;
+use super::pair_record::{MARKED, PairRecord};
 use super::sync_state::LATE_MS;
 use super::transfer::Progress;
 

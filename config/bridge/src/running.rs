@@ -5,80 +5,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use sluicegate_config::control::{Pair, PathMap, Side};
-use sluicegate_config::service::{BridgeConfig, EtcdSettings};
-use sluicegate_store::{OpenStore, Store, StoreError, StoreUpdate, StoreWatch};
+use sluicegate_config::control::Side;
+use sluicegate_store::{Store, StoreError, StoreWatch};
 
+use super::events::{Event, StoreRole, WorkerError, lock};
 use super::report::{BridgeReport, HaltReport};
+use super::settings::{BridgeSettings, BridgeStores};
 use super::worker::Worker;
-
-/// The stores of a bridge.
-#[derive(Clone)]
-pub struct BridgeStores {
-    /// The name of the pair, unique within one etcd: its sync state is stored below it.
-    pub name: String,
-    /// The two replicated stores.
-    pub sides: Pair<Arc<dyn Store>>,
-    /// The store of the sync state, at the same keys. Shared by every bridge of the pair.
-    pub state: Arc<dyn Store>,
-}
-
-impl BridgeStores {
-    /// Opens the stores of a config; nothing is connected yet.
-    ///
-    /// # Errors
-    /// [`StoreError`] for TLS files that cannot be used.
-    pub fn open(config: &BridgeConfig) -> Result<Self, StoreError> {
-        let below = format!("{}/{}", config.state_prefix, config.name);
-        let state = EtcdSettings {
-            prefix: below.clone(),
-            paths: PathMap::etcd(),
-            ..config.etcd.clone()
-        };
-        Ok(Self {
-            // The mark stores the name as one whitespace-free word.
-            name: below.replace(char::is_whitespace, "_"),
-            sides: Pair {
-                etcd: config.etcd.open()?,
-                zookeeper: config.zookeeper.open()?,
-            },
-            state: state.open()?,
-        })
-    }
-}
-
-/// Settings of a bridge.
-#[derive(Clone, Debug)]
-pub struct BridgeSettings {
-    /// Unique id of this run of the bridge; earlier runs had others.
-    pub id: String,
-    /// The side whose value wins a conflict.
-    pub preferred_side: Side,
-    /// Period of a full comparison of all keys, with ±20 % jitter.
-    pub resync_interval: Duration,
-    /// Copy deletes regardless of how many keys a listing finds missing.
-    pub allow_mass_delete: bool,
-    /// Sides that may be taken over if they are foreign at the start: values of the other side are written there.
-    pub accept: Pair<bool>,
-}
-
-impl BridgeSettings {
-    /// Runtime settings of a bridge with this config; each call generates a new bridge id.
-    #[must_use]
-    pub fn new(config: &BridgeConfig) -> Self {
-        Self {
-            id: format!("{}-{:08x}", std::process::id(), fastrand::u32(..)),
-            preferred_side: config.preferred_side,
-            resync_interval: config.resync_interval,
-            allow_mass_delete: false,
-            accept: Pair::default(),
-        }
-    }
-}
 
 /// A running bridge; dropping it finishes the transfers under way and stops.
 pub struct Bridge {
@@ -86,20 +22,6 @@ pub struct Bridge {
     report: Arc<Mutex<BridgeReport>>,
     watches: Vec<Box<dyn StoreWatch>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// One of the three stores.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum StoreRole {
-    Side(Side),
-    State,
-}
-
-pub(super) enum Event {
-    Update(StoreRole, StoreUpdate),
-    /// The watch of this store has ended.
-    WatchEnded(StoreRole),
-    Stop,
 }
 
 /// Forwards the updates of a watch to the worker; its drop reports the end of the watch.
@@ -190,15 +112,6 @@ impl Drop for Bridge {
     }
 }
 
-/// Why the worker ended without a request to stop; only a restart helps.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum WorkerError {
-    #[error("the watch of {0} has ended")]
-    WatchEnded(String),
-    #[error("the worker thread panicked")]
-    Panicked,
-}
-
 /// Runs the worker to its end; any end other than a requested stop marks the bridge as failed.
 fn work(worker: Worker, report: &Mutex<BridgeReport>) {
     // The worker's state is dropped with it; the shared report is only ever replaced field by field.
@@ -217,10 +130,4 @@ fn work(worker: Worker, report: &Mutex<BridgeReport>) {
         reason,
         since: jiff::Timestamp::now().to_string(),
     });
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use sluicegate_config::control::{ControlKey, Pair, Side};
 use sluicegate_store::{Entry, Expected, KeyVersion, Store, StoreError};
 
-use super::sync_state::{FORGET_MS, LATE_MS};
-use super::{Ages, PairRecord, Pending, SyncState, content_hash};
+use super::pair_record::PairRecord;
+use super::sync_state::{Ages, FORGET_MS, LATE_MS, Pending, SyncState, content_hash};
 
 /// Result of a step.
 #[derive(Debug)]

@@ -18,10 +18,12 @@ use sluicegate_store::jitter::{backoff, jittered};
 use sluicegate_store::{StoreError, StoreUpdate};
 
 use super::decide::{Decision, KeyState, decide};
+use super::events::{Event, StoreRole, WorkerError, lock};
 use super::halt::Halt;
-use super::pair::{PairCheck, PairRecord};
+use super::pair::PairCheck;
+use super::pair_record::PairRecord;
 use super::report::{BridgeReport, Conflict, Counts, HaltReport};
-use super::running::{BridgeSettings, BridgeStores, Event, StoreRole, WorkerError, lock};
+use super::settings::{BridgeSettings, BridgeStores};
 use super::sync_state::forget_deleted_before;
 use super::transfer::{Known, Progress, Transfer};
 use super::view::View;

@@ -120,6 +120,30 @@ fn created_changed_and_deleted_files_are_observed() {
 }
 
 #[test]
+fn a_handler_whose_spec_is_a_link_stays_while_the_file_behind_it_is_missing() {
+    let elsewhere = TempDir::new().unwrap();
+    write(elsewhere.path(), "real.yaml", &spec("b", "one"));
+    let mut watched = Watched::start(&[("a.yaml", spec("a", "one"))], NO_RESCAN);
+    let link = watched.folder.path().join("b.yaml");
+    std::os::unix::fs::symlink(elsewhere.path().join("real.yaml"), &link).unwrap();
+    watched.until("b", |now| now.handlers.contains_key("b"));
+    std::fs::remove_file(elsewhere.path().join("real.yaml")).unwrap();
+    watched.write("a.yaml", &spec("a", "two"));
+    let broken = watched.until("the rejection", |now| !now.rejections.is_empty());
+    assert_eq!(topic_of(&broken, "b").as_deref(), Some("one"));
+    let why = broken.rejections[0].problems.to_string();
+    assert!(
+        why.contains("is a link to a file that does not exist"),
+        "{why}"
+    );
+    let mut fresh = FileSource::new(watched.folder.path(), NO_RESCAN, Environment::default());
+    assert!(fresh.snapshot().is_err(), "a start would lose the handler");
+    watched.remove("b.yaml");
+    let last = watched.until("b's removal", |now| !now.handlers.contains_key("b"));
+    assert!(last.rejections.is_empty());
+}
+
+#[test]
 fn an_invalid_file_keeps_its_handlers_last_good_version_until_it_is_corrected() {
     let files = [("a.yaml", spec("a", "one")), ("b.yaml", spec("b", "one"))];
     let mut watched = Watched::start(&files, NO_RESCAN);

@@ -15,11 +15,12 @@ pub struct Settled {
     pub prepares: bool,
 }
 
-/// What changed from one snapshot to the next, given what the pending change of a handler requires.
+/// What changed from one snapshot to the next, given what the pending change of a handler requires; `None` if its spec is
+/// refused.
 pub(super) fn between(
     before: &Snapshot,
     after: &Snapshot,
-    required_of: impl Fn(&str) -> Required,
+    required_of: impl Fn(&str) -> Option<Required>,
 ) -> Vec<(String, SpecChange)> {
     let now = &after.handlers;
     let gone = before.handlers.keys();

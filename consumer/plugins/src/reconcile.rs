@@ -147,14 +147,18 @@ pub enum SpecChange {
         fields: Vec<&'static str>,
         /// Whether its gate opens (`true`) or closes.
         gate: Option<bool>,
-        /// What this requires.
-        required: Required,
+        /// What this requires; `None` while the spec is refused, for the reason that was logged.
+        required: Option<Required>,
     },
 }
 
 impl SpecChange {
-    /// The change of a spec that requires `required`; `None` if the specs are equal.
-    pub fn between(old: &HandlerSpec, new: &HandlerSpec, required: Required) -> Option<Self> {
+    /// The change of a spec; `None` if the specs are equal. `required` is `None` if it is refused.
+    pub(crate) fn between(
+        old: &HandlerSpec,
+        new: &HandlerSpec,
+        required: Option<Required>,
+    ) -> Option<Self> {
         let mut fields: Vec<&str> = differences(old, new).iter().map(|one| one.field).collect();
         let gate = (old.enabled != new.enabled).then_some(new.enabled);
         if fields.is_empty() {
@@ -193,9 +197,10 @@ impl fmt::Display for SpecChange {
         let all: Vec<&str> = gate.into_iter().chain(changed.as_deref()).collect();
         f.write_str(&all.join(", "))?;
         f.write_str(match required {
-            Required::Nothing => "",
-            Required::Reconfigure => "; the running instances take the config",
-            Required::Generation => "; a new generation is built",
+            Some(Required::Nothing) => "",
+            Some(Required::Reconfigure) => "; the running instances are offered the config",
+            Some(Required::Generation) => "; needs a new generation",
+            None => "; refused, only the gate is followed",
         })
     }
 }
@@ -389,8 +394,8 @@ mod tests {
     #[test]
     fn a_change_says_its_fields_its_gate_and_what_it_requires() {
         let (old, mut new) = (base(), base());
-        let said = |new: &HandlerSpec, required| {
-            let change = SpecChange::between(&old, new, required);
+        let said = |new: &HandlerSpec, required: Required| {
+            let change = SpecChange::between(&old, new, Some(required));
             change.map(|change| change.to_string())
         };
         assert_eq!(said(&new, Required::Nothing), None);
@@ -403,7 +408,12 @@ mod tests {
         new.order = Order::Partition;
         assert_eq!(
             said(&new, Required::Generation).as_deref(),
-            Some("gate closed, order, workers changed; a new generation is built")
+            Some("gate closed, order, workers changed; needs a new generation")
+        );
+        let refused = SpecChange::between(&old, &new, None).expect("it differs");
+        assert_eq!(
+            refused.to_string(),
+            "gate closed, order, workers changed; refused, only the gate is followed"
         );
     }
 }

@@ -443,6 +443,13 @@ impl Registry {
             return;
         };
         generation.status.advance(GenerationState::Active);
+        tracing::info!(
+            handler = name,
+            generation = generation.number,
+            version = &*generation.version,
+            plugin = %job.artefact.path.display(),
+            "a new generation serves"
+        );
         live.next = PendingChange::Nothing;
         live.end_restart(None);
         let old = live.generation.replace(generation);
@@ -490,21 +497,20 @@ impl Inner {
         })
     }
 
-    /// What the pending change of a handler requires.
-    fn required_of(&self, name: &str) -> Required {
-        let live = self.live.get(name);
-        let pending = live.and_then(|live| match &live.next {
-            PendingChange::Nothing => None,
+    /// What the pending change of a handler requires; `None` if its spec is refused.
+    fn required_of(&self, name: &str) -> Option<Required> {
+        let live = self.live.get(name)?;
+        match &live.next {
+            PendingChange::Nothing if live.refused.is_some() => None,
+            PendingChange::Nothing => Some(Required::Nothing),
             PendingChange::Wanted(wanted) | PendingChange::Preparing(wanted, _) => {
-                Some((live.generation.as_ref(), wanted))
+                let found = Some(wanted.artefact.identity.sha256.as_str());
+                let serving = live.generation.as_ref();
+                Some(serving.map_or(Required::Generation, |serving| {
+                    serving.required(&wanted.spec, found)
+                }))
             }
-        });
-        pending.map_or(Required::Nothing, |(serving, wanted)| {
-            let found = Some(wanted.artefact.identity.sha256.as_str());
-            serving.map_or(Required::Generation, |serving| {
-                serving.required(&wanted.spec, found)
-            })
-        })
+        }
     }
 
     /// Handlers that are not yet as the snapshot declares them.

@@ -62,6 +62,8 @@ pub(super) struct Arguments {
 
 /// Result for a valid config. Validation never runs a plugin's code, so a handler's own `config` is not checked.
 const VALID: &str = "valid; a handler checks its own `config` only when `run` creates it";
+/// Addition for a host without the plugins.
+const NO_PLUGINS: &str = "; plugins were not checked: the folder `plugins.folder` does not exist here, and `run` needs it";
 
 /// Result of a validation.
 #[derive(Serialize)]
@@ -77,8 +79,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         &Environment::of_process(),
         &arguments.config.sets,
     );
+    let mut unchecked = "";
     if problems.is_empty() {
         let config = arguments.config.load().map_err(Failure::problems)?;
+        if !config.plugins.folder.is_dir() {
+            unchecked = NO_PLUGINS;
+        }
         problems = refused_by_client(&config, Some(&arguments.config.file));
         problems.merge(specs_without_plugin(&config));
     }
@@ -87,7 +93,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         problems,
     };
     if result.valid {
-        return arguments.output.print(&result, |_| VALID.to_owned());
+        return arguments
+            .output
+            .print(&result, |_| format!("{VALID}{unchecked}"));
     }
     // People read the lines on stderr; programs read the same problems as JSON.
     if arguments.output.is_json() {

@@ -9,7 +9,8 @@ use sluicegate_store::jitter::jittered;
 
 use super::super::Progress;
 use super::super::halt::{Absences, Halt};
-use super::super::pair::{PairCheck, PairRecord, check_pair};
+use super::super::pair::{PairCheck, check_pair};
+use super::super::pair_record::PairRecord;
 use super::super::renewal::Renewal;
 use super::super::report::HaltReport;
 use super::{Decision, OVERTAKEN_RETRY_DELAY, Worker, now_ms};

@@ -64,6 +64,10 @@ pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
+/// The problem of a link without its target.
+const BROKEN_LINK: &str = "is a link to a file that does not exist; restore the file, or delete the link to delete \
+                           the handler";
+
 /// One parsed file.
 struct Reading {
     text: String,
@@ -178,8 +182,13 @@ impl Folder {
         for file in files {
             let text = match read_text(&file) {
                 Ok(text) => text,
-                Err(_) if !file.exists() => continue,
+                // Deleted since the folder was listed. A link is still there when its target is not: the handler stays.
+                Err(_) if file.symlink_metadata().is_err() => continue,
                 Err(problems) => {
+                    let problems = match file.is_symlink() && !file.exists() {
+                        true => Problems::of_file(Some(&file), BROKEN_LINK.to_owned()),
+                        false => problems,
+                    };
                     let reading = Reading {
                         text: String::new(),
                         result: Err(problems),
