@@ -96,6 +96,8 @@ impl<R: Record> Slab<R> {
     }
 
     /// Adds a record.
+    // Inlined, so that the entry is built where it is kept and not copied there.
+    #[inline(always)]
     pub fn insert(&mut self, new: NewEntry<R>) -> EntryKey {
         self.live += 1;
         let NewEntry {
@@ -107,18 +109,17 @@ impl<R: Record> Slab<R> {
         } = new;
         if let Some(index) = self.spare.pop() {
             let entry = &mut self.entries[index as usize];
-            let serial = entry.serial;
-            *entry = Entry {
-                record: Some(record),
-                slot,
-                key_hash,
-                charge,
-                unsettled: handlers,
-                wanted: handlers,
-                stranded: false,
-                serial,
+            entry.record = Some(record);
+            entry.slot = slot;
+            entry.key_hash = key_hash;
+            entry.charge = charge;
+            entry.unsettled = handlers;
+            entry.wanted = handlers;
+            entry.stranded = false;
+            return EntryKey {
+                index,
+                serial: entry.serial,
             };
-            return EntryKey { index, serial };
         }
         self.entries.push(Entry {
             record: Some(record),
