@@ -65,9 +65,9 @@ impl Problems {
     }
 
     /// A single problem about a whole file, or about input without a file.
-    pub fn of_file(file: Option<&Path>, message: impl Into<String>) -> Self {
+    pub fn of_file(file: Option<&Path>, message: impl ToString) -> Self {
         let mut problems = Self::new();
-        problems.push(Problem::of_whole(file, message.into()));
+        problems.push(Problem::of_whole(file, message.to_string()));
         problems
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::spec::check_name;
+use crate::spec::{NameError, check_name};
 
 /// One control key. Handler names in it are valid ([`ControlKey::enabled`] and the other constructors check them).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,8 @@ pub struct KeyNameError {
     /// The text.
     pub name: String,
     /// The rule that it breaks.
-    pub reason: String,
+    #[source]
+    pub reason: NameError,
 }
 
 impl ControlKey {

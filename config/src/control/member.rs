@@ -126,13 +126,15 @@ pub fn host() -> String {
     }
 }
 
+/// The value of a member's key is not a report.
+#[derive(Debug, thiserror::Error)]
+#[error("not a member report: {0}")]
+pub struct MemberReportError(#[from] serde_json::Error);
+
 impl MemberReport {
     /// Parses a report.
-    ///
-    /// # Errors
-    /// A sentence that says why the bytes are not a report.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        crate::document::from_object(bytes).map_err(|error| format!("not a member report: {error}"))
+    pub fn from_json(bytes: &[u8]) -> Result<Self, MemberReportError> {
+        Ok(crate::document::from_object(bytes)?)
     }
 
     /// Serialises the report into at most [`MAX_REPORT`] bytes: texts are truncated, further entries only counted.

@@ -15,11 +15,12 @@ mod value;
 
 pub use key::{ControlKey, KeyNameError};
 pub use member::{
-    MAX_REPORT, MemberHandler, MemberRejection, MemberReport, Omitted, host, instance,
+    MAX_REPORT, MemberHandler, MemberRejection, MemberReport, MemberReportError, Omitted, host,
+    instance,
 };
-pub use path_map::{KeyKind, PathMap, PathMapError};
+pub use path_map::{KeyKind, PathError, PathMap, PathMapError, TemplateError};
 pub(crate) use path_map::{check_template, etcd_template, zookeeper_template};
-pub use rollout::Rollout;
+pub use rollout::{Rollout, RolloutError};
 pub use side::{Pair, Side};
 pub use value::{
     MAX_VALUE, check_value, read_level, read_rollout, read_spec_of, read_switch, read_text,

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::key::BRIDGE_PATH;
+use super::key::{BRIDGE_PATH, KeyNameError};
 use crate::control::ControlKey;
 
 const NAME: &str = "{name}";
@@ -68,8 +68,8 @@ impl KeyKind {
     }
 
     /// The key of this kind; `name` is ignored for service keys.
-    pub fn key(self, name: &str) -> Result<ControlKey, String> {
-        let key = match self {
+    pub fn key(self, name: &str) -> Result<ControlKey, KeyNameError> {
+        match self {
             Self::Enabled => ControlKey::enabled(name),
             Self::Spec => ControlKey::spec(name),
             Self::Config => ControlKey::config(name),
@@ -78,9 +78,45 @@ impl KeyKind {
             Self::Logging => Ok(ControlKey::Logging),
             Self::MetricsLevel => Ok(ControlKey::MetricsLevel),
             Self::Bridge => Ok(ControlKey::Bridge),
-        };
-        key.map_err(|error| error.to_string())
+        }
     }
+}
+
+/// Why a path is not that of a control key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// A template matches, but not with the name of a handler.
+    #[error(transparent)]
+    Name(#[from] KeyNameError),
+    /// No template matches.
+    #[error("not a control key; known paths: {known}")]
+    Unknown {
+        /// All templates, comma-separated.
+        known: String,
+    },
+}
+
+/// Why a template is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The template of a handler's key has no `{name}`, or several.
+    #[error("use {{name}} exactly once, as in {{name}}/spec, without a leading slash")]
+    NameOnce,
+    /// The template of a service's key has a `{name}`.
+    #[error("{{name}} is not allowed here: the key does not belong to a handler")]
+    Nameless,
+    /// An empty segment, or one with other characters.
+    #[error("write path segments separated by single slashes, such as {{name}}/spec")]
+    Segments,
+    /// It can produce the path of the bridges' key.
+    #[error(
+        "`{0}` can produce the path {path}, which is reserved for bridges; change the template",
+        path = BRIDGE_PATH
+    )]
+    Reserved(String),
+    /// It and another template can produce the same path.
+    #[error("`{0}` and `{1}` can produce the same path; change one of them")]
+    Ambiguous(String, String),
 }
 
 /// Why a template or a whole map is rejected.
@@ -92,7 +128,8 @@ pub struct PathMapError {
     /// The kind of key whose path it is.
     pub kind: KeyKind,
     /// The problem and the remedy.
-    pub reason: String,
+    #[source]
+    pub reason: TemplateError,
 }
 
 /// The path of each control key below a prefix.
@@ -146,17 +183,12 @@ impl PathMap {
             };
             let read = Template::read(template(kind), kind.is_of_handler()).map_err(refused)?;
             if read.can_equal(&Template::fixed(BRIDGE_PATH)) {
-                return Err(refused(format!(
-                    "`{}` can produce the path {BRIDGE_PATH}, which is reserved for bridges; change the template",
-                    read.text
-                )));
+                return Err(refused(TemplateError::Reserved(read.text)));
             }
             let earlier = templates.iter().find(|(_, other)| other.can_equal(&read));
             if let Some((_, other)) = earlier {
-                return Err(refused(format!(
-                    "`{}` and `{}` can produce the same path; change one of them",
-                    read.text, other.text
-                )));
+                let other = other.text.clone();
+                return Err(refused(TemplateError::Ambiguous(read.text, other)));
             }
             templates.push((kind, read));
         }
@@ -202,30 +234,25 @@ impl PathMap {
     }
 
     /// The key at `path`.
-    ///
-    /// # Errors
-    /// A message that says why the path is not a control key.
-    pub fn key(&self, path: &str) -> Result<ControlKey, String> {
+    pub fn key(&self, path: &str) -> Result<ControlKey, PathError> {
         if path == BRIDGE_PATH {
             return Ok(ControlKey::Bridge);
         }
-        let mut reason = None;
+        let mut invalid = None;
         for (kind, template) in &self.templates {
             let Some(name) = template.captures(path) else {
                 continue;
             };
             match kind.key(name) {
                 Ok(key) => return Ok(key),
-                Err(why) => reason = reason.or(Some(why)),
+                Err(error) => invalid = invalid.or(Some(error)),
             }
         }
-        Err(reason.unwrap_or_else(|| {
-            let known: Vec<&str> = self
-                .templates
-                .iter()
-                .map(|(_, template)| template.text.as_str())
-                .collect();
-            format!("not a control key; known paths: {}", known.join(", "))
+        Err(invalid.map(PathError::Name).unwrap_or_else(|| {
+            let known = self.templates.iter();
+            let known: Vec<&str> = known.map(|(_, template)| template.text.as_str()).collect();
+            let known = known.join(", ");
+            PathError::Unknown { known }
         }))
     }
 }
@@ -253,22 +280,18 @@ pub(crate) const fn zookeeper_template(kind: KeyKind) -> &'static str {
 }
 
 /// Validates a single template, for the config table.
-pub(crate) fn check_template(text: &str, of_handler: bool) -> Result<(), String> {
-    Template::read(text, of_handler).map(|_| ())
+pub(crate) fn check_template(text: &str, of_handler: bool) -> Result<(), TemplateError> {
+    Template::read(text, of_handler).map(drop)
 }
 
 impl Template {
-    fn read(text: &str, of_handler: bool) -> Result<Self, String> {
+    fn read(text: &str, of_handler: bool) -> Result<Self, TemplateError> {
         let names = text.matches(NAME).count();
         if of_handler && names != 1 {
-            return Err(
-                "use {name} exactly once, as in {name}/spec, without a leading slash".to_owned(),
-            );
+            return Err(TemplateError::NameOnce);
         }
         if !of_handler && names != 0 {
-            return Err(
-                "{name} is not allowed here: the key does not belong to a handler".to_owned(),
-            );
+            return Err(TemplateError::Nameless);
         }
         let mut segments = Vec::new();
         for part in text.split('/') {
@@ -286,10 +309,7 @@ impl Template {
                 || literal == ".."
                 || literal.contains(is_invalid)
             {
-                return Err(
-                    "write path segments separated by single slashes, such as {name}/spec"
-                        .to_owned(),
-                );
+                return Err(TemplateError::Segments);
             }
             segments.push(segment);
         }
@@ -403,7 +423,7 @@ mod tests {
     #[test]
     fn an_unrecognized_path_is_explained() {
         let map = PathMap::etcd();
-        let why = |path: &str| map.key(path).expect_err("no key");
+        let why = |path: &str| map.key(path).expect_err("no key").to_string();
         assert!(why("auditor/enable").contains("known paths: {name}/enabled"));
         assert!(why("Auditor/spec").contains("`Auditor` is not a valid handler name"));
         assert!(

@@ -40,19 +40,23 @@ pub struct Rollout {
     pub base_revision: u64,
 }
 
+/// Why a value is not a rollout. Terminal until the key is deleted or written again.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// Not JSON, or of other fields.
+    #[error("not a valid rollout: {0}; delete the key to end it")]
+    Json(#[from] serde_json::Error),
+    /// Its `config` is not an object.
+    #[error("not a valid rollout: `config` is not a JSON object; delete the key to end it")]
+    Config,
+}
+
 impl Rollout {
     /// Parses a rollout.
-    ///
-    /// # Errors
-    /// A sentence that says why the bytes are not a rollout.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let rollout: Self = crate::document::from_object(bytes)
-            .map_err(|error| format!("not a valid rollout: {error}; delete the key to end it"))?;
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RolloutError> {
+        let rollout: Self = crate::document::from_object(bytes)?;
         match rollout.config {
-            Some(ref config) if !config.is_object() => Err(
-                "not a valid rollout: `config` is not a JSON object; delete the key to end it"
-                    .to_owned(),
-            ),
+            Some(ref config) if !config.is_object() => Err(RolloutError::Config),
             _ => Ok(rollout),
         }
     }

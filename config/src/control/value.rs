@@ -114,13 +114,13 @@ pub fn read_spec_of(
 pub fn read_rollout(value: &[u8], place: &str) -> Result<Rollout, Problems> {
     let text = read_text(value, place)?;
     Rollout::from_json(text.as_bytes())
-        .map_err(|reason| Problems::of_file(Some(Path::new(place)), reason))
+        .map_err(|error| Problems::of_file(Some(Path::new(place)), error))
 }
 
 fn read_object(value: &[u8], place: &str) -> Result<(), Problems> {
     let read = read_json_object(read_text(value, place)?);
     read.map(|_| ())
-        .map_err(|(_, _, message)| Problems::of_file(Some(Path::new(place)), message))
+        .map_err(|error| Problems::of_file(Some(Path::new(place)), error))
 }
 
 /// A problem that quotes the start of the text.

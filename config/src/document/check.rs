@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::quantity::{parse_duration, parse_size};
+use super::reference::ReferenceError;
 use super::suggest::did_you_mean;
-use super::table::{Field, FieldType, Presence, SectionType, TextRule};
+use super::table::{Field, FieldType, Presence, Reason, Reserved, SectionType, TextRule};
 use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
 use crate::problem::{Problem, Problems};
 
@@ -96,8 +97,8 @@ impl<'a> Checker<'a> {
     }
 
     /// Adds a problem.
-    pub fn report(&mut self, place: &Place, path: &str, message: impl Into<String>) {
-        let mut message = message.into();
+    pub fn report(&mut self, place: &Place, path: &str, message: impl ToString) {
+        let mut message = message.to_string();
         if let Some(set_by) = &place.set_by {
             message.push_str(&format!(" (set by {set_by})"));
         }
@@ -112,8 +113,8 @@ impl<'a> Checker<'a> {
     }
 
     /// Reports an unresolved reference and excludes its value from further checks.
-    pub fn report_unresolved(&mut self, place: &Place, path: &str, message: String) {
-        self.report(place, path, message);
+    pub fn report_unresolved(&mut self, place: &Place, path: &str, error: &ReferenceError) {
+        self.report(place, path, error);
         self.unresolved.insert(path.to_owned());
     }
 
@@ -174,9 +175,7 @@ impl<'a> Checker<'a> {
             return self.report(&entry.key_place, &full, "is unknown");
         }
         if let Some(later) = object.later.iter().find(|later| later.name == entry.key) {
-            let message = format!("`{}` {}", entry.key, later.reason);
-            self.report(&entry.key_place, &full, message);
-            return;
+            return self.report(&entry.key_place, &full, later);
         }
         let mut hint = did_you_mean(&entry.key, object.names());
         if hint.is_empty() {
@@ -237,21 +236,20 @@ impl<'a> Checker<'a> {
         }
         let result = match &node.value {
             Value::Scalar(scalar) => scalar_value(scalar, &field.kind),
-            _ => Err(None),
+            _ => Err(Misfit::Type),
         };
-        match result {
+        let expected = |hint: &str| {
+            let expected = field.kind.expected();
+            format!("expected {expected}, found {}{hint}", node.describe())
+        };
+        let message = match result {
             Ok(value) => return Some(value),
-            Err(Some(message)) => self.report(&node.place, path, message),
-            Err(None) => {
-                let hint = type_hint(node, field);
-                let message = format!(
-                    "expected {}, found {}{hint}",
-                    field.kind.expected(),
-                    node.describe()
-                );
-                self.report(&node.place, path, message);
-            }
-        }
+            Err(Misfit::Type) => expected(type_hint(node, field)),
+            Err(Misfit::Word { hint }) => expected(&hint),
+            Err(Misfit::Reserved(later)) => later.to_string(),
+            Err(Misfit::Invalid(reason)) => invalid(node, &reason),
+        };
+        self.report(&node.place, path, message);
         None
     }
 
@@ -292,17 +290,21 @@ impl<'a> Checker<'a> {
             if self.unresolved.contains(&path) {
                 continue;
             }
-            match &item.value {
-                Value::Scalar(scalar) => match text(scalar, rule) {
-                    Ok(text) => texts.push(ListedText {
-                        text,
-                        place: item.place.clone(),
-                        path,
-                    }),
-                    Err(Some(message)) => self.report(&item.place, &path, message),
-                    Err(None) => self.refuse(item, "a string", &path),
-                },
-                _ => self.refuse(item, "a string", &path),
+            let text = match &item.value {
+                Value::Scalar(scalar) => text(scalar, rule),
+                Value::List(_) | Value::Map(_) => None,
+            };
+            let Some(text) = text else {
+                self.refuse(item, "a string", &path);
+                continue;
+            };
+            match (rule.check)(text) {
+                Ok(()) => texts.push(ListedText {
+                    text: text.to_owned(),
+                    place: item.place.clone(),
+                    path,
+                }),
+                Err(reason) => self.report(&item.place, &path, invalid(item, &reason)),
             }
         }
         Some(Checked::Texts(texts))
@@ -343,20 +345,43 @@ fn default_node(text: &str, place: &Place) -> Node {
     Node { value, place }
 }
 
-/// Converts a scalar. An error without a message means a wrong type.
-fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Option<String>> {
-    let outside = |reason: String| Some(format!("{} is invalid: {reason}", scalar.describe()));
+/// Why a scalar is not a value of its field.
+enum Misfit {
+    /// Of another type, or out of bounds.
+    Type,
+    /// None of the words of an enumeration.
+    Word {
+        /// A suggestion of the nearest word, or empty.
+        hint: String,
+    },
+    /// A word that is reserved for later.
+    Reserved(&'static Reserved),
+    /// Does not satisfy the rule of its type.
+    Invalid(Reason),
+}
+
+impl<R: Into<Reason>> From<R> for Misfit {
+    fn from(reason: R) -> Self {
+        Self::Invalid(reason.into())
+    }
+}
+
+fn invalid(node: &Node, reason: &Reason) -> String {
+    format!("{} is invalid: {reason}", node.describe())
+}
+
+fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Misfit> {
     match kind {
         FieldType::Flag => match scalar.plain() {
             Plain::Flag(flag) => Ok(Checked::Flag(flag)),
-            _ => Err(None),
+            _ => Err(Misfit::Type),
         },
         FieldType::Count { min, max } => match scalar.plain() {
             Plain::Integer(integer) => match u64::try_from(integer) {
                 Ok(count) if (*min..=*max).contains(&count) => Ok(Checked::Count(count)),
-                _ => Err(None),
+                _ => Err(Misfit::Type),
             },
-            _ => Err(None),
+            _ => Err(Misfit::Type),
         },
         FieldType::Number { min, max } => {
             let number = match scalar.plain() {
@@ -366,52 +391,50 @@ fn scalar_value(scalar: &Scalar, kind: &FieldType) -> Result<Checked, Option<Str
                 )]
                 Plain::Integer(integer) => integer as f64,
                 Plain::Float(float) => float,
-                _ => return Err(None),
+                _ => return Err(Misfit::Type),
             };
             let fits = (*min..=*max).contains(&number);
-            fits.then_some(Checked::Number(number)).ok_or(None)
+            fits.then_some(Checked::Number(number)).ok_or(Misfit::Type)
         }
         FieldType::Duration { min, max } => {
-            let duration = parse_duration(&scalar.text).map_err(outside)?;
+            let duration = parse_duration(&scalar.text)?;
             let fits = (*min..=*max).contains(&duration);
-            fits.then_some(Checked::Duration(duration)).ok_or(None)
+            fits.then_some(Checked::Duration(duration))
+                .ok_or(Misfit::Type)
         }
         FieldType::Size { min, max } => {
-            let size = parse_size(&scalar.text).map_err(outside)?;
+            let size = parse_size(&scalar.text)?;
             let fits = (*min..=*max).contains(&size);
-            fits.then_some(Checked::Count(size)).ok_or(None)
+            fits.then_some(Checked::Count(size)).ok_or(Misfit::Type)
         }
-        FieldType::Text(rule) => text(scalar, rule).map(Checked::Text),
+        FieldType::Text(rule) => {
+            let text = text(scalar, rule).ok_or(Misfit::Type)?;
+            (rule.check)(text)?;
+            Ok(Checked::Text(text.to_owned()))
+        }
         FieldType::Choice { words, later } => {
             let words = words();
             if words.contains(&scalar.text.as_str()) {
                 return Ok(Checked::Text(scalar.text.clone()));
             }
             if let Some(later) = later.iter().find(|later| later.name == scalar.text) {
-                return Err(Some(format!("`{}` {}", later.name, later.reason)));
+                return Err(Misfit::Reserved(later));
             }
             let hint = match scalar.reference {
                 None => did_you_mean(&scalar.text, words),
                 Some(_) => String::new(),
             };
-            Err(Some(format!(
-                "expected {}, found {}{hint}",
-                kind.expected(),
-                scalar.describe()
-            )))
+            Err(Misfit::Word { hint })
         }
-        FieldType::Texts { .. } | FieldType::Object(_) | FieldType::Custom { .. } => Err(None),
+        FieldType::Texts { .. } | FieldType::Object(_) | FieldType::Custom { .. } => {
+            Err(Misfit::Type)
+        }
     }
 }
 
-fn text(scalar: &Scalar, rule: &TextRule) -> Result<String, Option<String>> {
+/// The text, if its type is that of `rule`.
+fn text<'s>(scalar: &'s Scalar, rule: &TextRule) -> Option<&'s str> {
     let number = matches!(scalar.plain(), Plain::Integer(_) | Plain::Float(_));
-    let text = match scalar.as_text() {
-        Some(text) => text,
-        None if rule.numbers && number => &scalar.text,
-        None => return Err(None),
-    };
-    (rule.check)(text)
-        .map_err(|reason| Some(format!("{} is invalid: {reason}", scalar.describe())))?;
-    Ok(text.to_owned())
+    let unquoted = (rule.numbers && number).then_some(scalar.text.as_str());
+    scalar.as_text().or(unquoted)
 }

@@ -15,8 +15,9 @@ use super::{Checker, MAX_DEPTH, MAX_NODES, Node, Plain, Scalar, Trail, Value, sh
 /// Converts `node`. Values that JSON cannot represent are reported and become null.
 pub fn to_json(node: &Node, path: &Trail<'_>, checker: &mut Checker<'_>) -> Json {
     match &node.value {
-        Value::Scalar(scalar) => scalar_to_json(scalar).unwrap_or_else(|reason| {
-            checker.report(&node.place, &path.to_string(), reason);
+        Value::Scalar(scalar) => scalar_to_json(scalar).unwrap_or_else(|| {
+            let message = format!("{} is not a valid JSON number; quote it", scalar.describe());
+            checker.report(&node.place, &path.to_string(), message);
             Json::Null
         }),
         Value::List(items) => items
@@ -34,29 +35,56 @@ pub fn to_json(node: &Node, path: &Trail<'_>, checker: &mut Checker<'_>) -> Json
     }
 }
 
-fn scalar_to_json(scalar: &Scalar) -> Result<Json, String> {
+/// `None` for a number that JSON cannot represent.
+fn scalar_to_json(scalar: &Scalar) -> Option<Json> {
     if scalar.reference.is_some() {
-        return Ok(Json::String(scalar.text.clone()));
+        return Some(Json::String(scalar.text.clone()));
     }
-    let unfit = || format!("{} is not a valid JSON number; quote it", scalar.describe());
-    Ok(match scalar.plain() {
+    Some(match scalar.plain() {
         Plain::Null => Json::Null,
         Plain::Flag(flag) => Json::Bool(flag),
         Plain::Integer(integer) => {
             let number = i64::try_from(integer).map(Number::from);
             let number = number.or_else(|_| u64::try_from(integer).map(Number::from));
-            Json::Number(number.map_err(|_| unfit())?)
+            Json::Number(number.ok()?)
         }
-        Plain::Float(float) => Json::Number(Number::from_f64(float).ok_or_else(unfit)?),
+        Plain::Float(float) => Json::Number(Number::from_f64(float)?),
         Plain::Text => Json::String(scalar.text.clone()),
     })
 }
 
+/// Why a text is not a JSON object within the bounds.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonObjectError {
+    /// Another JSON value.
+    #[error("is not a JSON object")]
+    Other,
+    /// Not JSON, a duplicate key, or beyond a bound. Displays without the position.
+    #[error("is not a JSON object: {}", cause(.0))]
+    Syntax(#[source] serde_json::Error),
+}
+
+impl JsonObjectError {
+    /// Line and column, from 1; 0 for the whole text.
+    pub fn position(&self) -> (u32, u32) {
+        let place = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        match self {
+            Self::Other => (0, 0),
+            Self::Syntax(error) => (place(error.line()), place(error.column())),
+        }
+    }
+}
+
+fn cause(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
 /// Parses a JSON object within the same bounds as YAML. Duplicate keys are rejected.
-///
-/// # Errors
-/// Line and column, from 1, and the cause; line 0 for the whole text.
-pub fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u32, String)> {
+pub fn read_json_object(text: &str) -> Result<Map<String, Json>, JsonObjectError> {
     let nodes = Cell::new(0);
     let seed = Bounded {
         nodes: &nodes,
@@ -66,14 +94,8 @@ pub fn read_json_object(text: &str) -> Result<Map<String, Json>, (u32, u32, Stri
     let read = seed.deserialize(&mut json);
     match read.and_then(|value| json.end().map(|()| value)) {
         Ok(Json::Object(object)) => Ok(object),
-        Ok(_) => Err((0, 0, "is not a JSON object".to_owned())),
-        Err(error) => {
-            let place = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-            let (line, column) = (place(error.line()), place(error.column()));
-            let words = error.to_string();
-            let words = words.split(" at line ").next().unwrap_or_default();
-            Err((line, column, format!("is not a JSON object: {words}")))
-        }
+        Ok(_) => Err(JsonObjectError::Other),
+        Err(error) => Err(JsonObjectError::Syntax(error)),
     }
 }
 
@@ -205,10 +227,11 @@ mod tests {
             (&deep, (1, 69), "more than 64 levels"),
             (&many, (1, 100_002), "more than 50000 values"),
         ] {
-            let (line, column, message) = read_json_object(text).unwrap_err();
+            let error = read_json_object(text).unwrap_err();
+            let message = error.to_string();
             let shown: String = text.chars().take(20).collect();
             assert!(message.contains(words), "{shown}: {message}");
-            assert_eq!((line, column), place, "{shown}: {message}");
+            assert_eq!(error.position(), place, "{shown}: {message}");
         }
     }
 }

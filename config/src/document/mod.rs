@@ -16,12 +16,11 @@ mod table;
 mod trail;
 
 pub use check::{Checked, CheckedSection, Checker, ListedText};
-pub use json::{from_object, read_json_object, to_json};
+pub use json::{JsonObjectError, from_object, read_json_object, to_json};
 pub use parse::{MAX_BYTES, parse, read_given_text, read_text};
 use parse::{MAX_DEPTH, MAX_NODES};
-pub use quantity::{format_duration, format_size, parse_duration};
-pub use reference::References;
-pub use reference::{Lookup, resolve, resolve_json};
+pub use quantity::{QuantityError, format_duration, format_size, parse_duration};
+pub use reference::{Lookup, ReferenceError, References, resolve, resolve_json};
 pub use section::{
     CountValue, Document, Extends, FieldValue, Key, Section, SectionFields, TextValue, ValueType,
     choice, count, custom, flag, millis, number, object, only, size, text, texts,
@@ -29,7 +28,7 @@ pub use section::{
 #[doc(hidden)]
 pub use section::{doc_text, joined};
 pub use suggest::{did_you_mean, nearest};
-pub use table::{ChoiceValue, Field, FieldType, Presence, Reserved, SectionType, TextRule};
+pub use table::{ChoiceValue, Field, FieldType, Presence, Reason, Reserved, SectionType, TextRule};
 pub use trail::Trail;
 
 use std::fmt;

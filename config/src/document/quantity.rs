@@ -26,20 +26,34 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
+/// Why a text is not a quantity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuantityError {
+    /// A number or a known unit is missing.
+    #[error("write a number with a unit: ns, us, ms, s, m, h or d, such as 500ms or 1h30m")]
+    NotADuration,
+    /// More nanoseconds than fit into 64 bits.
+    #[error("is too long")]
+    TooLong,
+    /// Not a whole number of bytes that fits into 64 bits, or an unknown unit.
+    #[error(
+        "write a number of bytes or one with a unit: B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 256MiB"
+    )]
+    NotASize,
+}
+
 /// Parses a duration such as `1.5s` or `1h30m`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let refused = || {
-        "write a number with a unit: ns, us, ms, s, m, h or d, such as 500ms or 1h30m".to_owned()
-    };
+pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
+    let refused = QuantityError::NotADuration;
     let mut rest = text.trim();
     let mut total: u64 = 0;
     if rest.is_empty() {
-        return Err(refused());
+        return Err(refused);
     }
     while !rest.is_empty() {
         let unit_at = rest
             .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .ok_or_else(refused)?;
+            .ok_or(refused)?;
         let (number, tail) = rest.split_at(unit_at);
         let unit_end = tail
             .find(|c: char| c.is_ascii_digit() || c == '.')
@@ -49,21 +63,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let (_, nanos) = TIME_UNITS
             .iter()
             .find(|(name, _)| *name == unit)
-            .ok_or_else(refused)?;
-        let part = scaled(number, *nanos).ok_or_else(refused)?;
-        total = total
-            .checked_add(part)
-            .ok_or_else(|| "is too long".to_owned())?;
+            .ok_or(refused)?;
+        let part = scaled(number, *nanos).ok_or(refused)?;
+        total = total.checked_add(part).ok_or(QuantityError::TooLong)?;
         rest = after;
     }
     Ok(Duration::from_nanos(total))
 }
 
 /// Parses a size such as `256MiB` or `1024`.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let refused = || {
-        "write a number of bytes or one with a unit: B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 256MiB".to_owned()
-    };
+pub(super) fn parse_size(text: &str) -> Result<u64, QuantityError> {
+    let refused = QuantityError::NotASize;
     let text = text.trim();
     let unit_at = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -76,10 +86,10 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         SIZE_UNITS
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-            .ok_or_else(refused)?
+            .ok_or(refused)?
             .1
     };
-    scaled(number, bytes).ok_or_else(refused)
+    scaled(number, bytes).ok_or(refused)
 }
 
 /// `number * scale`, exactly; `None` if it is not a decimal number, too large, or not whole.

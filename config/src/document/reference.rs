@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::{Checker, MAX_BYTES, Node, Style, Trail, Value};
-use crate::bounded_file;
+use super::{Checker, MAX_BYTES, Node, Style, Trail, Value, shortened};
+use crate::bounded_file::{self, ReadError};
 use crate::environment::Environment;
 
 /// Maximum bytes that the references of one document may resolve to.
@@ -22,6 +22,57 @@ pub struct References {
     pub env: BTreeSet<String>,
     /// The base folder of `${file:…}`; `None` allows no file.
     pub folder: Option<PathBuf>,
+}
+
+/// Why a reference cannot be replaced. Terminal until the document, the environment or the file is corrected.
+#[derive(Debug, thiserror::Error)]
+pub enum ReferenceError {
+    /// The text ends within a reference.
+    #[error("has a `${{` without a closing `}}`; write $${{ for a literal ${{")]
+    Unclosed,
+    /// Neither `env:` nor `file:`.
+    #[error(
+        "`${{{0}}}` is not a valid reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for a literal ${{"
+    )]
+    Invalid(String),
+    /// The references of one document resolve to too much text.
+    #[error(
+        "exceeds {max} bytes together with the references before it; reference less data",
+        max = MAX_RESOLVED
+    )]
+    TooLarge,
+    /// The environment has no such variable.
+    #[error("the environment variable {0} is not set; `${{env:{0}}}` requires it")]
+    Unset(String),
+    /// A store's value references what the service config does not list.
+    #[error(
+        "`${{{inside}}}` is not allowed in a store's keys: they may only reference what the service config lists in `{key}`"
+    )]
+    NotListed {
+        /// The reference, without `${` and `}`.
+        inside: String,
+        /// The setting that would have to list it.
+        key: &'static str,
+    },
+    /// A store's value names a file by an absolute path or with `..`.
+    #[error(
+        "has a `${{file:…}}` that is absolute or contains `..`; in a store's keys it names a file below the folder `handlers.references.folder`"
+    )]
+    LeadsOut,
+    /// A store's value names a file that does not exist, or is outside the folder: the error does not tell them apart, so it has no
+    /// source.
+    #[error("the file of `${{file:{0}}}` does not exist")]
+    Missing(String),
+    /// The file cannot be read.
+    #[error("the file {} of `${{file:{path}}}` {source}", file.display())]
+    Unreadable {
+        /// The file that was read.
+        file: PathBuf,
+        /// Its path as written.
+        path: String,
+        /// The cause.
+        source: ReadError,
+    },
 }
 
 /// Policy for resolving references.
@@ -58,7 +109,7 @@ pub fn resolve_json(
     value: &mut Json,
     path: &Trail<'_>,
     lookup: Lookup<'_>,
-    report: &mut dyn FnMut(&Trail<'_>, String),
+    report: &mut dyn FnMut(&Trail<'_>, ReferenceError),
 ) -> Vec<String> {
     let mut resolver = Resolver::new(lookup);
     resolver.json(value, path, report);
@@ -96,8 +147,8 @@ impl<'a> Resolver<'a> {
                             scalar.style = Style::Untyped;
                         }
                     }
-                    Err(reason) => {
-                        checker.report_unresolved(&node.place, &path.to_string(), reason);
+                    Err(error) => {
+                        checker.report_unresolved(&node.place, &path.to_string(), &error);
                     }
                 }
             }
@@ -120,7 +171,7 @@ impl<'a> Resolver<'a> {
         &mut self,
         value: &mut Json,
         path: &Trail<'_>,
-        report: &mut dyn FnMut(&Trail<'_>, String),
+        report: &mut dyn FnMut(&Trail<'_>, ReferenceError),
     ) {
         match value {
             Json::String(text) if text.contains("${") => match self.substitute(text) {
@@ -130,7 +181,7 @@ impl<'a> Resolver<'a> {
                     }
                     *text = resolved;
                 }
-                Err(reason) => report(path, reason),
+                Err(error) => report(path, error),
             },
             Json::Array(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
@@ -146,7 +197,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn substitute(&mut self, text: &str) -> Result<String, String> {
+    fn substitute(&mut self, text: &str) -> Result<String, ReferenceError> {
         self.referred = false;
         let mut result = String::with_capacity(text.len());
         let mut rest = text;
@@ -159,9 +210,7 @@ impl<'a> Resolver<'a> {
                 continue;
             }
             result.push_str(before);
-            let end = from.find('}').ok_or_else(|| {
-                "has a `${` without a closing `}`; write $${ for a literal ${".to_owned()
-            })?;
+            let end = from.find('}').ok_or(ReferenceError::Unclosed)?;
             self.look_up(&from[2..end], &mut result)?;
             rest = &from[end + 1..];
         }
@@ -169,9 +218,9 @@ impl<'a> Resolver<'a> {
         Ok(result)
     }
 
-    fn look_up(&mut self, inside: &str, into: &mut String) -> Result<(), String> {
+    fn look_up(&mut self, inside: &str, into: &mut String) -> Result<(), ReferenceError> {
         if self.brought > MAX_RESOLVED {
-            return Err(too_much());
+            return Err(ReferenceError::TooLarge);
         }
         let found = match (inside.split_once(':'), self.lookup) {
             (Some(("env", _)), Lookup::Form) => None,
@@ -203,12 +252,7 @@ impl<'a> Resolver<'a> {
             (Some(("file", path)), Lookup::Listed { references, .. }) => {
                 Some(listed_file(path, references)?)
             }
-            _ => {
-                let inside = super::shortened(inside);
-                return Err(format!(
-                    "`${{{inside}}}` is not a valid reference; write ${{env:NAME}} or ${{file:PATH}}, or $${{ for a literal ${{"
-                ));
-            }
+            _ => return Err(ReferenceError::Invalid(shortened(inside))),
         };
         let Some(found) = found else {
             into.push_str(&format!("${{{inside}}}"));
@@ -216,7 +260,7 @@ impl<'a> Resolver<'a> {
         };
         self.brought += found.len();
         if self.brought > MAX_RESOLVED {
-            return Err(too_much());
+            return Err(ReferenceError::TooLarge);
         }
         self.referred = true;
         into.push_str(&found);
@@ -225,40 +269,25 @@ impl<'a> Resolver<'a> {
     }
 }
 
-fn too_much() -> String {
-    format!(
-        "exceeds {MAX_RESOLVED} bytes together with the references before it; reference less data"
-    )
+fn variable(name: &str, environment: &Environment) -> Result<String, ReferenceError> {
+    let value = environment.get(name).map(str::to_owned);
+    value.ok_or_else(|| ReferenceError::Unset(shortened(name)))
 }
 
-fn variable(name: &str, environment: &Environment) -> Result<String, String> {
-    environment.get(name).map(str::to_owned).ok_or_else(|| {
-        let name = super::shortened(name);
-        format!("the environment variable {name} is not set; `${{env:{name}}}` requires it")
-    })
-}
-
-fn not_listed(inside: &str, key: &str) -> String {
-    let inside = super::shortened(inside);
-    format!(
-        "`${{{inside}}}` is not allowed in a store's keys: they may only reference what the service config lists in `{key}`"
-    )
+fn not_listed(inside: &str, key: &'static str) -> ReferenceError {
+    let inside = shortened(inside);
+    ReferenceError::NotListed { inside, key }
 }
 
 /// Reads a file below the references folder; both the given path and the canonical path must be inside it.
-fn listed_file(path: &str, references: &References) -> Result<String, String> {
+fn listed_file(path: &str, references: &References) -> Result<String, ReferenceError> {
     let refused = || not_listed(&format!("file:{path}"), "handlers.references.folder");
     let folder = references.folder.as_deref().ok_or_else(refused)?;
     check_below(path)?;
     let named = folder.join(path);
     // Symlinks may point elsewhere inside the folder, as those of mounted secrets do, but not outside. The error for a file
     // outside is that for a missing one, which reveals nothing about it.
-    let missing = || {
-        format!(
-            "the file of `${{file:{}}}` does not exist",
-            super::shortened(path)
-        )
-    };
+    let missing = || ReferenceError::Missing(shortened(path));
     let folder = folder.canonicalize().map_err(|_| missing())?;
     let real = named.canonicalize().map_err(|_| missing())?;
     if !real.starts_with(&folder) {
@@ -268,25 +297,19 @@ fn listed_file(path: &str, references: &References) -> Result<String, String> {
 }
 
 /// Checks that a path has no `..` and is not absolute; symlinks are checked separately.
-fn check_below(path: &str) -> Result<(), String> {
+fn check_below(path: &str) -> Result<(), ReferenceError> {
     let below = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     match Path::new(path).components().all(below) {
         true => Ok(()),
-        false => Err(
-            "has a `${file:…}` that is absolute or contains `..`; in a store's keys it names a file below the folder `handlers.references.folder`"
-                .to_owned(),
-        ),
+        false => Err(ReferenceError::LeadsOut),
     }
 }
 
 /// The file's text without its final line break.
-fn file(path: &str, file: &Path) -> Result<String, String> {
-    let text = bounded_file::read_text(file, MAX_BYTES).map_err(|reason| {
-        format!(
-            "the file {} of `${{file:{}}}` {reason}",
-            file.display(),
-            super::shortened(path)
-        )
+fn file(path: &str, file: &Path) -> Result<String, ReferenceError> {
+    let text = bounded_file::read_text(file, MAX_BYTES).map_err(|source| {
+        let (file, path) = (file.to_path_buf(), shortened(path));
+        ReferenceError::Unreadable { file, path, source }
     })?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())

@@ -309,7 +309,7 @@ impl<'a, S> Section<'a, S> {
     }
 
     /// Reports a problem of the field.
-    pub fn report<T>(self, key: Key<S, T>, message: impl Into<String>, checker: &mut Checker<'_>) {
+    pub fn report<T>(self, key: Key<S, T>, message: impl ToString, checker: &mut Checker<'_>) {
         checker.report(self.place_of(key), &self.path_of(key), message);
     }
 

@@ -1,6 +1,8 @@
 //! Tables of fields: name, doc, bounds and default of each. The parser, the JSON Schema and the reference pages are derived from
 //! them, and they from the declarations of [`section!`](crate::section).
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -42,11 +44,18 @@ pub enum Presence {
 }
 
 /// A field or choice that is designed but not implemented.
+#[derive(Debug)]
 pub struct Reserved {
     /// Key of the field, or word of the choice.
     pub name: &'static str,
     /// Reason; completes a sentence that starts with the name.
     pub reason: &'static str,
+}
+
+impl fmt::Display for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}", self.name, self.reason)
+    }
 }
 
 /// Type and bounds of a field.
@@ -112,11 +121,43 @@ pub enum FieldType {
 /// Validation rule of a string.
 pub struct TextRule {
     /// Fails with what is expected. Must not quote the text, which may be secret.
-    pub check: fn(&str) -> Result<(), String>,
+    pub check: fn(&str) -> Result<(), Reason>,
     /// The rule for a JSON Schema, as far as a regex can express it.
     pub pattern: Option<&'static str>,
     /// Accepts unquoted numbers as strings.
     pub numbers: bool,
+}
+
+/// Why a text breaks its rule: what is expected instead. Most rules have one sentence of their own, so this is text; kinds of
+/// failure that several rules share are errors with a type, converted here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(Cow<'static, str>);
+
+impl Reason {
+    /// A reason in words.
+    pub(crate) fn new(text: String) -> Self {
+        Self(Cow::Owned(text))
+    }
+
+    /// Fails with `expected` unless the text `fits`.
+    pub(crate) fn unless(fits: bool, expected: &'static str) -> Result<(), Self> {
+        match fits {
+            true => Ok(()),
+            false => Err(Self(Cow::Borrowed(expected))),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Reason {
+    fn from(error: E) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// An enumeration with one word per value.

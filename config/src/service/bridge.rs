@@ -8,8 +8,8 @@ use super::rules::ADDRESS;
 use super::store_table::{ABSOLUTE, Etcd, ZooKeeper};
 use crate::control::Side;
 use crate::document::{
-    Checker, ChoiceValue, Document, Lookup, Section, SectionFields, TextRule, Trail, choice,
-    millis, object, parse, read_given_text, resolve, text,
+    Checker, ChoiceValue, Document, Lookup, Reason, Section, SectionFields, TextRule, Trail,
+    choice, millis, object, parse, read_given_text, resolve, text,
 };
 use crate::environment::Environment;
 use crate::problem::Problems;
@@ -43,10 +43,10 @@ impl ChoiceValue for Side {
 static NAME: TextRule = TextRule {
     check: |text| {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
-        match (1..=128).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('.') {
-            true => Ok(()),
-            false => Err("write letters, digits, -, _, ~ and dots, at most 128".to_owned()),
-        }
+        Reason::unless(
+            (1..=128).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('.'),
+            "write letters, digits, -, _, ~ and dots, at most 128",
+        )
     },
     pattern: Some(r"^[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,127}$"),
     numbers: false,

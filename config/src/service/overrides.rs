@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::ServiceConfig;
 use super::client_keys::is_sensitive;
 use crate::document::{
-    Checker, Entry, FieldType, Node, Place, SectionFields, SectionType, Value, did_you_mean, parse,
+    Checker, Entry, FieldType, Node, Place, Reserved, SectionFields, SectionType, Value,
+    did_you_mean, parse,
 };
 use crate::environment::Environment;
+use crate::problem::Problems;
 
 const PREFIX: &str = "SLUICEGATE__";
 
@@ -99,28 +101,42 @@ fn set(
 ) {
     let place = place_of(set_by);
     let path = segments.join(".");
-    let keys = match keys_of(segments, rest) {
-        Ok(keys) => keys,
-        Err(message) => return checker.report(&place, &path, message),
-    };
-    let node = match value_node(value, &place) {
-        Ok(node) => node,
-        Err(message) => return checker.report(&place, &path, message),
-    };
-    insert(root, &keys, node, &place);
+    let keys = keys_of(segments, rest);
+    match keys.and_then(|keys| Ok((keys, value_node(value, &place)?))) {
+        Ok((keys, node)) => insert(root, &keys, node, &place),
+        Err(error) => checker.report(&place, &path, error),
+    }
+}
+
+/// Why an override is not applied.
+#[derive(Debug, thiserror::Error)]
+enum OverrideError {
+    #[error("`{segment}` is unknown{hint}")]
+    Unknown { segment: String, hint: String },
+    #[error("{0}")]
+    Reserved(&'static Reserved),
+    #[error("`{segment}` has no fields below it")]
+    NoFields { segment: String },
+    #[error("{}", messages(.0))]
+    Value(Problems),
+}
+
+fn messages(problems: &Problems) -> String {
+    let messages: Vec<&str> = problems.iter().map(|one| one.message.as_str()).collect();
+    messages.join("; ")
 }
 
 /// The keys from the root to the field, looked up in the table so that misspelt ones are reported.
-fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
+fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, OverrideError> {
     let mut object: &'static SectionType = ServiceConfig::TYPE;
     let mut keys = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
         let Some(field) = object.field(segment) else {
             if let Some(later) = object.later.iter().find(|later| later.name == *segment) {
-                return Err(format!("`{}` {}", later.name, later.reason));
+                return Err(OverrideError::Reserved(later));
             }
-            let hint = did_you_mean(segment, object.names());
-            return Err(format!("`{segment}` is unknown{hint}"));
+            let (segment, hint) = (segment.to_string(), did_you_mean(segment, object.names()));
+            return Err(OverrideError::Unknown { segment, hint });
         };
         keys.push(field.name.to_owned());
         let behind = &segments[index + 1..];
@@ -134,27 +150,24 @@ fn keys_of(segments: &[&str], rest: Rest) -> Result<Vec<String>, String> {
                 return Ok(keys);
             }
             _ if behind.is_empty() => return Ok(keys),
-            _ => return Err(format!("`{segment}` has no fields below it")),
+            _ => {
+                let segment = segment.to_string();
+                return Err(OverrideError::NoFields { segment });
+            }
         }
     }
     Ok(keys)
 }
 
 /// Parses a list or map in YAML flow style; anything else takes the type of its field.
-fn value_node(value: &str, place: &Place) -> Result<Node, String> {
+fn value_node(value: &str, place: &Place) -> Result<Node, OverrideError> {
     if !value.trim_start().starts_with(['[', '{']) {
         return Ok(Node::untyped(value, place.clone()));
     }
     let parsed = parse(value, None);
     let mut node = match parsed.root {
         Some(node) if parsed.problems.is_empty() => node,
-        _ => {
-            let messages = parsed
-                .problems
-                .iter()
-                .map(|problem| problem.message.as_str());
-            return Err(messages.collect::<Vec<_>>().join("; "));
-        }
+        _ => return Err(OverrideError::Value(parsed.problems)),
     };
     move_to(&mut node, place);
     Ok(node)

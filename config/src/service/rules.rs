@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 
 use super::Start;
-use crate::document::{Checked, FieldValue, TextRule, TextValue};
+use crate::document::{Checked, FieldValue, Reason, TextRule, TextValue};
 
 /// The name of an environment variable.
 pub(crate) static VARIABLE: TextRule = TextRule {
     check: |text| {
-        refuse_if(
-            text.is_empty() || text.contains(['=', '\0', '{', '}', '$']),
+        Reason::unless(
+            !text.is_empty() && !text.contains(['=', '\0', '{', '}', '$']),
             "not the name of an environment variable; write it without ${env:…}",
         )
     },
@@ -21,7 +21,7 @@ pub(crate) static VARIABLE: TextRule = TextRule {
 
 /// A file or folder.
 pub(crate) static PATH: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "not a valid path"),
+    check: |text| Reason::unless(!text.is_empty() && !text.contains('\0'), "not a valid path"),
     pattern: Some("^.+$"),
     numbers: false,
 };
@@ -30,7 +30,7 @@ pub(crate) static PATH: TextRule = TextRule {
 pub(crate) static BROKERS: TextRule = TextRule {
     check: |text| {
         let all = text.split(',').all(|broker| is_broker(broker.trim()));
-        refuse_if(!all, "write host:port, comma-separated if several")
+        Reason::unless(all, "write host:port, comma-separated if several")
     },
     pattern: Some(r"^[^,\s]+(\s*,\s*[^,\s]+)*$"),
     numbers: false,
@@ -42,7 +42,7 @@ pub(crate) static GROUP: TextRule = TextRule {
         let bad = text.is_empty()
             || text.len() > 255
             || text.contains(|c: char| c.is_control() || c.is_whitespace());
-        refuse_if(bad, "a group has 1 to 255 characters without spaces")
+        Reason::unless(!bad, "a group has 1 to 255 characters without spaces")
     },
     pattern: Some(r"^\S{1,255}$"),
     numbers: false,
@@ -57,8 +57,8 @@ pub(crate) static MEMBER: TextRule = TextRule {
             && text
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        refuse_if(
-            !fits,
+        Reason::unless(
+            fits,
             "an id has 1 to 128 letters, digits, -, _ and ., and starts with a letter or digit",
         )
     },
@@ -68,14 +68,24 @@ pub(crate) static MEMBER: TextRule = TextRule {
 
 /// A start position.
 pub(crate) static START: TextRule = TextRule {
-    check: |text| parse_start(text).map(|_| ()),
+    check: |text| {
+        Reason::unless(
+            parse_start(text).is_some(),
+            "write earliest, latest or an RFC 3339 time such as 2026-01-31T00:00:00Z",
+        )
+    },
     pattern: Some(r"^(earliest|latest|\d{4}-\d{2}-\d{2}[Tt ].*)$"),
     numbers: false,
 };
 
 /// A listen address.
 pub(crate) static ADDRESS: TextRule = TextRule {
-    check: |text| parse_address(text).map(|_| ()),
+    check: |text| {
+        Reason::unless(
+            parse_address(text).is_some(),
+            "write an IP address and a port, such as 127.0.0.1:9600 or [::]:9600",
+        )
+    },
     pattern: Some(r"^.+:\d{1,5}$"),
     numbers: false,
 };
@@ -86,10 +96,6 @@ pub(crate) static LEVEL: TextRule = TextRule {
     pattern: None,
     numbers: false,
 };
-
-fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
-    if bad { Err(reason.to_owned()) } else { Ok(()) }
-}
 
 fn is_broker(text: &str) -> bool {
     let address = text.split_once("://").map_or(text, |(_, address)| address);
@@ -102,24 +108,20 @@ fn is_broker(text: &str) -> bool {
 }
 
 /// Parses `kafka.start`.
-fn parse_start(text: &str) -> Result<Start, String> {
+fn parse_start(text: &str) -> Option<Start> {
     match text {
-        "earliest" => Ok(Start::Earliest),
-        "latest" => Ok(Start::Latest),
-        _ => text
-            .parse::<Timestamp>()
-            .map(|time| Start::Time {
-                unix_ms: time.as_millisecond(),
-            })
-            .map_err(|_| {
-                "write earliest, latest or an RFC 3339 time such as 2026-01-31T00:00:00Z".to_owned()
-            }),
+        "earliest" => Some(Start::Earliest),
+        "latest" => Some(Start::Latest),
+        _ => {
+            let unix_ms = text.parse::<Timestamp>().ok()?.as_millisecond();
+            Some(Start::Time { unix_ms })
+        }
     }
 }
 
 impl FieldValue for Start {
     fn of(checked: &Checked) -> Option<Self> {
-        parse_start(checked.text()?).ok()
+        parse_start(checked.text()?)
     }
 }
 
@@ -127,26 +129,24 @@ impl TextValue for Start {}
 
 impl FieldValue for SocketAddr {
     fn of(checked: &Checked) -> Option<Self> {
-        parse_address(checked.text()?).ok()
+        parse_address(checked.text()?)
     }
 }
 
 impl TextValue for SocketAddr {}
 
 /// Parses `admin.listen`.
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str) -> Option<SocketAddr> {
     let numeric = match text.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),
         None => text.to_owned(),
     };
-    numeric.parse().map_err(|_| {
-        "write an IP address and a port, such as 127.0.0.1:9600 or [::]:9600".to_owned()
-    })
+    numeric.parse().ok()
 }
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-fn check_level(text: &str) -> Result<(), String> {
+fn check_level(text: &str) -> Result<(), Reason> {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let fits = text.split(',').map(str::trim).all(|part| {
         part.rsplit_once('=').map_or_else(
@@ -154,8 +154,8 @@ fn check_level(text: &str) -> Result<(), String> {
             |(target, level)| !target.is_empty() && is_level(level),
         )
     });
-    refuse_if(
-        !fits,
+    Reason::unless(
+        fits,
         "write off, error, warn, info, debug or trace, or a filter such as info,sluicegate_engine::flow=debug",
     )
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::control::{KeyKind, check_template, etcd_template, zookeeper_template};
 use crate::document::{
-    ChoiceValue, Key, SectionFields, TextRule, choice, millis, object, text, texts,
+    ChoiceValue, Key, Reason, SectionFields, TextRule, choice, millis, object, text, texts,
 };
 use crate::section;
 use crate::service::Acl;
@@ -151,18 +151,14 @@ paths!(
     "Path of each control key below the root; paths must be distinct."
 );
 
-fn refuse_if(bad: bool, reason: &str) -> Result<(), String> {
-    if bad { Err(reason.to_owned()) } else { Ok(()) }
-}
-
 static ENDPOINT: TextRule = TextRule {
     check: |text| {
         let rest = text
             .strip_prefix("http://")
             .or_else(|| text.strip_prefix("https://"));
         let fits = rest.is_some_and(is_host_port);
-        refuse_if(
-            !fits,
+        Reason::unless(
+            fits,
             "write http://host:port or https://host:port; set user and password in their own fields",
         )
     },
@@ -173,8 +169,8 @@ static ENDPOINT: TextRule = TextRule {
 static SERVERS: TextRule = TextRule {
     check: |text| {
         let all = text.split(',').all(|server| is_host_port(server.trim()));
-        refuse_if(
-            !all,
+        Reason::unless(
+            all,
             "write host:port, comma-separated if several; put a path into `root`",
         )
     },
@@ -194,8 +190,8 @@ pub(crate) static ABSOLUTE: TextRule = TextRule {
             })
         });
         let own = text == "/zookeeper" || text.starts_with("/zookeeper/");
-        refuse_if(
-            !fits || own,
+        Reason::unless(
+            fits && !own,
             "write an absolute path without a trailing slash, such as /plugins; /zookeeper is reserved by the server",
         )
     },
@@ -206,8 +202,8 @@ pub(crate) static ABSOLUTE: TextRule = TextRule {
 static WORD: TextRule = TextRule {
     check: |text| {
         let is_invalid = |c: char| c.is_control() || c.is_whitespace();
-        refuse_if(
-            text.is_empty() || text.contains(is_invalid),
+        Reason::unless(
+            !text.is_empty() && !text.contains(is_invalid),
             "write a name without spaces",
         )
     },
@@ -218,8 +214,8 @@ static WORD: TextRule = TextRule {
 static USER: TextRule = TextRule {
     check: |text| {
         let is_invalid = |c: char| c.is_control() || c == ':';
-        refuse_if(
-            text.is_empty() || text.contains(is_invalid),
+        Reason::unless(
+            !text.is_empty() && !text.contains(is_invalid),
             "write a user name without a colon",
         )
     },
@@ -228,25 +224,25 @@ static USER: TextRule = TextRule {
 };
 
 static SECRET: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty(), "it must not be empty"),
+    check: |text| Reason::unless(!text.is_empty(), "it must not be empty"),
     pattern: Some("^.+$"),
     numbers: true,
 };
 
 static FILE: TextRule = TextRule {
-    check: |text| refuse_if(text.is_empty() || text.contains('\0'), "it is not a path"),
+    check: |text| Reason::unless(!text.is_empty() && !text.contains('\0'), "it is not a path"),
     pattern: Some("^.+$"),
     numbers: false,
 };
 
 static HANDLER_PATH: TextRule = TextRule {
-    check: |text| check_template(text, true),
+    check: |text| Ok(check_template(text, true)?),
     pattern: Some(r"^[^/\s].*\{name\}|^\{name\}"),
     numbers: false,
 };
 
 static SERVICE_PATH: TextRule = TextRule {
-    check: |text| check_template(text, false),
+    check: |text| Ok(check_template(text, false)?),
     pattern: Some(r"^[^/\s{}]+(/[^/\s{}]+)*$"),
     numbers: false,
 };

@@ -22,6 +22,7 @@ pub use read::read_spec;
 pub use read::{LocatedSpec, Origin, read_config, read_from, read_located};
 use route::exact_names;
 pub use route::{Route, TopicMatcher, TopicPattern, is_internal_topic};
+pub use rules::NameError;
 pub(crate) use rules::check_name;
 pub use table::{Backoff, DeadLetter, HandlerSpec, InFlightLimit, Restart, Retry};
 pub use version::{VersionRequirement, VersionRequirementError};

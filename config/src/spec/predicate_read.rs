@@ -355,8 +355,8 @@ impl Reader<'_, '_> {
         let scalar = self.scalar(node, "a regex", path)?;
         match self.regexes.check(&scalar.text) {
             Ok(()) => Some(scalar.text.clone()),
-            Err(reason) => {
-                self.checker.report(&node.place, path, reason);
+            Err(error) => {
+                self.checker.report(&node.place, path, error);
                 None
             }
         }

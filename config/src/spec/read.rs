@@ -9,8 +9,8 @@ use super::{
     TopicMatcher, TopicPattern, dead_letter_source, dead_letter_topic, exact_names, predicate_read,
 };
 use crate::document::{
-    Checker, Document, Lookup, Node, Place, Section, SectionFields, Trail, Value, parse,
-    read_json_object, resolve_json, to_json,
+    Checker, Document, Lookup, Node, Place, ReferenceError, Section, SectionFields, Trail, Value,
+    parse, read_json_object, resolve_json, to_json,
 };
 use crate::environment::Environment;
 use crate::problem::{Problem, Problems};
@@ -93,7 +93,7 @@ pub fn read_from(text: &str, origin: Origin<'_>) -> Result<LocatedSpec, Problems
 
 /// Parses a handler's own config from a JSON object.
 pub fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Problems> {
-    let problem = |line, column, path: String, message| Problem {
+    let problem = |(line, column), path: String, message| Problem {
         file: origin.place.map(Path::to_path_buf),
         line,
         column,
@@ -103,13 +103,13 @@ pub fn read_config(text: &str, origin: Origin<'_>) -> Result<HandlerConfig, Prob
     let mut problems = Problems::new();
     let declared = match read_json_object(text) {
         Ok(object) => serde_json::Value::Object(object),
-        Err((line, column, message)) => {
-            problems.push(problem(line, column, String::new(), message));
+        Err(error) => {
+            problems.push(problem(error.position(), String::new(), error.to_string()));
             return Err(problems);
         }
     };
-    let config = resolved(declared, &Trail::Root(""), origin, &mut |path, reason| {
-        problems.push(problem(0, 0, path.to_string(), reason));
+    let config = resolved(declared, &Trail::Root(""), origin, &mut |path, error| {
+        problems.push(problem((0, 0), path.to_string(), error.to_string()));
     });
     match problems.is_empty() {
         true => Ok(config),
@@ -160,13 +160,13 @@ fn config_of(
     }
     let root = Trail::Root(path);
     let declared = to_json(node, &root, checker);
-    let config = resolved(declared, &root, origin, &mut |path, reason| {
+    let config = resolved(declared, &root, origin, &mut |path, error| {
         // Finding the position takes time, and the problem is only counted.
         let place = match checker.is_full() {
             true => &node.place,
             false => &path.find(node).place,
         };
-        checker.report(place, &path.to_string(), reason);
+        checker.report(place, &path.to_string(), error);
     });
     Some(config)
 }
@@ -176,7 +176,7 @@ fn resolved(
     declared: serde_json::Value,
     root: &Trail<'_>,
     origin: Origin<'_>,
-    report: &mut dyn FnMut(&Trail<'_>, String),
+    report: &mut dyn FnMut(&Trail<'_>, ReferenceError),
 ) -> HandlerConfig {
     let mut resolved = declared.clone();
     let secrets = resolve_json(&mut resolved, root, origin.lookup, report);
@@ -194,9 +194,9 @@ fn read_route(route: Section<'_, RouteFields>, checker: &mut Checker<'_>) -> Opt
     for listed in route.texts(RouteFields::topics) {
         let pattern = parse_topic(&listed.text).ok()?;
         if let TopicPattern::Regex(regex) = &pattern
-            && let Err(reason) = regexes.check(regex)
+            && let Err(error) = regexes.check(regex)
         {
-            checker.report(&listed.place, &listed.path, reason);
+            checker.report(&listed.place, &listed.path, error);
             return None;
         }
         if topics.contains(&pattern) {

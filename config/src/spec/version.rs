@@ -19,23 +19,29 @@ enum Rule {
     Range(VersionReq),
 }
 
+const FORMS: &str = "write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *";
+
 /// An invalid version requirement.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{text}` is not a version requirement ({reason}); write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *"
-)]
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is not a version requirement ({cause}); {forms}", forms = FORMS)]
 pub struct VersionRequirementError {
     text: String,
-    reason: String,
+    #[source]
+    cause: SyntaxError,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SyntaxError {
+    #[error("empty")]
+    Empty,
+    #[error(transparent)]
+    Range(#[from] semver::Error),
 }
 
 impl VersionRequirementError {
     /// Cause and remedy, without the text.
-    pub(crate) fn advice(&self) -> String {
-        format!(
-            "{}; write an exact version (1.2.3), a prefix (1.2), a range (>=1.2, <2) or *",
-            self.reason
-        )
+    pub(super) fn advice(&self) -> String {
+        format!("{}; {FORMS}", self.cause)
     }
 }
 
@@ -68,16 +74,16 @@ impl FromStr for VersionRequirement {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
-        let refused = |reason: String| VersionRequirementError {
+        let refused = |cause: SyntaxError| VersionRequirementError {
             text: text.to_owned(),
-            reason,
+            cause,
         };
         let rule = if text == "*" {
             Rule::Any
         } else if let Ok(exact) = Version::parse(text) {
             Rule::Exact(exact)
         } else if text.is_empty() {
-            return Err(refused("empty".to_owned()));
+            return Err(refused(SyntaxError::Empty));
         } else {
             let bare = text.chars().all(|c| c.is_ascii_digit() || c == '.');
             let range = if bare {
@@ -85,7 +91,7 @@ impl FromStr for VersionRequirement {
             } else {
                 VersionReq::parse(text)
             };
-            Rule::Range(range.map_err(|error| refused(error.to_string()))?)
+            Rule::Range(range.map_err(|error| refused(error.into()))?)
         };
         Ok(Self {
             text: text.to_owned(),

@@ -93,7 +93,7 @@ pub(super) async fn read_all(shared: &Shared) -> Result<Listing, Failure> {
         let key = shared.settings.paths.key(&path);
         match key {
             Ok(key) => drop(tree.entries.insert(key, entry)),
-            Err(reason) => drop(tree.unrecognized_keys.insert(path, reason)),
+            Err(error) => drop(tree.unrecognized_keys.insert(path, error.to_string())),
         }
     }
     // A restore creates a new cluster id; added or removed endpoints do not.
@@ -184,7 +184,7 @@ impl EtcdLink {
                     unrecognized.push((path, None));
                     changes.push(change_of(key, kv, is_put));
                 }
-                Err(reason) => unrecognized.push((path, is_put.then_some(reason))),
+                Err(error) => unrecognized.push((path, is_put.then(|| error.to_string()))),
             }
         }
         let revision = answer.header().map_or(0, |header| header.revision());

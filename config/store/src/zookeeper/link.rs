@@ -190,7 +190,7 @@ fn place(
         Ok(key) => key,
         // A node without data only contains others.
         Err(_) if data.is_empty() => return Ok(None),
-        Err(reason) => return Err(reason),
+        Err(error) => return Err(error.to_string()),
     };
     let stamp = stamp(stat);
     Ok(Some(match data.is_empty() {

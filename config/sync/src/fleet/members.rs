@@ -187,7 +187,9 @@ fn state(report: &[u8], target: WaitTarget<'_>) -> MemberState {
         },
         Ok(_) if target.closed => MemberState::Applied,
         Ok(report) => handler_state(&report, target.handler),
-        Err(reason) => MemberState::Unreadable { reason },
+        Err(error) => MemberState::Unreadable {
+            reason: error.to_string(),
+        },
     }
 }
 

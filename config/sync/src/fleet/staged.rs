@@ -174,9 +174,9 @@ impl<'d> RolloutDriver<'d> {
                 name: name.to_owned(),
             });
         };
-        let rollout = Rollout::from_json(&entry.value).map_err(|what| FleetError::Overtaken {
+        let rollout = Rollout::from_json(&entry.value).map_err(|error| FleetError::Overtaken {
             name: name.to_owned(),
-            what,
+            what: error.to_string(),
         })?;
         Ok(Self {
             store,
@@ -192,7 +192,8 @@ impl<'d> RolloutDriver<'d> {
         let waves = parse_waves(&self.rollout.waves.join(","));
         let waves = waves.map_err(|error| self.overtaken(&error.to_string()))?;
         let healthy = self.rollout.wait_healthy.as_deref().unwrap_or("0s");
-        let healthy = parse_duration(healthy).map_err(|error| self.overtaken(&error))?;
+        let healthy =
+            parse_duration(healthy).map_err(|error| self.overtaken(&error.to_string()))?;
         for number in self.rollout.wave..waves.len() {
             self.extend_wave(number, &waves)?;
             let members = self.rollout.members.clone();
@@ -278,7 +279,9 @@ impl<'d> RolloutDriver<'d> {
             let report = alive.iter().find(|(alive, _)| alive == id);
             let state = match report.map(|(_, report)| MemberReport::from_json(report)) {
                 None => MemberState::Gone,
-                Some(Err(reason)) => MemberState::Unreadable { reason },
+                Some(Err(error)) => MemberState::Unreadable {
+                    reason: error.to_string(),
+                },
                 Some(Ok(report)) => handler_state(&report, &self.name),
             };
             let member = id.clone();
