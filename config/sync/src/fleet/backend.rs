@@ -169,7 +169,7 @@ impl GateWriter for SpecBackend {
             }
             error => GateError::NotWritable {
                 origin: store.locate(&key),
-                reason: error.to_string(),
+                reason: error.into(),
             },
         })
     }

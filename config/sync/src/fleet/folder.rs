@@ -8,7 +8,9 @@ use sluicegate_store::StoreError;
 
 use super::{Deleted, FleetError, SpecWrite};
 use crate::atomic_file::{compare_and_write, create_new};
-use crate::source::{GateError, GateWrite, RefusedText, name_in_spec, spec_files, with_gate};
+use crate::source::{
+    FolderError, GateError, GateWrite, RefusedText, name_in_spec, spec_files, with_gate,
+};
 
 /// Writes specs and gates to the files of a folder. A file is replaced only if it still has the text that was read.
 pub(super) struct FolderWriter {
@@ -49,13 +51,12 @@ impl FolderWriter {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Searches the files for the handler's declarations, where `name_in` reads the name in a text; fails with the reason why the
-    /// folder cannot be read.
+    /// Searches the files for the handler's declarations, where `name_in` reads the name in a text.
     fn find(
         &self,
         handler: &str,
         name_in: impl Fn(&str) -> Option<String>,
-    ) -> Result<Declarations, String> {
+    ) -> Result<Declarations, FolderError> {
         let mut found = Declarations::default();
         for file in spec_files(&self.folder)? {
             // An unreadable file declares nothing; the service reports it.
@@ -71,7 +72,7 @@ impl FolderWriter {
     /// The files that declare the handler's spec. One that is not YAML declares none.
     fn find_specs(&self, handler: &str) -> Result<Declarations, FleetError> {
         self.find(handler, name_in_spec)
-            .map_err(|reason| refused(&self.folder, reason))
+            .map_err(|error| refused(&self.folder, error))
     }
 
     /// Writes the checked spec `text` of `name` to the first file that declares it, or to a new one.
@@ -128,7 +129,7 @@ impl FolderWriter {
     pub(super) fn write_gate(&self, handler: &str, open: bool) -> Result<GateWrite, GateError> {
         let _writing = self.lock();
         let found = self.find(handler, |text| RefusedText::read(text).name);
-        let found = found.map_err(|reason| not_writable(&self.folder, reason))?;
+        let found = found.map_err(|error| not_writable(&self.folder, error))?;
         if found.files.is_empty() {
             return Err(GateError::UnknownHandler {
                 name: handler.to_owned(),
@@ -138,7 +139,7 @@ impl FolderWriter {
         if open && found.files.len() > 1 {
             return Err(GateError::NotWritable {
                 origin: places(&found.files).join(" and "),
-                reason: format!("both declare `{handler}`; keep one"),
+                reason: format!("both declare `{handler}`; keep one").into(),
             });
         }
         // Write all files that declare it: whichever file remains must not open the gate again.
@@ -167,7 +168,7 @@ impl FolderWriter {
 
 /// Returns whether the file changed.
 fn write_gate_in(file: &Path, text: &str, open: bool) -> Result<bool, GateError> {
-    let edited = with_gate(text, open).map_err(|reason| not_writable(file, reason))?;
+    let edited = with_gate(text, open).map_err(|error| not_writable(file, error))?;
     let Some(edited) = edited else {
         return Ok(false);
     };
@@ -176,7 +177,7 @@ fn write_gate_in(file: &Path, text: &str, open: bool) -> Result<bool, GateError>
         Ok(false) => Err(GateError::Conflict {
             origin: file.display().to_string(),
         }),
-        Err(error) => Err(not_writable(file, error.to_string())),
+        Err(error) => Err(not_writable(file, error)),
     }
 }
 
@@ -185,6 +186,7 @@ fn places(files: &[(PathBuf, String)]) -> Vec<String> {
     places.collect()
 }
 
+/// As a store's refusal, whose reason is text, so that callers need not tell a folder from a store.
 fn refused(path: &Path, reason: impl ToString) -> FleetError {
     StoreError::Refused {
         store: "the file system".to_owned(),
@@ -194,10 +196,10 @@ fn refused(path: &Path, reason: impl ToString) -> FleetError {
     .into()
 }
 
-fn not_writable(path: &Path, reason: String) -> GateError {
+fn not_writable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> GateError {
     GateError::NotWritable {
         origin: path.display().to_string(),
-        reason,
+        reason: Box::new(error),
     }
 }
 

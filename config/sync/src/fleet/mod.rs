@@ -98,8 +98,9 @@ pub enum FleetError {
     Overtaken {
         /// The handler.
         name: String,
-        /// What changed.
-        what: String,
+        /// What changed, or why the rollout's key cannot be read.
+        #[source]
+        what: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The fleet has no members to roll out to.
     #[error("no member is alive; start the service, or write the spec without `--waves`")]

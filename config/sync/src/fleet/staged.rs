@@ -176,7 +176,7 @@ impl<'d> RolloutDriver<'d> {
         };
         let rollout = Rollout::from_json(&entry.value).map_err(|error| FleetError::Overtaken {
             name: name.to_owned(),
-            what: error.to_string(),
+            what: error.into(),
         })?;
         Ok(Self {
             store,
@@ -190,10 +190,9 @@ impl<'d> RolloutDriver<'d> {
 
     fn run(&mut self) -> Result<RolloutResult, FleetError> {
         let waves = parse_waves(&self.rollout.waves.join(","));
-        let waves = waves.map_err(|error| self.overtaken(&error.to_string()))?;
+        let waves = waves.map_err(|error| self.overtaken(error))?;
         let healthy = self.rollout.wait_healthy.as_deref().unwrap_or("0s");
-        let healthy =
-            parse_duration(healthy).map_err(|error| self.overtaken(&error.to_string()))?;
+        let healthy = parse_duration(healthy).map_err(|error| self.overtaken(error))?;
         for number in self.rollout.wave..waves.len() {
             self.extend_wave(number, &waves)?;
             let members = self.rollout.members.clone();
@@ -369,10 +368,10 @@ impl<'d> RolloutDriver<'d> {
         })
     }
 
-    fn overtaken(&self, what: &str) -> FleetError {
+    fn overtaken(&self, what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FleetError {
         FleetError::Overtaken {
             name: self.name.clone(),
-            what: what.to_owned(),
+            what: what.into(),
         }
     }
 }

@@ -62,7 +62,7 @@ impl SpecSource for FileSource {
         let scanned = self
             .folder
             .scan()
-            .map_err(|reason| Problems::of_file(None, reason))?;
+            .map_err(|error| Problems::of_file(None, error))?;
         let problems = self.folder.problems();
         if !problems.is_empty() {
             return Err(problems.into());
@@ -87,10 +87,7 @@ impl SpecSource for FileSource {
         let thread = std::thread::Builder::new()
             .name("spec-folder".to_owned())
             .spawn(move || watch.run(&inbox))
-            .map_err(|error| SourceError {
-                what,
-                reason: format!("cannot start a thread: {error}"),
-            })?;
+            .map_err(|error| SourceError::Thread { what, error })?;
         Ok(Box::new(FileWatch {
             commands: Mutex::new(commands),
             thread: Some(thread),
@@ -200,11 +197,12 @@ impl Watch {
                     (self.sink)(Update::Snapshot(snapshot));
                 }
             }
-            Err(reason) => {
+            Err(error) => {
                 // A re-created folder is a new inode, for which the old watch receives no events.
                 self.watcher = None;
                 if self.reachable {
                     self.reachable = false;
+                    let reason = error.to_string();
                     (self.sink)(Update::Unreachable { reason });
                 }
             }

@@ -27,16 +27,26 @@ use super::pools::{DeclaredPool, pool_conflicts, problem};
 const MAX_FILES: usize = 20_000;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
+/// Why the spec files of a folder cannot be listed. Retryable: the folder may be created or emptied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FolderError {
+    #[error(
+        "the folder {} of handler specs cannot be read: {source}; create it, or set `handlers.file.folder`",
+        folder.display()
+    )]
+    Unreadable {
+        folder: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the folder {} holds {count} specs; at most {most} are read", folder.display(), most = MAX_FILES)]
+    TooMany { folder: PathBuf, count: usize },
+}
+
 /// The spec files of a folder, sorted. Hidden files are ignored, since editors and writers use them for temporary files.
-///
-/// # Errors
-/// A sentence that says why the folder cannot be listed.
-pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let refused = |error: std::io::Error| {
-        format!(
-            "the folder {} of handler specs cannot be read: {error}; create it, or set `handlers.file.folder`",
-            folder.display()
-        )
+pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, FolderError> {
+    let refused = |source: std::io::Error| FolderError::Unreadable {
+        folder: folder.to_path_buf(),
+        source,
     };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(refused)? {
@@ -54,11 +64,10 @@ pub(crate) fn spec_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
         }
     }
     if files.len() > MAX_FILES {
-        return Err(format!(
-            "the folder {} holds {} specs; at most {MAX_FILES} are read",
-            folder.display(),
-            files.len()
-        ));
+        return Err(FolderError::TooMany {
+            folder: folder.to_path_buf(),
+            count: files.len(),
+        });
     }
     files.sort();
     Ok(files)
@@ -140,8 +149,8 @@ impl Folder {
     /// Reads the folder. Returns the new snapshot if the specs or the rejections changed.
     ///
     /// # Errors
-    /// A sentence that says why the folder cannot be listed; the active snapshot stays.
-    pub(crate) fn scan(&mut self) -> Result<Option<Arc<Snapshot>>, String> {
+    /// The folder cannot be listed; the active snapshot stays.
+    pub(crate) fn scan(&mut self) -> Result<Option<Arc<Snapshot>>, FolderError> {
         let gone = self.read_files()?;
         if gone {
             // An editor that replaces a file may remove it for a moment: read again before a handler is removed.
@@ -176,7 +185,7 @@ impl Folder {
     }
 
     /// Parses every file whose text changed. Returns whether a file of an active handler is gone.
-    fn read_files(&mut self) -> Result<bool, String> {
+    fn read_files(&mut self) -> Result<bool, FolderError> {
         let files = spec_files(&self.path)?;
         let mut readings = BTreeMap::new();
         for file in files {

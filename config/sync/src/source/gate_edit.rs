@@ -60,13 +60,22 @@ impl RefusedText {
     }
 }
 
+/// Why the gate in a text cannot be edited. Terminal until the text is corrected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GateEditError {
+    #[error("it is not valid YAML; correct it first")]
+    NotYaml,
+    #[error("it has no `name`; add one first")]
+    NoName,
+    #[error("`enabled` is not a plain true or false; write `enabled: {open}` by hand")]
+    NotPlain { open: bool },
+    #[error("its layout cannot be edited safely; write `enabled: {open}` by hand")]
+    Layout { open: bool },
+}
+
 /// The text with the gate set; `None` if it already has that state.
-///
-/// # Errors
-/// Why the text cannot be edited, with the remedy.
-pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, String> {
-    let unreadable = || "it is not valid YAML; correct it first".to_owned();
-    let root = parse(text, None).root.ok_or_else(unreadable)?;
+pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, GateEditError> {
+    let root = parse(text, None).root.ok_or(GateEditError::NotYaml)?;
     let edited = match entry(&root, "enabled") {
         Some(enabled) => match replaced(text, enabled, open)? {
             Some(edited) => edited,
@@ -85,17 +94,13 @@ pub(crate) fn with_gate(text: &str, open: bool) -> Result<Option<String>, String
     if took {
         Ok(Some(edited))
     } else {
-        Err(format!(
-            "its layout cannot be edited safely; write `enabled: {wanted}` by hand"
-        ))
+        Err(GateEditError::Layout { open })
     }
 }
 
-fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, String> {
-    let by_hand =
-        || format!("`enabled` is not a plain true or false; write `enabled: {open}` by hand");
+fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, GateEditError> {
     let Value::Scalar(scalar) = &enabled.value.value else {
-        return Err(by_hand());
+        return Err(GateEditError::NotPlain { open });
     };
     let span = enabled.value.place.span.clone();
     match scalar.plain() {
@@ -107,13 +112,13 @@ fn replaced(text: &str, enabled: &Entry, open: bool) -> Result<Option<String>, S
             let (before, after) = (&text[..span.start], &text[span.end..]);
             Ok(Some(format!("{before}{open}{after}")))
         }
-        _ => Err(by_hand()),
+        _ => Err(GateEditError::NotPlain { open }),
     }
 }
 
 /// Inserts `enabled: false` after the name.
-fn inserted(text: &str, root: &Node) -> Result<String, String> {
-    let name = entry(root, "name").ok_or("it has no `name`; add one first")?;
+fn inserted(text: &str, root: &Node) -> Result<String, GateEditError> {
+    let name = entry(root, "name").ok_or(GateEditError::NoName)?;
     let key_at = name.key_place.span.start;
     let flow = text
         .get(root.place.span.start..)

@@ -20,10 +20,11 @@ mod spec_cache;
 mod store;
 mod store_map;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use file::{FileSource, spec_files_by_name};
-pub(crate) use folder::spec_files;
+pub(crate) use folder::{FolderError, spec_files};
 pub(crate) use gate_edit::{RefusedText, name_in as name_in_spec, with_gate};
 pub use memory::{MemoryHandle, MemorySource};
 pub use open::{open_source, open_source_read_only};
@@ -32,7 +33,7 @@ pub use store::{StoreSource, StoreSourceSettings};
 
 use sluicegate_config::problem::Problems;
 use sluicegate_config::snapshot::Snapshot;
-use sluicegate_store::Store;
+use sluicegate_store::{Store, StoreError};
 
 /// A source of specs. Calls block; sources run their own threads.
 pub trait SpecSource: Send {
@@ -75,12 +76,38 @@ pub enum SnapshotError {
     #[error("{0}")]
     Problems(Problems),
     /// The source cannot be read, and there is no cache to start from.
-    #[error("handler specs cannot be read from {what}: {reason}")]
+    #[error("handler specs cannot be read from {what}: {cause}")]
     Unreachable {
         /// The source, see [`SpecSource::describe`].
         what: String,
         /// Cause and remedy.
+        #[source]
+        cause: UnreachableCause,
+    },
+}
+
+/// Why a store's specs are not read, and a start from the cache is no way out.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreachableCause {
+    /// The store refused the call. Terminal.
+    #[error("{0}")]
+    Refused(#[source] StoreError),
+    /// The store does not answer, and there is no cache. Retryable.
+    #[error("{0}; there is no cache of an earlier run to start from")]
+    NoCache(#[source] StoreError),
+    /// The store does not answer, and the config forbids a start from the cache. Retryable.
+    #[error("{0}; `handlers.require_fresh` forbids starting from the cache")]
+    CacheForbidden(#[source] StoreError),
+    /// The store's content is held back, and the config forbids a start from the cache. Terminal.
+    #[error(
+        "{reason}; `handlers.require_fresh` forbids starting from the cache; if the store's content is intended, delete {}",
+        cache.display()
+    )]
+    Held {
+        /// What suggests a loss.
         reason: String,
+        /// The cache file that the content was compared with.
+        cache: PathBuf,
     },
 }
 
@@ -165,12 +192,25 @@ pub struct GateWrite {
 
 /// Why a source cannot be watched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch {what}: {reason}")]
-pub struct SourceError {
-    /// The source, see [`SpecSource::describe`].
-    pub what: String,
-    /// Cause and remedy.
-    pub reason: String,
+pub enum SourceError {
+    /// The system provides no thread. Retryable.
+    #[error("cannot watch {what}: cannot start a thread: {error}")]
+    Thread {
+        /// The source, see [`SpecSource::describe`].
+        what: String,
+        /// The cause.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The store cannot be watched. Retryable if the store's error is.
+    #[error("cannot watch {what}: {error}")]
+    Store {
+        /// The source, see [`SpecSource::describe`].
+        what: String,
+        /// The cause.
+        #[source]
+        error: StoreError,
+    },
 }
 
 /// Why a gate was not written.
@@ -195,7 +235,8 @@ pub enum GateError {
     NotWritable {
         /// The file or key.
         origin: String,
-        /// Cause and remedy.
-        reason: String,
+        /// Cause and remedy: an error of the file system, the store or the text.
+        #[source]
+        reason: Box<dyn std::error::Error + Send + Sync>,
     },
 }

@@ -55,6 +55,25 @@ pub(super) struct SpecCache {
     store: StoreAddress,
 }
 
+/// Why the cache of a store is not used. Terminal: the next write replaces the file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CacheError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("unknown format; delete it")]
+    Format,
+    #[error("checksum mismatch: it was truncated or edited; delete it")]
+    Checksum,
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(
+        "it belongs to another store ({0}); delete it, or set `handlers.cache` to another file"
+    )]
+    OtherStore(StoreAddress),
+    #[error("invalid time: {0}")]
+    Time(#[from] jiff::Error),
+}
+
 /// The content of the cache.
 pub(super) struct Cached {
     pub(super) saved: Timestamp,
@@ -98,34 +117,26 @@ impl SpecCache {
     /// another store is a different store, whose cache is not used.
     ///
     /// # Errors
-    /// A sentence that says why the file cannot be used.
-    pub(super) fn load(&self, identity: Option<&str>) -> Result<Option<Cached>, String> {
+    /// The file cannot be used.
+    pub(super) fn load(&self, identity: Option<&str>) -> Result<Option<Cached>, CacheError> {
         let read = bounded_file::read_text(&self.path, LARGEST);
         let text = match read.map_err(bounded_file::ReadError::into_io) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("cannot be read: {error}")),
+            Err(error) => return Err(error.into()),
         };
         let (head, body) = text.split_once('\n').unwrap_or((&text, ""));
-        let sum = head
-            .strip_prefix(MAGIC)
-            .ok_or("unknown format; delete it")?;
+        let sum = head.strip_prefix(MAGIC).ok_or(CacheError::Format)?;
         if sum.trim() != sha256_hex(body.as_bytes()) {
-            return Err("checksum mismatch: it was truncated or edited; delete it".to_owned());
+            return Err(CacheError::Checksum);
         }
-        let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
+        let body: Body = serde_json::from_str(body)?;
         let both = identity.zip(body.identity.as_deref());
         let same = both.is_some_and(|(known, kept)| known == kept);
         if !same && !self.store.may_be(&body.store) {
-            return Err(format!(
-                "it belongs to another store ({}); delete it, or set `handlers.cache` to another file",
-                body.store
-            ));
+            return Err(CacheError::OtherStore(body.store));
         }
-        let saved = body
-            .saved
-            .parse()
-            .map_err(|error| format!("invalid time: {error}"))?;
+        let saved = body.saved.parse()?;
         let stamp = KeyVersion {
             revision: body.revision,
             version: 0,
@@ -287,7 +298,7 @@ mod tests {
         let found = cached.tree.entries.into_iter();
         assert!(found.map(|(key, entry)| (key, entry.value)).eq(values()));
 
-        let refused = |cache: &SpecCache, identity| cache.load(identity).err().unwrap();
+        let refused = |cache: &SpecCache, identity| cache.load(identity).err().unwrap().to_string();
         let other = SpecCache::new(path.clone(), etcd(&["b"]));
         let of_another = "belongs to another store (etcd a prefix /plugins)";
         assert!(refused(&other, None).contains(of_another));

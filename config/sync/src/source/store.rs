@@ -26,7 +26,8 @@ use super::doubt::Known;
 use super::spec_cache::{CacheWriter, Kept, SpecCache};
 use super::store_map::StoreMap;
 use super::{
-    GateWriter, OwnId, SnapshotError, SourceError, SpecSource, Update, UpdateSink, WatchHandle,
+    GateWriter, OwnId, SnapshotError, SourceError, SpecSource, UnreachableCause, Update,
+    UpdateSink, WatchHandle,
 };
 use crate::fleet::SpecBackend;
 
@@ -95,8 +96,8 @@ impl StoreSource {
                 self.went_back = cached.went_back;
                 Some(cached.saved)
             }
-            Err(reason) => {
-                let file = cache.path().display();
+            Err(error) => {
+                let (file, reason) = (cache.path().display(), error.to_string());
                 tracing::warn!(%file, reason, "ignoring the cache of handler specs");
                 None
             }
@@ -122,18 +123,14 @@ impl StoreSource {
             return Ok(settle(&mut self.map, &tree, &self.store));
         };
         let cache = self.cache.as_ref().map(SpecCache::path);
-        let cache = cache.unwrap_or(std::path::Path::new("")).display();
+        let cache = cache.unwrap_or(std::path::Path::new(""));
         if self.require_fresh {
-            return Err(SnapshotError::Unreachable {
-                what: self.store.describe(),
-                reason: format!(
-                    "{reason}; `handlers.require_fresh` forbids starting from the cache; if the store's content is intended, delete {cache}"
-                ),
-            });
+            let cache = cache.to_path_buf();
+            return Err(self.unreachable(UnreachableCause::Held { reason, cache }));
         }
         tracing::warn!(
             reason,
-            %cache,
+            cache = %cache.display(),
             "the store's content is held back: starting from the last good specs on disk"
         );
         self.went_back = known.is_some_and(|known| known.is_behind(&tree));
@@ -141,28 +138,25 @@ impl StoreSource {
         Ok(self.map.last())
     }
 
+    fn unreachable(&self, cause: UnreachableCause) -> SnapshotError {
+        let what = self.store.describe();
+        SnapshotError::Unreachable { what, cause }
+    }
+
     /// Checks whether a start may use the cache while the store is unreachable.
     fn without_store(
         &self,
         saved: Option<Timestamp>,
-        error: &StoreError,
+        error: StoreError,
     ) -> Result<(), SnapshotError> {
-        let unreachable = |reason: String| SnapshotError::Unreachable {
-            what: self.store.describe(),
-            reason,
-        };
         if !error.is_retryable() {
-            return Err(unreachable(error.to_string()));
+            return Err(self.unreachable(UnreachableCause::Refused(error)));
         }
         let Some((saved, cache)) = saved.zip(self.cache.as_ref()) else {
-            return Err(unreachable(format!(
-                "{error}; there is no cache of an earlier run to start from"
-            )));
+            return Err(self.unreachable(UnreachableCause::NoCache(error)));
         };
         if self.require_fresh {
-            return Err(unreachable(format!(
-                "{error}; `handlers.require_fresh` forbids starting from the cache"
-            )));
+            return Err(self.unreachable(UnreachableCause::CacheForbidden(error)));
         }
         let age_s = Timestamp::now().duration_since(saved).as_secs().max(0);
         tracing::warn!(
@@ -193,7 +187,7 @@ impl SpecSource for StoreSource {
         let snapshot = match listed {
             Ok(tree) => self.take_first(tree)?,
             Err(error) => {
-                self.without_store(saved, &error)?;
+                self.without_store(saved, error)?;
                 self.map.last()
             }
         };
@@ -207,15 +201,14 @@ impl SpecSource for StoreSource {
 
     fn watch(self: Box<Self>, mut sink: UpdateSink) -> Result<Box<dyn WatchHandle>, SourceError> {
         let what = self.describe();
-        let failed = |reason: String| SourceError {
-            what: what.clone(),
-            reason,
-        };
         let writer = self
             .cache
             .map(CacheWriter::start)
             .transpose()
-            .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
+            .map_err(|error| SourceError::Thread {
+                what: what.clone(),
+                error,
+            })?;
         if let Some((_, reason)) = &self.held {
             let reason = reason.clone();
             sink(Update::Held { reason });
@@ -247,7 +240,7 @@ impl SpecSource for StoreSource {
         let watch = self
             .store
             .watch(Box::new(move |update| lock(&taker).take(update)))
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| SourceError::Store { what, error })?;
         Ok(Box::new(SourceWatch { watch, watcher }))
     }
 
