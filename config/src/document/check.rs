@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::quantity::{parse_duration, parse_size};
-use super::reference::ReferenceError;
 use super::suggest::did_you_mean;
 use super::table::{Field, FieldType, Presence, Reason, Reserved, SectionType, TextRule};
 use super::{Entry, Node, Place, Plain, Scalar, Style, Value, join, read_plain, shortened};
@@ -113,7 +112,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Reports an unresolved reference and excludes its value from further checks.
-    pub fn report_unresolved(&mut self, place: &Place, path: &str, error: &ReferenceError) {
+    pub fn report_unresolved(&mut self, place: &Place, path: &str, error: &dyn std::error::Error) {
         self.report(place, path, error);
         self.unresolved.insert(path.to_owned());
     }

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::logging::LoggingConfig;
 use super::rules::ADDRESS;
+use super::store_settings::{EtcdSettings, ZooKeeperSettings};
 use super::store_table::{ABSOLUTE, Etcd, ZooKeeper};
 use crate::control::Side;
 use crate::document::{
@@ -14,7 +16,6 @@ use crate::document::{
 use crate::environment::Environment;
 use crate::problem::Problems;
 use crate::section;
-use crate::service::{EtcdSettings, LoggingConfig, ZooKeeperSettings};
 
 /// A bridge's config, validated.
 #[derive(Clone, Debug, PartialEq)]

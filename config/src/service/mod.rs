@@ -8,6 +8,7 @@ mod bridge;
 mod client_key_names;
 mod client_keys;
 mod locate;
+mod logging;
 mod overrides;
 mod read;
 mod rules;
@@ -25,12 +26,13 @@ pub(crate) use bridge::BridgeFile;
 pub use bridge::{BridgeConfig, load_bridge_config, read_bridge_config};
 pub(crate) use client_keys::owned_client_keys;
 pub use locate::place_in;
+pub use logging::{LogFormat, LoggingConfig};
 pub use read::{Examined, examine};
 pub use read::{load_service_config, read_service_config};
-pub use store_settings::{Acl, EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
+pub use store_settings::{EtcdSettings, Login, TlsFiles, TlsIdentity, ZooKeeperSettings};
+pub use store_table::Acl;
 pub use table::{
-    AdminConfig, EmitConfig, KafkaConfig, LoggingConfig, PluginsConfig, ProcessingConfig,
-    ServiceConfig,
+    AdminConfig, EmitConfig, KafkaConfig, PluginsConfig, ProcessingConfig, ServiceConfig,
 };
 
 use crate::control::{host, instance};
@@ -145,13 +147,4 @@ pub enum HandlersFrom {
     Etcd(Box<EtcdSettings>),
     /// Nodes in ZooKeeper.
     ZooKeeper(Box<ZooKeeperSettings>),
-}
-
-/// Log format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Human-readable lines.
-    Text,
-    /// One JSON object per line.
-    Json,
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::store_table::{Digest, Etcd, PathFields, Tls, ZooKeeper};
+use super::store_table::{Acl, Digest, Etcd, PathFields, Tls, ZooKeeper};
 use crate::control::{KeyKind, PathMap};
 use crate::document::{Checker, FieldValue, Key, Section};
 use crate::secret::Secret;
@@ -85,15 +85,6 @@ pub struct TlsIdentity {
     pub cert_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
-}
-
-/// ACL of created ZooKeeper nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acl {
-    /// All permissions for everyone.
-    Open,
-    /// All permissions for the creator only.
-    Creator,
 }
 
 impl EtcdSettings {

@@ -9,7 +9,15 @@ use crate::document::{
     ChoiceValue, Key, Reason, SectionFields, TextRule, choice, millis, object, text, texts,
 };
 use crate::section;
-use crate::service::Acl;
+
+/// ACL of created ZooKeeper nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acl {
+    /// All permissions for everyone.
+    Open,
+    /// All permissions for the creator only.
+    Creator,
+}
 
 impl ChoiceValue for Acl {
     const WORDS: &'static [(&'static str, Self)] =

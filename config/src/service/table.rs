@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bridge::{Bridge, BridgeConfig};
-use super::rules::{ADDRESS, BROKERS, GROUP, LEVEL, MEMBER, PATH, START, VARIABLE};
+use super::logging::LoggingConfig;
+use super::rules::{ADDRESS, BROKERS, GROUP, MEMBER, PATH, START, VARIABLE};
 use super::store_table::{Etcd, ZooKeeper};
 use super::{ClientValue, HandlersConfig, client_keys};
-use super::{Guarantee, LogFormat, OffsetOutOfRange, Start};
+use super::{Guarantee, OffsetOutOfRange, Start};
 use crate::document::{
     ChoiceValue, Node, Reserved, choice, count, custom, flag, millis, object, size, text, texts,
 };
@@ -25,10 +26,6 @@ impl ChoiceValue for OffsetOutOfRange {
         ("earliest", Self::Earliest),
         ("latest", Self::Latest),
     ];
-}
-
-impl ChoiceValue for LogFormat {
-    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -176,16 +173,5 @@ section! {
     pub struct AdminConfig {
         /// Listen address and port; port 0 selects a free port.
         listen: SocketAddr = text(&ADDRESS), default "127.0.0.1:9600";
-    }
-}
-
-section! {
-    /// The service's own log.
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct LoggingConfig {
-        /// Log format: text lines, or one JSON object per line.
-        format: LogFormat = choice(&[]), default "text";
-        /// Minimum level, or a filter such as info,sluicegate_engine::flow=debug.
-        level: String = text(&LEVEL), default "info";
     }
 }

@@ -50,7 +50,9 @@ fn delete(store: &dyn Store, key: &ControlKey) {
 pub(crate) fn member(store: &dyn Store) -> Result<MemberReport, String> {
     let members = store.members().map_err(|error| error.to_string())?;
     match &members[..] {
-        [(id, report)] if id == "host-1" => MemberReport::from_json(report),
+        [(id, report)] if id == "host-1" => {
+            MemberReport::from_json(report).map_err(|error| error.to_string())
+        }
         other => Err(format!("{} members", other.len())),
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sluicegate_config::document::{did_you_mean, read_text};
 use sluicegate_store::StoreError;
 
-use super::{Deleted, FleetError, SpecWrite};
+use super::FleetError;
+use super::writes::{Deleted, SpecWrite};
 use crate::atomic_file::{compare_and_write, create_new};
 use crate::source::{
     FolderError, GateError, GateWrite, RefusedText, name_in_spec, spec_files, with_gate,

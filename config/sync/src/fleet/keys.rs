@@ -5,7 +5,8 @@ use sluicegate_config::document::{Lookup, did_you_mean};
 use sluicegate_config::spec::{Origin, read_from};
 use sluicegate_store::{Entry, Expected, KeyVersion, Store, StoreError, Tree};
 
-use super::{Deleted, FleetError, GateKeyPolicy, SpecWrite};
+use super::FleetError;
+use super::writes::{Deleted, GateKeyPolicy, SpecWrite};
 use crate::source::GateWrite;
 
 /// See [`super::SpecBackend::apply`]; `text` is the checked spec of `name`.

@@ -15,6 +15,7 @@ mod keys;
 mod members;
 mod staged;
 mod waves;
+mod writes;
 
 use std::path::PathBuf;
 
@@ -24,10 +25,11 @@ use sluicegate_store::StoreError;
 
 use crate::source::GateError;
 
-pub use backend::{Deleted, GateKeyPolicy, SpecBackend, SpecWrite};
+pub use backend::SpecBackend;
 pub use members::{MemberState, MemberStatus, WaitResult, await_closed, await_members};
 pub use staged::{RolloutResult, RolloutSettings, RolloutStep, abort, begin, resume};
 pub use waves::{Wave, WaveError, parse_waves};
+pub use writes::{Deleted, GateKeyPolicy, SpecWrite};
 
 /// Why an operator's command failed.
 #[derive(Debug, thiserror::Error)]
