@@ -14,7 +14,7 @@ pub struct BridgeReport {
     /// The two stores.
     pub sides: Pair<StoreReport>,
     /// The store of the sync state.
-    pub notes: StoreReport,
+    pub sync_state: StoreReport,
     /// Why it copies nothing although both stores answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<HaltReport>,
@@ -39,7 +39,7 @@ impl BridgeReport {
     /// Everything that keeps it from copying keys, with the remedies; empty when it is ready.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        let stores = [&self.sides.etcd, &self.sides.zookeeper, &self.notes];
+        let stores = [&self.sides.etcd, &self.sides.zookeeper, &self.sync_state];
         let unreachable = stores.iter().filter(|store| !store.reachable).map(|store| {
             let reason = store.reason.as_deref().unwrap_or("no answer");
             format!("{}: {reason}", store.store)

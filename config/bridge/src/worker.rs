@@ -92,7 +92,7 @@ impl Worker {
             id: settings.id.clone(),
             preferred_side: settings.preferred_side,
             sides: Pair::from_fn(|side| sides.of(side).report()),
-            notes: state.report(),
+            sync_state: state.report(),
             halted: None,
             failed: None,
             keys: 0,
@@ -571,7 +571,7 @@ impl Worker {
         let oldest = self.unsettled.values().min();
         let mut report = lock(&self.report);
         report.sides = Pair::from_fn(|side| self.sides.of(side).report());
-        report.notes = self.state.report();
+        report.sync_state = self.state.report();
         report.halted = self.halt.as_ref().map(|(_, report)| report.clone());
         report.keys = keys.len();
         report.unsettled = self.unsettled.len();

@@ -19,7 +19,7 @@ use sluicegate_store::{Expected, MemoryStore, Store};
 struct Harness {
     name: &'static str,
     sides: Pair<MemoryStore>,
-    notes: MemoryStore,
+    sync_state: MemoryStore,
     allow_mass_delete: bool,
     accept: Pair<bool>,
 }
@@ -29,7 +29,7 @@ impl Harness {
         Self {
             name: "pair",
             sides: Pair::from_fn(|_| MemoryStore::new()),
-            notes: MemoryStore::new(),
+            sync_state: MemoryStore::new(),
             allow_mass_delete: false,
             accept: Pair::default(),
         }
@@ -41,7 +41,7 @@ impl Harness {
             sides: Pair::from_fn(|side| -> Arc<dyn Store> {
                 Arc::new(self.sides.of(side).clone())
             }),
-            state: Arc::new(self.notes.clone()),
+            state: Arc::new(self.sync_state.clone()),
         }
     }
 
@@ -215,7 +215,7 @@ fn three_bridges_converge_through_outages_and_deaf_watches() {
     let handles = [
         harness.sides.etcd.handle(),
         harness.sides.zookeeper.handle(),
-        harness.notes.handle(),
+        harness.sync_state.handle(),
     ];
     let mut random = fastrand::Rng::with_seed(4);
     let mut last: BTreeMap<(usize, bool), Option<&str>> = BTreeMap::new();
@@ -244,7 +244,7 @@ fn three_bridges_converge_through_outages_and_deaf_watches() {
             harness.wait_until("every bridge reports the outage", |_| {
                 bridges.iter().all(|bridge| {
                     let report = bridge.report();
-                    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.notes];
+                    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.sync_state];
                     !stores[away].reachable
                 })
             });
@@ -292,9 +292,9 @@ impl Harness {
                 let report = bridge.report();
                 let values = harness.values(Side::Etcd);
                 let equal = values == harness.values(Side::ZooKeeper);
-                let notes = harness.notes.list().expect("the store is reachable");
-                let joined = PairRecord::of(&notes).is_some_and(|record| record.id.is_some());
-                let noted = joined && notes.entries.len() > values.len();
+                let sync_state = harness.sync_state.list().expect("the store is reachable");
+                let joined = PairRecord::of(&sync_state).is_some_and(|record| record.id.is_some());
+                let noted = joined && sync_state.entries.len() > values.len();
                 equal && noted && report.unsettled == 0 && report.halted.is_none()
             },
         );
@@ -406,8 +406,8 @@ fn a_key_created_in_a_restored_zookeeper_is_kept_whatever_its_earlier_state() {
     handle.restore(&backup);
     let bridge = harness.bridge("two", Side::Etcd);
     harness.wait_until("the bridge has recorded the restore", |harness| {
-        let notes = harness.notes.list().expect("the store is reachable");
-        let record = PairRecord::of(&notes).expect("a pair record");
+        let sync_state = harness.sync_state.list().expect("the store is reachable");
+        let record = PairRecord::of(&sync_state).expect("a pair record");
         record.next.is_none() && record.went_back_at.zookeeper > 0
     });
     for value in ["false", "true"] {
@@ -440,12 +440,12 @@ fn a_re_created_key_is_kept_if_the_restored_zookeeper_never_had_it() {
     harness.delete(Side::Etcd, &gate("late"));
     let bridge = harness.bridge("two", Side::Etcd);
     let record = |harness: &Harness| {
-        let notes = harness.notes.list().expect("the store is reachable");
-        PairRecord::of(&notes).expect("a pair record")
+        let sync_state = harness.sync_state.list().expect("the store is reachable");
+        PairRecord::of(&sync_state).expect("a pair record")
     };
     let recorded_as_deleted = |harness: &Harness| {
-        let notes = harness.notes.list().expect("the store is reachable");
-        let note = notes.get(&gate("late"));
+        let sync_state = harness.sync_state.list().expect("the store is reachable");
+        let note = sync_state.get(&gate("late"));
         let note = note.and_then(|note| SyncState::from_json(&note.value));
         note.is_some_and(|note| note.value.is_none() && note.pending.is_empty())
     };

@@ -37,7 +37,7 @@ impl Dice {
 struct World {
     dice: Dice,
     sides: Pair<MemoryStore>,
-    notes: MemoryStore,
+    sync_state: MemoryStore,
     handles: Vec<MemoryStoreHandle>,
     away: Vec<bool>,
     bridges: Vec<SimBridge>,
@@ -87,16 +87,16 @@ fn only(key: &ControlKey) -> Option<Side> {
 impl World {
     fn new(seed: u64, bridges: usize, preferred_side: Side, replacements: usize) -> Self {
         let sides = Pair::from_fn(|_| MemoryStore::new());
-        let notes = MemoryStore::new();
+        let sync_state = MemoryStore::new();
         let handles = vec![
             sides.etcd.handle(),
             sides.zookeeper.handle(),
-            notes.handle(),
+            sync_state.handle(),
         ];
         let mut world = Self {
             dice: Dice(seed | 1),
             sides,
-            notes,
+            sync_state,
             handles,
             away: vec![false; 3],
             bridges: Vec::new(),
@@ -225,7 +225,7 @@ impl World {
     fn is_quiet(&mut self) -> bool {
         let views =
             Pair::from_fn(|side| self.sides.of(side).list().expect("the store is reachable"));
-        let notes = self.notes.list().expect("the store is reachable");
+        let sync_state = self.sync_state.list().expect("the store is reachable");
         let bridge = &self.bridges[0];
         let Some(pair) = &bridge.pair else {
             return false;
@@ -237,14 +237,14 @@ impl World {
                         bridge,
                         key,
                         &views,
-                        &notes,
+                        &sync_state,
                         pair,
                         Some(self.now_ms + bridge.ahead_ms)
                     ),
                     Doing::Nothing
                 )
             })
-            && notes.entries.iter().all(|(key, entry)| {
+            && sync_state.entries.iter().all(|(key, entry)| {
                 *key == ControlKey::Bridge
                     || SyncState::from_json(&entry.value)
                         .expect("bridges write sync state")

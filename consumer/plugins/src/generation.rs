@@ -166,7 +166,7 @@ impl fmt::Debug for Generation {
 }
 
 impl Generation {
-    /// What `spec` requires while it serves; `found` as for [`required`].
+    /// What `spec` requires while it serves; `found` as for `reconcile::required`.
     pub fn required(&self, spec: &HandlerSpec, found: Option<&str>) -> Required {
         // A tripped or unhealthy generation is replaced instead of reconfigured.
         let takes_config = self.info.takes_config

@@ -174,7 +174,7 @@ fn a_conflict_behind_a_refused_write_is_counted_once() {
 #[test]
 fn a_refusal_by_the_state_store_is_not_attributed_to_the_written_side() {
     let harness = Harness::new();
-    let broken = Broken::over(&harness.notes);
+    let broken = Broken::over(&harness.sync_state);
     let bridge = harness.settled_with(|stores| stores.state = broken.shared());
     broken.refuses.store(true, Ordering::SeqCst);
     harness.put(Side::Etcd, &gate("a"), "true");

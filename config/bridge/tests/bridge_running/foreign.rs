@@ -17,12 +17,12 @@ fn another_store_halts_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
         let (mut harness, bridge) = Harness::with_gates(0..6);
         drop(bridge);
         let handle = harness.sides.of(side).handle();
-        let (backup, notes) = (handle.back_up(), harness.notes.handle().back_up());
+        let (backup, sync_state) = (handle.back_up(), harness.sync_state.handle().back_up());
         handle.wipe();
         // The sync state is stored in etcd and is lost with it.
         let with_notes = side == Side::Etcd;
         if with_notes {
-            harness.notes.handle().wipe();
+            harness.sync_state.handle().wipe();
         }
         let bridge = harness.bridge("two", side);
         let reason = harness.await_halt(&bridge);
@@ -52,7 +52,7 @@ fn another_store_halts_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
         // The original store is back: the bridge continues by itself.
         handle.restore(&backup);
         if with_notes {
-            harness.notes.handle().restore(&notes);
+            harness.sync_state.handle().restore(&sync_state);
         }
         harness.put(side, &gate("h0"), "false");
         harness.wait_for(side.other(), &gate("h0"), Some("false"));
@@ -61,7 +61,7 @@ fn another_store_halts_the_bridge_until_it_is_accepted_and_nothing_is_deleted() 
         // Or the new store is intended: then it receives the other side's keys, whichever side is preferred.
         handle.wipe();
         if with_notes {
-            harness.notes.handle().wipe();
+            harness.sync_state.handle().wipe();
         }
         harness.await_halt(&bridge);
         harness.put(side, &gate("h1"), "false");
@@ -119,7 +119,7 @@ fn deletes_seen_by_a_halted_bridge_are_not_replicated_once_the_side_is_accepted(
 fn deletes_seen_by_a_halted_bridge_are_restored_by_it() {
     for side in Side::BOTH {
         let (harness, standing) = emptied_before_a_halted_bridge(side, 30);
-        let notes = harness.notes.list().expect("the store is reachable");
+        let sync_state = harness.sync_state.list().expect("the store is reachable");
         let trees = Pair::from_fn(|side| {
             harness
                 .sides
@@ -129,12 +129,12 @@ fn deletes_seen_by_a_halted_bridge_are_restored_by_it() {
         });
         let both = Pair::from_fn(|side| trees.of(side));
         let PairCheck::Renew(mut renewal) =
-            check_pair(harness.name, &notes, &both, false, only(side), 0)
+            check_pair(harness.name, &sync_state, &both, false, only(side), 0)
         else {
             panic!("the store is accepted");
         };
         let sides = Pair::from_fn(|side| harness.sides.of(side) as &dyn Store);
-        while let Progress::Going = renewal.step(sides, &harness.notes, 0) {}
+        while let Progress::Going = renewal.step(sides, &harness.sync_state, 0) {}
         harness.settle(&standing);
         for side in Side::BOTH {
             assert_eq!(harness.values(side).len(), 30, "{side}");
@@ -148,14 +148,14 @@ fn deletes_seen_by_a_halted_bridge_are_restored_by_it() {
 fn an_etcd_restored_under_a_new_id_receives_newer_values_once_accepted() {
     let (mut harness, bridge) = Harness::with_gates(0..4);
     let backup = harness.sides.etcd.handle().back_up().as_another();
-    let notes = harness.notes.handle().back_up();
+    let sync_state = harness.sync_state.handle().back_up();
     harness.put(Side::ZooKeeper, &gate("h0"), "false");
     harness.put(Side::Etcd, &gate("newer"), "true");
     harness.delete(Side::Etcd, &gate("h3"));
     harness.settle(&bridge);
     drop(bridge);
     harness.sides.etcd.handle().restore(&backup);
-    harness.notes.handle().restore(&notes);
+    harness.sync_state.handle().restore(&sync_state);
 
     let bridge = harness.bridge("two", Side::Etcd);
     let reason = harness.await_halt(&bridge);
@@ -179,7 +179,7 @@ fn a_foreign_etcd_without_sync_state_overrules_nothing_although_preferred() {
     let (harness, bridge) = Harness::with_gates(0..6);
     drop(bridge);
     harness.sides.etcd.handle().wipe();
-    harness.notes.handle().wipe();
+    harness.sync_state.handle().wipe();
     for name in 0..6 {
         harness.put(Side::Etcd, &gate(&format!("h{name}")), "false");
     }
@@ -229,7 +229,7 @@ fn an_etcd_can_be_a_side_of_two_pairs() {
 #[test]
 fn a_bridge_with_another_name_on_bridged_stores_halts_and_the_first_keeps_running() {
     let (mut harness, bridge) = Harness::with_gates(0..3);
-    let notes = std::mem::take(&mut harness.notes);
+    let sync_state = std::mem::take(&mut harness.sync_state);
     harness.name = "renamed";
     let renamed = harness.bridge("two", Side::ZooKeeper);
     let reason = harness.await_halt(&renamed);
@@ -237,7 +237,7 @@ fn a_bridge_with_another_name_on_bridged_stores_halts_and_the_first_keeps_runnin
         reason.contains("sync state is stored below \"pair\""),
         "{reason}"
     );
-    let renamed_notes = std::mem::replace(&mut harness.notes, notes);
+    let renamed_notes = std::mem::replace(&mut harness.sync_state, sync_state);
     assert_eq!(
         renamed_notes
             .list()
@@ -251,7 +251,7 @@ fn a_bridge_with_another_name_on_bridged_stores_halts_and_the_first_keeps_runnin
     harness.settle(&bridge);
 
     // With consent it takes the pair over.
-    harness.notes = renamed_notes;
+    harness.sync_state = renamed_notes;
     harness.accept = only(Side::ZooKeeper);
     let accepting = harness.bridge("three", Side::Etcd);
     harness.settle(&accepting);
@@ -276,7 +276,7 @@ fn a_mark_without_its_pairs_name_receives_it() {
         });
         harness.settle(&bridge);
     }
-    harness.notes = MemoryStore::new();
+    harness.sync_state = MemoryStore::new();
     harness.name = "renamed";
     let renamed = harness.bridge("three", Side::Etcd);
     harness.await_halt(&renamed);
@@ -313,7 +313,7 @@ fn problems_of_both_sides_are_reported_and_accepted_together() {
 fn deleted_sync_state_is_rebuilt_between_sides_of_one_pair() {
     let (harness, bridge) = Harness::with_gates(0..3);
     drop(bridge);
-    harness.notes.handle().wipe();
+    harness.sync_state.handle().wipe();
     let bridge = harness.bridge("two", Side::Etcd);
     harness.settle(&bridge);
     harness.delete(Side::ZooKeeper, &gate("h1"));
@@ -326,7 +326,7 @@ fn a_mark_without_an_id_receives_one_and_a_side_that_loses_it_halts_the_bridge()
         let (harness, bridge) = Harness::with_gates(0..3);
         drop(bridge);
         harness.delete(Side::Etcd, &ControlKey::Bridge);
-        let record = harness.notes.list().expect("the store is reachable");
+        let record = harness.sync_state.list().expect("the store is reachable");
         let record = PairRecord::of(&record).expect("a pair record");
         let before = PairRecord {
             id: None,
@@ -334,7 +334,7 @@ fn a_mark_without_an_id_receives_one_and_a_side_that_loses_it_halts_the_bridge()
         };
         let json = serde_json::to_string(&before).expect("plain data");
         let written =
-            (harness.notes).write(&ControlKey::Bridge, Some(json.as_bytes()), Expected::Any);
+            (harness.sync_state).write(&ControlKey::Bridge, Some(json.as_bytes()), Expected::Any);
         written.expect("the store is reachable");
         harness.put(
             Side::ZooKeeper,

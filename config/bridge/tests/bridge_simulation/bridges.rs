@@ -30,7 +30,7 @@ pub(super) struct SimBridge {
     /// Sides accepted by an operator.
     pub(super) accepted: Pair<bool>,
     pub(super) views: Pair<Tree>,
-    pub(super) notes: Tree,
+    pub(super) sync_state: Tree,
     /// Its pair record; `None` while it must be checked again.
     pub(super) pair: Option<PairRecord>,
     /// Whether it has written its mark since its start.
@@ -82,7 +82,7 @@ impl World {
             sightings: Sightings::default(),
             accepted: Pair::default(),
             views: Pair::default(),
-            notes: Tree::default(),
+            sync_state: Tree::default(),
             pair: None,
             marked: false,
             doing: Doing::Nothing,
@@ -96,7 +96,7 @@ impl World {
         let read = match which {
             0 => self.side(is_rival, Side::Etcd).list(),
             1 => self.side(is_rival, Side::ZooKeeper).list(),
-            _ => self.notes(is_rival).list(),
+            _ => self.sync_state(is_rival).list(),
         };
         let (bridge, Ok(tree)) = (&mut self.bridges[bridge], read) else {
             return;
@@ -104,7 +104,7 @@ impl World {
         match which {
             0 => bridge.see_side(Side::Etcd, tree),
             1 => bridge.see_side(Side::ZooKeeper, tree),
-            _ => bridge.see_notes(tree, now_ms),
+            _ => bridge.see_sync_state(tree, now_ms),
         }
     }
 
@@ -116,10 +116,10 @@ impl World {
         }
     }
 
-    pub(super) fn notes(&self, is_rival: bool) -> &MemoryStore {
+    pub(super) fn sync_state(&self, is_rival: bool) -> &MemoryStore {
         match is_rival {
-            true => &self.rival.notes,
-            false => &self.notes,
+            true => &self.rival.sync_state,
+            false => &self.sync_state,
         }
     }
 
@@ -132,29 +132,29 @@ impl World {
                 let keys = keys();
                 let key = keys[self.dice.roll(keys.len())].clone();
                 let bridge = &self.bridges[index];
-                match (&bridge.pair, self.notes(is_rival).list()) {
+                match (&bridge.pair, self.sync_state(is_rival).list()) {
                     (Some(pair), _) => {
-                        self.judge(bridge, &key, &bridge.views, &bridge.notes, pair, None)
+                        self.judge(bridge, &key, &bridge.views, &bridge.sync_state, pair, None)
                     }
-                    (None, Ok(notes)) => Doing::Pairing(now_ms, notes, Pair::default()),
+                    (None, Ok(sync_state)) => Doing::Pairing(now_ms, sync_state, Pair::default()),
                     (None, Err(_)) => Doing::Nothing,
                 }
             }
-            Doing::Pairing(began, notes, mut read) => match self.read_one(is_rival, &mut read) {
-                Some(true) => Doing::Pairing(began, notes, read),
-                Some(false) => self.pair_up(index, began, notes, read),
+            Doing::Pairing(began, sync_state, mut read) => match self.read_one(is_rival, &mut read) {
+                Some(true) => Doing::Pairing(began, sync_state, read),
+                Some(false) => self.pair_up(index, began, sync_state, read),
                 None => Doing::Nothing,
             },
             Doing::Renewing(renewal) => self.renew(index, renewal),
-            Doing::Confirming(key, began, notes, mut read) => {
+            Doing::Confirming(key, began, sync_state, mut read) => {
                 match self.read_one(is_rival, &mut read) {
-                    Some(true) => Doing::Confirming(key, began, notes, read),
+                    Some(true) => Doing::Confirming(key, began, sync_state, read),
                     Some(false) => {
                         let views = whole(&read);
                         let both = Pair::from_fn(|side| views.of(side));
                         match check_pair(
                             name_of(is_rival),
-                            &notes,
+                            &sync_state,
                             &both,
                             false,
                             Pair::default(),
@@ -162,7 +162,7 @@ impl World {
                         ) {
                             PairCheck::Fits(pair) => {
                                 let bridge = &self.bridges[index];
-                                self.judge(bridge, &key, &views, &notes, &pair, Some(began))
+                                self.judge(bridge, &key, &views, &sync_state, &pair, Some(began))
                             }
                             _ => {
                                 self.bridges[index].pair = None;
@@ -196,7 +196,7 @@ impl World {
         let bridge = &self.bridges[index];
         let (is_rival, now_ms) = (bridge.is_rival, self.now_ms + bridge.ahead_ms);
         let sides = Pair::from_fn(|side| self.side(is_rival, side) as &dyn Store);
-        match renewal.step(sides, self.notes(is_rival), now_ms) {
+        match renewal.step(sides, self.sync_state(is_rival), now_ms) {
             Progress::Going => Doing::Renewing(renewal),
             Progress::Done => {
                 self.bridges[index].marked = true;
@@ -225,7 +225,7 @@ impl World {
         &mut self,
         index: usize,
         began: u64,
-        notes: Tree,
+        sync_state: Tree,
         read: Pair<Option<Tree>>,
     ) -> Doing {
         let views = whole(&read);
@@ -233,9 +233,9 @@ impl World {
         let now_ms = self.now_ms;
         let bridge = &mut self.bridges[index];
         let name = name_of(bridge.is_rival);
-        match check_pair(name, &notes, &both, !bridge.marked, bridge.accepted, began) {
+        match check_pair(name, &sync_state, &both, !bridge.marked, bridge.accepted, began) {
             PairCheck::Fits(pair) => {
-                bridge.see_notes(notes, now_ms);
+                bridge.see_sync_state(sync_state, now_ms);
                 bridge.pair = Some(pair);
                 bridge.views = views;
                 bridge.accepted = Pair::default();
@@ -280,7 +280,7 @@ impl World {
         let there = side.list().unwrap_or_default();
         let there = there.get(transfer.key());
         let writes = transfer.writes_next();
-        let progress = transfer.step(side, self.notes(is_rival), now_ms);
+        let progress = transfer.step(side, self.sync_state(is_rival), now_ms);
         if writes && let Some(wrote) = transfer.written().0 {
             let replaced = there.map_or(0, |entry| entry.stamp.revision);
             assert_eq!(
@@ -312,7 +312,7 @@ impl World {
         bridge: &SimBridge,
         key: &ControlKey,
         views: &Pair<Tree>,
-        notes: &Tree,
+        sync_state: &Tree,
         pair: &PairRecord,
         began: Option<u64>,
     ) -> Doing {
@@ -320,7 +320,7 @@ impl World {
         let now_ms = self.now_ms + bridge.ahead_ms;
         let began = began.unwrap_or(now_ms);
         let entries = Pair::from_fn(|side| views.of(side).get(key));
-        let noted = notes.get(key);
+        let noted = sync_state.get(key);
         let note = noted.and_then(|entry| SyncState::from_json(&entry.value));
         let note_at = noted.map(|entry| entry.stamp);
         let ages = bridge.sightings.ages(key, note.as_ref(), self.now_ms);
@@ -345,7 +345,7 @@ impl World {
             Decision::NoOp | Decision::Wait { .. } => Doing::Nothing,
             Decision::Confirm | Decision::Stale => {
                 assert!(!fresh, "{decision:?} on fresh readings of {key}");
-                Doing::Confirming(key.clone(), now_ms, notes.clone(), Pair::default())
+                Doing::Confirming(key.clone(), now_ms, sync_state.clone(), Pair::default())
             }
             Decision::RecordInSync(agreed) => Doing::Transferring(Transfer::state_only(
                 key, agreed, note_at, &bridge.id, began,
@@ -387,16 +387,16 @@ impl World {
 }
 
 impl SimBridge {
-    pub(super) fn see_notes(&mut self, notes: Tree, clock_ms: u64) {
-        if PairRecord::of(&notes) != self.pair {
+    pub(super) fn see_sync_state(&mut self, sync_state: Tree, clock_ms: u64) {
+        if PairRecord::of(&sync_state) != self.pair {
             self.pair = None;
         }
         for key in keys() {
-            let note = notes.get(&key);
+            let note = sync_state.get(&key);
             let note = note.and_then(|entry| SyncState::from_json(&entry.value));
             self.sightings.see(&key, note.as_ref(), clock_ms);
         }
-        self.notes = notes;
+        self.sync_state = sync_state;
     }
 
     /// Applies a watch update of a side: another store, an older state or another pair's mark cause a check of the pair.

@@ -12,7 +12,7 @@ use super::{VALUES, World, keys, put, run_replaced, values};
 /// A backup of a side; for etcd including the sync state, which is stored there.
 pub(super) struct Backup {
     side: MemoryBackup,
-    notes: Option<MemoryBackup>,
+    sync_state: Option<MemoryBackup>,
     /// The mark in the backup, or the current or next mark of its record.
     mark: u64,
 }
@@ -20,7 +20,7 @@ pub(super) struct Backup {
 /// Another pair on the same ZooKeeper: its etcd with its sync state.
 pub(super) struct Rival {
     pub(super) etcd: MemoryStore,
-    pub(super) notes: MemoryStore,
+    pub(super) sync_state: MemoryStore,
 }
 
 impl Rival {
@@ -30,7 +30,7 @@ impl Rival {
         put(&etcd, &ControlKey::Config("c".into()), b"{\"v\":9}");
         Self {
             etcd,
-            notes: MemoryStore::new(),
+            sync_state: MemoryStore::new(),
         }
     }
 }
@@ -41,9 +41,9 @@ impl World {
         if !self.was_replaced() || self.away.contains(&true) {
             return self.was_replaced();
         }
-        let notes = self.notes.list().expect("the stores are reachable");
-        let record = PairRecord::of(&notes).unwrap_or_default();
-        let note = notes
+        let sync_state = self.sync_state.list().expect("the stores are reachable");
+        let record = PairRecord::of(&sync_state).unwrap_or_default();
+        let note = sync_state
             .get(key)
             .and_then(|note| SyncState::from_json(&note.value));
         let (mark, since) = marks_of(&self.sides.zookeeper);
@@ -62,7 +62,7 @@ impl World {
 
     /// Whether ZooKeeper carries the mark of the other pair.
     pub(super) fn is_rivals(&self) -> bool {
-        let record = record_of(&self.rival.notes).unwrap_or_default();
+        let record = record_of(&self.rival.sync_state).unwrap_or_default();
         let zookeeper = self.sides.zookeeper.handle();
         let mark = zookeeper.held(&ControlKey::Bridge).unwrap_or_default();
         let mark = String::from_utf8_lossy(&mark).into_owned();
@@ -76,7 +76,7 @@ impl World {
     }
 
     fn foreign_despite(&self, accepted: Pair<bool>) -> Option<Foreign> {
-        let notes = self.notes.list().expect("the stores are reachable");
+        let sync_state = self.sync_state.list().expect("the stores are reachable");
         let trees = Pair::from_fn(|side| {
             self.sides
                 .of(side)
@@ -84,7 +84,7 @@ impl World {
                 .expect("the stores are reachable")
         });
         let both = Pair::from_fn(|side| trees.of(side));
-        match check_pair(name_of(false), &notes, &both, false, accepted, self.now_ms) {
+        match check_pair(name_of(false), &sync_state, &both, false, accepted, self.now_ms) {
             PairCheck::Foreign(foreign) => {
                 let mut open = foreign
                     .into_iter()
@@ -99,9 +99,9 @@ impl World {
         let side = Side::BOTH[self.dice.roll(2)];
         let backup = Backup {
             side: self.sides.of(side).handle().back_up(),
-            notes: (side == Side::Etcd).then(|| self.notes.handle().back_up()),
+            sync_state: (side == Side::Etcd).then(|| self.sync_state.handle().back_up()),
             mark: match side {
-                Side::Etcd => record_of(&self.notes)
+                Side::Etcd => record_of(&self.sync_state)
                     .map_or(0, |record| record.mark.max(record.next.unwrap_or(0))),
                 Side::ZooKeeper => mark_of(&self.sides.zookeeper),
             },
@@ -122,12 +122,12 @@ impl World {
                 .handle()
                 .held(&ControlKey::Bridge)
                 .is_some(),
-            Side::ZooKeeper => record_of(&self.notes).is_some(),
+            Side::ZooKeeper => record_of(&self.sync_state).is_some(),
         };
         let state = self.dice.roll(4);
         match state {
             0 => {
-                let noted = record_of(&self.notes).map_or(0, |record| record.mark);
+                let noted = record_of(&self.sync_state).map_or(0, |record| record.mark);
                 let Some(backup) = self.backups.of(side) else {
                     return;
                 };
@@ -140,25 +140,25 @@ impl World {
                     return;
                 }
                 handle.restore(&backup.side);
-                if let Some(notes) = &backup.notes {
-                    self.notes.handle().restore(notes);
+                if let Some(sync_state) = &backup.sync_state {
+                    self.sync_state.handle().restore(sync_state);
                 }
             }
             1 => {
                 handle.wipe();
                 if side == Side::Etcd {
-                    self.notes.handle().wipe();
+                    self.sync_state.handle().wipe();
                 }
             }
             _ => {
                 let store = self.foreign_store();
-                let notes = MemoryStore::new();
+                let sync_state = MemoryStore::new();
                 if state == 3 {
-                    self.mark_foreign(side, &store, &notes);
+                    self.mark_foreign(side, &store, &sync_state);
                 }
                 handle.restore(&store.handle().back_up());
                 if side == Side::Etcd {
-                    self.notes.handle().restore(&notes.handle().back_up());
+                    self.sync_state.handle().restore(&sync_state.handle().back_up());
                 }
             }
         }
@@ -183,8 +183,8 @@ impl World {
                 .side(is_rival, side)
                 .list()
                 .expect("the stores are reachable");
-            let notes = self
-                .notes(is_rival)
+            let sync_state = self
+                .sync_state(is_rival)
                 .list()
                 .expect("the stores are reachable");
             let now_ms = self.now_ms;
@@ -192,7 +192,7 @@ impl World {
             bridge.doing = Doing::Nothing;
             bridge.accepted = Pair::default();
             bridge.see_side(side, tree);
-            bridge.see_notes(notes, now_ms);
+            bridge.see_sync_state(sync_state, now_ms);
         }
     }
 
@@ -216,7 +216,7 @@ impl World {
 
     /// Writes the mark of another pair to a foreign store, with or without a pair id; in etcd sometimes also that pair's sync
     /// state.
-    fn mark_foreign(&mut self, side: Side, store: &MemoryStore, notes: &MemoryStore) {
+    fn mark_foreign(&mut self, side: Side, store: &MemoryStore, sync_state: &MemoryStore) {
         let id = format!("{:032x}", 1 + self.dice.roll(1_000_000));
         let number = 1 + self.dice.roll(20);
         let text = match side {
@@ -239,7 +239,7 @@ impl World {
             ..PairRecord::default()
         };
         let record = serde_json::to_vec(&record).expect("plain data");
-        put(notes, &ControlKey::Bridge, &record);
+        put(sync_state, &ControlKey::Bridge, &record);
         // Its sync state says that every key there was on both sides.
         for key in contents(store).into_keys() {
             let note = SyncState {
@@ -251,7 +251,7 @@ impl World {
                 mark: number as u64,
                 ..SyncState::default()
             };
-            put(notes, &key, &note.to_json());
+            put(sync_state, &key, &note.to_json());
         }
     }
 
@@ -320,8 +320,8 @@ impl World {
     }
 }
 
-fn record_of(notes: &MemoryStore) -> Option<PairRecord> {
-    PairRecord::of(&notes.list().expect("the stores are reachable"))
+fn record_of(sync_state: &MemoryStore) -> Option<PairRecord> {
+    PairRecord::of(&sync_state.list().expect("the stores are reachable"))
 }
 
 fn mark_of(store: &MemoryStore) -> u64 {

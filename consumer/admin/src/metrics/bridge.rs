@@ -15,11 +15,11 @@ pub fn encode_bridge(report: &BridgeReport) -> String {
         1.0,
     );
     super::log(&mut families);
-    let notes = ("notes", &report.notes);
+    let sync_state = ("sync_state", &report.sync_state);
     let stores = [
         ("etcd", &report.sides.etcd),
         ("zookeeper", &report.sides.zookeeper),
-        notes,
+        sync_state,
     ];
     for (name, store) in stores {
         let help = "1 while the store is reachable";

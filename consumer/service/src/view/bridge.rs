@@ -61,7 +61,7 @@ mod tests {
             id: "b".into(),
             preferred_side: Side::Etcd,
             sides: Pair::default(),
-            notes: StoreReport::default(),
+            sync_state: StoreReport::default(),
             halted: None,
             failed: None,
             keys: 0,
