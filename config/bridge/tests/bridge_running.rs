@@ -244,7 +244,11 @@ fn three_bridges_converge_through_outages_and_deaf_watches() {
             harness.wait_until("every bridge reports the outage", |_| {
                 bridges.iter().all(|bridge| {
                     let report = bridge.report();
-                    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.sync_state];
+                    let stores = [
+                        &report.sides.etcd,
+                        &report.sides.zookeeper,
+                        &report.sync_state,
+                    ];
                     !stores[away].reachable
                 })
             });

@@ -222,6 +222,9 @@ fn request_timeout(passed: Duration, reported: bool) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
 
     fn silent(text: &str) {
@@ -278,5 +281,75 @@ mod tests {
         assert!(text.contains(&address), "{text}");
         assert!(refused.to_string().contains(&address), "{refused}");
         assert!(start.elapsed() < Duration::from_secs(12), "{refused}");
+    }
+
+    /// A broker that answers metadata requests, on any number of connections: the cluster has one broker, at `port`, or at
+    /// its own address.
+    fn bootstrap(port: Option<u16>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let own = listener.local_addr().expect("an address").port();
+        let port = port.unwrap_or(own);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || serve(stream, port));
+            }
+        });
+        own
+    }
+
+    /// Answers the requests of one connection until it is closed.
+    fn serve(mut stream: TcpStream, port: u16) -> Option<()> {
+        loop {
+            let mut size = [0; 4];
+            stream.read_exact(&mut size).ok()?;
+            let mut request = vec![0; u32::from_be_bytes(size) as usize];
+            stream.read_exact(&mut request).ok()?;
+            let (key, version) = (request[1], request[3]);
+            let mut answer = request[4..8].to_vec();
+            match key {
+                // ApiVersions: other versions than 0 are refused in the form of version 0, as KIP-511 says.
+                18 => {
+                    let refused: u16 = if version == 0 { 0 } else { 35 };
+                    answer.extend(refused.to_be_bytes());
+                    answer.extend(2u32.to_be_bytes());
+                    for (key, newest) in [(3u16, 1u16), (18, 0)] {
+                        answer.extend([key, 0, newest].into_iter().flat_map(u16::to_be_bytes));
+                    }
+                }
+                // Metadata, version 1: one broker without a rack, which is the controller, and no topics.
+                3 => {
+                    answer.extend([1u32, 7].into_iter().flat_map(u32::to_be_bytes));
+                    answer.extend(9u16.to_be_bytes());
+                    answer.extend(b"127.0.0.1");
+                    answer.extend(u32::from(port).to_be_bytes());
+                    answer.extend(u16::MAX.to_be_bytes());
+                    answer.extend([7u32, 0].into_iter().flat_map(u32::to_be_bytes));
+                }
+                _ => return None,
+            }
+            stream
+                .write_all(&(answer.len() as u32).to_be_bytes())
+                .ok()?;
+            stream.write_all(&answer).ok()?;
+        }
+    }
+
+    fn config(port: u16) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
+        config
+    }
+
+    #[test]
+    fn a_cluster_answers_if_a_broker_that_it_names_does() {
+        assert!(answers(&config(bootstrap(None))));
+    }
+
+    #[test]
+    fn a_bootstrap_address_alone_is_not_an_answer_of_the_cluster() {
+        let closed = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let nowhere = closed.local_addr().expect("an address").port();
+        drop(closed);
+        assert!(!answers(&config(bootstrap(Some(nowhere)))));
     }
 }

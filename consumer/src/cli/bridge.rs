@@ -188,7 +188,11 @@ fn show(report: &BridgeReport) -> String {
         "bridge {}, preferred side {}\n",
         report.id, report.preferred_side
     );
-    let stores = [&report.sides.etcd, &report.sides.zookeeper, &report.sync_state];
+    let stores = [
+        &report.sides.etcd,
+        &report.sides.zookeeper,
+        &report.sync_state,
+    ];
     for (name, store) in ["etcd", "zookeeper", "sync_state"].iter().zip(stores) {
         let state = match &store.reason {
             None => "reachable".to_owned(),

@@ -45,6 +45,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         suite: PUMP,
     },
     Mutant {
+        name: "bootstrap-answers-for-the-cluster",
+        what: "an answer of a bootstrap address counts as one of the cluster's brokers",
+        suite: KAFKA,
+    },
+    Mutant {
         name: "stuck-client-stays",
         what: "a client that alone reaches no broker is kept, however often the cluster answers another one",
         suite: PUMP,

@@ -140,7 +140,8 @@ impl World {
                     (None, Err(_)) => Doing::Nothing,
                 }
             }
-            Doing::Pairing(began, sync_state, mut read) => match self.read_one(is_rival, &mut read) {
+            Doing::Pairing(began, sync_state, mut read) => match self.read_one(is_rival, &mut read)
+            {
                 Some(true) => Doing::Pairing(began, sync_state, read),
                 Some(false) => self.pair_up(index, began, sync_state, read),
                 None => Doing::Nothing,
@@ -233,7 +234,14 @@ impl World {
         let now_ms = self.now_ms;
         let bridge = &mut self.bridges[index];
         let name = name_of(bridge.is_rival);
-        match check_pair(name, &sync_state, &both, !bridge.marked, bridge.accepted, began) {
+        match check_pair(
+            name,
+            &sync_state,
+            &both,
+            !bridge.marked,
+            bridge.accepted,
+            began,
+        ) {
             PairCheck::Fits(pair) => {
                 bridge.see_sync_state(sync_state, now_ms);
                 bridge.pair = Some(pair);

@@ -84,7 +84,14 @@ impl World {
                 .expect("the stores are reachable")
         });
         let both = Pair::from_fn(|side| trees.of(side));
-        match check_pair(name_of(false), &sync_state, &both, false, accepted, self.now_ms) {
+        match check_pair(
+            name_of(false),
+            &sync_state,
+            &both,
+            false,
+            accepted,
+            self.now_ms,
+        ) {
             PairCheck::Foreign(foreign) => {
                 let mut open = foreign
                     .into_iter()
@@ -158,7 +165,9 @@ impl World {
                 }
                 handle.restore(&store.handle().back_up());
                 if side == Side::Etcd {
-                    self.sync_state.handle().restore(&sync_state.handle().back_up());
+                    self.sync_state
+                        .handle()
+                        .restore(&sync_state.handle().back_up());
                 }
             }
         }
