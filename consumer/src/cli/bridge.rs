@@ -188,27 +188,7 @@ fn show(report: &BridgeReport) -> String {
         "bridge {}, preferred side {}\n",
         report.id, report.preferred_side
     );
-    let stores = [
-        &report.sides.etcd,
-        &report.sides.zookeeper,
-        &report.sync_state,
-    ];
-    for (name, store) in ["etcd", "zookeeper", "sync_state"].iter().zip(stores) {
-        let state = match &store.reason {
-            None => "reachable".to_owned(),
-            Some(reason) => format!("unreachable: {}", escape(reason)),
-        };
-        text.push_str(&format!(
-            "{name:<10} {}: {state}, {} keys at revision {}\n",
-            store.store, store.keys, store.revision
-        ));
-        if store.unrecognized_keys > 0 {
-            text.push_str(&format!(
-                "           {} paths are not control keys and are left alone\n",
-                store.unrecognized_keys
-            ));
-        }
-    }
+    show_stores(report, &mut text);
     if let Some(failed) = &report.failed {
         text.push_str(&format!("FAILED at {}: {}\n", failed.since, failed.reason));
     }
@@ -253,4 +233,29 @@ fn show(report: &BridgeReport) -> String {
         ));
     }
     text
+}
+
+/// One line per store, and one more if it holds something else than control keys.
+fn show_stores(report: &BridgeReport, text: &mut String) {
+    let stores = [
+        ("etcd", &report.sides.etcd),
+        ("zookeeper", &report.sides.zookeeper),
+        ("sync_state", &report.sync_state),
+    ];
+    for (name, store) in stores {
+        let state = match &store.reason {
+            None => "reachable".to_owned(),
+            Some(reason) => format!("unreachable: {}", escape(reason)),
+        };
+        text.push_str(&format!(
+            "{name:<10} {}: {state}, {} keys at revision {}\n",
+            store.store, store.keys, store.revision
+        ));
+        if store.unrecognized_keys > 0 {
+            text.push_str(&format!(
+                "           {} paths are not control keys and are left alone\n",
+                store.unrecognized_keys
+            ));
+        }
+    }
 }
