@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use e2e::artefacts::{cargo, workspace};
 use e2e::launcher;
+
+use crate::step::Report;
 
 /// What to do with the counts.
 #[derive(clap::Args)]
@@ -39,9 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("written to {BUDGET}");
         return Ok(ExitCode::SUCCESS);
     }
-    let budget = std::fs::read_to_string(&path).with_context(|| format!("cannot read {BUDGET}"))?;
-    let budget: Counts = serde_json::from_str(&budget)
-        .with_context(|| format!("{BUDGET} is not a map of numbers"))?;
+    let budget = budget()?;
     println!("{}", table(&counts, &budget));
     let beyond = beyond(&counts, &budget);
     for line in &beyond {
@@ -51,6 +52,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// The comparison as a step of the long test run: each case within its budget is a passed test.
+pub(crate) fn step() -> Result<Report> {
+    const NAME: &str = "instructions";
+    if !launcher::works(Command::new("valgrind").arg("--version")) {
+        return Ok(Report::skipped(NAME, "valgrind is not installed"));
+    }
+    let start = Instant::now();
+    let (counts, budget) = (count(&build()?)?, budget()?);
+    println!("{}", table(&counts, &budget));
+    let mut report = Report::new(NAME);
+    report.failed = beyond(&counts, &budget);
+    report.passed = counts.len().saturating_sub(report.failed.len()) as u64;
+    report.took = start.elapsed();
+    Ok(report)
+}
+
+fn budget() -> Result<Counts> {
+    let text = std::fs::read_to_string(workspace().join(BUDGET))
+        .with_context(|| format!("cannot read {BUDGET}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{BUDGET} is not a map of numbers"))
 }
 
 /// Builds the cases and the plugin that one of them calls.

@@ -27,6 +27,7 @@ use lanes::Waiting;
 use programs::Program;
 use scenarios::Scenario;
 
+use crate::instructions;
 use crate::step::{self, Report};
 
 /// Time limit of a step; the whole suite should take less than 30 minutes on two cores.
@@ -64,7 +65,7 @@ const BACKGROUND: [Step; 5] = [
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Add the long forms of the scenarios: soaks and full sizes
+    /// Add the long forms of the scenarios (soaks and full sizes), and compare instructions per record with their budget
     #[arg(long)]
     long: bool,
     /// Run only these steps: fmt, clippy, docs, tidy, unit, doctest, loom, miri, advisories, e2e
@@ -90,6 +91,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let wanted = Wanted::of(arguments)?;
     let mut reports = wanted.each(&FORM, |name, step| lanes::done(name, step()));
+    if arguments.long && arguments.only.is_empty() && arguments.scenario.is_empty() {
+        reports.push(lanes::done("instructions", instructions::step()));
+    }
     let mut artefacts = None;
     if wanted.runs_programs() {
         let (report, built) = programs::build()?;
