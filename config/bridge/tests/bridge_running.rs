@@ -14,6 +14,7 @@ use sluicegate_bridge::{
     Bridge, BridgeSettings, BridgeStores, DryRunStep, PairRecord, SyncState, dry_run,
 };
 use sluicegate_config::control::{ControlKey, Pair, Side};
+use sluicegate_kit::wait::wait_until;
 use sluicegate_store::{Expected, MemoryStore, Store};
 
 struct Harness {
@@ -84,16 +85,11 @@ impl Harness {
     }
 
     fn wait_until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !holds(self) {
-            assert!(
-                Instant::now() < deadline,
-                "{what}: {:?} and {:?}",
-                self.values(Side::Etcd),
-                self.values(Side::ZooKeeper)
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let seen = || {
+            let (etcd, zookeeper) = (self.values(Side::Etcd), self.values(Side::ZooKeeper));
+            format!("{what}: {etcd:?} and {zookeeper:?}")
+        };
+        wait_until(Duration::from_secs(20), || holds(self), seen);
     }
 
     fn wait_for(&self, side: Side, key: &ControlKey, value: Option<&str>) {

@@ -12,3 +12,4 @@ pub mod plugin_doubles;
 pub mod source_conformance;
 #[cfg(feature = "stores")]
 pub mod store_conformance;
+pub mod wait;

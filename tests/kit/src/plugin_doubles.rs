@@ -15,6 +15,8 @@ use sluicegate_runtime::{
     RawRecord, outcome_code, outcome_flag,
 };
 
+use crate::wait::wait_until;
+
 /// Locks, also after a panic of another holder: scripted panics must not fail other threads.
 fn relock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -496,11 +498,7 @@ impl Home {
 
 /// Blocks until `condition` holds.
 pub fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "in time: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until(DEADLINE, condition, || what.to_owned());
 }
 
 /// A batch with one record per offset.

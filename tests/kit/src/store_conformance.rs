@@ -12,6 +12,8 @@ use sluicegate_store::{
     Tree,
 };
 
+use crate::wait::wait_until;
+
 /// Maximum time until a watch reports a change while the store is healthy.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time until an outage, or its end, is reported.
@@ -121,15 +123,11 @@ impl Record {
     /// # Panics
     /// After `deadline`, with `what` and the last updates.
     pub fn until(&self, what: &str, deadline: Duration, done: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + deadline;
-        while !done(self) {
-            assert!(
-                Instant::now() < end,
-                "waited {deadline:?} for {what}; last updates: {:#?}",
-                self.updates().iter().rev().take(3).collect::<Vec<_>>()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let seen = || {
+            let last: Vec<_> = self.updates().iter().rev().take(3).cloned().collect();
+            format!("{what}; last updates: {last:#?}")
+        };
+        wait_until(deadline, || done(self), seen);
     }
 
     /// Waits until `key` has this value, or none.
@@ -416,16 +414,13 @@ fn listed(store: &dyn Store) -> Vec<(String, u64)> {
 }
 
 fn until_listed(store: &dyn Store, wanted: &[(&str, u64)]) {
-    let end = Instant::now() + CHANGE_TIMEOUT;
-    loop {
+    let is_listed = || {
         let seen = listed(store);
         let pairs = seen.iter().map(|(id, applied)| (id.as_str(), *applied));
-        if pairs.eq(wanted.iter().copied()) {
-            return;
-        }
-        assert!(Instant::now() < end, "wanted {wanted:?}, saw {seen:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        pairs.eq(wanted.iter().copied())
+    };
+    let seen = || format!("wanted {wanted:?}, saw {:?}", listed(store));
+    wait_until(CHANGE_TIMEOUT, is_listed, seen);
 }
 
 fn reporting(id: &str, instance: &str, applied_revision: u64) -> MemberReport {
@@ -466,8 +461,10 @@ fn one_id_twice(bench: &dyn Bench) {
     let first = join(&*one, "host-1", "a");
     until_listed(&*two, &[("host-1", 1)]);
     let second = join(&*two, "host-1", "b");
-    let end = Instant::now() + OUTAGE_TIMEOUT;
-    while second.status().id == "host-1" {
+    let has_moved = || {
+        if second.status().id != "host-1" {
+            return true;
+        }
         // It may already be listed under its next id.
         let listed = listed(&*two);
         let of_second = (listed.iter()).any(|(id, applied)| id == "host-1" && *applied > 1);
@@ -476,9 +473,11 @@ fn one_id_twice(bench: &dyn Bench) {
             "the second member's report appears under the first id"
         );
         second.report(reporting("host-1", "b", 2));
-        assert!(Instant::now() < end, "{:?}", second.status());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        false
+    };
+    wait_until(OUTAGE_TIMEOUT, has_moved, || {
+        format!("{:?}", second.status())
+    });
     second.report(reporting("host-1", "b", 2));
     let status = second.status();
     assert!(status.id.starts_with("host-1-"), "{status:?}");
